@@ -1,0 +1,1 @@
+"""click commands, one file a command: parse -> call -> render."""

@@ -1,0 +1,1 @@
+"""Turns documents into text for a terminal, JSON and HTML. Computes nothing."""

@@ -1,0 +1,196 @@
+"""Setup: every choice that moves memory, each resolved, each with where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from planner.errors import UsageError, shorten, unknown
+from planner.methods import METHODS
+from planner.optimizers import OPTIMIZERS
+from planner.recipes import BASE, PLANNED, RECIPES
+
+FloatType = Literal["bfloat16", "float16", "float32"]
+Count = Annotated[int, Field(ge=1, le=10**7)]
+Size = Annotated[int, Field(ge=1, le=10**9)]
+ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
+
+
+class Setup(BaseModel):
+    """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and remembers why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: str
+    recipe: str
+    micro_batch: Count
+    sequence_length: Count
+    padded: bool
+    packed_documents: Count
+    gradient_accumulation: Count
+    weight_dtype: FloatType
+    autocast: Literal["bfloat16", "float16", "none"]
+    trainable_dtype: Literal["weight", "float32"]  # float32: the stack upcasts what it trains
+    adapter_dtype: FloatType
+    rank: Annotated[int, Field(ge=1, le=10**6)]
+    alpha: Annotated[int | float, Field(gt=0, le=10**9)]
+    dropout: Annotated[int | float, Field(ge=0, lt=1)]
+    targets: tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    quant_type: Literal["none", "nf4", "fp4", "int8"]
+    double_quant: bool
+    quant_block: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"]
+    compute_dtype: FloatType
+    kbit_prepare: bool
+    checkpointing: Literal["none", "non_reentrant", "reentrant"]
+    checkpoint_every: Count
+    checkpoint_offload: bool
+    load: Literal["pretrained", "random"]
+    attention: Literal["eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"]
+    loss: Literal["full", "chunked", "fused"]
+    optimizer: str
+    optimizer_mode: Literal["foreach", "fused", "loop"]
+    zero_grad: Literal["before_forward", "after_step"]
+    retain_outputs: bool
+    outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
+    allocator: Literal["native", "expandable"]
+    gpu: str | None
+    gpus: Annotated[int, Field(ge=1, le=65536)]
+    parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    init_rank: Size | None
+    target_rank: Size | None
+    importance_buffers: bool
+    virtual_tokens: Size | None
+    trainable_layers: Count | None
+    bottleneck: Size | None
+    adapter: dict[str, Any] | None  # a PEFT adapter_config.json, parsed
+    device: Literal["cuda", "cpu"]
+    origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+
+    @field_validator("targets", "modules_to_save", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        """Lists (from JSON and YAML) and comma-separated text (from a command line) become tuples."""
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return tuple(value) if isinstance(value, list) else value
+
+    def to_document(self) -> dict[str, Any]:
+        """Every resolved field, JSON types only."""
+        return self.model_dump(mode="json")
+
+    def replaced(self, **changes: Any) -> Setup:
+        """The same setup with some fields changed and checked again; origins of the changed fields become 'user'."""
+        fields = {**self.model_dump(), **changes}
+        if "optimizer" in changes and "optimizer_mode" not in changes:
+            fields["optimizer_mode"] = _mode_of(fields["optimizer"])
+        return _checked(fields, {**self.origins, **dict.fromkeys(changes, "user")})
+
+    def identity(self) -> str:
+        """A hash of every field: equal setups have equal identities."""
+        return hashlib.sha256(json.dumps(self.to_document(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+FIELDS: tuple[str, ...] = tuple(name for name in Setup.model_fields if name != "origins")
+
+
+def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None = None, origin: str = "user",
+            imported: Mapping[str, Any] | None = None) -> Setup:  # fmt: skip
+    """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with its origin.
+
+    `max_positions` is the model's count of *learned* positions, None where positions are computed: it bounds the
+    sequence length. Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
+    """
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    imported = {key: value for key, value in (imported or {}).items() if value is not None}
+    for key in (*given, *imported):
+        if key not in FIELDS:
+            raise unknown("setting", key, FIELDS)
+    said = {**imported, **given}
+    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", "hf"))
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if recipe not in RECIPES:
+        if recipe in PLANNED:
+            raise UsageError(f"recipe '{recipe}' is not there yet: use one of {', '.join(RECIPES)} and --set what differs")
+        raise unknown("recipe", recipe, (*RECIPES, *PLANNED))
+    row = RECIPES[recipe]
+    if row.only and method not in row.only:
+        raise UsageError(f"recipe '{recipe}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with --method {method}")
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        ("default", {**BASE, "method": method, "recipe": recipe, "sequence_length": min(2048, max_positions or 2048)}),
+        (f"method {method}", METHODS[method].defaults),
+        (f"recipe {recipe}", row.defaults),
+        (f"recipe {recipe} with {method}", row.methods.get(method, {})),
+        ("import", imported),
+        (origin, given),
+    ]
+    fields: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for label, layer in layers:
+        fields.update(layer)
+        origins.update(dict.fromkeys(layer, label))
+    for name, (value, why) in _derived(fields, said).items():
+        fields[name], origins[name] = value, why
+    setup = _checked(fields, origins)
+    if max_positions is not None and setup.sequence_length > max_positions:
+        raise UsageError(f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this model learned")
+    return setup
+
+
+def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Fields that follow from others unless somebody said them."""
+    derived: dict[str, tuple[Any, str]] = {}
+    if "optimizer_mode" not in said:
+        derived["optimizer_mode"] = (_mode_of(fields["optimizer"]), f"optimizer {fields['optimizer']}")
+    if "compute_dtype" not in said and fields["weight_dtype"] != "float32":
+        derived["compute_dtype"] = (fields["weight_dtype"], "weight_dtype")
+    if fields["autocast"] != "none" and "autocast" not in said and fields["weight_dtype"] == "float16":
+        derived["autocast"] = ("float16", "weight_dtype")
+    if fields["method"] == "adalora" and "init_rank" not in said and "rank" in said:
+        derived["init_rank"] = (said["rank"], "rank")
+        if "target_rank" not in said:
+            derived["target_rank"] = (max(1, said["rank"] // 2) if isinstance(said["rank"], int) else said["rank"], "rank")
+    if fields["method"] == "inference":
+        derived["checkpointing"] = ("none", "method inference")
+    return derived
+
+
+def _mode_of(optimizer: Any) -> str:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
+    return OPTIMIZERS[optimizer].modes[0]
+
+
+def _checked(fields: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
+    try:
+        setup = Setup(**fields, origins=dict(origins))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:1])
+        raise UsageError(f"{key} = {shorten(repr(first.get('input')))}: {first['msg'].lower()}") from None
+    contradiction = next((text for broken, text in _contradictions(setup) if broken), None)
+    if contradiction:
+        raise UsageError(contradiction)
+    return setup
+
+
+def _contradictions(s: Setup) -> list[tuple[bool, str]]:
+    """Pairs of choices that exclude each other, each with the sentence that says so."""
+    row = OPTIMIZERS.get(s.optimizer)
+    if row is None:
+        raise unknown("optimizer", s.optimizer, OPTIMIZERS)
+    method = METHODS[s.method]
+    return [
+        (s.optimizer_mode not in row.modes, f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is {' or '.join(row.modes)}"),
+        (method.quantised and s.quant_type == "none", f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8"),
+        (method.trains in ("all", "last_layers") and s.quant_type != "none", f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'"),
+        (s.gpus > 1 and s.parallel == "none", f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3"),
+        (s.packed_documents > s.sequence_length, f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row"),
+        (s.packed_documents > 1 and s.padded, "packed_documents contradicts padded: a packed row has no padding"),
+    ]  # fmt: skip
