@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from planner.errors import UsageError, shorten, unknown
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
-from planner.recipes import BASE, PLANNED, RECIPES
+from planner.recipes import BASE, RECIPES
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -39,7 +39,7 @@ class Setup(BaseModel):
     rank: Annotated[int, Field(ge=1, le=10**6)]
     alpha: Annotated[int | float, Field(gt=0, le=10**9)]
     dropout: Annotated[int | float, Field(ge=0, lt=1)]
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
     modules_to_save: tuple[str, ...]
     quant_type: Literal["none", "nf4", "fp4", "int8"]
     double_quant: bool
@@ -47,6 +47,7 @@ class Setup(BaseModel):
     quant_storage: Literal["uint8", "bfloat16", "float16", "float32"]
     compute_dtype: FloatType
     kbit_prepare: bool
+    upcast_modules: Literal["none", "norms", "norms_and_embeddings"]  # what the stack casts to fp32 once loaded, trained or not
     checkpointing: Literal["none", "non_reentrant", "reentrant"]
     checkpoint_every: Count
     checkpoint_offload: bool
@@ -116,17 +117,14 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if recipe not in RECIPES:
-        if recipe in PLANNED:
-            raise UsageError(f"recipe '{recipe}' is not there yet: use one of {', '.join(RECIPES)} and --set what differs")
-        raise unknown("recipe", recipe, (*RECIPES, *PLANNED))
+        raise unknown("recipe", recipe, RECIPES)
     row = RECIPES[recipe]
     if row.only and method not in row.only:
         raise UsageError(f"recipe '{recipe}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with --method {method}")
     layers: list[tuple[str, Mapping[str, Any]]] = [
         ("default", {**BASE, "method": method, "recipe": recipe, "sequence_length": min(2048, max_positions or 2048)}),
         (f"method {method}", METHODS[method].defaults),
-        (f"recipe {recipe}", row.defaults),
-        (f"recipe {recipe} with {method}", row.methods.get(method, {})),
+        *row.layers(method, METHODS[method].trains, METHODS[method].quantised or said.get("quant_type", "none") != "none"),
         ("import", imported),
         (origin, given),
     ]
@@ -135,6 +133,10 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
     for label, layer in layers:
         fields.update(layer)
         origins.update(dict.fromkeys(layer, label))
+    for key, value, changes in row.when:
+        if fields[key] == value:
+            fields.update({name: changed for name, changed in changes.items() if name not in said})
+            origins.update({name: f"recipe {recipe} with {key} {value}" for name in changes if name not in said})
     for name, (value, why) in _derived(fields, said).items():
         fields[name], origins[name] = value, why
     setup = _checked(fields, origins)
