@@ -1,0 +1,127 @@
+"""A sequence of allocations and frees, replayed through the CUDA caching allocator: allocated and reserved bytes after each.
+
+Pure Python, no torch; `planner/segments.py` has the allocator's rules and where they come from.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from planner.segments import SMALL_SEGMENT, Block, Expandable, Native, OutOfMemory, round_size
+
+Mode = Literal["native", "expandable"]
+Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, bytes requested)
+
+MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The largest allocated and reserved bytes over a range of events, and the event after which allocated was largest."""
+
+    allocated: int
+    reserved: int
+    index: int
+
+
+@dataclass(slots=True)
+class Replay:
+    """What the allocator did: counters after each event (bytes), and what each storage's block cost.
+
+    `block_bytes[id]` is the size of the block that served the storage: the request rounded up, plus what was not worth splitting
+    off. `oom` is the position of the request that failed (the arrays end before it), None where every request was served.
+    """
+
+    allocated: array[int] = field(default_factory=lambda: array("q"))
+    reserved: array[int] = field(default_factory=lambda: array("q"))
+    block_bytes: dict[int, int] = field(default_factory=dict)
+    retries: int = 0
+    oom: int | None = None
+
+    def peaks(self, start: int = 0, stop: int | None = None) -> Peaks:
+        """Peaks over events [start, stop), what was there before `start` included, as after `reset_peak_memory_stats`.
+
+        `index` is -1 where nothing was allocated before or in the range.
+        """
+        stop = len(self.allocated) if stop is None else min(stop, len(self.allocated))
+        first = max(0, start - 1)
+        if stop <= first:
+            return Peaks(0, 0, -1)
+        window = self.allocated[first:stop]
+        highest = max(window)
+        return Peaks(highest, max(self.reserved[first:stop]), first + window.index(highest))
+
+
+def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | None = None, fraction: bool = False) -> Replay:
+    """Replay events in order under a capacity in bytes on what is reserved (None: no bound).
+
+    `fraction` says that the capacity was set by `set_per_process_memory_fraction` rather than by the card's end: expandable mode
+    then also refuses a request whose whole segment would not fit, although less of it would have to be mapped.
+
+    An event is (kind, storage id, bytes): "alloc", "free" (its bytes are ignored), or "empty_cache" (id and bytes ignored).
+    Ends at the first request that does not fit after release-and-retry. Raises KeyError for a free of an id that is not alive
+    and for an unknown kind or mode, ValueError for an id allocated twice.
+    """
+    result = Replay()
+    allocator = MODES[mode](capacity, fraction)
+    allocate, release = allocator.allocate, allocator.release
+    live: dict[int, Block] = {}
+    block_bytes = result.block_bytes
+    add_allocated, add_reserved = result.allocated.append, result.reserved.append
+    current = 0
+    for index, (kind, key, nbytes) in enumerate(events):
+        if kind == "alloc":
+            if key in live:
+                raise ValueError(f"storage {key} is allocated twice (event {index})")
+            try:
+                block = allocate(nbytes)
+            except OutOfMemory:
+                result.oom = index
+                break
+            live[key] = block
+            block_bytes[key] = block.size
+            current += block.size
+        elif kind == "free":
+            block = live.pop(key)
+            current -= block.size
+            release(block)
+        elif kind == "empty_cache":
+            allocator.empty_cache()
+        else:
+            raise KeyError(kind)
+        add_allocated(current)
+        add_reserved(allocator.reserved)
+    result.retries = allocator.retries
+    return result
+
+
+def smallest_capacity(events: Sequence[Event], mode: Mode = "native") -> int:
+    """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with release-and-retry.
+
+    The boundary that a bisection finds: this capacity survives and one 2 MiB smaller does not. (Best fit is a heuristic, so a
+    still smaller one may survive by luck; none below the largest sum of live requests can.) 0 for no allocation at all.
+    """
+    unit = SMALL_SEGMENT
+    unbounded = replay(events, mode=mode)
+    if not unbounded.allocated:
+        return 0
+    live = most = 0
+    sizes: dict[int, int] = {}
+    for kind, key, nbytes in events:
+        if kind == "alloc":
+            sizes[key] = round_size(nbytes)
+            live += sizes[key]
+            most = max(most, live)
+        elif kind == "free":
+            live -= sizes.pop(key)
+    fails, survives = (most - 1) // unit, -(-max(unbounded.reserved) // unit)
+    while survives - fails > 1:
+        middle = (survives + fails) // 2
+        if replay(events, mode=mode, capacity=middle * unit).oom is None:
+            survives = middle
+        else:
+            fails = middle
+    return survives * unit

@@ -1,0 +1,275 @@
+"""Blocks, pools and segments of PyTorch's CUDA caching allocator, in its two modes.
+
+The rules and constants are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch 2.13), with the
+default settings: one device, one stream, no CUDA graph, `max_split_size` and `garbage_collection_threshold` unset. Two modes:
+*native* (one cudaMalloc a segment) and *expandable* (`expandable_segments:True`: one growing mapping a pool).
+
+Left out, because nothing says it: the addresses that cudaMalloc returns. New segments get ever higher ones here, which decides
+between free blocks of exactly one size only; and the bound on an expandable segment's address space (9/8 of the card).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple
+SMALL_LIMIT = 2**20  # kSmallSize: the largest request that the small pool serves
+SMALL_SEGMENT = 2 * 2**20  # kSmallBuffer: a segment (or granule) of the small pool
+LARGE_SEGMENT = 20 * 2**20  # large_segment_size: what a request below LARGE_LIMIT reserves, and the large pool's granule
+LARGE_LIMIT = 10 * 2**20  # kMinLargeAlloc: from here on a segment fits its request
+LARGE_ROUND = 2 * 2**20  # kRoundLarge: rounded up to this
+_SHIFT = 48  # a free block's sort key is size << 48 | address: best fit, lowest address first
+_MASK = (1 << _SHIFT) - 1
+
+
+def round_size(nbytes: int) -> int:
+    """Bytes of the smallest block that serves a request of `nbytes` (`round_size`): a multiple of 512, at least 512."""
+    return (nbytes + 511) & ~511 if nbytes > 0 else MIN_BLOCK
+
+
+def segment_size(size: int) -> int:
+    """Bytes that native mode asks cudaMalloc for, given a rounded request (`get_allocation_size`)."""
+    if size <= SMALL_LIMIT:
+        return SMALL_SEGMENT
+    return LARGE_SEGMENT if size < LARGE_LIMIT else -(-size // LARGE_ROUND) * LARGE_ROUND
+
+
+class Block:
+    """A range of one segment: in use, free, or (expandable mode) unmapped; neighbours are linked in address order."""
+
+    __slots__ = ("address", "size", "previous", "next", "free", "mapped", "pool")
+
+    def __init__(self, address: int, size: int, pool: Pool, *, free: bool = True, mapped: bool = True) -> None:
+        self.address, self.size, self.pool = address, size, pool
+        self.free, self.mapped = free, mapped
+        self.previous: Block | None = None
+        self.next: Block | None = None
+
+
+class Pool:
+    """The small or the large pool: its free blocks in best-fit order."""
+
+    __slots__ = ("small", "order", "at", "unmapped")
+
+    def __init__(self, small: bool) -> None:
+        self.small = small
+        self.order: list[int] = []
+        self.at: dict[int, Block] = {}
+        self.unmapped: list[Block] = []  # expandable mode: in address order, the last one without end
+
+    def add(self, block: Block) -> None:
+        insort(self.order, block.size << _SHIFT | block.address)
+        self.at[block.address] = block
+
+    def remove(self, block: Block) -> None:
+        del self.order[bisect_left(self.order, block.size << _SHIFT | block.address)]
+        del self.at[block.address]
+
+    def take(self, size: int) -> Block | None:
+        """The smallest free block of at least `size` bytes, removed from the pool; None where there is none."""
+        order = self.order
+        index = bisect_left(order, size << _SHIFT)
+        if index == len(order):
+            return None
+        if self.unmapped:
+            index = self._skip_growing(index)
+        return self.at.pop(order.pop(index) & _MASK)
+
+    def _skip_growing(self, index: int) -> int:
+        """`get_free_block`: a block that could grow into unmapped space counts with that space when fits are compared."""
+        while index + 1 < len(self.order) and self._reach(index + 1) < self._reach(index):
+            index += 1
+        return index
+
+    def _reach(self, index: int) -> int:
+        block = self.at[self.order[index] & _MASK]
+        return block.size + (block.next.size if block.next is not None and not block.next.mapped else 0)
+
+
+class OutOfMemory(Exception):
+    """The request does not fit under the capacity, even after every cached segment was released."""
+
+
+class Native:
+    """The allocator of the default mode: one cudaMalloc a segment; `reserved` and `retries` are its counters."""
+
+    expandable = False
+
+    def __init__(self, capacity: int | None = None, fraction: bool = False) -> None:
+        self.capacity = 1 << 62 if capacity is None else capacity
+        self.fraction = fraction
+        self.reserved = self.retries = 0
+        self.small, self.large = Pool(True), Pool(False)
+        self._next_address = 0
+
+    def allocate(self, nbytes: int) -> Block:
+        """A block for a request of `nbytes`; raises OutOfMemory."""
+        size = (nbytes + 511) & ~511 if nbytes > 0 else MIN_BLOCK
+        pool = self.small if size <= SMALL_LIMIT else self.large
+        block = pool.take(size)
+        if block is None:
+            block = self._grow(pool, size)
+            if block is None:
+                self.empty_cache()
+                self.retries += 1
+                block = self._grow(pool, size)
+                if block is None:
+                    raise OutOfMemory
+        rest = block.size - size
+        if rest > SMALL_LIMIT or (rest >= MIN_BLOCK and (pool.small or self.expandable)):
+            self._split(block, size, rest)
+        block.free = False
+        return block
+
+    def release(self, block: Block) -> Block:
+        """Return a block to its pool, merged with free neighbours; the free block that results."""
+        pool, before, after = block.pool, block.previous, block.next
+        if before is not None and before.free and before.mapped:
+            pool.remove(before)
+            self._absorb(before, block)
+            block = before
+        if after is not None and after.free and after.mapped:
+            pool.remove(after)
+            self._absorb(block, after)
+        block.free = True
+        insort(pool.order, block.size << _SHIFT | block.address)
+        pool.at[block.address] = block
+        return block
+
+    def empty_cache(self) -> None:
+        """Give every segment that holds no block in use back to the driver (`release_cached_blocks`)."""
+        for pool in (self.large, self.small):
+            for block in [b for b in pool.at.values() if b.previous is None and b.next is None]:
+                pool.remove(block)
+                self.reserved -= block.size
+
+    def _grow(self, pool: Pool, size: int) -> Block | None:
+        segment = segment_size(size)
+        if self.reserved + segment > self.capacity:
+            return None
+        self.reserved += segment
+        block = Block(self._next_address, segment, pool)
+        self._next_address += segment
+        return block
+
+    @staticmethod
+    def _split(block: Block, size: int, rest: int) -> None:
+        remainder = Block(block.address + size, rest, block.pool)
+        after = block.next
+        remainder.previous, remainder.next = block, after
+        if after is not None:
+            after.previous = remainder
+        block.next = remainder
+        block.size = size
+        block.pool.add(remainder)
+
+    @staticmethod
+    def _absorb(block: Block, after: Block) -> None:
+        block.size += after.size
+        block.next = after.next
+        if after.next is not None:
+            after.next.previous = block
+
+
+class Expandable(Native):
+    """The allocator of `expandable_segments:True`: each pool is one mapping that grows by granules of 2 or 20 MiB."""
+
+    expandable = True
+
+    def __init__(self, capacity: int | None = None, fraction: bool = False) -> None:
+        super().__init__(capacity, fraction)
+        for pool, start in ((self.small, 0), (self.large, LARGE_SEGMENT << 22)):  # addresses are multiples of the granule
+            pool.unmapped = [Block(start, 1 << 46, pool, mapped=False)]
+
+    def empty_cache(self) -> None:
+        """Unmap every granule that lies inside a free block (`release_blocks`, `unmap_block`)."""
+        for pool in (self.large, self.small):
+            for block in list(pool.at.values()):
+                self._unmap(block)
+
+    def _grow(self, pool: Pool, size: int) -> Block | None:
+        """`try_allocate_expandable_block`: the lowest free-and-unmapped range of `size` bytes, mapped as far as needed."""
+        if self.fraction and self.reserved + segment_size(size) > self.capacity:
+            return None  # `alloc_block` compares what native mode would reserve
+        block = next(candidate for candidate in map(self._with_free_before, pool.unmapped) if self._room(candidate, size))
+        if not block.mapped:
+            mapped = self._map(block, min(block.size, size))
+            if mapped is None:
+                return None
+            block = mapped
+        while block.size < size:
+            assert block.next is not None
+            mapped = self._map(block.next, min(size - block.size, block.next.size))
+            if mapped is None:
+                return None
+            block = mapped
+        pool.remove(block)
+        return block
+
+    @staticmethod
+    def _with_free_before(block: Block) -> Block:
+        return block.previous if block.previous is not None and block.previous.free else block
+
+    @staticmethod
+    def _room(block: Block | None, size: int) -> bool:
+        found = 0
+        while found < size and block is not None and block.free:
+            found += block.size
+            block = block.next
+        return found >= size
+
+    def _map(self, block: Block, size: int) -> Block | None:
+        """Back the first `size` bytes of an unmapped block by whole granules and merge them; the free block that results."""
+        pool = block.pool
+        granule = SMALL_SEGMENT if pool.small else LARGE_SEGMENT
+        size = -(-size // granule) * granule
+        if self.reserved + size > self.capacity:
+            return None
+        self.reserved += size
+        index = pool.unmapped.index(block)
+        if size < block.size:
+            rest = Block(block.address + size, block.size - size, pool, mapped=False)
+            rest.previous, rest.next = block, block.next
+            if rest.next is not None:
+                rest.next.previous = rest
+            block.next, block.size = rest, size
+            pool.unmapped[index] = rest
+        else:
+            del pool.unmapped[index]
+        block.mapped = True
+        return self.release(block)
+
+    def _unmap(self, block: Block) -> None:
+        pool = block.pool
+        granule = SMALL_SEGMENT if pool.small else LARGE_SEGMENT
+        start = -(-block.address // granule) * granule
+        stop = (block.address + block.size) // granule * granule
+        if stop <= start:
+            return
+        pool.remove(block)
+        if start > block.address:
+            before = block
+            block = self._cut(before, start)
+            pool.add(before)
+        if stop < block.address + block.size:
+            pool.add(self._cut(block, stop))
+        self.reserved -= block.size
+        block.mapped = False
+        for neighbour in (block.next, block.previous):
+            if neighbour is not None and not neighbour.mapped:
+                lower, upper = (block, neighbour) if neighbour is block.next else (neighbour, block)
+                if neighbour in pool.unmapped:
+                    pool.unmapped.remove(neighbour)
+                self._absorb(lower, upper)
+                block = lower
+        pool.unmapped.append(block)
+        pool.unmapped.sort(key=lambda b: b.address)
+
+    @staticmethod
+    def _cut(block: Block, address: int) -> Block:
+        upper = Block(address, block.address + block.size - address, block.pool)
+        upper.previous, upper.next = block, block.next
+        if upper.next is not None:
+            upper.next.previous = upper
+        block.next, block.size = upper, address - block.address
+        return upper

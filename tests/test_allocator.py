@@ -1,0 +1,288 @@
+"""The allocator's replay: hand-derived sequences, a literal second implementation, and invariants on random sequences."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.allocator import MODES, Peaks, replay, smallest_capacity
+from planner.segments import MIN_BLOCK, OutOfMemory, round_size
+
+MIB = 2**20
+BOTH = pytest.mark.parametrize("mode", ["native", "expandable"])
+
+
+def alloc(key, nbytes):
+    return ("alloc", key, nbytes)
+
+
+def free(key):
+    return ("free", key, 0)
+
+
+def counters(events, **options):
+    result = replay(events, **options)
+    return list(result.allocated), list(result.reserved)
+
+
+def test_small_requests_round_to_512_and_share_a_2_mib_segment():
+    assert counters([alloc(0, 1), alloc(1, 513), alloc(2, MIB), free(1)]) == (
+        [512, 1536, 1536 + MIB, 512 + MIB],
+        [2 * MIB] * 4,
+    )
+
+
+def test_zero_bytes_cost_one_block():
+    assert round_size(0) == MIN_BLOCK and counters([alloc(0, 0)])[0] == [512]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "reserved"),
+    [(MIB, 2 * MIB), (MIB + 1, 20 * MIB), (10 * MIB - 1, 10 * MIB), (10 * MIB + 1, 12 * MIB), (10 * MIB - 512, 20 * MIB)],
+)
+def test_what_native_mode_reserves_for_one_request(nbytes, reserved):
+    """The 10 MiB threshold is compared with the rounded request, exclusively."""
+    assert counters([alloc(0, nbytes)])[1] == [reserved]
+
+
+def test_a_large_remainder_up_to_1_mib_is_not_split_and_counts_as_allocated():
+    """An 11 MiB request takes a 12 MiB segment whole; 11 MiB - 512 leaves more than 1 MiB, which is split off."""
+    assert replay([alloc(0, 11 * MIB)]).block_bytes == {0: 12 * MIB}
+    assert replay([alloc(0, 11 * MIB - 512)]).block_bytes == {0: 11 * MIB - 512}
+
+
+def test_expandable_mode_splits_large_blocks_at_512_bytes():
+    events = [alloc(0, 11 * MIB), alloc(1, 9 * MIB - 512), alloc(2, 512 * 3)]
+    result = replay(events, mode="expandable")
+    assert result.block_bytes == {0: 11 * MIB, 1: 9 * MIB - 512, 2: 1536}
+    assert list(result.reserved) == [20 * MIB, 20 * MIB, 22 * MIB]
+
+
+def test_expandable_mode_grows_by_what_the_free_tail_lacks():
+    events = [alloc(0, 30 * MIB), alloc(1, 30 * MIB), free(0), free(1), alloc(2, 60 * MIB), alloc(3, MIB + 1)]
+    assert counters(events, mode="expandable")[1] == [40 * MIB, 60 * MIB, 60 * MIB, 60 * MIB, 60 * MIB, 80 * MIB]
+
+
+def test_best_fit_takes_the_smallest_block_that_serves():
+    events = [alloc(0, 40 * MIB), alloc(1, 30 * MIB), free(0), free(1), alloc(2, 29 * MIB)]
+    assert replay(events).block_bytes[2] == 30 * MIB, "1 MiB is left over: not split"
+
+
+def test_freed_neighbours_merge():
+    events = [alloc(0, 4 * MIB), alloc(1, 4 * MIB), alloc(2, 12 * MIB), free(0), free(2), free(1), alloc(3, 20 * MIB)]
+    assert counters(events)[1] == [20 * MIB] * 7
+
+
+def test_a_full_card_releases_cached_segments_and_retries():
+    events = [alloc(0, 40 * MIB), free(0), alloc(1, 60 * MIB)]
+    assert counters(events)[1] == [40 * MIB, 40 * MIB, 100 * MIB]
+    tight = replay(events, capacity=60 * MIB)
+    assert (list(tight.reserved), tight.retries, tight.oom) == ([40 * MIB, 40 * MIB, 60 * MIB], 1, None)
+    failed = replay(events, capacity=58 * MIB)
+    assert (len(failed.reserved), failed.retries, failed.oom) == (2, 1, 2)
+    assert smallest_capacity(events) == 60 * MIB
+
+
+def test_a_segment_with_a_block_in_use_cannot_be_released_in_native_mode_only():
+    events = [alloc(0, 4 * MIB), alloc(1, 16 * MIB), free(1), alloc(2, 40 * MIB)]
+    assert smallest_capacity(events) == 60 * MIB
+    split = [alloc(0, 60 * MIB), free(0), alloc(1, 20 * MIB), alloc(2, 70 * MIB)]
+    assert smallest_capacity(split) == 130 * MIB
+    assert smallest_capacity(split, "expandable") == 100 * MIB, "40 MiB free at the end grow by two granules"
+    hole = [alloc(0, 40 * MIB), alloc(1, 10 * MIB), free(0), alloc(2, 60 * MIB), free(2), alloc(3, 10 * MIB), alloc(4, 50 * MIB)]
+    assert replay(hole, mode="expandable", capacity=80 * MIB).oom is None, "the granules of the hole are unmapped and mapped again"
+
+
+def test_a_fraction_is_stricter_than_the_cards_end_in_expandable_mode():
+    events = [alloc(0, 50 * MIB), free(0), alloc(1, 70 * MIB)]
+    assert replay(events, mode="expandable", capacity=100 * MIB).retries == 0
+    assert replay(events, mode="expandable", capacity=100 * MIB, fraction=True).retries == 1
+
+
+def test_empty_cache_returns_what_is_not_in_use():
+    events = [alloc(0, 30 * MIB), alloc(1, 512), free(0), ("empty_cache", 0, 0)]
+    assert counters(events)[1][-1] == 2 * MIB
+    assert counters(events, mode="expandable")[1][-1] == 2 * MIB
+
+
+def test_peaks_of_a_range_include_what_was_there_before_it():
+    result = replay([alloc(0, 30 * MIB), free(0), alloc(1, 512), alloc(2, 1024)])
+    assert result.peaks() == Peaks(30 * MIB, 32 * MIB, 0)
+    assert result.peaks(1).allocated == 30 * MIB, "the block is alive when the range starts"
+    assert result.peaks(2) == Peaks(1536, 32 * MIB, 3)
+    assert replay([]).peaks() == Peaks(0, 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("events", "error"),
+    [([free(7)], KeyError), ([alloc(0, 1), alloc(0, 1)], ValueError), ([("resize", 0, 1)], KeyError)],
+)
+def test_a_malformed_stream_is_refused(events, error):
+    with pytest.raises(error):
+        replay(events)
+
+
+def test_nothing_needs_nothing():
+    assert smallest_capacity([]) == 0 and smallest_capacity([("empty_cache", 0, 0)]) == 0
+
+
+# Random sequences ------------------------------------------------------------------------------------------------------------------
+
+SIZES = st.one_of(
+    st.integers(0, 5000),
+    st.integers(MIB - 2048, MIB + 2048),
+    st.integers(MIB, 11 * MIB),
+    st.integers(10 * MIB - 1024, 60 * MIB),
+    st.sampled_from([2 * MIB, 20 * MIB, 19 * MIB, 21 * MIB, 8 * MIB + 512]),
+)
+
+
+@st.composite
+def streams(draw):
+    """A well-formed stream: each step allocates, frees a storage that is alive, or (rarely) empties the cache."""
+    events, live = [], []
+    for key in range(draw(st.integers(1, 60))):
+        choice = draw(st.integers(0, 19))
+        if choice == 0:
+            events.append(("empty_cache", 0, 0))
+        if live and choice >= 10:
+            events.append(free(live.pop(draw(st.integers(0, len(live) - 1)))))
+        if choice < 16:
+            events.append(alloc(key, draw(SIZES)))
+            live.append(key)
+    return events
+
+
+def walk(allocator, block):
+    """Every block of the segment that holds `block`, in address order."""
+    while block.previous is not None:
+        block = block.previous
+    while block is not None:
+        yield block
+        block = block.next
+
+
+@BOTH
+@settings(max_examples=150, deadline=None)
+@given(events=streams(), capacity=st.one_of(st.none(), st.integers(1, 200)))
+def test_invariants(mode, events, capacity):
+    """Blocks tile their segments without overlap, no two free ones touch, and the counters are sums over blocks."""
+    allocator = MODES[mode](None if capacity is None else capacity * MIB)
+    live = {}
+    for kind, key, nbytes in events:
+        try:
+            if kind == "alloc":
+                live[key] = (allocator.allocate(nbytes), round_size(nbytes))
+            elif kind == "free" and key in live:
+                allocator.release(live.pop(key)[0])
+            elif kind == "empty_cache":
+                allocator.empty_cache()
+        except OutOfMemory:
+            assert capacity is not None
+        if capacity is not None:
+            assert allocator.reserved <= capacity * MIB
+        everything = {}
+        cached = [b for pool in (allocator.small, allocator.large) for b in pool.at.values()]
+        for block in [b for b, _ in live.values()] + cached:
+            previous = None
+            for b in walk(allocator, block):
+                everything[b.address] = b
+                if previous is not None:
+                    assert previous.address + previous.size == b.address
+                    assert not (previous.free and b.free and previous.mapped == b.mapped), "free neighbours are merged"
+                previous = b
+        assert allocator.reserved == sum(b.size for b in everything.values() if b.mapped)
+        used = [b for b in everything.values() if not b.free]
+        assert sorted(b.address for b in used) == sorted(b.address for b, _ in live.values())
+        for block, requested in live.values():
+            slack = block.size - requested
+            assert 0 <= slack <= (MIB if mode == "native" and not block.pool.small else 0)
+        assert len(cached) == sum(b.free and b.mapped for b in everything.values())
+        for pool in (allocator.small, allocator.large):
+            assert pool.order == sorted(b.size << 48 | b.address for b in pool.at.values())
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(events=streams())
+def test_freeing_everything_restores_the_empty_allocator(mode, events):
+    live = {key for kind, key, _ in events if kind == "alloc"} - {key for kind, key, _ in events if kind == "free"}
+    result = replay([*events, *map(free, live), ("empty_cache", 0, 0)], mode=mode)
+    assert result.allocated[-1] == 0 and result.reserved[-1] == 0
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(events=streams())
+def test_the_smallest_capacity_is_a_boundary(mode, events):
+    smallest = smallest_capacity(events, mode)
+    unbounded = replay(events, mode=mode)
+    most = max(unbounded.reserved, default=0)
+    assert smallest <= most and smallest % (2 * MIB) == 0
+    assert replay(events, mode=mode, capacity=most).retries == 0
+    if smallest:
+        assert replay(events, mode=mode, capacity=smallest).oom is None
+        assert replay(events, mode=mode, capacity=smallest - 2 * MIB).oom is not None
+
+
+class Literal:
+    """Native mode again, written as the sentences of its documentation: a list of segments, each a list of [size, in use]."""
+
+    def __init__(self):
+        self.segments = []
+
+    def allocate(self, nbytes):
+        size = max(512, -(-nbytes // 512) * 512)
+        small = size <= MIB
+        fits = [
+            (block[0], number, place)
+            for number, (kind, blocks) in enumerate(self.segments)
+            if kind == small
+            for place, block in enumerate(blocks)
+            if not block[1] and block[0] >= size
+        ]
+        if not fits:
+            reserve = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+            self.segments.append((small, [[reserve, False]]))
+            fits = [(reserve, len(self.segments) - 1, 0)]
+        _, number, place = min(fits)
+        blocks = self.segments[number][1]
+        rest = blocks[place][0] - size
+        if rest >= 512 if small else rest > MIB:
+            blocks[place][0] = size
+            blocks.insert(place + 1, [rest, False])
+        blocks[place][1] = True
+        return blocks, blocks[place]
+
+    def release(self, handle):
+        blocks, block = handle
+        block[1] = False
+        merged = []
+        for b in blocks:
+            if merged and not merged[-1][1] and not b[1]:
+                merged[-1][0] += b[0]
+            else:
+                merged.append(b)
+        blocks[:] = merged
+
+    def empty_cache(self):
+        self.segments = [(kind, blocks) for kind, blocks in self.segments if any(b[1] for b in blocks)]
+
+    def totals(self):
+        flat = [b for _, blocks in self.segments for b in blocks]
+        return sum(b[0] for b in flat if b[1]), sum(b[0] for b in flat)
+
+
+@settings(max_examples=200, deadline=None)
+@given(events=streams())
+def test_native_mode_equals_a_literal_second_implementation(events):
+    literal, handles, expected = Literal(), {}, []
+    for kind, key, nbytes in events:
+        if kind == "alloc":
+            handles[key] = literal.allocate(nbytes)
+        elif kind == "free":
+            literal.release(handles.pop(key))
+        else:
+            literal.empty_cache()
+        expected.append(literal.totals())
+    result = replay(events)
+    assert list(zip(result.allocated, result.reserved, strict=True)) == expected
