@@ -34,7 +34,12 @@ class Recipe:
 
 
 _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": ("all-linear",), "adapter_dtype": "float32"}
-_QUANT = {"quant_type": "nf4", "double_quant": True, "quant_block": 64, "quant_storage": "uint8", "compute_dtype": "bfloat16", "kbit_prepare": True}
+_QUANT = {"quant_type": "nf4", "double_quant": True, "quant_block": 64, "quant_storage": "uint8", "compute_dtype": "bfloat16",
+          "kbit_prepare": True}  # fmt: skip
+
+_FP32_OUTPUTS = "accelerate 1.15 accelerator.py prepare_model -> convert_outputs_to_fp32"
+_KBIT = "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
+_OUR_QUANT = "nf4, double quantisation and bfloat16 compute are our choice for qlora (the library's bare defaults are fp4, single, float32)"
 
 BASE: dict[str, Any] = {
     "micro_batch": 1, "padded": False, "packed_documents": 1, "gradient_accumulation": 1, "weight_dtype": "bfloat16", "autocast": "none",
@@ -61,7 +66,7 @@ BASE_SOURCES: dict[str, str] = {
     "trainable_layers": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_trainable_layers 2",
     "init_rank": "peft 0.21 tuners/adalora/config.py init_r 12",
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",
-    "importance_buffers": "peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt, which runs only where the loop calls update_and_allocate",
+    "importance_buffers": "peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt, run by update_and_allocate",
 }
 """Where the fallbacks that come from a library were read; a field in no `sources` is our choice."""
 
@@ -73,9 +78,9 @@ RECIPES: dict[str, Recipe] = {
         sources={
             "checkpointing": "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, reentrant",
             "optimizer_mode": "torch 2.13 optim/optimizer.py _default_to_fused_or_foreach: foreach on CUDA",
-            "kbit_prepare": "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training",
+            "kbit_prepare": _KBIT,
         },
-        notes=("nf4, double quantisation and bfloat16 compute are our choice for qlora (the library's bare defaults are fp4, single, float32)",),
+        notes=(_OUR_QUANT,),
     ),
     "hf": Recipe(
         "hf", "transformers Trainer + PEFT",
@@ -83,12 +88,12 @@ RECIPES: dict[str, Recipe] = {
         methods={"quantised": {**_QUANT, "checkpointing": "non_reentrant"}},
         sources={
             "optimizer": "transformers 5.23 training_args.py optim",
-            "outputs_fp32": "accelerate 1.15 accelerator.py prepare_model -> convert_outputs_to_fp32",
-            "checkpointing": "transformers 5.23 modeling_utils.py gradient_checkpointing_enable: use_reentrant=False where no kwargs are given",
-            "kbit_prepare": "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training",
+            "outputs_fp32": _FP32_OUTPUTS,
+            "checkpointing": "transformers 5.23 modeling_utils.py gradient_checkpointing_enable: non-reentrant without kwargs",
+            "kbit_prepare": _KBIT,
         },
         notes=("bf16=True is our choice (the library's default is off)",
-               "nf4, double quantisation and bfloat16 compute are our choice for qlora (the library's bare defaults are fp4, single, float32)",
+               _OUR_QUANT,
                "the library's own per_device_train_batch_size is 8; a micro-batch of 1 is our choice for every recipe"),
     ),
     "trl": Recipe(
@@ -106,15 +111,15 @@ RECIPES: dict[str, Recipe] = {
             "quant_type": "trl 1.16 trainer/model_config.py bnb_4bit_quant_type nf4",
             "kbit_prepare": "trl 1.16 trainer/sft_trainer.py calls get_peft_model directly; prepare_model_for_kbit_training is not called",
             "adapter_dtype": "trl 1.16 trainer/sft_trainer.py: the adapters of a quantised model are cast to bfloat16",
-            "checkpointing": "trl 1.16 trainer/base_config.py gradient_checkpointing True; no kwargs, so use_reentrant=False (transformers 5)",
+            "checkpointing": "trl 1.16 trainer/base_config.py gradient_checkpointing True, no kwargs: non-reentrant",
             "autocast": "trl 1.16 trainer/base_config.py: bf16 is True unless fp16 is set",
             "loss": "trl 1.16 trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py: tiles of 4,096 tokens x 32,768 entries",
-            "targets": "trl 1.16 trainer/model_config.py lora_target_modules None: peft 0.21 utils/constants.py, q_proj and v_proj for most",
+            "targets": "trl 1.16 trainer/model_config.py lora_target_modules None: peft 0.21 utils/constants.py",
             "dropout": "trl 1.16 trainer/model_config.py lora_dropout 0.05",
             "rank": "trl 1.16 trainer/model_config.py lora_r 16",
             "alpha": "trl 1.16 trainer/model_config.py lora_alpha 32",
             "optimizer": "transformers 5.23 training_args.py optim (TRL does not override it)",
-            "outputs_fp32": "accelerate 1.15 accelerator.py prepare_model -> convert_outputs_to_fp32",
+            "outputs_fp32": _FP32_OUTPUTS,
         },
         notes=("TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them",
                "the stack's own max_length is 1024 and per_device_train_batch_size 8"),
@@ -132,19 +137,19 @@ RECIPES: dict[str, Recipe] = {
             "autocast": "axolotl 0.21 core/builders/base.py _configure_precision_settings: TrainingArguments(bf16=True)",
             "optimizer": "axolotl 0.21 utils/schemas/training.py optimizer adamw_torch_fused",
             "allocator": "axolotl 0.21 utils/__init__.py set_pytorch_cuda_alloc_conf: expandable_segments:True",
-            "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without an adapter, FSDP or a flash attention, norms, "
-                              "embeddings and head go to float32",
+            "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without adapter, FSDP or flash "
+                              "attention, norms, embeddings and head go to float32",
             "double_quant": "axolotl 0.21 loaders/model.py: bnb_4bit_use_double_quant True",
             "quant_type": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_type nf4",
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
-            "kbit_prepare": "axolotl 0.21 loaders/model.py: prepare_model_for_kbit_training skips the embeddings, and what it casts is cast back "
-                            "to torch_dtype (should_convert_embedding_dtypes)",
+            "kbit_prepare": "axolotl 0.21 loaders/model.py: prepare_model_for_kbit_training skips the embeddings, and the norms are cast "
+                            "back to torch_dtype (should_convert_embedding_dtypes)",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where true, use_reentrant False "
                              "(utils/config/__init__.py)",
-            "outputs_fp32": "accelerate 1.15 accelerator.py prepare_model -> convert_outputs_to_fp32",
+            "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=("axolotl names no default rank, alpha or targets (lora_r, lora_alpha, lora_target_linear): 16, 32 and all linear layers are ours",
+        notes=("axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear layers are ours",
                "its LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors than PEFT's layers: not modelled"),
         when=(("attention", "flash_attention_2", {"upcast_modules": "none"}), ("parallel", "fsdp", {"upcast_modules": "none"})),
     ),
@@ -165,14 +170,14 @@ RECIPES: dict[str, Recipe] = {
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",
-            "targets": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_target 'all'; model/model_utils/misc.py find_all_linear_modules",
+            "targets": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_target 'all' (model/model_utils/misc.py)",
             "quant_type": "LLaMA-Factory 0.9.5 hparams/model_args.py quantization_type nf4",
             "double_quant": "LLaMA-Factory 0.9.5 hparams/model_args.py double_quantization True",
             "quant_storage": "LLaMA-Factory 0.9.5 model/model_utils/quantization.py: bnb_4bit_quant_storage = compute_dtype",
             "compute_dtype": "LLaMA-Factory 0.9.5 model/model_utils/quantization.py: bnb_4bit_compute_dtype = compute_dtype",
             "kbit_prepare": "LLaMA-Factory 0.9.5 model/loader.py: its own prepare_model_for_training, which casts nothing by default",
             "optimizer": "transformers 5.23 training_args.py optim (not overridden)",
-            "outputs_fp32": "accelerate 1.15 accelerator.py prepare_model -> convert_outputs_to_fp32",
+            "outputs_fp32": _FP32_OUTPUTS,
         },
         notes=("the stack's own per_device_train_batch_size is 8",),
         when=(("parallel", "fsdp", {"checkpointing": "non_reentrant"}),),
@@ -184,7 +189,8 @@ RECIPES: dict[str, Recipe] = {
         only=("qlora",),
         sources={
             "rank": "Dettmers et al. 2023, section 4 and appendix B", "optimizer": "Dettmers et al. 2023, section 3, paged optimizers",
-            "double_quant": "Dettmers et al. 2023, section 3, double quantisation", "quant_type": "Dettmers et al. 2023, section 3, 4-bit NormalFloat",
+            "double_quant": "Dettmers et al. 2023, section 3, double quantisation",
+            "quant_type": "Dettmers et al. 2023, section 3, 4-bit NormalFloat",
             "adapter_dtype": "Dettmers et al. 2023, section 3, QLoRA: computation and adapters in bfloat16",
             "targets": "Dettmers et al. 2023, section 4: LoRA on all linear layers",
         },

@@ -1,0 +1,77 @@
+"""docs/recipes.md: every Setup field's default per recipe and method, each with its source, from the tables themselves.
+
+Write it again with `python -m memplan.render.recipe_docs > docs/recipes.md`; a test fails when it is stale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.methods import METHODS
+from planner.recipes import BASE, BASE_SOURCES, RECIPES, Recipe
+from planner.setup import FIELDS, resolve
+
+SHOWN = ("lora", "full", "qlora")
+"""The methods whose defaults a table shows: the others follow lora, plus what `METHODS` says they bring."""
+
+INTRO = """# What each recipe fixes
+
+The same word, `full` or `qlora`, means a different amount of memory in different training stacks. A **recipe** names the stack;
+every prediction says which recipe it assumed. This page is generated from `planner/recipes.py` and `planner/methods.py`:
+one row for each setting (its name in `--set`), its default, the default where a method changes it, and where that default was read.
+"Ours" is a choice of memplan where a library has no default or a default that nobody trains with; each is named.
+"""
+
+
+def page() -> str:
+    """The whole of docs/recipes.md as Markdown."""
+    parts = [INTRO, *(_recipe(row) for row in RECIPES.values()), _methods()]
+    return "\n".join(parts) + "\n"
+
+
+def _recipe(row: Recipe) -> str:
+    lines = [f"## {row.name}: {row.summary}", ""]
+    if row.only:
+        lines += [f"Defined for {', '.join(row.only)} only.", ""]
+    lines += ["| setting | default | differs with | source |", "|---|---|---|---|"]
+    methods = [name for name in SHOWN if not row.only or name in row.only]
+    setups = {name: resolve({"recipe": row.name, "method": name}) for name in methods}
+    first = methods[0]
+    for field in FIELDS:
+        if field in ("method", "recipe"):
+            continue
+        values = {name: getattr(setup, field) for name, setup in setups.items()}
+        others = [f"{name}: {text(value)}" for name, value in values.items() if value != values[first]]
+        lines.append(f"| `{field}` | {text(values[first])} | {'; '.join(others)} | {source_of(row, field)} |")
+    lines += ["", *(f"* With `{key}` = {text(value)}: " + ", ".join(f"`{k}` = {text(v)}" for k, v in changes.items()) + "."
+                    for key, value, changes in row.when)]  # fmt: skip
+    lines += [f"* {note}." for note in row.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _methods() -> str:
+    lines = ["## What a method brings in every recipe", "", "| method | trains | brings |", "|---|---|---|"]
+    for method in METHODS.values():
+        brings = ", ".join(f"`{key}` = {text(value)}" for key, value in method.defaults.items())
+        lines.append(f"| `{method.name}` | {method.summary} | {brings} |")
+    return "\n".join(lines)
+
+
+def source_of(row: Recipe, field: str) -> str:
+    """Where a default was read: the recipe's own source, else the fallback's, else our choice."""
+    if field in row.sources:
+        return row.sources[field]
+    layers = (row.defaults, *row.methods.values())
+    same = all(layer.get(field, BASE.get(field)) == BASE.get(field) for layer in layers)
+    return BASE_SOURCES.get(field, "ours") if same else "ours"
+
+
+def text(value: Any) -> str:
+    """A setting's value as the tables show it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
