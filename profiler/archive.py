@@ -1,0 +1,43 @@
+"""Many records in one file (JSON lines), for machines from which only a few files come back, and out of it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from planner.errors import UsageError
+from profiler.files import append_line, read_lines
+from profiler.record import Measurement, from_document, save_in, scan
+
+
+def pack(measurements: Iterable[Measurement], archive: Path) -> int:
+    """Append records that a JSON-lines archive does not hold yet; how many were appended."""
+    held: set[Any] = set()
+    if archive.exists():
+        held = {document.get("identity") for _, document in read_lines(archive) if document}
+    appended = 0
+    for measurement in measurements:
+        if measurement.identity not in held:
+            append_line(archive, measurement.to_document())
+            appended += 1
+    return appended
+
+
+def unpack(archive: Path, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write each record that the folder lacks as its own file; the new paths, and one message for each unreadable line."""
+    have = {measurement.identity for _, measurement in scan(folder)[0]}
+    written: list[Path] = []
+    problems: list[str] = []
+    for number, document in read_lines(archive):
+        try:
+            if document is None:
+                raise UsageError("not a complete JSON object")
+            measurement = from_document(document)
+        except UsageError as error:
+            problems.append(f"{archive}, line {number}: {error}")
+            continue
+        if measurement.identity not in have:
+            written.append(save_in(measurement, folder))
+            have.add(measurement.identity)
+    return written, problems

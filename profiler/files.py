@@ -1,0 +1,144 @@
+"""Writing documents so that a kill, a full disk or a second writer never leaves half a file or loses an old one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from planner.errors import UsageError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EISDIR: "it is a folder",
+}
+
+
+def cannot(verb: str, path: Path, error: OSError) -> UsageError:
+    """The one message for a file that could not be written or read."""
+    reason = _REASONS.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return UsageError(f"cannot {verb} {path}: {reason}")
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents; UsageError where that is not possible or nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise UsageError(f"cannot write into {path}: it is a file, expected a folder") from None
+    except OSError as error:
+        raise cannot("write into", path, error) from None
+    return path
+
+
+def write_document(path: Path, document: Mapping[str, Any], *, replace: bool = False, indent: int | None = 1) -> Path:
+    """Write a JSON document atomically: a temporary file in the same folder, flushed to the disk, then renamed.
+
+    Raises UsageError where `path` exists (unless `replace`) or cannot be written: the old file is untouched, no temporary file stays.
+    """
+    if not replace and path.exists():
+        raise UsageError(f"{path} exists already and is not overwritten: move it away or write elsewhere")
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary: str | None = None
+    try:
+        prefix = f".{path.name}."
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=prefix, suffix=".tmp", delete=False) as handle:
+            temporary = handle.name
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        _place(temporary, path, replace)
+        temporary = None
+        _sync_folder(path.parent)
+    except FileExistsError:
+        raise UsageError(f"{path} exists already and is not overwritten: move it away or write elsewhere") from None
+    except OSError as error:
+        raise cannot("write", path, error) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    return path
+
+
+def _place(temporary: str, path: Path, replace: bool) -> None:
+    """Give the finished file its name. A hard link refuses to overwrite even where two writers race; not every file system has them."""
+    if not replace:
+        try:
+            os.link(temporary, path)
+            os.unlink(temporary)
+            return
+        except FileExistsError:
+            raise
+        except OSError:
+            pass
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is on the disk
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; UsageError for a missing, unreadable, half-written or other file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise cannot("read", path, error) from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} is not a complete JSON document: it may be half-written or another kind of file") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def append_line(path: Path, document: Mapping[str, Any]) -> None:
+    """Append one compact JSON line and flush it to the disk; a line torn by an earlier kill is closed first and spoils only itself."""
+    line = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with open(path, "ab+") as handle:
+            if handle.tell() and (handle.seek(-1, os.SEEK_END), handle.read(1))[1] != b"\n":
+                line = "\n" + line
+            handle.write(line.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise cannot("write", path, error) from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line number, object) of a JSON-lines file; None for a line that is no complete object."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    value = None
+                yield number, value if isinstance(value, dict) else None
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise cannot("read", path, error) from None

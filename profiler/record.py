@@ -1,0 +1,294 @@
+"""Measurement: what one real run needed, and its document `memplan.measurement/1`. No torch here.
+
+A record's identity is the hash of what decides its numbers: model, setup, cap, steps, GPU and library versions. Records are found
+again by it, not by file name, so that an interrupted campaign does only what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from pydantic import ValidationError
+
+from planner import __version__
+from planner.breakdown import COMPONENTS, Peak, check_schema
+from planner.errors import UsageError, shorten
+from planner.recipes import BASE
+from planner.setup import FIELDS, Setup
+from profiler.files import read_document, write_document
+
+MEASUREMENT_SCHEMA = "memplan.measurement/1"
+Outcome = Literal["ok", "oom", "error"]
+MEASURED_COMPONENTS = (*COMPONENTS, "unattributed")
+RAW = "raw"
+"""The folder beside records that holds predictions, logs and snapshots; readers of records skip it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMoment:
+    """The peaks inside one moment. `components` (with `unattributed`) add up to `allocated_bytes`; `reserved_bytes` is None on CPU,
+    whose allocator caches nothing."""
+
+    name: str
+    allocated_bytes: int
+    reserved_bytes: int | None = None
+    components: Mapping[str, int] | None = None
+    requested_bytes: int | None = None  # before the allocator rounds to blocks
+    active_bytes: int | None = None  # allocated plus blocks that another stream still uses
+
+    def to_document(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPeak:
+    """As planner.breakdown.Peak, with None where the device has no such number: CPU has neither a cache nor a context."""
+
+    moment: str
+    allocated_bytes: int
+    reserved_bytes: int | None = None
+    context_bytes: int | None = None
+
+    @property
+    def device_bytes(self) -> int | None:
+        if self.reserved_bytes is None or self.context_bytes is None:
+            return None
+        return Peak(self.moment, self.allocated_bytes, self.reserved_bytes, self.context_bytes).device_bytes
+
+    def to_document(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "device_bytes": self.device_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a case ended early. `kind`: oom, exception, crash (a signal), exit (a bare exit), timeout, refused (a UsageError)."""
+
+    kind: str
+    message: str
+    moment: str | None = None
+    requested_bytes: int | None = None  # oom: what was asked for
+    free_bytes: int | None = None  # oom: what the device had free
+    allocated_bytes: int | None = None  # what the process held when it failed
+    reserved_bytes: int | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One case, measured. Bytes are ints, times are seconds; None is unknown, never zero."""
+
+    case: str
+    model: Mapping[str, Any]  # name, architecture, parameters, config
+    setup: Setup
+    environment: Mapping[str, Any]
+    outcome: Outcome
+    steps: int
+    cap_bytes: int | None = None
+    failure: Failure | None = None
+    peak: MeasuredPeak | None = None
+    step_peak: MeasuredPeak | None = None
+    moments: tuple[MeasuredMoment, ...] = ()
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    retries: int | None = None
+    device_bytes: int | None = None  # what NVML charges this process
+    step_seconds: tuple[float, ...] = ()
+    tokens_per_second: float | None = None
+    flops_per_second: float | None = None
+    alignment: Mapping[str, Any] | None = None
+    prediction: Mapping[str, Any] | None = None  # memplan.prediction/1, made in the same environment before the run
+    recorded_at: str | None = None
+    wall_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        return identity_of(self.model.get("config") or self.model.get("name"), self.setup, self.cap_bytes, self.steps, self.environment)
+
+    def moment(self, name: str) -> MeasuredMoment:
+        """The peaks of one moment; KeyError where the record has none of that name."""
+        for moment in self.moments:
+            if moment.name == name:
+                return moment
+        raise KeyError(name)
+
+    def with_(self, **changes: Any) -> Measurement:
+        return dataclasses.replace(self, **changes)
+
+    def to_document(self) -> dict[str, Any]:
+        """The contract's `memplan.measurement/1`."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _STRUCTURED}
+        return {
+            **self.extra,
+            "schema": MEASUREMENT_SCHEMA,
+            "memplan_version": __version__,
+            "identity": self.identity,
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()},
+            "setup": self.setup.to_document(),
+            **{key: None if (value := getattr(self, key)) is None else value.to_document() for key in ("failure", "peak", "step_peak")},
+            "moments": [moment.to_document() for moment in self.moments],
+        }
+
+
+_BASE = json.loads(json.dumps(BASE))
+_STRUCTURED = ("setup", "failure", "peak", "step_peak", "moments", "extra")
+
+
+def identity_of(config: Any, setup: Setup, cap_bytes: int | None, steps: int, environment: Mapping[str, Any]) -> str:
+    """The hash of model, setup, cap, steps, GPU and library versions that names a case."""
+    fields = setup.to_document().items()
+    what = {
+        "model": config,
+        "setup": {key: value for key, value in fields if value != _BASE.get(key)},  # so that a field added later keeps old identities
+        "cap": cap_bytes,
+        "steps": steps,
+        "gpu": environment.get("gpu"),
+        "versions": dict(environment.get("versions") or {}),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def slug(text: str) -> str:
+    """Text as a file name: lower case, digits and hyphens."""
+    return re.sub(r"[^a-z0-9.+]+", "-", text.lower()).strip("-.")[:96] or "case"
+
+
+def file_name(case: str, identity: str) -> str:
+    return f"{slug(case)}-{identity[:8]}.json"
+
+
+def folder_of(environment: Mapping[str, Any]) -> str:
+    """The folder under measurements/ of an environment: the GPU by its short name, or cpu."""
+    gpu = environment.get("gpu")
+    if not gpu:
+        return "cpu"
+    return slug(re.sub(r"\b(nvidia|tesla|geforce|graphics|generation)\b", " ", str(gpu).lower()))
+
+
+def _expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:
+    value = document.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UsageError(f"{key} is {shorten(repr(value))}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def _sequence(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    values = _expect(document, key, (list,)) or []
+    return tuple(_expect({f"{key}[{i}]": value}, f"{key}[{i}]", kinds, True) for i, value in enumerate(values))
+
+
+def _part(kind: type, document: Any, key: str) -> Any:
+    """A dataclass from its document: unknown keys dropped, sizes checked to be whole numbers."""
+    if document is None:
+        return None
+    if not isinstance(document, Mapping):
+        raise UsageError(f"{key} is {shorten(repr(document))}, expected an object")
+    names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    known = {name: document[name] for name in names if name in document}
+    for name, value in known.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if value is not None and names[name].startswith("int") and not whole:
+            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected a whole number of bytes")
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise UsageError(f"{key}: {error}") from None
+
+
+def read_setup(document: Mapping[str, Any]) -> Setup:
+    """The Setup of a document: keys of a newer version dropped, fields that an older one lacked filled with their fallback."""
+    known = {key: value for key, value in document.items() if key in FIELDS}
+    try:
+        return Setup(**{**BASE, **known}, origins=dict.fromkeys(known, "record"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"setup.{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+
+
+def from_document(document: Mapping[str, Any]) -> Measurement:
+    """A Measurement from its document. Keys that this version does not know are dropped; UsageError names what is missing or wrong."""
+    check_schema(document, MEASUREMENT_SCHEMA)
+    outcome = document.get("outcome")
+    if outcome not in get_args(Outcome):
+        raise UsageError(f"outcome is {shorten(repr(outcome))}, expected {', '.join(get_args(Outcome))}")
+    moments = _expect(document, "moments", (list,)) or []
+    measurement = Measurement(
+        case=_expect(document, "case", (str,), True),
+        model=_expect(document, "model", (dict,), True),
+        setup=read_setup(_expect(document, "setup", (dict,), True)),
+        environment=_expect(document, "environment", (dict,), True),
+        outcome=cast(Outcome, outcome),
+        steps=_expect(document, "steps", (int,), True),
+        cap_bytes=_expect(document, "cap_bytes", (int,)),
+        failure=_part(Failure, document.get("failure"), "failure"),
+        peak=_part(MeasuredPeak, document.get("peak"), "peak"),
+        step_peak=_part(MeasuredPeak, document.get("step_peak"), "step_peak"),
+        moments=tuple(_part(MeasuredMoment, moment, f"moments[{i}]") for i, moment in enumerate(moments)),
+        step_seconds=_sequence(document, "step_seconds", (int, float)),
+        warnings=_sequence(document, "warnings", (str,)),
+        **{key: _expect(document, key, kinds) for key, kinds in _PLAIN.items()},
+    )
+    if outcome == "ok" and (measurement.peak is None or not measurement.moments):
+        raise UsageError("outcome is ok, but peak or moments are missing")
+    stored = document.get("identity")
+    if stored is not None and stored != measurement.identity and document.get("memplan_version") == __version__:
+        raise UsageError(f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was edited or cut")
+    return measurement
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "trainable_parameters": (int,), "total_parameters": (int,), "retries": (int,), "device_bytes": (int,),
+    "tokens_per_second": (int, float), "flops_per_second": (int, float), "alignment": (dict,), "prediction": (dict,),
+    "recorded_at": (str,), "wall_seconds": (int, float),
+}  # fmt: skip
+
+
+def load(path: Path | str) -> Measurement:
+    """Read one record. UsageError (naming the file) for another schema, a newer major version, or a half-written file."""
+    path = Path(path)
+    document = read_document(path)
+    try:
+        return from_document(document)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def save(measurement: Measurement, path: Path | str) -> Path:
+    """Write one record atomically; an existing file is never overwritten (UsageError)."""
+    return write_document(Path(path), measurement.to_document())
+
+
+def save_in(measurement: Measurement, folder: Path) -> Path:
+    """Write one record into a folder under its own name; a repeated run of the same case gets the next number."""
+    path = folder / file_name(measurement.case, measurement.identity)
+    for number in range(2, 1000):
+        if not path.exists():
+            break
+        path = path.with_name(f"{file_name(measurement.case, measurement.identity)[:-5]}.{number}.json")
+    return save(measurement, path)
+
+
+def scan(folder: Path) -> tuple[list[tuple[Path, Measurement]], list[str]]:
+    """Every record under a folder, in order of name, and one message for each file that is none. Folders named `raw` are skipped."""
+    found: list[tuple[Path, Measurement]] = []
+    problems: list[str] = []
+    for path in sorted(folder.rglob("*.json")):
+        if RAW in path.relative_to(folder).parts[:-1] or path.name.startswith("."):
+            continue
+        try:
+            found.append((path, load(path)))
+        except UsageError as error:
+            problems.append(str(error))
+    return found, problems
