@@ -1,19 +1,18 @@
-"""ModelSpec: what a model is, parsed and checked once from its config.json.
+"""ModelSpec: what a model is, parsed and checked once from its config.json (`families.read_config`).
 
 A spec is data: runs of equal decoder layers, each a norm / attention / MLP description whose linear layers carry their names and
-shapes. `parameters.py` turns it into rows of weights, `activations.py` walks it to find what a forward pass saves.
-Adding a family is adding one function to FAMILIES.
+shapes. `tensors.py` lists its weights, `parameters.py` turns them into rows, `activations.py` walks it to find what a forward
+pass saves. Names inside a layer are relative to it: the weight is `{layer.prefix}.{index}.{name}.weight`.
 
 H hidden, I intermediate, L layers, V vocabulary, A heads, K key-value heads, D head size, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
-
-from planner.errors import UsageError, shorten
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +29,34 @@ class Linear:
     def parameters(self) -> int:
         return self.in_features * self.out_features + (self.out_features if self.bias else 0)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The weight's shape as torch holds it."""
+        return (self.in_features, self.out_features) if self.kind == "conv1d" else (self.out_features, self.in_features)
+
+
+# What a norm reads, which is also where the forward calls it. `pre_mlp` is what Llama calls post_attention_layernorm;
+# `post_attention` and `post_mlp` normalise a branch's output before it is added to the residual (Gemma 2, OLMo 2), except
+# in a layer with `post_norm`, where they normalise the sum (OPT-350m).
+Position = Literal["input", "pre_mlp", "post_attention", "post_mlp", "q", "k", "q_a", "kv_a", "embedding", "final"]
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A normalisation over the last `size` elements; `elements` is 2 x size where it has a bias, 0 where it has no weight."""
+    """A normalisation over the last `size` elements, with or without its weight and bias (OLMo 1 has neither)."""
 
     name: str
     size: int
     kind: Literal["rms", "layer"] = "rms"
     weight: bool = True
     bias: bool = False
-    position: str = "input"  # input, post_attention, pre_mlp, post_mlp, q, k, kv_a, q_a, final, ...
+    position: Position = "input"
+    heads: int = 0  # > 0: the input is (B, S, heads, size), and the weight has heads x size elements where `per_head`
+    per_head: bool = False
 
     @property
     def parameters(self) -> int:
-        return self.size * (int(self.weight) + int(self.bias))
+        return self.size * (self.heads if self.per_head else 1) * (int(self.weight) + int(self.bias))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +69,10 @@ class Attention:
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...] = ()  # q / k norms, MLA's latent norms
     value_dim: int | None = None  # where it differs from head_dim (MLA)
-    window: int | None = None
+    window: int | None = None  # sliding window, in tokens
     rotary_dim: int = 0  # 0: no rotary embedding
     softcap: float | None = None
-    sinks: bool = False
+    sinks: bool = False  # a learned logit per head beside the scores (gpt-oss): A parameters named self_attn.sinks
     kind: Literal["gqa", "mla"] = "gqa"
     alibi: bool = False
 
@@ -89,17 +101,19 @@ class Moe:
     shared_gate: Linear | None = None
     gated: bool = True
     activation: str = "silu"
+    buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer. `parallel`: attention and MLP both read the same normed input (GPT-NeoX, Falcon)."""
+    """One decoder layer. `parallel`: attention and MLP both read the residual stream, not each other's output (GPT-NeoX, Falcon)."""
 
     attention: Attention
     mlp: Mlp | Moe
     norms: tuple[Norm, ...]
     parallel: bool = False
     prefix: str = "model.layers"
+    post_norm: bool = False
 
     def linears(self) -> Iterator[Linear]:
         """Every nn.Linear / Conv1D of the layer, which is what adapters target and k-bit loading quantises (routers apart)."""
@@ -110,6 +124,15 @@ class Layer:
             yield from self.mlp.shared.linears
             if self.mlp.shared_gate is not None:
                 yield self.mlp.shared_gate
+
+    @property
+    def parameters(self) -> int:
+        count = sum(linear.parameters for linear in self.linears())
+        count += sum(norm.parameters for norm in (*self.norms, *self.attention.norms))
+        count += self.attention.heads if self.attention.sinks else 0
+        if isinstance(self.mlp, Moe):
+            count += sum(prod(shape) for _, shape in (*self.mlp.parameters, *self.mlp.router))
+        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,32 +169,26 @@ class ModelSpec:
     checkpoint_dtype: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    embedding_name: str = "model.embed_tokens"
+    position_name: str | None = None
+    head_name: str = "lm_head"
 
     @property
     def depth(self) -> int:
         return sum(count for count, _ in self.layers)
 
+    @property
+    def head(self) -> Linear:
+        """The output projection; its weight is the embedding's where `tied`."""
+        return Linear(self.head_name, self.embedding_dim, self.vocab, bias=self.head_bias)
 
-def read_config(config: Mapping[str, Any], name: str = "model") -> ModelSpec:
-    """The ModelSpec of a parsed config.json. Raises UsageError naming the key, the value and what was expected."""
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise UsageError(f"config of '{shorten(name)}': model_type is {shorten(repr(model_type))}, expected a name such as 'llama'")
-    family = FAMILIES.get(model_type)
-    if family is None:
-        raise UsageError(f"the formula has no rule for model_type '{shorten(model_type)}': use --engine trace, which runs the transformers class itself")
-    return family(name, config)
-
-
-def positive(config: Mapping[str, Any], key: str, default: int | None = None, most: int = 10**8) -> int:
-    """A positive integer of the config; `default` where the key is absent or null. Raises UsageError otherwise."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        shown = "missing" if value is None else shorten(repr(value))
-        raise UsageError(f"config key {key} is {shown}: expected an integer from 1 to {most}")
-    return value
-
-
-FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], ModelSpec]] = {}
+    @property
+    def parameters(self) -> int:
+        """Elements of all parameters, tied ones counted once: what `sum(p.numel() for p in model.parameters())` gives."""
+        count = self.vocab * self.embedding_dim
+        count += (0 if self.tied else self.vocab * self.embedding_dim) + (self.vocab if self.head_bias else 0)
+        count += (self.learned_positions or 0) * self.hidden
+        count += sum(n * layer.parameters for n, layer in self.layers)
+        count += sum(linear.parameters for linear in self.projections)
+        count += sum(norm.parameters for norm in (self.embedding_norm, self.final_norm) if norm is not None)
+        return count + sum(prod(e.shape) * (self.depth if e.per_layer else 1) for e in self.extras if e.kind == "parameter")

@@ -1,0 +1,164 @@
+"""find: a catalogue name, a Hugging Face id, a directory, a config.json, a dict or a ModelSpec -> Model. Reads at most two small files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from planner.errors import UsageError, shorten, unknown
+from planner.families import read_config
+from planner.spec import ModelSpec
+
+CATALOG = Path(__file__).parent / "catalog"
+INDEX = "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
+MOST_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was found: its config as its publisher wrote it, and where it came from."""
+
+    name: str
+    config: dict[str, Any]
+    source: str
+    _spec: list[ModelSpec] = field(default_factory=list, repr=False, compare=False)
+
+    def spec(self) -> ModelSpec:
+        """The parsed config. Raises UsageError where a key is wrong or the formula lacks the family."""
+        if not self._spec:
+            self._spec.append(read_config(self.config, self.name))
+        return self._spec[0]
+
+
+def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
+    """The Model that `model` names. A path wins over the catalogue only where it looks like a path or holds a '/'.
+
+    Raises UsageError for a name that is not known, a folder without config.json, or a file that is not a config.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, ModelSpec):
+        return Model(model.name, dict(model.config), "ModelSpec", [model])
+    if isinstance(model, Mapping):
+        return Model(_name_of(model), dict(model), "dict")
+    if isinstance(model, Path):
+        return _from_path(model)
+    if not isinstance(model, str) or not model.strip():
+        raise UsageError(f"model {shorten(repr(model))}: expected a name, a path, a dict or a ModelSpec")
+    text = model.strip()
+    if _looks_like_path(text):
+        return _from_path(Path(text).expanduser())
+    found = from_catalog(text)
+    if found is not None:
+        return found
+    if text.count("/") == 1:
+        return _from_hub(text)
+    raise unknown("model", text, names(), hint="A path to a config.json and a Hugging Face id (org/name) work too.")
+
+
+def from_catalog(text: str) -> Model | None:
+    """The catalogue's entry under a file name, an alias or a Hugging Face id, in any case; None where there is none."""
+    key = text.strip().lower().replace("_", "-").replace(" ", "-")
+    stem = key if _is_entry(key) else _by_alias().get(text.strip().lower(), _by_alias().get(key))
+    if stem is None:
+        return None
+    path = CATALOG / f"{stem}.json"
+    return Model(stem, read_json(path), f"catalogue ({path.name})")
+
+
+def index() -> dict[str, dict[str, Any]]:
+    """The catalogue's index: every entry with its Hugging Face ids, aliases and total parameters."""
+    return dict(_index())
+
+
+def names() -> list[str]:
+    """Every name that the catalogue knows: entries and aliases, without Hugging Face ids."""
+    return sorted({*_index(), *(alias for row in _index().values() for alias in row["aliases"])})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of at most 10 MB. Raises UsageError naming the file and what is wrong with it."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"'{shorten(str(path))}' is not a file")
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UsageError(f"'{shorten(str(path))}' has {size} bytes, which is more than a config of at most {MOST_BYTES} bytes can have")
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"cannot read '{shorten(str(path))}': {error.strerror or error}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"'{shorten(str(path))}' is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    except ValueError:
+        raise UsageError(f"'{shorten(str(path))}' is not JSON: not UTF-8 text, or a number of thousands of digits") from None
+    except RecursionError:
+        raise UsageError(f"'{shorten(str(path))}' is nested too deeply to be a config") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"'{shorten(str(path))}' holds a JSON {type(value).__name__}, expected an object with the keys of a config.json")
+    return value
+
+
+def _looks_like_path(text: str) -> bool:
+    if "\0" in text:
+        raise UsageError(f"model '{shorten(text)}' holds a null character")
+    if text.startswith((".", "/", "~")) or text.endswith(".json") or text.count("/") > 1 or "\\" in text:
+        return True
+    try:
+        return "/" in text and Path(text).exists()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def _from_path(path: Path) -> Model:
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):
+        raise UsageError(f"'{shorten(str(path))}' is not a usable path") from None
+    if not exists:
+        raise UsageError(f"'{shorten(str(path))}' does not exist: expected a config.json or a folder that has one")
+    target = path / "config.json" if is_folder else path
+    if is_folder and not target.exists():
+        raise UsageError(f"folder '{shorten(str(path))}' has no config.json")
+    config = read_json(target)
+    if "peft_type" in config and "model_type" not in config:
+        raise UsageError(f"'{shorten(str(target))}' is a PEFT adapter, not a model: name the base model and give this as --adapter")
+    folder = target.resolve().parent.name
+    name = (folder if target.name == "config.json" else target.stem) or target.stem
+    return Model(name, config, str(target))
+
+
+def _from_hub(text: str) -> Model:
+    """A Hugging Face id that the catalogue lacks: `planner.hub` looks in the local cache, then asks the hub."""
+    try:
+        from planner.hub import find_config  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise unknown("model", text, (*names(), *_ids()), hint="It is not in the catalogue: give the path of its config.json.") from None
+    config, source = find_config(text)
+    return Model(text, config, source)
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    given = config.get("_name_or_path")
+    return given if isinstance(given, str) and given else str(config.get("model_type") or "model")
+
+
+def _is_entry(key: str) -> bool:
+    return key.replace("-", "").replace(".", "").isalnum() and key.isascii() and key != "index" and (CATALOG / f"{key}.json").is_file()
+
+
+@cache
+def _index() -> dict[str, dict[str, Any]]:
+    return read_json(CATALOG / INDEX)
+
+
+def _ids() -> list[str]:
+    return [name for row in _index().values() for name in row["ids"]]
+
+
+@cache
+def _by_alias() -> dict[str, str]:
+    return {name.lower(): stem for stem, row in _index().items() for name in (*row["ids"], *row["aliases"])}
