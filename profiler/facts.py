@@ -1,0 +1,282 @@
+"""FACTS: mechanical facts read from the installed libraries, by name: a default, a dtype, a count, seen by running tiny CPU models.
+
+Each probe returns (value, evidence). They execute the library's own code, so a library that changes its mind changes the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+Value = int | float | bool | str
+Probe = Callable[[], tuple[Value, str]]
+
+
+@cache
+def read_fact(name: str) -> tuple[Value, str]:
+    """The value of a fact and where it was read. KeyError for an unknown name; ImportError where the library is not installed."""
+    import torch
+
+    probe, library = FACTS[name]
+    quiet = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            value, evidence = probe()
+    finally:
+        logging.disable(quiet)
+    return value, f"{evidence} ({library} {version(library)})"
+
+
+def tiny_llama(**changes: Any) -> Any:
+    """A Llama of two layers on the CPU, fp32, with everything a real one has."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=128
+    )
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return LlamaForCausalLM(config)
+
+
+def with_adapter(model: Any = None, **settings: Any) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+    return get_peft_model(tiny_llama() if model is None else model, LoraConfig(**settings))
+
+
+def _first_lora(model: Any) -> Any:
+    return next(module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "scaling"))
+
+
+def _b_starts_at_zero() -> tuple[Value, str]:
+    largest = max(float(p.detach().abs().max()) for n, p in with_adapter().named_parameters() if "lora_B" in n)
+    return largest == 0.0, f"largest |B| after get_peft_model: {largest}"
+
+
+def _a_distribution(init: bool | str) -> tuple[Value, str]:
+    """A uniform distribution ends at sqrt(3) = 1.73 standard deviations; among 512 Gaussian values some lie far beyond."""
+    weight = _first_lora(with_adapter(init_lora_weights=init)).lora_A["default"].weight.detach()
+    reach = float(weight.abs().max() / weight.std())
+    name = "uniform" if reach < 2 else "gaussian"
+    return name, f"init_lora_weights={init!r}: A reaches {reach:.2f} standard deviations, so it is {name}"
+
+
+def _starts_equal() -> tuple[Value, str]:
+    import torch
+
+    torch.manual_seed(0)
+    base = tiny_llama().eval()
+    tokens = torch.arange(16).reshape(1, 16)
+    with torch.no_grad():
+        before = base(input_ids=tokens).logits
+        after = with_adapter(base).eval()(input_ids=tokens).logits
+    gap = float((before - after).abs().max())
+    return gap == 0.0, f"largest difference of logits before and after adding adapters: {gap}"
+
+
+def _scaling() -> tuple[Value, str]:
+    pairs = [(r, a, _first_lora(with_adapter(r=r, lora_alpha=a)).scaling["default"]) for r, a in ((4, 16), (8, 16), (16, 8))]
+    return all(s == a / r for r, a, s in pairs), "; ".join(f"r {r}, alpha {a}: scaling {s}" for r, a, s in pairs)
+
+
+def _product_order() -> tuple[Value, str]:
+    layer = _first_lora(with_adapter(target_modules=["up_proj"]))
+    a, b, w = (tuple(m.weight.shape) for m in (layer.lora_A["default"], layer.lora_B["default"], layer.base_layer))
+    fits = {"BA": b[1] == a[0] and (b[0], a[1]) == w, "AB^T": a[1] == b[1] and (a[0], b[0]) == w}
+    return "+".join(name for name, ok in fits.items() if ok), f"A {a}, B {b}, W {w}"
+
+
+def _merged_parameters() -> tuple[Value, str]:
+    before = sum(p.numel() for p in tiny_llama().parameters())
+    merged = with_adapter().merge_and_unload()
+    after = sum(p.numel() for p in merged.parameters())
+    return after - before, f"{after} parameters after merge_and_unload, {before} in the base"
+
+
+def _merged_modules() -> tuple[Value, str]:
+    plain = [type(m).__name__ for m in tiny_llama().modules()]
+    merged = [type(m).__name__ for m in with_adapter().merge_and_unload().modules()]
+    return (
+        plain == merged,
+        f"{len(merged)} modules after merging, {len(plain)} in the base, of the same classes in the same order: {plain == merged}",
+    )
+
+
+def _adapter_dtype() -> tuple[Value, str]:
+    import torch
+
+    model = with_adapter(tiny_llama().to(torch.bfloat16))
+    dtype = str(_first_lora(model).lora_A["default"].weight.dtype).removeprefix("torch.")
+    return dtype, f"adapters on a bfloat16 base are {dtype} by default (autocast_adapter_dtype)"
+
+
+def _default_targets() -> tuple[Value, str]:
+    model = with_adapter(target_modules=None)
+    names = sorted(model.peft_config["default"].target_modules)
+    return "+".join(names), f"LoraConfig without target_modules on Llama adapts {', '.join(names)}"
+
+
+def _snippet_runs() -> tuple[Value, str]:
+    """The attention wrapper reads `in_features` of the module it wraps, which a linear layer has and an attention module has not."""
+    import torch
+
+    attention = tiny_llama().model.layers[0].self_attn
+    others = {"LlamaAttention": attention, "torch.nn.MultiheadAttention": torch.nn.MultiheadAttention(64, 4)}
+    having = [name for name, module in others.items() if hasattr(module, "in_features")]
+    return bool(having), f"in_features exists on {', '.join(having) or 'none'} of {', '.join(others)}"
+
+
+def _adalora_ranks(field: str) -> Probe:
+    def probe() -> tuple[Value, str]:
+        from peft import AdaLoraConfig
+
+        config = AdaLoraConfig(total_step=100, peft_type="ADALORA")
+        return getattr(config, field), f"AdaLoraConfig: init_r {config.init_r}, target_r {config.target_r}"
+
+    return probe
+
+
+def _adalora() -> Any:
+    from peft import AdaLoraConfig, get_peft_model
+
+    config = AdaLoraConfig(
+        init_r=4, target_r=1, tinit=1, tfinal=1, deltaT=1, total_step=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    return get_peft_model(tiny_llama(), config)
+
+
+@cache
+def _pruned() -> tuple[int, int, int, int]:
+    """(adapter elements before, after pruning; smallest rank of a layer; total rank) over eight real steps of AdaLoRA."""
+    import torch
+
+    torch.manual_seed(0)
+    model = _adalora()
+    before = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    tokens = torch.arange(32).reshape(2, 16)
+    for step in range(7):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    after = sum(p.numel() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n or "lora_E" in n)
+    ranks = [int((p != 0).sum()) for n, p in model.named_parameters() if "lora_E" in n]
+    return before, after, min(ranks), sum(ranks)
+
+
+def _adalora_kept() -> tuple[Value, str]:
+    before, after, least, total = _pruned()
+    return after / before, f"{before} adapter elements at the start, {after} held after pruning to a total rank of {total}"
+
+
+def _adalora_least_rank() -> tuple[Value, str]:
+    _, _, least, total = _pruned()
+    return least, f"smallest rank of a layer after pruning to a total of {total}: {least}"
+
+
+def _adalora_merges() -> tuple[Value, str]:
+    merged = _adalora().merge_and_unload()
+    left = sum("lora" in name for name, _ in merged.named_parameters())
+    return left == 0, f"merge_and_unload leaves {left} adapter tensors"
+
+
+def _trainer_optimizer() -> tuple[Value, str]:
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    value = next(f.default for f in fields(TrainingArguments) if f.name == "optim")
+    name = str(getattr(value, "value", value))
+    return name, f"TrainingArguments.optim is {name}"
+
+
+def _trainer_pages() -> tuple[Value, str]:
+    name, evidence = _trainer_optimizer()
+    return "paged" in str(name), f"{evidence}; paging needs optim='paged_adamw_32bit' or another paged name"
+
+
+def _cache_is_switched_off() -> tuple[Value, str]:
+    import torch
+
+    model = tiny_llama().train()
+    model.gradient_checkpointing_enable()
+    out = model(input_ids=torch.arange(16).reshape(1, 16), use_cache=True)
+    kept = getattr(out, "past_key_values", None)
+    length = 0 if kept is None else int(kept.get_seq_length())
+    return length == 0, f"a checkpointed training forward with use_cache=True returns a cache of {length} tokens"
+
+
+def _split_layers(device: str) -> Probe:
+    """Layers of a bf16 65B Llama that device_map='auto' places on a card with 23.5 GiB, beside 500 GiB of host memory."""
+
+    def probe() -> tuple[Value, str]:
+        import torch
+        from accelerate import infer_auto_device_map, init_empty_weights
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=64
+        )
+        with init_empty_weights():
+            model = LlamaForCausalLM(config)
+        placed = infer_auto_device_map(model, {0: int(23.5 * 2**30), "cpu": 500 * 2**30}, no_split_module_classes=["LlamaDecoderLayer"],
+                                       dtype=torch.bfloat16)  # fmt: skip
+        on_gpu = sum(where == 0 for name, where in placed.items() if ".layers." in f".{name}")
+        on_cpu = sum(where == "cpu" for name, where in placed.items() if ".layers." in f".{name}")
+        return (on_gpu if device == "gpu" else on_cpu), f"{on_gpu} of 80 layers on the 23.5 GiB card, {on_cpu} in host memory"
+
+    return probe
+
+
+def _fp16_bits() -> tuple[Value, str]:
+    import torch
+
+    return torch.finfo(
+        torch.float16
+    ).bits, f"float16 has {torch.finfo(torch.float16).bits} bits, torch's default dtype {torch.get_default_dtype()}"
+
+
+def _facts() -> dict[str, tuple[Probe, str]]:
+    from profiler.facts_nf4 import NF4
+    from profiler.facts_quantised import QUANTISED
+
+    return {
+        "lora_b_starts_at_zero": (_b_starts_at_zero, "peft"),
+        "lora_a_default_distribution": (lambda: _a_distribution(True), "peft"),
+        "lora_a_gaussian_distribution": (lambda: _a_distribution("gaussian"), "peft"),
+        "lora_starts_equal": (_starts_equal, "peft"),
+        "lora_scaling_is_alpha_over_r": (_scaling, "peft"),
+        "lora_product_order": (_product_order, "peft"),
+        "lora_merged_extra_parameters": (_merged_parameters, "peft"),
+        "lora_merged_same_modules": (_merged_modules, "peft"),
+        "lora_adapter_dtype": (_adapter_dtype, "peft"),
+        "lora_default_targets": (_default_targets, "peft"),
+        "lora_attention_snippet_runs": (_snippet_runs, "transformers"),
+        "adalora_init_rank": (_adalora_ranks("init_r"), "peft"),
+        "adalora_target_rank": (_adalora_ranks("target_r"), "peft"),
+        "adalora_elements_kept_after_pruning": (_adalora_kept, "peft"),
+        "adalora_least_rank_after_pruning": (_adalora_least_rank, "peft"),
+        "adalora_merges": (_adalora_merges, "peft"),
+        "trainer_default_optimizer": (_trainer_optimizer, "transformers"),
+        "trainer_pages_by_default": (_trainer_pages, "transformers"),
+        "checkpointing_switches_cache_off": (_cache_is_switched_off, "transformers"),
+        "device_map_layers_on_gpu": (_split_layers("gpu"), "accelerate"),
+        "device_map_layers_on_cpu": (_split_layers("cpu"), "accelerate"),
+        "float16_bits": (_fp16_bits, "torch"),
+        **NF4,
+        **QUANTISED,
+    }
+
+
+FACTS: dict[str, tuple[Probe, str]] = _facts()

@@ -1,0 +1,175 @@
+"""Claims checked: parts -> verdict of each claim -> the document memplan.claims/1. No verdict is stored anywhere; all are computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from planner import __version__
+from planner.errors import UsageError
+from validate.checks import CHECKS
+from validate.claimsfile import Claim, ClaimsFile, Conflict, read_claims
+from validate.lab import Lab, Missing
+from validate.sweep import PartResult, Verdict, check_part, holds
+
+SHIPPED = Path(__file__).with_name("claims.toml")
+CLAIMS_SCHEMA = "memplan.claims/1"
+VERDICTS: tuple[Verdict, ...] = ("supported", "refuted", "depends", "not_checkable")
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    claim: Claim
+    verdict: Verdict
+    parts: tuple[PartResult, ...]
+    evidence: str
+
+    def to_document(self) -> dict[str, Any]:
+        claim = self.claim
+        return {
+            "id": claim.id,
+            "reading": claim.reading,
+            "zh": claim.zh,
+            "sources": [{"document": s.document, "quote": s.quote} for s in claim.sources],
+            "verdict": self.verdict,
+            "parts": [part.to_document() for part in self.parts],
+            "evidence": self.evidence,
+        }
+
+
+@dataclass(frozen=True)
+class SideResult:
+    document: str
+    quote: str
+    claimed: Any
+    relation: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class ConflictResult:
+    """Whether the sides exclude each other, and which of them the arbiter finds true."""
+
+    conflict: Conflict
+    contradict: bool
+    sides: tuple[SideResult, ...]
+    evidence: str
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "id": self.conflict.id,
+            "about": self.conflict.about,
+            "zh": self.conflict.zh,
+            "contradict": self.contradict,
+            "evidence": self.evidence,
+            "sides": [
+                {
+                    "document": s.document,
+                    "quote": s.quote,
+                    "claimed": list(s.claimed) if isinstance(s.claimed, tuple) else s.claimed,
+                    "relation": s.relation,
+                    "verdict": s.verdict,
+                }
+                for s in self.sides
+            ],
+        }
+
+
+def load(path: str | Path | None = None) -> ClaimsFile:
+    """A claims file, the shipped one by default. Raises UsageError with file, line and key."""
+    return read_claims(path or SHIPPED, {name: kind.reads for name, kind in CHECKS.items()})
+
+
+def combine(parts: Iterable[PartResult]) -> Verdict:
+    """The claim's verdict from its parts: every part without a case must hold; cases are alternative readings, and a mixture depends."""
+    deciding = [part for part in parts if part.part.decides]
+    required = [part.verdict for part in deciding if not part.part.case]
+    cases = [part.verdict for part in deciding if part.part.case and part.verdict != "not_checkable"]
+    if not cases and any(part.part.case for part in deciding):
+        required.append("not_checkable")
+    elif cases:
+        required.append(cases[0] if len(set(cases)) == 1 else "depends")
+    for verdict in ("refuted", "not_checkable", "depends"):
+        if verdict in required:
+            return verdict  # type: ignore[return-value]
+    return "supported" if required else "not_checkable"
+
+
+def check_claim(claim: Claim, lab: Lab, where: str = "") -> ClaimResult:
+    results = []
+    for part in claim.parts:
+        try:
+            results.append(check_part(part, lab))
+        except UsageError as error:
+            raise UsageError(f"{where}claim '{claim.id}', part '{part.what}': {error}") from None
+    verdict = combine(results)
+    return ClaimResult(claim, verdict, tuple(results), _evidence(verdict, results))
+
+
+def _evidence(verdict: Verdict, parts: list[PartResult]) -> str:
+    """The sentence that carries the verdict: the parts that agree with it, or every case where it depends."""
+    deciding = [p for p in parts if p.part.decides]
+    if verdict == "depends":
+        told = [p for p in deciding if p.verdict == "depends"] or deciding
+        told = told if len(told) == len(deciding) else [p for p in deciding if p.part.case or p.verdict == "depends"]
+    else:
+        told = [p for p in deciding if p.verdict == verdict] or deciding
+    return "; ".join(_said(p) for p in told)
+
+
+def _said(result: PartResult) -> str:
+    label = result.part.case or result.part.what
+    word = "" if result.verdict in ("depends", "not_checkable") else {"supported": "true", "refuted": "false"}[result.verdict] + ", "
+    return f"{label}: {word}{result.condition + ' (' if result.condition else ''}{result.evidence}{')' if result.condition else ''}"
+
+
+def check(file: ClaimsFile, lab: Lab, progress: Callable[[str], None] | None = None) -> list[ClaimResult]:
+    """Every claim of a file, in its order."""
+    results = []
+    for claim in file.claims:
+        if progress is not None:
+            progress(claim.id)
+        results.append(check_claim(claim, lab, f"{file.path}: "))
+    return results
+
+
+def check_conflict(conflict: Conflict, lab: Lab) -> ConflictResult:
+    """Each side's word against one and the same arbiter."""
+    sides, evidence = [], ""
+    for side in conflict.sides:
+        part = replace(conflict.arbiter, claimed=side.claimed, relation=side.relation, tolerance=side.tolerance)
+        result = check_part(part, lab)
+        sides.append(SideResult(side.document, side.quote, side.claimed, side.relation, result.verdict))
+        evidence = f"{result.condition} ({result.evidence})" if result.condition else result.evidence
+    return ConflictResult(conflict, _exclude(conflict), tuple(sides), evidence)
+
+
+def _exclude(conflict: Conflict) -> bool:
+    """Whether no single value satisfies every side: tried at each side's own numbers and midway between them."""
+    tried: list[Any] = []
+    for side in conflict.sides:
+        values = side.claimed if isinstance(side.claimed, tuple) else (side.claimed,)
+        for value in values:
+            tried += [value] if isinstance(value, bool | str) else [value, value * 0.999, value * 1.001]
+    numbers = [v for v in tried if not isinstance(v, bool | str)]
+    tried += [(a + b) / 2 for a in numbers for b in numbers]
+    return not any(all(holds(value, s.claimed, s.relation, s.tolerance) for s in conflict.sides) for value in tried)
+
+
+def to_document(file: ClaimsFile, results: list[ClaimResult], conflicts: list[ConflictResult] | None = None) -> dict[str, Any]:
+    counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
+    document: dict[str, Any] = {
+        "schema": CLAIMS_SCHEMA,
+        "memplan_version": __version__,
+        "file": Path(file.path).name,
+        "summary": counts,
+        "claims": [result.to_document() for result in results],
+    }
+    if conflicts is not None:
+        document["conflicts"] = [conflict.to_document() for conflict in conflicts]
+    return document
+
+
+__all__ = ["CLAIMS_SCHEMA", "SHIPPED", "Missing", "check", "check_claim", "check_conflict", "combine", "load", "to_document"]

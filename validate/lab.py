@@ -1,0 +1,107 @@
+"""The lab that checks work in: predictions asked for once, models and GPUs by name, and recorded measurements.
+
+Checks never call an engine themselves, so a claim's verdict depends on nothing but its parts and what this object answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.breakdown import Prediction
+from planner.errors import UsageError
+from planner.setup import Setup, resolve
+
+if TYPE_CHECKING:
+    from planner.gpus import Gpu
+    from planner.models import Model
+    from planner.spec import ModelSpec
+    from profiler.record import Measurement
+
+Engine = Callable[["Model", Setup], Prediction]
+
+
+class Missing(Exception):
+    """A check that cannot be made: the text says what is missing. It becomes `not_checkable`, never a guess."""
+
+
+def by_formula(model: Model, setup: Setup) -> Prediction:
+    from planner.formula import plan
+
+    return plan(model.spec(), setup)
+
+
+def by_trace(model: Model, setup: Setup) -> Prediction:
+    try:
+        from planner.live.trace import trace
+    except ImportError as error:
+        raise Missing(f"the trace engine: {error.name or error} is not installed (pip install 'memplan[trace]')") from None
+    return trace(dict(model.config), setup, model.name)
+
+
+class Lab:
+    """Predictions by (model, setup, engine), each made once."""
+
+    def __init__(
+        self,
+        engine: Engine = by_formula,
+        *,
+        trace: Engine = by_trace,
+        models: Mapping[str, Mapping[str, Any]] | None = None,
+        records: Sequence[Measurement] = (),
+    ) -> None:
+        self._engines: dict[str, Engine] = {"": engine, "formula": engine, "trace": trace}
+        self._own_models = dict(models or {})
+        self._models: dict[str, Model] = {}
+        self._predictions: dict[str, Prediction] = {}
+        self.records = tuple(records)
+
+    def model(self, name: str) -> Model:
+        """A model by the file's own [models.NAME], a catalogue alias or a path. Raises UsageError for an unknown name."""
+        if name not in self._models:
+            from planner.models import find
+
+            own = self._own_models.get(name)
+            self._models[name] = find(name) if own is None else find(dict(own))
+        return self._models[name]
+
+    def spec(self, name: str) -> ModelSpec:
+        return self.model(name).spec()
+
+    def setup(self, name: str, fields: Mapping[str, Any]) -> Setup:
+        try:
+            limit = self.spec(name).max_positions
+        except UsageError:
+            limit = None  # the formula has no rule: the trace reads the config itself
+        given = {**fields, "gpu": None} if fields.get("gpu") is None else dict(fields)
+        return resolve(given, max_positions=limit)
+
+    def gpu(self, name: str) -> Gpu:
+        from planner.gpus import find_gpu
+
+        return find_gpu(name)
+
+    def predict(self, name: str, fields: Mapping[str, Any], engine: str = "") -> Prediction:
+        """What the engine predicts; where the formula has no rule for the model, the trace is asked."""
+        key = json.dumps([name, fields, engine], sort_keys=True, default=str)
+        if key not in self._predictions:
+            self._predictions[key] = self._predict(name, fields, engine)
+        return self._predictions[key]
+
+    def _predict(self, name: str, fields: Mapping[str, Any], engine: str) -> Prediction:
+        model = self.model(name)
+        setup = self.setup(name, fields)
+        try:
+            return self._engines[engine](model, setup)
+        except UsageError as error:
+            raise Missing(f"{name}: {error}") from None
+
+
+def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
+    """The measurements under ./measurements (or `folder`); none where there is no such folder. Unreadable files are not evidence."""
+    from profiler.record import scan
+
+    where = Path("measurements") if folder is None else folder
+    return tuple(measurement for _, measurement in scan(where)[0]) if where.is_dir() else ()

@@ -1,0 +1,160 @@
+"""Quantities: the numbers that a part of a claim can ask for, each one row in a table. Bytes and counts are plain numbers.
+
+A check's value is a sum of terms, each a quantity of one model under one setup times a factor, divided by another such sum where `per`
+is given. P parameters, L layers, S sequence.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from planner.breakdown import COMPONENTS, Row
+from planner.errors import UsageError, shorten, unknown
+from planner.spec import Layer, Mlp
+from validate.lab import Lab, Missing
+
+
+@dataclass(frozen=True)
+class Term:
+    """One quantity of one model under one setup, taken `times` times."""
+
+    quantity: str
+    model: str = ""
+    gpu: str = ""
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    moment: str = ""
+    component: str = ""
+    row: str = ""
+    times: float = 1
+
+    def value(self, lab: Lab) -> float:
+        return self.times * QUANTITIES[self.quantity](self, lab)
+
+
+TERM_KEYS = {
+    "quantity": (str,),
+    "model": (str,),
+    "gpu": (str,),
+    "setup": (dict,),
+    "engine": (str,),
+    "moment": (str,),
+    "component": (str,),
+    "row": (str,),
+    "times": (int, float),
+}
+
+
+def read_term(table: Any, default: Term) -> Term:
+    """A term from its table, what it leaves out taken from `default`; its setup is laid over the default's. Raises UsageError."""
+    if not isinstance(table, dict):
+        raise UsageError(
+            f'{shorten(repr(table))} is no term: expected a table such as {{ quantity = "peak", setup = {{ method = "full" }} }}'
+        )
+    for key, value in table.items():
+        if key not in TERM_KEYS:
+            raise unknown("key of a term", key, TERM_KEYS)
+        if not isinstance(value, TERM_KEYS[key]) or isinstance(value, bool):
+            raise UsageError(f"{key} of a term is {shorten(repr(value))}, expected {' or '.join(t.__name__ for t in TERM_KEYS[key])}")
+    term = replace(default, **{**table, "setup": {**default.setup, **table.get("setup", {})}})
+    if term.quantity not in QUANTITIES:
+        raise unknown("quantity", term.quantity, QUANTITIES)
+    if term.component and term.component not in COMPONENTS:
+        raise unknown("component", term.component, COMPONENTS)
+    return term
+
+
+def _prediction(term: Term, lab: Lab) -> Any:
+    if not term.model:
+        raise UsageError(f"quantity '{term.quantity}' needs a model")
+    return lab.predict(term.model, term.setup, term.engine)
+
+
+def _rows(term: Term, lab: Lab) -> tuple[Row, ...]:
+    prediction = _prediction(term, lab)
+    try:
+        rows = prediction.moment(term.moment or prediction.step_peak.moment).rows
+    except KeyError:
+        raise Missing(f"the prediction has no moment '{term.moment}'") from None
+    chosen = tuple(
+        row for row in rows if (not term.component or row.component == term.component) and fnmatch.fnmatch(row.name, term.row or "*")
+    )
+    if term.row and not chosen:
+        raise Missing(f"no row is named '{term.row}' at {term.moment or prediction.step_peak.moment} of {term.model}")
+    return chosen
+
+
+def _layers(term: Term, lab: Lab) -> list[Layer]:
+    return [layer for count, layer in lab.spec(term.model).layers for _ in range(count)]
+
+
+def _mlp_parameters(layer: Layer) -> int:
+    if isinstance(layer.mlp, Mlp):
+        return sum(linear.parameters for linear in layer.mlp.linears)
+    shared = sum(linear.parameters for linear in layer.mlp.shared.linears) if layer.mlp.shared else 0
+    total = 0
+    for _, shape in layer.mlp.parameters:
+        size = 1
+        for extent in shape:
+            size *= extent
+        total += size
+    return shared + total
+
+
+def _linear_parameters(term: Term, lab: Lab) -> int:
+    """Weights of every linear layer inside the blocks (what 4-bit loading quantises) without biases."""
+    return sum(linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears())
+
+
+def _largest_linear(term: Term, lab: Lab) -> int:
+    return max(linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears())
+
+
+def _kv_elements(term: Term, lab: Lab) -> int:
+    """Elements of keys and values of every layer, a token: L x 2 x kv heads x head size."""
+    return sum(2 * layer.attention.kv_heads * layer.attention.head_dim for layer in _layers(term, lab))
+
+
+def _matmul_flops(term: Term, lab: Lab) -> int:
+    """Matrix-product FLOPs of one training step a token, attention scores apart: forward 2 a weight, backward 2 for the input's gradient
+    and 2 for the weight's where it trains, recomputation 2 more under checkpointing (factors: Kaplan et al. 2020, section 2.1)."""
+    spec, setup = lab.spec(term.model), lab.setup(term.model, term.setup)
+    base = _linear_parameters(term, lab) + spec.hidden * spec.vocab
+    trained = base if setup.method == "full" else _prediction(term, lab).trainable_parameters
+    recompute = 2 * _linear_parameters(term, lab) if setup.checkpointing != "none" else 0
+    if setup.method == "full":
+        return 6 * base + recompute
+    return 4 * base + 6 * trained + recompute
+
+
+QUANTITIES: dict[str, Callable[[Term, Lab], float]] = {
+    "peak": lambda t, lab: _prediction(t, lab).peak.allocated_bytes,
+    "step_peak": lambda t, lab: _prediction(t, lab).step_peak.allocated_bytes,
+    "device": lambda t, lab: _prediction(t, lab).peak.device_bytes,
+    "rows": lambda t, lab: sum(row.charged for row in _rows(t, lab)),
+    "row_elements": lambda t, lab: sum(_elements(row) for row in _rows(t, lab)),
+    "checkpoint": lambda t, lab: _prediction(t, lab).checkpoint_bytes,
+    "host": lambda t, lab: _prediction(t, lab).host_bytes,
+    "trainable_parameters": lambda t, lab: _prediction(t, lab).trainable_parameters,
+    "total_parameters": lambda t, lab: _prediction(t, lab).total_parameters,
+    "parameters": lambda t, lab: _prediction(t, lab).model.parameters,
+    "mlp_parameters": lambda t, lab: sum(_mlp_parameters(layer) for layer in _layers(t, lab)),
+    "attention_parameters": lambda t, lab: sum(linear.parameters for layer in _layers(t, lab) for linear in layer.attention.linears),
+    "linear_parameters": _linear_parameters,
+    "largest_linear": _largest_linear,
+    "kv_elements": _kv_elements,
+    "layers": lambda t, lab: lab.spec(t.model).depth,
+    "matmul_flops": _matmul_flops,
+    "usable": lambda t, lab: lab.gpu(t.gpu).usable_bytes,
+    "one": lambda t, lab: 1,
+}
+
+
+def _elements(row: Row) -> int:
+    size = row.count
+    for extent in row.shape:
+        size *= extent
+    return size

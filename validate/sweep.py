@@ -1,0 +1,171 @@
+"""One part of a claim, checked: at one point, over named values, or over a range whose boundary is found by bisection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from planner.errors import UsageError
+from validate.checks import CHECKS, Found, Value, number, shown
+from validate.claimsfile import Claimed, Over, Part
+from validate.lab import Lab, Missing
+
+Verdict = Literal["supported", "refuted", "depends", "not_checkable"]
+_SAMPLES = 6  # interior points of a range that are tried, so that a change and its reversal are not both missed
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What came of a part: `found` is None where it could not be checked, the text of the boundary where it depends."""
+
+    part: Part
+    verdict: Verdict
+    found: Value | None
+    evidence: str
+    condition: str = ""
+
+    def to_document(self) -> dict[str, Any]:
+        part = self.part
+        claimed = list(part.claimed) if isinstance(part.claimed, tuple) else part.claimed
+        return {
+            "what": part.what,
+            "zh": part.zh,
+            "claimed": claimed,
+            "relation": part.relation,
+            "tolerance": part.tolerance,
+            "found": self.found,
+            "unit": part.unit,
+            "verdict": self.verdict,
+            "evidence": self.evidence,
+            "condition": self.condition or None,
+            "case": part.case or None,
+            "decides": part.decides,
+        }
+
+
+@dataclass(frozen=True)
+class Point:
+    at: Any
+    found: Found
+    holds: bool
+
+
+def holds(found: Value, claimed: Claimed, relation: str, tolerance: float) -> bool:
+    """Whether a found value satisfies `relation claimed`; `tolerance` is relative and widens = alone."""
+    if relation == "between" and isinstance(claimed, tuple) and not isinstance(found, str):
+        return claimed[0] <= found <= claimed[1]
+    if isinstance(found, str) or isinstance(claimed, str | tuple) or isinstance(found, bool) or isinstance(claimed, bool):
+        return type(found) is type(claimed) and found == claimed
+    if relation == "=":
+        return abs(found - claimed) <= tolerance * abs(claimed)
+    comparisons: dict[str, Callable[[float, float], bool]] = {
+        "<": lambda a, b: a < b,
+        "<=": lambda a, b: a <= b,
+        ">": lambda a, b: a > b,
+        ">=": lambda a, b: a >= b,
+    }
+    return comparisons[relation](found, claimed)
+
+
+def check_part(part: Part, lab: Lab) -> PartResult:
+    """The verdict of one part. Raises UsageError for what the file got wrong; what is missing becomes not_checkable."""
+    try:
+        if part.over is None:
+            point = _point(part, None, lab)
+            return PartResult(part, "supported" if point.holds else "refuted", point.found.value, point.found.evidence)
+        return _over_values(part, part.over, lab) if part.over.values else _over_range(part, part.over, lab)
+    except Missing as missing:
+        return PartResult(part, "not_checkable", None, f"missing: {missing}")
+
+
+def _point(part: Part, at: Any, lab: Lab) -> Point:
+    if part.over is not None:
+        part = _bound(part, part.over.key, at)
+    found = CHECKS[part.check].run(part, lab)
+    return Point(at, found, holds(found.value, part.claimed, part.relation, part.tolerance))
+
+
+def _bound(part: Part, key: str, value: Any) -> Part:
+    """The part with what it leaves open set to `value`."""
+    if key in ("model", "gpu"):
+        return replace(part, **{key: value})
+    if key.startswith("setup."):
+        return replace(part, setup={**part.setup, key.removeprefix("setup."): value})
+    raise UsageError(f"over.key is '{key}': expected model, gpu or setup.FIELD")
+
+
+def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
+    points, unknown_at, reason = [], [], ""
+    for value in over.values:
+        try:
+            points.append(_point(part, value, lab))
+        except Missing as missing:
+            unknown_at.append(value)
+            reason = str(missing)
+    if not points:
+        raise Missing(reason)
+    yes, no = [p for p in points if p.holds], [p for p in points if not p.holds]
+    verdict: Verdict = "depends" if yes and no else "supported" if yes else "refuted"
+    said = [f"holds for {_listed(yes)}" if yes else "", f"not for {_listed(no)}" if no else ""]
+    condition = "; ".join(filter(None, said)) if verdict == "depends" else ""
+    evidence = "; ".join(f"{_name(p.at)}: {p.found.evidence}" for p in points)
+    if unknown_at:
+        evidence += f"; not checkable for {', '.join(map(_name, unknown_at))}: {reason}"
+    return PartResult(part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, condition)
+
+
+def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
+    """Sampled on a geometric grid, then bisected at every change: exact to one unit of the field that the text leaves open."""
+    steps = _SAMPLES + 1
+    grid = sorted({round(over.low * (over.high / over.low) ** (i / steps)) for i in range(steps + 1)} | {over.low, over.high})
+    points = [_point(part, at, lab) for at in grid]
+    changes = [_change(part, a, b, lab) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds]
+    name = over.key.removeprefix("setup.")
+    if changes:
+        condition = "; ".join(_boundary(name, a, b) for a, b in changes)
+        evidence = "; ".join(f"at {number(p.at)}: {p.found.evidence}" for pair in changes for p in pair)
+        return PartResult(part, "depends", None, evidence, condition)
+    last = points[-1]
+    evidence = f"{name} {number(points[0].at)}: {points[0].found.evidence}; {number(last.at)}: {last.found.evidence}"
+    verdict: Verdict = "supported" if last.holds else "refuted"
+    beyond = _beyond(part, over, last, lab)
+    found = last.found.value if isinstance(last.found.value, bool) else None
+    if beyond is None:
+        return PartResult(part, verdict, found, evidence)
+    return PartResult(
+        part, verdict, found, evidence, f"from {number(over.low)} to {number(over.high)} and further: {_boundary(name, *beyond)}"
+    )
+
+
+def _beyond(part: Part, over: Over, last: Point, lab: Lab) -> tuple[Point, Point] | None:
+    """The change beyond the range that decides, up to `explore`; None where there is none."""
+    at = last
+    while at.at < over.explore:
+        further = _point(part, min(at.at * 2, over.explore), lab)
+        if further.holds != at.holds:
+            return _change(part, at, further, lab)
+        at = further
+    return None
+
+
+def _change(part: Part, low: Point, high: Point, lab: Lab) -> tuple[Point, Point]:
+    """The neighbouring points between which the part's truth changes."""
+    while high.at - low.at > 1:
+        middle = _point(part, (low.at + high.at) // 2, lab)
+        low, high = (middle, high) if middle.holds == low.holds else (low, middle)
+    return low, high
+
+
+def _boundary(name: str, low: Point, high: Point) -> str:
+    """The sentence about a change: which side holds, with the numbers on either side."""
+    words = ("holds up to", "not from") if low.holds else ("does not hold up to", "holds from")
+    return f"{words[0]} {name} {number(low.at)}, {words[1]} {number(high.at)}"
+
+
+def _listed(points: list[Point]) -> str:
+    return ", ".join(_name(point.at) for point in points)
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value) if isinstance(value, int | float) else "+".join(map(str, value))
