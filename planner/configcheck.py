@@ -76,6 +76,19 @@ class Fields:
             self.refuse(key, value, "a positive number")
         return float(value)
 
+    def softcap(self, key: str, default: float | None) -> float | None:
+        """As `number`, except that an explicit null switches the cap off."""
+        return self.number(key, None if key in self.config else default)
+
+    def fraction(self, key: str, default: float = 0.0) -> float:
+        """A probability in [0, 1), such as a dropout."""
+        value = self.config.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            self.refuse(key, value, "a probability from 0 to below 1")
+        return float(value)
+
     def activation(self, *keys: str, default: str | None = None) -> str:
         """The name of the MLP's activation function."""
         key = next((k for k in keys if self.has(k)), keys[0])
@@ -107,20 +120,21 @@ class Fields:
             self.refuse(key, value, f"a list of layer indices below {count}")
         return frozenset(value)
 
-    def heads(self, *, kv: str = "num_key_value_heads", kv_default: int | None = None,
-              head_dim: int | None = None, assumed: int | None = None) -> tuple[int, int, int]:  # fmt: skip
+    def heads(self, *, kv: str | None = "num_key_value_heads", kv_default: int | None = None, head_dim: int | None = None,
+              assumed: int | None = None, own_dim: bool = True) -> tuple[int, int, int]:  # fmt: skip
         """(A, K, D): attention heads, key-value heads and head size, checked against each other and against hidden_size.
 
         `kv_default` and `head_dim` are the config class's own defaults (None: as many key-value heads as heads, and
-        hidden_size / heads); `assumed` is A where publishers leave even that out.
+        hidden_size / heads); `assumed` is A where publishers leave even that out. `kv` None and `own_dim` False are for
+        families whose modeling code does not read num_key_value_heads or head_dim.
         """
         a = self.size("num_attention_heads", "n_head", assumed=assumed)
-        k = self.size(kv, default=None if kv_default else a, assumed=kv_default)
-        if k > a or a % k:
+        k = self.size(kv, default=None if kv_default else a, assumed=kv_default) if kv else a
+        if kv and (k > a or a % k):
             self.refuse(kv, k, f"a divisor of num_attention_heads {a}")
-        d = self.maybe_size("head_dim") or head_dim
+        d = (self.maybe_size("head_dim") if own_dim else None) or head_dim
         if d is None:
-            hidden = self.size("hidden_size", "n_embd")
+            hidden = self.size("hidden_size", "n_embd", "n_embed")
             if hidden % a:
                 self.refuse("num_attention_heads", a, f"a divisor of hidden_size {hidden}, as there is no head_dim")
             d = hidden // a

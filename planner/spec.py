@@ -40,6 +40,11 @@ class Linear:
 # in a layer with `post_norm`, where they normalise the sum (OPT-350m).
 Position = Literal["input", "pre_mlp", "post_attention", "post_mlp", "q", "k", "q_a", "kv_a", "embedding", "final"]
 
+# How the norm is written, which decides what it saves. plain: Llama's RMSNorm (float32 inside, cast back, times weight) or torch's
+# LayerNorm; gemma: float32 times (1 + float32 weight), cast last; late_cast: weight times float32, cast last (OLMo 2, gpt-oss);
+# manual: a LayerNorm spelled out in float32 (Cohere); float32: torch's layer_norm on a float32 copy (OLMo 1).
+Style = Literal["plain", "gemma", "late_cast", "manual", "float32"]
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -53,6 +58,7 @@ class Norm:
     position: Position = "input"
     heads: int = 0  # > 0: the input is (B, S, heads, size), and the weight has heads x size elements where `per_head`
     per_head: bool = False
+    style: Style = "plain"
 
     @property
     def parameters(self) -> int:
@@ -102,6 +108,16 @@ class Moe:
     gated: bool = True
     activation: str = "silu"
     buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropouts:
+    """Probabilities while training; above 0, each saves a mask for backward."""
+
+    embedding: float = 0.0
+    attention: float = 0.0  # on the attention probabilities
+    attention_output: float = 0.0  # after the output projection
+    mlp_output: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +188,7 @@ class ModelSpec:
     embedding_name: str = "model.embed_tokens"
     position_name: str | None = None
     head_name: str = "lm_head"
+    dropouts: Dropouts = Dropouts()
 
     @property
     def depth(self) -> int:
