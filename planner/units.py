@@ -28,7 +28,7 @@ def parse_size(text: str) -> int:
     scale = {"": 1, "b": 1, **DECIMAL, **BINARY}.get(unit)
     if match is None or scale is None:
         raise UsageError(f"'{shorten(text)}' is not a size: expected a number and a unit, such as 24GiB or 24GB")
-    nbytes = round(float(match.group(1)) * scale)
-    if not 0 < nbytes < 2**60:
+    nbytes = float(match.group(1)) * scale
+    if not 0.5 < nbytes < 2**60:
         raise UsageError(f"'{shorten(text)}' is not a usable size: expected more than 0 and less than 2^60 bytes")
-    return nbytes
+    return round(nbytes)
