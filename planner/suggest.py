@@ -1,0 +1,163 @@
+"""Three changes that would help: single changes of a small table, each evaluated through the formula. `search.py` has the full search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planner.breakdown import Prediction
+from planner.errors import UsageError
+from planner.gpus import Gpu
+from planner.methods import METHODS
+from planner.setup import Setup, resolve
+from planner.spec import ModelSpec
+
+Fields = Mapping[str, Any]
+CHOSEN = ("user", "import")
+"""Origins of what a person chose: these stay when a change makes the other fields follow new defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change: words with the option that makes it, when it applies, the fields that it sets. At most one of a `kind` is shown."""
+
+    kind: str
+    text: str
+    applies: Callable[[Setup], bool]
+    fields: Callable[[Setup], Fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A change evaluated: what it saves of the peak and what the peak would be, in bytes of device memory."""
+
+    text: str
+    fields: Fields
+    saved_bytes: int
+    device_bytes: int
+
+    def to_document(self) -> dict[str, Any]:
+        return {"change": self.text, "setup": dict(self.fields), "saved_bytes": self.saved_bytes, "device_bytes": self.device_bytes}
+
+
+def _trains(setup: Setup) -> bool:
+    return METHODS[setup.method].trains != "nothing"
+
+
+def _adapter(setup: Setup) -> bool:
+    return METHODS[setup.method].trains == "adapter"
+
+
+CHANGES: tuple[Change, ...] = (
+    Change(
+        "checkpointing",
+        "gradient checkpointing: --checkpointing",
+        lambda s: _trains(s) and s.checkpointing == "none",
+        lambda s: {"checkpointing": "non_reentrant"},
+    ),
+    Change(
+        "attention", "scaled-dot-product attention: --attention sdpa", lambda s: s.attention == "eager", lambda s: {"attention": "sdpa"}
+    ),
+    Change(
+        "optimizer",
+        "8-bit optimizer states: --optimizer adamw_bnb_8bit",
+        lambda s: _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")),
+        lambda s: {"optimizer": "adamw_bnb_8bit"},
+    ),
+    Change(
+        "quantisation",
+        "double quantisation: --set double_quant=true",
+        lambda s: s.quant_type in ("nf4", "fp4") and not s.double_quant,
+        lambda s: {"double_quant": True},
+    ),
+    Change(
+        "upcast",
+        "no fp32 upcast of embeddings and head: --set kbit_prepare=false",
+        lambda s: s.quant_type != "none" and s.kbit_prepare,
+        lambda s: {"kbit_prepare": False},
+    ),
+    Change(
+        "outputs",
+        "logits not copied to fp32 on return: --set outputs_fp32=false",
+        lambda s: _trains(s) and s.outputs_fp32,
+        lambda s: {"outputs_fp32": False},
+    ),
+    Change(
+        "loss", "chunked loss, logits never whole: --loss chunked", lambda s: _trains(s) and s.loss == "full", lambda s: {"loss": "chunked"}
+    ),
+    Change(
+        "method", "a 4-bit base: --method qlora", lambda s: s.method == "lora" and s.quant_type == "none", lambda s: {"method": "qlora"}
+    ),
+    Change(
+        "method", "adapters instead of every weight: --method lora", lambda s: s.method in ("full", "freeze"), lambda s: {"method": "lora"}
+    ),
+    Change("method", "adapters on a 4-bit base: --method qlora", lambda s: s.method in ("full", "freeze"), lambda s: {"method": "qlora"}),
+    Change(
+        "rank",
+        "half the rank: --rank {rank}",
+        lambda s: _adapter(s) and "rank" in METHODS[s.method].reads and s.rank > 8,
+        lambda s: {"rank": s.rank // 2},
+    ),
+    Change(
+        "batch",
+        "half the micro-batch: --batch {micro_batch} --set gradient_accumulation={gradient_accumulation}",
+        lambda s: s.micro_batch > 1,
+        lambda s: {"micro_batch": s.micro_batch // 2, "gradient_accumulation": s.gradient_accumulation * 2},
+    ),
+    Change(
+        "sequence",
+        "half the sequence length: --seq {sequence_length}",
+        lambda s: s.sequence_length > 256,
+        lambda s: {"sequence_length": s.sequence_length // 2},
+    ),
+)
+
+
+def changed(setup: Setup, fields: Fields) -> Setup:
+    """`setup` with `fields`, where what nobody chose follows the new method's and recipe's defaults. Raises UsageError."""
+    chosen = {name: getattr(setup, name) for name, origin in setup.origins.items() if origin in CHOSEN}
+    follows = {"optimizer_mode"} if "optimizer" in fields else set()
+    keep = {name: value for name, value in chosen.items() if name not in follows}
+    return resolve({"sequence_length": setup.sequence_length, "recipe": setup.recipe, "method": setup.method, **keep, **fields})
+
+
+def suggest(
+    spec: ModelSpec,
+    setup: Setup,
+    prediction: Prediction,
+    gpu: Gpu | None = None,
+    most: int = 3,
+    plan: Callable[[ModelSpec, Setup], Prediction] | None = None,
+) -> tuple[Suggestion, ...]:
+    """At most `most` single changes that lower the formula's peak by 1 % or more, those that make it fit `gpu` first, then the largest.
+
+    One of each kind, every one evaluated by `plan` (the formula), never estimated. Savings do not add up, since the peak is a maximum.
+    """
+    if plan is None:
+        from planner.formula import plan as closed_form
+
+        plan = closed_form
+    before = prediction if prediction.engine == "formula" else plan(spec, setup)
+    found = [s for s in _evaluated(spec, setup, before, plan) if s[1].saved_bytes * 100 >= before.peak.device_bytes]
+    usable = gpu.usable_bytes if gpu else None
+    found.sort(key=lambda pair: (usable is not None and pair[1].device_bytes > usable, -pair[1].saved_bytes))
+    shown: dict[str, Suggestion] = {}
+    for kind, suggestion in found:
+        shown.setdefault(kind, suggestion)
+    return tuple(shown.values())[:most]
+
+
+def _evaluated(
+    spec: ModelSpec, setup: Setup, before: Prediction, plan: Callable[[ModelSpec, Setup], Prediction]
+) -> Iterator[tuple[str, Suggestion]]:
+    for change in CHANGES:
+        if not change.applies(setup):
+            continue
+        fields = change.fields(setup)
+        try:
+            after = plan(spec, changed(setup, fields))
+        except UsageError:  # a change that contradicts what the person chose is no suggestion
+            continue
+        saved = before.peak.device_bytes - after.peak.device_bytes
+        yield change.kind, Suggestion(change.text.format(**fields), fields, saved, after.peak.device_bytes)

@@ -1,0 +1,39 @@
+"""The verdict: fits, tight or no, of one prediction for one card.
+
+trace    fits: the predicted device peak is within the card; no: even the smallest capacity that survives the allocator's replay is not;
+         tight: between (the allocator would release its cache and retry, or needs expandable segments).
+formula  has no replay: the band is its recorded error (the worst over recorded runs) on both sides of its device peak. Without recorded
+         runs there is no band and the comparison is exact, which the prediction's evidence says.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from planner.breakdown import GpuVerdict, Prediction
+from planner.gpus import Gpu
+
+Word = Literal["fits", "tight", "no"]
+
+
+def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
+    """Predicted device peak on this card, bytes: what the allocator reserves plus this card's CUDA context."""
+    return prediction.peak.reserved_bytes + gpu.context_bytes
+
+
+def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
+    """(least, most) device bytes, between which a card's capacity makes the verdict tight."""
+    device = device_bytes(prediction, gpu)
+    if prediction.smallest_capacity_bytes is not None:
+        least = prediction.smallest_capacity_bytes - prediction.peak.context_bytes + gpu.context_bytes
+        return min(least, device), device
+    error = prediction.accuracy.worst_error or 0.0
+    slack = round(prediction.peak.allocated_bytes * error)
+    return device - slack, device + slack
+
+
+def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
+    """fits / tight / no of `prediction` on `gpu`, with headroom = usable - predicted device bytes (negative where it does not fit)."""
+    least, most = band(prediction, gpu)
+    word: Word = "fits" if most <= gpu.usable_bytes else "no" if least > gpu.usable_bytes else "tight"
+    return GpuVerdict(gpu.name, gpu.usable_bytes, word, gpu.usable_bytes - device_bytes(prediction, gpu))
