@@ -1,0 +1,133 @@
+"""memplan.plan, trace, profile, reconcile: find the model, resolve the setup, call the engine, attach accuracy and verdicts.
+
+Computes nothing itself; torch is imported only by `trace` and `profile`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.breakdown import Accuracy, Prediction
+from planner.errors import UsageError
+from planner.gpus import Gpu, common_gpus, find_gpu
+from planner.models import Model, find
+from planner.setup import Setup, resolve
+from planner.spec import ModelSpec
+from planner.verdict import judge
+
+if TYPE_CHECKING:
+    from validate.reconcile import Reconciliation
+
+    from profiler.record import Measurement
+
+ModelLike = str | Path | Mapping[str, Any] | ModelSpec | Model
+
+
+def request(model: ModelLike, setup: Setup | None = None, imported: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Model, Setup]:
+    """The model that `model` names and the complete Setup: `setup` with `fields` changed, or one resolved from `fields` over `imported`.
+
+    Raises UsageError for an unknown model, name or field, a value out of bounds, or choices that contradict each other.
+    """
+    found = find(model)
+    gpu = fields.get("gpu")
+    if gpu is not None:
+        fields["gpu"] = setup_gpu(gpu)
+    if setup is not None:
+        return found, setup.replaced(**fields) if fields else setup
+    return found, resolve(fields, imported=imported, max_positions=_learned_positions(found))
+
+
+def setup_gpu(text: Any) -> str:
+    """What Setup.gpu holds for a card that a person named: the card's own name; `local` and budgets as they are. Raises UsageError."""
+    if not isinstance(text, str):
+        raise UsageError(f"gpu {text!r}: expected a card's name or a size such as 23.5GiB")
+    gpu = find_gpu(text)
+    return text.strip().lower() if gpu.kind in ("local", "budget") else gpu.name
+
+
+def plan(model: ModelLike, setup: Setup | None = None, *, engine: str = "formula", **fields: Any) -> Prediction:
+    """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora", gpu="rtx-4090").peak.device_bytes`.
+
+    `setup` is a complete Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...). Sizes are bytes.
+    Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
+    """
+    return predict(*request(model, setup, **fields), engine)
+
+
+def trace(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Prediction:
+    """The same from the real libraries' step on meta tensors, replayed through the CUDA allocator; needs the extra `trace`."""
+    return plan(model, setup, engine="trace", **fields)
+
+
+def predict(model: Model, setup: Setup, engine: str = "formula") -> Prediction:
+    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in question."""
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
+    prediction = ENGINES[engine](model, setup)
+    if prediction.accuracy == Accuracy():
+        prediction = prediction.with_(accuracy=recorded_accuracy(engine))
+    return prediction.with_(gpus=tuple(judge(prediction, gpu) for gpu in cards(setup)))
+
+
+def cards(setup: Setup) -> tuple[Gpu, ...]:
+    """The cards to judge: the one that the setup names, else the common ones."""
+    return (find_gpu(setup.gpu),) if setup.gpu else common_gpus()
+
+
+def profile(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Measurement:
+    """The same step measured on this machine's GPU (or device="cpu") with random weights; needs the extra `profile`."""
+    from profiler.measure import profile as measure
+
+    found, complete = request(model, setup, **{"load": "random", **fields})
+    return measure(found.config, complete, name=found.name)
+
+
+def reconcile(prediction: Prediction, measurement: Measurement) -> Reconciliation:
+    """Prediction against measurement: error by tier, moment and component, and the unexplained remainder."""
+    from validate.reconcile import reconcile as compare
+
+    return compare(prediction, measurement)
+
+
+@cache
+def recorded_accuracy(engine: str) -> Accuracy:
+    """How far this engine was from the recorded runs, as `memplan validate` found it; says so where no run was recorded."""
+    import validate
+
+    for folder in validate.__path__:
+        path = Path(folder) / "accuracy.json"
+        if path.is_file():
+            entry = json.loads(path.read_text(encoding="utf-8")).get("engines", {}).get(engine)
+            return Accuracy(**entry) if entry else Accuracy()
+    return Accuracy()
+
+
+def _learned_positions(model: Model) -> int | None:
+    """The longest sequence that learned positions allow; None where positions are computed or only the trace knows the family."""
+    try:
+        return model.spec().max_positions
+    except UsageError:
+        if model.config.get("model_type") is None:
+            raise
+        return None
+
+
+def _formula(model: Model, setup: Setup) -> Prediction:
+    from planner.formula import plan as closed_form
+
+    return closed_form(model.spec(), setup)
+
+
+def _trace(model: Model, setup: Setup) -> Prediction:
+    try:
+        from planner.live.trace import trace as step
+    except ImportError as error:
+        raise UsageError(f"--engine trace needs {error.name}: pip install 'memplan[trace]'") from None
+    return step(model.config, setup, model.name)
+
+
+ENGINES = {"formula": _formula, "trace": _trace}

@@ -1,0 +1,76 @@
+"""memplan list models|gpus|methods|optimizers|recipes: the tables that the options name things from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from planner import __version__
+
+Rows = list[dict[str, Any]]
+
+
+def models() -> Rows:
+    from planner.models import index
+
+    return [
+        {"name": name, "parameters": row["parameters"], "aliases": list(row["aliases"]), "ids": list(row["ids"])}
+        for name, row in sorted(index().items())
+    ]
+
+
+def gpus() -> Rows:
+    from planner.gpus import explain_source
+    from planner.gpus import gpus as table
+
+    return [{**gpu.to_document(), "source": explain_source(gpu)} for gpu in table().values()]
+
+
+def methods() -> Rows:
+    from planner.methods import METHODS
+
+    return [{"name": row.name, "trains": row.trains, "peft_type": row.peft_type, "summary": row.summary} for row in METHODS.values()]
+
+
+def optimizers() -> Rows:
+    from planner.optimizers import OPTIMIZERS
+
+    return [
+        {
+            "name": row.name,
+            "states": [{"name": name, "rule": rule} for name, rule in row.states],
+            "modes": list(row.modes),
+            "library": row.library,
+            "paged": row.paged,
+            "source": row.source,
+        }
+        for row in OPTIMIZERS.values()
+    ]
+
+
+def recipes() -> Rows:
+    from planner.recipes import RECIPES
+
+    return [{"name": row.name, "summary": row.summary, "methods": list(row.only), "notes": list(row.notes)} for row in RECIPES.values()]
+
+
+TABLES: dict[str, Callable[[], Rows]] = {"models": models, "gpus": gpus, "methods": methods, "optimizers": optimizers, "recipes": recipes}
+
+
+@click.command("list", short_help="List models, gpus, methods, optimizers or recipes.")
+@click.argument("what", type=click.Choice(tuple(TABLES)))
+@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+def command(what: str, as_json: bool) -> None:
+    """List the names that MODEL, --gpu, --method, --optimizer and --recipe take."""
+    rows = TABLES[what]()
+    if as_json:
+        from memplan.render.json import write
+
+        write({"schema": "memplan.list/1", "memplan_version": __version__, "what": what, what: rows})
+        return
+    from memplan.render.console import show
+    from memplan.render.lists import listing
+
+    show(*listing(what, rows))

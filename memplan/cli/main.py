@@ -1,0 +1,96 @@
+"""The command line: `memplan MODEL` means `memplan plan MODEL`. Every error is one message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from planner import __version__
+from planner.errors import MemplanError
+
+COMMANDS: dict[str, str] = {
+    "plan": "memplan.cli.plan:command",
+    "list": "memplan.cli.list:command",
+}
+"""Every command -> module:attribute. A module is imported when its command runs, so that none pays for another's imports."""
+
+BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+"""Exit codes outside the contract's 0 to 4: a defect of memplan, Ctrl-C, and a reader that went away (as shells count signals)."""
+
+
+class Commands(click.Group):
+    """The group that inserts `plan` when the first word is no command, so that options may stand before MODEL."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
+            args = ["plan", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="memplan", message="%(prog)s %(version)s")
+def group() -> None:
+    """How much GPU memory a fine-tuning run needs, and where every byte goes.
+
+    \b
+    memplan MODEL [OPTIONS]   is short for   memplan plan MODEL [OPTIONS]
+    memplan llama-7b --method qlora --gpu rtx-4090
+
+    MODEL is a name from `memplan list models`, a Hugging Face id, a folder, a config.json or a training configuration file.
+
+    \b
+    Exit codes: 0 ok or fits, 1 does not fit, 2 usage, 3 network, 4 outside tolerance.
+    """
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code; messages go to standard error, never a traceback for a user's mistake."""
+    try:
+        result = group.main(args=list(args), prog_name="memplan", standalone_mode=False)
+        sys.stdout.flush()
+    except MemplanError as error:
+        return _complain(str(error), error.exit_code)
+    except click.UsageError as error:
+        name = error.ctx.command_path if error.ctx else "memplan"
+        return _complain(f"{error.format_message()} (see '{name} --help')", 2)
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's own flush at exit finds a reader
+        return BROKEN_PIPE
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return _complain("this is a defect of memplan, not of your input: please report the lines above", BUG)
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"memplan: {message}", file=sys.stderr)
+    return code
+
+
+def main(argv: Any = None) -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # an ASCII-only pipe gets '?', not a traceback
+    sys.exit(run(sys.argv[1:] if argv is None else argv))

@@ -1,0 +1,83 @@
+"""memplan MODEL: predict one setup, print the first screen or the document."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from memplan import api
+from memplan.cli.options import file_fields, given_fields, plan_options
+from planner.breakdown import Prediction
+from planner.errors import UsageError, shorten
+from planner.gpus import Gpu, find_gpu
+from planner.suggest import Suggestion, suggest
+
+EXIT_DOES_NOT_FIT = 1
+
+
+@click.command("plan", short_help="Predict the memory of one setup (the default command).")
+@click.argument("model")
+@click.argument("extra", nargs=-1, metavar="")
+@plan_options
+@click.option("--explain", is_flag=True, help="Every row with shape, dtype, count, bytes and reason.")
+def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
+    """Predict how much GPU memory MODEL needs under one setup, and where every byte goes.
+
+    MODEL: a name (memplan list models), a Hugging Face id, a folder, a config.json, or a training configuration file.
+    """
+    if extra:
+        raise UsageError(
+            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}' (a command, such as compare, comes first)"
+        )
+    found, setup = api.request(model, imported=file_fields(options), **given_fields(options))
+    engine = options["engine"] or ("trace" if setup.adapter is not None else "formula")
+    prediction = api.predict(found, setup, engine)
+    gpu = find_gpu(setup.gpu) if setup.gpu else None
+    if as_json:
+        from memplan.render.json import write
+
+        write(prediction.to_document(explain))
+    else:
+        print_screen(prediction, gpu, help_with(found, prediction, gpu), explain)
+    return exit_code(prediction, gpu)
+
+
+def help_with(found: api.Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:
+    """Three changes that would help; none where the formula lacks the family (the trace does not need it)."""
+    if prediction.setup.method == "inference":
+        return ()
+    try:
+        return suggest(found.spec(), prediction.setup, prediction, gpu)
+    except UsageError:
+        if prediction.engine == "formula":
+            raise
+        return ()
+
+
+def print_screen(prediction: Prediction, gpu: Gpu | None, suggestions: tuple[Suggestion, ...], explain: bool) -> None:
+    """The first screen on standard output, with every row where asked."""
+    from memplan.render.console import make_console, show
+    from memplan.render.terminal import plan_screen
+
+    console = make_console()
+    parts = plan_screen(prediction, gpu, suggestions, console.width, console.options.ascii_only)
+    if explain:
+        from memplan.render.explain import explain_rows
+
+        parts += ["", *explain_rows(prediction)]
+    show(*parts, console=console)
+
+
+def exit_code(prediction: Prediction, gpu: Gpu | None) -> int:
+    """1 where the card named is too small; 0 otherwise, with a warning on standard error where it is tight."""
+    if gpu is None:
+        return 0
+    verdict = prediction.gpus[0]
+    if verdict.verdict == "tight":
+        print(
+            f"memplan: tight on {verdict.name}: within the prediction's own margin of what is usable; expandable segments would help",
+            file=sys.stderr,
+        )
+    return EXIT_DOES_NOT_FIT if verdict.verdict == "no" else 0

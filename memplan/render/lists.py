@@ -1,0 +1,75 @@
+"""The tables of `memplan list`, for a terminal: what to show of each kind of row is a table too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from memplan.render.terminal import count
+from planner.units import gib
+
+Column = tuple[str, Literal["left", "right"], Callable[[dict[str, Any]], str]]
+
+
+def _rate(value: float | None) -> str:
+    return f"{value:,.0f}" if value is not None else "??"
+
+
+def _known(gpu: dict[str, Any]) -> str:
+    """How its usable bytes are known, in one word."""
+    derived = {"not measured": "derived", "a budget": "budget"}
+    word = next((word for start, word in derived.items() if gpu["source"].startswith(start)), "reported")
+    return word if gpu["verified"] else f"{word}, unverified"
+
+
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "models": (
+        ("name", "left", lambda r: r["name"]),
+        ("parameters", "right", lambda r: count(r["parameters"])),
+        ("also called", "left", lambda r: ", ".join((*r["aliases"], *r["ids"]))),
+    ),
+    "gpus": (
+        ("name", "left", lambda r: r["name"]),
+        ("sold as", "right", lambda r: f"{r['marketing_gb']:g} GB"),
+        ("usable", "right", lambda r: gib(r["usable_bytes"])),
+        ("GB/s", "right", lambda r: _rate(r["bandwidth_gbs"])),
+        ("TFLOPS", "right", lambda r: _rate(r["bf16_tflops"])),
+        ("usable is", "left", _known),
+    ),
+    "methods": (
+        ("name", "left", lambda r: r["name"]),
+        ("trains", "left", lambda r: r["trains"].replace("_", " ")),
+        ("", "left", lambda r: r["summary"]),
+    ),
+    "optimizers": (
+        ("name", "left", lambda r: r["name"]),
+        ("states per trained tensor", "left", lambda r: ", ".join(f"{s['name']} ({s['rule']})" for s in r["states"]) or "none"),
+        ("step", "left", lambda r: "/".join(r["modes"]) + (", paged" if r["paged"] else "")),
+    ),
+    "recipes": (
+        ("name", "left", lambda r: r["name"]),
+        ("", "left", lambda r: "; ".join((r["summary"], *([f"only {', '.join(r['methods'])}"] if r["methods"] else []), *r["notes"]))),
+    ),
+}
+FOOT = {
+    "gpus": (
+        "usable: what a process can hold, CUDA context included. reported: by torch's own out-of-memory messages; "
+        "derived: from the nominal size, on the low side; budget: memory shared with the system. "
+        "TFLOPS: dense 16-bit, vendor's figure. unverified: kernels of this vendor are not modelled."
+    ),
+    "models": "Any Hugging Face id, folder or config.json works too.",
+}
+
+
+def listing(what: str, rows: list[dict[str, Any]]) -> list[RenderableType]:
+    """One table of `memplan list`, with a line under it where it needs one."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for index, (title, justify, _) in enumerate(COLUMNS[what]):
+        table.add_column(title, justify=justify, no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(text(row) for _, _, text in COLUMNS[what]))
+    return [table, *([Text(FOOT[what], style="dim")] if what in FOOT else [])]
