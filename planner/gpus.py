@@ -116,12 +116,12 @@ def find_gpu(text: str) -> Gpu:
     name = _names().get(_plain(text))
     if name is not None:
         return gpus()[name]
-    if re.match(r"\s*[0-9.]+\s*([kmgt]i?b?)?\s*$", text, re.IGNORECASE):
+    if re.match(r"\s*[0-9.]+\s*[kmgt]?i?b?\s*$", text, re.IGNORECASE):
         return budget(text)
     several = [name for name in gpus() if _plain(text) and _plain(name).startswith(_plain(text))]
     if 2 <= len(several) <= 6:
         raise UsageError(f"GPU '{shorten(text)}' could be {' or '.join(several)}: say which")
-    raise unknown("GPU", text, gpus(), "A size such as 23.5GiB is a budget; 'memplan list gpus' shows all")
+    raise unknown("GPU", text, gpus(), "(memplan list gpus shows all; a size such as 23.5GiB is a budget)")
 
 
 def budget(text: str) -> Gpu:

@@ -1,0 +1,194 @@
+"""The first screen and --explain, from a hand-built Prediction: every figure on the screen is one of its own."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from memplan.render.bar import ruler, stacked_bar
+from memplan.render.console import make_console, show
+from memplan.render.explain import explain_rows
+from memplan.render.terminal import count, number, plan_screen, shown_moments
+from planner.breakdown import Accuracy, Breakdown, ModelSummary, Peak, Prediction, Row
+from planner.gpus import Gpu, common_gpus, find_gpu
+from planner.setup import resolve
+from planner.suggest import Suggestion
+from planner.units import GIB, MIB
+from planner.verdict import judge
+
+WEIGHTS = Row("base weights", (4096, 4096), "nf4", 224, 4 * GIB, "weights", "4-bit linear layers")
+GRADS = Row("adapter gradients", (16, 4096), "float32", 448, 256 * MIB, "gradients", ".grad of every adapter")
+STATES = Row("exp_avg", (16, 4096), "float32", 448, 512 * MIB, "optimizer_states", "AdamW's first moment")
+SAVED = Row("logits", (1, 2048, 32000), "float32", 1, 1 * GIB, "activations", "fp32 copy kept by cross-entropy")
+SMALL = Row("loss", (), "float32", 1, 4, "temporaries", "a scalar")
+
+
+def prediction(gpu: Gpu | None = None, **changes) -> Prediction:
+    moments = (
+        Breakdown("load_peak", (WEIGHTS,)),
+        Breakdown("load", (WEIGHTS,)),
+        Breakdown("forward", (WEIGHTS, STATES, SAVED)),
+        Breakdown("backward", (WEIGHTS, STATES, SAVED, GRADS, SMALL)),
+        Breakdown("optimizer_step", (WEIGHTS, STATES, GRADS)),
+    )
+    allocated = moments[3].allocated_bytes
+    peak = Peak("backward", allocated, allocated + 128 * MIB, 600 * MIB)
+    model = ModelSummary("llama-7b", "LlamaForCausalLM", 6_738_415_616)
+    made = Prediction("formula", model, resolve({"method": "qlora"}), 39_976_960, 6_778_392_576, 0, peak, peak, moments, **changes)
+    return made.with_(gpus=tuple(judge(made, card) for card in ((gpu,) if gpu else common_gpus())))
+
+
+def screen(
+    made: Prediction, gpu: Gpu | None = None, suggestions: tuple[Suggestion, ...] = (), width: int = 80, ascii_only: bool = False
+) -> str:
+    stream = io.StringIO()
+    show(*plan_screen(made, gpu, suggestions, width, ascii_only), console=make_console(stream, width))
+    return stream.getvalue()
+
+
+def test_the_verdict_comes_first():
+    card = find_gpu("rtx-4090")
+    assert screen(prediction(card), card).splitlines()[0] == "fits rtx-4090: 6.46 GiB needed of 23.50 GiB usable, 17.04 GiB free"
+    small = find_gpu("5GiB")
+    assert screen(prediction(small), small).splitlines()[0] == "does not fit 5GiB: 6.46 GiB needed of 5.00 GiB usable, 1.46 GiB short"
+
+
+def test_without_a_card_it_says_which_common_ones_fit():
+    text = screen(prediction())
+    assert text.startswith("needs 6.46 GiB of GPU memory\nfits: rtx-3070, rtx-3060, ")
+    assert "does not fit" not in text
+
+
+def test_components_add_up_on_the_screen():
+    card = find_gpu("h200")
+    lines = screen(prediction(card), card).splitlines()
+    figures = {}
+    for name in (
+        "weights",
+        "gradients",
+        "optimizer states",
+        "activations",
+        "temporaries",
+        "allocated",
+        "fragmentation",
+        "CUDA context",
+        "device",
+    ):
+        line = next(line for line in lines if name in line[:22])
+        figures[name] = line[22:].split()
+    assert figures["weights"][0] == "4.00" and figures["weights"][2:] == ["4.00"] * 5
+    assert figures["temporaries"][0] == "<0.01", "what is not zero does not read as zero"
+    assert figures["gradients"] == ["0.25", "3.9", "-", "-", "-", "0.25", "0.25"]
+    assert figures["allocated"] == ["5.75", "89.0", "4.00", "4.00", "5.50", "5.75", "4.75"]
+    assert figures["fragmentation"][0] == "0.12"
+    assert figures["device"] == ["6.46", "100.0"]
+
+
+def test_peak_is_explained_by_its_largest_rows():
+    text = " ".join(screen(prediction()).split())
+    assert "Peak in backward, 5.75 GiB allocated. Largest beside the weights: logits 1.00 GiB (fp32 copy kept by cross-entropy)" in text
+
+
+def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():
+    text = " ".join(screen(prediction()).split())
+    assert "recipe hf: nf4 weights with double quantisation" in text and "sdpa attention" in text
+    made = prediction().with_(setup=resolve({"method": "qlora", "attention": "eager"}))
+    assert "eager attention" not in screen(made)
+
+
+def test_accuracy_is_evidence_or_its_absence():
+    assert "formula engine: no recorded run of this engine." in screen(prediction())
+    known = Accuracy(0.004, 0.031, 25, "h200, torch 2.13", "llama-2-7b qlora")
+    text = " ".join(screen(prediction(accuracy=known)).split())
+    assert "0.40 % (median), 3.10 % (worst) of 25 recorded runs, h200, torch 2.13; nearest run: llama-2-7b qlora." in text
+
+
+def test_the_formulas_recorded_error_makes_the_band_of_tight():
+    made = prediction(accuracy=Accuracy(0.01, 0.05, 25, "h200"))
+    device = made.peak.reserved_bytes + find_gpu("8GiB").context_bytes
+    slack = round(made.peak.allocated_bytes * 0.05)
+    words = {offset: judge(made, find_gpu(f"{device + offset}B")).verdict for offset in (slack, slack - 1, 0, -slack, -slack - 1)}
+    assert words == {slack: "fits", slack - 1: "tight", 0: "tight", -slack: "tight", -slack - 1: "no"}
+
+
+def test_the_traces_smallest_capacity_makes_the_band_of_tight():
+    made = prediction(smallest_capacity_bytes=5 * GIB)
+    context = find_gpu("8GiB").context_bytes - made.peak.context_bytes
+    assert judge(made, find_gpu(f"{5 * GIB + context}B")).verdict == "tight"
+    assert judge(made, find_gpu(f"{5 * GIB + context - 1}B")).verdict == "no"
+    assert judge(made, find_gpu("24GiB")).verdict == "fits"
+
+
+def test_suggestions_say_what_they_save_and_whether_it_fits():
+    card = find_gpu("6GiB")
+    made = (
+        Suggestion("chunked loss: --loss chunked", {"loss": "chunked"}, 1 * GIB, 5 * GIB),
+        Suggestion("half the rank: --rank 8", {"rank": 8}, MIB, 6 * GIB + 1),
+    )
+    text = screen(prediction(card), card, made)
+    assert "1.00 GiB  -> 5.00 GiB, fits          chunked loss: --loss chunked" in text
+    assert "does not fit" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("card", [None, "rtx-4090", "5GiB"])
+def test_no_line_is_wider_than_the_terminal(width: int, card: str | None):
+    gpu = find_gpu(card) if card else None
+    made = prediction(gpu, warnings=("word " * 60,), assumptions=("x" * 200,))
+    lines = screen(made, gpu, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if line != line.rstrip()]
+
+
+def test_ascii_when_the_stream_is_ascii():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    console = make_console(stream)
+    assert console.options.ascii_only
+    show(*plan_screen(prediction(), None, (), console.width, True), console=console)
+    assert raw.getvalue().decode("ascii").count("W") > 20
+
+
+def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" not in screen(prediction())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[" in screen(prediction())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in screen(prediction())
+
+
+def test_the_bar_is_to_scale_and_marks_what_is_usable():
+    bar = stacked_bar([("weights", 50), ("activations", 25)], 100, 90, 20).plain
+    assert bar == "█" * 10 + "░" * 5 + "·" * 3 + "|" + "·"
+    assert stacked_bar([("weights", 150)], 100, 90, 10, ascii_only=True).plain == "WWWWWWWWW|"
+
+
+@pytest.mark.parametrize("usable", [1, 40, 60, 98, 100])
+def test_the_ruler_never_overlaps(usable: int):
+    line = ruler(100, usable, 60, ("0", "2.00 GiB usable", "rtx-4090")).plain
+    assert line.startswith("0 ") and line.endswith(" rtx-4090") and " 2.00 GiB usable " in line and len(line) == 60
+
+
+def test_explain_shows_every_row_and_their_sum():
+    stream = io.StringIO()
+    made = prediction()
+    show(*explain_rows(made), console=make_console(stream, 80))
+    text = stream.getvalue()
+    for row in made.peak_rows:
+        assert f"{row.bytes:,} {row.name}" in text and row.why in text
+    assert "[1x2048x32000] float32" in text and "[4096x4096] nf4 x 224" in text and "[scalar]" in text
+    assert f"5 rows add up to {made.peak.allocated_bytes:,} bytes" in text
+
+
+def test_at_most_five_moments_are_shown_and_the_peak_is_one():
+    made = prediction()
+    extra = tuple(Breakdown(name, (WEIGHTS, STATES)) for name in ("evaluate", "save", "merge"))
+    shown = [m.moment for m in shown_moments(made.with_(moments=(*made.moments, *extra)))]
+    assert len(shown) == 5 and "backward" in shown
+
+
+def test_numbers_for_people():
+    assert [number(None), number(0), number(1), number(GIB)] == ["", "-", "<0.01", "1.00"]
+    assert [count(512), count(40_000_000), count(6_738_415_616)] == ["512", "40.0 M", "6.74 B"]
