@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from planner.spec import ModelSpec
 
 CATALOG = Path(__file__).parent / "catalog"
 INDEX = "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
+# An entry is a config.json as its publisher has it, plus, where something must be said of it, {"memplan": {"note": ...}}.
 MOST_BYTES = 10_000_000
 
 
@@ -25,12 +26,14 @@ class Model:
     name: str
     config: dict[str, Any]
     source: str
+    note: str = ""
     _spec: list[ModelSpec] = field(default_factory=list, repr=False, compare=False)
 
     def spec(self) -> ModelSpec:
         """The parsed config. Raises UsageError where a key is wrong or the formula lacks the family."""
         if not self._spec:
-            self._spec.append(read_config(self.config, self.name))
+            spec = read_config(self.config, self.name)
+            self._spec.append(replace(spec, notes=(self.note, *spec.notes)) if self.note else spec)
         return self._spec[0]
 
 
@@ -42,7 +45,7 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, ModelSpec):
-        return Model(model.name, dict(model.config), "ModelSpec", [model])
+        return Model(model.name, dict(model.config), "ModelSpec", "", [model])
     if isinstance(model, Mapping):
         return Model(_name_of(model), dict(model), "dict")
     if isinstance(model, Path):
@@ -66,8 +69,9 @@ def from_catalog(text: str) -> Model | None:
     stem = key if _is_entry(key) else _by_alias().get(text.strip().lower(), _by_alias().get(key))
     if stem is None:
         return None
-    path = CATALOG / f"{stem}.json"
-    return Model(stem, read_json(path), f"catalogue ({path.name})")
+    config = read_json(CATALOG / f"{stem}.json")
+    note = config.pop("memplan", {}).get("note", "")
+    return Model(stem, config, f"catalogue ({stem}.json)", note)
 
 
 def index() -> dict[str, dict[str, Any]]:
