@@ -1,0 +1,40 @@
+"""The batch that a training step reads: random tokens of the setup's shape, padded or packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from planner.setup import Setup
+
+
+def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Tensor]:
+    """input_ids and labels, B x S int64 on the device; an attention mask where the stack's collator makes one or a row is padded.
+
+    The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their own
+    (transformers 5.23 data/data_collator.py DataCollatorForLanguageModeling).
+    """
+    size = (setup.micro_batch, setup.sequence_length)
+    vocab = getattr(config.get_text_config(), "vocab_size", 1000)
+    ids = torch.randint(0, vocab, size, device=device)
+    batch = {"input_ids": ids, "labels": ids}
+    if setup.method == "inference":
+        return {"input_ids": ids}
+    if setup.recipe != "raw":
+        batch["labels"] = ids.clone()
+    if setup.padded or (setup.recipe != "raw" and setup.packed_documents == 1):
+        batch["attention_mask"] = torch.ones_like(ids)
+    if setup.padded and device.type != "meta":
+        batch["attention_mask"][-1, setup.sequence_length - max(1, setup.sequence_length // 8) :] = 0
+    if setup.packed_documents > 1:
+        batch["position_ids"] = _positions(setup, device)
+    return batch
+
+
+def _positions(setup: Setup, device: torch.device) -> torch.Tensor:
+    """B x S positions that restart at each of the row's documents, all of nearly one length."""
+    length = -(-setup.sequence_length // setup.packed_documents)
+    row = torch.arange(setup.sequence_length) % length
+    rows = row.repeat(setup.micro_batch, 1)
+    return torch.empty_like(rows, device=device) if device.type == "meta" else rows.to(device)

@@ -1,0 +1,45 @@
+"""Bottleneck adapters (Houlsby et al. 2019, section 2.1): down-projection, non-linearity, up-projection, residual; peft has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.errors import UsageError
+from planner.live.model import layer_list
+
+
+class Bottleneck(nn.Module):
+    """x + up(gelu(down(x))), H -> size -> H, with biases."""
+
+    def __init__(self, hidden: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden, size, dtype=dtype, device=device)
+        self.up = nn.Linear(size, hidden, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.up(nn.functional.gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
+
+
+def add_bottlenecks(model: Any, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """One adapter after the attention and one after the MLP of every decoder layer. UsageError where a layer has neither."""
+    found = layer_list(model)
+    hidden = model.config.get_text_config().hidden_size
+    count = 0
+    for layer in found[1] if found else ():
+        for name, module in list(layer.named_children()):
+            if "norm" in name or "layernorm" in name or isinstance(module, nn.Dropout) or not any(True for _ in module.parameters()):
+                continue
+            module.bottleneck = Bottleneck(hidden, size, dtype, device)
+            module.register_forward_hook(_after)
+            count += 1
+    if not count:
+        raise UsageError(f"{type(model).__name__} has no attention or MLP modules for method 'adapter'")
+
+
+def _after(module: Any, args: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (module.bottleneck(output[0]), *output[1:])
+    return module.bottleneck(output)

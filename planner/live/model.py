@@ -1,0 +1,107 @@
+"""A config.json becomes the real transformers class on the meta device: names, shapes and dtypes, no bytes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from planner.errors import UsageError, nearest, shorten
+from planner.live.extras import require
+
+require()
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+# Keys that say how a checkpoint was stored or which foreign code to run, not what the model is. `auto_map` would run a repository's code.
+NOT_ARCHITECTURE = ("auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path", "_attn_implementation")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The libraries' warnings are about training quality and kernels; none is about memory."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "peft", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def reason(error: BaseException) -> str:
+    """A library's exception as one readable line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shorten(" ".join(lines) or type(error).__name__, 300)
+
+
+def read_config(config: Mapping[str, Any]) -> Any:
+    """The transformers configuration object. UsageError for a model_type it does not know or values it rejects."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        close = nearest(str(model_type), list(CONFIG_MAPPING.keys()))
+        hint = f"did you mean {' or '.join(close)}?" if close else "a repository's own code is never run"
+        raise UsageError(f"transformers knows no model_type {shorten(repr(model_type))}: {hint}")
+    fields = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and key != "model_type"}
+    try:
+        made = CONFIG_MAPPING[model_type](**fields)
+    except Exception as error:
+        raise UsageError(f"transformers rejects this {model_type} config: {reason(error)}") from None
+    made.use_cache = False
+    for part in sub_configs(made):
+        part.use_cache = False
+    return made
+
+
+def sub_configs(config: Any) -> list[Any]:
+    """The configurations nested in one (a vision-language model's text part)."""
+    return [part for name in getattr(config, "sub_configs", {}) if (part := getattr(config, name, None)) is not None]
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class that trains on text: the causal language model, else the image-text model, used without images."""
+    from transformers.models.auto import modeling_auto
+
+    for table in ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
+        mapping = getattr(modeling_auto, table, None)
+        if mapping is not None and type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, (list, tuple)) else found
+    raise UsageError(f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on next-token loss")
+
+
+def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module:
+    """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be built."""
+    from transformers.initialization import no_init_weights
+
+    made = read_config(config)
+    cls = model_class(made)
+    try:
+        with torch.device("meta"), no_init_weights(), quiet():
+            model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"transformers cannot build {cls.__name__} from this config: {reason(error)}") from None
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The decoder layers: the ModuleList that holds the most parameters, with its path; None where there is none."""
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            size = sum(p.numel() for p in module.parameters())
+            if best is None or size > best[0]:
+                best = (size, name, module)
+    return None if best is None else (best[1], best[2])

@@ -1,0 +1,70 @@
+"""bitsandbytes' 4-bit and 8-bit linear layers in place of plain ones, and their weights quantised as each is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.live.extras import BITSANDBYTES, require
+from planner.setup import Setup
+
+
+def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
+    """Swap the linear layers that transformers would quantise for bitsandbytes' own, still on meta; returns their names.
+
+    Which: every nn.Linear and Conv1D but tied ones, the output embedding and the last parameter's module
+    (transformers 5.23 quantizers/base.py get_keys_to_not_convert; integrations/bitsandbytes.py replace_with_bnb_linear).
+    """
+    if setup.quant_type == "none":
+        return []
+    require(*BITSANDBYTES)
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = get_keys_to_not_convert(model)
+    names = []
+    for name, module in list(model.named_modules()):
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, _placeholder(module, setup))
+            names.append(name)
+    model.is_quantized = True  # type: ignore[assignment]
+    setattr(model, "is_loaded_in_8bit" if setup.quant_type == "int8" else "is_loaded_in_4bit", True)
+    model.quantization_method = "bitsandbytes"  # type: ignore[assignment]
+    return names
+
+
+def _placeholder(module: nn.Module, setup: Setup) -> nn.Module:
+    import bitsandbytes as bnb
+
+    rows, columns = module.weight.shape  # type: ignore[misc]
+    fan_out, fan_in = (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
+    bias = module.bias is not None
+    if setup.quant_type == "int8":
+        made = bnb.nn.Linear8bitLt(fan_in, fan_out, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
+    else:
+        made = bnb.nn.Linear4bit(fan_in, fan_out, bias=bias, compute_dtype=getattr(torch, setup.compute_dtype), compress_statistics=setup.double_quant,
+                                 quant_type=setup.quant_type, quant_storage=getattr(torch, setup.quant_storage), device="meta")  # fmt: skip
+    made.weight.memplan_dtype = module.weight.dtype
+    if bias:
+        made.bias = nn.Parameter(torch.empty(fan_out, dtype=module.weight.dtype, device="meta"), requires_grad=False)
+    made.requires_grad_(False)
+    return made
+
+
+def quantise(module: Any, setup: Setup, device: torch.device) -> None:
+    """Give a placeholder its weight: random values made on the device, quantised there by bitsandbytes, the originals dropped."""
+    import bitsandbytes as bnb
+
+    weight = torch.empty(module.out_features, module.in_features, dtype=module.weight.memplan_dtype, device=device)
+    if device.type != "meta":
+        weight.normal_(0, 0.02)
+    if setup.quant_type == "int8":
+        module.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)._quantize(device)
+        return
+    made = bnb.nn.Params4bit(weight, requires_grad=False, blocksize=setup.quant_block, compress_statistics=setup.double_quant, quant_type=setup.quant_type,
+                             quant_storage=getattr(torch, setup.quant_storage), module=module)  # fmt: skip
+    module.weight = made._quantize(device)

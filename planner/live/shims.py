@@ -1,0 +1,141 @@
+"""What a library needs in order to run on meta tensors: one entry each, with the library's file and version. Undone on exit.
+
+A shim changes where a library refuses meta or asks a tensor for its value; never what it allocates on a real device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from planner.live.observe import Observer
+from planner.setup import Setup
+
+_ATEN = torch.ops.aten
+
+
+def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
+    """Ops that ask a tensor for its value: `mask.all()` of a padded batch is False, of a full one True; numbers are 0.
+
+    What a program copies to the host arrives as zeros (peft 0.21 tuners/adalora/layer.py mask_to_budget calls `tolist`).
+    transformers 5.23 masking_utils.py _ignore_causal_mask_sdpa asks `padding_mask.all()`; optimizers and schedules ask scalars.
+    """
+
+    def scalar(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        if not tensor.is_meta:
+            return func(*args, **kwargs)
+        if tensor.dtype == torch.bool:
+            return not setup.padded
+        return 0.0 if tensor.is_floating_point() else 0
+
+    def to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        device = kwargs.get("device")
+        if args[0].is_meta and device is not None and torch.device(device).type == "cpu":
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return NotImplemented
+
+    def copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
+
+    return {_ATEN._local_scalar_dense.default: scalar, _ATEN._to_copy.default: to_copy, _ATEN.copy_.default: copy}
+
+
+@contextmanager
+def applied(observer: Observer, setup: Setup) -> Iterator[None]:
+    """Every shim for the time of one trace."""
+    with ExitStack() as stack:
+        for shim in SHIMS:
+            stack.enter_context(shim(observer))
+        yield
+
+
+@contextmanager
+def _torch_optimizers(observer: Observer) -> Iterator[None]:
+    """torch 2.13 optim/optimizer.py and utils/_foreach_utils.py: fused and foreach paths are chosen by a list of device types; add meta."""
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    fused, foreach = _foreach_utils._get_fused_kernels_supported_devices, _foreach_utils._get_foreach_kernels_supported_devices
+    with ExitStack() as stack:
+        for module in (optimizer, _foreach_utils):
+            stack.enter_context(patch.object(module, "_get_fused_kernels_supported_devices", lambda: [*fused(), "meta"]))
+            stack.enter_context(patch.object(module, "_get_foreach_kernels_supported_devices", lambda: [*foreach(), "meta"]))
+        yield
+
+
+@contextmanager
+def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
+    """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real device, casting like it does."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    original = BaseTunerLayer._move_adapter_to_device_of_base_layer
+
+    def moved(self: Any, adapter_name: str, device: Any = None) -> None:
+        original(self, adapter_name, device)
+        base = self.get_base_layer()
+        weight = getattr(base, "weight", None)
+        weight = weight if isinstance(weight, torch.Tensor) else next(iter(base.parameters()), None)
+        dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
+        for name in (*self.adapter_layer_names, *self.other_param_names):
+            holder = getattr(self, name, None)
+            if not hasattr(holder, "keys") or adapter_name not in holder:
+                continue
+            item = holder[adapter_name]
+            if isinstance(item, nn.Module):
+                item.to(dtype=dtype) if dtype is not None else None
+                for module in item.modules():
+                    for store in (module._parameters, module._buffers):
+                        for key, tensor in store.items():
+                            if tensor is not None:
+                                store[key] = observer.to_device(tensor)
+            elif isinstance(item, torch.Tensor):
+                if dtype is not None and item.is_floating_point() and item.dtype != dtype:
+                    cast = item.data.to(dtype)
+                    item = nn.Parameter(cast, requires_grad=item.requires_grad) if isinstance(item, nn.Parameter) else cast
+                holder[adapter_name] = observer.to_device(item)
+
+    with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", moved):
+        yield
+
+
+@contextmanager
+def _bitsandbytes_paged(observer: Observer) -> Iterator[None]:
+    """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on the host's ledger."""
+    from planner.live.extras import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        yield
+        return
+    import bitsandbytes.functional as F
+
+    def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
+        with observer.on_host():
+            made = torch.empty(shape, dtype=dtype, device="meta")
+        made.is_paged, made.page_deviceid = True, 0  # type: ignore[attr-defined]
+        observer.host_bytes += made.numel() * made.element_size()
+        return made
+
+    maps = dict(F.name2qmap)
+    F.name2qmap.clear()
+    try:
+        with ExitStack() as stack:
+            for name, stand_in in (("get_paged", get_paged), ("prefetch_tensor", _nothing), ("fill", _nothing)):
+                stack.enter_context(patch.object(F, name, stand_in))
+            yield
+    finally:
+        F.GlobalPageManager.get_instance().paged_tensors.clear()
+        F.name2qmap.clear()
+        F.name2qmap.update(maps)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """A kernel that moves values, not memory."""
+
+
+SHIMS = (_torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged)
