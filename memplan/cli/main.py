@@ -61,13 +61,16 @@ def group() -> None:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages go to standard error, never a traceback for a user's mistake."""
     try:
-        result = group.main(args=list(args), prog_name="memplan", standalone_mode=False)
+        with group.make_context("memplan", list(args)) as context:  # click's own main() would turn a broken pipe into exit 1
+            result = group.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
     except MemplanError as error:
         return _complain(str(error), error.exit_code)
     except click.UsageError as error:
         name = error.ctx.command_path if error.ctx else "memplan"
-        return _complain(f"{error.format_message()} (see '{name} --help')", 2)
+        return _complain(f"{' '.join(error.format_message().split())} (see '{name} --help')", 2)
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
@@ -93,4 +96,6 @@ def main(argv: Any = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an ASCII-only pipe gets '?', not a traceback
+    if "_MEMPLAN_COMPLETE" in os.environ:  # shell completion, click's own
+        group.main(prog_name="memplan")
     sys.exit(run(sys.argv[1:] if argv is None else argv))

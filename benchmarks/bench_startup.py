@@ -1,0 +1,56 @@
+"""Start-up: whole-process time of `memplan llama-7b --method qlora`, as a ratio to a program that imports click, rich and
+pydantic.BaseModel and prints a table. Target: at most 1.8.
+
+    python benchmarks/bench_startup.py [ROUNDS]
+
+The two take turns, so that a busy machine slows both; the ratio of medians is what counts, single times are not judged.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BASELINE = """
+import click
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+table = Table("component", "GiB")
+table.add_row("weights", "1.00")
+Console().print(table)
+"""
+COMMANDS = {
+    "click + rich + pydantic + a table": [sys.executable, "-c", BASELINE],
+    "memplan llama-7b --method qlora": [sys.executable, "-m", "memplan", "llama-7b", "--method", "qlora"],
+}
+TARGET = 1.8
+
+
+def seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def main(rounds: int) -> None:
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for command in COMMANDS.values():
+        seconds(command)  # compiles and fills the file cache
+    for _ in range(rounds):
+        for name, command in COMMANDS.items():
+            times[name].append(seconds(command))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    for name, median in medians.items():
+        print(f"{name:36} {1000 * median:7.0f} ms (median of {rounds}, best {1000 * min(times[name]):.0f})")
+    baseline, ours = medians.values()
+    print(f"ratio {ours / baseline:.2f}, target at most {TARGET}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
