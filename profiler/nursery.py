@@ -64,7 +64,8 @@ def preload(names: Sequence[str]) -> list[str]:
 def resolve_target(target: str) -> Callable[..., Any]:
     """The callable behind `module:function`."""
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def run_target(request: dict[str, Any]) -> dict[str, Any]:
