@@ -35,6 +35,13 @@ class WeightTensor:
         """Elements of one tensor of this kind, tied or not."""
         return prod(self.shape)
 
+    def each(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name and shape of every tensor of this kind, with the layers' indices filled in."""
+        if not self.layers:
+            yield self.name, self.shape
+        for layer in self.layers:
+            yield self.name.replace("*", str(layer)), self.shape
+
     @property
     def module(self) -> str:
         """The name without its last part: what a target such as q_proj is matched against."""
@@ -50,9 +57,8 @@ def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
     yield WeightTensor(embedding, (spec.vocab, spec.embedding_dim), "embedding")
     if spec.learned_positions is not None:
         yield WeightTensor(f"{spec.position_name}.weight", (spec.learned_positions, spec.hidden), "position")
-    for norm in (spec.embedding_norm,):
-        if norm is not None:
-            yield from _norm(norm, "")
+    if spec.embedding_norm is not None:
+        yield from _norm(spec.embedding_norm, "")
     for linear in spec.projections:
         yield from _linear(linear, "")
     yield from _layer_tensors(spec)
