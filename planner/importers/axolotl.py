@@ -1,0 +1,258 @@
+"""axolotl's YAML (0.21): the schemas under utils/schemas, read as one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.errors import UsageError
+from planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from planner.importers.hf import keyword_arguments, packed_rows, settle_checkpointing
+from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, nested, not_modelled, number, setup_fields, text, use
+from planner.importers.trl import adapter_method
+
+
+def _precision(key: str, value: Any) -> str:
+    """bf16 and fp16 are true, false, 'auto' or 'full'."""
+    word = str(value).lower()
+    if word not in ("true", "false", "auto", "full"):
+        raise bad(key, value, "true, false, auto or full")
+    return word
+
+
+def _checkpointing(key: str, value: Any) -> str:
+    word = str(value).lower()
+    if word not in ("true", "false", "offload", "offload_disk", "unsloth"):
+        raise bad(key, value, "true, false, offload or offload_disk")
+    return word
+
+
+def _adapter(key: str, value: Any) -> str:
+    word = text(key, value).lower()
+    if word not in ("lora", "qlora", "none"):
+        raise UsageError(f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace")
+    return word
+
+
+FSDP: dict[str, Rule] = {
+    "offload_params": use("_fsdp_offload", flag),
+    "fsdp_offload_params": use("_fsdp_offload", flag),
+    "activation_checkpointing": use("_fsdp_checkpointing", flag),
+    "fsdp_activation_checkpointing": use("_fsdp_checkpointing", flag),
+    "reshard_after_forward": use("_reshard", lambda key, value: value),
+    "fsdp_reshard_after_forward": use("_reshard", lambda key, value: value),
+    **ignored("how the model is wrapped, loaded or saved", """
+        *auto_wrap_policy *transformer_layer_cls_to_wrap *min_num_params *cpu_ram_efficient_loading *state_dict_type
+        *sync_module_states *use_orig_params *backward_prefetch *forward_prefetch *cpu_offload_pin_memory
+        *mixed_precision_policy *version *sharding_strategy *limit_all_gathers
+    """),
+}  # fmt: skip
+
+LEGACY_ATTENTION = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager",
+                    "xformers_attention": "xformers", "flex_attention": "flex_attention", "sage_attention": "sage"}  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    "base_model": use("_model", text),
+    "base_model_config": Rule("ignored", why="the model's own configuration is read"),
+    "adapter": use("_adapter", _adapter),
+    "load_in_4bit": use("_four_bit", flag),
+    "load_in_8bit": use("_eight_bit", flag),
+    "bnb_config_kwargs": use("_bnb", keyword_arguments),
+    "lora_r": use("rank", integer),
+    "lora_alpha": use("alpha", number),
+    "lora_dropout": use("dropout", number),
+    "lora_target_modules": use("_targets", names),
+    "lora_target_linear": use("_linear", flag),
+    "lora_modules_to_save": use("modules_to_save", names),
+    "peft_use_dora": use("_dora", flag),
+    "peft_use_rslora": use("_rslora", flag),
+    "peft_autocast_adapter_dtype": use("_upcast_adapters", flag),
+    "lora_fp32_gradients": use("_fp32_gradients", flag, "adapters in float32"),
+    "micro_batch_size": use("micro_batch", integer),
+    "gradient_accumulation_steps": use("gradient_accumulation", integer),
+    "sequence_len": use("sequence_length", integer),
+    "sample_packing": use("_packing", flag),
+    "pad_to_sequence_len": use("_pad", flag),
+    "bf16": use("_bf16", _precision),
+    "fp16": use("_fp16", _precision),
+    "bfloat16": use("_bfloat16", flag),
+    "float16": use("_float16", flag),
+    "float32": use("_float32", flag),
+    "gradient_checkpointing": use("_gc", _checkpointing),
+    "gradient_checkpointing_kwargs": use("_checkpointing_kwargs", keyword_arguments),
+    "optimizer": use("optimizer", optimizer),
+    "attn_implementation": use("attention", text),
+    **{name: use(f"_{name}", flag) for name in LEGACY_ATTENTION},
+    "embeddings_skip_upcast": use("_skip_upcast", flag),
+    "liger_fused_linear_cross_entropy": use("_fused_loss", flag),
+    "cut_cross_entropy": use("_fused_loss", flag),
+    "chunked_cross_entropy": use("_chunked_loss", flag),
+    "fsdp_config": nested(FSDP),
+    "fsdp": use("_fsdp", lambda key, value: value),
+    "deepspeed": use("_deepspeed"),
+    "dp_shard_size": use("_shards", integer),
+    "rl": not_modelled("reinforcement and preference training hold further models"),
+    "plugins": use("_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)),
+    "quantize_moe_experts": not_modelled("experts in 4 or 8 bits"),
+    "lora_target_parameters": not_modelled("adapters on expert parameters"),
+    "lora_rank_pattern": not_modelled("ranks that differ by module"),
+    "peft_layers_to_transform": not_modelled("adapters on some layers only"),
+    "peft_layer_replication": not_modelled("repeated layers"),
+    "peft_trainable_token_indices": not_modelled("trainable rows of the embedding"),
+    "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
+    "activation_offloading": not_modelled("saved tensors on the host"),
+    "layer_offloading": not_modelled("frozen weights on the host"),
+    "selective_checkpointing": not_modelled("attention outputs kept, about one hidden state more per layer"),
+    "tiled_mlp": not_modelled("the MLP in tiles"),
+    "unfrozen_parameters": not_modelled("which parameters train"),
+    "ple_cpu_offload": not_modelled("tables on the host"),
+    "lora_on_cpu": not_modelled("adapters on the host"),
+    "relora": not_modelled("restarted adapters"),
+    "torch_compile": not_modelled("a compiled step frees and fuses tensors differently", ("auto",)),
+    "fp8": not_modelled("8-bit products keep scaled copies"),
+    "qat": not_modelled("fake quantisation"),
+    "tensor_parallel_size": not_modelled("weights split across cards", (1,)),
+    "context_parallel_size": not_modelled("sequences split across cards", (1,)),
+    "sequence_parallel_degree": not_modelled("sequences split across cards", (1,)),
+    "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
+    "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
+    "sdpa_varlen": not_modelled("packed rows without a mask"),
+    "batch_flattening": not_modelled("a batch as one row"),
+    "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),
+    "batch_size": not_modelled("the global batch decides the accumulation"),
+    "fp32_norms": use("_fp32_norms", flag),
+    **{f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors") for name in ("mlp", "qkv", "o", "embedding")},
+    **{f"liger_{name}": not_modelled("a kernel that saves fewer tensors")
+       for name in ("rope", "rms_norm", "layer_norm", "glu_activation", "swiglu", "cross_entropy", "rms_norm_gated", "use_token_scaling")},
+    **ignored("the optimizer's numbers, not its states", """
+        learning_rate lr_* cosine_* adam_* optim_args weight_decay max_grad_norm num_epochs max_steps warmup_* loraplus_*
+        embedding_lr embedding_lr_scale dion_* qgalore_* relora_* jagged_* neftune_noise_alpha torchdistx_path
+    """),
+    **ignored("names data, templates or tokens", """
+        datasets test_datasets dataset_* pretraining_dataset shuffle_* skip_prepare_dataset num_dataset_shards_to_save val_size
+        val_set_size chat_template chat_template_* default_system_message special_tokens tokens added_tokens_overrides
+        eot_tokens train_on_inputs group_by_length streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
+        excess_length_strategy min_sample_len max_prompt_len balance_labels label_balance_* sample_packing_*
+        multipack_real_batches use_pose pose_* pretrain_* pretraining_sample_concatenation preprocess_iterable
+        fix_untrained_tokens total_num_tokens total_supervised_tokens
+    """),
+    **ignored("evaluation, saving and logging are outside the training step", """
+        eval_* evals_per_epoch save_* saves_per_epoch logging_* output_dir wandb_* use_wandb mlflow_* use_mlflow comet_*
+        use_comet hub_* use_tensorboard use_otel_metrics otel_* trackio_* use_trackio swanlab_* use_swanlab
+        early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better do_causal_lm_eval
+        eval_causal_lm_metrics do_bench_eval bench_* loss_watchdog_* include_tokens_per_second include_tkps profiler_*
+        sync_profiler_* generate_samples num_generation_samples generation_* auto_resume_from_checkpoints resume_from_checkpoint
+        gradio_* save_safetensors
+    """),
+    **ignored("the tokenizer, or where the model comes from", """
+        tokenizer_* model_type type_of_model revision_of_model is_*_derived_model processor_type processor_kwargs strict
+        experimental_skip_move_to_device use_kernels lora_model_dir cls_model_config
+    """),
+    **ignored("how data reaches the host, and randomness", """
+        dataloader_* remove_unused_columns seed full_determinism accelerator_config axolotl_config_path is_preprocess
+        sample_packing_eff_est device_map device world_size local_rank low_cpu_mem_usage qlora_sharded_model_loading
+    """),
+    **ignored("when ranks synchronise", "ddp ddp_* fsdp_final_state_dict_type fsdp_version deepcompile"),
+    **ignored("the cache between steps, not a step's peak", "gc_steps torch_empty_cache_steps gc_collect_steps"),
+    **ignored("precision of products, or a detail of a switch reported by itself", """
+        tf32 torch_compile_* flash_attn_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
+        fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings resize_token_embeddings_to_32x
+        fa_varlen_kwargs_in_collator rl_beta heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
+        lora_alpha_pattern peft_ensure_weight_tying s2_attention
+    """),
+    **ignored("parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"),
+    **ignored("where it runs", "use_ray ray_* resources_per_worker cloud dynamic_checkpoint"),
+}  # fmt: skip
+
+
+def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    """Setup fields of a run, axolotl's own defaults where the file is silent: 512 tokens, micro-batch 1, bf16 auto, no checkpointing."""
+    facts.setdefault("micro_batch", 1)
+    facts.setdefault("sequence_length", 512)
+    _settle_precision(facts)
+    _settle_checkpointing(facts, warnings)
+    _settle_attention(facts, warnings)
+    _settle_method(facts, warnings)
+    settle_optimizer(facts, warnings)
+    if facts.get("_fused_loss") or facts.get("_chunked_loss"):
+        facts["loss"] = "fused" if facts.get("_fused_loss") else "chunked"
+    for plugin in facts.get("_plugins", ()):
+        if not any(name in plugin.lower() for name in ("liger", "cut_cross_entropy")):
+            warnings.append("a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled")
+        elif "cut_cross_entropy" in plugin.lower() and facts.get("_fused_loss") is None:
+            facts["loss"] = "fused"
+    if facts.get("_packing"):
+        packed_rows(facts, warnings)
+    if facts.get("_fsdp") or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_reshard")) or "_shards" in facts:
+        facts["parallel"], facts["gpus"] = "fsdp", facts.get("_shards", 1)
+        facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
+    if facts.get("_fsdp_checkpointing"):
+        facts["checkpointing"] = "non_reentrant"
+    if facts.get("_fsdp_offload"):
+        warnings.append("FSDP offloading keeps parameters and states on the host: not modelled")
+    return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _settle_precision(facts: Facts) -> None:
+    """loaders and builders: bf16 or bfloat16 -> bfloat16 weights, fp16 or float16 -> float16, neither -> float32."""
+    fp16 = facts.get("_fp16", "false") in ("true", "full") or facts.get("_float16", False)
+    bf16 = facts.get("_bf16", "false" if fp16 or facts.get("_float32") else "auto")
+    if bf16 != "false" or facts.get("_bfloat16"):
+        facts["weight_dtype"] = "bfloat16"
+        facts["autocast"] = "none" if bf16 == "full" else "bfloat16"
+    elif fp16:
+        facts["weight_dtype"], facts["autocast"] = "float16", "float16" if facts.get("_fp16") else "none"
+    else:
+        facts["weight_dtype"], facts["autocast"] = "float32", "none"
+
+
+def _settle_checkpointing(facts: Facts, warnings: list[str]) -> None:
+    word = facts.get("_gc", "false")
+    facts["_checkpointing"] = word != "false"
+    settle_checkpointing(facts, warnings, False, reentrant=False)
+    if word in ("offload", "offload_disk", "unsloth"):
+        facts["checkpoint_offload"] = True
+
+
+def _settle_attention(facts: Facts, warnings: list[str]) -> None:
+    for key, name in LEGACY_ATTENTION.items():
+        if facts.get(f"_{key}"):
+            facts.setdefault("attention", name)
+    settle_attention(facts, warnings)
+
+
+def _settle_method(facts: Facts, warnings: list[str]) -> None:
+    adapter = facts.get("_adapter", "none")
+    four_bit = bool(facts.get("_four_bit")) and adapter != "none"
+    facts["method"] = adapter_method(facts, adapter != "none", four_bit)
+    if adapter == "qlora" and not four_bit:
+        warnings.append("adapter qlora without load_in_4bit: axolotl requires it; 4-bit is assumed")
+        facts["method"] = "qlora"
+    if facts["method"] == "full":
+        for name in ("rank", "alpha", "dropout", "modules_to_save"):
+            facts.pop(name, None)
+        if facts.get("_four_bit") or facts.get("_eight_bit"):
+            warnings.append("load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train")
+        return
+    if facts.get("_eight_bit") and not four_bit:
+        facts["quant_type"] = "int8"
+    targets = facts.get("_targets", ())
+    facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or None
+    if facts["targets"] is None:
+        warnings.append("neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are assumed")
+        facts["targets"] = ("peft-default",)
+    if facts.get("_upcast_adapters") is False and not facts.get("_fp32_gradients"):
+        facts["adapter_dtype"] = facts["weight_dtype"]
+    _settle_quantisation(facts, warnings)
+
+
+_BNB = {"bnb_4bit_quant_type": "quant_type", "bnb_4bit_use_double_quant": "double_quant", "bnb_4bit_compute_dtype": "compute_dtype",
+        "bnb_4bit_quant_storage": "quant_storage"}  # fmt: skip
+
+
+def _settle_quantisation(facts: Facts, warnings: list[str]) -> None:
+    for key, value in (facts.get("_bnb") or {}).items():
+        name = _BNB.get(str(key))
+        if name is None:
+            warnings.append(f"bnb_config_kwargs.{str(key)[:40]} is not modelled")
+        else:
+            facts[name] = value.removeprefix("torch.") if isinstance(value, str) else value

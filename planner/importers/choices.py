@@ -1,0 +1,58 @@
+"""Optimizers and attention backends by the names that training files use: ours where there is a row, else the nearest, said aloud."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.errors import unknown
+from planner.importers.rules import Facts, redacted, text
+from planner.optimizers import OPTIMIZERS
+
+_OTHERS = """
+adamw_torch_xla adamw_torch_npu_fused adamw_anyprecision adamw_torch_4bit adamw_torch_8bit ademamix ademamix_8bit
+paged_ademamix_32bit paged_ademamix_8bit rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw galore_adamw_8bit
+galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo grokadamw
+schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw optimi_adamw
+ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon muon_8bit dion sinkgd polora flash_adamw
+flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit adam_mini badam
+"""
+OTHER_OPTIMIZERS = frozenset(_OTHERS.split())
+"""Legal in transformers 5.23 (OptimizerNames), axolotl 0.21 (CustomSupportedOptimizers) or LLaMA-Factory 0.9.5; no row of ours."""
+
+_ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
+
+
+def optimizer(key: str, value: Any) -> str:
+    """An optimizer's name; those without a row pass, and `settle_optimizer` says what was assumed instead."""
+    name = text(key, value).lower()
+    name = _ALIASES.get(name, name)
+    if name not in OPTIMIZERS and name not in OTHER_OPTIMIZERS:
+        raise unknown(f"{key}: optimizer", redacted(name), (*OPTIMIZERS, *OTHER_OPTIMIZERS))
+    return name
+
+
+def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
+    """Replace an optimizer without a row by the one assumed, and say so."""
+    name = facts.get("optimizer")
+    if name is not None and name not in OPTIMIZERS:
+        warnings.append(f"optimizer {name} has no row: adamw_torch_fused's states are assumed")
+        facts["optimizer"] = "adamw_torch_fused"
+
+
+ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash_attention_2"}
+_FLASH = ("flash_attention_3", "flash_attention_4", "flash_attention_torch", "sage", "varlen", "kernels-community/flash-attn2",
+          "kernels-community/flash-attn3", "kernels-community/vllm-flash-attn3")  # fmt: skip
+_NEAREST = {**dict.fromkeys(_FLASH, "flash_attention_2"), "xformers": "sdpa-efficient", "flex_attention": "sdpa", "fp8": "sdpa"}
+
+
+def settle_attention(facts: Facts, warnings: list[str]) -> None:
+    """Replace a backend that has no model of its own by the nearest one, and say so."""
+    name = facts.get("attention")
+    if name is None or name in ATTENTION:
+        return
+    base = str(name).split("@")[0].split(":")[0].lower()
+    if base not in _NEAREST and base not in ATTENTION:
+        raise unknown("attention implementation", redacted(str(name)), (*ATTENTION, *_NEAREST))
+    facts["attention"] = ATTENTION.get(base) or _NEAREST[base]
+    if base in _NEAREST:
+        warnings.append(f"attention {base} is not modelled: {facts['attention']}, the nearest, is assumed")

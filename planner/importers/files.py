@@ -1,0 +1,153 @@
+"""Training files: which format one is, and what it says as Setup fields. No framework is imported, nothing in a file is executed.
+
+`read_training_file` is the way in; files that stand beside it (accelerate, DeepSpeed) are read too and merged under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.errors import UsageError, shorten
+from planner.importers import axolotl, hf, llamafactory, peft, sharding, torchtune, trl
+from planner.importers.document import parse, read_text
+from planner.importers.rules import Facts, Imported, KeyReport, Rule, walk
+
+Read = Callable[[Mapping[str, Any]], tuple[Facts, list[KeyReport], list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One kind of training file: how it is recognised, its table, and what turns facts into Setup fields."""
+
+    name: str
+    title: str
+    recognise: Callable[[Mapping[str, Any]], bool]
+    rules: Mapping[str, Rule]
+    finish: Callable[[Facts, list[str]], dict[str, Any]]
+    read: Callable[..., tuple[Facts, list[KeyReport], list[str]]] | None = None
+    trains: bool = True  # False: it says only how ranks share, and stands beside a training file
+
+
+def _has(key: str, *one_of: str) -> Callable[[Mapping[str, Any]], bool]:
+    """A document with `key` and, where any are named, at least one of the others."""
+    return lambda document: key in document and (not one_of or any(other in document for other in one_of))
+
+
+def _torchtune(document: Mapping[str, Any]) -> bool:
+    model = document.get("model")
+    return isinstance(model, Mapping) and str(model.get("_component_", "")).startswith("torchtune.")
+
+
+def _deepspeed(document: Mapping[str, Any]) -> bool:
+    return "zero_optimization" in document or ("train_micro_batch_size_per_gpu" in document and "output_dir" not in document)
+
+
+FORMATS: dict[str, Format] = {row.name: row for row in (
+    Format("peft", "PEFT adapter_config.json", _has("peft_type"), peft.LORA, peft.finish, peft.read),
+    Format("torchtune", "torchtune", _torchtune, torchtune.RULES, torchtune.finish),
+    Format("accelerate", "accelerate", _has("distributed_type", "compute_environment"), sharding.ACCELERATE,
+           sharding.finish_accelerate, trains=False),
+    Format("deepspeed", "DeepSpeed", _deepspeed,
+           sharding.DEEPSPEED, sharding.finish_deepspeed, trains=False),
+    Format("axolotl", "axolotl", _has("base_model", "micro_batch_size", "datasets", "sequence_len", "adapter"),
+           axolotl.RULES, axolotl.finish),
+    Format("llamafactory", "LLaMA-Factory", _has("model_name_or_path", "finetuning_type", "stage"),
+           llamafactory.RULES, llamafactory.finish),
+    Format("trl", "TRL", _has("model_name_or_path", "dataset_name", "use_peft", "datasets", "max_length"),
+           trl.RULES, trl.finish),
+    Format("hf", "transformers TrainingArguments", lambda d: "output_dir" in d or "per_device_train_batch_size" in d, hf.RULES, hf.finish),
+)}  # fmt: skip
+"""Every format by name, in the order in which they are recognised: the narrow before the wide."""
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file whose top is a mapping. UsageError otherwise; nothing of the file is quoted."""
+    value = parse(read_text(path), path.name)
+    if not isinstance(value, dict):
+        kind = "empty" if value is None else "not a mapping of settings"
+        raise UsageError(f"'{shorten(str(path))}' is {kind}: expected keys and values")
+    return {str(key): item for key, item in value.items()}
+
+
+def recognise(document: Mapping[str, Any]) -> Format | None:
+    """The format of a parsed training file, None where no format's tell-tale keys are there."""
+    return next((row for row in FORMATS.values() if row.recognise(document)), None)
+
+
+def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
+    """A training file, with the accelerate and DeepSpeed files that stand beside it or that it names. UsageError where it is none.
+
+    Markdown and Python sources are read for their calls (`snippet.py`); everything else is YAML or JSON.
+    """
+    if path.suffix in (".py", ".md", ".ipynb", ".txt"):
+        from planner.importers.snippet import read_snippet
+
+        return read_snippet(read_text(path), path.name)
+    document = read_mapping(path)
+    row = recognise(document)
+    if row is None:
+        titles = ", ".join(row.title for row in FORMATS.values())
+        raise UsageError(f"'{shorten(str(path))}' is no training file that memplan knows: expected {titles}")
+    imported = read_document(document, row, path.name)
+    for name in list(imported.beside):
+        follow(imported, path.parent, name)
+    for other in beside:
+        merge(imported, read_training_file(other))
+    return imported
+
+
+def read_document(document: Mapping[str, Any], row: Format, source: str) -> Imported:
+    """A parsed document of a known format as Setup fields, with a report for every key."""
+    facts, keys, warnings = row.read(document, walk) if row.read else walk(row.rules, document)
+    model, deepspeed = facts.get("_model"), facts.get("_deepspeed")
+    fields = row.finish(facts, warnings)
+    imported = Imported(row.name, source, facts.get("_model", model), fields, keys, warnings)
+    if isinstance(deepspeed, Mapping):
+        merge(imported, read_document(deepspeed, FORMATS["deepspeed"], f"{source}: deepspeed"))
+    elif isinstance(deepspeed, str) and deepspeed:
+        imported.beside.append(deepspeed)
+    config = facts.get("_fsdp_config")
+    if isinstance(config, Mapping) and row.name != "axolotl":
+        _merge_fsdp(imported, config)
+    return imported
+
+
+def merge(base: Imported, other: Imported) -> None:
+    """Fields of `other` under those that `base` says itself; a sharding file decides ranks and sharding."""
+    sharding_only = not FORMATS[other.format].trains if other.format in FORMATS else False
+    for key, value in other.fields.items():
+        if key not in base.fields or (sharding_only and key in ("parallel", "gpus")):
+            base.fields[key] = value
+    base.model = base.model or other.model
+    base.keys += [KeyReport(f"{other.source}: {report.key}", report.status, report.note) for report in other.keys]
+    base.warnings += [f"{other.source}: {warning}" for warning in other.warnings]
+
+
+def follow(imported: Imported, folder: Path, name: str) -> None:
+    """Read the DeepSpeed file that a training file names; where it is not there, its name may tell the stage."""
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        inside = False
+    if inside and path.is_file():
+        merge(imported, read_document(read_mapping(path), FORMATS["deepspeed"], path.name))
+        return
+    stage = sharding.stage_in_name(Path(name).name)
+    assumed = "data parallel is assumed" if stage is None else f"ZeRO-{stage}, as its name says"
+    imported.warnings.append(f"the DeepSpeed file {shorten(Path(name).name, 60)} is not beside this one: {assumed}")
+    imported.fields["parallel"] = "ddp" if stage is None else f"zero{stage}"
+
+
+def _merge_fsdp(imported: Imported, config: Mapping[str, Any]) -> None:
+    """TrainingArguments.fsdp_config: the same words as axolotl's, with `fsdp_` or without."""
+    facts, keys, warnings = walk(axolotl.FSDP | {"xla*": Rule("ignored", why="TPU only")}, config, "fsdp_config.")
+    if facts.get("_fsdp_checkpointing"):
+        imported.fields["checkpointing"] = "non_reentrant"
+    if facts.get("_fsdp_offload"):
+        warnings.append("FSDP offloading keeps parameters and states on the host: not modelled")
+    imported.keys += keys
+    imported.warnings += warnings

@@ -1,0 +1,143 @@
+"""transformers' TrainingArguments (5.23), as JSON or as somebody's options: also the base of TRL's and LLaMA-Factory's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, not_modelled, setup_fields, text, use
+
+
+def keyword_arguments(key: str, value: Any) -> Mapping[str, Any]:
+    """A mapping of keyword arguments; launch lines give it as a JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise bad(key, value, "a JSON object") from None
+    if not isinstance(value, Mapping):
+        raise bad(key, value, "a mapping of keyword arguments")
+    return value
+
+
+def sharded(key: str, value: Any) -> str | None:
+    """TrainingArguments.fsdp: true, or (before transformers 5) words such as 'full_shard auto_wrap'."""
+    if isinstance(value, (list, tuple)):
+        value = " ".join(map(str, value))
+    words = str(value).lower().split()
+    if value in (None, False) or not words or words[0] in ("false", "no_shard", "off"):
+        return None
+    return "zero2" if "shard_grad_op" in words else "fsdp"
+
+
+TRAINING: dict[str, Rule] = {
+    "per_device_train_batch_size": use("_batch", integer),
+    "train_micro_batch_size_per_gpu": use("_batch", integer),
+    "gradient_accumulation_steps": use("gradient_accumulation", integer),
+    "optim": use("optimizer", optimizer),
+    "bf16": use("_bf16", flag),
+    "fp16": use("_fp16", flag),
+    "activation_checkpointing": use("_checkpointing", flag),
+    "gradient_checkpointing": use("_checkpointing", flag),
+    "activation_checkpointing_kwargs": use("_checkpointing_kwargs", keyword_arguments),
+    "gradient_checkpointing_kwargs": use("_checkpointing_kwargs", keyword_arguments),
+    "use_liger_kernel": use("_liger", flag, "fused linear cross-entropy"),
+    "fsdp": use("_fsdp", sharded),
+    "fsdp_config": Rule("used", "_fsdp_config", why="sharding details"),
+    "deepspeed": use("_deepspeed", why="a file or a mapping"),
+    "parallelism_config": not_modelled("tensor, context and sequence parallelism divide weights and activations"),
+    "use_cpu": use("_cpu", flag),
+    "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
+    "torch_compile": not_modelled("a compiled step frees and fuses tensors differently"),
+    "torch_compile_backend": not_modelled("a compiled step frees and fuses tensors differently"),
+    "torch_compile_mode": not_modelled("a compiled step frees and fuses tensors differently"),
+    "auto_find_batch_size": not_modelled("halves the batch after an out-of-memory error: the batch given is the one predicted"),
+    "liger_kernel_config": not_modelled("which Liger kernels are on"),
+    "per_device_eval_batch_size": Rule("ignored", why="evaluation is not part of the training step"),
+    "use_cache": not_modelled("a key-value cache kept while training"),
+    **ignored("when gradients are synchronised across ranks, not how many bytes a step holds", """
+        ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank
+        average_tokens_across_devices accelerator_config
+    """),
+    **ignored("the optimizer's numbers, not its states", """
+        learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2
+        adam_epsilon max_grad_norm num_train_epochs max_steps optim_args label_smoothing_factor neftune_noise_alpha
+    """),
+    **ignored("evaluation, saving and logging are outside the training step", """
+        eval_* evaluation_strategy do_eval do_predict do_train prediction_loss_only include_for_metrics batch_eval_metrics
+        bf16_full_eval fp16_full_eval eval_on_start save_* load_best_model_at_end metric_for_best_model greater_is_better
+        logging_* log_* report_to run_name project trackio_* disable_tqdm output_dir overwrite_output_dir push_to_hub hub_*
+        enable_jit_checkpoint resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip debug
+        skip_memory_metrics include_num_input_tokens_seen include_tokens_per_second full_determinism label_names past_index
+        jit_mode_eval include_inputs_for_metrics
+    """),
+    **ignored("how data reaches the host", """
+        dataloader_* remove_unused_columns train_sampling_strategy length_column_name group_by_length seed data_seed
+    """),
+    **ignored("the allocator's cache between steps, not a step's peak", "torch_empty_cache_steps"),
+    **ignored("precision of products, not of tensors", "tf32 half_precision_backend"),
+    **ignored("transformers' own bookkeeping", """
+        transformers_version _n_gpu n_gpu no_cuda mp_parameters tpu_* push_to_hub_* accelerator_config deepspeed_plugin
+        distributed_state
+    """),
+}  # fmt: skip
+"""Every field of TrainingArguments (transformers 5.23 training_args.py)."""
+
+
+def settle(facts: Facts, warnings: list[str], *, batch: int = 8, checkpointing: bool | None = None, bf16: bool | None = False,
+           reentrant: bool = False) -> None:  # fmt: skip
+    """Turn the intermediate facts of TrainingArguments into Setup fields, with the stack's defaults where the file is silent."""
+    facts["micro_batch"] = facts.get("_batch", batch)
+    fp16 = facts.get("_fp16", False)
+    if facts.get("_bf16", bool(bf16) and not fp16):
+        facts["autocast"] = "bfloat16"
+    elif fp16:
+        facts["autocast"] = "float16"
+    elif "_bf16" in facts or bf16 is not None:
+        facts["autocast"] = "none"
+    settle_checkpointing(facts, warnings, checkpointing, reentrant)
+    if facts.get("_liger"):
+        facts["loss"] = "fused"
+        warnings.append("Liger's other kernels (norm, rotary, SwiGLU) save fewer tensors: only its fused loss is modelled")
+    if facts.get("_fsdp"):
+        facts["parallel"] = facts["_fsdp"]
+    if facts.get("_cpu"):
+        facts["device"] = "cpu"
+    settle_optimizer(facts, warnings)
+    settle_attention(facts, warnings)
+
+
+def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None, reentrant: bool) -> None:
+    kwargs = dict(facts.get("_checkpointing_kwargs") or {})
+    if default is None and "_checkpointing" not in facts:
+        return
+    if not facts.get("_checkpointing", default):
+        facts["checkpointing"] = "none"
+        return
+    facts["checkpointing"] = "reentrant" if kwargs.pop("use_reentrant", reentrant) else "non_reentrant"
+    if kwargs.get("every_n_layers"):
+        facts["checkpoint_every"] = integer("every_n_layers", kwargs.pop("every_n_layers"))
+    if kwargs.pop("offload", False):
+        facts["checkpoint_offload"] = True
+    if kwargs.pop("selective", False):
+        warnings.append("selective checkpointing keeps attention outputs, about one hidden state more per layer: not modelled")
+    kwargs.pop("determinism_check", None), kwargs.pop("preserve_rng_state", None), kwargs.pop("every_n_layers", None)
+    if kwargs:
+        warnings.append(f"checkpointing arguments {', '.join(sorted(map(str, kwargs)))} are not modelled")
+
+
+def packed_rows(facts: Facts, warnings: list[str]) -> None:
+    """Several documents share a row: the mask they need is the same for any number of them from two on."""
+    facts["packed_documents"], facts["padded"] = 2, False
+    warnings.append("packed rows: two documents a row are assumed (--set packed_documents=N for more)")
+
+
+def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    """A bare TrainingArguments file: it says neither model nor method."""
+    settle(facts, warnings, checkpointing=False)
+    return setup_fields(facts)
+
+
+RULES: dict[str, Rule] = {**TRAINING, "model_name_or_path": use("_model", text), "max_seq_length": use("sequence_length", integer)}

@@ -1,0 +1,229 @@
+"""The launch line as typed: accelerate launch, torchrun, deepspeed, trl sft, axolotl train, llamafactory-cli train, python script.py.
+
+Words are read, never run. The launcher says how many ranks there are and what they share; the trainer's own words and files say the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from planner.errors import UsageError, shorten
+from planner.importers.files import FORMATS, Format, follow, merge, read_document, read_mapping, read_training_file, recognise
+from planner.importers.rules import Imported, integer, redacted
+from planner.importers.sharding import finish_accelerate
+
+ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_SWITCHES = """
+multi_gpu tpu cpu use_deepspeed use_fsdp use_megatron_lm use_parallelism_config quiet debug same_network module m no_python
+standalone dynamo_use_fullgraph dynamo_use_dynamic downcast_bf16 enable_cpu_affinity use_xpu no_local_rank
+"""
+SWITCHES = frozenset(_SWITCHES.split())
+"""Launcher options that take no value (accelerate 1.15 commands/launch.py, torch 2.13 distributed/run.py)."""
+
+
+@dataclass(slots=True)
+class Line:
+    """A launch line taken apart: what the launcher said, the program, and the program's own words."""
+
+    ranks: int = 1
+    machines: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    program: str = ""
+    words: list[str] = field(default_factory=list)
+    expandable: bool | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_launch(words: list[str], folder: Path | None = None) -> Imported:
+    """The setup that a launch line describes; files that it names are read, relative to `folder`. UsageError where it makes no sense."""
+    folder = folder or Path()
+    line = _take_apart(list(words))
+    imported = _program(line, folder)
+    ranks = line.ranks * line.machines
+    if line.options.get("config_file"):
+        merge(imported, read_training_file(folder / str(line.options["config_file"])))
+    if line.options.get("deepspeed_config_file"):
+        merge(imported, read_document(read_mapping(folder / str(line.options["deepspeed_config_file"])), FORMATS["deepspeed"], "deepspeed"))
+    for key, value in _sharding(line.options, imported).items():
+        imported.fields[key] = value
+    if ranks > 1:
+        imported.fields["gpus"] = ranks
+    if imported.fields.get("gpus", 1) > 1:
+        imported.fields.setdefault("parallel", "ddp")
+    if line.expandable is not None:
+        imported.fields["allocator"] = "expandable" if line.expandable else "native"
+    imported.notes += line.notes
+    return imported
+
+
+def _take_apart(words: list[str]) -> Line:
+    line = Line()
+    while words and ENVIRONMENT.fullmatch(words[0]) and not words[0].startswith("-"):
+        name, _, value = words.pop(0).partition("=")
+        if name in ALLOCATOR:
+            line.expandable = "expandable_segments:true" in value.lower().replace(" ", "")
+        elif name == "CUDA_VISIBLE_DEVICES" and value:
+            line.ranks = 1
+            line.notes.append(f"{len(value.split(','))} devices are visible; the launcher decides how many ranks run")
+    if not words:
+        raise UsageError("no launch line: expected, for example, memplan -- accelerate launch -m axolotl.cli.train config.yaml")
+    launcher = Path(words[0]).name
+    if launcher == "env":
+        return _take_apart(words[1:])
+    if launcher == "accelerate" and words[1:2] == ["launch"]:
+        _launcher(line, words[2:])
+        line.ranks = integer("--num_processes", line.options.get("num_processes", 1))
+    elif launcher == "torchrun" or words[1:3] == ["-m", "torch.distributed.run"]:
+        _launcher(line, words[1 if launcher == "torchrun" else 3 :])
+        line.ranks = _count("--nproc_per_node", line.options.get("nproc_per_node", line.options.get("nproc-per-node", 1)))
+        line.machines = _count("--nnodes", str(line.options.get("nnodes", 1)).split(":")[-1])
+    elif launcher == "deepspeed":
+        _launcher(line, words[1:])
+        line.ranks = integer("--num_gpus", line.options.get("num_gpus", 1))
+        line.machines = integer("--num_nodes", line.options.get("num_nodes", 1))
+    elif re.fullmatch(r"python[0-9.]*", launcher):
+        _launcher(line, words[1:])
+    else:
+        line.program, line.words = launcher, words[1:]
+    return line
+
+
+def _count(key: str, value: Any) -> int:
+    if str(value) in ("gpu", "auto"):
+        raise UsageError(f"{key} {value} depends on the machine: write the number of GPUs")
+    return integer(key, value)
+
+
+def _launcher(line: Line, words: list[str]) -> None:
+    """Read a launcher's own options up to the script or the module, which is the program."""
+    while words:
+        word = words.pop(0)
+        if word in ("-m", "--module"):
+            line.program = words.pop(0) if words else ""
+            break
+        if not word.startswith("-"):
+            line.program = word
+            break
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if equals:
+            line.options[name] = value
+        elif name in SWITCHES:
+            line.options[name] = True
+        elif words:
+            line.options[name] = words.pop(0)
+    line.words = words
+    if not line.program:
+        raise UsageError("the launch line names no program: expected a script, or -m and a module")
+
+
+def _sharding(options: Mapping[str, Any], imported: Imported) -> dict[str, Any]:
+    """accelerate's own options, which say the same as its file."""
+    facts: dict[str, Any] = {}
+    if options.get("use_fsdp"):
+        facts["_distributed"] = "fsdp"
+        reshard = str(options.get("fsdp_reshard_after_forward", "true"))
+        facts |= {"_reshard": reshard} if reshard.lower() != "true" else {}
+    elif options.get("use_deepspeed"):
+        stage = str(options.get("zero_stage", "2"))
+        facts |= {"_distributed": "deepspeed", "_stage": int(stage) if stage in ("1", "2", "3") else 0}
+        if options.get("deepspeed_config_file"):
+            return {}
+    elif options.get("multi_gpu"):
+        facts["_distributed"] = "multi_gpu"
+    if options.get("mixed_precision"):
+        facts["_mixed"] = str(options["mixed_precision"]).lower()
+    known = facts or options.get("cpu")
+    if options.get("cpu"):
+        facts["_cpu"] = True
+    if not known:
+        return {}
+    if "num_processes" in options:
+        facts["_processes"] = integer("--num_processes", options["num_processes"])
+    warnings: list[str] = []
+    fields = finish_accelerate(facts, warnings)
+    imported.warnings += warnings
+    return fields
+
+
+def _program(line: Line, folder: Path) -> Imported:
+    """Which trainer runs, and what its words say."""
+    name = Path(line.program).name if "/" in line.program or line.program.endswith(".py") else line.program
+    if name == "axolotl" or name.startswith("axolotl."):
+        return _with_file(line, folder, "axolotl", skip=("train",))
+    if name in ("llamafactory-cli", "lmf") or name.startswith("llamafactory"):
+        return _with_file(line, folder, "llamafactory", skip=("train",))
+    if name == "trl" or name.startswith("trl.scripts") or (name.endswith(".py") and name.startswith(("sft", "dpo", "kto", "grpo"))):
+        if name == "trl" and line.words[:1] and not line.words[0].startswith("-"):
+            what = line.words.pop(0)
+            if what != "sft":
+                line.notes.append(f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not modelled")
+        return _options(line, folder, "trl")
+    if name in ("tune", "torchtune"):
+        raise UsageError("torchtune's command line is not read: give its YAML file")
+    trl = any(word.startswith(("--use_peft", "--max_length", "--packing")) for word in line.words)
+    return _options(line, folder, "trl" if trl else "hf")
+
+
+def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Imported:
+    """A trainer whose first word is a file, with words that override it (`--micro-batch-size 2`, `cutoff_len=4096`)."""
+    words = [word for word in line.words if word not in skip]
+    if not words or words[0].startswith("-") or "=" in words[0]:
+        return _options(line, folder, kind, words)
+    document = read_mapping(folder / words[0])
+    imported_from = Path(words[0]).name
+    options = _pairs(words[1:])
+    launcher = {key: options.pop(key) for key in list(options) if key in ("num_processes", "launcher", "main_process_port")}
+    line.options |= launcher
+    if "num_processes" in launcher:
+        line.ranks = integer("--num-processes", launcher["num_processes"])
+    row = recognise(document) or FORMATS[kind]
+    return _read({**document, **options}, row, imported_from, folder)
+
+
+def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None) -> Imported:
+    options = _pairs(line.words if words is None else words)
+    config = options.pop("config", None)
+    if isinstance(config, str):
+        options = {**read_mapping(folder / config), **options}
+    if not options:
+        raise UsageError(f"the launch line gives {shorten(line.program, 40)} no options that memplan could read")
+    return _read(options, FORMATS[kind], "launch line", folder)
+
+
+def _read(document: Mapping[str, Any], row: Format, source: str, folder: Path) -> Imported:
+    imported = read_document(document, row, source)
+    for name in imported.beside:
+        follow(imported, folder, name)
+    return imported
+
+
+def _pairs(words: list[str]) -> dict[str, Any]:
+    """--key value, --key=value, --flag, --key a b c, and key=value, as a document; later ones win."""
+    found: dict[str, Any] = {}
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if not word.startswith("--"):
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise UsageError(f"'{shorten(redacted(word), 40)}' is not an option: expected --key value or key=value")
+            found[key.replace("-", "_")] = value
+            continue
+        key, equals, value = word[2:].partition("=")
+        values = [value] if equals else []
+        while not equals and index < len(words) and not words[index].startswith("--") and not re.fullmatch(r"\w+=\S*", words[index]):
+            values.append(words[index])
+            index += 1
+        key = key.replace("-", "_")
+        if key.startswith("no_") and not values:
+            found[key.removeprefix("no_")] = False
+        else:
+            found[key] = True if not values else values[0] if len(values) == 1 else values
+    return found

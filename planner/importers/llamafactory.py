@@ -1,0 +1,151 @@
+"""LLaMA-Factory's YAML (0.9.5, v0 arguments): model, data, training and fine-tuning arguments in one flat table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.errors import UsageError
+from planner.importers.hf import TRAINING, packed_rows, settle
+from planner.importers.rules import Facts, Rule, flag, ignored, integer, names, not_modelled, number, one_of_text, setup_fields, text, use
+from planner.importers.trl import adapter_method
+
+ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "disabled": "eager", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+
+QUANTISERS = ("bnb", "bitsandbytes", "hqq", "eetq", "gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
+
+
+def _attention(key: str, value: Any) -> str:
+    return ATTENTION[one_of_text(*ATTENTION)(key, value)]
+
+
+def _bits(key: str, value: Any) -> int:
+    return integer(key, value)
+
+
+RULES: dict[str, Rule] = {
+    **TRAINING,
+    "model_name_or_path": use("_model", text),
+    "finetuning_type": use("_type", one_of_text("lora", "full", "freeze", "oft")),
+    "stage": use("_stage", one_of_text("sft", "pt", "rm", "ppo", "dpo", "kto")),
+    "cutoff_len": use("_length", integer),
+    "lora_rank": use("rank", integer),
+    "lora_alpha": use("alpha", number),
+    "lora_dropout": use("dropout", number),
+    "lora_target": use("_target", names),
+    "additional_target": use("modules_to_save", names),
+    "use_dora": use("_dora", flag),
+    "use_rslora": use("_rslora", flag),
+    "pure_bf16": use("_pure", flag, "trainable parameters stay in bfloat16"),
+    "quantization_bit": use("_bit", _bits),
+    "quantization_type": use("quant_type", one_of_text("nf4", "fp4")),
+    "double_quantization": use("double_quant", flag),
+    "quantization_method": use("_quantiser", one_of_text(*QUANTISERS)),
+    "flash_attn": use("attention", _attention),
+    "disable_gradient_checkpointing": use("_no_checkpointing", flag),
+    "use_reentrant_gc": use("_reentrant", flag),
+    "use_unsloth_gc": use("_unsloth_gc", flag, "saved hidden states go to the host"),
+    "enable_liger_kernel": use("_liger", flag, "fused linear cross-entropy"),
+    "upcast_layernorm": use("_norms", flag),
+    "freeze_trainable_layers": use("trainable_layers", integer),
+    "packing": use("_packing", flag),
+    "neat_packing": use("_neat", flag, "several documents in one row, with a block mask"),
+    **{f"use_{name}": not_modelled(f"{name}'s optimizer states") for name in ("galore", "apollo", "badam", "adam_mini", "muon")},
+    "use_unsloth": not_modelled("Unsloth's own kernels and offloading"),
+    "upcast_lmhead_output": not_modelled("a second, float32 copy of the logits"),
+    "shift_attn": not_modelled("shifted sparse attention"),
+    "mixture_of_depths": not_modelled("a different model"),
+    "use_llama_pro": not_modelled("expanded blocks are what trains"),
+    "freeze_trainable_modules": not_modelled("only some modules of the last layers train", ("all",)),
+    "freeze_extra_modules": not_modelled("modules outside the layers train too"),
+    "resize_vocab": not_modelled("a resized vocabulary makes embeddings and head trainable"),
+    "ref_model": not_modelled("a reference model is resident too"),
+    "reward_model": not_modelled("a reward model is resident too"),
+    "adapter_name_or_path": not_modelled("the rank and targets of an existing adapter"),
+    "pissa_init": not_modelled("an SVD while loading"),
+    "use_kt": not_modelled("experts on the CPU through KTransformers"),
+    "use_mca": not_modelled("Megatron's trainer"),
+    "use_hyper_parallel": not_modelled("its own parallelism"),
+    "fp8": not_modelled("8-bit products keep scaled copies"),
+    "train_from_scratch": Rule("ignored", why="random weights have the same size"),
+    **ignored("details of something that is off, or reported where it is on", """
+        galore_* apollo_* badam_* oft_* module_dropout fp8_* kt_* hyper_parallel_args ref_model_* reward_model_* pissa_iter
+        pissa_convert
+    """),
+    **ignored("numbers of the loss", """
+        pref_* ppo_* dpo_label_smoothing kto_* simpo_gamma ld_alpha moe_aux_loss_coef use_dft_loss use_asft_loss asft_alpha
+        use_eaft_loss eaft_alpha loraplus_*
+    """),
+    **ignored("data and templates", """
+        template dataset dataset_dir eval_dataset media_dir train_on_prompt mask_history streaming buffer_size mix_strategy
+        interleave_probs overwrite_cache preprocessing_* max_samples eval_num_beams ignore_pad_token_for_loss val_size
+        eval_on_each_dataset tool_format default_system enable_thinking preserve_thinking tokenized_path data_shared_file_system
+        image_* video_* use_audio_in_video audio_sampling_rate crop_to_patches
+    """),
+    **ignored("the tokenizer, or where files come from", """
+        use_fast_tokenizer split_special_tokens add_tokens add_special_tokens new_special_tokens_config init_special_tokens
+        model_revision low_cpu_mem_usage cache_dir adapter_folder offload_folder trust_remote_code hf_hub_token ms_hub_token
+        om_hub_token print_param_status rope_scaling device_map quantization_device_map
+    """),
+    **ignored("export and inference", """
+        export_* infer_* vllm_* sglang_* use_kv_cache use_v1_kernels do_sample temperature top_p top_k num_beams max_new_tokens
+        repetition_penalty length_penalty skip_special_tokens predict_with_generate generation_*
+    """),
+    **ignored("logging, plotting and profiling", """
+        plot_loss compute_accuracy disable_shuffling early_stopping_steps use_swanlab swanlab_* ray_*
+        include_effective_tokens_per_second enable_torch_profiler profiler_* profile_modules master_addr master_port
+        create_new_adapter
+    """),
+    **ignored("parts that a text model lacks", "freeze_vision_tower freeze_multi_modal_projector freeze_language_model"),
+    "max_length": Rule("ignored", why="generation only"),
+}  # fmt: skip
+
+
+def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    """Setup fields of a run, LLaMA-Factory's own defaults where the file is silent: batch 8, 2,048 tokens, reentrant checkpointing."""
+    if facts.get("_stage", "sft") not in ("sft", "pt"):
+        warnings.append(f"stage {facts['_stage']}: the models and the loss beside the trained one are not modelled")
+    facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
+    if facts.get("_no_checkpointing"):
+        facts["_checkpointing"] = False
+    settle(facts, warnings, checkpointing=True, reentrant=facts.get("_reentrant", True))
+    if facts.get("_unsloth_gc") and facts["checkpointing"] != "none":
+        facts["checkpoint_offload"] = True
+    facts["sequence_length"] = facts.get("_length", 2048)
+    if facts.get("_type") == "oft":
+        raise UsageError("finetuning_type oft has no row: give its adapter_config.json with --adapter and --engine trace")
+    _settle_method(facts, warnings)
+    if facts.get("_neat"):
+        packed_rows(facts, warnings)
+    if facts.get("_norms"):
+        facts["upcast_modules"] = "norms"
+    if facts.get("_pure"):
+        facts["trainable_dtype"], facts["autocast"] = "weight", "none"
+        if facts["method"] not in ("full", "freeze"):
+            warnings.append("pure_bf16 leaves adapters as PEFT made them, float32")
+    return {**setup_fields(facts), "recipe": "llamafactory"}
+
+
+def _settle_method(facts: Facts, warnings: list[str]) -> None:
+    kind, bit = facts.get("_type", "lora"), facts.get("_bit")
+    if kind in ("full", "freeze"):
+        facts["method"] = kind
+        for name in ("rank", "alpha", "dropout", "modules_to_save", "_target"):
+            facts.pop(name, None)
+        if kind == "full":
+            facts.pop("trainable_layers", None)
+    else:
+        facts["method"] = adapter_method(facts, True, bit == 4)
+        facts.pop("trainable_layers", None)
+        targets = facts.get("_target", ("all",))
+        facts["targets"] = ("all-linear",) if targets == ("all",) else targets
+        if "rank" in facts and "alpha" not in facts:
+            facts["alpha"] = 2 * facts["rank"]
+    if bit is None:
+        for name in ("quant_type", "double_quant"):
+            facts.pop(name, None)
+        return
+    if facts.get("_quantiser", "bnb") not in ("bnb", "bitsandbytes") or bit not in (4, 8):
+        warnings.append(f"quantization_bit {bit} by {facts.get('_quantiser', 'bnb')} has no row: bitsandbytes 4-bit is assumed")
+    if bit == 8:
+        facts["quant_type"] = "int8"
+        facts.pop("double_quant", None)

@@ -1,0 +1,210 @@
+"""The words that every importer is written in: a table from a file's key to a Setup field, or to the reason why it moves no memory.
+
+Walking a document against such a table gives facts (field or intermediate name -> value) and one report for every key: used,
+ignored (known, moves no memory), not modelled (known, moves memory, memplan does not follow it) or unknown. Nothing is silent.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from planner.errors import UsageError, shorten
+
+Status = Literal["used", "ignored", "not_modelled", "unknown"]
+Facts = dict[str, Any]
+Reader = Callable[[str, Any], Any]
+SECRET = re.compile(r"(hf_|sk-|gh[pousr]_|AKIA|xox[bap]-|eyJ)[A-Za-z0-9_\-\.]{6,}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """What became of one key of a file; `note` says why, and never quotes a value that was not used."""
+
+    key: str
+    status: Status
+    note: str = ""
+
+    def to_document(self) -> dict[str, str]:
+        return {"key": self.key, "status": self.status, "note": self.note}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one key means. `harmless` are the values with which a key that is not modelled moves nothing."""
+
+    status: Status
+    fact: str = ""
+    read: Reader | None = None
+    why: str = ""
+    harmless: tuple[Any, ...] = (None, False, "none", "None", "", 0)
+    inner: Mapping[str, Rule] | None = None
+
+
+@dataclass(slots=True)
+class Imported:
+    """A training file as memplan understands it: `fields` go to `planner.setup.resolve(imported=...)`."""
+
+    format: str
+    source: str
+    model: str | None
+    fields: dict[str, Any]
+    keys: list[KeyReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)  # other files that this one names: an accelerate or DeepSpeed file
+
+    def by_status(self, status: Status) -> list[KeyReport]:
+        return [report for report in self.keys if report.status == status]
+
+    def to_document(self) -> dict[str, Any]:
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()}
+        return {"format": self.format, "source": self.source, "model": self.model, "fields": fields,
+                "keys": [report.to_document() for report in self.keys], "warnings": self.warnings, "notes": self.notes}  # fmt: skip
+
+
+def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
+    """A key that sets `fact`: a Setup field, or an intermediate name that starts with an underscore."""
+    return Rule("used", fact, read, why)
+
+
+def not_modelled(why: str, harmless: Iterable[Any] = ()) -> Rule:
+    """A key that moves memory and that no Setup field follows: a warning where it is set to something that matters."""
+    return Rule("not_modelled", why=why, harmless=(None, False, "none", "None", "", 0, *harmless))
+
+
+def nested(rules: Mapping[str, Rule]) -> Rule:
+    return Rule("used", inner=rules)
+
+
+def ignored(why: str, names: str) -> dict[str, Rule]:
+    """A table of keys (separated by blanks; `*` matches) that are known and move no memory of the training step."""
+    return {name: Rule("ignored", why=why) for name in names.split()}
+
+
+def walk(rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = "") -> tuple[Facts, list[KeyReport], list[str]]:
+    """Facts, one report for each key, and warnings, of a parsed document. UsageError where a used key's value makes no sense."""
+    facts: Facts = {}
+    reports: list[KeyReport] = []
+    warnings: list[str] = []
+    for raw, value in document.items():
+        key = shorten(redacted(prefix + str(raw)), 80)
+        rule = find_rule(rules, str(raw))
+        if rule is None:
+            reports.append(KeyReport(key, "unknown"))
+            warnings.append(f"unknown key {key}: memplan does not know whether it moves memory")
+        elif rule.inner is not None and isinstance(value, Mapping):
+            inner_facts, inner_reports, inner_warnings = walk(rule.inner, value, f"{prefix}{raw}.")
+            facts |= inner_facts
+            reports += inner_reports or [KeyReport(key, "ignored", "empty")]
+            warnings += inner_warnings
+        elif value is None and rule.status != "ignored":
+            reports.append(KeyReport(key, "ignored", "empty"))
+        elif rule.status == "used" and rule.fact:
+            facts[rule.fact] = rule.read(key, value) if rule.read else value
+            reports.append(KeyReport(key, "used", rule.why))
+        elif rule.status == "not_modelled":
+            harmless = any(value == item and type(value) is type(item) for item in rule.harmless)
+            reports.append(KeyReport(key, "ignored" if harmless else "not_modelled", "off" if harmless else rule.why))
+            if not harmless:
+                warnings.append(f"{key} is not modelled: {rule.why}")
+        elif rule.inner is not None:
+            raise bad(key, value, "a mapping")
+        else:
+            reports.append(KeyReport(key, "ignored", rule.why))
+    return facts, reports, warnings
+
+
+def find_rule(rules: Mapping[str, Rule], key: str) -> Rule | None:
+    """The rule for one key: its own, else that of a pattern, else None."""
+    if key in rules:
+        return rules[key]
+    return next((rule for pattern, rule in rules.items() if "*" in pattern and fnmatch.fnmatchcase(key, pattern)), None)
+
+
+def redacted(text: str) -> str:
+    """`text` without anything that looks like a token."""
+    return SECRET.sub("(secret)", text)
+
+
+def bad(key: str, value: Any, expected: str) -> UsageError:
+    """The error for a value that a used key cannot have."""
+    return UsageError(f"{key} is {shorten(redacted(repr(value)), 60)}: expected {expected}")
+
+
+def integer(key: str, value: Any) -> int:
+    """A whole number, also as text (launch lines and some YAML files quote them)."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,12}", value.strip()):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**12:
+        raise bad(key, value, "a whole number of at least 1")
+    return value
+
+
+def number(key: str, value: Any) -> float | int:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise bad(key, value, "a number") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 10**12:
+        raise bad(key, value, "a number")
+    return value
+
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
+
+
+def flag(key: str, value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in (*TRUE, *FALSE):
+        return value.lower() in TRUE
+    if not isinstance(value, bool) and value not in (0, 1):
+        raise bad(key, value, "true or false")
+    return bool(value)
+
+
+def text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > 1000:
+        raise bad(key, value, "a name")
+    return value.strip()
+
+
+def names(key: str, value: Any) -> tuple[str, ...]:
+    """Module names: a list, or text separated by commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise bad(key, value, "a list of module names")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def one_of(table: Mapping[str, Any]) -> Reader:
+    """A reader for a key with a closed set of values."""
+
+    def read(key: str, value: Any) -> Any:
+        found = str(value).lower() if isinstance(value, (str, bool, int)) else ""
+        if found not in table:
+            raise bad(key, value, f"one of {', '.join(table)}")
+        return table[found]
+
+    return read
+
+
+def one_of_text(*legal: str) -> Reader:
+    return one_of({word: word for word in legal})
+
+
+DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16", "float32": "float32",
+          "fp32": "float32", "float": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16", "torch.float32": "float32",
+          "torch.half": "float16", "torch.float": "float32", "auto": None}  # fmt: skip
+dtype = one_of(DTYPES)
+STORAGE = {"uint8": "uint8", "torch.uint8": "uint8", **{key: value for key, value in DTYPES.items() if value}}
+
+
+def setup_fields(facts: Facts) -> dict[str, Any]:
+    """The facts that are Setup fields: those that do not start with an underscore and have a value."""
+    return {key: value for key, value in facts.items() if not key.startswith("_") and value is not None}

@@ -1,0 +1,126 @@
+"""torchtune's YAML (0.6.1, frozen): read, and answered with the nearest recipe, raw; what differs is said."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from planner.errors import UsageError, shorten
+from planner.importers.rules import (
+    Facts,
+    Rule,
+    bad,
+    dtype,
+    flag,
+    ignored,
+    integer,
+    names,
+    nested,
+    not_modelled,
+    number,
+    setup_fields,
+    text,
+    use,
+)
+
+OPTIMIZERS = {"torch.optim.AdamW": "adamw_torch", "torch.optim.Adam": "adamw_torch", "torch.optim.SGD": "sgd",
+              "bitsandbytes.optim.PagedAdamW": "paged_adamw_32bit", "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
+              "bitsandbytes.optim.AdamW8bit": "adamw_bnb_8bit", "bitsandbytes.optim.Lion8bit": "lion_8bit"}  # fmt: skip
+COMPONENT = re.compile(r"torchtune\.models\.([a-z0-9_]+)\.(?:(qlora|lora|qdora|dora)_)?([a-z0-9_]+)")
+MODELS = {"llama3_1_8b": "llama-3.1-8b", "llama3_1_70b": "llama-3.1-70b", "llama3_1_405b": "llama-3.1-405b", "llama3_8b": "llama-3-8b",
+          "llama3_70b": "llama-3-70b", "llama3_2_1b": "llama-3.2-1b", "llama3_2_3b": "llama-3.2-3b", "llama3_3_70b": "llama-3.3-70b",
+          "llama2_7b": "llama-2-7b", "llama2_13b": "llama-2-13b", "llama2_70b": "llama-2-70b", "code_llama2_7b": "codellama-7b",
+          "code_llama2_13b": "codellama-13b", "mistral_7b": "mistral-7b", "qwen2_7b": "qwen2-7b", "qwen2_1_5b": "qwen2-1.5b",
+          "qwen2_0_5b": "qwen2-0.5b", "phi3_mini": "phi-3-mini", "phi4_14b": "phi-4", "gemma_2b": "gemma-2b", "gemma_7b": "gemma-7b",
+          "gemma2_2b": "gemma-2-2b", "gemma2_9b": "gemma-2-9b", "gemma2_27b": "gemma-2-27b",
+          **{f"qwen2_5_{size}{kind}": f"qwen2.5-{size.replace('_', '.')}" for size in ("0_5b", "1_5b", "3b", "7b", "14b", "32b", "72b")
+             for kind in ("", "_base", "_instruct")}}  # fmt: skip
+"""torchtune's builders -> the catalogue's names."""
+
+
+def _component(key: str, value: Any) -> tuple[str, str]:
+    """The builder of a model: (method word, model)."""
+    match = COMPONENT.fullmatch(text(key, value))
+    if match is None:
+        raise bad(key, value, "a builder such as torchtune.models.llama3_1.lora_llama3_1_8b")
+    return match.group(2) or "full", match.group(3)
+
+
+def _optimizer(key: str, value: Any) -> str:
+    name = text(key, value)
+    if name not in OPTIMIZERS:
+        raise UsageError(f"{key} '{shorten(name, 60)}' has no row: --optimizer NAME with a row, and a copy of the file without the key")
+    return OPTIMIZERS[name]
+
+
+_ANY: dict[str, Rule] = {"*": Rule("ignored", why="a part that the training step does not hold")}
+RULES: dict[str, Rule] = {
+    "model": nested({
+        "_component_": use("_component", _component),
+        "lora_attn_modules": use("_attention_targets", names),
+        "apply_lora_to_mlp": use("_mlp", flag),
+        "apply_lora_to_output": use("_output", flag),
+        "lora_rank": use("rank", integer),
+        "lora_alpha": use("alpha", number),
+        "lora_dropout": use("dropout", number),
+        "quantize_base": use("_quantise", flag),
+        "use_dora": use("_dora", flag),
+        **ignored("where the tokenizer or the pictures come from", "image_size *_trainable max_seq_len"),
+    }),
+    "tokenizer": nested({"_component_": Rule("ignored", why="the tokenizer"), "max_seq_len": use("sequence_length", integer), **_ANY}),
+    "dataset": nested({"packed": use("_packed", flag), **_ANY}),
+    "batch_size": use("micro_batch", integer),
+    "gradient_accumulation_steps": use("gradient_accumulation", integer),
+    "optimizer": nested({"_component_": use("optimizer", _optimizer), "fused": use("_fused", flag), **_ANY}),
+    "dtype": use("weight_dtype", dtype),
+    "device": use("_device", text),
+    "enable_activation_checkpointing": use("_checkpointing", flag),
+    "loss": nested({"_component_": use("_loss", text), **_ANY}),
+    "enable_activation_offloading": not_modelled("saved tensors on the host"),
+    "optimizer_in_bwd": not_modelled("gradients are freed as soon as they are applied"),
+    "fsdp_cpu_offload": not_modelled("shards on the host"),
+    "compile": not_modelled("a compiled step frees and fuses tensors differently"),
+    "tensor_parallel_dim": not_modelled("weights split across cards", (1,)),
+    "tensor_parallel_plan": not_modelled("weights split across cards"),
+    "teacher_model": not_modelled("a teacher model is resident too"),
+    "enable_kv_cache": Rule("ignored", why="generation only"),
+    **ignored("files, schedules, logging and randomness", """
+        checkpointer resume_from_checkpoint save_adapter_weights_only output_dir seed shuffle lr_scheduler epochs
+        max_steps_per_epoch clip_grad_norm metric_logger log_* profiler low_cpu_ram collate_fn fsdp_reshard_after_forward
+        custom_sharded_layers cudnn_deterministic_mode quantizer dataset_val batch_size_val run_val_every_n_steps
+        keep_last_n_checkpoints enable_async_checkpointing ac_mode ac_option teacher_checkpointer kd_ratio kd_loss
+    """),
+}  # fmt: skip
+
+
+def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    """The nearest setup under recipe raw: everything, adapters and states included, in the file's dtype."""
+    word, model = facts.get("_component", ("full", ""))
+    facts["_model"] = MODELS.get(model)
+    if facts["_model"] is None and model:
+        warnings.append(f"torchtune's builder {model} has no model in the catalogue: name the model beside the file")
+    facts.setdefault("weight_dtype", "bfloat16")
+    facts["autocast"] = "none"
+    facts.setdefault("micro_batch", 1)
+    facts["checkpointing"] = "non_reentrant" if facts.get("_checkpointing") else "none"
+    if "Chunked" in facts.get("_loss", ""):
+        warnings.append("torchtune's chunked loss keeps 16-bit logits whole and upcasts a chunk at a time: loss full is the nearest")
+    if facts.get("_fused") and facts.get("optimizer") == "adamw_torch":
+        facts["optimizer"] = "adamw_torch_fused"
+    if facts.get("_device") == "cpu":
+        facts["device"] = "cpu"
+    facts["method"] = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}[word]
+    if facts.get("_dora"):
+        facts["method"] = "dora"
+    if word != "full":
+        facts["adapter_dtype"] = facts["weight_dtype"]
+        attention = tuple({"output_proj": "o_proj"}.get(name, name) for name in facts.get("_attention_targets", ("q_proj", "v_proj")))
+        facts["targets"] = attention + (("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ())
+        if facts.get("_output"):
+            warnings.append("apply_lora_to_output: an adapter on the head is not modelled")
+    if word in ("qlora", "qdora") or facts.get("_quantise"):
+        facts |= {"quant_type": "nf4", "double_quant": True, "kbit_prepare": False}
+        warnings.append("torchtune quantises with torchao's NF4: bitsandbytes' nf4 with double quantisation is the nearest")
+    if facts.get("_packed"):
+        facts["packed_documents"] = 2
+    return {**setup_fields(facts), "recipe": "raw"}

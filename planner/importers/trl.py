@@ -1,0 +1,115 @@
+"""TRL's `--config` YAML and its command line (1.16): ScriptArguments, SFTConfig and ModelConfig in one flat table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.importers.choices import ATTENTION
+from planner.importers.hf import TRAINING, keyword_arguments, packed_rows, settle
+from planner.importers.rules import (
+    STORAGE,
+    Facts,
+    Rule,
+    dtype,
+    flag,
+    ignored,
+    integer,
+    names,
+    not_modelled,
+    number,
+    one_of,
+    one_of_text,
+    setup_fields,
+    text,
+    use,
+)
+
+RULES: dict[str, Rule] = {
+    **TRAINING,
+    "model_name_or_path": use("_model", text),
+    "dtype": use("_dtype", dtype),
+    "torch_dtype": use("_dtype", dtype),
+    "attn_implementation": use("attention", text),
+    "use_peft": use("_peft", flag),
+    "lora_r": use("rank", integer),
+    "lora_alpha": use("alpha", number),
+    "lora_dropout": use("dropout", number),
+    "lora_target_modules": use("targets", names),
+    "lora_modules_to_save": use("modules_to_save", names),
+    "use_rslora": use("_rslora", flag),
+    "use_dora": use("_dora", flag),
+    "load_in_4bit": use("_four_bit", flag),
+    "load_in_8bit": use("_eight_bit", flag),
+    "bnb_4bit_quant_type": use("quant_type", one_of_text("nf4", "fp4")),
+    "use_bnb_nested_quant": use("double_quant", flag),
+    "bnb_4bit_quant_storage": use("quant_storage", one_of(STORAGE)),
+    "max_length": use("_length", integer),
+    "max_seq_length": use("_length", integer),
+    "packing": use("_packing", flag),
+    "padding_free": use("_padding_free", flag),
+    "model_init_kwargs": use("_init", keyword_arguments),
+    "activation_offloading": use("_offload", flag),
+    "lora_target_parameters": not_modelled("adapters on expert parameters"),
+    "use_vllm": not_modelled("a generation engine beside the trainer"),
+    "loss_type": not_modelled("a loss other than the fused negative log-likelihood", ("nll", "chunked_nll")),
+    **ignored("names data or a template, or which tokens count in the loss", """
+        dataset_* datasets streaming test_split_size ignore_bias_buffers chat_template_path eos_token pad_token
+        completion_only_loss assistant_only_loss shuffle_dataset truncation_mode eval_packing
+    """),
+    "packing_strategy": use("_strategy", text),
+    **ignored("which revision, or which class for the adapter", "model_revision trust_remote_code lora_task_type env config"),
+    "pad_to_multiple_of": Rule("ignored", why="the sequence length given is the longest row"),
+    "router_aux_loss_coef": Rule("ignored", why="a scalar of the loss"),
+}  # fmt: skip
+
+
+def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    """Setup fields of an SFT run, TRL's own defaults where the file is silent: batch 8, 1,024 tokens, float32 weights."""
+    init = facts.get("_init", {})
+    if init.get("dtype", init.get("torch_dtype")) is not None:
+        facts["_dtype"] = dtype("model_init_kwargs.dtype", init.get("dtype", init.get("torch_dtype")))
+    if init.get("attn_implementation"):
+        facts.setdefault("attention", text("model_init_kwargs.attn_implementation", init["attn_implementation"]))
+    facts["attention"] = facts.get("attention", ATTENTION["sdpa"])
+    if "_dtype" in facts:  # auto is the checkpoint's own, which for today's models is bfloat16
+        facts["weight_dtype"] = facts["_dtype"] or "bfloat16"
+    settle(facts, warnings, checkpointing=True, bf16=True)
+    facts["sequence_length"] = facts.get("_length", 1024)
+    if facts.get("_padding_free") or (facts.get("_packing") and facts.get("_strategy", "bfd") != "wrapped"):
+        packed_rows(facts, warnings)
+        if facts["attention"] != "flash_attention_2":
+            warnings.append("padding-free batches become one long row: its mask without flash attention is not modelled")
+    peft = facts.get("_peft", False)
+    quantised = facts.get("_four_bit") or facts.get("_eight_bit")
+    if quantised and not peft:
+        warnings.append("load_in_4bit and load_in_8bit train nothing without use_peft: adapters are assumed")
+    facts["method"] = adapter_method(facts, bool(peft or quantised), bool(facts.get("_four_bit")))
+    if facts.get("_eight_bit"):
+        facts["quant_type"] = "int8"
+    if facts.get("_offload"):
+        warnings.append("activation_offloading moves saved tensors to the host: not modelled")
+    if facts.pop("_liger", False):
+        facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
+    if not peft and not quantised:
+        for name in ("rank", "alpha", "dropout", "targets", "modules_to_save"):
+            facts.pop(name, None)
+    if not facts.get("_four_bit"):
+        for name in ("double_quant", "quant_storage"):
+            facts.pop(name, None)
+        if facts.get("quant_type") in ("nf4", "fp4"):
+            facts.pop("quant_type")
+    return {**setup_fields(facts), "recipe": "trl"}
+
+
+def adapter_method(facts: Facts, adapters: bool, four_bit: bool) -> str:
+    """The method's name for a stack that says full / LoRA / DoRA / rsLoRA and 4-bit in separate switches."""
+    if not adapters:
+        return "full"
+    if facts.get("_dora"):
+        if four_bit:
+            facts.setdefault("quant_type", "nf4")
+        return "dora"
+    if four_bit:
+        facts.setdefault("quant_type", "nf4")
+        return "qlora"
+    return "rslora" if facts.get("_rslora") else "lora"

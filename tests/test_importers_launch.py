@@ -1,0 +1,111 @@
+"""Launch lines as typed: ranks, sharding, the trainer's words and the files that they name."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from planner.errors import UsageError
+from planner.importers.launch import read_launch
+from planner.setup import resolve
+
+DATA = Path(__file__).parent / "data" / "importers"
+
+LINES = [
+    (
+        "accelerate launch --config_file accelerate_fsdp2.yaml -m axolotl.cli.train axolotl_full.yaml",
+        "Qwen/Qwen2.5-0.5B",
+        {"recipe": "axolotl", "parallel": "fsdp", "gpus": 8, "micro_batch": 4, "method": "full"},
+    ),
+    (
+        "accelerate launch -m axolotl.cli.train axolotl_qlora.yaml --micro-batch-size 1 --sequence_len=8192",
+        "NousResearch/Llama-3.1-8B",
+        {"micro_batch": 1, "sequence_length": 8192, "rank": 32, "gpus": 1},
+    ),
+    ("axolotl train axolotl_qlora.yaml", "NousResearch/Llama-3.1-8B", {"method": "qlora", "allocator": "expandable"}),
+    ("torchrun --nproc_per_node 4 --nnodes=2 -m axolotl.cli.train axolotl_full.yaml", "Qwen/Qwen2.5-0.5B", {"gpus": 8, "parallel": "ddp"}),
+    (
+        "llamafactory-cli train llamafactory_lora.yaml cutoff_len=4096 per_device_train_batch_size=2",
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        {"recipe": "llamafactory", "sequence_length": 4096, "micro_batch": 2, "rank": 8},
+    ),
+    (
+        "FORCE_TORCHRUN=1 llamafactory-cli train llamafactory_full_ds.yaml",
+        "mistralai/Mistral-7B-v0.1",
+        {"parallel": "zero3", "method": "full"},
+    ),
+    (
+        "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --use_peft --lora_r 32 --load_in_4bit --output_dir x",
+        "Qwen/Qwen2.5-0.5B",
+        {"recipe": "trl", "method": "qlora", "rank": 32, "micro_batch": 8, "sequence_length": 1024, "compute_dtype": "float32"},
+    ),
+    (
+        "trl sft --config trl_lora.yaml --per_device_train_batch_size 1 --no_gradient_checkpointing",
+        "meta-llama/Llama-3.2-1B",
+        {"method": "lora", "micro_batch": 1, "checkpointing": "none"},
+    ),
+    (
+        "accelerate launch --num_processes 2 --mixed_precision bf16 --use_deepspeed --zero_stage 3 sft.py --model_name_or_path a/b "
+        "--dataset_name c --max_length 512",
+        "a/b",
+        {"recipe": "trl", "gpus": 2, "parallel": "zero3", "sequence_length": 512},
+    ),
+    (
+        "accelerate launch --num_processes=4 --use_fsdp --fsdp_reshard_after_forward false train.py --model_name_or_path a/b "
+        "--per_device_train_batch_size 2 --bf16 true",
+        "a/b",
+        {"recipe": "hf", "gpus": 4, "parallel": "zero2", "micro_batch": 2},
+    ),
+    (
+        "deepspeed --num_gpus 8 train.py --deepspeed ds_z3_config.json --model_name_or_path a/b --bf16 --per_device_train_batch_size 1",
+        "a/b",
+        {"gpus": 8, "parallel": "zero3", "autocast": "bfloat16"},
+    ),
+    (
+        "PYTORCH_ALLOC_CONF=expandable_segments:True CUDA_VISIBLE_DEVICES=0 python train.py --model_name_or_path a/b --fp16 --optim adafactor",
+        "a/b",
+        {"allocator": "expandable", "autocast": "float16", "optimizer": "adafactor", "micro_batch": 8, "gpus": 1},
+    ),
+    (
+        "python3.11 -m torch.distributed.run --nproc_per_node=2 run_clm.py --model_name_or_path gpt2 --output_dir o",
+        "gpt2",
+        {"gpus": 2, "parallel": "ddp", "autocast": "none"},
+    ),
+    (
+        "env HF_TOKEN=hf_abcdefghijklmnop trl sft --model_name_or_path a/b --dataset_name c",
+        "a/b",
+        {"method": "full", "weight_dtype": "float32"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "model", "expected"), LINES, ids=range(len(LINES)))
+def test_launch_line(line, model, expected):
+    imported = read_launch(shlex.split(line), DATA)
+    setup = resolve(imported=imported.fields)
+    assert imported.model == model
+    assert {key: getattr(setup, key) for key in expected} == expected
+    assert not imported.by_status("unknown")
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("", "no launch line"),
+    ("accelerate launch", "names no program"),
+    ("accelerate launch --num_processes two train.py --bf16", "--num_processes is 'two'"),
+    ("torchrun --nproc_per_node gpu train.py --bf16", "depends on the machine"),
+    ("axolotl train nowhere.yaml", "is not a file"),
+    ("axolotl train", "no options that memplan could read"),
+    ("trl sft --lora_r -", "lora_r is '-'"),
+    ("trl sft stray", "is not an option"),
+    ("tune run lora_finetune_single_device --config x", "torchtune's command line is not read"),
+    ("python train.py --optim hf_abcdefghijklmnop", "unknown optim: optimizer '(secret)'"),
+])  # fmt: skip
+def test_bad_launch_lines(line, message):
+    with pytest.raises(UsageError) as caught:
+        read_launch(shlex.split(line), DATA)
+    assert message in str(caught.value)
+
+
+def test_the_tokens_of_a_launch_line_are_not_echoed():
+    imported = read_launch(["trl", "sft", "--model_name_or_path", "a/b", "--dataset_name", "c", "--hub_token", "hf_abcdefghijklmnop"], DATA)
+    assert "abcdefgh" not in str(imported.to_document())
