@@ -88,6 +88,7 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
     try:
         with torch.device("meta"), no_init_weights(), quiet():
             model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)
+            model.tie_weights()
     except UsageError:
         raise
     except Exception as error:
