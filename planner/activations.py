@@ -1,0 +1,293 @@
+"""One training step on the tape: embedding, layers, loss, backward, and what stays alive until the optimizer's step.
+
+The step is the second one: optimizer states and cuBLAS workspaces exist. Gradients exist in the forward only where they are accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.checkpoint import CHECKPOINTS
+from planner.expr import Expr, as_expr, const
+from planner.layers import decoder_layer
+from planner.losses import causal_loss, logits_of
+from planner.methods import METHODS
+from planner.norms import norm
+from planner.parameters import B, Inventory, S
+from planner.rules import add, cast, dropout, embedding, unary
+from planner.setup import Setup
+from planner.spec import Layer
+from planner.tape import Tape, Tensor
+from planner.walk import Device, Walk
+
+TRAINER_RECIPES = ("hf", "trl", "axolotl", "llamafactory", "paper")  # stacks on transformers' Trainer: it drops outputs before the backward
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the sequence."""
+
+    single: bool
+    windows: tuple[int, ...] = ()  # those that cut the sequence
+
+    def window(self, layer: Layer) -> int | None:
+        size = layer.attention.window
+        return size if size is not None and size in self.windows else None
+
+
+def run_step(inventory: Inventory, device: Device, regime: Regime) -> Tape:
+    """The log of one step: moments forward, backward and optimizer_step."""
+    return _Step(inventory, device, regime).run()
+
+
+class _Step:
+    def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
+        self.inventory, self.setup, self.spec = inventory, inventory.setup, inventory.spec
+        self.regime, self.device = regime, device
+        self.tape = Tape()
+        batch: Expr = const(1) if regime.single else B
+        self.w = Walk(self.tape, self.setup, inventory, device, batch, S, regime.single, {})
+        self.resident: list[Tensor] = []
+        if self.w.auto is not None:
+            self.tape.casts = {}
+
+    # ---- the step -----------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Tape:
+        t, setup = self.tape, self.setup
+        self._residents()
+        if METHODS[setup.method].trains == "nothing":
+            t.mark("forward")
+            self._infer()
+            t.mark("end")
+            return t
+        held = None
+        if setup.gradient_accumulation > 1:
+            self._old_gradients()
+        if setup.retain_outputs:
+            held = self._retained()
+        t.mark("forward")
+        outputs, loss = self._forward()
+        if setup.retain_outputs:
+            held = outputs
+        if setup.recipe in TRAINER_RECIPES:
+            outputs = None
+        t.mark("backward")
+        t.casts = None
+        t.backward(loss, t.alloc("gradient of the loss", (), "float32"))
+        del loss
+        t.mark("optimizer_step")
+        self._optimizer()
+        t.mark("end")
+        del outputs, held
+        return t
+
+    def _residents(self) -> None:
+        """What is there all along: the batch and the cuBLAS workspaces."""
+        t, shape = self.tape, (self.w.batch, S)
+        ids = t.alloc("input_ids", shape, "int64", "the batch", "activations")
+        self.ids = ids
+        self.resident = [ids]
+        raw = self.setup.recipe == "raw"
+        if METHODS[self.setup.method].trains != "nothing":
+            if not raw:
+                self.resident.append(t.alloc("labels", shape, "int64", "the batch", "activations"))
+            if self.setup.padded or (not raw and self.setup.packed_documents == 1):
+                self.resident.append(t.alloc("attention_mask", shape, "int64", "the batch", "activations"))
+            if self.setup.packed_documents > 1:
+                self.resident.append(t.alloc("position_ids", shape, "int64", "the batch", "activations"))
+        if self.device.kind == "cuda":
+            threads = ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
+            self.resident += [t.alloc(f"cuBLAS workspace of the {thread} thread", (self.device.workspace,), "uint8",
+                                      "held by each thread's handle from its first matmul on", "temporaries") for thread in threads]  # fmt: skip
+
+    def _old_gradients(self) -> None:
+        """Gradients of the micro-batches before, which this one is added to."""
+        for stored in self.inventory.trained:
+            grad = self.tape.alloc(f"{stored.name} gradient", stored.shape, stored.dtype, "accumulated over micro-batches", "gradients")
+            self.tape.log[-1] = (-1, {len(self.tape.infos) - 1: stored.count})
+            self.resident.append(grad)
+
+    def _retained(self) -> Tensor:
+        dtype = "float32" if self.setup.outputs_fp32 and self.w.auto else self.w.auto or self.setup.weight_dtype
+        return self.tape.alloc("logits of the step before", (self.w.batch, S, self.spec.vocab), dtype, "the loop keeps its outputs", "activations")
+
+    # ---- forward ------------------------------------------------------------------------------------------------------------------
+
+    def _forward(self) -> tuple[Tensor | None, Tensor]:
+        t, w = self.tape, self.w
+        hidden = self._hidden()
+        logits = logits_of(w, hidden)
+        loss = causal_loss(w, logits)
+        del hidden
+        if t.casts is not None:
+            t.casts.clear()
+        if self.setup.outputs_fp32 and w.auto is not None:
+            logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(t, "scale", loss, "loss")
+        return logits, loss
+
+    def _infer(self) -> None:
+        with self.tape.no_grad():
+            logits = logits_of(self.w, self._hidden())
+        del logits
+
+    def _hidden(self) -> Tensor:
+        """The last hidden states, normed: (B, S, H)."""
+        t, w, spec = self.tape, self.w, self.spec
+        shape = (w.batch, S, spec.embedding_dim)
+        embedded = embedding(t, self.ids, w.weight(f"{spec.embedding_name}.weight"), shape, "embeddings")
+        checkpointed = self.setup.checkpointing != "none"
+        if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
+            embedded.requires_grad, embedded.name = True, "embeddings"
+        hidden = embedded
+        hidden = self._scaled(hidden)
+        hidden = self._positions(hidden)
+        for projection in spec.projections[-1:] if spec.embedding_dim != spec.hidden else ():
+            from planner.linears import linear
+
+            hidden = linear(w, next(p for p in spec.projections if p.out_features == spec.hidden), hidden)
+            del projection
+        if spec.embedding_norm is not None:
+            hidden = norm(w, spec.embedding_norm, hidden)
+        hidden = dropout(t, hidden, spec.dropouts.embedding)
+        self._masks(hidden.dtype)
+        tables = self._tables(hidden.dtype)
+        hidden = self._layers(hidden, tables)
+        if spec.final_norm is not None:
+            hidden = norm(w, spec.final_norm, hidden)
+        if spec.embedding_dim != spec.hidden:
+            from planner.linears import linear
+
+            hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.hidden), hidden)
+        del embedded
+        return hidden
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        """Gemma multiplies its embeddings by sqrt(H)."""
+        return unary(self.tape, "scale", hidden, "scaled embeddings") if self.spec.model_type.startswith("gemma") else hidden
+
+    def _positions(self, hidden: Tensor) -> Tensor:
+        spec, w = self.spec, self.w
+        if spec.learned_positions is None or spec.embedding_dim != spec.hidden and not spec.projections:
+            return hidden
+        ids = self.tape.alloc("position ids", (1, S), "int64", "0 to S - 1")
+        table = embedding(self.tape, ids, w.weight(f"{spec.position_name}.weight"), (1, S, spec.hidden), "position embeddings")
+        return add(self.tape, hidden, table, "embeddings with positions", (w.batch, S, spec.hidden))
+
+    def _tables(self, dtype: str) -> tuple[Tensor, Tensor] | None:
+        """cos and sin, (1, S, D) in the hidden states' dtype, kept by every layer's rotary embedding."""
+        dims = [layer.attention.rotary_dim for _, layer in self.spec.layers if layer.attention.rotary_dim]
+        if not dims:
+            return None
+        made = [self.tape.alloc(f"rotary {name}", (1, S, dims[0]), dtype, "computed once for all layers") for name in ("cos", "sin")]
+        return made[0], made[1]
+
+    def _masks(self, dtype: str) -> None:
+        """One mask for each kind of layer: none where is_causal says it all (masking_utils.py)."""
+        t, w, setup = self.tape, self.w, self.setup
+        w.masks = {}
+        eager = setup.attention == "eager"
+        flash2 = setup.attention == "flash_attention_2"
+        for window in (None, *self.regime.windows):
+            needed = not flash2 and (eager or setup.padded or setup.packed_documents > 1 or window is not None)
+            shape = (w.batch, 1, S, S)
+            plain = setup.padded or setup.packed_documents > 1
+            if not needed:
+                w.masks[window] = None
+                continue
+            boolean = t.alloc("attention mask", shape if plain else (1, 1, S, S), "bool", "which position sees which")
+            w.masks[window] = t.alloc("attention mask", shape, dtype, "0 or the lowest number") if eager else Tensor(boolean.buffer, shape, "bool")
+            del boolean
+
+    # ---- layers -------------------------------------------------------------------------------------------------------------------
+
+    def _layers(self, hidden: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+        key = 0
+        position = 0
+        for block, times in compress(self._sequence()):
+            with self.tape.repeat(times):
+                for offset, (layer, trained) in enumerate(block):
+                    hidden = self._one_layer(hidden, layer, trained, key, position + offset, tables)
+                    key += 1
+            position += len(block) * times
+        return hidden
+
+    def _sequence(self) -> list[tuple[Layer, bool]]:
+        """Every layer with whether it is trained, windows that do not cut the sequence taken off."""
+        from dataclasses import replace
+
+        flat: list[tuple[Layer, bool]] = []
+        for count, layer in self.spec.layers:
+            window = self.regime.window(layer)
+            same = layer if window == layer.attention.window else replace(layer, attention=replace(layer.attention, window=window))
+            flat += [(same, len(flat) + i >= self.inventory.first_trained) for i in range(count)]
+        return flat
+
+    def _one_layer(self, hidden: Tensor, layer: Layer, trained: bool, key: int, index: int, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+        w, prefix = self.w, f"{layer.prefix}.*."
+
+        def body(given: Tensor) -> Tensor:
+            with w.at_layer(key, trained):
+                return decoder_layer(w, layer, given, prefix, tables)
+
+        run = CHECKPOINTS.get(self.setup.checkpointing)
+        if run is None or index % self.setup.checkpoint_every:
+            return body(hidden)
+        return run(self.tape, body, hidden)
+
+    # ---- optimizer ----------------------------------------------------------------------------------------------------------------
+
+    def _optimizer(self) -> None:
+        """Temporaries of the optimizer's step over what is alive after the backward."""
+        from planner.optimizers import OPTIMIZERS
+
+        setup, trained = self.setup, self.inventory.trained
+        library = OPTIMIZERS[setup.optimizer].library
+        if setup.optimizer_mode == "foreach" and library == "torch" and setup.optimizer != "sgd":
+            roots = self._lists("square roots of exp_avg_sq", "torch.optim's foreach path makes one list as large as the parameters", trained)
+            del roots
+        elif setup.optimizer_mode == "loop" and library == "torch" and setup.optimizer != "sgd":
+            largest = [max(trained, key=lambda s: s.elements.evaluate({"R": setup.rank}))] if trained else []
+            root = [self.tape.alloc("square root of exp_avg_sq", s.shape, s.dtype, "one tensor at a time") for s in largest]
+            del root
+
+    def _lists(self, what: str, why: str, trained: Sequence[object]) -> list[Tensor]:
+        made = []
+        for stored in self.inventory.trained:
+            made.append(self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries"))
+            index = len(self.tape.infos) - 1
+            self.tape.log.append((-1, {index: stored.count - 1}))
+        return made
+
+
+def compress(sequence: list[tuple[Layer, bool]]) -> list[tuple[list[tuple[Layer, bool]], int]]:
+    """The layers as blocks with how often each is repeated in a row: the first and the last of a run stand alone, the middle is one block."""
+    blocks: list[tuple[list[tuple[Layer, bool]], int]] = []
+    i = 0
+    while i < len(sequence):
+        period, repeats = _period(sequence, i)
+        if repeats < 5:
+            blocks.append(([sequence[i]], 1))
+            i += 1
+            continue
+        block = sequence[i : i + period]
+        blocks += [(block, 1), (block, 1), (block, repeats - 3), (block, 1)]
+        i += period * repeats
+    return blocks
+
+
+def _period(sequence: list[tuple[Layer, bool]], start: int, longest: int = 8) -> tuple[int, int]:
+    """The shortest period with which the layers from `start` on repeat at least five times, and how many times they do."""
+    for period in range(1, longest + 1):
+        repeats = 1
+        while sequence[start : start + period] == sequence[start + period * repeats : start + period * (repeats + 1)]:
+            repeats += 1
+        if repeats >= 5:
+            return period, repeats
+    return 1, 1
+
+
+_ = (Setup, as_expr)

@@ -1,0 +1,116 @@
+"""Gradient checkpointing on the tape, as torch/utils/checkpoint.py (2.13) does it: non-reentrant with early stop, and reentrant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from planner.tape import Buffer, Node, Tape, Tensor, mark_saved
+
+Body = Callable[[Tensor], Tensor]
+
+
+class _Stop(Exception):
+    """Everything that the backward pass needs has been recomputed."""
+
+
+class _Holder:
+    """Stands in the graph for a tensor that was not kept. Calling it gives the recomputed bytes, once."""
+
+    __slots__ = ("frame", "value")
+
+    def __init__(self, frame: _Frame) -> None:
+        self.frame, self.value = frame, None
+
+    def __call__(self, tape: Tape) -> Buffer | None:
+        if not self.frame.recomputed:
+            self.frame.recompute(tape)
+        value, self.value = self.value, None
+        return value
+
+
+class _Frame:
+    """One checkpointed region: its function, its input and, in order, weak places for what it saved."""
+
+    def __init__(self, body: Body, given: Tensor) -> None:
+        self.body, self.given = body, given
+        self.holders: list[Any] = []
+        self.recomputed = False
+
+    def pack(self, buffer: Buffer | None, name: str) -> _Holder:
+        import weakref
+
+        holder = _Holder.__new__(_Held)
+        holder.__init__(self)  # type: ignore[misc]
+        self.holders.append(weakref.ref(holder))
+        return holder
+
+    def recompute(self, tape: Tape) -> None:
+        """Run the forward again, keeping what was saved, and stop at the last saved tensor."""
+        self.recomputed = True
+        count = 0
+
+        def keep(buffer: Buffer | None, name: str) -> Buffer | None:
+            nonlocal count
+            holder = self.holders[count]()
+            count += 1
+            if buffer is not None:
+                mark_saved(buffer, name)
+            if holder is not None:
+                holder.value = buffer
+            if count == len(self.holders):
+                raise _Stop
+            return buffer
+
+        pack, enabled, scope, casts = tape.pack, tape.grad_enabled, tape.scope, tape.casts
+        tape.pack, tape.grad_enabled, tape.casts = keep, True, {} if casts is not None else None  # type: ignore[assignment]
+        try:
+            self.body(self.given)
+        except _Stop:
+            pass
+        finally:
+            tape.pack, tape.grad_enabled, tape.scope, tape.casts = pack, enabled, scope, casts
+
+
+class _Held(_Holder):
+    __slots__ = ("__weakref__",)
+
+
+def non_reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
+    """Keep only the input; recompute when the first saved tensor is asked for."""
+    if not tape.grad_enabled:
+        return body(given)
+    frame = _Frame(body, given)
+    outer, tape.pack = tape.pack, frame.pack
+    try:
+        return body(given)
+    finally:
+        tape.pack = outer
+
+
+def reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
+    """Run without a graph; the backward pass runs it again in full and goes through that graph at once."""
+    requires_grad = tape.grad_enabled and given.requires_grad
+    with tape.no_grad():
+        out = body(given)
+    if not requires_grad:
+        return out
+    shape, dtype = given.shape, given.dtype
+    tape.sequence += 1
+
+    def backward(tape: Tape, node: Node, grad: Tensor) -> list[Tensor | None]:
+        leaf = Tensor(node.saved[0], shape, dtype, None, True, "layer input")
+        enabled, tape.grad_enabled = tape.grad_enabled, True
+        casts, tape.casts = tape.casts, {} if tape.casts is not None else None
+        again = body(leaf)
+        tape.grad_enabled, tape.casts = enabled, casts
+        tape.backward(again, Tensor(grad.buffer, grad.shape, grad.dtype))
+        return [Tensor(leaf.grad.buffer, shape, dtype) if leaf.grad is not None else None]
+
+    node = Node("checkpoint", tape.sequence, (given.edge(),), backward, ((shape, dtype),))
+    tape.save(node, given)
+    out.node, out.requires_grad = node, True
+    return out
+
+
+CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor], Tensor]] = {"non_reentrant": non_reentrant, "reentrant": reentrant}

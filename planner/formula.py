@@ -1,0 +1,247 @@
+"""The formula engine: plan(spec, setup) -> Prediction in closed form, without torch.
+
+`symbolic` builds, once for each discrete structure (model, method, recipe, every switch), the rows that can be alive at the peak of each
+moment, with sizes in B, S and R. Everything else evaluates those rows: one prediction, a NumPy grid, JavaScript for the report page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from planner.activations import Regime, run_step
+from planner.breakdown import COMPONENTS, Breakdown, Component, ModelSummary, Peak, Prediction
+from planner.expr import Expr, compile_python, const, javascript, total
+from planner.gpus import find_gpu
+from planner.loading import load_candidates
+from planner.methods import METHODS
+from planner.optimizers import OPTIMIZERS
+from planner.parameters import Inventory
+from planner.peaks import Candidate, candidates
+from planner.rows import SymbolicRow
+from planner.setup import Setup
+from planner.spec import ModelSpec
+from planner.walk import Device
+
+SYMBOLS = ("B", "S", "R")
+SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
+STEP_MOMENTS = ("forward", "backward", "optimizer_step")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One possible peak of a moment: its rows, and their sums in all and by component."""
+
+    rows: tuple[SymbolicRow, ...]
+    size: Expr
+    components: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Bytes of one prediction without its rows: allocated by moment, components of each, and the peak."""
+
+    moments: dict[str, int]
+    components: dict[str, tuple[int, ...]]
+    peak_moment: str
+    peak: int
+
+
+def _state(rows: Sequence[SymbolicRow]) -> State:
+    rows = tuple(rows)
+    sums = tuple(total(r.size for r in rows if r.component == c) for c in COMPONENTS)
+    return State(rows, total(sums), sums)
+
+
+class Program:
+    """The symbolic moments of one structure in one regime, compiled when first evaluated."""
+
+    def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
+        resident = [*inventory.weight_rows(), *inventory.state_rows()]
+        wanted = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
+        found: dict[str, Sequence[Candidate]] = candidates(run_step(inventory, device, regime), wanted)
+        self.moments: dict[str, list[State]] = {name: [_state(rows) for rows in states] for name, states in load_candidates(inventory).items()}
+        for name in wanted:
+            self.moments[name] = [_state([*resident, *candidate.rows]) for candidate in found[name]]
+        self.names = tuple(self.moments)
+
+    @cached_property
+    def _sizes(self) -> Any:
+        return compile_python([state.size for states in self.moments.values() for state in states], SYMBOLS)
+
+    @cached_property
+    def _components(self) -> dict[str, list[Any]]:
+        return {name: [compile_python(state.components, SYMBOLS) for state in states] for name, states in self.moments.items()}
+
+    def chosen(self, values: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+        """For each moment the index and the bytes of its largest state."""
+        sizes = self._sizes(*values)
+        chosen, start = {}, 0
+        for name, states in self.moments.items():
+            part = sizes[start : start + len(states)]
+            largest = max(part)
+            chosen[name] = (part.index(largest), largest)
+            start += len(states)
+        return chosen
+
+    def totals(self, values: tuple[int, int, int]) -> Totals:
+        chosen = self.chosen(values)
+        components = {name: self._components[name][index](*values) for name, (index, _) in chosen.items()}
+        peak = max(chosen, key=lambda name: chosen[name][1])
+        return Totals({name: size for name, (_, size) in chosen.items()}, components, peak, chosen[peak][1])
+
+    def breakdowns(self, values: tuple[int, int, int]) -> tuple[Breakdown, ...]:
+        named = dict(zip(SYMBOLS, values, strict=True))
+        return tuple(
+            Breakdown(name, tuple(row for symbolic in self.moments[name][index].rows if (row := symbolic.at(named)).bytes))
+            for name, (index, _) in self.chosen(values).items()
+        )
+
+
+class Symbolic:
+    """One discrete structure as functions of micro-batch B, sequence length S and rank R."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        self.spec, self.setup = spec, setup
+        self.inventory = Inventory(spec, setup)
+        self.device = device_of(setup)
+        self.windows = tuple(sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None}))
+        self._programs: dict[Regime, Program] = {}
+
+    def regime(self, batch: int, sequence: int) -> Regime:
+        """Which discrete facts hold at these sizes."""
+        return Regime(batch == 1, tuple(w for w in self.windows if sequence >= w))
+
+    def program(self, regime: Regime) -> Program:
+        known = self._programs.get(regime)
+        if known is None:
+            known = self._programs[regime] = Program(self.inventory, self.device, regime)
+        return known
+
+    def totals(self, batch: int, sequence: int, rank: int) -> Totals:
+        """Bytes by moment and component at these sizes."""
+        return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
+
+    def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
+        """The rows alive at the peak of each moment."""
+        return self.program(self.regime(batch, sequence)).breakdowns((batch, sequence, rank))
+
+    def regimes(self) -> list[Regime]:
+        """Every regime that some size can be in."""
+        cuts = [tuple(w for w in self.windows if w <= cut) for cut in (0, *self.windows)]
+        return [Regime(single, cut) for single in (True, False) for cut in dict.fromkeys(cuts)]
+
+    def grid(self, batch: Any, sequence: Any, rank: Any = 1) -> dict[str, Any]:
+        """Allocated bytes by moment, and `peak`, over arrays that broadcast together; each cell is what `totals` gives there."""
+        from planner.grids import evaluate
+
+        return evaluate(self, batch, sequence, rank)
+
+    def javascript(self) -> str:
+        """A JavaScript function (B, S, R), BigInt each, that returns {moment: bytes} as BigInt, the same expressions in each regime."""
+        parts = []
+        for regime in self.regimes():
+            program = self.program(regime)
+            longer = [f"S >= {w}n" if w in regime.windows else f"S < {w}n" for w in self.windows]
+            condition = " && ".join(["B === 1n" if regime.single else "B !== 1n", *longer])
+            sizes = javascript([state.size for states in program.moments.values() for state in states], SYMBOLS)
+            counts = [len(states) for states in program.moments.values()]
+            parts.append(f"  if ({condition}) return collect({list(program.names)}, {counts}, ({sizes})(B, S, R));")
+        collect = (
+            "  const collect = (names, counts, sizes) => { let at = 0; const found = {}; names.forEach((name, i) => { "
+            "found[name] = sizes.slice(at, at + counts[i]).reduce((a, b) => (a > b ? a : b)); at += counts[i]; }); return found; };"
+        )
+        return "(B, S, R) => {\n" + collect + "\n" + "\n".join(parts) + "\n}"
+
+
+def device_of(setup: Setup) -> Device:
+    """What the named card means for kernels; an A100's capability where none is named or a budget in bytes is."""
+    if setup.device == "cpu":
+        return Device("cpu")
+    capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None
+    return Device() if capability is None else Device("cuda", capability, assumed=False)
+
+
+FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
+
+
+def _structure(setup: Setup) -> Setup:
+    """The setup with the symbolic fields set to 1, which makes setups of one structure equal. Floors make the rank part of the structure."""
+    optimizer = OPTIMIZERS[setup.optimizer]
+    floors = optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states)
+    free = {name: 1 for name in FREE if not (name == "rank" and floors)}
+    if setup.init_rank is not None and not floors:
+        free["init_rank"] = 1
+    if setup.target_rank is not None:
+        free["target_rank"] = 1
+    return setup.model_copy(update=free)
+
+
+class _Key:
+    """A spec by identity and a setup by its fields: hashing a whole config would cost more than the formula."""
+
+    __slots__ = ("_hash", "setup", "spec", "text")
+
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        self.spec, self.setup = spec, setup
+        self.text = repr(setup)
+        self._hash = hash((id(spec), self.text))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.spec is other.spec and self.text == other.text
+
+
+@lru_cache(maxsize=256)
+def _cached(key: _Key) -> Symbolic:
+    return Symbolic(key.spec, key.setup)
+
+
+def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
+    """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule (it names the trace engine)."""
+    return _cached(_Key(spec, _structure(setup)))
+
+
+def rank_of(setup: Setup) -> int:
+    """The rank that adapters have: AdaLoRA's initial one, which pruning only masks (peft 0.21 tuners/adalora/model.py)."""
+    return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
+
+
+def plan(spec: ModelSpec, setup: Setup) -> Prediction:
+    """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the trace engine."""
+    from planner.assumptions import assumptions, warnings
+
+    structure = symbolic(spec, setup)
+    values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
+    named = dict(zip(SYMBOLS, values, strict=True))
+    moments = structure.breakdowns(*values)
+    context = find_gpu(setup.gpu).context_bytes if setup.gpu is not None else 0
+    inventory = structure.inventory
+    host = sum(row.size.evaluate(named) for row in inventory.host_rows())
+    return Prediction(
+        engine="formula",
+        model=ModelSummary(spec.name, spec.architecture, spec.parameters),
+        setup=setup,
+        trainable_parameters=inventory.trainable_parameters().evaluate(named),
+        total_parameters=inventory.total_parameters().evaluate(named),
+        checkpoint_bytes=inventory.checkpoint_bytes().evaluate(named),
+        peak=_peak(moments, context),
+        step_peak=_peak([m for m in moments if m.moment in STEP_MOMENTS], context),
+        moments=moments,
+        host_bytes=host,
+        assumptions=tuple(assumptions(structure, setup)),
+        warnings=tuple(warnings(structure, setup)),
+    )
+
+
+def _peak(moments: Sequence[Breakdown], context: int) -> Peak:
+    largest = max(moments, key=lambda m: m.allocated_bytes)
+    allocated = largest.allocated_bytes
+    return Peak(largest.moment, allocated, -(-allocated // SEGMENT) * SEGMENT, context)
+
+
+_ = (Component, Mapping, const)

@@ -1,0 +1,272 @@
+"""A decoder layer on the tape: the order of calls and the local variables of transformers' decoder layers (5.23).
+
+B batch, S sequence, H hidden, I intermediate, A heads, K key-value heads, D head size. A module's arguments live until its call returns,
+which is why functions here take `given` and rebind another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.attend import Heads, attend
+from planner.errors import UsageError
+from planner.linears import linear
+from planner.norms import norm
+from planner.rules import Grads, add, cast, concatenate, copy, dropout, mul, part_of, split, unary
+from planner.spec import Attention, Layer, Mlp, Norm
+from planner.tape import Node, Tape, Tensor
+from planner.walk import Walk
+
+# ---- activation functions: transformers 5.23 activations.py ----------------------------------------------------------------------------
+
+
+def _new_gelu(t: Tape, x: Tensor) -> Tensor:
+    """0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))), op by op."""
+    half = unary(t, "scale", x, "0.5 x")
+    inner = unary(t, "scale", add(t, x, unary(t, "scale", unary(t, "pow", x, "cube"), "scaled cube"), "polynomial"), "scaled polynomial")
+    curve = unary(t, "tanh", inner, "tanh")
+    del inner
+    return mul(t, half, unary(t, "shift", curve, "1 + tanh"), "activation output")
+
+
+def _fast_gelu(t: Tape, x: Tensor) -> Tensor:
+    half = unary(t, "scale", x, "0.5 x")
+    square = mul(t, unary(t, "scale", x, "0.044715 x"), x, "scaled square")
+    inner = mul(t, unary(t, "scale", x, "scaled x"), unary(t, "shift", square, "1 + square"), "polynomial")
+    del square
+    curve = unary(t, "tanh", inner, "tanh")
+    del inner
+    return mul(t, half, unary(t, "shift", curve, "1 + tanh"), "activation output")
+
+
+def _quick_gelu(t: Tape, x: Tensor) -> Tensor:
+    return mul(t, x, unary(t, "sigmoid", unary(t, "scale", x, "scaled x"), "sigmoid"), "activation output")
+
+
+def _fused(kind: str) -> Callable[[Tape, Tensor], Tensor]:
+    return lambda t, x: unary(t, kind, x, "activation output")
+
+
+def _relu2(t: Tape, x: Tensor) -> Tensor:
+    return unary(t, "pow", unary(t, "relu", x, "relu"), "activation output")
+
+
+ACTIVATIONS: dict[str, Callable[[Tape, Tensor], Tensor]] = {
+    "silu": _fused("silu"), "swish": _fused("silu"), "gelu": _fused("gelu"), "gelu_pytorch_tanh": _fused("gelu"), "gelu_python": _fused("gelu"),
+    "relu": _fused("relu"), "tanh": _fused("tanh"), "sigmoid": _fused("sigmoid"), "relu2": _relu2,
+    "gelu_new": _new_gelu, "gelu_fast": _fast_gelu, "quick_gelu": _quick_gelu,
+}  # fmt: skip
+
+
+def activation(name: str) -> Callable[[Tape, Tensor], Tensor]:
+    found = ACTIVATIONS.get(name)
+    if found is None:
+        raise UsageError(f"the formula has no rule for activation '{name}': use --engine trace, or one of {', '.join(ACTIVATIONS)}")
+    return found
+
+
+# ---- MLP -------------------------------------------------------------------------------------------------------------------------------
+
+
+def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
+    """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x)))."""
+    t, act = w.t, activation(mlp.activation)
+    if not mlp.gated:
+        up, down = mlp.linears
+        hidden = linear(w, up, given, prefix)
+        hidden = act(t, hidden)
+        return linear(w, down, hidden, prefix)
+    if mlp.fused_gate_up:
+        both, down = mlp.linears
+        states = linear(w, both, given, prefix)
+        shape = (*given.shape[:-1], mlp.intermediate)
+        gate, up_states = split(t, states, (shape, shape))
+        del states
+        up_states = mul(t, up_states, act(t, gate), "gated")
+        return linear(w, down, up_states, prefix)
+    gate_proj, up_proj, down = mlp.linears
+    return linear(w, down, mul(t, act(t, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------------------------
+
+
+def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
+    """(B, S, heads x D) as (B, heads, S, D). Where the gradient comes back head by head, it is copied into token order (`copies`)."""
+    whole = x.shape
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("gradient in token order", whole, grad.dtype, "transposed back") if copies else Tensor(grad.buffer, whole, grad.dtype)]
+
+    return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
+
+
+def rotate(w: Walk, x: Tensor, dim: int, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """x * cos + rotate_half(x) * sin over the first `dim` features, the rest passed through."""
+    t, size = w.t, x.shape[-1]
+    front = x.shape[:-1]
+    rotated = x if dim == size else part_of(t, x, (*front, dim))
+    halves = [part_of(t, rotated, (*front, dim // 2)) for _ in range(2)]
+    cos, sin = tables
+
+    def turned() -> Tensor:
+        negative = unary(t, "neg", halves[1], "negated half")
+        return concatenate(t, (negative, halves[0]), rotated.shape, "rotated halves")
+
+    out = add(t, mul(t, rotated, cos, "x cos"), mul(t, turned(), sin, "x sin"), "rotary output")
+    if dim == size:
+        return out
+    return concatenate(t, (out, part_of(t, x, (*front, int(size) - dim))), x.shape, "rotary output")  # type: ignore[arg-type]
+
+
+def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    """The attention module's output and what it returns beside it (eager's probabilities, which live as long as the layer's call)."""
+    spec, t = layer.attention, w.t
+    qkv = _mla if spec.kind == "mla" else _gqa
+    with w.t.inside(f"{prefix}attention "):
+        q, k, v = qkv(w, spec, given, prefix, tables)
+        sinks = w.weight(f"{prefix}self_attn.sinks") if spec.sinks else None
+        query_size = spec.head_dim
+        heads = Heads(spec, query_size, spec.value_dim or spec.head_dim, w.masks[spec.window], w.inventory.spec.dropouts.attention, sinks)
+        out, probabilities = attend(w, heads, q, k, v)
+    hidden = linear(w, spec.linears[-1], out, prefix)
+    return dropout(t, hidden, w.inventory.spec.dropouts.attention_output), probabilities
+
+
+def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
+    return next((n for n in norms if n.position == position), None)
+
+
+def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the model has them."""
+    t, a, kv, d = w.t, spec.heads, spec.kv_heads, spec.head_dim
+    eager = w.setup.attention in ("eager", "sdpa-math")
+    turned = bool(spec.rotary_dim)
+    counts = (a, kv, kv)
+    if len(spec.linears) == 2:
+        fused = linear(w, spec.linears[0], given, prefix)
+        pieces = split(t, fused, [(*given.shape[:-1], n * d) for n in counts])
+        del fused
+    else:
+        pieces = [linear(w, projection, given, prefix) for projection in spec.linears[:3]]
+    made = []
+    for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):
+        piece = pieces[i]
+        pieces[i] = given
+        one = _named(spec.norms, position)
+        if one is not None and not one.heads:
+            piece = norm(w, one, piece, prefix)
+        if one is not None and one.heads:
+            piece = norm(w, one, piece.view(*piece.shape[:-1], heads, d), prefix).view(*piece.shape)
+        made.append(_heads(w, piece, heads, d, copies=eager or (turned and position != "v")))
+        del piece
+    del pieces
+    q, k, v = made
+    del made
+    if tables is not None and turned:
+        q, k = rotate(w, q, spec.rotary_dim, tables), rotate(w, k, spec.rotary_dim, tables)
+    return q, k, v
+
+
+def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Multi-head latent attention (DeepSeek-V2/V3): q and kv through low-rank projections, the rotary part apart, k and v made in full."""
+    t, a, rope = w.t, spec.heads, spec.rotary_dim
+    value = spec.value_dim or spec.head_dim
+    plain = spec.head_dim - rope
+    front = given.shape[:-1]
+    q_a_norm, kv_norm = _named(spec.norms, "q_a"), _named(spec.norms, "kv_a")
+    projections = list(spec.linears[:-1])
+    if q_a_norm is not None:
+        q_a, q_b, kv_a, kv_b = projections
+        queries = linear(w, q_b, norm(w, q_a_norm, linear(w, q_a, given, prefix), prefix), prefix)
+    else:
+        q_proj, kv_a, kv_b = projections
+        queries = linear(w, q_proj, given, prefix)
+    q = _heads(w, queries, a, spec.head_dim, copies=True)
+    del queries
+    q_pass, q_rot = split(t, q, [(*q.shape[:-1], plain), (*q.shape[:-1], rope)])
+    compressed = linear(w, kv_a, given, prefix)
+    rank = kv_b.in_features
+    latent, k_rot = split(t, compressed, [(*front, rank), (*front, rope)])
+    normed = norm(w, kv_norm, latent, prefix) if kv_norm is not None else latent
+    expanded = _heads(w, linear(w, kv_b, normed, prefix), a, plain + value, copies=True)
+    del normed
+    k_pass, v = split(t, expanded, [(*q.shape[:-1], plain), (*q.shape[:-1], value)])
+    k_rot = k_rot.view(w.batch, 1, front[1], rope)
+    if tables is not None:
+        q_rot, k_rot = (_interleaved(w, x, tables) for x in (q_rot, k_rot))
+    spread = t.op("expand", (k_rot,), (*q.shape[:-1], rope), k_rot.dtype, alias=k_rot, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)])
+    q = concatenate(t, (q_pass, q_rot), q.shape, "query")
+    k = concatenate(t, (k_pass, spread), q.shape, "key")
+    return q, k, v
+
+
+def _interleaved(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """apply_rotary_pos_emb_interleave: pairs are brought together by a copy first."""
+    return rotate(w, copy(w.t, x, "reordered pairs", "interleaved rotary"), x.shape[-1], tables)  # type: ignore[arg-type]
+
+
+# ---- the layer -------------------------------------------------------------------------------------------------------------------------
+
+
+def decoder_layer(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    """One layer's output (B, S, H)."""
+    if layer.parallel:
+        return _parallel(w, layer, given, prefix, tables)
+    return _sequential(w, layer, given, prefix, tables)
+
+
+def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:
+    spec = _named(layer.norms, position)
+    return x if spec is None else norm(w, spec, x, prefix)
+
+
+def mlp(w: Walk, layer: Layer, given: Tensor, prefix: str) -> Tensor:
+    """The layer's MLP, dense or a mixture of experts, and the dropout after it."""
+    from planner.experts import mixture
+
+    if isinstance(layer.mlp, Mlp):
+        out = dense_mlp(w, layer.mlp, given, prefix)
+    else:
+        out = mixture(w, layer.mlp, given, prefix)
+    return dropout(w.t, out, w.inventory.spec.dropouts.mlp_output)
+
+
+def _sequential(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Attention, residual, MLP, residual; norms before each (Llama), around each (Gemma 2), after each (OLMo 2), or on the sums (OPT-350m)."""
+    t = w.t
+    residual = given
+    hidden = given
+    hidden = _normed(w, layer, "input", hidden, prefix)
+    hidden, probabilities = attention(w, layer, hidden, prefix, tables)
+    if not layer.post_norm:
+        hidden = _normed(w, layer, "post_attention", hidden, prefix)
+    hidden = add(t, residual, hidden, "attention residual")
+    if layer.post_norm:
+        hidden = _normed(w, layer, "post_attention", hidden, prefix)
+    residual = hidden
+    hidden = _normed(w, layer, "pre_mlp", hidden, prefix)
+    hidden = mlp(w, layer, hidden, prefix)
+    if not layer.post_norm:
+        hidden = _normed(w, layer, "post_mlp", hidden, prefix)
+    hidden = add(t, residual, hidden, "layer output")
+    if layer.post_norm:
+        hidden = _normed(w, layer, "post_mlp", hidden, prefix)
+    del probabilities
+    return hidden
+
+
+def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Attention and MLP of the same residual stream, both added (GPT-NeoX, Falcon, Cohere)."""
+    t = w.t
+    normed = _normed(w, layer, "input", given, prefix)
+    attended, probabilities = attention(w, layer, normed, prefix, tables)
+    second = _named(layer.norms, "pre_mlp")
+    hidden = mlp(w, layer, norm(w, second, given, prefix) if second is not None else normed, prefix)
+    hidden = add(t, hidden, attended, "branches")
+    hidden = add(t, hidden, given, "layer output")
+    del probabilities
+    return hidden
+
+
+_ = cast

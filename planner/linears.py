@@ -1,0 +1,210 @@
+"""A linear layer as a method leaves it: plain, 4-bit or 8-bit, with or without an adapter beside it.
+
+N rows (outputs), K columns (inputs), M = B x S tokens. Sources: peft 0.21 tuners/lora/{layer,bnb,dora,variants}.py, tuners/adalora/{layer,bnb}.py,
+tuners/ia3/layer.py; bitsandbytes 0.50 nn/modules.py, autograd/_functions.py, backends/cuda/ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.expr import ceil_div
+from planner.parameters import IA3_FEEDFORWARD, NESTED_BLOCK, Adapter
+from planner.rules import Grads, add, add_in_place, cast, copy, dropout, matmul, mul, unary
+from planner.spec import Linear
+from planner.tape import Node, Shape, Tape, Tensor
+from planner.walk import Walk
+
+
+def linear(w: Walk, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:
+    """The layer's output for an input (..., K): (..., N). `prefix` is the path of the decoder layers, empty outside them."""
+    leaf = layer.name.rpartition(".")[2]
+    with w.t.inside(f"{prefix}{leaf} "):
+        adapter = w.inventory.adapters.get(layer.name)
+        if adapter is None:
+            return base(w, layer, given, prefix)
+        return WITH_ADAPTER[adapter.kind](w, layer, adapter, given, prefix)
+
+
+def base(w: Walk, layer: Linear, given: Tensor, prefix: str) -> Tensor:
+    """The base layer alone."""
+    name = f"{prefix}{layer.name}"
+    weight = w.weight(f"{name}.weight")
+    bias = w.weight(f"{name}.bias") if layer.bias else None
+    shape = (*given.shape[:-1], layer.out_features)
+    kind = KINDS.get(weight.dtype)
+    if kind is not None:
+        return kind(w, layer, given, shape)
+    low = w.lower(given)
+    return matmul(w.t, low, w.lower(weight), shape, None if bias is None else w.lower(bias), "output")
+
+
+def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+    """Linear4bit: the input in compute_dtype, an N x K dequantised weight while it multiplies, nothing saved, N x K again for the gradient."""
+    setup, t = w.setup, w.t
+    x = cast(t, given, setup.compute_dtype)
+    k_shape, n = x.shape, (layer.out_features, layer.in_features)
+    blocks = (ceil_div(layer.out_features * layer.in_features, setup.quant_block),)
+
+    def dequantised(t: Tape, dtype: str, copies: int) -> list[Tensor]:
+        constants = [t.alloc("quantisation constants in fp32", blocks, "float32", "double quantisation undone") for _ in range(copies * setup.double_quant)]
+        return [*constants, t.alloc("dequantised weight", n, dtype, "the whole weight in 16 bit, for one product")]
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        held = dequantised(t, setup.weight_dtype, 1)
+        if setup.weight_dtype != grad.dtype:
+            held = [t.alloc("dequantised weight", n, grad.dtype, "cast to the gradient's dtype")]
+        result = t.alloc("gradient of a linear layer's input", k_shape, grad.dtype, "grad @ weight")
+        del held
+        return [result]
+
+    held = dequantised(t, setup.compute_dtype, 2)
+    out = t.op("4-bit linear", (x,), shape, setup.compute_dtype, backward=backward, name="output")
+    del held
+    return cast(t, out, given.dtype)
+
+
+def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+    """Linear8bitLt: rows quantised to int8, the input kept on the context (checkpointing's hooks do not see it), N x K in 16 bit for the gradient."""
+    t = w.t
+    x_shape, dtype = given.shape, given.dtype
+    half = cast(t, given, "float16")
+    quantised = [t.alloc("int8 input", x_shape, "int8", "rows of the input quantised"), t.alloc("int8 scales", x_shape[:-1], "float32", "one per row")]
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        weight = t.alloc("dequantised weight", (layer.out_features, layer.in_features), dtype, "the whole weight, for one product")
+        result = t.alloc("gradient of a linear layer's input", x_shape, dtype, "grad @ weight")
+        del weight
+        return [result]
+
+    product = t.alloc("int32 product", shape, "int32", "before it is scaled")
+    out = t.op("8-bit linear", (given,), shape, dtype, backward=backward, name="output")
+    if out.node is not None and given.buffer is not None:
+        out.node.kept.append(given.buffer)
+        given.buffer.info.saved_by = given.buffer.info.saved_by or "8-bit linear"
+    del quantised, product, half
+    return out
+
+
+KINDS: dict[str, Callable[[Walk, Linear, Tensor, Shape], Tensor]] = {"nf4": _four_bit, "fp4": _four_bit, "int8": _eight_bit}
+
+
+# ---- adapters -------------------------------------------------------------------------------------------------------------------------
+
+
+def _parts(w: Walk, layer: Linear, prefix: str, *short: str) -> list[Tensor]:
+    return [w.weight(f"{prefix}{layer.name}.{s}") for s in short]
+
+
+def _quantised(w: Walk) -> bool:
+    return w.setup.quant_type != "none"
+
+
+def _adapter_input(w: Walk, given: Tensor, dtype: str) -> Tensor:
+    """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (stack-dependent: lora/layer.py, lora/bnb.py)."""
+    if _quantised(w) and w.auto is not None:
+        return given
+    return cast(w.t, given, dtype, f"{dtype} copy of the adapter's input")
+
+
+def _product(w: Walk, x: Tensor, weight: Tensor, features: object, name: str) -> Tensor:
+    return matmul(w.t, w.lower(x), w.lower(weight), (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
+
+
+def _low_rank(w: Walk, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """lora_B(lora_A(dropout(x)))."""
+    return _product(w, _product(w, dropout(w.t, x, float(w.setup.dropout)), a, a.shape[0], "lora_A output"), b, b.shape[0], "lora_B output")
+
+
+def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+    """LoRA: result + lora_B(lora_A(dropout(x))) * scaling; a 4-bit base's result is cloned first."""
+    t = w.t
+    a, b = _parts(w, layer, prefix, "lora_A", "lora_B")
+    result = base(w, layer, given, prefix)
+    dtype = result.dtype
+    if w.setup.quant_type in ("nf4", "fp4"):
+        result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
+    x = _adapter_input(w, given, a.dtype)
+    if not _quantised(w):
+        result = add(t, result, unary(t, "scale", _low_rank(w, x, a, b), "scaled"), "with adapter")
+        return cast(t, result, dtype)
+    output = unary(t, "scale", _low_rank(w, x, a, b), "scaled")
+    if w.auto is None:
+        output = cast(t, output, dtype)
+    return add(t, result, output, "with adapter")
+
+
+def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+    """AdaLoRA: result += (dropout(x) @ (lora_A * lora_E).T @ lora_B.T) * scaling / ranknum."""
+    t = w.t
+    a, e, b = _parts(w, layer, prefix, "lora_A", "lora_E", "lora_B")
+    result = base(w, layer, given, prefix)
+    dtype = result.dtype
+    if w.setup.quant_type in ("nf4", "fp4"):
+        result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
+    x = _adapter_input(w, given, a.dtype)
+    scaled = mul(t, a, e, "lora_A * lora_E")
+    low = _product(w, dropout(t, x, float(w.setup.dropout)), scaled, a.shape[0], "lora_A output")
+    output = _product(w, low, b, b.shape[0], "lora_B output")
+    del low
+    if _quantised(w) and w.auto is None:
+        output = cast(t, output, dtype)
+    output = unary(t, "scale", unary(t, "scale", output, "scaled"), "scaled by rank")
+    return add_in_place(t, result, output)
+
+
+def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+    """DoRA: the norm of weight + B A per output row, and the result scaled by magnitude / norm; whole N x K weights are made for it."""
+    t = w.t
+    a, b, m = _parts(w, layer, prefix, "lora_A", "lora_B", "lora_magnitude_vector")
+    result = base(w, layer, given, prefix)
+    dtype = result.dtype
+    four_bit = w.setup.quant_type in ("nf4", "fp4")
+    if four_bit:
+        result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
+    x = _adapter_input(w, given, a.dtype)
+    n, k = layer.out_features, layer.in_features
+    dropped = dropout(t, x, float(w.setup.dropout))
+
+    def magnitude() -> Tensor:
+        eye = t.alloc("identity", (k, k), a.dtype, "DoRA multiplies the adapter out")
+        low = _product(w, eye, a, a.shape[0], "lora_A of identity")
+        delta = cast(t, _product(w, low, b, n, "B A"), dropped.dtype)
+        del eye, low
+        weight = w.weight(f"{prefix}{layer.name}.weight")
+        dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight") if _quantised(w) else weight
+        dense = cast(t, dense.detach(), dropped.dtype)
+        with t.no_grad():
+            scaled = unary(t, "scale", delta, "scaled B A")
+            summed = add(t, dense, scaled, "weight + B A", (n, k))
+            del scaled
+            norm = t.alloc("norm of the rows", (n,), summed.dtype, "one per output")
+        del summed
+        return t.op("divide", (m,), (n,), "float32", saves=(m, norm), name="magnitude / norm",
+                    backward=lambda t, node, g: [t.alloc("magnitude gradient", (n,), g.dtype, "grad / norm")])  # fmt: skip
+
+    scale = magnitude()
+    low_rank = _low_rank(w, dropped, a, b)
+    plain = result if w.setup.dropout == 0 else matmul(t, w.lower(dropped), w.lower(w.weight(f"{prefix}{layer.name}.weight")), result.shape, None, "base")
+    left = mul(t, plain, unary(t, "shift", scale, "scale - 1"), "scaled base")
+    right = unary(t, "scale", mul(t, low_rank, scale, "scaled adapter"), "scaled adapter")
+    extra = add(t, left, right, "DoRA output")
+    del left, right, low_rank
+    result = add(t, result, extra, "with adapter")
+    return cast(t, result, dtype)
+
+
+def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+    """IA3: the output times a vector; a feed-forward layer's input instead."""
+    t = w.t
+    (vector,) = _parts(w, layer, prefix, "ia3_l")
+    if layer.name.rpartition(".")[2] in IA3_FEEDFORWARD:
+        scaled = cast(t, mul(t, given, vector, "scaled input"), given.dtype)
+        return base(w, layer, scaled, prefix)
+    result = base(w, layer, given, prefix)
+    dtype = result.dtype
+    return cast(t, mul(t, result, vector, "scaled output"), dtype)
+
+
+WITH_ADAPTER: dict[str, Callable[[Walk, Linear, Adapter, Tensor, str], Tensor]] = {"lora": _lora, "dora": _dora, "adalora": _adalora, "ia3": _ia3}
+_ = NESTED_BLOCK

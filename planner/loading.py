@@ -1,0 +1,42 @@
+"""The moments before the first step: the peak while building, and what stays."""
+
+from __future__ import annotations
+
+from planner.dtypes import itemsize
+from planner.expr import const, product
+from planner.parameters import B, Inventory, S, packed_bytes
+from planner.rows import SymbolicRow
+
+
+def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
+    """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantised one exists in 16 bit until its 4-bit copy is made.
+
+    transformers 5.23 core_model_loading.py loads on-the-fly quantised tensors one after the other; peft 0.21 utils/other.py casts the rest to fp32
+    one after the other, each old copy freed as the new one takes its place.
+    """
+    resident = inventory.weight_rows()
+    setup = inventory.setup
+    load = [*resident, _batch(inventory)]
+    peaks = [load]
+    quantised = [t for t in inventory.base if t.dtype in ("nf4", "fp4", "int8")]
+    if quantised:
+        largest = max(quantised, key=lambda t: t.elements.constant or 0)
+        base = [row for row in resident if not row.why.startswith("adapter of")]
+        peaks.append([*base, _one(largest.name, largest.shape, setup.weight_dtype, "the largest weight before it is quantised")])
+    upcast = [t for t in inventory.base if setup.kbit_prepare and quantised and t.dtype == "float32" and t.logical]
+    if upcast:
+        largest = max(upcast, key=lambda t: t.elements.constant or 0)
+        base = [row for row in resident if not row.why.startswith("adapter of")]
+        peaks.append([*base, _one(largest.name, largest.shape, setup.weight_dtype, "the largest tensor that is upcast, in its old dtype")])
+    return {"load_peak": peaks, "load": [load]}
+
+
+def _one(name: str, shape: tuple[object, ...], dtype: str, why: str) -> SymbolicRow:
+    return SymbolicRow(f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why)  # type: ignore[arg-type]
+
+
+def _batch(inventory: Inventory) -> SymbolicRow:
+    return SymbolicRow("batch", (B, S), "int64", 1, product((B, S, 8)), "activations", "input ids and labels on the device")
+
+
+_ = (const, packed_bytes)

@@ -1,0 +1,324 @@
+"""What is resident through a run: base weights, quantisation constants, adapters, optimizer states, as symbolic rows.
+
+R rank; N x K a weight's rows and columns; n its elements. Gradients are not here: they are born in the backward pass (activations.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.dtypes import itemsize
+from planner.errors import UsageError, nearest, unknown
+from planner.expr import Expr, Sized, as_expr, ceil_div, const, product, symbol, total
+from planner.methods import METHODS
+from planner.optimizers import OPTIMIZERS, Rule
+from planner.rows import SymbolicRow
+from planner.setup import Setup
+from planner.spec import Linear, ModelSpec
+from planner.tensors import WeightTensor, weight_tensors
+
+B, S, R = symbol("B"), symbol("S"), symbol("R")
+FLOOR_8BIT = 4096  # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
+FLOOR_PAGED = 100_000  # elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() < 1e5`)
+BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
+NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One kind of resident parameter: how many, in which dtype it is stored, whether it is trained."""
+
+    name: str
+    shape: tuple[Sized, ...]
+    dtype: str
+    count: int
+    trained: bool
+    role: str
+    layers: tuple[int, ...] = ()
+    logical: bool = True  # counted as a parameter (buffers are not)
+
+    @property
+    def elements(self) -> Expr:
+        return product(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The tensors that a method adds beside one linear layer, by their short name."""
+
+    kind: Literal["lora", "dora", "adalora", "ia3"]
+    tensors: tuple[Stored, ...]
+
+    def tensor(self, short: str) -> Stored:
+        return next(t for t in self.tensors if t.name.rpartition(".")[2] == short)
+
+
+class Inventory:
+    """Every resident parameter of a model under a setup, and what the walk asks of it."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        self.spec, self.setup, self.method = spec, setup, METHODS[setup.method]
+        self.first_trained = self._first_trained()
+        self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
+        self.adapters = {linear.name: adapter for linear, layers, prefix in self._linears() for adapter in self._adapter(linear, layers, prefix)}
+        self.saved_modules = list(self._saved_modules())
+        self.all = [*self.base, *(t for adapter in self.adapters.values() for t in adapter.tensors), *self.saved_modules]
+        self.by_name = {(t.name, t.trained): t for t in self.all}
+
+    # ---- base weights -------------------------------------------------------------------------------------------------------------
+
+    def _first_trained(self) -> int:
+        """The first decoder layer that is trained: 0 where all are, the depth where none is."""
+        if self.method.trains == "last_layers":
+            return max(0, self.spec.depth - (self.setup.trainable_layers or 0))
+        return 0 if self.method.trains == "all" else self.spec.depth
+
+    def stored_dtype(self, tensor: WeightTensor) -> str:
+        """The dtype in which a base tensor is stored."""
+        setup = self.setup
+        if tensor.role == "buffer" or tensor.dtype is not None:
+            return tensor.dtype or "float32"
+        if setup.quant_type != "none" and tensor.role in ("linear", "conv1d"):
+            return setup.quant_type
+        if setup.kbit_prepare and setup.quant_type != "none":
+            return "float32"
+        if setup.trainable_dtype == "float32" and self.method.trains == "all":
+            return "float32"
+        return setup.weight_dtype
+
+    def _store(self, tensor: WeightTensor) -> Iterator[Stored]:
+        """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name that owns them."""
+        if tensor.tied_to is not None:
+            return
+        dtype = self.stored_dtype(tensor)
+        if tensor.role == "buffer":
+            yield Stored(tensor.name, tensor.shape, dtype, tensor.count, False, tensor.role, tensor.layers, logical=False)
+            return
+        if not tensor.layers:
+            yield Stored(tensor.name, tensor.shape, dtype, 1, self.method.trains == "all", tensor.role)
+            return
+        for trained in (False, True):
+            layers = tuple(i for i in tensor.layers if (i >= self.first_trained) == trained)
+            if layers:
+                upcast = "float32" if trained and self.setup.trainable_dtype == "float32" else dtype
+                yield Stored(tensor.name, tensor.shape, upcast, len(layers), trained, tensor.role, layers)
+
+    # ---- adapters -----------------------------------------------------------------------------------------------------------------
+
+    def _linears(self) -> Iterator[tuple[Linear, int, str]]:
+        """Every linear layer by kind: (linear, how many layers have it, the prefix of its full name)."""
+        counts: dict[Linear, int] = {}
+        prefix = ""
+        for count, layer in self.spec.layers:
+            prefix = f"{layer.prefix}.*."
+            for linear in layer.linears():
+                counts[linear] = counts.get(linear, 0) + count
+        for linear, count in counts.items():
+            yield linear, count, prefix
+        for linear in self.spec.projections:
+            yield linear, 1, ""
+        yield self.spec.head, 1, ""
+
+    def targets(self) -> set[str]:
+        """The names of the linear layers that adapters sit on. UsageError for a target that matches nothing."""
+        attention = {linear.name for _, layer in self.spec.layers for linear in layer.attention.linears}
+        linears = {linear.name for linear, _, _ in self._linears()}
+        chosen: set[str] = set()
+        for target in self.setup.targets:
+            if target == "all-linear":
+                chosen |= linears - {self.spec.head_name}
+            elif target == "attention":
+                chosen |= attention
+            else:
+                found = {name for name in linears if name == target or name.endswith("." + target)}
+                if not found:
+                    raise _no_target(target, linears)
+                chosen |= found
+        return chosen
+
+    def _adapter(self, linear: Linear, count: int, prefix: str) -> Iterator[Adapter]:
+        make = ADAPTERS.get(self.setup.method)
+        if make is not None and linear.name in self.targets():
+            kind, shapes = make(linear)
+            name = f"{prefix}{linear.name}"
+            dtype = "float32" if self.setup.adapter_dtype == "float32" else self.setup.adapter_dtype
+            frozen = FROZEN_ADAPTERS.get(self.setup.method, ())
+            yield Adapter(kind, tuple(Stored(f"{name}.{short}", shape, dtype, count, short not in frozen, "adapter") for short, shape in shapes))
+
+    def _saved_modules(self) -> Iterator[Stored]:
+        """PEFT's trained copies of whole modules (modules_to_save), in the dtype of the original."""
+        if self.method.trains != "adapter":
+            return
+        tensors = list(weight_tensors(self.spec))
+        for module in self.setup.modules_to_save:
+            found = [t for t in tensors if t.module == module or t.module.endswith("." + module)]
+            if not found:
+                raise _no_target(module, {t.module.rpartition(".")[2] for t in tensors})
+            for tensor in found:
+                dtype = self.stored_dtype(tensor)
+                if dtype in ("nf4", "fp4", "int8"):
+                    raise UsageError(f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace")
+                yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, "saved", tensor.layers)
+
+    # ---- counts -------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> list[Stored]:
+        return [stored for stored in self.all if stored.trained]
+
+    def trainable_parameters(self) -> Expr:
+        """Elements of all trained tensors."""
+        return total(t.elements * t.count for t in self.trained)
+
+    def total_parameters(self) -> Expr:
+        """Elements of the base (tied once, 4-bit weights by their logical shape) and of what the method adds."""
+        return total(t.elements * t.count for t in self.all if t.logical)
+
+    def checkpoint_bytes(self) -> Expr:
+        """Bytes of what training saves for later use: the adapter (and trained copies), or the whole model."""
+        kept = self.trained if self.method.trains == "adapter" else [t for t in self.base if t.logical]
+        return total(packed_bytes(t.elements, t.dtype) * t.count for t in kept)
+
+    # ---- rows ---------------------------------------------------------------------------------------------------------------------
+
+    def weight_rows(self) -> list[SymbolicRow]:
+        rows = []
+        for stored in self.all:
+            why = "trained" if stored.trained else "a buffer" if not stored.logical else "frozen"
+            if stored.role == "adapter":
+                why = f"adapter of method {self.setup.method}"
+            elif self.setup.kbit_prepare and self.setup.quant_type != "none" and stored.dtype == "float32" and stored.logical:
+                why = "not quantised, upcast to fp32 by prepare_model_for_kbit_training"
+            rows.append(SymbolicRow(stored.name, stored.shape, stored.dtype, stored.count, packed_bytes(stored.elements, stored.dtype) * stored.count,
+                                    "weights", why))  # fmt: skip
+            rows += self._constants(stored)
+        return rows
+
+    def _constants(self, stored: Stored) -> Iterator[SymbolicRow]:
+        """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and an fp32 per 256 of them."""
+        def row(what: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
+            return SymbolicRow(f"{stored.name} {what}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)), "weights", why)
+
+        if stored.dtype == "int8":
+            yield row("scales", (stored.shape[0],), "float32", "one scale per output row (LLM.int8())")
+        if stored.dtype not in ("nf4", "fp4"):
+            return
+        blocks = ceil_div(stored.elements, self.setup.quant_block).constant or 0
+        yield row("4-bit code", (16,), "float32", "the 16 values that a 4-bit index means (bitsandbytes QuantState.code)")
+        if not self.setup.double_quant:
+            yield row("quantisation constants", (blocks,), "float32", f"absmax of each block of {self.setup.quant_block}")
+            return
+        yield row("quantisation constants", (blocks,), "uint8", f"absmax of each block of {self.setup.quant_block}, quantised again")
+        yield row("nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants")
+        yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
+
+    def state_rows(self) -> list[SymbolicRow]:
+        """Optimizer states on the device; paged tensors are in `host_rows`."""
+        rows = [row for stored in self.trained for row in self._states(stored, paged=False)]
+        if self.setup.method == "adalora" and self.setup.importance_buffers:
+            rows += [SymbolicRow(f"{t.name} {what}", t.shape, t.dtype, t.count, product((*t.shape, itemsize(t.dtype), t.count)), "optimizer_states",
+                                 "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)")
+                     for t in self.trained if t.role == "adapter" for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")]  # fmt: skip
+        return rows
+
+    def host_rows(self) -> list[SymbolicRow]:
+        """Optimizer states that a paged optimizer puts in managed memory, which torch does not count."""
+        return [row for stored in self.trained for row in self._states(stored, paged=True)]
+
+    def _states(self, stored: Stored, paged: bool) -> Iterator[SymbolicRow]:
+        optimizer = OPTIMIZERS[self.setup.optimizer]
+        elements = _needed(stored, self.setup) if optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states) else None
+        on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
+        for state, rule in optimizer.states:
+            for suffix, shape, dtype, pageable in STATES[rule](stored, elements):
+                if (on_host and pageable) == paged:
+                    yield SymbolicRow(f"{stored.name} {state}{suffix}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)),
+                                      "optimizer_states", f"{optimizer.name}: {optimizer.source}")  # fmt: skip
+
+
+def packed_bytes(elements: Sized, dtype: str) -> Expr:
+    """Bytes of `elements` values: two 4-bit values a byte."""
+    if dtype in ("nf4", "fp4"):
+        return ceil_div(elements, 2)
+    return as_expr(elements) * itemsize(dtype)
+
+
+def _needed(stored: Stored, setup: Setup) -> int:
+    """Elements as a number: a floor decides here, so the rank is part of the discrete structure."""
+    rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
+    return stored.elements.evaluate({"R": rank})
+
+
+def _no_target(target: str, linears: set[str]) -> UsageError:
+    leaves = {name.rpartition(".")[2] for name in linears}
+    if target in ("embed_tokens", "wte", "embed_in"):
+        return UsageError(f"target '{target}' is an embedding: the formula has no rule for adapters on embeddings; use --engine trace")
+    close = nearest(target, leaves)
+    return unknown("target", target, leaves | {"all-linear", "attention"}, "" if close else "(targets are names of linear layers)")
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------------------------
+
+Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
+
+
+def _lora(linear: Linear) -> tuple[Literal["lora"], Shapes]:
+    return "lora", (("lora_A", (R, linear.in_features)), ("lora_B", (linear.out_features, R)))
+
+
+def _dora(linear: Linear) -> tuple[Literal["dora"], Shapes]:
+    return "dora", (*_lora(linear)[1], ("lora_magnitude_vector", (linear.out_features,)))
+
+
+def _adalora(linear: Linear) -> tuple[Literal["adalora"], Shapes]:
+    return "adalora", (("lora_A", (R, linear.in_features)), ("lora_E", (R, 1)), ("lora_B", (linear.out_features, R)), ("ranknum", (1,)))
+
+
+def _ia3(linear: Linear) -> tuple[Literal["ia3"], Shapes]:
+    leaf = linear.name.rpartition(".")[2]
+    return "ia3", (("ia3_l", (linear.in_features if leaf in IA3_FEEDFORWARD else linear.out_features,)),)
+
+
+IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_down")
+
+ADAPTERS: dict[str, Callable[[Linear], tuple[Literal["lora", "dora", "adalora", "ia3"], Shapes]]] = {
+    "lora": _lora, "qlora": _lora, "rslora": _lora, "lora+": _lora, "lora-fa": _lora, "dora": _dora, "adalora": _adalora, "ia3": _ia3,
+}  # fmt: skip
+FROZEN_ADAPTERS: dict[str, tuple[str, ...]] = {"lora-fa": ("lora_A",), "adalora": ("ranknum",)}
+
+State = tuple[str, tuple[Sized, ...], str, bool]  # suffix, shape, dtype, whether a paged optimizer pages it
+
+
+def _like(stored: Stored, elements: int | None) -> list[State]:
+    return [("", stored.shape, stored.dtype, True)]
+
+
+def _float32(stored: Stored, elements: int | None) -> list[State]:
+    return [("", stored.shape, "float32", True)]
+
+
+def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
+    assert elements is not None
+    if elements < FLOOR_8BIT:
+        return _float32(stored, elements)
+    return [("", stored.shape, "uint8", True), (" constants", (-(-elements // BLOCK_8BIT),), "float32", False)]
+
+
+def _step(stored: Stored, elements: int | None) -> list[State]:
+    return [("", (1,), "float32", False)]
+
+
+def _factored(stored: Stored, elements: int | None) -> list[State]:
+    """Adafactor: row and column means over the last two dimensions, a full tensor for vectors."""
+    if len(stored.shape) < 2:
+        return _float32(stored, elements)
+    *front, rows, columns = stored.shape
+    return [(" rows", (*front, rows), "float32", False), (" columns", (*front, columns), "float32", False)]
+
+
+STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
+    "like": _like, "float32": _float32, "blockwise8": _blockwise8, "step": _step, "factored": _factored, "none": lambda stored, elements: [],
+}  # fmt: skip
+_ = const

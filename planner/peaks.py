@@ -1,0 +1,113 @@
+"""From a tape's log to the states that can be the peak of each moment.
+
+A state can be the largest only where a birth is followed by a death. Of those, a state is dropped where another one of the same moment is at
+least as large for every value of the symbols (no coefficient is smaller): what is left is a handful, and the peak is their maximum.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from planner.breakdown import Component
+from planner.expr import Expr, Monomial, product
+from planner.rows import SymbolicRow
+from planner.tape import Info, Tape
+
+Terms = dict[Monomial, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The rows alive at one state of a moment, largest coefficients first."""
+
+    rows: tuple[SymbolicRow, ...]
+
+
+def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[Candidate]]:
+    """The possible peaks of each moment. A moment that is marked several times (gradient accumulation) is one."""
+    kept = _positions(tape, moments)
+    wanted = {position for positions in kept.values() for position in positions}
+    states = _states(tape, wanted)
+    return {moment: [states[position] for position in positions] for moment, positions in kept.items()}
+
+
+def _positions(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[int]]:
+    """For each moment the positions in the log (the state after that many events) that no other position covers."""
+    sizes = [info.size.terms for info in tape.infos]
+    kept: dict[str, list[tuple[Terms, int]]] = {moment: [] for moment in moments}
+    marks = [*tape.marks, (len(tape.log), "")]
+    moment, running, grew = "", dict[Monomial, int](), True
+    for position, (index, change) in enumerate([*tape.log, (-1, {})]):
+        while marks and marks[0][0] == position:
+            if moment in kept and grew:
+                _keep(kept[moment], running, position)
+            moment, grew = marks.pop(0)[1], True
+        if index < 0:
+            for each, count in change.items():
+                _grow(running, sizes[each], count)
+            continue
+        if change < 0 and grew and moment in kept:
+            _keep(kept[moment], running, position)
+        grew = change > 0
+        _grow(running, sizes[index], change)
+    return {moment: [position for _, position in pairs] for moment, pairs in kept.items()}
+
+
+def _grow(running: Terms, size: object, count: int) -> None:
+    for monomial, coefficient in size.items():  # type: ignore[attr-defined]
+        running[monomial] = running.get(monomial, 0) + coefficient * count
+
+
+def _keep(kept: list[tuple[Terms, int]], running: Terms, position: int) -> None:
+    for terms, _ in kept:
+        if _covers(terms, running):
+            return
+    kept[:] = [pair for pair in kept if not _covers(running, pair[0])]
+    kept.append((dict(running), position))
+
+
+def _covers(large: Terms, small: Terms) -> bool:
+    for monomial, coefficient in small.items():
+        if coefficient > large.get(monomial, 0):
+            return False
+    return all(coefficient >= 0 or monomial in small for monomial, coefficient in large.items())
+
+
+def _states(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
+    """The rows alive after `position` events, for each wanted position."""
+    states: dict[int, Candidate] = {}
+    alive: Counter[int] = Counter()
+    for position, (index, change) in enumerate([*tape.log, (-1, {})]):
+        if position in wanted:
+            states[position] = Candidate(_rows(tape.infos, alive))
+        if index < 0:
+            alive.update(change)
+        else:
+            alive[index] += change
+    return states
+
+
+def _rows(infos: list[Info], alive: Counter[int]) -> tuple[SymbolicRow, ...]:
+    """One row for each kind of buffer; buffers of repeated layers cancel or add up by kind."""
+    counts: Counter[tuple[str, tuple[object, ...], str, str, str]] = Counter()
+    sizes: dict[tuple[str, tuple[object, ...], str, str, str], Expr] = {}
+    for index, count in alive.items():
+        if count:
+            info = infos[index]
+            component = info.component or ("activations" if info.saved_by else "temporaries")
+            why = f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
+            key = (info.name, info.shape, info.dtype, component, why)
+            counts[key] += count
+            sizes[key] = info.size
+    rows = [SymbolicRow(name, shape, dtype, counts[name, shape, dtype, component, why], sizes[name, shape, dtype, component, why]
+                        * counts[name, shape, dtype, component, why], _component(component), why)  # type: ignore[arg-type]
+            for name, shape, dtype, component, why in counts if counts[name, shape, dtype, component, why]]  # fmt: skip
+    return tuple(rows)
+
+
+def _component(name: str) -> Component:
+    return name  # type: ignore[return-value]
+
+
+_ = product

@@ -1,0 +1,35 @@
+"""Symbolic rows: what a Row of a Breakdown is before B, S and R have values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from planner.breakdown import Component, Row
+from planner.expr import Expr, Sized
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolicRow:
+    """One kind of tensor: `size` is its bytes over all `count` of them."""
+
+    name: str
+    shape: tuple[Sized, ...]
+    dtype: str
+    count: int
+    size: Expr
+    component: Component
+    why: str
+
+    def at(self, values: Mapping[str, int]) -> Row:
+        """The row where the symbols have values."""
+        shape = tuple(d.evaluate(values) if isinstance(d, Expr) else d for d in self.shape)
+        return Row(self.name, shape, self.dtype, self.count, self.size.evaluate(values), self.component, self.why)
+
+
+def by_component(rows: Iterable[SymbolicRow]) -> dict[str, Expr]:
+    """The sums of the rows' sizes by component; only the components that occur."""
+    sums: dict[str, Expr] = {}
+    for row in rows:
+        sums[row.component] = sums[row.component] + row.size if row.component in sums else row.size
+    return sums
