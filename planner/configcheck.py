@@ -9,6 +9,7 @@ from planner.errors import UsageError, nearest, shorten
 
 MOST_SIZE = 10**8  # the largest vocabulary or width that is believed
 MOST_LAYERS = 10_000
+MOST_HEADS = 65_536
 
 # The names in transformers' ACT2FN (transformers/activations.py, 5.23).
 ACTIVATIONS = (
@@ -128,7 +129,7 @@ class Fields:
         hidden_size / heads); `assumed` is A where publishers leave even that out. `kv` None and `own_dim` False are for
         families whose modeling code does not read num_key_value_heads or head_dim.
         """
-        a = self.size("num_attention_heads", "n_head", assumed=assumed)
+        a = self.size("num_attention_heads", "n_head", assumed=assumed, most=MOST_HEADS)
         k = self.size(kv, default=None if kv_default else a, assumed=kv_default) if kv else a
         if kv and (k > a or a % k):
             self.refuse(kv, k, f"a divisor of num_attention_heads {a}")
@@ -168,7 +169,7 @@ class Fields:
 def _shown(value: object) -> str:
     """A value in a message: short, and safe for an integer of a million digits."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
-        return f"an integer of {value.bit_length()} bits"
+        return f"about {'-' if value < 0 else ''}10^{value.bit_length() * 30103 // 100000}"
     try:
         return shorten(repr(value), 60)
     except (RecursionError, ValueError):

@@ -199,7 +199,7 @@ def cohere(c: Fields) -> ModelSpec:
 def cohere2(c: Fields) -> ModelSpec:
     """Command R7B, Command A: Cohere with three sliding rotary layers to one full layer without positions."""
     bias, count = c.flag("attention_bias", False), c.layers()
-    base, mlp = gqa(c, qkv_bias=bias, o_bias=bias, own_dim=False), gated_mlp(c)
+    base, mlp = gqa(c, qkv_bias=bias, o_bias=bias), gated_mlp(c)
     one = norms(c, ("input_layernorm", "input"), kind="layer", style="manual")
     pattern = c.size("sliding_window_pattern", default=4)
     slides = windows(c, count, 4096, lambda i: (i + 1) % pattern != 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.blocks import assemble, gated_mlp, gqa, pre_norm, windows
-from planner.configcheck import Fields
+from planner.configcheck import MOST_HEADS, Fields
 from planner.families_llama import qwen3_attention
 from planner.spec import Attention, Layer, Linear, Mlp, ModelSpec, Moe, Norm
 
@@ -76,7 +76,7 @@ def qwen3_moe(c: Fields) -> ModelSpec:
 
 def _mla(c: Fields) -> Attention:
     """Multi-head latent attention: keys and values expanded from one low-rank latent, rotary on a part that all heads share."""
-    hidden, a = c.size("hidden_size"), c.size("num_attention_heads")
+    hidden, a = c.size("hidden_size"), c.size("num_attention_heads", most=MOST_HEADS)
     k = c.size("num_key_value_heads", default=a)
     if k != a:
         c.refuse("num_key_value_heads", k, f"num_attention_heads {a}: latent attention expands keys and values for every head")

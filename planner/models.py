@@ -151,7 +151,8 @@ def _name_of(config: Mapping[str, Any]) -> str:
 
 
 def _is_entry(key: str) -> bool:
-    return key.replace("-", "").replace(".", "").isalnum() and key.isascii() and key != "index" and (CATALOG / f"{key}.json").is_file()
+    plain = len(key) < 100 and key.isascii() and key.replace("-", "").replace(".", "").isalnum()
+    return plain and f"{key}.json" != INDEX and (CATALOG / f"{key}.json").is_file()
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Every catalogue entry equals the model that transformers builds from it on the meta device: each tensor's name and shape, and the total."""
+"""Every catalogue entry equals the model that transformers builds from it on meta: each tensor's name and shape, and the total."""
 
 import json
 
 import pytest
+
 from planner.families import FAMILIES
 from planner.models import CATALOG, INDEX, find, index, names
 from planner.tensors import weight_tensors
@@ -48,7 +49,8 @@ def test_names_are_unique_and_lower_case():
 
 
 @pytest.mark.parametrize("alias, expected", [
-    ("llama-30b", "llama-33b"), ("LLaMA_7B", "llama-7b"), ("meta-llama/Llama-2-7b-hf", "llama-2-7b"), ("qwen/qwen2.5-7b-instruct", "qwen2.5-7b"),
+    ("llama-30b", "llama-33b"), ("LLaMA_7B", "llama-7b"), ("meta-llama/Llama-2-7b-hf", "llama-2-7b"),
+    ("qwen/qwen2.5-7b-instruct", "qwen2.5-7b"),
     ("mixtral", "mixtral-8x7b"), ("gpt-3", "gpt3-175b"), ("facebook/opt-350m", "opt-350m"), ("deepseek-ai/DeepSeek-V3", "deepseek-v3"),
 ])  # fmt: skip
 def test_aliases_and_hugging_face_ids_in_any_case(alias, expected):
