@@ -118,10 +118,11 @@ def falcon(c: Fields) -> ModelSpec:
     else:
         own = norms(c, ("input_layernorm", "input"), kind="layer", bias=True)
     layer = Layer(attention, mlp, own, parallel=parallel, prefix="transformer.h")
+    drop = c.fraction("attention_dropout")  # on the scores with ALiBi alone, and after attention where the layer is not parallel
     return assemble(c, "FalconForCausalLM", [layer] * c.layers("num_hidden_layers", "n_layer"), tied=True,
                     extras=rotary_buffers(d, "transformer.rotary_emb."),  # kept with ALiBi as well
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), embedding_name="transformer.word_embeddings",
-                    dropouts=Dropouts(0.0, c.fraction("attention_dropout"), 0.0, c.fraction("hidden_dropout")))  # fmt: skip
+                    dropouts=Dropouts(0.0, drop if alibi else 0.0, 0.0 if grouped or parallel else drop, c.fraction("hidden_dropout")))  # fmt: skip
 
 
 def bloom(c: Fields) -> ModelSpec:

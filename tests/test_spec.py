@@ -59,13 +59,20 @@ def test_every_family_has_a_variant():
     assert {model_type for model_type, _ in VARIANTS} == set(FAMILIES)
 
 
+DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout", "dropout")
+
+
 @pytest.mark.trace
 @pytest.mark.parametrize("model_type, config", VARIANTS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)])
-def test_agrees_with_transformers(model_type, config):
-    """Names and shapes of all tensors, the class, and the order in which a forward calls the linear layers of each kind of layer."""
+def test_agrees_with_transformers(model_type, config, monkeypatch):
+    """Tensors, class, sliding windows, and what a training forward does: the order of linear layers, and each dropout's probability."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    real = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **config)).eval()
+    known = transformers.AutoConfig.for_model(model_type, **config)
+    config = {**config, **{key: 0.1 + 0.01 * i for i, key in enumerate(DROPOUTS) if hasattr(known, key)}}
+    made = transformers.AutoConfig.for_model(model_type, **config)
+    made._attn_implementation = "eager"
+    real = transformers.AutoModelForCausalLM.from_config(made).train()
     spec = read_config({"model_type": model_type, **config})
     held = [*real.named_parameters(remove_duplicate=False), *real.named_buffers()]
     described = {name: shape for tensor in weight_tensors(spec) for name, shape in tensor.each()}
@@ -75,6 +82,8 @@ def test_agrees_with_transformers(model_type, config):
 
     expected, seen, first = [], [], 0
     for count, layer in spec.layers:
+        attention = real.get_submodule(f"{layer.prefix}.{first}.{layer.attention.linears[0].name.partition('.')[0]}")
+        assert getattr(attention, "sliding_window", layer.attention.window) == layer.attention.window
         for linear in layer.linears():
             name = f"{layer.prefix}.{first}.{linear.name}"
             module = real.get_submodule(name)
@@ -82,9 +91,19 @@ def test_agrees_with_transformers(model_type, config):
             module.register_forward_hook(lambda module, inputs, output, name=name: seen.append(name))
             expected.append(name)
         first += count
+    dropped, dropout = [], torch.nn.functional.dropout
+
+    def spy(tensor, p=0.5, training=True, inplace=False):
+        dropped.extend([p] if training and p > 0 else [])
+        return dropout(tensor, p, training, inplace)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", spy)
     with torch.no_grad():
         real(input_ids=torch.arange(4).unsqueeze(0) + 1, use_cache=False)
     assert seen == expected
+    drops = spec.dropouts
+    inside = [drops.attention, drops.attention_output, drops.mlp_output]
+    assert sorted(dropped) == sorted(p for p in [drops.embedding, *inside * spec.depth] if p > 0)
 
 
 def llama(**changes):
