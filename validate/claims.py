@@ -9,9 +9,9 @@ from typing import Any
 
 from planner import __version__
 from planner.errors import UsageError
-from validate.checks import CHECKS
-from validate.claimsfile import Claim, ClaimsFile, Conflict, read_claims
-from validate.lab import Lab, Missing
+from validate.checks import CHECKS, shown
+from validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
+from validate.lab import Lab
 from validate.sweep import PartResult, Verdict, check_part, holds
 
 SHIPPED = Path(__file__).with_name("claims.toml")
@@ -24,7 +24,14 @@ class ClaimResult:
     claim: Claim
     verdict: Verdict
     parts: tuple[PartResult, ...]
-    evidence: str
+
+    @property
+    def evidence(self) -> str:
+        return self.said()
+
+    def said(self, lang: str = "en") -> str:
+        """The sentences that carry the verdict."""
+        return "; ".join(said(part, lang) for part in _telling(self.verdict, self.parts))
 
     def to_document(self) -> dict[str, Any]:
         claim = self.claim
@@ -105,24 +112,42 @@ def check_claim(claim: Claim, lab: Lab, where: str = "") -> ClaimResult:
         except UsageError as error:
             raise UsageError(f"{where}claim '{claim.id}', part '{part.what}': {error}") from None
     verdict = combine(results)
-    return ClaimResult(claim, verdict, tuple(results), _evidence(verdict, results))
+    return ClaimResult(claim, verdict, tuple(results))
 
 
-def _evidence(verdict: Verdict, parts: list[PartResult]) -> str:
-    """The sentence that carries the verdict: the parts that agree with it, or every case where it depends."""
+def _telling(verdict: Verdict, parts: tuple[PartResult, ...]) -> list[PartResult]:
+    """The parts that carry the verdict: those that agree with it, or every case and boundary where it depends."""
     deciding = [p for p in parts if p.part.decides]
     if verdict == "depends":
-        told = [p for p in deciding if p.verdict == "depends"] or deciding
-        told = told if len(told) == len(deciding) else [p for p in deciding if p.part.case or p.verdict == "depends"]
-    else:
-        told = [p for p in deciding if p.verdict == verdict] or deciding
-    return "; ".join(_said(p) for p in told)
+        return [p for p in deciding if p.part.case or p.verdict == "depends"] or deciding
+    return [p for p in deciding if p.verdict == verdict] or deciding
 
 
-def _said(result: PartResult) -> str:
-    label = result.part.case or result.part.what
-    word = "" if result.verdict in ("depends", "not_checkable") else {"supported": "true", "refuted": "false"}[result.verdict] + ", "
-    return f"{label}: {word}{result.condition + ' (' if result.condition else ''}{result.evidence}{')' if result.condition else ''}"
+def said(result: PartResult, lang: str = "en") -> str:
+    """One part in words: what, whether it holds and where, what was claimed, and the numbers found."""
+    part = result.part
+    label = (part.zh if lang == "zh" else "") or part.case or part.what
+    word = _WORDS[lang][result.verdict]
+    where = f" ({result.said(lang)})" if result.boundaries else ""
+    claimed = f", {_CLAIMED[lang]} {claim_text(part)}" if part.claimed is not True and result.verdict != "not_checkable" else ""
+    return f"{label}: {word}{where}{claimed}: {result.evidence}"
+
+
+_WORDS: dict[str, dict[str, str]] = {
+    "en": {"supported": "holds", "refuted": "fails", "depends": "depends", "not_checkable": "not checkable"},
+    "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件", "not_checkable": "无法检验"},
+}
+_CLAIMED = {"en": "claimed", "zh": "原文"}
+
+
+def claim_text(part: Part) -> str:
+    """What the text claims of a part, with its relation and unit."""
+    unit = part.unit if part.unit in ("", "x", "%") else f" {part.unit}"
+    if isinstance(part.claimed, tuple):
+        return f"{shown(part.claimed[0])} to {shown(part.claimed[1])}{unit}"
+    about = "about " if part.tolerance >= 0.01 else ""
+    relation = "" if part.relation == "=" else f"{part.relation} "
+    return f"{about}{relation}{shown(part.claimed)}{unit}"
 
 
 def check(file: ClaimsFile, lab: Lab, progress: Callable[[str], None] | None = None) -> list[ClaimResult]:
@@ -170,6 +195,3 @@ def to_document(file: ClaimsFile, results: list[ClaimResult], conflicts: list[Co
     if conflicts is not None:
         document["conflicts"] = [conflict.to_document() for conflict in conflicts]
     return document
-
-
-__all__ = ["CLAIMS_SCHEMA", "SHIPPED", "Missing", "check", "check_claim", "check_conflict", "combine", "load", "to_document"]

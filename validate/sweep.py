@@ -16,14 +16,50 @@ _SAMPLES = 6  # interior points of a range that are tried, so that a change and 
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """Where a part's truth changes: between neighbouring values of a range, or between named values (`yes` and `no`)."""
+
+    name: str
+    low: int = 0
+    high: int = 0
+    low_holds: bool = True
+    yes: tuple[str, ...] = ()
+    no: tuple[str, ...] = ()
+
+    def said(self, lang: str = "en") -> str:
+        words = _WORDS[lang]
+        if self.yes or self.no:
+            return words[0].format(yes=_JOIN[lang].join(self.yes), no=_JOIN[lang].join(self.no))
+        return words[1 if self.low_holds else 2].format(name=self.name, low=number(self.low), high=number(self.high))
+
+
+_WORDS = {
+    "en": (
+        "holds for {yes}; not for {no}",
+        "holds up to {name} {low}, not from {high}",
+        "does not hold up to {name} {low}, holds from {high}",
+    ),
+    "zh": ("对 {yes} 成立；对 {no} 不成立", "{name} 到 {low} 成立，从 {high} 起不成立", "{name} 到 {low} 不成立，从 {high} 起成立"),
+}
+_JOIN = {"en": ", ", "zh": "、"}
+
+
+@dataclass(frozen=True)
 class PartResult:
-    """What came of a part: `found` is None where it could not be checked, the text of the boundary where it depends."""
+    """What came of a part: `found` is None where it could not be checked or where it depends; `boundaries` say on what."""
 
     part: Part
     verdict: Verdict
     found: Value | None
     evidence: str
-    condition: str = ""
+    boundaries: tuple[Boundary, ...] = ()
+
+    @property
+    def condition(self) -> str:
+        return self.said()
+
+    def said(self, lang: str = "en") -> str:
+        return "; ".join(boundary.said(lang) for boundary in self.boundaries)
 
     def to_document(self) -> dict[str, Any]:
         part = self.part
@@ -105,14 +141,13 @@ def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
             reason = str(missing)
     if not points:
         raise Missing(reason)
-    yes, no = [p for p in points if p.holds], [p for p in points if not p.holds]
+    yes, no = tuple(_name(p.at) for p in points if p.holds), tuple(_name(p.at) for p in points if not p.holds)
     verdict: Verdict = "depends" if yes and no else "supported" if yes else "refuted"
-    said = [f"holds for {_listed(yes)}" if yes else "", f"not for {_listed(no)}" if no else ""]
-    condition = "; ".join(filter(None, said)) if verdict == "depends" else ""
     evidence = "; ".join(f"{_name(p.at)}: {p.found.evidence}" for p in points)
     if unknown_at:
         evidence += f"; not checkable for {', '.join(map(_name, unknown_at))}: {reason}"
-    return PartResult(part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, condition)
+    boundaries = (Boundary(over.key.removeprefix("setup."), yes=yes, no=no),) if verdict == "depends" else ()
+    return PartResult(part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, boundaries)
 
 
 def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
@@ -123,9 +158,8 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
     changes = [_change(part, a, b, lab) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds]
     name = over.key.removeprefix("setup.")
     if changes:
-        condition = "; ".join(_boundary(name, a, b) for a, b in changes)
         evidence = "; ".join(f"at {number(p.at)}: {p.found.evidence}" for pair in changes for p in pair)
-        return PartResult(part, "depends", None, evidence, condition)
+        return PartResult(part, "depends", None, evidence, tuple(_boundary(name, *pair) for pair in changes))
     last = points[-1]
     evidence = f"{name} {number(points[0].at)}: {points[0].found.evidence}; {number(last.at)}: {last.found.evidence}"
     verdict: Verdict = "supported" if last.holds else "refuted"
@@ -133,9 +167,8 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
     found = last.found.value if isinstance(last.found.value, bool) else None
     if beyond is None:
         return PartResult(part, verdict, found, evidence)
-    return PartResult(
-        part, verdict, found, evidence, f"from {number(over.low)} to {number(over.high)} and further: {_boundary(name, *beyond)}"
-    )
+    evidence += "; " + "; ".join(f"at {number(p.at)}: {p.found.evidence}" for p in beyond)
+    return PartResult(part, verdict, found, evidence, (_boundary(name, *beyond),))
 
 
 def _beyond(part: Part, over: Over, last: Point, lab: Lab) -> tuple[Point, Point] | None:
@@ -157,14 +190,8 @@ def _change(part: Part, low: Point, high: Point, lab: Lab) -> tuple[Point, Point
     return low, high
 
 
-def _boundary(name: str, low: Point, high: Point) -> str:
-    """The sentence about a change: which side holds, with the numbers on either side."""
-    words = ("holds up to", "not from") if low.holds else ("does not hold up to", "holds from")
-    return f"{words[0]} {name} {number(low.at)}, {words[1]} {number(high.at)}"
-
-
-def _listed(points: list[Point]) -> str:
-    return ", ".join(_name(point.at) for point in points)
+def _boundary(name: str, low: Point, high: Point) -> Boundary:
+    return Boundary(name, low.at, high.at, low.holds)
 
 
 def _name(value: Any) -> str:

@@ -1,0 +1,47 @@
+"""memplan claims [FILE]: check claims about training memory; default: the seventy shipped ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from planner.errors import unknown
+
+
+@click.command("claims", short_help="Check claims about training memory, each with computed evidence.")
+@click.argument("file", required=False, type=click.Path())
+@click.option("--lang", type=click.Choice(("en", "zh")), default="en", show_default=True, help="Language of the table.")
+@click.option("--conflicts", is_flag=True, help="Only where the documents contradict each other or themselves, with the computed arbiter.")
+@click.option("--only", metavar="ID,ID", help="Only these claims.")
+@click.option("--explain", is_flag=True, help="Every part of every claim, with its sources.")
+@click.option("--measurements", type=click.Path(), metavar="DIR", help="Recorded runs for claims of time. Default: ./measurements.")
+@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+def command(file: str | None, lang: str, conflicts: bool, only: str | None, explain: bool, measurements: str | None, as_json: bool) -> None:
+    """Check every claim of FILE (docs/claims.md describes the format) and print its verdict, computed: supported, refuted, depends
+    (with the boundary), or not_checkable (with what is missing). A refuted claim is exit 0.
+    """
+    from validate.claims import check, check_conflict, load, to_document
+    from validate.lab import Lab, recorded
+
+    claims = load(file)
+    if only:
+        wanted = [name.strip() for name in only.split(",") if name.strip()]
+        have = {claim.id for claim in claims.claims}
+        for name in wanted:
+            if name not in have:
+                raise unknown("claim", name, have)
+        claims = replace(claims, claims=tuple(claim for claim in claims.claims if claim.id in wanted))
+    lab = Lab(models=claims.models, records=recorded(Path(measurements) if measurements else None))
+    results = [] if conflicts and not as_json else check(claims, lab)
+    clashes = [check_conflict(conflict, lab) for conflict in claims.conflicts] if conflicts else None
+    if as_json:
+        from memplan.render.json import write
+
+        write(to_document(claims, results, clashes))
+        return
+    from memplan.render.claims import conflict_table, table
+    from memplan.render.console import show
+
+    show(*(conflict_table(clashes, lang) if clashes is not None else table(results, lang, explain)))

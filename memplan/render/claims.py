@@ -1,0 +1,80 @@
+"""Claims and conflicts as text, in English or Chinese: verdict first, then the numbers that made it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from validate.checks import shown
+from validate.claims import ClaimResult, ConflictResult, said
+
+COLOURS = {"supported": "green", "refuted": "red", "depends": "yellow", "not_checkable": "dim"}
+VERDICT = {
+    "en": {"supported": "supported", "refuted": "refuted", "depends": "depends", "not_checkable": "not checkable"},
+    "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件而定", "not_checkable": "无法检验"},
+}
+WORDS = {
+    "en": {
+        "sources": "documents",
+        "of": "claims",
+        "contradict": "contradict",
+        "agree": "can both hold",
+        "side": "says",
+        "arbiter": "computed",
+    },
+    "zh": {"sources": "文档", "of": "条论断", "contradict": "相互矛盾", "agree": "可以同时成立", "side": "说", "arbiter": "计算结果"},
+}
+
+
+def table(results: Sequence[ClaimResult], lang: str = "en", explain: bool = False) -> Iterator[RenderableType]:
+    """Every claim: number, verdict, what is claimed and where, and the evidence; then how many of each verdict."""
+    for result in results:
+        yield _block(result.claim.id, VERDICT[lang][result.verdict], COLOURS[result.verdict], _lines(result, lang, explain))
+    counts = Counter(result.verdict for result in results)
+    told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in VERDICT[lang].items() if counts[verdict])
+    yield Text(f"\n{len(results)} {WORDS[lang]['of']}: {told}", style="bold")
+
+
+def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:
+    claim = result.claim
+    documents = ", ".join(dict.fromkeys(source.document for source in claim.sources))
+    head = (claim.zh if lang == "zh" else "") or claim.reading
+    yield Text(f"{head} [{documents}]" if documents else head, style="bold")
+    if not explain:
+        yield Text(result.said(lang))
+        return
+    for source in claim.sources:
+        yield Text(f"{source.document}: {source.quote}", style="dim")
+    for part in result.parts:
+        yield Text(("" if part.part.decides else "(also) ") + said(part, lang), style="" if part.part.decides else "dim")
+
+
+def conflict_table(results: Sequence[ConflictResult], lang: str = "en") -> Iterator[RenderableType]:
+    """Every conflict: whether its sides exclude each other, which of them the computed arbiter finds true, and its evidence."""
+    words = WORDS[lang]
+    for result in results:
+        conflict = result.conflict
+        lines = [Text((conflict.zh if lang == "zh" else "") or conflict.about, style="bold")]
+        for side in result.sides:
+            claimed = " - ".join(map(shown, side.claimed)) if isinstance(side.claimed, tuple) else shown(side.claimed)
+            relation = "" if side.relation in ("=", "between") else f"{side.relation} "
+            lines.append(
+                Text(f"{side.document} “{side.quote}” ({relation}{claimed}): {VERDICT[lang][side.verdict]}", style=COLOURS[side.verdict])
+            )
+        lines.append(Text(f"{words['arbiter']}: {result.evidence}"))
+        word, colour = (words["contradict"], "red") if result.contradict else (words["agree"], "green")
+        yield _block(conflict.id, word, colour, lines)
+
+
+def _block(name: str, verdict: str, colour: str, lines: Iterable[Text]) -> Table:
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(width=min(18, max(3, len(name))), overflow="fold")
+    grid.add_column(width=13)
+    grid.add_column(ratio=1, overflow="fold")
+    body = Text("\n").join(lines)
+    grid.add_row(Text(name, style="bold"), Text(verdict, style=colour), body)
+    return grid
