@@ -156,6 +156,7 @@ class _Step:
         self._masks(hidden.dtype)
         tables = self._tables(hidden.dtype)
         hidden = self._layers(hidden, tables)
+        w.masks = {}
         if spec.final_norm is not None:
             hidden = norm(w, spec.final_norm, hidden)
         if spec.embedding_dim != spec.hidden:
@@ -227,11 +228,15 @@ class _Step:
         return flat
 
     def _one_layer(self, hidden: Tensor, layer: Layer, trained: bool, key: int, index: int, tables: tuple[Tensor, Tensor] | None) -> Tensor:
-        w, prefix = self.w, f"{layer.prefix}.*."
+        w, prefix, masks = self.w, f"{layer.prefix}.*.", self.w.masks
 
         def body(given: Tensor) -> Tensor:
-            with w.at_layer(key, trained):
-                return decoder_layer(w, layer, given, prefix, tables)
+            before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
+            try:
+                with w.at_layer(key, trained):
+                    return decoder_layer(w, layer, given, prefix, tables)
+            finally:
+                w.masks = before
 
         run = CHECKPOINTS.get(self.setup.checkpointing)
         if run is None or index % self.setup.checkpoint_every:

@@ -26,6 +26,9 @@ def logits_of(w: Walk, given: Tensor) -> Tensor:
             logits = unary(t, "scale", logits, "logits / softcap")
             logits = unary(t, "tanh", logits, "tanh of logits")
             logits = unary(t, "scale", logits, "capped logits")
+    if logits.buffer is not None:
+        logits.buffer.info.component = "activations"
+        logits.buffer.info.why = "the output of the model, alive as long as the loop holds it"
     return logits
 
 

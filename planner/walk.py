@@ -49,6 +49,8 @@ class Walk:
         if found is None:
             table = self.inventory.by_name
             copy = table.get((f"{name} (trained copy)", True))
+            if copy is None and self.inventory.spec.tied and name == f"{self.inventory.spec.head_name}.weight":
+                return self.weight(f"{self.inventory.spec.embedding_name}.weight")
             stored = copy or table.get((name, self.trained)) or table.get((name, not self.trained))
             if stored is None:
                 raise KeyError(name)
