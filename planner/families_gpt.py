@@ -122,7 +122,8 @@ def falcon(c: Fields) -> ModelSpec:
     return assemble(c, "FalconForCausalLM", [layer] * c.layers("num_hidden_layers", "n_layer"), tied=True,
                     extras=rotary_buffers(d, "transformer.rotary_emb."),  # kept with ALiBi as well
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), embedding_name="transformer.word_embeddings",
-                    dropouts=Dropouts(0.0, drop if alibi else 0.0, 0.0 if grouped or parallel else drop, c.fraction("hidden_dropout")))  # fmt: skip
+                    dropouts=Dropouts(attention=drop if alibi else 0.0, attention_output=0.0 if grouped or parallel else drop,
+                                      mlp_output=c.fraction("hidden_dropout")))  # fmt: skip
 
 
 def bloom(c: Fields) -> ModelSpec:

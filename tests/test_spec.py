@@ -59,7 +59,9 @@ def test_every_family_has_a_variant():
     assert {model_type for model_type, _ in VARIANTS} == set(FAMILIES)
 
 
-DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout", "dropout")
+DROPOUTS = (
+    "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout", "dropout",
+)  # fmt: skip
 
 
 @pytest.mark.trace
