@@ -1,0 +1,158 @@
+"""Attention as CUDA runs it, on meta tensors: the aten op of the backend that CUDA would choose, with its auxiliary tensors.
+
+On meta, scaled_dot_product_attention always decomposes to its math path, which materialises the scores. Within `modelled(target)` a call
+with meta tensors takes the op of the target's backend instead, and autograd its backward op. Tensors on real devices are untouched.
+
+The composite around each backend (masks made additive, head sizes padded) follows aten/src/ATen/native/transformers/attention.cpp
+(torch 2.13); transformers' own layer (repeat_kv, enable_gqa, is_causal) runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from planner.errors import UsageError
+from planner.live.composites import as_on_cuda
+from planner.live.flash2 import NAME as FLASH2
+from planner.live.flash2 import register as _register_flash2
+from planner.live.sdp import BACKENDS, Call, choose, reason
+from planner.live.target import Target
+
+aten = torch.ops.aten
+_REAL = F.scaled_dot_product_attention
+FORCED = {f"sdpa-{backend}": backend for backend in BACKENDS}
+"""Setup.attention -> the one backend that `torch.nn.attention.sdpa_kernel` would leave enabled."""
+
+
+def implementation(attention: str, device: str) -> str:
+    """transformers' `attn_implementation` for a Setup.attention on "meta", "cuda" or "cpu".
+
+    Every sdpa setting is transformers' own "sdpa"; flash_attention_2 on meta is memplan's model of the flash-attn package.
+    """
+    if attention == "flash_attention_2" and device == "meta":
+        _register_flash2()
+        return FLASH2
+    return "sdpa" if attention.startswith("sdpa") else attention
+
+
+@contextmanager
+def modelled(target: Target, attention: str = "sdpa") -> Iterator[None]:
+    """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the one `attention` forces;
+    and on a CUDA target the composite ops that ask `is_cuda()` take CUDA's branch (planner/live/composites.py).
+
+    Raises UsageError at a call that the forced backend refuses, as torch would.
+    """
+    forced = FORCED.get(attention)
+    outer = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+               scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+        if query.device.type != "meta":
+            return outer(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        call = Call(target, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+        if target.device == "cpu":
+            return _cpu(call, scale)
+        backend = choose(call, forced)
+        if backend is None:
+            raise _refused(call, str(forced))
+        return _BACKENDS[backend](call, scale)
+
+    F.scaled_dot_product_attention = attend
+    torch._C._nn.scaled_dot_product_attention, raw = attend, torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]
+    try:
+        with as_on_cuda() if target.device == "cuda" else nullcontext():
+            yield
+    finally:
+        F.scaled_dot_product_attention = outer
+        torch._C._nn.scaled_dot_product_attention = raw  # type: ignore[attr-defined]
+
+
+def on_device(attention: str) -> AbstractContextManager[Any]:
+    """What a real device needs for a Setup.attention: torch's own switch for a forced backend, else nothing."""
+    if attention not in FORCED:
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    names = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+             "math": SDPBackend.MATH}  # fmt: skip
+    switch: AbstractContextManager[Any] = sdpa_kernel([names[FORCED[attention]]])
+    return switch
+
+
+def _refused(call: Call, backend: str) -> UsageError:
+    major, minor = call.target.capability
+    return UsageError(
+        f"attention sdpa-{backend} cannot run on compute capability {major}.{minor}: torch's filter '{reason(call, backend)}' refuses "
+        f"queries of shape {tuple(call.query.shape)} and dtype {str(call.query.dtype)[6:]}; use --attention sdpa"
+    )
+
+
+# One function a backend: the composite around its op. -------------------------------------------------------------------------------
+
+
+def _flash(c: Call, scale: float | None) -> Tensor:
+    """Head sizes are padded to a multiple of 8 and the output is cut back; the scale is that of the size given."""
+    size = c.query.shape[-1]
+    scale = size**-0.5 if scale is None else scale
+    query, key, value = (_padded(t, 8) for t in c.tensors)
+    out = aten._scaled_dot_product_flash_attention(query, key, value, c.dropout, c.causal, False, scale=scale)[0]
+    return out if out.shape[-1] == size else out[..., :size]
+
+
+def _efficient(c: Call, scale: float | None) -> Tensor:
+    mask = _additive(c.mask, c.query.dtype)
+    if mask is not None:
+        if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
+            last = mask.shape[-1]
+            mask = F.pad(mask, (0, 8 - last % 8))[..., :last]
+        mask = mask.expand(c.query.shape[0], c.query.shape[1], c.query.shape[2], c.key.shape[2])
+    return aten._scaled_dot_product_efficient_attention(*c.tensors, mask, c.trains, c.dropout, c.causal, scale=scale)[0]
+
+
+def _cudnn(c: Call, scale: float | None) -> Tensor:
+    mask = _additive(c.mask, c.query.dtype)
+    return aten._scaled_dot_product_cudnn_attention(*c.tensors, mask, c.trains, c.dropout, c.causal, False, scale=scale)[0]
+
+
+def _math(c: Call, scale: float | None) -> Tensor:
+    mask = _additive(c.mask, c.query.dtype)
+    return aten._scaled_dot_product_attention_math(*c.tensors, mask, c.dropout, c.causal, None, scale=scale, enable_gqa=c.gqa)[0]
+
+
+_BACKENDS: dict[str, Callable[[Call, float | None], Tensor]] = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": _math}
+
+
+def _cpu(c: Call, scale: float | None) -> Tensor:
+    """The CPU's choice is the installed torch's own, asked with tensors of these shapes that hold no memory."""
+    stand_ins = [_stand_in(t) for t in c.tensors]
+    mask = None if c.mask is None else _stand_in(c.mask)
+    chosen = torch._fused_sdp_choice(*stand_ins, mask, c.dropout, c.causal, scale=scale, enable_gqa=c.gqa)
+    if chosen != 1:  # SDPBackend.FLASH_ATTENTION, the only fused one there
+        return _math(c, scale)
+    mask = _additive(c.mask, c.query.dtype)
+    return aten._scaled_dot_product_flash_attention_for_cpu(*c.tensors, c.dropout, c.causal, attn_mask=mask, scale=scale)[0]
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    """A CPU tensor of the same shape, dtype and last stride whose rows all share one row of memory."""
+    with torch.no_grad():
+        row = torch.empty(tensor.shape[-1], dtype=tensor.dtype).expand(tensor.shape)
+    return row.requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else row
+
+
+def _padded(tensor: Tensor, multiple: int) -> Tensor:
+    extra = -tensor.shape[-1] % multiple
+    return F.pad(tensor, (0, extra)) if extra else tensor
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """convert_boolean_attn_mask: a boolean mask becomes one of the query's dtype, as large as itself in elements."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask.logical_not(), float("-inf"), torch.scalar_tensor(0.0, dtype=dtype, device=mask.device))

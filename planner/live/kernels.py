@@ -1,0 +1,147 @@
+"""What CUDA kernels allocate beyond their outputs, and what meta allocates that they do not: one table, op -> rule, each with its source.
+
+The trace's observer asks `Kernels(target)` at every op. A hidden allocation lives during the op, except a cuBLAS workspace, which stays.
+An op without a rule is *unknown*: it counts with its outputs alone, and `status` says so.
+
+Shape legend: B batch, H heads, S query rows, T key rows, D head size, M x N x K a matrix product.
+Sources are files of PyTorch (aten/src/ATen, c10) where no library is named; (torch 2.13) marks what was read in that version's own headers,
+the rest was read in its repository between 2024 and 2026-09.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from planner.live.target import Target
+
+Status = Literal["measured", "source", "unknown"]
+
+
+class Hidden(NamedTuple):
+    """An allocation that no tensor shows. `persistent`: it is never freed. `before`: it is made before the op's outputs are."""
+
+    name: str
+    nbytes: int
+    persistent: bool = False
+    before: bool = False
+
+
+class Call(NamedTuple):
+    """One op at work: its arguments, its outputs, and the device it is modelled on."""
+
+    target: Target
+    args: tuple[Any, ...]
+    outputs: Sequence[Tensor]
+
+
+Finder = Callable[[Call], Iterable[Hidden]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live on the host on CUDA."""
+
+    source: str
+    hidden: Finder | None = None
+    on_host: tuple[int, ...] = ()
+    matmul: bool = False  # runs through cuBLAS, whose workspace the running thread then holds
+    status: Status = "source"
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a dense tensor of this shape and dtype."""
+    return int(tensor.numel() * tensor.element_size())
+
+
+class Kernels:
+    """The rules for one target, and what they have to remember: which threads hold a cuBLAS workspace already."""
+
+    def __init__(self, target: Target) -> None:
+        from planner.live.kernels_table import RULES
+
+        self.target = target
+        self.rules = RULES if target.device == "cuda" else {}
+        self._workspaces: set[str] = set()
+
+    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> list[Hidden]:
+        """The hidden allocations of one call, in the order in which the kernel makes them."""
+        rule = self.rules.get(name_of(op))
+        if rule is None:
+            return []
+        found = list(rule.hidden(Call(self.target, args, outputs))) if rule.hidden is not None else []
+        if rule.matmul and not _product_is_empty(outputs):
+            found = [*found, *self._workspace()]
+        return [hidden for hidden in found if hidden.nbytes > 0]
+
+    def on_host(self, op: Any) -> tuple[int, ...]:
+        """Positions of outputs that CUDA makes on the host."""
+        rule = self.rules.get(name_of(op))
+        return () if rule is None else rule.on_host
+
+    def status(self, op: Any) -> Status:
+        """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing and are known."""
+        if self.target.device != "cuda":
+            return "measured"  # on the CPU the same ops run, and there is no caching allocator to please
+        rule = self.rules.get(name_of(op))
+        if rule is not None:
+            return rule.status
+        return "source" if getattr(op, "is_view", False) else "unknown"
+
+    def _workspace(self) -> list[Hidden]:
+        """One workspace per (handle, stream): a thread takes its handle at its first product. Backward runs on autograd's own thread."""
+        thread = "main" if torch._C._current_autograd_node() is None else "autograd"
+        if thread in self._workspaces:
+            return []
+        self._workspaces.add(thread)
+        return [Hidden(f"cuBLAS workspace of the {thread} thread", cublas_workspace(self.target.capability), persistent=True)]
+
+
+def name_of(op: Any) -> str:
+    """'aten::mm' of an OpOverload; the name itself where a string is given."""
+    return op if isinstance(op, str) else str(op._schema.name)
+
+
+def cublas_workspace(capability: tuple[int, int]) -> int:
+    """Bytes of the workspace that PyTorch gives each cuBLAS handle, shared with cuBLASLt.
+
+    cuda/CublasHandlePool.cpp parseChosenWorkspaceSize: 32 MiB on Hopper and Blackwell, else :4096:2:16:8 = 8,519,680 bytes
+    (measured twice on T4: cuda-vs-meta survey). cuBLASLt takes the same one since torch 2.8 (unified_cublas_and_lt_workspaces).
+    """
+    return 4096 * 8 * 1024 if capability[0] in (9, 10, 12) else 4096 * 1024 * 2 + 16 * 1024 * 8
+
+
+def _product_is_empty(outputs: Sequence[Tensor]) -> bool:
+    return bool(outputs) and outputs[0].numel() == 0
+
+
+class UnknownBytes:
+    """How much of what is alive passed through ops whose kernels nobody has read: by op, and as a share."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def share(self, alive: Iterable[tuple[str, int]]) -> tuple[float, list[tuple[str, int]]]:
+        """(share of bytes, [(op, bytes)] of unknown ops, largest first), given (op, bytes) of each storage alive.
+
+        An op is an OpOverload's text ("aten.mm.default"); a storage without an op (a workspace, a weight) counts as known.
+        """
+        total = 0
+        unknown: dict[str, int] = {}
+        for op, nbytes in alive:
+            total += nbytes
+            name = schema_name(op)
+            if name is not None and self.kernels.status(name) == "unknown":
+                unknown[name] = unknown.get(name, 0) + nbytes
+        rows = sorted(unknown.items(), key=lambda item: -item[1])
+        return (sum(unknown.values()) / total if total else 0.0), rows
+
+
+def schema_name(op: str) -> str | None:
+    """'aten::mm' from 'aten.mm.default'; None for a text that is not an op's."""
+    parts = op.split(".")
+    return f"{parts[0]}::{parts[1]}" if len(parts) >= 3 and parts[0].isidentifier() else None

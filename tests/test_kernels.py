@@ -1,0 +1,176 @@
+"""What kernels allocate unseen: each rule against a size derived by hand from the source that the rule cites."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from planner.live.kernels import Kernels, UnknownBytes, cublas_workspace, name_of, schema_name  # noqa: E402
+from planner.live.kernels_attention import efficient_workspace, flash_splits  # noqa: E402
+from planner.live.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
+from planner.live.kernels_table import RULES  # noqa: E402
+from planner.live.reduction import buffers  # noqa: E402
+from planner.live.target import Target  # noqa: E402
+
+T4, A100, H100, CPU = Target("cuda", (7, 5), 40), Target("cuda", (8, 0), 108), Target("cuda", (9, 0), 132), Target("cpu")
+HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+aten = torch.ops.aten
+
+
+def meta(*shape, dtype=BF16):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def hidden(target, op, *args, outputs=None):
+    """name -> bytes of the hidden allocations of one call, persistent ones left out."""
+    outputs = (op(*args),) if outputs is None else outputs
+    outputs = outputs[0] if isinstance(outputs[0], tuple) else outputs
+    return {h.name: h.nbytes for h in Kernels(target)(op, args, outputs) if not h.persistent}
+
+
+def test_every_rule_cites_a_source_and_names_an_op():
+    for name, rule in RULES.items():
+        assert rule.source and name.count("::") == 1, name
+        namespace, _, op = name.partition("::")
+        if namespace == "aten":
+            assert hasattr(torch.ops.aten, op) or hasattr(torch.ops.aten, op.rstrip("_")), f"{name} is no op of the installed torch"
+
+
+def test_each_thread_gets_one_workspace_from_its_first_product_on():
+    kernels = Kernels(A100)
+    w = torch.empty(8, 8, device="meta", requires_grad=True)
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            seen.extend(h for h in kernels(func, args, [out] if isinstance(out, torch.Tensor) else []) if h.persistent)
+            return out
+
+    with Watch():
+        loss = (torch.empty(4, 8, device="meta") @ w @ w).sum()
+        assert [h.name for h in seen] == ["cuBLAS workspace of the main thread"]
+        loss.backward()
+    assert [(h.name, h.nbytes) for h in seen] == [(f"cuBLAS workspace of the {t} thread", 8_519_680) for t in ("main", "autograd")]
+
+
+@pytest.mark.parametrize(("capability", "nbytes"), [((7, 5), 8_519_680), ((8, 9), 8_519_680), ((9, 0), 32 * 2**20), ((10, 0), 32 * 2**20)])
+def test_workspace_by_architecture(capability, nbytes):
+    assert cublas_workspace(capability) == nbytes
+
+
+def test_products_copy_operands_that_cublas_cannot_read():
+    a, b = meta(64, 32), meta(32, 16)
+    assert hidden(A100, aten.mm.default, a, b) == {}
+    assert hidden(A100, aten.mm.default, meta(32, 64).t(), b) == {}, "a transpose is read as it is"
+    assert hidden(A100, aten.mm.default, meta(1, 1).expand(64, 32), b) == {"contiguous copy for cuBLAS": 64 * 32 * 2}
+    assert hidden(A100, aten.bmm.default, meta(1, 8, 4).expand(3, 8, 4), meta(3, 4, 8)) == {}, "a broadcast batch has stride 0"
+
+
+def test_softmax_backward_multiplies_first_in_the_products_dtype():
+    grad, out = meta(4, 8, 64, 64, dtype=FP32), meta(4, 8, 64, 64, dtype=FP32)
+    op = aten._softmax_backward_data.default
+    assert hidden(T4, op, grad, out, -1, HALF) == {"grad * output": 4 * 8 * 64 * 64 * 4}
+    assert hidden(T4, op, grad.bfloat16(), out.bfloat16(), -1, BF16) == {"grad * output": 4 * 8 * 64 * 64 * 2}
+    assert hidden(T4, aten._log_softmax_backward_data.default, grad, out, -1, FP32) == {}
+
+
+def test_embedding_backward_sorts_beyond_3072_tokens():
+    op = aten.embedding_dense_backward.default
+    small = hidden(A100, op, meta(3, 1024, 64), meta(3, 1024, dtype=torch.int64), 1000, -1, False)
+    large = hidden(A100, op, meta(4, 1024, 64), meta(4, 1024, dtype=torch.int64), 1000, -1, False)
+    assert small == {}
+    assert large == {"sorted and original indices": 2 * 4096 * 8, "segment tables": 4 * 4096 * 8,
+                     "partial sums of embedding gradients": 4096 * 64 * 4}  # fmt: skip
+
+
+def test_a_column_sum_stages_partial_results_in_global_memory():
+    """8192 x 4096 bf16 to 4096: 4-wide vectors, blocks of 32 x 4 threads, grid 32, 54 blocks an output: 4 * 4096 * 54 * 32 * 4 bytes."""
+    assert buffers(meta(8192, 4096), [True, False], 4, 108, 2048) == (4 * 4096 * 54 * 32 * 4, 4 * 32)
+    assert hidden(A100, aten.sum.dim_IntList, meta(2, 4096, 4096), [0, 1]) == {"partial results": 4 * 4096 * 54 * 128, "semaphores": 128}
+
+
+def test_row_reductions_and_small_ones_stay_in_one_block():
+    assert hidden(A100, aten.mean.dim, meta(8192, 4096), [-1], True) == {}
+    assert hidden(A100, aten.sum.dim_IntList, meta(16, 64), [0]) == {}
+    total = hidden(A100, aten.sum.default, meta(8192, 4096))
+    assert 0 < total["partial results"] < 64 * 1024, "one output: a few numbers a block"
+
+
+def test_norms_of_a_list_keep_a_partial_per_chunk_of_the_largest_tensor():
+    tensors = [meta(1000, 1000), meta(16)]
+    assert hidden(A100, aten._foreach_norm.Scalar, tensors, 2, outputs=[meta(1)]) == {"partial norms": 2 * 16 * 4}
+
+
+def test_flash_backward_accumulates_dq_in_fp32_and_expands_grouped_heads():
+    op = aten._scaled_dot_product_flash_attention_backward.default
+    q, kv = meta(2, 8, 100, 80), meta(2, 2, 100, 80)
+    grad = meta(2, 100, 8, 80).transpose(1, 2)
+    found = hidden(A100, op, grad, q, kv, outputs=[q])
+    assert found == {"softmax statistics": 2 * 8 * 128 * 4, "dQ accumulator": 2 * 128 * 8 * 96 * 4, "per-head dK": 2 * 100 * 8 * 80 * 2,
+                     "per-head dV": 2 * 100 * 8 * 80 * 2}  # fmt: skip
+    assert "contiguous gradient" in hidden(A100, op, meta(2, 8, 100, 80), q, q, outputs=[q])
+
+
+@pytest.mark.parametrize(("batch", "rows", "splits"), [(4, 4096, 1), (1, 2048, 1), (1, 64, 16)])
+def test_flash_forward_splits_keys_only_where_blocks_do_not_fill_the_card(batch, rows, splits):
+    """1 x 8 heads x 1 block of rows on 216 slots, 4096 keys in 32 blocks of 128: 16 splits give 128 blocks, 32 give 256 in two waves."""
+    assert flash_splits(meta(batch, 8, rows, 128), meta(batch, 8, 4096 if rows == 64 else rows, 128), 108) == splits
+
+
+def test_efficient_attentions_workspace_is_dq_in_fp32():
+    """S x D in 64 x 64 tiles of fp32 plus 16 bytes each, for every batch and head."""
+    assert efficient_workspace((7, 5), True, (2, 8, 256, 256, 64, 64)) == 2 * 8 * 4 * (16 + 64 * 64 * 4)
+    assert efficient_workspace((8, 0), True, (2, 8, 256, 256, 128, 128)) == 2 * 8 * 2 * (16 + 128 * 128 * 4)
+    op = aten._scaled_dot_product_efficient_attention_backward.default
+    q = meta(2, 8, 256, 64, dtype=HALF)
+    found = hidden(T4, op, meta(2, 256, 8, 64, dtype=HALF).transpose(1, 2), q, q, q, outputs=[q])
+    assert found == {"delta": 2 * 8 * 256 * 4, "workspace": 2 * 8 * 4 * (16 + 64 * 64 * 4)}
+
+
+def test_efficient_attention_accumulates_wide_heads_in_fp32_and_keeps_its_random_state_on_the_host():
+    op = aten._scaled_dot_product_efficient_attention.default
+    q = meta(1, 2, 16, 256, dtype=HALF)
+    assert hidden(T4, op, q, q, q, None, True, outputs=[q]) == {"fp32 output accumulator": 2 * 16 * 256 * 4}
+    assert Kernels(T4).on_host(op) == (2, 3) and Kernels(CPU).on_host(op) == ()
+
+
+def test_gemm_4bit_dequantises_beyond_the_fused_kernel():
+    bnb = pytest.importorskip("bitsandbytes")
+    op = torch.ops.bitsandbytes.gemm_4bit.default
+    assert bnb is not None
+    args = (meta(4, 1024, 512), meta(512 * 256 // 2, 1, dtype=torch.uint8), (256, 512), meta(2048, dtype=FP32), 64, "nf4")
+    out = [meta(4, 1024, 256)]
+    assert hidden(A100, op, *args, outputs=out) == {"dequantised weights": 256 * 512 * 2}
+    nested = (*args, None, meta(2048, dtype=torch.uint8))
+    assert hidden(A100, op, *nested, outputs=out) == {"dequantised absmax": 8192, "absmax plus offset": 8192, "dequantised weights": 262144}
+    assert hidden(A100, op, meta(1, 1, 512), *args[1:], outputs=[meta(1, 1, 256)]) == {}, "one row is served by the fused kernel"
+
+
+def test_the_fused_kernels_reach_is_the_librarys_own_rule():
+    pytest.importorskip("bitsandbytes")
+    rows = (1, 4, 8, 16, 32, 64, 128, 512, 1536, 2048)
+    cards = {(7, 5): 40, (8, 0): 108, (9, 0): 132, (10, 0): 148}
+    reach = {cap: max((m for m in rows if fused_gemm_4bit(cap, sms, HALF, m, 14336, 4096, 64)), default=0) for cap, sms in cards.items()}
+    if not any(reach.values()):
+        pytest.skip("this bitsandbytes has no fused kernel")
+    assert reach[7, 5] == 128 and reach[9, 0] < 512 and all(most <= 1536 for most in reach.values())
+    assert not fused_gemm_4bit((8, 0), 108, HALF, 1, 4096, 4100, 64), "K must be a multiple of the block"
+
+
+def test_the_cpu_hides_nothing():
+    grad = meta(4, 64, 64)
+    assert Kernels(CPU)(aten._softmax_backward_data.default, (grad, grad, -1, BF16), [grad]) == []
+    assert Kernels(CPU)(aten.mm.default, (meta(4, 4), meta(4, 4)), [meta(4, 4)]) == []
+
+
+def test_unknown_is_the_default_and_its_share_is_counted():
+    kernels = Kernels(A100)
+    assert kernels.status(aten.mm.default) == "source" and kernels.status(aten._softmax_backward_data.default) == "measured"
+    assert kernels.status(aten.view.default) == "source", "a view allocates nothing"
+    assert kernels.status(aten.convolution.default) == "unknown"
+    assert kernels.status(aten._scaled_dot_product_cudnn_attention.default) == "unknown"
+    alive = [("aten.mm.default", 600), ("aten.convolution.default", 300), ("aten._cdist_forward.default", 100), ("cuBLAS workspace", 1000)]
+    share, rows = UnknownBytes(kernels).share(alive)
+    assert share == 0.2 and rows == [("aten::convolution", 300), ("aten::_cdist_forward", 100)]
+    assert UnknownBytes(kernels).share([]) == (0.0, [])
+    assert name_of(aten.mm.default) == "aten::mm" and schema_name("cuBLAS workspace of the main thread") is None
