@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from planner.errors import UsageError  # noqa: E402
 from planner.live import flash2  # noqa: E402
 from planner.live.attention import implementation, modelled, on_device  # noqa: E402
+from planner.live.composites import as_on_cuda  # noqa: E402
 from planner.live.sdp import Call, choose, native_gqa_in_efficient, reason  # noqa: E402
 from planner.live.target import Target  # noqa: E402
 
@@ -168,14 +169,14 @@ def test_on_cpu_what_is_saved_equals_the_real_cpu(dropout, dtype, masked, kv_hea
 
 def test_composite_ops_take_cudas_branch_within_and_their_own_outside():
     x = tensor(dtype=HALF)
-    with modelled(A100):
+    with as_on_cuda():
         assert "aten::_to_copy" not in saved(lambda: F.softmax(x, -1, dtype=FP32))[1], "half_to_float is one kernel"
         assert "aten::_to_copy" in saved(lambda: F.softmax(tensor(), -1, dtype=FP32))[1], "for fp16 only"
         assert saved(lambda: F.dropout(x, 0.1))[0] == x.numel(), "one byte an element"
+        assert saved(lambda: F.rms_norm(x, (64,)))[0] == x.numel() * 2 + x.numel() // 64 * 4, "the input, and a number a row"
+        assert saved(lambda: F.softmax(torch.zeros(4), -1))[2].sum() == 1, "real tensors are untouched"
     assert saved(lambda: F.dropout(x, 0.1))[0] >= x.numel() * 2
     assert "aten::_to_copy" in saved(lambda: F.softmax(x, -1, dtype=FP32))[1]
-    with modelled(CPU):
-        assert "aten::_to_copy" in saved(lambda: F.softmax(x, -1, dtype=FP32))[1]
 
 
 def test_names_for_transformers():

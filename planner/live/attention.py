@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planner.errors import UsageError
-from planner.live.composites import as_on_cuda
 from planner.live.flash2 import NAME as FLASH2
 from planner.live.flash2 import register as _register_flash2
 from planner.live.sdp import BACKENDS, Call, choose, reason
@@ -43,8 +42,7 @@ def implementation(attention: str, device: str) -> str:
 
 @contextmanager
 def modelled(target: Target, attention: str = "sdpa") -> Iterator[None]:
-    """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the one `attention` forces;
-    and on a CUDA target the composite ops that ask `is_cuda()` take CUDA's branch (planner/live/composites.py).
+    """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the one `attention` forces.
 
     Raises UsageError at a call that the forced backend refuses, as torch would.
     """
@@ -66,8 +64,7 @@ def modelled(target: Target, attention: str = "sdpa") -> Iterator[None]:
     F.scaled_dot_product_attention = attend
     torch._C._nn.scaled_dot_product_attention, raw = attend, torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]
     try:
-        with as_on_cuda() if target.device == "cuda" else nullcontext():
-            yield
+        yield
     finally:
         F.scaled_dot_product_attention = outer
         torch._C._nn.scaled_dot_product_attention = raw  # type: ignore[attr-defined]
