@@ -74,7 +74,9 @@ def predict(model: Model, setup: Setup, engine: str = "formula") -> Prediction:
 
 
 def cards(setup: Setup) -> tuple[Gpu, ...]:
-    """The cards to judge: the one that the setup names, else the common ones."""
+    """The cards to judge: the one that the setup names, else the common ones; none on a CPU."""
+    if setup.device == "cpu":
+        return ()
     return (find_gpu(setup.gpu),) if setup.gpu else common_gpus()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from planner.activations import Regime, run_step
 from planner.breakdown import COMPONENTS, Breakdown, Component, ModelSummary, Peak, Prediction
 from planner.expr import Expr, compile_python, const, javascript, total
-from planner.gpus import find_gpu
+from planner.gpus import context_bytes, find_gpu
 from planner.loading import load_candidates
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
@@ -219,7 +219,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     named = dict(zip(SYMBOLS, values, strict=True))
     moments = structure.breakdowns(*values)
-    context = find_gpu(setup.gpu).context_bytes if setup.gpu is not None else 0
+    context = context_bytes(setup.gpu) if setup.device == "cuda" else 0
     inventory = structure.inventory
     host = sum(row.size.evaluate(named) for row in inventory.host_rows())
     return Prediction(

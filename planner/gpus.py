@@ -85,6 +85,11 @@ def explain_source(gpu: Gpu) -> str:
     return str(sentence) if sentence else f"total capacity in the out-of-memory message of {gpu.source}"
 
 
+def context_bytes(name: str | None) -> int:
+    """The CUDA context of the card of that name; of a card that was not measured where none is named."""
+    return find_gpu(name).context_bytes if name is not None else int(_file()["context"]["bytes"])
+
+
 def common_gpus() -> tuple[Gpu, ...]:
     """The cards to compare with when none is named, smallest first."""
     return tuple(sorted((gpu for gpu in gpus().values() if gpu.common), key=lambda gpu: gpu.usable_bytes))

@@ -16,6 +16,9 @@ from planner.errors import MemplanError
 COMMANDS: dict[str, str] = {
     "plan": "memplan.cli.plan:command",
     "list": "memplan.cli.list:command",
+    "claims": "memplan.cli.claims:command",
+    "profile": "memplan.cli.profile:command",
+    "campaign": "memplan.cli.campaign:command",
 }
 """Every command -> module:attribute. A module is imported when its command runs, so that none pays for another's imports."""
 
@@ -23,11 +26,17 @@ BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
 """Exit codes outside the contract's 0 to 4: a defect of memplan, Ctrl-C, and a reader that went away (as shells count signals)."""
 
 
+LAUNCH_LINE = "launch-line"
+HIDDEN = {LAUNCH_LINE: "memplan.cli.launch:command"}
+
+
 class Commands(click.Group):
     """The group that inserts `plan` when the first word is no command, so that options may stand before MODEL."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
+        if "--" in args and (args[0] == "--" or args[0].startswith("-")):  # memplan [OPTIONS] -- accelerate launch ...
+            args = [LAUNCH_LINE, *args]
+        elif args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
             args = ["plan", *args]
         return super().parse_args(ctx, args)
 
@@ -35,9 +44,10 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        home = COMMANDS.get(cmd_name) or HIDDEN.get(cmd_name)
+        if home is None:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        module, _, attribute = home.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
@@ -50,6 +60,7 @@ def group() -> None:
     \b
     memplan MODEL [OPTIONS]   is short for   memplan plan MODEL [OPTIONS]
     memplan llama-7b --method qlora --gpu rtx-4090
+    memplan -- accelerate launch train.py --config train.yaml
 
     MODEL is a name from `memplan list models`, a Hugging Face id, a folder, a config.json or a training configuration file.
 

@@ -92,17 +92,12 @@ def file_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """The Setup fields that --setup FILE holds (or the `setup` of memplan's own document); empty without one. Raises UsageError."""
     if not options.get("setup_file"):
         return {}
-    from planner.importers.document import parse, read_text
+    from planner.importers.files import read_mapping
 
-    name = str(options["setup_file"])
-    content = parse(read_text(Path(name)), name)
-    if isinstance(content, dict) and isinstance(content.get("setup"), dict) and str(content.get("schema", "")).startswith("memplan."):
+    content = read_mapping(Path(options["setup_file"]))
+    if isinstance(content.get("setup"), dict) and str(content.get("schema", "")).startswith("memplan."):
         return {key: value for key, value in content["setup"].items() if key in FIELDS}
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"--setup '{shorten(name)}': expected Setup fields by name, such as 'method: qlora', found a {type(content).__name__}"
-        )
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def _read_json_object(path: str, option: str) -> dict[str, Any]:

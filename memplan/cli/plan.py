@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from memplan import api
-from memplan.cli.options import file_fields, given_fields, plan_options
+from memplan.cli.options import plan_options
+from memplan.cli.subject import Subject, read_subject
 from planner.breakdown import Prediction
 from planner.errors import UsageError, shorten
 from planner.gpus import Gpu, find_gpu
@@ -29,11 +30,15 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
     """
     if extra:
         raise UsageError(
-            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}' (a command, such as compare, comes first)"
+            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as compare, comes first"
         )
-    found, setup = api.request(model, imported=file_fields(options), **given_fields(options))
-    engine = options["engine"] or ("trace" if setup.adapter is not None else "formula")
-    prediction = api.predict(found, setup, engine)
+    return answer(read_subject(model, options), options["engine"], explain, as_json)
+
+
+def answer(subject: Subject, engine: str | None, explain: bool, as_json: bool) -> int:
+    """Predict, print, and return the exit code: what `plan` does once its subject is known."""
+    found, setup = subject.model, subject.setup
+    prediction = subject.annotate(api.predict(found, setup, engine or ("trace" if setup.adapter is not None else "formula")))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     if as_json:
         from memplan.render.json import write

@@ -42,7 +42,8 @@ def plan_screen(
 def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
     """'fits rtx-4090: 9.21 GiB of 23.50 GiB usable, 14.29 GiB free' or, without a card, what is needed and which common cards have it."""
     if gpu is None:
-        line = Text(f"needs {gib(prediction.peak.device_bytes)} of GPU memory", style="bold")
+        where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
+        line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
         for word, (text, style) in WORDS.items():
             names = [verdict.name for verdict in prediction.gpus if verdict.verdict == word]
             if names:
@@ -158,8 +159,9 @@ def number(nbytes: int | None) -> str:
 
 def sentences(prediction: Prediction) -> list[RenderableType]:
     """Where the peak is and why, what was assumed, accuracy, and what else to know: one labelled paragraph each."""
-    lines = [("Peak", why_there(prediction)), ("Assumed", assumed(prediction.setup))]
-    lines += [("", text) for text in prediction.assumptions]
+    lines = [("Peak", why_there(prediction)), ("Defaults", f"recipe {prediction.setup.recipe}: {defaults(prediction.setup)}")]
+    if prediction.assumptions:
+        lines.append(("Assumed", "; ".join(prediction.assumptions) + "."))
     if prediction.host_bytes:
         lines.append(("Host", f"{gib(prediction.host_bytes)} of host memory besides"))
     lines.append(("Accuracy", accuracy(prediction)))
@@ -187,10 +189,10 @@ def why_there(prediction: Prediction) -> str:
     return f"{where}, {gib(peak.allocated_bytes)} allocated." + (f" Largest beside the weights: {largest}." if largest else "")
 
 
-def assumed(setup: Setup) -> str:
-    """The recipe and what it and the method fixed: every choice that nobody made, in the words of the options."""
+def defaults(setup: Setup) -> str:
+    """What recipe and method fixed: every choice that nobody made, in the words of the options."""
     chosen = {name for name, origin in setup.origins.items() if origin in ("user", "import")}
-    return f"recipe {setup.recipe}: " + ", ".join(text for names, text in phrases(setup) if not chosen.issuperset(names)) + "."
+    return ", ".join(text for names, text in phrases(setup) if not chosen.issuperset(names)) + "."
 
 
 def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:

@@ -1,0 +1,20 @@
+"""memplan [OPTIONS] -- LAUNCH LINE: the command line that starts a training run, as typed; it is read, never run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from memplan.cli.options import plan_options
+from memplan.cli.plan import answer
+from memplan.cli.subject import read_launch_line
+
+
+@click.command("launch-line", hidden=True, context_settings={"allow_interspersed_args": False})
+@plan_options
+@click.option("--explain", is_flag=True)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, required=True)
+def command(words: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
+    """Predict the run that a launch line would start."""
+    return answer(read_launch_line(words, options), options["engine"], explain, as_json)

@@ -1,0 +1,59 @@
+"""README and docs cannot rot: the outputs shown are regenerated and compared, the command reference is generated."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from memplan.cli.main import COMMANDS, run
+from memplan.render import cli_docs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shown_outputs() -> list[tuple[str, str]]:
+    """(command, output) of every ```console block of README: a line '$ memplan ...' and what stands under it."""
+    blocks = re.findall(r"^```console\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    pairs = []
+    for block in blocks:
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            pairs.append((command, output.strip("\n")))
+    return pairs
+
+
+def test_the_first_screen_has_the_two_commands():
+    first = README[:2500]
+    assert "\npip install . && memplan llama-7b --method qlora\n" in first
+    assert "\npip install -e '.[dev]' && pytest\n" in first
+
+
+def test_readme_shows_output():
+    assert len(shown_outputs()) >= 1
+
+
+@pytest.mark.parametrize(("command", "output"), shown_outputs(), ids=[command for command, _ in shown_outputs()])
+def test_readme_shows_what_the_program_prints(
+    command: str, output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    words = shlex.split(command)
+    assert words[0] == "memplan"
+    run(words[1:])
+    assert capsys.readouterr().out.strip("\n") == output, f"run `{command} > ...` and put its output into README.md"
+
+
+def test_command_reference_is_not_stale():
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_docs.page(), "run: python -m memplan.render.cli_docs > docs/cli.md"
+
+
+def test_readme_names_every_command_and_every_linked_file_exists():
+    for name in COMMANDS:
+        assert f"memplan {name}" in README, f"README does not mention `memplan {name}`"
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), f"README links to {target}"

@@ -1,0 +1,54 @@
+"""`memplan llama-7b --method qlora` imports none of the heavy libraries: proved in a process of its own, and the proof can fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "huggingface_hub", "yaml", "numpy", "matplotlib", "asyncio")
+PROBE = """
+import sys
+from memplan.cli.main import run
+{before}
+code = run({args!r})
+found = sorted(set({heavy!r}) & set(sys.modules))
+print("heavy:", ",".join(found), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def heavy_modules(args: list[str], before: str = "") -> set[str]:
+    """The heavy modules that one command line has imported by its end."""
+    probe = PROBE.format(before=before, args=args, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(filter(None, done.stderr.rpartition("heavy: ")[2].strip().split(",")))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["llama-7b", "--method", "qlora"],
+        ["llama-7b", "--method", "full", "--gpu", "h200", "--json"],
+        ["list", "models"],
+        ["list", "gpus", "--json"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_start_up_is_light(args: list[str]):
+    assert heavy_modules(args) == set()
+
+
+def test_the_check_can_fail():
+    assert heavy_modules(["list", "recipes"], before="import numpy") == {"numpy"}
+
+
+def test_importing_memplan_is_light():
+    probe = f"import sys, memplan; print(sorted(set({(*HEAVY, 'pydantic', 'rich', 'click')!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
