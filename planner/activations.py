@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from planner.checkpoint import CHECKPOINTS
 from planner.expr import Expr, as_expr, const
 from planner.layers import decoder_layer
+from planner.linears import orthogonality
+from planner.loading import batch_tensors
 from planner.losses import causal_loss, logits_of
 from planner.methods import METHODS
 from planner.norms import norm
@@ -65,12 +67,11 @@ class _Step:
         held = None
         if setup.gradient_accumulation > 1:
             self._old_gradients()
-        if setup.retain_outputs:
+        if setup.retain_outputs or (setup.gradient_accumulation > 1 and setup.recipe not in TRAINER_RECIPES):
             held = self._retained()
         t.mark("forward")
         outputs, loss = self._forward()
-        if setup.retain_outputs:
-            held = outputs
+        held = outputs if setup.retain_outputs else None
         if setup.recipe in TRAINER_RECIPES:
             outputs = None
         t.mark("backward")
@@ -86,17 +87,8 @@ class _Step:
     def _residents(self) -> None:
         """What is there all along: the batch and the cuBLAS workspaces."""
         t, shape = self.tape, (self.w.batch, S)
-        ids = t.alloc("input_ids", shape, "int64", "the batch", "activations")
-        self.ids = ids
-        self.resident = [ids]
-        raw = self.setup.recipe == "raw"
-        if METHODS[self.setup.method].trains != "nothing":
-            if not raw:
-                self.resident.append(t.alloc("labels", shape, "int64", "the batch", "activations"))
-            if self.setup.padded or (not raw and self.setup.packed_documents == 1):
-                self.resident.append(t.alloc("attention_mask", shape, "int64", "the batch", "activations"))
-            if self.setup.packed_documents > 1:
-                self.resident.append(t.alloc("position_ids", shape, "int64", "the batch", "activations"))
+        self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name in batch_tensors(self.setup)]
+        self.ids = self.resident[0]
         if self.device.kind == "cuda":
             threads = ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
             self.resident += [t.alloc(f"cuBLAS workspace of the {thread} thread", (self.device.workspace,), "uint8",
@@ -108,6 +100,7 @@ class _Step:
             grad = self.tape.alloc(f"{stored.name} gradient", stored.shape, stored.dtype, "accumulated over micro-batches", "gradients")
             self.tape.log[-1] = (-1, {len(self.tape.infos) - 1: stored.count})
             self.resident.append(grad)
+        self.w.accumulated = True
 
     def _retained(self) -> Tensor:
         dtype = "float32" if self.setup.outputs_fp32 and self.w.auto else self.w.auto or self.setup.weight_dtype
@@ -121,6 +114,8 @@ class _Step:
         logits = logits_of(w, hidden)
         loss = causal_loss(w, logits)
         del hidden
+        if self.setup.method == "adalora":
+            loss = self._regularised(loss)
         if t.casts is not None:
             t.casts.clear()
         if self.setup.outputs_fp32 and w.auto is not None:
@@ -128,6 +123,20 @@ class _Step:
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return logits, loss
+
+    def _regularised(self, loss: Tensor) -> Tensor:
+        """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters have one from the start."""
+        t, w = self.tape, self.w
+        key = 0
+        for block, times in compress(self._sequence()):
+            with t.repeat(times):
+                for layer, trained in block:
+                    with w.at_layer(key, trained):
+                        part = orthogonality(w, f"{layer.prefix}.*.")
+                    key += 1
+                    if part is not None:
+                        loss = add(t, loss, part, "loss")
+        return loss
 
     def _infer(self) -> None:
         with self.tape.no_grad():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.expr import ceil_div
-from planner.parameters import IA3_FEEDFORWARD, NESTED_BLOCK, Adapter
-from planner.rules import Grads, add, add_in_place, cast, copy, dropout, matmul, mul, unary
+from planner.parameters import IA3_FEEDFORWARD, Adapter
+from planner.rules import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
 from planner.spec import Linear
 from planner.tape import Node, Shape, Tape, Tensor
 from planner.walk import Walk
@@ -135,9 +135,13 @@ def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
 
 
 def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
-    """AdaLoRA: result += (dropout(x) @ (lora_A * lora_E).T @ lora_B.T) * scaling / ranknum."""
+    """AdaLoRA: result += (dropout(x) @ (lora_A * lora_E).T @ lora_B.T) * scaling / ranknum.
+
+    peft 0.21 leaves `ranknum` trained, so the division saves the adapter's whole output for its gradient.
+    """
     t = w.t
-    a, e, b = _parts(w, layer, prefix, "lora_A", "lora_E", "lora_B")
+    a, e, b, ranknum = _parts(w, layer, prefix, "lora_A", "lora_E", "lora_B", "ranknum")
+    ranknum = unary(t, "shift", ranknum, "ranknum + 1e-5")
     result = base(w, layer, given, prefix)
     dtype = result.dtype
     if w.setup.quant_type in ("nf4", "fp4"):
@@ -149,8 +153,29 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     del low
     if _quantised(w) and w.auto is None:
         output = cast(t, output, dtype)
-    output = unary(t, "scale", unary(t, "scale", output, "scaled"), "scaled by rank")
+    output = divide(t, unary(t, "scale", output, "scaled"), ranknum, "divided by ranknum")
     return add_in_place(t, result, output)
+
+
+def orthogonality(w: Walk, prefix: str) -> Tensor | None:
+    """AdaLoRA's regularisation of one layer, part of the loss: norm(P P^T - I) of each lora_A and lora_B (peft 0.21 tuners/adalora/model.py forward)."""
+    t = w.t
+    loss: Tensor | None = None
+    for name, adapter in w.inventory.adapters.items():
+        for short in ("lora_A", "lora_B"):
+            p = w.weight(f"{prefix}{name}.{short}")
+            rank = adapter.tensor("lora_A").shape[0]
+            square = (rank, rank)
+            covariance = w.lower(p)
+            gram = bmm(t, covariance, covariance, square, "P P^T")
+            identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
+            less = add(t, gram, identity, "P P^T - I")
+            del gram, identity
+            size = t.op("norm", (w.wide(less),), (), "float32", saves=(less,), name="norm",
+                        backward=lambda t, n, g: [t.alloc("gradient of norm's input", square, "float32", "grad * input / norm")])  # fmt: skip
+            del less
+            loss = size if loss is None else add(t, loss, size, "regularisation")
+    return loss
 
 
 def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
@@ -207,4 +232,3 @@ def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -
 
 
 WITH_ADAPTER: dict[str, Callable[[Walk, Linear, Adapter, Tensor, str], Tensor]] = {"lora": _lora, "dora": _dora, "adalora": _adalora, "ia3": _ia3}
-_ = NESTED_BLOCK

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from planner.dtypes import itemsize
-from planner.expr import const, product
-from planner.parameters import B, Inventory, S, packed_bytes
+from planner.expr import product
+from planner.methods import METHODS
+from planner.parameters import B, Inventory, S
 from planner.rows import SymbolicRow
+from planner.setup import Setup
 
 
 def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
@@ -16,7 +18,7 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
     """
     resident = inventory.weight_rows()
     setup = inventory.setup
-    load = [*resident, _batch(inventory)]
+    load = [*resident, *(SymbolicRow(name, (B, S), "int64", 1, B * S * 8, "activations", "the batch") for name in batch_tensors(setup))]
     peaks = [load]
     quantised = [t for t in inventory.base if t.dtype in ("nf4", "fp4", "int8")]
     if quantised:
@@ -35,8 +37,14 @@ def _one(name: str, shape: tuple[object, ...], dtype: str, why: str) -> Symbolic
     return SymbolicRow(f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why)  # type: ignore[arg-type]
 
 
-def _batch(inventory: Inventory) -> SymbolicRow:
-    return SymbolicRow("batch", (B, S), "int64", 1, product((B, S, 8)), "activations", "input ids and labels on the device")
-
-
-_ = (const, packed_bytes)
+def batch_tensors(setup: Setup) -> list[str]:
+    """The int64 (B, S) tensors of a batch: one tensor is both inputs and labels in a plain loop, the stacks' collators make labels and a mask."""
+    if METHODS[setup.method].trains == "nothing":
+        return ["input_ids"]
+    plain = setup.recipe == "raw"
+    names = ["input_ids"] if plain else ["input_ids", "labels"]
+    if setup.padded or (not plain and setup.packed_documents == 1):
+        names.append("attention_mask")
+    if setup.packed_documents > 1:
+        names.append("position_ids")
+    return names

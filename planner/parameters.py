@@ -211,6 +211,7 @@ class Inventory:
             yield row("quantisation constants", (blocks,), "float32", f"absmax of each block of {self.setup.quant_block}")
             return
         yield row("quantisation constants", (blocks,), "uint8", f"absmax of each block of {self.setup.quant_block}, quantised again")
+        yield row("nested code", (256,), "float32", "the values that a quantised constant means: each weight keeps a copy")
         yield row("nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants")
         yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
 
@@ -220,7 +221,7 @@ class Inventory:
         if self.setup.method == "adalora" and self.setup.importance_buffers:
             rows += [SymbolicRow(f"{t.name} {what}", t.shape, t.dtype, t.count, product((*t.shape, itemsize(t.dtype), t.count)), "optimizer_states",
                                  "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)")
-                     for t in self.trained if t.role == "adapter" for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")]  # fmt: skip
+                     for t in self.trained if t.role == "adapter" and not t.name.endswith("ranknum") for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")]  # fmt: skip
         return rows
 
     def host_rows(self) -> list[SymbolicRow]:
@@ -286,7 +287,7 @@ IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_dow
 ADAPTERS: dict[str, Callable[[Linear], tuple[Literal["lora", "dora", "adalora", "ia3"], Shapes]]] = {
     "lora": _lora, "qlora": _lora, "rslora": _lora, "lora+": _lora, "lora-fa": _lora, "dora": _dora, "adalora": _adalora, "ia3": _ia3,
 }  # fmt: skip
-FROZEN_ADAPTERS: dict[str, tuple[str, ...]] = {"lora-fa": ("lora_A",), "adalora": ("ranknum",)}
+FROZEN_ADAPTERS: dict[str, tuple[str, ...]] = {"lora-fa": ("lora_A",)}
 
 State = tuple[str, tuple[Sized, ...], str, bool]  # suffix, shape, dtype, whether a paged optimizer pages it
 

@@ -85,6 +85,23 @@ def mul(t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = Non
     return t.op("mul", (a, b), shape or a.shape, dtype or promote(a.dtype, b.dtype), saves=saves, backward=backward, name=name)
 
 
+def divide(t: Tape, a: Tensor, b: Tensor, name: str = "") -> Tensor:
+    """a / b: saves the divisor, and the dividend where the divisor is trained; the divisor's gradient -grad * ((a / b) / b) holds four tensors."""
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        grads: list[Tensor | None] = [None, None]
+        if node.needs(0):
+            grads[0] = t.alloc("gradient of the dividend", grad.shape, grad.dtype, "grad / divisor")
+        if node.needs(1):
+            held = [t.alloc("divisor gradient formula", grad.shape, grad.dtype, "a factor of -grad * ((a / b) / b)") for _ in range(3)]
+            grads[1] = t.alloc("gradient of the divisor", grad.shape, grad.dtype, "before it is summed")
+            del held
+        return grads
+
+    saves = ([b] if a.requires_grad or b.requires_grad else []) + ([a] if b.requires_grad else [])
+    return t.op("divide", (a, b), a.shape, promote(a.dtype, b.dtype), saves=saves, backward=backward, name=name)
+
+
 def cast(t: Tape, x: Tensor, dtype: str, name: str = "") -> Tensor:
     """x.to(dtype): nothing happens where the dtype is right, else a copy; saves nothing."""
     if x.dtype == dtype:

@@ -40,6 +40,7 @@ class Walk:
         self.auto = None if setup.autocast == "none" else setup.autocast
         self.layer: int | None = None
         self.trained = False
+        self.accumulated = False
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def weight(self, name: str) -> Tensor:
@@ -55,6 +56,8 @@ class Walk:
             if stored is None:
                 raise KeyError(name)
             found = self.params[key] = Tensor(None, stored.shape, stored.dtype, None, stored.trained, stored.name)
+            if self.accumulated and stored.trained:
+                found.grad = Tensor(None, stored.shape, stored.dtype)  # there from the micro-batches before
         return found
 
     @contextmanager
