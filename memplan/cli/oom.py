@@ -1,0 +1,70 @@
+"""memplan oom < LOG: read torch's out-of-memory message, explain it, say what would fit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.errors import UsageError, shorten
+from planner.oom import MOST_TEXT, OutOfMemory, cards_that_hold, explain, read_oom
+
+
+@click.command("oom", short_help="Explain torch's out-of-memory message in a log.")
+@click.argument("log", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--model", metavar="MODEL", help="What was training, a model or its training file: the answer then says what fits."
+)
+@click.option("--method", metavar="NAME", help="With --model: the method, where the training file does not say.")
+@click.option("--batch", type=int, metavar="N", help="With --model: the micro-batch that failed.")
+@click.option("--seq", type=int, metavar="N", help="With --model: the sequence length that failed.")
+@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
+def command(log: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
+    """Read LOG (or standard input), find torch's out-of-memory message of any version, say what was asked, held and free, and when.
+
+    A log without such a message is exit code 2.
+    """
+    oom = read_oom(_read(log))
+    advice = _advice(oom, model, options) if model else []
+    cards = cards_that_hold(oom)
+    if as_json:
+        from memplan.render.json import write
+        from planner import __version__
+
+        document = oom.to_document()
+        write({"schema": document.pop("schema"), "memplan_version": __version__, **document, "explanation": explain(oom),
+               "cards": [gpu.name for gpu in cards], "advice": advice})  # fmt: skip
+        return
+    from memplan.render.oom import oom_screen
+
+    oom_screen(oom, cards, advice)
+
+
+def _read(log: Path | None) -> str:
+    if log is None:
+        if sys.stdin.isatty():
+            raise UsageError("no log: give a file, or pipe one in, as in memplan oom < train.log")
+        return sys.stdin.buffer.read(MOST_TEXT).decode("utf-8", errors="replace")
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - MOST_TEXT))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"cannot read '{shorten(str(log))}': {error.strerror}") from None
+
+
+def _advice(oom: OutOfMemory, model: str, options: dict[str, Any]) -> list[str]:
+    """What would have fitted on the card of the message, by the formula."""
+    from planner.search import advise
+
+    from memplan.cli.subject import read_subject
+    from planner.gpus import budget
+
+    subject = read_subject(model, {**options, "gpu": None})
+    if oom.capacity is None:
+        raise UsageError("the message names no capacity, so memplan cannot say what would have fitted: use memplan fit MODEL --gpu NAME")
+    room = oom.capacity - (oom.other_processes or 0)
+    return advise(subject.model.spec(), subject.setup, budget(f"{room}B"))
