@@ -80,11 +80,16 @@ def model_class(config: Any) -> Any:
 
 
 def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module:
-    """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be built."""
+    """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be built.
+
+    A class without SDPA attention is built with its own eager one, which is what transformers does when nobody names one.
+    """
     from transformers.initialization import no_init_weights
 
     made = read_config(config)
     cls = model_class(made)
+    if attention == "sdpa" and not getattr(cls, "_supports_sdpa", True):
+        attention = "eager"
     try:
         with torch.device("meta"), no_init_weights(), quiet():
             model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)

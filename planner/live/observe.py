@@ -10,15 +10,30 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
 Event = tuple[str, int, int]  # kind, storage id, bytes
-Hidden = Callable[[Any, tuple[Any, ...], Sequence[torch.Tensor]], Sequence[tuple[str, int, bool]]]
-"""What a kernel allocates unseen: (name, bytes, persistent) of each, given the op, its arguments and its outputs."""
+
+
+class Unseen(Protocol):
+    """An allocation that no tensor shows."""
+
+    name: str
+    nbytes: int
+    persistent: bool  # never freed: a cuBLAS workspace
+    before: bool  # made before the op's outputs
+
+
+class Hidden(Protocol):
+    """What kernels allocate unseen, and which outputs they make on the host (planner/live/kernels.py)."""
+
+    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
+    def on_host(self, op: Any) -> tuple[int, ...]: ...
+
 
 _ATEN = torch.ops.aten
 _FROM_HOST = {_ATEN.lift_fresh.default}  # torch.tensor(data) reaches the device through this alias op
@@ -71,12 +86,11 @@ class Log:
 class Observer(TorchDispatchMode):
     """Records a Log. Use as a context manager around build and step; `announce` is what `step.run` calls for each moment."""
 
-    def __init__(self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None, on_op: Callable[[Any], None] | None = None) -> None:
+    def __init__(self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None) -> None:
         super().__init__()
         self.log = Log()
         self.hidden = hidden
         self.answers = answers or {}
-        self.on_op = on_op
         self.moment = "load"
         self.settle: Callable[[str], None] = lambda moment: None  # called when a moment ends: who holds what now
         self.host_bytes = 0  # held in host memory for the step: paged optimizer states, offloaded activations
@@ -173,48 +187,39 @@ class Observer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         answer = self.answers.get(func)
-        if answer is not None:
-            given = answer(func, args, kwargs or {})
-            if given is not NotImplemented:
-                return given
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        out = NotImplemented if answer is None else answer(func, args, kwargs or {})
+        if out is NotImplemented:
+            out = func(*args, **kwargs) if kwargs else func(*args)
         outputs = _tensors(out)
-        if outputs:
-            self._outputs(func, args, kwargs, outputs)
-        elif self.hidden is not None:
-            self._unseen(func, args, ())
+        fresh = bool(outputs) and _makes(func)
+        unseen = () if self.hidden is None or self._host else self.hidden(func, args, outputs)
+        if not fresh and not unseen:
+            return out
+        where, layer = self._where()
+        self._layer = layer
+        temporary = [self._unseen(u, layer) for u in unseen if u.before]
+        if fresh:
+            self._outputs(func, args, outputs, where, layer)
+        temporary += [self._unseen(u, layer) for u in unseen if not u.before]
+        for sid, persistent in temporary:
+            if not persistent:
+                self.drop(sid)
         return out
 
-    def _outputs(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, outputs: Sequence[torch.Tensor]) -> None:
-        fresh = _makes(func)
-        temporary = self._unseen(func, args, outputs)
-        if fresh:
-            where, layer = self._where()
-            self._layer = layer
-            for index, tensor in enumerate(outputs):
-                if not tensor.is_meta:
-                    continue
-                storage = tensor.untyped_storage()
-                if storage._cdata in self._alive:
-                    continue
-                if self._host and not any(self.knows(t) for t in _arguments(args) if t.is_meta):
-                    continue
-                own = layer if layer is not None else self._layer_of(args, index)
-                self._born(storage, tensor, str(func), where, own)
-        for sid in temporary:
-            self.drop(sid)
+    def _unseen(self, hidden: Unseen, layer: int | None) -> tuple[int, bool]:
+        return self.add(hidden.name, hidden.nbytes, None if hidden.persistent else layer), hidden.persistent
 
-    def _unseen(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> list[int]:
-        if self.on_op is not None:
-            self.on_op(func)
-        if self.hidden is None or self._host:
-            return []
-        ended = []
-        for name, nbytes, persistent in self.hidden(func, args, outputs):
-            sid = self.add(name, nbytes, None if persistent else self._where()[1])
-            if not persistent:
-                ended.append(sid)
-        return ended
+    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str, layer: int | None) -> None:
+        skipped = () if self.hidden is None else self.hidden.on_host(func)
+        for index, tensor in enumerate(outputs):
+            if not tensor.is_meta or index in skipped:
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._alive:
+                continue
+            if self._host and not any(self.knows(t) for t in _arguments(args) if t.is_meta):
+                continue
+            self._born(storage, tensor, str(func), where, layer if layer is not None else self._layer_of(args, index))
 
     def _born(self, storage: Any, tensor: torch.Tensor, op: str, where: str, layer: int | None) -> None:
         nbytes = storage.nbytes()

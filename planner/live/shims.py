@@ -42,7 +42,21 @@ def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
     def copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
 
-    return {_ATEN._local_scalar_dense.default: scalar, _ATEN._to_copy.default: to_copy, _ATEN.copy_.default: copy}
+    return {_ATEN._local_scalar_dense.default: scalar, _ATEN._to_copy.default: to_copy, _ATEN.copy_.default: copy, _ATEN._grouped_mm.default: _grouped_mm}
+
+
+def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """torch 2.13 _meta_registrations.py refuses what CUDA takes (fp16, fp32). Rows of the output are padded to 16 bytes, as
+    aten/src/ATen/native/GroupedMMUtils.h create_grouped_gemm_output_tensor does."""
+    a, b = args[0], args[1]
+    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    if not a.is_meta or a.dtype == torch.bfloat16:
+        return NotImplemented
+    batch = (offsets.shape[0],) if a.dim() == b.dim() == 2 else (a.shape[0],) if a.dim() == b.dim() == 3 else ()
+    rows, columns = a.shape[-2], b.shape[-1]
+    unit = 16 // a.element_size()
+    stride = -(-columns // unit) * unit
+    return torch.empty_strided((*batch, rows, columns), (*((rows * stride,) if batch else ()), stride, 1), dtype=a.dtype, device="meta")
 
 
 @contextmanager
@@ -138,4 +152,16 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """A kernel that moves values, not memory."""
 
 
-SHIMS = (_torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged)
+@contextmanager
+def _autocast_on_meta(observer: Observer) -> Iterator[None]:
+    """torch 2.13 amp/autocast_mode.py knows no device 'meta' (peft 0.21 tuners/lora/layer.py ParamWrapper asks for the weight's device)."""
+    original = torch.autocast.__init__
+
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        original(self, "cuda" if device_type == "meta" else device_type, *args, **kwargs)
+
+    with patch.object(torch.autocast, "__init__", init):
+        yield
+
+
+SHIMS = (_torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged, _autocast_on_meta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from planner.errors import UsageError  # noqa: E402
 from planner.live import attention, attribute, shims, step  # noqa: E402
 from planner.live.adapters import is_adapter  # noqa: E402
 from planner.live.build import Built, build, logical_numel, outline  # noqa: E402
+from planner.live.composites import as_on_cuda  # noqa: E402
+from planner.live.kernels import Kernels  # noqa: E402
 from planner.live.model import layer_list, quiet, reason  # noqa: E402
 from planner.live.observe import Log, Observer  # noqa: E402
 from planner.live.target import Target, target_of  # noqa: E402
@@ -65,8 +67,11 @@ def observe(config: Mapping[str, Any], setup: Setup, target: Target | None = Non
     """Build and run `STEPS` steps on meta under an observer; the log of events and the model's counts."""
     target = target or target_of(setup)
     model = outline(config, setup, "meta")
-    observer = Observer(answers=shims.answers(setup))
-    with quiet(), attention.modelled(target, setup.attention), shims.applied(observer, setup), observer:
+    kernels = Kernels(target)
+    observer = Observer(kernels, shims.answers(setup))
+    with ExitStack() as stack:
+        for context in (quiet(), _composites(target), attention.modelled(target, setup.attention), shims.applied(observer, setup), observer):
+            stack.enter_context(context)
         built = build(config, setup, "meta", watcher=observer, model=model)
         attribute.claim_weights(observer, built)
         observer.settle = attribute.claim_after(observer, built)
@@ -96,6 +101,10 @@ def _facts(built: Built, observer: Observer) -> Facts:
         checkpoint_bytes=sum(p.numel() * p.element_size() for p in saved),
         host_bytes=observer.host_bytes,
     )
+
+
+def _composites(target: Target) -> AbstractContextManager[None]:
+    return as_on_cuda() if target.device == "cuda" else nullcontext()
 
 
 @contextmanager
