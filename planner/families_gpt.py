@@ -56,7 +56,7 @@ def gptj(c: Fields) -> ModelSpec:
     inner = c.size("n_inner", default=4 * hidden)
     mlp = plain_mlp(c, "mlp.fc_in", "mlp.fc_out", inner, c.activation("activation_function", default="gelu_new"), bias=True)
     one = norms(c, ("ln_1", "input"), kind="layer", bias=True)
-    layer = Layer(Attention(a, a, d, linears, rotary_dim=rotary), mlp, one, parallel=True, prefix="transformer.h")
+    layer = Layer(Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs"), mlp, one, parallel=True, prefix="transformer.h")
     angles = Extra("transformer.h.*.attn.embed_positions", (positions, rotary), "buffer", "float32", per_layer=True)
     return assemble(c, "GPTJForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), max_positions=positions,
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), head_bias=True, extras=(angles,),
@@ -67,7 +67,7 @@ def opt(c: Fields) -> ModelSpec:
     """OPT: positions offset by 2; the 350M model normalises after the residual sum and has embeddings narrower than its layers."""
     hidden, narrow = c.size("hidden_size"), c.size("word_embed_proj_dim", default=c.size("hidden_size"))
     bias, weight, before = c.flag("enable_bias", True), c.flag("layer_norm_elementwise_affine", True), c.flag("do_layer_norm_before", True)
-    attention = replace(gqa(c, qkv_bias=bias, o_bias=bias, out="out_proj", kv=None, own_dim=False), rotary_dim=0)
+    attention = replace(gqa(c, qkv_bias=bias, o_bias=bias, out="out_proj", kv=None, own_dim=False), rotary_dim=0, scaled_query=True)
     mlp = plain_mlp(c, "fc1", "fc2", c.size("ffn_dim"), c.activation("activation_function", default="relu"), bias=bias)
     pair = norms(c, ("self_attn_layer_norm", "input" if before else "post_attention"),
                  ("final_layer_norm", "pre_mlp" if before else "post_mlp"), kind="layer", weight=weight, bias=weight)  # fmt: skip
@@ -188,23 +188,24 @@ def phi(c: Fields) -> ModelSpec:
 def cohere(c: Fields) -> ModelSpec:
     """Command R: attention and MLP in parallel on one layer norm without bias, tied embeddings, optionally a norm for each head."""
     bias = c.flag("attention_bias", False)
-    attention = gqa(c, qkv_bias=bias, o_bias=bias)
+    attention = gqa(c, qkv_bias=bias, o_bias=bias, rotary="pairs_float32")
     if c.flag("use_qk_norm", False):
         d = attention.head_dim
         own = (Norm("self_attn.q_norm", d, "layer", position="q", heads=attention.heads, per_head=True, style="manual"),
                Norm("self_attn.k_norm", d, "layer", position="k", heads=attention.kv_heads, per_head=True, style="manual"))  # fmt: skip
         attention = replace(attention, norms=own)
     layer = Layer(attention, gated_mlp(c), norms(c, ("input_layernorm", "input"), kind="layer", style="manual"), parallel=True)
-    return assemble(c, "CohereForCausalLM", [layer] * c.layers(), tied=True, final=final_norm(c, kind="layer", style="manual"))
+    return assemble(c, "CohereForCausalLM", [layer] * c.layers(), tied=True, scaled_logits=True,
+                    final=final_norm(c, kind="layer", style="manual"))  # fmt: skip
 
 
 def cohere2(c: Fields) -> ModelSpec:
     """Command R7B, Command A: Cohere with three sliding rotary layers to one full layer without positions."""
     bias, count = c.flag("attention_bias", False), c.layers()
-    base, mlp = gqa(c, qkv_bias=bias, o_bias=bias), gated_mlp(c)
+    base, mlp = gqa(c, qkv_bias=bias, o_bias=bias, rotary="pairs_float32"), gated_mlp(c)
     one = norms(c, ("input_layernorm", "input"), kind="layer", style="manual")
     pattern = c.size("sliding_window_pattern", default=4)
     slides = windows(c, count, 4096, lambda i: (i + 1) % pattern != 0)
     layers = [Layer(replace(base, window=w, rotary_dim=base.rotary_dim if w else 0), mlp, one, parallel=True) for w in slides]
-    return assemble(c, "Cohere2ForCausalLM", layers, tied=True, final=final_norm(c, kind="layer", style="manual"),
+    return assemble(c, "Cohere2ForCausalLM", layers, tied=True, scaled_logits=True, final=final_norm(c, kind="layer", style="manual"),
                     extras=rotary_buffers(base.rotary_dim))  # fmt: skip

@@ -66,23 +66,25 @@ def smollm3(c: Fields) -> ModelSpec:
 
 
 def granite(c: Fields) -> ModelSpec:
-    """Granite 3: Llama with scalar multipliers, which hold no memory of their own."""
+    """Granite 3: Llama with numbers that scale the embeddings, what each branch adds, and the logits."""
     bias = c.flag("attention_bias", False)
-    layer = Layer(gqa(c, qkv_bias=bias, o_bias=bias), gated_mlp(c, bias=c.flag("mlp_bias", False)), pre_norm(c))
-    return assemble(c, "GraniteForCausalLM", [layer] * c.layers())
+    mlp = gated_mlp(c, bias=c.flag("mlp_bias", False))
+    layer = Layer(gqa(c, qkv_bias=bias, o_bias=bias), mlp, pre_norm(c), scaled_branches=True)
+    return assemble(c, "GraniteForCausalLM", [layer] * c.layers(), scaled_embedding=True, scaled_logits=True)
 
 
 def olmo(c: Fields) -> ModelSpec:
     """OLMo 1: layer norms without weights, computed in float32."""
     bias = c.flag("attention_bias", False)
-    layer = Layer(gqa(c, qkv_bias=bias, o_bias=bias), gated_mlp(c), pre_norm(c, "layer", weight=False, style="float32"))
+    attention = gqa(c, qkv_bias=bias, o_bias=bias, rotary="half_float32")
+    layer = Layer(attention, gated_mlp(c), pre_norm(c, "layer", weight=False, style="float32"))
     return assemble(c, "OlmoForCausalLM", [layer] * c.layers(), final=final_norm(c, kind="layer", weight=False, style="float32"))
 
 
 def _olmo_layer(c: Fields) -> Layer:
     """OLMo 2 and 3: norms on the outputs of attention and MLP, and on all of q and all of k at once."""
     bias = c.flag("attention_bias", False)
-    attention = gqa(c, qkv_bias=bias, o_bias=bias)
+    attention = gqa(c, qkv_bias=bias, o_bias=bias, rotary="half_float32")
     a, k, d = attention.heads, attention.kv_heads, attention.head_dim
     own = (Norm("self_attn.q_norm", a * d, position="q", style="late_cast"),
            Norm("self_attn.k_norm", k * d, position="k", style="late_cast"))  # fmt: skip
@@ -118,7 +120,8 @@ def gemma(c: Fields) -> ModelSpec:
     attention = gqa(c, kv_default=16, head_dim=256, qkv_bias=bias, o_bias=bias)
     layer = Layer(attention, mlp, pre_norm(c, style="gemma"))
     extras = (*_SCALE, *rotary_buffers(attention.rotary_dim))
-    return assemble(c, "GemmaForCausalLM", [layer] * c.layers(), tied=True, final=final_norm(c, style="gemma"), extras=extras)
+    return assemble(c, "GemmaForCausalLM", [layer] * c.layers(), tied=True, final=final_norm(c, style="gemma"), extras=extras,
+                    scaled_embedding=True)  # fmt: skip
 
 
 def _gemma_norms(c: Fields) -> tuple[Norm, ...]:
@@ -138,7 +141,7 @@ def gemma2(c: Fields) -> ModelSpec:
     layers = [Layer(replace(attention, window=w), mlp, four) for w in windows(c, count, 4096, lambda i: i % 2 == 0)]
     extras = (*_SCALE, *rotary_buffers(attention.rotary_dim))
     return assemble(c, "Gemma2ForCausalLM", layers, tied=True, final=final_norm(c, style="gemma"), extras=extras,
-                    logit_softcap=c.softcap("final_logit_softcapping", 30.0))  # fmt: skip
+                    scaled_embedding=True, logit_softcap=c.softcap("final_logit_softcapping", 30.0))  # fmt: skip
 
 
 def gemma3(c: Fields) -> ModelSpec:
@@ -155,7 +158,8 @@ def gemma3(c: Fields) -> ModelSpec:
     layers = [Layer(replace(attention, window=w), mlp, four) for w in windows(c, count, 4096, slides)]
     extras = (*_SCALE, *_rotary_by_kind(c, count, attention.rotary_dim, slides))
     return assemble(c, "Gemma3ForCausalLM", layers, tied=True, final=final_norm(c, style="gemma"), extras=extras,
-                    vocab=c.size("vocab_size", assumed=262208), logit_softcap=c.softcap("final_logit_softcapping", None))  # fmt: skip
+                    scaled_embedding=True, vocab=c.size("vocab_size", assumed=262208),
+                    logit_softcap=c.softcap("final_logit_softcapping", None))  # fmt: skip
 
 
 def phi3(c: Fields) -> ModelSpec:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from planner.blocks import assemble, gated_mlp, gqa, pre_norm, windows
 from planner.configcheck import MOST_HEADS, Fields
 from planner.families_llama import qwen3_attention
-from planner.spec import Attention, Layer, Linear, Mlp, ModelSpec, Moe, Norm
+from planner.spec import Attention, Layer, Linear, Mlp, ModelSpec, Moe, Norm, Rotary
 
 
 def _experts(c: Fields, count: int, inner: int, prefix: str = "mlp.experts") -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -74,7 +74,7 @@ def qwen3_moe(c: Fields) -> ModelSpec:
     return assemble(c, "Qwen3MoeForCausalLM", _qwen_layers(c, attention, moe))
 
 
-def _mla(c: Fields) -> Attention:
+def _mla(c: Fields, rotary: Rotary) -> Attention:
     """Multi-head latent attention: keys and values expanded from one low-rank latent, rotary on a part that all heads share."""
     hidden, a = c.size("hidden_size"), c.size("num_attention_heads", most=MOST_HEADS)
     k = c.size("num_key_value_heads", default=a)
@@ -94,12 +94,12 @@ def _mla(c: Fields) -> Attention:
         Linear("self_attn.kv_b_proj", kv_rank, a * (nope + value)),
         Linear("self_attn.o_proj", a * value, hidden, bias),
     )
-    return Attention(a, a, nope + rope, (*query, *rest), own, value_dim=value, rotary_dim=rope, kind="mla")
+    return Attention(a, a, nope + rope, (*query, *rest), own, value_dim=value, rotary_dim=rope, kind="mla", rotary=rotary)
 
 
-def _deepseek(c: Fields, architecture: str, first: int, corrected: bool) -> ModelSpec:
+def _deepseek(c: Fields, architecture: str, first: int, corrected: bool, rotary: Rotary) -> ModelSpec:
     """DeepSeek's layout: `first` dense layers, then experts beside shared ones that always run."""
-    count, attention, pair = c.layers(), _mla(c), pre_norm(c)
+    count, attention, pair = c.layers(), _mla(c, rotary), pre_norm(c)
     dense = c.size("first_k_dense_replace", default=first, least=0)
     moe = _moe(c, "n_routed_experts", "num_local_experts", "num_experts", inner="moe_intermediate_size")
     if moe.experts % c.size("n_group", default=1):
@@ -114,11 +114,12 @@ def _deepseek(c: Fields, architecture: str, first: int, corrected: bool) -> Mode
 
 
 def deepseek_v2(c: Fields) -> ModelSpec:
-    return _deepseek(c, "DeepseekV2ForCausalLM", first=0, corrected=False)
+    return _deepseek(c, "DeepseekV2ForCausalLM", first=0, corrected=False, rotary="complex")
 
 
 def deepseek_v3(c: Fields) -> ModelSpec:
-    return _deepseek(c, "DeepseekV3ForCausalLM", first=3, corrected=True)
+    rotary: Rotary = "interleaved" if c.flag("rope_interleave", True) else "half"
+    return _deepseek(c, "DeepseekV3ForCausalLM", first=3, corrected=True, rotary=rotary)
 
 
 def gpt_oss(c: Fields) -> ModelSpec:
@@ -126,7 +127,7 @@ def gpt_oss(c: Fields) -> ModelSpec:
     hidden, inner, count = c.size("hidden_size"), c.size("intermediate_size"), c.layers()
     experts = c.size("num_local_experts", "num_experts")
     bias = c.flag("attention_bias", True)
-    attention = gqa(c, kv_default=8, head_dim=64, qkv_bias=bias, o_bias=bias, sinks=True)
+    attention = gqa(c, kv_default=8, head_dim=64, qkv_bias=bias, o_bias=bias, sinks=True, rotary="split")
     weights: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("mlp.experts.gate_up_proj", (experts, hidden, 2 * inner)),
         ("mlp.experts.gate_up_proj_bias", (experts, 2 * inner)),
@@ -145,7 +146,8 @@ def granitemoe(c: Fields) -> ModelSpec:
     """Granite 3's mixtures: Granite with experts under block_sparse_moe."""
     bias = c.flag("attention_bias", False)
     moe = _moe(c, "num_local_experts", inner="intermediate_size", gate="block_sparse_moe.router", prefix="block_sparse_moe.experts")
-    return assemble(c, "GraniteMoeForCausalLM", [Layer(gqa(c, qkv_bias=bias, o_bias=bias), moe, pre_norm(c))] * c.layers())
+    layer = Layer(gqa(c, qkv_bias=bias, o_bias=bias), moe, pre_norm(c), scaled_branches=True)
+    return assemble(c, "GraniteMoeForCausalLM", [layer] * c.layers(), scaled_embedding=True, scaled_logits=True)
 
 
 def phimoe(c: Fields) -> ModelSpec:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError, shorten, unknown
+from planner.errors import NetworkError, UsageError, nearest, shorten, unknown
 from planner.families import read_config
 from planner.spec import ModelSpec
 
@@ -54,7 +54,7 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
         raise UsageError(f"model {shorten(repr(model))}: expected a name, a path, a dict or a ModelSpec")
     text = model.strip()
     if _looks_like_path(text):
-        return _from_path(Path(text).expanduser())
+        return _from_path(_expanded(text))
     found = from_catalog(text)
     if found is not None:
         return found
@@ -117,6 +117,13 @@ def _looks_like_path(text: str) -> bool:
         return False
 
 
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of nobody
+        raise UsageError(f"'{shorten(text)}' names a home folder that does not exist") from None
+
+
 def _from_path(path: Path) -> Model:
     try:
         is_folder, exists = path.is_dir(), path.exists()
@@ -137,11 +144,13 @@ def _from_path(path: Path) -> Model:
 
 def _from_hub(text: str) -> Model:
     """A Hugging Face id that the catalogue lacks: `planner.hub` looks in the local cache, then asks the hub."""
+    from planner.hub import find_config  # only here: most lookups need neither its imports nor the cache
+
     try:
-        from planner.hub import find_config  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise unknown("model", text, (*names(), *_ids()), hint="It is not in the catalogue: give the path of its config.json.") from None
-    config, source = find_config(text)
+        config, source = find_config(text)
+    except NetworkError as error:
+        close = nearest(text, (name for row in _index().values() for name in row["ids"]))
+        raise (NetworkError(f"{error}. The catalogue has {', '.join(close)}") if close else error) from None
     return Model(text, config, source)
 
 
@@ -158,10 +167,6 @@ def _is_entry(key: str) -> bool:
 @cache
 def _index() -> dict[str, dict[str, Any]]:
     return read_json(CATALOG / INDEX)
-
-
-def _ids() -> list[str]:
-    return [name for row in _index().values() for name in row["ids"]]
 
 
 @cache

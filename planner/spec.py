@@ -64,6 +64,12 @@ class Norm:
     def parameters(self) -> int:
         return self.size * (self.heads if self.per_head else 1) * (int(self.weight) + int(self.bias))
 
+# How rotary embedding is applied, which decides its temporaries and dtypes (transformers 5.23, each family's apply_rotary_pos_emb).
+# half: x cos + rotate_half(x) sin in x's dtype (Llama; Phi and GPT-NeoX on the first rotary_dim elements); half_float32: the same with
+# float32 tables, cast back (OLMo); pairs_float32: neighbours, on a float32 copy (Cohere); pairs: neighbours (GPT-J); interleaved:
+# pairs are brought together, then half (DeepSeek-V3); complex: as complex64 numbers (DeepSeek-V2); split: half-wide tables (gpt-oss).
+Rotary = Literal["half", "half_float32", "pairs", "pairs_float32", "interleaved", "complex", "split"]
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -81,6 +87,8 @@ class Attention:
     sinks: bool = False  # a learned logit per head beside the scores (gpt-oss): A parameters named self_attn.sinks
     kind: Literal["gqa", "mla"] = "gqa"
     alibi: bool = False
+    rotary: Rotary = "half"
+    scaled_query: bool = False  # q is multiplied by a number before the attention call (OPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,7 @@ class Layer:
     parallel: bool = False
     prefix: str = "model.layers"
     post_norm: bool = False
+    scaled_branches: bool = False  # what a branch adds to the residual is multiplied by a number first (Granite)
 
     def linears(self) -> Iterator[Linear]:
         """Every nn.Linear / Conv1D of the layer, which is what adapters target and k-bit loading quantises (routers apart)."""
@@ -189,6 +198,8 @@ class ModelSpec:
     position_name: str | None = None
     head_name: str = "lm_head"
     dropouts: Dropouts = Dropouts()
+    scaled_embedding: bool = False  # multiplied by a number (Granite) or by a buffer (Gemma)
+    scaled_logits: bool = False  # multiplied or divided by a number (Cohere, Granite)
 
     @property
     def depth(self) -> int:

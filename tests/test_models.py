@@ -12,12 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner.errors import MemplanError, UsageError
+from planner.errors import MemplanError, NetworkError, UsageError
 from planner.models import MOST_BYTES, Model, find, index
 from planner.spec import ModelSpec
 from planner.tensors import weight_tensors
 
 LLAMA = find("llama-3.1-8b").config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def offline(tmp_path_factory):
+    """No test here asks the network, whatever text hypothesis makes of a name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def written(folder: Path, text: str, name: str = "config.json") -> Path:
@@ -66,6 +75,7 @@ def test_entries_with_something_to_say_carry_a_note():
     ("a" * 10_000, r"unknown model"),
     ("./" + "a" * 10_000, r"not a usable path|does not exist"),
     ("x\0y", r"null character"),
+    ("~nobody-of-this-name/model", r"home folder that does not exist"),
     ("\x1b[31mred", r"unknown model '\?\[31mred'"),
 ])  # fmt: skip
 def test_names_that_are_not_models(text, message):
@@ -108,6 +118,11 @@ def test_a_folder_without_config_a_binary_file_a_huge_file_and_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(UsageError, match="is not a file"):
         find(tmp_path / "pipe.json")
+
+
+def test_an_id_that_is_nowhere_names_the_catalogues_nearest():
+    with pytest.raises(NetworkError, match="meta-llama/Llama-3.1-8B"):
+        find("meta-llama/Llama-3.1-8")
 
 
 JUNK = [
