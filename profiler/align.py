@@ -1,7 +1,7 @@
 """The allocator's history of one real step, aligned with the predicted sequence of allocations and frees.
 
 The alignment is a longest common subsequence over (kind, bytes), moment by moment: an event is never matched with one of another moment.
-What does not match is a kernel's hidden memory, a version's change or a bug; each is kept, with the op and module that the prediction knows.
+What does not match is a kernel's hidden memory, a version's change or a bug; each is kept, with the op and module that are known.
 """
 
 from __future__ import annotations

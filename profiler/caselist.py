@@ -33,7 +33,7 @@ OWN = ("model", "cap", "steps", "deadline", "name", "grid", "skip")
 CAMPAIGN_SCHEMA = "memplan.campaign/1"
 STEPS, DEADLINE = 3, 150.0
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)", re.IGNORECASE)
-_SHORT = {"micro_batch": "b", "sequence_length": "s", "rank": "r"}
+_SHORT = {"rank": "r"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Case:
     steps: int = STEPS
     cap_bytes: int | None = None
     deadline: float = DEADLINE
+    snapshot: str | None = None  # where torch's memory snapshot goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +159,16 @@ def label(model: str, setup: Setup, said: Mapping[str, Any], cap: Any = None) ->
     """A short name that tells a case from its neighbours: model, method, shape, and every other choice that was made."""
     parts = [model, setup.method, f"b{setup.micro_batch}", f"s{setup.sequence_length}"]
     for key, value in said.items():
-        if key in ("method", "micro_batch", "sequence_length", "device", "recipe", "load", "adapter"):
+        if key in ("method", "micro_batch", "sequence_length", "device", "gpu", "load", "adapter"):
             continue
         if isinstance(value, bool):
             parts.append(key if value else f"no-{key}")
         elif isinstance(value, (list, tuple)):
             parts.append("+".join(map(str, value)))
+        elif isinstance(value, str) and value != "none":
+            parts.append(value)
         else:
-            parts.append(f"{_SHORT.get(key, '')}{value}" if value != "none" else f"{key}-none")
+            parts.append(f"{_SHORT.get(key, f'{key}-')}{value}")
     return " ".join([*parts, *([f"cap-{cap}"] if cap is not None else [])])
 
 

@@ -41,7 +41,7 @@ def after_moment(built: Any) -> Callable[[str, str], list[Claim]]:
 
 
 def weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers, and what a bitsandbytes weight keeps beside itself (bitsandbytes 0.50 functional.py QuantState, nn/modules.py)."""
+    """Parameters, buffers, and what a bitsandbytes weight keeps beside itself (bitsandbytes 0.50 functional.py, nn/modules.py)."""
     yield from model.named_parameters()
     yield from model.named_buffers()
     for name, module in model.named_modules():

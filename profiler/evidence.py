@@ -138,7 +138,7 @@ class _Places:
             self._running.append(level)
 
     def components(self, name: str, allocated: int) -> dict[str, int] | None:
-        """Components at a moment's peak, adding up to `allocated`; what the replay does not explain is unattributed. None without history."""
+        """Components at a moment's peak, adding up to `allocated`; what no replay explains is unattributed. None without history."""
         if not self._running:
             return None
         place = self._place(name)

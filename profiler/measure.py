@@ -34,6 +34,8 @@ def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", 
             predicted: Step | None = None) -> Measurement:  # fmt: skip
     """Run real training steps of `config` under `setup` in this process and say what they needed.
 
+    The process is spent afterwards: a GPU's context and cap stay. `profiler.isolate` gives each run a process of its own.
+
     `cap` limits the CUDA allocator to so many bytes (the context comes on top), `steps` are timed after the warm-up, `snapshot` is where
     torch's memory snapshot goes, `predicted` the trace's events of a steady step, to be aligned with the real ones. Out of memory is an
     outcome of the Measurement. Raises UsageError for a missing library or device, or a setup that a library rejects.

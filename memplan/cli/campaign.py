@@ -1,0 +1,89 @@
+"""memplan campaign FILE --out DIR: many profiles, each in its own process, resumable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.errors import UsageError
+
+
+@click.command("campaign", short_help="Many profiles from a file, resumable.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, help="Where records go; none is repeated.")
+@click.option("--budget", metavar="TIME", help="Stop cleanly after 25m, 570s, ...; the same command continues.")
+@click.option("--archive", type=click.Path(path_type=Path), metavar="FILE", help="Also append every record to one JSON-lines file.")
+@click.option("--unpack", is_flag=True, help="FILE is an archive: write its records into DIR, measure nothing.")
+@click.option("--device", metavar="NAME", help="cuda or cpu, against what the file says.")
+@click.option("--only", metavar="TEXT", help="Only cases whose name contains TEXT.")
+@click.option("--retry-errors", is_flag=True, help="Measure again what ended in an error (not what ran out of memory).")
+@click.option("--list", "list_cases", is_flag=True, help="Print the cases, measure nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
+def command(file: Path, out: Path, budget: str | None, archive: Path | None, unpack: bool, device: str | None, only: str | None,
+            retry_errors: bool, list_cases: bool, as_json: bool) -> int:  # fmt: skip
+    """Measure every case of FILE that DIR has no record of, one at a time, each in its own process.
+
+    Every finished case is on the disk before the next one starts: whatever stops a campaign, the same command continues it.
+    """
+    if unpack:
+        return _unpack(file, out, as_json)
+    from profiler import caselist
+
+    cases = caselist.read(file, device)
+    if only:
+        chosen = tuple(case for case in cases.cases if only in case.name)
+        if not chosen:
+            raise UsageError(f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list shows them")
+        cases = caselist.CaseList(cases.name, cases.device, chosen)
+    if list_cases:
+        return _list(cases, as_json)
+    seconds = caselist.parse_duration(budget) if budget else None
+    from memplan.render.campaign import Display, summary_lines
+    from profiler.campaign import run
+
+    with Display() as listen:
+        summary = run(cases, out, budget=seconds, archive=archive, retry_errors=retry_errors, listen=listen)
+    progress = summary.progress
+    if as_json:
+        counts = {key: getattr(progress, key) for key in ("total", "already", "done", "failed", "out_of_memory", "missing")}
+        problems = list(summary.problems)
+        _write({"records": [str(path) for path in summary.records], **counts, "stopped": summary.stopped, "problems": problems})
+    else:
+        from memplan.render.console import show
+
+        show(*summary_lines(summary))
+    return 130 if summary.stopped == "interrupted" else 0
+
+
+def _unpack(archive: Path, out: Path, as_json: bool) -> int:
+    from profiler.archive import unpack
+    from profiler.files import make_folder
+
+    written, problems = unpack(archive, make_folder(out))
+    for problem in problems:
+        print(f"memplan: skipped: {problem}", file=sys.stderr)
+    if as_json:
+        _write({"records": [str(path) for path in written], "problems": problems})
+    else:
+        print(f"{len(written)} records written into {out}")
+    return 0
+
+
+def _list(cases: Any, as_json: bool) -> int:
+    if as_json:
+        rows = [{"name": c.name, "model": c.model, "setup": c.setup.to_document(), "cap_bytes": c.cap_bytes} for c in cases.cases]
+        _write({"cases": rows})
+    else:
+        for number, case in enumerate(cases.cases, 1):
+            print(f"{number:4d}  {case.name}")
+    return 0
+
+
+def _write(document: dict[str, Any]) -> None:
+    from memplan.render.json import write
+    from planner import __version__
+
+    write({"schema": "memplan.campaign/1", "memplan_version": __version__, **document})

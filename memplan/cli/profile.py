@@ -1,0 +1,109 @@
+"""memplan profile MODEL: predict, then run real steps on this machine's GPU (or CPU) in a process of its own, and compare."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memplan.cli.options import plan_options
+from memplan.cli.subject import Subject, read_subject
+from planner.errors import UsageError
+from planner.units import parse_size
+
+DEADLINE = 1800.0
+EXIT_OUT_OF_MEMORY = 1
+
+
+@click.command("profile", short_help="Run real steps on this machine and record a measurement.")
+@click.argument("model")
+@plan_options
+@click.option("--steps", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N", help="Measured steps, after the warm-up.")
+@click.option("--cap", metavar="SIZE", help="Limit the allocator, to play a smaller card: 24GiB. The CUDA context comes on top.")
+@click.option("--snapshot", type=click.Path(path_type=Path), metavar="FILE", help="Write torch's memory snapshot for its own viewer.")
+@click.option("--save", is_flag=True, help="Keep the record under measurements/<gpu>/.")
+@click.option("--ops", "audit", is_flag=True, help="Instead: replay every op of the trace with real tensors, list memory that it hides.")
+def command(model: str, as_json: bool, steps: int, cap: str | None, snapshot: Path | None, save: bool, audit: bool, **options: Any) -> int:
+    """Run a few real training steps of MODEL with random weights, and compare them with the prediction made before.
+
+    Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash.
+    """
+    options["load"] = options.get("load") or "random"
+    subject = read_subject(model, options)
+    if audit:
+        return _audit(subject, as_json)
+    measurement = measure(subject, steps, parse_size(cap) if cap else None, snapshot)
+    saved = _save(measurement) if save else None
+    if as_json:
+        from memplan.render.json import write
+
+        write(measurement.to_document())
+    else:
+        from memplan.render.console import show
+        from memplan.render.profile import profile_screen
+
+        show(*profile_screen(measurement, saved))
+    if measurement.outcome == "error":
+        raise UsageError(f"the run failed: {measurement.failure.message if measurement.failure else 'no reason recorded'}")
+    return EXIT_OUT_OF_MEMORY if measurement.outcome == "oom" else 0
+
+
+def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None) -> Any:
+    """The record of one case, measured as a campaign of one."""
+    from profiler.campaign import run
+    from profiler.caselist import Case, CaseList
+    from profiler.environment import require
+    from profiler.record import load
+
+    require()
+    if snapshot is not None:
+        _check_snapshot(snapshot, subject.setup.device)
+    found, setup = subject.model, subject.setup
+    name = f"{found.name} {setup.method} b{setup.micro_batch} s{setup.sequence_length}"
+    case = Case(name, found.name, found.config, setup, steps, cap, DEADLINE, str(snapshot.resolve()) if snapshot else None)
+    with tempfile.TemporaryDirectory(prefix="memplan-") as folder:
+        summary = run(CaseList("profile", setup.device, (case,)), Path(folder))
+        if not summary.records:
+            raise KeyboardInterrupt
+        return load(summary.records[0])
+
+
+def _check_snapshot(path: Path, device: str) -> None:
+    if device == "cpu":
+        raise UsageError("--snapshot writes the CUDA allocator's snapshot: there is none on the CPU")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise UsageError(f"cannot write the snapshot {path}: its folder does not exist or is not writable")
+
+
+def _save(measurement: Any) -> Path:
+    from profiler.files import make_folder
+    from profiler.record import folder_of, save_in
+
+    return save_in(measurement, make_folder(Path("measurements") / folder_of(measurement.environment)))
+
+
+def _audit(subject: Subject, as_json: bool) -> int:
+    from memplan.render.profile import audit_lines
+    from profiler.environment import require
+    from profiler.isolate import Isolation
+
+    require()
+    arguments = {"config": subject.model.config, "setup": subject.setup.to_document(), "name": subject.model.name}
+    with Isolation() as isolation:
+        report = isolation.run("profiler.ops:audit", arguments, deadline=DEADLINE)
+    if report.outcome != "ok":
+        raise UsageError(f"the op audit failed: {report.message}")
+    if as_json:
+        from memplan.render.json import write
+
+        write(report.result)
+    else:
+        from memplan.render.console import show
+
+        show(*audit_lines(report.result))
+    return 0
+
+

@@ -1,0 +1,119 @@
+"""What runs in a case's own processes: the prediction, on disk before the measurement starts, and the measurement with its record."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from planner.errors import MemplanError, UsageError
+from profiler.align import Step
+from profiler.environment import describe
+from profiler.files import read_document, write_document
+from profiler.record import Failure, Measurement, folder_of, read_setup, save_in
+
+PREDICTED_SCHEMA = "memplan.predicted-case/1"
+
+
+def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapping[str, Any]) -> str:
+    """Predict a case with the trace engine, for the device that `environment` describes; write the prediction and its steady step's events.
+
+    The document at `path` is `{"for": identity, "prediction": memplan.prediction/1}`, the events lie beside it; the path comes back.
+    """
+    from planner.live.trace import observe, trace
+
+    setup = on_this_gpu(read_setup(case["setup"]), environment)
+    prediction = trace(case["config"], setup, case["model"])
+    log, _ = observe(case["config"], setup)
+    document = prediction.to_document()
+    document.pop("timeline", None)
+    events = {"moments": predicted_step(log)}
+    events_path = events_file(Path(path))
+    temporary = events_path.with_suffix(".tmp")
+    with gzip.open(temporary, "wt", encoding="utf-8") as handle:
+        json.dump(events, handle, separators=(",", ":"))
+    os.replace(temporary, events_path)
+    write_document(Path(path), {"schema": PREDICTED_SCHEMA, "for": identity, "prediction": document}, replace=True)
+    return path
+
+
+def events_file(prediction: Path) -> Path:
+    """Where the predicted events of a prediction lie."""
+    return prediction.with_name(prediction.name.removesuffix(".prediction.json") + ".events.json.gz")
+
+
+def predicted_step(log: Any) -> dict[str, list[list[Any]]]:
+    """The last traced step's events by moment: [kind, bytes, "module: op"]. Events between two moments belong to the earlier one."""
+    steps = [mark for mark in log.marks if mark.step >= 0]
+    last = max((mark.step for mark in steps), default=-1)
+    marks = [mark for mark in steps if mark.step == last]
+    found: dict[str, list[list[Any]]] = {}
+    for index, mark in enumerate(marks):
+        end = marks[index + 1].begin if index + 1 < len(marks) else mark.end
+        into = found.setdefault(mark.moment, [])
+        for kind, number, nbytes in log.events[mark.begin : end]:
+            storage = log.storages[number]
+            op = (storage.name if storage.component == "temporaries" and storage.name else storage.op).removeprefix("aten.")
+            into.append([kind, nbytes, f"{storage.module}: {op}" if storage.module else op])
+    return found
+
+
+def read_step(prediction: Path) -> Step | None:
+    """The predicted step beside a prediction; None where there is none."""
+    try:
+        with gzip.open(events_file(prediction), "rt", encoding="utf-8") as handle:
+            moments = json.load(handle)["moments"]
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return Step(
+        {name: tuple((kind, nbytes) for kind, nbytes, _ in events) for name, events in moments.items()},
+        {name: tuple(owner for _, _, owner in events) for name, events in moments.items()},
+    )
+
+
+def measure(case: Mapping[str, Any], folder: str, prediction: str, unpredicted: str | None = None) -> str:
+    """Measure a case and write its record; the record's path. What a library refuses is a record too.
+
+    UsageError means that the record itself could not be written.
+    """
+    return str(save_in(measured(case, Path(prediction), unpredicted), Path(folder)))
+
+
+def measured(case: Mapping[str, Any], prediction: Path | None, unpredicted: str | None = None) -> Measurement:
+    """A case, measured in this process, with the prediction that lay on the disk before."""
+    from profiler.measure import profile
+
+    started = time.perf_counter()
+    setup = read_setup(case["setup"])
+    before = None
+    if prediction is not None and prediction.exists():
+        before = read_document(prediction).get("prediction")
+    try:
+        result = profile(
+            case["config"], setup, device=setup.device, steps=case["steps"], cap=case["cap_bytes"], name=case["model"], case=case["name"],
+            snapshot=Path(case["snapshot"]) if case.get("snapshot") else None,
+            predicted=read_step(prediction) if prediction is not None else None,
+        )  # fmt: skip
+    except MemplanError as error:
+        model = {"name": case["model"], "config": dict(case["config"])}
+        result = Measurement(case=case["name"], model=model, setup=setup, environment=describe(setup.device), outcome="error",
+                             steps=case["steps"], cap_bytes=case["cap_bytes"], failure=Failure("refused", str(error)))  # fmt: skip
+    notes = result.warnings + ((f"not predicted: {unpredicted}",) if unpredicted else ())
+    return result.with_(prediction=before, warnings=notes, recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                        wall_seconds=round(time.perf_counter() - started, 3))  # fmt: skip
+
+
+def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:
+    """The setup with the GPU of the environment where it names none, so that the right card's kernels are predicted."""
+    from planner.gpus import find_gpu
+
+    if setup.gpu is not None or not environment.get("gpu"):
+        return setup
+    try:
+        return setup.replaced(gpu=cast(Any, find_gpu(folder_of(environment))).name)
+    except UsageError:
+        return setup
