@@ -14,6 +14,7 @@ from planner.errors import UsageError, nearest, unknown
 from planner.expr import Expr, Sized, as_expr, ceil_div, const, product, symbol, total
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS, Rule
+from planner.peft_targets import peft_targets
 from planner.rows import SymbolicRow
 from planner.setup import Setup
 from planner.spec import Linear, ModelSpec
@@ -126,7 +127,8 @@ class Inventory:
         attention = {linear.name for _, layer in self.spec.layers for linear in layer.attention.linears}
         linears = {linear.name for linear, _, _ in self._linears()}
         chosen: set[str] = set()
-        for target in self.setup.targets:
+        named = peft_targets(self.spec.model_type) if self.setup.targets == ("peft-default",) else self.setup.targets
+        for target in named:
             if target == "all-linear":
                 chosen |= linears - {self.spec.head_name}
             elif target == "attention":

@@ -116,3 +116,12 @@ def test_hf_rows_equal_the_installed_trainer_and_peft():
     assert (bare.bnb_4bit_quant_type, bare.bnb_4bit_use_double_quant) == ("fp4", False)
     assert str(bare.bnb_4bit_compute_dtype) == "torch.float32"
     assert "gradient_checkpointing_kwargs = {}" in inspect.getsource(prepare_model_for_kbit_training)
+
+
+def test_peft_default_targets_equal_the_installed_peft():
+    pytest.importorskip("peft")
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
+
+    from planner.peft_targets import PEFT_TARGETS
+
+    assert {name: tuple(THEIRS[name]) for name in PEFT_TARGETS} == PEFT_TARGETS
