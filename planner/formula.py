@@ -30,13 +30,19 @@ SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 
 
-@dataclass(frozen=True, slots=True)
 class State:
-    """One possible peak of a moment: its rows, and their sums in all and by component."""
+    """One possible peak of a moment: its bytes, its rows (the resident ones and the candidate's), and their sums by component."""
 
-    rows: tuple[SymbolicRow, ...]
-    size: Expr
-    components: tuple[Expr, ...]
+    def __init__(self, size: Expr, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
+        self.size, self._resident, self._candidate = size, resident, candidate
+
+    @cached_property
+    def rows(self) -> tuple[SymbolicRow, ...]:
+        return (*self._resident, *(self._candidate.rows if self._candidate else ()))
+
+    @cached_property
+    def components(self) -> tuple[Expr, ...]:
+        return tuple(total(r.size for r in self.rows if r.component == c) for c in COMPONENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +55,6 @@ class Totals:
     peak: int
 
 
-def _state(rows: Sequence[SymbolicRow]) -> State:
-    rows = tuple(rows)
-    sums = tuple(total(r.size for r in rows if r.component == c) for c in COMPONENTS)
-    return State(rows, total(sums), sums)
-
-
 class Program:
     """The symbolic moments of one structure in one regime, compiled when first evaluated."""
 
@@ -62,9 +62,13 @@ class Program:
         resident = [*inventory.weight_rows(), *inventory.state_rows()]
         wanted = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
         found: dict[str, Sequence[Candidate]] = candidates(run_step(inventory, device, regime), wanted)
-        self.moments: dict[str, list[State]] = {name: [_state(rows) for rows in states] for name, states in load_candidates(inventory).items()}
+        loading = load_candidates(inventory).items()
+        self.moments: dict[str, list[State]] = {
+            name: [State(total(row.size for row in rows), tuple(rows)) for rows in states] for name, states in loading
+        }
+        stays = total(row.size for row in resident)
         for name in wanted:
-            self.moments[name] = [_state([*resident, *candidate.rows]) for candidate in found[name]]
+            self.moments[name] = [State(stays + candidate.size, resident, candidate) for candidate in found[name]]
         self.names = tuple(self.moments)
 
     @cached_property

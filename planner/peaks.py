@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 from planner.breakdown import Component
-from planner.expr import Expr, Monomial, product
+from planner.expr import Expr, Monomial, total
 from planner.rows import SymbolicRow
 from planner.tape import Info, Tape
 
 Terms = dict[Monomial, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
-    """The rows alive at one state of a moment, largest coefficients first."""
+    """One state of a moment: its bytes, and its rows, made when asked for (a plan shows one state of the dozens that can be the peak)."""
 
-    rows: tuple[SymbolicRow, ...]
+    size: Expr
+    infos: list[Info]
+    alive: dict[int, int]
+
+    @cached_property
+    def rows(self) -> tuple[SymbolicRow, ...]:
+        return _rows(self.infos, self.alive)
 
 
 def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[Candidate]]:
@@ -80,7 +87,9 @@ def _states(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
     alive: Counter[int] = Counter()
     for position, (index, change) in enumerate([*tape.log, (-1, {})]):
         if position in wanted:
-            states[position] = Candidate(_rows(tape.infos, alive))
+            now = {index: count for index, count in alive.items() if count}
+            size = total(tape.infos[index].size * count for index, count in now.items())
+            states[position] = Candidate(size, tape.infos, now)
         if index < 0:
             alive.update(change)
         else:
@@ -88,18 +97,17 @@ def _states(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
     return states
 
 
-def _rows(infos: list[Info], alive: Counter[int]) -> tuple[SymbolicRow, ...]:
+def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     """One row for each kind of buffer; buffers of repeated layers cancel or add up by kind."""
     counts: Counter[tuple[str, tuple[object, ...], str, str, str]] = Counter()
     sizes: dict[tuple[str, tuple[object, ...], str, str, str], Expr] = {}
     for index, count in alive.items():
-        if count:
-            info = infos[index]
-            component = info.component or ("activations" if info.saved_by else "temporaries")
-            why = f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
-            key = (info.name, info.shape, info.dtype, component, why)
-            counts[key] += count
-            sizes[key] = info.size
+        info = infos[index]
+        component = info.component or ("activations" if info.saved_by else "temporaries")
+        why = f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
+        key = (info.name, info.shape, info.dtype, component, why)
+        counts[key] += count
+        sizes[key] = info.size
     rows = [SymbolicRow(name, shape, dtype, counts[name, shape, dtype, component, why], sizes[name, shape, dtype, component, why]
                         * counts[name, shape, dtype, component, why], _component(component), why)  # type: ignore[arg-type]
             for name, shape, dtype, component, why in counts if counts[name, shape, dtype, component, why]]  # fmt: skip
@@ -109,5 +117,3 @@ def _rows(infos: list[Info], alive: Counter[int]) -> tuple[SymbolicRow, ...]:
 def _component(name: str) -> Component:
     return name  # type: ignore[return-value]
 
-
-_ = product
