@@ -24,6 +24,7 @@ B, S, R = symbol("B"), symbol("S"), symbol("R")
 FLOOR_8BIT = 4096  # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
 FLOOR_PAGED = 100_000  # elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() < 1e5`)
 BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
+UPCAST: dict[str, tuple[str, ...]] = {"none": (), "norms": ("norm",), "norms_and_embeddings": ("norm", "embedding", "head")}  # upcast_modules
 NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
 
 
@@ -86,6 +87,8 @@ class Inventory:
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
+            return "float32"
+        if tensor.role in UPCAST[setup.upcast_modules]:
             return "float32"
         return setup.weight_dtype
 
