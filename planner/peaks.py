@@ -1,6 +1,6 @@
 """From a tape's log to the states that can be the peak of each moment.
 
-A state can be the largest only where a birth is followed by a death. Of those, a state is dropped where another one of the same moment is at
+A state can be the largest only where a birth is followed by a death. Of those, a state is dropped where another one of the same moment is
 least as large for every value of the symbols (no coefficient is smaller): what is left is a handful, and the peak is their maximum.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from planner.breakdown import Component
-from planner.expr import Expr, Monomial, total
+from planner.expr import Expr, Monomial
 from planner.rows import SymbolicRow
 from planner.tape import Info, Tape
 
@@ -34,13 +34,12 @@ class Candidate:
 def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[Candidate]]:
     """The possible peaks of each moment. A moment that is marked several times (gradient accumulation) is one."""
     kept = _positions(tape, moments)
-    wanted = {position for positions in kept.values() for position in positions}
-    states = _states(tape, wanted)
-    return {moment: [states[position] for position in positions] for moment, positions in kept.items()}
+    states = _states(tape, {position: terms for pairs in kept.values() for terms, position in pairs})
+    return {moment: [states[position] for _, position in pairs] for moment, pairs in kept.items()}
 
 
-def _positions(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[int]]:
-    """For each moment the positions in the log (the state after that many events) that no other position covers."""
+def _positions(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[tuple[Terms, int]]]:
+    """For each moment the states that no other covers: bytes alive, and the position in the log (after that many events)."""
     sizes = [info.size.terms for info in tape.infos]
     kept: dict[str, list[tuple[Terms, int]]] = {moment: [] for moment in moments}
     marks = [*tape.marks, (len(tape.log), "")]
@@ -58,7 +57,7 @@ def _positions(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[int]]:
             _keep(kept[moment], running, position)
         grew = change > 0
         _grow(running, sizes[index], change)
-    return {moment: [position for _, position in pairs] for moment, pairs in kept.items()}
+    return kept
 
 
 def _grow(running: Terms, size: object, count: int) -> None:
@@ -81,14 +80,14 @@ def _covers(large: Terms, small: Terms) -> bool:
     return all(coefficient >= 0 or monomial in small for monomial, coefficient in large.items())
 
 
-def _states(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
-    """The rows alive after `position` events, for each wanted position."""
+def _states(tape: Tape, wanted: dict[int, Terms]) -> dict[int, Candidate]:
+    """What is alive after `position` events, for each wanted position with its bytes."""
     states: dict[int, Candidate] = {}
     alive: Counter[int] = Counter()
     for position, (index, change) in enumerate([*tape.log, (-1, {})]):
         if position in wanted:
             now = {index: count for index, count in alive.items() if count}
-            size = total(tape.infos[index].size * count for index, count in now.items())
+            size = Expr({monomial: coefficient for monomial, coefficient in wanted[position].items() if coefficient})
             states[position] = Candidate(size, tape.infos, now)
         if index < 0:
             alive.update(change)
