@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planner import attend
 from planner.checkpoint import CHECKPOINTS
 from planner.expr import Expr, as_expr, const
 from planner.layers import decoder_layer
@@ -199,7 +200,7 @@ class _Step:
         """One mask for each kind of layer: none where is_causal says it all (masking_utils.py)."""
         t, w, setup = self.tape, self.w, self.setup
         w.masks = {}
-        eager = setup.attention == "eager"
+        eager = attend.eager(w, self.spec.layers[0][1].attention)
         flash2 = setup.attention == "flash_attention_2"
         for window in (None, *self.regime.windows):
             needed = not flash2 and (eager or setup.padded or setup.packed_documents > 1 or window is not None)

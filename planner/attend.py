@@ -33,13 +33,18 @@ class Heads:
 
 def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
     """The attention's output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it."""
-    if w.setup.attention == "eager":
+    if eager(w, h.spec):
         return _eager(w, h, q, k, v)
     backend = choose(w, h, w.auto or q.dtype)
     if h.spec.heads != h.spec.kv_heads and not native_gqa(w, h, backend):
         k, v = _repeat(w, h, k), _repeat(w, h, v)
     low = [w.lower(x) for x in (q, k, v)]
     return BACKENDS[backend](w, h, *low), None
+
+
+def eager(w: Walk, spec: Attention) -> bool:
+    """Whether scores are made op by op: asked for, or SDPA cannot express the model (caps on scores, learned sinks; transformers then falls back)."""
+    return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and (spec.softcap is not None or spec.sinks))
 
 
 def native_gqa(w: Walk, h: Heads, backend: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.attend import Heads, attend
+from planner.attend import Heads, attend, eager
 from planner.errors import UsageError
 from planner.linears import linear
 from planner.norms import norm
@@ -140,7 +140,7 @@ def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
 def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the model has them."""
     t, a, kv, d = w.t, spec.heads, spec.kv_heads, spec.head_dim
-    eager = w.setup.attention in ("eager", "sdpa-math")
+    by_head = eager(w, spec) or w.setup.attention == "sdpa-math"
     turned = bool(spec.rotary_dim)
     counts = (a, kv, kv)
     if len(spec.linears) == 2:
@@ -158,7 +158,7 @@ def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
             piece = norm(w, one, piece, prefix)
         if one is not None and one.heads:
             piece = norm(w, one, piece.view(*piece.shape[:-1], heads, d), prefix).view(*piece.shape)
-        made.append(_heads(w, piece, heads, d, copies=eager or (turned and position != "v")))
+        made.append(_heads(w, piece, heads, d, copies=by_head or (turned and position != "v")))
         del piece
     del pieces
     q, k, v = made
