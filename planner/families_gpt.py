@@ -56,7 +56,7 @@ def gptj(c: Fields) -> ModelSpec:
     inner = c.size("n_inner", default=4 * hidden)
     mlp = plain_mlp(c, "mlp.fc_in", "mlp.fc_out", inner, c.activation("activation_function", default="gelu_new"), bias=True)
     one = norms(c, ("ln_1", "input"), kind="layer", bias=True)
-    layer = Layer(Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs"), mlp, one, parallel=True, prefix="transformer.h")
+    layer = Layer(Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False), mlp, one, parallel=True, prefix="transformer.h")
     angles = Extra("transformer.h.*.attn.embed_positions", (positions, rotary), "buffer", "float32", per_layer=True)
     return assemble(c, "GPTJForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), max_positions=positions,
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), head_bias=True, extras=(angles,),
@@ -132,7 +132,7 @@ def bloom(c: Fields) -> ModelSpec:
     a, _, d = c.heads(kv=None, own_dim=False)
     linears = (Linear("self_attention.query_key_value", hidden, 3 * hidden, True), Linear("self_attention.dense", hidden, hidden, True))
     mlp = plain_mlp(c, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", 4 * hidden, "gelu_bloom", bias=True)
-    layer = Layer(Attention(a, a, d, linears, alibi=True), mlp, pre_norm(c, "layer", bias=True), prefix="transformer.h")
+    layer = Layer(Attention(a, a, d, linears, alibi=True, sdpa=False), mlp, pre_norm(c, "layer", bias=True), prefix="transformer.h")
     drop = c.fraction("hidden_dropout")
     return assemble(c, "BloomForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), tied=True, extras=(),
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), embedding_name="transformer.word_embeddings",

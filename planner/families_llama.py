@@ -134,9 +134,10 @@ _SCALE = (Extra("model.embed_tokens.embed_scale", (), "buffer"),)
 
 
 def gemma2(c: Fields) -> ModelSpec:
-    """Gemma 2: soft-capped scores and logits, a sliding window in every other layer."""
+    """Gemma 2: soft-capped scores (for which SDPA has no way) and logits, a sliding window in every other layer."""
     bias, count = c.flag("attention_bias", False), c.layers()
-    attention = gqa(c, kv_default=4, head_dim=256, qkv_bias=bias, o_bias=bias, softcap=c.softcap("attn_logit_softcapping", 50.0))
+    cap = c.softcap("attn_logit_softcapping", 50.0)
+    attention = gqa(c, kv_default=4, head_dim=256, qkv_bias=bias, o_bias=bias, softcap=cap, sdpa=False)
     mlp, four = gated_mlp(c, activation=c.activation("hidden_activation", default="gelu_pytorch_tanh")), _gemma_norms(c)
     layers = [Layer(replace(attention, window=w), mlp, four) for w in windows(c, count, 4096, lambda i: i % 2 == 0)]
     extras = (*_SCALE, *rotary_buffers(attention.rotary_dim))

@@ -127,7 +127,7 @@ def gpt_oss(c: Fields) -> ModelSpec:
     hidden, inner, count = c.size("hidden_size"), c.size("intermediate_size"), c.layers()
     experts = c.size("num_local_experts", "num_experts")
     bias = c.flag("attention_bias", True)
-    attention = gqa(c, kv_default=8, head_dim=64, qkv_bias=bias, o_bias=bias, sinks=True, rotary="split")
+    attention = gqa(c, kv_default=8, head_dim=64, qkv_bias=bias, o_bias=bias, sinks=True, rotary="split", sdpa=False)
     weights: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("mlp.experts.gate_up_proj", (experts, hidden, 2 * inner)),
         ("mlp.experts.gate_up_proj_bias", (experts, 2 * inner)),

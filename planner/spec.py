@@ -88,6 +88,7 @@ class Attention:
     kind: Literal["gqa", "mla"] = "gqa"
     alibi: bool = False
     rotary: Rotary = "half"
+    sdpa: bool = True  # False: the class has no SDPA path, and transformers runs its eager code where nobody asks for another
     scaled_query: bool = False  # q is multiplied by a number before the attention call (OPT)
 
 
