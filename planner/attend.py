@@ -43,8 +43,8 @@ def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
 
 
 def eager(w: Walk, spec: Attention) -> bool:
-    """Whether scores are made op by op: asked for, or SDPA cannot express the model (caps on scores, learned sinks; transformers then falls back)."""
-    return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and (spec.softcap is not None or spec.sinks))
+    """Whether scores are made op by op: asked for, or the class has no SDPA path (caps on scores, learned sinks; transformers then falls back)."""
+    return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and not spec.sdpa)
 
 
 def native_gqa(w: Walk, h: Heads, backend: str) -> bool:

@@ -56,7 +56,8 @@ def gptj(c: Fields) -> ModelSpec:
     inner = c.size("n_inner", default=4 * hidden)
     mlp = plain_mlp(c, "mlp.fc_in", "mlp.fc_out", inner, c.activation("activation_function", default="gelu_new"), bias=True)
     one = norms(c, ("ln_1", "input"), kind="layer", bias=True)
-    layer = Layer(Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False), mlp, one, parallel=True, prefix="transformer.h")
+    attention = Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False)
+    layer = Layer(attention, mlp, one, parallel=True, prefix="transformer.h")
     angles = Extra("transformer.h.*.attn.embed_positions", (positions, rotary), "buffer", "float32", per_layer=True)
     return assemble(c, "GPTJForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), max_positions=positions,
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), head_bias=True, extras=(angles,),
