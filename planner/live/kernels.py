@@ -62,10 +62,11 @@ class Kernels:
     """The rules for one target, and what they have to remember: which threads hold a cuBLAS workspace already."""
 
     def __init__(self, target: Target) -> None:
+        from planner.live.kernels_cpu import CPU_RULES
         from planner.live.kernels_table import RULES
 
         self.target = target
-        self.rules = RULES if target.device == "cuda" else {}
+        self.rules = RULES if target.device == "cuda" else CPU_RULES
         self._workspaces: set[str] = set()
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> list[Hidden]:
