@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.errors import UsageError, unknown
@@ -63,7 +63,7 @@ def quantity(part: Part, lab: Lab) -> Found:
     """A sum of terms (`of`, or the part's own `quantity`), divided by the sum of `per` where given."""
     default = _default(part)
     above = [read_term(table, default) for table in part.args.get("of", ({},))]
-    below = [read_term(table, default) for table in part.args.get("per", ())]
+    below = [read_term(table, replace(default, times=1)) for table in part.args.get("per", ())]
     top = sum(term.value(lab) for term in above)
     bottom = sum(term.value(lab) for term in below) if below else 1
     if bottom == 0:
@@ -72,17 +72,12 @@ def quantity(part: Part, lab: Lab) -> Found:
     value = int(value) if isinstance(top, int) and bottom == 1 and UNITS[part.unit] == 1 else value
     text = shown(value, part.unit)
     if below:
-        text += f" ({_plain(top, above)} / {_plain(bottom, below)})"
+        sized = part.unit in ("x", "%") and any(term.quantity in _IN_BYTES for term in (*above, *below))
+        text += f" ({gib(round(top))} / {gib(round(bottom))})" if sized else f" ({number(top)} / {number(bottom)})"
     return Found(value, text)
 
 
 _IN_BYTES = {"peak", "step_peak", "device", "rows", "checkpoint", "host", "usable"}
-
-
-def _plain(value: float, terms: list[Term]) -> str:
-    if all(term.quantity in _IN_BYTES for term in terms) and all(float(term.times).is_integer() for term in terms):
-        return gib(round(value))
-    return number(value)
 
 
 def fits(part: Part, lab: Lab) -> Found:
@@ -90,7 +85,7 @@ def fits(part: Part, lab: Lab) -> Found:
     from planner.verdict import device_bytes, judge
 
     if not part.model or not part.gpu:
-        raise UsageError("check 'fits' needs a model and a gpu")
+        raise UsageError("this check needs a model and a gpu")
     gpu = lab.gpu(part.gpu)
     prediction = lab.predict(part.model, part.setup, part.engine)
     word = judge(prediction, gpu).verdict

@@ -104,12 +104,14 @@ def combine(parts: Iterable[PartResult]) -> Verdict:
     return "supported" if required else "not_checkable"
 
 
-def check_claim(claim: Claim, lab: Lab, where: str = "") -> ClaimResult:
+def check_claim(claim: Claim, lab: Lab) -> ClaimResult:
+    """The verdict of one claim. Raises UsageError for what its file got wrong, naming file, line, claim and part."""
     results = []
     for part in claim.parts:
         try:
             results.append(check_part(part, lab))
         except UsageError as error:
+            where = f"{part.place.path}, line {part.place.blame(str(error))}: " if part.place else ""
             raise UsageError(f"{where}claim '{claim.id}', part '{part.what}': {error}") from None
     verdict = combine(results)
     return ClaimResult(claim, verdict, tuple(results))
@@ -156,7 +158,7 @@ def check(file: ClaimsFile, lab: Lab, progress: Callable[[str], None] | None = N
     for claim in file.claims:
         if progress is not None:
             progress(claim.id)
-        results.append(check_claim(claim, lab, f"{file.path}: "))
+        results.append(check_claim(claim, lab))
     return results
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import UsageError, nearest, shorten
+from validate.place import Place
 
 SCHEMA = "memplan.claimsfile/1"
 Claimed = int | float | bool | str | tuple[float, float]
@@ -80,6 +81,7 @@ class Part:
     gpu: str = ""
     setup: Mapping[str, Any] = field(default_factory=dict)
     args: Mapping[str, Any] = field(default_factory=dict)  # what the check kind alone reads
+    place: Place | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -145,40 +147,6 @@ _PART: dict[str, tuple[type, ...]] = {
     "gpu": _TEXT,
     "setup": _TABLE,
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the file an error is: finds the line of a key inside the n-th table of a kind, since tomllib reports none."""
-
-    path: str
-    lines: tuple[str, ...]
-    header: tuple[tuple[str, int], ...] = ()  # ("claim", 3), ("part", 1)
-
-    def inside(self, kind: str, index: int) -> Place:
-        return Place(self.path, self.lines, (*self.header, (kind, index)))
-
-    def line(self, key: str) -> int:
-        """The 1-based line of `key`, or of the table's own header where the key is absent."""
-        start, stop = self._span()
-        for number in range(start, stop):
-            text = self.lines[number].strip()
-            if text.partition("=")[0].strip().strip('"') == key and "=" in text:
-                return number + 1
-        return start + 1 if self.header else 1
-
-    def _span(self) -> tuple[int, int]:
-        start, stop, name = 0, len(self.lines), ""
-        for kind, index in self.header:
-            name = f"{name}.{kind}" if name else kind
-            heads = [n for n in range(start, stop) if self.lines[n].strip() == f"[[{name}]]"]
-            if index >= len(heads):
-                break
-            start, stop = heads[index], heads[index + 1] if index + 1 < len(heads) else stop
-        return start, stop
-
-    def error(self, key: str, message: str) -> UsageError:
-        return UsageError(f"{self.path}, line {self.line(key)}: {key}: {message}")
 
 
 def read_claims(path: str | Path, kinds: Mapping[str, Mapping[str, tuple[type, ...]]]) -> ClaimsFile:
@@ -260,6 +228,7 @@ def _parts(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type
             raise place.error("unit", f"{shorten(repr(unit))} is not a unit: expected one of {', '.join(u for u in UNITS if u)}")
     shared = {key: table[key] for key in ("what", "zh", "check", "decides", "engine", "model", "gpu", "setup", "case") if key in table}
     shared |= {"relation": relation, "tolerance": float(table.get("tolerance", 0.0)), "over": _over(table.get("over"), place)}
+    shared["place"] = place
     shared["claimed"] = True if loose else _claimed(table["claimed"], relation, place, "claimed")
     args = {key: table[key] for key in kinds[kind] if key in table}
     if isinstance(units, list):

@@ -143,7 +143,7 @@ def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
         raise Missing(reason)
     yes, no = tuple(_name(p.at) for p in points if p.holds), tuple(_name(p.at) for p in points if not p.holds)
     verdict: Verdict = "depends" if yes and no else "supported" if yes else "refuted"
-    evidence = "; ".join(f"{_name(p.at)}: {p.found.evidence}" for p in points)
+    evidence = "; ".join(f"{_name(p.at)}: {p.found.evidence.removesuffix(f' on {p.at}')}" for p in points)
     if unknown_at:
         evidence += f"; not checkable for {', '.join(map(_name, unknown_at))}: {reason}"
     boundaries = (Boundary(over.key.removeprefix("setup."), yes=yes, no=no),) if verdict == "depends" else ()

@@ -1,0 +1,254 @@
+"""Claims: verdicts are computed, can be flipped, and a claims file's mistakes are named with file, line and key."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.errors import UsageError
+from validate.arithmetic import calculate
+from validate.checks import CHECKS, Found
+from validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
+from validate.claimsfile import Claim, Over, Part
+from validate.lab import Lab, Missing
+from validate.sweep import PartResult, check_part, holds
+
+SEEDS = Path(__file__).parent.parent.parent / "shared" / "seeds"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def lab(shipped):
+    return Lab(models=shipped.models)
+
+
+@pytest.fixture(scope="module")
+def results(shipped, lab):
+    return {result.claim.id: result for result in check(shipped, lab)}
+
+
+def test_all_seventy_claims_are_there_in_order(shipped):
+    assert [claim.id for claim in shipped.claims] == [str(n) for n in range(1, 71)]
+    assert all(claim.sources and claim.zh and claim.parts for claim in shipped.claims)
+    assert all(part.zh for claim in shipped.claims for part in claim.parts)
+
+
+def test_no_verdict_is_stored():
+    text = SHIPPED.read_text(encoding="utf-8")
+    keys = {key for claim in tomllib.loads(text)["claim"] for table in (claim, *claim["part"]) for key in table}
+    assert "verdict" not in keys and "found" not in keys
+    assert not any(word in text.replace("not checkable", "") for word in ('"supported"', '"refuted"', '"depends"'))
+
+
+@pytest.mark.skipif(not SEEDS.is_dir(), reason="the five documents are not here")
+def test_every_quote_stands_in_its_document(shipped):
+    documents = {path.name[:3]: path.read_text(encoding="utf-8") for path in SEEDS.iterdir()}
+    quotes = [(s.document, s.quote) for claim in shipped.claims for s in claim.sources]
+    quotes += [(s.document, s.quote) for conflict in shipped.conflicts for s in conflict.sides]
+    assert not [(d, q) for d, q in quotes if q not in documents[d]]
+
+
+def found(results, claim: str, what: str) -> PartResult:
+    return next(part for part in results[claim].parts if what in part.part.what)
+
+
+def test_the_opt_350m_example_is_off_in_all_three_numbers(results):
+    assert results["41"].verdict == "refuted"
+    assert found(results, "41", "trainable parameters").found == 786_432
+    assert found(results, "41", "all parameters").found == 331_982_848
+    assert found(results, "41", "trainable share").found == pytest.approx(0.2369, abs=5e-5)
+
+
+def test_double_quantisation_saves_three_eighths_of_a_bit(results):
+    """32 / 64 bits of constants become 8 / 64 + 32 / (64 x 256)."""
+    exact = 32 / 64 - 8 / 64 - 32 / (64 * 256)
+    part = found(results, "9", "bits saved per parameter")
+    assert results["9"].verdict == "refuted"
+    assert part.found == pytest.approx(exact, abs=1e-4)
+
+
+def test_headline_claims(results):
+    """Known by arithmetic: NF4 of 65e9 weights is 33.5e9 bytes, in 16 bits 130e9; an adapter is not 4 bits wide; GPT-3 has 350e9 bytes."""
+    verdicts = {name: result.verdict for name, result in results.items()}
+    assert verdicts["49"] == "refuted" and verdicts["24"] == "refuted" and verdicts["14"] == "refuted"
+    assert verdicts["10"] == "supported" and verdicts["13"] == "supported" and verdicts["12"] == "supported"
+    only_way = found(results, "15", "fits the card").boundaries[0]
+    assert only_way.yes == ("a100-80gb", "h100-80gb") and only_way.no == ("h200", "b200")
+    longest = found(results, "16", "as its paper defines").boundaries[0]
+    assert longest.low_holds and longest.high == longest.low + 1 and longest.low >= 2048
+    assert {part.part.case for part in results["1"].parts} >= {
+        "times the checkpoint, pure bf16",
+        "times the checkpoint, mixed precision",
+        "times the checkpoint, fp32",
+    }
+
+
+def test_time_and_quality_say_what_is_missing(results):
+    for name in ("63", "64", "65", "67", "69", "70"):
+        assert results[name].verdict == "not_checkable"
+        assert "missing: " in results[name].evidence
+    assert "memplan profile" in results["63"].evidence
+
+
+NUMBERS = (lambda n: n * 1000 + 1, lambda n: n / 1000 - 1, lambda n: n * 1.5, lambda n: n / 1.5)
+
+
+def mutations(part: Part, result: PartResult) -> Iterator[Part]:
+    """The part with another number, unit, card or model."""
+    claimed = part.claimed
+    if isinstance(claimed, bool):
+        yield replace(part, claimed=not claimed)
+    elif isinstance(claimed, str):
+        yield replace(part, claimed=result.found if isinstance(result.found, str) else "something else")
+        yield replace(part, claimed="something else")
+    elif isinstance(claimed, tuple):
+        yield replace(part, claimed=(-1e30, 1e30))
+        yield replace(part, claimed=(1e29, 1e30))
+    else:
+        if isinstance(result.found, int | float):
+            yield replace(part, claimed=result.found)
+        yield from (replace(part, claimed=change(claimed)) for change in NUMBERS)
+    if part.unit:
+        yield from (replace(part, unit=unit) for unit in ("KB", "TB"))
+    if part.gpu:
+        yield from (replace(part, gpu=gpu) for gpu in ("300MiB", "9TiB"))
+    if part.model:
+        yield from (replace(part, model=model) for model in ("smollm2-135m", "llama-3.1-405b"))
+
+
+def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], lab: Lab) -> bool:
+    """Whether changing one deciding part, or all of them alike, changes the claim's verdict."""
+    deciding = [n for n, part in enumerate(claim.parts) if part.decides and parts[n].verdict != "not_checkable"]
+    variants = {n: list(mutations(claim.parts[n], parts[n])) for n in deciding}
+    tries = [{n: variant} for n in deciding for variant in variants[n]]
+    widest = max((len(v) for v in variants.values()), default=0)
+    tries += [{n: variants[n][k] for n in deciding if k < len(variants[n])} for k in range(widest)]
+    for changed in tries:
+        mutated = replace(claim, parts=tuple(changed.get(n, part) for n, part in enumerate(claim.parts)))
+        try:
+            if check_claim(mutated, lab).verdict != verdict:
+                return True
+        except UsageError:
+            continue
+    return False
+
+
+def test_every_checkable_verdict_can_be_flipped(shipped, results, lab):
+    stuck = [
+        c.id
+        for c in shipped.claims
+        if results[c.id].verdict != "not_checkable" and not flips(c, results[c.id].verdict, results[c.id].parts, lab)
+    ]
+    assert stuck == []
+
+
+def test_conflicts_name_who_is_right(shipped, lab):
+    clashes = {conflict.id: check_conflict(conflict, lab) for conflict in shipped.conflicts}
+    quantised = clashes["what-is-quantised"]
+    assert quantised.contradict and [side.verdict for side in quantised.sides] == ["refuted", "supported"]
+    assert clashes["65b-load"].contradict and [s.verdict for s in clashes["65b-load"].sides] == ["refuted", "supported"]
+    assert not clashes["quarter"].contradict  # "at most 1/4" and "about 1/4" meet at 1/4
+    assert clashes["qlora-speed"].sides[0].verdict == "not_checkable"
+
+
+def test_the_document_keeps_to_the_contract(shipped, results):
+    document = json.loads(json.dumps(to_document(shipped, list(results.values()))))
+    assert document["schema"] == "memplan.claims/1" and sum(document["summary"].values()) == 70
+    for claim in document["claims"]:
+        assert set(claim) >= {"id", "reading", "sources", "verdict", "parts", "evidence"}
+        assert all(set(part) >= {"what", "claimed", "found", "unit", "verdict", "evidence", "condition"} for part in claim["parts"])
+
+
+# ---------------------------------------------------------------- the parts by themselves
+
+
+@pytest.mark.parametrize(
+    "value, claimed, relation, tolerance, expected",
+    [
+        (4, 4, "=", 0, True), (4.1, 4, "=", 0, False), (4.1, 4, "=", 0.05, True), (4.1, 4, ">", 0, True), (4, 4, "<", 0, False),
+        (30, (30.0, 40.0), "between", 0, True), (29.9, (30.0, 40.0), "between", 0, False), ("nf4", "fp4", "=", 0, False),
+        (True, True, "=", 0, True), (True, 1, "=", 0, False), (1, True, "=", 0, False),
+    ],
+)  # fmt: skip
+def test_relations(value, claimed, relation, tolerance, expected):
+    assert holds(value, claimed, relation, tolerance) is expected
+
+
+def part(claimed: Any = True, **fields: Any) -> Part:
+    return Part(**{"what": "w", "check": "arithmetic", "claimed": claimed, "args": {"expression": "1"}, **fields})
+
+
+def result(verdict: str, **fields: Any) -> PartResult:
+    return PartResult(part(**fields), verdict, None, "")
+
+
+@pytest.mark.parametrize(
+    "parts, verdict",
+    [
+        ([result("supported"), result("refuted")], "refuted"),
+        ([result("supported"), result("not_checkable")], "not_checkable"),
+        ([result("supported", case="a"), result("refuted", case="b")], "depends"),
+        ([result("refuted", case="a"), result("refuted", case="b")], "refuted"),
+        ([result("supported", case="a"), result("not_checkable", case="b")], "supported"),
+        ([result("supported"), result("refuted", decides=False)], "supported"),
+        ([result("refuted"), result("supported", case="a"), result("refuted", case="b")], "refuted"),
+        ([result("supported", decides=False)], "not_checkable"),
+    ],
+)
+def test_the_verdict_of_a_claim_follows_from_its_parts(parts, verdict):
+    assert combine(parts) == verdict
+
+
+def test_a_boundary_is_exact_and_both_ways(monkeypatch):
+    """Against a check whose truth changes twice, at 37 and at 700."""
+
+    def stepped(given: Part, lab: Lab) -> Found:
+        at = given.setup["sequence_length"]
+        return Found(37 <= at < 700, str(at))
+
+    monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=stepped))
+    outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), Lab())
+    assert outcome.verdict == "depends"
+    assert [(b.low, b.high, b.low_holds) for b in outcome.boundaries] == [(36, 37, False), (699, 700, True)]
+    assert outcome.condition.startswith("does not hold up to sequence_length 36, holds from 37")
+    further = check_part(part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), Lab())
+    assert further.verdict == "supported" and further.boundaries[0].high == 700
+    assert "到 699 成立" in further.said("zh")
+
+
+def test_what_is_missing_is_said_and_never_guessed(monkeypatch):
+    def absent(given: Part, lab: Lab) -> Found:
+        if given.model == "b":
+            raise Missing("no b")
+        return Found(True, "fine")
+
+    monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=absent))
+    some = check_part(part(True, over=Over("model", values=("a", "b"))), Lab())
+    assert some.verdict == "supported" and "not checkable for b: no b" in some.evidence
+    none = check_part(part(True, over=Over("model", values=("b",))), Lab())
+    assert none.verdict == "not_checkable" and none.evidence == "missing: no b"
+
+
+@pytest.mark.parametrize(
+    "text, value", [("1 + 2 * 3", 7), ("2 ** 3 ** 2 / 2", 256), ("-(4 - 6)", 2), ("8*(4096+4096)/(4096*4096)", 0.00390625)]
+)
+def test_arithmetic(text, value):
+    assert calculate(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1 +", "(1", "1 2", "1 / 0", "__import__('os')", "9 ** 9 ** 9", "2 ** 0.5", "1" + "+1" * 300, "10 ** 64 * 10 ** 64 ** 64"]
+)
+def test_arithmetic_refuses_anything_else(text):
+    with pytest.raises(UsageError):
+        calculate(text)
