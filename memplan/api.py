@@ -20,9 +20,8 @@ from planner.spec import ModelSpec
 from planner.verdict import judge
 
 if TYPE_CHECKING:
-    from validate.reconcile import Reconciliation
-
     from profiler.record import Measurement
+    from validate.reconcile import Reconciliation
 
 ModelLike = str | Path | Mapping[str, Any] | ModelSpec | Model
 
@@ -46,7 +45,7 @@ def setup_gpu(text: Any) -> str:
     if not isinstance(text, str):
         raise UsageError(f"gpu {text!r}: expected a card's name or a size such as 23.5GiB")
     gpu = find_gpu(text)
-    return text.strip().lower() if gpu.kind in ("local", "budget") else gpu.name
+    return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 
 
 def plan(model: ModelLike, setup: Setup | None = None, *, engine: str = "formula", **fields: Any) -> Prediction:

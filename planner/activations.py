@@ -77,7 +77,7 @@ class _Step:
             outputs = None
         t.mark("backward")
         t.casts = None
-        t.backward(loss, t.alloc("gradient of the loss", (), "float32"))
+        t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
         del loss
         t.mark("optimizer_step")
         self._optimizer()

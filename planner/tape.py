@@ -165,7 +165,7 @@ class Tape:
             node.scope = self.scope
             for tensor in saves:
                 self.save(node, tensor)
-        out = alias.detach() if alias is not None else self.alloc(name or f"{kind} output", shape, dtype, why)
+        out = alias.detach() if alias is not None else self.alloc(name or f"{kind} output", shape, dtype, why or f"made by {kind}")
         out.shape, out.dtype = shape, dtype
         if node is not None:
             out.node, out.requires_grad = node, True

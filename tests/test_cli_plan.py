@@ -1,0 +1,154 @@
+"""`memplan MODEL` on the real formula: the contract's document, the same figures on the screen, exit codes that say whether it fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import memplan
+from memplan.cli.main import run
+from planner.breakdown import COMPONENTS, PREDICTION_SCHEMA
+from planner.setup import FIELDS
+from planner.suggest import CHANGES, changed, suggest
+from planner.units import gib
+
+
+def document(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    assert run([*args, "--json"]) in (0, 1)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_document_is_the_contracts(capsys: pytest.CaptureFixture[str]):
+    found = document(capsys, "llama-7b", "--method", "qlora", "--explain")
+    assert found["schema"] == PREDICTION_SCHEMA and found["memplan_version"] and found["engine"] == "formula"
+    assert found["model"]["name"] == "llama-7b" and found["model"]["parameters"] == 6_738_415_616
+    assert set(found["setup"]) == set(FIELDS)
+    assert [m["name"] for m in found["moments"]] == ["load_peak", "load", "forward", "backward", "optimizer_step"]
+    for moment in found["moments"]:
+        assert tuple(moment["components"]) == COMPONENTS
+        assert sum(moment["components"].values()) == moment["allocated_bytes"] == sum(row["bytes"] for row in moment["rows"])
+    peak = found["peak"]
+    assert peak["allocated_bytes"] == max(m["allocated_bytes"] for m in found["moments"])
+    assert peak["device_bytes"] == peak["reserved_bytes"] + peak["context_bytes"]
+    assert sum(row["bytes"] for row in found["rows"]) == peak["allocated_bytes"]
+    assert all(row["bytes"] >= 0 and row["why"] and row["block_bytes"] is None for row in found["rows"])
+    assert {"gpus", "accuracy", "assumptions", "warnings", "host_bytes", "smallest_capacity_bytes", "step_peak", "checkpoint_bytes"} <= set(
+        found
+    )
+
+
+def test_rows_are_there_only_with_explain(capsys: pytest.CaptureFixture[str]):
+    found = document(capsys, "gpt2")
+    assert "rows" not in found and "rows" not in found["moments"][0]
+
+
+def test_trainable_parameters_of_the_classic_lora_example(capsys: pytest.CaptureFixture[str]):
+    assert document(capsys, "opt-350m", "--method", "lora", "--rank", "8", "--targets", "q_proj,v_proj")["trainable_parameters"] == 786_432
+
+
+def test_options_may_stand_before_or_after_the_model(capsys: pytest.CaptureFixture[str]):
+    expected = document(capsys, "plan", "gpt2", "--method", "full", "--batch", "2")
+    assert document(capsys, "gpt2", "--method", "full", "--batch", "2") == expected
+    assert document(capsys, "--method", "full", "--batch", "2", "gpt2") == expected
+    assert document(capsys, "--batch", "2", "gpt2", "--set", "method=full") == expected
+
+
+def test_the_command_line_and_python_agree(capsys: pytest.CaptureFixture[str]):
+    ours = memplan.plan("llama-3.1-8b", method="lora", rank=8, gpu="4090")
+    theirs = document(capsys, "llama-3.1-8b", "--rank", "8", "--gpu", "4090")
+    assert theirs == json.loads(json.dumps(ours.to_document()))
+    assert ours.setup.gpu == "rtx-4090" and ours.gpus[0].name == "rtx-4090"
+
+
+def test_a_setup_given_whole_is_used_whole():
+    setup = memplan.plan("gpt2", method="full", recipe="raw").setup
+    assert memplan.plan("gpt2", setup).setup == setup
+    assert memplan.plan("gpt2", setup, micro_batch=4).setup.micro_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "word"), [(["--method", "qlora", "--gpu", "rtx-4090"], 0, "fits"), (["--method", "full", "--gpu", "t4"], 1, "no")]
+)
+def test_exit_code_says_whether_it_fits(args: list[str], code: int, word: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["llama-7b", *args]) == code
+    out, err = capsys.readouterr()
+    assert out.startswith("fits rtx-4090" if code == 0 else "does not fit t4") and err == ""
+    assert run(["llama-7b", *args, "--json"]) == code
+    verdict = json.loads(capsys.readouterr().out)["gpus"][0]
+    assert verdict["verdict"] == word and (verdict["headroom_bytes"] >= 0) == (code == 0)
+
+
+def test_tight_is_exit_zero_with_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("memplan.api.recorded_accuracy", lambda engine: memplan.Accuracy(0.01, 0.1, 9, "test"))
+    exact = memplan.plan("gpt2", gpu="24GiB").peak.device_bytes
+    assert run(["gpt2", "--gpu", f"{exact}B"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"tight {exact}B") and err.startswith("memplan: tight on ") and err.count("\n") == 1
+
+
+def test_the_screen_shows_the_documents_figures(capsys: pytest.CaptureFixture[str]):
+    found = document(capsys, "llama-7b", "--method", "qlora", "--gpu", "rtx-4090", "--explain")
+    run(["llama-7b", "--method", "qlora", "--gpu", "rtx-4090", "--explain"])
+    out = capsys.readouterr().out
+    assert gib(found["peak"]["device_bytes"]) in out.splitlines()[0]
+    assert f"{len(found['rows'])} rows add up to {found['peak']['allocated_bytes']:,} bytes" in out
+    for row in found["rows"]:
+        assert f"{row['bytes']:,} " in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "recipe hf" in out and "Accuracy" in out
+
+
+def test_three_changes_each_saves_what_it_says():
+    prediction = memplan.plan("llama-7b", method="full", micro_batch=2)
+    spec = memplan.find("llama-7b").spec()
+    found = suggest(spec, prediction.setup, prediction)
+    assert len(found) == 3 and [s.saved_bytes for s in found] == sorted((s.saved_bytes for s in found), reverse=True)
+    for suggestion in found:
+        again = memplan.plan("llama-7b", changed(prediction.setup, suggestion.fields))
+        assert again.peak.device_bytes == suggestion.device_bytes == prediction.peak.device_bytes - suggestion.saved_bytes
+        assert suggestion.saved_bytes > 0
+
+
+def test_what_makes_it_fit_comes_first():
+    card = memplan.find_gpu("rtx-4090")
+    prediction = memplan.plan("llama-7b", method="full", gpu="rtx-4090")
+    found = suggest(memplan.find("llama-7b").spec(), prediction.setup, prediction, card)
+    fits = [s.device_bytes <= card.usable_bytes for s in found]
+    assert any(fits) and fits == sorted(fits, reverse=True)
+
+
+def test_every_change_names_the_option_that_makes_it():
+    for change in CHANGES:
+        assert re.search(r"--(checkpointing|attention|optimizer|set|loss|method|rank|batch|seq) ?", change.text)
+
+
+def test_a_training_file_says_model_and_setup(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "train.yaml"
+    said = ("base_model: meta-llama/Llama-2-7b-hf", "adapter: qlora", "load_in_4bit: true", "lora_r: 32", "micro_batch_size: 2")
+    file.write_text("\n".join((*said, "sequence_len: 1024", "shoe_size: 43")))
+    found = document(capsys, str(file), "--set", "rank=8")
+    assert (found["model"]["name"], found["setup"]["recipe"], found["setup"]["sequence_length"]) == ("llama-2-7b", "axolotl", 1024)
+    assert found["setup"]["rank"] == 8, "an option overrides the file"
+    assert any("shoe_size" in warning for warning in found["warnings"]) and found["import"]["format"] == "axolotl"
+    assert run(["--", "accelerate", "launch", "-m", "axolotl.cli.train", str(file)]) == 0
+    assert "shoe_size" in capsys.readouterr().out
+
+
+def test_a_setup_file_and_a_document_of_ours_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = document(capsys, "gpt2", "--method", "full", "--batch", "3", "--set", "retain_outputs=true")
+    saved = tmp_path / "prediction.json"
+    saved.write_text(json.dumps(first))
+    assert document(capsys, "gpt2", "--setup", str(saved))["peak"] == first["peak"]
+    (tmp_path / "setup.yaml").write_text("method: full\nmicro_batch: 3\nretain_outputs: true\n")
+    assert document(capsys, "gpt2", "--setup", str(tmp_path / "setup.yaml"))["peak"] == first["peak"]
+    (tmp_path / "wrong.yaml").write_text("method: full\nmicrobatch: 3\n")
+    assert run(["gpt2", "--setup", str(tmp_path / "wrong.yaml")]) == 2
+    assert "micro_batch" in capsys.readouterr().err
+
+
+def test_a_cpu_has_no_card_and_no_context(capsys: pytest.CaptureFixture[str]):
+    found = document(capsys, "gpt2", "--device", "cpu")
+    assert found["gpus"] == [] and found["peak"]["context_bytes"] == 0
