@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.expr import Sized, product
-from planner.rules import Grads, add, cast, concatenate, divide, mul, unary
+from planner.linears import linear, merged
+from planner.rules import Grads, add, add_in_place, cast, concatenate, divide, matmul, mul, split, unary
 from planner.spec import Linear, Moe
 from planner.tape import Node, Shape, Tape, Tensor
 from planner.walk import Walk
@@ -18,7 +19,6 @@ from planner.walk import Walk
 def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     """The experts' weighted output, with the shared experts' added."""
     from planner.layers import dense_mlp
-    from planner.linears import linear
 
     t = w.t
     tokens = product(given.shape[:-1])
@@ -48,14 +48,12 @@ Routed = tuple[Tensor, Tensor]
 def _logits(w: Walk, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None = None) -> Tensor:
     """hidden @ router^T (+ bias), in fp32 where the family casts both first."""
     t = w.t
-    weight = w.weight(prefix + moe.router[0][0])
+    weight = merged(w, moe.router[0][0], prefix)
     bias = w.weight(prefix + moe.router[1][0]) if len(moe.router) > 1 else None
     if dtype is not None:
         hidden, weight = cast(t, hidden, dtype), cast(t, weight, dtype)
     name = moe.router[0][0].rpartition(".")[0]
     layer = Linear(name, int(moe.router[0][1][1]), moe.experts)
-    from planner.rules import matmul
-
     return matmul(t, w.lower(hidden), w.lower(weight), (hidden.shape[0], layer.out_features), None if bias is None else w.lower(bias), "router logits")
 
 
@@ -179,11 +177,11 @@ def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor
     t = w.t
     tokens, width = hidden.shape
     rows = tokens * moe.top_k
+    named = {name.rpartition(".")[2]: merged(w, name, prefix) for name, _ in moe.parameters}
     order = t.alloc("sorted experts", (rows,), "int64", "slots sorted by expert")
     permutation = t.alloc("permutation", (rows,), "int64", "slots sorted by expert")
     selected = _index(w, hidden, permutation, (rows, width), "rows by expert", "gather index")
     slot_weights = _index(w, weights.view(rows), permutation, (rows,), "weights by expert")
-    named = {name.rpartition(".")[2]: w.weight(prefix + name) for name, _ in moe.parameters}
     biased = "gate_up_proj_bias" in named
     wide = (rows, 2 * moe.intermediate if moe.gated else moe.intermediate)
     up = named.get("gate_up_proj", named.get("up_proj"))
@@ -239,15 +237,12 @@ def _grouped_mm(w: Walk, x: Tensor, weight: Tensor, shape: Shape, name: str) -> 
 
 def _add_bias(w: Walk, states: Tensor, bias: Tensor, order: Tensor) -> Tensor:
     """out.add_(bias[expert of each row])."""
-    from planner.rules import add_in_place
-
     return add_in_place(w.t, states, _index(w, bias, order, states.shape, "bias by row"))
 
 
 def _gate(w: Walk, moe: Moe, states: Tensor) -> Tensor:
     """act(gate) * up on the two halves; gpt-oss's clamped form on interleaved ones."""
     from planner.layers import activation
-    from planner.rules import split
 
     t = w.t
     if not moe.gated:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.expr import ceil_div
-from planner.parameters import IA3_FEEDFORWARD, Adapter
+from planner.adapters import IA3_FEEDFORWARD, Adapter
 from planner.rules import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
 from planner.spec import Linear
 from planner.tape import Node, Shape, Tape, Tensor
@@ -155,6 +155,34 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
         output = cast(t, output, dtype)
     output = divide(t, unary(t, "scale", output, "scaled"), ranknum, "divided by ranknum")
     return add_in_place(t, result, output)
+
+
+def merged(w: Walk, name: str, prefix: str) -> Tensor:
+    """An expert or router parameter, with its adapter folded in where it has one: a whole second weight in every call.
+
+    peft 0.21 tuners/lora/layer.py ParamWrapper: baddbmm(W, B, A) for experts, W + B A for the router.
+    """
+    t = w.t
+    weight = w.weight(f"{prefix}{name}")
+    adapter = w.inventory.adapters.get(name)
+    if adapter is None:
+        return weight
+    with t.inside(f"{name.rpartition('.')[2]} "):
+        a, b = (w.weight(f"{prefix}{name}.{short}") for short in ("lora_A", "lora_B"))
+        if adapter.experts == 1:
+            delta = matmul(t, w.lower(b), w.lower(a), weight.shape, None, "B A")
+            delta = cast(t, unary(t, "scale", delta, "scaled B A"), weight.dtype)
+            return add(t, weight, delta, "weight with adapter", weight.shape)
+        low = [cast(t, x, weight.dtype, "16-bit copy of the adapter") for x in (b, a)]
+        shapes = [x.shape for x in low]
+
+        def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+            made: list[Tensor | None] = [None]
+            made += [t.alloc("gradient of a folded adapter", shape, grad.dtype, "grad @ the other factor") for shape in shapes]
+            return made
+
+        return t.op("baddbmm", (weight, *low), weight.shape, weight.dtype, saves=low[::-1], backward=backward, name="weight with adapter",
+                    why="peft folds the adapter into a copy of all experts' weights")  # fmt: skip
 
 
 def orthogonality(w: Walk, prefix: str) -> Tensor | None:

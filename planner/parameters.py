@@ -5,56 +5,25 @@ R rank; N x K a weight's rows and columns; n its elements. Gradients are not her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
+from planner.adapters import R, adapters, no_target
 from planner.dtypes import itemsize
-from planner.errors import UsageError, nearest, unknown
-from planner.expr import Expr, Sized, as_expr, ceil_div, const, product, symbol, total
+from planner.errors import UsageError
+from planner.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from planner.methods import METHODS
-from planner.optimizers import OPTIMIZERS, Rule
-from planner.peft_targets import peft_targets
+from planner.optimizers import OPTIMIZERS
 from planner.rows import SymbolicRow
 from planner.setup import Setup
-from planner.spec import Linear, ModelSpec
+from planner.spec import ModelSpec
+from planner.states import FLOOR_PAGED, STATES
+from planner.stored import Stored
 from planner.tensors import WeightTensor, weight_tensors
 
-B, S, R = symbol("B"), symbol("S"), symbol("R")
-FLOOR_8BIT = 4096  # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
-FLOOR_PAGED = 100_000  # elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() < 1e5`)
-BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
+B, S = symbol("B"), symbol("S")
+__all__ = ["B", "R", "S", "Inventory", "Stored", "packed_bytes"]
 UPCAST: dict[str, tuple[str, ...]] = {"none": (), "norms": ("norm",), "norms_and_embeddings": ("norm", "embedding", "head")}  # upcast_modules
 NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One kind of resident parameter: how many, in which dtype it is stored, whether it is trained."""
-
-    name: str
-    shape: tuple[Sized, ...]
-    dtype: str
-    count: int
-    trained: bool
-    role: str
-    layers: tuple[int, ...] = ()
-    logical: bool = True  # counted as a parameter (buffers are not)
-
-    @property
-    def elements(self) -> Expr:
-        return product(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """The tensors that a method adds beside one linear layer, by their short name."""
-
-    kind: Literal["lora", "dora", "adalora", "ia3"]
-    tensors: tuple[Stored, ...]
-
-    def tensor(self, short: str) -> Stored:
-        return next(t for t in self.tensors if t.name.rpartition(".")[2] == short)
 
 
 class Inventory:
@@ -64,7 +33,7 @@ class Inventory:
         self.spec, self.setup, self.method = spec, setup, METHODS[setup.method]
         self.first_trained = self._first_trained()
         self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
-        self.adapters = {linear.name: adapter for linear, layers, prefix in self._linears() for adapter in self._adapter(linear, layers, prefix)}
+        self.adapters = adapters(spec, setup)
         self.saved_modules = list(self._saved_modules())
         self.all = [*self.base, *(t for adapter in self.adapters.values() for t in adapter.tensors), *self.saved_modules]
         self.by_name = {(t.name, t.trained): t for t in self.all}
@@ -109,48 +78,7 @@ class Inventory:
                 upcast = "float32" if trained and self.setup.trainable_dtype == "float32" else dtype
                 yield Stored(tensor.name, tensor.shape, upcast, len(layers), trained, tensor.role, layers)
 
-    # ---- adapters -----------------------------------------------------------------------------------------------------------------
-
-    def _linears(self) -> Iterator[tuple[Linear, int, str]]:
-        """Every linear layer by kind: (linear, how many layers have it, the prefix of its full name)."""
-        counts: dict[Linear, int] = {}
-        prefix = ""
-        for count, layer in self.spec.layers:
-            prefix = f"{layer.prefix}.*."
-            for linear in layer.linears():
-                counts[linear] = counts.get(linear, 0) + count
-        for linear, count in counts.items():
-            yield linear, count, prefix
-        for linear in self.spec.projections:
-            yield linear, 1, ""
-        yield self.spec.head, 1, ""
-
-    def targets(self) -> set[str]:
-        """The names of the linear layers that adapters sit on. UsageError for a target that matches nothing."""
-        attention = {linear.name for _, layer in self.spec.layers for linear in layer.attention.linears}
-        linears = {linear.name for linear, _, _ in self._linears()}
-        chosen: set[str] = set()
-        named = peft_targets(self.spec.model_type) if self.setup.targets == ("peft-default",) else self.setup.targets
-        for target in named:
-            if target == "all-linear":
-                chosen |= linears - {self.spec.head_name}
-            elif target == "attention":
-                chosen |= attention
-            else:
-                found = {name for name in linears if name == target or name.endswith("." + target)}
-                if not found:
-                    raise _no_target(target, linears)
-                chosen |= found
-        return chosen
-
-    def _adapter(self, linear: Linear, count: int, prefix: str) -> Iterator[Adapter]:
-        make = ADAPTERS.get(self.setup.method)
-        if make is not None and linear.name in self.targets():
-            kind, shapes = make(linear)
-            name = f"{prefix}{linear.name}"
-            dtype = "float32" if self.setup.adapter_dtype == "float32" else self.setup.adapter_dtype
-            frozen = FROZEN_ADAPTERS.get(self.setup.method, ())
-            yield Adapter(kind, tuple(Stored(f"{name}.{short}", shape, dtype, count, short not in frozen, "adapter") for short, shape in shapes))
+    # ---- what a method adds -------------------------------------------------------------------------------------------------------
 
     def _saved_modules(self) -> Iterator[Stored]:
         """PEFT's trained copies of whole modules (modules_to_save), in the dtype of the original."""
@@ -160,7 +88,7 @@ class Inventory:
         for module in self.setup.modules_to_save:
             found = [t for t in tensors if t.module == module or t.module.endswith("." + module)]
             if not found:
-                raise _no_target(module, {t.module.rpartition(".")[2] for t in tensors})
+                raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})
             for tensor in found:
                 dtype = self.stored_dtype(tensor)
                 if dtype in ("nf4", "fp4", "int8"):
@@ -255,76 +183,3 @@ def _needed(stored: Stored, setup: Setup) -> int:
     """Elements as a number: a floor decides here, so the rank is part of the discrete structure."""
     rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
     return stored.elements.evaluate({"R": rank})
-
-
-def _no_target(target: str, linears: set[str]) -> UsageError:
-    leaves = {name.rpartition(".")[2] for name in linears}
-    if target in ("embed_tokens", "wte", "embed_in"):
-        return UsageError(f"target '{target}' is an embedding: the formula has no rule for adapters on embeddings; use --engine trace")
-    close = nearest(target, leaves)
-    return unknown("target", target, leaves | {"all-linear", "attention"}, "" if close else "(targets are names of linear layers)")
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------------------------
-
-Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
-
-
-def _lora(linear: Linear) -> tuple[Literal["lora"], Shapes]:
-    return "lora", (("lora_A", (R, linear.in_features)), ("lora_B", (linear.out_features, R)))
-
-
-def _dora(linear: Linear) -> tuple[Literal["dora"], Shapes]:
-    return "dora", (*_lora(linear)[1], ("lora_magnitude_vector", (linear.out_features,)))
-
-
-def _adalora(linear: Linear) -> tuple[Literal["adalora"], Shapes]:
-    return "adalora", (("lora_A", (R, linear.in_features)), ("lora_E", (R, 1)), ("lora_B", (linear.out_features, R)), ("ranknum", (1,)))
-
-
-def _ia3(linear: Linear) -> tuple[Literal["ia3"], Shapes]:
-    leaf = linear.name.rpartition(".")[2]
-    return "ia3", (("ia3_l", (linear.in_features if leaf in IA3_FEEDFORWARD else linear.out_features,)),)
-
-
-IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_down")
-
-ADAPTERS: dict[str, Callable[[Linear], tuple[Literal["lora", "dora", "adalora", "ia3"], Shapes]]] = {
-    "lora": _lora, "qlora": _lora, "rslora": _lora, "lora+": _lora, "lora-fa": _lora, "dora": _dora, "adalora": _adalora, "ia3": _ia3,
-}  # fmt: skip
-FROZEN_ADAPTERS: dict[str, tuple[str, ...]] = {"lora-fa": ("lora_A",)}
-
-State = tuple[str, tuple[Sized, ...], str, bool]  # suffix, shape, dtype, whether a paged optimizer pages it
-
-
-def _like(stored: Stored, elements: int | None) -> list[State]:
-    return [("", stored.shape, stored.dtype, True)]
-
-
-def _float32(stored: Stored, elements: int | None) -> list[State]:
-    return [("", stored.shape, "float32", True)]
-
-
-def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
-    assert elements is not None
-    if elements < FLOOR_8BIT:
-        return _float32(stored, elements)
-    return [("", stored.shape, "uint8", True), (" constants", (-(-elements // BLOCK_8BIT),), "float32", False)]
-
-
-def _step(stored: Stored, elements: int | None) -> list[State]:
-    return [("", (1,), "float32", False)]
-
-
-def _factored(stored: Stored, elements: int | None) -> list[State]:
-    """Adafactor: row and column means over the last two dimensions, a full tensor for vectors."""
-    if len(stored.shape) < 2:
-        return _float32(stored, elements)
-    *front, rows, columns = stored.shape
-    return [(" rows", (*front, rows), "float32", False), (" columns", (*front, columns), "float32", False)]
-
-
-STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
-    "like": _like, "float32": _float32, "blockwise8": _blockwise8, "step": _step, "factored": _factored, "none": lambda stored, elements: [],
-}  # fmt: skip
-_ = const

@@ -1,0 +1,168 @@
+"""The tensors that a method adds beside linear layers and beside the 3-D parameters of experts (peft 0.21).
+
+R rank, N x K a weight's rows and columns, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.errors import UsageError, nearest, unknown
+from planner.expr import Sized, symbol
+from planner.peft_targets import peft_targets
+from planner.setup import Setup
+from planner.spec import Linear, ModelSpec, Moe
+from planner.stored import Stored
+
+R = symbol("R")
+Kind = Literal["lora", "dora", "adalora", "ia3"]
+Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
+IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_down")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The tensors that a method adds beside one layer, by their short name. `experts`: how many the layer holds in one parameter."""
+
+    kind: Kind
+    tensors: tuple[Stored, ...]
+    experts: int = 0
+
+    def tensor(self, short: str) -> Stored:
+        return next(t for t in self.tensors if t.name.rpartition(".")[2] == short)
+
+
+def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
+    """Adapters by the name of the linear layer or parameter that they sit on. UsageError for a target that matches nothing."""
+    if setup.method not in SHAPES:
+        return {}
+    chosen, experts = targets(spec, setup), expert_targets(spec, setup)
+    found = {}
+    for linear, count, prefix in linears(spec):
+        if linear.name in chosen:
+            kind, shapes = SHAPES[setup.method](linear)
+            found[linear.name] = Adapter(kind, _stored(setup, f"{prefix}{linear.name}", shapes, count))
+    for name, (shape, rank, count, prefix) in experts.items():
+        held = shape[0] if len(shape) == 3 else 1
+        rows, columns = shape[-2:]
+        shapes = (("lora_A", (R * (rank * held), columns)), ("lora_B", (rows, R * (rank * held))))
+        found[name] = Adapter("lora", _stored(setup, f"{prefix}{name}", shapes, count), held)
+    return found
+
+
+def _stored(setup: Setup, name: str, shapes: Shapes, count: int) -> tuple[Stored, ...]:
+    frozen = FROZEN.get(setup.method, ())
+    return tuple(Stored(f"{name}.{short}", shape, setup.adapter_dtype, count, short not in frozen, "adapter") for short, shape in shapes)
+
+
+def linears(spec: ModelSpec) -> Iterator[tuple[Linear, int, str]]:
+    """Every linear layer by kind: (linear, how many layers have it, the prefix of its full name)."""
+    counts: dict[Linear, int] = {}
+    prefix = ""
+    for count, layer in spec.layers:
+        prefix = f"{layer.prefix}.*."
+        for linear in layer.linears():
+            counts[linear] = counts.get(linear, 0) + count
+    yield from ((linear, count, prefix) for linear, count in counts.items())
+    yield from ((linear, 1, "") for linear in (*spec.projections, spec.head))
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------------------------
+
+
+def targets(spec: ModelSpec, setup: Setup) -> set[str]:
+    """The names of the linear layers that adapters sit on. UsageError for a target that matches nothing."""
+    attention = {linear.name for _, layer in spec.layers for linear in layer.attention.linears}
+    known = {linear.name for linear, _, _ in linears(spec)}
+    moved = set(_moved(spec, setup))
+    chosen: set[str] = set()
+    for target in named_targets(spec, setup):
+        if target == "all-linear":
+            chosen |= {name for name in known - {spec.head_name} if name.rpartition(".")[2] not in moved}
+        elif target == "attention":
+            chosen |= attention
+        elif target not in moved:
+            found = {name for name in known if name == target or name.endswith("." + target)}
+            if not found:
+                raise no_target(target, known)
+            chosen |= found
+    return chosen
+
+
+def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
+    return peft_targets(spec.model_type) if setup.targets == ("peft-default",) else setup.targets
+
+
+# Model types whose experts were linear layers before transformers 5: peft 0.21 utils/transformers_weight_conversion.py turns such targets into
+# the fused parameters, with twice the rank for the fused gate and up. Family -> old name -> (parameter, how many are fused into it).
+_FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj", "gate": "weight"}
+MOVED: dict[str, dict[str, str]] = {
+    "mixtral": {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj", "gate": "weight"},
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "qwen3_moe", "olmoe"), _FUSED),
+}
+CONVERTED_METHODS = ("lora", "qlora", "rslora", "lora+", "lora-fa", "dora")  # peft's LORA type
+
+
+def _moved(spec: ModelSpec, setup: Setup) -> dict[str, str]:
+    return MOVED.get(spec.model_type, {}) if setup.method in CONVERTED_METHODS else {}
+
+
+def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, ...], int, int, str]]:
+    """Expert and router parameters that adapters sit on: name -> (shape, ranks fused into one, layers, prefix)."""
+    moved = _moved(spec, setup)
+    wanted: dict[str, int] = {}
+    for target in named_targets(spec, setup):
+        for old, new in moved.items():
+            if target in ("all-linear", old):
+                wanted[new] = wanted.get(new, 0) + 1
+    if not wanted:
+        return {}
+    if setup.method == "dora":
+        raise UsageError("peft has no DoRA for the parameters of experts: name targets outside them, such as --targets attention")
+    if wanted.get("gate_up_proj") == 1:
+        raise UsageError("gate and up projections of the experts are one parameter: target both or neither")
+    found: dict[str, tuple[tuple[int, ...], int, int, str]] = {}
+    for count, layer in spec.layers:
+        if isinstance(layer.mlp, Moe):
+            for name, shape in (*layer.mlp.router, *layer.mlp.parameters):
+                ranks = wanted.get(name.rpartition(".")[2])
+                if ranks:
+                    before = found[name][2] if name in found else 0
+                    found[name] = (shape, ranks, before + count, f"{layer.prefix}.*.")
+    return found
+
+
+def no_target(target: str, known: set[str]) -> UsageError:
+    leaves = {name.rpartition(".")[2] for name in known}
+    if target in ("embed_tokens", "wte", "embed_in"):
+        return UsageError(f"target '{target}' is an embedding: the formula has no rule for adapters on embeddings; use --engine trace")
+    close = nearest(target, leaves)
+    return unknown("target", target, leaves | {"all-linear", "attention"}, "" if close else "(targets are names of linear layers)")
+
+
+# ---- shapes by method ------------------------------------------------------------------------------------------------------------------
+
+
+def _lora(linear: Linear) -> tuple[Kind, Shapes]:
+    return "lora", (("lora_A", (R, linear.in_features)), ("lora_B", (linear.out_features, R)))
+
+
+def _dora(linear: Linear) -> tuple[Kind, Shapes]:
+    return "dora", (*_lora(linear)[1], ("lora_magnitude_vector", (linear.out_features,)))
+
+
+def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
+    return "adalora", (("lora_A", (R, linear.in_features)), ("lora_E", (R, 1)), ("lora_B", (linear.out_features, R)), ("ranknum", (1,)))
+
+
+def _ia3(linear: Linear) -> tuple[Kind, Shapes]:
+    forward = linear.name.rpartition(".")[2] in IA3_FEEDFORWARD
+    return "ia3", (("ia3_l", (linear.in_features if forward else linear.out_features,)),)
+
+
+SHAPES: dict[str, Callable[[Linear], tuple[Kind, Shapes]]] = {
+    **dict.fromkeys(("lora", "qlora", "rslora", "lora+", "lora-fa"), _lora), "dora": _dora, "adalora": _adalora, "ia3": _ia3,
+}  # fmt: skip
+FROZEN: dict[str, tuple[str, ...]] = {"lora-fa": ("lora_A",)}

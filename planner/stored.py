@@ -1,0 +1,25 @@
+"""Stored: one kind of resident parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.expr import Expr, Sized, product
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One kind of resident parameter: how many, in which dtype it is stored, whether it is trained."""
+
+    name: str
+    shape: tuple[Sized, ...]
+    dtype: str
+    count: int
+    trained: bool
+    role: str
+    layers: tuple[int, ...] = ()
+    logical: bool = True  # counted as a parameter (buffers are not)
+
+    @property
+    def elements(self) -> Expr:
+        return product(self.shape)
