@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planner.errors import UsageError
+from planner.live.autocast import lowered
 from planner.live.flash2 import NAME as FLASH2
 from planner.live.flash2 import register as _register_flash2
 from planner.live.sdp import BACKENDS, Call, choose, reason
@@ -53,13 +54,14 @@ def modelled(target: Target, attention: str = "sdpa") -> Iterator[None]:
                scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
         if query.device.type != "meta":
             return outer(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        call = Call(target, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
-        if target.device == "cpu":
-            return _cpu(call, scale)
-        backend = choose(call, forced)
-        if backend is None:
-            raise _refused(call, str(forced))
-        return _BACKENDS[backend](call, scale)
+        with lowered(query, key, value, attn_mask) as (query, key, value, attn_mask):
+            call = Call(target, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            if target.device == "cpu":
+                return _cpu(call, scale)
+            backend = choose(call, forced)
+            if backend is None:
+                raise _refused(call, str(forced))
+            return _BACKENDS[backend](call, scale)
 
     F.scaled_dot_product_attention = attend
     torch._C._nn.scaled_dot_product_attention, raw = attend, torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]
