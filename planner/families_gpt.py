@@ -7,16 +7,16 @@ from typing import Literal
 
 from planner.blocks import assemble, final_norm, gated_mlp, gqa, hidden_of, norms, plain_mlp, pre_norm, rotary_buffers, windows
 from planner.configcheck import Fields
-from planner.spec import Attention, Dropouts, Extra, Layer, Linear, ModelSpec, Norm
+from planner.spec import Attention, Dropouts, Extra, KeyValues, Layer, Linear, ModelSpec, Norm
 
 
-def _gpt_layer(c: Fields, kv: int, kind: Literal["linear", "conv1d"]) -> Layer:
+def _gpt_layer(c: Fields, kv: int, kind: Literal["linear", "conv1d"], activation: str) -> Layer:
     """GPT-2's layer: q, k, v in one matrix (conv1d in GPT-2, linear with `kv` heads in GPT-BigCode), all with biases."""
     hidden = hidden_of(c)
     a, _, d = c.heads(kv=None, own_dim=False)
     linears = (Linear("attn.c_attn", hidden, (a + 2 * kv) * d, True, kind), Linear("attn.c_proj", hidden, hidden, True, kind))
     inner = c.size("n_inner", default=4 * hidden)
-    mlp = plain_mlp(c, "mlp.c_fc", "mlp.c_proj", inner, c.activation("activation_function", default="gelu_new"), bias=True, kind=kind)
+    mlp = plain_mlp(c, "mlp.c_fc", "mlp.c_proj", inner, c.activation("activation_function", default=activation), bias=True, kind=kind)
     pair = norms(c, ("ln_1", "input"), ("ln_2", "pre_mlp"), kind="layer", bias=True)
     return Layer(Attention(a, kv, d, linears), mlp, pair, prefix="transformer.h")
 
@@ -28,7 +28,7 @@ def _gpt_dropouts(c: Fields, default: float) -> Dropouts:
 
 def gpt2(c: Fields) -> ModelSpec:
     """GPT-2 (and GPT-3's published sizes): learned positions, tied embeddings, transposed linear layers."""
-    layer = _gpt_layer(c, c.heads(kv=None, own_dim=False)[0], "conv1d")
+    layer = _gpt_layer(c, c.heads(kv=None, own_dim=False)[0], "conv1d", "gelu_new")
     positions = c.size("n_positions", "max_position_embeddings")
     return assemble(c, "GPT2LMHeadModel", [layer] * c.layers("n_layer", "num_hidden_layers"), tied=True,
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), learned_positions=positions, max_positions=positions,
@@ -38,7 +38,7 @@ def gpt2(c: Fields) -> ModelSpec:
 def gpt_bigcode(c: Fields) -> ModelSpec:
     """StarCoder 1, SantaCoder: GPT-2 with one key-value head and a boolean mask table of positions x positions."""
     a = c.heads(kv=None, own_dim=False)[0]
-    layer = _gpt_layer(c, 1 if c.flag("multi_query", True) else a, "linear")
+    layer = _gpt_layer(c, 1 if c.flag("multi_query", True) else a, "linear", "gelu_pytorch_tanh")
     positions = c.size("n_positions", "max_position_embeddings")
     mask = Extra("transformer.bias", (positions, positions), "buffer", "bool")
     return assemble(c, "GPTBigCodeForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), tied=True,
@@ -108,7 +108,8 @@ def falcon(c: Fields) -> ModelSpec:
     kv = c.size("num_kv_heads", default=a) if grouped else 1 if c.flag("multi_query", True) else a
     fused = Linear("self_attention.query_key_value", hidden, (a + 2 * kv) * d, bias)
     linears = (fused, Linear("self_attention.dense", hidden, hidden, bias))
-    attention = Attention(a, kv, d, linears, rotary_dim=0 if alibi else d, alibi=alibi)
+    shared: KeyValues = "expanded" if grouped else "broadcast" if kv < a else "grouped"
+    attention = Attention(a, kv, d, linears, rotary_dim=0 if alibi else d, alibi=alibi, kv=shared)
     inner = c.size("ffn_hidden_size", default=4 * hidden)
     mlp = plain_mlp(c, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", inner, c.activation("activation", default="gelu"), bias=bias)
     count = c.size("num_ln_in_parallel_attn", default=2 if grouped else 1, most=2)

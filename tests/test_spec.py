@@ -62,6 +62,7 @@ def test_every_family_has_a_variant():
 DROPOUTS = (
     "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout", "dropout",
 )  # fmt: skip
+ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 
 
 @pytest.mark.trace
@@ -81,6 +82,9 @@ def test_agrees_with_transformers(model_type, config, monkeypatch):
     assert described == {name: tuple(tensor.shape) for name, tensor in held}
     assert spec.parameters == sum(parameter.numel() for parameter in real.parameters())
     assert spec.architecture == type(real).__name__
+    activation = next((getattr(made, key) for key in ACTIVATIONS if hasattr(made, key)), None)
+    if activation is not None and model_type != "gpt_oss":  # whose experts have their own
+        assert {layer.mlp.activation for _, layer in spec.layers} == {activation}
     if model_type != "gemma2":  # transformers gave up SDPA there, without its soft cap, after 5.17
         assert all(layer.attention.sdpa == type(real)._supports_sdpa for _, layer in spec.layers)
 
