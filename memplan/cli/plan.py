@@ -13,6 +13,7 @@ from memplan.cli.subject import Subject, read_subject
 from planner.breakdown import Prediction
 from planner.errors import UsageError, shorten
 from planner.gpus import Gpu, find_gpu
+from planner.models import Model
 from planner.suggest import Suggestion, suggest
 
 EXIT_DOES_NOT_FIT = 1
@@ -49,7 +50,7 @@ def answer(subject: Subject, engine: str | None, explain: bool, as_json: bool) -
     return exit_code(prediction, gpu)
 
 
-def help_with(found: api.Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:
+def help_with(found: Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:
     """Three changes that would help; none where the formula lacks the family (the trace does not need it)."""
     if prediction.setup.method == "inference":
         return ()
