@@ -15,7 +15,7 @@ REAL = [
     # (message, expected fields)
     ("cuda runtime error (2) : out of memory at /pytorch/aten/src/THC/generic/THCStorage.cu:58", {"asked": None, "capacity": None}),
     (
-        "THCudaCheck FAIL file=/opt/conda/conda-bld/pytorch_1532502421238/home/me/aten/src/THC/generic/THCStorage.cu line=58 error=2 : out of memory\n"
+        "THCudaCheck FAIL file=/opt/conda/conda-bld/pytorch_1532502421238/work/aten/src/THC/generic/THCStorage.cu line=58 error=2 : out of memory\n"
         "RuntimeError: cuda runtime error (2) : out of memory at /opt/conda/x/THCStorage.cu:58",
         {"form": "driver, outside the caching allocator"},
     ),
