@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "plan": "memplan.cli.plan:command",
     "list": "memplan.cli.list:command",
     "claims": "memplan.cli.claims:command",
+    "fit": "memplan.cli.fit:command",
     "oom": "memplan.cli.oom:command",
     "profile": "memplan.cli.profile:command",
     "campaign": "memplan.cli.campaign:command",

@@ -1,0 +1,184 @@
+"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which card; and memplan fit jobs.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memplan import api
+from memplan.cli.options import plan_options
+from memplan.cli.subject import Subject, read_subject
+from planner.breakdown import Prediction
+from planner.errors import UsageError
+from planner.gpus import find_gpu
+
+if TYPE_CHECKING:
+    from planner.search import Fit
+
+EXIT_NOTHING_FITS = 1
+FORMATS = ("axolotl", "trl", "llamafactory", "peft")
+
+
+@click.command("fit", short_help="What fits a GPU: batch, sequence, changes, method, card.")
+@click.argument("model")
+@plan_options
+@click.option("--prefer", type=click.Choice(("quality", "memory", "speed")), default="quality", show_default=True, help="What comes first.")
+@click.option(
+    "--tasks", type=click.IntRange(1, 10**6), default=1, show_default=True, metavar="N", help="How many tasks are trained and kept."
+)
+@click.option("--serve", is_flag=True, help="The result is served: latency counts.")
+@click.option("--largest-model", "want_largest", is_flag=True, help="Also: the catalogue's largest model for this method and card.")
+@click.option("--emit", type=click.Choice(FORMATS), help="Write the chosen configuration for that stack, read back and confirmed.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="With --emit: where to write it. Default: standard output."
+)
+def command(
+    model: str,
+    as_json: bool,
+    prefer: Any,
+    tasks: int,
+    serve: bool,
+    want_largest: bool,
+    emit: str | None,
+    output: Path | None,
+    **options: Any,
+) -> int:
+    """What fits the card named: for each method the largest micro-batch, the longest sequence and the line between them; which single
+    changes make MODEL fit, what they save and cost; which method to choose; the smallest card.
+
+    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest card for each and for all. Exit code 1: nothing fits.
+    """
+    if jobs := _jobs_document(model):
+        return _jobs(jobs, as_json)
+    subject = read_subject(model, options)
+    if subject.setup.gpu is None:
+        raise UsageError("fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB")
+    found = search(subject, prefer, tasks, serve)
+    if emit is not None:
+        return _emit(subject, found, emit, output)
+    return _show(subject, found, options.get("engine"), want_largest, as_json)
+
+
+def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: bool = False) -> Fit:
+    """The formula's whole answer, with room for its recorded worst error."""
+    from planner.search import fit
+
+    error = api.recorded_accuracy("formula").worst_error or 0.0
+    gpu = find_gpu(subject.setup.gpu or "")
+    return fit(subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
+
+
+def _show(subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool) -> int:
+    from planner.cards import fewest_cards, largest_model
+
+    chosen = found.asked
+    fewest = None if chosen.fits else fewest_cards(subject.model.spec(), subject.setup, found.gpu, found.error)
+    largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
+    confirmed = _confirm(subject, found) if engine == "trace" else []
+    if as_json:
+        from memplan.render.json import write
+
+        extra = {
+            "fewest_cards": 1 if chosen.fits else fewest,
+            "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
+            "confirmed": [{"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed],
+        }
+        write({**found.to_document(), **extra})
+    else:
+        from memplan.render.console import show
+        from memplan.render.fit import fit_screen
+
+        show(*fit_screen(found, fewest, largest, confirmed))
+    fits = found.decision.method is not None or any(effect.fits for effect in (*found.changes, *found.waterfall))
+    return 0 if fits else EXIT_NOTHING_FITS
+
+
+def _confirm(subject: Subject, found: Fit) -> list[tuple[str, Prediction]]:
+    """The trace's word on the setup itself and on the formula's largest micro-batch."""
+    asked, setup = found.asked, subject.setup
+    wanted = {f"micro-batch {setup.micro_batch} x {setup.sequence_length}": setup}
+    if asked.largest_batch is not None and asked.largest_batch != setup.micro_batch:
+        wanted[f"micro-batch {asked.largest_batch} x {setup.sequence_length}"] = setup.replaced(micro_batch=asked.largest_batch)
+    return [(what, api.predict(subject.model, each, "trace")) for what, each in wanted.items()]
+
+
+def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
+    from planner.importers.emit import emit_config
+
+    method = found.decision.method
+    if method is None:
+        raise UsageError("nothing fits, so there is no configuration to write: see memplan fit without --emit")
+    entry = found.method(method)
+    setup = entry.setup
+    if setup is None:
+        raise UsageError(f"method {method} could not be evaluated")
+    if found.decision.checkpointing:
+        setup = setup.replaced(checkpointing="non_reentrant")
+    text, differs = emit_config(stack, subject.model, setup)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+    for line in differs:
+        click.echo(f"memplan: {line}", err=True)
+    return 0
+
+
+def _jobs_document(model: str) -> dict[str, Any] | None:
+    """The parsed file, where MODEL is a file of jobs."""
+    if not model.endswith((".yaml", ".yml", ".json")) or not Path(model).is_file():
+        return None
+    from planner.importers.files import read_mapping
+
+    document = read_mapping(Path(model))
+    return document if "jobs" in document else None
+
+
+def _jobs(document: dict[str, Any], as_json: bool) -> int:
+    from planner import __version__
+    from planner.cards import Job, place_jobs
+    from planner.gpus import common_gpus
+
+    prices = _prices(document.get("prices"))
+    entries = document["jobs"]
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in entries)
+    ):
+        raise UsageError(
+            "jobs: expected a list of mappings, each with a model and Setup fields (method, micro_batch, sequence_length, ...)"
+        )
+    jobs = []
+    for number, entry in enumerate(entries, 1):
+        fields = {str(key): value for key, value in entry.items() if key not in ("model", "name")}
+        model, setup = api.request(entry["model"], **fields)
+        jobs.append(Job(str(entry.get("name") or f"{number}: {model.name} {setup.method}"), model.spec(), setup))
+    cards = [find_gpu(name) for name in prices] or list(common_gpus())
+    answer = place_jobs(jobs, cards, prices, api.recorded_accuracy("formula").worst_error or 0.0)
+    if as_json:
+        from memplan.render.json import write
+
+        write({"schema": "memplan.fit/1", "memplan_version": __version__, **answer.to_document()})
+    else:
+        from memplan.render.console import show
+        from memplan.render.fit import jobs_screen
+
+        show(*jobs_screen(answer))
+    return 0 if all(smallest is not None for _, _, smallest, _ in answer.jobs) else EXIT_NOTHING_FITS
+
+
+def _prices(value: Any) -> dict[str, float]:
+    """Prices by card name, in whatever currency and time the user means."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError("prices: expected a mapping from a card's name to a number")
+    prices = {}
+    for name, price in value.items():
+        if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
+            raise UsageError(f"prices: {find_gpu(str(name)).name} costs {price!r}: expected a number")
+        prices[find_gpu(str(name)).name] = float(price)
+    return prices

@@ -1,0 +1,136 @@
+"""The answer of `memplan fit` on the terminal: methods, frontier, changes, waterfall, decision, cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from memplan.render.terminal import count
+from planner.breakdown import Prediction
+from planner.cards import JobsAnswer
+from planner.changes import Effect
+from planner.frontier import BATCHES
+from planner.search import Fit
+from planner.units import gib
+
+MOST_CHANGES = 8
+
+
+def fit_screen(
+    fit: Fit, fewest: int | None, largest: tuple[str, int] | None, confirmed: Sequence[tuple[str, Prediction]]
+) -> list[RenderableType]:
+    """Everything, top to bottom."""
+    setup = fit.setup
+    title = Text(f"{fit.model} on {fit.gpu.name}", style="bold")
+    title.append(
+        f": {gib(fit.gpu.usable_bytes)} usable; micro-batch {setup.micro_batch} x {setup.sequence_length:,} tokens, recipe {setup.recipe}",
+        style="not bold",
+    )
+    parts: list[RenderableType] = [title, Text(), methods_table(fit), Text(), frontier_table(fit)]
+    if fit.changes:
+        parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
+    if fit.waterfall:
+        parts += [
+            Text(),
+            changes_table("one after another, until it fits", fit.waterfall),
+            Text("savings do not add: the peak is a maximum"),
+        ]
+    parts += [Text(), decision_text(fit), *card_lines(fit, fewest, largest)]
+    for what, prediction in confirmed:
+        parts.append(confirmed_line(what, prediction))
+    return parts
+
+
+def methods_table(fit: Fit) -> Table:
+    title = "batch, sequence: the largest of each that fits with the other as asked"
+    table = Table(box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim")
+    for name, justify in (("method", "left"), ("needs", "right"), ("fits", "left"), ("batch", "right"), ("sequence", "right"),
+                          ("trained", "right"), ("kept/task", "right")):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for entry in fit.methods:
+        if entry.error is not None:
+            table.add_row(entry.method, "-", Text(entry.error, style="dim"))
+            continue
+        word = Text("yes", style="green") if entry.fits else Text("no", style="red")
+        table.add_row(entry.method, gib(entry.device_bytes), word, _number(entry.largest_batch), _number(entry.longest_sequence),
+                      count(entry.trainable_parameters), gib(entry.checkpoint_bytes))  # fmt: skip
+    return table
+
+
+def frontier_table(fit: Fit) -> Table:
+    """The longest sequence that fits at each micro-batch, per method."""
+    table = Table(box=None, pad_edge=False, show_edge=False, title="longest sequence by micro-batch", title_justify="left", title_style="")
+    table.add_column("method")
+    for batch in BATCHES:
+        table.add_column(str(batch), justify="right")
+    for entry in fit.methods:
+        if entry.error is None:
+            known = dict(entry.frontier)
+            table.add_row(entry.method, *(_number(known.get(batch)) for batch in BATCHES))
+    return table
+
+
+def changes_table(title: str, effects: Sequence[Effect]) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style="")
+    table.add_column("change", overflow="fold", ratio=3)
+    table.add_column("saves", justify="right", no_wrap=True)
+    table.add_column("then needs", justify="right", no_wrap=True)
+    table.add_column("costs", overflow="fold", style="dim", ratio=2)
+    for effect in effects:
+        needs = Text(gib(effect.after), style="green" if effect.fits else "red")
+        table.add_row(effect.text, gib(effect.saved), needs, effect.cost)
+    return table
+
+
+def decision_text(fit: Fit) -> Text:
+    text = Text("choose ", style="bold").append(
+        fit.decision.method or "nothing yet", style="bold green" if fit.decision.method else "bold red"
+    )
+    for reason in fit.decision.reasons:
+        text.append(f"\n  {reason}", style="not bold")
+    return text
+
+
+def card_lines(fit: Fit, fewest: int | None, largest: tuple[str, int] | None) -> list[Text]:
+    lines = []
+    if fit.cards.smallest is not None and fit.cards.smallest_bytes is not None:
+        lines.append(Text(f"smallest common card for {fit.setup.method}: {fit.cards.smallest} ({gib(fit.cards.smallest_bytes)} needed)"))
+    else:
+        lines.append(Text(f"no common card holds {fit.setup.method} alone"))
+    if fewest is not None and fewest > 1:
+        lines.append(Text(f"{fewest} x {fit.gpu.name} share it (fsdp)"))
+    if largest is not None:
+        lines.append(
+            Text(f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} ({count(largest[1])} parameters)")
+        )
+    if fit.error:
+        lines.append(Text(f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"))
+    return lines
+
+
+def confirmed_line(what: str, prediction: Prediction) -> Text:
+    """One cell of the frontier, asked of the trace."""
+    verdict = prediction.gpus[0]
+    words = {"fits": "fits", "tight": "fits only if the allocator gives back its cache, or with expandable segments", "no": "does not fit"}
+    text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[verdict.verdict]}"
+    if prediction.smallest_capacity_bytes is not None:
+        text += f"; the smallest card that survives has {gib(prediction.smallest_capacity_bytes)}"
+    return Text(text)
+
+
+def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name, justify in (("job", "left"), ("needs", "right"), ("smallest card", "left"), ("cheapest card", "left"), ("price", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name, size, smallest, cheapest in answer.jobs:
+        price = answer.prices.get(cheapest) if cheapest else None
+        table.add_row(name, gib(size), smallest or "none", cheapest or "-", "-" if price is None else f"{price:g}")
+    one = answer.one_for_all or "no single card"
+    return [table, Text(), Text(f"one card for every job: {one}")]
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

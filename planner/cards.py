@@ -1,0 +1,132 @@
+"""Which card: the smallest that holds a setup, how many share it, the largest model that one holds, and the cheapest for several jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planner.errors import UsageError
+from planner.formula import plan, rank_of
+from planner.frontier import Room, peak_of
+from planner.gpus import Gpu, common_gpus
+from planner.models import find, index
+from planner.parameters import Inventory
+from planner.setup import Setup
+from planner.spec import ModelSpec
+from planner.suggest import changed
+
+COUNTS = (2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class CardChoice:
+    """The smallest common card that holds the setup alone, and what each card would need. None where no single common card does."""
+
+    smallest: str | None
+    smallest_bytes: int | None
+    holding: tuple[str, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        return {"smallest": self.smallest, "device_bytes": self.smallest_bytes, "holding": list(self.holding)}
+
+
+def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None) -> CardChoice:
+    """The smallest card that holds `setup`, confirmed with that card's own kernels (capability decides attention and workspaces)."""
+    ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
+    likely = [gpu for gpu in ordered if Room(gpu, error).holds(peak_of(spec, setup))]
+    for start in range(len(likely)):
+        gpu = likely[start]
+        own = setup.replaced(gpu=gpu.name) if gpu.capability is not None else setup
+        allocated = peak_of(spec, own)
+        if Room(gpu, error).holds(allocated):
+            return CardChoice(gpu.name, Room(gpu, error).device_bytes(allocated), tuple(card.name for card in likely[start:]))
+    return CardChoice(None, None, ())
+
+
+def fewest_cards(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> int | None:
+    """How many of `gpu` hold the setup when they share it: 1, 2, 4, ... 64. None where 64 do not, or the formula cannot share it."""
+    room = Room(gpu, error)
+    alone = plan(spec, setup)
+    if room.holds(alone.peak.allocated_bytes):
+        return 1
+    for count in COUNTS:
+        try:
+            shared = plan(spec, changed(setup, {"gpus": count, "parallel": parallel}))
+        except UsageError:
+            return None
+        if shared.moment("load").allocated_bytes >= alone.moment("load").allocated_bytes:
+            return None  # nothing was shared: the formula has no rule for it
+        if room.holds(shared.peak.allocated_bytes):
+            return count
+    return None
+
+
+def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int] | None:
+    """The catalogue's largest model that `setup` holds on a card, and its parameters; None where none does.
+
+    Models go from the largest down; one whose weights alone (in the setup's precision) do not fit is passed over without its step.
+    """
+    room = Room(gpu, error)
+    sized = sorted(((row["parameters"], name) for name, row in index().items()), reverse=True)
+    named = {"R": rank_of(setup), "B": setup.micro_batch, "S": setup.sequence_length}
+    for parameters, name in sized:
+        if parameters * 4 // 8 > gpu.usable_bytes:  # not even 4 bits a weight
+            continue
+        try:
+            spec = find(name).spec()
+            if spec.max_positions is not None and setup.sequence_length > spec.max_positions:
+                continue
+            weights = sum(row.size.evaluate(named) for row in Inventory(spec, setup).weight_rows())
+            if room.holds(weights) and room.holds(peak_of(spec, setup)):
+                return name, parameters
+        except UsageError:
+            continue
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run that needs a card."""
+
+    name: str
+    spec: ModelSpec
+    setup: Setup
+
+
+@dataclass(frozen=True, slots=True)
+class JobsAnswer:
+    """Which card each job needs at least, the cheapest card for it, and the cheapest one card for all of them, by the prices given."""
+
+    jobs: tuple[tuple[str, int, str | None, str | None], ...]  # name, device bytes, smallest card, cheapest card
+    one_for_all: str | None
+    prices: Mapping[str, float]
+
+    def to_document(self) -> dict[str, Any]:
+        jobs = [{"name": name, "device_bytes": size, "smallest": smallest, "cheapest": cheapest,
+                 "price": self.prices.get(cheapest) if cheapest else None} for name, size, smallest, cheapest in self.jobs]  # fmt: skip
+        return {"jobs": jobs, "one_for_all": self.one_for_all, "prices": dict(self.prices)}
+
+
+def place_jobs(jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, float], error: float = 0.0) -> JobsAnswer:
+    """Where to run several jobs. Cards without a price are considered only where no card has one."""
+    pool = [gpu for gpu in cards if not prices or gpu.name in prices]
+    rows: list[tuple[str, int, str | None, str | None]] = []
+    common: set[str] | None = None
+    for job in jobs:
+        holding = {}
+        for gpu in pool:
+            own = job.setup.replaced(gpu=gpu.name) if gpu.capability is not None else job.setup
+            allocated = peak_of(job.spec, own)
+            if Room(gpu, error).holds(allocated):
+                holding[gpu.name] = gpu
+        ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
+        cheapest = (
+            min(holding, key=lambda name: (prices.get(name, float("inf")), holding[name].usable_bytes), default=None) if prices else None
+        )
+        base = peak_of(job.spec, job.setup)
+        rows.append((job.name, base, ranked[0].name if ranked else None, cheapest))
+        common = set(holding) if common is None else common & set(holding)
+    by_name = {gpu.name: gpu for gpu in pool}
+    one = min(common or (), key=lambda name: (prices.get(name, float("inf")) if prices else 0, by_name[name].usable_bytes), default=None)
+    return JobsAnswer(tuple(rows), one, prices)

@@ -1,0 +1,234 @@
+"""fit: boundaries are exact, cells agree with direct plans, changes are evaluated and not estimated, and the decision follows its rule."""
+
+import json
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from memplan.cli.fit import command
+from planner.cards import Job, choose_cards, fewest_cards, largest_model, place_jobs
+from planner.changes import COSTS, EXTRA, single_changes, waterfall
+from planner.decide import Candidate, decide
+from planner.errors import UsageError
+from planner.formula import plan
+from planner.frontier import Room, Structure, boundary
+from planner.gpus import budget, common_gpus, find_gpu
+from planner.models import find
+from planner.search import METHODS_COMPARED, advise, fit
+from planner.setup import resolve
+from planner.suggest import CHANGES, changed
+from planner.verdict import judge
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return find("llama-3.1-8b").spec()
+
+
+@pytest.fixture(scope="module")
+def answer(llama):
+    return fit(llama, resolve({"gpu": "rtx-4090"}), find_gpu("rtx-4090"))
+
+
+@pytest.mark.parametrize("edge", [1, 2, 3, 7, 64, 65, 1000, 4096])
+def test_boundary_is_the_last_that_holds(edge):
+    asked = []
+    assert boundary(lambda n: asked.append(n) or n <= edge, 4096) == edge
+    assert max(asked) <= 4096 and len(asked) < 30
+    assert boundary(lambda n: False, 10) is None
+    assert boundary(lambda n: True, 10) == 10
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "gpt2", "mistral-7b"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("error", [0.0, 0.05])
+def test_one_step_beyond_a_boundary_does_not_fit(model, method, error):
+    spec, gpu = find(model).spec(), find_gpu("rtx-4090")
+    setup = resolve({"method": method, "gpu": gpu.name, "sequence_length": 256})
+    structure = Structure(spec, setup, Room(gpu, error))
+    batch, sequence = structure.largest_batch(), structure.longest_sequence()
+    assert structure.fits(batch, 256) and not structure.fits(batch + 1, 256)
+    assert structure.fits(1, sequence)
+    assert not structure.fits(1, sequence + 1) or sequence == spec.max_positions
+    for rows, longest in structure.frontier((1, 2, 4)):
+        assert structure.fits(rows, longest) and (longest == spec.max_positions or not structure.fits(rows, longest + 1))
+
+
+def test_every_cell_agrees_with_a_direct_plan_and_its_verdict(answer, llama):
+    gpu = answer.gpu
+    for entry in answer.methods:
+        for cell in entry.cells[::7]:
+            direct = plan(llama, entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length))
+            verdict = judge(direct, gpu)
+            assert cell.device_bytes == direct.peak.reserved_bytes + gpu.context_bytes
+            assert cell.fits == (verdict.verdict == "fits"), (entry.method, cell)
+
+
+def test_boundaries_agree_with_direct_plans(answer, llama):
+    for entry in answer.methods:
+        if entry.largest_batch is not None:
+            for batch, word in ((entry.largest_batch, "fits"), (entry.largest_batch + 1, "no")):
+                assert judge(plan(llama, entry.setup.replaced(micro_batch=batch)), answer.gpu).verdict == word
+
+
+def test_the_whole_answer_takes_under_a_second_of_computation(llama):
+    fit(llama, resolve({"gpu": "l4"}), find_gpu("l4"))  # imports and NumPy
+    start = time.process_time()
+    fit(llama, resolve({"gpu": "rtx-3090", "method": "qlora"}), find_gpu("rtx-3090"))
+    assert time.process_time() - start < 2.0  # 0.5 s alone on such a machine; the bound leaves room for a busy one
+
+
+def test_every_change_is_evaluated_and_ordered(answer, llama):
+    before = plan(llama, answer.setup).peak.device_bytes
+    assert answer.changes and [e.fits for e in answer.changes] == sorted((e.fits for e in answer.changes), reverse=True)
+    for effect in answer.changes:
+        direct = plan(llama, changed(answer.setup, effect.fields))
+        room = Room(answer.gpu)
+        assert effect.after == room.device_bytes(direct.peak.allocated_bytes)
+        assert effect.saved == before - plan(llama, answer.setup).peak.context_bytes + answer.gpu.context_bytes - effect.after
+        assert effect.fits == room.holds(direct.peak.allocated_bytes)
+
+
+def test_every_kind_of_change_has_a_price():
+    assert {change.kind for change in (*CHANGES, *EXTRA)} <= set(COSTS)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_waterfall_goes_down_and_ends_where_it_fits(llama, method):
+    room, setup = Room(find_gpu("rtx-4090")), resolve({"method": method, "gpu": "rtx-4090", "sequence_length": 4096})
+    steps = waterfall(llama, setup, room)
+    start = room.device_bytes(plan(llama, setup).peak.allocated_bytes)
+    assert start - sum(step.saved for step in steps) == steps[-1].after
+    assert [step.fits for step in steps] == [False] * (len(steps) - 1) + [True]
+    assert not waterfall(llama, setup, Room(find_gpu("b200")))
+
+
+def test_savings_do_not_add(llama):
+    setup = resolve({"method": "full", "gpu": "rtx-4090"})
+    room = Room(find_gpu("rtx-4090"))
+    alone = {e.kind: e.saved for e in single_changes(llama, setup, room)}
+    assert any(step.saved != alone.get(step.kind) for step in waterfall(llama, setup, room))
+
+
+def candidates(**fits):
+    sizes = {"full": (60 * GIB, 15 * GIB), "lora": (20 * GIB, GIB // 6), "qlora": (9 * GIB, GIB // 6)}
+    return {
+        name: Candidate(name, value is True, *sizes[name], value if value not in (True, False) else None) for name, value in fits.items()
+    }
+
+
+@pytest.mark.parametrize(("fits", "preferences", "chosen", "word"), [
+    ({"full": True, "lora": True, "qlora": True}, {}, "full", "quality on one task"),
+    ({"full": False, "lora": True, "qlora": True}, {}, "lora", "full does not fit"),
+    ({"full": False, "lora": False, "qlora": True}, {}, "qlora", "lora does not fit"),
+    ({"full": False, "lora": 18 * GIB, "qlora": True}, {}, "lora", "with gradient checkpointing"),
+    ({"full": True, "lora": True, "qlora": True}, {"prefer": "memory"}, "qlora", "leaves the most room"),
+    ({"full": True, "lora": True, "qlora": True}, {"prefer": "speed"}, "lora", "no weight is dequantised"),
+    ({"full": True, "lora": True, "qlora": True}, {"serve": True}, "lora", "no added latency"),
+    ({"full": True, "lora": False, "qlora": True}, {"serve": True}, "qlora", "dequantises them at every step"),
+    ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks keep"),
+    ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks keep"),
+    ({"full": False, "lora": False, "qlora": False}, {}, None, "no method fits"),
+])  # fmt: skip
+def test_the_decision_rule(fits, preferences, chosen, word):
+    decision = decide(candidates(**fits), **preferences)
+    assert decision.method == chosen and any(word in reason for reason in decision.reasons)
+    assert decision.checkpointing == (fits.get(chosen) not in (True, False, None))
+
+
+def test_what_is_not_computed_says_so():
+    reasons = decide(candidates(full=True, lora=True, qlora=True)).reasons
+    assert any("not computed" in reason for reason in reasons if "forget" in reason)
+
+
+def test_the_smallest_card_holds_and_smaller_ones_do_not(llama):
+    setup = resolve({"method": "qlora"})
+    choice = choose_cards(llama, setup)
+    usable = find_gpu(choice.smallest).usable_bytes
+    for gpu in common_gpus():
+        verdict = judge(plan(llama, setup.replaced(gpu=gpu.name)), gpu).verdict
+        if gpu.usable_bytes < usable:
+            assert verdict != "fits", gpu.name
+        if gpu.name == choice.smallest:
+            assert verdict == "fits"
+
+
+def test_fewest_cards_is_one_where_one_holds_and_unknown_where_sharing_is_not_modelled(llama):
+    assert fewest_cards(llama, resolve({"method": "qlora"}), find_gpu("h100-80gb")) == 1
+    many = fewest_cards(llama, resolve({"method": "full"}), find_gpu("rtx-4090"))
+    assert many is None or many > 1
+
+
+def test_the_largest_model_fits_and_no_larger_one_of_its_weights_does():
+    gpu, setup = find_gpu("t4"), resolve({"method": "qlora", "gpu": "t4", "sequence_length": 512})
+    name, parameters = largest_model(setup, gpu)
+    assert judge(plan(find(name).spec(), setup), gpu).verdict == "fits"
+    for larger in ("llama-2-70b", "yi-34b"):
+        spec = find(larger).spec()
+        assert spec.parameters > parameters and judge(plan(spec, setup), gpu).verdict == "no"
+
+
+def test_jobs_get_the_cheapest_card_by_the_users_prices(llama):
+    jobs = [Job("small", find("gpt2").spec(), resolve({"sequence_length": 512})), Job("large", llama, resolve({"method": "full"}))]
+    cards = [find_gpu(name) for name in ("t4", "rtx-4090", "h100-80gb")]
+    found = place_jobs(jobs, cards, {"t4": 0.5, "rtx-4090": 0.3, "h100-80gb": 2.0})
+    assert found.jobs[0][2:] == ("t4", "rtx-4090") and found.jobs[1][2:] == ("h100-80gb", "h100-80gb")
+    assert found.one_for_all == "h100-80gb"
+
+
+def test_advice_after_an_out_of_memory(llama):
+    lines = advise(llama, resolve({"method": "lora", "micro_batch": 4}), budget("24GiB"))
+    assert any("micro-batch" in line for line in lines) and any("--" in line for line in lines)
+
+
+def run(*args):
+    return CliRunner().invoke(command, list(args), standalone_mode=False)
+
+
+def test_the_command_prints_methods_frontier_changes_and_decision():
+    shown = run("llama-3.1-8b", "--gpu", "rtx-4090")
+    assert shown.return_value == 0
+    for words in (*METHODS_COMPARED, "longest sequence by micro-batch", "single changes to lora", "choose lora", "smallest common card"):
+        assert words in shown.output
+
+
+def test_the_document():
+    document = json.loads(run("gpt2", "--gpu", "t4", "--method", "full", "--json").output)
+    assert document["schema"] == "memplan.fit/1" and document["decision"]["method"] == "full"
+    entry = next(entry for entry in document["methods"] if entry["method"] == "full")
+    assert entry["longest_sequence"] == 1024 and entry["largest_micro_batch"] >= 1
+    assert {cell["sequence_length"] for cell in entry["cells"]} == {512, 1024}
+
+
+def test_no_card_and_nothing_that_fits():
+    with pytest.raises(UsageError, match="--gpu NAME"):
+        command.main(["gpt2"], standalone_mode=False)
+    assert run("llama-3.1-405b", "--gpu", "t4").return_value == 1
+
+
+def test_a_jobs_file(tmp_path):
+    path = tmp_path / "jobs.yaml"
+    path.write_text("prices: {t4: 0.35, rtx-4090: 0.5}\njobs:\n  - {model: gpt2, method: full, sequence_length: 512}\n"
+                    "  - {name: big, model: llama-7b, method: qlora}\n")  # fmt: skip
+    shown = run(str(path))
+    assert shown.return_value == 0 and "big" in shown.output and "one card for every job" in shown.output
+    path.write_text("jobs: [3]\n")
+    with pytest.raises(UsageError, match="list of mappings"):
+        command.main([str(path)], standalone_mode=False)
+    path.write_text("prices: {t4: free}\njobs:\n  - {model: gpt2}\n")
+    with pytest.raises(UsageError, match="expected a number"):
+        command.main([str(path)], standalone_mode=False)
+
+
+@pytest.mark.slow
+@pytest.mark.trace
+def test_the_trace_confirms_a_cell():
+    pytest.importorskip("peft")
+    shown = run("smollm2-135m", "--gpu", "t4", "--engine", "trace", "--batch", "1", "--seq", "256", "--json", "--method", "lora",
+                "--set", "rank=4", "--dtype", "float16", "--attention", "eager")  # fmt: skip
+    confirmed = json.loads(shown.output)["confirmed"]
+    assert confirmed and all(entry["prediction"]["engine"] == "trace" for entry in confirmed)
+    assert confirmed[0]["prediction"]["gpus"][0]["verdict"] == "fits"
