@@ -10,6 +10,7 @@ from math import prod
 
 from planner.breakdown import Component, Row
 from planner.dtypes import itemsize
+from planner.methods import METHODS
 from planner.setup import Setup
 from planner.spec import Mlp, ModelSpec
 from planner.tensors import weight_tensors
@@ -21,21 +22,23 @@ WORKSPACES = (8_519_680, 33_554_432)
 
 def known_rows(spec: ModelSpec, setup: Setup) -> list[Row]:
     """Candidate rows for `validate.suspects`: sizes are plain bytes, each in fp32 and in 16 bits."""
-    return [*_weights(spec), *_activations(spec, setup), *_per_head(spec, setup), *_workspaces()]
+    trained = METHODS[setup.method].trains in ("all", "last_layers")
+    return [*_weights(spec, trained), *_activations(spec, setup), *_per_head(spec, setup), *_workspaces()]
 
 
 def _row(name: str, shape: tuple[int, ...], dtype: str, count: int, component: Component) -> Row:
     return Row(name, shape, dtype, count, prod(shape) * count * itemsize(dtype), component, "known from the model's shapes")
 
 
-def _weights(spec: ModelSpec) -> Iterator[Row]:
+def _weights(spec: ModelSpec, trained: bool) -> Iterator[Row]:
     for tensor in weight_tensors(spec):
         if tensor.tied_to is not None:
             continue
         for dtype in (_WIDE, _NARROW):
             yield _row(tensor.name, tensor.shape, dtype, tensor.count, "weights")
-            yield _row(f"gradient of {tensor.name}", tensor.shape, dtype, tensor.count, "gradients")
-            yield _row(f"optimizer state of {tensor.name}", tensor.shape, dtype, tensor.count, "optimizer_states")
+            if trained:
+                yield _row(f"gradient of {tensor.name}", tensor.shape, dtype, tensor.count, "gradients")
+                yield _row(f"optimizer state of {tensor.name}", tensor.shape, dtype, tensor.count, "optimizer_states")
             yield _row(f"copy of {tensor.name}", tensor.shape, dtype, 1, "temporaries")
 
 

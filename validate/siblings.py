@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -33,29 +33,39 @@ def _read(row: Row) -> tuple[str, Role] | None:
     return last.group(), Role(row.component, row.name[last.end() :].strip(), kind)
 
 
-def expected_rows(rows: Iterable[Row]) -> list[Row]:
-    """For each role that most tensors of a kind play, a row for each tensor that does not: its shape from its other rows."""
-    players: dict[Role, dict[str, Row]] = {}
+def expected_rows(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Row]]:
+    """For each role that most tensors of a kind play and one tensor does not: its row at every moment where its like have one."""
+    players: dict[Role, dict[str, dict[str, Row]]] = {}  # role -> tensor -> moment -> row
     shapes: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        found = _read(row)
-        if found is not None:
-            tensor, role = found
-            players.setdefault(role, {})[tensor] = row
-            shapes.setdefault((tensor, role.kind), row)
+    for moment, alive in rows.items():
+        for row in alive:
+            found = _read(row)
+            if found is not None:
+                tensor, role = found
+                players.setdefault(role, {}).setdefault(tensor, {})[moment] = row
+                shapes.setdefault((tensor, role.kind), row)
     expected = []
     for role, have in players.items():
         tensors = [tensor for tensor, kind in shapes if kind == role.kind]
         if len(have) >= _LEAST and 2 * len(have) >= len(tensors):
-            expected += [_like(shapes[tensor, role.kind], tensor, role, list(have.values())) for tensor in tensors if tensor not in have]
+            expected += [_like(shapes[tensor, role.kind], tensor, role, have) for tensor in tensors if tensor not in have]
     return expected
 
 
-def _like(known: Row, tensor: str, role: Role, siblings: Sequence[Row]) -> Row:
-    """The row of `tensor` in `role`, of the dtype and count that its siblings have."""
-    dtype = Counter(row.dtype for row in siblings).most_common(1)[0][0]
-    model = next(row for row in siblings if row.dtype == dtype)
-    whole = prod(model.shape) * model.count
-    nbytes = prod(known.shape) * known.count * model.bytes // whole if whole else 0
+def _like(known: Row, tensor: str, role: Role, siblings: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
+    """The rows of `tensor` in `role`: of the dtype, count and bytes an element that a sibling has at each moment."""
+    usual = Counter(row.dtype for rows in siblings.values() for row in rows.values()).most_common(1)[0][0]
+    model = max((rows for rows in siblings.values() if all(row.dtype == usual for row in rows.values())), key=len, default={})
     name = f"{tensor} {role.after}".strip()
-    return replace(model, name=name, shape=known.shape, count=known.count, bytes=nbytes, block_bytes=None, why="its like have one")
+    return {
+        moment: replace(
+            row,
+            name=name,
+            shape=known.shape,
+            bytes=row.charged * prod(known.shape) // prod(row.shape),
+            block_bytes=None,
+            why="its like have one",
+        )
+        for moment, row in model.items()
+        if prod(row.shape)
+    }

@@ -18,7 +18,8 @@ from validate.siblings import expected_rows
 
 TOTAL = "allocated"
 MOST_SUSPECTS = 3
-LEAST_SHARE = 0.5  # an explanation must remove at least this share of what is open
+LEAST_SHARE = 0.5  # an explanation must remove at least this share of what is open,
+CLOSE = 0.03  # and equal the gap to this share in at least half of the numbers that it touches: size alone is not evidence
 SMALLEST = 64 * 1024  # bytes of open gaps below which nothing is suspected: blocks are rounded
 Key = tuple[str, str]  # (moment, component or TOTAL)
 Gaps = Mapping[Key, int]
@@ -86,7 +87,8 @@ def explain(gaps: Gaps, rows: Mapping[str, Sequence[Row]], references: Sequence[
     candidates = _merged(_explanations(rows, references, tuple(dict.fromkeys(moment for moment, _ in left)), detailed))
     found: list[Suspect] = []
     while len(found) < MOST_SUSPECTS and _open(left) >= SMALLEST:
-        group = max(candidates, key=lambda group: (_removed(left, group[0].effect), group[0].plain), default=None)
+        fitting = [group for group in candidates if _equal(left, group[0].effect)]
+        group = max(fitting, key=lambda group: (_removed(left, group[0].effect), group[0].plain), default=None)
         if group is None:
             break
         share = _removed(left, group[0].effect) / _open(left)
@@ -115,6 +117,12 @@ def _removed(gaps: Gaps, effect: Iterable[tuple[Key, int]]) -> int:
     return sum(abs(gaps[key]) - abs(gaps[key] - size) if key in gaps else 0 for key, size in effect)
 
 
+def _equal(gaps: Gaps, effect: Sequence[tuple[Key, int]]) -> bool:
+    """Whether the explanation's sizes are those of the gaps, within CLOSE, in at least half of the places that it speaks of."""
+    known = [(gaps[key], size) for key, size in effect if key in gaps and size]
+    return bool(known) and 2 * sum(abs(gap - size) <= CLOSE * abs(size) for gap, size in known) >= len(known)
+
+
 def _merged(explanations: Iterable[Explanation]) -> list[list[Explanation]]:
     """Explanations of one and the same effect together, likeliest first."""
     groups: dict[tuple[tuple[Key, int], ...], list[Explanation]] = {}
@@ -137,7 +145,12 @@ def _explanations(
         yield from _wrong_size(where, detailed, likely=odd)
         yield from _wrong_place(where, moments, detailed)
     known = {(row.name, row.component) for moment in moments for row in rows.get(moment, ())}
-    for row in (*references, *expected_rows(row for moment in moments for row in rows.get(moment, ()))):
+    for expected in expected_rows(rows):
+        if expected:
+            first = next(iter(expected.values()))
+            effect = _effect({m: -row.charged for m, row in expected.items() if m in moments}, first, detailed)
+            yield Explanation(first, "missing from the prediction", effect, 7)
+    for row in references:
         if (row.name, row.component) not in known:
             yield from _absent(row, moments, detailed)
 
