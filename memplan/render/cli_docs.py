@@ -23,7 +23,7 @@ are GiB, MiB or KiB.
 
 def page() -> str:
     """The whole of docs/cli.md as Markdown."""
-    context = click.Context(group, info_name="memplan")
+    context = click.Context(group, info_name="memplan", **group.context_settings)
     parts = [INTRO]
     for name in COMMANDS:
         command = group.get_command(context, name)
@@ -38,7 +38,7 @@ def _section(command: click.Command, parent: click.Context, name: str) -> Iterat
     yield f"    memplan {name} {' '.join(command.collect_usage_pieces(context))}\n"
     yield inspect.cleandoc(command.help or "").replace("\b\n", "").replace("\f", "")
     yield ""
-    found = (parameter.get_help_record(context) for parameter in command.get_params(context))
+    found = (parameter.get_help_record(context) for parameter in command.get_params(context) if parameter.name != "help")
     records = [record for record in found if record and record[1]]
     if records:
         yield "| option | |\n|---|---|"
