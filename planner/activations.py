@@ -12,7 +12,7 @@ from planner import attend
 from planner.checkpoint import CHECKPOINTS
 from planner.expr import Expr, as_expr, const
 from planner.layers import decoder_layer
-from planner.linears import orthogonality
+from planner.linears import linear, orthogonality
 from planner.loading import batch_tensors
 from planner.losses import causal_loss, logits_of
 from planner.methods import METHODS
@@ -44,10 +44,14 @@ def run_step(inventory: Inventory, device: Device, regime: Regime) -> Tape:
     return _Step(inventory, device, regime).run()
 
 
+Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of sliding layers
+
+
 class _Step:
     def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
         self.inventory, self.setup, self.spec = inventory, inventory.setup, inventory.spec
         self.regime, self.device = regime, device
+        self.slides = [layer.attention.window is not None for count, layer in self.spec.layers for _ in range(count)]
         self.tape = Tape()
         batch: Expr = const(1) if regime.single else B
         self.w = Walk(self.tape, self.setup, inventory, device, batch, S, regime.single, {})
@@ -152,14 +156,10 @@ class _Step:
         checkpointed = self.setup.checkpointing != "none"
         if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
             embedded.requires_grad, embedded.name = True, "embeddings"
-        hidden = embedded
-        hidden = self._scaled(hidden)
+        hidden = self._scaled(embedded)
+        if spec.embedding_dim != spec.hidden:
+            hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.embedding_dim), hidden)
         hidden = self._positions(hidden)
-        for projection in spec.projections[-1:] if spec.embedding_dim != spec.hidden else ():
-            from planner.linears import linear
-
-            hidden = linear(w, next(p for p in spec.projections if p.out_features == spec.hidden), hidden)
-            del projection
         if spec.embedding_norm is not None:
             hidden = norm(w, spec.embedding_norm, hidden)
         hidden = dropout(t, hidden, spec.dropouts.embedding)
@@ -170,31 +170,39 @@ class _Step:
         if spec.final_norm is not None:
             hidden = norm(w, spec.final_norm, hidden)
         if spec.embedding_dim != spec.hidden:
-            from planner.linears import linear
-
             hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.hidden), hidden)
         del embedded
         return hidden
 
     def _scaled(self, hidden: Tensor) -> Tensor:
-        """Gemma multiplies its embeddings by sqrt(H)."""
-        return unary(self.tape, "scale", hidden, "scaled embeddings") if self.spec.model_type.startswith("gemma") else hidden
+        """Granite and Gemma multiply their embeddings by a number."""
+        return unary(self.tape, "scale", hidden, "scaled embeddings") if self.spec.scaled_embedding else hidden
 
     def _positions(self, hidden: Tensor) -> Tensor:
         spec, w = self.spec, self.w
-        if spec.learned_positions is None or spec.embedding_dim != spec.hidden and not spec.projections:
+        if spec.learned_positions is None:
             return hidden
         ids = self.tape.alloc("position ids", (1, S), "int64", "0 to S - 1")
         table = embedding(self.tape, ids, w.weight(f"{spec.position_name}.weight"), (1, S, spec.hidden), "position embeddings")
         return add(self.tape, hidden, table, "embeddings with positions", (w.batch, S, spec.hidden))
 
-    def _tables(self, dtype: str) -> tuple[Tensor, Tensor] | None:
-        """cos and sin, (1, S, D) in the hidden states' dtype, kept by every layer's rotary embedding."""
-        dims = [layer.attention.rotary_dim for _, layer in self.spec.layers if layer.attention.rotary_dim]
-        if not dims:
-            return None
-        made = [self.tape.alloc(f"rotary {name}", (1, S, dims[0]), dtype, "computed once for all layers") for name in ("cos", "sin")]
-        return made[0], made[1]
+    def _tables(self, dtype: str) -> Tables:
+        """cos and sin, (1, S, D) in the hidden states' dtype (D / 2 where the model rotates halves apart), one pair for each kind of layer.
+
+        Gemma 3 and OLMo 3 keep a table for sliding layers and one for the others: each has its own inverse frequencies.
+        """
+        rotary = [layer.attention for _, layer in self.spec.layers if layer.attention.rotary_dim]
+        if not rotary:
+            return {}
+        kinds = [e for e in self.spec.extras if e.name.endswith("inv_freq") and "original" not in e.name]
+        dim = rotary[0].rotary_dim // (2 if rotary[0].rotary == "split" else 1)
+        wide = "float32" if rotary[0].rotary in ("half_float32", "pairs_float32", "complex") else dtype
+        tables: Tables = {}
+        for sliding in (False, True)[: max(1, min(2, len(kinds)))]:
+            made = [self.tape.alloc(f"rotary {name}", (1, S, dim), wide, "computed once for all layers") for name in ("cos", "sin")]
+            tables[sliding] = (made[0], made[1])
+            del made
+        return tables
 
     def _masks(self, dtype: str) -> None:
         """One mask for each kind of layer: none where is_causal says it all (masking_utils.py)."""
@@ -215,7 +223,7 @@ class _Step:
 
     # ---- layers -------------------------------------------------------------------------------------------------------------------
 
-    def _layers(self, hidden: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _layers(self, hidden: Tensor, tables: Tables) -> Tensor:
         key = 0
         position = 0
         for block, times in compress(self._sequence()):
@@ -237,14 +245,15 @@ class _Step:
             flat += [(same, len(flat) + i >= self.inventory.first_trained) for i in range(count)]
         return flat
 
-    def _one_layer(self, hidden: Tensor, layer: Layer, trained: bool, key: int, index: int, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _one_layer(self, hidden: Tensor, layer: Layer, trained: bool, key: int, index: int, tables: Tables) -> Tensor:
         w, prefix, masks = self.w, f"{layer.prefix}.*.", self.w.masks
+        sliding = self.slides[index]
 
         def body(given: Tensor) -> Tensor:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
             try:
                 with w.at_layer(key, trained):
-                    return decoder_layer(w, layer, given, prefix, tables)
+                    return decoder_layer(w, layer, given, prefix, tables.get(sliding, tables.get(False)))
             finally:
                 w.masks = before
 

@@ -77,8 +77,11 @@ def choose(w: Walk, h: Heads, dtype: str) -> str:
 
 
 def _repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
-    """repeat_kv: a contiguous copy with A heads; its gradient is summed over the repeats."""
+    """repeat_kv: a contiguous copy with A heads (one head is only expanded, without bytes); its gradient is summed over the repeats."""
     b, kv, s, d = x.shape
+    if kv == 1:
+        return w.t.op("expand", (x,), (b, h.spec.heads, s, d), x.dtype, alias=x,
+                      backward=lambda t, n, g: [t.alloc("gradient of expanded heads", (b, 1, s, d), g.dtype, "summed over the heads")])  # fmt: skip
     return w.t.op("repeat_kv", (x,), (b, h.spec.heads, s, d), x.dtype, name="repeated key or value", why="one copy for each query head",
                   backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")])  # fmt: skip
 
@@ -96,8 +99,8 @@ def _merge(w: Walk, h: Heads, out: Tensor, contiguous: bool) -> Tensor:
 
 def _eager(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     t = w.t
-    repeated = h.spec.heads != h.spec.kv_heads
-    if repeated:
+    repeated = h.spec.kv_heads not in (1, h.spec.heads)
+    if h.spec.heads != h.spec.kv_heads:
         keys, values = _repeat(w, h, k), _repeat(w, h, v)
     else:
         keys, values = k, v
@@ -127,7 +130,11 @@ def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
     b, a, s, keys = scores.shape
     wide = (b, a, s, keys + 1)
     combined = concatenate(t, (scores, h.sinks.view(b, a, s, 1)), wide, "scores and sinks")
-    combined = add(t, combined, t.alloc("row maxima", (b, a, s, 1), scores.dtype), "scores less maximum")
+    chosen = t.alloc("places of the maxima", (b, a, s, 1), "int64", "one per query and head")
+    largest = t.op("max", (combined,), (b, a, s, 1), scores.dtype, saves=(chosen,), name="row maxima",
+                   backward=lambda t, n, g: [t.alloc("gradient of max's input", wide, g.dtype, "scattered into zeros")])  # fmt: skip
+    del chosen
+    combined = add(t, combined, largest, "scores less maximum")
     plain = t.op("softmax", (combined,), wide, combined.dtype, saves_output=True, name="attention probabilities", backward=_softmax_backward)
     return part_of(t, plain, scores.shape)
 

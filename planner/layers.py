@@ -12,7 +12,8 @@ from planner.attend import Heads, attend, eager
 from planner.errors import UsageError
 from planner.linears import linear
 from planner.norms import norm
-from planner.rules import Grads, add, cast, concatenate, copy, dropout, mul, part_of, split, unary
+from planner.rotary import rotate
+from planner.rules import Grads, add, concatenate, dropout, mul, split, unary
 from planner.spec import Attention, Layer, Mlp, Norm
 from planner.tape import Node, Tape, Tensor
 from planner.walk import Walk
@@ -101,24 +102,6 @@ def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
     return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
 
 
-def rotate(w: Walk, x: Tensor, dim: int, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """x * cos + rotate_half(x) * sin over the first `dim` features, the rest passed through."""
-    t, size = w.t, x.shape[-1]
-    front = x.shape[:-1]
-    rotated = x if dim == size else part_of(t, x, (*front, dim))
-    halves = [part_of(t, rotated, (*front, dim // 2)) for _ in range(2)]
-    cos, sin = tables
-
-    def turned() -> Tensor:
-        negative = unary(t, "neg", halves[1], "negated half")
-        return concatenate(t, (negative, halves[0]), rotated.shape, "rotated halves")
-
-    out = add(t, mul(t, rotated, cos, "x cos"), mul(t, turned(), sin, "x sin"), "rotary output")
-    if dim == size:
-        return out
-    return concatenate(t, (out, part_of(t, x, (*front, int(size) - dim))), x.shape, "rotary output")  # type: ignore[arg-type]
-
-
 def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
     """The attention module's output and what it returns beside it (eager's probabilities, which live as long as the layer's call)."""
     spec, t = layer.attention, w.t
@@ -153,6 +136,8 @@ def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):
         piece = pieces[i]
         pieces[i] = given
+        if position == "q" and spec.scaled_query:
+            piece = unary(t, "scale", piece, "scaled q")
         one = _named(spec.norms, position)
         if one is not None and not one.heads:
             piece = norm(w, one, piece, prefix)
@@ -164,7 +149,7 @@ def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     q, k, v = made
     del made
     if tables is not None and turned:
-        q, k = rotate(w, q, spec.rotary_dim, tables), rotate(w, k, spec.rotary_dim, tables)
+        q, k = rotate(w, q, spec, tables), rotate(w, k, spec, tables)
     return q, k, v
 
 
@@ -194,16 +179,11 @@ def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     k_pass, v = split(t, expanded, [(*q.shape[:-1], plain), (*q.shape[:-1], value)])
     k_rot = k_rot.view(w.batch, 1, front[1], rope)
     if tables is not None:
-        q_rot, k_rot = (_interleaved(w, x, tables) for x in (q_rot, k_rot))
+        q_rot, k_rot = (rotate(w, x, spec, tables) for x in (q_rot, k_rot))
     spread = t.op("expand", (k_rot,), (*q.shape[:-1], rope), k_rot.dtype, alias=k_rot, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)])
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
     k = concatenate(t, (k_pass, spread), q.shape, "key")
     return q, k, v
-
-
-def _interleaved(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """apply_rotary_pos_emb_interleave: pairs are brought together by a copy first."""
-    return rotate(w, copy(w.t, x, "reordered pairs", "interleaved rotary"), x.shape[-1], tables)  # type: ignore[arg-type]
 
 
 # ---- the layer -------------------------------------------------------------------------------------------------------------------------
@@ -241,6 +221,8 @@ def _sequential(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple
     hidden, probabilities = attention(w, layer, hidden, prefix, tables)
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
+    if layer.scaled_branches:
+        hidden = unary(t, "scale", hidden, "scaled branch")
     hidden = add(t, residual, hidden, "attention residual")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
@@ -249,6 +231,8 @@ def _sequential(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple
     hidden = mlp(w, layer, hidden, prefix)
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
+    if layer.scaled_branches:
+        hidden = unary(t, "scale", hidden, "scaled branch")
     hidden = add(t, residual, hidden, "layer output")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
@@ -268,5 +252,3 @@ def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
     del probabilities
     return hidden
 
-
-_ = cast

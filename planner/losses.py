@@ -26,6 +26,8 @@ def logits_of(w: Walk, given: Tensor) -> Tensor:
             logits = unary(t, "scale", logits, "logits / softcap")
             logits = unary(t, "tanh", logits, "tanh of logits")
             logits = unary(t, "scale", logits, "capped logits")
+        if spec.scaled_logits:
+            logits = unary(t, "scale", logits, "scaled logits")
     if logits.buffer is not None:
         logits.buffer.info.component = "activations"
         logits.buffer.info.why = "the output of the model, alive as long as the loop holds it"
@@ -41,6 +43,7 @@ def causal_loss(w: Walk, logits: Tensor) -> Tensor:
     """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood; V x 4 bytes a token each, and again for each gradient."""
     t = w.t
     with t.inside("loss: "):
+        shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
         wide = cast(t, logits, "float32", "fp32 logits")
         probabilities = t.op("log_softmax", (wide,), wide.shape, "float32", saves_output=True, name="log-softmax of the logits",
