@@ -70,7 +70,7 @@ class Norm:
 # pairs are brought together, then half (DeepSeek-V3); complex: as complex64 numbers (DeepSeek-V2); split: half-wide tables (gpt-oss).
 Rotary = Literal["half", "half_float32", "pairs", "pairs_float32", "interleaved", "complex", "split"]
 
-# How K key-value heads meet A query heads. grouped: as transformers' shared attention functions do (repeated, or enable_gqa); expanded: made
+# How K key-value heads meet A query heads. grouped: as transformers' shared functions do (repeated, or enable_gqa); expanded: made
 # in full for every head before rotary embedding (Falcon 40B); broadcast: inside scaled_dot_product_attention, for which no fused backend
 # has a way, so that torch takes its math backend (Falcon 7B).
 KeyValues = Literal["grouped", "expanded", "broadcast"]
