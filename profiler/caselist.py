@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.dtypes import FLOATS
 from planner.errors import UsageError, shorten, unknown
 from planner.setup import FIELDS, Setup, resolve
 from planner.units import parse_size
@@ -165,7 +166,7 @@ def label(model: str, setup: Setup, said: Mapping[str, Any], cap: Any = None) ->
             parts.append(key if value else f"no-{key}")
         elif isinstance(value, (list, tuple)):
             parts.append("+".join(map(str, value)))
-        elif isinstance(value, str) and value != "none":
+        elif isinstance(value, str) and value != "none" and (key == "weight_dtype" or value not in FLOATS):
             parts.append(value)
         else:
             parts.append(f"{_SHORT.get(key, f'{key}-')}{value}")

@@ -145,6 +145,7 @@ class _Session:
 
     def _steps(self) -> None:
         from planner.live import step as loop
+        from planner.live.attention import on_device
         from planner.live.build import build
         from profiler.claims_of import after_moment, loaded
 
@@ -155,7 +156,7 @@ class _Session:
         self.recorder.mark(LOADED)
         self.claims += loaded(built)
         watcher = _Watcher(self, after_moment(built))
-        with _backend(self.setup.attention):
+        with on_device(self.setup.attention):
             for index in range(WARM_UP + 1):
                 loop.run(built, watcher, index)
             self._stop(None)
@@ -256,14 +257,3 @@ def _write_snapshot(path: Path) -> None:
         torch.cuda.memory._dump_snapshot(str(path))
     except OSError as error:
         raise UsageError(f"cannot write the snapshot {path}: {error.strerror or error}") from None
-
-
-def _backend(attention: str) -> contextlib.AbstractContextManager[Any]:
-    """Force the SDPA backend that a setup names; `sdpa` leaves the choice to torch."""
-    names = {"sdpa-flash": "FLASH_ATTENTION", "sdpa-efficient": "EFFICIENT_ATTENTION", "sdpa-math": "MATH", "sdpa-cudnn": "CUDNN_ATTENTION"}
-    if attention not in names:
-        return contextlib.nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    context: contextlib.AbstractContextManager[Any] = sdpa_kernel([getattr(SDPBackend, names[attention])])
-    return context
