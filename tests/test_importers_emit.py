@@ -1,0 +1,67 @@
+"""--emit: what is written is read back as the same setup, and what a stack cannot say is named."""
+
+import pytest
+
+from planner.errors import UsageError
+from planner.importers.document import parse
+from planner.importers.emit import STACKS, UNSAID, emit_config
+from planner.importers.files import FORMATS, read_document
+from planner.models import find
+from planner.setup import FIELDS, resolve
+
+MODEL = find("llama-3.1-8b")
+
+
+@pytest.mark.parametrize("stack", ["axolotl", "trl", "llamafactory"])
+@pytest.mark.parametrize("fields", [
+    {"method": "full"}, {"method": "lora"}, {"method": "qlora"}, {"method": "dora"}, {"method": "rslora"},
+    {"method": "lora", "rank": 7, "alpha": 21, "targets": ("q_proj", "v_proj"), "modules_to_save": ("lm_head",), "dropout": 0.1},
+    {"method": "qlora", "micro_batch": 3, "sequence_length": 777, "gradient_accumulation": 5, "optimizer": "paged_adamw_8bit"},
+    {"method": "lora", "checkpointing": "reentrant", "attention": "flash_attention_2"},
+    {"method": "lora", "quant_type": "int8", "checkpointing": "non_reentrant"},
+    {"method": "qlora", "packed_documents": 2, "attention": "flash_attention_2"},
+], ids=str)  # fmt: skip
+def test_a_stacks_own_setup_comes_back_whole(stack, fields):
+    setup = resolve({"recipe": stack, **fields})
+    text, differs = emit_config(stack, MODEL, setup)
+    assert differs == []
+    imported = read_document(parse(text, "a.yaml"), FORMATS[stack], "a.yaml")
+    back = resolve(imported=imported.fields)
+    assert imported.model == "meta-llama/Llama-3.1-8B"
+    assert all(getattr(back, name) == getattr(setup, name) for name in FIELDS if name not in UNSAID)
+
+
+def test_what_a_stack_cannot_say_is_named():
+    setup = resolve({"recipe": "hf", "method": "qlora"})  # prepares for k-bit training; axolotl casts back
+    _, differs = emit_config("axolotl", MODEL, setup)
+    assert any("kbit_prepare" in line for line in differs)
+    _, differs = emit_config("llamafactory", MODEL, resolve({"recipe": "llamafactory", "checkpoint_every": 2}))
+    assert any("checkpoint_every = 2" in line for line in differs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"method": "lora"}, {"method": "qlora", "rank": 4}, {"method": "adalora", "init_rank": 10, "target_rank": 5}, {"method": "dora"}],
+)
+def test_an_adapter_file_comes_back(fields):
+    text, differs = emit_config("peft", MODEL, resolve(fields))
+    assert differs == [] and parse(text, "adapter_config.json")["peft_type"] in ("LORA", "ADALORA")
+
+
+def test_what_cannot_be_written():
+    with pytest.raises(UsageError, match="no adapter_config.json"):
+        emit_config("peft", MODEL, resolve({"method": "full"}))
+    with pytest.raises(UsageError, match="unknown stack"):
+        emit_config("keras", MODEL, resolve({}))
+    assert set(STACKS) == {"axolotl", "trl", "llamafactory", "peft"}
+
+
+def test_the_command_writes_the_chosen_configuration(tmp_path):
+    from click.testing import CliRunner
+
+    from memplan.cli.fit import command
+
+    path = tmp_path / "a.yaml"
+    shown = CliRunner().invoke(command, ["llama-3.1-8b", "--gpu", "rtx-4090", "--recipe", "axolotl", "--emit", "axolotl", "-o", str(path)])
+    assert shown.exit_code == 0, shown.output
+    assert parse(path.read_text(), "a.yaml")["gradient_checkpointing"] is True  # LoRA fits with checkpointing alone
