@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner import sharding
 from planner.breakdown import Accuracy, Prediction
 from planner.errors import UsageError
 from planner.gpus import Gpu, common_gpus, find_gpu
@@ -66,7 +67,9 @@ def predict(model: Model, setup: Setup, engine: str = "formula") -> Prediction:
     """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in question."""
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
+    sharding.refuse_sharding(setup)
     prediction = ENGINES[engine](model, setup)
+    prediction = prediction.with_(warnings=(*prediction.warnings, *sharding.warnings(setup)))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine))
     return prediction.with_(gpus=tuple(judge(prediction, gpu) for gpu in cards(setup)))

@@ -6,14 +6,14 @@ moment, with sizes in B, S and R. Everything else evaluates those rows: one pred
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from planner.activations import Regime, run_step
-from planner.breakdown import COMPONENTS, Breakdown, Component, ModelSummary, Peak, Prediction
-from planner.expr import Expr, compile_python, const, javascript, total
+from planner.breakdown import COMPONENTS, Breakdown, ModelSummary, Peak, Prediction
+from planner.expr import Expr, compile_python, javascript, total
 from planner.gpus import context_bytes, find_gpu
 from planner.loading import load_candidates
 from planner.methods import METHODS
@@ -22,6 +22,7 @@ from planner.parameters import Inventory
 from planner.peaks import Candidate, candidates
 from planner.rows import SymbolicRow
 from planner.setup import Setup
+from planner.sharding import refuse_sharding
 from planner.spec import ModelSpec
 from planner.walk import Device
 
@@ -47,10 +48,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Bytes of one prediction without its rows: allocated by moment, components of each, and the peak."""
+    """Bytes of one prediction without its rows: allocated by moment, and the peak."""
 
     moments: dict[str, int]
-    components: dict[str, tuple[int, ...]]
     peak_moment: str
     peak: int
 
@@ -61,7 +61,7 @@ class Program:
     def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
         resident = [*inventory.weight_rows(), *inventory.state_rows()]
         wanted = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
-        found: dict[str, Sequence[Candidate]] = candidates(run_step(inventory, device, regime), wanted)
+        found: dict[str, list[Candidate]] = candidates(run_step(inventory, device, regime), wanted)
         loading = load_candidates(inventory).items()
         self.moments: dict[str, list[State]] = {
             name: [State(total(row.size for row in rows), tuple(rows)) for rows in states] for name, states in loading
@@ -91,10 +91,16 @@ class Program:
         return chosen
 
     def totals(self, values: tuple[int, int, int]) -> Totals:
-        chosen = self.chosen(values)
-        components = {name: self._components[name][index](*values) for name, (index, _) in chosen.items()}
-        peak = max(chosen, key=lambda name: chosen[name][1])
-        return Totals({name: size for name, (_, size) in chosen.items()}, components, peak, chosen[peak][1])
+        moments = {name: size for name, (_, size) in self.chosen(values).items()}
+        peak = max(moments, key=moments.__getitem__)
+        return Totals(moments, peak, moments[peak])
+
+    def components(self, values: tuple[int, int, int]) -> dict[str, dict[str, int]]:
+        """Bytes of each component by moment."""
+        return {
+            name: dict(zip(COMPONENTS, self._components[name][index](*values), strict=True))
+            for name, (index, _) in self.chosen(values).items()
+        }
 
     def breakdowns(self, values: tuple[int, int, int]) -> tuple[Breakdown, ...]:
         named = dict(zip(SYMBOLS, values, strict=True))
@@ -125,7 +131,7 @@ class Symbolic:
         return known
 
     def totals(self, batch: int, sequence: int, rank: int) -> Totals:
-        """Bytes by moment and component at these sizes."""
+        """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns` gives."""
         return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
 
     def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
@@ -207,6 +213,7 @@ def _cached(key: _Key) -> Symbolic:
 
 def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
     """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule (it names the trace engine)."""
+    refuse_sharding(setup)
     return _cached(_Key(spec, _structure(setup)))
 
 
@@ -246,6 +253,3 @@ def _peak(moments: Sequence[Breakdown], context: int) -> Peak:
     largest = max(moments, key=lambda m: m.allocated_bytes)
     allocated = largest.allocated_bytes
     return Peak(largest.moment, allocated, -(-allocated // SEGMENT) * SEGMENT, context)
-
-
-_ = (Component, Mapping, const)

@@ -152,3 +152,13 @@ def test_a_setup_file_and_a_document_of_ours_are_read_back(tmp_path: Path, capsy
 def test_a_cpu_has_no_card_and_no_context(capsys: pytest.CaptureFixture[str]):
     found = document(capsys, "gpt2", "--device", "cpu")
     assert found["gpus"] == [] and found["peak"]["context_bytes"] == 0
+
+
+def test_sharding_is_refused_rather_than_answered_wrongly(capsys: pytest.CaptureFixture[str]):
+    assert run(["llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "fsdp" in err and "--gpus 1" in err
+
+
+def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
+    assert any("gradient buckets" in warning for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"])

@@ -87,7 +87,7 @@ def test_components_add_up_on_the_screen():
 
 def test_peak_is_explained_by_its_largest_rows():
     text = " ".join(screen(prediction()).split())
-    assert "Peak in backward, 5.75 GiB allocated. Largest beside the weights: logits 1.00 GiB (fp32 copy kept by cross-entropy)" in text
+    assert "Peak in backward, 5.75 GiB allocated. Largest of what comes and goes: logits 1.00 GiB (fp32 copy kept by cross-entropy)" in text
 
 
 def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():

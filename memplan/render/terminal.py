@@ -179,14 +179,14 @@ def paragraph(head: str, text: str) -> RenderableType:
 
 
 def why_there(prediction: Prediction) -> str:
-    """The peak's moment and the largest rows alive in it, weights apart, with their reasons."""
+    """The peak's moment and the largest rows that come and go within a step, with their reasons: weights and states are always there."""
     peak = prediction.peak
-    rows = [row for row in prediction.peak_rows if row.component != "weights" and row.charged][:3]
+    rows = [row for row in prediction.peak_rows if row.component not in ("weights", "optimizer_states") and row.charged][:3]
     largest = "; ".join(f"{row.name} {gib(row.charged)} ({row.why})" for row in rows)
     where = f"in {label(peak.moment)}"
     if peak.moment == "optimizer_step":
         where = "inside the optimizer's step"
-    return f"{where}, {gib(peak.allocated_bytes)} allocated." + (f" Largest beside the weights: {largest}." if largest else "")
+    return f"{where}, {gib(peak.allocated_bytes)} allocated." + (f" Largest of what comes and goes: {largest}." if largest else "")
 
 
 def defaults(setup: Setup) -> str:
