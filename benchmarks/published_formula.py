@@ -32,13 +32,28 @@ MOMENTS = {"after_load": "load", "forward_peak": "forward", "backward_peak": "ba
 def setup_of(run: Mapping[str, Any]) -> Setup:
     """The Setup of one published run: a plain loop, fp16 weights, k-bit preparation when quantised, K and V repeated before SDPA."""
     quantised = run["method"] == "qlora"
-    return resolve({
-        "method": run["method"], "recipe": "raw", "gpu": "t4", "weight_dtype": run["weight_dtype"], "autocast": "none",
-        "quant_type": "nf4" if quantised else "none", "double_quant": run["double_quant"], "kbit_prepare": quantised,
-        "rank": run["rank"], "alpha": run["lora_alpha"], "dropout": run["lora_dropout"], "targets": run["targets"],
-        "micro_batch": run["micro_batch"], "sequence_length": run["sequence"], "checkpointing": "non_reentrant",
-        "attention": "eager" if run["attention"] == "eager" else "sdpa-efficient", "optimizer": "adamw_torch", "optimizer_mode": "foreach",
-    })  # fmt: skip
+    return resolve(
+        {
+            "method": run["method"],
+            "recipe": "raw",
+            "gpu": "t4",
+            "weight_dtype": run["weight_dtype"],
+            "autocast": "none",
+            "quant_type": "nf4" if quantised else "none",
+            "double_quant": run["double_quant"],
+            "kbit_prepare": quantised,
+            "rank": run["rank"],
+            "alpha": run["lora_alpha"],
+            "dropout": run["lora_dropout"],
+            "targets": run["targets"],
+            "micro_batch": run["micro_batch"],
+            "sequence_length": run["sequence"],
+            "checkpointing": "non_reentrant",
+            "attention": "eager" if run["attention"] == "eager" else "sdpa-efficient",
+            "optimizer": "adamw_torch",
+            "optimizer_mode": "foreach",
+        }
+    )
 
 
 def predicted_mib(run: Mapping[str, Any]) -> dict[str, float]:

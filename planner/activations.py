@@ -96,8 +96,16 @@ class _Step:
         self.ids = self.resident[0]
         if self.device.kind == "cuda":
             threads = ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
-            self.resident += [t.alloc(f"cuBLAS workspace of the {thread} thread", (self.device.workspace,), "uint8",
-                                      "held by each thread's handle from its first matmul on", "temporaries") for thread in threads]  # fmt: skip
+            self.resident += [
+                t.alloc(
+                    f"cuBLAS workspace of the {thread} thread",
+                    (self.device.workspace,),
+                    "uint8",
+                    "held by each thread's handle from its first matmul on",
+                    "temporaries",
+                )
+                for thread in threads
+            ]
 
     def _old_gradients(self) -> None:
         """Gradients of the micro-batches before, which this one is added to."""
@@ -109,7 +117,9 @@ class _Step:
 
     def _retained(self) -> Tensor:
         dtype = "float32" if self.setup.outputs_fp32 and self.w.auto else self.w.auto or self.setup.weight_dtype
-        return self.tape.alloc("logits of the step before", (self.w.batch, S, self.spec.vocab), dtype, "the loop keeps its outputs", "activations")
+        return self.tape.alloc(
+            "logits of the step before", (self.w.batch, S, self.spec.vocab), dtype, "the loop keeps its outputs", "activations"
+        )
 
     # ---- forward ------------------------------------------------------------------------------------------------------------------
 
@@ -218,7 +228,9 @@ class _Step:
                 w.masks[window] = None
                 continue
             boolean = t.alloc("attention mask", shape if plain else (1, 1, S, S), "bool", "which position sees which")
-            w.masks[window] = t.alloc("attention mask", shape, dtype, "0 or the lowest number") if eager else Tensor(boolean.buffer, shape, "bool")
+            w.masks[window] = (
+                t.alloc("attention mask", shape, dtype, "0 or the lowest number") if eager else Tensor(boolean.buffer, shape, "bool")
+            )
             del boolean
 
     # ---- layers -------------------------------------------------------------------------------------------------------------------
@@ -271,7 +283,9 @@ class _Step:
         setup, trained = self.setup, self.inventory.trained
         library = OPTIMIZERS[setup.optimizer].library
         if setup.optimizer_mode == "foreach" and library == "torch" and setup.optimizer != "sgd":
-            roots = self._lists("square roots of exp_avg_sq", "torch.optim's foreach path makes one list as large as the parameters", trained)
+            roots = self._lists(
+                "square roots of exp_avg_sq", "torch.optim's foreach path makes one list as large as the parameters", trained
+            )
             del roots
         elif setup.optimizer_mode == "loop" and library == "torch" and setup.optimizer != "sgd":
             largest = [max(trained, key=lambda s: s.elements.evaluate({"R": setup.rank}))] if trained else []
@@ -288,7 +302,7 @@ class _Step:
 
 
 def compress(sequence: list[tuple[Layer, bool]]) -> list[tuple[list[tuple[Layer, bool]], int]]:
-    """The layers as blocks with how often each is repeated in a row: the first and the last of a run stand alone, the middle is one block."""
+    """The layers as blocks with how often each is repeated in a row: the first and last of a run alone, the middle as one."""
     blocks: list[tuple[list[tuple[Layer, bool]], int]] = []
     i = 0
     while i < len(sequence):

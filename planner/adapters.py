@@ -95,8 +95,8 @@ def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     return peft_targets(spec.model_type) if setup.targets == ("peft-default",) else setup.targets
 
 
-# Model types whose experts were linear layers before transformers 5: peft 0.21 utils/transformers_weight_conversion.py turns such targets into
-# the fused parameters, with twice the rank for the fused gate and up. Family -> old name -> (parameter, how many are fused into it).
+# Model types whose experts were linear layers before transformers 5: peft 0.21 utils/transformers_weight_conversion.py turns such
+# targets into the fused parameters, with twice the rank for the fused gate and up. Family -> old name -> (parameter, how many are fused into it).
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj", "gate": "weight"}
 MOVED: dict[str, dict[str, str]] = {
     "mixtral": {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj", "gate": "weight"},
@@ -163,6 +163,9 @@ def _ia3(linear: Linear) -> tuple[Kind, Shapes]:
 
 
 SHAPES: dict[str, Callable[[Linear], tuple[Kind, Shapes]]] = {
-    **dict.fromkeys(("lora", "qlora", "rslora", "lora+", "lora-fa"), _lora), "dora": _dora, "adalora": _adalora, "ia3": _ia3,
-}  # fmt: skip
+    **dict.fromkeys(("lora", "qlora", "rslora", "lora+", "lora-fa"), _lora),
+    "dora": _dora,
+    "adalora": _adalora,
+    "ia3": _ia3,
+}
 FROZEN: dict[str, tuple[str, ...]] = {"lora-fa": ("lora_A",)}

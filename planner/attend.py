@@ -43,13 +43,13 @@ def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
 
 
 def eager(w: Walk, spec: Attention) -> bool:
-    """Whether scores are made op by op: asked for, or the class has no SDPA path (caps on scores, learned sinks; transformers then falls back)."""
+    """Whether scores are made op by op: asked for, or the class has no SDPA path (capped scores, sinks): transformers falls back."""
     return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and not spec.sdpa)
 
 
 def native_gqa(w: Walk, h: Heads, backend: str) -> bool:
-    """Whether K and V go in with their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced `efficient` needs them repeated."""
-    if w.setup.attention == "flash_attention_2":
+    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced `efficient` repeats them."""
+    if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
         return True
     return h.mask is None and h.query_size == h.value_size <= 256 and w.setup.attention != "sdpa-efficient"
 
@@ -61,11 +61,19 @@ def choose(w: Walk, h: Heads, dtype: str) -> str:
         return "flash"
     if forced:
         return forced
+    if h.spec.kv == "broadcast":
+        return "math"
     half = dtype in ("bfloat16", "float16")
     ampere = w.device.capability >= (8, 0)
     grouped = h.spec.heads != h.spec.kv_heads and native_gqa(w, h, "efficient")
     equal = h.query_size == h.value_size
-    if w.device.capability[0] in (9, 10) and half and max(h.query_size, h.value_size) <= 128 and h.query_size % 8 == 0 and h.value_size % 8 == 0:
+    if (
+        w.device.capability[0] in (9, 10)
+        and half
+        and max(h.query_size, h.value_size) <= 128
+        and h.query_size % 8 == 0
+        and h.value_size % 8 == 0
+    ):
         return "cudnn"
     if half and ampere and h.mask is None and equal and h.query_size <= 256:
         return "flash"
@@ -80,10 +88,23 @@ def _repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
     """repeat_kv: a contiguous copy with A heads (one head is only expanded, without bytes); its gradient is summed over the repeats."""
     b, kv, s, d = x.shape
     if kv == 1:
-        return w.t.op("expand", (x,), (b, h.spec.heads, s, d), x.dtype, alias=x,
-                      backward=lambda t, n, g: [t.alloc("gradient of expanded heads", (b, 1, s, d), g.dtype, "summed over the heads")])  # fmt: skip
-    return w.t.op("repeat_kv", (x,), (b, h.spec.heads, s, d), x.dtype, name="repeated key or value", why="one copy for each query head",
-                  backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")])  # fmt: skip
+        return w.t.op(
+            "expand",
+            (x,),
+            (b, h.spec.heads, s, d),
+            x.dtype,
+            alias=x,
+            backward=lambda t, n, g: [t.alloc("gradient of expanded heads", (b, 1, s, d), g.dtype, "summed over the heads")],
+        )
+    return w.t.op(
+        "repeat_kv",
+        (x,),
+        (b, h.spec.heads, s, d),
+        x.dtype,
+        name="repeated key or value",
+        why="one copy for each query head",
+        backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")],
+    )
 
 
 def _fold(w: Walk, x: Tensor, contiguous: bool) -> Tensor:
@@ -131,11 +152,20 @@ def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
     wide = (b, a, s, keys + 1)
     combined = concatenate(t, (scores, h.sinks.view(b, a, s, 1)), wide, "scores and sinks")
     chosen = t.alloc("places of the maxima", (b, a, s, 1), "int64", "one per query and head")
-    largest = t.op("max", (combined,), (b, a, s, 1), scores.dtype, saves=(chosen,), name="row maxima",
-                   backward=lambda t, n, g: [t.alloc("gradient of max's input", wide, g.dtype, "scattered into zeros")])  # fmt: skip
+    largest = t.op(
+        "max",
+        (combined,),
+        (b, a, s, 1),
+        scores.dtype,
+        saves=(chosen,),
+        name="row maxima",
+        backward=lambda t, n, g: [t.alloc("gradient of max's input", wide, g.dtype, "scattered into zeros")],
+    )
     del chosen
     combined = add(t, combined, largest, "scores less maximum")
-    plain = t.op("softmax", (combined,), wide, combined.dtype, saves_output=True, name="attention probabilities", backward=_softmax_backward)
+    plain = t.op(
+        "softmax", (combined,), wide, combined.dtype, saves_output=True, name="attention probabilities", backward=_softmax_backward
+    )
     return part_of(t, plain, scores.shape)
 
 
@@ -146,8 +176,16 @@ def _softmax_backward(t: Tape, node: Node, grad: Tensor) -> Grads:
     return [result]
 
 
-def _fused(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor, statistics: Sized, kind: str,
-           scratch: Callable[[Tape, Tensor, Tensor, Tensor], list[Tensor]]) -> Tensor:  # fmt: skip
+def _fused(
+    w: Walk,
+    h: Heads,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    statistics: Sized,
+    kind: str,
+    scratch: Callable[[Tape, Tensor, Tensor, Tensor], list[Tensor]],
+) -> Tensor:
     """A fused backend: saves q, k, v, its output and a log-sum-exp per row; its backward makes dq, dk, dv and `scratch`."""
     t = w.t
     b, a, s, _ = q.shape
@@ -160,8 +198,16 @@ def _fused(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor, statistics: Sized
         del held
         return grads
 
-    out = t.op(f"{kind} attention", (q, k, v), (b, a, s, h.value_size), dtype, saves=(q, k, v, lse), saves_output=True, backward=backward,
-               name="attention output")  # fmt: skip
+    out = t.op(
+        f"{kind} attention",
+        (q, k, v),
+        (b, a, s, h.value_size),
+        dtype,
+        saves=(q, k, v, lse),
+        saves_output=True,
+        backward=backward,
+        name="attention output",
+    )
     return _merge(w, h, out, False)
 
 
@@ -171,8 +217,10 @@ def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
         rows = round_up(s, 128)
-        held = [t.alloc("softmax_d", (b, a, rows), "float32", "row sums of the gradient"),
-                t.alloc("dq accumulator", (b, rows, a, round_up(d, 32)), "float32", "dq is summed in fp32")]  # fmt: skip
+        held = [
+            t.alloc("softmax_d", (b, a, rows), "float32", "row sums of the gradient"),
+            t.alloc("dq accumulator", (b, rows, a, round_up(d, 32)), "float32", "dq is summed in fp32"),
+        ]
         if a != dk.shape[1]:
             held += [t.alloc(f"expanded d{n}", (b, s, a, d), dq.dtype, "one per query head before the sum over groups") for n in ("k", "v")]
         return held
@@ -236,7 +284,9 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if repeated:
         keys, values = _repeat(w, h, keys), _repeat(w, h, values)
     scores = bmm(t, _fold(w, queries, False), _fold(w, unary(t, "scale", keys, "scaled k"), repeated), square, "scores")
-    probabilities = t.op("softmax", (scores,), square, "float32", saves_output=True, name="attention probabilities", backward=_softmax_backward)
+    probabilities = t.op(
+        "softmax", (scores,), square, "float32", saves_output=True, name="attention probabilities", backward=_softmax_backward
+    )
     del scores, bias
     out = bmm(t, probabilities, _fold(w, values, repeated), (b, a, s, h.value_size), "attention output in fp32")
     extra = cast(t, probabilities.detach(), dtype)
@@ -245,5 +295,10 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _merge(w, h, out, True)
 
 
-BACKENDS: dict[str, Callable[[Walk, Heads, Tensor, Tensor, Tensor], Tensor]] = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": _math}
+BACKENDS: dict[str, Callable[[Walk, Heads, Tensor, Tensor, Tensor], Tensor]] = {
+    "flash": _flash,
+    "efficient": _efficient,
+    "cudnn": _cudnn,
+    "math": _math,
+}
 _ = mul

@@ -1,4 +1,4 @@
-"""Mixtures of experts on the tape: router, grouped products over all experts, the weighted sum back (transformers 5.23 integrations/moe.py).
+"""Mixtures of experts on the tape: router, grouped products, the weighted sum back (transformers 5.23 integrations/moe.py).
 
 N = B x S tokens, E experts, k experts a token, I intermediate size of one expert. Every expert's matrices are one 3-D parameter; a grouped
 product (grouped_mm, compute capability 8.0 and later) reads N x k rows sorted by expert, so sizes do not depend on the routing.
@@ -54,7 +54,9 @@ def _logits(w: Walk, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None = 
         hidden, weight = cast(t, hidden, dtype), cast(t, weight, dtype)
     name = moe.router[0][0].rpartition(".")[0]
     layer = Linear(name, int(moe.router[0][1][1]), moe.experts)
-    return matmul(t, w.lower(hidden), w.lower(weight), (hidden.shape[0], layer.out_features), None if bias is None else w.lower(bias), "router logits")
+    return matmul(
+        t, w.lower(hidden), w.lower(weight), (hidden.shape[0], layer.out_features), None if bias is None else w.lower(bias), "router logits"
+    )
 
 
 def _softmax(t: Tape, x: Tensor, dtype: str | None = None) -> Tensor:
@@ -70,15 +72,24 @@ def _top(t: Tape, x: Tensor, k: int, name: str = "routing weights") -> Routed:
     """topk: saves the indices; its gradient is scattered into zeros of the whole shape."""
     rows, columns = x.shape
     indices = t.alloc("chosen experts", (rows, k), "int64", "one per token and slot")
-    values = t.op("topk", (x,), (rows, k), x.dtype, saves=(indices,), name=name,
-                  backward=lambda t, n, g: [t.alloc("gradient of topk's input", (rows, columns), g.dtype, "scattered into zeros")])  # fmt: skip
+    values = t.op(
+        "topk",
+        (x,),
+        (rows, k),
+        x.dtype,
+        saves=(indices,),
+        name=name,
+        backward=lambda t, n, g: [t.alloc("gradient of topk's input", (rows, columns), g.dtype, "scattered into zeros")],
+    )
     return values, indices
 
 
 def _normalised(t: Tape, values: Tensor) -> Tensor:
     """values /= their sum, in place."""
     rows, k = values.shape
-    total = t.op("sum", (values,), (rows, 1), values.dtype, name="sum of weights", backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)])
+    total = t.op(
+        "sum", (values,), (rows, 1), values.dtype, name="sum of weights", backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)]
+    )
     return divide(t, values, total, "normalised weights")
 
 
@@ -109,8 +120,15 @@ def _sigmoid_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     masked = t.alloc("masked scores", shape, "float32", "scores of the groups left out are dropped")
     indices = t.alloc("chosen experts", (shape[0], moe.top_k), "int64", "one per token and slot")
     del corrected, masked
-    values = t.op("gather", (scores,), (shape[0], moe.top_k), "float32", saves=(indices,), name="routing weights",
-                  backward=lambda t, n, g: [t.alloc("gradient of gather's input", shape, g.dtype, "scattered into zeros")])  # fmt: skip
+    values = t.op(
+        "gather",
+        (scores,),
+        (shape[0], moe.top_k),
+        "float32",
+        saves=(indices,),
+        name="routing weights",
+        backward=lambda t, n, g: [t.alloc("gradient of gather's input", shape, g.dtype, "scattered into zeros")],
+    )
     if _flag("norm_topk_prob", True)(w):
         values = _normalised(t, values)
     return unary(t, "scale", values, "scaled weights"), indices
@@ -122,8 +140,15 @@ def _softmax_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     scores = _softmax(t, _logits(w, moe, hidden, prefix, "float32"))
     if w.inventory.spec.config.get("topk_method") == "group_limited_greedy":
         mask = t.alloc("group mask", scores.shape, "bool", "experts of the groups left out")
-        scores = t.op("masked_fill", (scores,), scores.shape, "float32", saves=(mask,), name="masked scores",
-                      backward=lambda t, n, g: [t.alloc("gradient of masked_fill's input", g.shape, g.dtype)])  # fmt: skip
+        scores = t.op(
+            "masked_fill",
+            (scores,),
+            scores.shape,
+            "float32",
+            saves=(mask,),
+            name="masked scores",
+            backward=lambda t, n, g: [t.alloc("gradient of masked_fill's input", g.shape, g.dtype)],
+        )
     values, indices = _top(t, scores, moe.top_k)
     return unary(t, "scale", values, "scaled weights"), indices
 
@@ -148,8 +173,15 @@ def _sparsemixer(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     chosen = []
     for _ in range(moe.top_k):
         mask = t.alloc("sparsity mask", logits.shape, "bool", "logits far below the maximum")
-        masked = t.op("masked_fill", (logits,), logits.shape, logits.dtype, saves=(mask,), name="masked logits",
-                      backward=lambda t, n, g: [t.alloc("gradient of masked_fill's input", g.shape, g.dtype)])  # fmt: skip
+        masked = t.op(
+            "masked_fill",
+            (logits,),
+            logits.shape,
+            logits.dtype,
+            saves=(mask,),
+            name="masked logits",
+            backward=lambda t, n, g: [t.alloc("gradient of masked_fill's input", g.shape, g.dtype)],
+        )
         chosen.append(_top(t, _softmax(t, masked), 1)[0])
         del mask, masked
     values = concatenate(t, chosen, (rows, moe.top_k), "routing weights")
@@ -197,13 +229,19 @@ def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor
     inverse = t.alloc("inverse permutation", (rows,), "int64", "back to the tokens' order")
     weighted = _index(w, weighted, inverse, (rows, width), "output by token")
     whole = weighted.shape
-    summed = t.op("sum", (weighted,), (tokens, width), weighted.dtype, name="sum over the slots",
-                  backward=lambda t, n, g: [Tensor(g.buffer, whole, g.dtype)])  # fmt: skip
+    summed = t.op(
+        "sum",
+        (weighted,),
+        (tokens, width),
+        weighted.dtype,
+        name="sum over the slots",
+        backward=lambda t, n, g: [Tensor(g.buffer, whole, g.dtype)],
+    )
     return cast(t, summed, hidden.dtype)
 
 
 def _index(w: Walk, x: Tensor, index: Tensor, shape: Shape, name: str, saved: str | None = None) -> Tensor:
-    """x[index]: saves the index; its gradient is added into zeros of x's shape, after the indices are sorted (index_put with accumulation)."""
+    """x[index]: saves the index; its gradient is added into zeros of x's shape, after a sort of the indices (index_put_)."""
     t = w.t
     whole, count = x.shape, index.shape
     kept = index if saved is None else t.alloc(saved, index.shape, "int64", "which row each slot reads")

@@ -196,8 +196,11 @@ def _atom_value(atom: str, values: Mapping[str, int]) -> int:
     kind = getattr(atom, "kind", "symbol")
     if kind == "symbol":
         return values[atom]
-    operands = [operand.evaluate(values) for operand in atom.operands]  # type: ignore[attr-defined]
-    return max(operands) if kind == "max" else -(-operands[0] // atom.divisor)  # type: ignore[attr-defined]
+    operands: list[int] = [operand.evaluate(values) for operand in atom.operands]  # type: ignore[attr-defined]
+    if kind == "max":
+        return max(operands)
+    divisor: int = atom.divisor  # type: ignore[attr-defined]
+    return -(-operands[0] // divisor)
 
 
 # ---- emitting code: one walk, two languages ------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 
 
 def _structure(setup: Setup) -> Setup:
-    """The setup with the symbolic fields set to 1, which makes setups of one structure equal. Floors make the rank part of the structure."""
+    """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank part of the structure."""
     optimizer = OPTIMIZERS[setup.optimizer]
     floors = optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states)
     free = {name: 1 for name in FREE if not (name == "rank" and floors)}
@@ -212,7 +212,7 @@ def _cached(key: _Key) -> Symbolic:
 
 
 def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
-    """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule (it names the trace engine)."""
+    """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule."""
     refuse_sharding(setup)
     return _cached(_Key(spec, _structure(setup)))
 

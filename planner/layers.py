@@ -53,10 +53,19 @@ def _relu2(t: Tape, x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tape, Tensor], Tensor]] = {
-    "silu": _fused("silu"), "swish": _fused("silu"), "gelu": _fused("gelu"), "gelu_pytorch_tanh": _fused("gelu"), "gelu_python": _fused("gelu"),
-    "relu": _fused("relu"), "tanh": _fused("tanh"), "sigmoid": _fused("sigmoid"), "relu2": _relu2,
-    "gelu_new": _new_gelu, "gelu_fast": _fast_gelu, "quick_gelu": _quick_gelu,
-}  # fmt: skip
+    "silu": _fused("silu"),
+    "swish": _fused("silu"),
+    "gelu": _fused("gelu"),
+    "gelu_pytorch_tanh": _fused("gelu"),
+    "gelu_python": _fused("gelu"),
+    "relu": _fused("relu"),
+    "tanh": _fused("tanh"),
+    "sigmoid": _fused("sigmoid"),
+    "relu2": _relu2,
+    "gelu_new": _new_gelu,
+    "gelu_fast": _fast_gelu,
+    "quick_gelu": _quick_gelu,
+}
 
 
 def activation(name: str) -> Callable[[Tape, Tensor], Tensor]:
@@ -97,7 +106,9 @@ def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
     whole = x.shape
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        return [t.alloc("gradient in token order", whole, grad.dtype, "transposed back") if copies else Tensor(grad.buffer, whole, grad.dtype)]
+        return [
+            t.alloc("gradient in token order", whole, grad.dtype, "transposed back") if copies else Tensor(grad.buffer, whole, grad.dtype)
+        ]
 
     return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
 
@@ -180,7 +191,9 @@ def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     k_rot = k_rot.view(w.batch, 1, front[1], rope)
     if tables is not None:
         q_rot, k_rot = (rotate(w, x, spec, tables) for x in (q_rot, k_rot))
-    spread = t.op("expand", (k_rot,), (*q.shape[:-1], rope), k_rot.dtype, alias=k_rot, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)])
+    spread = t.op(
+        "expand", (k_rot,), (*q.shape[:-1], rope), k_rot.dtype, alias=k_rot, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)]
+    )
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
     k = concatenate(t, (k_pass, spread), q.shape, "key")
     return q, k, v
@@ -213,7 +226,7 @@ def mlp(w: Walk, layer: Layer, given: Tensor, prefix: str) -> Tensor:
 
 
 def _sequential(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Attention, residual, MLP, residual; norms before each (Llama), around each (Gemma 2), after each (OLMo 2), or on the sums (OPT-350m)."""
+    """Attention, residual, MLP, residual; norms before (Llama), around (Gemma 2) or after each (OLMo 2), or on the sums (OPT-350m)."""
     t = w.t
     residual = given
     hidden = given
@@ -251,4 +264,3 @@ def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
     hidden = add(t, hidden, given, "layer output")
     del probabilities
     return hidden
-

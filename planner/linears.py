@@ -1,6 +1,6 @@
 """A linear layer as a method leaves it: plain, 4-bit or 8-bit, with or without an adapter beside it.
 
-N rows (outputs), K columns (inputs), M = B x S tokens. Sources: peft 0.21 tuners/lora/{layer,bnb,dora,variants}.py, tuners/adalora/{layer,bnb}.py,
+N rows (outputs), K columns (inputs). Sources: peft 0.21 tuners/lora/{layer,bnb,dora,variants}.py, tuners/adalora/{layer,bnb}.py,
 tuners/ia3/layer.py; bitsandbytes 0.50 nn/modules.py, autograd/_functions.py, backends/cuda/ops.py.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.expr import ceil_div
 from planner.adapters import IA3_FEEDFORWARD, Adapter
+from planner.expr import ceil_div
 from planner.rules import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
 from planner.spec import Linear
 from planner.tape import Node, Shape, Tape, Tensor
@@ -40,14 +40,17 @@ def base(w: Walk, layer: Linear, given: Tensor, prefix: str) -> Tensor:
 
 
 def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
-    """Linear4bit: the input in compute_dtype, an N x K dequantised weight while it multiplies, nothing saved, N x K again for the gradient."""
+    """Linear4bit: the input in compute_dtype, N x K dequantised while it multiplies, nothing saved, N x K again for the gradient."""
     setup, t = w.setup, w.t
     x = cast(t, given, setup.compute_dtype)
     k_shape, n = x.shape, (layer.out_features, layer.in_features)
     blocks = (ceil_div(layer.out_features * layer.in_features, setup.quant_block),)
 
     def dequantised(t: Tape, dtype: str, copies: int) -> list[Tensor]:
-        constants = [t.alloc("quantisation constants in fp32", blocks, "float32", "double quantisation undone") for _ in range(copies * setup.double_quant)]
+        constants = [
+            t.alloc("quantisation constants in fp32", blocks, "float32", "double quantisation undone")
+            for _ in range(copies * setup.double_quant)
+        ]
         return [*constants, t.alloc("dequantised weight", n, dtype, "the whole weight in 16 bit, for one product")]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
@@ -65,11 +68,14 @@ def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
 
 
 def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
-    """Linear8bitLt: rows quantised to int8, the input kept on the context (checkpointing's hooks do not see it), N x K in 16 bit for the gradient."""
+    """Linear8bitLt: rows in int8, the input kept on the context, which checkpointing's hooks do not see, N x K for the gradient."""
     t = w.t
     x_shape, dtype = given.shape, given.dtype
     half = cast(t, given, "float16")
-    quantised = [t.alloc("int8 input", x_shape, "int8", "rows of the input quantised"), t.alloc("int8 scales", x_shape[:-1], "float32", "one per row")]
+    quantised = [
+        t.alloc("int8 input", x_shape, "int8", "rows of the input quantised"),
+        t.alloc("int8 scales", x_shape[:-1], "float32", "one per row"),
+    ]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         weight = t.alloc("dequantised weight", (layer.out_features, layer.in_features), dtype, "the whole weight, for one product")
@@ -101,7 +107,7 @@ def _quantised(w: Walk) -> bool:
 
 
 def _adapter_input(w: Walk, given: Tensor, dtype: str) -> Tensor:
-    """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (stack-dependent: lora/layer.py, lora/bnb.py)."""
+    """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (lora/layer.py, lora/bnb.py)."""
     if _quantised(w) and w.auto is not None:
         return given
     return cast(w.t, given, dtype, f"{dtype} copy of the adapter's input")
@@ -181,12 +187,20 @@ def merged(w: Walk, name: str, prefix: str) -> Tensor:
             made += [t.alloc("gradient of a folded adapter", shape, grad.dtype, "grad @ the other factor") for shape in shapes]
             return made
 
-        return t.op("baddbmm", (weight, *low), weight.shape, weight.dtype, saves=low[::-1], backward=backward, name="weight with adapter",
-                    why="peft folds the adapter into a copy of all experts' weights")  # fmt: skip
+        return t.op(
+            "baddbmm",
+            (weight, *low),
+            weight.shape,
+            weight.dtype,
+            saves=low[::-1],
+            backward=backward,
+            name="weight with adapter",
+            why="peft folds the adapter into a copy of all experts' weights",
+        )
 
 
 def orthogonality(w: Walk, prefix: str) -> Tensor | None:
-    """AdaLoRA's regularisation of one layer, part of the loss: norm(P P^T - I) of each lora_A and lora_B (peft 0.21 tuners/adalora/model.py forward)."""
+    """AdaLoRA's regularisation of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21 tuners/adalora/model.py forward)."""
     t = w.t
     loss: Tensor | None = None
     for name, adapter in w.inventory.adapters.items():
@@ -199,8 +213,15 @@ def orthogonality(w: Walk, prefix: str) -> Tensor | None:
             identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
             less = add(t, gram, identity, "P P^T - I")
             del gram, identity
-            size = t.op("norm", (w.wide(less),), (), "float32", saves=(less,), name="norm",
-                        backward=lambda t, n, g: [t.alloc("gradient of norm's input", square, "float32", "grad * input / norm")])  # fmt: skip
+            size = t.op(
+                "norm",
+                (w.wide(less),),
+                (),
+                "float32",
+                saves=(less,),
+                name="norm",
+                backward=lambda t, n, g: [t.alloc("gradient of norm's input", square, "float32", "grad * input / norm")],
+            )
             del less
             loss = size if loss is None else add(t, loss, size, "regularisation")
     return loss
@@ -233,12 +254,23 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
             del scaled
             norm = t.alloc("norm of the rows", (n,), summed.dtype, "one per output")
         del summed
-        return t.op("divide", (m,), (n,), "float32", saves=(m, norm), name="magnitude / norm",
-                    backward=lambda t, node, g: [t.alloc("magnitude gradient", (n,), g.dtype, "grad / norm")])  # fmt: skip
+        return t.op(
+            "divide",
+            (m,),
+            (n,),
+            "float32",
+            saves=(m, norm),
+            name="magnitude / norm",
+            backward=lambda t, node, g: [t.alloc("magnitude gradient", (n,), g.dtype, "grad / norm")],
+        )
 
     scale = magnitude()
     low_rank = _low_rank(w, dropped, a, b)
-    plain = result if w.setup.dropout == 0 else matmul(t, w.lower(dropped), w.lower(w.weight(f"{prefix}{layer.name}.weight")), result.shape, None, "base")
+    plain = (
+        result
+        if w.setup.dropout == 0
+        else matmul(t, w.lower(dropped), w.lower(w.weight(f"{prefix}{layer.name}.weight")), result.shape, None, "base")
+    )
     left = mul(t, plain, unary(t, "shift", scale, "scale - 1"), "scaled base")
     right = unary(t, "scale", mul(t, low_rank, scale, "scaled adapter"), "scaled adapter")
     extra = add(t, left, right, "DoRA output")
@@ -259,4 +291,9 @@ def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -
     return cast(t, mul(t, result, vector, "scaled output"), dtype)
 
 
-WITH_ADAPTER: dict[str, Callable[[Walk, Linear, Adapter, Tensor, str], Tensor]] = {"lora": _lora, "dora": _dora, "adalora": _adalora, "ia3": _ia3}
+WITH_ADAPTER: dict[str, Callable[[Walk, Linear, Adapter, Tensor, str], Tensor]] = {
+    "lora": _lora,
+    "dora": _dora,
+    "adalora": _adalora,
+    "ia3": _ia3,
+}

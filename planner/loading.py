@@ -13,8 +13,8 @@ from planner.setup import Setup
 def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
     """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantised one exists in 16 bit until its 4-bit copy is made.
 
-    transformers 5.23 core_model_loading.py loads on-the-fly quantised tensors one after the other; peft 0.21 utils/other.py casts the rest to fp32
-    one after the other, each old copy freed as the new one takes its place.
+    transformers 5.23 core_model_loading.py loads tensors that are quantised on the fly one after the other; peft 0.21 utils/other.py casts
+    the rest to fp32 one after the other, each old copy freed as the new one takes its place.
     """
     resident = inventory.weight_rows()
     setup = inventory.setup
@@ -38,7 +38,7 @@ def _one(name: str, shape: tuple[object, ...], dtype: str, why: str) -> Symbolic
 
 
 def batch_tensors(setup: Setup) -> list[str]:
-    """The int64 (B, S) tensors of a batch: one tensor is both inputs and labels in a plain loop, the stacks' collators make labels and a mask."""
+    """The int64 (B, S) tensors of a batch: a plain loop has one for inputs and labels, the stacks' collators make labels and a mask."""
     if METHODS[setup.method].trains == "nothing":
         return ["input_ids"]
     plain = setup.recipe == "raw"

@@ -40,14 +40,21 @@ def head(w: Walk, given: Tensor) -> Tensor:
 
 
 def causal_loss(w: Walk, logits: Tensor) -> Tensor:
-    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood; V x 4 bytes a token each, and again for each gradient."""
+    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood; 4 V bytes a token each, and again for each gradient."""
     t = w.t
     with t.inside("loss: "):
         shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
         wide = cast(t, logits, "float32", "fp32 logits")
-        probabilities = t.op("log_softmax", (wide,), wide.shape, "float32", saves_output=True, name="log-softmax of the logits",
-                             backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"))  # fmt: skip
+        probabilities = t.op(
+            "log_softmax",
+            (wide,),
+            wide.shape,
+            "float32",
+            saves_output=True,
+            name="log-softmax of the logits",
+            backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
+        )
         shape = wide.shape
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:

@@ -22,7 +22,11 @@ from planner.tensors import WeightTensor, weight_tensors
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "R", "S", "Inventory", "Stored", "packed_bytes"]
-UPCAST: dict[str, tuple[str, ...]] = {"none": (), "norms": ("norm",), "norms_and_embeddings": ("norm", "embedding", "head")}  # upcast_modules
+UPCAST: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "norms": ("norm",),
+    "norms_and_embeddings": ("norm", "embedding", "head"),
+}  # upcast_modules
 NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
 
 
@@ -92,7 +96,9 @@ class Inventory:
             for tensor in found:
                 dtype = self.stored_dtype(tensor)
                 if dtype in ("nf4", "fp4", "int8"):
-                    raise UsageError(f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace")
+                    raise UsageError(
+                        f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace"
+                    )
                 yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, "saved", tensor.layers)
 
     # ---- counts -------------------------------------------------------------------------------------------------------------------
@@ -124,15 +130,27 @@ class Inventory:
                 why = f"adapter of method {self.setup.method}"
             elif self.setup.kbit_prepare and self.setup.quant_type != "none" and stored.dtype == "float32" and stored.logical:
                 why = "not quantised, upcast to fp32 by prepare_model_for_kbit_training"
-            rows.append(SymbolicRow(stored.name, stored.shape, stored.dtype, stored.count, packed_bytes(stored.elements, stored.dtype) * stored.count,
-                                    "weights", why))  # fmt: skip
+            rows.append(
+                SymbolicRow(
+                    stored.name,
+                    stored.shape,
+                    stored.dtype,
+                    stored.count,
+                    packed_bytes(stored.elements, stored.dtype) * stored.count,
+                    "weights",
+                    why,
+                )
+            )
             rows += self._constants(stored)
         return rows
 
     def _constants(self, stored: Stored) -> Iterator[SymbolicRow]:
         """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and an fp32 per 256 of them."""
+
         def row(what: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
-            return SymbolicRow(f"{stored.name} {what}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)), "weights", why)
+            return SymbolicRow(
+                f"{stored.name} {what}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)), "weights", why
+            )
 
         if stored.dtype == "int8":
             yield row("scales", (stored.shape[0],), "float32", "one scale per output row (LLM.int8())")
@@ -152,9 +170,20 @@ class Inventory:
         """Optimizer states on the device; paged tensors are in `host_rows`."""
         rows = [row for stored in self.trained for row in self._states(stored, paged=False)]
         if self.setup.method == "adalora" and self.setup.importance_buffers:
-            rows += [SymbolicRow(f"{t.name} {what}", t.shape, t.dtype, t.count, product((*t.shape, itemsize(t.dtype), t.count)), "optimizer_states",
-                                 "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)")
-                     for t in self.trained if t.role == "adapter" and not t.name.endswith("ranknum") for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")]  # fmt: skip
+            rows += [
+                SymbolicRow(
+                    f"{t.name} {what}",
+                    t.shape,
+                    t.dtype,
+                    t.count,
+                    product((*t.shape, itemsize(t.dtype), t.count)),
+                    "optimizer_states",
+                    "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)",
+                )
+                for t in self.trained
+                if t.role == "adapter" and not t.name.endswith("ranknum")
+                for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+            ]
         return rows
 
     def host_rows(self) -> list[SymbolicRow]:
@@ -168,8 +197,15 @@ class Inventory:
         for state, rule in optimizer.states:
             for suffix, shape, dtype, pageable in STATES[rule](stored, elements):
                 if (on_host and pageable) == paged:
-                    yield SymbolicRow(f"{stored.name} {state}{suffix}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)),
-                                      "optimizer_states", f"{optimizer.name}: {optimizer.source}")  # fmt: skip
+                    yield SymbolicRow(
+                        f"{stored.name} {state}{suffix}",
+                        shape,
+                        dtype,
+                        stored.count,
+                        product((*shape, itemsize(dtype), stored.count)),
+                        "optimizer_states",
+                        f"{optimizer.name}: {optimizer.source}",
+                    )
 
 
 def packed_bytes(elements: Sized, dtype: str) -> Expr:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from planner.breakdown import Component
 from planner.expr import Expr, Monomial
 from planner.rows import SymbolicRow
-from planner.tape import Info, Tape
+from planner.tape import Info, Shape, Tape
 
 Terms = dict[Monomial, int]
 
@@ -98,8 +99,8 @@ def _states(tape: Tape, wanted: dict[int, Terms]) -> dict[int, Candidate]:
 
 def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     """One row for each kind of buffer; buffers of repeated layers cancel or add up by kind."""
-    counts: Counter[tuple[str, tuple[object, ...], str, str, str]] = Counter()
-    sizes: dict[tuple[str, tuple[object, ...], str, str, str], Expr] = {}
+    counts: Counter[tuple[str, Shape, str, str, str]] = Counter()
+    sizes: dict[tuple[str, Shape, str, str, str], Expr] = {}
     for index, count in alive.items():
         info = infos[index]
         component = info.component or ("activations" if info.saved_by else "temporaries")
@@ -107,12 +108,17 @@ def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
         key = (info.name, info.shape, info.dtype, component, why)
         counts[key] += count
         sizes[key] = info.size
-    rows = [SymbolicRow(name, shape, dtype, counts[name, shape, dtype, component, why], sizes[name, shape, dtype, component, why]
-                        * counts[name, shape, dtype, component, why], _component(component), why)  # type: ignore[arg-type]
-            for name, shape, dtype, component, why in counts if counts[name, shape, dtype, component, why]]  # fmt: skip
+    rows = [
+        SymbolicRow(
+            name,
+            shape,
+            dtype,
+            counts[name, shape, dtype, component, why],
+            sizes[name, shape, dtype, component, why] * counts[name, shape, dtype, component, why],
+            cast(Component, component),
+            why,
+        )  # type: ignore[arg-type]
+        for name, shape, dtype, component, why in counts
+        if counts[name, shape, dtype, component, why]
+    ]
     return tuple(rows)
-
-
-def _component(name: str) -> Component:
-    return name  # type: ignore[return-value]
-

@@ -1,4 +1,4 @@
-"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.23 apply_rotary_pos_emb of each modeling file)."""
+"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.23, each apply_rotary_pos_emb)."""
 
 from __future__ import annotations
 

@@ -8,11 +8,10 @@ gives; the engine then sums them over broadcast dimensions and casts them to the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
 
 from planner.tape import Node, Shape, Tape, Tensor
 
-Grads = Sequence[Optional[Tensor]]
+Grads = Sequence[Tensor | None]
 
 
 def promote(a: str, b: str) -> str:
@@ -78,7 +77,9 @@ def mul(t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = Non
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         wide = [promote(grad.dtype, b_dtype), promote(grad.dtype, a_dtype)]
-        return [t.alloc("gradient of a factor", grad.shape, wide[i], "grad times the other factor") if node.needs(i) else None for i in (0, 1)]
+        return [
+            t.alloc("gradient of a factor", grad.shape, wide[i], "grad times the other factor") if node.needs(i) else None for i in (0, 1)
+        ]
 
     a_dtype, b_dtype = a.dtype, b.dtype
     saves = ([a] if b.requires_grad else []) + ([b] if a.requires_grad else [])
@@ -86,7 +87,7 @@ def mul(t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = Non
 
 
 def divide(t: Tape, a: Tensor, b: Tensor, name: str = "") -> Tensor:
-    """a / b: saves the divisor, and the dividend where the divisor is trained; the divisor's gradient -grad * ((a / b) / b) holds four tensors."""
+    """a / b: saves the divisor, and the dividend where the divisor is trained, whose gradient -grad * ((a / b) / b) holds four tensors."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None]
@@ -107,8 +108,15 @@ def cast(t: Tape, x: Tensor, dtype: str, name: str = "") -> Tensor:
     if x.dtype == dtype:
         return x
     source = x.dtype
-    return t.op("cast", (x,), x.shape, dtype, name=name or f"{dtype} copy", why=f"a {dtype} copy of a {source} tensor",
-                backward=lambda t, n, g: [t.alloc(f"{source} gradient", g.shape, source, "the gradient cast back")])  # fmt: skip
+    return t.op(
+        "cast",
+        (x,),
+        x.shape,
+        dtype,
+        name=name or f"{dtype} copy",
+        why=f"a {dtype} copy of a {source} tensor",
+        backward=lambda t, n, g: [t.alloc(f"{source} gradient", g.shape, source, "the gradient cast back")],
+    )
 
 
 def copy(t: Tape, x: Tensor, name: str, why: str = "", shape: Shape | None = None) -> Tensor:
@@ -119,8 +127,13 @@ def copy(t: Tape, x: Tensor, name: str, why: str = "", shape: Shape | None = Non
 def mean(t: Tape, x: Tensor) -> Tensor:
     """The mean over the last dimension, kept: saves nothing; its gradient is expanded and divided."""
     shape = x.shape
-    return t.op("mean", (x,), (*shape[:-1], 1), x.dtype,
-                backward=lambda t, n, g: [t.alloc("gradient of mean's input", shape, g.dtype, "expanded and divided by the count")])  # fmt: skip
+    return t.op(
+        "mean",
+        (x,),
+        (*shape[:-1], 1),
+        x.dtype,
+        backward=lambda t, n, g: [t.alloc("gradient of mean's input", shape, g.dtype, "expanded and divided by the count")],
+    )
 
 
 def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
@@ -128,22 +141,42 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
     if p == 0:
         return x
     mask = t.alloc("dropout mask", x.shape, "bool", "which elements were dropped")
-    return t.op("dropout", (x,), x.shape, x.dtype, saves=(mask,),
-                backward=lambda t, n, g: [t.alloc("gradient of dropout's input", g.shape, g.dtype, "grad times the mask")])  # fmt: skip
+    return t.op(
+        "dropout",
+        (x,),
+        x.shape,
+        x.dtype,
+        saves=(mask,),
+        backward=lambda t, n, g: [t.alloc("gradient of dropout's input", g.shape, g.dtype, "grad times the mask")],
+    )
 
 
 def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape, name: str = "") -> Tensor:
     """cat: saves nothing; the gradients are views of the incoming one."""
     shapes = [part.shape for part in parts]
-    return t.op("cat", tuple(parts), shape, parts[0].dtype, name=name or "cat output",
-                backward=lambda t, n, g: [Tensor(g.buffer, s, g.dtype) for s in shapes])  # fmt: skip
+    return t.op(
+        "cat",
+        tuple(parts),
+        shape,
+        parts[0].dtype,
+        name=name or "cat output",
+        backward=lambda t, n, g: [Tensor(g.buffer, s, g.dtype) for s in shapes],
+    )
 
 
 def part_of(t: Tape, x: Tensor, shape: Shape) -> Tensor:
     """A slice: no bytes; its gradient is written into zeros of the whole shape."""
     whole = x.shape
-    return t.op("slice", (x,), shape, x.dtype, alias=x,
-                backward=lambda t, n, g: [t.alloc("gradient of a sliced tensor", whole, g.dtype, "zeros of the whole shape around the slice's gradient")])  # fmt: skip
+    return t.op(
+        "slice",
+        (x,),
+        shape,
+        x.dtype,
+        alias=x,
+        backward=lambda t, n, g: [
+            t.alloc("gradient of a sliced tensor", whole, g.dtype, "zeros of the whole shape around the slice's gradient")
+        ],
+    )
 
 
 def split(t: Tape, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
@@ -152,9 +185,17 @@ def split(t: Tape, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     The pieces are one node with several outputs in torch; here each piece has a node, and a common node below makes the whole.
     """
     whole = x.shape
-    common = t.op("split", (x,), whole, x.dtype, alias=x,
-                  backward=lambda t, n, g: [t.alloc("gradient of a split tensor", whole, g.dtype, "the pieces' gradients, concatenated")])  # fmt: skip
-    return [t.op("piece", (common,), shape, x.dtype, alias=x, backward=lambda t, n, g: [Tensor(g.buffer, whole, g.dtype)]) for shape in shapes]
+    common = t.op(
+        "split",
+        (x,),
+        whole,
+        x.dtype,
+        alias=x,
+        backward=lambda t, n, g: [t.alloc("gradient of a split tensor", whole, g.dtype, "the pieces' gradients, concatenated")],
+    )
+    return [
+        t.op("piece", (common,), shape, x.dtype, alias=x, backward=lambda t, n, g: [Tensor(g.buffer, whole, g.dtype)]) for shape in shapes
+    ]
 
 
 # ---- matrix products ------------------------------------------------------------------------------------------------------------------
@@ -183,7 +224,10 @@ def bmm(t: Tape, a: Tensor, b: Tensor, shape: Shape, name: str = "") -> Tensor:
     """A batched product of two activations: saves both."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        return [t.alloc("gradient of a matmul's input", s, grad.dtype, "grad @ the other factor") if node.needs(i) else None for i, s in enumerate(shapes)]
+        return [
+            t.alloc("gradient of a matmul's input", s, grad.dtype, "grad @ the other factor") if node.needs(i) else None
+            for i, s in enumerate(shapes)
+        ]
 
     shapes = (a.shape, b.shape)
     saves = ([a] if b.requires_grad else []) + ([b] if a.requires_grad else [])
@@ -194,14 +238,16 @@ def bmm(t: Tape, a: Tensor, b: Tensor, shape: Shape, name: str = "") -> Tensor:
 
 
 def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None, name: str = "") -> Tensor:
-    """The fused layer norm: saves its input, and mean and reciprocal deviation per token in fp32 (ATen/native/cuda/layer_norm_kernel.cu)."""
+    """The fused layer norm: saves its input, and mean and 1 / deviation per token in fp32 (ATen/native/cuda/layer_norm_kernel.cu)."""
     rows = x.shape[:-1]
     mean_, rstd = (t.alloc(f"layer norm {what}", rows, "float32", "per token") for what in ("mean", "rstd"))
     shape = x.shape
     given = [p for p in (weight, bias) if p is not None]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        grads: list[Tensor | None] = [t.alloc("gradient of layer norm's input", shape, grad.dtype, "fused kernel")] if node.needs(0) else [None]
+        grads: list[Tensor | None] = (
+            [t.alloc("gradient of layer norm's input", shape, grad.dtype, "fused kernel")] if node.needs(0) else [None]
+        )
         for i, p in enumerate(names, 1):
             grads.append(t.alloc(f"{p[0]} gradient", p[1], p[2], "fused kernel") if node.needs(i) else None)
         return grads
@@ -226,8 +272,8 @@ def embedding(t: Tape, ids: Tensor, weight: Tensor, shape: Shape, name: str) -> 
 def softmax_fp32(t: Tape, x: Tensor, device: str = "cuda") -> Tensor:
     """softmax(x, dtype=float32): saves its fp32 output.
 
-    For a float16 input CUDA fuses the cast (half_to_float, ATen/native/SoftMax.cpp); bfloat16 is first cast to an fp32 tensor. The backward makes
-    grad * output in full (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `grad * output`).
+    For a float16 input CUDA fuses the cast (half_to_float, ATen/native/SoftMax.cpp); bfloat16 is first cast to an fp32 tensor. The backward
+    makes grad * output in full (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `grad * output`).
     """
     source = x.dtype
     fused = source == "float16" and device == "cuda"

@@ -46,5 +46,10 @@ def _factored(stored: Stored, elements: int | None) -> list[State]:
 
 
 STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
-    "like": _like, "float32": _float32, "blockwise8": _blockwise8, "step": _step, "factored": _factored, "none": lambda stored, elements: [],
-}  # fmt: skip
+    "like": _like,
+    "float32": _float32,
+    "blockwise8": _blockwise8,
+    "step": _step,
+    "factored": _factored,
+    "none": lambda stored, elements: [],
+}

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from planner.dtypes import itemsize
 from planner.expr import Expr, Sized, product
@@ -61,14 +61,18 @@ class Tensor:
 
     __slots__ = ("buffer", "dtype", "grad", "leaf", "name", "node", "requires_grad", "shape")
 
-    def __init__(self, buffer: Buffer | None, shape: Shape, dtype: str, node: Node | None = None, requires_grad: bool = False, name: str = "") -> None:
+    def __init__(
+        self, buffer: Buffer | None, shape: Shape, dtype: str, node: Node | None = None, requires_grad: bool = False, name: str = ""
+    ) -> None:
         self.buffer, self.shape, self.dtype, self.node, self.requires_grad, self.name = buffer, shape, dtype, node, requires_grad, name
         self.grad: Tensor | None = None
         self.leaf: Callable[[], Node | None] | None = None  # a weak reference: the graph owns its accumulation nodes
 
     def view(self, *shape: Sized) -> Tensor:
         """The same bytes and the same place in the graph under another shape (a view node costs nothing)."""
-        return Tensor(self.buffer, shape, self.dtype, self.node if self.node or not self.requires_grad else self.edge(), self.requires_grad, self.name)
+        return Tensor(
+            self.buffer, shape, self.dtype, self.node if self.node or not self.requires_grad else self.edge(), self.requires_grad, self.name
+        )
 
     def detach(self) -> Tensor:
         return Tensor(self.buffer, self.shape, self.dtype, None, False, self.name)
@@ -90,7 +94,7 @@ class Tensor:
         return self.buffer is None or sys.getrefcount(self.buffer) > 2
 
 
-Backward = Callable[["Tape", "Node", Tensor], Sequence[Optional[Tensor]]]
+Backward = Callable[["Tape", "Node", Tensor], Sequence[Tensor | None]]
 
 
 class Node:
@@ -98,7 +102,9 @@ class Node:
 
     __slots__ = ("__weakref__", "backward", "edges", "kept", "metas", "name", "saved", "scope", "sequence", "target")
 
-    def __init__(self, name: str, sequence: int, edges: tuple[Node | None, ...], backward: Backward | None, metas: tuple[tuple[Shape, str], ...]) -> None:
+    def __init__(
+        self, name: str, sequence: int, edges: tuple[Node | None, ...], backward: Backward | None, metas: tuple[tuple[Shape, str], ...]
+    ) -> None:
         self.name, self.sequence, self.edges, self.backward, self.metas = name, sequence, edges, backward, metas
         self.saved: list[Any] = []
         self.kept: list[Buffer] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node
@@ -155,8 +161,20 @@ class Tape:
 
     # ---- recording ----------------------------------------------------------------------------------------------------------------
 
-    def op(self, kind: str, inputs: Sequence[Tensor], shape: Shape, dtype: str, *, saves: Sequence[Tensor] = (), saves_output: bool = False,
-           backward: Backward | None = None, name: str = "", why: str = "", alias: Tensor | None = None) -> Tensor:  # fmt: skip
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor],
+        shape: Shape,
+        dtype: str,
+        *,
+        saves: Sequence[Tensor] = (),
+        saves_output: bool = False,
+        backward: Backward | None = None,
+        name: str = "",
+        why: str = "",
+        alias: Tensor | None = None,
+    ) -> Tensor:
         """Run one operation: save inputs, make the output (or alias a buffer), save the output, add a node where a gradient is wanted."""
         node = None
         if self.grad_enabled and any(tensor.requires_grad for tensor in inputs):
@@ -289,7 +307,7 @@ class Tape:
                 results[position] = None
                 continue
             shape, dtype = node.metas[position]
-            if product(result.shape) != product(shape):
+            if self.size(result.shape, "int8") != self.size(shape, "int8"):
                 result = self.alloc(f"gradient of {node.name}'s input", shape, result.dtype, "summed over the broadcast dimensions")
             if result.dtype != dtype:
                 result = self.alloc(f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype")
@@ -306,7 +324,7 @@ class Tape:
             pending[edge] = self.alloc("gradient sum", old.shape, old.dtype, "two gradients of one tensor added")
 
     def _into_leaf(self, leaf: Tensor, grad: Tensor) -> None:
-        """Accumulate into a leaf: the first gradient is taken over, or copied where someone else holds it; later ones are added in place."""
+        """Into a leaf: the first gradient is taken over, or copied where someone else holds it; later ones are added in place."""
         if leaf.grad is not None:
             return
         if grad.shared:

@@ -1,4 +1,4 @@
-"""What every part of the walk shares: the tape, the setup, the parameters of the layer that is being walked, autocast, and the device's facts."""
+"""What every part of the walk shares: the tape, the setup, the parameters of the layer at hand, autocast, the device's facts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,17 @@ class Device:
 class Walk:
     """The state of one walk. `layer` is the walked layer's key (None outside the layers), `trained` whether it is trained."""
 
-    def __init__(self, tape: Tape, setup: Setup, inventory: Inventory, device: Device, batch: Expr, sequence: Expr, single: bool, causal: dict[int | None, Tensor | None]):
+    def __init__(
+        self,
+        tape: Tape,
+        setup: Setup,
+        inventory: Inventory,
+        device: Device,
+        batch: Expr,
+        sequence: Expr,
+        single: bool,
+        causal: dict[int | None, Tensor | None],
+    ):
         self.t, self.setup, self.inventory, self.device = tape, setup, inventory, device
         self.batch, self.sequence, self.single = batch, sequence, single
         self.masks = causal  # the attention mask by window
