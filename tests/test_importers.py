@@ -15,7 +15,7 @@ EXAMPLES = sorted(path for path in DATA.rglob("*") if path.is_file())
 
 EXPECTED = {
     "axolotl_qlora.yaml": (
-        "NousResearch/Llama-3.1-8B",
+        "meta-llama/Llama-3.1-8B",
         {
             "recipe": "axolotl",
             "method": "qlora",

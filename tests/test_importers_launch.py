@@ -19,10 +19,10 @@ LINES = [
     ),
     (
         "accelerate launch -m axolotl.cli.train axolotl_qlora.yaml --micro-batch-size 1 --sequence_len=8192",
-        "NousResearch/Llama-3.1-8B",
+        "meta-llama/Llama-3.1-8B",
         {"micro_batch": 1, "sequence_length": 8192, "rank": 32, "gpus": 1},
     ),
-    ("axolotl train axolotl_qlora.yaml", "NousResearch/Llama-3.1-8B", {"method": "qlora", "allocator": "expandable"}),
+    ("axolotl train axolotl_qlora.yaml", "meta-llama/Llama-3.1-8B", {"method": "qlora", "allocator": "expandable"}),
     ("torchrun --nproc_per_node 4 --nnodes=2 -m axolotl.cli.train axolotl_full.yaml", "Qwen/Qwen2.5-0.5B", {"gpus": 8, "parallel": "ddp"}),
     (
         "llamafactory-cli train llamafactory_lora.yaml cutoff_len=4096 per_device_train_batch_size=2",

@@ -18,6 +18,8 @@ COMMANDS: dict[str, str] = {
     "plan": "memplan.cli.plan:command",
     "list": "memplan.cli.list:command",
     "claims": "memplan.cli.claims:command",
+    "validate": "memplan.cli.validate:command",
+    "compare": "memplan.cli.compare:command",
     "fit": "memplan.cli.fit:command",
     "oom": "memplan.cli.oom:command",
     "profile": "memplan.cli.profile:command",

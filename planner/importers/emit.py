@@ -39,7 +39,8 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
     if quantised:
         document["bnb_config_kwargs"] = {"bnb_4bit_quant_type": s.quant_type, "bnb_4bit_use_double_quant": s.double_quant,
                                          "bnb_4bit_quant_storage": s.quant_storage}  # fmt: skip
-    document |= {"sequence_len": s.sequence_length, "micro_batch_size": s.micro_batch, "gradient_accumulation_steps": s.gradient_accumulation,
+    document |= {"sequence_len": s.sequence_length, "micro_batch_size": s.micro_batch,
+                 "gradient_accumulation_steps": s.gradient_accumulation,
                  "sample_packing": s.packed_documents > 1, "optimizer": s.optimizer, "learning_rate": 0.0002, "num_epochs": 1}  # fmt: skip
     document |= {"bf16": "full" if s.autocast == "none" else True} if s.weight_dtype == "bfloat16" else {}
     document |= {"bf16": False, "fp16": True} if s.weight_dtype == "float16" else {}

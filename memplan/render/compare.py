@@ -1,0 +1,113 @@
+"""Methods side by side, and two setups against each other, on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from memplan.render.terminal import count, label
+from planner.breakdown import COMPONENTS, Prediction
+from planner.compare import Column, Difference, components_of, kept
+from planner.gpus import Gpu
+from planner.setup import Setup
+from planner.units import gib
+
+
+def compare_screen(model: str, setup: Setup, found: Sequence[Column], tasks: int, gpu: Gpu | None) -> list[RenderableType]:
+    """One column a method, one row a fact."""
+    where = f" on {gpu.name}" if gpu else ""
+    title = Text(f"{model}{where}", style="bold").append(
+        f": micro-batch {setup.micro_batch} x {setup.sequence_length:,} tokens, recipe {setup.recipe}", style="not bold"
+    )
+    able = [column for column in found if column.prediction is not None and column.cost is not None]
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("", style="dim")
+    for column in able:
+        table.add_column(column.method, justify="right")
+    base = able[0].cost.total if able and able[0].cost else 1
+    rows: list[tuple[str, list[str | Text]]] = [
+        ("needs (device)", [gib(_of(c).peak.device_bytes) for c in able]),
+        ("peak moment", [label(_of(c).peak.moment) for c in able]),
+        *((label(name), [gib(components_of(_of(c))[name]) for c in able]) for name in COMPONENTS),
+        ("trained", [count(_of(c).trainable_parameters) for c in able]),
+        ("trained share", [f"{c.trainable_share:.3%}" for c in able]),
+        *((f"{what} precision", [_short(c.precision()[what]) for c in able]) for what in ("base", "adapter", "computation")),
+        ("kept per task", [gib(_of(c).checkpoint_bytes) for c in able]),
+        (f"kept, {tasks} tasks" if tasks > 1 else "kept with the base", [gib(kept(_of(c), tasks)) for c in able]),
+        ("FLOPs, relative", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
+        ("weights dequantised", [count(c.cost.dequantised) if c.cost and c.cost.dequantised else "-" for c in able]),
+        ("16-bit to merge", ["-" if c.merge_bytes is None else gib(c.merge_bytes) if c.merge_bytes else "in place" for c in able]),
+    ]
+    if gpu is not None:
+        rows.insert(0, ("fits", [_verdict(_of(c)) for c in able]))
+        if any(c.largest for c in able):
+            rows.append(("largest model", [c.largest[0] if c.largest else "-" for c in able]))
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    notes = [Text(f"{c.method}: {c.merge}") for c in able if c.merge_bytes is not None]
+    notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
+    closing = Text("forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not computed)", style="dim")
+    return [title, Text(), table, Text(), *notes, closing]
+
+
+def _of(column: Column) -> Prediction:
+    assert column.prediction is not None
+    return column.prediction
+
+
+def _short(text: str) -> str:
+    return text.replace(" + double quantisation", " dq")
+
+
+def _verdict(prediction: Prediction) -> Text:
+    words = {"fits": ("yes", "green"), "tight": ("tight", "yellow"), "no": ("no", "red")}
+    text, style = words[prediction.gpus[0].verdict]
+    return Text(text, style=style)
+
+
+def pair_screen(one: Prediction, two: Prediction, found: Sequence[Difference], model_bytes: int) -> list[RenderableType]:
+    """Two predictions, their components, and what each difference moves."""
+    sizes = Table(box=None, pad_edge=False, show_edge=False)
+    sizes.add_column("", style="dim")
+    for name in ("first", "second", "second - first"):
+        sizes.add_column(name, justify="right")
+    sizes.add_row(
+        "device peak", gib(one.peak.device_bytes), gib(two.peak.device_bytes), _signed(two.peak.device_bytes - one.peak.device_bytes)
+    )
+    sizes.add_row("peak moment", label(one.peak.moment), label(two.peak.moment), "")
+    left, right = components_of(one), components_of(two)
+    for name in COMPONENTS:
+        sizes.add_row(label(name), gib(left[name]), gib(right[name]), _signed(right[name] - left[name]))
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in ("setting", "first", "second"):
+        table.add_column(name, overflow="fold")
+    table.add_column("alone", justify="right", no_wrap=True)
+    table.add_column("in order", justify="right", no_wrap=True)
+    if model_bytes or one.model.name != two.model.name:
+        table.add_row("model", one.model.name, two.model.name, "", _signed(model_bytes))
+    for difference in sorted(found, key=lambda entry: -abs(entry.then)):
+        alone = "-" if difference.alone is None else _signed(difference.alone)
+        table.add_row(", ".join(difference.fields), _values(difference.first), _values(difference.second), alone, _signed(difference.then))
+    title = Text(f"{one.model.name} {one.setup.method} against {two.model.name} {two.setup.method}", style="bold")
+    if not found and not model_bytes:
+        return [title, Text(), sizes, Text(), Text("nothing that moves memory differs")]
+    return [
+        title,
+        Text(),
+        sizes,
+        Text(),
+        table,
+        Text(),
+        Text("alone: from the first setup; in order: after the differences before it, summing to the whole"),
+    ]
+
+
+def _values(values: tuple[object, ...]) -> str:
+    return ", ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values) or "-"
+
+
+def _signed(nbytes: int) -> str:
+    return "0" if nbytes == 0 else f"{'+' if nbytes > 0 else '-'}{gib(abs(nbytes))}"

@@ -1,0 +1,132 @@
+"""compare: the columns are predictions, the differences add up, and FLOPs are the textbook's 6 and 4 operations a weight."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from memplan.cli.compare import command
+from planner.compare import columns, compare_document, differences, merging
+from planner.errors import UsageError
+from planner.flops import matrix_parameters, step_cost
+from planner.formula import plan
+from planner.models import find
+from planner.setup import resolve
+
+DATA = Path(__file__).parent / "data" / "importers"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return find("llama-3.1-8b").spec()
+
+
+def predicting(spec):
+    return lambda setup: plan(spec, setup)
+
+
+def test_columns_are_the_predictions_of_each_method(llama):
+    setup = resolve({"sequence_length": 512})
+    found = columns(llama, setup, predicting(llama))
+    assert [column.method for column in found] == ["full", "lora", "adalora", "qlora"]
+    assert found[1].prediction.peak == plan(llama, setup).peak
+    assert found[0].trainable_share == 1.0 and 0 < found[3].trainable_share < 0.01
+    assert found[3].precision() == {"base": "nf4 + double quantisation", "adapter": "float32", "computation": "bfloat16"}
+    document = compare_document("x", found, 3)
+    json.dumps(document)
+    by_name = {entry["method"]: entry for entry in document["methods"]}
+    assert by_name["full"]["kept_bytes"] == 3 * by_name["full"]["checkpoint_bytes"]
+    assert by_name["lora"]["kept_bytes"] == 2 * llama.parameters + 3 * by_name["lora"]["checkpoint_bytes"]
+    assert "not computed" in by_name["full"]["forgetting"]
+
+
+def test_a_method_that_contradicts_a_choice_is_an_error_in_its_column(llama):
+    found = columns(llama, resolve({"method": "qlora", "recipe": "paper"}), predicting(llama))
+    assert found[3].prediction is not None and "defined for qlora only" in found[0].error
+
+
+@pytest.mark.parametrize(("method", "words", "size"), [("full", "nothing to merge", None), ("lora", "merges in place", 0),
+                                                       ("qlora", "16-bit weights", "weights"),
+                                                       ("prompt-tuning", "cannot be merged", None)])  # fmt: skip
+def test_merging(llama, method, words, size):
+    text, found = merging(plan(llama, resolve({"method": method})))
+    assert words in text and found == (2 * llama.parameters if size == "weights" else size)
+
+
+def test_flops_of_a_matrix_are_six_and_four_operations_a_weight(llama):
+    layers, head = matrix_parameters(llama)
+    assert layers + head == llama.parameters - llama.vocab * llama.hidden - (2 * 32 + 1) * llama.hidden  # all but embedding and norms
+    short = {"sequence_length": 8, "rank": 1}
+    full = step_cost(llama, resolve({"method": "full", **short}))
+    lora = step_cost(llama, resolve({"method": "lora", **short}))
+    checkpointed = step_cost(llama, resolve({"method": "full", "checkpointing": "non_reentrant", **short}))
+    qlora = step_cost(llama, resolve({"method": "qlora", **short}))
+    assert full.total / (6 * (layers + head) * 8) == pytest.approx(1, rel=1e-3)
+    assert lora.total / (4 * (layers + head) * 8) == pytest.approx(1, rel=1e-2)
+    assert checkpointed.recomputed == pytest.approx(2 * layers * 8, rel=1e-3)
+    assert qlora.dequantised == 3 * layers and lora.dequantised == 0  # forward, recomputation, backward
+    assert step_cost(llama, resolve({"method": "inference", **short})).backward == 0
+
+
+def test_only_the_chosen_experts_compute():
+    spec = find("mixtral-8x7b").spec()
+    layers, _ = matrix_parameters(spec)
+    assert 11e9 < layers < 13.5e9 and spec.parameters > 46e9
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    ({"method": "lora"}, {"method": "lora", "rank": 64, "sequence_length": 512}),
+    ({"method": "full"}, {"method": "qlora"}),
+    ({"method": "lora", "recipe": "trl"}, {"method": "qlora", "recipe": "axolotl", "optimizer": "paged_adamw_8bit"}),
+    ({"method": "lora"}, {"method": "lora", "recipe": "llamafactory"}),
+])  # fmt: skip
+def test_differences_in_order_add_up_to_the_whole(llama, first, second):
+    one, two = resolve(first), resolve(second)
+
+    def device_bytes(setup):
+        return plan(llama, setup).peak.device_bytes
+
+    found = differences(one, two, device_bytes)
+    assert sum(entry.then for entry in found) == device_bytes(two) - device_bytes(one)
+    named = [name for entry in found for name in entry.fields]
+    assert len(named) == len(set(named)) and "recipe" not in named
+    assert all(one.__getattribute__(name) != two.__getattribute__(name) for name in named)
+    json.dumps([entry.to_document() for entry in found])
+
+
+def test_equal_setups_have_no_differences(llama):
+    assert differences(resolve({}), resolve({}), lambda setup: 1) == []
+
+
+def run(*args):
+    return CliRunner().invoke(command, list(args), standalone_mode=False)
+
+
+def test_the_command_sets_methods_side_by_side():
+    shown = run("gpt2", "--gpu", "t4", "--seq", "512", "--methods", "full,lora,qlora")
+    for words in ("optimizer states", "trained share", "FLOPs, relative", "16-bit to merge", "forgetting", "qlora"):
+        assert words in shown.output, shown.output
+    assert json.loads(run("gpt2", "--json", "--seq", "128").output)["schema"] == "memplan.compare/1"
+
+
+def test_the_command_compares_two_training_files(tmp_path):
+    (tmp_path / "a.yaml").write_text("model_name_or_path: openai-community/gpt2\ndataset_name: x\nmax_length: 512\n")
+    (tmp_path / "b.yaml").write_text("base_model: openai-community/gpt2\ndatasets: []\nsequence_len: 1024\nmicro_batch_size: 2\n")
+    shown = run(str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"))
+    assert shown.exception is None, shown.exception
+    assert "sequence_length" in shown.output and "weight_dtype" in shown.output and "in order" in shown.output
+    document = json.loads(run(str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--json").output)
+    moved = sum(entry["in_order_bytes"] for entry in document["differences"]) + document["model_bytes"]
+    assert moved == document["second"]["peak"]["device_bytes"] - document["first"]["peak"]["device_bytes"]
+
+
+def test_two_models_differ_by_the_model_too():
+    document = json.loads(run("gpt2", "gpt2-medium", "--seq", "128", "--json").output)
+    assert document["differences"] == []
+    assert document["model_bytes"] == document["second"]["peak"]["device_bytes"] - document["first"]["peak"]["device_bytes"] > 0
+
+
+def test_the_largest_model_needs_a_card():
+    with pytest.raises(UsageError, match="--gpu NAME"):
+        command.main(["gpt2", "--largest-model"], standalone_mode=False)
