@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner import sharding
+from planner import sharding, unmodelled
 from planner.breakdown import Accuracy, Prediction
 from planner.errors import UsageError
 from planner.gpus import Gpu, common_gpus, find_gpu
@@ -49,10 +49,11 @@ def setup_gpu(text: Any) -> str:
     return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 
 
-def plan(model: ModelLike, setup: Setup | None = None, *, engine: str = "formula", **fields: Any) -> Prediction:
+def plan(model: ModelLike, setup: Setup | None = None, *, engine: str | None = None, **fields: Any) -> Prediction:
     """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora", gpu="rtx-4090").peak.device_bytes`.
 
-    `setup` is a complete Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...). Sizes are bytes.
+    `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete Setup, `fields` are Setup
+    fields by name (micro_batch, sequence_length, rank, ...). Sizes are bytes.
     Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
     """
     return predict(*request(model, setup, **fields), engine)
@@ -63,13 +64,14 @@ def trace(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Predic
     return plan(model, setup, engine="trace", **fields)
 
 
-def predict(model: Model, setup: Setup, engine: str = "formula") -> Prediction:
+def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction:
     """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in question."""
+    engine = engine or ("formula" if setup.adapter is None else "trace")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     sharding.refuse_sharding(setup)
     prediction = ENGINES[engine](model, setup)
-    prediction = prediction.with_(warnings=(*prediction.warnings, *sharding.warnings(setup)))
+    prediction = prediction.with_(warnings=(*prediction.warnings, *unmodelled.unread(setup), *sharding.warnings(setup)))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine))
     return prediction.with_(gpus=tuple(judge(prediction, gpu) for gpu in cards(setup)))
@@ -123,7 +125,9 @@ def _learned_positions(model: Model) -> int | None:
 def _formula(model: Model, setup: Setup) -> Prediction:
     from planner.formula import plan as closed_form
 
-    return closed_form(model.spec(), setup)
+    unmodelled.refuse_adapter_file(setup)
+    prediction = closed_form(model.spec(), setup)
+    return prediction.with_(warnings=(*prediction.warnings, *unmodelled.gaps(setup)))
 
 
 def _trace(model: Model, setup: Setup) -> Prediction:

@@ -14,6 +14,7 @@ from planner.breakdown import COMPONENTS, PREDICTION_SCHEMA
 from planner.setup import FIELDS
 from planner.suggest import CHANGES, changed, suggest
 from planner.units import gib
+from planner.unmodelled import GAPS, Gap
 
 
 def document(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
@@ -162,3 +163,24 @@ def test_sharding_is_refused_rather_than_answered_wrongly(capsys: pytest.Capture
 
 def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
     assert any("gradient buckets" in warning for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"])
+
+
+@pytest.mark.parametrize("gap", GAPS, ids=lambda gap: gap.name)
+def test_a_gap_of_the_formula_is_said_and_is_still_one(gap: Gap):
+    chosen = {"loss": "chunked", "checkpoint_offload": True}[gap.name]
+    for method in ("full", "lora"):
+        plain, other = (
+            memplan.plan("llama-3.2-1b", method=method, recipe="raw", checkpointing="non_reentrant", **f) for f in ({}, {gap.name: chosen})
+        )
+        assert [m.components for m in plain.moments] == [m.components for m in other.moments], "closed: take its line out of GAPS"
+        assert any(warning.startswith(gap.name) for warning in other.warnings) and not plain.warnings
+
+
+def test_an_adapter_file_is_for_the_trace():
+    with pytest.raises(memplan.UsageError, match="--engine trace"):
+        memplan.plan("gpt2", engine="formula", adapter={"peft_type": "LOHA"})
+
+
+def test_a_choice_that_the_method_does_not_read_is_named():
+    assert any("rank has no effect" in warning for warning in memplan.plan("gpt2", method="full", rank=8).warnings)
+    assert memplan.plan("gpt2", method="lora", rank=8).warnings == ()

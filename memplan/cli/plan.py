@@ -39,7 +39,7 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
 def answer(subject: Subject, engine: str | None, explain: bool, as_json: bool) -> int:
     """Predict, print, and return the exit code: what `plan` does once its subject is known."""
     found, setup = subject.model, subject.setup
-    prediction = subject.annotate(api.predict(found, setup, engine or ("trace" if setup.adapter is not None else "formula")))
+    prediction = subject.annotate(api.predict(found, setup, engine))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     if as_json:
         from memplan.render.json import write

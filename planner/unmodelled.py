@@ -1,0 +1,50 @@
+"""What a setup says that a prediction does not follow: said aloud, never dropped in silence. A test proves that each gap is still one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from planner.errors import UsageError
+from planner.methods import METHODS
+from planner.setup import Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A choice that the formula does not follow, and which way its answer is off."""
+
+    name: str
+    chosen: Callable[[Setup], bool]
+    effect: str
+
+
+GAPS: tuple[Gap, ...] = (
+    Gap("loss", lambda s: s.loss != "full" and METHODS[s.method].trains != "nothing",
+        "the formula counts whole logits, which is more than this loss holds (--engine trace follows chunked)"),
+    Gap("checkpoint_offload", lambda s: s.checkpoint_offload and s.checkpointing != "none",
+        "the formula keeps checkpoints on the card, which is more than the run holds"),
+)  # fmt: skip
+"""Gaps of the formula. Where one is closed, its line goes."""
+
+
+def refuse_adapter_file(setup: Setup) -> None:
+    """Raise UsageError for an adapter_config.json: the formula knows methods by name, the trace builds any adapter."""
+    if setup.adapter is not None:
+        raise UsageError("the formula has no rule for an adapter file: use --engine trace, or name a method (memplan list methods)")
+
+
+def gaps(setup: Setup) -> Iterator[str]:
+    """One sentence for each gap that this setup falls into."""
+    for gap in GAPS:
+        if gap.chosen(setup):
+            yield f"{gap.name} '{getattr(setup, gap.name)}' is not followed: {gap.effect}".replace("'True'", "on")
+
+
+def unread(setup: Setup) -> Iterator[str]:
+    """One sentence for each choice of the user's own that this method does not read, such as a rank in full fine-tuning."""
+    method = METHODS[setup.method]
+    known = {name for row in METHODS.values() for name in row.reads}
+    for name, origin in setup.origins.items():
+        if origin == "user" and name in known and name not in method.reads:
+            yield f"{name} has no effect: method '{setup.method}' does not read it"
