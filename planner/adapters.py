@@ -96,7 +96,7 @@ def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
 
 
 # Model types whose experts were linear layers before transformers 5: peft 0.21 utils/transformers_weight_conversion.py turns such
-# targets into the fused parameters, with twice the rank for the fused gate and up. Family -> old name -> (parameter, how many are fused into it).
+# targets into the fused parameters, with twice the rank for the fused gate and up. Model type -> old name -> parameter.
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj", "gate": "weight"}
 MOVED: dict[str, dict[str, str]] = {
     "mixtral": {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj", "gate": "weight"},

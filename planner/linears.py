@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.adapters import IA3_FEEDFORWARD, Adapter
-from planner.expr import ceil_div
+from planner.expr import Sized, ceil_div
 from planner.rules import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
 from planner.spec import Linear
 from planner.tape import Node, Shape, Tape, Tensor
@@ -201,30 +201,27 @@ def merged(w: Walk, name: str, prefix: str) -> Tensor:
 
 def orthogonality(w: Walk, prefix: str) -> Tensor | None:
     """AdaLoRA's regularisation of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21 tuners/adalora/model.py forward)."""
-    t = w.t
     loss: Tensor | None = None
     for name, adapter in w.inventory.adapters.items():
         for short in ("lora_A", "lora_B"):
-            p = w.weight(f"{prefix}{name}.{short}")
-            rank = adapter.tensor("lora_A").shape[0]
-            square = (rank, rank)
-            covariance = w.lower(p)
-            gram = bmm(t, covariance, covariance, square, "P P^T")
-            identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
-            less = add(t, gram, identity, "P P^T - I")
-            del gram, identity
-            size = t.op(
-                "norm",
-                (w.wide(less),),
-                (),
-                "float32",
-                saves=(less,),
-                name="norm",
-                backward=lambda t, n, g: [t.alloc("gradient of norm's input", square, "float32", "grad * input / norm")],
-            )
-            del less
-            loss = size if loss is None else add(t, loss, size, "regularisation")
+            size = _distance(w, w.weight(f"{prefix}{name}.{short}"), adapter.tensor("lora_A").shape[0])
+            loss = size if loss is None else add(w.t, loss, size, "regularisation")
     return loss
+
+
+def _distance(w: Walk, p: Tensor, rank: Sized) -> Tensor:
+    """norm(P P^T - I), R x R."""
+    t, square = w.t, (rank, rank)
+    low = w.lower(p)
+    gram = bmm(t, low, low, square, "P P^T")
+    identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
+    less = add(t, gram, identity, "P P^T - I")
+    del gram, identity
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("gradient of norm's input", square, "float32", "grad * input / norm")]
+
+    return t.op("norm", (w.wide(less),), (), "float32", saves=(less,), name="norm", backward=backward)
 
 
 def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:

@@ -40,7 +40,7 @@ def head(w: Walk, given: Tensor) -> Tensor:
 
 
 def causal_loss(w: Walk, logits: Tensor) -> Tensor:
-    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood; 4 V bytes a token each, and again for each gradient."""
+    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood: 4 V bytes a token each, gradients too."""
     t = w.t
     with t.inside("loss: "):
         shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
