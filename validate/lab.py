@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.breakdown import Prediction
 from planner.errors import UsageError
+from planner.methods import METHODS
 from planner.setup import Setup, resolve
 
 if TYPE_CHECKING:
@@ -93,10 +94,17 @@ class Lab:
     def _predict(self, name: str, fields: Mapping[str, Any], engine: str) -> Prediction:
         model = self.model(name)
         setup = self.setup(name, fields)
+        if setup.adapter is not None and engine != "trace":
+            if engine == "formula":
+                raise Missing(f"the formula has no rule for PEFT type {setup.adapter.get('peft_type')}: the trace runs it")
+            engine = "trace"  # a PEFT adapter file implies the trace
         try:
-            return self._engines[engine](model, setup)
+            prediction = self._engines[engine](model, setup)
         except UsageError as error:
             raise Missing(f"{name}: {error}") from None
+        if prediction.trainable_parameters == 0 and METHODS[setup.method].trains != "nothing":
+            raise Missing(f"the {prediction.engine} engine counts no trainable parameter for method {setup.method}: it has no rule for it")
+        return prediction
 
 
 def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:

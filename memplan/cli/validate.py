@@ -1,0 +1,107 @@
+"""memplan validate [PATH ...]: recorded runs reconciled with predictions; accuracy by tier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner.errors import ToleranceError, UsageError
+
+DEFAULT = Path("measurements")
+
+
+@click.command("validate", short_help="Reconcile recorded runs with predictions; accuracy by tier.")
+@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
+@click.option("--engine", type=click.Choice(("formula", "trace")), help="Whose predictions to reconcile. Default: each available.")
+@click.option("--recorded", is_flag=True, help="Take the trace that each record holds instead of tracing again.")
+@click.option(
+    "--published", is_flag=True, help="Score the figures that others published, in their own table; they never count towards a tier."
+)
+@click.option("--explain", is_flag=True, help="Every run with its moments, components, suspects and notes.")
+@click.option("--markdown", is_flag=True, help="The page docs/accuracy.md on standard output.")
+@click.option("--update", is_flag=True, help="Write docs/accuracy.md and the accuracy that the package ships (for a checkout).")
+@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+def command(
+    paths: tuple[str, ...], engine: str | None, recorded: bool, published: bool, explain: bool, markdown: bool, update: bool, as_json: bool
+) -> None:
+    """Reconcile the records of each PATH (files or folders; default ./measurements, else the accuracy that ships with the package).
+
+    Exit 4 where a tier of the design is broken by runs on a GPU that were never used to tune.
+    """
+    if published:
+        _published(engine or "formula", as_json)
+        return
+    if not paths and not DEFAULT.is_dir():
+        _shipped(as_json)
+        return
+    from validate.accuracy import Validation, to_document
+    from validate.collect import ENGINES, read_records, reconcile_all
+
+    measurements = read_records([Path(path) for path in paths] or [DEFAULT])
+    runs, skipped = reconcile_all(measurements, (engine,) if engine else ENGINES, "record" if recorded else "here")
+    validation = Validation(tuple(runs), tuple(skipped))
+    if update:
+        _update(validation, measurements)
+    if as_json:
+        from memplan.render.json import write
+
+        write(to_document(validation))
+    elif markdown:
+        from memplan.render.validation import page
+
+        click.echo(page(validation), nl=False)
+    elif not update:
+        from memplan.render.console import show
+        from memplan.render.validation import tables
+
+        show(*tables(validation, explain))
+    if not validation.kept:
+        broken = [result.tier.name for result in validation.tiers if result.kept is False]
+        broken += [f"C ({e})" for e in ENGINES if validation.verdicts(e).kept is False]
+        raise ToleranceError(f"outside the design's tiers: {', '.join(broken)}")
+
+
+def _shipped(as_json: bool) -> None:
+    from validate.evidence import SHIPPED, read
+
+    runs = read()
+    if not runs:
+        raise UsageError("no PATH, no ./measurements, and no accuracy shipped with this package: record runs with memplan profile --save")
+    if as_json:
+        import json
+
+        from memplan.render.json import write
+
+        write({**json.loads(SHIPPED.read_text(encoding="utf-8")), "schema": "memplan.validation/1"})
+        return
+    from memplan.render.console import show
+    from memplan.render.validation import shipped_table
+
+    show(*shipped_table(runs))
+
+
+def _published(engine: str, as_json: bool) -> None:
+    from validate.published import score, to_document
+
+    scores = score(engine)
+    if as_json:
+        from memplan.render.json import write
+
+        write(to_document(scores))
+        return
+    from memplan.render.console import show
+    from memplan.render.validation import published_table
+
+    show(*published_table(scores))
+
+
+def _update(validation, measurements) -> None:  # type: ignore[no-untyped-def]
+    from memplan.render.validation import page
+    from validate.evidence import runs_of, write
+
+    docs = Path("docs")
+    if not docs.is_dir():
+        raise UsageError("--update writes into a checkout's docs/: run it from the root of the repository")
+    write(runs_of(measurements, validation.runs))
+    (docs / "accuracy.md").write_text(page(validation), encoding="utf-8")

@@ -1,0 +1,190 @@
+"""Accuracy as tables: tiers first, then the worst runs first, then groups. The same numbers as Markdown for docs/accuracy.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.units import gib
+from validate.accuracy import Stats, Validation, grouped, stats, worst_first
+from validate.evidence import Run
+from validate.reconcile import Reconciliation
+
+if TYPE_CHECKING:
+    from validate.published import Score
+
+ABSENT = "-"
+Line = tuple[str, ...]
+HEAD: Line = ("runs", "median", "P95", "worst", "bias", "within 1 MiB")
+
+
+def percent(value: float | None, sign: bool = False) -> str:
+    if value is None:
+        return ABSENT
+    return f"{100 * value:+.2f} %" if sign else f"{100 * value:.2f} %"
+
+
+def stat_cells(s: Stats) -> Line:
+    return (
+        str(s.runs),
+        percent(s.median),
+        percent(s.p95),
+        percent(s.worst),
+        percent(s.bias, True),
+        percent(s.within_1_mib) if s.runs else ABSENT,
+    )
+
+
+def tier_lines(validation: Validation) -> Iterator[Line]:
+    """Each tier: what it promises, what was found, whether it is kept."""
+    for result in validation.tiers:
+        t = result.tier
+        promise = f"{percent(t.median)} / {percent(t.p95)} / {percent(t.worst)}"
+        kept = "no run" if result.kept is None else "kept" if result.kept else "BROKEN"
+        yield (t.name, f"{t.engine}, {t.what}", promise, *stat_cells(result.stats)[:5], kept)
+    for engine in dict.fromkeys(run.engine for run in validation.runs):
+        v = validation.verdicts(engine)
+        kept = "no run" if v.kept is None else "kept" if v.kept else "BROKEN"
+        found = f"{v.right} right, {v.false_fits} false fits, {v.false_no} false no, {v.tight} tight"
+        yield ("C", f"{engine}, verdict", "no false fits, 1 % false no", found, *[""] * 4, kept)
+
+
+TIER_HEAD: Line = ("tier", "what", "promise: median / P95 / worst", *HEAD[:5], "")
+RUN_HEAD: Line = ("run", "engine", "predicted", "measured", "error", "device", "unexplained", "")
+
+
+def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
+    for run in worst_first(runs):
+        allocated, device = run.tiers.get("allocated"), run.tiers.get("device")
+        yield (
+            run.case,
+            run.engine,
+            gib(allocated.predicted) if allocated else ABSENT,
+            gib(allocated.measured) if allocated else run.outcome,
+            percent(run.error, True),
+            percent(device.error, True) if device else ABSENT,
+            gib(run.unexplained_bytes) if run.unexplained_bytes is not None else ABSENT,
+            " ".join(filter(None, ("development" if run.development else "", run.verdict if run.verdict != "unknown" else ""))),
+        )
+
+
+def group_lines(runs: Sequence[Reconciliation]) -> Iterator[tuple[str, list[Line]]]:
+    for name, groups in grouped(runs).items():
+        if groups:
+            yield name, [(key, *stat_cells(s)) for key, s in sorted(groups.items(), key=lambda item: -(item[1].worst or 0))]
+
+
+def development_lines(validation: Validation) -> list[Line]:
+    runs = [run for run in validation.runs if run.development]
+    return [
+        (f"{engine}, {what}", *stat_cells(stats(r.tiers[what] for r in runs if r.engine == engine and what in r.tiers)))
+        for engine in dict.fromkeys(run.engine for run in runs)
+        for what in ("allocated", "device")
+    ]
+
+
+def tables(validation: Validation, explain: bool = False) -> Iterator[RenderableType]:
+    yield _table("Tiers (GPU runs that were never used to tune)", TIER_HEAD, tier_lines(validation))
+    yield _table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
+    own = [run for run in validation.runs if not run.development]
+    for engine in dict.fromkeys(run.engine for run in own):
+        for name, lines in group_lines([run for run in own if run.engine == engine]):
+            if name != "engine":
+                yield _table(f"{engine}, by {name}", (name, *HEAD), lines)
+    if lines := development_lines(validation):
+        yield _table("Development set (guided the design; never counts towards a tier)", ("", *HEAD), lines)
+    if explain:
+        for run in worst_first(validation.runs):
+            yield from _explained(run)
+    for skipped in validation.skipped:
+        yield Text(f"not reconciled: {skipped.case} by {skipped.engine}: {skipped.reason}", style="yellow")
+
+
+def _explained(run: Reconciliation) -> Iterator[RenderableType]:
+    lines = [(d.moment, d.what, gib(d.predicted), gib(d.measured), percent(d.error, True)) for d in run.moments]
+    yield _table(f"{run.case}, {run.engine}", ("moment", "what", "predicted", "measured", "error"), lines)
+    for suspect in run.suspects:
+        yield Text(f"likely wrong: {suspect} ({percent(suspect.share)} of what is open)")
+    for note in run.notes:
+        yield Text(f"note: {note}", style="dim")
+
+
+def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
+    """The accuracy that came with the package: one line an engine and card."""
+    groups: dict[Line, list[float]] = {}
+    for run in runs:
+        if run.allocated_error is not None:
+            card = (run.gpu or "CPU") + (" (development set)" if run.development else "")
+            groups.setdefault((run.engine, card), []).append(abs(run.allocated_error))
+    lines = []
+    for (engine, card), errors in groups.items():
+        ordered = sorted(errors)
+        lines.append((engine, card, str(len(ordered)), percent(ordered[len(ordered) // 2]), percent(ordered[-1])))
+    yield _table("Recorded accuracy of this release: allocated peak of the step", ("engine", "on", "runs", "median", "worst"), lines)
+
+
+def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
+    lines = [
+        (
+            s.figure.id,
+            s.figure.quality,
+            s.figure.metric,
+            gib(s.figure.value_bytes),
+            gib(s.predicted) if s.predicted is not None else ABSENT,
+            percent(s.error, True),
+            s.figure.source,
+        )
+        for s in scores
+    ]
+    yield _table(
+        "Figures that others published (their own rounding; never used to tune)",
+        ("figure", "quality", "metric", "published", "predicted", "error", "source"),
+        lines,
+    )
+    for s in scores:
+        if s.reason:
+            yield Text(f"not predicted: {s.figure.id}: {s.reason}", style="yellow")
+
+
+def _table(title: str, head: Line, lines: Iterable[Line]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=False)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number == 0 or name in ("what", "engine", "source", "") else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
+    return table
+
+
+INTRO = """# Accuracy
+
+Written by `memplan validate --update` from the records under `measurements/`; a test fails when it is stale. Errors are fractions
+of the measured number: median, P95 and worst of absolute errors, bias the mean of signed ones. Only runs on a GPU that were never used
+to tune count towards a tier. What no row explains is *unexplained* and stays so.
+"""
+
+
+def page(validation: Validation) -> str:
+    """docs/accuracy.md."""
+    parts = [INTRO, "## Tiers\n", _markdown(TIER_HEAD, tier_lines(validation))]
+    parts += ["\n## Runs, worst first\n\nAllocated peak of the training step.\n", _markdown(RUN_HEAD, run_lines(validation.runs))]
+    own = [run for run in validation.runs if not run.development]
+    for engine in dict.fromkeys(run.engine for run in own):
+        parts.append(f"\n## The {engine} engine, by group\n")
+        for name, lines in group_lines([run for run in own if run.engine == engine]):
+            if name != "engine":
+                parts += [_markdown((name, *HEAD), lines), ""]
+    if lines := development_lines(validation):
+        parts += ["\n## Development set\n\nThese guided the design and never count towards a tier.\n", _markdown(("", *HEAD), lines)]
+    if validation.skipped:
+        parts.append("\n## Not reconciled\n")
+        parts += [f"* {s.case}, {s.engine}: {s.reason}" for s in validation.skipped]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _markdown(head: Line, lines: Iterable[Line]) -> str:
+    rows = [head, tuple("---" for _ in head), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

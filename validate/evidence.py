@@ -1,0 +1,181 @@
+"""What a prediction's uncertainty rests on: the recorded runs of the same engine, the nearest of them, or that none resembles it.
+
+accuracy.json, written by `memplan validate --update`, holds one line a reconciled run. An error measured on one card's generation is never
+given as the error of another's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from planner.breakdown import Accuracy, Prediction
+from planner.errors import UsageError
+from planner.methods import METHODS
+from planner.setup import Setup
+from profiler.record import Measurement
+from validate.reconcile import Reconciliation
+
+SHIPPED = Path(__file__).with_name("accuracy.json")
+SCHEMA = "memplan.accuracy/1"
+FAR = 2.0  # beyond this distance a run does not resemble a prediction
+
+
+@dataclass(frozen=True)
+class Run:
+    """One reconciled run as evidence: what decides how far another one is from it, and its errors as fractions."""
+
+    case: str
+    engine: str
+    family: str
+    parameters: int
+    method: str
+    dtype: str
+    gpu: str | None
+    generation: int | None  # major CUDA capability; None on a CPU
+    allocated_error: float | None
+    device_error: float | None
+    verdict: str
+    development: bool = False
+
+
+def runs_of(measurements: Sequence[Measurement], reconciliations: Sequence[Reconciliation]) -> list[Run]:
+    """The evidence that reconciled runs leave, in order of engine and case."""
+    by_case = {measurement.case: measurement for measurement in measurements}
+    found = []
+    for done in reconciliations:
+        measurement = by_case[done.case]
+        error = {name: d.error for name, d in done.tiers.items()}
+        found.append(
+            Run(
+                done.case,
+                done.engine,
+                str((measurement.model.get("config") or {}).get("model_type", "?")),
+                int(measurement.model.get("parameters") or measurement.total_parameters or 0),
+                done.method,
+                measurement.setup.weight_dtype,
+                done.gpu,
+                _major(measurement.environment.get("capability")),
+                error.get("allocated"),
+                error.get("device"),
+                done.verdict,
+                done.development,
+            )
+        )
+    return sorted(found, key=lambda run: (run.engine, run.case))
+
+
+def _major(capability: Any) -> int | None:
+    return int(capability[0]) if isinstance(capability, list | tuple) and capability else None
+
+
+def write(runs: Sequence[Run], path: Path = SHIPPED) -> None:
+    document = {"schema": SCHEMA, "runs": [asdict(run) for run in runs]}
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(path: Path = SHIPPED) -> tuple[Run, ...]:
+    """The recorded evidence; empty where none was shipped. Raises UsageError for another schema."""
+    if not path.is_file():
+        return ()
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document.get("schema") != SCHEMA:
+        raise UsageError(f"{path}: expected a document of schema {SCHEMA}, found {document.get('schema')!r}")
+    return tuple(Run(**run) for run in document["runs"])
+
+
+@cache
+def shipped() -> tuple[Run, ...]:
+    return read()
+
+
+def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:
+    """The recorded accuracy of this engine for predictions like this one: median and worst over comparable runs, and the nearest one."""
+    everything = shipped() if runs is None else runs
+    wanted = _run_of(prediction)
+    same = [run for run in everything if run.engine == prediction.engine and run.allocated_error is not None and not run.development]
+    same = [run for run in same if (run.gpu is None) == (prediction.setup.device == "cpu")]
+    if not same:
+        return Accuracy(
+            evidence=f"no recorded run of the {prediction.engine} engine on a {'CPU' if prediction.setup.device == 'cpu' else 'GPU'}"
+        )
+    comparable = [run for run in same if wanted.generation is None or run.generation == wanted.generation]
+    if not comparable:
+        cards = ", ".join(sorted({str(run.gpu) for run in same}))
+        return Accuracy(evidence=f"no recorded run on a card like {wanted.gpu} (recorded: {cards})")
+    nearest = min(comparable, key=lambda run: (distance(wanted, run), run.case))
+    errors = [abs(run.allocated_error) for run in comparable if run.allocated_error is not None]
+    cards = ", ".join(sorted({run.gpu or "CPU" for run in comparable}))
+    near = distance(wanted, nearest) <= FAR
+    said = f"{len(errors)} recorded runs on {cards}" + ("" if near else "; no recorded run resembles this")
+    return Accuracy(statistics.median(errors), max(errors), len(errors), said, nearest.case if near else None)
+
+
+def _run_of(prediction: Prediction) -> Run:
+    """A prediction in the terms in which runs are compared."""
+    setup, extra = prediction.setup, prediction.model.extra
+    return Run(
+        "this",
+        prediction.engine,
+        str(extra.get("model_type", prediction.model.architecture)),
+        prediction.model.parameters,
+        setup.method,
+        setup.weight_dtype,
+        setup.gpu,
+        _generation(setup),
+        None,
+        None,
+        "",
+    )
+
+
+def _generation(setup: Setup) -> int | None:
+    """The named card's major capability; None where no card is named, or a budget is."""
+    if setup.gpu is None or setup.device == "cpu":
+        return None
+    from planner.gpus import find_gpu
+
+    try:
+        capability = find_gpu(setup.gpu).capability
+    except UsageError:
+        return None
+    return capability[0] if capability else None
+
+
+def distance(wanted: Run, run: Run) -> float:
+    """How unlike two runs are: 1 each for another family, another kind of method and another GPU generation, half for another dtype or
+    method of the same kind, and half a doubling of the parameters."""
+    apart = 0.0 if _same_family(wanted.family, run.family) else 1.0
+    apart += 0.0 if wanted.method == run.method else 0.5 if _kind(wanted.method) == _kind(run.method) else 1.0
+    apart += 0.0 if wanted.dtype == run.dtype else 0.5
+    apart += 0.0 if wanted.generation in (None, run.generation) else 1.0
+    if wanted.parameters and run.parameters:
+        apart += 0.5 * abs(math.log2(wanted.parameters / run.parameters))
+    return apart
+
+
+def _same_family(one: str, other: str) -> bool:
+    """`llama` and `LlamaForCausalLM` are one family: predictions may know the class alone."""
+    a, b = (name.lower().replace("_", "").removesuffix("forcausallm").removesuffix("lmheadmodel") for name in (one, other))
+    return a == b
+
+
+def _kind(method: str) -> tuple[str, bool]:
+    row = METHODS.get(method)
+    return (row.trains, row.quantised) if row else ("?", False)
+
+
+def summary(runs: Sequence[Run]) -> Mapping[str, int]:
+    """How many runs of each engine count and how many are of the development set."""
+    return {
+        f"{run.engine}{' (development set)' if run.development else ''}": sum(
+            r.engine == run.engine and r.development == run.development for r in runs
+        )
+        for run in runs
+    }

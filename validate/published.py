@@ -1,0 +1,124 @@
+"""Figures that others published, scored against predictions in a table of their own. They count towards no tier and tune nothing."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from planner import __version__
+from planner.breakdown import Prediction
+from planner.errors import UsageError, shorten
+from validate.claimsfile import UNITS
+from validate.lab import Lab, Missing
+
+SHIPPED = Path(__file__).with_name("published.toml")
+SCHEMA = "memplan.published/1"
+METRICS = ("allocated", "reserved", "active")
+QUALITY = ("A", "B", "C")
+NEEDED = ("id", "model", "setup", "metric", "value", "unit", "quality", "source")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published number and everything that was said about how it was measured."""
+
+    id: str
+    model: str
+    setup: Mapping[str, Any]
+    metric: Literal["allocated", "reserved", "active"]
+    value: float
+    unit: str
+    quality: Literal["A", "B", "C"]
+    source: str
+    note: str = ""
+
+    @property
+    def value_bytes(self) -> int:
+        return round(self.value * UNITS[self.unit])
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure and what an engine predicts for it; `reason` says why where it predicts nothing."""
+
+    figure: Figure
+    engine: str
+    predicted: int | None
+    reason: str = ""
+
+    @property
+    def error(self) -> float | None:
+        return None if self.predicted is None else (self.predicted - self.figure.value_bytes) / self.figure.value_bytes
+
+
+def read_figures(path: Path = SHIPPED) -> tuple[Figure, ...]:
+    """The figures of a TOML file. Raises UsageError naming file, figure and key."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    if document.get("schema") != SCHEMA:
+        raise UsageError(f"{path}: schema is {shorten(repr(document.get('schema')))}, expected {SCHEMA}")
+    return tuple(_figure(table, f"{path}, figure {n}") for n, table in enumerate(document.get("figure", ()), start=1))
+
+
+def _figure(table: Mapping[str, Any], where: str) -> Figure:
+    for key in NEEDED:
+        if key not in table:
+            raise UsageError(f"{where}: {key} is missing")
+    legal = {"metric": METRICS, "quality": QUALITY, "unit": tuple(UNITS)}
+    for key, names in legal.items():
+        if table[key] not in names:
+            raise UsageError(f"{where}: {key} is {shorten(repr(table[key]))}, expected one of {', '.join(filter(None, names))}")
+    try:
+        return Figure(**table)
+    except TypeError as error:
+        raise UsageError(f"{where}: {shorten(str(error))}") from None
+
+
+@cache
+def figures() -> tuple[Figure, ...]:
+    return read_figures()
+
+
+def score(engine: str = "formula", wanted: Sequence[Figure] | None = None) -> list[Score]:
+    """Every figure predicted by one engine, worst error first, then those that it cannot predict."""
+    lab = Lab()
+    scores = [_score(figure, engine, lab) for figure in (figures() if wanted is None else wanted)]
+    return sorted(scores, key=lambda s: (s.error is None, -abs(s.error or 0.0), s.figure.id))
+
+
+def _score(figure: Figure, engine: str, lab: Lab) -> Score:
+    try:
+        return Score(figure, engine, _predicted(figure, lab.predict(figure.model, figure.setup, engine)))
+    except Missing as missing:
+        return Score(figure, engine, None, str(missing))
+
+
+def _predicted(figure: Figure, prediction: Prediction) -> int:
+    """The number of the metric over the training step: reserved is the allocator's, the others what is allocated."""
+    peak = prediction.step_peak
+    return peak.reserved_bytes if figure.metric == "reserved" else peak.allocated_bytes
+
+
+def to_document(scores: Sequence[Score]) -> dict[str, Any]:
+    return {
+        "schema": "memplan.validation/1",
+        "memplan_version": __version__,
+        "published": [
+            {
+                **{key: getattr(s.figure, key) for key in ("id", "model", "metric", "quality", "source", "note")},
+                "setup": dict(s.figure.setup),
+                "published": s.figure.value_bytes,
+                "predicted": s.predicted,
+                "error": s.error,
+                "engine": s.engine,
+                "reason": s.reason or None,
+            }
+            for s in scores
+        ],
+    }
