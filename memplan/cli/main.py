@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "claims": "memplan.cli.claims:command",
     "validate": "memplan.cli.validate:command",
     "compare": "memplan.cli.compare:command",
+    "diff": "memplan.cli.diff:command",
     "fit": "memplan.cli.fit:command",
     "oom": "memplan.cli.oom:command",
     "profile": "memplan.cli.profile:command",

@@ -1,0 +1,52 @@
+"""memplan diff OLD.json NEW.json: what moved between two predictions or measurements; --fail-over makes it a gate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.errors import ToleranceError, UsageError, shorten
+
+
+@click.command("diff", short_help="Two predictions or measurements: what moved; a gate with --fail-over.")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--fail-over", metavar="PERCENT", help="Exit code 4 where a peak or a moment grew by more than this: 1%, 0.5%, 0.")
+@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
+def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
+    """What moved from OLD to NEW (documents of --json; with --explain they name tensors too): peaks, moments, components and rows."""
+    from planner.diff import diff
+    from planner.models import read_json
+
+    limit = None if fail_over is None else read_percent(fail_over)
+    found = diff(read_json(old), read_json(new))
+    if as_json:
+        from memplan.render.json import write
+
+        write(found.to_document())
+    else:
+        from memplan.render.console import show
+        from memplan.render.diff import diff_screen
+
+        show(*diff_screen(found))
+    if limit is not None and (beyond := found.beyond(limit)):
+        raise ToleranceError(gate_message(found, beyond[0], fail_over or ""))
+
+
+def gate_message(found: Any, worst: Any, limit: str) -> str:
+    """One sentence for a gate: what grew, by how much, and the component and row that moved most."""
+    share = "from nothing" if worst.fraction is None else f"by {worst.fraction:.2%}"
+    text = f"{' '.join(worst.what)} grew {share} ({worst.moved:,} bytes), more than {limit} allows"
+    causes = [change for change in (*found.rows, *found.components) if change.moved > 0][:1]
+    return text + "".join(f"; most of all {': '.join(part for part in change.what if part)} ({change.moved:+,} bytes)" for change in causes)
+
+
+def read_percent(text: str) -> float:
+    """A percentage as a fraction: '1%', '0.5 %' or '0'. UsageError otherwise."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*|\s*0\s*", text)
+    if match is None:
+        raise UsageError(f"--fail-over '{shorten(text)}': expected a percentage such as 1%")
+    return float(match.group(1) or 0) / 100

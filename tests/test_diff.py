@@ -1,0 +1,111 @@
+"""diff: what moved, by component and tensor; the gate on the command line and in pytest."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from memplan.cli.diff import command, read_percent
+from planner.diff import diff
+from planner.errors import ToleranceError, UsageError
+from planner.formula import plan
+from planner.models import find
+from planner.setup import resolve
+
+pytest_plugins = ("pytester",)
+
+
+def document(**fields):
+    return plan(find("gpt2").spec(), resolve({"sequence_length": 256, **fields})).to_document(explain=True)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return document(method="lora")
+
+
+@pytest.fixture(scope="module")
+def large():
+    return document(method="lora", rank=64, micro_batch=2)
+
+
+def test_equal_documents_do_not_differ(small):
+    found = diff(small, small)
+    assert (found.peaks, found.components, found.rows, found.settings, found.grown) == ((), (), (), (), 0.0)
+
+
+def test_the_numbers_are_the_documents_numbers(small, large):
+    found = diff(small, large)
+    peak = next(change for change in found.peaks if change.what == ("peak", "device"))
+    assert (peak.old, peak.new) == (small["peak"]["device_bytes"], large["peak"]["device_bytes"])
+    states = next(change for change in found.components if change.what == ("optimizer_step", "optimizer_states"))
+    assert states.fraction == pytest.approx(3.0, rel=0.01)  # four times the rank
+    assert {name for name, _, _ in found.settings} == {"rank", "micro_batch"}
+    assert any("lora_A" in " ".join(change.what) for change in found.rows)
+
+
+def test_rows_of_a_moment_add_up_to_its_difference(small, large):
+    found = diff(small, large)
+    backward = next(change for change in found.peaks if change.what == ("backward",))
+    assert sum(change.moved for change in found.rows if change.what[0] == "backward") == backward.moved
+
+
+def test_growth_and_shrinking(small, large):
+    assert diff(small, large).beyond(0.01) and diff(small, large).grown > 0.01
+    assert diff(large, small).beyond(0.0) == []
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ({}, {"schema": "memplan.prediction/1"}, "the first document has schema ''"),
+    ({"schema": "memplan.prediction/1"}, {"schema": "memplan.claims/1"}, "the second document has schema 'memplan.claims/1'"),
+    ({"schema": "memplan.prediction/1"}, {"schema": "memplan.measurement/1"}, "two of one kind"),
+    ({"schema": "memplan.prediction/2"}, {"schema": "memplan.prediction/2"}, "install a newer memplan"),
+])  # fmt: skip
+def test_documents_that_cannot_be_compared(old, new, message):
+    with pytest.raises(UsageError) as caught:
+        diff(old, new)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "fraction"), [("1%", 0.01), ("0.5 %", 0.005), ("0", 0.0), ("100%", 1.0)])
+def test_percentages(text, fraction):
+    assert read_percent(text) == fraction
+
+
+@pytest.mark.parametrize("text", ["1", "one", "-1%", "%", ""])
+def test_bad_percentages(text):
+    with pytest.raises(UsageError, match="expected a percentage"):
+        read_percent(text)
+
+
+def test_the_gate_names_what_grew(tmp_path, small, large):
+    for name, content in (("old", small), ("new", large)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = [str(tmp_path / "old.json"), str(tmp_path / "new.json")]
+    shown = CliRunner().invoke(command, paths)
+    assert shown.exit_code == 0 and "tensors" in shown.output and "the setups differ" in shown.output
+    with pytest.raises(ToleranceError, match=r"grew by .* more than 1% allows; most of all") as caught:
+        command.main([*paths, "--fail-over", "1%"], standalone_mode=False)
+    assert caught.value.exit_code == 4
+    command.main([*reversed(paths), "--fail-over", "1%"], standalone_mode=False)
+    assert json.loads(CliRunner().invoke(command, [*paths, "--json"]).output)["schema"] == "memplan.diff/1"
+
+
+GATED = """
+def test_memory(memplan_gate):
+    prediction = memplan_gate("tiny", "gpt2", method="lora", sequence_length=128, rank={rank})
+    assert prediction.peak.device_bytes > 0
+"""
+
+
+def test_the_pytest_fixture_records_then_compares_then_fails(pytester):
+    plugin = ("-p", "memplan.pytest_plugin", "-p", "no:cacheprovider")
+    pytester.makepyfile(GATED.format(rank=8))
+    missing = pytester.runpytest_inprocess(*plugin)
+    missing.stdout.fnmatch_lines(["*no baseline*--memplan-update*"])
+    assert pytester.runpytest_inprocess(*plugin, "--memplan-update").ret == 0
+    assert pytester.runpytest_inprocess(*plugin).ret == 0
+    pytester.makepyfile(GATED.format(rank=512))
+    grown = pytester.runpytest_inprocess(*plugin)
+    assert grown.ret == 1
+    grown.stdout.fnmatch_lines(["*grew by*more than 1.00% allows*"])
