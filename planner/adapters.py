@@ -54,6 +54,8 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
 
 def _stored(setup: Setup, name: str, shapes: Shapes, count: int) -> tuple[Stored, ...]:
     frozen = FROZEN.get(setup.method, ())
+    if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
+        frozen = ("ranknum",)
     return tuple(Stored(f"{name}.{short}", shape, setup.adapter_dtype, count, short not in frozen, "adapter") for short, shape in shapes)
 
 
@@ -154,6 +156,8 @@ def _dora(linear: Linear) -> tuple[Kind, Shapes]:
 
 
 def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
+    """A, E, B and the number of ranks, which is made without a gradient but becomes a trained parameter when it is moved to the base layer's
+    device or dtype (peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer): everywhere but on an fp32 base on the CPU."""
     return "adalora", (("lora_A", (R, linear.in_features)), ("lora_E", (R, 1)), ("lora_B", (linear.out_features, R)), ("ranknum", (1,)))
 
 
