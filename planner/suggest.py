@@ -8,6 +8,8 @@ from typing import Any
 
 from planner.breakdown import Prediction
 from planner.errors import UsageError
+from planner.formula import SEGMENT
+from planner.frontier import peak_of
 from planner.gpus import Gpu
 from planner.methods import METHODS
 from planner.setup import Setup, resolve
@@ -122,42 +124,34 @@ def changed(setup: Setup, fields: Fields) -> Setup:
     return resolve({"sequence_length": setup.sequence_length, "recipe": setup.recipe, "method": setup.method, **keep, **fields})
 
 
-def suggest(
-    spec: ModelSpec,
-    setup: Setup,
-    prediction: Prediction,
-    gpu: Gpu | None = None,
-    most: int = 3,
-    plan: Callable[[ModelSpec, Setup], Prediction] | None = None,
-) -> tuple[Suggestion, ...]:
-    """At most `most` single changes that lower the formula's peak by 1 % or more, those that make it fit `gpu` first, then the largest.
+def suggest(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu | None = None, most: int = 3) -> tuple[Suggestion, ...]:
+    """At most `most` single changes that lower the peak by 1 % or more, those that make it fit `gpu` first, then the largest.
 
-    One of each kind, every one evaluated by `plan` (the formula), never estimated. Savings do not add up, since the peak is a maximum.
+    One of each kind; what each saves is the formula's, also beside a traced prediction. Savings do not add up: the peak is a maximum.
     """
-    if plan is None:
-        from planner.formula import plan as closed_form
-
-        plan = closed_form
-    before = prediction if prediction.engine == "formula" else plan(spec, setup)
-    found = [s for s in _evaluated(spec, setup, before, plan) if s[1].saved_bytes * 100 >= before.peak.device_bytes]
-    usable = gpu.usable_bytes if gpu else None
-    found.sort(key=lambda pair: (usable is not None and pair[1].device_bytes > usable, -pair[1].saved_bytes))
+    before = peak_of(spec, setup)
+    device = prediction.peak.device_bytes
+    found = [(kind, suggestion) for kind, suggestion in _evaluated(spec, setup, before, device) if suggestion.saved_bytes * 100 >= device]
+    found.sort(key=lambda pair: (gpu is not None and pair[1].device_bytes > gpu.usable_bytes, -pair[1].saved_bytes))
     shown: dict[str, Suggestion] = {}
     for kind, suggestion in found:
         shown.setdefault(kind, suggestion)
     return tuple(shown.values())[:most]
 
 
-def _evaluated(
-    spec: ModelSpec, setup: Setup, before: Prediction, plan: Callable[[ModelSpec, Setup], Prediction]
-) -> Iterator[tuple[str, Suggestion]]:
+def _evaluated(spec: ModelSpec, setup: Setup, before: int, device: int) -> Iterator[tuple[str, Suggestion]]:
     for change in CHANGES:
         if not change.applies(setup):
             continue
         fields = change.fields(setup)
         try:
-            after = plan(spec, changed(setup, fields))
+            after = peak_of(spec, changed(setup, fields))
         except UsageError:  # a change that contradicts what the person chose is no suggestion
             continue
-        saved = before.peak.device_bytes - after.peak.device_bytes
-        yield change.kind, Suggestion(change.text.format(**fields), fields, saved, after.peak.device_bytes)
+        saved = _reserved(before) - _reserved(after)
+        yield change.kind, Suggestion(change.text.format(**fields), fields, saved, device - saved)
+
+
+def _reserved(allocated: int) -> int:
+    """What the formula takes as reserved: whole segments."""
+    return -(-allocated // SEGMENT) * SEGMENT
