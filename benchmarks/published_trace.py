@@ -41,7 +41,8 @@ def setup_of(run: Mapping[str, Any]) -> Setup:
         "rank": run["rank"], "alpha": run["lora_alpha"], "dropout": run["lora_dropout"], "targets": run["targets"],
         "micro_batch": run["micro_batch"], "sequence_length": run["sequence"], "checkpointing": "non_reentrant",
         "attention": "eager" if run["attention"] == "eager" else "sdpa-efficient", "optimizer": "adamw_torch", "optimizer_mode": "foreach",
-        "load": "random",  # no warm-up block: the slack of these loads is that of one segment a tensor
+        # fp16 weights: no warm-up block, the slack of these loads is that of one segment a tensor. Quantised: from_pretrained's own order.
+        "load": "pretrained" if quantised else "random",
     })  # fmt: skip
 
 

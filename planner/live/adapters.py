@@ -11,7 +11,7 @@ from torch import nn
 
 from planner.errors import UsageError, shorten
 from planner.live.bottleneck import add_bottlenecks
-from planner.live.model import layer_list, reason
+from planner.live.model import layer_number, layer_place, layer_prefix, layers_of, reason
 from planner.methods import METHODS
 from planner.setup import Setup
 
@@ -64,16 +64,21 @@ def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
         enable(kwargs, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{type(model).__name__} cannot checkpoint activations: {reason(error)}") from None
+    for layer in layers_of(model):
+        if hasattr(layer, "gradient_checkpointing") and setup.checkpoint_every > 1:
+            layer.gradient_checkpointing = layer_place(layer) % setup.checkpoint_every == 0
     if not trained_input or setup.checkpointing == "reentrant":
         model.enable_input_require_grads()
 
 
 def _unfreeze_last(model: nn.Module, count: int) -> None:
-    found = layer_list(model)
-    if found is None:
+    layers = layers_of(model)
+    if not layers:
         raise UsageError(f"{type(model).__name__} has no list of layers: method 'freeze' does not apply")
-    for layer in list(found[1])[-count:]:
-        layer.requires_grad_(True)
+    last = layer_place(layers[-1])
+    for layer in layers:
+        if layer_place(layer) > last - count:
+            layer.requires_grad_(True)
 
 
 def _upcast(model: Any, embeddings: bool) -> None:
@@ -109,11 +114,13 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         raise
     except Exception as error:
         raise UsageError(f"peft cannot add {config.peft_type.value} to {type(model).__name__}: {reason(error)}") from None
-    for module in adapted.modules():
-        for store in (module._parameters, module._buffers):
-            for key, tensor in store.items():
-                if tensor is not None:
-                    store[key] = watcher.to_device(tensor)
+    prefix = layer_prefix(adapted)
+    for path, module in adapted.named_modules():
+        with watcher.scope(path, layer_number(prefix, path)):
+            for store in (module._parameters, module._buffers):
+                for key, tensor in store.items():
+                    if tensor is not None:
+                        store[key] = watcher.to_device(tensor)
     if setup.method == "lora-fa":
         for name, parameter in adapted.named_parameters():
             if ".lora_A." in name:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from planner.errors import UsageError
-from planner.live.model import layer_list
+from planner.live.model import layers_of
 
 
 class Bottleneck(nn.Module):
@@ -25,10 +25,9 @@ class Bottleneck(nn.Module):
 
 def add_bottlenecks(model: Any, size: int, dtype: torch.dtype, device: torch.device) -> None:
     """One adapter after the attention and one after the MLP of every decoder layer. UsageError where a layer has neither."""
-    found = layer_list(model)
     hidden = model.config.get_text_config().hidden_size
     count = 0
-    for layer in found[1] if found else ():
+    for layer in layers_of(model):
         for name, module in list(layer.named_children()):
             if "norm" in name or "layernorm" in name or isinstance(module, nn.Dropout) or not any(True for _ in module.parameters()):
                 continue

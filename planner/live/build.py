@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from planner.live import adapters, attention, batches, losses
-from planner.live.model import layer_list, quiet, skeleton
+from planner.live.model import layer_number, layer_prefix, quiet, skeleton
 from planner.live.optimizer import make_optimizer
 from planner.live.quantise import quantise, replace_linears
 from planner.setup import Setup
@@ -85,11 +85,8 @@ def logical_numel(parameter: torch.Tensor) -> int:
 
 
 def outline(config: Mapping[str, Any], setup: Setup, device: str) -> nn.Module:
-    """The model for `device`, its quantised layers in place and every tensor still an unallocated placeholder."""
-    model = skeleton(config, setup.weight_dtype, attention.implementation(setup.attention, device))
-    with quiet():
-        replace_linears(model, setup)
-    return model
+    """The model for `device`, every tensor still an unallocated placeholder."""
+    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention, device))
 
 
 def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watcher | None = None,
@@ -102,6 +99,8 @@ def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watc
     where = torch.device(device)
     if model is None:
         model = outline(config, setup, device)
+    with watcher.on_host(), quiet():
+        replace_linears(model, setup)
     with quiet():
         with watcher.announce("load"):
             materialise(model, setup, where, watcher)
@@ -118,7 +117,7 @@ def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watc
 
 
 def _autocast(setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    if setup.autocast == "none" or device == "meta":
+    if setup.autocast == "none":
         return nullcontext
     return lambda: torch.autocast(device, dtype=getattr(torch, setup.autocast))
 
@@ -133,17 +132,11 @@ def materialise(model: nn.Module, setup: Setup, device: torch.device, watcher: W
     Order: `random` as memplan's own loader goes (quantised layers, then module by module); `pretrained` as transformers does
     (one block of the model's size first, then sorted by name; transformers 5.23 core_model_loading.py, caching_allocator_warmup).
     """
-    layers = layer_list(model)
-    prefix = layers[0] + "." if layers else None
+    prefix = layer_prefix(model)
     made: dict[int, torch.Tensor] = {}
 
-    def layer_of(name: str) -> int | None:
-        if prefix is None or not name.startswith(prefix):
-            return None
-        return int(name[len(prefix) :].split(".", 1)[0])
-
     def one(module: nn.Module, store: dict[str, Any], key: str, name: str) -> None:
-        with watcher.scope(name, layer_of(name)):
+        with watcher.scope(name, layer_number(prefix, name)):
             tensor = store[key]
             if hasattr(tensor, "memplan_dtype"):
                 quantise(module, setup, device)

@@ -99,6 +99,8 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
     except Exception as error:
         raise UsageError(f"transformers cannot build {cls.__name__} from this config: {reason(error)}") from None
     assert isinstance(model, nn.Module)
+    for index, layer in enumerate(layers_of(model)):
+        layer.memplan_index = index
     return model
 
 
@@ -111,3 +113,27 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
             if best is None or size > best[0]:
                 best = (size, name, module)
     return None if best is None else (best[1], best[2])
+
+
+def layers_of(model: nn.Module) -> list[Any]:
+    """The decoder layers, empty where there is no list of them."""
+    found = layer_list(model)
+    return list(found[1]) if found else []
+
+
+def layer_place(layer: Any) -> int:
+    """A layer's index in the full model, which a model cut to a few layers remembers."""
+    return int(layer.memplan_index)
+
+
+def layer_prefix(model: nn.Module) -> str | None:
+    """The dotted path of the decoder layers with its final dot; None where there is no list of them."""
+    found = layer_list(model)
+    return found[0] + "." if found else None
+
+
+def layer_number(prefix: str | None, path: str) -> int | None:
+    """Which decoder layer a dotted path lies in, given `layer_prefix`; None outside them."""
+    if prefix is None or not path.startswith(prefix):
+        return None
+    return int(path[len(prefix) :].split(".", 1)[0])

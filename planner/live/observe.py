@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from planner.live.accumulate import calibrated, into_first
+
 ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
 Event = tuple[str, int, int]  # kind, storage id, bytes
 
@@ -52,6 +54,7 @@ class Storage:
     dtype: str
     moment: str
     born: int  # index of its allocation among the events
+    via: str = "code"  # how its layer is known: "code" of that layer, an autograd "node" made outside, or the "tensors" it was made from
     component: str = ""
     name: str = ""
     saved: bool = False
@@ -88,6 +91,7 @@ class Observer(TorchDispatchMode):
 
     def __init__(self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None) -> None:
         super().__init__()
+        calibrated()
         self.log = Log()
         self.hidden = hidden
         self.answers = answers or {}
@@ -97,8 +101,10 @@ class Observer(TorchDispatchMode):
         self.modules: list[tuple[str, int | None]] = []  # the stack of modules whose forward is running
         self._alive: dict[int, _Watch] = {}
         self._host = False
-        self._layer: int | None = None
-        self._nodes: dict[int, tuple[str, int | None]] = {}  # autograd sequence number -> the module that made the node
+        self.inherited: int | None = None  # outside the layers: the layer whose tensors the last op there worked on
+        self._via = "code"
+        self._layer: int | None = None  # the layer whose code runs; None outside the layers
+        self._nodes: dict[int, tuple[str, int | None, int | None]] = {}  # autograd sequence number -> `_where` of what made the node
 
     # -- what build and step call ------------------------------------------------------------------------------------------------------
 
@@ -108,9 +114,11 @@ class Observer(TorchDispatchMode):
         outer, self.moment = self.moment, moment
         mark = Mark(step, moment, len(self.log.events))
         self.log.marks.append(mark)
+        self._layer = self.inherited = None
         try:
             yield
         finally:
+            self._layer = self.inherited = None
             mark.end = len(self.log.events)
             self.moment = outer
             self.settle(moment)
@@ -166,11 +174,13 @@ class Observer(TorchDispatchMode):
         storages = self.log.storages
         return (storages[watch.id] for watch in self._alive.values())
 
-    def add(self, name: str, nbytes: int, layer: int | None = None) -> int:
-        """An allocation that no tensor shows (a workspace, a kernel's temporary); returns its id."""
+    def add(self, name: str, nbytes: int, where: str, layer: int | None, persistent: bool) -> int:
+        """An allocation that no tensor shows (a workspace, a kernel's temporary); returns its id. What persists belongs to no layer."""
         log = self.log
         sid = len(log.storages)
-        log.storages.append(Storage(sid, nbytes, name, self._where()[0], layer, (nbytes,), "uint8", self.moment, len(log.events), "temporaries", name))
+        home = None if persistent else layer
+        log.storages.append(Storage(sid, nbytes, name, where, home, (nbytes,), "uint8", self.moment, len(log.events), self._via,
+                                    "temporaries", name))  # fmt: skip
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
         return sid
@@ -189,27 +199,33 @@ class Observer(TorchDispatchMode):
         answer = self.answers.get(func)
         out = NotImplemented if answer is None else answer(func, args, kwargs or {})
         if out is NotImplemented:
-            out = func(*args, **kwargs) if kwargs else func(*args)
+            out = args[0] if into_first(func, args) else func(*args, **kwargs) if kwargs else func(*args)
         outputs = _tensors(out)
         fresh = bool(outputs) and _makes(func)
         unseen = () if self.hidden is None or self._host else self.hidden(func, args, outputs)
         if not fresh and not unseen:
+            if self.modules:  # a view's node
+                self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (*self.modules[-1], None))  # type: ignore[attr-defined]
             return out
-        where, layer = self._where()
-        self._layer = layer
-        temporary = [self._unseen(u, layer) for u in unseen if u.before]
+        where, self._layer, known = self._where()
+        layers = None if self._layer is not None else [known] * max(len(outputs), 1) if known is not None else self._layers_of(args, len(outputs))
+        self._via = "code" if layers is None else "tensors" if known is None else "node"
+        home = layers[0] if layers else self._layer
+        if self.modules:  # the autograd node that this op's forward just made: its backward belongs to the same module and layer
+            self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (where, self._layer, home))  # type: ignore[attr-defined]
+        temporary = [self._unseen(u, where, home) for u in unseen if u.before]
         if fresh:
-            self._outputs(func, args, outputs, where, layer)
-        temporary += [self._unseen(u, layer) for u in unseen if not u.before]
+            self._outputs(func, args, outputs, where, layers)
+        temporary += [self._unseen(u, where, home) for u in unseen if not u.before]
         for sid, persistent in temporary:
             if not persistent:
                 self.drop(sid)
         return out
 
-    def _unseen(self, hidden: Unseen, layer: int | None) -> tuple[int, bool]:
-        return self.add(hidden.name, hidden.nbytes, None if hidden.persistent else layer), hidden.persistent
+    def _unseen(self, hidden: Unseen, where: str, layer: int | None) -> tuple[int, bool]:
+        return self.add(hidden.name, hidden.nbytes, where, layer, hidden.persistent), hidden.persistent
 
-    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str, layer: int | None) -> None:
+    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str, layers: list[int | None] | None) -> None:
         skipped = () if self.hidden is None else self.hidden.on_host(func)
         for index, tensor in enumerate(outputs):
             if not tensor.is_meta or index in skipped:
@@ -219,7 +235,7 @@ class Observer(TorchDispatchMode):
                 continue
             if self._host and not any(self.knows(t) for t in _arguments(args) if t.is_meta):
                 continue
-            self._born(storage, tensor, str(func), where, layer if layer is not None else self._layer_of(args, index))
+            self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
 
     def _born(self, storage: Any, tensor: torch.Tensor, op: str, where: str, layer: int | None) -> None:
         nbytes = storage.nbytes()
@@ -231,7 +247,8 @@ class Observer(TorchDispatchMode):
         watch = _Watch(storage, self._died)
         watch.key, watch.id = key, sid
         self._alive[key] = watch
-        log.storages.append(Storage(sid, nbytes, op, where, layer, tuple(tensor.shape), str(tensor.dtype)[6:], self.moment, len(log.events)))
+        log.storages.append(Storage(sid, nbytes, op, where, layer, tuple(tensor.shape), str(tensor.dtype)[6:], self.moment, len(log.events),
+                                    self._via))  # fmt: skip
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
 
@@ -239,24 +256,33 @@ class Observer(TorchDispatchMode):
         if self._alive.pop(watch.key, None) is not None:
             self.drop(watch.id)
 
-    def _where(self) -> tuple[str, int | None]:
-        """The module whose code is running: from the module stack, or from the autograd node whose backward runs."""
+    def _where(self) -> tuple[str, int | None, int | None]:
+        """(module, layer whose code runs, layer whose tensors it works on): from the module stack, or from the autograd node whose backward
+        runs; None where not known."""
         if self.modules:
-            here = self.modules[-1]
-            self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, here)  # type: ignore[attr-defined]
-            return here
+            return (*self.modules[-1], None)
         node = torch._C._current_autograd_node()
-        return ("", None) if node is None else self._nodes.get(node._sequence_nr(), ("", None))
+        return ("", None, None) if node is None else self._nodes.get(node._sequence_nr(), ("", None, None))
 
-    def _layer_of(self, args: tuple[Any, ...], index: int) -> int | None:
-        """The layer of the tensor that output `index` was made from: the index-th of a list argument, else the first tensor."""
-        for arg in args:
-            if isinstance(arg, (list, tuple)) and index < len(arg):
-                arg = arg[index]
-            if isinstance(arg, torch.Tensor):
-                storage = self.storage_of(arg)
-                return None if storage is None else storage.layer
-        return None
+    def _layers_of(self, args: tuple[Any, ...], count: int) -> list[int | None]:
+        """Outside the layers, an output belongs to the layer of what it was made from: of the list element at its place, else of the first
+        tensor that has one; made from no tensor, to that of the op before."""
+        tensors = [arg for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
+        found: list[int | None] = []
+        for index in range(max(count, 1)):
+            layer, any_tensor = None, False
+            for arg in tensors:
+                if not isinstance(arg, torch.Tensor):
+                    arg = arg[index] if index < len(arg) else None
+                if isinstance(arg, torch.Tensor) and arg.is_meta:
+                    any_tensor = True
+                    storage = self.storage_of(arg)
+                    if storage is not None and storage.layer is not None:
+                        layer = storage.layer
+                        break
+            found.append(layer if any_tensor else self.inherited)
+        self.inherited = found[0]
+        return found
 
 
 _MAKES: dict[Any, bool] = {}

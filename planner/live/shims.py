@@ -6,7 +6,7 @@ A shim changes where a library refuses meta or asks a tensor for its value; neve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -93,6 +93,11 @@ def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
     def moved(self: Any, adapter_name: str, device: Any = None) -> None:
         original(self, adapter_name, device)
         base = self.get_base_layer()
+        held = next((storage for p in base.parameters() if (storage := observer.storage_of(p)) is not None), None)
+        with observer.scope(held.module.rpartition(".")[0], held.layer) if held is not None else nullcontext():
+            move(self, base, adapter_name)
+
+    def move(self: Any, base: Any, adapter_name: str) -> None:
         weight = getattr(base, "weight", None)
         weight = weight if isinstance(weight, torch.Tensor) else next(iter(base.parameters()), None)
         dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
@@ -152,16 +157,4 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """A kernel that moves values, not memory."""
 
 
-@contextmanager
-def _autocast_on_meta(observer: Observer) -> Iterator[None]:
-    """torch 2.13 amp/autocast_mode.py knows no device 'meta' (peft 0.21 tuners/lora/layer.py ParamWrapper asks for the weight's device)."""
-    original = torch.autocast.__init__
-
-    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
-        original(self, "cuda" if device_type == "meta" else device_type, *args, **kwargs)
-
-    with patch.object(torch.autocast, "__init__", init):
-        yield
-
-
-SHIMS = (_torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged, _autocast_on_meta)
+SHIMS = (_torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged)

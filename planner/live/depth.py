@@ -1,0 +1,323 @@
+"""Depth costs nothing: trace a few layers and synthesise the full event stream, event for event.
+
+Layers of equal structure repeat with a period. Of each long run of repeats three are kept (first, middle, last), and the middle one stands for
+all between. Events carry the decoder layer in whose code they happened, so a stream is made of *sweeps* over the layers (forward, backward, one
+per list of the optimizer) with events outside between them; stretching repeats the middle's events with its neighbours shifted. A second trace,
+one repeat longer, proves each stretch: the synthesised stream must equal it, else the caller traces at full depth. Its differences also give
+the sizes that grow with depth (a stack of all gradient norms).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from planner.live.observe import ALLOC, EMPTY, Event, Log, Mark, Storage
+
+COPIES = 3  # repeats kept of a run: first, middle, last
+LONGEST_PERIOD = 16
+_POSITION = ("layer_idx", "layer_id", "layer_number", "idx", "training", "memplan_index")
+Kind = tuple[str, int]  # (how its layer is known, which stretch between two borders of moments)
+Name = tuple[int | None, Kind, int]  # (layer, kind, number among that kind's storages there): the same at every depth
+
+
+class NotPeriodic(Exception):
+    """The stream does not stretch: trace at full depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`repeats` blocks of `period` equal layers, from layer `start` on."""
+
+    start: int
+    period: int
+    repeats: int
+
+    @property
+    def reducible(self) -> bool:
+        return self.repeats > COPIES + 1
+
+    def kept(self, extra: int = 0) -> int:
+        return COPIES + extra if self.reducible else self.repeats
+
+
+def signatures(layers: nn.ModuleList, marks: Callable[[int], Any] = lambda index: None) -> list[Any]:
+    """What distinguishes each layer: its tree of classes, tensors and settings, and `marks(index)` (a setup's view of that layer)."""
+    return [(_signature(layer), marks(index)) for index, layer in enumerate(layers)]
+
+
+def _signature(layer: nn.Module) -> tuple[Any, ...]:
+    return tuple(
+        (path, type(module).__name__, tuple((key, tuple(t.shape), t.dtype) for store in (module._parameters, module._buffers) for key, t in store.items() if t is not None),
+         tuple(sorted((k, v) for k, v in vars(module).items() if k not in _POSITION and isinstance(v, (int, str, float)))))
+        for path, module in layer.named_modules()
+    )  # fmt: skip
+
+
+def runs(signs: Sequence[Any]) -> list[Run]:
+    """The layers as consecutive runs of repeats; at each place the period that covers most, the shortest of equals."""
+    numbers = {}
+    ids = [numbers.setdefault(sign, len(numbers)) for sign in signs]
+    found: list[Run] = []
+    at = 0
+    while at < len(ids):
+        best = Run(at, 1, 1)
+        for period in range(1, min(LONGEST_PERIOD, len(ids) - at) + 1):
+            block, repeats = ids[at : at + period], 1
+            while ids[at + repeats * period : at + (repeats + 1) * period] == block:
+                repeats += 1
+            if repeats > COPIES + 1 and period * repeats > best.period * best.repeats:
+                best = Run(at, period, repeats)
+        found.append(best)
+        at += best.period * best.repeats
+    return found
+
+
+def kept_layers(layout: Sequence[Run], longer: int | None = None) -> list[int]:
+    """Indices of the layers to build; run number `longer` keeps one repeat more."""
+    return [run.start + i for number, run in enumerate(layout) for i in range(run.period * run.kept(number == longer))]
+
+
+def templates(layout: Sequence[Run], full: bool, longer: int | None = None) -> list[int]:
+    """For each layer of the target (the full model, or the small one with run `longer` extended) the small model's layer that stands for it."""
+    found: list[int] = []
+    base = 0
+    for number, run in enumerate(layout):
+        small = run.kept()
+        count = run.repeats if full else run.kept(number == longer)
+        for block in range(count):
+            stand_in = block if count == small or block == 0 else small - 1 if block == count - 1 else 1
+            found += [base + stand_in * run.period + i for i in range(run.period)]
+        base += small * run.period
+    return found
+
+
+def prune(parent: nn.Module, name: str, layers: nn.ModuleList, keep: Sequence[int], configs: Sequence[Any]) -> None:
+    """Leave only the layers `keep` in the model, renumbered; each remembers its place as `memplan_index`."""
+    depth = len(layers)
+    for new, old in enumerate(keep):
+        layers[old].memplan_index = old  # type: ignore[assignment]
+        for module in layers[old].modules():
+            for key in ("layer_idx", "layer_id"):
+                if vars(module).get(key) == old:
+                    setattr(module, key, new)
+    setattr(parent, name, nn.ModuleList([layers[index] for index in keep]))
+    for config in configs:
+        for key, value in list(vars(config).items()):
+            if isinstance(value, (list, tuple)) and len(value) == depth:
+                config.__dict__[key] = type(value)(value[index] for index in keep)
+            elif key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") and value == depth:
+                config.__dict__[key] = len(keep)
+
+
+# Streams ---------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Consecutive events in the code of one layer (None: outside the layers)."""
+
+    layer: int | None
+    begin: int
+    end: int
+
+
+def _borders(log: Log) -> list[int]:
+    return sorted({0, len(log.events), *(mark.begin for mark in log.marks), *(mark.end for mark in log.marks)})
+
+
+def names_of(log: Log) -> list[Name]:
+    """Each storage's name. Numbers count from the last one back: what a layer hands to its neighbour it makes last, and only the outermost
+    layers make more before it (the final norm's gradients are made from the last layer's tensors)."""
+    counts: dict[tuple[int | None, Kind], int] = {}
+    borders = _borders(log)
+    found: list[Name] = []
+    for storage in reversed(log.storages):
+        kind = (storage.via, bisect_right(borders, storage.born))
+        number = counts.get((storage.layer, kind), 0)
+        counts[storage.layer, kind] = number + 1
+        found.append((storage.layer, kind, number))
+    return found[::-1]
+
+
+def _segments(log: Log) -> Iterator[list[_Segment]]:
+    """Stretches of segments between the borders of moments."""
+    borders = _borders(log)
+    for begin, end in zip(borders, borders[1:], strict=False):
+        found: list[_Segment] = []
+        start = begin
+        for index in range(begin + 1, end + 1):
+            if index == end or log.layers[index] != log.layers[start]:
+                found.append(_Segment(log.layers[start], start, index))
+                start = index
+        yield found
+
+
+def _sweeps(segments: list[_Segment]) -> Iterator[list[_Segment]]:
+    """Groups of segments: one outside the layers, or a sweep over layers in one direction, with what is outside between two of them inside."""
+    index = 0
+    while index < len(segments):
+        if segments[index].layer is None:
+            yield [segments[index]]
+            index += 1
+            continue
+        sweep, direction = [segments[index]], 0
+        index += 1
+        while index < len(segments):
+            ahead = index + (segments[index].layer is None)
+            if ahead >= len(segments):
+                break
+            step = (segments[ahead].layer or 0) - (sweep[-1].layer or 0)
+            if step == 0 or (direction and (step > 0) != (direction > 0)):
+                break
+            direction = direction or step
+            if ahead > index:  # outside between two layers: the earlier layer's tail
+                sweep[-1] = _Segment(sweep[-1].layer, sweep[-1].begin, segments[index].end)
+            sweep.append(segments[ahead])
+            index = ahead + 1
+        yield sweep
+
+
+class _Stretch:
+    """The full stream in the making."""
+
+    def __init__(self, small: Log, stand_ins: Sequence[int], sizes: dict[Name, int]) -> None:
+        self.small, self.stand_ins, self.sizes = small, stand_ins, sizes
+        self.names = names_of(small)
+        self.log = Log(ops=dict(small.ops))
+        self.ids: dict[Name, int] = {}
+        self.single = {layer: place for place, layer in enumerate(stand_ins) if list(stand_ins).count(layer) == 1}
+        gaps = [place for place in range(1, len(stand_ins)) if stand_ins[place] != stand_ins[place - 1] + 1]
+        self.reach = max((1 + stand_ins[place - 1] - stand_ins[place] for place in gaps), default=1)  # the longest period
+
+    def run(self) -> Log:
+        edges: dict[int, int] = {0: 0}
+        for stretch in _segments(self.small):
+            if stretch:
+                edges[stretch[0].begin] = len(self.log.events)
+            for sweep in _sweeps(stretch):
+                self._sweep(sweep)
+            if stretch:
+                edges[stretch[-1].end] = len(self.log.events)
+        edges.setdefault(len(self.small.events), len(self.log.events))
+        self.log.marks = [Mark(mark.step, mark.moment, edges[mark.begin], edges[mark.end]) for mark in self.small.marks]
+        return self.log
+
+    def _sweep(self, sweep: list[_Segment]) -> None:
+        if sweep[0].layer is None:
+            self._copy(sweep[0], None)
+            return
+        segments = {segment.layer: segment for segment in sweep}
+        places: Iterator[int] | range = range(len(self.stand_ins))
+        if len(sweep) > 1 and (sweep[1].layer or 0) < (sweep[0].layer or 0):
+            places = reversed(range(len(self.stand_ins)))
+        for place in places:
+            segment = segments.get(self.stand_ins[place])
+            if segment is not None:
+                self._copy(segment, place)
+
+    def _copy(self, segment: _Segment, place: int | None) -> None:
+        events, layers, small, log = self.small.events, self.small.layers, self.small.storages, self.log
+        for index in range(segment.begin, segment.end):
+            kind, sid, nbytes = events[index]
+            context = layers[index]
+            if kind == EMPTY:
+                log.events.append((EMPTY, -1, 0))
+                log.layers.append(None)
+                continue
+            layer, when, number = self.names[sid]
+            if kind == ALLOC:
+                name = (self._places(layer, segment.layer, place)[0], when, number)
+                nbytes = self.sizes.get(self.names[sid], nbytes)
+                new = len(log.storages)
+                if name in self.ids:
+                    raise NotPeriodic(f"storage {name} is made twice")
+                self.ids[name] = new
+                log.storages.append(_like(small[sid], new, nbytes, name[0], len(log.events)))
+            else:
+                new = self._alive([(where, when, number) for where in self._places(layer, segment.layer, place)])
+                nbytes = log.storages[new].nbytes
+                log.storages[new].died = len(log.events)
+            log.events.append((kind, new, nbytes))
+            log.layers.append(context if context is None else place if place is not None else self._places(context, None, None)[0])
+
+    def _alive(self, names: list[Name]) -> int:
+        for name in names:
+            found = self.ids.get(name)
+            if found is not None and self.log.storages[found].died is None:
+                return found
+        raise NotPeriodic(f"storage {names[0]} is freed before it is made")
+
+    def _places(self, layer: int | None, home: int | None, place: int | None) -> list[int | None]:
+        """Where the small model's `layer` may lie when the code of its layer `home`, which met it, runs at `place`: as far away as there, or,
+        for a layer that nothing repeats, where that one is (gradients of the residual stream live from the last layer to the first)."""
+        if layer is None:
+            return [None]
+        fixed: list[int | None] = [self.single[layer]] if layer in self.single else []
+        if home is None or place is None:
+            if not fixed:
+                raise NotPeriodic(f"a repeated layer's storage is met outside the layers: {layer}")
+            return fixed
+        near: list[int | None] = [place + layer - home]
+        return near + fixed if abs(layer - home) <= self.reach else fixed + near
+
+
+def _like(storage: Storage, new: int, nbytes: int, layer: int | None, born: int) -> Storage:
+    shape = storage.shape if nbytes == storage.nbytes else (nbytes,)
+    return replace(storage, id=new, nbytes=nbytes, layer=layer, born=born, died=None, shape=shape)
+
+
+def stretch(small: Log, stand_ins: Sequence[int], sizes: dict[Name, int] | None = None) -> Log:
+    """The stream of a model whose layer p behaves as the small model's layer stand_ins[p]. Raises NotPeriodic."""
+    return _Stretch(small, stand_ins, sizes or {}).run()
+
+
+def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[Name, int]:
+    """Bytes that each storage gains with one more repeat, where any: found by comparing the stretched stream with the traced one.
+
+    Raises NotPeriodic where they differ in anything but the sizes of storages outside the repeated layers.
+    """
+    made = stretch(small, stand_ins)
+    if len(made.events) != len(longer.events):
+        raise NotPeriodic(f"{len(made.events)} events synthesised, {len(longer.events)} traced")
+    single = {layer for layer in stand_ins if list(stand_ins).count(layer) == 1}
+    names = names_of(made)
+    gains: dict[Name, int] = {}
+    match: dict[int, int] = {}
+    for (kind, sid, nbytes), (kind2, sid2, nbytes2) in zip(made.events, longer.events, strict=True):
+        if kind != kind2:
+            raise NotPeriodic("the kinds of events differ")
+        if kind == EMPTY:
+            continue
+        if match.setdefault(sid, sid2) != sid2:
+            raise NotPeriodic("another storage is freed")
+        if kind == ALLOC and nbytes != nbytes2:
+            where, when, number = names[sid]
+            layer = None if where is None else stand_ins[where]
+            if layer is not None and layer not in single:
+                raise NotPeriodic(f"a repeated layer's storage changes its size: {nbytes} and {nbytes2}")
+            gains[layer, when, number] = nbytes2 - nbytes
+    return gains
+
+
+def sizes_at(small: Log, layout: Sequence[Run], gains: Sequence[dict[Name, int]]) -> dict[Name, int]:
+    """Sizes at full depth of the storages that grow: `gains` holds one table for each reducible run."""
+    found: dict[Name, int] = {}
+    names = names_of(small)
+    for name, storage in zip(names, small.storages, strict=True):
+        extra = sum(table.get(name, 0) * (run.repeats - COPIES) for run, table in zip((r for r in layout if r.reducible), gains, strict=True))
+        if extra:
+            found[name] = storage.nbytes + extra
+    return found
+
+
+def same_stream(one: list[Event], other: list[Event]) -> bool:
+    """Whether two streams are equal, event for event, up to the numbering of storages."""
+    match: dict[int, int] = {}
+    return len(one) == len(other) and all(
+        a[0] == b[0] and a[2] == b[2] and match.setdefault(a[1], b[1]) == b[1] for a, b in zip(one, other, strict=True)
+    )

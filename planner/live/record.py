@@ -1,0 +1,173 @@
+"""Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or synthesised from a few layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.errors import UsageError
+from planner.live import attention, attribute, autocast, depth, shims, step
+from planner.live.adapters import is_adapter
+from planner.live.build import Built, build, logical_numel, outline
+from planner.live.composites import as_on_cuda
+from planner.live.kernels import Kernels
+from planner.live.model import layer_list, layer_number, layer_prefix, quiet, reason, sub_configs
+from planner.live.observe import Log, Observer
+from planner.live.target import Target
+from planner.setup import Setup
+
+STEPS = 2  # optimizer states appear in the first: the second is the steady one
+_NAMES_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "layer_replication", "layer_indexes")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Counts of the model that was traced. `traced_layers`: how many layers really ran, None where all did."""
+
+    architecture: str
+    parameters: int
+    trainable: int
+    total: int
+    checkpoint_bytes: int
+    host_bytes: int
+    traced_layers: int | None = None
+
+
+def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False) -> tuple[Log, Facts]:
+    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised where that is proved exact."""
+    if not full:
+        try:
+            found = _synthesised(config, setup, target)
+            if found is not None:
+                return found
+        except depth.NotPeriodic:
+            pass
+    return _observe(outline(config, setup, "meta"), config, setup, target)
+
+
+def _synthesised(config: Mapping[str, Any], setup: Setup, target: Target) -> tuple[Log, Facts] | None:
+    """The full log from a few layers; None where nothing repeats often enough. Raises depth.NotPeriodic where it does not stretch."""
+    if _names_layers(setup):
+        return None
+    model = outline(config, setup, "meta")
+    found = layer_list(model)
+    if found is None:
+        return None
+    layout = depth.runs(depth.signatures(found[1], _marks(model, setup, len(found[1]))))
+    reducible = [number for number, run in enumerate(layout) if run.reducible]
+    if not reducible:
+        return None
+    small, facts = _observe(_cut(model, layout, None), config, setup, target)
+    gains, longer = [], []
+    for number in reducible:
+        log, counts = _observe(_cut(outline(config, setup, "meta"), layout, number), config, setup, target)
+        gains.append(depth.growth(small, log, depth.templates(layout, full=False, longer=number)))
+        longer.append(counts)
+    made = depth.stretch(small, depth.templates(layout, full=True), depth.sizes_at(small, layout, gains))
+    return made, _grown(facts, longer, [layout[number] for number in reducible], len(depth.kept_layers(layout)))
+
+
+def _names_layers(setup: Setup) -> bool:
+    """Whether the adapter treats layers by number, so that a shorter model would get another adapter."""
+    adapter = setup.adapter or {}
+    chosen = (*setup.targets, *setup.modules_to_save, str(adapter.get("target_modules", "")), str(adapter.get("exclude_modules", "")))
+    return any(adapter.get(key) for key in _NAMES_LAYERS) or any(re.search(r"\d+\\?\.", text) for text in chosen)
+
+
+def _marks(model: Any, setup: Setup, count: int) -> Any:
+    """How the setup and the config's per-layer lists tell layers apart."""
+    lists = [value for config in (model.config, *sub_configs(model.config)) for value in vars(config).values()
+             if isinstance(value, (list, tuple)) and len(value) == count]  # fmt: skip
+
+    def marks(index: int) -> Any:
+        trained = setup.method != "freeze" or index >= count - (setup.trainable_layers or 1)
+        return (*(repr(value[index]) for value in lists), index % setup.checkpoint_every == 0, trained)
+
+    return marks
+
+
+def _cut(model: Any, layout: list[depth.Run], longer: int | None) -> Any:
+    path, layers = layer_list(model) or ("", nn.ModuleList())
+    parent, _, name = path.rpartition(".")
+    depth.prune(model.get_submodule(parent), name, layers, depth.kept_layers(layout, longer), (model.config, *sub_configs(model.config)))
+    return model
+
+
+def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: int) -> Facts:
+    """Counts at full depth: each further repeat of a run adds what the first one added."""
+    def at_depth(name: str) -> int:
+        base = getattr(small, name)
+        return int(base + sum((getattr(more, name) - base) * (run.repeats - depth.COPIES) for more, run in zip(longer, layout, strict=True)))
+
+    counts = {field.name: at_depth(field.name) for field in fields(Facts) if field.name not in ("architecture", "traced_layers")}
+    return Facts(architecture=small.architecture, traced_layers=traced, **counts)
+
+
+def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target) -> tuple[Log, Facts]:
+    """Build on `model` and run `STEPS` steps under an observer."""
+    observer = Observer(Kernels(target), shims.answers(setup))
+    with ExitStack() as stack:
+        for context in (quiet(), autocast.installed(target.device), _composites(target), attention.modelled(target, setup.attention),
+                        shims.applied(observer, setup), observer):  # fmt: skip
+            stack.enter_context(context)
+        built = build(config, setup, "meta", watcher=observer, model=model)
+        attribute.claim_weights(observer, built)
+        observer.settle = attribute.claim_after(observer, built)
+        try:
+            with named_modules(observer, built.model), attribute.saved_for_backward(observer):
+                for index in range(STEPS):
+                    step.run(built, observer, index)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{type(built.base).__name__} cannot run a training step with this setup: {reason(error)}") from error
+        attribute.claim_weights(observer, built)
+        attribute.settle_rest(observer.log.storages)
+        facts = _facts(built, observer)
+        observer.freeze()
+    return observer.log, facts
+
+
+def _facts(built: Built, observer: Observer) -> Facts:
+    named = list(built.model.named_parameters())
+    saved = [p for name, p in named if p.requires_grad] if any(is_adapter(n) for n, _ in named) else [p for _, p in named]
+    return Facts(
+        architecture=type(built.base).__name__,
+        parameters=sum(logical_numel(p) for name, p in named if not is_adapter(name)),
+        trainable=sum(logical_numel(p) for _, p in named if p.requires_grad),
+        total=sum(logical_numel(p) for _, p in named),
+        checkpoint_bytes=sum(p.numel() * p.element_size() for p in saved),
+        host_bytes=observer.host_bytes,
+    )
+
+
+def _composites(target: Target) -> AbstractContextManager[None]:
+    return as_on_cuda() if target.device == "cuda" else nullcontext()
+
+
+@contextmanager
+def named_modules(observer: Observer, model: torch.nn.Module) -> Iterator[None]:
+    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included: checkpointing stops early)."""
+    prefix = layer_prefix(model)
+    table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
+    stack = observer.modules
+    hooks = torch.nn.modules.module
+
+    def enter(module: torch.nn.Module, args: Any) -> None:
+        observer.inherited = None
+        stack.append(table.get(id(module), ("", None)))
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        observer.inherited = None
+        stack.pop()
+
+    with ExitStack() as undo:
+        undo.callback(hooks.register_module_forward_pre_hook(enter).remove)
+        undo.callback(hooks.register_module_forward_hook(leave, always_call=True).remove)
+        yield
