@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -94,6 +93,8 @@ class Setup(BaseModel):
 
     def identity(self) -> str:
         """A hash of every field: equal setups have equal identities."""
+        import hashlib  # loads OpenSSL, which a prediction does not need
+
         return hashlib.sha256(json.dumps(self.to_document(), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -189,10 +190,13 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         raise unknown("optimizer", s.optimizer, OPTIMIZERS)
     method = METHODS[s.method]
     return [
-        (s.optimizer_mode not in row.modes, f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is {' or '.join(row.modes)}"),
+        (s.optimizer_mode not in row.modes,
+         f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is {' or '.join(row.modes)}"),
         (method.quantised and s.quant_type == "none", f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8"),
-        (method.trains in ("all", "last_layers") and s.quant_type != "none", f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'"),
+        (method.trains in ("all", "last_layers") and s.quant_type != "none",
+         f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'"),
         (s.gpus > 1 and s.parallel == "none", f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3"),
-        (s.packed_documents > s.sequence_length, f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row"),
+        (s.packed_documents > s.sequence_length,
+         f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row"),
         (s.packed_documents > 1 and s.padded, "packed_documents contradicts padded: a packed row has no padding"),
     ]  # fmt: skip
