@@ -234,7 +234,7 @@ class Literal:
         size = max(512, -(-nbytes // 512) * 512)
         small = size <= MIB
         fits = [
-            (block[0], number, place)
+            (block[0], -number, place)  # of equal sizes the lowest address: later segments lie lower
             for number, (kind, blocks) in enumerate(self.segments)
             if kind == small
             for place, block in enumerate(blocks)
@@ -243,9 +243,9 @@ class Literal:
         if not fits:
             reserve = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
             self.segments.append((small, [[reserve, False]]))
-            fits = [(reserve, len(self.segments) - 1, 0)]
-        _, number, place = min(fits)
-        blocks = self.segments[number][1]
+            fits = [(reserve, 1 - len(self.segments), 0)]
+        _, below, place = min(fits)
+        blocks = self.segments[-below][1]
         rest = blocks[place][0] - size
         if rest >= 512 if small else rest > MIB:
             blocks[place][0] = size
