@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from planner.segments import SMALL_SEGMENT, Block, Expandable, Native, OutOfMemory, round_size
+from planner.segments import SMALL_SEGMENT, Block, Expandable, Native, OutOfMemory, Pool, round_size
 
 Mode = Literal["native", "expandable"]
 Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, bytes requested)
 
 MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
+EMPTY = Block(0, 0, Pool(True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | No
             if key in live:
                 raise ValueError(f"storage {key} is allocated twice (event {index})")
             try:
-                block = allocate(nbytes)
+                block = allocate(nbytes) if nbytes else EMPTY  # an empty storage asks for nothing
             except OutOfMemory:
                 result.oom = index
                 break
@@ -87,7 +88,8 @@ def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | No
         elif kind == "free":
             block = live.pop(key)
             current -= block.size
-            release(block)
+            if block.size:
+                release(block)
         elif kind == "empty_cache":
             allocator.empty_cache()
         else:
@@ -112,7 +114,7 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native") -> int:
     sizes: dict[int, int] = {}
     for kind, key, nbytes in events:
         if kind == "alloc":
-            sizes[key] = round_size(nbytes)
+            sizes[key] = round_size(nbytes) if nbytes else 0
             live += sizes[key]
             most = max(most, live)
         elif kind == "free":

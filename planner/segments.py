@@ -6,8 +6,8 @@ default settings: one device, one stream, no CUDA graph, `max_split_size` and `g
 
 Addresses decide between free blocks of exactly one size (the lowest wins), and no source says which ones cudaMalloc returns. Each new
 segment lies below the ones before it here: so replayed, published runs on a T4 reach their measured reserved peak to the byte that
-were 3 to 9 % off with ascending addresses (eager attention, whose scores come in equal blocks), and no run is worse for it. Left out:
-the bound on an expandable segment's address space (9/8 of the card).
+were 3 to 9 % off with ascending addresses (eager attention, whose scores come in equal blocks), and no other run moves by 1 %. Left
+out: the bound on an expandable segment's address space (9/8 of the card).
 """
 
 from __future__ import annotations
