@@ -74,6 +74,11 @@ def test_softmax_backward_multiplies_first_in_the_products_dtype():
     assert hidden(T4, aten._log_softmax_backward_data.default, grad, out, -1, FP32) == {}
 
 
+def test_a_safe_softmax_holds_the_plain_one_and_a_mask_of_bytes():
+    x = meta(2, 4, 8, 8, dtype=FP32)
+    assert hidden(A100, aten._safe_softmax.default, x, -1) == {"softmax before masking": 512 * 4, "masked elements": 512}
+
+
 def test_embedding_backward_sorts_beyond_3072_tokens():
     op = aten.embedding_dense_backward.default
     small = hidden(A100, op, meta(3, 1024, 64), meta(3, 1024, dtype=torch.int64), 1000, -1, False)

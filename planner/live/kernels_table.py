@@ -54,6 +54,13 @@ def _contiguous_first(*positions: int) -> Any:
     return finder
 
 
+def _safe_softmax(c: Call) -> Iterator[Hidden]:
+    """A softmax, the fully masked rows found (one byte an element), and a choice between them: the op's output is the last."""
+    out = c.outputs[0]
+    yield Hidden("softmax before masking", bytes_of(out), before=True)
+    yield Hidden("masked elements", out.numel(), before=True)
+
+
 def _embedding_backward(c: Call) -> Iterator[Hidden]:
     """Up to 3,072 indices: none but copies. Beyond: indices are sorted and partial sums kept in fp32, one row an index.
 
@@ -139,6 +146,12 @@ RULES: dict[str, Rule] = {
     "aten::_softmax_backward_data": Rule("native/cuda/SoftMax.cu softmax_backward_cuda_out (measured on T4: cuda-vs-meta survey)",
                                          _softmax_backward, status="measured"),
     "aten::_log_softmax_backward_data": Rule("native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)),
+    "aten::_safe_softmax": Rule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
+    "aten::constant_pad_nd": Rule("native/PadNd.cpp: filled and copied into, the output alone"),
+    "aten::flip": Rule("native/TensorTransformations.cpp flip: the output alone"),
+    "aten::cumsum": Rule("native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension", _contiguous_first(0)),
+    "aten::_grouped_mm": Rule("native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group into the output; "
+                              "left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)", matmul=True),
     "aten::nll_loss_forward": Rule("native/cuda/Loss.cu: output and total weight"),
     "aten::nll_loss_backward": Rule("native/cuda/Loss.cu: the gradient alone"),
     "aten::native_layer_norm": Rule("native/cuda/layer_norm_kernel.cu", _contiguous_first(0)),
