@@ -24,11 +24,13 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
 
     The document at `path` is `{"for": identity, "prediction": memplan.prediction/1}`, the events lie beside it; the path comes back.
     """
-    from planner.live.trace import observe, trace
+    from planner.live.record import record
+    from planner.live.target import target_of
+    from planner.live.trace import trace
 
     setup = on_this_gpu(read_setup(case["setup"]), environment)
     prediction = trace(case["config"], setup, case["model"])
-    log, _ = observe(case["config"], setup)
+    log, _ = record(case["config"], setup, target_of(setup))
     document = prediction.to_document()
     document.pop("timeline", None)
     events = {"moments": predicted_step(log)}
