@@ -5,9 +5,7 @@ Computes nothing itself; torch is imported only by `trace` and `profile`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +71,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     prediction = ENGINES[engine](model, setup)
     prediction = prediction.with_(warnings=(*prediction.warnings, *unmodelled.unread(setup), *sharding.warnings(setup)))
     if prediction.accuracy == Accuracy():
-        prediction = prediction.with_(accuracy=recorded_accuracy(engine))
+        prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
     return prediction.with_(gpus=tuple(judge(prediction, gpu) for gpu in cards(setup)))
 
 
@@ -99,17 +97,11 @@ def reconcile(prediction: Prediction, measurement: Measurement) -> Reconciliatio
     return compare(prediction, measurement)
 
 
-@cache
-def recorded_accuracy(engine: str) -> Accuracy:
-    """How far this engine was from the recorded runs, as `memplan validate` found it; says so where no run was recorded."""
-    import validate
+def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accuracy:
+    """How far this engine was from the recorded runs that resemble the prediction, or from all; says so where no run was recorded."""
+    from validate import evidence
 
-    for folder in validate.__path__:
-        path = Path(folder) / "accuracy.json"
-        if path.is_file():
-            entry = json.loads(path.read_text(encoding="utf-8")).get("engines", {}).get(engine)
-            return Accuracy(**entry) if entry else Accuracy()
-    return Accuracy()
+    return evidence.accuracy_of_engine(engine) if prediction is None else evidence.accuracy_of(prediction)
 
 
 def _learned_positions(model: Model) -> int | None:

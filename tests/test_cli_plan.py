@@ -83,7 +83,7 @@ def test_exit_code_says_whether_it_fits(args: list[str], code: int, word: str, c
 
 
 def test_tight_is_exit_zero_with_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("memplan.api.recorded_accuracy", lambda engine: memplan.Accuracy(0.01, 0.1, 9, "test"))
+    monkeypatch.setattr("memplan.api.recorded_accuracy", lambda engine, prediction=None: memplan.Accuracy(0.01, 0.1, 9, "test"))
     exact = memplan.plan("gpt2", gpu="24GiB").peak.device_bytes
     assert run(["gpt2", "--gpu", f"{exact}B"]) == 0
     out, err = capsys.readouterr()

@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.breakdown import Accuracy, Prediction
 from planner.errors import UsageError
 from planner.methods import METHODS
 from planner.setup import Setup
-from profiler.record import Measurement
-from validate.reconcile import Reconciliation
+
+if TYPE_CHECKING:
+    from profiler.record import Measurement
+    from validate.reconcile import Reconciliation
 
 SHIPPED = Path(__file__).with_name("accuracy.json")
 SCHEMA = "memplan.accuracy/1"
@@ -93,6 +95,18 @@ def read(path: Path = SHIPPED) -> tuple[Run, ...]:
 @cache
 def shipped() -> tuple[Run, ...]:
     return read()
+
+
+def accuracy_of_engine(engine: str, runs: Sequence[Run] | None = None) -> Accuracy:
+    """The recorded accuracy of an engine over every GPU run that counts, whatever the prediction."""
+    errors = [
+        abs(run.allocated_error)
+        for run in (shipped() if runs is None else runs)
+        if run.engine == engine and run.gpu is not None and not run.development and run.allocated_error is not None
+    ]
+    if not errors:
+        return Accuracy(evidence=f"no recorded run of the {engine} engine on a GPU")
+    return Accuracy(statistics.median(errors), max(errors), len(errors), f"{len(errors)} recorded GPU runs")
 
 
 def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:

@@ -14,6 +14,7 @@ from planner.breakdown import Prediction
 from planner.errors import UsageError
 from planner.methods import METHODS
 from planner.setup import Setup, resolve
+from planner.sharding import refuse_sharding
 
 if TYPE_CHECKING:
     from planner.gpus import Gpu
@@ -99,6 +100,7 @@ class Lab:
                 raise Missing(f"the formula has no rule for PEFT type {setup.adapter.get('peft_type')}: the trace runs it")
             engine = "trace"  # a PEFT adapter file implies the trace
         try:
+            refuse_sharding(setup)
             prediction = self._engines[engine](model, setup)
         except UsageError as error:
             raise Missing(f"{name}: {error}") from None

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "list": "memplan.cli.list:command",
     "claims": "memplan.cli.claims:command",
     "validate": "memplan.cli.validate:command",
+    "ask": "memplan.cli.ask:command",
     "compare": "memplan.cli.compare:command",
     "diff": "memplan.cli.diff:command",
     "fit": "memplan.cli.fit:command",
