@@ -131,8 +131,7 @@ class _Step:
         del hidden
         if self.setup.method == "adalora":
             loss = self._regularised(loss)
-        if t.casts is not None:
-            t.casts.clear()
+        t.forget_casts()
         if self.setup.outputs_fp32 and w.auto is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
         if self.setup.gradient_accumulation > 1:

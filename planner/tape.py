@@ -123,6 +123,7 @@ class Region:
     low: int
     high: int
     times: int
+    extra: dict[int, int]  # what the other layers left behind in the forward, by buffer
     start: int | None = None
 
 
@@ -224,17 +225,30 @@ class Tape:
         low, start = self.sequence + 1, len(self.log)
         yield
         if times > 1:
-            self._jump(start, times)
-            self.regions.append(Region(low, self.sequence + 1, times))
+            self.regions.append(Region(low, self.sequence + 1, times, self._jump(start, times)))
 
-    def _jump(self, start: int, times: int) -> None:
+    def forget_casts(self) -> None:
+        """Autocast ends: its cached copies go, also those of repeated layers, unless a node saved them."""
+        if self.casts is None:
+            return
+        start = len(self.log)
+        self.casts.clear()
+        freed = {index for index, _ in self.log[start:]}
+        for region in self.regions:
+            gone = {index: -count for index, count in region.extra.items() if index in freed}
+            if gone:
+                self.log.append((-1, gone))
+
+    def _jump(self, start: int, times: int) -> dict[int, int]:
         net: Counter[int] = Counter()
         for index, change in self.log[start:]:
             if index >= 0:
                 net[index] += change
             else:
                 net.update(change)
-        self.log.append((-1, {index: count * (times - 1) for index, count in net.items() if count}))
+        change = {index: count * (times - 1) for index, count in net.items() if count}
+        self.log.append((-1, change))
+        return change
 
     def _cross(self, sequence: int, closing: bool = False) -> None:
         """Begin and end repeated regions as the backward pass moves down the sequence numbers."""
