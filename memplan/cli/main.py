@@ -24,6 +24,8 @@ COMMANDS: dict[str, str] = {
     "diff": "memplan.cli.diff:command",
     "fit": "memplan.cli.fit:command",
     "oom": "memplan.cli.oom:command",
+    "report": "memplan.cli.report:command",
+    "ui": "memplan.cli.ui:command",
     "profile": "memplan.cli.profile:command",
     "campaign": "memplan.cli.campaign:command",
 }

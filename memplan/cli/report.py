@@ -1,0 +1,84 @@
+"""memplan report MODEL -o FILE.html: a self-contained page; --png and --svg for its two main pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memplan import api
+from memplan.cli.options import plan_options
+from memplan.cli.subject import Subject, read_subject
+from planner.errors import UsageError, shorten
+from planner.gpus import Gpu, common_gpus, find_gpu
+
+
+@click.command("report", short_help="A self-contained page with sliders, and its pictures.")
+@click.argument("model")
+@plan_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write the page.")
+@click.option("--measurement", type=click.Path(path_type=Path), metavar="FILE.json", help="A recorded run of this setup, drawn beside.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE.png", help="The pictures instead, as PNG (extra: plot).")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE.svg", help="The pictures instead, as SVG (extra: plot).")
+def command(
+    model: str, as_json: bool, output: Path | None, measurement: Path | None, png: Path | None, svg: Path | None, **options: Any
+) -> None:
+    """One HTML file of MODEL that works from file:// and loads nothing: verdict, components, moments, methods, what fits, every
+    tensor; sliders recompute all of it in the page from the formula's own expressions.
+    """
+    if as_json:
+        raise UsageError("report writes a page; for the numbers as JSON use memplan MODEL --json")
+    if output is None and png is None and svg is None:
+        raise UsageError("report needs a file: -o page.html, --png picture.png or --svg picture.svg")
+    subject = read_subject(model, options)
+    for path in (path for path in (output, png, svg) if path is not None):
+        if not path.resolve().parent.is_dir():
+            raise UsageError(f"cannot write '{shorten(str(path))}': its folder does not exist")
+    if output is not None:
+        output.write_text(page_of(subject, options["engine"] or "formula", measurement), encoding="utf-8")
+        click.echo(f"wrote {output}", err=True)
+    if png is not None or svg is not None:
+        from memplan.render.pictures import draw
+
+        for path in (path for path in (png, svg) if path is not None):
+            draw(subject.model.spec(), subject.setup, _predict(subject, options["engine"] or "formula"), card_of(subject), path)
+            click.echo(f"wrote {path}", err=True)
+
+
+def _predict(subject: Subject, engine: str) -> Any:
+    return subject.annotate(api.predict(subject.model, subject.setup, engine))
+
+
+def page_of(subject: Subject, engine: str = "formula", measurement: Path | None = None) -> str:
+    """The page of one subject."""
+    from memplan.render.html import page
+
+    prediction = _predict(subject, engine)
+    return page(subject.model.spec(), subject.setup, prediction, card_of(subject), common_gpus(), _measured(measurement))
+
+
+def card_of(subject: Subject) -> Gpu:
+    """The card that was named, else the smallest common one that holds the setup, else the largest."""
+    if subject.setup.gpu is not None:
+        return find_gpu(subject.setup.gpu)
+    from planner.cards import choose_cards
+
+    chosen = choose_cards(subject.model.spec(), subject.setup).smallest
+    return find_gpu(chosen) if chosen else common_gpus()[-1]
+
+
+def _measured(path: Path | None) -> dict[str, int] | None:
+    """Allocated bytes by moment of a recorded run."""
+    if path is None:
+        return None
+    from planner.models import read_json
+
+    document = read_json(path)
+    if not str(document.get("schema", "")).startswith("memplan.measurement/1"):
+        raise UsageError(f"'{shorten(str(path))}' is no measurement that this version reads: expected schema memplan.measurement/1")
+    moments = document.get("moments")
+    if not isinstance(moments, list):
+        return {}
+    pairs = ((moment.get("name"), moment.get("allocated_bytes")) for moment in moments if isinstance(moment, dict))
+    return {str(name): size for name, size in pairs if isinstance(size, int) and size > 0}

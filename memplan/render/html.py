@@ -1,0 +1,73 @@
+"""The report page: one self-contained HTML file; every string that came from a file is escaped, and the page may load nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from memplan.render.terminal import label
+from planner import __version__
+from planner.breakdown import Prediction, Row
+from planner.errors import UsageError
+from planner.gpus import Gpu
+from planner.page import data, packed, script, structures
+from planner.setup import Setup
+from planner.spec import ModelSpec
+from planner.units import gib
+
+HERE = Path(__file__).parent
+MOST_ROWS = 120
+LARGEST_PAGE = 200_000
+
+
+def page(
+    spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, cards: Iterable[Gpu], measured: dict[str, int] | None = None
+) -> str:
+    """The whole page as text, under 200 kB. `measured`: allocated bytes by moment of a recorded run of this setup."""
+    found = structures(spec, setup)
+    if not found:
+        raise UsageError(f"the formula has no rule for {spec.name} under method {setup.method}: a page needs it")
+    error = prediction.accuracy.margin
+    values = data(spec, setup, prediction, cards, gpu, found, error, measured)
+    components = prediction.moment(prediction.peak.moment).components
+    parts = {
+        "TITLE": escape(f"{spec.name}: memory of {setup.method} fine-tuning"),
+        "NAME": escape(spec.name),
+        "SUBJECT": escape(f"{setup.method}, recipe {setup.recipe}: micro-batch {setup.micro_batch} x {setup.sequence_length:,} tokens"),
+        "VERDICT": escape(f"needs {gib(prediction.peak.device_bytes)}"),
+        "MOMENT": escape(label(prediction.peak.moment)),
+        "COMPONENTS": "".join(f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>" for name, size in components.items()),
+        "ROWSNOTE": escape(_rows_note(prediction)),
+        "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
+        "NOTES": "".join(f"<li>{escape(note)}</li>" for note in (*prediction.assumptions, *(f"warning: {w}" for w in prediction.warnings))),
+        "FOOTER": escape(f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: the formula"),
+        "DATA": _inline(values),
+        "FORMULAS": packed(script(spec, found)),
+        "STYLE": (HERE / "report.css").read_text(encoding="utf-8"),
+        "SCRIPT": (HERE / "report.js").read_text(encoding="utf-8"),
+    }
+    text = (HERE / "report.html").read_text(encoding="utf-8")
+    pieces = text.split("@@")
+    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def _rows_note(prediction: Prediction) -> str:
+    shown, all_rows = min(MOST_ROWS, len(prediction.peak_rows)), len(prediction.peak_rows)
+    what = f"{all_rows} kinds of tensor" if shown == all_rows else f"the {shown} largest of {all_rows} kinds of tensor"
+    return f"{what} alive in {label(prediction.peak.moment)}, {gib(prediction.peak.allocated_bytes)} in all"
+
+
+def _row(row: Row) -> str:
+    shape = " x ".join(f"{size:,}" for size in row.shape)
+    cells = (row.name, shape, row.dtype, f"{row.count:,}", f"{row.charged:,}", label(row.component), row.why)
+    classes = ("", "", "", ' class="n"', ' class="n"', "", "")
+    return "<tr>" + "".join(f"<td{kind}>{escape(str(cell))}</td>" for kind, cell in zip(classes, cells, strict=True)) + "</tr>"
+
+
+def _inline(value: Any) -> str:
+    """JSON that cannot end its script element."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,168 @@
+"""The page: under 200 kB, loads nothing, escapes everything, and computes in JavaScript exactly what Python computes."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+from click.testing import CliRunner
+
+from memplan.cli.report import command
+from memplan.cli.ui import form, make_server, respond
+from memplan.render.html import LARGEST_PAGE, page
+from planner.breakdown import COMPONENTS
+from planner.formula import plan, symbolic
+from planner.gpus import common_gpus, find_gpu
+from planner.models import find
+from planner.page import packed, script, structures
+from planner.setup import resolve
+
+LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "vocab_size": 4000, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False,
+         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu"}  # fmt: skip
+WINDOWED = {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 300}
+
+HARNESS = """
+const structures = require("fs").readFileSync(process.argv[2], "utf8");
+const all = eval(structures), points = JSON.parse(require("fs").readFileSync(process.argv[3], "utf8"));
+const answers = points.map(([key, batch, seq, rank]) => {
+  const structure = all[key], windows = structure.windows.filter((w) => seq >= w).join();
+  const regime = structure.regimes.find((r) => r.single === (batch === 1) && r.windows.join() === windows);
+  const sizes = regime.f(BigInt(batch), BigInt(seq), BigInt(rank)), found = {};
+  let at = 0;
+  regime.names.forEach((name, i) => {
+    for (let k = 0; k < regime.counts[i]; k++, at += WIDTH) {
+      const parts = sizes.slice(at, at + WIDTH), total = parts.reduce((a, b) => a + b, 0n);
+      if (!found[name] || total > BigInt(found[name].total)) found[name] = { total: String(total), parts: parts.map(String) };
+    }
+  });
+  return found;
+});
+console.log(JSON.stringify(answers));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("config", [LLAMA, WINDOWED], ids=["llama", "sliding window"])
+def test_javascript_equals_python_on_a_grid(tmp_path, config):
+    spec, setup = find(config).spec(), resolve({"method": "lora"})
+    found = structures(spec, setup)
+    assert len(found) >= 6
+    points = [
+        (entry, batch, seq, rank)
+        for entry in found
+        for batch in (1, 2, 7, 64)
+        for seq in (1, 128, 299, 300, 4096, 131072)
+        for rank in (1, 16)
+    ]
+    (tmp_path / "structures.js").write_text(script(spec, found))
+    (tmp_path / "points.json").write_text(json.dumps([(entry.key, *rest) for entry, *rest in points]))
+    (tmp_path / "harness.js").write_text(HARNESS.replace("WIDTH", str(len(COMPONENTS))))
+    files = [str(tmp_path / name) for name in ("harness.js", "structures.js", "points.json")]
+    output = subprocess.run(["node", *files], capture_output=True, text=True, timeout=120, check=True)
+    for (entry, *values), answer in zip(points, json.loads(output.stdout), strict=True):
+        totals = symbolic(spec, entry.setup).totals(*values)
+        assert {name: int(moment["total"]) for name, moment in answer.items()} == totals.moments
+        for name, moment in answer.items():
+            assert sum(map(int, moment["parts"])) == totals.moments[name]
+
+
+def make(config=None, name="tiny", **fields):
+    model = find(config or LLAMA)
+    spec, setup = model.spec(), resolve({"gpu": "t4", "sequence_length": 512, **fields})
+    from dataclasses import replace
+
+    spec = replace(spec, name=name)
+    return page(spec, setup, plan(spec, setup), find_gpu("t4"), common_gpus())
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "gpt2"])
+def test_the_page_is_small_and_loads_nothing(model):
+    spec, setup = find(model).spec(), resolve({"method": "qlora", "gpu": "rtx-4090", "sequence_length": 1024})
+    text = page(spec, setup, plan(spec, setup), find_gpu("rtx-4090"), common_gpus())
+    assert len(text.encode()) < LARGEST_PAGE
+    assert "default-src 'none'" in text
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
+    assert "@@" not in text
+
+
+def test_the_same_input_gives_the_same_page():
+    assert make() == make() and packed("x" * 100) == packed("x" * 100)
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\u2028"
+
+
+def test_every_string_that_came_from_a_file_is_escaped():
+    text = make({**LLAMA, "_name_or_path": HOSTILE}, name=HOSTILE)
+    assert "<img" not in text and "onerror=alert(1)>" not in text.replace("onerror=alert(1)&gt;", "")
+    assert text.count("</script>") == text.count("<script")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert data["model"] == HOSTILE
+
+
+def run(*args):
+    return CliRunner().invoke(command, list(args), standalone_mode=False)
+
+
+def test_the_command_writes_the_page_and_the_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    shown = run("gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png"), "--svg", str(tmp_path / "a.svg"))
+    assert shown.exception is None, shown.exception
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_a_measurement_is_drawn_beside(tmp_path):
+    record = {
+        "schema": "memplan.measurement/1",
+        "moments": [{"name": "forward", "allocated_bytes": 123456789}, {"name": "x", "allocated_bytes": None}],
+    }
+    (tmp_path / "m.json").write_text(json.dumps(record))
+    run("gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--measurement", str(tmp_path / "m.json"))
+    assert '"measured":{"forward":123456789}' in (tmp_path / "a.html").read_text()
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (("gpt2",), "needs a file"),
+    (("gpt2", "-o", "/no/such/folder/x.html"), "its folder does not exist"),
+    (("gpt2", "--json", "-o", "x.html"), "memplan MODEL --json"),
+])  # fmt: skip
+def test_bad_commands(args, message):
+    shown = run(*args)
+    assert shown.exception is not None and message in str(shown.exception)
+
+
+def test_ui_answers_a_model_a_mistake_and_nothing_else():
+    assert respond({})[0] == 200 and "<form" in respond({})[1]
+    status, text = respond({"model": "gpt2", "method": "lora", "gpu": "t4"})
+    assert status == 200 and "tensor" in text
+    for model in ("no-such-model", "/etc/passwd", "../secrets.json", "~/x", "<script>alert(1)</script>"):
+        status, text = respond({"model": model})
+        assert status == 400 and 'class="error"' in text and "<script>alert" not in text
+    assert "<b>" not in form("<b>", "<b>")
+
+
+def test_ui_listens_on_loopback_and_refuses_foreign_names():
+    server = make_server(0)
+    assert server.server_address[0] == "127.0.0.1"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        assert b"<form" in urllib.request.urlopen(address, timeout=10).read()
+        for path, headers, code in (
+            ("/x", {}, 404),
+            ("/", {"Host": "evil.example"}, 403),
+            ("/?model=" + "x" * 3000, {}, 404),
+            ("/?model=nope", {}, 400),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=10)
+            assert caught.value.code == code
+    finally:
+        server.shutdown()
+        server.server_close()

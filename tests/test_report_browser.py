@@ -1,0 +1,159 @@
+"""The page in a real headless browser: it draws, sliders move, and the numbers are Python's. Skips where Chromium's driver is absent."""
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from memplan.render.html import page
+from planner.formula import plan
+from planner.gpus import common_gpus, find_gpu
+from planner.models import find
+from planner.setup import resolve
+from planner.suggest import changed
+
+DRIVER = shutil.which("chromedriver")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    not (DRIVER and BROWSER), reason="chromium and chromium-driver are not installed: the page is not tested in a browser"
+)
+
+
+class Browser:
+    """The few WebDriver calls that a test needs, over the driver's HTTP interface."""
+
+    def __init__(self, port):
+        self.address = f"http://127.0.0.1:{port}"
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1180,1600", "--disable-dev-shm-usage"]
+        options = {"goog:chromeOptions": {"args": arguments, "binary": BROWSER}, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+
+    def call(self, verb, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data=data, method=verb, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.loads(answer.read())["value"]
+
+    def open(self, url):
+        self.call("POST", f"/session/{self.session}/url", {"url": "about:blank"})  # a new address fragment alone would load nothing
+        self.call("POST", f"/session/{self.session}/url", {"url": url})
+        for _ in range(200):
+            if self.run("return document.body.dataset.ready === '1'"):
+                return
+            time.sleep(0.1)
+        raise AssertionError("the page did not become ready: " + json.dumps(self.log()))
+
+    def run(self, script, *args):
+        return self.call("POST", f"/session/{self.session}/execute/sync", {"script": script, "args": list(args)})
+
+    def log(self):
+        return self.call("POST", f"/session/{self.session}/se/log", {"type": "browser"})
+
+    def move(self, name, value):
+        self.run("const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+                 "e.dispatchEvent(new Event(e.tagName === 'SELECT' ? 'change' : 'input'))", name, str(value))  # fmt: skip
+
+    def close(self):
+        self.call("DELETE", f"/session/{self.session}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    process = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
+    try:
+        port = None
+        for line in process.stdout:
+            if "successfully on port" in line:
+                port = int(line.rstrip().rstrip(".").rpartition(" ")[2])
+                break
+        assert port, "the driver did not say its port"
+        found = Browser(port)
+        yield found
+        found.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    spec, setup, gpu = find("llama-3.1-8b").spec(), resolve({"method": "qlora", "gpu": "rtx-4090"}), find_gpu("rtx-4090")
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page(spec, setup, plan(spec, setup), gpu, common_gpus()), encoding="utf-8")
+    return spec, setup, gpu, path
+
+
+def expected(spec, setup, gpu):
+    prediction = plan(spec, setup)
+    return str(prediction.peak.reserved_bytes + gpu.context_bytes), prediction.peak.moment
+
+
+def shown(browser):
+    return browser.run("return [document.body.dataset.device, document.body.dataset.moment]")
+
+
+def test_the_page_works_from_a_file_without_an_error(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    assert tuple(shown(browser)) == expected(spec, setup, gpu)
+    assert "fits rtx-4090" in browser.run("return document.getElementById('verdict').textContent")
+    assert [entry for entry in browser.log() if entry["level"] == "SEVERE"] == []
+    assert browser.run("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_moved_controls_recompute_what_python_computes(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    browser.move("batch", 7)
+    assert tuple(shown(browser)) == expected(spec, setup.replaced(micro_batch=7), gpu)
+    assert "does not fit" in browser.run("return document.getElementById('verdict').textContent")
+    browser.move("rank", 64)
+    assert tuple(shown(browser)) == expected(spec, setup.replaced(micro_batch=7, rank=64), gpu)
+    browser.move("method", "full")
+    browser.move("checkpointing", "none")
+    full = changed(setup, {"method": "full", "checkpointing": "none"}).replaced(micro_batch=7)
+    assert tuple(shown(browser)) == expected(spec, full, gpu)
+    browser.move("seq", 1000)
+    assert tuple(shown(browser)) == expected(spec, full.replaced(sequence_length=131072), gpu)
+    browser.move("card", "h200")
+    card = find_gpu("h200")
+    assert shown(browser)[0] == str(plan(spec, full.replaced(sequence_length=131072)).peak.reserved_bytes + card.context_bytes)
+
+
+def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
+    from planner.frontier import Room, Structure
+
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri() + "#method=lora&checkpointing=none&batch=2")
+    lora = changed(setup, {"method": "lora", "checkpointing": "none"})
+    structure = Structure(spec, lora, Room(gpu))
+    cells = browser.run(
+        "return [...document.querySelectorAll('#heat rect')].map(r => ['batch','seq','bytes','fits'].map(k => Number(r.dataset[k])))"
+    )
+    assert len(cells) >= 60
+    for batch, seq, size, fits in cells[::5]:
+        allocated = structure.allocated(batch, seq)
+        assert (size, bool(fits)) == (structure.room.device_bytes(allocated), structure.room.holds(allocated))
+    lines = browser.run(
+        "return [...document.querySelectorAll('#heat text[data-longest]')].map(t => [Number(t.dataset.batch), Number(t.dataset.longest)])"
+    )
+    assert [(batch, most or None) for batch, most in lines] == structure.frontier(tuple(batch for batch, _ in lines))
+
+
+def test_a_hostile_address_changes_nothing(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri() + "#method=<b>x&batch=1e9&seq=-5&card=constructor&__proto__=1&rank=zzz")
+    assert tuple(shown(browser)) == expected(spec, setup, gpu)
+
+
+def test_it_fits_a_narrow_window_and_prints(browser, subject):
+    browser.open(subject[3].as_uri())
+    size = {"width": 420, "height": 900}
+    browser.call("POST", f"/session/{browser.session}/window/rect", size)
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth + 1")
+    printed = browser.call("POST", f"/session/{browser.session}/print", {"page": {"width": 21.0, "height": 29.7}})
+    assert len(printed) > 20_000  # a PDF, base64
