@@ -12,17 +12,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from torch import nn
 
-from planner.live.observe import ALLOC, EMPTY, Event, Log, Mark, Storage
+from planner.live.observe import ALLOC, EMPTY, FREE, Event, Log, Mark, Storage
 
 COPIES = 3  # repeats kept of a run: first, middle, last
 LONGEST_PERIOD = 16
 _POSITION = ("layer_idx", "layer_id", "layer_number", "idx", "training", "memplan_index")
-Kind = tuple[str, int]  # (how its layer is known, which stretch between two borders of moments)
-Name = tuple[int | None, Kind, int]  # (layer, kind, number among that kind's storages there): the same at every depth
+Name = tuple[int | None, str, int, int]  # (layer, how that is known, sweep, number among those of its kind): the same at every depth
 
 
 class NotPeriodic(Exception):
@@ -130,17 +130,22 @@ def _borders(log: Log) -> list[int]:
     return sorted({0, len(log.events), *(mark.begin for mark in log.marks), *(mark.end for mark in log.marks)})
 
 
-def names_of(log: Log) -> list[Name]:
+def sweeps_of(log: Log) -> list[list[_Segment]]:
+    """The whole stream as sweeps, in order; none crosses the border of a moment."""
+    return [sweep for stretch in _segments(log) for sweep in _sweeps(stretch)]
+
+
+def names_of(log: Log, sweeps: Sequence[list[_Segment]]) -> list[Name]:
     """Each storage's name. Numbers count from the last one back: what a layer hands to its neighbour it makes last, and only the outermost
     layers make more before it (the final norm's gradients are made from the last layer's tensors)."""
-    counts: dict[tuple[int | None, Kind], int] = {}
-    borders = _borders(log)
+    ends = [sweep[-1].end for sweep in sweeps]
+    counts: dict[tuple[int | None, str, int], int] = {}
     found: list[Name] = []
     for storage in reversed(log.storages):
-        kind = (storage.via, bisect_right(borders, storage.born))
-        number = counts.get((storage.layer, kind), 0)
-        counts[storage.layer, kind] = number + 1
-        found.append((storage.layer, kind, number))
+        kind = (storage.layer, storage.via, bisect_right(ends, storage.born))
+        number = counts.get(kind, 0)
+        counts[kind] = number + 1
+        found.append((*kind, number))
     return found[::-1]
 
 
@@ -154,7 +159,19 @@ def _segments(log: Log) -> Iterator[list[_Segment]]:
             if index == end or log.layers[index] != log.layers[start]:
                 found.append(_Segment(log.layers[start], start, index))
                 start = index
-        yield found
+        yield _late_frees(log, found)
+
+
+def _late_frees(log: Log, segments: list[_Segment]) -> list[_Segment]:
+    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops the last round's tensors in the midst of the
+    next round, they belong to that round."""
+    found: list[_Segment] = []
+    for segment in segments:
+        if len(found) > 1 and found[-2].layer == segment.layer and all(kind == FREE for kind, _, _ in log.events[found[-1].begin : found[-1].end]):
+            found[-2:] = [_Segment(segment.layer, found[-2].begin, segment.end)]
+        else:
+            found.append(segment)
+    return found
 
 
 def _sweeps(segments: list[_Segment]) -> Iterator[list[_Segment]]:
@@ -174,6 +191,8 @@ def _sweeps(segments: list[_Segment]) -> Iterator[list[_Segment]]:
             step = (segments[ahead].layer or 0) - (sweep[-1].layer or 0)
             if step == 0 or (direction and (step > 0) != (direction > 0)):
                 break
+            if not direction and abs(step) > 1 and _turns(segments[ahead:], step):
+                break  # a jump back to where the next sweep starts
             direction = direction or step
             if ahead > index:  # outside between two layers: the earlier layer's tail
                 sweep[-1] = _Segment(sweep[-1].layer, sweep[-1].begin, segments[index].end)
@@ -182,13 +201,21 @@ def _sweeps(segments: list[_Segment]) -> Iterator[list[_Segment]]:
         yield sweep
 
 
-class _Stretch:
-    """The full stream in the making."""
+def _turns(segments: Sequence[_Segment], step: int) -> bool:
+    """Whether the layers go on the other way after the first of `segments`."""
+    layers = [segment.layer for segment in segments[:3] if segment.layer is not None]
+    return len(layers) > 1 and (layers[1] - layers[0] > 0) != (step > 0)
 
-    def __init__(self, small: Log, stand_ins: Sequence[int], sizes: dict[Name, int]) -> None:
+
+class _Stretch:
+    """The full stream in the making; `origins` says which storage of the small log each one is modelled on."""
+
+    def __init__(self, small: Log, stand_ins: Sequence[int], sizes: dict[int, int]) -> None:
         self.small, self.stand_ins, self.sizes = small, stand_ins, sizes
-        self.names = names_of(small)
+        self.sweeps = sweeps_of(small)
+        self.names = names_of(small, self.sweeps)
         self.log = Log(ops=dict(small.ops))
+        self.origins: list[int] = []
         self.ids: dict[Name, int] = {}
         self.single = {layer: place for place, layer in enumerate(stand_ins) if list(stand_ins).count(layer) == 1}
         gaps = [place for place in range(1, len(stand_ins)) if stand_ins[place] != stand_ins[place - 1] + 1]
@@ -196,13 +223,10 @@ class _Stretch:
 
     def run(self) -> Log:
         edges: dict[int, int] = {0: 0}
-        for stretch in _segments(self.small):
-            if stretch:
-                edges[stretch[0].begin] = len(self.log.events)
-            for sweep in _sweeps(stretch):
-                self._sweep(sweep)
-            if stretch:
-                edges[stretch[-1].end] = len(self.log.events)
+        for sweep in self.sweeps:
+            edges[sweep[0].begin] = len(self.log.events)
+            self._sweep(sweep)
+            edges[sweep[-1].end] = len(self.log.events)
         edges.setdefault(len(self.small.events), len(self.log.events))
         self.log.marks = [Mark(mark.step, mark.moment, edges[mark.begin], edges[mark.end]) for mark in self.small.marks]
         return self.log
@@ -229,17 +253,19 @@ class _Stretch:
                 log.events.append((EMPTY, -1, 0))
                 log.layers.append(None)
                 continue
-            layer, when, number = self.names[sid]
+            layer, *rest = self.names[sid]
+            places = self._places(layer, segment.layer, place)
             if kind == ALLOC:
-                name = (self._places(layer, segment.layer, place)[0], when, number)
-                nbytes = self.sizes.get(self.names[sid], nbytes)
+                name: Name = (places[0], *rest)  # type: ignore[assignment]
+                nbytes = self.sizes.get(sid, nbytes)
                 new = len(log.storages)
                 if name in self.ids:
                     raise NotPeriodic(f"storage {name} is made twice")
                 self.ids[name] = new
-                log.storages.append(_like(small[sid], new, nbytes, name[0], len(log.events)))
+                self.origins.append(sid)
+                log.storages.append(_like(small[sid], new, nbytes, places[0], len(log.events)))
             else:
-                new = self._alive([(where, when, number) for where in self._places(layer, segment.layer, place)])
+                new = self._alive([(where, *rest) for where in places])  # type: ignore[misc]
                 nbytes = log.storages[new].nbytes
                 log.storages[new].died = len(log.events)
             log.events.append((kind, new, nbytes))
@@ -271,53 +297,52 @@ def _like(storage: Storage, new: int, nbytes: int, layer: int | None, born: int)
     return replace(storage, id=new, nbytes=nbytes, layer=layer, born=born, died=None, shape=shape)
 
 
-def stretch(small: Log, stand_ins: Sequence[int], sizes: dict[Name, int] | None = None) -> Log:
-    """The stream of a model whose layer p behaves as the small model's layer stand_ins[p]. Raises NotPeriodic."""
+def stretch(small: Log, stand_ins: Sequence[int], sizes: dict[int, int] | None = None) -> Log:
+    """The stream of a model whose layer p behaves as the small model's layer stand_ins[p]; `sizes` replaces the bytes of some of the small
+    log's storages. Raises NotPeriodic."""
     return _Stretch(small, stand_ins, sizes or {}).run()
 
 
-def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[Name, int]:
-    """Bytes that each storage gains with one more repeat, where any: found by comparing the stretched stream with the traced one.
+def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[int, int]:
+    """Bytes that storages of the small log (by id) gain with one more repeat, found by comparing the stretched stream with the traced one.
 
-    Raises NotPeriodic where they differ in anything but the sizes of storages outside the repeated layers.
+    Raises NotPeriodic where they differ in anything but the sizes of storages that do not repeat.
     """
-    made = stretch(small, stand_ins)
-    if len(made.events) != len(longer.events):
-        raise NotPeriodic(f"{len(made.events)} events synthesised, {len(longer.events)} traced")
-    single = {layer for layer in stand_ins if list(stand_ins).count(layer) == 1}
-    names = names_of(made)
-    gains: dict[Name, int] = {}
-    match: dict[int, int] = {}
-    for (kind, sid, nbytes), (kind2, sid2, nbytes2) in zip(made.events, longer.events, strict=True):
-        if kind != kind2:
-            raise NotPeriodic("the kinds of events differ")
-        if kind == EMPTY:
-            continue
-        if match.setdefault(sid, sid2) != sid2:
-            raise NotPeriodic("another storage is freed")
+    made = _Stretch(small, stand_ins, {})
+    mine, theirs = _canonical(made.run().events), _canonical(longer.events)
+    if len(mine) != len(theirs):
+        raise NotPeriodic(f"{len(mine)} events synthesised, {len(theirs)} traced")
+    gains: dict[int, int] = {}
+    for (kind, sid, nbytes), (kind2, sid2, nbytes2) in zip(mine, theirs, strict=True):
+        if (kind, sid) != (kind2, sid2):
+            raise NotPeriodic(f"storage {sid}, {kind}: the traced stream has {sid2}, {kind2}")
         if kind == ALLOC and nbytes != nbytes2:
-            where, when, number = names[sid]
-            layer = None if where is None else stand_ins[where]
-            if layer is not None and layer not in single:
-                raise NotPeriodic(f"a repeated layer's storage changes its size: {nbytes} and {nbytes2}")
-            gains[layer, when, number] = nbytes2 - nbytes
+            if made.origins.count(made.origins[sid]) > 1:
+                raise NotPeriodic(f"a repeated storage changes its size: {nbytes} and {nbytes2}")
+            gains[made.origins[sid]] = nbytes2 - nbytes
     return gains
 
 
-def sizes_at(small: Log, layout: Sequence[Run], gains: Sequence[dict[Name, int]]) -> dict[Name, int]:
-    """Sizes at full depth of the storages that grow: `gains` holds one table for each reducible run."""
-    found: dict[Name, int] = {}
-    names = names_of(small)
-    for name, storage in zip(names, small.storages, strict=True):
-        extra = sum(table.get(name, 0) * (run.repeats - COPIES) for run, table in zip((r for r in layout if r.reducible), gains, strict=True))
-        if extra:
-            found[name] = storage.nbytes + extra
+def sizes_at(small: Log, layout: Sequence[Run], gains: Sequence[dict[int, int]]) -> dict[int, int]:
+    """Bytes at full depth of the small log's storages that grow: `gains` holds one table for each reducible run."""
+    found: dict[int, int] = {}
+    for run, table in zip((r for r in layout if r.reducible), gains, strict=True):
+        for sid, gain in table.items():
+            found[sid] = found.get(sid, small.storages[sid].nbytes) + gain * (run.repeats - COPIES)
     return found
 
 
-def same_stream(one: list[Event], other: list[Event]) -> bool:
-    """Whether two streams are equal, event for event, up to the numbering of storages."""
-    match: dict[int, int] = {}
-    return len(one) == len(other) and all(
-        a[0] == b[0] and a[2] == b[2] and match.setdefault(a[1], b[1]) == b[1] for a, b in zip(one, other, strict=True)
-    )
+def same_stream(one: Sequence[Event], other: Sequence[Event]) -> bool:
+    """Whether two streams of logs are equal, event for event; frees that follow one another may come in any order.
+
+    (CPython defers deallocation in chains of more than 50 objects, so the order in which a deep graph of Python autograd functions dies
+    depends on its depth. The allocator merges freed blocks: without an allocation between, their order leaves no trace.)
+    """
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(events: Sequence[Event]) -> list[Event]:
+    found: list[Event] = []
+    for frees, group in groupby(events, key=lambda event: event[0] == FREE):
+        found += sorted(group) if frees else group
+    return found
