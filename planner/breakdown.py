@@ -102,17 +102,26 @@ class GpuVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How far this engine was from recorded runs: fractions of allocated peak. None where no recorded run says anything."""
+    """How far this engine was from recorded runs: fractions of the allocated peak. None where no recorded run says anything.
+
+    `device_error`: the worst error of the device peak over the same runs, which counts what the allocator holds beyond the tensors.
+    """
 
     median_error: float | None = None
     worst_error: float | None = None
     runs: int = 0
     evidence: str = "no recorded run of this engine"
     nearest_run: str | None = None
+    device_error: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """The share of its allocated peak by which a prediction without replay may be off when it says whether a card holds it."""
+        return max(self.worst_error or 0.0, self.device_error or 0.0)
 
     def to_document(self) -> dict[str, Any]:
         return {"median_error": self.median_error, "worst_error": self.worst_error, "runs": self.runs, "evidence": self.evidence,
-                "nearest_run": self.nearest_run}  # fmt: skip
+                "nearest_run": self.nearest_run, "device_error": self.device_error}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

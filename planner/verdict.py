@@ -2,8 +2,8 @@
 
 trace    fits: the predicted device peak is within the card; no: even the smallest capacity that survives the allocator's replay is not;
          tight: between (the allocator would release its cache and retry, or needs expandable segments).
-formula  has no replay: the band is its recorded error (the worst over recorded runs) on both sides of its device peak. Without recorded
-         runs there is no band and the comparison is exact, which the prediction's evidence says.
+formula  has no replay: the band is its recorded error (the worst over recorded runs, of the allocated or the device peak) on both
+         sides of its device peak. Without recorded runs there is no band and the comparison is exact, which its evidence says.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
     if prediction.smallest_capacity_bytes is not None:
         least = prediction.smallest_capacity_bytes - prediction.peak.context_bytes + gpu.context_bytes
         return min(least, device), device
-    error = prediction.accuracy.worst_error or 0.0
-    slack = round(prediction.peak.allocated_bytes * error)
+    slack = round(prediction.peak.allocated_bytes * prediction.accuracy.margin)
     return device - slack, device + slack
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -99,14 +98,23 @@ def shipped() -> tuple[Run, ...]:
 
 def accuracy_of_engine(engine: str, runs: Sequence[Run] | None = None) -> Accuracy:
     """The recorded accuracy of an engine over every GPU run that counts, whatever the prediction."""
-    errors = [
-        abs(run.allocated_error)
+    counted = [
+        run
         for run in (shipped() if runs is None else runs)
         if run.engine == engine and run.gpu is not None and not run.development and run.allocated_error is not None
     ]
-    if not errors:
+    if not counted:
         return Accuracy(evidence=f"no recorded run of the {engine} engine on a GPU")
-    return Accuracy(statistics.median(errors), max(errors), len(errors), f"{len(errors)} recorded GPU runs")
+    return _accuracy(counted, f"{len(counted)} recorded GPU runs", None)
+
+
+def _accuracy(runs: Sequence[Run], evidence: str, nearest: str | None) -> Accuracy:
+    """Median and worst allocated error, and worst device error, of runs that have the former."""
+    from statistics import median  # brings in half the standard library: only where there is something to say
+
+    errors = [abs(run.allocated_error) for run in runs if run.allocated_error is not None]
+    device = [abs(run.device_error) for run in runs if run.device_error is not None]
+    return Accuracy(median(errors), max(errors), len(errors), evidence, nearest, max(device, default=None))
 
 
 def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:
@@ -124,11 +132,10 @@ def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Ac
         cards = ", ".join(sorted({str(run.gpu) for run in same}))
         return Accuracy(evidence=f"no recorded run on a card like {wanted.gpu} (recorded: {cards})")
     nearest = min(comparable, key=lambda run: (distance(wanted, run), run.case))
-    errors = [abs(run.allocated_error) for run in comparable if run.allocated_error is not None]
     cards = ", ".join(sorted({run.gpu or "CPU" for run in comparable}))
     near = distance(wanted, nearest) <= FAR
-    said = f"{len(errors)} recorded runs on {cards}" + ("" if near else "; no recorded run resembles this")
-    return Accuracy(statistics.median(errors), max(errors), len(errors), said, nearest.case if near else None)
+    said = f"{len(comparable)} recorded runs on {cards}" + ("" if near else "; no recorded run resembles this")
+    return _accuracy(comparable, said, nearest.case if near else None)
 
 
 def _run_of(prediction: Prediction) -> Run:

@@ -106,7 +106,7 @@ class Predicted:
             {m.moment: m.components for m in prediction.moments},
             {m.moment: m.rows for m in prediction.moments},
             prediction.smallest_capacity_bytes,
-            prediction.accuracy.worst_error,
+            prediction.accuracy.margin,
         )
 
     @classmethod

@@ -38,7 +38,7 @@ def command(model: str, other: str | None, as_json: bool, tasks: int, methods: s
     if largest_model and gpu is None:
         raise UsageError("--largest-model needs a card: --gpu NAME")
     names = tuple(name.strip() for name in methods.split(",") if name.strip()) if methods else METHODS_COMPARED
-    error = api.recorded_accuracy("formula").worst_error or 0.0
+    error = api.recorded_accuracy("formula").margin
     found = columns(
         subject.model.spec(), subject.setup, lambda setup: api.predict(subject.model, setup, engine), names, gpu, error, largest_model
     )

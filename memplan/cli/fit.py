@@ -65,7 +65,7 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
     """The formula's whole answer, with room for its recorded worst error."""
     from planner.search import fit
 
-    error = api.recorded_accuracy("formula").worst_error or 0.0
+    error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(subject.setup.gpu or "")
     return fit(subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
 
@@ -157,7 +157,7 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
         model, setup = api.request(entry["model"], **fields)
         jobs.append(Job(str(entry.get("name") or f"{number}: {model.name} {setup.method}"), model.spec(), setup))
     cards = [find_gpu(name) for name in prices] or list(common_gpus())
-    answer = place_jobs(jobs, cards, prices, api.recorded_accuracy("formula").worst_error or 0.0)
+    answer = place_jobs(jobs, cards, prices, api.recorded_accuracy("formula").margin)
     if as_json:
         from memplan.render.json import write
 
