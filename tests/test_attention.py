@@ -1,5 +1,7 @@
 """Which attention backend CUDA takes, and that its op's tensors are what autograd then saves, on meta."""
 
+from contextlib import nullcontext
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -125,6 +127,30 @@ def test_no_backend_but_math_saves_the_scores():
     q, k, v = (tensor(dtype=HALF) for _ in range(3))
     with modelled(T4, "sdpa-math"):
         assert saved(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))[0] > B * H * S * S * 4
+
+
+OPTIONS = [{"is_causal": True}, {"attn_mask": "mask"}, {"enable_gqa": True}, {"dropout_p": 0.1, "scale": -0.5}, {}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [HALF, FP32])
+def test_the_math_path_is_torchs_own(options, dtype):
+    """Same tensors saved and same gradients as the composite that torch runs on meta by itself, where no dispatch mode watches."""
+    found = []
+    options = {**options, **({"attn_mask": mask()} if options.get("attn_mask") else {})}
+    for context in (nullcontext(), modelled(T4, "sdpa-math")):
+        q, k, v = (tensor(heads, dtype=dtype) for heads in ((8, 2, 2) if options.get("enable_gqa") else (8, 8, 8)))
+        shapes = []
+
+        def pack(t, shapes=shapes):
+            shapes.append((tuple(t.shape), t.dtype))
+            return t
+
+        with context, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = F.scaled_dot_product_attention(q, k, v, **options)
+        out.sum().backward()
+        found.append((sorted(map(str, shapes)), out.dtype, tuple(k.grad.shape)))
+    assert found[0] == found[1]
 
 
 def test_a_boolean_mask_becomes_an_additive_one_of_the_querys_dtype():

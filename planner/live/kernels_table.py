@@ -88,13 +88,13 @@ def _foreach_norm(c: Call) -> Iterator[Hidden]:
 
 
 def _index_put(c: Call) -> Iterator[Hidden]:
-    """index_put_ with accumulate: linear indices, their sorted order and permutation (cuda/Indexing.cu index_put_with_sort_kernel)."""
+    """index_put_ with accumulate: linear indices, a range, both sorted (cuda/Indexing.cu index_put_with_sort_kernel)."""
     indices = [i for i in c.args[1] if isinstance(i, Tensor)]
     accumulate = len(c.args) > 3 and c.args[3]
     if not accumulate or not indices:
         return
     count = max(i.numel() for i in indices)
-    yield Hidden("linear, sorted and original indices", 3 * count * 8)
+    yield Hidden("indices and their order", 4 * count * 8)
 
 
 # The table -------------------------------------------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ RULES: dict[str, Rule] = {
     "aten::constant_pad_nd": Rule("native/PadNd.cpp: filled and copied into, the output alone"),
     "aten::flip": Rule("native/TensorTransformations.cpp flip: the output alone"),
     "aten::cumsum": Rule("native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension", _contiguous_first(0)),
-    "aten::_grouped_mm": Rule("native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group into the output; "
-                              "left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)", matmul=True),
+    "aten::_grouped_mm": Rule("native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group into the "
+                              "output; left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)", matmul=True),
     "aten::nll_loss_forward": Rule("native/cuda/Loss.cu: output and total weight"),
     "aten::nll_loss_backward": Rule("native/cuda/Loss.cu: the gradient alone"),
     "aten::native_layer_norm": Rule("native/cuda/layer_norm_kernel.cu", _contiguous_first(0)),

@@ -78,7 +78,7 @@ def buffers(source: Tensor, reduced: list[bool], accumulate: int, sms: int, thre
     first, second = (inputs, outputs) if along else (outputs, inputs)
     if (dims[0] if along else dims[inner])[1] == 1:
         if along and first >= 128 and inner == 1:
-            first //= 4
+            first //= 8 if source.element_size() == 2 else 4  # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
         elif not along:
             vector = 4
             for number in (dims[inner][0], *(d[1] for i, d in enumerate(dims) if i != inner)):
