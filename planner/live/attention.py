@@ -120,7 +120,7 @@ def _cudnn(c: Call, scale: float | None) -> Tensor:
 
 
 def _math(c: Call, scale: float | None) -> Tensor:
-    """_scaled_dot_product_attention_math op by op: as one composite it would not add the mask in place while a dispatch mode watches.
+    """_scaled_dot_product_attention_math op by op: as one composite it would not add the mask in place on meta (accumulate.py says why).
 
     16-bit inputs are computed in fp32; the scores are cast back too, for an output that nobody takes.
     """
