@@ -101,6 +101,14 @@ def test_row_reductions_and_small_ones_stay_in_one_block():
     assert 0 < total["partial results"] < 64 * 1024, "one output: a few numbers a block"
 
 
+def test_accumulating_by_index_sorts_the_indices_first():
+    zeros, index, values = meta(100, 8), meta(50, dtype=torch.int64), meta(50, 8)
+    op = aten.index_put.default
+    assert hidden(A100, op, zeros, [index], values, True) == {"indices and their order": 4 * 50 * 8}
+    assert hidden(A100, op, zeros, [index], values) == {}, "plain assignment needs no order"
+    assert hidden(A100, aten.logsumexp.default, meta(8, 100), [-1]) == {"shifted exponentials": 8 * 100 * 2}
+
+
 def test_norms_of_a_list_keep_a_partial_per_chunk_of_the_largest_tensor():
     tensors = [meta(1000, 1000), meta(16)]
     assert hidden(A100, aten._foreach_norm.Scalar, tensors, 2, outputs=[meta(1)]) == {"partial norms": 2 * 16 * 4}

@@ -61,6 +61,11 @@ def _safe_softmax(c: Call) -> Iterator[Hidden]:
     yield Hidden("masked elements", out.numel(), before=True)
 
 
+def _logsumexp(c: Call) -> Iterator[Hidden]:
+    """The input less its maxima is exponentiated in a tensor of its own."""
+    yield Hidden("shifted exponentials", bytes_of(c.args[0]))
+
+
 def _embedding_backward(c: Call) -> Iterator[Hidden]:
     """Up to 3,072 indices: none but copies. Beyond: indices are sorted and partial sums kept in fp32, one row an index.
 
@@ -159,8 +164,9 @@ RULES: dict[str, Rule] = {
         "native/cuda/layer_norm_kernel.cu; left out: GammaBetaBackward's partial buffers, beyond 65,536 rows only", _contiguous_first(0)),
     "aten::embedding_dense_backward": Rule("native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", _embedding_backward),
     "aten::_foreach_norm": Rule("native/cuda/ForeachReduceOp.cu", _foreach_norm),
-    "aten::index_put_": Rule("native/cuda/Indexing.cu", _index_put),
-    "aten::_unsafe_index_put": Rule("native/cuda/Indexing.cu", _index_put),
+    **{f"aten::{name}": Rule("native/cuda/Indexing.cu", _index_put) for name in ("index_put", "index_put_", "_index_put_impl_",
+                                                                                 "_unsafe_index_put")},
+    "aten::logsumexp": Rule("native/ReduceOps.cpp logsumexp_out_impl", _logsumexp),
     "aten::_scaled_dot_product_flash_attention": Rule("native/transformers/cuda/flash_attn/flash_api.cpp mha_fwd", flash_forward),
     "aten::_scaled_dot_product_flash_attention_backward": Rule("native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd", flash_backward),
     "aten::_scaled_dot_product_efficient_attention": Rule(
