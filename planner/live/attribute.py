@@ -112,6 +112,7 @@ def saved_for_backward(observer: Observer) -> Iterator[None]:
 
     def mark(tensor: Any) -> None:
         if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            observer.meet(tensor)  # a list of indices is saved before the op that takes it runs
             storage = observer.storage_of(tensor)
             if storage is not None and not storage.component:
                 storage.component, storage.saved = "activations", True

@@ -88,11 +88,14 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
 
     made = read_config(config)
     cls = model_class(made)
+    if cls.config_class is type(made).sub_configs.get("text_config"):  # as transformers 5.23 auto_factory.py from_config does
+        made = made.get_text_config()
     if attention == "sdpa" and not getattr(cls, "_supports_sdpa", True):
         attention = "eager"
     try:
         with torch.device("meta"), no_init_weights(), quiet():
             model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)
+            _all_on_meta(model)
             model.tie_weights()
     except UsageError:
         raise
@@ -102,6 +105,17 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
     for index, layer in enumerate(layers_of(model)):
         layer.memplan_index = index
     return model
+
+
+def _all_on_meta(model: nn.Module) -> None:
+    """Some constructors make a tensor where `torch.device` does not reach (DiffLlama's lambdas, by torch.normal): loading places it too."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="meta")
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:

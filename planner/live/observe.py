@@ -39,6 +39,7 @@ class Hidden(Protocol):
 
 _ATEN = torch.ops.aten
 _FROM_HOST = {_ATEN.lift_fresh.default}  # torch.tensor(data) reaches the device through this alias op
+_INDEX = _ATEN.index.Tensor  # a Python list of indices reaches the device through no op (torch/csrc/autograd/python_variable_indexing.cpp)
 
 
 @dataclass(slots=True)
@@ -165,6 +166,14 @@ class Observer(TorchDispatchMode):
         watch = self._alive.get(tensor.untyped_storage()._cdata)
         return None if watch is None else self.log.storages[watch.id]
 
+    def meet(self, tensor: torch.Tensor | None) -> None:
+        """A device tensor that no op has shown counts as made now."""
+        if tensor is not None and tensor.is_meta and not self._host and not self.knows(tensor):
+            where, layer, known = self._where()
+            outer, self._via = self._via, "code" if layer is not None else "node"
+            self._born(tensor.untyped_storage(), tensor, str(_INDEX), where, known if layer is None else layer)
+            self._via = outer
+
     def freeze(self) -> None:
         """Nothing that dies from here on is an event: what is alive stays so."""
         self._alive.clear()
@@ -213,6 +222,9 @@ class Observer(TorchDispatchMode):
         home = layers[0] if layers else self._layer
         if self.modules:  # the autograd node that this op's forward just made: its backward belongs to the same module and layer
             self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (where, self._layer, home))  # type: ignore[attr-defined]
+        if func is _INDEX:
+            for index in args[1]:
+                self.meet(index)
         temporary = [self._unseen(u, where, home) for u in unseen if u.before]
         if fresh:
             self._outputs(func, args, outputs, where, layers)
