@@ -6,20 +6,19 @@ The step is the second one: optimizer states and cuBLAS workspaces exist. Gradie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner import attend
 from planner.checkpoint import CHECKPOINTS
-from planner.expr import Expr, as_expr, const
+from planner.expr import Expr, const
 from planner.layers import decoder_layer
 from planner.linears import linear, orthogonality
 from planner.loading import batch_tensors
-from planner.losses import causal_loss, logits_of
+from planner.losses import causal_loss, chunked_loss, logits_of
 from planner.methods import METHODS
 from planner.norms import norm
 from planner.parameters import B, Inventory, S
 from planner.rules import add, cast, dropout, embedding, unary
-from planner.setup import Setup
 from planner.spec import Layer
 from planner.tape import Tape, Tensor
 from planner.walk import Device, Walk
@@ -39,6 +38,16 @@ class Regime:
         return size if size is not None and size in self.windows else None
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoder layer of the walk, and what of its place decides its bytes."""
+
+    layer: Layer
+    trained: bool
+    checkpointed: bool
+    sliding: bool
+
+
 def run_step(inventory: Inventory, device: Device, regime: Regime) -> Tape:
     """The log of one step: moments forward, backward and optimizer_step."""
     return _Step(inventory, device, regime).run()
@@ -51,7 +60,6 @@ class _Step:
     def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
         self.inventory, self.setup, self.spec = inventory, inventory.setup, inventory.spec
         self.regime, self.device = regime, device
-        self.slides = [layer.attention.window is not None for count, layer in self.spec.layers for _ in range(count)]
         self.tape = Tape()
         batch: Expr = const(1) if regime.single else B
         self.w = Walk(self.tape, self.setup, inventory, device, batch, S, regime.single, {})
@@ -126,13 +134,17 @@ class _Step:
     def _forward(self) -> tuple[Tensor | None, Tensor]:
         t, w = self.tape, self.w
         hidden = self._hidden()
-        logits = logits_of(w, hidden)
-        loss = causal_loss(w, logits)
+        logits: Tensor | None = None
+        if self.setup.loss == "chunked":
+            loss = chunked_loss(w, hidden)
+        else:
+            logits = logits_of(w, hidden)
+            loss = causal_loss(w, logits)
         del hidden
         if self.setup.method == "adalora":
             loss = self._regularised(loss)
         t.forget_casts()
-        if self.setup.outputs_fp32 and w.auto is not None:
+        if self.setup.outputs_fp32 and w.auto is not None and logits is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
@@ -144,9 +156,9 @@ class _Step:
         key = 0
         for block, times in compress(self._sequence()):
             with t.repeat(times):
-                for layer, trained in block:
-                    with w.at_layer(key, trained):
-                        part = orthogonality(w, f"{layer.prefix}.*.")
+                for step in block:
+                    with w.at_layer(key, step.trained):
+                        part = orthogonality(w, f"{step.layer.prefix}.*.")
                     key += 1
                     if part is not None:
                         loss = add(t, loss, part, "loss")
@@ -236,42 +248,39 @@ class _Step:
 
     def _layers(self, hidden: Tensor, tables: Tables) -> Tensor:
         key = 0
-        position = 0
         for block, times in compress(self._sequence()):
             with self.tape.repeat(times):
-                for offset, (layer, trained) in enumerate(block):
-                    hidden = self._one_layer(hidden, layer, trained, key, position + offset, tables)
+                for step in block:
+                    hidden = self._one_layer(hidden, step, key, tables)
                     key += 1
-            position += len(block) * times
         return hidden
 
-    def _sequence(self) -> list[tuple[Layer, bool]]:
-        """Every layer with whether it is trained, windows that do not cut the sequence taken off."""
-        from dataclasses import replace
-
-        flat: list[tuple[Layer, bool]] = []
+    def _sequence(self) -> list[Step]:
+        """Every layer with whether it is trained and checkpointed, windows that do not cut the sequence taken off."""
+        flat: list[Step] = []
         for count, layer in self.spec.layers:
             window = self.regime.window(layer)
             same = layer if window == layer.attention.window else replace(layer, attention=replace(layer.attention, window=window))
-            flat += [(same, len(flat) + i >= self.inventory.first_trained) for i in range(count)]
+            sliding = layer.attention.window is not None
+            for index in range(len(flat), len(flat) + count):
+                checkpointed = self.setup.checkpointing != "none" and index % self.setup.checkpoint_every == 0
+                flat.append(Step(same, index >= self.inventory.first_trained, checkpointed, sliding))
         return flat
 
-    def _one_layer(self, hidden: Tensor, layer: Layer, trained: bool, key: int, index: int, tables: Tables) -> Tensor:
-        w, prefix, masks = self.w, f"{layer.prefix}.*.", self.w.masks
-        sliding = self.slides[index]
+    def _one_layer(self, hidden: Tensor, step: Step, key: int, tables: Tables) -> Tensor:
+        w, prefix, masks = self.w, f"{step.layer.prefix}.*.", self.w.masks
 
         def body(given: Tensor) -> Tensor:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
             try:
-                with w.at_layer(key, trained):
-                    return decoder_layer(w, layer, given, prefix, tables.get(sliding, tables.get(False)))
+                with w.at_layer(key, step.trained):
+                    return decoder_layer(w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False)))
             finally:
                 w.masks = before
 
-        run = CHECKPOINTS.get(self.setup.checkpointing)
-        if run is None or index % self.setup.checkpoint_every:
+        if not step.checkpointed:
             return body(hidden)
-        return run(self.tape, body, hidden)
+        return CHECKPOINTS[self.setup.checkpointing](self.tape, body, hidden)
 
     # ---- optimizer ----------------------------------------------------------------------------------------------------------------
 
@@ -300,9 +309,9 @@ class _Step:
         return made
 
 
-def compress(sequence: list[tuple[Layer, bool]]) -> list[tuple[list[tuple[Layer, bool]], int]]:
+def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:
     """The layers as blocks with how often each is repeated in a row: the first and last of a run alone, the middle as one."""
-    blocks: list[tuple[list[tuple[Layer, bool]], int]] = []
+    blocks: list[tuple[list[Step], int]] = []
     i = 0
     while i < len(sequence):
         period, repeats = _period(sequence, i)
@@ -316,7 +325,7 @@ def compress(sequence: list[tuple[Layer, bool]]) -> list[tuple[list[tuple[Layer,
     return blocks
 
 
-def _period(sequence: list[tuple[Layer, bool]], start: int, longest: int = 8) -> tuple[int, int]:
+def _period(sequence: list[Step], start: int, longest: int = 8) -> tuple[int, int]:
     """The shortest period with which the layers from `start` on repeat at least five times, and how many times they do."""
     for period in range(1, longest + 1):
         repeats = 1
@@ -325,6 +334,3 @@ def _period(sequence: list[tuple[Layer, bool]], start: int, longest: int = 8) ->
         if repeats >= 5:
             return period, repeats
     return 1, 1
-
-
-_ = (Setup, as_expr)

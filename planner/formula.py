@@ -12,7 +12,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from planner.activations import Regime, run_step
+from planner.adapters import SHAPES
 from planner.breakdown import COMPONENTS, Breakdown, ModelSummary, Peak, Prediction
+from planner.errors import UsageError
 from planner.expr import Expr, compile_python, javascript, total
 from planner.gpus import context_bytes, find_gpu
 from planner.loading import load_candidates
@@ -114,6 +116,7 @@ class Symbolic:
     """One discrete structure as functions of micro-batch B, sequence length S and rank R."""
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        refuse(setup)
         self.spec, self.setup = spec, setup
         self.inventory = Inventory(spec, setup)
         self.device = device_of(setup)
@@ -164,6 +167,19 @@ class Symbolic:
             "found[name] = sizes.slice(at, at + counts[i]).reduce((a, b) => (a > b ? a : b)); at += counts[i]; }); return found; };"
         )
         return "(B, S, R) => {\n" + collect + "\n" + "\n".join(parts) + "\n}"
+
+
+def refuse(setup: Setup) -> None:
+    """UsageError for what the formula has no rule for; each names the next move."""
+    reasons = {
+        "a PEFT adapter_config.json": setup.adapter is not None,
+        f"method '{setup.method}'": METHODS[setup.method].trains == "adapter" and setup.method not in SHAPES,
+        f"loss '{setup.loss}'": setup.loss == "fused",
+        f"method '{setup.method}' on a quantised base": setup.method == "dora" and setup.quant_type == "int8",
+    }
+    for what, refused in reasons.items():
+        if refused:
+            raise UsageError(f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves")
 
 
 def device_of(setup: Setup) -> Device:

@@ -1,0 +1,172 @@
+"""plan(): the document's promises, hand-derived totals, and the trace engine as the judge of every moment."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from planner.breakdown import MOMENTS
+from planner.errors import UsageError
+from planner.families import read_config
+from planner.formula import plan, symbolic
+from planner.models import find
+from planner.setup import resolve
+
+GIB = 2**30
+
+
+def predict(model: str, **fields: Any) -> Any:
+    return plan(find(model).spec(), resolve(fields))
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora", "adalora", "dora", "rslora", "lora+", "lora-fa", "ia3"])
+def test_every_method_gives_every_moment(method: str) -> None:
+    prediction = predict("llama-7b", method=method)
+    assert tuple(m.moment for m in prediction.moments) == MOMENTS
+    assert prediction.peak.allocated_bytes == max(m.allocated_bytes for m in prediction.moments)
+    for moment in prediction.moments:
+        assert sum(moment.components.values()) == moment.allocated_bytes == sum(row.bytes for row in moment.rows)
+        assert all(row.bytes > 0 and row.count > 0 and row.why for row in moment.rows)
+    assert prediction.peak.reserved_bytes % 2**21 == 0 and 0 <= prediction.peak.reserved_bytes - prediction.peak.allocated_bytes < 2**21
+    assert prediction.to_document(explain=True)["rows"]
+
+
+def test_inference_has_weights_and_no_backward() -> None:
+    prediction = predict("llama-7b", method="inference", recipe="raw", sequence_length=4096)
+    assert [m.moment for m in prediction.moments] == ["load_peak", "load", "forward"]
+    assert prediction.trainable_parameters == 0 and prediction.moment("forward").components["optimizer_states"] == 0
+
+
+def test_full_fine_tuning_of_llama_7b_by_hand() -> None:
+    """bf16 weights and gradients, two bf16 Adam states: 8 bytes a parameter, and foreach's roots at the step: 10."""
+    prediction = predict("llama-7b", method="full", recipe="raw", sequence_length=512, checkpointing="non_reentrant")
+    parameters = 6_738_415_616
+    step = prediction.moment("optimizer_step")
+    assert step.components["gradients"] == 2 * parameters and step.components["optimizer_states"] == 4 * parameters
+    roots = sum(row.bytes for row in step.rows if "square roots" in row.name)
+    assert roots == 2 * parameters
+    assert prediction.peak.moment == "optimizer_step"
+
+
+def test_logits_and_loss_at_the_backward_peak_of_qlora() -> None:
+    """fp32 head after k-bit preparation: logits, log-softmax, its gradient and the logits' gradient, 4 bytes each and V x tokens of each."""
+    prediction = predict("qwen2.5-0.5b", method="qlora", recipe="raw", sequence_length=4096, micro_batch=2)
+    size = 2 * 4096 * 151936 * 4
+    rows = [row for row in prediction.moment("backward").rows if row.shape == (2, 4096, 151936)]
+    assert [row.bytes for row in rows] == [size] * 4 and prediction.peak.moment == "backward"
+
+
+def test_paged_states_are_host_bytes() -> None:
+    prediction = predict("llama-7b", method="qlora", recipe="paper")
+    assert prediction.host_bytes > 0 and prediction.moment("backward").components["optimizer_states"] < prediction.host_bytes
+
+
+def test_one_structure_is_built_once() -> None:
+    spec = find("llama-7b").spec()
+    first = symbolic(spec, resolve({"method": "lora", "micro_batch": 2, "sequence_length": 128, "rank": 4}))
+    assert symbolic(spec, resolve({"method": "lora", "micro_batch": 7, "sequence_length": 999, "rank": 64})) is first
+    assert symbolic(spec, resolve({"method": "lora", "dropout": 0.1})) is not first
+
+
+def test_totals_are_the_sums_of_the_explained_rows() -> None:
+    spec = find("qwen2.5-0.5b").spec()
+    setup = resolve({"method": "lora", "micro_batch": 3, "sequence_length": 700, "rank": 24})
+    totals, prediction = symbolic(spec, setup).totals(3, 700, 24), plan(spec, setup)
+    assert totals.moments == {m.moment: m.allocated_bytes for m in prediction.moments}
+    assert (totals.peak_moment, totals.peak) == (prediction.peak.moment, prediction.peak.allocated_bytes)
+
+
+def test_depth_is_exact_however_layers_are_grouped() -> None:
+    """Layers in repeated blocks against the same layers walked one by one: compress() replaced by single layers."""
+    from planner import activations
+
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 11,
+        "num_attention_heads": 4,
+        "vocab_size": 96,
+    }
+    whole = activations.compress
+    for fields in ({"method": "full"}, {"method": "lora", "checkpointing": "non_reentrant"}, {"method": "adalora"}, {"method": "qlora", "recipe": "hf"},
+                   {"method": "freeze", "trainable_layers": 3}, {"method": "lora", "checkpointing": "reentrant", "checkpoint_every": 2}):  # fmt: skip
+        setup = resolve({"recipe": "raw", "sequence_length": 64, **fields})
+        grouped = plan(read_config(config), setup)
+        try:
+            activations.compress = lambda sequence: [([layer], 1) for layer in sequence]
+            single = plan(read_config(config), setup)
+        finally:
+            activations.compress = whole
+        for moment in MOMENTS:
+            assert grouped.moment(moment).components == single.moment(moment).components, (fields, moment)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"method": "prefix-tuning"}, "--engine trace"),
+    ({"method": "lora", "loss": "fused"}, "--engine trace"),
+    ({"method": "lora", "targets": "q_prj"}, "q_prj"),
+])  # fmt: skip
+def test_what_the_formula_cannot_do_names_the_next_move(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        predict("llama-7b", **fields)
+
+
+def test_grid_equals_single_predictions_across_regimes() -> None:
+    spec = find("mistral-7b").spec()  # a sliding window of 4,096: two regimes of S, and two of B
+    structure = symbolic(spec, resolve({"method": "lora"}))
+    batches, lengths = [1, 2, 5], [64, 4095, 4096, 9000]
+    import numpy
+
+    found = structure.grid(numpy.array(batches)[:, None], numpy.array(lengths)[None, :], 16)
+    for i, batch in enumerate(batches):
+        for j, length in enumerate(lengths):
+            totals = structure.totals(batch, length, 16)
+            assert int(found["peak"][i, j]) == totals.peak
+            assert {name: int(found[name][i, j]) for name in totals.moments} == totals.moments
+
+
+def test_a_prediction_takes_milliseconds() -> None:
+    """A ratio, not a time: a thousand totals of one structure against building it once."""
+    spec = find("llama-7b").spec()
+    structure = symbolic(spec, resolve({"method": "lora", "alpha": 33}))
+    start = time.perf_counter()
+    structure.totals(1, 512, 16)
+    built = time.perf_counter() - start
+    start = time.perf_counter()
+    for length in range(512, 522):
+        structure.totals(1, length, 16)
+    assert (time.perf_counter() - start) / 10 < built
+
+
+TRACED: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"method": "full", "recipe": "raw"}),
+    ("llama", {"method": "lora", "recipe": "hf", "padded": True}),
+    ("llama", {"method": "qlora", "recipe": "raw"}),
+    ("llama", {"method": "adalora", "recipe": "raw", "checkpointing": "non_reentrant"}),
+    ("gemma2", {"method": "lora", "recipe": "raw", "attention": "eager"}),
+    ("mixtral", {"method": "full", "recipe": "hf"}),
+]
+TINY: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
+                        "head_dim": 64, "vocab_size": 8192, "num_local_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize(("family", "fields"), TRACED, ids=lambda value: value if isinstance(value, str) else value["method"])
+def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
+    """Tensor bytes of each moment of the step, within 0.1 %: what is left are scalars and the allocator's rounding."""
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    if fields["method"] == "qlora":
+        pytest.importorskip("bitsandbytes")
+    from planner.live.trace import trace
+
+    config = {"model_type": family, **TINY}
+    setup = resolve({"micro_batch": 2, "sequence_length": 512, **fields})
+    traced, planned = trace(config, setup), plan(read_config(config), setup)
+    assert planned.trainable_parameters == traced.trainable_parameters and planned.total_parameters == traced.total_parameters
+    for name in ("forward", "backward", "optimizer_step"):
+        expected = sum(row.bytes for row in traced.moment(name).rows)
+        assert planned.moment(name).allocated_bytes == pytest.approx(expected, rel=1e-3), name
