@@ -201,3 +201,24 @@ def test_a_records_own_prediction_is_read_and_a_broken_one_refused():
     assert read.peaks == {"allocated": 90, "reserved": 100, "context": 10} and read.rows["forward"][0].bytes == 30
     with pytest.raises(UsageError, match="step_peak"):
         Predicted.read({"engine": "trace"})
+
+
+def test_an_aligned_event_of_the_gaps_size_is_named():
+    """A kernel's workspace of 1 MiB that only the measurement has, and an unrelated one."""
+    mib = 2**20
+    parts = {"weights": 60 * mib, "gradients": 0, "optimizer_states": 0, "activations": 30 * mib, "temporaries": 0}
+    predicted = Predicted("trace", {"allocated": 90 * mib, "reserved": 90 * mib, "context": 0}, {"forward": parts}, {"forward": ()}, None)
+    event = {"only": "measured", "moment": "forward", "kind": "alloc", "bytes": mib, "count": 1, "where": "aten::mm"}
+    other = {**event, "bytes": 5000, "where": "aten::add"}
+    real = record("ok", allocated=91 * mib).with_(alignment={"unmatched": [other, event]})
+    notes = reconcile(predicted, real).notes
+    assert any("only measured: 1,048,576 B x1 at aten::mm" in note for note in notes) and not any("aten::add" in note for note in notes)
+
+
+def test_blocks_that_nothing_claims_stand_beside_temporaries():
+    real = record("ok", allocated=90)
+    moment = replace(real.moments[0], components={"weights": 60, "activations": 25, "temporaries": 0, "unattributed": 5})
+    parts = {"weights": 60, "gradients": 0, "optimizer_states": 0, "activations": 25, "temporaries": 5}
+    predicted = Predicted("trace", {"allocated": 90, "reserved": 90, "context": 0}, {"forward": parts}, {"forward": ()}, None)
+    found = reconcile(predicted, real.with_(moments=(moment,)))
+    assert {d.what: d.bytes for d in found.moments}["temporaries"] == 0

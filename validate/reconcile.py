@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from planner.breakdown import COMPONENTS, MOMENTS, STEP_MOMENTS, Prediction, Row
 from planner.errors import UsageError, shorten
-from validate.suspects import TOTAL, Suspect, explain
+from validate.suspects import CLOSE, SMALLEST, TOTAL, Suspect, explain
 
 if TYPE_CHECKING:
     from profiler.record import Measurement
@@ -155,7 +155,7 @@ def reconcile(prediction: Prediction | Predicted, measurement: Measurement, refe
         unexplained,
         measurement.outcome,
         judge_outcome(predicted, measurement),
-        tuple(_notes(measurement, predicted)),
+        (*_notes(measurement, predicted), *event_notes(measurement.alignment, moments)),
         bool(measurement.extra.get("development")),
         measurement.alignment,
     )
@@ -183,8 +183,15 @@ def _moments(predicted: Predicted, measurement: Measurement) -> Iterable[Differe
             continue
         yield Difference("allocated", moment.name, predicted.allocated(moment.name), moment.allocated_bytes)
         for component in COMPONENTS if moment.components is not None else ():
-            measured = (moment.components or {}).get(component, 0)
+            measured = measured_component(moment.components or {}, component)
             yield Difference(component, moment.name, predicted.components[moment.name].get(component, 0), measured)
+
+
+def measured_component(components: Mapping[str, int], component: str) -> int:
+    """A component as the allocator's history has it. Blocks that nothing claims are counted beside temporaries, which is what the
+    prediction calls a block of no other component: history knows no names."""
+    extra = components.get("unattributed", 0) if component == "temporaries" else 0
+    return components.get(component, 0) + extra
 
 
 def _at_peak(left: Mapping[tuple[str, str], int], measurement: Measurement) -> int:
@@ -233,6 +240,22 @@ def _notes(measurement: Measurement, predicted: Predicted) -> Iterable[str]:
     missing = [m for m in MOMENTS if m in predicted.components and all(m != have.name for have in measurement.moments)]
     if measurement.outcome == "ok" and missing:
         yield f"not measured: {', '.join(missing)}"
+
+
+def event_notes(alignment: Mapping[str, Any] | None, moments: Iterable[Difference]) -> list[str]:
+    """Aligned events that only one side has and whose bytes are those of a moment's gap: the allocation that is missing or too much."""
+    notes = []
+    gaps = {d.moment: d.bytes for d in moments if d.what == "allocated"}
+    for event in (alignment or {}).get("unmatched", ()):
+        gap, size = gaps.get(event["moment"], 0), event["bytes"]
+        side = "measured" if gap < 0 else "predicted"
+        near = any(abs(abs(gap) - size * times) <= CLOSE * abs(gap) for times in {1, event["count"]})
+        if event["kind"] == "alloc" and event["only"] == side and abs(gap) >= SMALLEST and near:
+            where = event.get("where") or "an operation without a name"
+            notes.append(
+                f"the gap of {gap:+,} bytes in {event['moment']} is that of an allocation only {side}: {size:,} B x{event['count']} at {where}"
+            )
+    return notes
 
 
 def version_notes(measurement: Measurement) -> list[str]:

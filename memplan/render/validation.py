@@ -25,7 +25,8 @@ HEAD: Line = ("runs", "median", "P95", "worst", "bias", "within 1 MiB")
 def percent(value: float | None, sign: bool = False) -> str:
     if value is None:
         return ABSENT
-    return f"{100 * value:+.2f} %" if sign else f"{100 * value:.2f} %"
+    shown = round(100 * value, 2) or 0.0  # no minus before a zero
+    return f"{shown:+.2f} %" if sign and shown else f"{shown:.2f} %"
 
 
 def stat_cells(s: Stats) -> Line:
@@ -111,6 +112,11 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
         yield Text(f"likely wrong: {suspect} ({percent(suspect.share)} of what is open)")
     for note in run.notes:
         yield Text(f"note: {note}", style="dim")
+    for event in (run.alignment or {}).get("unmatched", ())[:5]:
+        yield Text(
+            f"only {event['only']}, {event['moment']}: {event['kind']} {event['bytes']:,} B x{event['count']} at {event['where']}",
+            style="dim",
+        )
 
 
 def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
