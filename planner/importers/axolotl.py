@@ -50,6 +50,18 @@ FSDP: dict[str, Rule] = {
 LEGACY_ATTENTION = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager",
                     "xformers_attention": "xformers", "flex_attention": "flex_attention", "sage_attention": "sage"}  # fmt: skip
 
+OTHERS = (
+    ("reward_model process_reward_model trl ebft vllm precompute_ref_log_probs diffusion_lm trainer_cls", "another trainer or more models"),
+    ("experts_implementation llama4_linearized_experts", "how experts are held and computed"),
+    ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own"),
+    ("quantization model_quantization_config gptq use_onebitllms peft", "a quantisation other than bitsandbytes'"),
+    ("shrink_embeddings overrides_of_model_config overrides_of_model_kwargs", "a changed model"),
+    ("max_memory gpu_memory_limit", "layers on the CPU or on other cards"),
+    ("lisa_n_layers", "layers that take turns to train"),
+    ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state"),
+)  # fmt: skip
+"""Keys that move memory in ways that no Setup field follows, by reason."""
+
 RULES: dict[str, Rule] = {
     "base_model": use("_model", text),
     "base_model_config": Rule("ignored", why="the model's own configuration is read"),
@@ -160,6 +172,16 @@ RULES: dict[str, Rule] = {
         lora_alpha_pattern peft_ensure_weight_tying s2_attention
     """),
     **ignored("parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"),
+    **{name: not_modelled(why) for names_, why in OTHERS for name in names_.split()},
+    **ignored(
+        "numbers of a loss, or details of a switch reported by itself",
+        """
+        orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient num_labels eaft_* use_eaft use_dft
+        scaling_softmax*
+        flex_attn_compile_kwargs noisy_embedding_alpha evaluation_strategy model_quantization_config_kwargs hf_mlflow_log_artifacts
+        nvfp4_merge_aware merge_lora merge_method export reinit_weights rope_scaling lisa_step_interval lisa_layers_attribute
+    """,
+    ),
     **ignored("where it runs", "use_ray ray_* resources_per_worker cloud dynamic_checkpoint"),
 }  # fmt: skip
 

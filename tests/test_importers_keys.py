@@ -1,0 +1,84 @@
+"""The tables know every key of the installed stacks, and a key said to move no memory moves none."""
+
+import dataclasses
+
+import pytest
+
+from planner.importers import hf, peft, trl
+from planner.importers.files import FORMATS, read_document
+from planner.importers.rules import find_rule
+from planner.models import find
+from planner.setup import resolve
+
+LEAST = {
+    "axolotl": {"base_model": "openai-community/gpt2", "datasets": [], "adapter": "lora", "lora_target_linear": True},
+    "llamafactory": {"model_name_or_path": "openai-community/gpt2", "stage": "sft"},
+    "trl": {"model_name_or_path": "openai-community/gpt2", "dataset_name": "x", "use_peft": True},
+    "hf": {"output_dir": "x"},
+    "torchtune": {"model": {"_component_": "torchtune.models.llama2.llama2_7b"}},
+    "peft": {"peft_type": "LORA", "r": 8},
+    "accelerate": {"distributed_type": "NO", "compute_environment": "LOCAL_MACHINE"},
+    "deepspeed": {"zero_optimization": {"stage": 2}},
+}
+VALUES = (True, False, 1, 7, 0.5, "yes", "no", [], ["x"], {}, {"a": 1}, "hf_notARealToken")
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_an_ignored_key_changes_no_setting_whatever_its_value(name):
+    row, base = FORMATS[name], LEAST[name]
+    plain = read_document(base, row, name)
+    keys = [key for key, rule in row.rules.items() if rule.status == "ignored" and key not in base]
+    assert keys
+    for key in keys:
+        for value in VALUES:
+            changed = read_document({**base, key.replace("*", "x"): value}, row, name)
+            assert changed.fields == plain.fields, (key, value)
+            assert not changed.by_status("unknown") and not changed.by_status("not_modelled"), (key, value)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_every_ignored_key_says_why(name):
+    assert all(rule.why for rule in FORMATS[name].rules.values() if rule.status in ("ignored", "not_modelled"))
+
+
+def test_used_keys_move_a_setting_and_the_prediction_follows():
+    from planner.formula import plan
+
+    spec = find("gpt2").spec()
+    base = read_document(LEAST["axolotl"], FORMATS["axolotl"], "a")
+    ignored = read_document({**LEAST["axolotl"], "learning_rate": 1, "wandb_project": "x", "save_steps": 3}, FORMATS["axolotl"], "a")
+    used = read_document({**LEAST["axolotl"], "micro_batch_size": 4}, FORMATS["axolotl"], "a")
+    peaks = [plan(spec, resolve(imported=imported.fields)).peak.allocated_bytes for imported in (base, ignored, used)]
+    assert peaks[0] == peaks[1] < peaks[2]
+
+
+def missing(cls, table):
+    return [field.name for field in dataclasses.fields(cls) if find_rule(table, field.name) is None]
+
+
+def test_every_training_argument_of_the_installed_transformers_is_known():
+    transformers = pytest.importorskip("transformers")
+    assert missing(transformers.TrainingArguments, hf.RULES) == []
+
+
+def test_every_field_of_the_installed_peft_configurations_is_known():
+    library = pytest.importorskip("peft")
+    assert missing(library.LoraConfig, peft.LORA) == [] and missing(library.AdaLoraConfig, peft.LORA) == []
+
+
+def test_every_field_of_the_installed_trl_is_known():
+    library = pytest.importorskip("trl")
+    for cls in (library.SFTConfig, library.ModelConfig, library.ScriptArguments):
+        assert missing(cls, trl.RULES) == [], cls
+
+
+def test_every_bitsandbytes_setting_of_the_installed_transformers_is_known():
+    pytest.importorskip("transformers")
+    import inspect
+
+    from transformers import BitsAndBytesConfig
+
+    from planner.importers.snippet_rules import QUANTISATION
+
+    parameters = [name for name in inspect.signature(BitsAndBytesConfig.__init__).parameters if name not in ("self", "kwargs")]
+    assert [name for name in parameters if find_rule(QUANTISATION, name) is None] == []
