@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from memplan.cli.main import run
 from planner.errors import UsageError
 from planner.setup import resolve
+from profiler.facts import FACTS
 from profiler.record import MeasuredMoment, MeasuredPeak, Measurement, save_in
+from validate.checks import CHECKS, METRICS
 from validate.claims import load
+from validate.claimsfile import RELATIONS, UNITS
+from validate.quantities import QUANTITIES
 
 GOOD = """
 [[claim]]
@@ -140,3 +145,10 @@ def test_chinese_and_conflicts_on_the_command_line(capsys):
     assert "不成立" in text and "sequence_length到5" in "".join(text.split()) and "2 条论断" in text
     assert run(["claims", "--conflicts"]) == 0
     assert "contradict" in capsys.readouterr().out
+
+
+def test_the_format_is_documented():
+    """docs/claims.md names every kind of check, key, unit, quantity and library fact."""
+    text = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
+    names = [*CHECKS, *QUANTITIES, *FACTS, *filter(None, UNITS), *METRICS, *RELATIONS]
+    assert [name for name in names if name not in text] == []
