@@ -251,10 +251,8 @@ def event_notes(alignment: Mapping[str, Any] | None, moments: Iterable[Differenc
         side = "measured" if gap < 0 else "predicted"
         near = any(abs(abs(gap) - size * times) <= CLOSE * abs(gap) for times in {1, event["count"]})
         if event["kind"] == "alloc" and event["only"] == side and abs(gap) >= SMALLEST and near:
-            where = event.get("where") or "an operation without a name"
-            notes.append(
-                f"the gap of {gap:+,} bytes in {event['moment']} is that of an allocation only {side}: {size:,} B x{event['count']} at {where}"
-            )
+            what = f"{size:,} B x{event['count']} at {event.get('where') or 'an operation without a name'}"
+            notes.append(f"the gap of {gap:+,} bytes in {event['moment']} is that of an allocation only {side}: {what}")
     return notes
 
 
