@@ -34,7 +34,7 @@ def table(results: Sequence[ClaimResult], lang: str = "en", explain: bool = Fals
     """Every claim: number, verdict, what is claimed and where, and the evidence; then how many of each verdict."""
     for result in results:
         yield _block(result.claim.id, VERDICT[lang][result.verdict], COLOURS[result.verdict], _lines(result, lang, explain))
-    counts = Counter(result.verdict for result in results)
+    counts: Counter[str] = Counter(result.verdict for result in results)
     told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in VERDICT[lang].items() if counts[verdict])
     yield Text(f"\n{len(results)} {WORDS[lang]['of']}: {told}", style="bold")
 
