@@ -69,7 +69,8 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     sharding.refuse_sharding(setup)
     prediction = ENGINES[engine](model, setup)
-    prediction = prediction.with_(warnings=(*prediction.warnings, *unmodelled.unread(setup), *sharding.warnings(setup)))
+    found = (*unmodelled.gaps(engine, setup), *unmodelled.unread(setup), *sharding.warnings(setup))
+    prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
     return prediction.with_(gpus=tuple(judge(prediction, gpu) for gpu in cards(setup)))
@@ -118,8 +119,7 @@ def _formula(model: Model, setup: Setup) -> Prediction:
     from planner.formula import plan as closed_form
 
     unmodelled.refuse_adapter_file(setup)
-    prediction = closed_form(model.spec(), setup)
-    return prediction.with_(warnings=(*prediction.warnings, *unmodelled.gaps(setup)))
+    return closed_form(model.spec(), setup)
 
 
 def _trace(model: Model, setup: Setup) -> Prediction:

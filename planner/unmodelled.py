@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.errors import UsageError
 from planner.methods import METHODS
@@ -12,20 +13,23 @@ from planner.setup import Setup
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A choice that the formula does not follow, and which way its answer is off."""
+    """A choice that an engine does not follow, and which way its answer is off."""
 
+    engine: Literal["formula", "trace"]
     name: str
     chosen: Callable[[Setup], bool]
     effect: str
 
 
 GAPS: tuple[Gap, ...] = (
-    Gap("loss", lambda s: s.loss != "full" and METHODS[s.method].trains != "nothing",
-        "the formula counts whole logits, which is more than this loss holds (--engine trace follows chunked)"),
-    Gap("checkpoint_offload", lambda s: s.checkpoint_offload and s.checkpointing != "none",
+    Gap("formula", "loss", lambda s: s.loss == "fused" and METHODS[s.method].trains != "nothing",
+        "whole logits are counted, which is more than a loss fused with the head holds"),
+    Gap("trace", "loss", lambda s: s.loss != "full" and METHODS[s.method].trains != "nothing",
+        "the model's own loss is run with whole logits, which is more than this one holds"),
+    Gap("formula", "checkpoint_offload", lambda s: s.checkpoint_offload and s.checkpointing != "none",
         "the formula keeps checkpoints on the card, which is more than the run holds"),
 )  # fmt: skip
-"""Gaps of the formula. Where one is closed, its line goes."""
+"""Where a gap is closed, its line goes."""
 
 
 def refuse_adapter_file(setup: Setup) -> None:
@@ -34,10 +38,10 @@ def refuse_adapter_file(setup: Setup) -> None:
         raise UsageError("the formula has no rule for an adapter file: use --engine trace, or name a method (memplan list methods)")
 
 
-def gaps(setup: Setup) -> Iterator[str]:
-    """One sentence for each gap that this setup falls into."""
+def gaps(engine: str, setup: Setup) -> Iterator[str]:
+    """One sentence for each gap of an engine that this setup falls into."""
     for gap in GAPS:
-        if gap.chosen(setup):
+        if gap.engine == engine and gap.chosen(setup):
             yield f"{gap.name} '{getattr(setup, gap.name)}' is not followed: {gap.effect}".replace("'True'", "on")
 
 
