@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.errors import UsageError
 from planner.methods import METHODS
 from planner.setup import Setup
 
@@ -22,20 +21,12 @@ class Gap:
 
 
 GAPS: tuple[Gap, ...] = (
-    Gap("formula", "loss", lambda s: s.loss == "fused" and METHODS[s.method].trains != "nothing",
-        "whole logits are counted, which is more than a loss fused with the head holds"),
     Gap("trace", "loss", lambda s: s.loss != "full" and METHODS[s.method].trains != "nothing",
         "the model's own loss is run with whole logits, which is more than this one holds"),
     Gap("formula", "checkpoint_offload", lambda s: s.checkpoint_offload and s.checkpointing != "none",
         "the formula keeps checkpoints on the card, which is more than the run holds"),
 )  # fmt: skip
 """Where a gap is closed, its line goes."""
-
-
-def refuse_adapter_file(setup: Setup) -> None:
-    """Raise UsageError for an adapter_config.json: the formula knows methods by name, the trace builds any adapter."""
-    if setup.adapter is not None:
-        raise UsageError("the formula has no rule for an adapter file: use --engine trace, or name a method (memplan list methods)")
 
 
 def gaps(engine: str, setup: Setup) -> Iterator[str]:
