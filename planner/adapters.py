@@ -156,8 +156,11 @@ def _dora(linear: Linear) -> tuple[Kind, Shapes]:
 
 
 def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
-    """A, E, B and the number of ranks, which is made without a gradient but becomes a trained parameter when it is moved to the base layer's
-    device or dtype (peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer): everywhere but on an fp32 base on the CPU."""
+    """A, E, B and the number of ranks.
+
+    `ranknum` is made without a gradient but becomes a trained parameter when it is moved to the base layer's device or dtype (peft 0.21
+    tuners/tuners_utils.py _move_adapter_to_device_of_base_layer): everywhere but on an fp32 base on the CPU.
+    """
     return "adalora", (("lora_A", (R, linear.in_features)), ("lora_E", (R, 1)), ("lora_B", (linear.out_features, R)), ("ranknum", (1,)))
 
 

@@ -260,15 +260,20 @@ class _Emitter:
         return code
 
 
-def compile_python(exprs: Sequence[Expr], symbols: Sequence[str]) -> Any:
-    """A function of the symbols, in that order, that returns the tuple of values. It takes ints or NumPy int64 / object arrays.
+def compile_python(exprs: Sequence[Expr], symbols: Sequence[str], largest: bool = False) -> Any:
+    """A function of the symbols, in that order, that returns the tuple of values, or their `largest`. It takes ints or NumPy arrays.
 
     Arrays are exact only below 2^63: `grid` checks that before it calls. The code is made of numbers and of names given here, nothing else.
     """
     emitter = _Emitter(_PYTHON, symbols)
     results = [emitter.expr(expr) for expr in exprs]
-    body = "\n".join(emitter.lines)
-    source = f"def f({', '.join(symbols)}):\n{body}\n    return ({', '.join(results)}{',' if results else ''})"
+    if largest:
+        steps = [f"    r = _max(r, {code})" for code in results[1:]]
+        body = "\n".join([*emitter.lines, f"    r = {results[0]}", *steps])
+        answer = "r"
+    else:
+        body, answer = "\n".join(emitter.lines), f"({', '.join(results)}{',' if results else ''})"
+    source = f"def f({', '.join(symbols)}):\n{body}\n    return {answer}"
     scope: dict[str, Any] = {"_max": _largest}
     exec(source, scope)  # noqa: S102
     return scope["f"]
@@ -290,19 +295,20 @@ def _largest(a: Any, b: Any) -> Any:
     return numpy.maximum(a, b)
 
 
-def grid(exprs: Sequence[Expr], values: Mapping[str, Any]) -> list[Any]:
-    """The values of expressions over arrays that broadcast together, by symbol name: int64 where every value is below 2^62, else objects.
+def grid(exprs: Sequence[Expr], values: Mapping[str, Any], largest: bool = False) -> list[Any]:
+    """The values of expressions (or the `largest` alone) over arrays that broadcast together: int64 where all are below 2^62, else objects.
 
     The bound is the sum of the absolute terms at the largest value of each symbol, which no intermediate result can pass.
     """
     import numpy
 
     arrays = {name: numpy.asarray(value) for name, value in values.items()}
-    largest = {name: int(array.max()) if array.size else 0 for name, array in arrays.items()}
-    bound = max((_bound(expr, largest) for expr in exprs), default=0)
+    most = {name: int(array.max()) if array.size else 0 for name, array in arrays.items()}
+    bound = max((_bound(expr, most) for expr in exprs), default=0)
     kind: Any = numpy.int64 if bound < 2**62 else object
     arrays = {name: array.astype(kind) for name, array in arrays.items()}
-    results = compile_python(exprs, list(arrays))(*arrays.values())
+    found = compile_python(exprs, list(arrays), largest)(*arrays.values())
+    results = [found] if largest else found
     shape = numpy.broadcast_shapes(*(array.shape for array in arrays.values()))
     return [numpy.broadcast_to(numpy.asarray(result, dtype=kind), shape) for result in results]
 

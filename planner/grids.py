@@ -32,11 +32,8 @@ def evaluate(symbolic: Symbolic, batch: Any, sequence: Any, rank: Any) -> dict[s
 
 
 def _moments(symbolic: Symbolic, regime: Any, batch: Any, sequence: Any, rank: Any) -> dict[str, Any]:
-    import numpy
-
     program = symbolic.program(regime)
     found = {}
     for name, states in program.moments.items():
-        values = expression_grid([state.size for state in states], {"B": batch, "S": sequence, "R": rank})
-        found[name] = numpy.maximum.reduce(values)
+        (found[name],) = expression_grid([state.size for state in states], {"B": batch, "S": sequence, "R": rank}, largest=True)
     return found

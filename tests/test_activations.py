@@ -16,12 +16,37 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 BATCH, SEQUENCE = 2, 24
-LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 7, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 96}  # fmt: skip
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 6, "n_head": 4, "vocab_size": 96, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0}  # fmt: skip
-GEMMA2 = {"model_type": "gemma2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 96, "sliding_window": 8}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 6,
+    "n_head": 4,
+    "vocab_size": 96,
+    "n_positions": 64,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+    "sliding_window": 8,
+}
 NEOX = {
     "model_type": "gpt_neox",
     "hidden_size": 64,

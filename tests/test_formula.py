@@ -51,7 +51,7 @@ def test_full_fine_tuning_of_llama_7b_by_hand() -> None:
 
 
 def test_logits_and_loss_at_the_backward_peak_of_qlora() -> None:
-    """fp32 head after k-bit preparation: logits, log-softmax, its gradient and the logits' gradient, 4 bytes each and V x tokens of each."""
+    """fp32 head after k-bit preparation: logits, log-softmax and both gradients, V x tokens of 4 bytes each."""
     prediction = predict("qwen2.5-0.5b", method="qlora", recipe="raw", sequence_length=4096, micro_batch=2)
     size = 2 * 4096 * 151936 * 4
     rows = [row for row in prediction.moment("backward").rows if row.shape == (2, 4096, 151936)]
@@ -91,8 +91,14 @@ def test_depth_is_exact_however_layers_are_grouped() -> None:
         "vocab_size": 96,
     }
     whole = activations.compress
-    for fields in ({"method": "full"}, {"method": "lora", "checkpointing": "non_reentrant"}, {"method": "adalora"}, {"method": "qlora", "recipe": "hf"},
-                   {"method": "freeze", "trainable_layers": 3}, {"method": "lora", "checkpointing": "reentrant", "checkpoint_every": 2}):  # fmt: skip
+    for fields in (
+        {"method": "full"},
+        {"method": "lora", "checkpointing": "non_reentrant"},
+        {"method": "adalora"},
+        {"method": "qlora", "recipe": "hf"},
+        {"method": "freeze", "trainable_layers": 3},
+        {"method": "lora", "checkpointing": "reentrant", "checkpoint_every": 2},
+    ):
         setup = resolve({"recipe": "raw", "sequence_length": 64, **fields})
         grouped = plan(read_config(config), setup)
         try:
@@ -104,11 +110,14 @@ def test_depth_is_exact_however_layers_are_grouped() -> None:
             assert grouped.moment(moment).components == single.moment(moment).components, (fields, moment)
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"method": "prefix-tuning"}, "--engine trace"),
-    ({"method": "lora", "loss": "fused"}, "--engine trace"),
-    ({"method": "lora", "targets": "q_prj"}, "q_prj"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "prefix-tuning"}, "--engine trace"),
+        ({"method": "lora", "loss": "fused"}, "--engine trace"),
+        ({"method": "lora", "targets": "q_prj"}, "q_prj"),
+    ],
+)
 def test_what_the_formula_cannot_do_names_the_next_move(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         predict("llama-7b", **fields)
@@ -149,8 +158,17 @@ TRACED: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", {"method": "lora", "recipe": "raw", "attention": "eager"}),
     ("mixtral", {"method": "full", "recipe": "hf"}),
 ]
-TINY: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
-                        "head_dim": 64, "vocab_size": 8192, "num_local_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
+TINY: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 8192,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 
 
 @pytest.mark.trace

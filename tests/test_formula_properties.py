@@ -22,22 +22,33 @@ LAYERS = (2, 5, 9)
 
 
 def config(layers: int, family: str = "llama") -> dict[str, Any]:
-    return {"model_type": family, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": layers, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "sliding_window": 40}  # fmt: skip
+    return {
+        "model_type": family,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 512,
+        "sliding_window": 40,
+    }
 
 
 SPECS: dict[tuple[str, int], ModelSpec] = {(f, n): read_config(config(n, f)) for f in ("llama", "mistral", "gemma2") for n in LAYERS}
 
-STRUCTURES = st.fixed_dictionaries({
-    "method": st.sampled_from(METHODS),
-    "recipe": st.sampled_from(("raw", "hf")),
-    "checkpointing": st.sampled_from(("none", "non_reentrant", "reentrant")),
-    "attention": st.sampled_from(("eager", "sdpa")),
-    "autocast": st.sampled_from(("none", "bfloat16")),
-    "padded": st.booleans(),
-    "optimizer": st.sampled_from(("adamw_torch", "adamw_torch_fused", "sgd")),
-    "gradient_accumulation": st.sampled_from((1, 2)),
-})  # fmt: skip
+STRUCTURES = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(METHODS),
+        "recipe": st.sampled_from(("raw", "hf")),
+        "checkpointing": st.sampled_from(("none", "non_reentrant", "reentrant")),
+        "attention": st.sampled_from(("eager", "sdpa")),
+        "autocast": st.sampled_from(("none", "bfloat16")),
+        "padded": st.booleans(),
+        "optimizer": st.sampled_from(("adamw_torch", "adamw_torch_fused", "sgd")),
+        "gradient_accumulation": st.sampled_from((1, 2)),
+    }
+)
 FAMILIES = st.sampled_from(("llama", "mistral", "gemma2"))
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 200), st.integers(1, 64))
 QUICK = settings(max_examples=25, deadline=None)
@@ -60,7 +71,7 @@ def test_components_add_up_and_nothing_is_negative(family: str, fields: dict[str
 @given(FAMILIES, STRUCTURES, SIZES, st.sampled_from(("batch", "sequence", "rank")), st.integers(1, 50))
 @QUICK
 def test_larger_sizes_never_need_less(family: str, fields: dict[str, Any], sizes: tuple[int, int, int], axis: str, more: int) -> None:
-    """With the discrete choices fixed: B = 1 and windows that do not cut are choices, so both points are taken in the larger one's regime."""
+    """With the discrete choices fixed; B = 1 and windows that do not cut are choices too: both points are in the larger one's."""
     _, structure = built(family, 5, fields)
     larger = list(sizes)
     larger[("batch", "sequence", "rank").index(axis)] += more
@@ -119,7 +130,8 @@ def test_javascript_and_numpy_and_python_agree(method: str) -> None:
     structure = built("gemma2", 5, {"method": method})[1]
     cells = [(b, s, r) for b in (1, 2, 7) for s in (1, 39, 40, 41, 500) for r in (1, 16)]
     code = f"const f = {structure.javascript()};\nconst cells = {json.dumps(cells)};\n"
-    code += "console.log(JSON.stringify(cells.map(c => Object.fromEntries(Object.entries(f(...c.map(BigInt))).map(([k, v]) => [k, String(v)])))));"
+    code += "const text = o => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, String(v)]));\n"
+    code += "console.log(JSON.stringify(cells.map(c => text(f(...c.map(BigInt))))));"
     answer = subprocess.run(["node", "-e", code], capture_output=True, text=True, timeout=60, check=True)
     columns = [numpy.array(column) for column in zip(*cells, strict=True)]
     grid = structure.grid(*columns)

@@ -48,10 +48,13 @@ def test_llama_2_7b_in_16_and_4_bit() -> None:
 def test_double_quantisation_saves_0_373_bits_a_parameter() -> None:
     linear = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     once, twice = (
-        sum(row.size.constant or 0 for row in inventory("llama-2-7b", method="qlora", double_quant=double).weight_rows() if row.why.startswith("absmax")
-            or row.why.startswith("one per 256"))
+        sum(
+            row.size.constant or 0
+            for row in inventory("llama-2-7b", method="qlora", double_quant=double).weight_rows()
+            if row.why.startswith(("absmax", "one per 256"))
+        )
         for double in (False, True)
-    )  # fmt: skip
+    )
     assert once * 8 / linear == pytest.approx(32 / 64)
     assert twice * 8 / linear == pytest.approx(8 / 64 + 32 / (64 * 256))
     assert (once - twice) * 8 / linear == pytest.approx(0.373, abs=5e-4)
