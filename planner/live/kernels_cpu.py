@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,3 +52,11 @@ CPU_RULES: dict[str, Rule] = {
     **{f"aten::{name}": Rule(_REDUCE, _reduced) for name in ("sum", "mean", "prod")},
     "bitsandbytes::gemm_4bit": Rule(_BNB, _gemm_4bit),
 }
+
+
+def layer_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """CPU's statistics are of the weight's dtype, CUDA's and meta's are fp32 (native/layer_norm.cpp layer_norm_cpu, torch 2.13)."""
+    out, mean, rstd = func(*args, **kwargs)
+    source, weight = args[0], args[2]
+    kept = source.dtype if weight is None else weight.dtype
+    return (out, *(t if t.dtype == kept else torch.empty_like(t, dtype=kept) for t in (mean, rstd)))

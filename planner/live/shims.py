@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from planner.live.kernels_cpu import layer_norm
 from planner.live.observe import Observer
 from planner.setup import Setup
 
@@ -42,7 +43,13 @@ def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
     def copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
 
-    return {_ATEN._local_scalar_dense.default: scalar, _ATEN._to_copy.default: to_copy, _ATEN.copy_.default: copy, _ATEN._grouped_mm.default: _grouped_mm}
+    return {
+        _ATEN._local_scalar_dense.default: scalar,
+        _ATEN._to_copy.default: to_copy,
+        _ATEN.copy_.default: copy,
+        _ATEN._grouped_mm.default: _grouped_mm,
+        **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
+    }
 
 
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
