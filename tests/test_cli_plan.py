@@ -166,7 +166,11 @@ def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
 
 
 TINY = {
-    **{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "vocab_size": 4096,
 }
 
@@ -175,7 +179,7 @@ TINY = {
 def test_a_gap_of_an_engine_is_said_and_is_still_one(gap: Gap):
     if gap.engine == "trace":
         pytest.importorskip("transformers")
-    chosen = {"loss": "chunked", "checkpoint_offload": True}[gap.name]
+    chosen = {"loss": "fused", "checkpoint_offload": True}[gap.name]
     common = {"method": "lora", "recipe": "raw", "checkpointing": "non_reentrant", "sequence_length": 128, "engine": gap.engine}
     plain, other = (memplan.plan(TINY, **common, **extra) for extra in ({}, {gap.name: chosen}))
     assert [m.components for m in plain.moments] == [m.components for m in other.moments], "closed: take its line out of GAPS"
