@@ -98,10 +98,13 @@ def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():
 
 
 def test_accuracy_is_evidence_or_its_absence():
-    assert "formula engine: no recorded run of this engine." in screen(prediction())
-    known = Accuracy(0.004, 0.031, 25, "h200, torch 2.13", "llama-2-7b qlora")
+    assert "Accuracy  unknown: no recorded run of this engine." in screen(prediction())
+    known = Accuracy(0.004, 0.031, 25, "25 recorded runs on h200", "llama-2-7b qlora")
     text = " ".join(screen(prediction(accuracy=known)).split())
-    assert "0.40 % (median), 3.10 % (worst) of 25 recorded runs, h200, torch 2.13; nearest run: llama-2-7b qlora." in text
+    assert (
+        "formula engine, peak allocated within 0.40 % (median), 3.10 % (worst): 25 recorded runs on h200; nearest run: llama-2-7b qlora."
+        in text
+    )
 
 
 def test_the_formulas_recorded_error_makes_the_band_of_tight():

@@ -224,13 +224,10 @@ def accuracy(prediction: Prediction) -> str:
     """How far this engine was from recorded runs, and what that rests on."""
     known = prediction.accuracy
     if known.median_error is None or known.worst_error is None:
-        return f"{prediction.engine} engine: {known.evidence}."
+        return f"unknown: {known.evidence}."
     nearest = f"; nearest run: {known.nearest_run}" if known.nearest_run else ""
-    runs = f"{known.runs} recorded run{'s' if known.runs != 1 else ''}"
-    return (
-        f"{prediction.engine} engine: peak allocated within {100 * known.median_error:.2f} % (median), "
-        f"{100 * known.worst_error:.2f} % (worst) of {runs}, {known.evidence}{nearest}."
-    )
+    errors = f"{100 * known.median_error:.2f} % (median), {100 * known.worst_error:.2f} % (worst)"
+    return f"{prediction.engine} engine, peak allocated within {errors}: {known.evidence}{nearest}."
 
 
 def suggestion_lines(suggestions: Sequence[Suggestion], gpu: Gpu | None) -> list[RenderableType]:
