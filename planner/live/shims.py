@@ -164,4 +164,20 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """A kernel that moves values, not memory."""
 
 
-SHIMS = (_torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged)
+@contextmanager
+def _tensors_from_data(observer: Observer) -> Iterator[None]:
+    """torch 2.13 torch/csrc/utils/tensor_new.cpp: torch.tensor(data, device=...) works beneath every dispatch mode; here it is seen.
+
+    bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantised weight so.
+    """
+    original = torch.tensor
+
+    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = original(*args, **kwargs)
+        return observer.to_device(made) if kwargs.get("device") is not None and made.is_meta and not observer._host else made
+
+    with patch.object(torch, "tensor", tensor):
+        yield
+
+
+SHIMS = (_tensors_from_data, _torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged)
