@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from planner.activation_functions import activation
 from planner.expr import Sized, product
 from planner.linears import linear, merged
 from planner.rules import Grads, add, add_in_place, cast, concatenate, divide, matmul, mul, split, unary
@@ -280,16 +281,15 @@ def _add_bias(w: Walk, states: Tensor, bias: Tensor, order: Tensor) -> Tensor:
 
 def _gate(w: Walk, moe: Moe, states: Tensor) -> Tensor:
     """act(gate) * up on the two halves; gpt-oss's clamped form on interleaved ones."""
-    from planner.layers import activation
 
     t = w.t
     if not moe.gated:
-        return activation(moe.activation)(t, states)
+        return activation(moe.activation)(w, states)
     half: tuple[Sized, ...] = (states.shape[0], moe.intermediate)
     gate, up = split(t, states, (half, half))
     del states
     if moe.activation != "clamped_swiglu":
-        return mul(t, activation(moe.activation)(t, gate), up, "gated")
+        return mul(t, activation(moe.activation)(w, gate), up, "gated")
     gate = unary(t, "clamp", gate, "clamped gate")
     up = unary(t, "clamp", up, "clamped up")
     glu = mul(t, gate, unary(t, "sigmoid", unary(t, "scale", gate, "scaled gate"), "sigmoid"), "glu")

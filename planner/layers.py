@@ -6,10 +6,8 @@ which is why functions here take `given` and rebind another name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from planner.activation_functions import activation
 from planner.attend import Heads, attend, eager
-from planner.errors import UsageError
 from planner.linears import linear
 from planner.norms import norm
 from planner.rotary import rotate
@@ -17,63 +15,6 @@ from planner.rules import Grads, add, concatenate, dropout, mul, split, unary
 from planner.spec import Attention, Layer, Mlp, Norm
 from planner.tape import Node, Tape, Tensor
 from planner.walk import Walk
-
-# ---- activation functions: transformers 5.23 activations.py ----------------------------------------------------------------------------
-
-
-def _new_gelu(t: Tape, x: Tensor) -> Tensor:
-    """0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))), op by op."""
-    half = unary(t, "scale", x, "0.5 x")
-    inner = unary(t, "scale", add(t, x, unary(t, "scale", unary(t, "pow", x, "cube"), "scaled cube"), "polynomial"), "scaled polynomial")
-    curve = unary(t, "tanh", inner, "tanh")
-    del inner
-    return mul(t, half, unary(t, "shift", curve, "1 + tanh"), "activation output")
-
-
-def _fast_gelu(t: Tape, x: Tensor) -> Tensor:
-    half = unary(t, "scale", x, "0.5 x")
-    square = mul(t, unary(t, "scale", x, "0.044715 x"), x, "scaled square")
-    inner = mul(t, unary(t, "scale", x, "scaled x"), unary(t, "shift", square, "1 + square"), "polynomial")
-    del square
-    curve = unary(t, "tanh", inner, "tanh")
-    del inner
-    return mul(t, half, unary(t, "shift", curve, "1 + tanh"), "activation output")
-
-
-def _quick_gelu(t: Tape, x: Tensor) -> Tensor:
-    return mul(t, x, unary(t, "sigmoid", unary(t, "scale", x, "scaled x"), "sigmoid"), "activation output")
-
-
-def _fused(kind: str) -> Callable[[Tape, Tensor], Tensor]:
-    return lambda t, x: unary(t, kind, x, "activation output")
-
-
-def _relu2(t: Tape, x: Tensor) -> Tensor:
-    return unary(t, "pow", unary(t, "relu", x, "relu"), "activation output")
-
-
-ACTIVATIONS: dict[str, Callable[[Tape, Tensor], Tensor]] = {
-    "silu": _fused("silu"),
-    "swish": _fused("silu"),
-    "gelu": _fused("gelu"),
-    "gelu_pytorch_tanh": _fused("gelu"),
-    "gelu_python": _fused("gelu"),
-    "relu": _fused("relu"),
-    "tanh": _fused("tanh"),
-    "sigmoid": _fused("sigmoid"),
-    "relu2": _relu2,
-    "gelu_new": _new_gelu,
-    "gelu_fast": _fast_gelu,
-    "quick_gelu": _quick_gelu,
-}
-
-
-def activation(name: str) -> Callable[[Tape, Tensor], Tensor]:
-    found = ACTIVATIONS.get(name)
-    if found is None:
-        raise UsageError(f"the formula has no rule for activation '{name}': use --engine trace, or one of {', '.join(ACTIVATIONS)}")
-    return found
-
 
 # ---- MLP -------------------------------------------------------------------------------------------------------------------------------
 
@@ -84,7 +25,7 @@ def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
     if not mlp.gated:
         up, down = mlp.linears
         hidden = linear(w, up, given, prefix)
-        hidden = act(t, hidden)
+        hidden = act(w, hidden)
         return linear(w, down, hidden, prefix)
     if mlp.fused_gate_up:
         both, down = mlp.linears
@@ -92,10 +33,10 @@ def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
         shape = (*given.shape[:-1], mlp.intermediate)
         gate, up_states = split(t, states, (shape, shape))
         del states
-        up_states = mul(t, up_states, act(t, gate), "gated")
+        up_states = mul(t, up_states, act(w, gate), "gated")
         return linear(w, down, up_states, prefix)
     gate_proj, up_proj, down = mlp.linears
-    return linear(w, down, mul(t, act(t, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)
+    return linear(w, down, mul(t, act(w, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------------------------

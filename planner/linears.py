@@ -118,8 +118,12 @@ def _product(w: Walk, x: Tensor, weight: Tensor, features: object, name: str) ->
 
 
 def _low_rank(w: Walk, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """lora_B(lora_A(dropout(x)))."""
-    return _product(w, _product(w, dropout(w.t, x, float(w.setup.dropout)), a, a.shape[0], "lora_A output"), b, b.shape[0], "lora_B output")
+    """lora_B(lora_A(x))."""
+    return _product(w, _product(w, x, a, a.shape[0], "lora_A output"), b, b.shape[0], "lora_B output")
+
+
+def _dropped(w: Walk, x: Tensor) -> Tensor:
+    return dropout(w.t, x, float(w.setup.dropout))
 
 
 def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
@@ -132,9 +136,9 @@ def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
     x = _adapter_input(w, given, a.dtype)
     if not _quantised(w):
-        result = add(t, result, unary(t, "scale", _low_rank(w, x, a, b), "scaled"), "with adapter")
+        result = add(t, result, unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled"), "with adapter")
         return cast(t, result, dtype)
-    output = unary(t, "scale", _low_rank(w, x, a, b), "scaled")
+    output = unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled")
     if w.auto is None:
         output = cast(t, output, dtype)
     return add(t, result, output, "with adapter")
@@ -233,47 +237,40 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     four_bit = w.setup.quant_type in ("nf4", "fp4")
     if four_bit:
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
-    x = _adapter_input(w, given, a.dtype)
+    wide = _adapter_input(w, given, a.dtype)
+    x = _dropped(w, wide)
     n, k = layer.out_features, layer.in_features
-    dropped = dropout(t, x, float(w.setup.dropout))
-
-    def magnitude() -> Tensor:
-        eye = t.alloc("identity", (k, k), a.dtype, "DoRA multiplies the adapter out")
-        low = _product(w, eye, a, a.shape[0], "lora_A of identity")
-        delta = cast(t, _product(w, low, b, n, "B A"), dropped.dtype)
-        del eye, low
-        weight = w.weight(f"{prefix}{layer.name}.weight")
-        dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight") if _quantised(w) else weight
-        dense = cast(t, dense.detach(), dropped.dtype)
-        with t.no_grad():
-            scaled = unary(t, "scale", delta, "scaled B A")
-            summed = add(t, dense, scaled, "weight + B A", (n, k))
-            del scaled
-            norm = t.alloc("norm of the rows", (n,), summed.dtype, "one per output")
-        del summed
-        return t.op(
-            "divide",
-            (m,),
-            (n,),
-            "float32",
-            saves=(m, norm),
-            name="magnitude / norm",
-            backward=lambda t, node, g: [t.alloc("magnitude gradient", (n,), g.dtype, "grad / norm")],
-        )
-
-    scale = magnitude()
-    low_rank = _low_rank(w, dropped, a, b)
-    plain = (
-        result
-        if w.setup.dropout == 0
-        else matmul(t, w.lower(dropped), w.lower(w.weight(f"{prefix}{layer.name}.weight")), result.shape, None, "base")
-    )
+    identity = t.alloc("identity", (k, k), a.dtype, "DoRA multiplies the adapter out")
+    low_rank_of_identity = _product(w, identity, a, a.shape[0], "lora_A of identity")
+    delta = cast(t, _product(w, low_rank_of_identity, b, n, "B A"), x.dtype)  # lives to the end of the call, with what its graph saved
+    del identity, low_rank_of_identity
+    weight = w.weight(f"{prefix}{layer.name}.weight")
+    dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight") if _quantised(w) else weight
+    dense = cast(t, dense.detach(), x.dtype, "weight in the adapter's dtype")
+    scale = _magnitude_scale(w, m, dense, delta)
+    low_rank = _low_rank(w, x, a, b)
+    plain = result if w.setup.dropout == 0 else matmul(t, w.lower(x), w.lower(dense), result.shape, None, "base of the dropped input")
     left = mul(t, plain, unary(t, "shift", scale, "scale - 1"), "scaled base")
     right = unary(t, "scale", mul(t, low_rank, scale, "scaled adapter"), "scaled adapter")
     extra = add(t, left, right, "DoRA output")
-    del left, right, low_rank
+    del left, right, low_rank, delta, dense, scale, plain, wide
     result = add(t, result, extra, "with adapter")
+    del extra
     return cast(t, result, dtype)
+
+
+def _magnitude_scale(w: Walk, m: Tensor, dense: Tensor, delta: Tensor) -> Tensor:
+    """magnitude / norm(weight + scaling B A), one per output row; the norm is a constant of the graph."""
+    t, n = w.t, dense.shape[0]
+    with t.no_grad():
+        summed = add(t, dense, unary(t, "scale", delta, "scaled B A"), "weight + B A", dense.shape)
+        norm = t.alloc("norm of the rows", (n,), summed.dtype, "one per output")
+        del summed
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("magnitude gradient", (n,), grad.dtype, "grad / norm")]
+
+    return t.op("divide", (m,), (n,), "float32", saves=(m, norm), name="magnitude / norm", backward=backward)
 
 
 def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:

@@ -253,7 +253,7 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None, n
         return grads
 
     names = [(p.name, p.shape, p.dtype) for p in given]
-    return t.op("layer_norm", (x, *given), shape, x.dtype, saves=(x, mean_, rstd, *given[:1]), backward=backward, name=name)
+    return t.op("layer_norm", (x, *given), shape, x.dtype, saves=(x, mean_, rstd, *given), backward=backward, name=name)
 
 
 def embedding(t: Tape, ids: Tensor, weight: Tensor, shape: Shape, name: str) -> Tensor:
