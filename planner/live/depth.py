@@ -163,11 +163,12 @@ def _segments(log: Log) -> Iterator[list[_Segment]]:
 
 
 def _late_frees(log: Log, segments: list[_Segment]) -> list[_Segment]:
-    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops the last round's tensors in the midst of the
-    next round, they belong to that round."""
+    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops a tensor of the last round in the midst of the
+    next one, it belongs to that round (more than two at a time are a list's)."""
     found: list[_Segment] = []
     for segment in segments:
-        if len(found) > 1 and found[-2].layer == segment.layer and all(kind == FREE for kind, _, _ in log.events[found[-1].begin : found[-1].end]):
+        last = log.events[found[-1].begin : found[-1].end] if found else []
+        if len(found) > 1 and found[-2].layer == segment.layer and len(last) <= 2 and all(kind == FREE for kind, _, _ in last):
             found[-2:] = [_Segment(segment.layer, found[-2].begin, segment.end)]
         else:
             found.append(segment)

@@ -61,7 +61,8 @@ def _synthesised(config: Mapping[str, Any], setup: Setup, target: Target) -> tup
         return None
     layout = depth.runs(depth.signatures(found[1], _marks(model, setup, len(found[1]))))
     reducible = [number for number, run in enumerate(layout) if run.reducible]
-    if not reducible:
+    cost = len(depth.kept_layers(layout)) + sum(len(depth.kept_layers(layout, number)) for number in reducible)
+    if not reducible or cost >= len(found[1]):
         return None
     small, facts = _observe(_cut(model, layout, None), config, setup, target)
     gains, longer = [], []
