@@ -1,0 +1,194 @@
+"""A recipe is not a dictionary of hopes: the stack's own trainer on a tiny model against planner/live/build.py, on CPU, one real step.
+
+Compared: dtypes of every parameter, what is trainable, the optimizer's class and form, the checkpointing mode, and the bytes that the
+forward saves for the backward (which is where a different loss path or a different autocast would show).
+"""
+
+import contextlib
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+pytestmark = pytest.mark.trace
+
+CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "vocab_size": 320, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False,
+          "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu", "dtype": "bfloat16"}  # fmt: skip
+BATCH, SEQUENCE = 2, 24
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny Llama with its tokenizer, as a stack would load it from disk."""
+    from tokenizers import Tokenizer, models
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = transformers.LlamaConfig(**{k: v for k, v in CONFIG.items() if k not in ("model_type", "architectures")})
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(310)} | {"<pad>": 310, "</s>": 311, "<unk>": 312}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def rows(count=8):
+    return [{"input_ids": list(range(SEQUENCE)), "labels": list(range(SEQUENCE)), "attention_mask": [1] * SEQUENCE} for _ in range(count)]
+
+
+def hf_trainer(checkpoint, folder, method, **arguments):
+    from peft import LoraConfig, get_peft_model
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    if method == "lora":
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    common = {"max_steps": 1, "per_device_train_batch_size": BATCH, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    args = transformers.TrainingArguments(str(folder), use_cpu=True, bf16=True, **common, **arguments)
+    return transformers.Trainer(model=model, args=args, train_dataset=rows(), data_collator=transformers.default_data_collator)
+
+
+def trl_trainer(checkpoint, folder, method, **arguments):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    args = trl.SFTConfig(str(folder), use_cpu=True, max_steps=1, per_device_train_batch_size=BATCH, report_to=[], save_strategy="no",
+                         disable_tqdm=True, max_length=SEQUENCE, dataset_kwargs={"skip_prepare_dataset": True}, **arguments)  # fmt: skip
+    adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM") if method == "lora" else None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    return trl.SFTTrainer(
+        model=checkpoint, args=args, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer, peft_config=adapter
+    )
+
+
+def our_build(**fields):
+    from planner.live.build import build
+    from planner.setup import resolve
+
+    setup = resolve({"micro_batch": BATCH, "sequence_length": SEQUENCE, "device": "cpu", "load": "random", "attention": "sdpa", **fields})
+    return build(CONFIG, setup, "cpu")
+
+
+def saved_bytes(run, parameters):
+    """Bytes that autograd saves while `run` makes a loss, parameters and their views apart, each storage once."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = run()
+    del loss
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def described(model):
+    return {name: (tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()}
+
+
+def checkpoint_mode(model):
+    """'none', 'non_reentrant' or 'reentrant', from the function that the layers were given."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+            keywords = getattr(module._gradient_checkpointing_func, "keywords", {})
+            return "reentrant" if keywords.get("use_reentrant", True) else "non_reentrant"
+    return "none"
+
+
+TRAINERS = {"hf": hf_trainer, "trl": trl_trainer}
+CASES = [
+    ("hf", "full", {}, {}),
+    ("hf", "lora", {}, {}),
+    ("hf", "lora", {"gradient_checkpointing": True}, {"checkpointing": "non_reentrant"}),
+    ("trl", "full", {}, {}),
+    ("trl", "lora", {}, {}),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}{'-checkpointed' if case[2] else ''}")
+def pair(request, checkpoint, tmp_path_factory):
+    """The stack's trainer after one real step, and our build after none."""
+    recipe, method, arguments, fields = request.param
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(None):
+        trainer = TRAINERS[recipe](checkpoint, tmp_path_factory.mktemp("out"), method, **arguments)
+        trainer.train()
+    return recipe, method, trainer, our_build(recipe=recipe, method=method, **fields)
+
+
+def test_every_parameter_has_the_same_shape_dtype_and_trainability(pair):
+    _, _, trainer, built = pair
+    theirs = {name.removeprefix("module."): value for name, value in described(trainer.accelerator.unwrap_model(trainer.model)).items()}
+    assert described(built.model) == theirs
+
+
+def test_the_optimizer_is_of_the_same_class_and_form(pair):
+    _, _, trainer, built = pair
+    theirs = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    assert type(theirs).__mro__[0].__name__ == type(built.optimizer).__name__
+    assert bool(theirs.defaults.get("fused")) == (built.setup.optimizer_mode == "fused")
+    assert sum(p.numel() for group in theirs.param_groups for p in group["params"]) == sum(p.numel() for p in built.trainable)
+
+
+def test_the_checkpointing_mode_is_the_same(pair):
+    _, _, trainer, built = pair
+    assert checkpoint_mode(trainer.model) == checkpoint_mode(built.model) == built.setup.checkpointing
+
+
+def test_the_forward_saves_the_same_bytes(pair):
+    _, _, trainer, built = pair
+    trainer.model.train()
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert inputs["input_ids"].shape == (BATCH, SEQUENCE)
+
+    def theirs():
+        with trainer.compute_loss_context_manager():
+            return trainer.compute_loss(trainer.model, inputs)
+
+    def ours():
+        with built.autocast():
+            return built.forward()
+
+    assert saved_bytes(ours, built.model.parameters()) == saved_bytes(theirs, trainer.model.parameters())
+
+
+def test_the_chunked_loss_has_the_value_and_the_gradients_of_the_whole_one():
+    from planner.live.chunked import loss_of
+
+    torch.manual_seed(1)
+    head = torch.nn.Linear(16, 70, bias=True)
+    hidden, labels = torch.randn(2, 9, 16, requires_grad=True), torch.randint(0, 70, (2, 9))
+    labels[0, 3] = -100
+    for softcap in (None, 5.0):
+        logits = head(hidden)[:, :-1]
+        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        whole = torch.nn.functional.cross_entropy(logits.reshape(-1, 70), labels[:, 1:].reshape(-1), ignore_index=-100)
+        tiled = loss_of(hidden, labels, head, softcap)["loss"]
+        torch.testing.assert_close(tiled, whole)
+        wanted = torch.autograd.grad(whole, (hidden, head.weight, head.bias))
+        torch.testing.assert_close(torch.autograd.grad(tiled, (hidden, head.weight, head.bias)), wanted)
+
+
+def test_the_chunked_loss_never_holds_whole_logits_on_meta():
+    from planner.live.chunked import loss_of
+
+    head = torch.nn.Linear(16, 200_000, bias=False, device="meta")
+    hidden, labels = torch.empty(1, 6000, 16, device="meta", requires_grad=True), torch.zeros(1, 6000, dtype=torch.int64, device="meta")
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            largest.extend(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    with Watch():
+        loss_of(hidden, labels, head)["loss"].backward()
+    assert max(largest) == 4096 * 32768  # one tile; the logits would be 9 times that
