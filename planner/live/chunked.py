@@ -1,9 +1,9 @@
 """TRL's fused output projection: per-token log-probabilities from tiles of logits, never the whole of them.
 
-What trl 1.16 does (trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py ChunkedLogProbFunction), allocation by allocation:
-the hidden states that have a label, seven fp32 numbers a token, one tile of 4,096 tokens x 32,768 entries, the casts of a tile's
-operands; the backward makes each tile again and sums both gradients in fp32. TRL folds a tile with a Triton kernel, which allocates nothing: on meta
-nothing is folded, on a CPU torch does it. B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
+What trl 1.16 does (trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py ChunkedLogProbFunction), allocation by allocation: the
+hidden states that have a label, seven fp32 numbers a token, one tile of 4,096 tokens x 32,768 entries, the casts of a tile's operands;
+the backward makes each tile again and sums both gradients in fp32. TRL folds a tile with a Triton kernel, which allocates nothing: on
+meta nothing is folded, on a CPU torch does it. B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
 """
 
 from __future__ import annotations
