@@ -9,6 +9,7 @@ from planner import __version__
 
 _HOME = {
     "plan": "memplan.api", "trace": "memplan.api", "profile": "memplan.api", "reconcile": "memplan.api",
+    "trainer_callback": "memplan.api",
     "Setup": "planner.setup", "resolve": "planner.setup", "ModelSpec": "planner.spec", "find": "planner.models", "find_gpu": "planner.gpus",
     "Row": "planner.breakdown", "Breakdown": "planner.breakdown", "Prediction": "planner.breakdown", "Peak": "planner.breakdown",
     "GpuVerdict": "planner.breakdown", "Accuracy": "planner.breakdown",

@@ -19,6 +19,7 @@ from planner.spec import ModelSpec
 from planner.verdict import judge
 
 if TYPE_CHECKING:
+    from profiler.callback import MemoryCallback
     from profiler.record import Measurement
     from validate.reconcile import Reconciliation
 
@@ -83,12 +84,27 @@ def cards(setup: Setup) -> tuple[Gpu, ...]:
     return (find_gpu(setup.gpu),) if setup.gpu else common_gpus()
 
 
-def profile(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Measurement:
-    """The same step measured on this machine's GPU (or device="cpu") with random weights; needs the extra `profile`."""
+def profile(model: ModelLike, setup: Setup | None = None, *, steps: int = 3, cap: int | None = None, snapshot: Path | None = None,
+            **fields: Any) -> Measurement:  # fmt: skip
+    """The same step measured on this machine's GPU (or device="cpu") with random weights; needs the extra `profile`.
+
+    Runs in this process, whose CUDA context stays; `steps` are timed, `cap` limits the CUDA allocator in bytes, `snapshot` is where
+    torch's memory snapshot goes. Out of memory is an outcome of the Measurement.
+    """
     from profiler.measure import profile as measure
 
-    found, complete = request(model, setup, **{"load": "random", **fields})
-    return measure(found.config, complete, name=found.name)
+    found, complete = request(model, setup, **(fields if setup is not None else {"load": "random", **fields}))
+    return measure(found.config, complete, steps=steps, cap=cap, snapshot=snapshot, name=found.name)
+
+
+def trainer_callback(setup: Setup | None = None, **options: Any) -> MemoryCallback:
+    """A transformers TrainerCallback that predicts before training, warns or stops what will not fit, and reconciles at the end.
+
+    Options: `sequence_length`, `capacity` (bytes), `on_misfit` ("warn" or "stop"), `report`. Needs the extra `profile`.
+    """
+    from profiler.callback import MemoryCallback
+
+    return MemoryCallback(setup, reconcile=reconcile, **options)
 
 
 def reconcile(prediction: Prediction, measurement: Measurement) -> Reconciliation:
