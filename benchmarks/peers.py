@@ -3,8 +3,9 @@
     python benchmarks/peers.py PATH... [--venvs DIR]     PATH: records, as memplan validate takes them
 
 Each peer lives in its own virtual environment under DIR (made and filled from the package index where it is missing) and is asked offline.
-A question that a peer cannot be asked (no quantisation, no such method) is a dash, never a zero. Where a peer adds a fixed overhead for context and
-safety, that part is left out, since what is compared is allocated memory; the peer's own words for it are in its driver below.
+A question that a peer cannot be asked (no quantisation, no such method) is a dash, never a zero. Where a peer adds a fixed overhead for
+context and safety, that part is left out, since what is compared is allocated memory; its own words for it are in its driver below.
+fitcheck-llm's published T4 runs are in its own calibration set. torch's MemTracker is not asked: it cannot hold 4-bit weights.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ if q["quant_type"] != "none" or q["method"] not in ("full", "lora"):
     print("null"); sys.exit()
 dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
 attention = "eager" if q["attention"] == "eager" else "sdpa"
-words = [os.path.join(os.path.dirname(sys.executable), "vramcalc"), "estimate", q["folder"], "--train", "--dtype", dtype, "--batch", str(q["micro_batch"]),
-         "--seq", str(q["sequence_length"]), "--attn", attention, "--precision", "amp" if q["autocast"] != "none" else "pure", "--json"]
+words = [os.path.join(os.path.dirname(sys.executable), "vramcalc"), "estimate", q["folder"], "--train", "--dtype", dtype,
+         "--batch", str(q["micro_batch"]), "--seq", str(q["sequence_length"]), "--attn", attention,
+         "--precision", "amp" if q["autocast"] != "none" else "pure", "--json"]
 words += ["--lora", str(q["rank"])] if q["method"] == "lora" else []
 words += ["--grad-checkpoint"] if q["checkpointing"] != "none" else []
 found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["estimate"]
@@ -64,7 +66,8 @@ if q["method"] not in ("full", "lora", "qlora") or q["quant_type"] not in ("none
     print("null"); sys.exit()
 from fitcheck import config_parser as parser
 from fitcheck.estimator import TrainingConfig, _compute_components
-with patch.object(parser, "hf_hub_download", lambda *a, **k: q["folder"] + "/config.json"), patch.object(parser, "_reported_param_count", lambda *a: None):
+config = patch.object(parser, "hf_hub_download", lambda *a, **k: q["folder"] + "/config.json")
+with config, patch.object(parser, "_reported_param_count", lambda *a: None):
     model = parser.fetch_model_config("org/model")
 dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
 targets = {} if q["targets"] == ["all-linear"] else {"lora_targets": q["targets"]}
@@ -82,9 +85,10 @@ if q["method"] not in ("full", "lora", "qlora"):
 dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
 quantised = {"none": "none", "nf4": "nf4_double_quant" if q["double_quant"] else "nf4", "int8": "int8"}.get(q["quant_type"], "none")
 scope = "all_linear" if q["targets"] == ["all-linear"] or len(q["targets"]) > 4 else "attention"
-words = [os.path.join(os.path.dirname(sys.executable), "canifinetune"), "estimate", "--model", q["folder"], "--gpu-vram-gb", "80", "--method", q["method"],
-         "--seq-len", str(q["sequence_length"]), "--micro-batch-size", str(q["micro_batch"]), "--lora-rank", str(q["rank"]), "--target-scope", scope,
-         "--quantization", quantised, "--base-dtype", dtype, "--optimizer", "adamw_torch", "--attn", "eager" if q["attention"] == "eager" else "sdpa",
+words = [os.path.join(os.path.dirname(sys.executable), "canifinetune"), "estimate", "--model", q["folder"], "--gpu-vram-gb", "80",
+         "--method", q["method"], "--seq-len", str(q["sequence_length"]), "--micro-batch-size", str(q["micro_batch"]),
+         "--lora-rank", str(q["rank"]), "--target-scope", scope, "--quantization", quantised, "--base-dtype", dtype,
+         "--optimizer", "adamw_torch", "--attn", "eager" if q["attention"] == "eager" else "sdpa",
          "--gradient-checkpointing" if q["checkpointing"] != "none" else "--no-gradient-checkpointing", "--offline", "--json"]
 found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["memory"]
 total = found["total_estimated_gb"] - found["cuda_overhead_gb"] - found["safety_margin_gb"]
@@ -99,14 +103,15 @@ import ftuneai.loader as loader
 from ftuneai import Estimator
 from ftuneai.core.models import ModelSpec
 c = q["config"]
-loader.load_models()["this"] = ModelSpec("this", q["parameters"], c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"],
-    c.get("num_key_value_heads") or c["num_attention_heads"], c["intermediate_size"], c["vocab_size"], c.get("max_position_embeddings", 2048))
+heads = c["num_attention_heads"]
+loader.load_models()["this"] = ModelSpec("this", q["parameters"], c["hidden_size"], c["num_hidden_layers"], heads,
+    c.get("num_key_value_heads") or heads, c["intermediate_size"], c["vocab_size"], c.get("max_position_embeddings", 2048))
 target = "all_linear" if q["targets"] == ["all-linear"] else "attention_all" if len(q["targets"]) > 2 else "attention"
 for lora_target in (target, "attention"):
     try:
-        e = Estimator("this", method=q["method"], quantization="4bit" if q["quant_type"] == "nf4" else "none", batch_size=q["micro_batch"],
-                      seq_length=q["sequence_length"], gradient_checkpointing=q["checkpointing"] != "none", lora_rank=q["rank"], lora_target=lora_target,
-                      flash_attention=q["attention"] != "eager")
+        e = Estimator("this", method=q["method"], quantization="4bit" if q["quant_type"] == "nf4" else "none",
+                      batch_size=q["micro_batch"], seq_length=q["sequence_length"], lora_rank=q["rank"], lora_target=lora_target,
+                      gradient_checkpointing=q["checkpointing"] != "none", flash_attention=q["attention"] != "eager")
         break
     except ValueError:
         continue
@@ -188,9 +193,8 @@ def main() -> None:
         median, worst = (statistics.median(sizes), max(sizes)) if sizes else (None, None)
         bias = statistics.fmean(errors) if errors else None
         seconds = statistics.median(seconds for _, seconds in rows)
-        print(
-            f"{name:24}{len(errors):>7}{cell(median, '10.2%'):>10}{cell(worst, '10.2%'):>10}{cell(bias, '+10.2%'):>10}{seconds:>9.2f}   {reasons.get(name, '')[:80]}"
-        )
+        numbers = f"{cell(median, '10.2%'):>10}{cell(worst, '10.2%'):>10}{cell(bias, '+10.2%'):>10}{seconds:>9.2f}"
+        print(f"{name:24}{len(errors):>7}{numbers}   {reasons.get(name, '')[:80]}")
 
 
 if __name__ == "__main__":
