@@ -101,12 +101,21 @@ class Lab:
             engine = "trace"  # a PEFT adapter file implies the trace
         try:
             refuse_sharding(setup)
-            prediction = self._engines[engine](model, setup)
+            prediction = self._asked(model, setup, engine)
         except UsageError as error:
             raise Missing(f"{name}: {error}") from None
         if prediction.trainable_parameters == 0 and METHODS[setup.method].trains != "nothing":
             raise Missing(f"the {prediction.engine} engine counts no trainable parameter for method {setup.method}: it has no rule for it")
         return prediction
+
+    def _asked(self, model: Model, setup: Setup, engine: str) -> Prediction:
+        """One engine's prediction; where none was named and the formula has no rule, the trace's."""
+        try:
+            return self._engines[engine](model, setup)
+        except UsageError:
+            if engine:
+                raise
+            return self._engines["trace"](model, setup)
 
 
 def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
