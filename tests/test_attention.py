@@ -239,13 +239,10 @@ def test_flash_attention_2_saves_inputs_output_and_statistics_and_accumulates_dq
 
 def test_flash_attention_2_unpads_and_packs():
     q = tensor(batch=1, rows=96)
-    old = flash2.TOKENS.padding, flash2.TOKENS.documents
-    try:
-        flash2.TOKENS.padding = 12
+    with modelled(A100, "flash_attention_2", padding=12):
         _, ops, (out, _) = saved(lambda: flash2.attend(module(), q, q, q, torch.ones(1, 96, dtype=torch.bool, device="meta")))
-        assert tuple(out.shape) == (1, 96, 8, 64) and "aten::index" in ops
-        flash2.TOKENS.padding, flash2.TOKENS.documents = 0, 3
+    assert tuple(out.shape) == (1, 96, 8, 64) and "aten::index" in ops
+    with modelled(A100, "flash_attention_2", documents=3):
         _, ops, (out, _) = saved(lambda: flash2.attend(module(), q, q, q, None))
-        assert tuple(out.shape) == (1, 96, 8, 64) and ops.count("aten::clone") == 3, "transposed views are made contiguous to be flattened"
-    finally:
-        flash2.TOKENS.padding, flash2.TOKENS.documents = old
+    assert tuple(out.shape) == (1, 96, 8, 64) and ops.count("aten::clone") == 3, "transposed views are made contiguous to be flattened"
+    assert (flash2.TOKENS.padding, flash2.TOKENS.documents) == (0, 1)

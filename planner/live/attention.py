@@ -20,6 +20,7 @@ from torch import Tensor
 from planner.errors import UsageError
 from planner.live.autocast import lowered
 from planner.live.flash2 import NAME as FLASH2
+from planner.live.flash2 import TOKENS
 from planner.live.flash2 import register as _register_flash2
 from planner.live.sdp import BACKENDS, HALF, Call, choose, reason
 from planner.live.target import Target
@@ -42,8 +43,10 @@ def implementation(attention: str, device: str) -> str:
 
 
 @contextmanager
-def modelled(target: Target, attention: str = "sdpa") -> Iterator[None]:
+def modelled(target: Target, attention: str = "sdpa", padding: int = 0, documents: int = 1) -> Iterator[None]:
     """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the one `attention` forces.
+
+    `padding` tokens of the batch and `documents` packed into a row are what FlashAttention-2 would read off the values of its masks.
 
     Raises UsageError at a call that the forced backend refuses, as torch would.
     """
@@ -65,9 +68,12 @@ def modelled(target: Target, attention: str = "sdpa") -> Iterator[None]:
 
     F.scaled_dot_product_attention = attend
     torch._C._nn.scaled_dot_product_attention, raw = attend, torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]
+    before = TOKENS.padding, TOKENS.documents
+    TOKENS.padding, TOKENS.documents = padding, documents
     try:
         yield
     finally:
+        TOKENS.padding, TOKENS.documents = before
         F.scaled_dot_product_attention = outer
         torch._C._nn.scaled_dot_product_attention = raw  # type: ignore[attr-defined]
 

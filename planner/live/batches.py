@@ -26,10 +26,15 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Ten
     if setup.padded or (setup.recipe != "raw" and setup.packed_documents == 1):
         batch["attention_mask"] = torch.ones_like(ids)
     if setup.padded and device.type != "meta":
-        batch["attention_mask"][-1, setup.sequence_length - max(1, setup.sequence_length // 8) :] = 0
+        batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
     if setup.packed_documents > 1:
         batch["position_ids"] = _positions(setup, device)
     return batch
+
+
+def padding(setup: Setup) -> int:
+    """Padding tokens of the batch: an eighth of its last row where it is padded."""
+    return max(1, setup.sequence_length // 8) if setup.padded else 0
 
 
 def _positions(setup: Setup, device: torch.device) -> torch.Tensor:
