@@ -159,36 +159,47 @@ def test_the_forward_saves_the_same_bytes(pair):
     assert saved_bytes(ours, built.model.parameters()) == saved_bytes(theirs, trainer.model.parameters())
 
 
-def test_the_chunked_loss_has_the_value_and_the_gradients_of_the_whole_one():
-    from planner.live.chunked import loss_of
+@pytest.mark.parametrize("kind", ["chunked", "fused"])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, softcap):
+    from planner.live.losses import LOSSES
 
     torch.manual_seed(1)
     head = torch.nn.Linear(16, 70, bias=True)
     hidden, labels = torch.randn(2, 9, 16, requires_grad=True), torch.randint(0, 70, (2, 9))
     labels[0, 3] = -100
-    for softcap in (None, 5.0):
-        logits = head(hidden)[:, :-1]
-        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-        whole = torch.nn.functional.cross_entropy(logits.reshape(-1, 70), labels[:, 1:].reshape(-1), ignore_index=-100)
-        tiled = loss_of(hidden, labels, head, softcap)["loss"]
-        torch.testing.assert_close(tiled, whole)
-        wanted = torch.autograd.grad(whole, (hidden, head.weight, head.bias))
-        torch.testing.assert_close(torch.autograd.grad(tiled, (hidden, head.weight, head.bias)), wanted)
+    logits = head(hidden)[:, :-1]
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    whole = torch.nn.functional.cross_entropy(logits.reshape(-1, 70), labels[:, 1:].reshape(-1), ignore_index=-100)
+    parts = LOSSES[kind](hidden, labels, head, softcap)["loss"]
+    torch.testing.assert_close(parts, whole)
+    wanted = torch.autograd.grad(whole, (hidden, head.weight, head.bias))
+    torch.testing.assert_close(torch.autograd.grad(parts, (hidden, head.weight, head.bias)), wanted)
 
 
-def test_the_chunked_loss_never_holds_whole_logits_on_meta():
-    from planner.live.chunked import loss_of
+@pytest.mark.parametrize(("kind", "largest"), [("chunked", 4096 * 32768), ("fused", 4096 * 16384)])
+def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
+    from planner.live.losses import LOSSES
 
-    head = torch.nn.Linear(16, 200_000, bias=False, device="meta")
-    hidden, labels = torch.empty(1, 6000, 16, device="meta", requires_grad=True), torch.zeros(1, 6000, dtype=torch.int64, device="meta")
-    largest = []
+    head = torch.nn.Linear(4096, 128_000, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(False)
+    hidden = torch.empty(1, 6000, 4096, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.zeros(1, 6000, dtype=torch.int64, device="meta")
+    found = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
-            largest.extend(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+            made = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor) and not t._is_view()]
+            found.extend(t.numel() for t in made if t.numel() != head.weight.numel())
             return result
 
     with Watch():
-        loss_of(hidden, labels, head)["loss"].backward()
-    assert max(largest) == 4096 * 32768  # one tile; the logits would be 9 times that
+        LOSSES[kind](hidden, labels, head, None)["loss"].backward()
+    assert max(found) <= largest < 6000 * 128_000 / 5
+
+
+def test_the_rows_of_a_fused_chunk_are_ligers():
+    from planner.live.fusedloss import rows_of_chunk
+
+    assert rows_of_chunk(6000, 4096, 128_000) == 256  # 6000 / ceil(31.25) = 188 -> 256
+    assert rows_of_chunk(3, 64, 320) == 1 and rows_of_chunk(8, 4096, 100) == 8

@@ -8,7 +8,7 @@ meta nothing is folded, on a CPU torch does it. B batch, S sequence, H hidden, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,12 @@ from torch import nn
 TOKENS, ENTRIES = 4096, 32768
 
 
+LossOf = Callable[[torch.Tensor, torch.Tensor, nn.Linear, float | None], dict[str, torch.Tensor]]
+"""(last hidden states, labels, output projection, softcap) -> outputs with a loss and without logits."""
+
+
 @contextmanager
-def fused_head(model: Any) -> Iterator[None]:
+def fused_head(model: Any, loss_of: LossOf) -> Iterator[None]:
     """While active, calling `model` (a transformers causal language model) with labels gives a loss and no logits."""
     own = model.__dict__.get("forward")
 
