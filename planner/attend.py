@@ -288,6 +288,7 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         "softmax", (scores,), square, "float32", saves_output=True, name="attention probabilities", backward=_softmax_backward
     )
     del scores, bias
+    probabilities = dropout(t, probabilities, h.dropout)
     out = bmm(t, probabilities, _fold(w, values, repeated), (b, a, s, h.value_size), "attention output in fp32")
     extra = cast(t, probabilities.detach(), dtype)
     out = cast(t, out, dtype)

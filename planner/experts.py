@@ -210,22 +210,22 @@ def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor
     t = w.t
     tokens, width = hidden.shape
     rows = tokens * moe.top_k
-    named = {name.rpartition(".")[2]: merged(w, name, prefix) for name, _ in moe.parameters}
+    full = {name.rpartition(".")[2]: name for name, _ in moe.parameters}
     order = t.alloc("sorted experts", (rows,), "int64", "slots sorted by expert")
     permutation = t.alloc("permutation", (rows,), "int64", "slots sorted by expert")
     selected = _index(w, hidden, permutation, (rows, width), "rows by expert", "gather index")
     slot_weights = _index(w, weights.view(rows), permutation, (rows,), "weights by expert")
-    biased = "gate_up_proj_bias" in named
+    biased = "gate_up_proj_bias" in full
     wide = (rows, 2 * moe.intermediate if moe.gated else moe.intermediate)
-    up = named.get("gate_up_proj", named.get("up_proj"))
-    assert up is not None
+    up = merged(w, full["gate_up_proj" if "gate_up_proj" in full else "up_proj"], prefix)  # folded weights live to the end of the call
     states = _grouped_mm(w, selected, up, wide, "up output")
     if biased:
-        states = _add_bias(w, states, named["gate_up_proj_bias"], order)
+        states = _add_bias(w, states, w.weight(prefix + full["gate_up_proj_bias"]), order)
     states = _gate(w, moe, states)
-    states = _grouped_mm(w, states, named["down_proj"], (rows, width), "down output")
+    down = merged(w, full["down_proj"], prefix)
+    states = _grouped_mm(w, states, down, (rows, width), "down output")
     if biased:
-        states = _add_bias(w, states, named["down_proj_bias"], order)
+        states = _add_bias(w, states, w.weight(prefix + full["down_proj_bias"]), order)
     weighted = mul(t, states, slot_weights.view(rows, 1), "weighted output")
     inverse = t.alloc("inverse permutation", (rows,), "int64", "back to the tokens' order")
     weighted = _index(w, weighted, inverse, (rows, width), "output by token")

@@ -86,7 +86,7 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
     tokens = w.batch * (w.sequence - 1)
     rows = (tokens, width)
     weight = w.weight(f"{spec.head_name}.weight")
-    w_shape, w_dtype = weight.shape, weight.dtype
+    w_shape, w_dtype, weight_name, given_dtype = weight.shape, weight.dtype, weight.name, given.dtype
     dtype = w.auto or given.dtype
     tile = (tokens + TOKEN_TILE - maximum(tokens, TOKEN_TILE), min(VOCABULARY_TILE, spec.vocab))
     with t.inside("loss: "):
@@ -104,6 +104,8 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
 
         def tiles(t: Tape) -> list[Tensor]:
             made = [t.alloc("tile of logits", tile, dtype, "one tile at a time")]
+            if given_dtype != dtype:
+                made.append(t.alloc("tile of the hidden states", (tile[0], width), dtype, "cast to the product's dtype"))
             if w_dtype != dtype:
                 made.append(t.alloc("tile of the head", (tile[1], width), dtype, "cast to the product's dtype"))
             return made
@@ -120,7 +122,6 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
             del held
             return narrow
 
-        given_dtype, weight_name = given.dtype, weight.name
         held = [*tiles(t), *(t.alloc("running statistics", (tokens,), "float32", "online log-sum-exp") for _ in range(7))]
         log_z = t.alloc("log-sum-exp of the logits", (tokens,), "float32", "one per token")
         scores = t.op(
