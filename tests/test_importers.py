@@ -376,3 +376,18 @@ def test_a_deepspeed_file_that_is_not_there_is_said(tmp_path):
     assert imported.fields["parallel"] == "zero3" and any("not beside" in warning for warning in imported.warnings)
     path.write_text("model_name_or_path: a\nstage: sft\ndeepspeed: ../../../etc/passwd\n")
     assert "passwd is not beside" in read_training_file(path).warnings[-1]
+
+
+@pytest.mark.parametrize(("lines", "loss", "words"), [
+    ("liger_fused_linear_cross_entropy: true", "fused", None),
+    ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]", "fused", "cut cross-entropy"),
+    ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\ncut_cross_entropy: false", "full", None),
+    ("chunked_cross_entropy: true", "chunked", None),
+    ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "full", "a plugin other than"),
+])  # fmt: skip
+def test_axolotls_losses(tmp_path, lines, loss, words):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"base_model: a\nmicro_batch_size: 1\n{lines}\n")
+    imported = read_training_file(path)
+    assert resolve(imported=imported.fields).loss == loss
+    assert any(words in warning for warning in imported.warnings) if words else not imported.warnings

@@ -96,7 +96,7 @@ RULES: dict[str, Rule] = {
     **{name: use(f"_{name}", flag) for name in LEGACY_ATTENTION},
     "embeddings_skip_upcast": use("_skip_upcast", flag),
     "liger_fused_linear_cross_entropy": use("_fused_loss", flag),
-    "cut_cross_entropy": use("_fused_loss", flag),
+    "cut_cross_entropy": use("_cut_loss", flag),
     "chunked_cross_entropy": use("_chunked_loss", flag),
     "fsdp_config": nested(FSDP),
     "fsdp": use("_fsdp", lambda key, value: value),
@@ -195,13 +195,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     _settle_attention(facts, warnings)
     _settle_method(facts, warnings)
     settle_optimizer(facts, warnings)
-    if facts.get("_fused_loss") or facts.get("_chunked_loss"):
-        facts["loss"] = "fused" if facts.get("_fused_loss") else "chunked"
-    for plugin in facts.get("_plugins", ()):
-        if not any(name in plugin.lower() for name in ("liger", "cut_cross_entropy")):
-            warnings.append("a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled")
-        elif "cut_cross_entropy" in plugin.lower() and facts.get("_fused_loss") is None:
-            facts["loss"] = "fused"
+    _settle_loss(facts, warnings)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
     if facts.get("_fsdp") or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_reshard")) or "_shards" in facts:
@@ -212,6 +206,19 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.get("_fsdp_offload"):
         warnings.append("FSDP offloading keeps parameters and states on the host: not modelled")
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _settle_loss(facts: Facts, warnings: list[str]) -> None:
+    plugins = [plugin.lower() for plugin in facts.get("_plugins", ())]
+    cut = facts.get("_cut_loss", any("cut_cross_entropy" in plugin for plugin in plugins))
+    if facts.get("_fused_loss") or cut:
+        facts["loss"] = "fused"
+    elif facts.get("_chunked_loss"):
+        facts["loss"] = "chunked"
+    if cut:
+        warnings.append("cut cross-entropy holds no logits at all: Liger's fused loss, the nearest, is assumed")
+    if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
+        warnings.append("a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled")
 
 
 def _settle_precision(facts: Facts) -> None:
