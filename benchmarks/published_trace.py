@@ -1,8 +1,9 @@
 """The trace engine against published per-moment peaks: `python benchmarks/published_trace.py [FILE]`, worst first.
 
-FILE is a list of runs as JSON: model, method, gpu, dtypes, rank, batch and `measured_mib` per moment. Default: ../shared/published/t4_lora_qlora.json.
-Errors are (predicted - measured) / measured; those of forward, backward and optimizer after subtracting the difference of the loads, which identical
-runs do not reproduce either (one quantised model's loads were measured at 1070 to 1078 MiB).
+FILE is a list of runs as JSON: model, method, gpu, dtypes, rank, batch and `measured_mib` per moment. Default:
+../shared/published/t4_lora_qlora.json.
+Errors are (predicted - measured) / measured; those of forward, backward and optimizer after subtracting the difference of the loads,
+which identical runs do not reproduce either (one quantised model's loads were measured at 1070 to 1078 MiB).
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def main() -> None:
         print(f"{label:40}" + "".join(f"{predicted[n]:10.1f}/{measured[n]:8.1f}{error[n]:+9.3%}" for n in names) + f"{seconds:6.1f} s")
     for name in names:
         sizes = [abs(error[name]) for _, _, _, error, _ in rows]
-        print(f"{name:16} median {statistics.median(sizes):8.4%}  worst {max(sizes):8.4%}  bias {statistics.mean(r[3][name] for r in rows):+8.4%}")
+        bias = statistics.mean(error[name] for _, _, _, error, _ in rows)
+        print(f"{name:16} median {statistics.median(sizes):8.4%}  worst {max(sizes):8.4%}  bias {bias:+8.4%}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ from planner.live.model import layer_number, layer_place, layer_prefix, layers_o
 from planner.methods import METHODS
 from planner.setup import Setup
 
-_ADAPTER = re.compile(r"lora_|\.modules_to_save\.|prompt_encoder|bottleneck\.|adapter|ia3_|vera_|oft_|boft_|hada_|lokr_|fourierft|hra_|bone_|miss_|trainable_tokens")
 _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cross_attn)(\.|$)")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name says that an adapter, not the checkpoint, holds it."""
-    return _ADAPTER.search(name) is not None
+    """Whether a parameter's name is one that peft (or `bottleneck`) gives to what it adds (peft 0.21 mapping.py PEFT_TYPE_TO_PREFIX_MAPPING)."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    marks = {prefix for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values() if prefix}
+    return any(mark in name for mark in (*marks, "modules_to_save.", "prompt_encoder.", "bottleneck."))
 
 
 def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.Module:
@@ -144,7 +146,8 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
     common.update(lora_alpha=setup.alpha, lora_dropout=float(setup.dropout), target_modules=_targets(model, setup.targets),
                   modules_to_save=list(setup.modules_to_save) or None)  # fmt: skip
     if peft_type == "ADALORA":
-        return peft.AdaLoraConfig(init_r=setup.init_rank, target_r=setup.target_rank, total_step=1000, tinit=1, tfinal=500, deltaT=1, **common)
+        return peft.AdaLoraConfig(init_r=setup.init_rank, target_r=setup.target_rank, total_step=1000, tinit=1, tfinal=500, deltaT=1,
+                                  **common)  # fmt: skip
     return peft.LoraConfig(r=setup.rank, use_dora=setup.method == "dora", use_rslora=setup.method == "rslora", **common)
 
 
@@ -157,9 +160,11 @@ def _read_adapter(document: dict[str, Any]) -> Any:
     kind = str(document.get("peft_type", "")).upper()
     known = {getattr(key, "value", str(key)): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
-        raise UsageError(f"adapter_config.json: peft_type {shorten(repr(document.get('peft_type')))} is unknown to peft: expected one of {', '.join(sorted(known))}")
+        given = shorten(repr(document.get("peft_type")))
+        raise UsageError(f"adapter_config.json: peft_type {given} is unknown to peft: expected one of {', '.join(sorted(known))}")
     accepted = inspect.signature(known[kind].__init__).parameters
-    fields = {key: value for key, value in document.items() if key in accepted and key not in ("peft_type", "inference_mode", "base_model_name_or_path")}
+    aside = ("peft_type", "inference_mode", "base_model_name_or_path")
+    fields = {key: value for key, value in document.items() if key in accepted and key not in aside}
     fields.setdefault("task_type", "CAUSAL_LM")
     try:
         return known[kind](**fields)

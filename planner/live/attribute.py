@@ -17,7 +17,7 @@ from planner.breakdown import COMPONENTS
 from planner.live.build import Built
 from planner.live.observe import Observer, Storage
 
-_RANK = {component: rank for rank, component in enumerate(COMPONENTS)}  # weights win over gradients win over ...
+_RANK: dict[str, int] = {component: rank for rank, component in enumerate(COMPONENTS)}  # weights win over gradients win over ...
 
 
 def claim(observer: Observer, tensor: Any, component: str, name: str = "") -> None:

@@ -7,9 +7,9 @@ one by one, so that the allocator sees what it would see in a real load; their v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -67,7 +67,7 @@ class Built:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     kernels: Callable[[], AbstractContextManager[Any]] = nullcontext  # the attention backend that the setup forces
     held: Any = None  # outputs that outlive their step
-    names: dict[int, str] = field(default_factory=dict)  # id(parameter or buffer) -> name
+    own: frozenset[int] = frozenset()  # id of each parameter that the checkpoint holds, adapters' excluded
 
     def forward(self) -> Any:
         return losses.forward(self)
@@ -75,7 +75,7 @@ class Built:
     @property
     def parameters(self) -> int:
         """Parameters that the checkpoint holds; a 4-bit weight counts its logical elements."""
-        return sum(logical_numel(p) for name, p in self.model.named_parameters() if not adapters.is_adapter(name))
+        return sum(logical_numel(p) for p in self.model.parameters() if id(p) in self.own)
 
 
 def logical_numel(parameter: torch.Tensor) -> int:
@@ -93,7 +93,8 @@ def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watc
           model: nn.Module | None = None) -> Built:  # fmt: skip
     """Model, adapter, optimizer and batch of `config` under `setup` on `device` ("meta", "cuda" or "cpu").
 
-    `model` is an `outline` made before (the trace prunes its layers). Raises UsageError where a library rejects the config, the adapter or the method.
+    `model` is an `outline` made before (the trace prunes its layers). Raises UsageError where a library rejects the
+    config, the adapter or the method.
     """
     watcher = watcher or NoWatcher()
     where = torch.device(device)
@@ -104,7 +105,7 @@ def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watc
     with quiet():
         with watcher.announce("load"):
             materialise(model, setup, where, watcher)
-        base = model
+        base, own = model, frozenset(id(p) for p in model.parameters())
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -113,7 +114,7 @@ def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watc
             optimizer = make_optimizer(model, setup) if trainable else None
             batch = batches.make(base.config, setup, where)
     return Built(setup, device, base.config, base, model, trainable, optimizer, batch, rank_allocator=adapters.rank_allocator(model, setup),
-                 autocast=_autocast(setup, device), kernels=_kernels(setup, device))  # fmt: skip
+                 autocast=_autocast(setup, device), kernels=_kernels(setup, device), own=own)  # fmt: skip
 
 
 def _autocast(setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -181,11 +182,13 @@ def _real(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 _ELEMENT = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
-"""Bytes that transformers counts per element to be quantised (transformers 5.23 quantizers/quantizer_bnb_{4,8}bit.py quantized_element_size)."""
+"""Bytes that transformers counts per element to be quantised (transformers 5.23 quantizers/quantizer_bnb_{4,8}bit.py
+quantized_element_size)."""
 
 
 def _warm_up(model: nn.Module, setup: Setup, device: torch.device) -> None:
-    """One block of the size of what will be loaded; freed at once, it stays reserved (transformers 5.23 modeling_utils.py get_total_byte_count)."""
+    """One block of the size of what will be loaded; freed at once, it stays reserved (transformers 5.23 modeling_utils.py
+    get_total_byte_count)."""
     sizes: dict[int, float] = {}
     for module in model.modules():
         stores = (module._parameters, {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set})

@@ -1,10 +1,10 @@
 """Depth costs nothing: trace a few layers and synthesise the full event stream, event for event.
 
-Layers of equal structure repeat with a period. Of each long run of repeats three are kept (first, middle, last), and the middle one stands for
-all between. Events carry the decoder layer in whose code they happened, so a stream is made of *sweeps* over the layers (forward, backward, one
-per list of the optimizer) with events outside between them; stretching repeats the middle's events with its neighbours shifted. A second trace,
-one repeat longer, proves each stretch: the synthesised stream must equal it, else the caller traces at full depth. Its differences also give
-the sizes that grow with depth (a stack of all gradient norms).
+Layers of equal structure repeat with a period. Of each long run of repeats three are kept (first, middle, last), and the middle one
+stands for all between. Events carry the decoder layer in whose code they happened, so a stream is made of *sweeps* over the layers
+(forward, backward, one per list of the optimizer) with events outside between them; stretching repeats the middle's events with its
+neighbours shifted. A second trace, one repeat longer, proves each stretch: the synthesised stream must equal it, else the caller traces
+at full depth. Its differences also give the sizes that grow with depth (a stack of all gradient norms).
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def signatures(layers: nn.ModuleList, marks: Callable[[int], Any] = lambda index
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
     return tuple(
-        (path, type(module).__name__, tuple((key, tuple(t.shape), t.dtype) for store in (module._parameters, module._buffers) for key, t in store.items() if t is not None),
+        (path, type(module).__name__,
+         tuple((k, tuple(t.shape), t.dtype) for store in (module._parameters, module._buffers) for k, t in store.items() if t is not None),
          tuple(sorted((k, v) for k, v in vars(module).items() if k not in _POSITION and isinstance(v, (int, str, float)))))
         for path, module in layer.named_modules()
     )  # fmt: skip
@@ -60,7 +61,7 @@ def _signature(layer: nn.Module) -> tuple[Any, ...]:
 
 def runs(signs: Sequence[Any]) -> list[Run]:
     """The layers as consecutive runs of repeats; at each place the period that covers most, the shortest of equals."""
-    numbers = {}
+    numbers: dict[Any, int] = {}
     ids = [numbers.setdefault(sign, len(numbers)) for sign in signs]
     found: list[Run] = []
     at = 0
@@ -83,7 +84,8 @@ def kept_layers(layout: Sequence[Run], longer: int | None = None) -> list[int]:
 
 
 def templates(layout: Sequence[Run], full: bool, longer: int | None = None) -> list[int]:
-    """For each layer of the target (the full model, or the small one with run `longer` extended) the small model's layer that stands for it."""
+    """For each layer of the target (the full model, or the small one with run `longer` extended) the small model's layer that stands
+    for it."""
     found: list[int] = []
     base = 0
     for number, run in enumerate(layout):
@@ -163,7 +165,8 @@ def _segments(log: Log) -> Iterator[list[_Segment]]:
 
 
 def _late_frees(log: Log, segments: list[_Segment]) -> list[_Segment]:
-    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops a tensor of the last round in the midst of the
+    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops a tensor of the last round in the
+    midst of the
     next one, it belongs to that round (more than two at a time are a list's)."""
     found: list[_Segment] = []
     for segment in segments:
@@ -176,7 +179,8 @@ def _late_frees(log: Log, segments: list[_Segment]) -> list[_Segment]:
 
 
 def _sweeps(segments: list[_Segment]) -> Iterator[list[_Segment]]:
-    """Groups of segments: one outside the layers, or a sweep over layers in one direction, with what is outside between two of them inside."""
+    """Groups of segments: one outside the layers, or a sweep over layers in one direction, with what is outside between two of them
+    inside."""
     index = 0
     while index < len(segments):
         if segments[index].layer is None:
@@ -280,7 +284,8 @@ class _Stretch:
         raise NotPeriodic(f"storage {names[0]} is freed before it is made")
 
     def _places(self, layer: int | None, home: int | None, place: int | None) -> list[int | None]:
-        """Where the small model's `layer` may lie when the code of its layer `home`, which met it, runs at `place`: as far away as there, or,
+        """Where the small model's `layer` may lie when the code of its layer `home`, which met it, runs at `place`: as far away
+        as there, or,
         for a layer that nothing repeats, where that one is (gradients of the residual stream live from the last layer to the first)."""
         if layer is None:
             return [None]
@@ -345,5 +350,6 @@ def same_stream(one: Sequence[Event], other: Sequence[Event]) -> bool:
 def _canonical(events: Sequence[Event]) -> list[Event]:
     found: list[Event] = []
     for frees, group in groupby(events, key=lambda event: event[0] == FREE):
-        found += sorted(group) if frees else group
+        run = list(group)
+        found += sorted(run) if frees else run
     return found

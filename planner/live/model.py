@@ -17,7 +17,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 # Keys that say how a checkpoint was stored or which foreign code to run, not what the model is. `auto_map` would run a repository's code.
-NOT_ARCHITECTURE = ("auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path", "_attn_implementation")
+NOT_ARCHITECTURE = ("auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path",
+                    "_attn_implementation")  # fmt: skip
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Watches every device storage being created and freed while the real libraries run on meta tensors.
 
-A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its release, so the order of events is the
+A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its release, so the order of events
+is the
 allocator's own. What a kernel allocates beyond its outputs comes from the `hidden` table that the caller hands in.
 """
 
@@ -74,6 +75,9 @@ class Mark:
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]
     __slots__ = ("key", "id")
+
+    key: int  # the storage's address
+    id: int  # its number in the log
 
 
 @dataclass
@@ -217,7 +221,9 @@ class Observer(TorchDispatchMode):
                 self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (*self.modules[-1], None))  # type: ignore[attr-defined]
             return out
         where, self._layer, known = self._where()
-        layers = None if self._layer is not None else [known] * max(len(outputs), 1) if known is not None else self._layers_of(args, len(outputs))
+        layers: list[int | None] | None = None
+        if self._layer is None:
+            layers = self._layers_of(args, len(outputs)) if known is None else [known] * max(len(outputs), 1)
         self._via = "code" if layers is None else "tensors" if known is None else "node"
         home = layers[0] if layers else self._layer
         if self.modules:  # the autograd node that this op's forward just made: its backward belongs to the same module and layer
@@ -237,7 +243,8 @@ class Observer(TorchDispatchMode):
     def _unseen(self, hidden: Unseen, where: str, layer: int | None) -> tuple[int, bool]:
         return self.add(hidden.name, hidden.nbytes, where, layer, hidden.persistent), hidden.persistent
 
-    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str, layers: list[int | None] | None) -> None:
+    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str,
+                 layers: list[int | None] | None) -> None:  # fmt: skip
         skipped = () if self.hidden is None else self.hidden.on_host(func)
         for index, tensor in enumerate(outputs):
             if not tensor.is_meta or index in skipped:

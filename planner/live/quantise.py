@@ -46,8 +46,9 @@ def _placeholder(module: nn.Module, setup: Setup) -> nn.Module:
     if setup.quant_type == "int8":
         made = bnb.nn.Linear8bitLt(fan_in, fan_out, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
     else:
-        made = bnb.nn.Linear4bit(fan_in, fan_out, bias=bias, compute_dtype=getattr(torch, setup.compute_dtype), compress_statistics=setup.double_quant,
-                                 quant_type=setup.quant_type, quant_storage=getattr(torch, setup.quant_storage), device="meta")  # fmt: skip
+        made = bnb.nn.Linear4bit(fan_in, fan_out, bias=bias, device="meta", compute_dtype=getattr(torch, setup.compute_dtype),
+                                 compress_statistics=setup.double_quant, quant_type=setup.quant_type,
+                                 quant_storage=getattr(torch, setup.quant_storage))  # fmt: skip
     made.weight.memplan_dtype = module.weight.dtype
     if bias:
         made.bias = nn.Parameter(torch.empty(fan_out, dtype=module.weight.dtype, device="meta"), requires_grad=False)
@@ -65,6 +66,6 @@ def quantise(module: Any, setup: Setup, device: torch.device) -> None:
     if setup.quant_type == "int8":
         module.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)._quantize(device)
         return
-    made = bnb.nn.Params4bit(weight, requires_grad=False, blocksize=setup.quant_block, compress_statistics=setup.double_quant, quant_type=setup.quant_type,
-                             quant_storage=getattr(torch, setup.quant_storage), module=module)  # fmt: skip
+    made = bnb.nn.Params4bit(weight, requires_grad=False, blocksize=setup.quant_block, compress_statistics=setup.double_quant,
+                             quant_type=setup.quant_type, quant_storage=getattr(torch, setup.quant_storage), module=module)  # fmt: skip
     module.weight = made._quantize(device)

@@ -1,4 +1,5 @@
-"""Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or synthesised from a few layers."""
+"""Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or synthesised from a few
+layers."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ import torch
 from torch import nn
 
 from planner.errors import UsageError
-from planner.live import attention, attribute, autocast, depth, shims, step
-from planner.live.adapters import is_adapter
+from planner.live import attention, attribute, autocast, batches, depth, shims, step
 from planner.live.build import Built, build, logical_numel, outline
 from planner.live.composites import as_on_cuda
 from planner.live.kernels import Kernels
@@ -104,7 +104,8 @@ def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: i
     """Counts at full depth: each further repeat of a run adds what the first one added."""
     def at_depth(name: str) -> int:
         base = getattr(small, name)
-        return int(base + sum((getattr(more, name) - base) * (run.repeats - depth.COPIES) for more, run in zip(longer, layout, strict=True)))
+        gains = ((getattr(more, name) - base, run.repeats - depth.COPIES) for more, run in zip(longer, layout, strict=True))
+        return int(base + sum(gain * further for gain, further in gains))
 
     counts = {field.name: at_depth(field.name) for field in fields(Facts) if field.name not in ("architecture", "traced_layers")}
     return Facts(architecture=small.architecture, traced_layers=traced, **counts)
@@ -114,8 +115,8 @@ def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: 
     """Build on `model` and run `STEPS` steps under an observer."""
     observer = Observer(Kernels(target), shims.answers(setup))
     with ExitStack() as stack:
-        for context in (quiet(), autocast.installed(target.device), _composites(target), attention.modelled(target, setup.attention),
-                        shims.applied(observer, setup), observer):  # fmt: skip
+        kernels = attention.modelled(target, setup.attention, batches.padding(setup), setup.packed_documents)
+        for context in (quiet(), autocast.installed(target.device), _composites(target), kernels, shims.applied(observer, setup), observer):
             stack.enter_context(context)
         built = build(config, setup, "meta", watcher=observer, model=model)
         attribute.claim_weights(observer, built)
@@ -137,10 +138,11 @@ def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: 
 
 def _facts(built: Built, observer: Observer) -> Facts:
     named = list(built.model.named_parameters())
-    saved = [p for name, p in named if p.requires_grad] if any(is_adapter(n) for n, _ in named) else [p for _, p in named]
+    adapted = any(id(p) not in built.own for _, p in named)
+    saved = [p for _, p in named if p.requires_grad or not adapted]
     return Facts(
         architecture=type(built.base).__name__,
-        parameters=sum(logical_numel(p) for name, p in named if not is_adapter(name)),
+        parameters=built.parameters,
         trainable=sum(logical_numel(p) for _, p in named if p.requires_grad),
         total=sum(logical_numel(p) for _, p in named),
         checkpoint_bytes=sum(p.numel() * p.element_size() for p in saved),
@@ -154,7 +156,8 @@ def _composites(target: Target) -> AbstractContextManager[None]:
 
 @contextmanager
 def named_modules(observer: Observer, model: torch.nn.Module) -> Iterator[None]:
-    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included: checkpointing stops early)."""
+    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included: checkpointing stops
+    early)."""
     prefix = layer_prefix(model)
     table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
     stack = observer.modules

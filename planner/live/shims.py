@@ -20,7 +20,7 @@ _ATEN = torch.ops.aten
 
 
 def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
-    """Ops that ask a tensor for its value: `mask.all()` of a padded batch is False, of a full one True; numbers are 0.
+    """Ops that ask a tensor for its value: `mask.all()` is True for one full document to a row; numbers are 0.
 
     What a program copies to the host arrives as zeros (peft 0.21 tuners/adalora/layer.py mask_to_budget calls `tolist`).
     transformers 5.23 masking_utils.py _ignore_causal_mask_sdpa asks `padding_mask.all()`; optimizers and schedules ask scalars.
@@ -31,7 +31,7 @@ def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
         if not tensor.is_meta:
             return func(*args, **kwargs)
         if tensor.dtype == torch.bool:
-            return not setup.padded
+            return not (setup.padded or setup.packed_documents > 1)
         return 0.0 if tensor.is_floating_point() else 0
 
     def to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -56,7 +56,7 @@ def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """torch 2.13 _meta_registrations.py refuses what CUDA takes (fp16, fp32). Rows of the output are padded to 16 bytes, as
     aten/src/ATen/native/GroupedMMUtils.h create_grouped_gemm_output_tensor does."""
     a, b = args[0], args[1]
-    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
     if not a.is_meta or a.dtype == torch.bfloat16:
         return NotImplemented
     batch = (offsets.shape[0],) if a.dim() == b.dim() == 2 else (a.shape[0],) if a.dim() == b.dim() == 3 else ()
@@ -91,7 +91,8 @@ def _torch_optimizers(observer: Observer) -> Iterator[None]:
 
 @contextmanager
 def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
-    """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real device, casting like it does."""
+    """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real device, casting like it
+    does."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch import nn
 
@@ -109,7 +110,7 @@ def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
         weight = weight if isinstance(weight, torch.Tensor) else next(iter(base.parameters()), None)
         dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
         for name in (*self.adapter_layer_names, *self.other_param_names):
-            holder = getattr(self, name, None)
+            holder: Any = getattr(self, name, None)
             if not hasattr(holder, "keys") or adapter_name not in holder:
                 continue
             item = holder[adapter_name]
@@ -133,7 +134,7 @@ def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
 @contextmanager
 def _bitsandbytes_paged(observer: Observer) -> Iterator[None]:
     """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on the host's ledger."""
-    from planner.live.extras import find_spec
+    from importlib.util import find_spec
 
     if find_spec("bitsandbytes") is None:
         yield

@@ -39,6 +39,6 @@ def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full:
         moments=moments,
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=timeline.smallest_capacity(),
-        extra={"timeline": timeline.points(), "unknown_share": share, "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown],
-               "traced_layers": facts.traced_layers},
+        extra={"timeline": timeline.points(), "traced_layers": facts.traced_layers, "unknown_share": share,
+               "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown]},
     )  # fmt: skip
