@@ -17,6 +17,7 @@ Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, b
 
 MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
 EMPTY = Block(0, 0, Pool(True))
+JUMPS = 12  # how often the search for the smallest capacity follows a failed request before it halves what is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Replay:
     """What the allocator did: counters after each event (bytes), and what each storage's block cost.
 
     `block_bytes[id]` is the size of the block that served the storage: the request rounded up, plus what was not worth splitting
-    off. `oom` is the position of the request that failed (the arrays end before it), None where every request was served.
+    off. `oom` is the position of the request that failed (the arrays end before it), None where every request was served; `needed` is
+    the capacity in bytes that would have let that request grow.
     """
 
     allocated: array[int] = field(default_factory=lambda: array("q"))
@@ -41,6 +43,7 @@ class Replay:
     block_bytes: dict[int, int] = field(default_factory=dict)
     retries: int = 0
     oom: int | None = None
+    needed: int = 0
 
     def peaks(self, start: int = 0, stop: int | None = None) -> Peaks:
         """Peaks over events [start, stop), what was there before `start` included, as after `reset_peak_memory_stats`.
@@ -79,8 +82,8 @@ def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | No
                 raise ValueError(f"storage {key} is allocated twice (event {index})")
             try:
                 block = allocate(nbytes) if nbytes else EMPTY  # an empty storage asks for nothing
-            except OutOfMemory:
-                result.oom = index
+            except OutOfMemory as error:
+                result.oom, result.needed = index, error.needed
                 break
             live[key] = block
             block_bytes[key] = block.size
@@ -120,10 +123,19 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native") -> int:
         elif kind == "free":
             live -= sizes.pop(key)
     fails, survives = (most - 1) // unit, -(-max(unbounded.reserved) // unit)
+    middle = fails + 1
+    for _ in range(JUMPS):  # from below: what the failing request lacked is nearly always the next answer
+        tried = replay(events, mode=mode, capacity=middle * unit)
+        if tried.oom is None:
+            survives, middle = min(survives, middle), max(fails + 1, middle - 1)
+            break
+        fails = middle
+        middle = min(survives, max(fails + 1, -(-tried.needed // unit)))
     while survives - fails > 1:
-        middle = (survives + fails) // 2
+        middle = min(max(middle, fails + 1), survives - 1)
         if replay(events, mode=mode, capacity=middle * unit).oom is None:
             survives = middle
         else:
             fails = middle
+        middle = (survives + fails) // 2
     return survives * unit

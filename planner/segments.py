@@ -89,7 +89,11 @@ class Pool:
 
 
 class OutOfMemory(Exception):
-    """The request does not fit under the capacity, even after every cached segment was released."""
+    """The request does not fit under the capacity, even after every cached segment was released; `needed` bytes would have let it grow."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
 
 
 class Native:
@@ -100,7 +104,7 @@ class Native:
     def __init__(self, capacity: int | None = None, fraction: bool = False) -> None:
         self.capacity = 1 << 62 if capacity is None else capacity
         self.fraction = fraction
-        self.reserved = self.retries = 0
+        self.reserved = self.retries = self._wanted = 0
         self.small, self.large = Pool(True), Pool(False)
         self._lowest = _MASK // LARGE_ROUND * LARGE_ROUND  # cudaMalloc goes downwards
 
@@ -116,7 +120,7 @@ class Native:
                 self.retries += 1
                 block = self._grow(pool, size)
                 if block is None:
-                    raise OutOfMemory
+                    raise OutOfMemory(self._wanted)
         rest = block.size - size
         if rest > SMALL_LIMIT or (rest >= MIN_BLOCK and (pool.small or self.expandable)):
             self._split(block, size, rest)
@@ -147,7 +151,8 @@ class Native:
 
     def _grow(self, pool: Pool, size: int) -> Block | None:
         segment = segment_size(size)
-        if self.reserved + segment > self.capacity:
+        self._wanted = self.reserved + segment
+        if self._wanted > self.capacity:
             return None
         self.reserved += segment
         self._lowest -= segment
@@ -190,7 +195,8 @@ class Expandable(Native):
 
     def _grow(self, pool: Pool, size: int) -> Block | None:
         """`try_allocate_expandable_block`: the lowest free-and-unmapped range of `size` bytes, mapped as far as needed."""
-        if self.fraction and self.reserved + segment_size(size) > self.capacity:
+        self._wanted = self.reserved + segment_size(size)
+        if self.fraction and self._wanted > self.capacity:
             return None  # `alloc_block` compares what native mode would reserve
         block = next(candidate for candidate in map(self._with_free_before, pool.unmapped) if self._room(candidate, size))
         if not block.mapped:
@@ -224,7 +230,8 @@ class Expandable(Native):
         pool = block.pool
         granule = SMALL_SEGMENT if pool.small else LARGE_SEGMENT
         size = -(-size // granule) * granule
-        if self.reserved + size > self.capacity:
+        self._wanted = self.reserved + size
+        if self._wanted > self.capacity:
             return None
         self.reserved += size
         index = pool.unmapped.index(block)
