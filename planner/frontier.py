@@ -14,6 +14,7 @@ from planner.formula import SEGMENT, Symbolic, rank_of, symbolic
 from planner.gpus import Gpu
 from planner.setup import Setup
 from planner.spec import ModelSpec
+from planner.verdict import Word
 
 MOST_BATCH = 4096
 MOST_TOKENS = 2**24
@@ -35,6 +36,12 @@ class Room:
     def holds(self, allocated: int) -> bool:
         """True where the verdict for so many allocated bytes is `fits` (verdict.py: the recorded error on top)."""
         return self.device_bytes(allocated) + round(allocated * self.error) <= self.gpu.usable_bytes
+
+    def verdict(self, allocated: int) -> Word:
+        """fits, tight or no, as `judge` says of a formula's prediction with so many allocated bytes."""
+        if self.holds(allocated):
+            return "fits"
+        return "no" if self.device_bytes(allocated) - round(allocated * self.error) > self.gpu.usable_bytes else "tight"
 
 
 def peak_bytes(structure: Symbolic, batch: int, sequence: int, rank: int) -> int:

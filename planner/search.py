@@ -22,6 +22,7 @@ from planner.setup import Setup
 from planner.spec import ModelSpec
 from planner.suggest import changed
 from planner.units import gib
+from planner.verdict import Word
 
 SCHEMA = "memplan.fit/1"
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
@@ -34,7 +35,7 @@ class MethodFit:
     method: str
     setup: Setup | None
     device_bytes: int = 0
-    fits: bool = False
+    verdict: Word = "no"
     largest_batch: int | None = None
     longest_sequence: int | None = None
     frontier: tuple[tuple[int, int | None], ...] = ()
@@ -43,11 +44,15 @@ class MethodFit:
     checkpoint_bytes: int = 0
     error: str | None = None
 
+    @property
+    def fits(self) -> bool:
+        return self.verdict == "fits"
+
     def to_document(self) -> dict[str, Any]:
         if self.error is not None:
             return {"method": self.method, "error": self.error}
-        return {"method": self.method, "device_bytes": self.device_bytes, "fits": self.fits, "largest_micro_batch": self.largest_batch,
-                "longest_sequence": self.longest_sequence, "trainable_parameters": self.trainable_parameters,
+        return {"method": self.method, "device_bytes": self.device_bytes, "fits": self.fits, "verdict": self.verdict,
+                "largest_micro_batch": self.largest_batch, "longest_sequence": self.longest_sequence, "trainable_parameters": self.trainable_parameters,
                 "checkpoint_bytes": self.checkpoint_bytes,
                 "frontier": [{"micro_batch": batch, "longest_sequence": sequence} for batch, sequence in self.frontier],
                 "cells": [cell.to_document() for cell in self.cells]}  # fmt: skip
@@ -135,7 +140,7 @@ def method_fit(spec: ModelSpec, setup: Setup, method: str, room: Room, batches: 
     except UsageError as problem:
         return MethodFit(method, None, error=str(problem))
     return MethodFit(
-        method, this, room.device_bytes(allocated), room.holds(allocated), structure.largest_batch(), structure.longest_sequence(),
+        method, this, room.device_bytes(allocated), room.verdict(allocated), structure.largest_batch(), structure.longest_sequence(),
         tuple(structure.frontier(batches)), tuple(structure.cells(batches)), inventory.trainable_parameters().evaluate(named),
         inventory.checkpoint_bytes().evaluate(named),
     )  # fmt: skip

@@ -60,11 +60,20 @@ def test_one_step_beyond_a_boundary_does_not_fit(model, method, error):
 def test_every_cell_agrees_with_a_direct_plan_and_its_verdict(answer, llama):
     gpu = answer.gpu
     for entry in answer.methods:
+        assert entry.verdict == judge(plan(llama, entry.setup), gpu).verdict
         for cell in entry.cells[::7]:
             direct = plan(llama, entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length))
             verdict = judge(direct, gpu)
             assert cell.device_bytes == direct.peak.reserved_bytes + gpu.context_bytes
             assert cell.fits == (verdict.verdict == "fits"), (entry.method, cell)
+
+
+def test_the_recorded_error_makes_a_band_that_is_tight(llama):
+    setup = resolve({"method": "qlora", "gpu": "rtx-4090"})
+    peak = plan(llama, setup).peak
+    room = Room(budget(f"{peak.device_bytes + 1000}B"), 0.05)
+    assert room.verdict(peak.allocated_bytes) == "tight"
+    assert room.verdict(int(peak.allocated_bytes * 0.9)) == "fits" and room.verdict(int(peak.allocated_bytes * 1.1)) == "no"
 
 
 def test_boundaries_agree_with_direct_plans(answer, llama):

@@ -54,7 +54,7 @@ def methods_table(fit: Fit) -> Table:
         if entry.error is not None:
             table.add_row(entry.method, "-", Text(entry.error, style="dim"))
             continue
-        word = Text("yes", style="green") if entry.fits else Text("no", style="red")
+        word = {"fits": Text("yes", style="green"), "tight": Text("tight", style="yellow"), "no": Text("no", style="red")}[entry.verdict]
         table.add_row(entry.method, gib(entry.device_bytes), word, _number(entry.largest_batch), _number(entry.longest_sequence),
                       count(entry.trainable_parameters), gib(entry.checkpoint_bytes))  # fmt: skip
     return table

@@ -90,10 +90,11 @@
     by("batch-value").textContent = state.batch; by("seq-value").textContent = state.seq.toLocaleString("en"); by("rank-value").textContent = state.rank;
     by("rank").disabled = data.trains[state.method] !== "adapter";
     const room = card.usable - needed;
-    by("verdict").className = "verdict " + (ok ? "fits" : needed <= card.usable ? "tight" : "no");
-    by("verdict").textContent = (ok ? "fits " : needed <= card.usable ? "tight on " : "does not fit ") + card.name + ": " + gib(needed) + " of " + gib(card.usable) +
+    const word = ok ? "fits" : needed - Math.round(now.allocated * data.error) > card.usable ? "no" : "tight";
+    by("verdict").className = "verdict " + word;
+    by("verdict").textContent = { fits: "fits ", tight: "tight on ", no: "does not fit " }[word] + card.name + ": " + gib(needed) + " of " + gib(card.usable) +
       (room >= 0 ? ", " + gib(room) + " free" : ", " + gib(-room) + " short");
-    document.body.dataset.device = String(needed); document.body.dataset.moment = now.moment; document.body.dataset.verdict = ok ? "fits" : "no";
+    document.body.dataset.device = String(needed); document.body.dataset.moment = now.moment; document.body.dataset.verdict = word;
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +
       (data.trains[state.method] === "adapter" ? ", rank " + state.rank : "");
     by("peak-moment").textContent = label(now.moment);
