@@ -11,8 +11,6 @@ input_buffer.cpp (accumulation in place where nobody else holds the gradient), a
 from __future__ import annotations
 
 import heapq
-import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,100 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.dtypes import itemsize
-from planner.expr import Expr, Sized, product
+from planner.expr import Expr, const, product
+from planner.nodes import FIRST, Backward, Buffer, Info, Node, Shape, Tensor
 
-Shape = tuple[Sized, ...]
-_FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is ready
-
-
-@dataclass(slots=True)
-class Info:
-    """What the rows say of a buffer. `component` None: activations where something saved it, else temporaries."""
-
-    name: str
-    shape: Shape
-    dtype: str
-    size: Expr
-    why: str
-    component: str | None
-    saved_by: str | None = None
-
-
-class Buffer:
-    """The bytes of one storage: born when made, freed when the last reference to it goes."""
-
-    __slots__ = ("index", "tape")
-
-    def __init__(self, tape: Tape, index: int) -> None:
-        self.tape, self.index = tape, index
-        tape.log.append((index, 1))
-
-    def __del__(self) -> None:
-        self.tape.log.append((self.index, -1))
-
-    @property
-    def info(self) -> Info:
-        return self.tape.infos[self.index]
-
-
-class Tensor:
-    """A view of a buffer (None for what is resident anyway: parameters) with its place in the graph."""
-
-    __slots__ = ("buffer", "dtype", "grad", "leaf", "name", "node", "requires_grad", "shape")
-
-    def __init__(
-        self, buffer: Buffer | None, shape: Shape, dtype: str, node: Node | None = None, requires_grad: bool = False, name: str = ""
-    ) -> None:
-        self.buffer, self.shape, self.dtype, self.node, self.requires_grad, self.name = buffer, shape, dtype, node, requires_grad, name
-        self.grad: Tensor | None = None
-        self.leaf: Callable[[], Node | None] | None = None  # a weak reference: the graph owns its accumulation nodes
-
-    def view(self, *shape: Sized) -> Tensor:
-        """The same bytes and the same place in the graph under another shape (a view node costs nothing)."""
-        return Tensor(
-            self.buffer, shape, self.dtype, self.node if self.node or not self.requires_grad else self.edge(), self.requires_grad, self.name
-        )
-
-    def detach(self) -> Tensor:
-        return Tensor(self.buffer, self.shape, self.dtype, None, False, self.name)
-
-    def edge(self) -> Node | None:
-        """The node that its gradient flows to."""
-        if self.node is not None or not self.requires_grad:
-            return self.node
-        leaf = self.leaf() if self.leaf is not None else None
-        if leaf is None:
-            leaf = Node("accumulate", _FIRST, (), None, ())
-            leaf.target = self
-            self.leaf = weakref.ref(leaf)
-        return leaf
-
-    @property
-    def shared(self) -> bool:
-        """Whether anything but this tensor refers to its bytes."""
-        return self.buffer is None or sys.getrefcount(self.buffer) > 2
-
-
-Backward = Callable[["Tape", "Node", Tensor], Sequence[Tensor | None]]
-
-
-class Node:
-    """One operation of the graph: where its gradients go, what it saved, and how it makes its inputs' gradients."""
-
-    __slots__ = ("__weakref__", "backward", "edges", "kept", "metas", "name", "saved", "scope", "sequence", "target")
-
-    def __init__(
-        self, name: str, sequence: int, edges: tuple[Node | None, ...], backward: Backward | None, metas: tuple[tuple[Shape, str], ...]
-    ) -> None:
-        self.name, self.sequence, self.edges, self.backward, self.metas = name, sequence, edges, backward, metas
-        self.saved: list[Any] = []
-        self.kept: list[Buffer] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node
-        self.target: Tensor | None = None
-        self.scope = ""
-
-    def needs(self, index: int) -> bool:
-        """Whether input `index` wants a gradient."""
-        return self.edges[index] is not None
+__all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
 
 
 @dataclass(slots=True)
@@ -139,6 +47,8 @@ class Tape:
         self.scope = ""
         self.sequence = 0
         self.regions: list[Region] = []
+        self.times = 1  # how many layers the one that is being walked stands for
+        self.host: Expr = const(0)  # bytes that offloading puts in host memory
         self.casts: dict[int, Tensor] | None = None  # autocast's cache of weight copies
         self._sizes: dict[tuple[Shape, str], Expr] = {}
 
@@ -222,8 +132,9 @@ class Tape:
     @contextmanager
     def repeat(self, times: int) -> Iterator[None]:
         """What is walked inside happens `times` times in a row: its net effect is repeated here, and again in the backward pass."""
-        low, start = self.sequence + 1, len(self.log)
+        low, start, self.times = self.sequence + 1, len(self.log), times
         yield
+        self.times = 1
         if times > 1:
             self.regions.append(Region(low, self.sequence + 1, times, self._jump(start, times)))
 
@@ -287,7 +198,7 @@ class Tape:
         ticket = 0
         while ready:
             _, _, node = heapq.heappop(ready)
-            if outermost and node.sequence != _FIRST:
+            if outermost and node.sequence != FIRST:
                 self._cross(node.sequence)
             incoming = pending.pop(node, None)
             if node.target is not None:
@@ -309,7 +220,7 @@ class Tape:
                 waiting[edge] -= 1
                 if not waiting[edge]:
                     ticket += 1
-                    heapq.heappush(ready, (-edge.sequence if edge.sequence != _FIRST else _FIRST, ticket, edge))
+                    heapq.heappush(ready, (-edge.sequence if edge.sequence != FIRST else FIRST, ticket, edge))
 
     def _apply(self, node: Node, incoming: Tensor) -> list[Tensor | None]:
         assert node.backward is not None
