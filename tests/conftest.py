@@ -1,0 +1,113 @@
+"""What a training step holds, counted twice: from the trace's storages, and from real tensors on the CPU. For the trace's tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Held:
+    """Bytes by component after the second step, and elements. A storage counts once, by the name of the first tensor that holds it."""
+
+    weights: dict[str, int]  # parameters and buffers
+    gradients: int
+    optimizer_states: int
+    saved: Counter[int]  # sizes of the storages that the second forward saved for backward, but weights, the batch and what step one saved
+    trainable: int  # elements
+    total: int
+
+    def differences(self, other: Held) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ, as (self, other); of tables only what differs."""
+        found = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        found = {name: (one, two) for name, (one, two) in found.items() if one != two}
+        for name, (one, two) in found.items():
+            if isinstance(one, dict):
+                odd = [key for key in {**one, **two} if one.get(key) != two.get(key)]
+                found[name] = ({k: one.get(k) for k in odd}, {k: two.get(k) for k in odd})
+        return found
+
+
+def traced(config: dict[str, Any], setup: Any) -> Held:
+    """What the trace says, every layer run."""
+    from planner.live.record import record
+    from planner.live.target import target_of
+
+    log, facts = record(config, setup, target_of(setup), full=True)
+    spans = [range(mark.begin, mark.end) for mark in log.marks if (mark.step, mark.moment) == (1, "forward")]
+    alive = [s for s in log.storages if s.died is None]
+    by = {part: sum(s.nbytes for s in alive if s.component == part) for part in ("gradients", "optimizer_states")}
+    saved = Counter(s.nbytes for s in log.storages if s.saved and any(s.born in span for span in spans))
+    return Held({s.name: s.nbytes for s in alive if s.component == "weights"}, **by, saved=saved, trainable=facts.trainable, total=facts.total)
+
+
+class Saved:
+    """Announcer of a real step that notes every storage saved in each forward. It holds the tensors, so that no address is used twice."""
+
+    def __init__(self, known: Iterable[Any]) -> None:
+        self.held = list(known)
+        self.storages: dict[int, int] = {}
+        self.known = {tensor.untyped_storage()._cdata for tensor in self.held}
+
+    @contextmanager
+    def announce(self, moment: str, step: int = -1) -> Iterator[None]:
+        import torch
+
+        if moment != "forward":
+            yield
+            return
+        self.known |= self.storages.keys()
+        self.storages = {}
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield
+
+    def _pack(self, tensor: Any) -> Any:
+        self.held.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.known:
+            self.storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+
+def real(config: dict[str, Any], setup: Any) -> Held:
+    """What two steps on the CPU hold: the same build and step, real tensors."""
+    from planner.live import step
+    from planner.live.build import build
+    from planner.live.model import quiet
+
+    with quiet():
+        built = build(config, setup, "cpu")
+        named = [*built.model.named_parameters(), *built.model.named_buffers()]
+        watcher = Saved([*(tensor for _, tensor in named), *built.batch.values()])
+        for index in range(2):
+            step.run(built, watcher, index)
+    weights: dict[int, tuple[str, int]] = {}
+    for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers()]:
+        weights.setdefault(tensor.untyped_storage()._cdata, (name, tensor.untyped_storage().nbytes()))
+    parameters = list(built.model.parameters())
+    return Held(
+        weights={name: nbytes for name, nbytes in weights.values() if nbytes},
+        gradients=_bytes(p.grad for p in parameters if p.grad is not None),
+        optimizer_states=_bytes(t for state in built.optimizer.state.values() for t in state.values() if hasattr(t, "untyped_storage")),
+        saved=Counter(nbytes for nbytes in watcher.storages.values() if nbytes),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        total=sum(p.numel() for p in parameters),
+    )
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.fixture(scope="session")
+def held() -> SimpleNamespace:
+    """`held.traced(config, setup)` and `held.real(config, setup)`: what a step holds, by the trace and on the CPU."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return SimpleNamespace(traced=traced, real=real)
