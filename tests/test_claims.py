@@ -19,6 +19,8 @@ from validate.claimsfile import Claim, Over, Part
 from validate.lab import Lab, Missing
 from validate.sweep import PartResult, check_part, holds
 
+pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
+pytestmark = pytest.mark.trace
 SEEDS = Path(__file__).parent.parent.parent / "shared" / "seeds"
 
 

@@ -92,5 +92,5 @@ def _measurement(row: Mapping[str, Any], number: int) -> Measurement:
         total_parameters=row.get("total_parameters"),
         step_seconds=(row["step_seconds"],) if row.get("step_seconds") else (),
         warnings=expanded,
-        extra={"development": True, "source": row["source"]},
+        extra={"development": True, "source": row["source"], "expanded_keys": bool(expanded)},
     )
