@@ -27,10 +27,11 @@ def test_the_cpu_campaign_is_recorded_whole() -> None:
 def test_a_record_carries_its_prediction_and_every_moment_is_within_one_percent(path: Path, m: record.Measurement) -> None:
     assert path.parent.name == record.folder_of(m.environment)
     assert path.name.endswith(record.file_name(m.case, m.identity))
-    assert m.prediction is not None
-    assert m.alignment is not None
+    assert m.prediction is not None or any("not predicted" in warning for warning in m.warnings)
     if m.outcome != "ok" or m.environment["device"] != "cpu":
         return
+    assert m.prediction is not None
+    assert m.alignment is not None
     for moment in m.prediction["moments"]:
         assert moment["allocated_bytes"] == pytest.approx(m.moment(moment["name"]).allocated_bytes, rel=0.01), moment["name"]
     assert m.alignment["events"]["matched"] >= 0.97 * m.alignment["events"]["predicted"]
