@@ -21,8 +21,6 @@ class Gap:
 
 
 GAPS: tuple[Gap, ...] = (
-    Gap("trace", "loss", lambda s: s.loss == "fused" and METHODS[s.method].trains != "nothing",
-        "the model's own loss is run with whole logits, which is more than a loss fused with the head holds"),
     Gap("formula", "checkpoint_offload", lambda s: s.checkpoint_offload and s.checkpointing != "none",
         "the formula keeps checkpoints on the card, which is more than the run holds"),
 )  # fmt: skip
