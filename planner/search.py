@@ -52,7 +52,8 @@ class MethodFit:
         if self.error is not None:
             return {"method": self.method, "error": self.error}
         return {"method": self.method, "device_bytes": self.device_bytes, "fits": self.fits, "verdict": self.verdict,
-                "largest_micro_batch": self.largest_batch, "longest_sequence": self.longest_sequence, "trainable_parameters": self.trainable_parameters,
+                "largest_micro_batch": self.largest_batch, "longest_sequence": self.longest_sequence,
+                "trainable_parameters": self.trainable_parameters,
                 "checkpoint_bytes": self.checkpoint_bytes,
                 "frontier": [{"micro_batch": batch, "longest_sequence": sequence} for batch, sequence in self.frontier],
                 "cells": [cell.to_document() for cell in self.cells]}  # fmt: skip
