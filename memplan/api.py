@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner import sharding, unmodelled
+from planner import sharding
 from planner.breakdown import Accuracy, Prediction
 from planner.errors import UsageError
 from planner.gpus import Gpu, common_gpus, find_gpu
 from planner.models import Model, find
 from planner.setup import Setup, resolve
 from planner.spec import ModelSpec
+from planner.unread import unread
 from planner.verdict import judge
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     sharding.refuse_sharding(setup)
     prediction = ENGINES[engine](model, setup)
-    found = (*unmodelled.gaps(engine, setup), *unmodelled.unread(setup), *sharding.warnings(setup))
+    found = (*unread(setup), *sharding.warnings(setup))
     prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))

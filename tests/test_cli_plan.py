@@ -14,7 +14,6 @@ from planner.breakdown import COMPONENTS, PREDICTION_SCHEMA
 from planner.setup import FIELDS
 from planner.suggest import CHANGES, changed, suggest
 from planner.units import gib
-from planner.unmodelled import GAPS, Gap
 
 
 def document(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
@@ -163,25 +162,6 @@ def test_sharding_is_refused_rather_than_answered_wrongly(capsys: pytest.Capture
 
 def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
     assert any("gradient buckets" in warning for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"])
-
-
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 4096,
-}
-
-
-@pytest.mark.parametrize("gap", GAPS, ids=lambda gap: f"{gap.engine} {gap.name}")
-def test_a_gap_of_an_engine_is_said_and_is_still_one(gap: Gap):
-    chosen = {"checkpoint_offload": True}[gap.name]
-    common = {"method": "lora", "recipe": "raw", "checkpointing": "non_reentrant", "sequence_length": 128, "engine": gap.engine}
-    plain, other = (memplan.plan(TINY, **common, **extra) for extra in ({}, {gap.name: chosen}))
-    assert [m.components for m in plain.moments] == [m.components for m in other.moments], "closed: take its line out of GAPS"
-    assert any(warning.startswith(gap.name) for warning in other.warnings) and not any(w.startswith(gap.name) for w in plain.warnings)
 
 
 def test_an_adapter_file_is_for_the_trace():
