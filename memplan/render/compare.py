@@ -82,7 +82,8 @@ def pair_screen(one: Prediction, two: Prediction, found: Sequence[Difference], m
     for name in COMPONENTS:
         sizes.add_row(label(name), gib(left[name]), gib(right[name]), _signed(right[name] - left[name]))
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for name in ("setting", "first", "second"):
+    table.add_column("setting", overflow="fold", min_width=21)
+    for name in ("first", "second"):
         table.add_column(name, overflow="fold")
     table.add_column("alone", justify="right", no_wrap=True)
     table.add_column("in order", justify="right", no_wrap=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import UsageError, shorten
-from planner.importers import axolotl, hf, llamafactory, peft, sharding, torchtune, trl
+from planner.importers import axolotl, hf, llamafactory, own, peft, sharding, torchtune, trl
 from planner.importers.document import parse, read_text
 from planner.importers.rules import Facts, Imported, KeyReport, Rule, walk
 
@@ -46,6 +46,7 @@ def _deepspeed(document: Mapping[str, Any]) -> bool:
 
 
 FORMATS: dict[str, Format] = {row.name: row for row in (
+    Format("memplan", "a memplan setup or document", own.recognise, own.RULES, own.finish, own.read),
     Format("peft", "PEFT adapter_config.json", _has("peft_type"), peft.LORA, peft.finish, peft.read),
     Format("torchtune", "torchtune", _torchtune, torchtune.RULES, torchtune.finish),
     Format("accelerate", "accelerate", _has("distributed_type", "compute_environment"), sharding.ACCELERATE,
