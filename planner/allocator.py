@@ -17,7 +17,7 @@ Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, b
 
 MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
 EMPTY = Block(0, 0, Pool(True))
-JUMPS = 12  # how often the search for the smallest capacity follows a failed request before it halves what is left
+PRECISION = 4096  # the search for the smallest capacity ends within this fraction of it, or one segment of 2 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | No
 def smallest_capacity(events: Sequence[Event], mode: Mode = "native") -> int:
     """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with release-and-retry.
 
-    The boundary that a bisection finds: this capacity survives and one 2 MiB smaller does not. (Best fit is a heuristic, so a
-    still smaller one may survive by luck; none below the largest sum of live requests can.) 0 for no allocation at all.
+    The boundary that a bisection finds: this capacity survives, and one smaller by 2 MiB (by 1/4096 beyond 8 GiB) does not. Best fit is
+    a heuristic, so a still smaller one may survive by luck; none below the largest sum of live requests can. 0 for no allocation at all.
     """
     unit = SMALL_SEGMENT
     unbounded = replay(events, mode=mode)
@@ -122,20 +122,15 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native") -> int:
             most = max(most, live)
         elif kind == "free":
             live -= sizes.pop(key)
-    fails, survives = (most - 1) // unit, -(-max(unbounded.reserved) // unit)
-    middle = fails + 1
-    for _ in range(JUMPS):  # from below: what the failing request lacked is nearly always the next answer
+    failed, survives = (most - 1) // unit, -(-max(unbounded.reserved) // unit)
+    lacking = failed  # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing before it
+    while survives - failed > max(1, survives // PRECISION):
+        middle = survives - 1 if survives - lacking <= 1 else (survives + lacking) // 2
         tried = replay(events, mode=mode, capacity=middle * unit)
         if tried.oom is None:
-            survives, middle = min(survives, middle), max(fails + 1, middle - 1)
-            break
-        fails = middle
-        middle = min(survives, max(fails + 1, -(-tried.needed // unit)))
-    while survives - fails > 1:
-        middle = min(max(middle, fails + 1), survives - 1)
-        if replay(events, mode=mode, capacity=middle * unit).oom is None:
-            survives = middle
+            survives = min(middle, -(-max(tried.reserved) // unit))  # what it reserved at most is enough for the same course
+            lacking = lacking if lacking < survives - 1 else failed
         else:
-            fails = middle
-        middle = (survives + fails) // 2
+            failed = middle
+            lacking = min(max(failed, -(-tried.needed // unit) - 1), survives - 1)
     return survives * unit
