@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.errors import ToleranceError, UsageError
+
+if TYPE_CHECKING:
+    from profiler.record import Measurement
+    from validate.accuracy import Validation
 
 DEFAULT = Path("measurements")
 
@@ -96,12 +101,12 @@ def _published(engine: str, as_json: bool) -> None:
     show(*published_table(scores))
 
 
-def _update(validation, measurements) -> None:  # type: ignore[no-untyped-def]
+def _update(validation: Validation, measurements: list[Measurement]) -> None:
     from memplan.render.validation import page
     from validate.evidence import runs_of, write
 
     docs = Path("docs")
     if not docs.is_dir():
         raise UsageError("--update writes into a checkout's docs/: run it from the root of the repository")
-    write(runs_of(measurements, validation.runs))
+    write([run for run in runs_of(measurements, validation.runs) if not run.development])
     (docs / "accuracy.md").write_text(page(validation), encoding="utf-8")

@@ -173,18 +173,26 @@ to tune count towards a tier. What no row explains is *unexplained* and stays so
 """
 
 
+DEVELOPMENT = """
+## Development set
+
+Runs that others published (fitcheck-llm 0.3.1, MIT: one Tesla T4, fp16, LoRA and QLoRA with checkpointing). They guided the design, so they
+never count towards a tier; they are not part of this repository, only their summary is.
+"""
+
+
 def page(validation: Validation) -> str:
     """docs/accuracy.md."""
     parts = [INTRO, "## Tiers\n", _markdown(TIER_HEAD, tier_lines(validation))]
-    parts += ["\n## Runs, worst first\n\nAllocated peak of the training step.\n", _markdown(RUN_HEAD, run_lines(validation.runs))]
     own = [run for run in validation.runs if not run.development]
+    parts += ["\n## Runs, worst first\n\nAllocated peak of the training step.\n", _markdown(RUN_HEAD, run_lines(own))]
     for engine in dict.fromkeys(run.engine for run in own):
         parts.append(f"\n## The {engine} engine, by group\n")
         for name, lines in group_lines([run for run in own if run.engine == engine]):
             if name != "engine":
                 parts += [_markdown((name, *HEAD), lines), ""]
     if lines := development_lines(validation):
-        parts += ["\n## Development set\n\nThese guided the design and never count towards a tier.\n", _markdown(("", *HEAD), lines)]
+        parts += [DEVELOPMENT, _markdown(("", *HEAD), lines)]
     if validation.skipped:
         parts.append("\n## Not reconciled\n")
         parts += [f"* {s.case}, {s.engine}: {s.reason}" for s in validation.skipped]
