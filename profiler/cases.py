@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, cast
 from planner.errors import MemplanError, UsageError
 from profiler.align import Step
 from profiler.environment import describe
-from profiler.files import read_document, write_document
+from profiler.files import read_document, write_document, write_gzip
 from profiler.record import Failure, Measurement, folder_of, read_setup, save_in
 
 PREDICTED_SCHEMA = "memplan.predicted-case/1"
@@ -33,12 +32,7 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
     log, _ = record(case["config"], setup, target_of(setup))
     document = prediction.to_document()
     document.pop("timeline", None)
-    events = {"moments": predicted_step(log)}
-    events_path = events_file(Path(path))
-    temporary = events_path.with_suffix(".tmp")
-    with gzip.open(temporary, "wt", encoding="utf-8") as handle:
-        json.dump(events, handle, separators=(",", ":"))
-    os.replace(temporary, events_path)
+    write_gzip(events_file(Path(path)), {"moments": predicted_step(log)})
     write_document(Path(path), {"schema": PREDICTED_SCHEMA, "for": identity, "prediction": document}, replace=True)
     return path
 
@@ -46,6 +40,11 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
 def events_file(prediction: Path) -> Path:
     """Where the predicted events of a prediction lie."""
     return prediction.with_name(prediction.name.removesuffix(".prediction.json") + ".events.json.gz")
+
+
+def history_file(prediction: Path) -> Path:
+    """Where the real allocator's events go, beside a prediction."""
+    return prediction.with_name(prediction.name.removesuffix(".prediction.json") + ".history.json.gz")
 
 
 def predicted_step(log: Any) -> dict[str, list[list[Any]]]:
@@ -99,6 +98,7 @@ def measured(case: Mapping[str, Any], prediction: Path | None, unpredicted: str 
             case["config"], setup, device=setup.device, steps=case["steps"], cap=case["cap_bytes"], name=case["model"], case=case["name"],
             snapshot=Path(case["snapshot"]) if case.get("snapshot") else None,
             predicted=read_step(prediction) if prediction is not None else None,
+            history=history_file(prediction) if prediction is not None else None,
         )  # fmt: skip
     except MemplanError as error:
         model = {"name": case["model"], "config": dict(case["config"])}

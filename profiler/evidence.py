@@ -95,17 +95,20 @@ def _from_counters(evidence: Evidence) -> tuple[tuple[MeasuredMoment, ...], Meas
     for step, name, counters in evidence.counters:
         if step == evidence.instrumented and counters["allocated_peak"] >= steady.get(name, {}).get("allocated_peak", -1):
             steady[name] = counters
-    rows: list[tuple[str, int, Counters]] = [("load_peak", load["allocated_peak"], load), ("load", load["allocated"], load)]
-    rows += [(name, steady[name]["allocated_peak"], steady[name]) for name in _ordered(steady)]
+    step, where, top = max(evidence.counters, key=lambda row: row[2]["allocated_peak"])
+    rows: list[tuple[int, str, int, Counters]] = [(-1, "load_peak", load["allocated_peak"], load), (-1, "load", load["allocated"], load)]
+    for name in _ordered(steady):
+        earlier = 0 <= step < evidence.instrumented and name == where and top["allocated_peak"] > steady[name]["allocated_peak"]
+        chosen = top if earlier else steady[name]  # the run's peak lay in an earlier step's moment of that name
+        rows.append((step if earlier else evidence.instrumented, name, chosen["allocated_peak"], chosen))
     place = _Places(evidence)
     moments = []
-    for name, allocated, counters in rows:
+    for number, name, allocated, counters in rows:
         reserved = counters["reserved"] if name == "load" else counters["reserved_peak"]
-        components = place.components(name, allocated)
+        components = place.components(number, name, allocated)
         moments.append(MeasuredMoment(name, allocated, reserved, components, counters["requested_peak"], counters["active_peak"]))
     if not steady:
         return tuple(moments), None, None, place.notes
-    step, where, top = max(evidence.counters, key=lambda row: row[2]["allocated_peak"])
     reserved = max(counters["reserved_peak"] for _, _, counters in evidence.counters)
     peak = MeasuredPeak("load_peak" if step < 0 else where, top["allocated_peak"], reserved, evidence.context_bytes)
     name = max(steady, key=lambda moment: steady[moment]["allocated_peak"])
@@ -137,11 +140,11 @@ class _Places:
                 level = next(levels_replayed, level)
             self._running.append(level)
 
-    def components(self, name: str, allocated: int) -> dict[str, int] | None:
+    def components(self, step: int, name: str, allocated: int) -> dict[str, int] | None:
         """Components at a moment's peak, adding up to `allocated`; what no replay explains is unattributed. None without history."""
         if not self._running:
             return None
-        place = self._place(name)
+        place = self._place(step, name)
         if place is None:
             return None
         totals = components_at(self._blocks, place, self._charged)
@@ -153,7 +156,7 @@ class _Places:
         totals["unattributed"] += rest
         return totals
 
-    def _place(self, name: str) -> int | None:
+    def _place(self, step: int, name: str) -> int | None:
         history = self._evidence.history
         try:
             loaded = history.position(LOADED)
@@ -163,7 +166,7 @@ class _Places:
             return loaded
         if name == "load_peak":
             return highest(self._running, 0, loaded)[1]
-        spans = [span for span in _of_step(history.spans(), self._evidence.instrumented) if span.moment == name]
+        spans = [span for span in _of_step(history.spans(), step) if span.moment == name]
         return max((highest(self._running, span.begin, span.end) for span in spans), default=(0, None))[1]
 
 

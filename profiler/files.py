@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import json
 import os
 import tempfile
@@ -110,6 +111,20 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def write_gzip(path: Path, document: Mapping[str, Any]) -> Path:
+    """Write a compact JSON document, compressed, under its name only once it is whole; an existing file is replaced."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with gzip.open(temporary, "wt", encoding="utf-8") as handle:
+            json.dump(document, handle, separators=(",", ":"))
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise cannot("write", path, error) from None
+    return path
 
 
 def append_line(path: Path, document: Mapping[str, Any]) -> None:

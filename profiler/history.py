@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from planner.breakdown import COMPONENTS
 
@@ -77,8 +78,16 @@ class History:
     events: list[Event] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    segments: list[tuple[int, str, int]] = field(default_factory=list)  # (events before, reserved | released, bytes), CUDA only
     cut: bool = False  # the observer's own buffer was full: the beginning is missing
     frees_unknown: int = 0
+
+    def to_document(self) -> dict[str, Any]:
+        """Everything but the claims, compact: addresses are relative to the lowest."""
+        base = min((event.address for event in self.events if event.kind != OOM), default=0)
+        rows = [[event.kind, event.nbytes, event.address - (0 if event.kind == OOM else base)] for event in self.events]
+        return {"events": rows, "segments": [list(segment) for segment in self.segments], "cut": self.cut,
+                "marks": [[mark.label, mark.position] for mark in self.marks]}  # fmt: skip
 
     def position(self, label: str) -> int:
         """Events that happened before a mark; KeyError where there is none of that label."""

@@ -21,6 +21,7 @@ from planner.units import gib
 from profiler.align import Step
 from profiler.environment import describe, device_bytes, require, require_device, set_allocator
 from profiler.evidence import Evidence, completed, failure_of, measured_moments
+from profiler.files import write_gzip
 from profiler.history import LOADED, Claim, History, mark_label
 from profiler.record import Failure, Measurement
 
@@ -31,14 +32,15 @@ INSTRUMENTED = WARM_UP
 
 def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", "cpu"] | None = None, steps: int = 3,
             cap: int | None = None, snapshot: Path | None = None, name: str = "model", case: str | None = None,
-            predicted: Step | None = None) -> Measurement:  # fmt: skip
+            predicted: Step | None = None, history: Path | None = None) -> Measurement:  # fmt: skip
     """Run real training steps of `config` under `setup` in this process and say what they needed.
 
     The process is spent afterwards: a GPU's context and cap stay. `profiler.isolate` gives each run a process of its own.
 
     `cap` limits the CUDA allocator to so many bytes (the context comes on top), `steps` are timed after the warm-up, `snapshot` is where
-    torch's memory snapshot goes, `predicted` the trace's events of a steady step, to be aligned with the real ones. Out of memory is an
-    outcome of the Measurement. Raises UsageError for a missing library or device, or a setup that a library rejects.
+    torch's memory snapshot goes, `predicted` the trace's events of a steady step, to be aligned with the real ones, `history` where the
+    allocator's events are kept (JSON, gzip). Out of memory is an outcome of the Measurement. Raises UsageError for a missing library or
+    device, or a setup that a library rejects.
     """
     device = device or setup.device
     require(("torch", "transformers", "accelerate"))
@@ -50,8 +52,13 @@ def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", 
     require_device(device)
     environment = describe(device)
     _limit(cap, environment, device)
-    session = _Session(dict(config), setup if setup.device == device else setup.replaced(device=device), device, steps)
-    session.run(snapshot)
+    session = _Session(dict(config), setup if setup.device == device else setup.replaced(device=device), device, steps, snapshot)
+    mode = (environment["allocator"] or {}).get("mode")
+    if mode not in (None, setup.allocator):
+        session.warnings.append(f"the allocator runs in {mode} mode, the setup asked for {setup.allocator}")
+    session.run()
+    if history is not None:
+        write_gzip(history, session.history.to_document())
     evidence = session.evidence()
     moments, peak, step_peak, notes = measured_moments(evidence)
     mean = sum(session.seconds) / len(session.seconds) if session.seconds else None
@@ -103,6 +110,7 @@ class _Session:
     setup: Setup
     device: str
     timed: int
+    snapshot: Path | None = None
     model: dict[str, Any] = field(default_factory=dict)
     recorder: Any = None
     trainable: int | None = None
@@ -119,7 +127,7 @@ class _Session:
     history: History = field(default_factory=History)
     moment: str = "load_peak"
 
-    def run(self, snapshot: Path | None) -> None:
+    def run(self) -> None:
         from profiler.recorders import RECORDERS
 
         self.recorder = RECORDERS[self.device]()
@@ -129,19 +137,24 @@ class _Session:
             self._steps()
         except UsageError:
             raise
-        except Exception as error:  # a real library's error is this case's outcome
-            if self.device == "cuda" and snapshot is not None:
-                _write_snapshot(snapshot)
-            self.failure = failure_of(error, self.moment)
-        finally:
-            self._stop(None if self.failure else snapshot)
-        counters = self.recorder.counters()
+        except Exception as error:  # a real library's error is this case's outcome; its frames still hold what was allocated
+            counters = self._counters_now()
+            self._stop()
+            self.failure = completed(failure_of(error, self.moment), self.history, counters)
+        self._stop()
+        counters = self._counters_now()
         if counters is not None:
             self.retries = counters["retries"]
             self._device(counters)
-            if self.failure is not None:
-                self.failure = completed(self.failure, self.history, counters)
-        self.recorder.reset_peaks()
+
+    def _counters_now(self) -> dict[str, int] | None:
+        """The device's counters; None where it has none, or where an error has left it unusable."""
+        try:
+            found: dict[str, int] | None = self.recorder.counters()
+        except RuntimeError as error:
+            self.warnings.append(f"the device cannot be asked any more: {str(error)[:160]}")
+            return None
+        return found
 
     def _steps(self) -> None:
         from planner.live import step as loop
@@ -159,7 +172,7 @@ class _Session:
         with on_device(self.setup.attention):
             for index in range(WARM_UP + 1):
                 loop.run(built, watcher, index)
-            self._stop(None)
+            self._stop()
             for index in range(WARM_UP + 1, WARM_UP + 1 + self.timed):
                 self.recorder.synchronise()
                 start = time.perf_counter()
@@ -172,12 +185,12 @@ class _Session:
                 self._device(counters)
             self._count_flops(built)
 
-    def _stop(self, snapshot: Path | None) -> None:
+    def _stop(self) -> None:
         """End the history, once; a snapshot for torch's own viewer is written while it still holds the events."""
         if self.history.events or self.history.marks:
             return
-        if snapshot is not None and self.device == "cuda":
-            _write_snapshot(snapshot)
+        if self.snapshot is not None and self.device == "cuda":
+            _write_snapshot(self.snapshot)
         self.history = self.recorder.stop()
         self.history.claims = self.claims
 

@@ -15,6 +15,7 @@ from profiler.history import ALLOC, FREE, OOM, Claim, Event, History, Mark
 
 MOST_EVENTS = 3_000_000
 _PREFIX = "memplan mark "
+_SEGMENTS = {"segment_alloc": "reserved", "segment_map": "reserved", "segment_free": "released", "segment_unmap": "released"}
 _ACTIONS = {"alloc": ALLOC, "free_completed": FREE, "oom": OOM}
 
 
@@ -96,6 +97,8 @@ def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -
         while waiting and allocated >= waiting[0][1] and freed >= waiting[0][2]:
             history.marks.append(Mark(waiting.pop(0)[0], len(history.events)))
         if kind is None:
+            if entry["action"] in _SEGMENTS:
+                history.segments.append((len(history.events), _SEGMENTS[entry["action"]], entry.get("size", 0)))
             continue
         address = entry.get("device_free" if kind == OOM else "addr", 0)
         history.events.append(Event(kind, address, entry.get("size", 0)))

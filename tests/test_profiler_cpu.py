@@ -131,3 +131,27 @@ def test_the_check_fails_where_attention_is_not_the_cpus_own(monkeypatch: pytest
 
     monkeypatch.setattr(attention, "_cpu", math)
     assert trace(config, setup).peak.allocated_bytes > peak.allocated_bytes * (1 + 5 * TOLERANCE)
+
+
+def test_running_out_of_memory_is_an_outcome_with_what_was_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The host's allocator refuses in the second step's backward: the record has the moment, the request, and the moments before it."""
+    from planner.live import step
+    from profiler.measure import profile
+
+    plain = step.run
+
+    def refuse(built: Any, watcher: Any, number: int = 0) -> None:
+        plain(built, watcher, number)
+        if number == 1:
+            with watcher.announce("backward", number):
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 123456 bytes.")
+
+    monkeypatch.setattr(step, "run", refuse)
+    setup = resolve({"method": "full", "recipe": "raw", "device": "cpu", "sequence_length": 32, "load": "random"})
+    m = profile({**LLAMA, "vocab_size": 256}, setup, steps=1, history=tmp_path / "history.json.gz")
+    assert (m.outcome, m.peak, m.step_seconds) == ("oom", None, ())
+    assert m.failure is not None
+    assert (m.failure.kind, m.failure.moment, m.failure.requested_bytes) == ("oom", "backward", 123456)
+    assert [moment.name for moment in m.moments] == ["load_peak", "load"]
+    assert record.load(record.save_in(m, tmp_path)).failure == m.failure
+    assert (tmp_path / "history.json.gz").stat().st_size > 100

@@ -136,6 +136,23 @@ def test_peaks_come_from_the_counters_and_components_from_the_history(cuda: Fake
     assert load_peak is not None
     assert load_peak["unattributed"] == MIB + 1024
     assert evidence.history.frees_unknown == 1
+    document = evidence.history.to_document()
+    assert document["segments"][0] == [0, "reserved", 2 * MIB]
+    assert document["events"][0] == ["alloc", 4 * MIB, 1024]  # the address is relative to the lowest, that of the block before the history
+    assert [label for label, _ in document["marks"]][0] == LOADED
+
+
+def test_a_peak_of_the_warm_up_is_the_runs_peak_and_that_moments(cuda: FakeCuda) -> None:
+    evidence = run_steps(cuda)
+    high = {**evidence.counters[1][2], "allocated_peak": 30 * MIB}
+    warm = Evidence("cuda", SETUP, evidence.history, [evidence.counters[0], (0, "forward", high), *evidence.counters[1:]], 0, 2)
+    moments, peak, step_peak, _ = measured_moments(warm)
+    forward = next(moment for moment in moments if moment.name == "forward")
+    assert (forward.allocated_bytes, forward.components) == (30 * MIB, None)  # that step's place is not in this history
+    assert peak is not None
+    assert step_peak is not None
+    assert (peak.moment, peak.allocated_bytes) == ("forward", 30 * MIB)
+    assert (step_peak.moment, step_peak.allocated_bytes) == ("backward", 10 * MIB + 512)
 
 
 def test_every_component_adds_up_to_allocated(cuda: FakeCuda) -> None:
