@@ -17,9 +17,11 @@ from planner.loading import batch_tensors
 from planner.losses import causal_loss, chunked_loss, logits_of
 from planner.methods import METHODS
 from planner.norms import norm
+from planner.optimizers import OPTIMIZERS
 from planner.parameters import B, Inventory, S
 from planner.rules import add, cast, dropout, embedding, unary
 from planner.spec import Layer
+from planner.stored import Stored
 from planner.tape import Tape, Tensor
 from planner.walk import Device, Walk
 
@@ -53,6 +55,13 @@ def run_step(inventory: Inventory, device: Device, regime: Regime) -> Tape:
     return _Step(inventory, device, regime).run()
 
 
+_LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
+FOREACH_LISTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "adamw_torch": (("square root of exp_avg_sq", _LIST),),  # optim/adam.py _multi_tensor_adam: exp_avg_sq_sqrt
+    "rmsprop": (("square root of square_avg", _LIST),),  # optim/rmsprop.py _multi_tensor_rmsprop: avg
+    "adagrad": (("square root of sum", _LIST), ("scaled gradient", _LIST)),  # optim/adagrad.py _multi_tensor_adagrad: std, numerator
+}
+
 Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of sliding layers
 
 
@@ -73,9 +82,12 @@ class _Step:
         t, setup = self.tape, self.setup
         self._residents()
         if METHODS[setup.method].trains == "nothing":
-            t.mark("forward")
-            self._infer()
+            with t.no_grad():
+                before = self._answer()  # the answer of the step before lives until this one replaces it
+                t.mark("forward")
+                after = self._answer()
             t.mark("end")
+            del before, after
             return t
         held = None
         if setup.gradient_accumulation > 1:
@@ -164,10 +176,12 @@ class _Step:
                         loss = add(t, loss, part, "loss")
         return loss
 
-    def _infer(self) -> None:
-        with self.tape.no_grad():
-            logits = logits_of(self.w, self._hidden())
-        del logits
+    def _answer(self) -> tuple[Tensor, list[Tensor]]:
+        """The logits and the KV cache of one forward: every layer's keys and values are copied into it (cache_utils.py DynamicLayer)."""
+        self.w.cache = []
+        logits = logits_of(self.w, self._hidden())
+        cache, self.w.cache = self.w.cache, None
+        return logits, cache
 
     def _hidden(self) -> Tensor:
         """The last hidden states, normed: (B, S, H)."""
@@ -280,29 +294,32 @@ class _Step:
 
         if not step.checkpointed:
             return body(hidden)
-        return CHECKPOINTS[self.setup.checkpointing](self.tape, body, hidden)
+        return CHECKPOINTS[self.setup.checkpointing](self.tape, body, hidden, self.setup.checkpoint_offload)
 
     # ---- optimizer ----------------------------------------------------------------------------------------------------------------
 
     def _optimizer(self) -> None:
         """Temporaries of the optimizer's step over what is alive after the backward."""
-        from planner.optimizers import OPTIMIZERS
-
         setup, trained = self.setup, self.inventory.trained
-        library = OPTIMIZERS[setup.optimizer].library
-        if setup.optimizer_mode == "foreach" and library == "torch" and setup.optimizer != "sgd":
-            roots = self._lists(
-                "square roots of exp_avg_sq", "torch.optim's foreach path makes one list as large as the parameters", trained
-            )
-            del roots
-        elif setup.optimizer_mode == "loop" and library == "torch" and setup.optimizer != "sgd":
-            largest = [max(trained, key=lambda s: s.elements.evaluate({"R": setup.rank}))] if trained else []
-            root = [self.tape.alloc("square root of exp_avg_sq", s.shape, s.dtype, "one tensor at a time") for s in largest]
-            del root
+        if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
+            return  # kernels that work in place
+        largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
+        if setup.optimizer == "adafactor":
+            copies = 5 if largest.dtype != "float32" else 3
+            name, why = f"{largest.name} Adafactor update", "fp32 copies and squares, one tensor at a time"
+            held = [self.tape.alloc(name, largest.shape, "float32", why) for _ in range(copies)]
+        elif setup.optimizer_mode == "foreach":
+            held = [made for what, why in FOREACH_LISTS.get(setup.optimizer, ()) for made in self._lists(what, why, trained)]
+        elif setup.optimizer_mode == "loop" and setup.optimizer in FOREACH_LISTS:
+            held = [self.tape.alloc(f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time")
+                    for what, _ in FOREACH_LISTS[setup.optimizer]]  # fmt: skip
+        else:
+            held = []
+        del held
 
-    def _lists(self, what: str, why: str, trained: Sequence[object]) -> list[Tensor]:
+    def _lists(self, what: str, why: str, trained: Sequence[Stored]) -> list[Tensor]:
         made = []
-        for stored in self.inventory.trained:
+        for stored in trained:
             made.append(self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries"))
             index = len(self.tape.infos) - 1
             self.tape.log.append((-1, {index: stored.count - 1}))

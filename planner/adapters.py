@@ -19,7 +19,17 @@ from planner.stored import Stored
 R = symbol("R")
 Kind = Literal["lora", "dora", "adalora", "ia3"]
 Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
-IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_down")
+# peft 0.21 utils/constants.py TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+IA3_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
+    **dict.fromkeys(("bloom", "gpt_neox", "falcon"), ("query_key_value", "dense_4h_to_h")),
+    "opt": ("q_proj", "k_proj", "fc2"),
+    "gptj": ("q_proj", "v_proj", "fc_out"),
+    "phi": ("q_proj", "v_proj", "fc2"),
+}
+IA3_FEEDFORWARD = ("fc_out", "down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,11 @@ def targets(spec: ModelSpec, setup: Setup) -> set[str]:
 
 
 def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
+    """The targets as a user names them; IA3 has its own for each model type, which are what PEFT takes."""
+    if setup.method == "ia3":
+        if spec.model_type not in IA3_TARGETS:
+            raise UsageError(f"PEFT has no IA3 targets for model_type '{spec.model_type}': give an adapter file to --engine trace")
+        return IA3_TARGETS[spec.model_type]
     return peft_targets(spec.model_type) if setup.targets == ("peft-default",) else setup.targets
 
 

@@ -32,8 +32,9 @@ class _Holder:
 class _Frame:
     """One checkpointed region: its function, its input and, in order, weak places for what it saved."""
 
-    def __init__(self, body: Body, given: Tensor) -> None:
-        self.body, self.given = body, given
+    def __init__(self, tape: Tape, body: Body, given: Tensor, offload: bool) -> None:
+        self.body, self.offload = body, offload
+        self.given = _on_host(tape, given) if offload else given
         self.holders: list[Any] = []
         self.recomputed = False
 
@@ -65,7 +66,7 @@ class _Frame:
         pack, enabled, scope, casts = tape.pack, tape.grad_enabled, tape.scope, tape.casts
         tape.pack, tape.grad_enabled, tape.casts = keep, True, {} if casts is not None else None  # type: ignore[assignment]
         try:
-            self.body(self.given)
+            self.body(_back(tape, self.given) if self.offload else self.given)
         except _Stop:
             pass
         finally:
@@ -76,11 +77,23 @@ class _Held(_Holder):
     __slots__ = ("__weakref__",)
 
 
-def non_reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
+def _on_host(tape: Tape, given: Tensor) -> Tensor:
+    """The same tensor without device bytes: save_on_cpu keeps it in pinned host memory (transformers 5.23 modeling_utils.py)."""
+    tape.host = tape.host + tape.size(given.shape, given.dtype) * tape.times
+    return Tensor(None, given.shape, given.dtype, given.edge(), given.requires_grad, given.name)
+
+
+def _back(tape: Tape, given: Tensor) -> Tensor:
+    """Copied to the device again for the recomputation."""
+    made = tape.alloc("layer input brought back", given.shape, given.dtype, "offloaded between forward and backward")
+    return Tensor(made.buffer, given.shape, given.dtype, given.node, given.requires_grad, given.name)
+
+
+def non_reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> Tensor:
     """Keep only the input; recompute when the first saved tensor is asked for."""
     if not tape.grad_enabled:
         return body(given)
-    frame = _Frame(body, given)
+    frame = _Frame(tape, body, given, offload)
     outer, tape.pack = tape.pack, frame.pack
     try:
         return body(given)
@@ -88,7 +101,7 @@ def non_reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
         tape.pack = outer
 
 
-def reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
+def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> Tensor:
     """Run without a graph; the backward pass runs it again in full and goes through that graph at once."""
     requires_grad = tape.grad_enabled and given.requires_grad
     with tape.no_grad():
@@ -99,7 +112,9 @@ def reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
     tape.sequence += 1
 
     def backward(tape: Tape, node: Node, grad: Tensor) -> list[Tensor | None]:
-        leaf = Tensor(node.saved[0], shape, dtype, None, True, "layer input")
+        kept = tape.alloc("layer input brought back", shape, dtype, "offloaded before").buffer if offload else node.saved[0]
+        leaf = Tensor(kept, shape, dtype, None, True, "layer input")
+        del kept
         enabled, tape.grad_enabled = tape.grad_enabled, True
         casts, tape.casts = tape.casts, {} if tape.casts is not None else None
         again = body(leaf)
@@ -108,9 +123,12 @@ def reentrant(tape: Tape, body: Body, given: Tensor) -> Tensor:
         return [Tensor(leaf.grad.buffer, shape, dtype) if leaf.grad is not None else None]
 
     node = Node("checkpoint", tape.sequence, (given.edge(),), backward, ((shape, dtype),))
-    tape.save(node, given)
+    if offload:
+        _on_host(tape, given)
+    else:
+        tape.save(node, given)
     out.node, out.requires_grad = node, True
     return out
 
 
-CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor], Tensor]] = {"non_reentrant": non_reentrant, "reentrant": reentrant}
+CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor, bool], Tensor]] = {"non_reentrant": non_reentrant, "reentrant": reentrant}

@@ -61,9 +61,11 @@ class Program:
     """The symbolic moments of one structure in one regime, compiled when first evaluated."""
 
     def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
-        resident = [*inventory.weight_rows(), *inventory.state_rows()]
+        resident = [*inventory.weight_rows(), *inventory.state_rows(), *inventory.bucket_rows()]
         wanted = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
-        found: dict[str, list[Candidate]] = candidates(run_step(inventory, device, regime), wanted)
+        tape = run_step(inventory, device, regime)
+        found: dict[str, list[Candidate]] = candidates(tape, wanted)
+        self.host = total((tape.host, *(row.size for row in inventory.host_rows())))
         loading = load_candidates(inventory).items()
         self.moments: dict[str, list[State]] = {
             name: [State(total(row.size for row in rows), tuple(rows)) for rows in states] for name, states in loading
@@ -176,10 +178,12 @@ def refuse(setup: Setup) -> None:
         f"method '{setup.method}'": METHODS[setup.method].trains == "adapter" and setup.method not in SHAPES,
         f"loss '{setup.loss}'": setup.loss == "fused",
         f"method '{setup.method}' on a quantised base": setup.method == "dora" and setup.quant_type == "int8",
+        f"--parallel {setup.parallel}": setup.parallel not in ("none", "ddp"),
     }
     for what, refused in reasons.items():
         if refused:
-            raise UsageError(f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves")
+            move = "plan one GPU" if what.startswith("--parallel") else "use --engine trace, which runs the libraries themselves"
+            raise UsageError(f"the formula has no rule for {what}: {move}")
 
 
 def device_of(setup: Setup) -> Device:
@@ -248,7 +252,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     moments = structure.breakdowns(*values)
     context = context_bytes(setup.gpu) if setup.device == "cuda" else 0
     inventory = structure.inventory
-    host = sum(row.size.evaluate(named) for row in inventory.host_rows())
+    host = structure.program(structure.regime(values[0], values[1])).host.evaluate(named)
     return Prediction(
         engine="formula",
         model=ModelSummary(spec.name, spec.architecture, spec.parameters),

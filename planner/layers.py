@@ -11,7 +11,7 @@ from planner.attend import Heads, attend, eager
 from planner.linears import linear
 from planner.norms import norm
 from planner.rotary import rotate
-from planner.rules import Grads, add, concatenate, dropout, mul, split, unary
+from planner.rules import Grads, add, concatenate, copy, dropout, mul, split, unary
 from planner.spec import Attention, Layer, Mlp, Norm
 from planner.tape import Node, Tape, Tensor
 from planner.walk import Walk
@@ -60,6 +60,14 @@ def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
     qkv = _mla if spec.kind == "mla" else _gqa
     with w.t.inside(f"{prefix}attention "):
         q, k, v = qkv(w, spec, given, prefix, tables)
+        if w.cache is not None:
+            made = [copy(t, x, "cached keys" if x is k else "cached values", "the KV cache") for x in (k, v)]
+            for kept in made:
+                if kept.buffer is not None:
+                    kept.buffer.info.component = "activations"
+            w.cache += made
+            k, v = made
+            del made
         sinks = w.weight(f"{prefix}self_attn.sinks") if spec.sinks else None
         query_size = spec.head_dim
         heads = Heads(spec, query_size, spec.value_dim or spec.head_dim, w.masks[spec.window], w.inventory.spec.dropouts.attention, sinks)

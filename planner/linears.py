@@ -278,7 +278,8 @@ def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -
     t = w.t
     (vector,) = _parts(w, layer, prefix, "ia3_l")
     if layer.name.rpartition(".")[2] in IA3_FEEDFORWARD:
-        scaled = cast(t, mul(t, given, vector, "scaled input"), given.dtype)
+        wide = cast(t, given, vector.dtype, "input in the vector's dtype")
+        scaled = cast(t, mul(t, wide, vector, "scaled input"), given.dtype)
         return base(w, layer, scaled, prefix)
     result = base(w, layer, given, prefix)
     dtype = result.dtype

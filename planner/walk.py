@@ -51,6 +51,7 @@ class Walk:
         self.layer: int | None = None
         self.trained = False
         self.accumulated = False
+        self.cache: list[Tensor] | None = None  # keys and values of an inference
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def weight(self, name: str) -> Tensor:

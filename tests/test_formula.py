@@ -45,7 +45,7 @@ def test_full_fine_tuning_of_llama_7b_by_hand() -> None:
     parameters = 6_738_415_616
     step = prediction.moment("optimizer_step")
     assert step.components["gradients"] == 2 * parameters and step.components["optimizer_states"] == 4 * parameters
-    roots = sum(row.bytes for row in step.rows if "square roots" in row.name)
+    roots = sum(row.bytes for row in step.rows if "square root" in row.name)
     assert roots == 2 * parameters
     assert prediction.peak.moment == "optimizer_step"
 
