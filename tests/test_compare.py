@@ -50,7 +50,8 @@ def test_a_method_that_contradicts_a_choice_is_an_error_in_its_column(llama):
                                                        ("qlora", "16-bit weights", "weights"),
                                                        ("prompt-tuning", "cannot be merged", None)])  # fmt: skip
 def test_merging(llama, method, words, size):
-    text, found = merging(plan(llama, resolve({"method": method})))
+    prediction = plan(llama, resolve({"method": "lora"})).with_(setup=resolve({"method": method}))
+    text, found = merging(prediction)
     assert words in text and found == (2 * llama.parameters if size == "weights" else size)
 
 
