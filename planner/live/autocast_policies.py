@@ -6,6 +6,8 @@ aten/src/ATen/autocast_mode.h (CUDA; torch 2.13) and aten/src/ATen/autocast_mode
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 _KEYS = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
@@ -47,8 +49,9 @@ def policy_of(device: str, op: str) -> str:
     return "fp32"
 
 
-def cast_ops(device: str) -> list[str]:
+@cache
+def cast_ops(device: str) -> tuple[str, ...]:
     """Every aten op that the installed torch casts on a device, as 'name' or 'name.overload', sorted."""
     key = _KEYS[device]
     names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::"))
-    return sorted(name.removeprefix("aten::") for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+    return tuple(sorted(name.removeprefix("aten::") for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)))
