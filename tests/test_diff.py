@@ -93,21 +93,19 @@ def test_the_gate_names_what_grew(tmp_path, small, large):
 
 
 GATED = """
-def test_memory(memplan_gate):
-    prediction = memplan_gate("tiny", "gpt2", method="lora", sequence_length=128, rank={rank})
-    assert prediction.peak.device_bytes > 0
+def test_same(memplan_gate):
+    assert memplan_gate("tiny", "gpt2", method="lora", sequence_length=128, rank=8).peak.device_bytes > 0
+
+def test_grown(memplan_gate):
+    memplan_gate("tiny", "gpt2", method="lora", sequence_length=128, rank=512)
 """
 
 
-def test_the_pytest_fixture_records_then_compares_then_fails(pytester):
-    installed = any(entry.value == "memplan.pytest_plugin" for entry in entry_points(group="pytest11"))  # then pytest loads it itself
-    plugin = ("-p", "no:cacheprovider", *(() if installed else ("-p", "memplan.pytest_plugin")))
-    pytester.makepyfile(GATED.format(rank=8))
-    missing = pytester.runpytest_inprocess(*plugin)
-    missing.stdout.fnmatch_lines(["*no baseline*--memplan-update*"])
-    assert pytester.runpytest_inprocess(*plugin, "--memplan-update").ret == 0
-    assert pytester.runpytest_inprocess(*plugin).ret == 0
-    pytester.makepyfile(GATED.format(rank=512))
-    grown = pytester.runpytest_inprocess(*plugin)
-    assert grown.ret == 1
-    grown.stdout.fnmatch_lines(["*grew by*more than 1.00% allows*"])
+def test_the_pytest_fixture_asks_for_a_baseline_records_it_and_fails_on_growth(pytester):
+    plugin = ("-p", "memplan.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:benchmark")
+    pytester.makepyfile(GATED)
+    pytester.runpytest_inprocess(*plugin, "-k", "same").stdout.fnmatch_lines(["*no baseline*--memplan-update*"])
+    assert pytester.runpytest_inprocess(*plugin, "-k", "same", "--memplan-update").ret == 0
+    later = pytester.runpytest_inprocess(*plugin)
+    later.assert_outcomes(passed=1, failed=1)
+    later.stdout.fnmatch_lines(["*grew by*more than 1.00% allows*"])
