@@ -19,7 +19,7 @@ class Held:
     weights: dict[str, int]  # parameters and buffers
     gradients: int
     optimizer_states: int
-    saved: Counter[int]  # sizes of the storages that the second forward saved for backward, but weights, the batch and what step one saved
+    saved: Counter[int]  # sizes of what the second forward saved for backward: no weights, not the batch, nothing that step one saved
     trainable: int  # elements
     total: int
 
