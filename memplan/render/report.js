@@ -138,8 +138,8 @@
     });
     const line = base - (base * card.usable) / most;
     svg.append(node("line", { x1: 0, x2: width, y1: line, y2: line, stroke: "var(--bad)", "stroke-width": 1.5 }));
-    svg.append(node("text", { x: width - 4, y: line - 4, "text-anchor": "end", class: "m" }, card.name + ": " + gib(card.usable) + " usable"));
-    if (Object.keys(measured).length) svg.append(node("text", { x: 4, y: height - 6, class: "m" }, "dashed: measured, for the setup as asked"));
+    svg.append(node("text", { x: width - 4, y: height - 4, "text-anchor": "end", class: "m" }, "red line: " + card.name + ", " + gib(card.usable) + " usable"));
+    if (Object.keys(measured).length) svg.append(node("text", { x: 4, y: height - 4, class: "m" }, "dashed: measured, as asked"));
     by("timeline").replaceChildren(svg);
   }
 
