@@ -80,6 +80,9 @@ def quantity(part: Part, lab: Lab) -> Found:
 _IN_BYTES = {"peak", "step_peak", "device", "rows", "checkpoint", "host", "usable"}
 
 
+CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of GiB would hide it
+
+
 def fits(part: Part, lab: Lab) -> Found:
     """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is said)."""
     from planner.verdict import device_bytes, judge
@@ -89,7 +92,10 @@ def fits(part: Part, lab: Lab) -> Found:
     gpu = lab.gpu(part.gpu)
     prediction = lab.predict(part.model, part.setup, part.engine)
     word = judge(prediction, gpu).verdict
-    evidence = f"{gib(device_bytes(prediction, gpu))} of {gib(gpu.usable_bytes)} on {gpu.name}{' (tight)' if word == 'tight' else ''}"
+    need = device_bytes(prediction, gpu)
+    spare = gpu.usable_bytes - need
+    close = "" if abs(spare) > CLOSE_BYTES else f", {gib(abs(spare))} {'to spare' if spare >= 0 else 'too much'}"
+    evidence = f"{gib(need)} of {gib(gpu.usable_bytes)}{close}{' (tight)' if word == 'tight' else ''} on {gpu.name}"
     return Found(word != "no", evidence)
 
 
@@ -152,7 +158,8 @@ def time_ratio(part: Part, lab: Lab) -> Found:
     pairs.sort()
     ratio, one_case, other_case = pairs[len(pairs) // 2]
     value = (ratio - (1 if part.unit == "%" else 0)) / UNITS[part.unit]
-    return Found(value, f"median of {len(pairs)} pairs, {one_case} against {other_case}: {ratio:.3f}x")
+    spread = f" (from {pairs[0][0]:.3f}x to {pairs[-1][0]:.3f}x)" if len(pairs) > 1 else ""
+    return Found(value, f"median of {len(pairs)} pairs, {one_case} against {other_case}: {ratio:.3f}x{spread}")
 
 
 _SAME = ("micro_batch", "sequence_length", "checkpointing", "attention", "loss")

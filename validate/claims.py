@@ -131,7 +131,7 @@ def said(result: PartResult, lang: str = "en") -> str:
     label = (part.zh if lang == "zh" else "") or part.case or part.what
     word = _WORDS[lang][result.verdict]
     where = f" ({result.said(lang)})" if result.boundaries else ""
-    claimed = f", {_CLAIMED[lang]} {claim_text(part)}" if part.claimed is not True and result.verdict != "not_checkable" else ""
+    claimed = f", {_CLAIMED[lang]} {claim_text(part, lang)}" if part.claimed is not True and result.verdict != "not_checkable" else ""
     return f"{label}: {word}{where}{claimed}: {result.evidence}"
 
 
@@ -142,12 +142,12 @@ _WORDS: dict[str, dict[str, str]] = {
 _CLAIMED = {"en": "claimed", "zh": "原文"}
 
 
-def claim_text(part: Part) -> str:
+def claim_text(part: Part, lang: str = "en") -> str:
     """What the text claims of a part, with its relation and unit."""
     unit = part.unit if part.unit in ("", "x", "%") else f" {part.unit}"
     if isinstance(part.claimed, tuple):
-        return f"{shown(part.claimed[0])} to {shown(part.claimed[1])}{unit}"
-    about = "about " if part.tolerance >= 0.01 else ""
+        return f"{shown(part.claimed[0])} {'到' if lang == 'zh' else 'to'} {shown(part.claimed[1])}{unit}"
+    about = {"en": "about ", "zh": "约 "}[lang] if part.tolerance >= 0.01 else ""
     relation = "" if part.relation == "=" else f"{part.relation} "
     return f"{about}{relation}{shown(part.claimed)}{unit}"
 

@@ -119,8 +119,13 @@ class Lab:
 
 
 def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
-    """The measurements under ./measurements (or `folder`); none where there is no such folder. Unreadable files are not evidence."""
+    """The measurements under `folder` (a record, a folder, or published rows; UsageError where there is none), by default those under
+    ./measurements: none where there is no such folder, and unreadable files there are not evidence."""
+    if folder is not None:
+        from validate.collect import read_records
+
+        return tuple(read_records([folder]))
     from profiler.record import scan
 
-    where = Path("measurements") if folder is None else folder
+    where = Path("measurements")
     return tuple(measurement for _, measurement in scan(where)[0]) if where.is_dir() else ()
