@@ -71,7 +71,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     sharding.refuse_sharding(setup)
     prediction = ENGINES[engine](model, setup)
-    found = (*unread(setup), *sharding.warnings(setup))
+    found = (*unread(setup), *sharding.warnings(engine, setup))
     prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))

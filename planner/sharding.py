@@ -1,4 +1,4 @@
-"""What memplan knows of several GPUs: nothing is shared yet, so what would be shared is refused, and what DDP adds is said aloud."""
+"""What memplan knows of several GPUs: what would be shared is refused, and what DDP adds beyond the total is said."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ def refuse_sharding(setup: Setup) -> None:
         )
 
 
-def warnings(setup: Setup) -> tuple[str, ...]:
+def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
     """What several GPUs add that is not in the total."""
     if setup.parallel != "ddp":
         return ()
-    return (
-        "ddp: predicted as one GPU on its own; DDP's gradient buckets (torch 2.13 nn/parallel/distributed.py: as large as the gradients, "
-        "unless gradient_as_bucket_view=True) and NCCL's buffers are not in the total",
-    )
+    buckets = "" if engine == "formula" else "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and "
+    return (f"ddp: {buckets}NCCL's buffers are not in the total",)
