@@ -102,7 +102,7 @@ def respond(fields: dict[str, str]) -> tuple[int, str]:
         return 400, form(model, str(error))
 
 
-def _page(model: str, options: dict[str, str]) -> str:
+def _page(model: str, options: dict[str, Any]) -> str:
     from memplan import api
     from memplan.cli.report import page_of
     from memplan.cli.subject import Subject

@@ -28,7 +28,7 @@ def compare_screen(model: str, setup: Setup, found: Sequence[Column], tasks: int
     for column in able:
         table.add_column(column.method, justify="right")
     base = able[0].cost.total if able and able[0].cost else 1
-    rows: list[tuple[str, list[str | Text]]] = [
+    rows: list[tuple[str, Sequence[str | Text]]] = [
         ("needs (device)", [gib(_of(c).peak.device_bytes) for c in able]),
         ("peak moment", [label(_of(c).peak.moment) for c in able]),
         *((label(name), [gib(components_of(_of(c))[name]) for c in able]) for name in COMPONENTS),
