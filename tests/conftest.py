@@ -44,7 +44,8 @@ def traced(config: dict[str, Any], setup: Any) -> Held:
     alive = [s for s in log.storages if s.died is None]
     by = {part: sum(s.nbytes for s in alive if s.component == part) for part in ("gradients", "optimizer_states")}
     saved = Counter(s.nbytes for s in log.storages if s.saved and any(s.born in span for span in spans))
-    return Held({s.name: s.nbytes for s in alive if s.component == "weights"}, **by, saved=saved, trainable=facts.trainable, total=facts.total)
+    weights = {s.name: s.nbytes for s in alive if s.component == "weights"}
+    return Held(weights, **by, saved=saved, trainable=facts.trainable, total=facts.total)
 
 
 class Saved:
