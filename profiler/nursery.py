@@ -95,7 +95,7 @@ def _die_with_parent(parent: int) -> None:
 def _become_child(request: dict[str, Any], pipe: int, parent: int) -> None:
     """Everything between fork and exit; never returns."""
     try:
-        os.setsid()  # a group of its own, so that a kill takes its helpers too
+        os.setsid()  # a group of its own, so that a kill takes its own children too
         _die_with_parent(parent)
         os.environ.update(request.get("environment") or {})
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -205,7 +205,7 @@ class Nursery:
     def _report(self, child: _Child, status: int) -> None:
         del self._children[child.id]
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)  # helpers that outlived it
+            os.killpg(child.pid, signal.SIGKILL)  # children that outlived it
         answer: dict[str, Any]
         try:
             answer = json.loads(child.answer)

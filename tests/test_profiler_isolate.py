@@ -73,7 +73,7 @@ def test_cancel_kills_and_reports(isolation: Isolation) -> None:
     assert (report.id, report.outcome) == (job, "crash")
 
 
-def test_a_timed_out_case_takes_its_helpers_along(isolation: Isolation, tmp_path: Path) -> None:
+def test_a_timed_out_case_takes_its_own_children_along(isolation: Isolation, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = f"import os,time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     job = f"__import__('subprocess').run([{sys.executable!r}, '-c', {code!r}])"
