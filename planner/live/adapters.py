@@ -19,7 +19,7 @@ _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cr
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is one that peft (or `bottleneck`) gives to what it adds (peft 0.21 mapping.py PEFT_TYPE_TO_PREFIX_MAPPING)."""
+    """Whether a parameter's name is one that peft (0.21 mapping.py PEFT_TYPE_TO_PREFIX_MAPPING) or `bottleneck` gives to what it adds."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     marks = {prefix for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values() if prefix}
@@ -122,12 +122,20 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
             for store in (module._parameters, module._buffers):
                 for key, tensor in store.items():
                     if tensor is not None:
-                        store[key] = watcher.to_device(tensor)
+                        store[key] = watcher.to_device(_moved(tensor, device))
     if setup.method == "lora-fa":
         for name, parameter in adapted.named_parameters():
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
     return adapted
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What an adapter left on the host goes to the device with the model."""
+    if tensor.device.type == device.type:
+        return tensor
+    made = tensor.detach().to(device)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def peft_config(model: nn.Module, setup: Setup) -> Any:

@@ -8,6 +8,9 @@ import torch
 
 from planner.setup import Setup
 
+PER_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")
+"""Adapters that ask each row's task (peft 0.21 peft_model.py, tuners/poly/model.py)."""
+
 
 def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Tensor]:
     """input_ids and labels, B x S int64 on the device; an attention mask where the stack's collator makes one or a row is padded.
@@ -27,6 +30,8 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Ten
         batch["attention_mask"] = torch.ones_like(ids)
     if setup.padded and device.type != "meta":
         batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
+    if str((setup.adapter or {}).get("peft_type", "")).upper() in PER_TASK:
+        batch["task_ids"] = torch.zeros(setup.micro_batch, dtype=torch.int64, device=device)
     if setup.packed_documents > 1:
         batch["position_ids"] = _positions(setup, device)
     return batch

@@ -319,7 +319,7 @@ def _makes(func: Any) -> bool:
 
 def _tensors(out: Any) -> Sequence[torch.Tensor]:
     if isinstance(out, torch.Tensor):
-        return (out,)
+        return (out,) if out.layout == torch.strided else (out._indices(), out._values())
     if isinstance(out, (list, tuple)):
         return [t for o in out for t in _tensors(o)]
     return ()

@@ -41,6 +41,7 @@ class Facts:
 
 def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False) -> tuple[Log, Facts]:
     """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised where that is proved exact."""
+    shims.refuse(setup)
     if not full:
         try:
             found = _synthesised(config, setup, target)
@@ -113,7 +114,8 @@ def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: i
 
 def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target) -> tuple[Log, Facts]:
     """Build on `model` and run `STEPS` steps under an observer."""
-    observer = Observer(Kernels(target), shims.answers(setup))
+    observer = Observer(Kernels(target))
+    observer.answers = shims.answers(setup, observer)
     with ExitStack() as stack:
         kernels = attention.modelled(target, setup.attention, batches.padding(setup), setup.packed_documents)
         for context in (quiet(), autocast.installed(target.device), _composites(target), kernels, shims.applied(observer, setup), observer):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from planner.errors import UsageError
 from planner.live.kernels_cpu import layer_norm
 from planner.live.observe import Observer
 from planner.setup import Setup
@@ -19,8 +21,26 @@ from planner.setup import Setup
 _ATEN = torch.ops.aten
 
 
-def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
-    """Ops that ask a tensor for its value: `mask.all()` is True for one full document to a row; numbers are 0.
+UNTRACEABLE: dict[str, str] = {
+    "CPT": "it places labels by the prompt's token values (peft 0.21 peft_model.py _cpt_forward, nonzero)",
+    "FROD": "its rotations are sparse tensors, which meta cannot hold (peft 0.21 tuners/frod/layer.py)",
+    "SHIRA": "which weights it trains is drawn from the weights' values (peft 0.21 tuners/shira/mask_functions.py)",
+    "WAVEFT": "its coefficients are placed by values (peft 0.21 tuners/waveft/layer.py)",
+    "XLORA": "it needs trained LoRA checkpoints to mix (peft 0.21 tuners/xlora/config.py adapters)",
+}
+"""peft types that support causal language models and that a trace cannot run, with why; `memplan profile` runs them."""
+
+
+def refuse(setup: Setup) -> None:
+    """UsageError for an adapter of UNTRACEABLE."""
+    kind = str((setup.adapter or {}).get("peft_type", "")).upper()
+    if kind in UNTRACEABLE:
+        raise UsageError(f"the trace cannot run a {kind} adapter: {UNTRACEABLE[kind]}; memplan profile measures it")
+
+
+def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
+    """Ops that ask a tensor for its value: `mask.all()` is True for one full document to a row, `any()` of a search for faults False;
+    numbers are 0.
 
     What a program copies to the host arrives as zeros (peft 0.21 tuners/adalora/layer.py mask_to_budget calls `tolist`).
     transformers 5.23 masking_utils.py _ignore_causal_mask_sdpa asks `padding_mask.all()`; optimizers and schedules ask scalars.
@@ -31,6 +51,9 @@ def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
         if not tensor.is_meta:
             return func(*args, **kwargs)
         if tensor.dtype == torch.bool:
+            made = observer.storage_of(tensor)
+            if made is not None and made.op.startswith("aten.any"):
+                return False  # peft 0.21 tuners/vblora/layer.py: are logits infinite?
             return not (setup.padded or setup.packed_documents > 1)
         return 0.0 if tensor.is_floating_point() else 0
 
@@ -44,12 +67,37 @@ def answers(setup: Setup) -> dict[Any, Callable[..., Any]]:
         return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
 
     return {
+        **_int8(),
         _ATEN._local_scalar_dense.default: scalar,
         _ATEN._to_copy.default: to_copy,
         _ATEN.copy_.default: copy,
         _ATEN._grouped_mm.default: _grouped_mm,
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
     }
+
+
+def _int8() -> dict[Any, Callable[..., Any]]:
+    """bitsandbytes 0.50 _ops.py int8_vectorwise_quant, int8_mixed_scaled_mm: how many columns hold outliers depends on values; random ones
+    have none."""
+    if find_spec("bitsandbytes") is None:
+        return {}
+    import bitsandbytes  # noqa: F401  # defines the op
+
+    def quantised(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = args[0]
+        if not source.is_meta or not (args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)):
+            return NotImplemented
+        rows = torch.empty(source.shape, dtype=torch.int8, device="meta"), torch.empty(source.shape[:-1].numel(), device="meta")
+        return (*rows, torch.empty(0, dtype=torch.int64, device="meta"))
+
+    def product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source, rows, weight = args[:3]
+        if not source.is_meta:
+            return NotImplemented
+        return torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=source.dtype, device="meta"), None
+
+    ops = torch.ops.bitsandbytes
+    return {ops.int8_vectorwise_quant.default: quantised, ops.int8_mixed_scaled_mm.default: product}
 
 
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,8 +182,6 @@ def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
 @contextmanager
 def _bitsandbytes_paged(observer: Observer) -> Iterator[None]:
     """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on the host's ledger."""
-    from importlib.util import find_spec
-
     if find_spec("bitsandbytes") is None:
         yield
         return
