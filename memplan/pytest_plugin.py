@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def memplan_gate(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """A function (name, model, fail_over=0.01, **plan's arguments): predicts, compares with the recorded baseline, returns the prediction."""
+    """A function (name, model, fail_over=0.01, **plan's arguments): predicts, compares with the baseline, returns the prediction."""
     folder = Path(request.path).parent / FOLDER
     update = bool(request.config.getoption("--memplan-update"))
 

@@ -54,7 +54,8 @@ class Diff:
 
     def to_document(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "memplan_version": __version__, "grown": self.grown,
-                "peaks": [change.to_document() for change in self.peaks], "components": [change.to_document() for change in self.components],
+                "peaks": [change.to_document() for change in self.peaks],
+                "components": [change.to_document() for change in self.components],
                 "rows": [change.to_document() for change in self.rows],
                 "settings": [{"field": name, "old": old, "new": new} for name, old, new in self.settings]}  # fmt: skip
 

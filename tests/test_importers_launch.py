@@ -35,9 +35,9 @@ LINES = [
         {"parallel": "zero3", "method": "full"},
     ),
     (
-        "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --use_peft --lora_r 32 --load_in_4bit --output_dir x",
+        "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --use_peft --lora_r 32 --load_in_4bit",
         "Qwen/Qwen2.5-0.5B",
-        {"recipe": "trl", "method": "qlora", "rank": 32, "micro_batch": 8, "sequence_length": 1024, "compute_dtype": "float32"},
+        {"recipe": "trl", "method": "qlora", "rank": 32, "micro_batch": 8, "compute_dtype": "float32"},
     ),
     (
         "trl sft --config trl_lora.yaml --per_device_train_batch_size 1 --no_gradient_checkpointing",
@@ -62,7 +62,7 @@ LINES = [
         {"gpus": 8, "parallel": "zero3", "autocast": "bfloat16"},
     ),
     (
-        "PYTORCH_ALLOC_CONF=expandable_segments:True CUDA_VISIBLE_DEVICES=0 python train.py --model_name_or_path a/b --fp16 --optim adafactor",
+        "PYTORCH_ALLOC_CONF=expandable_segments:True CUDA_VISIBLE_DEVICES=0 python t.py --model_name_or_path a/b --fp16 --optim adafactor",
         "a/b",
         {"allocator": "expandable", "autocast": "float16", "optimizer": "adafactor", "micro_batch": 8, "gpus": 1},
     ),

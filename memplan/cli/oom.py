@@ -58,10 +58,9 @@ def _read(log: Path | None) -> str:
 
 def _advice(oom: OutOfMemory, model: str, options: dict[str, Any]) -> list[str]:
     """What would have fitted on the card of the message, by the formula."""
-    from planner.search import advise
-
     from memplan.cli.subject import read_subject
     from planner.gpus import budget
+    from planner.search import advise
 
     subject = read_subject(model, {**options, "gpu": None})
     if oom.capacity is None:
