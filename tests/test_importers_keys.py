@@ -82,3 +82,12 @@ def test_every_bitsandbytes_setting_of_the_installed_transformers_is_known():
 
     parameters = [name for name in inspect.signature(BitsAndBytesConfig.__init__).parameters if name not in ("self", "kwargs")]
     assert [name for name in parameters if find_rule(QUANTISATION, name) is None] == []
+
+
+def test_the_page_of_formats_is_not_stale():
+    from pathlib import Path
+
+    from memplan.render import format_docs
+
+    page = Path(__file__).parent.parent / "docs" / "formats.md"
+    assert page.read_text() == format_docs.page(), "run: python -m memplan.render.format_docs > docs/formats.md"

@@ -102,6 +102,8 @@ def card_lines(fit: Fit, fewest: int | None, largest: tuple[str, int] | None) ->
         lines.append(Text(f"no common card holds {fit.setup.method} alone"))
     if fewest is not None and fewest > 1:
         lines.append(Text(f"{fewest} x {fit.gpu.name} share it (fsdp)"))
+    if fewest is None and not fit.asked.fits:
+        lines.append(Text(f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for sharding", style="dim"))
     if largest is not None:
         lines.append(
             Text(f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} ({count(largest[1])} parameters)")
