@@ -18,8 +18,8 @@ file is reported (`--json`, `import.keys`) as **used**, **ignored** (known, move
 framework is imported, nothing is executed, and values that were not used are never shown.
 
 Python sources, notebooks and Markdown are read through their calls: `from_pretrained`, `BitsAndBytesConfig`, `LoraConfig`,
-`AdaLoraConfig`, `prepare_model_for_kbit_training`, `TrainingArguments`, `SFTConfig`, `gradient_checkpointing_enable` and optimizers, where their arguments are
-literals or names assigned once to one.
+`AdaLoraConfig`, `prepare_model_for_kbit_training`, `TrainingArguments`, `SFTConfig`, `gradient_checkpointing_enable` and optimizers,
+where their arguments are literals or names assigned once to one.
 """
 
 
