@@ -246,6 +246,10 @@ class _Step:
         w.masks = {}
         eager = attend.eager(w, self.spec.layers[0][1].attention)
         flash2 = setup.attention == "flash_attention_2"
+        if self.spec.layers[0][1].attention.alibi and not eager and not flash2:
+            heads = self.spec.layers[0][1].attention.heads
+            w.masks = {None: t.alloc("ALiBi mask", (w.batch, heads, S, S), dtype, "biases and causal mask of all heads, made once")}
+            return
         for window in (None, *self.regime.windows):
             needed = not flash2 and (eager or setup.padded or setup.packed_documents > 1 or window is not None)
             shape = (w.batch, 1, S, S)

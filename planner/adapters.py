@@ -66,7 +66,11 @@ def _stored(setup: Setup, name: str, shapes: Shapes, count: int) -> tuple[Stored
     frozen = FROZEN.get(setup.method, ())
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
         frozen = ("ranknum",)
-    return tuple(Stored(f"{name}.{short}", shape, setup.adapter_dtype, count, short not in frozen, "adapter") for short, shape in shapes)
+    made = []
+    for short, shape in shapes:
+        dtype = "float32" if setup.trainable_dtype == "float32" and short not in frozen else setup.adapter_dtype
+        made.append(Stored(f"{name}.{short}", shape, dtype, count, short not in frozen, "adapter"))
+    return tuple(made)
 
 
 def linears(spec: ModelSpec) -> Iterator[tuple[Linear, int, str]]:

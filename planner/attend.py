@@ -231,7 +231,7 @@ def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Memory-efficient attention: statistics padded to 32 rows; its backward keeps an fp32 dq for 16-bit inputs and a delta per row."""
     t = w.t
-    bias = None if h.mask is None else _additive(w, h.mask, q.dtype)
+    bias = None if h.mask is None else _aligned(w, _additive(w, h.mask, q.dtype))
 
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
@@ -247,21 +247,36 @@ def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _cudnn(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """cuDNN's attention; its workspace is not known, so none is counted."""
+    """cuDNN's attention: its backward keeps dq and row sums in fp32, in one allocation of the frontend."""
     t = w.t
     bias = None if h.mask is None else _additive(w, h.mask, q.dtype)
-    out = _fused(w, h, q, k, v, q.shape[2], "cudnn", lambda t, dq, dk, dv: [])
+
+    def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
+        b, a, s, d = dq.shape
+        return [t.alloc("dq accumulator and row sums", (b, a, s, d + 1), "float32", "dq is summed in fp32")]
+
+    out = _fused(w, h, q, k, v, q.shape[2], "cudnn", scratch)
     if bias is not None and out.node is not None:
         t.save(out.node, bias)
     return out
 
 
 def _additive(w: Walk, mask: Tensor, dtype: str) -> Tensor:
-    """convert_boolean_attn_mask: a mask of the query's dtype, made in every call and saved by it."""
+    """convert_boolean_attn_mask: a mask of the query's dtype, made in every call and saved by it; a float mask is taken as it is."""
+    if mask.dtype != "bool":
+        return mask
     inverted = w.t.alloc("inverted mask", mask.shape, "bool", "logical_not of the mask")
     made = w.t.alloc("additive mask", mask.shape, dtype, "the boolean mask in the query's dtype")
     del inverted
     return made
+
+
+def _aligned(w: Walk, mask: Tensor) -> Tensor:
+    """The efficient kernel's rows of 8: a boolean mask's additive copy is made again with its rows padded where S is no multiple of 8."""
+    if mask.shape[1] != 1:
+        return mask  # ALiBi's mask of all heads is shared by the layers; its padded copies where S is no multiple of 8 are left out
+    *front, columns = mask.shape
+    return w.t.alloc("additive mask", (*front, round_up(columns, 8)), mask.dtype, "rows padded to a multiple of 8")
 
 
 def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -157,13 +157,20 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     if w.setup.quant_type in ("nf4", "fp4"):
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
     x = _adapter_input(w, given, a.dtype)
-    scaled = mul(t, a, e, "lora_A * lora_E")
-    low = _product(w, dropout(t, x, float(w.setup.dropout)), scaled, a.shape[0], "lora_A output")
-    output = _product(w, low, b, b.shape[0], "lora_B output")
-    del low
-    if _quantised(w) and w.auto is None:
-        output = cast(t, output, dtype)
-    output = divide(t, unary(t, "scale", output, "scaled"), ranknum, "divided by ranknum")
+
+    def product() -> Tensor:
+        scaled = mul(t, a, e, "lora_A * lora_E")
+        low = _product(w, _dropped(w, x), scaled, a.shape[0], "lora_A output")
+        del scaled
+        return _product(w, low, b, b.shape[0], "lora_B output")
+
+    if _quantised(w):
+        output = product()
+        if w.auto is None:
+            output = cast(t, output, dtype)
+        output = divide(t, unary(t, "scale", output, "scaled"), ranknum, "divided by ranknum")
+    else:
+        output = divide(t, unary(t, "scale", product(), "scaled"), ranknum, "divided by ranknum")
     return add_in_place(t, result, output)
 
 

@@ -99,6 +99,7 @@ class Inventory:
                     raise UsageError(
                         f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace"
                     )
+                dtype = "float32" if self.setup.trainable_dtype == "float32" else dtype
                 yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, "saved", tensor.layers)
 
     # ---- counts -------------------------------------------------------------------------------------------------------------------
