@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import UsageError, shorten
+from planner.errors import UsageError, unknown
 from planner.live.bottleneck import add_bottlenecks
 from planner.live.model import layer_number, layer_place, layer_prefix, layers_of, reason
 from planner.methods import METHODS
@@ -168,8 +168,7 @@ def _read_adapter(document: dict[str, Any]) -> Any:
     kind = str(document.get("peft_type", "")).upper()
     known = {getattr(key, "value", str(key)): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
-        given = shorten(repr(document.get("peft_type")))
-        raise UsageError(f"adapter_config.json: peft_type {given} is unknown to peft: expected one of {', '.join(sorted(known))}")
+        raise unknown("peft_type in adapter_config.json", kind.lower(), [name.lower() for name in known])
     accepted = inspect.signature(known[kind].__init__).parameters
     aside = ("peft_type", "inference_mode", "base_model_name_or_path")
     fields = {key: value for key, value in document.items() if key in accepted and key not in aside}

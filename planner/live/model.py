@@ -40,7 +40,9 @@ def quiet() -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """A library's exception as one readable line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(" ".join(lines) or type(error).__name__, 300)
+    if not lines or isinstance(error, KeyError):  # whose text is the key alone
+        lines = [type(error).__name__, *lines]
+    return shorten(" ".join(lines), 300)
 
 
 def read_config(config: Mapping[str, Any]) -> Any:
@@ -54,7 +56,8 @@ def read_config(config: Mapping[str, Any]) -> Any:
         raise UsageError(f"transformers knows no model_type {shorten(repr(model_type))}: {hint}")
     fields = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and key != "model_type"}
     try:
-        made = CONFIG_MAPPING[model_type](**fields)
+        with quiet():
+            made = CONFIG_MAPPING[model_type](**fields)
     except Exception as error:
         raise UsageError(f"transformers rejects this {model_type} config: {reason(error)}") from None
     made.use_cache = False
