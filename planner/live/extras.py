@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
 from planner.errors import UsageError
@@ -15,3 +16,4 @@ def require(*names: str) -> None:
     missing = [name for name in names or TRACE if find_spec(name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} not installed: the trace engine runs the real libraries; pip install 'memplan[trace]'")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory
