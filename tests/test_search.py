@@ -241,3 +241,22 @@ def test_the_trace_confirms_a_cell():
     confirmed = json.loads(shown.output)["confirmed"]
     assert confirmed and all(entry["prediction"]["engine"] == "trace" for entry in confirmed)
     assert confirmed[0]["prediction"]["gpus"][0]["verdict"] == "fits"
+
+
+@pytest.mark.slow
+@pytest.mark.trace
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_sampled_cells_agree_with_the_trace(method):
+    """A cell's bytes within 0.5 % of the tensors that the trace holds at its peak: what blocks add to them only the trace knows."""
+    pytest.importorskip("peft")
+    from planner.live.trace import trace
+
+    model, gpu = find("smollm2-135m"), find_gpu("t4")
+    setup = resolve({"method": method, "gpu": "t4", "weight_dtype": "float16", "sequence_length": 512})
+    structure = Structure(model.spec(), setup, Room(gpu))
+    largest = structure.largest_batch()
+    for batch in (1, largest, largest + 1):
+        traced = trace(model.config, setup.replaced(micro_batch=batch), "model")
+        tensors = sum(row.bytes for row in traced.moment(traced.peak.moment).rows)
+        assert structure.allocated(batch, 512) == pytest.approx(tensors, rel=0.005)
+        assert tensors <= traced.peak.allocated_bytes
