@@ -10,7 +10,8 @@ from math import prod
 
 from planner.breakdown import Row
 
-_TENSOR = re.compile(r"\S*\.(?:weight|bias|lora_[A-Z]+)\b")
+_TENSOR = re.compile(r".*?\.(?:lora_[A-Z]+|weight|bias)\b")  # of one word: up to the first part that names a tensor
+_WRAPPED = "base_model.model."  # PEFT's prefix, which weights carry and operations do not
 _LEAST = 3  # tensors that must play a role before another is expected to
 
 
@@ -24,13 +25,15 @@ class Role:
 
 
 def _read(row: Row) -> tuple[str, Role] | None:
-    """The tensor that a row is about (the last one named) and its role; None where the row names no tensor."""
-    matches = list(_TENSOR.finditer(row.name))
-    if not matches:
-        return None
-    last = matches[-1]
-    kind = "adapter" if "lora_" in last.group() else "weight"
-    return last.group(), Role(row.component, row.name[last.end() :].strip(), kind)
+    """The tensor that a row is about (in its last word that names one) and its role; None where the row names no tensor."""
+    words = row.name.split(" ")
+    for at in range(len(words) - 1, -1, -1):
+        match = _TENSOR.match(words[at])
+        if match:
+            tensor = match.group().removeprefix(_WRAPPED)
+            after = " ".join([words[at][match.end() :], *words[at + 1 :]]).strip()
+            return tensor, Role(row.component, after, "adapter" if "lora_" in tensor else "weight")
+    return None
 
 
 def expected_rows(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Row]]:
@@ -48,24 +51,22 @@ def expected_rows(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Row]]:
     for role, have in players.items():
         tensors = [tensor for tensor, kind in shapes if kind == role.kind]
         if len(have) >= _LEAST and 2 * len(have) >= len(tensors):
-            expected += [_like(shapes[tensor, role.kind], tensor, role, have) for tensor in tensors if tensor not in have]
+            missing = [tensor for tensor in tensors if tensor not in have]
+            expected += [rows for tensor in missing for rows in _like(shapes[tensor, role.kind], tensor, role, have)]
     return expected
 
 
-def _like(known: Row, tensor: str, role: Role, siblings: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
-    """The rows of `tensor` in `role`: of the dtype, count and bytes an element that a sibling has at each moment."""
+def _like(known: Row, tensor: str, role: Role, siblings: Mapping[str, Mapping[str, Row]]) -> list[dict[str, Row]]:
+    """The rows of `tensor` in `role`, of the usual dtype: one set for each pattern of moments and counts that its siblings show."""
     usual = Counter(row.dtype for rows in siblings.values() for row in rows.values()).most_common(1)[0][0]
-    model = max((rows for rows in siblings.values() if all(row.dtype == usual for row in rows.values())), key=len, default={})
-    name = f"{tensor} {role.after}".strip()
-    return {
-        moment: replace(
-            row,
-            name=name,
-            shape=known.shape,
-            bytes=row.charged * prod(known.shape) // prod(row.shape),
-            block_bytes=None,
-            why="its like have one",
-        )
-        for moment, row in model.items()
-        if prod(row.shape)
-    }
+    joint = "" if role.after[:1] in (".", ":") else " "
+    name = f"{tensor}{joint}{role.after}".strip()
+    patterns: dict[tuple[tuple[str, int], ...], dict[str, Row]] = {}
+    for rows in siblings.values():
+        if all(row.dtype == usual and prod(row.shape) for row in rows.values()):
+            sized = {m: row.charged * prod(known.shape) // prod(row.shape) for m, row in rows.items()}
+            patterns[tuple(sized.items())] = {
+                m: replace(row, name=name, shape=known.shape, bytes=sized[m], block_bytes=None, why="its like have one")
+                for m, row in rows.items()
+            }
+    return list(patterns.values())

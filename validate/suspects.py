@@ -20,6 +20,7 @@ TOTAL = "allocated"
 MOST_SUSPECTS = 3
 LEAST_SHARE = 0.5  # an explanation must remove at least this share of what is open,
 CLOSE = 0.03  # and equal the gap to this share in at least half of the numbers that it touches: size alone is not evidence
+SLACK = 0.005  # explanations this close in what they remove are told together: blocks are larger than their tensors by some slack
 SMALLEST = 64 * 1024  # bytes of open gaps below which nothing is suspected: blocks are rounded
 Key = tuple[str, str]  # (moment, component or TOTAL)
 Gaps = Mapping[Key, int]
@@ -87,23 +88,21 @@ def explain(gaps: Gaps, rows: Mapping[str, Sequence[Row]], references: Sequence[
     candidates = _merged(_explanations(rows, references, tuple(dict.fromkeys(moment for moment, _ in left)), detailed))
     found: list[Suspect] = []
     while len(found) < MOST_SUSPECTS and _open(left) >= SMALLEST:
-        fitting = [group for group in candidates if _equal(left, group[0].effect)]
-        group = max(fitting, key=lambda group: (_removed(left, group[0].effect), group[0].plain), default=None)
-        if group is None:
+        fitting = [(_removed(left, group[0].effect), group) for group in candidates if _equal(left, group[0].effect)]
+        most, best = max(fitting, key=lambda pair: (pair[0], pair[1][0].plain), default=(0, None))
+        if best is None or most < LEAST_SHARE * _open(left):
             break
-        share = _removed(left, group[0].effect) / _open(left)
-        if share < LEAST_SHARE:
-            break
-        found.append(_suspect(group, share))
-        for key, size in group[0].effect:
+        as_good = [explanation for removed, group in fitting if removed >= (1 - SLACK) * most for explanation in group]
+        found.append(_suspect(sorted(as_good, key=lambda explanation: -explanation.plain), most / _open(left)))
+        for key, size in best[0].effect:
             if key in left:
                 left[key] -= size
     return tuple(found), left
 
 
-def _suspect(group: Sequence[Explanation], share: float) -> Suspect:
-    first = group[0]
-    ways = tuple(dict.fromkeys((explanation.change, explanation.row.name) for explanation in group))
+def _suspect(as_good: Sequence[Explanation], share: float) -> Suspect:
+    first = as_good[0]
+    ways = tuple(dict.fromkeys((explanation.change, explanation.row.name) for explanation in as_good))
     row = first.row
     return Suspect(ways, row.component, first.moments, row.shape, row.dtype, row.count, abs(first.effect[0][1]), round(share, 4))
 
@@ -134,15 +133,12 @@ def _merged(explanations: Iterable[Explanation]) -> list[list[Explanation]]:
 def _explanations(
     rows: Mapping[str, Sequence[Row]], references: Sequence[Row], moments: tuple[str, ...], detailed: set[str]
 ) -> Iterable[Explanation]:
-    alive: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for moment in moments:
-        for row in rows.get(moment, ()):
-            alive.setdefault((row.name, row.component, row.dtype), {})[moment] = row
-    usual = _usual_dtypes([next(iter(where.values())) for where in alive.values()])
-    for where in alive.values():
+    alive = _alive(rows, moments)
+    usual = _usual_dtypes([next(iter(where.values())) for where in alive])
+    for where in alive:
         row = next(iter(where.values()))
-        odd = row.dtype != usual[_kin(row)]
-        yield from _wrong_size(where, detailed, likely=odd)
+        kin = _kin(row)
+        yield from _wrong_size(where, detailed, likely=kin in usual and row.dtype != usual[kin])
         yield from _wrong_place(where, moments, detailed)
     known = {(row.name, row.component) for moment in moments for row in rows.get(moment, ())}
     for expected in expected_rows(rows):
@@ -155,6 +151,18 @@ def _explanations(
             yield from _absent(row, moments, detailed)
 
 
+def _alive(rows: Mapping[str, Sequence[Row]], moments: tuple[str, ...]) -> list[dict[str, Row]]:
+    """Each row at every moment where it is alive. Rows of one name, shape and dtype are told apart by their order."""
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for moment in moments:
+        seen: Counter[tuple[Any, ...]] = Counter()
+        for row in rows.get(moment, ()):
+            key = (row.name, row.component, row.dtype, row.shape)
+            found.setdefault((*key, seen[key]), {})[moment] = row
+            seen[key] += 1
+    return list(found.values())
+
+
 _PROJECTION = re.compile(r"[a-z0-9]+_proj|lora_[AB]|_sq\b")
 
 
@@ -163,12 +171,15 @@ def _kin(row: Row) -> tuple[str, str]:
     return row.component, _PROJECTION.sub("*", row.name)
 
 
+_FEWEST_SIBLINGS = 3  # fewer say nothing about what is usual
+
+
 def _usual_dtypes(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
-    """The commonest dtype among siblings: a row of another dtype is the odd one out."""
+    """The commonest dtype among siblings, where there are enough of them: a row of another dtype is the odd one out."""
     seen: dict[tuple[str, str], Counter[str]] = {}
     for row in rows:
         seen.setdefault(_kin(row), Counter())[row.dtype] += 1
-    return {kin: dtypes.most_common(1)[0][0] for kin, dtypes in seen.items()}
+    return {kin: dtypes.most_common(1)[0][0] for kin, dtypes in seen.items() if dtypes.total() >= _FEWEST_SIBLINGS}
 
 
 _SIZES: tuple[tuple[str, Callable[[int], int], int], ...] = (
