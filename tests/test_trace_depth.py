@@ -1,0 +1,93 @@
+"""Depth costs nothing, and changes nothing: the stream synthesised from a few layers is the stream of every layer, event for event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from planner.allocator import replay
+from planner.live import depth
+from planner.live.record import record
+from planner.live.target import target_of
+from planner.setup import resolve
+
+pytestmark = pytest.mark.trace
+
+BASE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+                        "vocab_size": 128, "max_position_embeddings": 256}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+LLAMA = {"model_type": "llama", **BASE, "num_hidden_layers": 32}
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("lora", LLAMA, {"method": "lora"}),
+    ("full-hf-checkpointed", LLAMA, {"method": "full", "recipe": "hf", "checkpointing": "non_reentrant"}),
+    ("qlora-reentrant", LLAMA, {"method": "qlora", "checkpointing": "reentrant"}),
+    ("adalora", {**LLAMA, "num_hidden_layers": 12}, {"method": "adalora", "init_rank": 4, "target_rank": 2}),
+    ("freeze", LLAMA, {"method": "freeze", "checkpointing": "non_reentrant"}),
+    ("every-third-layer", {**LLAMA, "num_hidden_layers": 32}, {"method": "full", "checkpointing": "non_reentrant", "checkpoint_every": 3}),
+    ("loop", LLAMA, {"method": "full", "optimizer_mode": "loop"}),
+    ("eight-bit", LLAMA, {"method": "full", "optimizer": "adamw_bnb_8bit"}),
+    ("sliding-window", {"model_type": "gemma2", **BASE, "num_hidden_layers": 17}, {"method": "lora", "checkpointing": "non_reentrant"}),
+    ("dense-then-experts", {
+        "model_type": "deepseek_v3", **BASE, "num_hidden_layers": 17, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 3, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32}, {"method": "full"}),
+    ("recurrent", {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 9, "vocab_size": 128}, {"method": "full"}),
+]  # fmt: skip
+SLOW_CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("five-local-one-global", {"model_type": "gemma3_text", **BASE, "num_hidden_layers": 62}, {"method": "lora", "recipe": "hf"}),
+    ("hybrid", {
+        "model_type": "qwen3_next", **BASE, **EXPERTS, "num_hidden_layers": 38, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16}, {"method": "lora", "checkpointing": "non_reentrant"}),
+    ("adalora-hf", LLAMA, {"method": "adalora", "recipe": "hf", "init_rank": 4, "target_rank": 2, "checkpointing": "reentrant"}),
+]  # fmt: skip
+
+
+def same_as_every_layer(config: dict[str, Any], fields: dict[str, Any]) -> None:
+    setup = resolve({"recipe": "raw", "sequence_length": 32, **fields})
+    target = target_of(setup)
+    quick, counted = record(config, setup, target)
+    whole, facts = record(config, setup, target, full=True)
+    assert counted.traced_layers is not None and counted.traced_layers < config["num_hidden_layers"], "nothing was synthesised"
+    assert depth.same_stream(quick.events, whole.events)
+    assert [(m.step, m.moment, m.begin, m.end) for m in quick.marks] == [(m.step, m.moment, m.begin, m.end) for m in whole.marks]
+    assert [s.component for s in quick.storages] == [s.component for s in whole.storages]
+    assert replay(quick.events).reserved == replay(whole.events).reserved
+    counts = ("parameters", "trainable", "total", "checkpoint_bytes", "host_bytes")
+    assert [getattr(counted, name) for name in counts] == [getattr(facts, name) for name in counts]
+
+
+@pytest.mark.parametrize(("config", "fields"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_synthesised_stream_is_the_traced_one(config: dict[str, Any], fields: dict[str, Any]) -> None:
+    same_as_every_layer(config, fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "fields"), [case[1:] for case in SLOW_CASES], ids=[case[0] for case in SLOW_CASES])
+def test_long_periods_and_hybrids(config: dict[str, Any], fields: dict[str, Any]) -> None:
+    same_as_every_layer(config, fields)
+
+
+def test_runs_cover_the_layers_in_order() -> None:
+    assert depth.runs("aaabbbbbbbb") == [depth.Run(0, 1, 1), depth.Run(1, 1, 1), depth.Run(2, 1, 1), depth.Run(3, 1, 8)]
+    assert depth.runs("sfsfsfsfsfs") == [depth.Run(0, 2, 5), depth.Run(10, 1, 1)]
+    layout = depth.runs("a" * 10)
+    assert depth.kept_layers(layout) == [0, 1, 2] and depth.templates(layout, full=True) == [0, *[1] * 8, 2]
+
+
+def test_a_stream_that_differs_is_not_stretched() -> None:
+    """A storage of the middle layer that is twice as large in the longer model: growth must refuse it."""
+    setup = resolve({"recipe": "raw", "sequence_length": 32, "method": "lora", "load": "random"})
+    small, _ = record({**LLAMA, "num_hidden_layers": 3}, setup, target_of(setup), full=True)
+    longer, _ = record({**LLAMA, "num_hidden_layers": 4}, setup, target_of(setup), full=True)
+    layout = depth.runs("a" * 10)
+    stand_ins = depth.templates(layout, full=False, longer=0)
+    assert depth.growth(small, longer, stand_ins) == {}
+    position = next(i for i, (kind, sid, _) in enumerate(longer.events) if kind == "alloc" and longer.storages[sid].layer == 1)
+    kind, sid, nbytes = longer.events[position]
+    longer.events[position] = (kind, sid, 2 * nbytes)
+    with pytest.raises(depth.NotPeriodic):
+        depth.growth(small, longer, stand_ins)
