@@ -14,7 +14,8 @@ from typing import Any
 
 from profiler.history import ALLOC, FREE, History, Span
 
-MOST_EDITS = 1000  # of one search; a longer difference is aligned piece by piece
+MOST_EDITS = 300  # of one search; a longer difference is aligned piece by piece
+_SURE = 8  # matches that make half a path worth going on from
 MOST_GROUPS = 60  # kinds of unmatched events that a record keeps, largest first
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 Token = tuple[str, int]
@@ -166,7 +167,11 @@ def _search(a: Sequence[Token], b: Sequence[Token], i0: int, j0: int) -> tuple[l
                 return _walk_back(trail, edits, x, y, i0, j0), len(a), len(b)
     x, y = place
     edits = next(d for d in range(len(trail)) if (trail[d + 1] if d + 1 < len(trail) else furthest).get(x - y) == x)
-    return _walk_back(trail, edits, x, y, i0, j0), i0 + max(x, 1), j0 + max(y, 1)
+    pairs = _walk_back(trail, edits, x, y, i0, j0)
+    if len(pairs) < 2 * _SURE:
+        return pairs, i0 + max(x, 1), j0 + max(y, 1)
+    kept = pairs[: len(pairs) // 2]  # how a path ends is a guess where the search was cut: go on from its middle
+    return kept, kept[-1][0] + 1, kept[-1][1] + 1
 
 
 def _walk_back(trail: list[dict[int, int]], edits: int, x: int, y: int, i0: int, j0: int) -> list[tuple[int, int]]:
