@@ -119,6 +119,7 @@ class Symbolic:
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
         refuse(setup)
+        refuse_sharding(setup)
         self.spec, self.setup = spec, setup
         self.inventory = Inventory(spec, setup)
         self.device = device_of(setup)
@@ -178,12 +179,10 @@ def refuse(setup: Setup) -> None:
         f"method '{setup.method}'": METHODS[setup.method].trains == "adapter" and setup.method not in SHAPES,
         f"loss '{setup.loss}'": setup.loss == "fused",
         f"method '{setup.method}' on a quantised base": setup.method == "dora" and setup.quant_type == "int8",
-        f"--parallel {setup.parallel}": setup.parallel not in ("none", "ddp"),
     }
     for what, refused in reasons.items():
         if refused:
-            move = "plan one GPU" if what.startswith("--parallel") else "use --engine trace, which runs the libraries themselves"
-            raise UsageError(f"the formula has no rule for {what}: {move}")
+            raise UsageError(f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves")
 
 
 def device_of(setup: Setup) -> Device:
