@@ -292,7 +292,7 @@ class _Step:
         def body(given: Tensor) -> Tensor:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
             try:
-                with w.at_layer(key, step.trained):
+                with w.at_layer(key, step.trained), self.tape.inside(prefix):
                     return decoder_layer(w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False)))
             finally:
                 w.masks = before

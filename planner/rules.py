@@ -207,14 +207,14 @@ def matmul(t: Tape, x: Tensor, weight: Tensor, shape: Shape, bias: Tensor | None
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None, None]
         if node.needs(1):
-            grads[1] = t.alloc(f"{w_name} gradient", w_shape, grad.dtype, "grad^T @ input")
+            grads[1] = t.alloc("gradient of the weight", w_shape, grad.dtype, "grad^T @ input")
         if node.needs(0):
             grads[0] = t.alloc("gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight")
         if len(node.edges) > 2 and node.needs(2):
             grads[2] = _alias(grad)
         return grads[: len(node.edges)]
 
-    x_shape, w_shape, w_name = x.shape, weight.shape, weight.name
+    x_shape, w_shape = x.shape, weight.shape
     saves = ([x] if weight.requires_grad else []) + ([weight] if x.requires_grad else [])
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return t.op("linear", inputs, shape, x.dtype, saves=saves, backward=backward, name=name)

@@ -121,7 +121,9 @@ class Tape:
     @contextmanager
     def inside(self, scope: str) -> Iterator[None]:
         """Prefix the names of buffers made inside."""
-        before, self.scope = self.scope, self.scope + scope
+        layer, _, rest = scope.rpartition(".*.")
+        nested = layer and self.scope.startswith(f"{layer}.*.")  # the layer's path is said once
+        before, self.scope = self.scope, self.scope + (rest if nested else scope)
         try:
             yield
         finally:

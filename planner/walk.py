@@ -91,7 +91,7 @@ class Walk:
         cached = casts is not None and x.buffer is None and x.dtype == "float32" and x.requires_grad and x.node is None
         if cached and id(x) in casts:  # type: ignore[operator]
             return casts[id(x)]  # type: ignore[index]
-        made = cast(self.t, x, self.auto, f"{x.name or 'activation'} autocast copy")
+        made = cast(self.t, x, self.auto, f"{x.name.rpartition('.')[2]} autocast copy" if x.buffer is None else "autocast copy")
         if x.buffer is None and made.buffer is not None:
             made.buffer.info.component = "temporaries"
             made.buffer.info.why = "autocast's copy of a weight"
