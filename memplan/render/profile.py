@@ -101,8 +101,9 @@ def alignment_lines(m: Measurement) -> list[str]:
     """How much of the allocator's history was predicted event by event, and the largest of what was not."""
     if not m.alignment:
         return []
-    events, share = m.alignment["events"], m.alignment["matched_events_share"]
-    lines = [f"one step's {events['measured']:,} allocations and frees against {events['predicted']:,} predicted: {share:.1%} matched"]
+    events = m.alignment["events"]
+    happened = f"{events['matched']:,} of {events['predicted']:,} predicted allocations and frees of one step happened"
+    lines = [f"{happened}; the allocator saw {events['measured']:,}"]
     allocations: list[Mapping[str, Any]] = [row for row in m.alignment["unmatched"] if row["kind"] == "alloc"]
     for row in allocations[:SHOWN_UNMATCHED]:
         count = f"{row['count']} x " if row["count"] > 1 else ""
