@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from memplan import api
-from memplan.cli.options import plan_options
+from memplan.cli.options import HELP, plan_options
 from memplan.cli.subject import Subject, read_subject
 from planner import __version__
 from planner.breakdown import Prediction
@@ -16,7 +16,7 @@ from planner.gpus import find_gpu
 from planner.setup import Setup
 
 
-@click.command("compare", short_help="Methods side by side, or two setups against each other.")
+@click.command("compare", context_settings=HELP, short_help="Methods side by side, or two setups against each other.")
 @click.argument("model")
 @click.argument("other", required=False)
 @plan_options

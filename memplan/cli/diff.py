@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from memplan.cli.options import HELP
 from planner.errors import ToleranceError, UsageError, shorten
 
 
-@click.command("diff", short_help="Two predictions or measurements: what moved; a gate with --fail-over.")
+@click.command("diff", context_settings=HELP, short_help="Two predictions or measurements: what moved; a gate with --fail-over.")
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--fail-over", metavar="PERCENT", help="Exit code 4 where a peak or a moment grew by more than this: 1%, 0.5%, 0.")

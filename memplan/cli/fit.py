@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan import api
-from memplan.cli.options import plan_options
+from memplan.cli.options import HELP, plan_options
 from memplan.cli.subject import Subject, read_subject
 from planner.breakdown import Prediction
 from planner.errors import UsageError
@@ -21,7 +21,7 @@ EXIT_NOTHING_FITS = 1
 FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
-@click.command("fit", short_help="What fits a GPU: batch, sequence, changes, method, card.")
+@click.command("fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, card.")
 @click.argument("model")
 @plan_options
 @click.option("--prefer", type=click.Choice(("quality", "memory", "speed")), default="quality", show_default=True, help="What comes first.")

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from memplan.cli.options import HELP
 from planner.errors import UsageError, shorten
 from planner.oom import MOST_TEXT, OutOfMemory, cards_that_hold, explain, read_oom
 
 
-@click.command("oom", short_help="Explain torch's out-of-memory message in a log.")
+@click.command("oom", context_settings=HELP, short_help="Explain torch's out-of-memory message in a log.")
 @click.argument("log", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--model", metavar="MODEL", help="What was training, a model or its training file: the answer then says what fits."

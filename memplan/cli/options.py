@@ -14,6 +14,7 @@ from planner.setup import FIELDS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ENGINES = ("formula", "trace")
+HELP = {"help_option_names": ["-h", "--help"]}
 
 FIELD_OF: dict[str, str] = {
     **{

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from memplan import api
-from memplan.cli.options import plan_options
+from memplan.cli.options import HELP, plan_options
 from memplan.cli.subject import Subject, read_subject
 from planner.errors import UsageError, shorten
 from planner.gpus import Gpu, common_gpus, find_gpu
 
 
-@click.command("report", short_help="A self-contained page with sliders, and its pictures.")
+@click.command("report", context_settings=HELP, short_help="A self-contained page with sliders, and its pictures.")
 @click.argument("model")
 @plan_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write the page.")

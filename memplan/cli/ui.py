@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 
+from memplan.cli.options import HELP
 from planner.errors import MemplanError, shorten
 
 HOST = "127.0.0.1"
@@ -29,7 +30,7 @@ input,select,button{font:inherit;padding:6px 10px;margin:4px 0}input[name=model]
 </body></html>"""
 
 
-@click.command("ui", short_help="The report page of any model, served on loopback.")
+@click.command("ui", context_settings=HELP, short_help="The report page of any model, served on loopback.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port.")
 def command(port: int) -> None:
     """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a card. Ctrl-C ends it."""
