@@ -117,7 +117,7 @@ def by_hand(spec: ModelSpec, prediction: Prediction) -> list[Line]:
     setup, moment = prediction.setup, prediction.moment(prediction.peak.moment)
     lines = _weights(setup, spec, prediction)
     if METHODS[setup.method].trains == "nothing":
-        return lines
+        return [*lines, _cache(spec, setup)]
     trained = prediction.trainable_parameters
     width = _WIDTH[setup.adapter_dtype if METHODS[setup.method].trains == "adapter" else setup.weight_dtype]
     if METHODS[setup.method].trains == "adapter":
@@ -133,6 +133,14 @@ def by_hand(spec: ModelSpec, prediction: Prediction) -> list[Line]:
     if setup.checkpointing != "none":
         saved -= sum(row.charged for row in loss if row.component == "activations")
     return [*lines, *_activations(spec, setup, saved, sum(row.charged for row in loss))]
+
+
+def _cache(spec: ModelSpec, setup: Setup) -> Line:
+    """Keys and values of every layer for every token."""
+    kept = sum(2 * count * layer.attention.kv_heads * layer.attention.head_dim for count, layer in spec.layers)
+    tokens, width = setup.micro_batch * setup.sequence_length, _WIDTH[setup.weight_dtype]
+    text = f"{setup.micro_batch} x {setup.sequence_length:,} tokens x {kept:,} keys and values x {width} B"
+    return Line("KV cache", "KV 缓存", text, tokens * kept * width)
 
 
 def _weights(setup: Setup, spec: ModelSpec, prediction: Prediction) -> list[Line]:
