@@ -79,6 +79,14 @@ def _refuse(config: Any, setup: Any, name: str) -> Prediction:
     raise UsageError("no rule")
 
 
+def test_memplan_hands_the_reconciler_in() -> None:
+    import memplan
+
+    callback = memplan.trainer_callback(sequence_length=8, on_misfit="stop")
+    assert isinstance(callback, MemoryCallback)
+    assert callback._reconcile is memplan.reconcile
+
+
 def test_a_wrong_choice_is_one_message() -> None:
     with pytest.raises(UsageError, match="on_misfit is 'explode', expected 'warn' or 'stop'"):
         MemoryCallback(on_misfit="explode")  # type: ignore[arg-type]

@@ -55,9 +55,11 @@ def test_the_screen_of_a_measurement() -> None:
     for part in (
         "measured 9.00 GiB allocated, 10.00 GiB reserved, 10.50 GiB on the device; peak: backward",
         "llama-7b qlora, batch 1 x 2048, NVIDIA H200, torch 2.13.0",
-        "+1.11%", "exact", "at that peak: weights 5.00 GiB, activations 3.00 GiB, unattributed 1.00 GiB",
+        "+1.11%", "exact",
+        "at that peak: weights 5.00 GiB, activations 3.00 GiB, unattributed 1.00 GiB",
         "0.600 s a step (mean of 2), 3,413 tokens/s, 400.00 TFLOP/s achieved, 2 allocation retries",
-        "90 of 90 predicted allocations and frees of one step happened; the allocator saw 100", "only measured, backward: 32 x 1.00 MiB  mlp.up_proj: mm",
+        "90 of 90 predicted allocations and frees of one step happened; the allocator saw 100",
+        "only measured, backward: 32 x 1.00 MiB  mlp.up_proj: mm",
         "note: something odd", "recorded in measurements/h200/x.json",
     ):  # fmt: skip
         assert part in text
