@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planner.methods import METHODS
+from planner.parameters import NEVER_QUANTISED
 from planner.recipes import RECIPES
 from planner.setup import Setup
 
@@ -29,5 +30,7 @@ def assumptions(symbolic: Symbolic, setup: Setup) -> Iterator[str]:
 
 def warnings(symbolic: Symbolic, setup: Setup) -> Iterator[str]:
     """What can surprise."""
+    if setup.quant_type != "none" and symbolic.spec.model_type in NEVER_QUANTISED:
+        yield f"transformers does not quantise the linear layers of {symbolic.spec.architecture}: their class is not nn.Linear itself"
     if METHODS[setup.method].trains == "last_layers" and setup.checkpointing != "none":
         yield "only the last layers are trained: checkpointing keeps the inputs of frozen layers too and can need more memory than none"

@@ -102,13 +102,18 @@ def _parts(w: Walk, layer: Linear, prefix: str, *short: str) -> list[Tensor]:
     return [w.weight(f"{prefix}{layer.name}.{s}") for s in short]
 
 
-def _quantised(w: Walk) -> bool:
-    return w.setup.quant_type != "none"
+def _quantised(w: Walk, layer: Linear, prefix: str) -> bool:
+    """Whether this layer's base is quantised: peft then takes its bitsandbytes class."""
+    return w.weight(f"{prefix}{layer.name}.weight").dtype in KINDS
 
 
-def _adapter_input(w: Walk, given: Tensor, dtype: str) -> Tensor:
+def _four(w: Walk, layer: Linear, prefix: str) -> bool:
+    return w.weight(f"{prefix}{layer.name}.weight").dtype in ("nf4", "fp4")
+
+
+def _adapter_input(w: Walk, layer: Linear, prefix: str, given: Tensor, dtype: str) -> Tensor:
     """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (lora/layer.py, lora/bnb.py)."""
-    if _quantised(w) and w.auto is not None:
+    if _quantised(w, layer, prefix) and w.auto is not None:
         return given
     return cast(w.t, given, dtype, f"{dtype} copy of the adapter's input")
 
@@ -132,10 +137,10 @@ def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     a, b = _parts(w, layer, prefix, "lora_A", "lora_B")
     result = base(w, layer, given, prefix)
     dtype = result.dtype
-    if w.setup.quant_type in ("nf4", "fp4"):
+    if _four(w, layer, prefix):
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
-    x = _adapter_input(w, given, a.dtype)
-    if not _quantised(w):
+    x = _adapter_input(w, layer, prefix, given, a.dtype)
+    if not _quantised(w, layer, prefix):
         result = add(t, result, unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled"), "with adapter")
         return cast(t, result, dtype)
     output = unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled")
@@ -154,9 +159,9 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     ranknum = unary(t, "shift", ranknum, "ranknum + 1e-5")
     result = base(w, layer, given, prefix)
     dtype = result.dtype
-    if w.setup.quant_type in ("nf4", "fp4"):
+    if _four(w, layer, prefix):
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
-    x = _adapter_input(w, given, a.dtype)
+    x = _adapter_input(w, layer, prefix, given, a.dtype)
 
     def product() -> Tensor:
         scaled = mul(t, a, e, "lora_A * lora_E")
@@ -164,7 +169,7 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
         del scaled
         return _product(w, low, b, b.shape[0], "lora_B output")
 
-    if _quantised(w):
+    if _quantised(w, layer, prefix):
         output = product()
         if w.auto is None:
             output = cast(t, output, dtype)
@@ -241,10 +246,9 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     a, b, m = _parts(w, layer, prefix, "lora_A", "lora_B", "lora_magnitude_vector")
     result = base(w, layer, given, prefix)
     dtype = result.dtype
-    four_bit = w.setup.quant_type in ("nf4", "fp4")
-    if four_bit:
+    if _four(w, layer, prefix):
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
-    wide = _adapter_input(w, given, a.dtype)
+    wide = _adapter_input(w, layer, prefix, given, a.dtype)
     x = _dropped(w, wide)
     n, k = layer.out_features, layer.in_features
     identity = t.alloc("identity", (k, k), a.dtype, "DoRA multiplies the adapter out")
@@ -252,7 +256,7 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     delta = cast(t, _product(w, low_rank_of_identity, b, n, "B A"), x.dtype)  # lives to the end of the call, with what its graph saved
     del identity, low_rank_of_identity
     weight = w.weight(f"{prefix}{layer.name}.weight")
-    dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight") if _quantised(w) else weight
+    dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight") if _quantised(w, layer, prefix) else weight
     dense = cast(t, dense.detach(), x.dtype, "weight in the adapter's dtype")
     scale = _magnitude_scale(w, m, dense, delta)
     low_rank = _low_rank(w, x, a, b)

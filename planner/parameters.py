@@ -27,6 +27,9 @@ UPCAST: dict[str, tuple[str, ...]] = {
     "norms": ("norm",),
     "norms_and_embeddings": ("norm", "embedding", "head"),
 }  # upcast_modules
+# Model types whose linear layers are a subclass of nn.Linear (FalconLinear): transformers 5.23 integrations/bitsandbytes.py
+# replace_with_bnb_linear converts only `type(module) is nn.Linear` and Conv1D, so that 4-bit and 8-bit loading leave them as they are.
+NEVER_QUANTISED = ("falcon",)
 NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
 
 
@@ -55,7 +58,7 @@ class Inventory:
         setup = self.setup
         if tensor.role == "buffer" or tensor.dtype is not None:
             return tensor.dtype or "float32"
-        if setup.quant_type != "none" and tensor.role in ("linear", "conv1d"):
+        if setup.quant_type != "none" and tensor.role in ("linear", "conv1d") and self.spec.model_type not in NEVER_QUANTISED:
             return setup.quant_type
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
