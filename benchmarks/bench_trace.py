@@ -1,105 +1,114 @@
-"""How long a trace takes, as a ratio to merely importing the libraries, and against torch's own MemTracker.
+"""The trace's time and memory: whole processes, as ratios to merely importing torch, transformers, peft and bitsandbytes.
 
-`python benchmarks/bench_trace.py`: each case in a fresh process, which times the imports first and the trace after. `--memtracker` adds
-torch's tracker on Llama-2-7B, full fine-tuning.
+    python benchmarks/bench_trace.py [ROUNDS] [--memtracker]
+
+The commands take turns, so that a busy machine slows all; the ratio of medians is what counts. `--memtracker` adds torch's own MemTracker
+on Llama-2-7B (full fine-tuning, bfloat16, 1 x 2048 tokens, fake tensors on the CPU: the same build and step) against its trace.
+Targets: llama-7b qlora <= 1.5, a 126-layer 405B lora <= 2, DeepSeek-V3 lora <= 3, peak memory under 2 GB; MemTracker at least ten times
+slower than the trace (imports left out of both), the same peak within 1 %. What differs: the host's step counters, four bytes to a tensor.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-CASES = (
-    ("llama-7b", "qlora", 1.5),
-    ("llama-7b", "full", None),
-    ("llama-3.1-405b", "lora", 2.0),
-    ("deepseek-v3", "lora", 3.0),
-)
-DEEPSEEK_V3 = {"model_type": "deepseek_v3"}  # transformers' defaults are the 671B model's sizes
-
-ONE = """
-import json, resource, sys, time
-start = time.perf_counter()
-import torch, transformers, peft, bitsandbytes
-from transformers import AutoModelForCausalLM
-from transformers.models.auto import modeling_auto
-imports = time.perf_counter() - start
-torch.set_num_threads(1)
-model, method, deepseek = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+ROOT = Path(__file__).parent.parent
+IMPORTS = "import torch, transformers, peft, bitsandbytes, transformers.models.llama.modeling_llama"
+TRACE = """
+import json, time
 from planner.live.trace import trace
 from planner.models import find
 from planner.setup import resolve
-config = deepseek if model == "deepseek-v3" else find(model).config
-start = time.perf_counter()
-found = trace(config, resolve({"method": method}), model)
-took = time.perf_counter() - start
-ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print("RESULT", json.dumps({"imports": imports, "trace": took, "peak": found.step_peak.allocated_bytes,
-                            "layers": found.extra["traced_layers"], "ram": ram}))
+{imports}
+started = time.perf_counter()
+found = trace(find({model!r}).config, resolve({fields!r}))
+seconds, layers = time.perf_counter() - started, found.extra["traced_layers"]
+print(json.dumps({{"seconds": seconds, "peak": found.step_peak.allocated_bytes, "layers": layers}}))
 """
-
+CASES = {  # name -> (model, fields of the setup, the ratio that is the target)
+    "llama-7b qlora": ("llama-7b", {"method": "qlora"}, 1.5),
+    "llama-3.1-405b lora": ("llama-3.1-405b", {"method": "lora"}, 2.0),
+    "deepseek-v3 lora": ("deepseek-v3", {"method": "lora"}, 3.0),
+}
+FULL = {"method": "full", "recipe": "raw", "weight_dtype": "bfloat16", "optimizer": "adamw_torch", "micro_batch": 1,
+        "sequence_length": 2048, "device": "cpu"}  # fmt: skip
 MEMTRACKER = """
-import json, sys, time
-import torch
+import json, time, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import AutoConfig, AutoModelForCausalLM
+from planner.live import step
+from planner.live.build import build, outline
+from planner.live.model import quiet
 from planner.models import find
-torch.set_num_threads(1)
-config = dict(find("llama-2-7b").config)
-aside = ("model_type", "architectures", "torch_dtype", "dtype")
-made = AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k not in aside})
-made.use_cache = False
-start = time.perf_counter()
-with FakeTensorMode():
-    model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16, attn_implementation="eager")
-    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    ids = torch.randint(0, 100, (1, 2048))
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer)
-    with tracker:
-        for step in range(2):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if step == 0:
-                tracker.reset_mod_stats()
-took = time.perf_counter() - start
-snapshot = tracker.get_tracker_snapshot("peak")
-print("RESULT", json.dumps({"seconds": took, "peak": max(sum(v for k, v in s.items() if k == "Total") for s in snapshot.values())}))
+from planner.setup import resolve
+config, setup = find("llama-2-7b").config, resolve({fields!r})
+started = time.perf_counter()
+with quiet():
+    model = outline(config, setup, "cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        built = build(config, setup, "cpu", model=model)
+        tracker = MemTracker()
+        tracker.track_external(built.model, built.optimizer, *built.batch.values())
+        with tracker:
+            step.run(built, step.Unwatched(), 0)
+            tracker.reset_mod_stats()
+            step.run(built, step.Unwatched(), 1)
+peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+found = {{getattr(kind, "name", str(kind)): nbytes for kind, nbytes in peak.items()}}
+print(json.dumps({{"seconds": time.perf_counter() - started, "peak": found["Total"], "components": found}}))
 """
 
 
-def run(code: str, *arguments: str) -> dict[str, float]:
-    """What a fresh interpreter prints after RESULT."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            found: dict[str, float] = json.loads(line[7:])
-            return found
-    raise SystemExit(done.stderr[-2000:])
+def run(program: str) -> tuple[float, int, dict[str, object]]:
+    """(wall seconds, peak resident bytes, what it printed) of one fresh process."""
+    started = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          text=True) as process:  # fmt: skip
+        output = process.stdout.read() if process.stdout else ""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"exit {process.returncode} of {program}")
+    lines = output.strip().splitlines()
+    return time.perf_counter() - started, usage.ru_maxrss * 1024, json.loads(lines[-1]) if lines else {}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memtracker", action="store_true", help="also run torch's MemTracker (about a minute)")
-    arguments = parser.parse_args()
-    for model, method, target in CASES:
-        found = run(ONE, model, method, json.dumps(DEEPSEEK_V3))
-        ratio = (found["imports"] + found["trace"]) / found["imports"]
-        goal = f"target {target:.1f}" if target else ""
-        print(f"{model:16} {method:6} imports {found['imports']:5.1f} s, trace {found['trace']:5.1f} s, together {ratio:4.2f} x {goal:10} "
-              f"RAM {found['ram'] / 2**30:4.2f} GiB, layers run {found['layers']}")  # fmt: skip
-    if arguments.memtracker:
-        ours = run(ONE, "llama-2-7b", "full", json.dumps(DEEPSEEK_V3))
-        theirs = run(MEMTRACKER)
-        print(f"MemTracker {theirs['seconds']:.1f} s, peak {theirs['peak'] / 2**30:.2f} GiB; trace {ours['trace']:.1f} s "
-              f"({theirs['seconds'] / ours['trace']:.0f} x faster), peak {ours['peak'] / 2**30:.2f} GiB")  # fmt: skip
+def traced(model: str, fields: dict[str, object]) -> str:
+    return TRACE.format(imports=IMPORTS, model=model, fields=fields)
+
+
+def ratios(rounds: int) -> None:
+    programs = {"imports": IMPORTS, **{name: traced(model, fields) for name, (model, fields, _) in CASES.items()}}
+    found: dict[str, list[tuple[float, int, dict[str, object]]]] = {name: [] for name in programs}
+    run(IMPORTS)  # fills the file cache
+    for _ in range(rounds):
+        for name, program in programs.items():
+            found[name].append(run(program))
+    base = statistics.median(seconds for seconds, _, _ in found["imports"])
+    for name, runs in found.items():
+        wall = statistics.median(seconds for seconds, _, _ in runs)
+        inside = f", {runs[-1][2]['layers']} layers ran" if runs[-1][2] else ""
+        target = f" (target {CASES[name][2]})" if name in CASES else ""
+        print(f"{name:22} {wall:6.2f} s  {wall / base:5.2f} x{target}  peak {max(rss for _, rss, _ in runs) / 1e9:.2f} GB{inside}")
+
+
+def against_memtracker() -> None:
+    _, _, ours = run(traced("llama-2-7b", FULL))
+    _, _, theirs = run(MEMTRACKER.format(fields=FULL))
+    (our_time, our_peak), (their_time, their_peak) = ((float(str(s["seconds"])), int(str(s["peak"]))) for s in (ours, theirs))
+    print(f"Llama-2-7B full: trace {our_time:.2f} s, MemTracker {their_time:.2f} s: {their_time / our_time:.1f} times")
+    print(f"  peaks {our_peak:,} and {their_peak:,} bytes: {100 * (our_peak / their_peak - 1):+.4f} %")
+    print(f"  MemTracker's components: {theirs['components']}")
 
 
 if __name__ == "__main__":
-    main()
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    ratios(numbers[0] if numbers else 3)
+    if "--memtracker" in sys.argv:
+        against_memtracker()
