@@ -93,11 +93,12 @@ def config_of(model_type):
 def _part(config, sizes):
     known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
     made = {key: value for key, value in sizes.items() if key in known}
-    made |= SPECIAL.get(config.model_type, {})
+    special = SPECIAL.get(config.model_type, {})
+    made |= special
     for name in getattr(config, "sub_configs", {}):
         part = getattr(config, name, None)
         if part is not None:
-            made[name] = {"model_type": part.model_type, **_part(part, TINY_PART)}
+            made[name] = {"model_type": part.model_type, **_part(part, TINY_PART), **special.get(name, {})}
     return made
 
 
