@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from planner import attend
-from planner.checkpoint import CHECKPOINTS
 from planner.expr import Expr, const
-from planner.layers import decoder_layer
-from planner.linears import linear, orthogonality
-from planner.loading import batch_tensors
-from planner.losses import causal_loss, chunked_loss, logits_of
+from planner.forward import attend
+from planner.forward.layers import decoder_layer
+from planner.forward.linears import linear, orthogonality
+from planner.forward.losses import causal_loss, chunked_loss, logits_of
+from planner.forward.norms import norm
+from planner.forward.walk import Device, Walk
 from planner.methods import METHODS
-from planner.norms import norm
 from planner.optimizers import OPTIMIZERS
 from planner.parameters import B, Inventory, S
-from planner.repeats import compress
-from planner.rules import add, cast, dropout, embedding, unary
+from planner.resident.loading import batch_tensors
+from planner.resident.stored import Stored
 from planner.spec import Layer
-from planner.stored import Stored
-from planner.tape import Tape, Tensor
-from planner.walk import Device, Walk
+from planner.tape.checkpoint import CHECKPOINTS
+from planner.tape.repeats import compress
+from planner.tape.rules import add, cast, dropout, embedding, unary
+from planner.tape.tape import Tape, Tensor
 
 TRAINER_RECIPES = ("hf", "trl", "axolotl", "llamafactory", "paper")  # stacks on transformers' Trainer: it drops outputs before the backward
 

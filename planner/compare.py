@@ -8,14 +8,14 @@ from typing import Any
 
 from planner import __version__
 from planner.breakdown import COMPONENTS, Prediction
-from planner.cards import largest_model
 from planner.errors import UsageError
+from planner.fit.cards import largest_model
+from planner.fit.suggest import changed
 from planner.flops import StepCost, step_cost
 from planner.gpus import Gpu
 from planner.methods import METHODS
 from planner.setup import FIELDS, Setup
 from planner.spec import ModelSpec
-from planner.suggest import changed
 
 SCHEMA = "memplan.compare/1"
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")

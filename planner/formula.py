@@ -12,21 +12,21 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from planner.activations import Regime, run_step
-from planner.adapters import SHAPES
 from planner.breakdown import COMPONENTS, Breakdown, ModelSummary, Peak, Prediction
 from planner.errors import UsageError
 from planner.expr import Expr, compile_python, javascript, total
+from planner.forward.walk import Device
 from planner.gpus import context_bytes, find_gpu
-from planner.loading import load_candidates
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
 from planner.parameters import Inventory
-from planner.peaks import Candidate, candidates
+from planner.resident.adapters import SHAPES
+from planner.resident.loading import load_candidates
 from planner.rows import SymbolicRow
 from planner.setup import Setup
 from planner.sharding import refuse_sharding
 from planner.spec import ModelSpec
-from planner.walk import Device
+from planner.tape.peaks import Candidate, candidates
 
 SYMBOLS = ("B", "S", "R")
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import NetworkError, UsageError, nearest, shorten, unknown
-from planner.families import read_config
+from planner.families.table import read_config
 from planner.spec import ModelSpec
 
 CATALOG = Path(__file__).parent / "catalog"

@@ -16,12 +16,12 @@ from typing import Any
 from planner.breakdown import COMPONENTS, Prediction
 from planner.errors import UsageError
 from planner.expr import javascript
+from planner.fit.suggest import changed
 from planner.formula import SEGMENT, SYMBOLS, Symbolic, rank_of, symbolic
 from planner.gpus import Gpu
 from planner.methods import METHODS
 from planner.setup import Setup
 from planner.spec import ModelSpec
-from planner.suggest import changed
 
 METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
 LONGEST = 131072

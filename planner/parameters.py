@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.adapters import R, adapters, no_target
 from planner.dtypes import itemsize
 from planner.errors import UsageError
 from planner.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
+from planner.resident.adapters import R, adapters, no_target
+from planner.resident.states import FLOOR_PAGED, STATES
+from planner.resident.stored import Stored
+from planner.resident.tensors import WeightTensor, weight_tensors
 from planner.rows import SymbolicRow
 from planner.setup import Setup
 from planner.spec import ModelSpec
-from planner.states import FLOOR_PAGED, STATES
-from planner.stored import Stored
-from planner.tensors import WeightTensor, weight_tensors
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "R", "S", "Inventory", "Stored", "packed_bytes"]

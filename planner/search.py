@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner import __version__
-from planner.cards import CardChoice, choose_cards
-from planner.changes import Effect, single_changes, waterfall
-from planner.decide import Candidate, Decision, Prefer, decide
 from planner.errors import UsageError
+from planner.fit.cards import CardChoice, choose_cards
+from planner.fit.changes import Effect, single_changes, waterfall
+from planner.fit.decide import Candidate, Decision, Prefer, decide
+from planner.fit.frontier import BATCHES, Cell, Room, Structure, peak_of
+from planner.fit.suggest import changed
 from planner.formula import rank_of
-from planner.frontier import BATCHES, Cell, Room, Structure, peak_of
 from planner.gpus import Gpu
 from planner.setup import Setup
 from planner.spec import ModelSpec
-from planner.suggest import changed
 from planner.units import gib
 from planner.verdict import Word
 

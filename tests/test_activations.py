@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from planner.activations import Regime, run_step
-from planner.families import read_config
+from planner.families.table import read_config
+from planner.forward.walk import Device
 from planner.parameters import Inventory
 from planner.setup import resolve
-from planner.walk import Device
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from planner.families import FAMILIES
+from planner.families.table import FAMILIES
 from planner.models import CATALOG, INDEX, find, index, names
-from planner.tensors import weight_tensors
+from planner.resident.tensors import weight_tensors
 
 ENTRIES = sorted(index())
 

@@ -11,8 +11,8 @@ import pytest
 import memplan
 from memplan.cli.main import run
 from planner.breakdown import COMPONENTS, PREDICTION_SCHEMA
+from planner.fit.suggest import CHANGES, changed, suggest
 from planner.setup import FIELDS
-from planner.suggest import CHANGES, changed, suggest
 from planner.units import gib
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from planner.breakdown import MOMENTS
 from planner.errors import UsageError
-from planner.families import read_config
+from planner.families.table import read_config
 from planner.formula import plan, symbolic
 from planner.models import find
 from planner.setup import resolve

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.breakdown import COMPONENTS
-from planner.families import read_config
+from planner.families.table import read_config
 from planner.formula import Symbolic, plan, symbolic
 from planner.setup import Setup, resolve
 from planner.spec import ModelSpec

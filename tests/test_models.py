@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from planner.errors import MemplanError, NetworkError, UsageError
 from planner.models import MOST_BYTES, Model, find, index
+from planner.resident.tensors import weight_tensors
 from planner.spec import ModelSpec
-from planner.tensors import weight_tensors
 
 LLAMA = find("llama-3.1-8b").config
 

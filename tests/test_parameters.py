@@ -9,8 +9,8 @@ import pytest
 from planner.errors import UsageError
 from planner.models import find
 from planner.parameters import Inventory
+from planner.resident.states import BLOCK_8BIT, FLOOR_8BIT, FLOOR_PAGED
 from planner.setup import resolve
-from planner.states import BLOCK_8BIT, FLOOR_8BIT, FLOOR_PAGED
 
 GIB = 2**30
 

@@ -122,6 +122,6 @@ def test_peft_default_targets_equal_the_installed_peft():
     pytest.importorskip("peft")
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
 
-    from planner.peft_targets import PEFT_TARGETS
+    from planner.resident.peft_targets import PEFT_TARGETS
 
     assert {name: tuple(THEIRS[name]) for name in PEFT_TARGETS} == PEFT_TARGETS

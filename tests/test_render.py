@@ -11,9 +11,9 @@ from memplan.render.console import make_console, show
 from memplan.render.explain import explain_rows
 from memplan.render.terminal import count, number, plan_screen, shown_moments
 from planner.breakdown import Accuracy, Breakdown, ModelSummary, Peak, Prediction, Row
+from planner.fit.suggest import Suggestion
 from planner.gpus import Gpu, common_gpus, find_gpu
 from planner.setup import resolve
-from planner.suggest import Suggestion
 from planner.units import GIB, MIB
 from planner.verdict import judge
 

@@ -10,11 +10,11 @@ import urllib.request
 import pytest
 
 from memplan.render.html import page
+from planner.fit.suggest import changed
 from planner.formula import plan
 from planner.gpus import common_gpus, find_gpu
 from planner.models import find
 from planner.setup import resolve
-from planner.suggest import changed
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -125,7 +125,7 @@ def test_moved_controls_recompute_what_python_computes(browser, subject):
 
 
 def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
-    from planner.frontier import Room, Structure
+    from planner.fit.frontier import Room, Structure
 
     spec, setup, gpu, path = subject
     browser.open(path.as_uri() + "#method=lora&checkpointing=none&batch=2")

@@ -7,17 +7,17 @@ import pytest
 from click.testing import CliRunner
 
 from memplan.cli.fit import command
-from planner.cards import Job, choose_cards, fewest_cards, largest_model, place_jobs
-from planner.changes import COSTS, EXTRA, single_changes, waterfall
-from planner.decide import Candidate, decide
 from planner.errors import UsageError
+from planner.fit.cards import Job, choose_cards, fewest_cards, largest_model, place_jobs
+from planner.fit.changes import COSTS, EXTRA, single_changes, waterfall
+from planner.fit.decide import Candidate, decide
+from planner.fit.frontier import Room, Structure, boundary
+from planner.fit.suggest import CHANGES, changed
 from planner.formula import plan
-from planner.frontier import Room, Structure, boundary
 from planner.gpus import budget, common_gpus, find_gpu
 from planner.models import find
 from planner.search import METHODS_COMPARED, advise, fit
 from planner.setup import resolve
-from planner.suggest import CHANGES, changed
 from planner.verdict import judge
 
 GIB = 2**30

@@ -11,9 +11,9 @@ from math import prod
 from planner.breakdown import Component, Row
 from planner.dtypes import itemsize
 from planner.methods import METHODS
+from planner.resident.tensors import weight_tensors
 from planner.setup import Setup
 from planner.spec import Mlp, ModelSpec
-from planner.tensors import weight_tensors
 
 _WIDE, _NARROW = "float32", "bfloat16"
 WORKSPACES = (8_519_680, 33_554_432)

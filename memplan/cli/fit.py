@@ -71,7 +71,7 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
 
 def _show(subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool) -> int:
-    from planner.cards import fewest_cards, largest_model
+    from planner.fit.cards import fewest_cards, largest_model
 
     chosen = found.asked
     fewest = None if chosen.fits else fewest_cards(subject.model.spec(), subject.setup, found.gpu, found.error)
@@ -138,7 +138,7 @@ def _jobs_document(model: str) -> dict[str, Any] | None:
 
 def _jobs(document: dict[str, Any], as_json: bool) -> int:
     from planner import __version__
-    from planner.cards import Job, place_jobs
+    from planner.fit.cards import Job, place_jobs
     from planner.gpus import common_gpus
 
     prices = _prices(document.get("prices"))

@@ -12,9 +12,9 @@ from memplan.cli.options import plan_options
 from memplan.cli.subject import Subject, read_subject
 from planner.breakdown import Prediction
 from planner.errors import UsageError, shorten
+from planner.fit.suggest import Suggestion, suggest
 from planner.gpus import Gpu, find_gpu
 from planner.models import Model
-from planner.suggest import Suggestion, suggest
 
 EXIT_DOES_NOT_FIT = 1
 

@@ -62,7 +62,7 @@ def card_of(subject: Subject) -> Gpu:
     """The card that was named, else the smallest common one that holds the setup, else the largest."""
     if subject.setup.gpu is not None:
         return find_gpu(subject.setup.gpu)
-    from planner.cards import choose_cards
+    from planner.fit.cards import choose_cards
 
     chosen = choose_cards(subject.model.spec(), subject.setup).smallest
     return find_gpu(chosen) if chosen else common_gpus()[-1]

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from memplan.render.terminal import count
 from planner.breakdown import Prediction
-from planner.cards import JobsAnswer
-from planner.changes import Effect
-from planner.frontier import BATCHES
+from planner.fit.cards import JobsAnswer
+from planner.fit.changes import Effect
+from planner.fit.frontier import BATCHES
 from planner.search import Fit
 from planner.units import gib
 

@@ -8,7 +8,7 @@ from typing import Any
 from memplan.render.terminal import label
 from planner.breakdown import COMPONENTS, Prediction
 from planner.errors import UsageError
-from planner.frontier import BATCHES, Room, Structure
+from planner.fit.frontier import BATCHES, Room, Structure
 from planner.gpus import Gpu
 from planner.setup import Setup
 from planner.spec import ModelSpec

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from memplan.render.bar import key_of, ruler, stacked_bar
 from planner.breakdown import COMPONENTS, Breakdown, Prediction
+from planner.fit.suggest import Suggestion
 from planner.gpus import Gpu
 from planner.setup import Setup
-from planner.suggest import Suggestion
 from planner.units import GIB, gib
 
 WORDS = {"fits": ("fits", "bold green"), "tight": ("tight", "bold yellow"), "no": ("does not fit", "bold red")}

@@ -14,7 +14,7 @@ from typing import cast
 from planner.breakdown import Component
 from planner.expr import Expr, Monomial
 from planner.rows import SymbolicRow
-from planner.tape import Info, Shape, Tape
+from planner.tape.tape import Info, Shape, Tape
 
 Terms = dict[Monomial, int]
 

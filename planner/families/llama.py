@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from planner.blocks import FULL, SLIDING, assemble, final_norm, gated_mlp, gqa, norms, pre_norm, qk_norms, rotary_buffers, windows
-from planner.configcheck import Fields
+from planner.families.blocks import FULL, SLIDING, assemble, final_norm, gated_mlp, gqa, norms, pre_norm, qk_norms, rotary_buffers, windows
+from planner.families.fields import Fields
 from planner.spec import Attention, Dropouts, Extra, Layer, Linear, Mlp, ModelSpec, Norm
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.expr import Sized, round_up
-from planner.rules import Grads, add, bmm, cast, concatenate, copy, dropout, mul, part_of, softmax_fp32, unary
+from planner.forward.walk import Walk
 from planner.spec import Attention
-from planner.tape import Node, Tape, Tensor
-from planner.walk import Walk
+from planner.tape.rules import Grads, add, bmm, cast, concatenate, copy, dropout, mul, part_of, softmax_fp32, unary
+from planner.tape.tape import Node, Tape, Tensor
 
 
 @dataclass(slots=True)

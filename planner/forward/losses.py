@@ -7,10 +7,10 @@ torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
 from __future__ import annotations
 
 from planner.expr import maximum
-from planner.linears import linear
-from planner.rules import Grads, cast, unary
-from planner.tape import Node, Tape, Tensor
-from planner.walk import Walk
+from planner.forward.linears import linear
+from planner.forward.walk import Walk
+from planner.tape.rules import Grads, cast, unary
+from planner.tape.tape import Node, Tape, Tensor
 
 
 def logits_and_loss(w: Walk, given: Tensor) -> tuple[Tensor, Tensor]:

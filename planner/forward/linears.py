@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.adapters import IA3_FEEDFORWARD, Adapter
 from planner.expr import Sized, ceil_div
-from planner.rules import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
+from planner.forward.walk import Walk
+from planner.resident.adapters import IA3_FEEDFORWARD, Adapter
 from planner.spec import Linear
-from planner.tape import Node, Shape, Tape, Tensor
-from planner.walk import Walk
+from planner.tape.rules import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
+from planner.tape.tape import Node, Shape, Tape, Tensor
 
 
 def linear(w: Walk, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:

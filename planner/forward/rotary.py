@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.rules import add, cast, concatenate, mul, part_of, unary
+from planner.forward.walk import Walk
 from planner.spec import Attention
-from planner.tape import Tensor
-from planner.walk import Walk
+from planner.tape.rules import add, cast, concatenate, mul, part_of, unary
+from planner.tape.tape import Tensor
 
 FLOAT32 = ("half_float32", "pairs_float32", "complex")  # computed in fp32 and cast back
 SPLIT = ("split", "interleaved")  # both halves rotated apart, then concatenated

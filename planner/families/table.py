@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planner import families_gpt as gpt
-from planner import families_llama as llama
-from planner import families_moe as moe
-from planner.configcheck import Fields
 from planner.errors import UsageError, nearest, shorten
+from planner.families import gpt, llama, moe
+from planner.families.fields import Fields
 from planner.spec import ModelSpec
 
 FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.activation_functions import activation
 from planner.expr import Sized, product
-from planner.linears import linear, merged
-from planner.rules import Grads, add, add_in_place, cast, concatenate, divide, matmul, mul, split, unary
+from planner.forward.activation_functions import activation
+from planner.forward.linears import linear, merged
+from planner.forward.walk import Walk
 from planner.spec import Linear, Moe
-from planner.tape import Node, Shape, Tape, Tensor
-from planner.walk import Walk
+from planner.tape.rules import Grads, add, add_in_place, cast, concatenate, divide, matmul, mul, split, unary
+from planner.tape.tape import Node, Shape, Tape, Tensor
 
 
 def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     """The experts' weighted output, with the shared experts' added."""
-    from planner.layers import dense_mlp
+    from planner.forward.layers import dense_mlp
 
     t = w.t
     tokens = product(given.shape[:-1])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.errors import UsageError
-from planner.rules import Grads, add, mul, unary
-from planner.tape import Node, Tape, Tensor
-from planner.walk import Walk
+from planner.forward.walk import Walk
+from planner.tape.rules import Grads, add, mul, unary
+from planner.tape.tape import Node, Tape, Tensor
 
 Function = Callable[[Walk, Tensor], Tensor]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-from planner.configcheck import Fields
+from planner.families.fields import Fields
 from planner.spec import Attention, Dropouts, Extra, Layer, Linear, Mlp, ModelSpec, Norm, Position, Style
 
 NormKind = Literal["rms", "layer"]

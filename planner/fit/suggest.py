@@ -8,8 +8,8 @@ from typing import Any
 
 from planner.breakdown import Prediction
 from planner.errors import UsageError
+from planner.fit.frontier import peak_of
 from planner.formula import SEGMENT
-from planner.frontier import peak_of
 from planner.gpus import Gpu
 from planner.methods import METHODS
 from planner.setup import Setup, resolve

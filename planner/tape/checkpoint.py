@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from planner.tape import Buffer, Node, Tape, Tensor, mark_saved
+from planner.tape.tape import Buffer, Node, Tape, Tensor, mark_saved
 
 Body = Callable[[Tensor], Tensor]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.rules import add, cast, layer_norm, mean, mul, unary
+from planner.forward.walk import Walk
 from planner.spec import Norm
-from planner.tape import Tensor
-from planner.walk import Walk
+from planner.tape.rules import add, cast, layer_norm, mean, mul, unary
+from planner.tape.tape import Tensor
 
 
 def norm(w: Walk, spec: Norm, given: Tensor, prefix: str = "") -> Tensor:

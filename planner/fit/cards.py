@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.errors import UsageError
+from planner.fit.frontier import Room, peak_of
+from planner.fit.suggest import changed
 from planner.formula import plan, rank_of
-from planner.frontier import Room, peak_of
 from planner.gpus import Gpu, common_gpus
 from planner.models import find, index
 from planner.parameters import Inventory
 from planner.setup import Setup
 from planner.spec import ModelSpec
-from planner.suggest import changed
 
 COUNTS = (2, 4, 8, 16, 32, 64)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from planner.dtypes import itemsize
 from planner.expr import Expr, const, product
-from planner.nodes import FIRST, Backward, Buffer, Info, Node, Shape, Tensor
+from planner.tape.nodes import FIRST, Backward, Buffer, Info, Node, Shape, Tensor
 
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from planner.blocks import assemble, final_norm, gated_mlp, gqa, hidden_of, norms, plain_mlp, pre_norm, rotary_buffers, windows
-from planner.configcheck import Fields
+from planner.families.blocks import assemble, final_norm, gated_mlp, gqa, hidden_of, norms, plain_mlp, pre_norm, rotary_buffers, windows
+from planner.families.fields import Fields
 from planner.spec import Attention, Dropouts, Extra, KeyValues, Layer, Linear, ModelSpec, Norm
 
 

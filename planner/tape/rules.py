@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.tape import Node, Shape, Tape, Tensor
+from planner.tape.tape import Node, Shape, Tape, Tensor
 
 Grads = Sequence[Tensor | None]
 

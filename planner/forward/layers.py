@@ -6,15 +6,15 @@ which is why functions here take `given` and rebind another name.
 
 from __future__ import annotations
 
-from planner.activation_functions import activation
-from planner.attend import Heads, attend, eager
-from planner.linears import linear
-from planner.norms import norm
-from planner.rotary import rotate
-from planner.rules import Grads, add, concatenate, copy, dropout, mul, split, unary
+from planner.forward.activation_functions import activation
+from planner.forward.attend import Heads, attend, eager
+from planner.forward.linears import linear
+from planner.forward.norms import norm
+from planner.forward.rotary import rotate
+from planner.forward.walk import Walk
 from planner.spec import Attention, Layer, Mlp, Norm
-from planner.tape import Node, Tape, Tensor
-from planner.walk import Walk
+from planner.tape.rules import Grads, add, concatenate, copy, dropout, mul, split, unary
+from planner.tape.tape import Node, Tape, Tensor
 
 # ---- MLP -------------------------------------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Ten
 
 def mlp(w: Walk, layer: Layer, given: Tensor, prefix: str) -> Tensor:
     """The layer's MLP, dense or a mixture of experts, and the dropout after it."""
-    from planner.experts import mixture
+    from planner.forward.experts import mixture
 
     if isinstance(layer.mlp, Mlp):
         out = dense_mlp(w, layer.mlp, given, prefix)

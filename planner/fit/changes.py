@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.errors import UsageError
-from planner.frontier import Room, peak_of
+from planner.fit.frontier import Room, peak_of
+from planner.fit.suggest import CHANGES, Change, changed
 from planner.methods import METHODS
 from planner.setup import Setup
 from planner.spec import ModelSpec
-from planner.suggest import CHANGES, Change, changed
 
 
 def _adapter(setup: Setup) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from planner.expr import Expr
 from planner.parameters import Inventory
-from planner.rules import cast
 from planner.setup import Setup
-from planner.tape import Tape, Tensor
+from planner.tape.rules import cast
+from planner.tape.tape import Tape, Tensor
 
 MIB = 2**20
 WORKSPACE = 8_519_680  # bytes of a cuBLAS workspace: 4,096 KiB x 2 + 16 KiB x 8 (ATen/cuda/CublasHandlePool.cpp getChosenWorkspaceSize)

@@ -11,10 +11,10 @@ from typing import Literal
 
 from planner.errors import UsageError, nearest, unknown
 from planner.expr import Sized, symbol
-from planner.peft_targets import peft_targets
+from planner.resident.peft_targets import peft_targets
+from planner.resident.stored import Stored
 from planner.setup import Setup
 from planner.spec import Linear, ModelSpec, Moe
-from planner.stored import Stored
 
 R = symbol("R")
 Kind = Literal["lora", "dora", "adalora", "ia3"]

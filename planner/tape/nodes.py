@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from planner.expr import Expr, Sized
 
 if TYPE_CHECKING:
-    from planner.tape import Tape
+    from planner.tape.tape import Tape
 
 Shape = tuple[Sized, ...]
 FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is ready

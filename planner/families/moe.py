@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.blocks import assemble, gated_mlp, gqa, pre_norm, windows
-from planner.configcheck import MOST_HEADS, Fields
-from planner.families_llama import qwen3_attention
+from planner.families.blocks import assemble, gated_mlp, gqa, pre_norm, windows
+from planner.families.fields import MOST_HEADS, Fields
+from planner.families.llama import qwen3_attention
 from planner.spec import Attention, Layer, Linear, Mlp, ModelSpec, Moe, Norm, Rotary
 
 

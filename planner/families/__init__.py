@@ -1,0 +1,1 @@
+"""What each model family is: config.json -> ModelSpec."""

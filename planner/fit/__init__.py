@@ -1,0 +1,1 @@
+"""What fits a card, and what to change so that it does."""

@@ -1,0 +1,1 @@
+"""The parts of a transformer's training step, op by op, on the tape."""

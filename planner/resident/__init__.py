@@ -1,0 +1,1 @@
+"""What stays in memory through a run: weights, adapters, optimizer states."""

@@ -1,0 +1,1 @@
+"""A symbolic autograd tape, and what PyTorch's ops save on it."""
