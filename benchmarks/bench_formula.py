@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from planner.formula import Symbolic, symbolic
+from planner.formula import symbolic
 from planner.models import find
 from planner.setup import resolve
+from planner.symbolic import Symbolic
 
 
 @pytest.fixture(params=["full", "lora", "qlora"])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from planner.methods import METHODS
 from planner.parameters import NEVER_QUANTISED
 from planner.recipes import RECIPES
 from planner.setup import Setup
-
-if TYPE_CHECKING:
-    from planner.formula import Symbolic
+from planner.symbolic import Symbolic
 
 
 def assumptions(symbolic: Symbolic, setup: Setup) -> Iterator[str]:

@@ -1,198 +1,23 @@
 """The formula engine: plan(spec, setup) -> Prediction in closed form, without torch.
 
-`symbolic` builds, once for each discrete structure (model, method, recipe, every switch), the rows that can be alive at the peak of each
-moment, with sizes in B, S and R. Everything else evaluates those rows: one prediction, a NumPy grid, JavaScript for the report page.
+`symbolic` builds one structure once, and `plan` evaluates its rows for one setup.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import lru_cache
 
-from planner.activations import Regime, run_step
-from planner.breakdown import COMPONENTS, Breakdown, ModelSummary, Peak, Prediction
-from planner.errors import UsageError
-from planner.expr import Expr, compile_python, javascript, total
-from planner.forward.walk import Device
-from planner.gpus import context_bytes, find_gpu
-from planner.methods import METHODS
+from planner.assumptions import assumptions, warnings
+from planner.breakdown import Breakdown, ModelSummary, Peak, Prediction
+from planner.gpus import context_bytes
 from planner.optimizers import OPTIMIZERS
-from planner.parameters import Inventory
-from planner.resident.adapters import SHAPES
-from planner.resident.loading import load_candidates
-from planner.rows import SymbolicRow
 from planner.setup import Setup
 from planner.sharding import refuse_sharding
 from planner.spec import ModelSpec
-from planner.tape.peaks import Candidate, candidates
+from planner.symbolic import STEP_MOMENTS, SYMBOLS, Symbolic
 
-SYMBOLS = ("B", "S", "R")
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
-STEP_MOMENTS = ("forward", "backward", "optimizer_step")
-
-
-class State:
-    """One possible peak of a moment: its bytes, its rows (the resident ones and the candidate's), and their sums by component."""
-
-    def __init__(self, size: Expr, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
-        self.size, self._resident, self._candidate = size, resident, candidate
-
-    @cached_property
-    def rows(self) -> tuple[SymbolicRow, ...]:
-        return (*self._resident, *(self._candidate.rows if self._candidate else ()))
-
-    @cached_property
-    def components(self) -> tuple[Expr, ...]:
-        return tuple(total(r.size for r in self.rows if r.component == c) for c in COMPONENTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Bytes of one prediction without its rows: allocated by moment, and the peak."""
-
-    moments: dict[str, int]
-    peak_moment: str
-    peak: int
-
-
-class Program:
-    """The symbolic moments of one structure in one regime, compiled when first evaluated."""
-
-    def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
-        resident = [*inventory.weight_rows(), *inventory.state_rows(), *inventory.bucket_rows()]
-        wanted = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
-        tape = run_step(inventory, device, regime)
-        found: dict[str, list[Candidate]] = candidates(tape, wanted)
-        self.host = total((tape.host, *(row.size for row in inventory.host_rows())))
-        loading = load_candidates(inventory).items()
-        self.moments: dict[str, list[State]] = {
-            name: [State(total(row.size for row in rows), tuple(rows)) for rows in states] for name, states in loading
-        }
-        stays = total(row.size for row in resident)
-        for name in wanted:
-            self.moments[name] = [State(stays + candidate.size, resident, candidate) for candidate in found[name]]
-        self.names = tuple(self.moments)
-
-    @cached_property
-    def _sizes(self) -> Any:
-        return compile_python([state.size for states in self.moments.values() for state in states], SYMBOLS)
-
-    @cached_property
-    def _components(self) -> dict[str, list[Any]]:
-        return {name: [compile_python(state.components, SYMBOLS) for state in states] for name, states in self.moments.items()}
-
-    def chosen(self, values: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
-        """For each moment the index and the bytes of its largest state."""
-        sizes = self._sizes(*values)
-        chosen, start = {}, 0
-        for name, states in self.moments.items():
-            part = sizes[start : start + len(states)]
-            largest = max(part)
-            chosen[name] = (part.index(largest), largest)
-            start += len(states)
-        return chosen
-
-    def totals(self, values: tuple[int, int, int]) -> Totals:
-        moments = {name: size for name, (_, size) in self.chosen(values).items()}
-        peak = max(moments, key=moments.__getitem__)
-        return Totals(moments, peak, moments[peak])
-
-    def components(self, values: tuple[int, int, int]) -> dict[str, dict[str, int]]:
-        """Bytes of each component by moment."""
-        return {
-            name: dict(zip(COMPONENTS, self._components[name][index](*values), strict=True))
-            for name, (index, _) in self.chosen(values).items()
-        }
-
-    def breakdowns(self, values: tuple[int, int, int]) -> tuple[Breakdown, ...]:
-        named = dict(zip(SYMBOLS, values, strict=True))
-        return tuple(
-            Breakdown(name, tuple(row for symbolic in self.moments[name][index].rows if (row := symbolic.at(named)).bytes))
-            for name, (index, _) in self.chosen(values).items()
-        )
-
-
-class Symbolic:
-    """One discrete structure as functions of micro-batch B, sequence length S and rank R."""
-
-    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
-        refuse(setup)
-        refuse_sharding(setup)
-        self.spec, self.setup = spec, setup
-        self.inventory = Inventory(spec, setup)
-        self.device = device_of(setup)
-        self.windows = tuple(sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None}))
-        self._programs: dict[Regime, Program] = {}
-
-    def regime(self, batch: int, sequence: int) -> Regime:
-        """Which discrete facts hold at these sizes."""
-        return Regime(batch == 1, tuple(w for w in self.windows if sequence >= w))
-
-    def program(self, regime: Regime) -> Program:
-        known = self._programs.get(regime)
-        if known is None:
-            known = self._programs[regime] = Program(self.inventory, self.device, regime)
-        return known
-
-    def totals(self, batch: int, sequence: int, rank: int) -> Totals:
-        """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns` gives."""
-        return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
-
-    def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
-        """The rows alive at the peak of each moment."""
-        return self.program(self.regime(batch, sequence)).breakdowns((batch, sequence, rank))
-
-    def regimes(self) -> list[Regime]:
-        """Every regime that some size can be in."""
-        cuts = [tuple(w for w in self.windows if w <= cut) for cut in (0, *self.windows)]
-        return [Regime(single, cut) for single in (True, False) for cut in dict.fromkeys(cuts)]
-
-    def grid(self, batch: Any, sequence: Any, rank: Any = 1) -> dict[str, Any]:
-        """Allocated bytes by moment, and `peak`, over arrays that broadcast together; each cell is what `totals` gives there."""
-        from planner.grids import evaluate
-
-        return evaluate(self, batch, sequence, rank)
-
-    def javascript(self) -> str:
-        """A JavaScript function (B, S, R), BigInt each, that returns {moment: bytes} as BigInt, the same expressions in each regime."""
-        parts = []
-        for regime in self.regimes():
-            program = self.program(regime)
-            longer = [f"S >= {w}n" if w in regime.windows else f"S < {w}n" for w in self.windows]
-            condition = " && ".join(["B === 1n" if regime.single else "B !== 1n", *longer])
-            sizes = javascript([state.size for states in program.moments.values() for state in states], SYMBOLS)
-            counts = [len(states) for states in program.moments.values()]
-            parts.append(f"  if ({condition}) return collect({list(program.names)}, {counts}, ({sizes})(B, S, R));")
-        collect = (
-            "  const collect = (names, counts, sizes) => { let at = 0; const found = {}; names.forEach((name, i) => { "
-            "found[name] = sizes.slice(at, at + counts[i]).reduce((a, b) => (a > b ? a : b)); at += counts[i]; }); return found; };"
-        )
-        return "(B, S, R) => {\n" + collect + "\n" + "\n".join(parts) + "\n}"
-
-
-def refuse(setup: Setup) -> None:
-    """UsageError for what the formula has no rule for; each names the next move."""
-    reasons = {
-        "a PEFT adapter_config.json": setup.adapter is not None,
-        f"method '{setup.method}'": METHODS[setup.method].trains == "adapter" and setup.method not in SHAPES,
-        f"loss '{setup.loss}'": setup.loss == "fused",
-        f"method '{setup.method}' on a quantised base": setup.method == "dora" and setup.quant_type == "int8",
-    }
-    for what, refused in reasons.items():
-        if refused:
-            raise UsageError(f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves")
-
-
-def device_of(setup: Setup) -> Device:
-    """What the named card means for kernels; an A100's capability where none is named or a budget in bytes is."""
-    if setup.device == "cpu":
-        return Device("cpu")
-    capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None
-    return Device() if capability is None else Device("cuda", capability, assumed=False)
-
-
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 
 
@@ -243,8 +68,6 @@ def rank_of(setup: Setup) -> int:
 
 def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the trace engine."""
-    from planner.assumptions import assumptions, warnings
-
     structure = symbolic(spec, setup)
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     named = dict(zip(SYMBOLS, values, strict=True))

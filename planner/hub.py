@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import MemplanError, NetworkError, UsageError, shorten
-from planner.models import MOST_BYTES, read_json
+from planner.jsonfile import MOST_BYTES, read_json
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}")
 LARGEST_HEADER = 100 * 2**20  # the safetensors format's own limit

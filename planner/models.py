@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -11,12 +10,12 @@ from typing import Any
 
 from planner.errors import NetworkError, UsageError, nearest, shorten, unknown
 from planner.families.table import read_config
+from planner.jsonfile import read_json
 from planner.spec import ModelSpec
 
 CATALOG = Path(__file__).parent / "catalog"
 INDEX = "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
 # An entry is a config.json as its publisher has it, plus, where something must be said of it, {"memplan": {"note": ...}}.
-MOST_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -82,28 +81,6 @@ def index() -> dict[str, dict[str, Any]]:
 def names() -> list[str]:
     """Every name that the catalogue knows: entries and aliases, without Hugging Face ids."""
     return sorted({*_index(), *(alias for row in _index().values() for alias in row["aliases"])})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 10 MB. Raises UsageError naming the file and what is wrong with it."""
-    try:
-        if not path.is_file():
-            raise UsageError(f"'{shorten(str(path))}' is not a file")
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UsageError(f"'{shorten(str(path))}' has {size} bytes, which is more than a config of at most {MOST_BYTES} bytes can have")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"cannot read '{shorten(str(path))}': {error.strerror or error}") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"'{shorten(str(path))}' is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except ValueError:
-        raise UsageError(f"'{shorten(str(path))}' is not JSON: not UTF-8 text, or a number of thousands of digits") from None
-    except RecursionError:
-        raise UsageError(f"'{shorten(str(path))}' is nested too deeply to be a config") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"'{shorten(str(path))}' holds a JSON {type(value).__name__}, expected an object with the keys of a config.json")
-    return value
 
 
 def _looks_like_path(text: str) -> bool:

@@ -17,11 +17,12 @@ from planner.breakdown import COMPONENTS, Prediction
 from planner.errors import UsageError
 from planner.expr import javascript
 from planner.fit.suggest import changed
-from planner.formula import SEGMENT, SYMBOLS, Symbolic, rank_of, symbolic
+from planner.formula import SEGMENT, rank_of, symbolic
 from planner.gpus import Gpu
 from planner.methods import METHODS
 from planner.setup import Setup
 from planner.spec import ModelSpec
+from planner.symbolic import SYMBOLS, Symbolic
 
 METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
 LONGEST = 131072

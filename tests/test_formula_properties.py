@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from planner.breakdown import COMPONENTS
 from planner.families.table import read_config
-from planner.formula import Symbolic, plan, symbolic
+from planner.formula import plan, symbolic
 from planner.setup import Setup, resolve
 from planner.spec import ModelSpec
+from planner.symbolic import Symbolic
 
 METHODS = ("full", "freeze", "lora", "qlora", "adalora", "dora")
 LAYERS = (2, 5, 9)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.errors import MemplanError, NetworkError, UsageError
-from planner.models import MOST_BYTES, Model, find, index
+from planner.jsonfile import MOST_BYTES
+from planner.models import Model, find, index
 from planner.resident.tensors import weight_tensors
 from planner.spec import ModelSpec
 

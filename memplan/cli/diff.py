@@ -20,7 +20,7 @@ from planner.errors import ToleranceError, UsageError, shorten
 def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
     """What moved from OLD to NEW (documents of --json; with --explain they name tensors too): peaks, moments, components and rows."""
     from planner.diff import diff
-    from planner.models import read_json
+    from planner.jsonfile import read_json
 
     limit = None if fail_over is None else read_percent(fail_over)
     found = diff(read_json(old), read_json(new))

@@ -102,7 +102,7 @@ def file_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json_object(path: str, option: str) -> dict[str, Any]:
-    from planner.models import read_json
+    from planner.jsonfile import read_json
 
     try:
         return read_json(Path(path))

@@ -72,7 +72,7 @@ def _measured(path: Path | None) -> dict[str, int] | None:
     """Allocated bytes by moment of a recorded run."""
     if path is None:
         return None
-    from planner.models import read_json
+    from planner.jsonfile import read_json
 
     document = read_json(path)
     if not str(document.get("schema", "")).startswith("memplan.measurement/1"):

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from planner.formula import SEGMENT, Symbolic, rank_of, symbolic
+from planner.formula import SEGMENT, rank_of, symbolic
 from planner.gpus import Gpu
 from planner.setup import Setup
 from planner.spec import ModelSpec
+from planner.symbolic import Symbolic
 from planner.verdict import Word
 
 MOST_BATCH = 4096

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from planner.expr import Sized, product
 from planner.forward.activation_functions import activation
 from planner.forward.linears import linear, merged
+from planner.forward.mlp import dense_mlp
 from planner.forward.walk import Walk
 from planner.spec import Linear, Moe
 from planner.tape.rules import Grads, add, add_in_place, cast, concatenate, divide, matmul, mul, split, unary
@@ -19,8 +20,6 @@ from planner.tape.tape import Node, Shape, Tape, Tensor
 
 def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     """The experts' weighted output, with the shared experts' added."""
-    from planner.forward.layers import dense_mlp
-
     t = w.t
     tokens = product(given.shape[:-1])
     hidden = given.view(tokens, given.shape[-1])

@@ -6,38 +6,16 @@ which is why functions here take `given` and rebind another name.
 
 from __future__ import annotations
 
-from planner.forward.activation_functions import activation
 from planner.forward.attend import Heads, attend, eager
+from planner.forward.experts import mixture
 from planner.forward.linears import linear
+from planner.forward.mlp import dense_mlp
 from planner.forward.norms import norm
 from planner.forward.rotary import rotate
 from planner.forward.walk import Walk
 from planner.spec import Attention, Layer, Mlp, Norm
-from planner.tape.rules import Grads, add, concatenate, copy, dropout, mul, split, unary
+from planner.tape.rules import Grads, add, concatenate, copy, dropout, split, unary
 from planner.tape.tape import Node, Tape, Tensor
-
-# ---- MLP -------------------------------------------------------------------------------------------------------------------------------
-
-
-def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
-    """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x)))."""
-    t, act = w.t, activation(mlp.activation)
-    if not mlp.gated:
-        up, down = mlp.linears
-        hidden = linear(w, up, given, prefix)
-        hidden = act(w, hidden)
-        return linear(w, down, hidden, prefix)
-    if mlp.fused_gate_up:
-        both, down = mlp.linears
-        states = linear(w, both, given, prefix)
-        shape = (*given.shape[:-1], mlp.intermediate)
-        gate, up_states = split(t, states, (shape, shape))
-        del states
-        up_states = mul(t, up_states, act(w, gate), "gated")
-        return linear(w, down, up_states, prefix)
-    gate_proj, up_proj, down = mlp.linears
-    return linear(w, down, mul(t, act(w, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)
-
 
 # ---- attention -------------------------------------------------------------------------------------------------------------------------
 
@@ -165,8 +143,6 @@ def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Ten
 
 def mlp(w: Walk, layer: Layer, given: Tensor, prefix: str) -> Tensor:
     """The layer's MLP, dense or a mixture of experts, and the dropout after it."""
-    from planner.forward.experts import mixture
-
     if isinstance(layer.mlp, Mlp):
         out = dense_mlp(w, layer.mlp, given, prefix)
     else:

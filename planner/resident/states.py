@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from planner.expr import Sized
 from planner.optimizers import Rule
-
-if TYPE_CHECKING:
-    from planner.parameters import Stored
+from planner.resident.stored import Stored
 
 FLOOR_8BIT = 4096  # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
 FLOOR_PAGED = 100_000  # elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() < 1e5`)

@@ -1,0 +1,30 @@
+"""A dense MLP on the tape, gated or not."""
+
+from __future__ import annotations
+
+from planner.forward.activation_functions import activation
+from planner.forward.linears import linear
+from planner.forward.walk import Walk
+from planner.spec import Mlp
+from planner.tape.rules import mul, split
+from planner.tape.tape import Tensor
+
+
+def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
+    """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x)))."""
+    t, act = w.t, activation(mlp.activation)
+    if not mlp.gated:
+        up, down = mlp.linears
+        hidden = linear(w, up, given, prefix)
+        hidden = act(w, hidden)
+        return linear(w, down, hidden, prefix)
+    if mlp.fused_gate_up:
+        both, down = mlp.linears
+        states = linear(w, both, given, prefix)
+        shape = (*given.shape[:-1], mlp.intermediate)
+        gate, up_states = split(t, states, (shape, shape))
+        del states
+        up_states = mul(t, up_states, act(w, gate), "gated")
+        return linear(w, down, up_states, prefix)
+    gate_proj, up_proj, down = mlp.linears
+    return linear(w, down, mul(t, act(w, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)
