@@ -10,7 +10,7 @@ import pytest
 from memplan.cli.main import run
 from planner.errors import UsageError
 from planner.setup import resolve
-from profiler.facts import FACTS
+from profiler.facts.table import FACTS
 from profiler.record import MeasuredMoment, MeasuredPeak, Measurement, save_in
 from validate.checks import CHECKS, METRICS
 from validate.claims import load

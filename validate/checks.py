@@ -124,9 +124,9 @@ def row_dtype(part: Part, lab: Lab) -> Found:
 
 
 def library_fact(part: Part, lab: Lab) -> Found:
-    """A fact read from the installed libraries by a named probe of `profiler/facts.py`."""
+    """A fact read from the installed libraries by a named probe of `profiler/facts/table.py`."""
     try:
-        from profiler.facts import FACTS, read_fact
+        from profiler.facts.table import FACTS, read_fact
     except ImportError as error:
         raise Missing(f"{error.name or error} is not installed (pip install 'memplan[trace]')") from None
     name = part.args["fact"]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from profiler.facts_quantised import BLOCK, quantised
-
-Value = int | float | bool | str
-Probe = Callable[[], tuple[Value, str]]
+from profiler.facts.models import BLOCK, Probe, Value, quantised
 
 
 def _zero_point() -> tuple[Value, str]:

@@ -1,57 +1,11 @@
-"""FACTS: mechanical facts read from the installed libraries, by name: a default, a dtype, a count, seen by running tiny CPU models.
-
-Each probe returns (value, evidence). They execute the library's own code, so a library that changes its mind changes the answer.
-"""
+"""Facts about adapters, the Trainer and model loading, read by running PEFT, transformers and accelerate on tiny CPU models."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
-Value = int | float | bool | str
-Probe = Callable[[], tuple[Value, str]]
-
-
-@cache
-def read_fact(name: str) -> tuple[Value, str]:
-    """The value of a fact and where it was read. KeyError for an unknown name; ImportError where the library is not installed."""
-    import torch
-
-    probe, library = FACTS[name]
-    quiet = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            value, evidence = probe()
-    finally:
-        logging.disable(quiet)
-    return value, f"{evidence} ({library} {version(library)})"
-
-
-def tiny_llama(**changes: Any) -> Any:
-    """A Llama of two layers on the CPU, fp32, with everything a real one has."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=128
-    )
-    for key, value in changes.items():
-        setattr(config, key, value)
-    return LlamaForCausalLM(config)
-
-
-def with_adapter(model: Any = None, **settings: Any) -> Any:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    settings = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
-    return get_peft_model(tiny_llama() if model is None else model, LoraConfig(**settings))
+from profiler.facts.models import Probe, Value, tiny_llama, with_adapter
 
 
 def _first_lora(model: Any) -> Any:
@@ -247,36 +201,27 @@ def _fp16_bits() -> tuple[Value, str]:
     ).bits, f"float16 has {torch.finfo(torch.float16).bits} bits, torch's default dtype {torch.get_default_dtype()}"
 
 
-def _facts() -> dict[str, tuple[Probe, str]]:
-    from profiler.facts_nf4 import NF4
-    from profiler.facts_quantised import QUANTISED
-
-    return {
-        "lora_b_starts_at_zero": (_b_starts_at_zero, "peft"),
-        "lora_a_default_distribution": (lambda: _a_distribution(True), "peft"),
-        "lora_a_gaussian_distribution": (lambda: _a_distribution("gaussian"), "peft"),
-        "lora_starts_equal": (_starts_equal, "peft"),
-        "lora_scaling_is_alpha_over_r": (_scaling, "peft"),
-        "lora_product_order": (_product_order, "peft"),
-        "lora_merged_extra_parameters": (_merged_parameters, "peft"),
-        "lora_merged_same_modules": (_merged_modules, "peft"),
-        "lora_adapter_dtype": (_adapter_dtype, "peft"),
-        "lora_default_targets": (_default_targets, "peft"),
-        "lora_attention_snippet_runs": (_snippet_runs, "transformers"),
-        "adalora_init_rank": (_adalora_ranks("init_r"), "peft"),
-        "adalora_target_rank": (_adalora_ranks("target_r"), "peft"),
-        "adalora_elements_kept_after_pruning": (_adalora_kept, "peft"),
-        "adalora_least_rank_after_pruning": (_adalora_least_rank, "peft"),
-        "adalora_merges": (_adalora_merges, "peft"),
-        "trainer_default_optimizer": (_trainer_optimizer, "transformers"),
-        "trainer_pages_by_default": (_trainer_pages, "transformers"),
-        "checkpointing_switches_cache_off": (_cache_is_switched_off, "transformers"),
-        "device_map_layers_on_gpu": (_split_layers("gpu"), "accelerate"),
-        "device_map_layers_on_cpu": (_split_layers("cpu"), "accelerate"),
-        "float16_bits": (_fp16_bits, "torch"),
-        **NF4,
-        **QUANTISED,
-    }
-
-
-FACTS: dict[str, tuple[Probe, str]] = _facts()
+ADAPTERS: dict[str, tuple[Probe, str]] = {
+    "lora_b_starts_at_zero": (_b_starts_at_zero, "peft"),
+    "lora_a_default_distribution": (lambda: _a_distribution(True), "peft"),
+    "lora_a_gaussian_distribution": (lambda: _a_distribution("gaussian"), "peft"),
+    "lora_starts_equal": (_starts_equal, "peft"),
+    "lora_scaling_is_alpha_over_r": (_scaling, "peft"),
+    "lora_product_order": (_product_order, "peft"),
+    "lora_merged_extra_parameters": (_merged_parameters, "peft"),
+    "lora_merged_same_modules": (_merged_modules, "peft"),
+    "lora_adapter_dtype": (_adapter_dtype, "peft"),
+    "lora_default_targets": (_default_targets, "peft"),
+    "lora_attention_snippet_runs": (_snippet_runs, "transformers"),
+    "adalora_init_rank": (_adalora_ranks("init_r"), "peft"),
+    "adalora_target_rank": (_adalora_ranks("target_r"), "peft"),
+    "adalora_elements_kept_after_pruning": (_adalora_kept, "peft"),
+    "adalora_least_rank_after_pruning": (_adalora_least_rank, "peft"),
+    "adalora_merges": (_adalora_merges, "peft"),
+    "trainer_default_optimizer": (_trainer_optimizer, "transformers"),
+    "trainer_pages_by_default": (_trainer_pages, "transformers"),
+    "checkpointing_switches_cache_off": (_cache_is_switched_off, "transformers"),
+    "device_map_layers_on_gpu": (_split_layers("gpu"), "accelerate"),
+    "device_map_layers_on_cpu": (_split_layers("cpu"), "accelerate"),
+    "float16_bits": (_fp16_bits, "torch"),
+}

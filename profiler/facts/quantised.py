@@ -5,39 +5,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-Value = int | float | bool | str
-Probe = Callable[[], tuple[Value, str]]
-BLOCK = 64
-
-
-def quantised(double: bool = True, kind: str = "nf4", rows: int = 64, columns: int = 64) -> Any:
-    """A bitsandbytes Linear4bit on the CPU with real 4-bit weights."""
-    import torch
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    torch.manual_seed(0)
-    layer = Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, compress_statistics=double, quant_type=kind)
-    layer.weight = Params4bit(torch.randn(rows, columns), requires_grad=False, compress_statistics=double, quant_type=kind, blocksize=BLOCK)
-    return layer.to("cpu")
-
-
-def quantised_llama() -> Any:
-    """A tiny bf16 Llama whose linear layers, the head apart, are 4-bit: what loading with BitsAndBytesConfig gives."""
-    import torch
-
-    from profiler.facts import tiny_llama
-
-    model = tiny_llama().to(torch.bfloat16)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], quantised(rows=module.out_features, columns=module.in_features))
-    model.is_loaded_in_4bit = True
-    return model
+from profiler.facts.models import Probe, Value, quantised_llama, tiny_llama, with_adapter
 
 
 def _config_default(field: str) -> Probe:
@@ -55,8 +27,6 @@ def _config_default(field: str) -> Probe:
 def _gradients() -> tuple[bool, bool, bool]:
     """(input has a gradient, 4-bit base has one, adapter has one) after a backward pass through a 4-bit layer with LoRA."""
     import torch
-
-    from profiler.facts import with_adapter
 
     model = with_adapter(quantised_llama(), target_modules=["q_proj"])
     seen: list[Any] = []
@@ -92,8 +62,6 @@ def _dequantisations(checkpointing: bool) -> Probe:
     def probe() -> tuple[Value, str]:
         import torch
         from torch.utils._python_dispatch import TorchDispatchMode
-
-        from profiler.facts import with_adapter
 
         reads: Counter[int] = Counter()
 
@@ -140,7 +108,6 @@ def _prepare(what: str) -> Probe:
 
 
 def _counts_logical() -> tuple[Value, str]:
-    from profiler.facts import tiny_llama, with_adapter
 
     logical = sum(p.numel() for p in tiny_llama().parameters())
     trainable, total = with_adapter(quantised_llama()).get_nb_trainable_parameters()
@@ -151,7 +118,6 @@ def _counts_logical() -> tuple[Value, str]:
 
 
 def _merge_warns() -> tuple[Value, str]:
-    from profiler.facts import with_adapter
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -212,8 +178,6 @@ def _refuses_cpu_split() -> tuple[Value, str]:
 def _product_dtypes(autocast: bool) -> tuple[str, ...]:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-
-    from profiler.facts import with_adapter
 
     dtypes: set[str] = set()
 

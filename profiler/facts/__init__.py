@@ -1,0 +1,1 @@
+"""What the installed libraries do, read off them by name."""

@@ -1,0 +1,35 @@
+"""FACTS: mechanical facts read from the installed libraries, by name: a default, a dtype, a count, seen by running tiny CPU models.
+
+Each probe returns (value, evidence). They execute the library's own code, so a library that changes its mind changes the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import cache
+from importlib.metadata import version
+
+from profiler.facts.adapters import ADAPTERS
+from profiler.facts.models import Probe, Value
+from profiler.facts.nf4 import NF4
+from profiler.facts.quantised import QUANTISED
+
+FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED}
+
+
+@cache
+def read_fact(name: str) -> tuple[Value, str]:
+    """The value of a fact and where it was read. KeyError for an unknown name; ImportError where the library is not installed."""
+    import torch
+
+    probe, library = FACTS[name]
+    quiet = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            value, evidence = probe()
+    finally:
+        logging.disable(quiet)
+    return value, f"{evidence} ({library} {version(library)})"
