@@ -62,11 +62,11 @@ class Answers(TorchDispatchMode):
 
 
 def saved_by(model, device, where):
-    """Every tensor saved for backward (shape, dtype) with its count, the bytes of their storages, and the gradients' dtypes."""
+    """Every tensor saved for backward that is not empty (shape, dtype) with its count, the bytes of their storages, and the gradients' dtypes."""
     tensors, storages = Counter(), {}
 
     def pack(t):
-        if t.device.type == device:
+        if t.device.type == device and t.numel():  # torch 2.11 checkpoints an empty tensor of the CPU
             tensors[tuple(t.shape), t.dtype] += 1
             storages[t.untyped_storage()._cdata] = t.untyped_storage()
         return t
