@@ -22,7 +22,7 @@ ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdp
 class Setup(BaseModel):
     """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and remembers why."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     method: str
     recipe: str
@@ -89,7 +89,7 @@ class Setup(BaseModel):
         fields = {**self.model_dump(), **changes}
         if "optimizer" in changes and "optimizer_mode" not in changes:
             fields["optimizer_mode"] = _mode_of(fields["optimizer"])
-        return _checked(fields, {**self.origins, **dict.fromkeys(changes, "user")})
+        return _consistent(_checked(fields, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def identity(self) -> str:
         """A hash of every field: equal setups have equal identities."""
@@ -101,12 +101,16 @@ class Setup(BaseModel):
 FIELDS: tuple[str, ...] = tuple(name for name in Setup.model_fields if name != "origins")
 
 
+NAMES = {"method", "recipe", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
+
+
 def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None = None, origin: str = "user",
-            imported: Mapping[str, Any] | None = None) -> Setup:  # fmt: skip
+            imported: Mapping[str, Any] | None = None, trusted: bool = False) -> Setup:  # fmt: skip
     """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with its origin.
 
-    `max_positions` is the model's count of *learned* positions, None where positions are computed: it bounds the
-    sequence length. Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
+    What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given` where it is `trusted` because
+    it comes from a checked Setup (building pydantic's validator takes longer than a prediction). `max_positions` is the model's count of
+    *learned* positions, None where positions are computed: it bounds the sequence length. Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
     """
     given = {key: value for key, value in (given or {}).items() if value is not None}
     imported = {key: value for key, value in (imported or {}).items() if value is not None}
@@ -140,7 +144,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
             origins.update({name: f"recipe {recipe} with {key} {value}" for name in changes if name not in said})
     for name, (value, why) in _derived(fields, said).items():
         fields[name], origins[name] = value, why
-    setup = _checked(fields, origins)
+    known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
+    setup = _consistent(_unchecked(fields, origins) if known else _checked(fields, origins))
     if max_positions is not None and setup.sequence_length > max_positions:
         raise UsageError(f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this model learned")
     return setup
@@ -159,6 +164,8 @@ def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tu
         derived["init_rank"] = (said["rank"], "rank")
         if "target_rank" not in said:
             derived["target_rank"] = (max(1, said["rank"] // 2) if isinstance(said["rank"], int) else said["rank"], "rank")
+    if "init_rank" in said and "target_rank" not in said and isinstance(said["init_rank"], int):
+        derived["target_rank"] = (min(fields["target_rank"] or said["init_rank"], said["init_rank"]), "init_rank")
     if fields["method"] == "inference":
         derived["checkpointing"] = ("none", "method inference")
     return derived
@@ -170,13 +177,20 @@ def _mode_of(optimizer: Any) -> str:
     return OPTIMIZERS[optimizer].modes[0]
 
 
+def _unchecked(fields: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
+    return Setup.model_construct(None, **fields, origins=dict(origins))
+
+
 def _checked(fields: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
     try:
-        setup = Setup(**fields, origins=dict(origins))
+        return Setup(**fields, origins=dict(origins))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:1])
         raise UsageError(f"{key} = {shorten(repr(first.get('input')))}: {first['msg'].lower()}") from None
+
+
+def _consistent(setup: Setup) -> Setup:
     contradiction = next((text for broken, text in _contradictions(setup) if broken), None)
     if contradiction:
         raise UsageError(contradiction)
@@ -195,6 +209,9 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         (method.quantised and s.quant_type == "none", f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8"),
         (method.trains in ("all", "last_layers") and s.quant_type != "none",
          f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'"),
+        (s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
+         f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from"),
+        ("targets" in method.reads and not s.targets, "targets names no module: expected names such as q_proj,v_proj, or all-linear"),
         (s.gpus > 1 and s.parallel == "none", f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3"),
         (s.packed_documents > s.sequence_length,
          f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row"),

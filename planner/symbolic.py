@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from planner.activations import Regime, run_step
@@ -26,21 +27,26 @@ from planner.rows import SymbolicRow
 from planner.setup import Setup
 from planner.sharding import refuse_sharding
 from planner.spec import ModelSpec
-from planner.tape.peaks import Candidate, candidates
+from planner.tape.peaks import Candidate, candidates, largest, states_after
 
 SYMBOLS = ("B", "S", "R")
 STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 
 
 class State:
-    """One possible peak of a moment: its bytes, its rows (the resident ones and the candidate's), and their sums by component."""
+    """One possible peak of a moment: its rows (the resident ones and the candidate's), their total, and their sums by component."""
 
-    def __init__(self, size: Expr, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
-        self.size, self._resident, self._candidate = size, resident, candidate
+    def __init__(self, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
+        self._resident, self._candidate = resident, candidate
 
     @cached_property
     def rows(self) -> tuple[SymbolicRow, ...]:
         return (*self._resident, *(self._candidate.rows if self._candidate else ()))
+
+    @cached_property
+    def size(self) -> Expr:
+        candidate = self._candidate.size if self._candidate else 0
+        return total((*(row.size for row in self._resident), candidate))
 
     @cached_property
     def components(self) -> tuple[Expr, ...]:
@@ -57,22 +63,36 @@ class Totals:
 
 
 class Program:
-    """The symbolic moments of one structure in one regime, compiled when first evaluated."""
+    """The moments of one structure in one regime: evaluated once as they stand, or as expressions that are compiled when first used."""
 
     def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
-        resident = [*inventory.weight_rows(), *inventory.state_rows(), *inventory.bucket_rows()]
-        wanted = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
-        tape = run_step(inventory, device, regime)
-        found: dict[str, list[Candidate]] = candidates(tape, wanted)
-        self.host = total((tape.host, *(row.size for row in inventory.host_rows())))
-        loading = load_candidates(inventory).items()
-        self.moments: dict[str, list[State]] = {
-            name: [State(total(row.size for row in rows), tuple(rows)) for rows in states] for name, states in loading
+        self.resident = [*inventory.weight_rows(), *inventory.state_rows(), *inventory.bucket_rows()]
+        self.loading = {name: [State(rows) for rows in states] for name, states in load_candidates(inventory).items()}
+        self.walked = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
+        self.names = (*self.loading, *self.walked)
+        self.tape = run_step(inventory, device, regime)
+        self.host = total((self.tape.host, *(row.size for row in inventory.host_rows())))
+
+    @cached_property
+    def moments(self) -> dict[str, list[State]]:
+        """For each moment every state that is the largest at some size."""
+        found = candidates(self.tape, self.walked)
+        return {**self.loading, **{name: [State(self.resident, candidate) for candidate in found[name]] for name in self.walked}}
+
+    def once(self, values: tuple[int, int, int]) -> dict[str, int]:
+        """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the largest somewhere."""
+        return {name: size for name, (size, _) in self._once(values).items()}
+
+    def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, State | int]]:
+        """For each moment its bytes and its state, or how many events of the log made that."""
+        named = dict(zip(SYMBOLS, values, strict=True))
+        found: dict[str, tuple[int, State | int]] = {
+            name: max(((s.size.evaluate(named), s) for s in states), key=itemgetter(0)) for name, states in self.loading.items()
         }
-        stays = total(row.size for row in resident)
-        for name in wanted:
-            self.moments[name] = [State(stays + candidate.size, resident, candidate) for candidate in found[name]]
-        self.names = tuple(self.moments)
+        stays = sum(row.size.evaluate(named) for row in self.resident)
+        for name, (size, position) in largest(self.tape, self.walked, named).items():
+            found[name] = (stays + size, position)
+        return found
 
     @cached_property
     def _sizes(self) -> Any:
@@ -111,11 +131,12 @@ class Program:
         }
 
     def breakdowns(self, values: tuple[int, int, int]) -> tuple[Breakdown, ...]:
+        """The rows alive at the peak of each moment."""
         named = dict(zip(SYMBOLS, values, strict=True))
-        return tuple(
-            Breakdown(name, tuple(row for symbolic in self.moments[name][index].rows if (row := symbolic.at(named)).bytes))
-            for name, (index, _) in self.chosen(values).items()
-        )
+        chosen = {name: found for name, (_, found) in self._once(values).items()}
+        states = states_after(self.tape, {found for found in chosen.values() if isinstance(found, int)})
+        rows = {name: (State(self.resident, states[found]) if isinstance(found, int) else found).rows for name, found in chosen.items()}
+        return tuple(Breakdown(name, tuple(row for symbolic in alive if (row := symbolic.at(named)).bytes)) for name, alive in rows.items())
 
 
 class Symbolic:
@@ -143,6 +164,10 @@ class Symbolic:
     def totals(self, batch: int, sequence: int, rank: int) -> Totals:
         """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns` gives."""
         return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
+
+    def peak_once(self, batch: int, sequence: int, rank: int) -> int:
+        """Peak allocated bytes at one size only: cheaper than `totals` where a structure is asked a single question."""
+        return max(self.program(self.regime(batch, sequence)).once((batch, sequence, rank)).values())
 
     def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
         """The rows alive at the peak of each moment."""

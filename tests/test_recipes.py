@@ -16,6 +16,13 @@ def test_documentation_is_not_stale():
     assert DOCS.read_text() == recipe_docs.page(), "run: python -m memplan.render.recipe_docs > docs/recipes.md"
 
 
+def test_defaults_that_are_not_checked_at_run_time_would_pass_the_check():
+    for recipe, row in RECIPES.items():
+        for method in row.only or METHODS:
+            setup = resolve({"method": method, "recipe": recipe})
+            assert setup.replaced() == setup
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_method_resolves_in_every_recipe(recipe):
     for method in RECIPES[recipe].only or METHODS:

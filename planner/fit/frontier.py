@@ -53,7 +53,7 @@ def peak_bytes(structure: Symbolic, batch: int, sequence: int, rank: int) -> int
 
 def peak_of(spec: ModelSpec, setup: Setup) -> int:
     """Peak allocated bytes of one setup, by the formula."""
-    return peak_bytes(symbolic(spec, setup), setup.micro_batch, setup.sequence_length, rank_of(setup))
+    return symbolic(spec, setup).peak_once(setup.micro_batch, setup.sequence_length, rank_of(setup))
 
 
 class Structure:

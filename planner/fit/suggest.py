@@ -121,7 +121,8 @@ def changed(setup: Setup, fields: Fields) -> Setup:
     chosen = {name: getattr(setup, name) for name, origin in setup.origins.items() if origin in CHOSEN}
     follows = {"optimizer_mode"} if "optimizer" in fields else set()
     keep = {name: value for name, value in chosen.items() if name not in follows}
-    return resolve({"sequence_length": setup.sequence_length, "recipe": setup.recipe, "method": setup.method, **keep, **fields})
+    given = {"sequence_length": setup.sequence_length, "recipe": setup.recipe, "method": setup.method, **keep, **fields}
+    return resolve(given, trusted=True)
 
 
 def suggest(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu | None = None, most: int = 3) -> tuple[Suggestion, ...]:

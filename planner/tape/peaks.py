@@ -1,4 +1,4 @@
-"""From a tape's log to the states that can be the peak of each moment.
+"""From a tape's log to the largest state of each moment: at given sizes (`largest`), or at any (`candidates`).
 
 A state can be the largest only where a birth is followed by a death. Of those, a state is dropped where another one of the same moment is
 least as large for every value of the symbols (no coefficient is smaller): what is left is a handful, and the peak is their maximum.
@@ -6,13 +6,15 @@ least as large for every value of the symbols (no coefficient is smaller): what 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
 from planner.breakdown import Component
-from planner.expr import Expr, Monomial
+from planner.expr import Expr, Monomial, total
 from planner.rows import SymbolicRow
 from planner.tape.tape import Info, Shape, Tape
 
@@ -21,21 +23,51 @@ Terms = dict[Monomial, int]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One state of a moment: its bytes, and its rows, made when asked for (a plan shows one state of the dozens that can be the peak)."""
+    """One state of a moment: which buffers are alive; its bytes and its rows are made when asked for."""
 
-    size: Expr
     infos: list[Info]
     alive: dict[int, int]
+
+    @cached_property
+    def size(self) -> Expr:
+        return total(self.infos[index].size * count for index, count in self.alive.items())
 
     @cached_property
     def rows(self) -> tuple[SymbolicRow, ...]:
         return _rows(self.infos, self.alive)
 
 
+def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """For each moment the bytes of its largest state where the symbols have these values, and how many events of the log made it."""
+    known: dict[int, int] = {}  # by identity: a tape makes one expression for each shape and dtype
+    sizes = []
+    for info in tape.infos:
+        value = known.get(id(info.size))
+        if value is None:
+            value = known[id(info.size)] = info.size.evaluate(values)
+        sizes.append(value)
+    best = dict.fromkeys(moments, (-1, 0))
+    marks = [*reversed(tape.marks)]
+    moment, running, most = "", 0, sys.maxsize
+    for position, (index, change) in enumerate([*tape.log, (-1, {})]):
+        while marks and marks[-1][0] == position:
+            moment = marks.pop()[1]
+            most = best[moment][0] if moment in best else sys.maxsize
+            if running > most:
+                most, best[moment] = running, (running, position)
+        if index >= 0:
+            running += sizes[index] * change
+        else:
+            running += sum(sizes[each] * count for each, count in change.items())
+        if running > most:
+            most, best[moment] = running, (running, position + 1)
+    return best
+
+
 def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[Candidate]]:
     """The possible peaks of each moment. A moment that is marked several times (gradient accumulation) is one."""
     kept = _positions(tape, moments)
-    states = _states(tape, {position: terms for pairs in kept.values() for terms, position in pairs})
+    states = states_after(tape, {position for pairs in kept.values() for _, position in pairs})
     return {moment: [states[position] for _, position in pairs] for moment, pairs in kept.items()}
 
 
@@ -81,15 +113,14 @@ def _covers(large: Terms, small: Terms) -> bool:
     return all(coefficient >= 0 or monomial in small for monomial, coefficient in large.items())
 
 
-def _states(tape: Tape, wanted: dict[int, Terms]) -> dict[int, Candidate]:
-    """What is alive after `position` events, for each wanted position with its bytes."""
+def states_after(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
+    """What is alive after so many events of the log, for each wanted number of them."""
     states: dict[int, Candidate] = {}
     alive: Counter[int] = Counter()
     for position, (index, change) in enumerate([*tape.log, (-1, {})]):
         if position in wanted:
             now = {index: count for index, count in alive.items() if count}
-            size = Expr({monomial: coefficient for monomial, coefficient in wanted[position].items() if coefficient})
-            states[position] = Candidate(size, tape.infos, now)
+            states[position] = Candidate(tape.infos, now)
         if index < 0:
             alive.update(change)
         else:
