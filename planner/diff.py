@@ -65,6 +65,11 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Diff:
     kinds = [_kind(document, word) for document, word in ((old, "first"), (new, "second"))]
     if kinds[0] != kinds[1]:
         raise UsageError(f"the first document is a {kinds[0]}, the second a {kinds[1]}: give two of one kind")
+    for document, word in ((old, "first"), (new, "second")):
+        if _number(document.get("peak"), "allocated_bytes") is None:
+            outcome = document.get("outcome")
+            ended = f": that run ended in '{shorten(str(outcome), 20)}'" if outcome not in (None, "ok") else ": it is not a whole document"
+            raise UsageError(f"the {word} document has no peak.allocated_bytes{ended}")
     peaks = [change for name in ("peak", "step_peak") for change in _peak(name, old.get(name), new.get(name))]
     left, right = _moments(old), _moments(new)
     for moment in left.keys() | right.keys():

@@ -48,7 +48,8 @@ def unknown(kind: str, value: object, legal: Iterable[str], hint: str = "") -> U
         tail = f"expected one of {', '.join(names)}"
     else:
         tail = f"for example {', '.join(names[:6])}"
-    return UsageError(f"unknown {kind} '{shown}': {tail}" + (f" {hint}" if hint else ""))
+    stop = "" if not hint or hint.startswith("(") or tail.endswith("?") else "."
+    return UsageError(f"unknown {kind} '{shown}': {tail}{stop} {hint}".rstrip())
 
 
 def shorten(text: str, limit: int = 80) -> str:

@@ -133,7 +133,8 @@ def budget(text: str) -> Gpu:
     """A number of bytes to stay within, as a card of no known kind."""
     size = parse_size(text)
     if size < 64 * MIB:
-        raise UsageError(f"GPU budget '{shorten(text)}' is {size} bytes: write the unit, such as {shorten(text, 20)}GiB")
+        number = text.strip().rstrip("kmgtibKMGTIB")
+        raise UsageError(f"GPU budget '{shorten(text)}' is {size:,} bytes: expected at least 64 MiB, such as {shorten(number, 20)}GiB")
     context = _file()["context"]
     return Gpu(text.strip(), size, context["bytes"], "a budget given by the user", context["source"])
 

@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UsageError(f"'{shorten(str(path))}' is not a file")
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise UsageError(f"'{shorten(str(path))}' has {size} bytes, which is more than a config of at most {MOST_BYTES} bytes can have")
+            raise UsageError(f"'{shorten(str(path))}' has {size:,} bytes: expected at most {MOST_BYTES:,}")
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read '{shorten(str(path))}': {error.strerror or error}") from None
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError:
         raise UsageError(f"'{shorten(str(path))}' is not JSON: not UTF-8 text, or a number of thousands of digits") from None
     except RecursionError:
-        raise UsageError(f"'{shorten(str(path))}' is nested too deeply to be a config") from None
+        raise UsageError(f"'{shorten(str(path))}' is nested too deeply") from None
     if not isinstance(value, dict):
-        raise UsageError(f"'{shorten(str(path))}' holds a JSON {type(value).__name__}, expected an object with the keys of a config.json")
+        raise UsageError(f"'{shorten(str(path))}' holds a JSON {type(value).__name__}, expected an object with keys and values")
     return value

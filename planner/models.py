@@ -59,6 +59,8 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
         return found
     if text.count("/") == 1:
         return _from_hub(text)
+    if _is_folder(text):
+        return _from_path(_expanded(text))
     raise unknown("model", text, names(), hint="A path to a config.json and a Hugging Face id (org/name) work too.")
 
 
@@ -91,6 +93,13 @@ def _looks_like_path(text: str) -> bool:
     try:
         return "/" in text and Path(text).exists()
     except OSError:  # a name too long for the file system
+        return False
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):  # a name that no file system takes
         return False
 
 

@@ -50,7 +50,10 @@ class Inventory:
     def _first_trained(self) -> int:
         """The first decoder layer that is trained: 0 where all are, the depth where none is."""
         if self.method.trains == "last_layers":
-            return max(0, self.spec.depth - (self.setup.trainable_layers or 0))
+            count = self.setup.trainable_layers or 0
+            if count > self.spec.depth:
+                raise UsageError(f"trainable_layers {count} is more than the {self.spec.depth} layers of this model")
+            return self.spec.depth - count
         return 0 if self.method.trains == "all" else self.spec.depth
 
     def stored_dtype(self, tensor: WeightTensor) -> str:

@@ -185,9 +185,10 @@ def _checked(fields: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
     try:
         return Setup(**fields, origins=dict(origins))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:1])
-        raise UsageError(f"{key} = {shorten(repr(first.get('input')))}: {first['msg'].lower()}") from None
+        from planner.expected import refusal
+
+        key = str(error.errors()[0]["loc"][0])
+        raise UsageError(refusal(key, Setup.model_json_schema()["properties"][key], shorten(repr(fields.get(key))))) from None
 
 
 def _consistent(setup: Setup) -> Setup:

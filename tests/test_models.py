@@ -114,7 +114,7 @@ def test_a_folder_without_config_a_binary_file_a_huge_file_and_a_pipe(tmp_path):
         find(tmp_path / "binary.json")
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(MOST_BYTES + 1)
-    with pytest.raises(UsageError, match=f"has {MOST_BYTES + 1} bytes"):
+    with pytest.raises(UsageError, match=f"has {MOST_BYTES + 1:,} bytes"):
         find(tmp_path / "huge.json")
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(UsageError, match="is not a file"):

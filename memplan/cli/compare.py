@@ -37,7 +37,9 @@ def command(model: str, other: str | None, as_json: bool, tasks: int, methods: s
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
         raise UsageError("--largest-model needs a card: --gpu NAME")
-    names = tuple(name.strip() for name in methods.split(",") if name.strip()) if methods else METHODS_COMPARED
+    names = METHODS_COMPARED if methods is None else tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    if not names:
+        raise UsageError("--methods names none: expected names such as full,lora,qlora (memplan list methods)")
     error = api.recorded_accuracy("formula").margin
     found = columns(
         subject.model.spec(), subject.setup, lambda setup: api.predict(subject.model, setup, engine), names, gpu, error, largest_model

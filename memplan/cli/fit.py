@@ -9,9 +9,10 @@ import click
 
 from memplan import api
 from memplan.cli.options import HELP, plan_options
+from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
 from planner.breakdown import Prediction
-from planner.errors import UsageError
+from planner.errors import MemplanError, UsageError, shorten
 from planner.gpus import find_gpu
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def command(
     """
     if jobs := _jobs_document(model):
         return _jobs(jobs, as_json)
+    if output is not None and emit is None:
+        raise UsageError("-o says where --emit writes: add --emit axolotl, trl, llamafactory or peft")
+    if output is not None:
+        check_writable(output)
     subject = read_subject(model, options)
     if subject.setup.gpu is None:
         raise UsageError("fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB")
@@ -120,7 +125,7 @@ def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.write_text(text, encoding="utf-8")
+        write_file(output, text)
     for line in differs:
         click.echo(f"memplan: {line}", err=True)
     return 0
@@ -154,8 +159,12 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
     jobs = []
     for number, entry in enumerate(entries, 1):
         fields = {str(key): value for key, value in entry.items() if key not in ("model", "name")}
-        model, setup = api.request(entry["model"], **fields)
-        jobs.append(Job(str(entry.get("name") or f"{number}: {model.name} {setup.method}"), model.spec(), setup))
+        try:
+            model, setup = api.request(entry["model"], **fields)
+            spec = model.spec()
+        except MemplanError as error:
+            raise type(error)(f"job {number}: {error}") from None
+        jobs.append(Job(str(entry.get("name") or f"{number}: {model.name} {setup.method}"), spec, setup))
     cards = [find_gpu(name) for name in prices] or list(common_gpus())
     answer = place_jobs(jobs, cards, prices, api.recorded_accuracy("formula").margin)
     if as_json:
@@ -179,6 +188,6 @@ def _prices(value: Any) -> dict[str, float]:
     prices = {}
     for name, price in value.items():
         if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
-            raise UsageError(f"prices: {find_gpu(str(name)).name} costs {price!r}: expected a number")
+            raise UsageError(f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number of at least 0")
         prices[find_gpu(str(name)).name] = float(price)
     return prices

@@ -9,12 +9,15 @@ import click
 from memplan.cli.options import plan_options
 from memplan.cli.plan import answer
 from memplan.cli.subject import read_launch_line
+from planner.errors import UsageError
 
 
 @click.command("launch-line", hidden=True, context_settings={"allow_interspersed_args": False})
 @plan_options
 @click.option("--explain", is_flag=True)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def command(words: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
     """Predict the run that a launch line would start."""
+    if not words:
+        raise UsageError("nothing stands after --: expected a launch line, such as memplan -- accelerate launch train.py")
     return answer(read_launch_line(words, options), options["engine"], explain, as_json)

@@ -9,6 +9,7 @@ import click
 
 from memplan import api
 from memplan.cli.options import HELP, plan_options
+from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
 from planner.errors import UsageError, shorten
 from planner.gpus import Gpu, common_gpus, find_gpu
@@ -33,10 +34,9 @@ def command(
         raise UsageError("report needs a file: -o page.html, --png picture.png or --svg picture.svg")
     subject = read_subject(model, options)
     for path in (path for path in (output, png, svg) if path is not None):
-        if not path.resolve().parent.is_dir():
-            raise UsageError(f"cannot write '{shorten(str(path))}': its folder does not exist")
+        check_writable(path)
     if output is not None:
-        output.write_text(page_of(subject, options["engine"] or "formula", measurement), encoding="utf-8")
+        write_file(output, page_of(subject, options["engine"] or "formula", measurement))
         click.echo(f"wrote {output}", err=True)
     if png is not None or svg is not None:
         from memplan.render.pictures import draw
@@ -78,7 +78,9 @@ def _measured(path: Path | None) -> dict[str, int] | None:
     if not str(document.get("schema", "")).startswith("memplan.measurement/1"):
         raise UsageError(f"'{shorten(str(path))}' is no measurement that this version reads: expected schema memplan.measurement/1")
     moments = document.get("moments")
-    if not isinstance(moments, list):
-        return {}
-    pairs = ((moment.get("name"), moment.get("allocated_bytes")) for moment in moments if isinstance(moment, dict))
-    return {str(name): size for name, size in pairs if isinstance(size, int) and size > 0}
+    entries = [moment for moment in moments if isinstance(moment, dict)] if isinstance(moments, list) else []
+    pairs = ((moment.get("name"), moment.get("allocated_bytes")) for moment in entries)
+    found = {str(name): size for name, size in pairs if isinstance(size, int) and size > 0}
+    if not found:
+        raise UsageError(f"'{shorten(str(path))}' has no moments with sizes: a run that ended in an error cannot be drawn")
+    return found

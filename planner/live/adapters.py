@@ -78,6 +78,8 @@ def _unfreeze_last(model: nn.Module, count: int) -> None:
     if not layers:
         raise UsageError(f"{type(model).__name__} has no list of layers: method 'freeze' does not apply")
     last = layer_place(layers[-1])
+    if count > last + 1:
+        raise UsageError(f"trainable_layers {count} is more than the {last + 1} layers of this model")
     for layer in layers:
         if layer_place(layer) > last - count:
             layer.requires_grad_(True)

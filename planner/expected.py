@@ -1,0 +1,36 @@
+"""What a Setup field takes, in words: read from the field's own JSON schema where that says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OPTION = {"micro_batch": "--batch", "sequence_length": "--seq", "weight_dtype": "--dtype"}
+"""Fields whose option has another name: an error names both, since the person typed the option."""
+
+WORDS = {
+    "targets": "module names such as q_proj,v_proj, or all-linear or attention",
+    "modules_to_save": "module names such as lm_head",
+    "alpha": "a number above 0",
+    "dropout": "a number from 0 to less than 1",
+}
+"""Fields of which the schema says too little: names, and unions whose bounds pydantic leaves outside."""
+
+KINDS = {"boolean": "true or false", "string": "a name", "object": "a mapping of keys and values"}
+
+
+def refusal(field: str, schema: Mapping[str, Any], shown: str) -> str:
+    """'micro_batch (--batch) is 0: expected a whole number from 1 to 10,000,000'; `schema` is the field's JSON schema."""
+    option = f" ({OPTION[field]})" if field in OPTION else ""
+    return f"{field}{option} is {shown}: expected {WORDS.get(field) or in_words(schema)}"
+
+
+def in_words(schema: Mapping[str, Any]) -> str:
+    """A JSON schema's legal values."""
+    entry = next(entry for entry in schema.get("anyOf", (schema,)) if entry.get("type") != "null")
+    if "enum" in entry:
+        *most, last = (str(value) for value in entry["enum"])
+        return f"{', '.join(most)} or {last}"
+    if entry["type"] == "integer":
+        return f"a whole number from {entry['minimum']:,} to {entry['maximum']:,}"
+    return KINDS[entry["type"]]
