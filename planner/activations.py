@@ -84,30 +84,34 @@ class _Step:
         self._residents()
         if METHODS[setup.method].trains == "nothing":
             with t.no_grad():
-                before = self._answer()  # the answer of the step before lives until this one replaces it
+                last = self._answer()  # the answer of the step before lives until this one replaces it
                 t.mark("forward")
                 after = self._answer()
             t.mark("end")
-            del before, after
+            del last, after
             return t
-        held = None
         if setup.gradient_accumulation > 1:
             self._old_gradients()
-        if setup.retain_outputs or (setup.gradient_accumulation > 1 and setup.recipe not in TRAINER_RECIPES):
-            held = self._retained()
+        dropped = setup.recipe in TRAINER_RECIPES
+        before: Tensor | None = None
+        if not dropped and setup.loss == "full" and (setup.retain_outputs or setup.gradient_accumulation > 1):
+            before = t.alloc("logits of the step before", (), "float32", "the loop keeps its outputs", "activations")
         t.mark("forward")
         outputs, loss = self._forward()
-        held = outputs if setup.retain_outputs else None
-        if setup.recipe in TRAINER_RECIPES:
+        if before is not None and outputs is not None:
+            t.resize(before, outputs.shape, outputs.dtype)
+        before = None
+        if dropped:
             outputs = None
         t.mark("backward")
         t.casts = None
         t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
-        del loss
+        with t.dropping():
+            del loss  # and with it the graph, whose contexts hold what no hook can see
         t.mark("optimizer_step")
         self._optimizer()
         t.mark("end")
-        del outputs, held
+        del outputs, before
         return t
 
     def _residents(self) -> None:
@@ -135,12 +139,6 @@ class _Step:
             self.tape.log[-1] = (-1, {len(self.tape.infos) - 1: stored.count})
             self.resident.append(grad)
         self.w.accumulated = True
-
-    def _retained(self) -> Tensor:
-        dtype = "float32" if self.setup.outputs_fp32 and self.w.auto else self.w.auto or self.setup.weight_dtype
-        return self.tape.alloc(
-            "logits of the step before", (self.w.batch, S, self.spec.vocab), dtype, "the loop keeps its outputs", "activations"
-        )
 
     # ---- forward ------------------------------------------------------------------------------------------------------------------
 

@@ -281,34 +281,59 @@ def _aligned(w: Walk, mask: Tensor) -> Tensor:
 
 def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The composite: 16-bit inputs in fp32, q and k scaled, scores in full, the causal mask made as S x S, softmax, product, cast back."""
-    t = w.t
+    t, a = w.t, h.spec.heads
     dtype = q.dtype
-    b, a, s, _ = q.shape
+    b, _, s, _ = q.shape
     square = (b, a, s, k.shape[2])
-    wide = [cast(t, x, "float32") for x in (q, k, v)]
-    queries = unary(t, "scale", wide[0], "scaled q")
+    queries, keys, values = (cast(t, x, "float32") for x in (q, k, v))
+    queries = unary(t, "scale", queries, "scaled q")
     bias = h.mask
     if bias is None:
         causal = t.alloc("causal mask", (s, s), "bool", "is_causal on the math path")
         bias = t.alloc("additive causal mask", (s, s), "float32", "the causal mask as numbers")
         del causal
     else:
-        bias = _additive(w, bias, "float32")
-    keys, values = wide[1], wide[2]
-    repeated = h.spec.heads != h.spec.kv_heads and k.shape[1] != a
-    if repeated:
+        bias = _additive(w, bias, dtype)
+    shared = k.shape[1] != a
+    if shared and h.spec.kv != "broadcast":
+        keys, values = _interleave(w, h, keys), _interleave(w, h, values)
+    keys = unary(t, "scale", keys, "scaled k")
+    if shared and h.spec.kv == "broadcast":
         keys, values = _repeat(w, h, keys), _repeat(w, h, values)
-    scores = bmm(t, _fold(w, queries, False), _fold(w, unary(t, "scale", keys, "scaled k"), repeated), square, "scores")
-    probabilities = t.op(
-        "softmax", (scores,), square, "float32", saves_output=True, name="attention probabilities", backward=_softmax_backward
-    )
-    del scores, bias
-    probabilities = dropout(t, probabilities, h.dropout)
-    out = bmm(t, probabilities, _fold(w, values, repeated), (b, a, s, h.value_size), "attention output in fp32")
-    extra = cast(t, probabilities.detach(), dtype)
+    own = shared and h.spec.kv != "broadcast"  # rows of one head lie together: nothing to fold
+    scores = bmm(t, _fold(w, queries, False), _fold(w, keys, own), square, "scores")
+    scores = _safe_softmax(t, scores)
+    scores = dropout(t, scores, h.dropout)
+    out = bmm(t, scores, _fold(w, values, own), (b, a, s, h.value_size), "attention output in fp32")
     out = cast(t, out, dtype)
-    del extra, probabilities
+    extra = cast(t, scores.detach(), dtype)
+    del extra, scores, bias
     return _merge(w, h, out, True)
+
+
+def _interleave(w: Walk, h: Heads, x: Tensor) -> Tensor:
+    """repeat_interleave, which enable_gqa means on the math path: a copy for each query head."""
+    b, kv, s, d = x.shape
+    return w.t.op(
+        "repeat_interleave",
+        (x,),
+        (b, h.spec.heads, s, d),
+        x.dtype,
+        name="repeated key or value",
+        why="one copy for each query head",
+        backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")],
+    )
+
+
+def _safe_softmax(t: Tape, scores: Tensor) -> Tensor:
+    """_safe_softmax: a softmax, the rows in which everything is masked, and a choice between them (attention.cpp)."""
+    held = [t.alloc("softmax before masking", scores.shape, scores.dtype, "rows in which all is masked become 0 afterwards"),
+            t.alloc("masked elements", scores.shape, "bool", "which elements are masked")]  # fmt: skip
+    made = t.op(
+        "softmax", (scores,), scores.shape, scores.dtype, saves_output=True, name="attention probabilities", backward=_softmax_backward
+    )
+    del held
+    return made
 
 
 BACKENDS: dict[str, Callable[[Walk, Heads, Tensor, Tensor, Tensor], Tensor]] = {

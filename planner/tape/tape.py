@@ -46,7 +46,8 @@ class Tape:
         self.pack: Callable[[Buffer | None, str], Any] | None = None  # saved-tensor hook
         self.scope = ""
         self.sequence = 0
-        self.regions: list[Region] = []
+        self.walked: list[Region] = []  # every repeated layer of the forward
+        self.regions: list[Region] = []  # those whose backward has not ended
         self.times = 1  # how many layers the one that is being walked stands for
         self.host: Expr = const(0)  # bytes that offloading puts in host memory
         self.casts: dict[int, Tensor] | None = None  # autocast's cache of weight copies
@@ -66,6 +67,13 @@ class Tape:
         """A new buffer and the tensor that holds it, outside the graph."""
         self.infos.append(Info(self.scope + name, shape, dtype, self.size(shape, dtype), why, component))
         return Tensor(Buffer(self, len(self.infos) - 1), shape, dtype, None, False, name)
+
+    def resize(self, tensor: Tensor, shape: Shape, dtype: str) -> None:
+        """Say late what a buffer of one tensor is: its size counts from its birth on."""
+        assert tensor.buffer is not None
+        info = tensor.buffer.info
+        tensor.shape, tensor.dtype = info.shape, info.dtype = shape, dtype
+        info.size = self.size(shape, dtype)
 
     def mark(self, moment: str) -> None:
         self.marks.append((len(self.log), moment))
@@ -88,7 +96,7 @@ class Tape:
     ) -> Tensor:
         """Run one operation: save inputs, make the output (or alias a buffer), save the output, add a node where a gradient is wanted."""
         node = None
-        if self.grad_enabled and any(tensor.requires_grad for tensor in inputs):
+        if self.grad_enabled and any([tensor.requires_grad for tensor in inputs]):
             self.sequence += 1
             node = Node(kind, self.sequence, tuple(t.edge() for t in inputs), backward, tuple((t.shape, t.dtype) for t in inputs))
             node.scope = self.scope
@@ -138,19 +146,25 @@ class Tape:
         yield
         self.times = 1
         if times > 1:
-            self.regions.append(Region(low, self.sequence + 1, times, self._jump(start, times)))
+            self.walked.append(Region(low, self.sequence + 1, times, self._jump(start, times)))
+            self.regions.append(self.walked[-1])
 
-    def forget_casts(self) -> None:
-        """Autocast ends: its cached copies go, also those of repeated layers, unless a node saved them."""
-        if self.casts is None:
-            return
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """What is freed inside goes for every repeated layer that still has it."""
         start = len(self.log)
-        self.casts.clear()
-        freed = {index for index, _ in self.log[start:]}
-        for region in self.regions:
+        yield
+        freed = {index for index, change in self.log[start:] if index >= 0 and change < 0}
+        for region in self.walked:
             gone = {index: -count for index, count in region.extra.items() if index in freed}
             if gone:
                 self.log.append((-1, gone))
+
+    def forget_casts(self) -> None:
+        """Autocast ends: its cached copies go unless a node saved them."""
+        if self.casts is not None:
+            with self.dropping():
+                self.casts.clear()
 
     def _jump(self, start: int, times: int) -> dict[int, int]:
         net: Counter[int] = Counter()
@@ -234,7 +248,7 @@ class Tape:
                 results[position] = None
                 continue
             shape, dtype = node.metas[position]
-            if self.size(result.shape, "int8") != self.size(shape, "int8"):
+            if result.shape != shape and self.size(result.shape, "int8") != self.size(shape, "int8"):
                 result = self.alloc(f"gradient of {node.name}'s input", shape, result.dtype, "summed over the broadcast dimensions")
             if result.dtype != dtype:
                 result = self.alloc(f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype")
