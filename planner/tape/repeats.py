@@ -18,7 +18,7 @@ def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:
             i += 1
             continue
         block = sequence[i : i + period]
-        blocks += [(block, 1), (block, 1), (block, repeats - 3), (block, 1)]
+        blocks += [(block, 1), (block, repeats - 2), (block, 1)]
         i += period * repeats
     return blocks
 
