@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,9 @@ import pytest
 
 from planner.errors import UsageError
 from validate.arithmetic import calculate
+from profiler.said import said
 from validate.checks import CHECKS, Found
+from validate.chinese import in_language, sentences
 from validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
 from validate.claimsfile import Claim, Over, Part
 from validate.lab import Lab, Missing
@@ -154,6 +157,23 @@ def test_every_checkable_verdict_can_be_flipped(shipped, results, lab):
     assert stuck == []
 
 
+def test_what_is_told_in_chinese_is_chinese(shipped, results, lab):
+    """Every sentence that the shipped claims say has a translation, with the same numbers; what stays in Latin letters are names."""
+    spoken = [part.evidence for result in results.values() for part in result.parts]
+    spoken += [check_conflict(conflict, lab).evidence for conflict in shipped.conflicts]
+    templates = {template for evidence in spoken for template in evidence.templates()}
+    worded = {t for t in templates if re.search(r"[a-z]{3}", re.sub(r"{[^}]*}", "", t))}
+    names = {t for t in worded if re.fullmatch(r"[a-z_]+", t)}  # a field or a dtype may stay as it is
+    assert sorted(worded - set(sentences()) - names) == []
+
+
+def test_a_translation_keeps_every_number():
+    def fields(template: str) -> list[str]:
+        return sorted(re.findall(r"{(\w+)", template))
+
+    assert [english for english, chinese in sentences().items() if fields(english) != fields(chinese)] == []
+
+
 def test_conflicts_name_who_is_right(shipped, lab):
     clashes = {conflict.id: check_conflict(conflict, lab) for conflict in shipped.conflicts}
     quantised = clashes["what-is-quantised"]
@@ -191,7 +211,7 @@ def part(claimed: Any = True, **fields: Any) -> Part:
 
 
 def result(verdict: str, **fields: Any) -> PartResult:
-    return PartResult(part(**fields), verdict, None, "")
+    return PartResult(part(**fields), verdict, None, said(""))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +236,7 @@ def test_a_boundary_is_exact_and_both_ways(monkeypatch):
 
     def stepped(given: Part, lab: Lab) -> Found:
         at = given.setup["sequence_length"]
-        return Found(37 <= at < 700, str(at))
+        return Found(37 <= at < 700, said("{at}", at=at))
 
     monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=stepped))
     outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), Lab())
@@ -225,20 +245,21 @@ def test_a_boundary_is_exact_and_both_ways(monkeypatch):
     assert outcome.condition.startswith("does not hold up to sequence_length 36, holds from 37")
     further = check_part(part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), Lab())
     assert further.verdict == "supported" and further.boundaries[0].high == 700
-    assert "到 699 成立" in further.said("zh")
+    assert further.said("zh") == "序列长度到 699 成立，从 700 起不成立"
 
 
 def test_what_is_missing_is_said_and_never_guessed(monkeypatch):
     def absent(given: Part, lab: Lab) -> Found:
         if given.model == "b":
             raise Missing("no b")
-        return Found(True, "fine")
+        return Found(True, said("fine"))
 
     monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=absent))
     some = check_part(part(True, over=Over("model", values=("a", "b"))), Lab())
-    assert some.verdict == "supported" and "not checkable for b: no b" in some.evidence
+    assert some.verdict == "supported" and "not checkable for b: no b" in str(some.evidence)
+    assert "b 无法检验" in some.evidence.text(in_language("zh"))
     none = check_part(part(True, over=Over("model", values=("b",))), Lab())
-    assert none.verdict == "not_checkable" and none.evidence == "missing: no b"
+    assert none.verdict == "not_checkable" and str(none.evidence) == "missing: no b"
 
 
 @pytest.mark.parametrize(

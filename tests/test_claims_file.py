@@ -90,7 +90,7 @@ def test_mistakes_of_form_name_file_line_and_key(written, old, new, line, words)
         ('"rtx-4090"', '"rtx-4091"', 10, "unknown GPU 'rtx-4091'"),
         ('"llama-7b"', '"llama-8z"', 9, "unknown model 'llama-8z'"),
         ("method = ", "methodd = ", 11, "unknown setting 'methodd': did you mean method"),
-        ('"non_reentrant"', '"sometimes"', 11, "checkpointing = 'sometimes'"),
+        ('"non_reentrant"', '"sometimes"', 11, "'sometimes'"),
         ('expression = "1"', 'expression = "import os"', 20, "neither a number nor"),
         ('gpu = "rtx-4090"', "", 6, "needs a model and a gpu"),
     ],
@@ -142,7 +142,7 @@ def test_a_claim_of_time_becomes_checkable_once_the_records_exist(tmp_path, caps
 def test_chinese_and_conflicts_on_the_command_line(capsys):
     assert run(["claims", "--only", "49,16", "--lang", "zh"]) == 0
     text = capsys.readouterr().out
-    assert "不成立" in text and "sequence_length到5" in "".join(text.split()) and "2 条论断" in text
+    assert "不成立" in text and "序列长度到5" in "".join(text.split()) and "2 条论断" in text
     assert run(["claims", "--conflicts"]) == 0
     assert "contradict" in capsys.readouterr().out
 

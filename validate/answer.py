@@ -65,7 +65,7 @@ class Answer:
             "usable_bytes": self.usable,
             "smallest_card": self.smallest_card,
             "boundaries": [
-                {"what": what, "verdict": r.verdict, "condition": r.condition or None, "evidence": r.evidence}
+                {"what": what, "verdict": r.verdict, "condition": r.condition or None, "evidence": str(r.evidence)}
                 for what, r in self.boundaries
             ],
             "derivation": [{"what": line.what, "arithmetic": line.arithmetic, "bytes": line.bytes} for line in self.derivation],

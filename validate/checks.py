@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.errors import UsageError, unknown
+from planner.recipes import RECIPES
 from planner.units import gib
+from profiler.said import Said, said
 from validate.arithmetic import calculate
 from validate.claimsfile import UNITS, Part
 from validate.lab import Lab, Missing
-from validate.matching import find_records, hint
+from validate.matching import comparable, find_records, hint
+from validate.numbers import Value, amount, number, word
 from validate.quantities import Term, read_term
-
-Value = int | float | bool | str
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,7 @@ class Found:
     """What a check found, in the part's unit, and the numbers it came from in words."""
 
     value: Value
-    evidence: str
-
-
-def number(value: float) -> str:
-    """A number as people write it: whole ones with commas, others with four significant digits."""
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.1f}"
-
-
-def shown(value: Value, unit: str = "") -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return value
-    return f"{number(value)}{'' if unit in ('', 'x', '%') else ' '}{unit}"
+    evidence: Said
 
 
 def _default(part: Part) -> Term:
@@ -70,11 +56,12 @@ def quantity(part: Part, lab: Lab) -> Found:
         raise Missing("nothing to divide by: the quantity under `per` is 0")
     value = top / bottom / UNITS[part.unit]
     value = int(value) if isinstance(top, int) and bottom == 1 and UNITS[part.unit] == 1 else value
-    text = shown(value, part.unit)
-    if below:
-        sized = part.unit in ("x", "%") and any(term.quantity in _IN_BYTES for term in (*above, *below))
-        text += f" ({gib(round(top))} / {gib(round(bottom))})" if sized else f" ({number(top)} / {number(bottom)})"
-    return Found(value, text)
+    text = amount(value, part.unit, part.claimed if isinstance(part.claimed, int | float) else None)
+    if not below:
+        return Found(value, text)
+    sized = part.unit in ("x", "%") and any(term.quantity in _IN_BYTES for term in (*above, *below))
+    over, under = (gib(round(top)), gib(round(bottom))) if sized else (number(top), number(bottom))
+    return Found(value, said("{text} ({over} / {under})", text=text, over=over, under=under))
 
 
 _IN_BYTES = {"peak", "step_peak", "device", "rows", "checkpoint", "host", "usable"}
@@ -91,12 +78,15 @@ def fits(part: Part, lab: Lab) -> Found:
         raise UsageError("this check needs a model and a gpu")
     gpu = lab.gpu(part.gpu)
     prediction = lab.predict(part.model, part.setup, part.engine)
-    word = judge(prediction, gpu).verdict
+    verdict = judge(prediction, gpu).verdict
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
-    close = "" if abs(spare) > CLOSE_BYTES else f", {gib(abs(spare))} {'to spare' if spare >= 0 else 'too much'}"
-    evidence = f"{gib(need)} of {gib(gpu.usable_bytes)}{close}{' (tight)' if word == 'tight' else ''} on {gpu.name}"
-    return Found(word != "no", evidence)
+    far = abs(spare) > CLOSE_BYTES
+    close = said("" if far else ", {size} to spare" if spare >= 0 else ", {size} too much", size=gib(abs(spare)))
+    named = part.over is not None and part.over.key == "gpu"
+    template = "{need} of {have}{close}{tight}" if named else "{need} of {have}{close}{tight} on {gpu}"
+    tight = said(" (tight)" if verdict == "tight" else "")
+    return Found(verdict != "no", said(template, need=gib(need), have=gib(gpu.usable_bytes), close=close, tight=tight, gpu=gpu.name))
 
 
 def setup_field(part: Part, lab: Lab) -> Found:
@@ -107,7 +97,11 @@ def setup_field(part: Part, lab: Lab) -> Found:
         raise unknown("Setup field", name, document)
     value = document[name]
     text = ", ".join(value) if isinstance(value, list) else value
-    return Found("none" if text in (None, "") else text, f"{name} = {text or 'none'} ({part.setup.get('recipe', 'hf')} recipe)")
+    text = "none" if text in (None, "") else text
+    recipe = part.setup.get("recipe", "hf")
+    source = RECIPES[recipe].sources.get(name)
+    template = "{name} = {value} ({recipe} recipe)" if source is None else "{name} = {value} ({recipe} recipe: {source})"
+    return Found(text, said(template, name=name, value=word(text), recipe=recipe, source=source))
 
 
 def row_dtype(part: Part, lab: Lab) -> Found:
@@ -118,9 +112,12 @@ def row_dtype(part: Part, lab: Lab) -> Found:
     moment = part.args.get("moment", prediction.step_peak.moment)
     rows = [row for row in prediction.moment(moment).rows if fnmatch.fnmatch(row.name, part.args["row"])]
     if not rows:
-        return Found("none", f"no row named {part.args['row']} at {moment}")
+        return Found("none", said("no row named {row} at {moment}", row=part.args["row"], moment=said(moment)))
     dtypes = "+".join(sorted({row.dtype for row in rows}))
-    return Found(dtypes, f"{rows[0].name}: {dtypes}, {gib(sum(row.bytes for row in rows))}")
+    return Found(dtypes, said("{name}: {dtypes}, {size}", name=rows[0].name, dtypes=dtypes, size=gib(sum(row.bytes for row in rows))))
+
+
+NOT_INSTALLED = "{library} is not installed (pip install 'memplan[trace]')"
 
 
 def library_fact(part: Part, lab: Lab) -> Found:
@@ -128,14 +125,14 @@ def library_fact(part: Part, lab: Lab) -> Found:
     try:
         from profiler.facts.table import FACTS, read_fact
     except ImportError as error:
-        raise Missing(f"{error.name or error} is not installed (pip install 'memplan[trace]')") from None
+        raise Missing(NOT_INSTALLED, library=error.name or str(error)) from None
     name = part.args["fact"]
     if name not in FACTS:
         raise unknown("library fact", name, FACTS)
     try:
         value, evidence = read_fact(name)
     except ImportError as error:
-        raise Missing(f"{error.name or error} is not installed (pip install 'memplan[trace]')") from None
+        raise Missing(NOT_INSTALLED, library=error.name or str(error)) from None
     if not isinstance(value, bool | str):
         value = value / UNITS[part.unit]
     return Found(value, evidence)
@@ -143,31 +140,30 @@ def library_fact(part: Part, lab: Lab) -> Found:
 
 def arithmetic(part: Part, lab: Lab) -> Found:
     value = calculate(part.args["expression"]) / UNITS[part.unit]
-    return Found(value, f"{part.args['expression']} = {shown(value, part.unit)}")
+    return Found(value, said("{sum} = {value}", sum=part.args["expression"], value=amount(value, part.unit)))
 
 
-def time_ratio(part: Part, lab: Lab) -> Found:
-    """Median step time of records that match `slow` over that of records that match `fast`, same GPU and same everything else."""
-    pairs = []
+def time_ratio(part: Part, lab: Lab) -> dict[str, Found]:
+    """By model and GPU: median step time of records that match `slow` over that of records that match `fast`, everything else alike."""
+    ratios: dict[str, list[float]] = {}
     for one in find_records(lab.records, part.args["slow"]):
         for other in find_records(lab.records, part.args["fast"]):
-            if _comparable(one, other) and one.step_seconds and other.step_seconds:
-                pairs.append((statistics.median(one.step_seconds) / statistics.median(other.step_seconds), one.case, other.case))
-    if not pairs:
-        raise Missing(f"no pair of recorded GPU runs of one model and shape: {hint(part.args['slow'])} and {hint(part.args['fast'])}")
-    pairs.sort()
-    ratio, one_case, other_case = pairs[len(pairs) // 2]
-    value = (ratio - (1 if part.unit == "%" else 0)) / UNITS[part.unit]
-    spread = f" (from {pairs[0][0]:.3f}x to {pairs[-1][0]:.3f}x)" if len(pairs) > 1 else ""
-    return Found(value, f"median of {len(pairs)} pairs, {one_case} against {other_case}: {ratio:.3f}x{spread}")
+            if comparable(one, other) and one.step_seconds and other.step_seconds:
+                ratio = statistics.median(one.step_seconds) / statistics.median(other.step_seconds)
+                ratios.setdefault(f"{one.model.get('name')} ({one.environment.get('gpu')})", []).append(ratio)
+    if not ratios:
+        asked = {"slow": hint(part.args["slow"]), "fast": hint(part.args["fast"])}
+        raise Missing("no pair of recorded GPU runs of one model and shape: {slow} and {fast}", **asked)
+    return {name: _median_ratio(part, found) for name, found in sorted(ratios.items())}
 
 
-_SAME = ("micro_batch", "sequence_length", "checkpointing", "attention", "loss")
-
-
-def _comparable(one: Any, other: Any) -> bool:
-    same = all(getattr(one.setup, name) == getattr(other.setup, name) for name in _SAME)
-    return same and one.model.get("name") == other.model.get("name") and one.environment.get("gpu") == other.environment.get("gpu")
+def _median_ratio(part: Part, ratios: list[float]) -> Found:
+    median = statistics.median(ratios)
+    value = (median - (1 if part.unit == "%" else 0)) / UNITS[part.unit]
+    if len(ratios) == 1:
+        return Found(value, said("{median:.3f}x in one pair of runs", median=median))
+    template = "{median:.3f}x, median of {pairs} pairs (from {low:.3f}x to {high:.3f}x)"
+    return Found(value, said(template, median=median, pairs=len(ratios), low=min(ratios), high=max(ratios)))
 
 
 def measured(part: Part, lab: Lab) -> Found:
@@ -177,11 +173,11 @@ def measured(part: Part, lab: Lab) -> Found:
         raise unknown("metric of a record", name, METRICS)
     values = [value for record in find_records(lab.records, part.args["match"]) if (value := METRICS[name](record)) is not None]
     if not values:
-        raise Missing(f"no recorded run: {hint(part.args['match'])}")
+        raise Missing("no recorded run: {how}", how=hint(part.args["match"]))
     if isinstance(values[0], str):
-        return Found("+".join(sorted(set(values))), f"{len(values)} recorded runs")
+        return Found("+".join(sorted(set(values))), said("{runs} recorded runs", runs=len(values)))
     value = statistics.median(values) / UNITS[part.unit]
-    return Found(value, f"{shown(value, part.unit)}, median of {len(values)} recorded runs")
+    return Found(value, said("{value}, median of {runs} recorded runs", value=amount(value, part.unit), runs=len(values)))
 
 
 METRICS: dict[str, Callable[[Any], Any]] = {
@@ -201,19 +197,22 @@ def published(part: Part, lab: Lab) -> Found:
         raise unknown("published figure", part.args["figure"], known)
     figure = known[part.args["figure"]]
     value = figure.value_bytes / UNITS[part.unit]
-    return Found(value, f"{shown(value, part.unit)} published: {figure.source}")
+    return Found(value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source))
 
 
 def quality(part: Part, lab: Lab) -> Found:
     """What memory cannot decide: always missing, saying which evidence would decide it."""
-    raise Missing(part.args["needs"])
+    raise Missing(said(part.args["needs"].replace("{", "{{").replace("}", "}}")))
 
 
 @dataclass(frozen=True)
 class Kind:
-    run: Callable[[Part, Lab], Found]
+    """How a kind of check is made: `run` finds one thing, `each` several at once by name; `reads` are its keys in the file."""
+
+    run: Callable[[Part, Lab], Found] | None
     reads: Mapping[str, tuple[type, ...]]
     needs: tuple[str, ...] = ()
+    each: Callable[[Part, Lab], dict[str, Found]] | None = None
 
 
 CHECKS: dict[str, Kind] = {
@@ -226,7 +225,7 @@ CHECKS: dict[str, Kind] = {
     "row_dtype": Kind(row_dtype, {"row": (str,), "moment": (str,)}, ("row",)),
     "library_fact": Kind(library_fact, {"fact": (str,)}, ("fact",)),
     "arithmetic": Kind(arithmetic, {"expression": (str,)}, ("expression",)),
-    "time_ratio": Kind(time_ratio, {"slow": (dict,), "fast": (dict,)}, ("slow", "fast")),
+    "time_ratio": Kind(None, {"slow": (dict,), "fast": (dict,)}, ("slow", "fast"), time_ratio),
     "measured": Kind(measured, {"metric": (str,), "match": (dict,)}, ("metric", "match")),
     "published": Kind(published, {"figure": (str,)}, ("figure",)),
     "quality": Kind(quality, {"needs": (str,)}, ("needs",)),

@@ -9,10 +9,13 @@ from typing import Any
 
 from planner import __version__
 from planner.errors import UsageError
-from validate.checks import CHECKS, shown
+from profiler.said import Said
+from validate.checks import CHECKS
+from validate.chinese import in_language
 from validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
 from validate.lab import Lab
-from validate.sweep import PartResult, Verdict, check_part, holds
+from validate.numbers import shown, word
+from validate.sweep import Boundary, PartResult, Verdict, check_part, holds
 
 SHIPPED = Path(__file__).with_name("claims.toml")
 CLAIMS_SCHEMA = "memplan.claims/1"
@@ -30,8 +33,11 @@ class ClaimResult:
         return self.said()
 
     def said(self, lang: str = "en") -> str:
-        """The sentences that carry the verdict."""
-        return "; ".join(said(part, lang) for part in _telling(self.verdict, self.parts))
+        """The sentences that carry the verdict, then what the file wants told beside it."""
+        told = _telling(self.verdict, self.parts)
+        also = [part for part in self.parts if part.part.tell and part not in told]
+        parts = [said(part, lang) for part in told] + [f"{_ALSO[lang]}{said(part, lang)}" for part in also]
+        return _STOP[lang].join(parts)
 
     def to_document(self) -> dict[str, Any]:
         claim = self.claim
@@ -43,6 +49,7 @@ class ClaimResult:
             "verdict": self.verdict,
             "parts": [part.to_document() for part in self.parts],
             "evidence": self.evidence,
+            "evidence_zh": self.said("zh"),
         }
 
 
@@ -62,7 +69,14 @@ class ConflictResult:
     conflict: Conflict
     contradict: bool
     sides: tuple[SideResult, ...]
-    evidence: str
+    evidence: Said
+    condition: tuple[Boundary, ...] = ()
+
+    def said(self, lang: str = "en") -> str:
+        """What the arbiter found, with where it changes."""
+        evidence = self.evidence.text(in_language(lang))
+        where = "; ".join(boundary.said(lang) for boundary in self.condition)
+        return f"{where}{_BRACKETS[lang].format(evidence)}" if where else evidence
 
     def to_document(self) -> dict[str, Any]:
         return {
@@ -70,7 +84,8 @@ class ConflictResult:
             "about": self.conflict.about,
             "zh": self.conflict.zh,
             "contradict": self.contradict,
-            "evidence": self.evidence,
+            "evidence": self.said(),
+            "evidence_zh": self.said("zh"),
             "sides": [
                 {
                     "document": s.document,
@@ -129,10 +144,13 @@ def said(result: PartResult, lang: str = "en") -> str:
     """One part in words: what, whether it holds and where, what was claimed, and the numbers found."""
     part = result.part
     label = (part.zh if lang == "zh" else "") or part.case or part.what
-    word = _WORDS[lang][result.verdict]
-    where = f" ({result.said(lang)})" if result.boundaries else ""
-    claimed = f", {_CLAIMED[lang]} {claim_text(part, lang)}" if part.claimed is not True and result.verdict != "not_checkable" else ""
-    return f"{label}: {word}{where}{claimed}: {result.evidence}"
+    evidence = result.evidence.text(in_language(lang))
+    if not part.decides and result.verdict != "not_checkable" and part.claimed == 0 and part.relation == ">":
+        return f"{label}{_COLON[lang]}{evidence}"  # a number that is told, not judged
+    judged = part.claimed is not True and result.verdict != "not_checkable"
+    claimed = f"{_COMMA[lang]}{_CLAIMED[lang]} {claim_text(part, lang)}" if judged else ""
+    where = _BRACKETS[lang].format(result.said(lang)) if result.boundaries else ""
+    return f"{label}{_COLON[lang]}{_WORDS[lang][result.verdict]}{where}{claimed}{_COLON[lang]}{evidence}"
 
 
 _WORDS: dict[str, dict[str, str]] = {
@@ -140,16 +158,20 @@ _WORDS: dict[str, dict[str, str]] = {
     "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件", "not_checkable": "无法检验"},
 }
 _CLAIMED = {"en": "claimed", "zh": "原文"}
+_ALSO = {"en": "also ", "zh": "另："}
+_COLON, _COMMA, _STOP = {"en": ": ", "zh": "："}, {"en": ", ", "zh": "，"}, {"en": "; ", "zh": "；"}
+_BRACKETS = {"en": " ({})", "zh": "（{}）"}
 
 
 def claim_text(part: Part, lang: str = "en") -> str:
     """What the text claims of a part, with its relation and unit."""
-    unit = part.unit if part.unit in ("", "x", "%") else f" {part.unit}"
+    translate = in_language(lang)
+    unit = part.unit if part.unit in ("", "x", "%") else translate(f" {part.unit}")
     if isinstance(part.claimed, tuple):
         return f"{shown(part.claimed[0])} {'到' if lang == 'zh' else 'to'} {shown(part.claimed[1])}{unit}"
     about = {"en": "about ", "zh": "约 "}[lang] if part.tolerance >= 0.01 else ""
     relation = "" if part.relation == "=" else f"{part.relation} "
-    return f"{about}{relation}{shown(part.claimed)}{unit}"
+    return f"{about}{relation}{word(part.claimed).text(translate)}{unit}"
 
 
 def check(file: ClaimsFile, lab: Lab, progress: Callable[[str], None] | None = None) -> list[ClaimResult]:
@@ -164,13 +186,14 @@ def check(file: ClaimsFile, lab: Lab, progress: Callable[[str], None] | None = N
 
 def check_conflict(conflict: Conflict, lab: Lab) -> ConflictResult:
     """Each side's word against one and the same arbiter."""
-    sides, evidence = [], ""
+    sides: list[SideResult] = []
+    evidence, condition = Said(""), tuple[Boundary, ...]()
     for side in conflict.sides:
         part = replace(conflict.arbiter, claimed=side.claimed, relation=side.relation, tolerance=side.tolerance)
         result = check_part(part, lab)
         sides.append(SideResult(side.document, side.quote, side.claimed, side.relation, result.verdict))
-        evidence = f"{result.condition} ({result.evidence})" if result.condition else result.evidence
-    return ConflictResult(conflict, _exclude(conflict), tuple(sides), evidence)
+        evidence, condition = result.evidence, result.boundaries
+    return ConflictResult(conflict, _exclude(conflict), tuple(sides), evidence, condition)
 
 
 def _exclude(conflict: Conflict) -> bool:

@@ -75,6 +75,7 @@ class Part:
     unit: str = ""
     case: str = ""
     decides: bool = True
+    tell: bool = False  # told beside the verdict though it does not decide
     over: Over | None = None
     engine: str = ""
     model: str = ""
@@ -141,6 +142,7 @@ _PART: dict[str, tuple[type, ...]] = {
     "unit": (str, list),
     "case": _TEXT,
     "decides": _FLAG,
+    "tell": _FLAG,
     "over": _TABLE,
     "engine": _TEXT,
     "model": _TEXT,
@@ -226,7 +228,8 @@ def _parts(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type
     for unit in units if isinstance(units, list) else [units]:
         if unit not in UNITS:
             raise place.error("unit", f"{shorten(repr(unit))} is not a unit: expected one of {', '.join(u for u in UNITS if u)}")
-    shared = {key: table[key] for key in ("what", "zh", "check", "decides", "engine", "model", "gpu", "setup", "case") if key in table}
+    plain = ("what", "zh", "check", "decides", "tell", "engine", "model", "gpu", "setup", "case")
+    shared = {key: table[key] for key in plain if key in table}
     shared |= {"relation": relation, "tolerance": float(table.get("tolerance", 0.0)), "over": _over(table.get("over"), place)}
     shared["place"] = place
     shared["claimed"] = True if loose else _claimed(table["claimed"], relation, place, "claimed")

@@ -15,6 +15,7 @@ from planner.errors import UsageError
 from planner.methods import METHODS
 from planner.setup import Setup, resolve
 from planner.sharding import refuse_sharding
+from profiler.said import Said, said
 
 if TYPE_CHECKING:
     from planner.gpus import Gpu
@@ -26,7 +27,11 @@ Engine = Callable[["Model", Setup], Prediction]
 
 
 class Missing(Exception):
-    """A check that cannot be made: the text says what is missing. It becomes `not_checkable`, never a guess."""
+    """A check that cannot be made: `said` says what is missing. It becomes `not_checkable`, never a guess."""
+
+    def __init__(self, what: Said | str, **values: Any) -> None:
+        self.said = what if isinstance(what, Said) else said(what, **values) if values else said("{what}", what=what)
+        super().__init__(str(self.said))
 
 
 def by_formula(model: Model, setup: Setup) -> Prediction:
@@ -39,7 +44,9 @@ def by_trace(model: Model, setup: Setup) -> Prediction:
     try:
         from planner.live.trace import trace
     except ImportError as error:
-        raise Missing(f"the trace engine: {error.name or error} is not installed (pip install 'memplan[trace]')") from None
+        raise Missing(
+            "the trace engine: {library} is not installed (pip install 'memplan[trace]')", library=error.name or str(error)
+        ) from None
     return trace(dict(model.config), setup, model.name)
 
 
@@ -97,7 +104,8 @@ class Lab:
         setup = self.setup(name, fields)
         if setup.adapter is not None and engine != "trace":
             if engine == "formula":
-                raise Missing(f"the formula has no rule for PEFT type {setup.adapter.get('peft_type')}: the trace runs it")
+                kind = setup.adapter.get("peft_type")
+                raise Missing("the formula has no rule for PEFT type {kind}: the trace runs it", kind=kind)
             engine = "trace"  # a PEFT adapter file implies the trace
         try:
             refuse_sharding(setup)
@@ -105,7 +113,10 @@ class Lab:
         except UsageError as error:
             raise Missing(f"{name}: {error}") from None
         if prediction.trainable_parameters == 0 and METHODS[setup.method].trains != "nothing":
-            raise Missing(f"the {prediction.engine} engine counts no trainable parameter for method {setup.method}: it has no rule for it")
+            raise Missing(
+                "the {engine} engine counts no trainable parameter for method {method}: it has no rule for it",
+                engine=prediction.engine, method=setup.method,
+            )  # fmt: skip
         return prediction
 
     def _asked(self, model: Model, setup: Setup, engine: str) -> Prediction:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import unknown
+from planner.methods import METHODS
 from planner.setup import FIELDS
 
 if TYPE_CHECKING:
@@ -35,6 +36,18 @@ def _value(record: Measurement, key: str) -> Any:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+_ALIKE = ("micro_batch", "sequence_length", "weight_dtype", "autocast", "checkpointing", "attention", "loss", "gpus", "parallel")
+_ADAPTERS_ALIKE = ("rank", "targets")
+
+
+def comparable(one: Measurement, other: Measurement) -> bool:
+    """Whether two runs differ in their method alone: one model, GPU and shape, and one rank where both train adapters."""
+    both = {METHODS[record.setup.method].trains for record in (one, other)} == {"adapter"}
+    alike = (*_ALIKE, *(_ADAPTERS_ALIKE if both else ()))
+    same = all(getattr(one.setup, name) == getattr(other.setup, name) for name in alike)
+    return same and one.model.get("name") == other.model.get("name") and one.environment.get("gpu") == other.environment.get("gpu")
 
 
 def hint(match: Mapping[str, Any]) -> str:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.errors import UsageError
-from validate.checks import CHECKS, Found, Value, number, shown
+from profiler.said import Said, said
+from validate.checks import CHECKS, Found
+from validate.chinese import in_language
 from validate.claimsfile import Claimed, Over, Part
 from validate.lab import Lab, Missing
+from validate.numbers import Value, number, shown
 
 Verdict = Literal["supported", "refuted", "depends", "not_checkable"]
 _SAMPLES = 6  # interior points of a range that are tried, so that a change and its reversal are not both missed
@@ -27,21 +30,23 @@ class Boundary:
     no: tuple[str, ...] = ()
 
     def said(self, lang: str = "en") -> str:
-        words = _WORDS[lang]
         if self.yes or self.no:
-            return words[0].format(yes=_JOIN[lang].join(self.yes), no=_JOIN[lang].join(self.no))
-        return words[1 if self.low_holds else 2].format(name=self.name, low=number(self.low), high=number(self.high))
+            return said("holds for {yes}; not for {no}", yes=_names(self.yes), no=_names(self.no)).text(in_language(lang))
+        template = "holds up to {name} {low}, not from {high}" if self.low_holds else "does not hold up to {name} {low}, holds from {high}"
+        return said(template, name=said(self.name), low=number(self.low), high=number(self.high)).text(in_language(lang))
+
+    def to_document(self) -> dict[str, Any]:
+        if self.yes or self.no:
+            return {"name": self.name, "holds_for": list(self.yes), "not_for": list(self.no)}
+        return {"name": self.name, "low": self.low, "high": self.high, "holds": "low" if self.low_holds else "high"}
 
 
-_WORDS = {
-    "en": (
-        "holds for {yes}; not for {no}",
-        "holds up to {name} {low}, not from {high}",
-        "does not hold up to {name} {low}, holds from {high}",
-    ),
-    "zh": ("对 {yes} 成立；对 {no} 不成立", "{name} 到 {low} 成立，从 {high} 起不成立", "{name} 到 {low} 不成立，从 {high} 起成立"),
-}
-_JOIN = {"en": ", ", "zh": "、"}
+def _names(names: tuple[str, ...]) -> Said:
+    """Names in a list: the sign between them is the language's."""
+    listed = said("{name}", name=names[0])
+    for name in names[1:]:
+        listed = said("{head}, {tail}", head=listed, tail=name)
+    return listed
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class PartResult:
     part: Part
     verdict: Verdict
     found: Value | None
-    evidence: str
+    evidence: Said
     boundaries: tuple[Boundary, ...] = ()
 
     @property
@@ -59,7 +64,7 @@ class PartResult:
         return self.said()
 
     def said(self, lang: str = "en") -> str:
-        return "; ".join(boundary.said(lang) for boundary in self.boundaries)
+        return in_language(lang)("; ").join(boundary.said(lang) for boundary in self.boundaries)
 
     def to_document(self) -> dict[str, Any]:
         part = self.part
@@ -73,8 +78,10 @@ class PartResult:
             "found": self.found,
             "unit": part.unit,
             "verdict": self.verdict,
-            "evidence": self.evidence,
+            "evidence": str(self.evidence),
+            "evidence_zh": self.evidence.text(in_language("zh")),
             "condition": self.condition or None,
+            "boundaries": [boundary.to_document() for boundary in self.boundaries],
             "case": part.case or None,
             "decides": part.decides,
         }
@@ -107,18 +114,23 @@ def holds(found: Value, claimed: Claimed, relation: str, tolerance: float) -> bo
 def check_part(part: Part, lab: Lab) -> PartResult:
     """The verdict of one part. Raises UsageError for what the file got wrong; what is missing becomes not_checkable."""
     try:
+        if part.over is None and CHECKS[part.check].each is not None:
+            return _over_each(part, lab)
         if part.over is None:
             point = _point(part, None, lab)
             return PartResult(part, "supported" if point.holds else "refuted", point.found.value, point.found.evidence)
         return _over_values(part, part.over, lab) if part.over.values else _over_range(part, part.over, lab)
     except Missing as missing:
-        return PartResult(part, "not_checkable", None, f"missing: {missing}")
+        return PartResult(part, "not_checkable", None, said("missing: {what}", what=missing.said))
 
 
 def _point(part: Part, at: Any, lab: Lab) -> Point:
     if part.over is not None:
         part = _bound(part, part.over.key, at)
-    found = CHECKS[part.check].run(part, lab)
+    run = CHECKS[part.check].run
+    if run is None:
+        raise UsageError(f"over: a check of kind {part.check} takes none: it goes over every recorded model by itself")
+    found = run(part, lab)
     return Point(at, found, holds(found.value, part.claimed, part.relation, part.tolerance))
 
 
@@ -132,21 +144,37 @@ def _bound(part: Part, key: str, value: Any) -> Part:
 
 
 def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
-    points, unknown_at, reason = [], [], ""
+    points, unknown_at, reason = [], [], said("")
     for value in over.values:
         try:
             points.append(_point(part, value, lab))
         except Missing as missing:
-            unknown_at.append(value)
-            reason = str(missing)
+            unknown_at.append(_name(value))
+            reason = missing.said
     if not points:
         raise Missing(reason)
+    result = _of_points(part, over.key.removeprefix("setup."), points)
+    if not unknown_at:
+        return result
+    also = said("{evidence}; not checkable for {names}: {reason}", evidence=result.evidence, names=_names(tuple(unknown_at)), reason=reason)
+    return replace(result, evidence=also)
+
+
+def _over_each(part: Part, lab: Lab) -> PartResult:
+    """A check that finds several things at once, each under its own name."""
+    each = CHECKS[part.check].each
+    assert each is not None
+    points = [
+        Point(name, found, holds(found.value, part.claimed, part.relation, part.tolerance)) for name, found in each(part, lab).items()
+    ]
+    return _of_points(part, part.check, points)
+
+
+def _of_points(part: Part, key: str, points: list[Point]) -> PartResult:
     yes, no = tuple(_name(p.at) for p in points if p.holds), tuple(_name(p.at) for p in points if not p.holds)
     verdict: Verdict = "depends" if yes and no else "supported" if yes else "refuted"
-    evidence = "; ".join(f"{_name(p.at)}: {p.found.evidence.removesuffix(f' on {p.at}')}" for p in points)
-    if unknown_at:
-        evidence += f"; not checkable for {', '.join(map(_name, unknown_at))}: {reason}"
-    boundaries = (Boundary(over.key.removeprefix("setup."), yes=yes, no=no),) if verdict == "depends" else ()
+    evidence = said("{points}", points=tuple(said("{at}: {evidence}", at=_name(p.at), evidence=p.found.evidence) for p in points))
+    boundaries = (Boundary(key, yes=yes, no=no),) if verdict == "depends" else ()
     return PartResult(part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, boundaries)
 
 
@@ -158,17 +186,21 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
     changes = [_change(part, a, b, lab) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds]
     name = over.key.removeprefix("setup.")
     if changes:
-        evidence = "; ".join(f"at {number(p.at)}: {p.found.evidence}" for pair in changes for p in pair)
+        evidence = said("{points}", points=tuple(_at(name, p) for pair in changes for p in pair))
         return PartResult(part, "depends", None, evidence, tuple(_boundary(name, *pair) for pair in changes))
     last = points[-1]
-    evidence = f"{name} {number(points[0].at)}: {points[0].found.evidence}; {number(last.at)}: {last.found.evidence}"
+    evidence = said("{points}", points=(_at(name, points[0]), _at(name, last)))
     verdict: Verdict = "supported" if last.holds else "refuted"
     beyond = _beyond(part, over, last, lab)
     found = last.found.value if isinstance(last.found.value, bool) else None
     if beyond is None:
         return PartResult(part, verdict, found, evidence)
-    evidence += "; " + "; ".join(f"at {number(p.at)}: {p.found.evidence}" for p in beyond)
+    evidence = said("{points}", points=tuple(_at(name, p) for p in (points[0], last, *beyond)))
     return PartResult(part, verdict, found, evidence, (_boundary(name, *beyond),))
+
+
+def _at(name: str, point: Point) -> Said:
+    return said("{name} {at}: {evidence}", name=said(name), at=number(point.at), evidence=point.found.evidence)
 
 
 def _beyond(part: Part, over: Over, last: Point, lab: Lab) -> tuple[Point, Point] | None:

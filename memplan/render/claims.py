@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from validate.checks import shown
-from validate.claims import ClaimResult, ConflictResult, said
+from validate.claims import ClaimResult, ConflictResult, claim_text, said
 
 COLOURS = {"supported": "green", "refuted": "red", "depends": "yellow", "not_checkable": "dim"}
 VERDICT = {
@@ -60,12 +60,9 @@ def conflict_table(results: Sequence[ConflictResult], lang: str = "en") -> Itera
         conflict = result.conflict
         lines = [Text((conflict.zh if lang == "zh" else "") or conflict.about, style="bold")]
         for side in result.sides:
-            claimed = " - ".join(map(shown, side.claimed)) if isinstance(side.claimed, tuple) else shown(side.claimed)
-            relation = "" if side.relation in ("=", "between") else f"{side.relation} "
-            lines.append(
-                Text(f"{side.document} “{side.quote}” ({relation}{claimed}): {VERDICT[lang][side.verdict]}", style=COLOURS[side.verdict])
-            )
-        lines.append(Text(f"{words['arbiter']}: {result.evidence}"))
+            claimed = claim_text(replace(conflict.arbiter, claimed=side.claimed, relation=side.relation), lang)
+            lines.append(Text(f"{side.document} “{side.quote}” ({claimed}): {VERDICT[lang][side.verdict]}", style=COLOURS[side.verdict]))
+        lines.append(Text(f"{words['arbiter']}: {result.said(lang)}"))
         word, colour = (words["contradict"], "red") if result.contradict else (words["agree"], "green")
         yield _block(conflict.id, word, colour, lines)
 

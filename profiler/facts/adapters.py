@@ -5,27 +5,29 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from profiler.facts.models import Probe, Value, tiny_llama, with_adapter
+from profiler.facts.models import Finding, Probe, tiny_llama, with_adapter
+from profiler.said import said
 
 
 def _first_lora(model: Any) -> Any:
     return next(module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "scaling"))
 
 
-def _b_starts_at_zero() -> tuple[Value, str]:
+def _b_starts_at_zero() -> Finding:
     largest = max(float(p.detach().abs().max()) for n, p in with_adapter().named_parameters() if "lora_B" in n)
-    return largest == 0.0, f"largest |B| after get_peft_model: {largest}"
+    return largest == 0.0, said("largest |B| after get_peft_model: {largest}", largest=largest)
 
 
-def _a_distribution(init: bool | str) -> tuple[Value, str]:
+def _a_distribution(init: bool | str) -> Finding:
     """A uniform distribution ends at sqrt(3) = 1.73 standard deviations; among 512 Gaussian values some lie far beyond."""
     weight = _first_lora(with_adapter(init_lora_weights=init)).lora_A["default"].weight.detach()
     reach = float(weight.abs().max() / weight.std())
     name = "uniform" if reach < 2 else "gaussian"
-    return name, f"init_lora_weights={init!r}: A reaches {reach:.2f} standard deviations, so it is {name}"
+    reaches = "init_lora_weights={init}: A reaches {reach:.2f} standard deviations, so it is {name}"
+    return name, said(reaches, init=repr(init), reach=reach, name=said(name))
 
 
-def _starts_equal() -> tuple[Value, str]:
+def _starts_equal() -> Finding:
     import torch
 
     torch.manual_seed(0)
@@ -35,67 +37,69 @@ def _starts_equal() -> tuple[Value, str]:
         before = base(input_ids=tokens).logits
         after = with_adapter(base).eval()(input_ids=tokens).logits
     gap = float((before - after).abs().max())
-    return gap == 0.0, f"largest difference of logits before and after adding adapters: {gap}"
+    return gap == 0.0, said("largest difference of logits before and after adding adapters: {gap}", gap=gap)
 
 
-def _scaling() -> tuple[Value, str]:
+def _scaling() -> Finding:
     pairs = [(r, a, _first_lora(with_adapter(r=r, lora_alpha=a)).scaling["default"]) for r, a in ((4, 16), (8, 16), (16, 8))]
-    return all(s == a / r for r, a, s in pairs), "; ".join(f"r {r}, alpha {a}: scaling {s}" for r, a, s in pairs)
-
-
-def _product_order() -> tuple[Value, str]:
-    layer = _first_lora(with_adapter(target_modules=["up_proj"]))
-    a, b, w = (tuple(m.weight.shape) for m in (layer.lora_A["default"], layer.lora_B["default"], layer.base_layer))
-    fits = {"BA": b[1] == a[0] and (b[0], a[1]) == w, "AB^T": a[1] == b[1] and (a[0], b[0]) == w}
-    return "+".join(name for name, ok in fits.items() if ok), f"A {a}, B {b}, W {w}"
-
-
-def _merged_parameters() -> tuple[Value, str]:
-    before = sum(p.numel() for p in tiny_llama().parameters())
-    merged = with_adapter().merge_and_unload()
-    after = sum(p.numel() for p in merged.parameters())
-    return after - before, f"{after} parameters after merge_and_unload, {before} in the base"
-
-
-def _merged_modules() -> tuple[Value, str]:
-    plain = [type(m).__name__ for m in tiny_llama().modules()]
-    merged = [type(m).__name__ for m in with_adapter().merge_and_unload().modules()]
-    return (
-        plain == merged,
-        f"{len(merged)} modules after merging, {len(plain)} in the base, of the same classes in the same order: {plain == merged}",
+    return all(s == a / r for r, a, s in pairs), said(
+        "{pairs}", pairs=tuple(said("r {r}, alpha {a}: scaling {s}", r=r, a=a, s=s) for r, a, s in pairs)
     )
 
 
-def _adapter_dtype() -> tuple[Value, str]:
+def _product_order() -> Finding:
+    layer = _first_lora(with_adapter(target_modules=["up_proj"]))
+    a, b, w = (tuple(m.weight.shape) for m in (layer.lora_A["default"], layer.lora_B["default"], layer.base_layer))
+    fits = {"BA": b[1] == a[0] and (b[0], a[1]) == w, "AB^T": a[1] == b[1] and (a[0], b[0]) == w}
+    return "+".join(name for name, ok in fits.items() if ok), said("A {a}, B {b}, W {w}", a=str(a), b=str(b), w=str(w))
+
+
+def _merged_parameters() -> Finding:
+    before = sum(p.numel() for p in tiny_llama().parameters())
+    merged = with_adapter().merge_and_unload()
+    after = sum(p.numel() for p in merged.parameters())
+    return after - before, said("{after} parameters after merge_and_unload, {before} in the base", after=after, before=before)
+
+
+def _merged_modules() -> Finding:
+    plain = [type(m).__name__ for m in tiny_llama().modules()]
+    merged = [type(m).__name__ for m in with_adapter().merge_and_unload().modules()]
+    compared = "{merged} modules after merging, {plain} in the base, of the same classes in the same order: {same}"
+    return plain == merged, said(compared, merged=len(merged), plain=len(plain), same=plain == merged)
+
+
+def _adapter_dtype() -> Finding:
     import torch
 
     model = with_adapter(tiny_llama().to(torch.bfloat16))
     dtype = str(_first_lora(model).lora_A["default"].weight.dtype).removeprefix("torch.")
-    return dtype, f"adapters on a bfloat16 base are {dtype} by default (autocast_adapter_dtype)"
+    return dtype, said("adapters on a bfloat16 base are {dtype} by default (autocast_adapter_dtype)", dtype=dtype)
 
 
-def _default_targets() -> tuple[Value, str]:
+def _default_targets() -> Finding:
     model = with_adapter(target_modules=None)
     names = sorted(model.peft_config["default"].target_modules)
-    return "+".join(names), f"LoraConfig without target_modules on Llama adapts {', '.join(names)}"
+    return "+".join(names), said("LoraConfig without target_modules on Llama adapts {names}", names=", ".join(names))
 
 
-def _snippet_runs() -> tuple[Value, str]:
+def _snippet_runs() -> Finding:
     """The attention wrapper reads `in_features` of the module it wraps, which a linear layer has and an attention module has not."""
     import torch
 
     attention = tiny_llama().model.layers[0].self_attn
     others = {"LlamaAttention": attention, "torch.nn.MultiheadAttention": torch.nn.MultiheadAttention(64, 4)}
     having = [name for name, module in others.items() if hasattr(module, "in_features")]
-    return bool(having), f"in_features exists on {', '.join(having) or 'none'} of {', '.join(others)}"
+    return bool(having), said(
+        "of {others}, these have in_features: {having}", having=", ".join(having) or said("none"), others=", ".join(others)
+    )
 
 
 def _adalora_ranks(field: str) -> Probe:
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         from peft import AdaLoraConfig
 
         config = AdaLoraConfig(total_step=100, peft_type="ADALORA")
-        return getattr(config, field), f"AdaLoraConfig: init_r {config.init_r}, target_r {config.target_r}"
+        return getattr(config, field), said("AdaLoraConfig: init_r {init}, target_r {target}", init=config.init_r, target=config.target_r)
 
     return probe
 
@@ -129,38 +133,39 @@ def _pruned() -> tuple[int, int, int, int]:
     return before, after, min(ranks), sum(ranks)
 
 
-def _adalora_kept() -> tuple[Value, str]:
+def _adalora_kept() -> Finding:
     before, after, least, total = _pruned()
-    return after / before, f"{before} adapter elements at the start, {after} held after pruning to a total rank of {total}"
+    kept = "{before} adapter elements at the start, {after} held after pruning to a total rank of {total}"
+    return after / before, said(kept, before=before, after=after, total=total)
 
 
-def _adalora_least_rank() -> tuple[Value, str]:
+def _adalora_least_rank() -> Finding:
     _, _, least, total = _pruned()
-    return least, f"smallest rank of a layer after pruning to a total of {total}: {least}"
+    return least, said("smallest rank of a layer after pruning to a total of {total}: {least}", total=total, least=least)
 
 
-def _adalora_merges() -> tuple[Value, str]:
+def _adalora_merges() -> Finding:
     merged = _adalora().merge_and_unload()
     left = sum("lora" in name for name, _ in merged.named_parameters())
-    return left == 0, f"merge_and_unload leaves {left} adapter tensors"
+    return left == 0, said("merge_and_unload leaves {left} adapter tensors", left=left)
 
 
-def _trainer_optimizer() -> tuple[Value, str]:
+def _trainer_optimizer() -> Finding:
     from dataclasses import fields
 
     from transformers import TrainingArguments
 
     value = next(f.default for f in fields(TrainingArguments) if f.name == "optim")
     name = str(getattr(value, "value", value))
-    return name, f"TrainingArguments.optim is {name}"
+    return name, said("TrainingArguments.optim is {name}", name=name)
 
 
-def _trainer_pages() -> tuple[Value, str]:
+def _trainer_pages() -> Finding:
     name, evidence = _trainer_optimizer()
-    return "paged" in str(name), f"{evidence}; paging needs optim='paged_adamw_32bit' or another paged name"
+    return "paged" in str(name), said("{evidence}; paging needs optim='paged_adamw_32bit' or another paged name", evidence=evidence)
 
 
-def _cache_is_switched_off() -> tuple[Value, str]:
+def _cache_kept() -> Finding:
     import torch
 
     model = tiny_llama().train()
@@ -168,13 +173,13 @@ def _cache_is_switched_off() -> tuple[Value, str]:
     out = model(input_ids=torch.arange(16).reshape(1, 16), use_cache=True)
     kept = getattr(out, "past_key_values", None)
     length = 0 if kept is None else int(kept.get_seq_length())
-    return length == 0, f"a checkpointed training forward with use_cache=True returns a cache of {length} tokens"
+    return length, said("a checkpointed training forward with use_cache=True returns a cache of {length} tokens", length=length)
 
 
 def _split_layers(device: str) -> Probe:
     """Layers of a bf16 65B Llama that device_map='auto' places on a card with 23.5 GiB, beside 500 GiB of host memory."""
 
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         import torch
         from accelerate import infer_auto_device_map, init_empty_weights
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -188,17 +193,17 @@ def _split_layers(device: str) -> Probe:
                                        dtype=torch.bfloat16)  # fmt: skip
         on_gpu = sum(where == 0 for name, where in placed.items() if ".layers." in f".{name}")
         on_cpu = sum(where == "cpu" for name, where in placed.items() if ".layers." in f".{name}")
-        return (on_gpu if device == "gpu" else on_cpu), f"{on_gpu} of 80 layers on the 23.5 GiB card, {on_cpu} in host memory"
+        counted = said("{on_gpu} of 80 layers on the 23.5 GiB card, {on_cpu} in host memory", on_gpu=on_gpu, on_cpu=on_cpu)
+        return (on_gpu if device == "gpu" else on_cpu), counted
 
     return probe
 
 
-def _fp16_bits() -> tuple[Value, str]:
+def _fp16_bits() -> Finding:
     import torch
 
-    return torch.finfo(
-        torch.float16
-    ).bits, f"float16 has {torch.finfo(torch.float16).bits} bits, torch's default dtype {torch.get_default_dtype()}"
+    bits, default = torch.finfo(torch.float16).bits, str(torch.get_default_dtype())
+    return bits, said("float16 has {bits} bits, torch's default dtype {default}", bits=bits, default=default)
 
 
 ADAPTERS: dict[str, tuple[Probe, str]] = {
@@ -220,7 +225,7 @@ ADAPTERS: dict[str, tuple[Probe, str]] = {
     "adalora_merges": (_adalora_merges, "peft"),
     "trainer_default_optimizer": (_trainer_optimizer, "transformers"),
     "trainer_pages_by_default": (_trainer_pages, "transformers"),
-    "checkpointing_switches_cache_off": (_cache_is_switched_off, "transformers"),
+    "cache_tokens_kept_under_checkpointing": (_cache_kept, "transformers"),
     "device_map_layers_on_gpu": (_split_layers("gpu"), "accelerate"),
     "device_map_layers_on_cpu": (_split_layers("cpu"), "accelerate"),
     "float16_bits": (_fp16_bits, "torch"),

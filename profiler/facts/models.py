@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from profiler.said import Said
+
 Value = int | float | bool | str
-Probe = Callable[[], tuple[Value, str]]
+Finding = tuple[Value, Said]
+Probe = Callable[[], Finding]
 """Reads one fact: (its value, where it was seen)."""
 BLOCK = 64
 

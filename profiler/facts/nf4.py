@@ -5,38 +5,41 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from profiler.facts.models import BLOCK, Probe, Value, quantised
+from profiler.facts.models import BLOCK, Finding, Probe, quantised
+from profiler.said import said
 
 
-def _zero_point() -> tuple[Value, str]:
+def _zero_point() -> Finding:
     """Zero is stored exactly as zero and no per-block offset exists: absmax alone scales a block; the code book has an exact zero."""
     state = quantised(double=False).weight.quant_state
     per_block = [name for name, value in vars(state).items() if hasattr(value, "numel") and value.numel() == 64 * 64 // BLOCK]
     codes = [round(float(c), 4) for c in state.code]
-    return (
-        state.offset is not None,
-        f"per-block tensors of the quantisation state: {', '.join(per_block)}; offset {state.offset}; exact 0 in the code: {0.0 in codes}",
-    )
+    stored = "per-block tensors of the quantisation state: {names}; offset {offset}; exact 0 in the code: {exact}"
+    return state.offset is not None, said(stored, names=", ".join(per_block), offset=str(state.offset), exact=0.0 in codes)
 
 
 def _constant_bits(nested: bool) -> Probe:
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         state = quantised(double=nested, rows=256, columns=256).weight.quant_state
         bits = 8 * state.absmax.element_size()
-        second = f", then one float32 each {state.state2.blocksize}" if nested else ""
-        return bits, f"block constants are {str(state.absmax.dtype).removeprefix('torch.')}, one each {state.blocksize} weights{second}"
+        dtype, each = str(state.absmax.dtype).removeprefix("torch."), state.blocksize
+        if not nested:
+            return bits, said("block constants are {dtype}, one each {each} weights", dtype=dtype, each=each)
+        twice = "block constants are {dtype}, one each {each} weights, then one float32 each {second} constants"
+        return bits, said(twice, dtype=dtype, each=each, second=state.state2.blocksize)
 
     return probe
 
 
-def _bits_saved() -> tuple[Value, str]:
+def _bits_saved() -> Finding:
     """Bits a weight of both states' tensors, code books and scalars apart; 2^20 weights, so that the second level's blocks are full."""
     sizes = []
     for nested in (False, True):
         state = quantised(double=nested, rows=1024, columns=1024).weight.quant_state
         sizes.append(state.absmax.nbytes + (state.state2.absmax.nbytes if nested else 0))
     saved = 8 * (sizes[0] - sizes[1]) / 2**20
-    return saved, f"constants of 2^20 weights: {sizes[0]} bytes, double-quantised {sizes[1]}: {saved:.4f} bits a weight saved"
+    counted = "constants of 2^20 weights: {single} bytes, double-quantised {double}: {saved:.4f} bits a weight saved"
+    return saved, said(counted, single=sizes[0], double=sizes[1], saved=saved)
 
 
 @cache
@@ -47,7 +50,7 @@ def _samples() -> Any:
     return torch.randn(2**18, generator=generator)
 
 
-def _bin_shares() -> tuple[Value, str]:
+def _bin_shares() -> Finding:
     """Share of normal weights in the fullest of the 16 bins over that in the emptiest, after blockwise absmax scaling."""
     import torch
     from bitsandbytes.functional import quantize_4bit
@@ -56,10 +59,8 @@ def _bin_shares() -> tuple[Value, str]:
     flat = packed.flatten()
     counts = torch.bincount(torch.cat([flat >> 4, flat & 15]).long(), minlength=16).double() / (2 * flat.numel())
     least, most = float(counts.min()), float(counts.max())
-    return (
-        most / least,
-        f"of 2^18 normal weights the 16 bins hold between {100 * least:.2f} % and {100 * most:.2f} %; equal bins would hold 6.25 %",
-    )
+    shares = "of 2^18 normal weights the 16 bins hold between {least:.2f} % and {most:.2f} %; equal bins would hold 6.25 %"
+    return most / least, said(shares, least=100 * least, most=100 * most)
 
 
 def _error(kind: str, samples: Any) -> float:
@@ -77,19 +78,19 @@ def _error(kind: str, samples: Any) -> float:
     return float((back - samples.reshape(-1, BLOCK))[:, 1:].square().mean().sqrt())
 
 
-def _relative_error(other: str) -> tuple[Value, str]:
+def _relative_error(other: str) -> Finding:
     nf4, theirs = _error("nf4", _samples()), _error(other, _samples())
-    return nf4 / theirs, f"root mean square error on normal weights: nf4 {nf4:.4f}, {other} {theirs:.4f} of a standard deviation"
+    errors = "root mean square error on normal weights: nf4 {nf4:.4f}, {other} {theirs:.4f} of a standard deviation"
+    return nf4 / theirs, said(errors, nf4=nf4, other=other, theirs=theirs)
 
 
-def _outlier_growth(other: str) -> tuple[Value, str]:
+def _outlier_growth(other: str) -> Finding:
     """How much one outlier of 10 standard deviations in every block multiplies the error of the *other* weights, nf4 over `other`."""
     spiked = _samples().clone().reshape(-1, BLOCK)
     spiked[:, 0] = 10.0
     growth = {kind: _error(kind, spiked.flatten()) / _error(kind, _samples()) for kind in ("nf4", other)}
-    return growth["nf4"] / growth[
-        other
-    ], f"an outlier of 10 sigma in every block multiplies the error by {growth['nf4']:.2f} (nf4), {growth[other]:.2f} ({other})"
+    grown = "an outlier of 10 sigma in every block multiplies the error by {nf4:.2f} (nf4), {theirs:.2f} ({other})"
+    return growth["nf4"] / growth[other], said(grown, nf4=growth["nf4"], theirs=growth[other], other=other)
 
 
 NF4: dict[str, tuple[Probe, str]] = {

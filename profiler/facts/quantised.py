@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-from profiler.facts.models import Probe, Value, quantised_llama, tiny_llama, with_adapter
+from profiler.facts.models import Finding, Probe, Value, quantised_llama, tiny_llama, with_adapter
+from profiler.said import said
 
 
 def _config_default(field: str) -> Probe:
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         from transformers import BitsAndBytesConfig
 
         value = getattr(BitsAndBytesConfig(load_in_4bit=True), field)
         text: Value = value if isinstance(value, bool) else str(value).removeprefix("torch.")
-        return text, f"BitsAndBytesConfig(load_in_4bit=True).{field} is {text}"
+        return text, said("BitsAndBytesConfig(load_in_4bit=True).{field} is {text}", field=field, text=str(text))
 
     return probe
 
@@ -49,9 +50,10 @@ def _hooked(layer: Any, seen: list[Any]) -> Iterator[None]:
 
 
 def _gradient(which: int, what: str) -> Probe:
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         value = _gradients()[which]
-        return value, f"{what} {'has' if value else 'has no'} gradient after backward through 4-bit layers"
+        template = "after backward through 4-bit layers, {what} has a gradient: {value}"
+        return value, said(template, what=said(what), value=value)
 
     return probe
 
@@ -59,7 +61,7 @@ def _gradient(which: int, what: str) -> Probe:
 def _dequantisations(checkpointing: bool) -> Probe:
     """Times one 4-bit weight is turned to 16 or 32 bits in one training step, counted at the library's two operators that read it."""
 
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         import torch
         from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,8 +82,9 @@ def _dequantisations(checkpointing: bool) -> Probe:
         with Count():
             model(input_ids=tokens, labels=tokens).loss.backward()
         most = max(reads.values())
-        how = "with" if checkpointing else "without"
-        return most, f"a 4-bit weight is read up to {most} times in one step {how} checkpointing ({len(reads)} weights watched)"
+        how = said("with checkpointing" if checkpointing else "without checkpointing")
+        template = "a 4-bit weight is read up to {most} times in one step {how} ({watched} weights watched)"
+        return most, said(template, most=most, how=how, watched=len(reads))
 
     return probe
 
@@ -100,35 +103,32 @@ def _prepared() -> dict[str, Any]:
 
 
 def _prepare(what: str) -> Probe:
-    def probe() -> tuple[Value, str]:
+    def probe() -> Finding:
         value = _prepared()[what]
-        return value, f"after prepare_model_for_kbit_training: {what} {value}"
+        return value, said("after prepare_model_for_kbit_training: {what} {value}", what=said(what), value=value)
 
     return probe
 
 
-def _counts_logical() -> tuple[Value, str]:
+def _counts_logical() -> Finding:
 
     logical = sum(p.numel() for p in tiny_llama().parameters())
     trainable, total = with_adapter(quantised_llama()).get_nb_trainable_parameters()
-    return (
-        total - trainable == logical,
-        f"PEFT counts {total - trainable} base parameters of a 4-bit model whose logical count is {logical}",
-    )
+    template = "PEFT counts {counted} base parameters of a 4-bit model whose logical count is {logical}"
+    return total - trainable == logical, said(template, counted=total - trainable, logical=logical)
 
 
-def _merge_warns() -> tuple[Value, str]:
+def _merge_warns() -> Finding:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with_adapter(quantised_llama()).merge_adapter()
     rounding = [str(w.message) for w in caught if "rounding" in str(w.message)]
-    return bool(
-        rounding
-    ), f"merging into 4-bit weights dequantises, adds and quantises again; the library warns of rounding errors {len(rounding)} times"
+    template = "merging into 4-bit weights dequantises, adds and quantises again; the library warns of rounding errors {times} times"
+    return bool(rounding), said(template, times=len(rounding))
 
 
-def _paged_minimum() -> tuple[Value, str]:
+def _paged_minimum() -> Finding:
     """The size from which a paged optimizer pages a state tensor, found by asking the library's own buffer function on meta tensors."""
     import torch
     from bitsandbytes.optim import PagedAdamW32bit
@@ -138,7 +138,7 @@ def _paged_minimum() -> tuple[Value, str]:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _pages(optimizer, middle) else (middle, high)
-    return high, f"state tensors of at least {high:,} elements are paged, smaller ones stay on the card"
+    return high, said("state tensors of at least {high:,} elements are paged, smaller ones stay on the card", high=high)
 
 
 def _pages(optimizer: Any, elements: int) -> bool:
@@ -156,12 +156,12 @@ def _pages(optimizer: Any, elements: int) -> bool:
     return bool(asked)
 
 
-def _works_without_cuda() -> tuple[Value, str]:
+def _works_without_cuda() -> Finding:
     adapters = _gradients()[2]
-    return adapters, "a QLoRA backward pass (NF4 base, LoRA adapters) ran on the CPU just now"
+    return adapters, said("a QLoRA backward pass (NF4 base, LoRA adapters) ran on the CPU just now")
 
 
-def _refuses_cpu_split() -> tuple[Value, str]:
+def _refuses_cpu_split() -> Finding:
     """Whether transformers refuses to load a 4-bit model whose device map puts some modules in host memory."""
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
@@ -170,8 +170,8 @@ def _refuses_cpu_split() -> tuple[Value, str]:
     try:
         quantizer.validate_environment(device_map={"model.layers.0": 0, "model.layers.1": "cpu"})
     except ValueError as error:
-        return True, f"ValueError: {str(error).strip().split('.')[0][:100]}"
-    return False, "validate_environment accepts such a device map"
+        return True, said("ValueError: {message}", message=str(error).strip().split(".")[0][:100])
+    return False, said("validate_environment accepts such a device map")
 
 
 @cache
@@ -202,10 +202,10 @@ def _product_dtypes(autocast: bool) -> tuple[str, ...]:
     return tuple(sorted(dtypes))
 
 
-def _products(autocast: bool) -> tuple[Value, str]:
+def _products(autocast: bool) -> Finding:
     dtypes = "+".join(_product_dtypes(autocast))
-    how = "under autocast" if autocast else "without autocast"
-    return dtypes, f"matrix products of a QLoRA forward after k-bit preparation {how} run in {dtypes}"
+    how = said("under autocast" if autocast else "without autocast")
+    return dtypes, said("matrix products of a QLoRA forward after k-bit preparation {how} run in {dtypes}", how=how, dtypes=dtypes)
 
 
 QUANTISED: dict[str, tuple[Probe, str]] = {

@@ -11,15 +11,17 @@ from functools import cache
 from importlib.metadata import version
 
 from profiler.facts.adapters import ADAPTERS
-from profiler.facts.models import Probe, Value
+from profiler.facts.memory import MEMORY
+from profiler.facts.models import Finding, Probe
 from profiler.facts.nf4 import NF4
 from profiler.facts.quantised import QUANTISED
+from profiler.said import said
 
-FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED}
+FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED, **MEMORY}
 
 
 @cache
-def read_fact(name: str) -> tuple[Value, str]:
+def read_fact(name: str) -> Finding:
     """The value of a fact and where it was read. KeyError for an unknown name; ImportError where the library is not installed."""
     import torch
 
@@ -32,4 +34,4 @@ def read_fact(name: str) -> tuple[Value, str]:
             value, evidence = probe()
     finally:
         logging.disable(quiet)
-    return value, f"{evidence} ({library} {version(library)})"
+    return value, said("{evidence} ({library} {version})", evidence=evidence, library=library, version=version(library))
