@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from planner.expr import Expr, const
 from planner.forward import attend
+from planner.forward.fused_losses import WITHOUT_LOGITS
 from planner.forward.layers import decoder_layer
 from planner.forward.linears import linear, orthogonality
-from planner.forward.losses import causal_loss, chunked_loss, logits_of
+from planner.forward.losses import causal_loss, logits_of
 from planner.forward.norms import norm
 from planner.forward.walk import Device, Walk
 from planner.methods import METHODS
@@ -97,8 +98,9 @@ class _Step:
         if not dropped and setup.loss == "full" and (setup.retain_outputs or setup.gradient_accumulation > 1):
             before = t.alloc("logits of the step before", (), "float32", "the loop keeps its outputs", "activations")
         t.mark("forward")
+        outputs: Tensor | None
         outputs, loss = self._forward()
-        if before is not None and outputs is not None:
+        if before is not None:
             t.resize(before, outputs.shape, outputs.dtype)
         before = None
         if dropped:
@@ -142,15 +144,16 @@ class _Step:
 
     # ---- forward ------------------------------------------------------------------------------------------------------------------
 
-    def _forward(self) -> tuple[Tensor | None, Tensor]:
+    def _forward(self) -> tuple[Tensor, Tensor]:
+        """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
         hidden = self._hidden()
         logits: Tensor | None = None
-        if self.setup.loss == "chunked":
-            loss = chunked_loss(w, hidden)
-        else:
+        if self.setup.loss == "full":
             logits = logits_of(w, hidden)
             loss = causal_loss(w, logits)
+        else:
+            loss = WITHOUT_LOGITS[self.setup.loss](w, hidden)
         del hidden
         if self.setup.method == "adalora":
             loss = self._regularised(loss)
@@ -159,7 +162,7 @@ class _Step:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
-        return logits, loss
+        return loss if logits is None else logits, loss
 
     def _regularised(self, loss: Tensor) -> Tensor:
         """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters have one from the start."""

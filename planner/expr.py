@@ -175,6 +175,21 @@ def maximum(*values: Sized) -> Expr:
     return Expr({(Atom(f"max({', '.join(map(str, exprs))})", "max", tuple(exprs)),): 1})
 
 
+def minimum(a: Sized, b: Sized) -> Expr:
+    """The smaller of two values."""
+    return as_expr(a) + b - maximum(a, b)
+
+
+def exceeds(value: Sized, bound: int) -> Expr:
+    """1 where value > bound, else 0, for values below 2^60."""
+    return ceil_div(maximum(value, bound) - bound, 2**60)
+
+
+def power_of_two(value: Sized, most: int = 2**24) -> Expr:
+    """The smallest power of two that is at least a positive `value`, for values up to `most`."""
+    return total((1, *(exceeds(value, 2**k) * 2**k for k in range(most.bit_length() - 1))))
+
+
 def _terms(value: Sized) -> Mapping[Monomial, int]:
     return value.terms if isinstance(value, Expr) else ({(): value} if value else {})
 
@@ -319,6 +334,6 @@ def _bound(expr: Expr, largest: Mapping[str, int]) -> int:
         size = abs(coefficient)
         for atom in monomial:
             operands = getattr(atom, "operands", ())
-            size *= max(_bound(operand, largest) for operand in operands) + 1 if operands else largest[atom]
+            size *= max(_bound(operand, largest) for operand in operands) // atom.divisor + 1 if operands else largest[atom]  # type: ignore[attr-defined]
         total += size
     return total

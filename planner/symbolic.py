@@ -220,7 +220,6 @@ def refuse(setup: Setup) -> None:
     reasons = {
         "a PEFT adapter_config.json": setup.adapter is not None,
         f"method '{setup.method}'": METHODS[setup.method].trains == "adapter" and setup.method not in SHAPES,
-        f"loss '{setup.loss}'": setup.loss == "fused",
         f"method '{setup.method}' on a quantised base": setup.method == "dora" and setup.quant_type == "int8",
     }
     for what, refused in reasons.items():

@@ -10,7 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.expr import Expr, ceil_div, compile_python, const, grid, javascript, maximum, product, round_up, symbol, total
+from planner.expr import (
+    Expr,
+    ceil_div,
+    compile_python,
+    const,
+    exceeds,
+    grid,
+    javascript,
+    maximum,
+    minimum,
+    power_of_two,
+    product,
+    round_up,
+    symbol,
+    total,
+)
 
 B, S, R = symbol("B"), symbol("S"), symbol("R")
 NAMES = ("B", "S", "R")
@@ -50,6 +65,12 @@ def test_ceil_division_folds_only_where_exact() -> None:
     assert round_up(S, 32).evaluate({"S": 33}) == 64
     with pytest.raises(ValueError, match="divisor 0"):
         ceil_div(S, 0)
+
+
+def test_smaller_larger_and_next_power_of_two() -> None:
+    sizes = (1, 2, 3, 4, 5, 1023, 1024, 1025, 10**6)
+    found = [(minimum(S, 1024).evaluate({"S": n}), exceeds(S, 1024).evaluate({"S": n}), power_of_two(S).evaluate({"S": n})) for n in sizes]
+    assert found == [(min(n, 1024), int(n > 1024), 1 << (n - 1).bit_length()) for n in sizes]
 
 
 def test_maximum_drops_what_another_covers() -> None:

@@ -114,7 +114,6 @@ def test_depth_is_exact_however_layers_are_grouped() -> None:
     ("fields", "message"),
     [
         ({"method": "prefix-tuning"}, "--engine trace"),
-        ({"method": "lora", "loss": "fused"}, "--engine trace"),
         ({"method": "lora", "targets": "q_prj"}, "q_prj"),
     ],
 )

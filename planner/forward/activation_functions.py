@@ -30,23 +30,28 @@ def _new_gelu(w: Walk, x: Tensor) -> Tensor:
     t = w.t
     half = unary(t, "scale", x, "0.5 x")
     cube = unary(t, "scale", unary(t, "pow", w.wide(x), "cube"), "scaled cube")
-    inner = unary(t, "scale", add(t, x, cube, "polynomial"), "scaled polynomial")
+    inner = add(t, x, cube, "polynomial")
     del cube
+    inner = unary(t, "scale", inner, "scaled polynomial")
     curve = unary(t, "tanh", inner, "tanh")
     del inner
-    return mul(t, half, unary(t, "shift", curve, "1 + tanh"), "activation output")
+    curve = unary(t, "shift", curve, "1 + tanh")
+    return mul(t, half, curve, "activation output")
 
 
 def _fast_gelu(w: Walk, x: Tensor) -> Tensor:
     """0.5 * x * (1 + tanh(c * x * (1 + 0.044715 * x * x)))."""
     t = w.t
     half = unary(t, "scale", x, "0.5 x")
+    scaled = unary(t, "scale", x, "scaled x")
     square = mul(t, unary(t, "scale", x, "0.044715 x"), x, "scaled square")
-    inner = mul(t, unary(t, "scale", x, "scaled x"), unary(t, "shift", square, "1 + square"), "polynomial")
-    del square
+    square = unary(t, "shift", square, "1 + square")
+    inner = mul(t, scaled, square, "polynomial")
+    del scaled, square
     curve = unary(t, "tanh", inner, "tanh")
     del inner
-    return mul(t, half, unary(t, "shift", curve, "1 + tanh"), "activation output")
+    curve = unary(t, "shift", curve, "1 + tanh")
+    return mul(t, half, curve, "activation output")
 
 
 def _quick_gelu(w: Walk, x: Tensor) -> Tensor:
