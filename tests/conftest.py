@@ -79,7 +79,8 @@ class Saved:
 def real(config: dict[str, Any], setup: Any) -> Held:
     """What two steps on the CPU hold: the same build and step, real tensors."""
     from planner.live import step
-    from planner.live.build import build
+    from planner.live.attribute import quantisation_constants
+    from planner.live.build import build, logical_numel
     from planner.live.model import quiet
 
     with quiet():
@@ -89,7 +90,8 @@ def real(config: dict[str, Any], setup: Any) -> Held:
         for index in range(2):
             step.run(built, watcher, index)
     weights: dict[int, tuple[str, int]] = {}
-    for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers()]:
+    constants = [(f"{path}.{key}", tensor) for path, module in built.model.named_modules() for key, tensor in quantisation_constants(module)]
+    for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers(), *constants]:
         weights.setdefault(tensor.untyped_storage()._cdata, (name, tensor.untyped_storage().nbytes()))
     parameters = list(built.model.parameters())
     return Held(
@@ -97,8 +99,8 @@ def real(config: dict[str, Any], setup: Any) -> Held:
         gradients=_bytes(p.grad for p in parameters if p.grad is not None),
         optimizer_states=_bytes(t for state in built.optimizer.state.values() for t in state.values() if hasattr(t, "untyped_storage")),
         saved=Counter(nbytes for nbytes in watcher.storages.values() if nbytes),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        total=sum(p.numel() for p in parameters),
+        trainable=sum(logical_numel(p) for p in parameters if p.requires_grad),
+        total=sum(logical_numel(p) for p in parameters),
     )
 
 

@@ -55,6 +55,8 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
 
 def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
     """Gradient checkpointing as transformers switches it on; with frozen embeddings the layer inputs must ask for gradients."""
+    if setup.checkpoint_offload and setup.device == "cpu":
+        raise UsageError("checkpoint_offload moves layer inputs from a GPU to the host: device cpu has none to move")
     kwargs: dict[str, Any] = {"use_reentrant": setup.checkpointing == "reentrant"}
     options: dict[str, Any] = {}
     if setup.checkpoint_every > 1:

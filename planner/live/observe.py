@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planner.live.accumulate import calibrated, into_first
 
 ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
+READ = "read from the checkpoint"  # the op of a tensor that loading brings to the device, by threads where the library has some
 Event = tuple[str, int, int]  # kind, storage id, bytes
 
 
@@ -32,10 +33,10 @@ class Unseen(Protocol):
 
 
 class Hidden(Protocol):
-    """What kernels allocate unseen, and which outputs they make on the host (planner/live/kernels.py)."""
+    """What kernels allocate unseen, and which outputs they make on the device, in which order (planner/live/kernels.py)."""
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
-    def on_host(self, op: Any) -> tuple[int, ...]: ...
+    def order(self, op: Any, count: int) -> Sequence[int]: ...
 
 
 _ATEN = torch.ops.aten
@@ -102,10 +103,11 @@ class Observer(TorchDispatchMode):
         self.answers = answers or {}
         self.moment = "load"
         self.settle: Callable[[str], None] = lambda moment: None  # called when a moment ends: who holds what now
-        self.host_bytes = 0  # held in host memory for the step: paged optimizer states, offloaded activations
+        self.host_bytes = 0  # the most that was held in host memory at once: paged optimizer states, offloaded activations
+        self._on_host_now = 0
         self.modules: list[tuple[str, int | None]] = []  # the stack of modules whose forward is running
         self._alive: dict[int, _Watch] = {}
-        self._host = False
+        self._host = self._reading = False
         self.inherited: int | None = None  # outside the layers: the layer whose tensors the last op there worked on
         self._via = "code"
         self._layer: int | None = None  # the layer whose code runs; None outside the layers
@@ -146,6 +148,15 @@ class Observer(TorchDispatchMode):
         finally:
             self._host = outer
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Tensors made inside come from the checkpoint."""
+        self._reading = True
+        try:
+            yield
+        finally:
+            self._reading = False
+
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor made on the host, copied to the device; one that is there already, itself."""
         if not tensor.is_meta or self.knows(tensor):
@@ -156,6 +167,17 @@ class Observer(TorchDispatchMode):
         finally:
             self._host = outer
         return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
+
+    def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+        """Count `nbytes` of host memory for as long as `tensor` lives; returns it."""
+
+        def let_go() -> None:
+            self._on_host_now -= nbytes
+
+        self._on_host_now += nbytes
+        self.host_bytes = max(self.host_bytes, self._on_host_now)
+        weakref.finalize(tensor.untyped_storage(), let_go)
+        return tensor
 
     def empty_cache(self) -> None:
         """The caching allocator gives back every segment that holds nothing."""
@@ -245,9 +267,10 @@ class Observer(TorchDispatchMode):
 
     def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str,
                  layers: list[int | None] | None) -> None:  # fmt: skip
-        skipped = () if self.hidden is None else self.hidden.on_host(func)
-        for index, tensor in enumerate(outputs):
-            if not tensor.is_meta or index in skipped:
+        made = range(len(outputs)) if self.hidden is None else self.hidden.order(func, len(outputs))
+        for index in made:
+            tensor = outputs[index]
+            if not tensor.is_meta:
                 continue
             storage = tensor.untyped_storage()
             if storage._cdata in self._alive:
@@ -266,6 +289,7 @@ class Observer(TorchDispatchMode):
         watch = _Watch(storage, self._died)
         watch.key, watch.id = key, sid
         self._alive[key] = watch
+        op = READ if self._reading else op
         log.storages.append(Storage(sid, nbytes, op, where, layer, tuple(tensor.shape), str(tensor.dtype)[6:], self.moment, len(log.events),
                                     self._via))  # fmt: skip
         log.events.append((ALLOC, sid, nbytes))

@@ -5,6 +5,7 @@ A shim changes where a library refuses meta or asks a tensor for its value; neve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
@@ -66,12 +67,21 @@ def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
     def copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
 
+    def offloaded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """torch 2.13 autograd/graph.py save_on_cpu makes a copy in pinned memory; one element on the host stands for it."""
+        elements = math.prod(args[0])
+        if observer.moment != "forward" or torch.device(kwargs.get("device") or "cpu").type != "cpu" or not elements:
+            return NotImplemented
+        made = torch.empty(1, dtype=kwargs.get("dtype"))
+        return observer.keep_on_host(made, elements * made.element_size()).expand(args[0])
+
     return {
         **_int8(),
         _ATEN._local_scalar_dense.default: scalar,
         _ATEN._to_copy.default: to_copy,
         _ATEN.copy_.default: copy,
         _ATEN._grouped_mm.default: _grouped_mm,
+        **({_ATEN.empty.memory_format: offloaded} if setup.checkpoint_offload else {}),
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
     }
 
@@ -191,8 +201,7 @@ def _bitsandbytes_paged(observer: Observer) -> Iterator[None]:
         with observer.on_host():
             made = torch.empty(shape, dtype=dtype, device="meta")
         made.is_paged, made.page_deviceid = True, 0  # type: ignore[attr-defined]
-        observer.host_bytes += made.numel() * made.element_size()
-        return made
+        return observer.keep_on_host(made, made.numel() * made.element_size())
 
     maps = dict(F.name2qmap)
     F.name2qmap.clear()
