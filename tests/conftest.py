@@ -90,7 +90,8 @@ def real(config: dict[str, Any], setup: Any) -> Held:
         for index in range(2):
             step.run(built, watcher, index)
     weights: dict[int, tuple[str, int]] = {}
-    constants = [(f"{path}.{key}", tensor) for path, module in built.model.named_modules() for key, tensor in quantisation_constants(module)]
+    modules = built.model.named_modules()
+    constants = [(f"{path}.{key}", tensor) for path, module in modules for key, tensor in quantisation_constants(module)]
     for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers(), *constants]:
         weights.setdefault(tensor.untyped_storage()._cdata, (name, tensor.untyped_storage().nbytes()))
     parameters = list(built.model.parameters())
