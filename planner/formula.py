@@ -30,7 +30,7 @@ def _structure(setup: Setup) -> Setup:
         free["init_rank"] = 1
     if setup.target_rank is not None:
         free["target_rank"] = 1
-    return setup.model_copy(update=free)
+    return setup.with_(**free)
 
 
 class _Key:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from planner.errors import UsageError, shorten, unknown
+from planner.errors import UsageError, unknown
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
 from planner.recipes import BASE, RECIPES
 
-FloatType = Literal["bfloat16", "float16", "float32"]
-Count = Annotated[int, Field(ge=1, le=10**7)]
-Size = Annotated[int, Field(ge=1, le=10**9)]
+if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
+    from planner.checking import Alpha, Count, Dropout, FloatType, Gpus, Rank, Size
+
 ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
 
 
-class Setup(BaseModel):
-    """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and remembers why."""
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and remembers why.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+    The annotations are the rules that `checking.check` makes pydantic enforce on what a person wrote.
+    """
 
     method: str
     recipe: str
@@ -35,9 +36,9 @@ class Setup(BaseModel):
     autocast: Literal["bfloat16", "float16", "none"]
     trainable_dtype: Literal["weight", "float32"]  # float32: the stack upcasts what it trains
     adapter_dtype: FloatType
-    rank: Annotated[int, Field(ge=1, le=10**6)]
-    alpha: Annotated[int | float, Field(gt=0, le=10**9)]
-    dropout: Annotated[int | float, Field(ge=0, lt=1)]
+    rank: Rank
+    alpha: Alpha
+    dropout: Dropout
     targets: tuple[str, ...]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
     modules_to_save: tuple[str, ...]
     quant_type: Literal["none", "nf4", "fp4", "int8"]
@@ -60,7 +61,7 @@ class Setup(BaseModel):
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     gpu: str | None
-    gpus: Annotated[int, Field(ge=1, le=65536)]
+    gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
     init_rank: Size | None
     target_rank: Size | None
@@ -70,26 +71,26 @@ class Setup(BaseModel):
     bottleneck: Size | None
     adapter: dict[str, Any] | None  # a PEFT adapter_config.json, parsed
     device: Literal["cuda", "cpu"]
-    origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
-
-    @field_validator("targets", "modules_to_save", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        """Lists (from JSON and YAML) and comma-separated text (from a command line) become tuples."""
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        return tuple(value) if isinstance(value, list) else value
+    origins: dict[str, str] = field(default_factory=dict, repr=False)
 
     def to_document(self) -> dict[str, Any]:
         """Every resolved field, JSON types only."""
-        return self.model_dump(mode="json")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.values().items()}
+
+    def values(self) -> dict[str, Any]:
+        """Every field but the origins."""
+        return {name: getattr(self, name) for name in FIELDS}
 
     def replaced(self, **changes: Any) -> Setup:
         """The same setup with some fields changed and checked again; origins of the changed fields become 'user'."""
-        fields = {**self.model_dump(), **changes}
+        values = {**self.values(), **changes}
         if "optimizer" in changes and "optimizer_mode" not in changes:
-            fields["optimizer_mode"] = _mode_of(fields["optimizer"])
-        return _consistent(_checked(fields, {**self.origins, **dict.fromkeys(changes, "user")}))
+            values["optimizer_mode"] = _mode_of(values["optimizer"])
+        return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
+
+    def with_(self, **changes: Any) -> Setup:
+        """The same setup with some fields changed, unchecked and their origins kept: for values of our own."""
+        return replace(self, **changes)
 
     def identity(self) -> str:
         """A hash of every field: equal setups have equal identities."""
@@ -98,7 +99,7 @@ class Setup(BaseModel):
         return hashlib.sha256(json.dumps(self.to_document(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-FIELDS: tuple[str, ...] = tuple(name for name in Setup.model_fields if name != "origins")
+FIELDS: tuple[str, ...] = tuple(each.name for each in fields(Setup) if each.name != "origins")
 
 
 NAMES = {"method", "recipe", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
@@ -110,7 +111,8 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
 
     What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given` where it is `trusted` because
     it comes from a checked Setup (building pydantic's validator takes longer than a prediction). `max_positions` is the model's count of
-    *learned* positions, None where positions are computed: it bounds the sequence length. Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
+    *learned* positions, None where positions are computed: it bounds the sequence length.
+    Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
     """
     given = {key: value for key, value in (given or {}).items() if value is not None}
     imported = {key: value for key, value in (imported or {}).items() if value is not None}
@@ -145,7 +147,7 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
     for name, (value, why) in _derived(fields, said).items():
         fields[name], origins[name] = value, why
     known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
-    setup = _consistent(_unchecked(fields, origins) if known else _checked(fields, origins))
+    setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
     if max_positions is not None and setup.sequence_length > max_positions:
         raise UsageError(f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this model learned")
     return setup
@@ -177,18 +179,11 @@ def _mode_of(optimizer: Any) -> str:
     return OPTIMIZERS[optimizer].modes[0]
 
 
-def _unchecked(fields: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
-    return Setup.model_construct(None, **fields, origins=dict(origins))
+def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
+    """A Setup of these values, each checked. Raises UsageError naming the first that is wrong, and what was expected."""
+    from planner.checking import check
 
-
-def _checked(fields: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
-    try:
-        return Setup(**fields, origins=dict(origins))
-    except ValidationError as error:
-        from planner.expected import refusal
-
-        key = str(error.errors()[0]["loc"][0])
-        raise UsageError(refusal(key, Setup.model_json_schema()["properties"][key], shorten(repr(fields.get(key))))) from None
+    return Setup(**check(values), origins=dict(origins))
 
 
 def _consistent(setup: Setup) -> Setup:

@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from pydantic import ValidationError
-
 from planner import __version__
 from planner.breakdown import COMPONENTS, Peak, check_schema
 from planner.errors import UsageError, shorten
 from planner.recipes import BASE
-from planner.setup import FIELDS, Setup
+from planner.setup import FIELDS, Setup, checked
 from profiler.files import read_document, write_document
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
@@ -211,10 +209,9 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
     """The Setup of a document: keys of a newer version dropped, fields that an older one lacked filled with their fallback."""
     known = {key: value for key, value in document.items() if key in FIELDS}
     try:
-        return Setup(**{**BASE, **known}, origins=dict.fromkeys(known, "record"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"setup.{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        return checked({**BASE, **known}, dict.fromkeys(known, "record"))
+    except UsageError as error:
+        raise UsageError(f"setup.{error}") from None
 
 
 def from_document(document: Mapping[str, Any]) -> Measurement:
