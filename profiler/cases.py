@@ -23,13 +23,13 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
 
     The document at `path` is `{"for": identity, "prediction": memplan.prediction/1}`, the events lie beside it; the path comes back.
     """
-    from planner.live.record import record
-    from planner.live.target import target_of
-    from planner.live.trace import trace
+    import torch
 
+    from planner.live.trace import traced
+
+    torch.set_num_threads(1)  # meta tensors compute nothing, and other predictions run beside this one
     setup = on_this_gpu(read_setup(case["setup"]), environment)
-    prediction = trace(case["config"], setup, case["model"])
-    log, _ = record(case["config"], setup, target_of(setup))
+    prediction, log = traced(case["config"], setup, case["model"])
     document = prediction.to_document()
     document.pop("timeline", None)
     write_gzip(events_file(Path(path)), {"moments": predicted_step(log)})

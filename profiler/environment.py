@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from planner.errors import UsageError
+from profiler.nvml import driver
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 INSTALL = "pip install 'memplan[profile]'"
@@ -26,8 +30,19 @@ def versions() -> dict[str, str | None]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
+            found[name] = _said_in_source(name)
     return found
+
+
+def _said_in_source(name: str) -> str | None:
+    """`__version__` as a package's own file spells it: one copied beside others has no metadata. It is not imported for that."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        return None
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        match = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE)
+        return match.group(1) if match else None
+    return None
 
 
 def require(names: tuple[str, ...] = ("torch", "transformers", "accelerate")) -> None:
@@ -99,52 +114,18 @@ def mode_of(settings: Mapping[str, Any]) -> str | None:
 
 
 def set_allocator(mode: Literal["native", "expandable"]) -> None:
-    """Choose the allocator's mode for this process, before anything is allocated."""
+    """Choose the allocator's mode for this process, before anything is allocated. Initialises no CUDA.
+
+    torch 2.11 reads PYTORCH_CUDA_ALLOC_CONF before PYTORCH_ALLOC_CONF (c10/cuda/CUDAAllocatorConfig.h instance): the older name goes. The
+    setter works where the environment was read already; what came of it is read from the allocator (`allocator`).
+    """
     import torch
 
     wanted = f"expandable_segments:{mode == 'expandable'}"
-    os.environ.update(dict.fromkeys(_ALLOC_NAMES, wanted))
-    with contextlib.suppress(AttributeError):  # the environment alone also works before CUDA is initialised
-        torch.cuda.memory._set_allocator_settings(wanted)
-
-
-def driver() -> str | None:
-    """The NVIDIA driver's version by NVML; None where NVML cannot be asked."""
-    handle = _nvml()
-    if handle is None:
-        return None
-    import pynvml
-
-    text = pynvml.nvmlSystemGetDriverVersion()
-    return text.decode() if isinstance(text, bytes) else str(text)
-
-
-def device_bytes() -> int | None:
-    """Bytes of the first GPU that NVML charges this process; None where NVML cannot tell (a container hides process ids)."""
-    handle = _nvml()
-    if handle is None:
-        return None
-    import pynvml
-
-    try:
-        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:
-        return None
-    mine = [process.usedGpuMemory for process in running if process.pid == os.getpid()]
-    return int(mine[0]) if mine and mine[0] else None
-
-
-def _nvml() -> Any | None:
-    """NVML's handle of the GPU that torch calls device 0, matched by UUID; None where that is not possible."""
-    try:
-        import pynvml
-        import torch
-
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(0).uuid)
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-    except Exception:  # NVML is optional evidence: absent library, absent driver, unknown UUID all mean "cannot tell"
-        return None
+    os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
+    os.environ["PYTORCH_ALLOC_CONF"] = wanted
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch._C._accelerator_setAllocatorSettings(wanted)  # type: ignore[attr-defined]
 
 
 def processor() -> str | None:

@@ -33,6 +33,10 @@ class Evidence:
     context_bytes: int | None
     instrumented: int
 
+    def without_history(self) -> Evidence:
+        """The counters alone: every peak, no components."""
+        return replace(self, history=History())
+
     def alignment(self, predicted: Step | None) -> dict[str, Any] | None:
         """The instrumented step against the predicted one; None where either is missing."""
         if predicted is None or self.history.cut:

@@ -117,8 +117,8 @@ def write_gzip(path: Path, document: Mapping[str, Any]) -> Path:
     """Write a compact JSON document, compressed, under its name only once it is whole; an existing file is replaced."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with gzip.open(temporary, "wt", encoding="utf-8") as handle:
-            json.dump(document, handle, separators=(",", ":"))
+        with gzip.open(temporary, "wb", compresslevel=1) as handle:  # event lists are long: a case has seconds, not minutes
+            handle.write(json.dumps(document, separators=(",", ":")).encode())
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

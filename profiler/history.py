@@ -6,6 +6,7 @@ gradient that is found after the backward pass was a gradient at the backward pa
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,11 +100,11 @@ class History:
     def spans(self) -> list[Span]:
         """The moments of every step, in order. A moment that an error cut short ends with the history."""
         found: list[Span] = []
+        positions = {mark.label: mark.position for mark in self.marks}
         for mark in self.marks:
             parts = mark.label.split()
             if len(parts) == 4 and parts[3] == "begin":
-                stem = mark.label.removesuffix("begin")
-                end = next((m.position for m in self.marks if m.label == stem + "end"), len(self.events))
+                end = positions.get(mark.label.removesuffix("begin") + "end", len(self.events))
                 found.append(Span(int(parts[0]), parts[1], mark.position, end))
         return found
 
@@ -172,9 +173,10 @@ def own(history: History, blocks: Sequence[Block]) -> None:
         position = positions.get(claim.label)
         if position is None:
             continue
-        held = next((b for b in by_address.get(claim.address, ()) if b.alive(position)), None)
-        if held is not None and held.owner is None:
-            held.owner = claim.component
+        lives = by_address.get(claim.address, [])  # one after the other, in order of birth
+        last = bisect_left(lives, position, key=lambda block: block.born) - 1
+        if last >= 0 and lives[last].alive(position) and lives[last].owner is None:
+            lives[last].owner = claim.component
     forwards = [span for span in history.spans() if span.moment == "forward"]
     for block in blocks:
         if block.owner is None and any(span.begin <= block.born < span.end and block.alive(span.end) for span in forwards):

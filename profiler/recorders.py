@@ -16,7 +16,9 @@ from profiler.history import ALLOC, FREE, OOM, Claim, Event, History, Mark
 MOST_EVENTS = 3_000_000
 _PREFIX = "memplan mark "
 _SEGMENTS = {"segment_alloc": "reserved", "segment_map": "reserved", "segment_free": "released", "segment_unmap": "released"}
-_ACTIONS = {"alloc": ALLOC, "free_completed": FREE, "oom": OOM}
+_ACTIONS = {"alloc": ALLOC, "free_requested": FREE, "oom": OOM}
+"""What counts as allocated ends where the free is asked for; `free_completed` comes later where another stream still reads the block
+(c10/cuda/CUDACachingAllocator.cpp free, torch 2.11). Neither that nor `snapshot` is an event of the history."""
 
 
 class Recorder(Protocol):
@@ -42,7 +44,7 @@ class CudaRecorder:
         self._recording = False
 
     def start(self) -> None:
-        torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=MOST_EVENTS)
+        torch.cuda.memory._record_memory_history(enabled="all", context=None, stacks="python", max_entries=MOST_EVENTS)
         self._first = self._counts()
         self._recording = True
 

@@ -15,7 +15,7 @@ import torch
 
 from planner.errors import UsageError
 from planner.setup import resolve
-from profiler import environment, measure, recorders
+from profiler import environment, measure, recorders, session
 from profiler.align import Step, align
 from profiler.evidence import Evidence, completed, failure_of, measured_moments
 from profiler.history import LOADED, Claim, Event, History, Mark, blocks_of, components_at, highest, levels, mark_label, own
@@ -257,7 +257,7 @@ def test_a_snapshot_that_cannot_be_written_is_one_message(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", refuse)
     with pytest.raises(UsageError, match="cannot write the snapshot"):
-        measure._write_snapshot(Path("nowhere/snapshot.pickle"))
+        session.write_snapshot(Path("nowhere/snapshot.pickle"))
 
 
 # -- alignment ---------------------------------------------------------------------------------------------------------------------------

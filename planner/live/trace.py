@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.breakdown import ModelSummary, Prediction
 from planner.live.extras import require
 from planner.setup import Setup
+
+if TYPE_CHECKING:
+    from planner.live.observe import Log
 
 
 def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> Prediction:
@@ -16,8 +19,14 @@ def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full:
     `full` runs every layer instead of synthesising equal ones (the same prediction, slower: what the tests compare with). Raises UsageError
     where a library rejects config, adapter or method, or is not installed.
     """
+    return traced(config, setup, name, full=full)[0]
+
+
+def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> tuple[Prediction, Log]:
+    """`trace`, with the events that the prediction was made from."""
     require()
     from planner.live.kernels import Kernels, UnknownBytes
+    from planner.live.orders import bands
     from planner.live.record import record
     from planner.live.target import target_of
     from planner.live.timeline import Timeline, alive_after
@@ -26,8 +35,9 @@ def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full:
     log, facts = record(config, setup, target, full=full)
     timeline = Timeline(log, setup, target)
     moments, peak, step_peak = timeline.moments()
+    band = bands(log, setup, timeline.replay) if target.device == "cuda" else None
     share, unknown = UnknownBytes(Kernels(target)).share((s.op, s.nbytes) for s in alive_after(log, timeline.replay.peaks().index))
-    return Prediction(
+    prediction = Prediction(
         engine="trace",
         model=ModelSummary(name, facts.architecture, facts.parameters),
         setup=setup,
@@ -39,6 +49,8 @@ def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full:
         moments=moments,
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=timeline.smallest_capacity(),
+        warnings=facts.warnings,
         extra={"timeline": timeline.points(), "traced_layers": facts.traced_layers, "unknown_share": share,
-               "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown]},
+               "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown], **({"bands": band} if band else {})},
     )  # fmt: skip
+    return prediction, log
