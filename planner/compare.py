@@ -107,8 +107,8 @@ def merging(prediction: Prediction) -> tuple[str, int | None]:
         return "cannot be merged: its tokens or layers stay beside the model", None
     sixteen_bit = 2 * prediction.model.parameters
     if setup.quant_type == "none":
-        return "merges in place: no added memory or latency afterwards", 0
-    return "needs the 16-bit weights again, or merges into rounded 4-bit ones", sixteen_bit
+        return "merging into the 16-bit base needs no more memory, and serving is as fast as the base model", 0
+    return "merging needs the 16-bit weights again (or merges into rounded 4-bit ones)", sixteen_bit
 
 
 def compare_document(model: str, found: list[Column], tasks: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Recipe:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()  # (the setting whose default needs a word, or "" for the stack itself, the word)
     when: tuple[tuple[str, Any, Mapping[str, Any]], ...] = ()  # (field, value, what else then changes)
 
     def layers(self, method: str, trains: str, quantised: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -80,7 +80,7 @@ RECIPES: dict[str, Recipe] = {
             "optimizer_mode": "torch 2.13 optim/optimizer.py _default_to_fused_or_foreach: foreach on CUDA",
             "kbit_prepare": _KBIT,
         },
-        notes=(_OUR_QUANT,),
+        notes=(("quant_type", _OUR_QUANT),),
     ),
     "hf": Recipe(
         "hf", "transformers Trainer + PEFT",
@@ -92,9 +92,9 @@ RECIPES: dict[str, Recipe] = {
             "checkpointing": "transformers 5.23 modeling_utils.py gradient_checkpointing_enable: non-reentrant without kwargs",
             "kbit_prepare": _KBIT,
         },
-        notes=("bf16=True is our choice (the library's default is off)",
-               _OUR_QUANT,
-               "the library's own per_device_train_batch_size is 8; a micro-batch of 1 is our choice for every recipe"),
+        notes=(("autocast", "bf16=True is our choice (the library's default is off)"),
+               ("quant_type", _OUR_QUANT),
+               ("micro_batch", "a micro-batch of 1 is our choice (the library's own per_device_train_batch_size is 8)")),
     ),
     "trl": Recipe(
         "trl", "TRL's SFTTrainer (trl sft)",
@@ -121,8 +121,9 @@ RECIPES: dict[str, Recipe] = {
             "optimizer": "transformers 5.23 training_args.py optim (TRL does not override it)",
             "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=("TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them",
-               "the stack's own max_length is 1024 and per_device_train_batch_size 8"),
+        notes=(("weight_dtype", "TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them"),
+               ("sequence_length", "TRL's own max_length is 1024"),
+               ("micro_batch", "a micro-batch of 1 is our choice (TRL's own per_device_train_batch_size is 8)")),
     ),
     "axolotl": Recipe(
         "axolotl", "axolotl",
@@ -149,8 +150,9 @@ RECIPES: dict[str, Recipe] = {
                              "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=("axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear layers are ours",
-               "its LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors than PEFT's layers: not modelled"),
+        notes=(("rank", "axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear layers are ours"),
+               ("dropout", "axolotl's LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors than PEFT's layers: "
+                         "they are not modelled, and the prediction is on the high side")),
         when=(("attention", "flash_attention_2", {"upcast_modules": "none"}), ("parallel", "fsdp", {"upcast_modules": "none"})),
     ),
     "llamafactory": Recipe(
@@ -179,7 +181,7 @@ RECIPES: dict[str, Recipe] = {
             "optimizer": "transformers 5.23 training_args.py optim (not overridden)",
             "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=("the stack's own per_device_train_batch_size is 8",),
+        notes=(("micro_batch", "a micro-batch of 1 is our choice (the stack's own per_device_train_batch_size is 8)"),),
         when=(("parallel", "fsdp", {"checkpointing": "non_reentrant"}),),
     ),
     "paper": Recipe(

@@ -13,9 +13,9 @@ from typing import Any
 from planner import __version__
 from planner.errors import UsageError
 from planner.fit.cards import CardChoice, choose_cards
-from planner.fit.changes import Effect, single_changes, waterfall
-from planner.fit.decide import Candidate, Decision, Prefer, decide
-from planner.fit.frontier import BATCHES, Cell, Room, Structure, peak_of
+from planner.fit.changes import Effect, remedy, single_changes, waterfall
+from planner.fit.decide import CONSIDERED, Candidate, Decision, Prefer, Remedy, decide
+from planner.fit.frontier import BATCHES, Cell, Room, Structure
 from planner.fit.suggest import changed
 from planner.formula import rank_of
 from planner.gpus import Gpu
@@ -107,7 +107,7 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
         raise UsageError(asked.error)
     able = [entry for entry in found if entry.error is None]
     candidates = {
-        entry.method: Candidate(entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _checkpointed(spec, entry, room))
+        entry.method: Candidate(entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room))
         for entry in able
     }
     return Fit(
@@ -123,12 +123,9 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
     )
 
 
-def _checkpointed(spec: ModelSpec, entry: MethodFit, room: Room) -> int | None:
-    """The device peak with gradient checkpointing where the method does not fit without it and does with it."""
-    if entry.fits or entry.setup is None or entry.setup.checkpointing != "none":
-        return None
-    allocated = peak_of(spec, entry.setup.replaced(checkpointing="non_reentrant"))
-    return room.device_bytes(allocated) if room.holds(allocated) else None
+def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
+    """The mild changes with which a method fits, for those that the decision considers and that do not fit without."""
+    return None if entry.fits or entry.setup is None or entry.method not in CONSIDERED else remedy(spec, entry.setup, room)
 
 
 def method_fit(spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES) -> MethodFit:

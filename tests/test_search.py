@@ -10,7 +10,7 @@ from memplan.cli.fit import command
 from planner.errors import UsageError
 from planner.fit.cards import Job, choose_cards, fewest_cards, largest_model, place_jobs
 from planner.fit.changes import COSTS, EXTRA, single_changes, waterfall
-from planner.fit.decide import Candidate, decide
+from planner.fit.decide import Candidate, Remedy, decide
 from planner.fit.frontier import Room, Structure, boundary
 from planner.fit.suggest import CHANGES, changed
 from planner.formula import plan
@@ -122,10 +122,13 @@ def test_savings_do_not_add(llama):
     assert any(step.saved != alone.get(step.kind) for step in waterfall(llama, setup, room))
 
 
+CHECKPOINTED = Remedy(("gradient checkpointing", "8-bit optimizer states"), {"checkpointing": "non_reentrant"}, 18 * GIB)
+
+
 def candidates(**fits):
     sizes = {"full": (60 * GIB, 15 * GIB), "lora": (20 * GIB, GIB // 6), "qlora": (9 * GIB, GIB // 6)}
     return {
-        name: Candidate(name, value is True, *sizes[name], value if value not in (True, False) else None) for name, value in fits.items()
+        name: Candidate(name, value is True, *sizes[name], value if isinstance(value, Remedy) else None) for name, value in fits.items()
     }
 
 
@@ -133,7 +136,7 @@ def candidates(**fits):
     ({"full": True, "lora": True, "qlora": True}, {}, "full", "quality on one task"),
     ({"full": False, "lora": True, "qlora": True}, {}, "lora", "full does not fit"),
     ({"full": False, "lora": False, "qlora": True}, {}, "qlora", "lora does not fit"),
-    ({"full": False, "lora": 18 * GIB, "qlora": True}, {}, "lora", "with gradient checkpointing"),
+    ({"full": False, "lora": CHECKPOINTED, "qlora": True}, {}, "lora", "with gradient checkpointing and 8-bit optimizer states: 18.00 GiB"),
     ({"full": True, "lora": True, "qlora": True}, {"prefer": "memory"}, "qlora", "leaves the most room"),
     ({"full": True, "lora": True, "qlora": True}, {"prefer": "speed"}, "lora", "no weight is dequantised"),
     ({"full": True, "lora": True, "qlora": True}, {"serve": True}, "lora", "no added latency"),
@@ -145,7 +148,7 @@ def candidates(**fits):
 def test_the_decision_rule(fits, preferences, chosen, word):
     decision = decide(candidates(**fits), **preferences)
     assert decision.method == chosen and any(word in reason for reason in decision.reasons)
-    assert decision.checkpointing == (fits.get(chosen) not in (True, False, None))
+    assert dict(decision.fields) == (CHECKPOINTED.fields if fits.get(chosen) is CHECKPOINTED else {})
 
 
 def test_what_is_not_computed_says_so():

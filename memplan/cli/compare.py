@@ -52,9 +52,10 @@ def command(model: str, other: str | None, as_json: bool, tasks: int, methods: s
         write(compare_document(subject.model.name, found, tasks))
         return
     from memplan.render.compare import compare_screen
-    from memplan.render.console import show
+    from memplan.render.console import make_console, show
 
-    show(*compare_screen(subject.model.name, subject.setup, found, tasks, gpu))
+    console = make_console()
+    show(*compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width), console=console)
 
 
 def _pair(first: Subject, second: Subject, engine: str, as_json: bool) -> None:

@@ -110,6 +110,7 @@ def _confirm(subject: Subject, found: Fit) -> list[tuple[str, Prediction]]:
 
 
 def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
+    from planner.fit.suggest import changed
     from planner.importers.emit import emit_config
 
     method = found.decision.method
@@ -119,8 +120,8 @@ def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
     setup = entry.setup
     if setup is None:
         raise UsageError(f"method {method} could not be evaluated")
-    if found.decision.checkpointing:
-        setup = setup.replaced(checkpointing="non_reentrant")
+    if found.decision.fields:
+        setup = changed(setup, found.decision.fields)
     text, differs = emit_config(stack, subject.model, setup)
     if output is None:
         click.echo(text, nl=False)

@@ -53,7 +53,10 @@ def optimizers() -> Rows:
 def recipes() -> Rows:
     from planner.recipes import RECIPES
 
-    return [{"name": row.name, "summary": row.summary, "methods": list(row.only), "notes": list(row.notes)} for row in RECIPES.values()]
+    return [
+        {"name": row.name, "summary": row.summary, "methods": list(row.only), "notes": [text for _, text in row.notes]}
+        for row in RECIPES.values()
+    ]
 
 
 TABLES: dict[str, Callable[[], Rows]] = {"models": models, "gpus": gpus, "methods": methods, "optimizers": optimizers, "recipes": recipes}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memplan.render.terminal import count, label
+from memplan.render.terminal import count, label, number
 from planner.breakdown import COMPONENTS, Prediction
 from planner.compare import Column, Difference, components_of, kept
 from planner.gpus import Gpu
@@ -16,30 +16,54 @@ from planner.setup import Setup
 from planner.units import gib
 
 
-def compare_screen(model: str, setup: Setup, found: Sequence[Column], tasks: int, gpu: Gpu | None) -> list[RenderableType]:
-    """One column a method, one row a fact."""
+def compare_screen(
+    model: str, setup: Setup, found: Sequence[Column], tasks: int, gpu: Gpu | None, width: int = 80
+) -> list[RenderableType]:
+    """One column a method, one row a fact; more methods than `width` columns hold go into tables one under another."""
     where = f" on {gpu.name}" if gpu else ""
     title = Text(f"{model}{where}", style="bold").append(
         f": micro-batch {setup.micro_batch} x {setup.sequence_length:,} tokens, recipe {setup.recipe}", style="not bold"
     )
     able = [column for column in found if column.prediction is not None and column.cost is not None]
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    table.add_column("", style="dim")
+    notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in _merging(able).items()]
+    notes += [Text(line) for line in _uneven(able)]
+    notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
+    closing = Text("forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not computed)", style="dim")
+    return [title, *(part for table in tables(able, tasks, gpu, width) for part in (Text(), table)), Text(), *notes, closing]
+
+
+def tables(able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int) -> list[Table]:
+    """As few tables as `width` allows, each with as many methods as it holds."""
+    console = Console(width=1000)
+    found: list[Table] = []
+    rest = list(able)
+    while rest:
+        sizes = range(len(rest), 0, -1)
+        size = next((n for n in sizes if console.measure(_table(rest[:n], able[0], tasks, gpu)).maximum <= width), 1)
+        found.append(_table(rest[:size], able[0], tasks, gpu))
+        rest = rest[size:]
+    return found
+
+
+def _table(able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("GiB", style="dim", no_wrap=True)
     for column in able:
-        table.add_column(column.method, justify="right")
-    base = able[0].cost.total if able and able[0].cost else 1
+        table.add_column(column.method, justify="right", no_wrap=True)
+    base = first.cost.total if first.cost else 1
     rows: list[tuple[str, Sequence[str | Text]]] = [
-        ("needs (device)", [gib(_of(c).peak.device_bytes) for c in able]),
-        ("peak moment", [label(_of(c).peak.moment) for c in able]),
-        *((label(name), [gib(components_of(_of(c))[name]) for c in able]) for name in COMPONENTS),
-        ("trained", [count(_of(c).trainable_parameters) for c in able]),
-        ("trained share", [f"{c.trainable_share:.3%}" for c in able]),
+        ("needs (device)", [number(_of(c).peak.device_bytes) for c in able]),
+        *((f"  {label(name)}", [number(components_of(_of(c))[name]) for c in able]) for name in COMPONENTS),
+        ("  context, rounding", [number(_of(c).peak.device_bytes - _of(c).peak.allocated_bytes) for c in able]),
+        ("peak moment", [label(_of(c).peak.moment).replace("optimizer ", "") for c in able]),
+        ("trained", [count(_of(c).trainable_parameters) if _trains(c) else "-" for c in able]),
+        ("trained share", [f"{c.trainable_share:.3%}" if _trains(c) else "-" for c in able]),
         *((f"{what} precision", [_short(c.precision()[what]) for c in able]) for what in ("base", "adapter", "computation")),
-        ("kept per task", [gib(_of(c).checkpoint_bytes) for c in able]),
+        ("kept per task", [gib(_of(c).checkpoint_bytes) if _trains(c) else "-" for c in able]),
         (f"kept, {tasks} tasks" if tasks > 1 else "kept with the base", [gib(kept(_of(c), tasks)) for c in able]),
-        ("FLOPs, relative", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
-        ("weights dequantised", [count(c.cost.dequantised) if c.cost and c.cost.dequantised else "-" for c in able]),
-        ("16-bit to merge", ["-" if c.merge_bytes is None else gib(c.merge_bytes) if c.merge_bytes else "in place" for c in able]),
+        (f"FLOPs, {first.method} = 1", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
+        ("dequantised a step", [count(c.cost.dequantised) if c.cost and c.cost.dequantised else "-" for c in able]),
+        ("merging needs", ["-" if c.merge_bytes is None else gib(c.merge_bytes) if c.merge_bytes else "nothing" for c in able]),
     ]
     if gpu is not None:
         rows.insert(0, ("fits", [_verdict(_of(c)) for c in able]))
@@ -47,10 +71,31 @@ def compare_screen(model: str, setup: Setup, found: Sequence[Column], tasks: int
             rows.append(("largest model", [c.largest[0] if c.largest else "-" for c in able]))
     for name, cells in rows:
         table.add_row(name, *cells)
-    notes = [Text(f"{c.method}: {c.merge}") for c in able if c.merge_bytes is not None]
-    notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
-    closing = Text("forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not computed)", style="dim")
-    return [title, Text(), table, Text(), *notes, closing]
+    return table
+
+
+def _trains(column: Column) -> bool:
+    return _of(column).trainable_parameters > 0
+
+
+def _merging(able: Sequence[Column]) -> dict[str, list[str]]:
+    """What merging means, in words, with the methods of which it is true."""
+    found: dict[str, list[str]] = {}
+    for column in able:
+        if column.merge_bytes is not None:
+            found.setdefault(column.merge, []).append(column.method)
+    return found
+
+
+def _uneven(able: Sequence[Column]) -> list[str]:
+    """Where recipe and method decide differently about checkpointing, the columns differ by more than the method: said, with a remedy."""
+    with_it = [c.method for c in able if _of(c).setup.checkpointing != "none"]
+    without = [c.method for c in able if _of(c).setup.checkpointing == "none"]
+    if not with_it or not without:
+        return []
+    verb = "uses" if len(with_it) == 1 else "use"
+    return [f"{' and '.join(with_it)} {verb} gradient checkpointing, as the recipe does by default, the others do not: "
+            "--checkpointing or --no-checkpointing compares like with like"]  # fmt: skip
 
 
 def _of(column: Column) -> Prediction:

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memplan.render.terminal import count
+from memplan.render.terminal import count, number
 from planner.breakdown import Prediction
 from planner.fit.cards import JobsAnswer
 from planner.fit.changes import Effect
@@ -33,11 +33,8 @@ def fit_screen(
     if fit.changes:
         parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
     if fit.waterfall:
-        parts += [
-            Text(),
-            changes_table("one after another, until it fits", fit.waterfall),
-            Text("savings do not add: the peak is a maximum"),
-        ]
+        title = "one after another, until it fits" if fit.waterfall[-1].fits else "one after another: still not enough"
+        parts += [Text(), changes_table(title, fit.waterfall), Text("savings do not add: the peak is a maximum", style="dim")]
     parts += [Text(), decision_text(fit), *card_lines(fit, fewest, largest)]
     for what, prediction in confirmed:
         parts.append(confirmed_line(what, prediction))
@@ -60,28 +57,30 @@ def methods_table(fit: Fit) -> Table:
     return table
 
 
-def frontier_table(fit: Fit) -> Table:
-    """The longest sequence that fits at each micro-batch, per method."""
+def frontier_table(fit: Fit) -> Table | Text:
+    """The longest sequence that fits at each micro-batch, for the methods that fit at all."""
+    able = [entry for entry in fit.methods if entry.error is None and any(longest for _, longest in entry.frontier)]
+    if not able:
+        return Text("no method fits at any micro-batch, however short the sequence")
     table = Table(box=None, pad_edge=False, show_edge=False, title="longest sequence by micro-batch", title_justify="left", title_style="")
     table.add_column("method")
     for batch in BATCHES:
         table.add_column(str(batch), justify="right")
-    for entry in fit.methods:
-        if entry.error is None:
-            known = dict(entry.frontier)
-            table.add_row(entry.method, *(_number(known.get(batch)) for batch in BATCHES))
+    for entry in able:
+        known = dict(entry.frontier)
+        table.add_row(entry.method, *(_number(known.get(batch)) for batch in BATCHES))
     return table
 
 
 def changes_table(title: str, effects: Sequence[Effect]) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style="")
     table.add_column("change", overflow="fold", ratio=3)
-    table.add_column("saves", justify="right", no_wrap=True)
-    table.add_column("then needs", justify="right", no_wrap=True)
+    table.add_column("saves\nGiB", justify="right", no_wrap=True)
+    table.add_column("then\nneeds", justify="right", no_wrap=True)
     table.add_column("costs", overflow="fold", style="dim", ratio=2)
     for effect in effects:
-        needs = Text(gib(effect.after), style="green" if effect.fits else "red")
-        table.add_row(effect.text, gib(effect.saved), needs, effect.cost)
+        needs = Text(number(effect.after), style="green" if effect.fits else "red")
+        table.add_row(effect.text, number(effect.saved), needs, effect.cost)
     return table
 
 

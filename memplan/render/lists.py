@@ -26,6 +26,11 @@ def _known(gpu: dict[str, Any]) -> str:
     return word if gpu["verified"] else f"{word}, unverified"
 
 
+def _recipe(row: dict[str, Any]) -> str:
+    only = [f"only {', '.join(row['methods'])}"] if row["methods"] else []
+    return "; ".join((row["summary"], *only, *row["notes"]))
+
+
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "models": (
         ("name", "left", lambda r: r["name"]),
@@ -43,7 +48,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "methods": (
         ("name", "left", lambda r: r["name"]),
         ("trains", "left", lambda r: r["trains"].replace("_", " ")),
-        ("", "left", lambda r: r["summary"]),
+        ("what it is", "left", lambda r: r["summary"]),
     ),
     "optimizers": (
         ("name", "left", lambda r: r["name"]),
@@ -52,7 +57,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "recipes": (
         ("name", "left", lambda r: r["name"]),
-        ("", "left", lambda r: "; ".join((r["summary"], *([f"only {', '.join(r['methods'])}"] if r["methods"] else []), *r["notes"]))),
+        ("the training stack, and what is ours in its defaults", "left", _recipe),
     ),
 }
 FOOT = {

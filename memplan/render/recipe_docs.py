@@ -45,7 +45,7 @@ def _recipe(row: Recipe) -> str:
         lines.append(f"| `{field}` | {text(values[first])} | {'; '.join(others)} | {source_of(row, field)} |")
     lines += ["", *(f"* With `{key}` = {text(value)}: " + ", ".join(f"`{k}` = {text(v)}" for k, v in changes.items()) + "."
                     for key, value, changes in row.when)]  # fmt: skip
-    lines += [f"* {note}." for note in row.notes]
+    lines += [f"* {note}." for _, note in row.notes]
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +32,7 @@ def plan_screen(
     """Everything that `memplan MODEL` prints, top to bottom; `gpu` None: the bar is scaled to the smallest common card that fits."""
     parts: list[RenderableType] = [verdict_line(prediction, gpu), subject_line(prediction), Text()]
     parts += [*bar_lines(prediction, gpu, width, ascii_only), Text()]
-    parts += [component_table(prediction, gpu, ascii_only), Text()]
+    parts += [component_table(prediction, gpu, ascii_only, width), Text()]
     parts += sentences(prediction)
     if suggestions:
         parts += [Text(), *suggestion_lines(suggestions, gpu)]
@@ -44,6 +44,11 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
     if gpu is None:
         where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
         line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
+        if prediction.gpus and all(verdict.verdict == "no" for verdict in prediction.gpus):
+            largest = max(prediction.gpus, key=lambda verdict: verdict.usable_bytes)
+            return line.append(
+                f"\ndoes not fit any common card: the largest, {largest.name}, has {gib(largest.usable_bytes)} usable", style="not bold"
+            )
         for word, (text, style) in WORDS.items():
             names = [verdict.name for verdict in prediction.gpus if verdict.verdict == word]
             if names:
@@ -62,7 +67,7 @@ def subject_line(prediction: Prediction) -> Text:
     """What was predicted: the model, its parameters, how many are trained, the batch."""
     setup, model = prediction.setup, prediction.model
     trained = f", {count(prediction.trainable_parameters)} trained" if prediction.trainable_parameters else ""
-    batch = f"micro-batch {setup.micro_batch} x {setup.sequence_length} tokens"
+    batch = f"micro-batch {setup.micro_batch} x {setup.sequence_length:,} tokens"
     shares = f", on each of {setup.gpus} GPUs ({setup.parallel})" if setup.gpus > 1 else ""
     return Text(f"{model.name}, {setup.method}: {count(model.parameters)} parameters{trained}; {batch}{shares}")
 
@@ -106,13 +111,23 @@ def device_segments(prediction: Prediction, gpu: Gpu | None) -> list[tuple[str, 
     ]
 
 
-def component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool) -> Table:
+SPACING = ((2, 2), (1, 2), (1, 1), (1, 0), (0, 0))  # (blanks between columns, decimals), the roomiest first
+
+
+def component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool, width: int = 80) -> Table:
+    """Components by moment in `width` columns: large models give up blanks, then decimals; no number is ever cut."""
+    console = Console(width=1000)
+    tables = (_component_table(prediction, gpu, ascii_only, blanks, digits) for blanks, digits in SPACING)
+    return next((table for table in tables if console.measure(table).maximum <= width), _component_table(prediction, gpu, ascii_only, 0, 0))
+
+
+def _component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool, blanks: int, digits: int) -> Table:
     """Rows: components, allocated, fragmentation, context, device. Columns: GiB and share at the peak, then each moment's own peak."""
     moments = shown_moments(prediction)
     peak = prediction.moment(prediction.peak.moment)
     segments = dict(device_segments(prediction, gpu))
     device = sum(segments.values())
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, blanks, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("GiB", no_wrap=True)
     table.add_column("at the\npeak", justify="right", no_wrap=True)
@@ -124,8 +139,8 @@ def component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool) -
 
     def row(name: str, key: str | None, size: int, per_moment: Sequence[int | None], style: str = "") -> None:
         legend = key_of(key, ascii_only) if key else Text()
-        cells = [number(value) for value in per_moment]
-        table.add_row(legend, name, number(size), f"{100 * size / device:.1f}", *cells, style=style)
+        cells = [number(value, digits) for value in per_moment]
+        table.add_row(legend, name, number(size, digits), f"{100 * size / device:.1f}", *cells, style=style)
 
     for name in COMPONENTS:
         row(label(name), name, segments[name], [moment.components[name] for moment in moments])
@@ -148,13 +163,14 @@ def shown_moments(prediction: Prediction) -> list[Breakdown]:
     return [m for m in moments if m.moment not in dropped]
 
 
-def number(nbytes: int | None) -> str:
+def number(nbytes: int | None, digits: int = 2) -> str:
     """GiB with two decimals and no unit, for a column; what is not zero never reads as zero."""
     if nbytes is None:
         return ""
     if nbytes == 0:
         return "-"
-    return f"{nbytes / GIB:,.2f}" if nbytes >= 0.005 * GIB else "<0.01"
+    least = 10.0**-digits
+    return f"{nbytes / GIB:,.{digits}f}" if nbytes >= least / 2 * GIB else f"<{least:.{digits}f}"
 
 
 def sentences(prediction: Prediction) -> list[RenderableType]:

@@ -6,11 +6,12 @@ Every change is evaluated through the formula. A price in time is arithmetic on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.errors import UsageError
+from planner.fit.decide import Remedy
 from planner.fit.frontier import Room, peak_of
 from planner.fit.suggest import CHANGES, Change, changed
 from planner.methods import METHODS
@@ -77,6 +78,9 @@ ORDER = (
 )
 """A waterfall's order: what costs least first, what changes the training last."""
 
+MILD = ("attention", "checkpointing", "loss", "optimizer")
+"""Changes that cost time or the last bits of optimizer states, and leave method, weights, batch and sequence alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Effect:
@@ -123,16 +127,15 @@ def _effects(spec: ModelSpec, setup: Setup, room: Room, before: int) -> Iterator
         yield Effect(change.kind, change.text.format(**fields), fields, before - after, after, room.holds(allocated), COSTS[change.kind])
 
 
-def waterfall(spec: ModelSpec, setup: Setup, room: Room) -> list[Effect]:
-    """Changes one on top of another in ORDER until it fits, each with what it saves there; those that save nothing by then are left out."""
+def waterfall(spec: ModelSpec, setup: Setup, room: Room, order: Iterable[str] = ORDER) -> list[Effect]:
+    """Changes one on top of another in `order` until it fits, each with what it saves there; what saves next to nothing is left out."""
     steps: list[Effect] = []
     current = setup
     before = device_bytes(spec, current, room)
-    for kind in ORDER:
+    for kind in order:
         while not room.holds(peak_of(spec, current)):
-            best = max(
-                (e for e in _effects(spec, current, room, before) if e.kind == kind and e.saved > 0), key=lambda e: e.saved, default=None
-            )
+            able = (effect for effect in _effects(spec, current, room, before) if effect.kind == kind and _worth(effect))
+            best = max(able, key=lambda effect: effect.saved, default=None)
             if best is None:
                 break
             steps.append(best)
@@ -142,4 +145,34 @@ def waterfall(spec: ModelSpec, setup: Setup, room: Room) -> list[Effect]:
                 break
         if room.holds(peak_of(spec, current)):
             break
-    return steps
+    return _merged(steps)
+
+
+def _worth(effect: Effect) -> bool:
+    """Whether a change saves half a per cent, or all that is missing."""
+    return effect.saved * 200 >= effect.after or (effect.fits and effect.saved > 0)
+
+
+def remedy(spec: ModelSpec, setup: Setup, room: Room) -> Remedy | None:
+    """The mild changes that make a setup fit, None where they do not: what trains, and on what, stays as it is."""
+    steps = waterfall(spec, setup, room, MILD)
+    if not steps or not steps[-1].fits:
+        return None
+    words = tuple(step.text.partition(":")[0].partition(",")[0] for step in steps)
+    return Remedy(words, {key: value for step in steps for key, value in step.fields.items()}, steps[-1].after)
+
+
+SEVERAL = {"rank": "a smaller rank", "batch": "a smaller micro-batch", "sequence": "shorter sequences"}
+"""What several halvings in a row are called."""
+
+
+def _merged(steps: list[Effect]) -> list[Effect]:
+    """Halvings of one kind in a row as one step."""
+    merged: list[Effect] = []
+    for step in steps:
+        if merged and merged[-1].kind == step.kind:
+            text = f"{SEVERAL[step.kind]}: {step.text.partition(': ')[2]}"
+            merged[-1] = replace(step, text=text, fields={**merged[-1].fields, **step.fields}, saved=merged[-1].saved + step.saved)
+        else:
+            merged.append(step)
+    return merged

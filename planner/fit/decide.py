@@ -8,7 +8,7 @@ latency are those texts' statements and are marked as not computed; everything i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from planner.units import gib
@@ -18,33 +18,46 @@ NOT_COMPUTED = "(a statement of the field, not computed)"
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """Mild changes that make a method fit: their names, the Setup fields that they set, the device peak with them."""
+
+    changes: tuple[str, ...]
+    fields: Mapping[str, Any]
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """What the decision needs to know of one method: whether it fits, its device peak, and what training leaves behind for one task.
 
-    `checkpointed_bytes` is the device peak with gradient checkpointing where that alone makes it fit, None otherwise.
+    `remedy`: the mild changes with which it fits where it does not as it is, None where they are not enough.
     """
 
     method: str
     fits: bool
     device_bytes: int
     checkpoint_bytes: int
-    checkpointed_bytes: int | None = None
+    remedy: Remedy | None = None
 
     @property
     def possible(self) -> bool:
-        return self.fits or self.checkpointed_bytes is not None
+        return self.fits or self.remedy is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The method chosen (None where none fits) and why, reason by reason; `checkpointing`: it fits only with gradient checkpointing."""
+    """The method chosen (None where none fits) and why, reason by reason; `fields`: the Setup fields without which it would not fit."""
 
     method: str | None
     reasons: tuple[str, ...]
-    checkpointing: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
-        return {"method": self.method, "checkpointing": self.checkpointing, "reasons": list(self.reasons)}
+        return {"method": self.method, "setup": dict(self.fields), "reasons": list(self.reasons)}
+
+
+CONSIDERED = ("full", "lora", "qlora")
+"""The methods that the flow chooses from."""
 
 
 def order(prefer: Prefer, tasks: int, serve: bool) -> tuple[str, ...]:
@@ -69,16 +82,19 @@ def decide(candidates: Mapping[str, Candidate], *, prefer: Prefer = "quality", t
             break
         reasons.append(f"{name} does not fit: {gib(candidate.device_bytes)} needed")
     if chosen is None:
-        return Decision(None, (*reasons, "no method fits as it is: see the changes, or a larger card"))
+        return Decision(None, (*reasons, "no method fits, whatever mild changes are made: a larger card, several, or a smaller model"))
     reasons += _because(chosen, candidates, prefer, tasks, serve)
-    return Decision(chosen, tuple(reasons), not candidates[chosen].fits)
+    remedy = candidates[chosen].remedy
+    return Decision(chosen, tuple(reasons), remedy.fields if remedy else {})
 
 
 def _because(chosen: str, candidates: Mapping[str, Candidate], prefer: Prefer, tasks: int, serve: bool) -> list[str]:
     this = candidates[chosen]
     reasons = [f"{chosen} fits: {gib(this.device_bytes)} needed"]
-    if not this.fits and this.checkpointed_bytes is not None:
-        reasons = [f"{chosen} fits with gradient checkpointing: {gib(this.checkpointed_bytes)} needed, {gib(this.device_bytes)} without"]
+    if not this.fits and this.remedy is not None:
+        *most, last = this.remedy.changes
+        changes = f"{', '.join(most)} and {last}" if most else last
+        reasons = [f"{chosen} fits with {changes}: {gib(this.remedy.device_bytes)} needed, {gib(this.device_bytes)} without"]
     if chosen == "full":
         reasons.append(f"quality on one task comes first, and every weight can move {NOT_COMPUTED}")
         reasons.append(f"it can also forget the most {NOT_COMPUTED}")

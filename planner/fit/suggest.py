@@ -75,7 +75,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "upcast",
-        "no fp32 upcast of embeddings and head: --set kbit_prepare=false",
+        "no fp32 upcast of what is not quantised: --set kbit_prepare=false",
         lambda s: s.quant_type != "none" and s.kbit_prepare,
         lambda s: {"kbit_prepare": False},
     ),
