@@ -56,7 +56,8 @@ def quantity(part: Part, lab: Lab) -> Found:
         raise Missing("nothing to divide by: the quantity under `per` is 0")
     value = top / bottom / UNITS[part.unit]
     value = int(value) if isinstance(top, int) and bottom == 1 and UNITS[part.unit] == 1 else value
-    text = amount(value, part.unit, part.claimed if isinstance(part.claimed, int | float) else None)
+    exact = isinstance(part.claimed, int | float) and part.tolerance == 0
+    text = amount(value, part.unit, part.claimed if exact else None)  # type: ignore[arg-type]
     if not below:
         return Found(value, text)
     sized = part.unit in ("x", "%") and any(term.quantity in _IN_BYTES for term in (*above, *below))
@@ -200,6 +201,19 @@ def published(part: Part, lab: Lab) -> Found:
     return Found(value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source))
 
 
+def published_times(part: Part, lab: Lab) -> dict[str, Found]:
+    """By model and card: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
+    from validate.published import times
+
+    found = {}
+    for pair in times():
+        ratio = pair.qlora / pair.lora
+        value = (ratio - (1 if part.unit == "%" else 0)) / UNITS[part.unit]
+        told = said("{ratio:.3f}x ({slow:g} / {fast:g} {unit})", ratio=ratio, slow=pair.qlora, fast=pair.lora, unit=said(pair.unit))
+        found[pair.id] = Found(value, told)
+    return found
+
+
 def quality(part: Part, lab: Lab) -> Found:
     """What memory cannot decide: always missing, saying which evidence would decide it."""
     raise Missing(said(part.args["needs"].replace("{", "{{").replace("}", "}}")))
@@ -228,5 +242,6 @@ CHECKS: dict[str, Kind] = {
     "time_ratio": Kind(None, {"slow": (dict,), "fast": (dict,)}, ("slow", "fast"), time_ratio),
     "measured": Kind(measured, {"metric": (str,), "match": (dict,)}, ("metric", "match")),
     "published": Kind(published, {"figure": (str,)}, ("figure",)),
+    "published_times": Kind(None, {}, (), published_times),
     "quality": Kind(quality, {"needs": (str,)}, ("needs",)),
 }

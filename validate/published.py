@@ -42,6 +42,17 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Times:
+    """What the same work took by LoRA and by QLoRA, in one unit, as others published it."""
+
+    id: str
+    lora: float
+    qlora: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Score:
     """A figure and what an engine predicts for it; `reason` says why where it predicts nothing."""
 
@@ -55,14 +66,19 @@ class Score:
         return None if self.predicted is None else (self.predicted - self.figure.value_bytes) / self.figure.value_bytes
 
 
-def read_figures(path: Path = SHIPPED) -> tuple[Figure, ...]:
-    """The figures of a TOML file. Raises UsageError naming file, figure and key."""
+def _document(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{path}: schema is {shorten(repr(document.get('schema')))}, expected {SCHEMA}")
+    return document
+
+
+def read_figures(path: Path = SHIPPED) -> tuple[Figure, ...]:
+    """The figures of a TOML file. Raises UsageError naming file, figure and key."""
+    document = _document(path)
     return tuple(_figure(table, f"{path}, figure {n}") for n, table in enumerate(document.get("figure", ()), start=1))
 
 
@@ -78,6 +94,12 @@ def _figure(table: Mapping[str, Any], where: str) -> Figure:
         return Figure(**table)
     except TypeError as error:
         raise UsageError(f"{where}: {shorten(str(error))}") from None
+
+
+@cache
+def times() -> tuple[Times, ...]:
+    """The published times, in the file's order."""
+    return tuple(Times(**table) for table in _document(SHIPPED)["times"])
 
 
 @cache

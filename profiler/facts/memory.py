@@ -62,8 +62,20 @@ def _copies_alive() -> Finding:
     return most, said(template, layers=layers, most=most, made=made)
 
 
+def _other_backends() -> Finding:
+    """4-bit formats that PEFT's LoRA has a layer for, bitsandbytes apart, by the modules of its lora package."""
+    from pathlib import Path
+
+    import peft.tuners.lora as lora
+
+    modules = {path.stem for path in Path(str(lora.__file__)).parent.glob("*.py")}
+    names = sorted(modules & {"aqlm", "awq", "gptq", "hqq", "torchao", "inc", "eetq"})
+    return len(names), said("PEFT's LoRA has layers for {names}", names=", ".join(names))
+
+
 MEMORY: dict[str, tuple[Probe, str]] = {
     "adamw_keeps_a_copy_of_the_parameters": (_copy_among_states, "torch"),
     "trainer_accepts_paged_optimizers": (_paged_names, "transformers"),
+    "peft_other_quantised_backends": (_other_backends, "peft"),
     "dequantised_copies_alive_at_once": (_copies_alive, "bitsandbytes"),
 }

@@ -18,6 +18,12 @@ def _zero_point() -> Finding:
     return state.offset is not None, said(stored, names=", ".join(per_block), offset=str(state.offset), exact=0.0 in codes)
 
 
+def _code_bits() -> Finding:
+    packed = quantised(rows=256, columns=256).weight.data
+    bits = 8 * packed.nbytes / 2**16
+    return packed.nbytes / 2**16, said("{bytes} bytes of codes for 2^16 weights: {bits:g} bits each", bytes=packed.nbytes, bits=bits)
+
+
 def _constant_bits(nested: bool) -> Probe:
     def probe() -> Finding:
         state = quantised(double=nested, rows=256, columns=256).weight.quant_state
@@ -94,6 +100,7 @@ def _outlier_growth(other: str) -> Finding:
 
 
 NF4: dict[str, tuple[Probe, str]] = {
+    "nf4_code_bits": (_code_bits, "bitsandbytes"),
     "nf4_has_zero_point": (_zero_point, "bitsandbytes"),
     "nf4_constant_bits": (_constant_bits(False), "bitsandbytes"),
     "double_quantised_constant_bits": (_constant_bits(True), "bitsandbytes"),
