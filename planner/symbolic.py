@@ -50,7 +50,8 @@ class State:
 
     @cached_property
     def components(self) -> tuple[Expr, ...]:
-        return tuple(total(r.size for r in self.rows if r.component == c) for c in COMPONENTS)
+        moving = self._candidate.components if self._candidate else {}
+        return tuple(total((*(r.size for r in self._resident if r.component == c), moving.get(c, 0))) for c in COMPONENTS)
 
 
 @dataclass(frozen=True, slots=True)

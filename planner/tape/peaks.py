@@ -33,6 +33,15 @@ class Candidate:
         return total(self.infos[index].size * count for index, count in self.alive.items())
 
     @cached_property
+    def components(self) -> dict[str, Expr]:
+        """Bytes of each component that is there, without making rows."""
+        sums: dict[str, Terms] = {}
+        for index, count in self.alive.items():
+            info = self.infos[index]
+            _grow(sums.setdefault(_component(info), {}), info.size.terms, count)
+        return {name: total([Expr(terms)]) for name, terms in sums.items()}
+
+    @cached_property
     def rows(self) -> tuple[SymbolicRow, ...]:
         return _rows(self.infos, self.alive)
 
@@ -99,7 +108,7 @@ def _grow(running: Terms, size: object, count: int) -> None:
 
 
 def _keep(kept: list[tuple[Terms, int]], running: Terms, position: int) -> None:
-    for terms, _ in kept:
+    for terms, _ in reversed(kept):  # the latest kept is the likeliest to cover
         if _covers(terms, running):
             return
     kept[:] = [pair for pair in kept if not _covers(running, pair[0])]
@@ -128,13 +137,17 @@ def states_after(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
     return states
 
 
+def _component(info: Info) -> str:
+    return info.component or ("activations" if info.saved_by else "temporaries")
+
+
 def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     """One row for each kind of buffer; buffers of repeated layers cancel or add up by kind."""
     counts: Counter[tuple[str, Shape, str, str, str]] = Counter()
     sizes: dict[tuple[str, Shape, str, str, str], Expr] = {}
     for index, count in alive.items():
         info = infos[index]
-        component = info.component or ("activations" if info.saved_by else "temporaries")
+        component = _component(info)
         why = f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
         key = (info.name, info.shape, info.dtype, component, why)
         counts[key] += count
