@@ -50,12 +50,13 @@ class Buffer:
 class Tensor:
     """A view of a buffer (None for what is resident anyway: parameters) with its place in the graph."""
 
-    __slots__ = ("buffer", "dtype", "grad", "leaf", "name", "node", "requires_grad", "shape")
+    __slots__ = ("buffer", "dtype", "grad", "leaf", "name", "node", "requires_grad", "shape", "viewed")
 
     def __init__(
         self, buffer: Buffer | None, shape: Shape, dtype: str, node: Node | None = None, requires_grad: bool = False, name: str = ""
     ) -> None:
         self.buffer, self.shape, self.dtype, self.node, self.requires_grad, self.name = buffer, shape, dtype, node, requires_grad, name
+        self.viewed = False  # of a gradient: another tensor's view, which keeps that tensor, so that nothing is added to it in place
         self.grad: Tensor | None = None
         self.leaf: Callable[[], Node | None] | None = None  # a weak reference: the graph owns its accumulation nodes
 

@@ -207,9 +207,11 @@ def matmul(t: Tape, x: Tensor, weight: Tensor, shape: Shape, bias: Tensor | None
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None, None]
         if node.needs(1):
-            grads[1] = t.alloc("gradient of the weight", w_shape, grad.dtype, "grad^T @ input")
+            grads[1] = weight_grad = t.alloc("gradient of the weight", w_shape, grad.dtype, "grad^T @ input")
+            weight_grad.viewed = True  # transposed back
         if node.needs(0):
-            grads[0] = t.alloc("gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight")
+            grads[0] = x_grad = t.alloc("gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight")
+            x_grad.viewed = len(x_shape) > 2  # a matrix product, seen in the input's shape
         if len(node.edges) > 2 and node.needs(2):
             grads[2] = _alias(grad)
         return grads[: len(node.edges)]

@@ -252,6 +252,8 @@ class Tape:
                 result = self.alloc(f"gradient of {node.name}'s input", shape, result.dtype, "summed over the broadcast dimensions")
             if result.dtype != dtype:
                 result = self.alloc(f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype")
+            if result.buffer is incoming.buffer:
+                result.viewed = incoming.viewed or result.shape != incoming.shape
             results[position] = result
             del result
         del held
@@ -260,8 +262,9 @@ class Tape:
     def _accumulate(self, pending: dict[Node, Tensor], edge: Node, grad: Tensor) -> None:
         old = pending.get(edge)
         if old is None:
-            pending[edge] = Tensor(grad.buffer, grad.shape, grad.dtype)
-        elif old.shared:
+            pending[edge] = kept = Tensor(grad.buffer, grad.shape, grad.dtype)
+            kept.viewed = grad.viewed
+        elif old.shared or old.viewed:
             pending[edge] = self.alloc("gradient sum", old.shape, old.dtype, "two gradients of one tensor added")
 
     def _into_leaf(self, leaf: Tensor, grad: Tensor) -> None:
