@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def pack(measurements: Iterable[Measurement], archive: Path) -> int:
             append_line(archive, measurement.to_document())
             appended += 1
     return appended
+
+
+def read(archive: Path) -> list[Measurement]:
+    """Every whole record of an archive, in order; none where there is no such file."""
+    found = []
+    for _, document in read_lines(archive) if archive.exists() else ():
+        with contextlib.suppress(UsageError):
+            found.append(from_document(document or {}))
+    return found
 
 
 def unpack(archive: Path, folder: Path) -> tuple[list[Path], list[str]]:

@@ -7,7 +7,6 @@ does only what is missing. Predictions are written before their measurement star
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import UsageError
-from profiler.archive import pack
-from profiler.caselist import Case, CaseList
+from profiler import nvml
+from profiler.archive import pack, read
+from profiler.caselist import CaseList
 from profiler.files import make_folder, read_document
 from profiler.isolate import Isolation, Report
-from profiler.nursery import PRELOAD
-from profiler.record import RAW, Failure, Measurement, file_name, identity_of, load, save_in, scan
+from profiler.jobs import Job, case_document, failed, is_done, job_of
+from profiler.nursery import PRELOAD, PRELOAD_CPU
+from profiler.record import RAW, load, save_in, scan
 
 PREDICTION_DEADLINE = 600.0
+HIDDEN_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 _LOCK_SECONDS = 10.0
 
 
@@ -66,20 +68,7 @@ class Summary:
     records: tuple[Path, ...]
     problems: tuple[str, ...]
     stopped: str | None = None  # why it ended before every case was recorded
-
-
-@dataclass
-class _Job:
-    """One case on its way: waiting -> predicting -> ready -> measuring -> gone."""
-
-    case: Case
-    identity: str
-    state: str = "waiting"
-    unpredicted: str | None = None  # why there is no prediction
-
-    @property
-    def stem(self) -> str:
-        return file_name(self.case.name, self.identity).removesuffix(".json")
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -88,11 +77,11 @@ class _Run:
     folder: Path
     environment: Mapping[str, Any]
     targets: Targets
-    jobs: list[_Job]
+    jobs: list[Job]
     started: float
     budget: float | None
     archive: Path | None
-    active: dict[int, tuple[str, _Job]] = field(default_factory=dict)  # report id -> (kind, job)
+    active: dict[int, tuple[str, Job]] = field(default_factory=dict)  # report id -> (kind, job)
     walls: list[float] = field(default_factory=list)
     records: list[Path] = field(default_factory=list)
     outcomes: list[str] = field(default_factory=list)
@@ -125,18 +114,19 @@ def run(cases: CaseList, out: Path, *, budget: float | None = None, archive: Pat
     make_folder(out)
     raw = make_folder(out / RAW)
     targets = targets or Targets()
-    with _lock(raw / ".lock"), Isolation(preload) as isolation:
+    with _lock(raw / ".lock"), contextlib.ExitStack() as stack:
+        isolation, environment, notes = _opened(stack, targets, cases.device, preload)
         found, problems = scan(out)
-        environment = _environment(isolation, targets, cases.device)
-        have = {measurement.identity for _, measurement in found if not (retry_errors and measurement.outcome == "error")}
-        jobs = [_Job(case, identity_of(case.config, case.setup, case.cap_bytes, case.steps, environment)) for case in cases.cases]
-        missing = [job for job in jobs if job.identity not in have]
+        known = [measurement for _, measurement in found] + (read(archive) if archive is not None else [])
+        kept = [measurement for measurement in known if not (retry_errors and measurement.outcome == "error")]
+        jobs = [job_of(case, environment, kept) for case in cases.cases]
+        missing = [job for job in jobs if not is_done(job, environment, kept)]
         state = _Run(isolation, out, environment, targets, missing, started, budget, archive)
         state.total, state.already = len(jobs), len(jobs) - len(missing)
         if archive is not None:
-            pack((measurement for _, measurement in found), archive)
+            pack(known, archive)
         stopped = _loop(state, listen)
-        return Summary(state.progress(), out, tuple(state.records), tuple(problems), stopped)
+        return Summary(state.progress(), out, tuple(state.records), tuple(problems), stopped, tuple(notes))
 
 
 def _loop(state: _Run, listen: Callable[[Progress], None]) -> str | None:
@@ -160,7 +150,7 @@ def _loop(state: _Run, listen: Callable[[Progress], None]) -> str | None:
 
 def _start_jobs(state: _Run) -> None:
     """Keep the other cores predicting and the device measuring; a case is measured only once its prediction is on the disk."""
-    predictors = max(1, min(4, (os.cpu_count() or 2) - 1))
+    predictors = max(1, min(6, (os.cpu_count() or 2) - 2))
     for job in state.jobs:
         if sum(kind == "predict" for kind, _ in state.active.values()) >= predictors:
             break
@@ -168,9 +158,14 @@ def _start_jobs(state: _Run) -> None:
             _predict(state, job)
     if any(kind == "measure" for kind, _ in state.active.values()):
         return
-    ready = next((job for job in state.jobs if job.state == "ready"), None)
-    if ready is not None and not _too_late(state):
-        _measure(state, ready)
+    for ready in [job for job in state.jobs if job.state == "ready"]:
+        if ready.case.boundary and not ready.aim(state.folder, state.environment):
+            state.jobs.remove(ready)
+            state.total -= 1  # a search counts by its probes
+            continue
+        if not _too_late(state):
+            _measure(state, ready)
+        return
 
 
 def _too_late(state: _Run) -> bool:
@@ -178,24 +173,24 @@ def _too_late(state: _Run) -> bool:
     return left is not None and bool(state.walls) and left < 0.5 * min(state.walls)
 
 
-def _predict(state: _Run, job: _Job) -> None:
-    path = state.folder / RAW / f"{job.stem}.prediction.json"
+def _predict(state: _Run, job: Job) -> None:
+    path = job.prediction(state.folder)
     with contextlib.suppress(UsageError):
-        if read_document(path).get("for") == job.identity:
+        if read_document(path).get("for") == job.plain:
             job.state = "ready"
             return
-    arguments = {"case": case_document(job.case), "identity": job.identity, "path": str(path), "environment": dict(state.environment)}
+    arguments = {"case": case_document(job.case), "identity": job.plain, "path": str(path), "environment": dict(state.environment)}
     number = state.isolation.submit(
         state.targets.predict, arguments, deadline=PREDICTION_DEADLINE, log=path.with_suffix(".log"),
-        environment={"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},  # a prediction must not take memory of the device being measured
+        environment=HIDDEN_GPU,  # a prediction must not take memory of the device being measured
     )  # fmt: skip
     state.active[number] = ("predict", job)
     job.state = "predicting"
 
 
-def _measure(state: _Run, job: _Job) -> None:
+def _measure(state: _Run, job: Job) -> None:
     raw = state.folder / RAW
-    arguments = {"case": case_document(job.case), "folder": str(state.folder), "prediction": str(raw / f"{job.stem}.prediction.json"),
+    arguments = {"case": case_document(job.case), "folder": str(state.folder), "prediction": str(job.prediction(state.folder)),
                  "unpredicted": job.unpredicted}  # fmt: skip
     number = state.isolation.submit(state.targets.measure, arguments, deadline=job.case.deadline, log=raw / f"{job.stem}.log")
     state.active[number] = ("measure", job)
@@ -213,9 +208,12 @@ def _finish(state: _Run, report: Report) -> None:
         return
     if report.outcome == "refused":  # the case itself records what it cannot run: this is a record that could not be written
         raise UsageError(f"{job.case.name}: {report.message}; {len(state.records)} records of this run are on the disk")
-    path = Path(report.result) if report.outcome == "ok" else save_in(_failed(job, report, state.environment), state.folder)
+    path = Path(report.result) if report.outcome == "ok" else save_in(failed(job, report, state.environment), state.folder)
     measurement = load(path)
-    state.jobs.remove(job)
+    if job.goes_on(measurement):
+        state.total += 1
+    else:
+        state.jobs.remove(job)
     state.walls.append(report.seconds)
     state.records.append(path)
     state.outcomes.append(measurement.outcome)
@@ -224,31 +222,25 @@ def _finish(state: _Run, report: Report) -> None:
         pack([measurement], state.archive)
 
 
-def _failed(job: _Job, report: Report, environment: Mapping[str, Any]) -> Measurement:
-    """The record of a case whose process gave none."""
-    last_line = next((line for line in reversed(report.log_tail.splitlines()) if line.strip()), "")
-    message = f"{report.message}: {last_line}" if last_line and report.outcome != "exception" else report.message
-    return Measurement(
-        case=job.case.name, model={"name": job.case.model, "config": dict(job.case.config)}, setup=job.case.setup, environment=environment,
-        outcome="error", steps=job.case.steps, cap_bytes=job.case.cap_bytes, failure=Failure(report.outcome, message[:900]),
-        recorded_at=now(), wall_seconds=round(report.seconds, 2),
-    )  # fmt: skip
-
-
-def _environment(isolation: Isolation, targets: Targets, device: str) -> Mapping[str, Any]:
+def _opened(stack: contextlib.ExitStack, targets: Targets, device: str, preload: tuple[str, ...]) -> tuple[
+        Isolation, Mapping[str, Any], list[str]]:  # fmt: skip
+    """The process to fork from, what the device is, and notes. Where a GPU is there but a forked child cannot use it, nothing is imported
+    before the fork: some library that the parent imported has touched CUDA."""
+    cpu = device == "cpu"
+    names = PRELOAD_CPU if cpu and preload is PRELOAD else preload
+    isolation = stack.enter_context(Isolation(names, HIDDEN_GPU if cpu else None))
     report = isolation.run(targets.describe, [device], deadline=120.0)
+    notes = []
+    if report.outcome != "ok" and names and not cpu and nvml.look().used is not None:
+        isolation.close()
+        again = stack.enter_context(Isolation(()))
+        second = again.run(targets.describe, [device], deadline=120.0)
+        if second.outcome == "ok":
+            notes.append(f"the GPU cannot be used in a process forked after its imports ({report.message}): each case imports for itself")
+            isolation, report = again, second
     if report.outcome != "ok":
         raise UsageError(report.message)
-    return dict(report.result)
-
-
-def case_document(case: Case) -> dict[str, Any]:
-    """A case as JSON, for the child that runs it."""
-    return {**{f.name: getattr(case, f.name) for f in dataclasses.fields(case)}, "setup": case.setup.to_document()}
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return isolation, dict(report.result), notes
 
 
 @contextlib.contextmanager

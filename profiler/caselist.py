@@ -8,6 +8,7 @@
     defaults: {recipe: raw}            Setup fields of every case
     cases:
       - {model: llama-7b, method: qlora, cap: 24GiB}
+      - {model: llama-7b, method: lora, boundary: true}      the smallest cap that it survives, by bisection
       - grid: {model: [a, b], method: [full, lora], shape: [{micro_batch: 1}, {micro_batch: 4}]}
         skip: [{model: b, method: full}]
         rank: 8
@@ -30,7 +31,7 @@ from planner.setup import FIELDS, Setup, resolve
 from planner.units import parse_size
 
 TOP = ("schema", "name", "device", "steps", "deadline", "models", "defaults", "cases")
-OWN = ("model", "cap", "steps", "deadline", "name", "grid", "skip")
+OWN = ("model", "cap", "boundary", "steps", "deadline", "name", "grid", "skip")
 CAMPAIGN_SCHEMA = "memplan.campaign/1"
 STEPS, DEADLINE = 3, 150.0
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)", re.IGNORECASE)
@@ -49,6 +50,7 @@ class Case:
     cap_bytes: int | None = None
     deadline: float = DEADLINE
     snapshot: str | None = None  # where torch's memory snapshot goes
+    boundary: bool = False  # look for the smallest cap that survives
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
         try:
             for fields in _multiply(entry):
                 case = _case({**shared, **fields}, defaults, models)
-                cases.setdefault((case.model, case.setup.identity(), case.steps, case.cap_bytes), case)
+                cases.setdefault((case.model, case.setup.identity(), case.steps, case.cap_bytes, case.boundary), case)
         except UsageError as error:
             raise UsageError(f"case {number}: {error}") from None
     return CaseList(str(document.get("name", name)), where, tuple(cases.values()))
@@ -149,11 +151,15 @@ def _case(fields: dict[str, Any], defaults: Mapping[str, Any], models: Mapping[s
     steps = fields.get("steps", STEPS)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
         raise UsageError(f"steps is {shorten(repr(steps))}, expected a whole number from 1 to 1000")
-    cap, deadline = fields.get("cap"), fields.get("deadline")
+    cap, deadline, boundary = fields.get("cap"), fields.get("deadline"), fields.get("boundary", False)
+    if not isinstance(boundary, bool):
+        raise UsageError(f"boundary is {shorten(repr(boundary))}, expected true or false")
+    if boundary and (cap is not None or setup.device == "cpu"):
+        raise UsageError("boundary looks for a cap of the CUDA allocator: it goes with neither a cap nor the CPU")
     cap_bytes = parse_size(str(cap)) if cap is not None else None
     seconds = parse_duration(str(deadline)) if deadline is not None else DEADLINE
-    name = str(fields["name"]) if "name" in fields else label(model, setup, said, cap)
-    return Case(name, model, config, setup, steps, cap_bytes, seconds)
+    name = str(fields["name"]) if "name" in fields else label(model, setup, said, cap) + (" boundary" if boundary else "")
+    return Case(name, model, config, setup, steps, cap_bytes, seconds, boundary=boundary)
 
 
 def label(model: str, setup: Setup, said: Mapping[str, Any], cap: Any = None) -> str:

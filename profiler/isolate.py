@@ -36,12 +36,12 @@ class Report:
 class Isolation:
     """A nursery and the jobs given to it. Use as a context manager; leaving it ends every child.
 
-    `preload` are the modules that the nursery imports before the first fork. Jobs name their function as `module:function`, found on
-    this process's sys.path; arguments and results are JSON.
+    `preload` are the modules that the nursery imports before the first fork, `environment` is added to its own. Jobs name their function
+    as `module:function`, found on this process's sys.path; arguments and results are JSON.
     """
 
-    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
-        self._preload = list(preload)
+    def __init__(self, preload: Sequence[str] = PRELOAD, environment: Mapping[str, str] | None = None) -> None:
+        self._preload, self._environment = list(preload), dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._next = 1
@@ -119,7 +119,8 @@ class Isolation:
         if self._process is None:
             path = [os.path.abspath(entry) for entry in sys.path]
             command = [sys.executable, "-c", _START, json.dumps(path), json.dumps(self._preload)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+            around = {**os.environ, **self._environment}
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=around)
             self._buffer = b""
         return self._process
 

@@ -33,7 +33,13 @@ PRELOAD = (
     "accelerate",
 )
 """What the parent imports; tests/test_profiler_isolate.py shows that none of it asks for a CUDA device."""
+PRELOAD_CPU = (*PRELOAD, "peft", "bitsandbytes")
+"""What it imports for cases on the CPU, with every GPU hidden from it."""
+ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""With it, a library that asks torch.cuda.is_available() while it is imported is answered by NVML, which initialises no CUDA
+(torch 2.11 cuda/__init__.py is_available)."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_FIRST_TO_GO = "1000"  # proc_pid_oom_score_adj(5)
 _TAIL = 2000
 
 
@@ -92,11 +98,18 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _go_first() -> None:
+    """Where the host runs out of memory, the kernel takes a case rather than whatever else runs there (Linux)."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as handle:
+        handle.write(_FIRST_TO_GO)
+
+
 def _become_child(request: dict[str, Any], pipe: int, parent: int) -> None:
     """Everything between fork and exit; never returns."""
     try:
         os.setsid()  # a group of its own, so that a kill takes its own children too
         _die_with_parent(parent)
+        _go_first()
         os.environ.update(request.get("environment") or {})
         nothing = os.open(os.devnull, os.O_RDWR)
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if request.get("log") else nothing
@@ -245,6 +258,7 @@ def main(names: Sequence[str] = PRELOAD) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    os.environ.setdefault(ASK_NVML, "1")
     preload(names)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         Nursery(requests, answers).serve()

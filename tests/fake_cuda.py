@@ -138,7 +138,8 @@ class FakeCuda:
         patch.setattr(torch._C, "_accelerator_setAllocatorSettings", self.settings, raising=False)
         for name, value in (
             ("memory_stats", self.memory_stats), ("synchronize", lambda: None), ("reset_peak_memory_stats", self.reset),
-            ("is_available", lambda: True), ("get_device_name", lambda: "NVIDIA H200"), ("get_device_capability", lambda: (9, 0)),
+            ("is_available", lambda: True), ("is_current_stream_capturing", lambda: False),
+            ("get_device_name", lambda: "NVIDIA H200"), ("get_device_capability", lambda: (9, 0)),
             ("get_device_properties", lambda index: SimpleNamespace(multi_processor_count=132, total_memory=self.total)),
             ("mem_get_info", lambda: (self.total - CONTEXT - self.allocator.reserved, self.total)),
             ("set_per_process_memory_fraction", lambda fraction: setattr(self, "fraction", fraction)),

@@ -16,31 +16,38 @@ from typing import Any
 import pytest
 
 from planner.errors import UsageError
-from profiler import caselist, record
+from profiler import caselist, nvml, record
 from profiler.campaign import Progress, Targets, run
 from profiler.caselist import CaseList, expand, parse_duration
 
 ROOT = Path(__file__).parents[1]
+MIB = 2**20
 TINY = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64,
 }  # fmt: skip
 
 FAKES = """
-    import json, os, time
+    import json, os, sys, time
     from pathlib import Path
     from planner.errors import UsageError
     from profiler.record import MeasuredMoment, MeasuredPeak, Measurement, read_setup, save_in
 
-    ENVIRONMENT = {"device": "cpu", "gpu": None, "versions": {"torch": "0"}}
+    ENVIRONMENT = {"device": "cpu", "gpu": None, "versions": {"torch": "0"}, "total_bytes": 2**33}
+    MIB = 2**20
 
     def describe(device):
+        if device == "cuda" and "used_before_the_fork" in sys.modules:
+            raise UsageError("no CUDA GPU here (torch sees none)")
         return ENVIRONMENT
 
     def predict(case, identity, path, environment):
         if case["name"] == "unpredictable":
             raise UsageError("no rule for this")
         time.sleep(case["steps"] / 1000)
-        Path(path).write_text(json.dumps({"for": identity, "prediction": {"engine": "trace"}}))
+        Path(path).write_text(json.dumps({"for": identity, "prediction": PREDICTION}))
+
+    TRUTH = 1000 * MIB
+    PREDICTION = {"engine": "trace", "smallest_capacity_bytes": 1600 * MIB, "peak": {"context_bytes": 600 * MIB}}
 
     def measure(case, folder, prediction, unpredicted=None):
         before = None if unpredicted else json.loads(Path(prediction).read_text())["prediction"]
@@ -48,12 +55,17 @@ FAKES = """
             os.abort()
         if case["name"] == "hang":
             time.sleep(60)
+        if case["name"] == "library":
+            print("Error out of memory at line 90 in file pythonInterface.cpp")
+            os._exit(1)
         if case["name"] == "full":
             raise UsageError("cannot write it: the disk is full")
         time.sleep(case["steps"] / 1000)
         peak = MeasuredPeak("load", 1)
+        refused = case["cap_bytes"] is not None and case["cap_bytes"] < TRUTH
         result = Measurement(case=case["name"], model={"name": case["model"], "config": case["config"]}, setup=read_setup(case["setup"]),
-                             environment=ENVIRONMENT, outcome="ok", steps=case["steps"], peak=peak, step_peak=peak, prediction=before,
+                             environment=ENVIRONMENT,
+                             outcome="oom" if refused else "ok", cap_bytes=case["cap_bytes"], steps=case["steps"], peak=peak, step_peak=peak, prediction=before,
                              moments=(MeasuredMoment("load", 1),), recorded_at=os.urandom(8).hex(),
                              warnings=(unpredicted,) if unpredicted else ())
         return str(save_in(result, Path(folder)))
@@ -115,7 +127,7 @@ def test_grids_multiply_merge_mappings_and_skip() -> None:
         ({"cases": [{"model": "tiny", "metod": "lora"}]}, "case 1: unknown key 'metod': did you mean method"),
         ({"cases": [{"method": "lora"}]}, "case 1: model is None, expected a name"),
         ({"cases": ["tiny"]}, "case 1: 'tiny' is no mapping"),
-        ({"cases": [{"model": "tiny", "rank": "many"}]}, "case 1: rank = 'many'"),
+        ({"cases": [{"model": "tiny", "rank": "many"}]}, "case 1: rank "),
         ({"cases": [{"model": "tiny", "cap": "much"}]}, "case 1: 'much' is not a size"),
         ({"cases": [{"model": "tiny", "steps": 0}]}, "case 1: steps is 0, expected a whole number"),
         ({"cases": [{"model": "tiny", "deadline": "soon"}]}, "case 1: 'soon' is not a duration"),
@@ -126,6 +138,9 @@ def test_grids_multiply_merge_mappings_and_skip() -> None:
         ({"defaults": {"cap": "1GiB"}}, "unknown setting in defaults 'cap'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"models": {"tiny": 3}}, "models.tiny is 3"),
+        ({"cases": [{"model": "tiny", "boundary": True}]}, "case 1: boundary looks for a cap of the CUDA allocator"),
+        ({"device": "cuda", "cases": [{"model": "tiny", "boundary": True, "cap": "1GiB"}]}, "case 1: boundary looks for a cap"),
+        ({"cases": [{"model": "tiny", "boundary": "yes"}]}, "case 1: boundary is 'yes', expected true or false"),
         ({"schema": "memplan.campaign/2"}, "expected memplan.campaign/1"),
     ],
 )
@@ -171,7 +186,7 @@ def test_a_run_leaves_a_record_a_case_and_a_second_run_does_nothing(fakes: Path,
     found, problems = record.scan(out)
     assert len(found) == 4
     assert problems == []
-    assert all(measurement.prediction == {"engine": "trace"} for _, measurement in found)
+    assert all(measurement.prediction and measurement.prediction["engine"] == "trace" for _, measurement in found)
     assert len(archive.read_text().splitlines()) == 4
     assert seen[-1].missing == 0
     assert any(progress.measuring for progress in seen)
@@ -183,16 +198,18 @@ def test_a_run_leaves_a_record_a_case_and_a_second_run_does_nothing(fakes: Path,
 
 
 def test_what_a_case_does_to_itself_is_its_record_and_costs_no_other(fakes: Path, tmp_path: Path) -> None:
-    cases = [{"model": "tiny", "name": name, "rank": rank} for rank, name in enumerate(("crash", "fine", "hang", "unpredictable"), 1)]
+    names = ("crash", "fine", "hang", "unpredictable", "library")
+    cases = [{"model": "tiny", "name": name, "rank": rank} for rank, name in enumerate(names, 1)]
     listed = expand({"device": "cpu", "models": {"tiny": TINY}, "deadline": "1s", "cases": cases}, "test")
     summary = run(listed, tmp_path / "out", targets=TARGETS, preload=())
     ends = {m.case: (m.outcome, m.failure.kind if m.failure else None) for _, m in record.scan(tmp_path / "out")[0]}
-    assert ends == {"crash": ("error", "crash"), "fine": ("ok", None), "hang": ("error", "timeout"), "unpredictable": ("ok", None)}
-    assert summary.progress.failed == 2
+    assert ends == {"crash": ("error", "crash"), "fine": ("ok", None), "hang": ("error", "timeout"), "unpredictable": ("ok", None),
+                    "library": ("oom", "oom")}  # fmt: skip
+    assert (summary.progress.failed, summary.progress.out_of_memory) == (2, 1)
     unpredicted = next(m for _, m in record.scan(tmp_path / "out")[0] if m.case == "unpredictable")
     assert (unpredicted.prediction, unpredicted.warnings) == (None, ("no rule for this",))
     repeated = run(listed, tmp_path / "out", targets=TARGETS, preload=(), retry_errors=True, budget=0.2)
-    assert repeated.progress.already == 2
+    assert repeated.progress.already == 3
 
 
 def test_the_budget_ends_a_run_cleanly(fakes: Path, tmp_path: Path) -> None:
@@ -219,6 +236,45 @@ def test_a_folder_that_cannot_be_used_is_one_message(fakes: Path, tmp_path: Path
         run(many(1), tmp_path / "file", targets=TARGETS, preload=())
     with pytest.raises(UsageError, match="no attribute 'nothing'"):
         run(many(1), tmp_path / "out", targets=Targets(describe="campaign_fakes:nothing"), preload=())
+
+
+def test_records_of_an_archive_count_so_that_another_machine_goes_on_where_one_stopped(fakes: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "all.jsonl"
+    run(many(3), tmp_path / "first", targets=TARGETS, preload=(), archive=archive)
+    second = run(many(5), tmp_path / "second", targets=TARGETS, preload=(), archive=archive)
+    assert (second.progress.already, second.progress.done) == (3, 2)
+    assert len(archive.read_text().splitlines()) == 5
+    assert len(record.scan(tmp_path / "second")[0]) == 2
+
+
+def test_where_the_parents_imports_have_touched_the_gpu_each_case_imports_for_itself(fakes: Path, tmp_path: Path,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (fakes / "used_before_the_fork.py").write_text("")
+    cases = expand({"device": "cuda", "models": {"tiny": TINY}, "cases": [{"model": "tiny"}]}, "test")
+    monkeypatch.setattr(nvml, "look", nvml.Usage)
+    with pytest.raises(UsageError, match="no CUDA GPU here"):
+        run(cases, tmp_path / "out", targets=TARGETS, preload=("used_before_the_fork",))
+    monkeypatch.setattr(nvml, "look", lambda: nvml.Usage(0))
+    summary = run(cases, tmp_path / "out", targets=TARGETS, preload=("used_before_the_fork",))
+    assert summary.progress.done == 1
+    assert "each case imports for itself" in summary.notes[0]
+
+
+# -- the smallest cap that survives ------------------------------------------------------------------------------------------------------
+
+
+def test_a_campaign_searches_resumes_and_repeats_nothing(fakes: Path, tmp_path: Path) -> None:
+    cases = expand({"device": "cuda", "models": {"tiny": TINY}, "cases": [{"model": "tiny", "boundary": True}, {"model": "tiny"}]}, "test")
+    out = tmp_path / "out"
+    first = run(cases, out, targets=TARGETS, preload=())
+    caps = {m.cap_bytes: m.outcome for _, m in record.scan(out)[0]}
+    assert caps == {1000 * MIB: "ok", 998 * MIB: "oom", None: "ok"}
+    assert (first.progress.done, first.progress.total, first.progress.missing) == (3, 3, 0)
+    assert {m.case.rpartition(" ")[2] for _, m in record.scan(out)[0]} >= {"1000MiB", "998MiB"}
+    assert run(cases, out, targets=TARGETS, preload=()).progress.done == 0
+    next(path for path, m in record.scan(out)[0] if m.cap_bytes == 998 * MIB).unlink()
+    again = run(cases, out, targets=TARGETS, preload=())
+    assert (again.progress.done, again.progress.out_of_memory) == (1, 1)
 
 
 def test_foreign_and_half_written_files_are_reported_and_left_alone(fakes: Path, tmp_path: Path) -> None:

@@ -79,5 +79,6 @@ def summary_lines(summary: Summary) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(f"{counts_line(progress)}: {summary.folder}", style="bold")]
     if summary.stopped and progress.missing:
         lines.append(Text(f"stopped: {summary.stopped}; {progress.missing} cases are missing, the same command continues with them"))
+    lines += [Text(f"note: {note}", style="dim") for note in summary.notes]
     lines += [Text(f"skipped: {problem}", style="dim") for problem in summary.problems]
     return lines
