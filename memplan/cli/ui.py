@@ -30,6 +30,9 @@ input,select,button{font:inherit;padding:6px 10px;margin:4px 0}input[name=model]
 </body></html>"""
 
 
+BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, method or card</a></p>'
+
+
 @click.command("ui", context_settings=HELP, short_help="The report page of any model, served on loopback.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port.")
 def command(port: int) -> None:
@@ -117,7 +120,7 @@ def _page(model: str, options: dict[str, Any]) -> str:
     ):
         raise UsageError("type a model's name or a Hugging Face id; for files use memplan report")
     found, setup = api.request(model, **options)
-    return page_of(Subject(found, setup))
+    return page_of(Subject(found, setup)).replace("<main>", BACK + "<main>", 1)
 
 
 def form(model: str = "", error: str = "") -> str:

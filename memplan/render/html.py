@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from memplan.render.terminal import label
 from planner import __version__
 from planner.breakdown import Prediction, Row
 from planner.errors import UsageError
+from planner.fit.changes import single_changes
+from planner.fit.frontier import Room, peak_of
 from planner.gpus import Gpu
 from planner.page import data, packed, script, structures
 from planner.setup import Setup
@@ -19,7 +21,7 @@ from planner.spec import ModelSpec
 from planner.units import gib
 
 HERE = Path(__file__).parent
-MOST_ROWS = 120
+MOST_ROWS, MOST_CHANGES = 300, 4
 LARGEST_PAGE = 200_000
 
 
@@ -42,7 +44,9 @@ def page(
         "COMPONENTS": "".join(f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>" for name, size in components.items()),
         "ROWSNOTE": escape(_rows_note(prediction)),
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
-        "NOTES": "".join(f"<li>{escape(note)}</li>" for note in (*prediction.assumptions, *(f"warning: {w}" for w in prediction.warnings))),
+        "NOTES": _items(prediction.assumptions),
+        "WARNINGS": _warnings(prediction.warnings),
+        "CHANGES": _changes(spec, setup, Room(gpu, error)),
         "FOOTER": escape(f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: the formula"),
         "DATA": _inline(values),
         "FORMULAS": packed(script(spec, found)),
@@ -54,6 +58,28 @@ def page(
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
 
+def _warnings(lines: Sequence[str]) -> str:
+    return f'<section class="warnings"><h2>Know before you run</h2><ul>{_items(lines)}</ul></section>' if lines else ""
+
+
+def _items(lines: Iterable[str]) -> str:
+    return "".join(f"<li>{escape(line)}</li>" for line in lines)
+
+
+def _changes(spec: ModelSpec, setup: Setup, room: Room) -> str:
+    """The single changes that save most, as a table: what each saves, its words, the option that makes it, what it costs."""
+    effects = [effect for effect in single_changes(spec, setup, room) if effect.saved * 100 >= effect.after][:MOST_CHANGES]
+    if not effects:
+        return ""
+    rows = []
+    for effect in effects:
+        words, _, option = effect.text.partition(": ")
+        fits = ', <span class="good">fits</span>' if effect.fits and not room.holds(peak_of(spec, setup)) else ""
+        rows.append(f"<tr><td>{gib(effect.saved)}</td><td>{escape(words)} <code>{escape(option)}</code>{fits}<br>"
+                    f'<span class="muted">{escape(effect.cost)}</span></td></tr>')  # fmt: skip
+    return f"<h3>Each of these alone would save, as asked</h3><table class=\"changes\"><tbody>{''.join(rows)}</tbody></table>"
+
+
 def _rows_note(prediction: Prediction) -> str:
     shown, all_rows = min(MOST_ROWS, len(prediction.peak_rows)), len(prediction.peak_rows)
     what = f"{all_rows} kinds of tensor" if shown == all_rows else f"the {shown} largest of {all_rows} kinds of tensor"
@@ -63,8 +89,10 @@ def _rows_note(prediction: Prediction) -> str:
 def _row(row: Row) -> str:
     shape = " x ".join(f"{size:,}" for size in row.shape)
     cells = (row.name, shape, row.dtype, f"{row.count:,}", f"{row.charged:,}", label(row.component), row.why)
+    starts = ("", "", "", "", "", f'<span class="key" style="background:var(--{row.component})"></span>', "")
     classes = ("", "", "", ' class="n"', ' class="n"', "", "")
-    return "<tr>" + "".join(f"<td{kind}>{escape(str(cell))}</td>" for kind, cell in zip(classes, cells, strict=True)) + "</tr>"
+    texts = (escape(row.name).replace(".", ".<wbr>"), *map(escape, cells[1:]))
+    return "<tr>" + "".join(f"<td{c}>{start}{text}</td>" for c, start, text in zip(classes, starts, texts, strict=True)) + "</tr>"
 
 
 def _inline(value: Any) -> str:

@@ -42,7 +42,8 @@
 
   // ---- helpers
   const GIB = 2 ** 30;
-  const gib = (n) => (n === 0 ? "0" : Math.abs(n) >= 0.1 * GIB ? (n / GIB).toFixed(2) + " GiB" : (n / 2 ** 20).toFixed(2) + " MiB");
+  const gib = (n) => (n === 0 ? "0" : Math.abs(n) >= 0.1 * GIB ? (n / GIB).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) + " GiB" : (n / 2 ** 20).toFixed(2) + " MiB");
+  const shortGib = (n) => { const d = n < 100 * GIB ? 1 : 0; return (n / GIB).toLocaleString("en", { minimumFractionDigits: d, maximumFractionDigits: d }); };
   const label = (name) => ({ optimizer_states: "optimizer states", load_peak: "load peak", optimizer_step: "optimizer step" })[name] || name.replaceAll("_", " ");
   const by = (id) => document.getElementById(id);
   const fill = (name) => "var(--" + name + ")";
@@ -92,8 +93,8 @@
     const room = card.usable - needed;
     const word = ok ? "fits" : needed - Math.round(now.allocated * data.error) > card.usable ? "no" : "tight";
     by("verdict").className = "verdict " + word;
-    by("verdict").textContent = { fits: "fits ", tight: "tight on ", no: "does not fit " }[word] + card.name + ": " + gib(needed) + " of " + gib(card.usable) +
-      (room >= 0 ? ", " + gib(room) + " free" : ", " + gib(-room) + " short");
+    by("verdict").replaceChildren(node("span", { class: "pill" }, { fits: "fits ", tight: "tight on ", no: "does not fit " }[word] + card.name), node("b", {}, gib(needed)),
+      node("span", { class: "muted" }, "of " + gib(card.usable) + " usable, " + (room >= 0 ? gib(room) + " free" : gib(-room) + " short")));
     document.body.dataset.device = String(needed); document.body.dataset.moment = now.moment; document.body.dataset.verdict = word;
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +
       (data.trains[state.method] === "adapter" ? ", rank " + state.rank : "");
@@ -104,10 +105,14 @@
   function drawBar(now, needed, card) {
     const scale = Math.max(card.usable, needed) * 1.02;
     const parts = [...data.components.map((name, i) => [name, now.components[i]]), ["context", needed - now.allocated]];
+    const long = by("bar").clientWidth, named = (name, size) => (long * size) / scale > 7 * label(name).length + 16;
     by("bar").replaceChildren(...parts.filter((p) => p[1] > 0).map(([name, size]) =>
-      node("span", { style: "width:" + (100 * size) / scale + "%;background:" + fill(name), title: label(name) + ": " + gib(size) })),
+      node("span", { style: "width:" + (100 * size) / scale + "%;background:" + fill(name) + (named(name, size) ? "" : ";padding:0"), title: label(name) + ": " + gib(size) },
+        named(name, size) ? label(name) : "")),
       node("i", { style: "left:" + (100 * card.usable) / scale + "%", title: "usable: " + gib(card.usable) }));
     by("bar").setAttribute("aria-label", parts.map(([name, size]) => label(name) + " " + gib(size)).join(", "));
+    const mark = (100 * card.usable) / scale;
+    by("scale").replaceChildren(node("span", { style: mark > 50 ? "right:" + (100 - mark) + "%" : "left:" + mark + "%" }, card.name + ": " + gib(card.usable) + " usable"));
     const row = (name, size) => node("tr", {}, [node("td", {}, [node("span", { class: "key", style: "background:" + fill(name) }), label(name)]),
       node("td", {}, gib(size)), node("td", {}, ((100 * size) / needed).toFixed(1) + " %")]);
     by("components").tBodies[0].replaceChildren(...parts.map(([name, size]) => row(name, size)),
@@ -116,7 +121,7 @@
   }
 
   function drawTimeline(now, card) {
-    const names = Object.keys(now.moments), width = 520, height = 260, base = 220, step = width / names.length;
+    const names = Object.keys(now.moments), width = Math.max(280, by("timeline").clientWidth), height = 290, base = 226, step = width / names.length;
     const measured = data.measured || {};
     const most = Math.max(card.usable, ...names.map((n) => now.moments[n].total), ...Object.values(measured)) * 1.14;
     const svg = node("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Allocated memory in each moment" });
@@ -128,8 +133,9 @@
         if (h > 0.2) svg.append(node("rect", { x: i * step + 10, y, width: step - 20, height: h, fill: fill(data.components[c]) },
           node("title", {}, label(name) + ", " + label(data.components[c]) + ": " + gib(size))));
       });
-      svg.append(node("text", { x: i * step + step / 2, y: y - 5, "text-anchor": "middle" }, gib(now.moments[name].total)));
-      svg.append(node("text", { x: i * step + step / 2, y: base + 18, "text-anchor": "middle", class: "m" }, label(name)));
+      const total = now.moments[name].total, head = name === now.moment ? "h" : "";
+      svg.append(node("text", { x: i * step + step / 2, y: y - 6, "text-anchor": "middle", class: head }, step < 85 ? (total / GIB).toFixed(1) : gib(total)));
+      label(name).split(" ").forEach((word, line) => svg.append(node("text", { x: i * step + step / 2, y: base + 17 + 14 * line, "text-anchor": "middle", class: head || "m" }, word)));
       if (measured[name]) {
         const m = base - (base * measured[name]) / most;
         svg.append(node("line", { x1: i * step + 4, x2: (i + 1) * step - 4, y1: m, y2: m, stroke: "var(--fg)", "stroke-width": 2, "stroke-dasharray": "5 3" },
@@ -138,28 +144,35 @@
     });
     const line = base - (base * card.usable) / most;
     svg.append(node("line", { x1: 0, x2: width, y1: line, y2: line, stroke: "var(--bad)", "stroke-width": 1.5 }));
-    svg.append(node("text", { x: width - 4, y: height - 4, "text-anchor": "end", class: "m" }, "red line: " + card.name + ", " + gib(card.usable) + " usable"));
-    if (Object.keys(measured).length) svg.append(node("text", { x: 4, y: height - 4, class: "m" }, "dashed: measured, as asked"));
+    svg.append(node("text", { x: width - 4, y: line - 6, "text-anchor": "end", class: "bad" }, card.name + ", " + gib(card.usable) + " usable"));
+    const legend = "allocated, GiB" + (Object.keys(measured).length ? "; dashed: measured, as asked" : "");
+    svg.append(node("text", { x: 4, y: height - 6, class: "m" }, legend));
     by("timeline").replaceChildren(svg);
   }
 
   function drawMethods(card) {
     const found = data.methods.map((m) => [m, peak(keyOf(m), state.batch, state.seq, state.rank)]).filter((p) => p[1]);
     const most = Math.max(card.usable, ...found.map((p) => device(p[1].allocated, card))) * 1.02;
-    const width = 520, tall = 44, left = 78;
-    const svg = node("svg", { viewBox: "0 0 " + width + " " + (found.length * tall + 16), role: "img", "aria-label": "Device memory of each method" });
+    const width = Math.max(280, by("methods").clientWidth), tall = 62, scale = width / most, limit = card.usable * scale;
+    const svg = node("svg", { viewBox: "0 0 " + width + " " + (found.length * tall + 26), role: "img", "aria-label": "Device memory of each method" });
     found.forEach(([name, p], i) => {
-      let x = left;
-      const y = i * tall + 6, scale = (width - left) / most, total = device(p.allocated, card);
+      let x = 0;
+      const y = i * tall, total = device(p.allocated, card), ok = fits(p.allocated, card), row = node("g", {});
+      const words = node("text", { x: 0, y: y + 14, class: name === state.method ? "h" : "" }, name);
+      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: ok ? "good" : "bad" }, gib(total) + (ok ? ", fits" : ", does not fit")));
+      row.append(node("rect", { x: 0, y: y + 22, width, height: 20, rx: 4, fill: "var(--track)" }));
       p.components.forEach((size, c) => {
-        svg.append(node("rect", { x, y, width: Math.max(0, size * scale), height: 18, fill: fill(data.components[c]) }));
+        row.append(node("rect", { x, y: y + 22, width: Math.max(0, size * scale), height: 20, fill: fill(data.components[c]) },
+          node("title", {}, name + ", " + label(data.components[c]) + ": " + gib(size))));
         x += size * scale;
       });
-      svg.append(node("text", { x: left - 8, y: y + 14, "text-anchor": "end" }, name));
-      svg.append(node("text", { x: left, y: y + 33, class: "m" }, gib(total) + (fits(p.allocated, card) ? ", fits" : ", does not fit") + ", peak in " + label(p.moment)));
+      row.append(node("line", { x1: limit, x2: limit, y1: y + 18, y2: y + 46, stroke: "var(--bad)", "stroke-width": 2 }));
+      row.addEventListener("click", () => { state.method = name; draw(); });
+      svg.append(row);
     });
-    const x = left + ((width - left) * card.usable) / most;
-    svg.append(node("line", { x1: x, x2: x, y1: 0, y2: found.length * tall, stroke: "var(--bad)", "stroke-width": 1.5 }));
+    const right = limit > width / 2;
+    svg.append(node("text", { x: right ? limit : limit + 2, y: found.length * tall + 6, "text-anchor": right ? "end" : "start", class: "bad" }, card.name + ", " + gib(card.usable) + " usable"));
+    by("methods-note").textContent = "checkpointing " + words[state.checkpointing];
     by("methods").replaceChildren(svg);
   }
 
@@ -175,7 +188,8 @@
     const key = keyOf(state.method), left = 60, cell = 74, tall = 30, right = 130;
     const width = left + SEQUENCES.length * cell + right, height = (BATCHES.length + 1) * tall + 6;
     const svg = node("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Device memory by micro-batch and sequence length" });
-    svg.style.minWidth = Math.min(width, 720) + "px";
+    svg.style.width = Math.max(by("heat").clientWidth, Math.min(width, 760)) + "px";
+    svg.append(node("text", { x: left - 8, y: 18, "text-anchor": "end", class: "m" }, "batch"));
     SEQUENCES.forEach((s, j) => svg.append(node("text", { x: left + j * cell + cell / 2, y: 18, "text-anchor": "middle", class: "m" }, s.toLocaleString("en"))));
     svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, "longest that fits"));
     const edge = [];
@@ -189,10 +203,10 @@
         const share = Math.min(1, size / card.usable);
         const rect = node("rect", { x: left + j * cell + 1, y: y + 1, width: cell - 2, height: tall - 2, rx: 3,
           fill: ok ? "color-mix(in srgb, var(--cool2) " + Math.round(100 * share) + "%, var(--cool))" : "var(--hot)", "data-fits": ok ? "1" : "0", "data-bytes": size,
-          "data-batch": b, "data-seq": s }, node("title", {}, b + " x " + s + ": " + gib(size) + (ok ? ", fits" : ", does not fit")));
+          "data-batch": b, "data-seq": s, ...(b === state.batch && s === state.seq ? { stroke: "var(--fg)", "stroke-width": 2 } : {}) }, node("title", {}, b + " x " + s + ": " + gib(size) + (ok ? ", fits" : ", does not fit")));
         rect.addEventListener("click", () => { state.batch = b; state.seq = s; draw(); });
         svg.append(rect);
-        svg.append(node("text", { x: left + j * cell + cell / 2, y: y + 20, "text-anchor": "middle", "pointer-events": "none" }, (size / GIB).toFixed(size < 100 * GIB ? 1 : 0)));
+        svg.append(node("text", { x: left + j * cell + cell / 2, y: y + 20, "text-anchor": "middle", "pointer-events": "none" }, shortGib(size)));
       });
       edge.push([left + last * cell, y], [left + last * cell, y + tall]);
       const most = longest(key, b, card);
@@ -208,6 +222,8 @@
   by("seq").addEventListener("input", () => { state.seq = toSeq(Number(by("seq").value)); draw(); });
   by("rank").addEventListener("input", () => { state.rank = Number(by("rank").value); draw(); });
   window.addEventListener("hashchange", () => location.reload());
+  window.addEventListener("resize", draw);
+  window.addEventListener("beforeprint", draw);
   draw();
   document.body.dataset.ready = "1";
 })();
