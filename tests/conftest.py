@@ -49,12 +49,12 @@ def traced(config: dict[str, Any], setup: Any) -> Held:
 
 
 class Saved:
-    """Announcer of a real step that notes every storage saved in each forward. It holds the tensors, so that no address is used twice."""
+    """Announcer of a real step that notes every storage saved in each forward. It holds the storages, so that no address is used twice."""
 
     def __init__(self, known: Iterable[Any]) -> None:
-        self.held = list(known)
+        self.held = [tensor.untyped_storage() for tensor in known]
         self.storages: dict[int, int] = {}
-        self.known = {tensor.untyped_storage()._cdata for tensor in self.held}
+        self.known = {storage._cdata for storage in self.held}
 
     @contextmanager
     def announce(self, moment: str, step: int = -1) -> Iterator[None]:
@@ -69,8 +69,8 @@ class Saved:
             yield
 
     def _pack(self, tensor: Any) -> Any:
-        self.held.append(tensor)
         storage = tensor.untyped_storage()
+        self.held.append(storage)
         if storage._cdata not in self.known:
             self.storages[storage._cdata] = storage.nbytes()
         return tensor

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from planner.errors import UsageError
 
@@ -17,3 +20,19 @@ def require(*names: str) -> None:
     if missing:
         raise UsageError(f"{', '.join(missing)} not installed: the trace engine runs the real libraries; pip install 'memplan[trace]'")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory
+    if names == BITSANDBYTES:
+        load("bitsandbytes")
+
+
+def load(name: str) -> Any:
+    """Import peft or bitsandbytes, which peft imports. bitsandbytes 0.50 backends/cpu/ops.py asks the hub for a CPU kernel while it is
+    imported, where the package `kernels` is installed: memplan touches no network, so that package is out of sight until it has been."""
+    if "bitsandbytes" not in sys.modules and find_spec("bitsandbytes") is not None:
+        seen = {key: sys.modules[key] for key in ("kernels",) if key in sys.modules}
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+        try:
+            import_module("bitsandbytes")
+        finally:
+            del sys.modules["kernels"]
+            sys.modules.update(seen)
+    return import_module(name)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from planner.errors import UsageError
+from planner.live.extras import BITSANDBYTES, load, require
 from planner.live.kernels_cpu import layer_norm
 from planner.live.observe import Observer
+from planner.methods import METHODS
+from planner.optimizers import OPTIMIZERS
 from planner.setup import Setup
 
 _ATEN = torch.ops.aten
@@ -76,7 +78,7 @@ def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
         return observer.keep_on_host(made, elements * made.element_size()).expand(args[0])
 
     return {
-        **_int8(),
+        **(_int8() if setup.quant_type == "int8" else {}),
         _ATEN._local_scalar_dense.default: scalar,
         _ATEN._to_copy.default: to_copy,
         _ATEN.copy_.default: copy,
@@ -89,9 +91,7 @@ def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
 def _int8() -> dict[Any, Callable[..., Any]]:
     """bitsandbytes 0.50 _ops.py int8_vectorwise_quant, int8_mixed_scaled_mm: how many columns hold outliers depends on values; random ones
     have none."""
-    if find_spec("bitsandbytes") is None:
-        return {}
-    import bitsandbytes  # noqa: F401  # defines the op
+    require(*BITSANDBYTES)  # and so imported: it defines the ops
 
     def quantised(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = args[0]
@@ -129,12 +129,12 @@ def applied(observer: Observer, setup: Setup) -> Iterator[None]:
     """Every shim for the time of one trace."""
     with ExitStack() as stack:
         for shim in SHIMS:
-            stack.enter_context(shim(observer))
+            stack.enter_context(shim(observer, setup))
         yield
 
 
 @contextmanager
-def _torch_optimizers(observer: Observer) -> Iterator[None]:
+def _torch_optimizers(observer: Observer, setup: Setup) -> Iterator[None]:
     """torch 2.13 optim/optimizer.py and utils/_foreach_utils.py: fused and foreach paths are chosen by a list of device types; add meta."""
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
@@ -148,9 +148,13 @@ def _torch_optimizers(observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
+def _peft_moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
     """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real device, casting like it
     does."""
+    if setup.adapter is None and METHODS[setup.method].peft_type is None:
+        yield
+        return
+    load("peft")
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch import nn
 
@@ -190,11 +194,12 @@ def _peft_moves_adapters(observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def _bitsandbytes_paged(observer: Observer) -> Iterator[None]:
+def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
     """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on the host's ledger."""
-    if find_spec("bitsandbytes") is None:
+    if setup.quant_type == "none" and OPTIMIZERS[setup.optimizer].library != "bitsandbytes":
         yield
         return
+    require(*BITSANDBYTES)
     import bitsandbytes.functional as F
 
     def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
@@ -221,7 +226,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 @contextmanager
-def _tensors_from_data(observer: Observer) -> Iterator[None]:
+def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
     """torch 2.13 torch/csrc/utils/tensor_new.cpp: torch.tensor(data, device=...) works beneath every dispatch mode; here it is seen.
 
     bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantised weight so.
