@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from planner.errors import UsageError, unknown
 from planner.live.bottleneck import add_bottlenecks
-from planner.live.model import layer_number, layer_place, layer_prefix, layers_of, reason
+from planner.live.extras import load
+from planner.live.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
 from planner.methods import METHODS
 from planner.setup import Setup
 
@@ -29,10 +31,9 @@ def is_adapter(name: str) -> bool:
 def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.Module:
     """Freeze, adapt, upcast and switch on checkpointing as the recipe's stack does; what the loop then calls."""
     if setup.quant_type != "none" and setup.kbit_prepare:
-        import peft
-
-        peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        watcher.empty_cache()
+        load("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if clears_cache():
+            watcher.empty_cache()
     if setup.upcast_modules != "none":
         _upcast(model, setup.upcast_modules == "norms_and_embeddings")
     trains = METHODS[setup.method].trains
@@ -51,6 +52,13 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     if not any(p.requires_grad for p in adapted.parameters()) and setup.method != "inference":
         raise UsageError(f"method '{setup.method}' trains nothing in {type(model).__name__}")
     return adapted
+
+
+def clears_cache() -> bool:
+    """Whether k-bit preparation ends with `empty_cache` (peft 0.21 does, 0.19 does not: its pull request 3293)."""
+    import peft
+
+    return "auto_clear_cache" in inspect.signature(peft.prepare_model_for_kbit_training).parameters
 
 
 def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
@@ -110,8 +118,7 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         model.requires_grad_(False)
         add_bottlenecks(model, setup.bottleneck or 64, getattr(torch, setup.adapter_dtype), device)
         return model  # type: ignore[no-any-return]
-    import peft
-
+    peft = load("peft")
     config = peft_config(model, setup)
     try:
         with watcher.on_host():
@@ -148,7 +155,7 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
 
     if setup.adapter is not None:
         return _read_adapter(setup.adapter)
-    common: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    common: dict[str, Any] = {"task_type": task_type(model)}
     peft_type = METHODS[setup.method].peft_type
     if peft_type in ("PREFIX_TUNING", "PROMPT_TUNING"):
         cls = peft.PrefixTuningConfig if peft_type == "PREFIX_TUNING" else peft.PromptTuningConfig
@@ -165,8 +172,6 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
 
 def _read_adapter(document: dict[str, Any]) -> Any:
     """A parsed adapter_config.json as its peft configuration class; keys that the class does not know are dropped."""
-    import inspect
-
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = str(document.get("peft_type", "")).upper()

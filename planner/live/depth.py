@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from planner.live.layout import COPIES, Run, kept_layers, prune, runs, signatures, templates
-from planner.live.observe import ALLOC, EMPTY, FREE, Event, Log, Mark, Storage
+from planner.live.log import ALLOC, EMPTY, FREE, Event, Log, Mark, Storage
 
 __all__ = ["COPIES", "NotPeriodic", "Run", "kept_layers", "prune", "runs", "signatures", "templates"]
 

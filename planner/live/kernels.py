@@ -40,10 +40,12 @@ class Kernels:
             found = [*found, *self._workspace()]
         return [hidden for hidden in found if hidden.nbytes > 0]
 
-    def on_host(self, op: Any) -> tuple[int, ...]:
-        """Positions of outputs that CUDA makes on the host."""
+    def order(self, op: Any, count: int) -> Sequence[int]:
+        """Positions of the outputs that CUDA makes on the device, in the order in which it does."""
         rule = self.rules.get(name_of(op))
-        return () if rule is None else rule.on_host
+        if rule is None or not (rule.order or rule.on_host):
+            return range(count)
+        return [index for index in rule.order or range(count) if index < count and index not in rule.on_host]
 
     def status(self, op: Any) -> Status:
         """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing and are known."""

@@ -71,16 +71,37 @@ def sub_configs(config: Any) -> list[Any]:
     return [part for name in getattr(config, "sub_configs", {}) if (part := getattr(config, name, None)) is not None]
 
 
+_CAUSAL = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING")
+_MASKED, _SEQ2SEQ = ("MODEL_FOR_MASKED_LM_MAPPING",), ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",)
+
+
 def model_class(config: Any) -> Any:
-    """The transformers class that trains on text: the causal language model, else the image-text model, used without images."""
+    """The transformers class that trains on text: the causal language model, else the image-text model, used without images; an
+    encoder-decoder's own (T5), an encoder's masked language model (BERT)."""
+    encoder = not getattr(config, "is_decoder", False) and _listed(_MASKED, config) is not None
+    for tables in (_SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (), _MASKED if encoder else (), _CAUSAL):
+        found = _listed(tables, config)
+        if found is not None:
+            return found
+    raise UsageError(f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on next-token loss")
+
+
+def _listed(tables: tuple[str, ...], config: Any) -> Any | None:
     from transformers.models.auto import modeling_auto
 
-    for table in ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
+    for table in tables:
         mapping = getattr(modeling_auto, table, None)
         if mapping is not None and type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, (list, tuple)) else found
-    raise UsageError(f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on next-token loss")
+    return None
+
+
+def task_type(model: Any) -> str | None:
+    """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits have no type of their own."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
 def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module:

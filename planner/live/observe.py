@@ -10,17 +10,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.live.accumulate import calibrated, into_first
-
-ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
-READ = "read from the checkpoint"  # the op of a tensor that loading brings to the device, by threads where the library has some
-Event = tuple[str, int, int]  # kind, storage id, bytes
+from planner.live.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
 
 
 class Unseen(Protocol):
@@ -44,52 +40,11 @@ _FROM_HOST = {_ATEN.lift_fresh.default}  # torch.tensor(data) reaches the device
 _INDEX = _ATEN.index.Tensor  # a Python list of indices reaches the device through no op (torch/csrc/autograd/python_variable_indexing.cpp)
 
 
-@dataclass(slots=True)
-class Storage:
-    """One device storage: what made it, where, when; `component` is settled later, from what ends up holding it."""
-
-    id: int
-    nbytes: int
-    op: str
-    module: str
-    layer: int | None
-    shape: tuple[int, ...]
-    dtype: str
-    moment: str
-    born: int  # index of its allocation among the events
-    via: str = "code"  # how its layer is known: "code" of that layer, an autograd "node" made outside, or the "tensors" it was made from
-    component: str = ""
-    name: str = ""
-    saved: bool = False
-    died: int | None = None  # index of its release among the events
-
-
-@dataclass(slots=True)
-class Mark:
-    """One moment of one step: events[begin:end]."""
-
-    step: int
-    moment: str
-    begin: int
-    end: int = -1
-
-
 class _Watch(weakref.ref):  # type: ignore[type-arg]
     __slots__ = ("key", "id")
 
     key: int  # the storage's address
     id: int  # its number in the log
-
-
-@dataclass
-class Log:
-    """What an observed run leaves: the events in order, the storages by id, the context of each event, and the moments."""
-
-    events: list[Event] = field(default_factory=list)
-    storages: list[Storage] = field(default_factory=list)
-    layers: list[int | None] = field(default_factory=list)  # the decoder layer in whose code each event happened
-    marks: list[Mark] = field(default_factory=list)
-    ops: dict[str, int] = field(default_factory=dict)  # how often each op ran
 
 
 class Observer(TorchDispatchMode):

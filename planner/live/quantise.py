@@ -14,7 +14,7 @@ from planner.setup import Setup
 def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
     """Swap the linear layers that transformers would quantise for bitsandbytes' own, still on meta; returns their names.
 
-    Which: every nn.Linear and Conv1D but tied ones, the output embedding and the last parameter's module
+    Which: every nn.Linear and Conv1D but tied ones, the output embedding, the last parameter's module and what the class keeps in fp32
     (transformers 5.23 quantizers/base.py get_keys_to_not_convert; integrations/bitsandbytes.py replace_with_bnb_linear).
     """
     if setup.quant_type == "none":
@@ -24,7 +24,7 @@ def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    skipped = get_keys_to_not_convert(model)
+    skipped = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
     names = []
     for name, module in list(model.named_modules()):
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped):
@@ -56,16 +56,18 @@ def _placeholder(module: nn.Module, setup: Setup) -> nn.Module:
     return made
 
 
-def quantise(module: Any, setup: Setup, device: torch.device) -> None:
-    """Give a placeholder its weight: random values made on the device, quantised there by bitsandbytes, the originals dropped."""
+def quantise(module: Any, setup: Setup, weight: torch.Tensor, *, pretrained: bool = False) -> None:
+    """Give a placeholder its weight: `weight`, on the device, quantised there by bitsandbytes; the caller drops the original.
+
+    `pretrained`: 8-bit weights then make a detour over the host, so that two of them are on the device at a time (transformers 5.23
+    integrations/bitsandbytes.py Bnb8bitQuantize).
+    """
     import bitsandbytes as bnb
 
-    weight = torch.empty(module.out_features, module.in_features, dtype=module.weight.memplan_dtype, device=device)
-    if device.type != "meta":
-        weight.normal_(0, 0.02)
     if setup.quant_type == "int8":
-        module.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)._quantize(device)
+        source = torch.empty_like(weight).copy_(weight) if pretrained else weight
+        module.weight = bnb.nn.Int8Params(source, requires_grad=False, has_fp16_weights=False)._quantize(weight.device)
         return
     made = bnb.nn.Params4bit(weight, requires_grad=False, blocksize=setup.quant_block, compress_statistics=setup.double_quant,
                              quant_type=setup.quant_type, quant_storage=getattr(torch, setup.quant_storage), module=module)  # fmt: skip
-    module.weight = made._quantize(device)
+    module.weight = made._quantize(weight.device)

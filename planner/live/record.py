@@ -17,8 +17,9 @@ from planner.live import attention, attribute, autocast, batches, depth, shims, 
 from planner.live.build import Built, build, logical_numel, outline
 from planner.live.composites import as_on_cuda
 from planner.live.kernels import Kernels
+from planner.live.log import Log
 from planner.live.model import layer_list, layer_number, layer_prefix, quiet, reason, sub_configs
-from planner.live.observe import Log, Observer
+from planner.live.observe import Observer
 from planner.live.target import Target
 from planner.setup import Setup
 
@@ -37,6 +38,7 @@ class Facts:
     checkpoint_bytes: int
     host_bytes: int
     traced_layers: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False) -> tuple[Log, Facts]:
@@ -108,8 +110,8 @@ def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: i
         gains = ((getattr(more, name) - base, run.repeats - depth.COPIES) for more, run in zip(longer, layout, strict=True))
         return int(base + sum(gain * further for gain, further in gains))
 
-    counts = {field.name: at_depth(field.name) for field in fields(Facts) if field.name not in ("architecture", "traced_layers")}
-    return Facts(architecture=small.architecture, traced_layers=traced, **counts)
+    counts = {field.name: at_depth(field.name) for field in fields(Facts) if field.type == "int"}
+    return Facts(architecture=small.architecture, traced_layers=traced, warnings=small.warnings, **counts)
 
 
 def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target) -> tuple[Log, Facts]:
@@ -149,6 +151,7 @@ def _facts(built: Built, observer: Observer) -> Facts:
         total=sum(logical_numel(p) for _, p in named),
         checkpoint_bytes=sum(p.numel() * p.element_size() for p in saved),
         host_bytes=observer.host_bytes,
+        warnings=built.warnings,
     )
 
 

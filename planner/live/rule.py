@@ -35,13 +35,15 @@ Finder = Callable[[Call], Iterable[Hidden]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live on the host on CUDA."""
+    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live on the host on CUDA, and the
+    order in which it makes its outputs where that is not theirs."""
 
     source: str
     hidden: Finder | None = None
     on_host: tuple[int, ...] = ()
     matmul: bool = False  # runs through cuBLAS, whose workspace the running thread then holds
     status: Status = "source"
+    order: tuple[int, ...] = ()
 
 
 def bytes_of(tensor: Tensor) -> int:

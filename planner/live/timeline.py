@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.allocator import Event, Replay, replay, smallest_capacity
 from planner.breakdown import STEP_MOMENTS, Breakdown, Peak, Row
-from planner.live.observe import ALLOC, FREE, Log, Storage
+from planner.live.log import ALLOC, FREE, Log, Storage
 from planner.live.target import Target
 from planner.setup import Setup
 

@@ -10,7 +10,7 @@ from planner.live.extras import require
 from planner.setup import Setup
 
 if TYPE_CHECKING:
-    from planner.live.observe import Log
+    from planner.live.log import Log
 
 
 def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> Prediction:
