@@ -18,8 +18,8 @@ mem_tracker = pytest.importorskip("torch.distributed._tools.mem_tracker")
 
 from planner.live import step  # noqa: E402
 from planner.live.build import build  # noqa: E402
+from planner.live.log import Log  # noqa: E402
 from planner.live.model import quiet  # noqa: E402
-from planner.live.observe import Log  # noqa: E402
 from planner.live.record import record  # noqa: E402
 from planner.live.target import target_of  # noqa: E402
 from planner.live.timeline import Timeline  # noqa: E402
