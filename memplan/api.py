@@ -70,12 +70,17 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     sharding.refuse_sharding(setup)
+    if engine == "trace":
+        sharding.refuse_tracing(setup)
     prediction = ENGINES[engine](model, setup)
     found = (*unread(setup), *sharding.warnings(engine, setup))
     prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
-    return prediction.with_(gpus=tuple(judge(prediction, gpu) for gpu in cards(setup)))
+    verdicts = tuple(judge(prediction, gpu) for gpu in cards(setup))
+    if setup.parallel != "none":  # the band of a verdict is one GPU's, for want of another; the error of the number is not known
+        prediction = prediction.with_(accuracy=Accuracy(evidence=sharding.UNRECORDED, device_error=prediction.accuracy.margin))
+    return prediction.with_(gpus=verdicts)
 
 
 def cards(setup: Setup) -> tuple[Gpu, ...]:

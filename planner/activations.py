@@ -21,6 +21,7 @@ from planner.optimizers import OPTIMIZERS
 from planner.parameters import B, Inventory, S
 from planner.resident.loading import batch_tensors
 from planner.resident.stored import Stored
+from planner.shards.rank import Rank
 from planner.spec import Layer
 from planner.tape.checkpoint import CHECKPOINTS
 from planner.tape.repeats import compress
@@ -52,9 +53,9 @@ class Step:
     sliding: bool
 
 
-def run_step(inventory: Inventory, device: Device, regime: Regime) -> Tape:
-    """The log of one step: moments forward, backward and optimizer_step."""
-    return _Step(inventory, device, regime).run()
+def run_step(inventory: Inventory, device: Device, regime: Regime, rank: Rank | None = None) -> Tape:
+    """The log of one step: moments forward, backward and optimizer_step. `rank`: what this process shares with others (nothing)."""
+    return _Step(inventory, device, regime, rank or Rank(inventory)).run()
 
 
 _LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
@@ -68,12 +69,13 @@ Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of
 
 
 class _Step:
-    def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
-        self.inventory, self.setup, self.spec = inventory, inventory.setup, inventory.spec
+    def __init__(self, inventory: Inventory, device: Device, regime: Regime, rank: Rank) -> None:
+        self.inventory, self.setup, self.spec, self.rank = inventory, inventory.setup, inventory.spec, rank
         self.regime, self.device = regime, device
         self.tape = Tape()
         batch: Expr = const(1) if regime.single else B
         self.w = Walk(self.tape, self.setup, inventory, device, batch, S, regime.single, {})
+        self.around = rank.around(self.w)
         self.resident: list[Tensor] = []
         if self.w.auto is not None:
             self.tape.casts = {}
@@ -91,7 +93,7 @@ class _Step:
             t.mark("end")
             del last, after
             return t
-        if setup.gradient_accumulation > 1:
+        if setup.gradient_accumulation > 1 and self.around.accumulates:
             self._old_gradients()
         dropped = setup.recipe in TRAINER_RECIPES
         before: Tensor | None = None
@@ -107,7 +109,9 @@ class _Step:
             outputs = None
         t.mark("backward")
         t.casts = None
+        self.around.begin_backward()
         t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
+        self.around.end_backward()
         with t.dropping():
             del loss  # and with it the graph, whose contexts hold what no hook can see
         t.mark("optimizer_step")
@@ -147,14 +151,16 @@ class _Step:
     def _forward(self) -> tuple[Tensor, Tensor]:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
+        self.around.begin()
         hidden = self._hidden()
         logits: Tensor | None = None
         if self.setup.loss == "full":
-            logits = logits_of(w, hidden)
+            logits = self.around.leave("tail", logits_of(w, hidden))
             loss = causal_loss(w, logits)
         else:
             loss = WITHOUT_LOGITS[self.setup.loss](w, hidden)
         del hidden
+        loss = self.around.leave("root", loss if logits is not None else self.around.leave("tail", loss))
         if self.setup.method == "adalora":
             loss = self._regularised(loss)
         t.forget_casts()
@@ -189,10 +195,12 @@ class _Step:
         """The last hidden states, normed: (B, S, H)."""
         t, w, spec = self.tape, self.w, self.spec
         shape = (w.batch, S, spec.embedding_dim)
+        self.around.enter("embedding" if not spec.tied else "tail", self.ids)
         embedded = embedding(t, self.ids, w.weight(f"{spec.embedding_name}.weight"), shape, "embeddings")
         checkpointed = self.setup.checkpointing != "none"
         if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
             embedded.requires_grad, embedded.name = True, "embeddings"
+        embedded = self.around.leave("embedding", embedded)
         hidden = self._scaled(embedded)
         if spec.embedding_dim != spec.hidden:
             hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.embedding_dim), hidden)
@@ -204,6 +212,7 @@ class _Step:
         tables = self._tables(hidden.dtype)
         hidden = self._layers(hidden, tables)
         w.masks = {}
+        hidden = self.around.enter("tail", hidden)
         if spec.final_norm is not None:
             hidden = norm(w, spec.final_norm, hidden)
         if spec.embedding_dim != spec.hidden:
@@ -267,12 +276,13 @@ class _Step:
     # ---- layers -------------------------------------------------------------------------------------------------------------------
 
     def _layers(self, hidden: Tensor, tables: Tables) -> Tensor:
-        key = 0
+        key = place = 0
         for block, times in compress(self._sequence()):
             with self.tape.repeat(times):
                 for step in block:
-                    hidden = self._one_layer(hidden, step, key, tables)
-                    key += 1
+                    hidden = self._one_layer(hidden, step, key, place, tables)
+                    key, place = key + 1, place + 1
+            place += len(block) * (times - 1)
         return hidden
 
     def _sequence(self) -> list[Step]:
@@ -287,14 +297,17 @@ class _Step:
                 flat.append(Step(same, index >= self.inventory.first_trained, checkpointed, sliding))
         return flat
 
-    def _one_layer(self, hidden: Tensor, step: Step, key: int, tables: Tables) -> Tensor:
+    def _one_layer(self, hidden: Tensor, step: Step, key: int, place: int, tables: Tables) -> Tensor:
+        """The layer that is walked as `key`; `place` is its index in the model."""
         w, prefix, masks = self.w, f"{step.layer.prefix}.*.", self.w.masks
 
         def body(given: Tensor) -> Tensor:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
             try:
                 with w.at_layer(key, step.trained), self.tape.inside(prefix):
-                    return decoder_layer(w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False)))
+                    given = self.around.enter("layer", given, place, key)
+                    out = decoder_layer(w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False)))
+                    return self.around.leave("layer", out, place, key)
             finally:
                 w.masks = before
 
@@ -306,7 +319,8 @@ class _Step:
 
     def _optimizer(self) -> None:
         """Temporaries of the optimizer's step over what is alive after the backward."""
-        setup, trained = self.setup, self.inventory.trained
+        setup, trained = self.setup, self.rank.stepped()
+        made = self.around.begin_optimizer()
         if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
             return  # kernels that work in place
         largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
@@ -321,7 +335,7 @@ class _Step:
                     for what, _ in FOREACH_LISTS[setup.optimizer]]  # fmt: skip
         else:
             held = []
-        del held
+        del held, made
 
     def _lists(self, what: str, why: str, trained: Sequence[Stored]) -> list[Tensor]:
         made = []

@@ -13,7 +13,7 @@ from planner.breakdown import Breakdown, ModelSummary, Peak, Prediction
 from planner.gpus import context_bytes
 from planner.optimizers import OPTIMIZERS
 from planner.setup import Setup
-from planner.sharding import refuse_sharding
+from planner.sharding import assumptions as sharing
 from planner.spec import ModelSpec
 from planner.symbolic import STEP_MOMENTS, SYMBOLS, Symbolic
 
@@ -24,7 +24,7 @@ FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 def _structure(setup: Setup) -> Setup:
     """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank part of the structure."""
     optimizer = OPTIMIZERS[setup.optimizer]
-    floors = optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states)
+    floors = optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states) or setup.parallel.startswith("zero")
     free = {name: 1 for name in FREE if not (name == "rank" and floors)}
     if setup.init_rank is not None and not floors:
         free["init_rank"] = 1
@@ -57,7 +57,6 @@ def _cached(key: _Key) -> Symbolic:
 
 def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
     """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule."""
-    refuse_sharding(setup)
     return _cached(_Key(spec, _structure(setup)))
 
 
@@ -86,7 +85,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
         step_peak=_peak([m for m in moments if m.moment in STEP_MOMENTS], context),
         moments=moments,
         host_bytes=host,
-        assumptions=tuple(assumptions(structure, setup)),
+        assumptions=(*sharing(setup), *assumptions(structure, setup)),
         warnings=tuple(warnings(structure, setup)),
     )
 

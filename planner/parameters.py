@@ -175,7 +175,7 @@ class Inventory:
 
     def state_rows(self) -> list[SymbolicRow]:
         """Optimizer states on the device; paged tensors are in `host_rows`."""
-        rows = [row for stored in self.trained for row in self._states(stored, paged=False)]
+        rows = [row for stored in self.trained for row in self.states_of(stored, paged=False)]
         if self.setup.method == "adalora" and self.setup.importance_buffers:
             rows += [
                 SymbolicRow(
@@ -205,9 +205,10 @@ class Inventory:
 
     def host_rows(self) -> list[SymbolicRow]:
         """Optimizer states that a paged optimizer puts in managed memory, which torch does not count."""
-        return [row for stored in self.trained for row in self._states(stored, paged=True)]
+        return [row for stored in self.trained for row in self.states_of(stored, paged=True)]
 
-    def _states(self, stored: Stored, paged: bool) -> Iterator[SymbolicRow]:
+    def states_of(self, stored: Stored, paged: bool) -> Iterator[SymbolicRow]:
+        """The optimizer states of one tensor, on the device or in managed memory."""
         optimizer = OPTIMIZERS[self.setup.optimizer]
         elements = _needed(stored, self.setup) if optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states) else None
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED

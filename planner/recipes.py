@@ -47,7 +47,10 @@ BASE: dict[str, Any] = {
     "compute_dtype": "bfloat16", "kbit_prepare": False, "upcast_modules": "none", "checkpointing": "none", "checkpoint_every": 1,
     "checkpoint_offload": False, "load": "pretrained", "attention": "sdpa", "loss": "full", "optimizer": "adamw_torch",
     "zero_grad": "before_forward", "retain_outputs": False, "outputs_fp32": False, "trainable_dtype": "weight", "allocator": "native",
-    "gpu": None, "gpus": 1, "parallel": "none", "init_rank": None, "target_rank": None, "importance_buffers": False,
+    "gpu": None, "gpus": 1, "parallel": "none", "reshard_after_forward": True, "gradient_as_bucket_view": False, "offload": "none",
+    "zero_reduce_bucket": 5 * 10**8, "zero_prefetch_bucket": 5 * 10**7, "zero_persistence_threshold": 10**5,
+    "zero_live_parameters": 10**9, "zero_reuse_distance": 10**9, "zero_sub_group": 10**9, "zero_overlap_comm": None,
+    "init_rank": None, "target_rank": None, "importance_buffers": False,
     "virtual_tokens": None, "trainable_layers": None, "bottleneck": None, "adapter": None, "device": "cuda",
 }  # fmt: skip
 """The fallback of every field: what a plain loop does when nobody says otherwise."""
@@ -66,6 +69,10 @@ BASE_SOURCES: dict[str, str] = {
     "trainable_layers": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_trainable_layers 2",
     "init_rank": "peft 0.21 tuners/adalora/config.py init_r 12",
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",
+    "reshard_after_forward": "accelerate 1.15 utils/dataclasses.py FullyShardedDataParallelPlugin: true for FSDP2",
+    "gradient_as_bucket_view": "torch 2.13 nn/parallel/distributed.py",
+    **dict.fromkeys(("zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold", "zero_live_parameters",
+                     "zero_reuse_distance", "zero_sub_group", "zero_overlap_comm"), "deepspeed 0.19.8 runtime/zero/config.py"),
     "importance_buffers": "peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt, run by update_and_allocate",
 }
 """Where the fallbacks that come from a library were read; a field in no `sources` is our choice."""

@@ -13,7 +13,7 @@ from planner.optimizers import OPTIMIZERS
 from planner.recipes import BASE, RECIPES
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
-    from planner.checking import Alpha, Count, Dropout, FloatType, Gpus, Rank, Size
+    from planner.checking import Alpha, Bucket, Count, Dropout, Elements, FloatType, Gpus, Rank, Size
 
 ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
 
@@ -63,6 +63,16 @@ class Setup:
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
+    gradient_as_bucket_view: bool  # ddp
+    offload: Literal["none", "optimizer", "all"]  # to the host: optimizer states and masters, or parameters too
+    zero_reduce_bucket: Bucket  # elements, as the next five; auto: what transformers puts for DeepSpeed's 'auto'
+    zero_prefetch_bucket: Bucket
+    zero_persistence_threshold: Bucket
+    zero_live_parameters: Elements
+    zero_reuse_distance: Elements
+    zero_sub_group: Elements
+    zero_overlap_comm: bool | None  # None: deepspeed's own, on in stage 3 only
     init_rank: Size | None
     target_rank: Size | None
     importance_buffers: bool

@@ -20,12 +20,11 @@ from planner.expr import grid as over_arrays
 from planner.forward.walk import Device
 from planner.gpus import find_gpu
 from planner.methods import METHODS
-from planner.parameters import Inventory
 from planner.resident.adapters import SHAPES
-from planner.resident.loading import load_candidates
 from planner.rows import SymbolicRow
 from planner.setup import Setup
-from planner.sharding import refuse_sharding
+from planner.shards.rank import Rank
+from planner.sharding import rank_of
 from planner.spec import ModelSpec
 from planner.tape.peaks import Candidate, candidates, largest, states_after
 
@@ -66,13 +65,13 @@ class Totals:
 class Program:
     """The moments of one structure in one regime: evaluated once as they stand, or as expressions that are compiled when first used."""
 
-    def __init__(self, inventory: Inventory, device: Device, regime: Regime) -> None:
-        self.resident = [*inventory.weight_rows(), *inventory.state_rows(), *inventory.bucket_rows()]
-        self.loading = {name: [State(rows) for rows in states] for name, states in load_candidates(inventory).items()}
-        self.walked = STEP_MOMENTS if METHODS[inventory.setup.method].trains != "nothing" else ("forward",)
+    def __init__(self, rank: Rank, device: Device, regime: Regime) -> None:
+        self.resident = rank.resident()
+        self.loading = {name: [State(rows) for rows in states] for name, states in rank.loading().items()}
+        self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
         self.names = (*self.loading, *self.walked)
-        self.tape = run_step(inventory, device, regime)
-        self.host = total((self.tape.host, *(row.size for row in inventory.host_rows())))
+        self.tape = run_step(rank.seen, device, regime, rank)
+        self.host = total((self.tape.host, *(row.size for row in rank.host())))
 
     @cached_property
     def moments(self) -> dict[str, list[State]]:
@@ -145,9 +144,9 @@ class Symbolic:
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
         refuse(setup)
-        refuse_sharding(setup)
         self.spec, self.setup = spec, setup
-        self.inventory = Inventory(spec, setup)
+        self.rank = rank_of(spec, setup)
+        self.inventory = self.rank.stored
         self.device = device_of(setup)
         self.windows = tuple(sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None}))
         self._programs: dict[Regime, Program] = {}
@@ -159,7 +158,7 @@ class Symbolic:
     def program(self, regime: Regime) -> Program:
         known = self._programs.get(regime)
         if known is None:
-            known = self._programs[regime] = Program(self.inventory, self.device, regime)
+            known = self._programs[regime] = Program(self.rank, self.device, regime)
         return known
 
     def totals(self, batch: int, sequence: int, rank: int) -> Totals:

@@ -154,10 +154,18 @@ def test_a_cpu_has_no_card_and_no_context(capsys: pytest.CaptureFixture[str]):
     assert found["gpus"] == [] and found["peak"]["context_bytes"] == 0
 
 
-def test_sharding_is_refused_rather_than_answered_wrongly(capsys: pytest.CaptureFixture[str]):
-    assert run(["llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp"]) == 2
+def test_one_rank_of_several_is_said_to_be_one_and_its_error_to_be_unknown(capsys: pytest.CaptureFixture[str]):
+    assert run(["llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp", "--gpu", "a100-80gb"]) == 0
+    out = capsys.readouterr().out
+    assert "one rank of 8 (fsdp)" in out and "no run on several GPUs has been recorded" in out
+    found = document(capsys, "llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp")
+    assert found["accuracy"]["median_error"] is None and found["moments"][1]["components"]["weights"] < 4 * 10**9
+
+
+def test_the_trace_refuses_a_rank_that_shares(capsys: pytest.CaptureFixture[str]):
+    assert run(["gpt2", "--gpus", "2", "--parallel", "fsdp", "--engine", "trace"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "fsdp" in err and "--gpus 1" in err
+    assert out == "" and "--engine formula" in err
 
 
 def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):

@@ -68,7 +68,7 @@ def subject_line(prediction: Prediction) -> Text:
     setup, model = prediction.setup, prediction.model
     trained = f", {count(prediction.trainable_parameters)} trained" if prediction.trainable_parameters else ""
     batch = f"micro-batch {setup.micro_batch} x {setup.sequence_length:,} tokens"
-    shares = f", on each of {setup.gpus} GPUs ({setup.parallel})" if setup.gpus > 1 else ""
+    shares = f"; one rank of {setup.gpus} ({setup.parallel})" if setup.gpus > 1 else ""
     return Text(f"{model.name}, {setup.method}: {count(model.parameters)} parameters{trained}; {batch}{shares}")
 
 

@@ -51,6 +51,7 @@ class Tape:
         self.times = 1  # how many layers the one that is being walked stands for
         self.host: Expr = const(0)  # bytes that offloading puts in host memory
         self.casts: dict[int, Tensor] | None = None  # autocast's cache of weight copies
+        self.taken: Callable[[Tensor], None] | None = None  # what happens to a leaf whose gradient has just come
         self._sizes: dict[tuple[Shape, str], Expr] = {}
 
     # ---- buffers ------------------------------------------------------------------------------------------------------------------
@@ -271,6 +272,11 @@ class Tape:
         """Into a leaf: the first gradient is taken over, or copied where someone else holds it; later ones are added in place."""
         if leaf.grad is not None:
             return
+        self._take(leaf, grad)
+        if self.taken is not None:
+            self.taken(leaf)
+
+    def _take(self, leaf: Tensor, grad: Tensor) -> None:
         if grad.shared:
             grad = self.alloc(leaf.name + " gradient", leaf.shape, leaf.dtype, "")
         info = grad.buffer.info  # type: ignore[union-attr]
