@@ -20,10 +20,11 @@ from planner.errors import UsageError
 @click.option("--device", metavar="NAME", help="cuda or cpu, against what the file says.")
 @click.option("--only", metavar="TEXT", help="Only cases whose name contains TEXT.")
 @click.option("--retry-errors", is_flag=True, help="Measure again what ended in an error (not what ran out of memory).")
+@click.option("--rehearse", is_flag=True, help="Every case with a tiny model on the CPU: does the file run? Measures no sizes.")
 @click.option("--list", "list_cases", is_flag=True, help="Print the cases, measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
 def command(file: Path, out: Path, budget: str | None, archive: Path | None, unpack: bool, device: str | None, only: str | None,
-            retry_errors: bool, list_cases: bool, as_json: bool) -> int:  # fmt: skip
+            retry_errors: bool, rehearse: bool, list_cases: bool, as_json: bool) -> int:  # fmt: skip
     """Measure every case of FILE that DIR has no record of, one at a time, each in its own process.
 
     Every finished case is on the disk before the next one starts: whatever stops a campaign, the same command continues it.
@@ -38,6 +39,10 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
         if not chosen:
             raise UsageError(f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list shows them")
         cases = caselist.CaseList(cases.name, cases.device, chosen)
+    if rehearse:
+        from profiler.rehearse import rehearsal
+
+        cases = rehearsal(cases)
     if list_cases:
         return _list(cases, as_json)
     seconds = caselist.parse_duration(budget) if budget else None
