@@ -64,6 +64,21 @@ EXPECTED = {
             "optimizer": "adamw_torch",
         },
     ),
+    "llamafactory_v1_lora.yaml": (
+        "Qwen/Qwen2.5-0.5B",
+        {"recipe": "raw", "method": "lora", "rank": 16, "alpha": 32, "targets": ("all-linear",), "micro_batch": 2, "sequence_length": 4096,
+         "parallel": "fsdp", "checkpointing": "non_reentrant", "optimizer": "adamw_torch", "autocast": "none", "weight_dtype": "bfloat16"},
+    ),
+    "llamafactory_v1_qlora.yaml": (
+        "meta-llama/Llama-3.1-8B",
+        {"method": "qlora", "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16", "quant_storage": "bfloat16", "rank": 64,
+         "targets": ("q_proj", "v_proj"), "kbit_prepare": False, "packed_documents": 2, "attention": "flash_attention_2",
+         "sequence_length": 2048, "dropout": 0.05},
+    ),
+    "llamafactory_v1_full.yaml": (
+        "Qwen/Qwen2.5-0.5B",
+        {"method": "full", "weight_dtype": "float32", "parallel": "zero2", "micro_batch": 4, "optimizer": "adamw_torch"},
+    ),
     "llamafactory_lora.yaml": (
         "meta-llama/Meta-Llama-3-8B-Instruct",
         {
@@ -395,3 +410,68 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
     imported = read_training_file(path)
     assert resolve(imported=imported.fields).loss == loss
     assert any(words in warning for warning in imported.warnings) if words else not imported.warnings
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ("tiled_mlp: true", "on the high side"),
+    ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction is on the high side"),
+    ("liger_rms_norm: true", "on the high side"),
+    ("rl: dpo", "on the low side"),
+    ("optimizer: adamw_torch_8bit", "has no row: adamw_torch_fused's states are assumed, so the prediction is on the high side"),
+    ("optimizer: ademamix", "on the low side"),
+    ("cut_cross_entropy: true", "on the high side"),
+    ("context_parapllel_size: 2", "unknown key context_parapllel_size (did you mean context_parallel_size?)"),
+])  # fmt: skip
+def test_a_warning_says_which_way_the_number_errs_or_what_was_meant(tmp_path, lines, words):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"base_model: a\nmicro_batch_size: 1\n{lines}\n")
+    assert any(words in warning for warning in read_training_file(path).warnings), read_training_file(path).warnings
+
+
+def test_a_handbook_file_of_preference_training_is_trls_and_says_what_it_lacks(tmp_path):
+    path = tmp_path / "dpo.yaml"
+    path.write_text("model_name_or_path: a\ndataset_mixture: {x: 1}\ntorch_dtype: bfloat16\nbeta: 0.1\nmax_prompt_length: 512\n")
+    imported = read_training_file(path)
+    assert imported.format == "trl" and not imported.by_status("unknown")
+    assert any("reference model" in warning and "low side" in warning for warning in imported.warnings)
+
+
+def test_llamafactorys_v1_says_what_it_assumed():
+    warnings = read_training_file(DATA / "llamafactory_v1_full.yaml").warnings
+    assert any("optim_config.name" in warning for warning in warnings) and any("global_batch_size" in warning for warning in warnings)
+    warnings = read_training_file(DATA / "llamafactory_v1_qlora.yaml").warnings
+    assert any("kernels" in warning and "high side" in warning for warning in warnings)
+
+
+def test_a_torchtune_file_that_generates_is_refused(tmp_path):
+    path = tmp_path / "generation.yaml"
+    path.write_text("model: {_component_: torchtune.models.llama2.llama2_7b}\nprompt: {user: hi}\ntop_k: 3\n")
+    with pytest.raises(UsageError, match="trains nothing"):
+        read_training_file(path)
+
+
+def test_every_torchtune_builder_names_an_entry_of_the_catalogue():
+    from planner.importers.torchtune import MODELS
+    from planner.models import names
+
+    assert set(MODELS.values()) <= set(names())
+
+
+@pytest.mark.parametrize(("pattern", "targets"), [
+    (r"model.language_model.layers.[\\d]+.(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o)_proj",
+     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+    (r".*\\.self_attn\\.(q|v)_proj", {"q_proj", "v_proj"}),
+])  # fmt: skip
+def test_a_pattern_of_targets_is_read_as_the_modules_that_it_means(tmp_path, pattern, targets):
+    path = tmp_path / "a.yaml"
+    path.write_text(f'base_model: a\nmicro_batch_size: 1\nadapter: lora\nlora_target_modules: "{pattern}"\n')
+    imported = read_training_file(path)
+    assert set(imported.fields["targets"]) == targets and any("pattern" in warning for warning in imported.warnings)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", ".*(x|y", "vision_tower.*"])
+def test_a_pattern_that_means_nothing_here_is_refused(tmp_path, pattern):
+    path = tmp_path / "a.yaml"
+    path.write_text(f'base_model: a\nmicro_batch_size: 1\nadapter: lora\nlora_target_modules: "{pattern}"\n')
+    with pytest.raises(UsageError, match="lora_target_modules"):
+        read_training_file(path)

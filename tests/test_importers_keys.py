@@ -13,9 +13,10 @@ from planner.setup import resolve
 LEAST = {
     "axolotl": {"base_model": "openai-community/gpt2", "datasets": [], "adapter": "lora", "lora_target_linear": True},
     "llamafactory": {"model_name_or_path": "openai-community/gpt2", "stage": "sft"},
+    "llamafactory-v1": {"model": "openai-community/gpt2", "train_dataset": "x", "peft_config": {"name": "lora"}},
     "trl": {"model_name_or_path": "openai-community/gpt2", "dataset_name": "x", "use_peft": True},
     "hf": {"output_dir": "x"},
-    "torchtune": {"model": {"_component_": "torchtune.models.llama2.llama2_7b"}},
+    "torchtune": {"model": {"_component_": "torchtune.models.llama2.llama2_7b"}, "optimizer": {"_component_": "torch.optim.AdamW"}},
     "peft": {"peft_type": "LORA", "r": 8},
     "accelerate": {"distributed_type": "NO", "compute_environment": "LOCAL_MACHINE"},
     "deepspeed": {"zero_optimization": {"stage": 2}},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from planner.errors import UsageError
+from planner.importers import patterns
 from planner.importers.choices import optimizer, settle_attention, settle_optimizer
 from planner.importers.hf import keyword_arguments, packed_rows, settle_checkpointing
 from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, nested, not_modelled, number, setup_fields, text, use
@@ -50,15 +51,20 @@ FSDP: dict[str, Rule] = {
 LEGACY_ATTENTION = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager",
                     "xformers_attention": "xformers", "flex_attention": "flex_attention", "sage_attention": "sage"}  # fmt: skip
 
-OTHERS = (
-    ("reward_model process_reward_model trl ebft vllm precompute_ref_log_probs diffusion_lm trainer_cls", "another trainer or more models"),
-    ("experts_implementation llama4_linearized_experts", "how experts are held and computed"),
-    ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own"),
-    ("quantization model_quantization_config gptq use_onebitllms peft", "a quantisation other than bitsandbytes'"),
-    ("shrink_embeddings overrides_of_model_config overrides_of_model_kwargs", "a changed model"),
-    ("max_memory gpu_memory_limit", "layers on the CPU or on other cards"),
-    ("lisa_n_layers", "layers that take turns to train"),
-    ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state"),
+Side = Literal["", "high", "low"]
+OTHERS: tuple[tuple[str, str, Side], ...] = (
+    ("reward_model process_reward_model trl ebft vllm precompute_ref_log_probs", "another trainer or more models", "low"),
+    ("diffusion_lm diffusion trainer_cls hatchery", "another trainer, with its own loss", ""),
+    ("experts_implementation llama4_linearized_experts", "how experts are held and computed", ""),
+    ("use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp4_grouped_mode", "a kernel of its own", ""),
+    ("expert_parallel_size", "experts split across cards", "high"),
+    ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
+    ("quantization model_quantization_config gptq use_onebitllms peft", "a quantisation other than bitsandbytes'", ""),
+    ("shrink_embeddings model_config overrides_of_model_config overrides_of_model_kwargs", "a changed model", ""),
+    ("llmcompressor", "a sparse model", ""),
+    ("max_memory gpu_memory_limit", "layers on the CPU or on other cards", "high"),
+    ("lisa_n_layers", "layers that take turns to train", "high"),
+    ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state", ""),
 )  # fmt: skip
 """Keys that move memory in ways that no Setup field follows, by reason."""
 
@@ -72,7 +78,7 @@ RULES: dict[str, Rule] = {
     "lora_r": use("rank", integer),
     "lora_alpha": use("alpha", number),
     "lora_dropout": use("dropout", number),
-    "lora_target_modules": use("_targets", names),
+    "lora_target_modules": use("_targets", patterns.targets),
     "lora_target_linear": use("_linear", flag),
     "lora_modules_to_save": use("modules_to_save", names),
     "peft_use_dora": use("_dora", flag),
@@ -102,38 +108,39 @@ RULES: dict[str, Rule] = {
     "fsdp": use("_fsdp", lambda key, value: value),
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
-    "rl": not_modelled("reinforcement and preference training hold further models"),
+    "rl": not_modelled("reinforcement and preference training hold further models", errs="low"),
     "plugins": use("_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)),
-    "quantize_moe_experts": not_modelled("experts in 4 or 8 bits"),
-    "lora_target_parameters": not_modelled("adapters on expert parameters"),
+    "quantize_moe_experts": not_modelled("experts in 4 or 8 bits", errs="high"),
+    "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
     "lora_rank_pattern": not_modelled("ranks that differ by module"),
-    "peft_layers_to_transform": not_modelled("adapters on some layers only"),
-    "peft_layer_replication": not_modelled("repeated layers"),
-    "peft_trainable_token_indices": not_modelled("trainable rows of the embedding"),
+    "peft_layers_to_transform": not_modelled("adapters on some layers only", errs="high"),
+    "peft_layer_replication": not_modelled("repeated layers", errs="low"),
+    "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
-    "activation_offloading": not_modelled("saved tensors on the host"),
-    "layer_offloading": not_modelled("frozen weights on the host"),
-    "selective_checkpointing": not_modelled("attention outputs kept, about one hidden state more per layer"),
-    "tiled_mlp": not_modelled("the MLP in tiles"),
-    "unfrozen_parameters": not_modelled("which parameters train"),
-    "ple_cpu_offload": not_modelled("tables on the host"),
-    "lora_on_cpu": not_modelled("adapters on the host"),
+    "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
+    "selective_checkpointing": not_modelled("attention outputs kept, about one hidden state more per layer", errs="low"),
+    "tiled_mlp": not_modelled("the MLP in tiles", errs="high"),
+    "unfrozen_parameters": not_modelled("which parameters train", errs="high"),
+    "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
+    "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
     "relora": not_modelled("restarted adapters"),
-    "torch_compile": not_modelled("a compiled step frees and fuses tensors differently", ("auto",)),
+    "torch_compile": not_modelled("a compiled step frees and fuses tensors differently", ("auto",), errs="high"),
     "fp8": not_modelled("8-bit products keep scaled copies"),
-    "qat": not_modelled("fake quantisation"),
-    "tensor_parallel_size": not_modelled("weights split across cards", (1,)),
-    "context_parallel_size": not_modelled("sequences split across cards", (1,)),
-    "sequence_parallel_degree": not_modelled("sequences split across cards", (1,)),
+    "qat": not_modelled("fake quantisation", errs="low"),
+    "tensor_parallel_size": not_modelled("weights split across cards", (1,), errs="high"),
+    "context_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
+    "sequence_parallel_degree": not_modelled("sequences split across cards", (1,), errs="high"),
     "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
-    "sdpa_varlen": not_modelled("packed rows without a mask"),
+    "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
     "batch_flattening": not_modelled("a batch as one row"),
     "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
-    **{f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors") for name in ("mlp", "qkv", "o", "embedding")},
-    **{f"liger_{name}": not_modelled("a kernel that saves fewer tensors")
+    **{f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors", errs="high")
+       for name in ("mlp", "qkv", "o", "embedding")},
+    **{f"liger_{name}": not_modelled("a kernel that saves fewer tensors", errs="high")
        for name in ("rope", "rms_norm", "layer_norm", "glu_activation", "swiglu", "cross_entropy", "rms_norm_gated", "use_token_scaling")},
     **ignored("the optimizer's numbers, not its states", """
         learning_rate lr_* cosine_* adam_* optim_args weight_decay max_grad_norm num_epochs max_steps warmup_* loraplus_*
@@ -172,7 +179,7 @@ RULES: dict[str, Rule] = {
         lora_alpha_pattern peft_ensure_weight_tying s2_attention
     """),
     **ignored("parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"),
-    **{name: not_modelled(why) for names_, why in OTHERS for name in names_.split()},
+    **{name: not_modelled(why, errs=errs) for names_, why, errs in OTHERS for name in names_.split()},
     **ignored(
         "numbers of a loss, or details of a switch reported by itself",
         """
@@ -183,6 +190,9 @@ RULES: dict[str, Rule] = {
     """,
     ),
     **ignored("where it runs", "use_ray ray_* resources_per_worker cloud dynamic_checkpoint"),
+    **ignored("the environment of reinforcement learning, reported by rl", "nemo_gym_*"),
+    **ignored("details of a switch reported by itself", "expert_parallel_* eta_min debug base_model_ignore_patterns"),
+    **ignored("a setting that axolotl replaces or no longer reads", "torch_dtype gptq_groupsize gptq_model_v1 gptq_disable_exllama"),
 }  # fmt: skip
 
 
@@ -216,7 +226,7 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
     elif facts.get("_chunked_loss"):
         facts["loss"] = "chunked"
     if cut:
-        warnings.append("cut cross-entropy holds no logits at all: Liger's fused loss, the nearest, is assumed")
+        warnings.append("cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is on the high side")
     if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
         warnings.append("a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled")
 
@@ -264,7 +274,7 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         return
     if facts.get("_eight_bit") and not four_bit:
         facts["quant_type"] = "int8"
-    targets = facts.get("_targets", ())
+    targets = patterns.settle(facts.get("_targets", ()), warnings)
     facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or None
     if facts["targets"] is None:
         warnings.append("neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are assumed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.errors import unknown
-from planner.importers.rules import Facts, redacted, text
+from planner.importers.rules import SIDE, Facts, redacted, text
 from planner.optimizers import OPTIMIZERS
 
 _OTHERS = """
@@ -18,6 +18,10 @@ flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit adam_mini bad
 """
 OTHER_OPTIMIZERS = frozenset(_OTHERS.split())
 """Legal in transformers 5.23 (OptimizerNames), axolotl 0.21 (CustomSupportedOptimizers) or LLaMA-Factory 0.9.5; no row of ours."""
+
+SMALLER = ("4bit", "8bit", "fp8", "galore", "apollo", "lomo", "muon", "adam_mini", "badam", "came", "rmsprop", "lion", "sgd")
+LARGER = ("ademamix", "grokadamw")
+"""Parts of names: states smaller than AdamW's two (quantised, projected, factored or a single one), and larger ones (a third)."""
 
 _ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
 
@@ -35,7 +39,8 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
     """Replace an optimizer without a row by the one assumed, and say so."""
     name = facts.get("optimizer")
     if name is not None and name not in OPTIMIZERS:
-        warnings.append(f"optimizer {name} has no row: adamw_torch_fused's states are assumed")
+        side = "high" if any(word in name for word in SMALLER) else "low" if any(word in name for word in LARGER) else ""
+        warnings.append(f"optimizer {name} has no row: adamw_torch_fused's states are assumed{SIDE[side]}")
         facts["optimizer"] = "adamw_torch_fused"
 
 

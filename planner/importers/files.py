@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import UsageError, shorten
-from planner.importers import axolotl, hf, llamafactory, own, peft, sharding, torchtune, trl
+from planner.importers import axolotl, hf, llamafactory, llamafactory_v1, own, peft, sharding, torchtune, trl
 from planner.importers.document import parse, read_text
 from planner.importers.rules import Facts, Imported, KeyReport, Rule, walk
 
@@ -37,8 +37,15 @@ def _has(key: str, *one_of: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def _torchtune(document: Mapping[str, Any]) -> bool:
-    model = document.get("model")
-    return isinstance(model, Mapping) and str(model.get("_component_", "")).startswith("torchtune.")
+    sections = (value for value in document.values() if isinstance(value, Mapping))
+    return any(str(section.get("_component_", "")).startswith("torchtune.") for section in sections)
+
+
+def _trl(document: Mapping[str, Any]) -> bool:
+    """TRL's parser takes model, script and training arguments in one file; the handbooks built on it mix in keys of their own."""
+    own = ("dataset_name", "dataset_mixture", "dataset_mixer", "use_peft", "datasets", "max_length", "packing", "torch_dtype", "beta",
+           "attn_implementation", "chat_template")  # fmt: skip
+    return "model_name_or_path" in document and any(key in document for key in own)
 
 
 def _deepspeed(document: Mapping[str, Any]) -> bool:
@@ -57,8 +64,8 @@ FORMATS: dict[str, Format] = {row.name: row for row in (
            axolotl.RULES, axolotl.finish),
     Format("llamafactory", "LLaMA-Factory", _has("model_name_or_path", "finetuning_type", "stage"),
            llamafactory.RULES, llamafactory.finish),
-    Format("trl", "TRL", _has("model_name_or_path", "dataset_name", "use_peft", "datasets", "max_length"),
-           trl.RULES, trl.finish),
+    Format("llamafactory-v1", "LLaMA-Factory v1", llamafactory_v1.recognise, llamafactory_v1.RULES, llamafactory_v1.finish),
+    Format("trl", "TRL", _trl, trl.RULES, trl.finish),
     Format("hf", "transformers TrainingArguments", lambda d: "output_dir" in d or "per_device_train_batch_size" in d, hf.RULES, hf.finish),
 )}  # fmt: skip
 """Every format by name, in the order in which they are recognised: the narrow before the wide."""

@@ -47,12 +47,11 @@ TRAINING: dict[str, Rule] = {
     "fsdp": use("_fsdp", sharded),
     "fsdp_config": Rule("used", "_fsdp_config", why="sharding details"),
     "deepspeed": use("_deepspeed", why="a file or a mapping"),
-    "parallelism_config": not_modelled("tensor, context and sequence parallelism divide weights and activations"),
+    "parallelism_config": not_modelled("tensor, context and sequence parallelism divide weights and activations", errs="high"),
     "use_cpu": use("_cpu", flag),
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
-    "torch_compile": not_modelled("a compiled step frees and fuses tensors differently"),
-    "torch_compile_backend": not_modelled("a compiled step frees and fuses tensors differently"),
-    "torch_compile_mode": not_modelled("a compiled step frees and fuses tensors differently"),
+    **{name: not_modelled("a compiled step frees and fuses tensors differently", errs="high")
+       for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")},
     "auto_find_batch_size": not_modelled("halves the batch after an out-of-memory error: the batch given is the one predicted"),
     "liger_kernel_config": not_modelled("which Liger kernels are on"),
     "per_device_eval_batch_size": Rule("ignored", why="evaluation is not part of the training step"),
@@ -100,7 +99,8 @@ def settle(facts: Facts, warnings: list[str], *, batch: int = 8, checkpointing: 
     settle_checkpointing(facts, warnings, checkpointing, reentrant)
     if facts.get("_liger"):
         facts["loss"] = "fused"
-        warnings.append("Liger's other kernels (norm, rotary, SwiGLU) save fewer tensors: only its fused loss is modelled")
+        warnings.append("only Liger's fused loss is modelled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
+                        ", so the prediction is on the high side")
     if facts.get("_fsdp"):
         facts["parallel"] = facts["_fsdp"]
     if facts.get("_cpu"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from planner.errors import UsageError, shorten
+from planner.errors import UsageError, nearest, shorten
 
 Status = Literal["used", "ignored", "not_modelled", "unknown"]
 Facts = dict[str, Any]
@@ -42,6 +42,7 @@ class Rule:
     why: str = ""
     harmless: tuple[Any, ...] = (None, False, "none", "None", "", 0)
     inner: Mapping[str, Rule] | None = None
+    errs: Literal["", "high", "low"] = ""  # which way a prediction without this is wrong, where that is known
 
 
 @dataclass(slots=True)
@@ -66,14 +67,17 @@ class Imported:
                 "keys": [report.to_document() for report in self.keys], "warnings": self.warnings, "notes": self.notes}  # fmt: skip
 
 
+SIDE = {"": "", "high": ", so the prediction is on the high side", "low": ", so the prediction is on the low side"}
+
+
 def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
     """A key that sets `fact`: a Setup field, or an intermediate name that starts with an underscore."""
     return Rule("used", fact, read, why)
 
 
-def not_modelled(why: str, harmless: Iterable[Any] = ()) -> Rule:
+def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high", "low"] = "") -> Rule:
     """A key that moves memory and that no Setup field follows: a warning where it is set to something that matters."""
-    return Rule("not_modelled", why=why, harmless=(None, False, "none", "None", "", 0, *harmless))
+    return Rule("not_modelled", why=why, harmless=(None, False, "none", "None", "", 0, *harmless), errs=errs)
 
 
 def nested(rules: Mapping[str, Rule]) -> Rule:
@@ -95,7 +99,9 @@ def walk(rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = "
         rule = find_rule(rules, str(raw))
         if rule is None:
             reports.append(KeyReport(key, "unknown"))
-            warnings.append(f"unknown key {key}: memplan does not know whether it moves memory")
+            close = nearest(str(raw), (name for name in rules if "*" not in name), 1) if len(str(raw)) > 3 else []
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            warnings.append(f"unknown key {key}{meant}: memplan does not know whether it moves memory")
         elif rule.inner is not None and isinstance(value, Mapping):
             inner_facts, inner_reports, inner_warnings = walk(rule.inner, value, f"{prefix}{raw}.")
             facts |= inner_facts
@@ -110,7 +116,7 @@ def walk(rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = "
             harmless = any(value == item and type(value) is type(item) for item in rule.harmless)
             reports.append(KeyReport(key, "ignored" if harmless else "not_modelled", "off" if harmless else rule.why))
             if not harmless:
-                warnings.append(f"{key} is not modelled: {rule.why}")
+                warnings.append(f"{key} is not modelled: {rule.why}{SIDE[rule.errs]}")
         elif rule.inner is not None:
             raise bad(key, value, "a mapping")
         else:

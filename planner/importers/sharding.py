@@ -40,6 +40,7 @@ ACCELERATE: dict[str, Rule] = {
     "use_cpu": use("_cpu", flag),
     "gradient_accumulation_steps": use("gradient_accumulation", integer),
     "fsdp_config": nested({**FSDP, "fsdp_sharding_strategy": use("_strategy", one_of(STRATEGIES)),
+                           "fsdp_ignored_modules": not_modelled("modules that every rank holds whole", errs="low"),
                            "fsdp_activation_checkpointing_offload": not_modelled("checkpointed inputs on the host")}),
     "deepspeed_config": nested({
         "zero_stage": use("_stage", _stage),
@@ -50,7 +51,7 @@ ACCELERATE: dict[str, Rule] = {
         "zero3_init_flag": Rule("ignored", why="how weights arrive, not what stays"),
         **ignored("saving, launching or clipping", """
         zero3_save_16bit_model gradient_clipping *_nvme_path deepspeed_multinode_launcher *hostfile *_filter
-        deepspeed_moe_layer_cls_names
+        deepspeed_moe_layer_cls_names seq_parallel_communication_data_type
     """),
     }),
     "parallelism_config": not_modelled("tensor, context and sequence parallelism divide weights and activations", ({},)),
@@ -116,7 +117,8 @@ _ENABLED = ignored(
 """,
 )
 _BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters",
-            "stage3_max_reuse_distance", "stage3_param_persistence_threshold", "sub_group_size")  # fmt: skip
+            "stage3_max_reuse_distance", "stage3_param_persistence_threshold", "sub_group_size", "max_live_parameters",
+            "max_reuse_distance")  # fmt: skip
 _PLUS = ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
 DEEPSPEED: dict[str, Rule] = {
     "zero_optimization": nested({
@@ -125,17 +127,20 @@ DEEPSPEED: dict[str, Rule] = {
         "offload_param": nested({**_OFFLOAD, "device": use("_offload_param")}),
         **{name: not_modelled("the size of a communication buffer", ("auto",)) for name in _BUCKETS},
         **{name: not_modelled("ZeRO++ compresses or duplicates what is sent", (1,)) for name in _PLUS},
+        "zenflow": not_modelled("optimizer states split between card and host", errs="high"),
         **ignored("how buckets are sent", "allgather_partitions reduce_scatter overlap_comm contiguous_gradients round_robin_gradients"),
         **ignored("saving, or how weights arrive", """
         stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save elastic_checkpoint
         load_from_fp32_weights ignore_unused_parameters cpu_offload* stage3_allgather_sequential
         stage3_partition_stream_chunk_size stage3_module_granularity_threshold memory_efficient_linear legacy_stage1
-        stage3_model_persistence_threshold mics_* zeropp_loco_param
+        stage3_model_persistence_threshold mics_* zeropp_loco_param gather_16bit_weights_on_model_save
     """),
     }),
     "train_micro_batch_size_per_gpu": use("micro_batch", _auto(integer)),
     "gradient_accumulation_steps": use("gradient_accumulation", _auto(integer)),
-    "bf16": nested({"enabled": use("_bf16", _auto(flag)), **_ENABLED}),
+    "bf16": nested({"enabled": use("_bf16", _auto(flag)), **_ENABLED,
+                    **{name: not_modelled("16-bit master weights, gradients or states", errs="high")
+                       for name in ("bf16_master_weights_and_grads", "bf16_optimizer_states")}}),
     "bfloat16": nested({"enabled": use("_bf16", _auto(flag)), **_ENABLED}),
     "fp16": nested({"enabled": use("_fp16", _auto(flag)), **_ENABLED}),
     "optimizer": nested({"type": use("_type"), **ignored("the optimizer's numbers", "params legacy_fusion")}),
@@ -143,12 +148,15 @@ DEEPSPEED: dict[str, Rule] = {
     "tensor_parallel": not_modelled("weights split across cards"),
     "compression_training": not_modelled("compressed weights"),
     "quantize_training": not_modelled("quantised training"),
+    "progressive_layer_drop": not_modelled("layers left out at random", errs="high"),
+    "sparse_attention": not_modelled("sparse attention", errs="high"),
+    "sequence_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
     **ignored("the global batch, schedules, clipping, logging and profiling", """
         train_batch_size steps_per_print scheduler wall_clock_breakdown gradient_clipping prescale_gradients
         gradient_predivide_factor zero_allow_untested_optimizer zero_force_ds_cpu_optimizer flops_profiler tensorboard wandb
         csv_monitor comms_logger communication_data_type sparse_gradients dump_state autotuning checkpoint data_efficiency
         memory_breakdown aio elasticity disable_allgather seq_parallel_communication_data_type amp torch_autocast data_types
-        curriculum_learning hybrid_engine compile
+        curriculum_learning hybrid_engine compile _comment comms_config monitor_config cuda_visible_devices
     """),
 }  # fmt: skip
 

@@ -34,8 +34,16 @@ MODELS = {"llama3_1_8b": "llama-3.1-8b", "llama3_1_70b": "llama-3.1-70b", "llama
           "qwen2_0_5b": "qwen2-0.5b", "phi3_mini": "phi-3-mini", "phi4_14b": "phi-4", "gemma_2b": "gemma-2b", "gemma_7b": "gemma-7b",
           "gemma2_2b": "gemma-2-2b", "gemma2_9b": "gemma-2-9b", "gemma2_27b": "gemma-2-27b",
           **{f"qwen2_5_{size}{kind}": f"qwen2.5-{size.replace('_', '.')}" for size in ("0_5b", "1_5b", "3b", "7b", "14b", "32b", "72b")
+             for kind in ("", "_base", "_instruct")},
+          **{f"qwen3_{size}{kind}": f"qwen3-{size.replace('_', '.')}" for size in ("0_6b", "1_7b", "4b", "8b", "14b", "32b")
              for kind in ("", "_base", "_instruct")}}  # fmt: skip
 """torchtune's builders -> the catalogue's names."""
+
+
+RENAMED = {"output_proj": "o_proj"}
+FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
+         "output_proj": "o_proj"}  # fmt: skip
+"""torchtune's module names -> those of transformers' models; Phi's hold several projections in one (modeling_phi3.py)."""
 
 
 def _component(key: str, value: Any) -> tuple[str, str]:
@@ -65,7 +73,9 @@ RULES: dict[str, Rule] = {
         "lora_dropout": use("dropout", number),
         "quantize_base": use("_quantise", flag),
         "use_dora": use("_dora", flag),
-        **ignored("where the tokenizer or the pictures come from", "image_size *_trainable max_seq_len"),
+        **{name: not_modelled("a model of its own shape: name the nearest one, or give a config.json") for name in
+           ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "intermediate_dim")},
+        **ignored("where the tokenizer or the pictures come from, or a number", "image_size *_trainable max_seq_len attn_dropout norm_eps"),
     }),
     "tokenizer": nested({"_component_": Rule("ignored", why="the tokenizer"), "max_seq_len": use("sequence_length", integer), **_ANY}),
     "dataset": nested({"packed": use("_packed", flag), **_ANY}),
@@ -76,13 +86,30 @@ RULES: dict[str, Rule] = {
     "device": use("_device", text),
     "enable_activation_checkpointing": use("_checkpointing", flag),
     "loss": nested({"_component_": use("_loss", text), **_ANY}),
-    "enable_activation_offloading": not_modelled("saved tensors on the host"),
-    "optimizer_in_bwd": not_modelled("gradients are freed as soon as they are applied"),
-    "fsdp_cpu_offload": not_modelled("shards on the host"),
-    "compile": not_modelled("a compiled step frees and fuses tensors differently"),
-    "tensor_parallel_dim": not_modelled("weights split across cards", (1,)),
-    "tensor_parallel_plan": not_modelled("weights split across cards"),
-    "teacher_model": not_modelled("a teacher model is resident too"),
+    "enable_activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "optimizer_in_bwd": not_modelled("gradients are freed as soon as they are applied", errs="high"),
+    "fsdp_cpu_offload": not_modelled("shards on the host", errs="high"),
+    "compile": not_modelled("a compiled step frees and fuses tensors differently", errs="high"),
+    "tensor_parallel_dim": not_modelled("weights split across cards", (1,), errs="high"),
+    "tensor_parallel_plan": not_modelled("weights split across cards", errs="high"),
+    "teacher_model": not_modelled("a teacher model is resident too", errs="low"),
+    "data_parallel_shard_dim": use("_shards", lambda key, value: value),
+    "data_parallel_replicate_dim": not_modelled("replicas beside shards", (1,)),
+    "context_parallel_dim": not_modelled("sequences split across cards", (1,), errs="high"),
+    "early_exit_loss": not_modelled("a loss after several layers: more logits", errs="low"),
+    "layer_dropout": not_modelled("layers left out at random: the prediction is of a step with all of them"),
+    **{name: not_modelled("reinforcement learning holds further models and generates", errs="low") for name in
+       ("policy_model", "reward_and_value_model", "ref_checkpointer", "grpo_samples", "ppo_epochs", "orchestration")},
+    "base_model_path": Rule("ignored", why="where the weights come from"),
+    "fsdp": nested({"cpu_offload": not_modelled("shards on the host"), **_ANY}),
+    "datasets": Rule("ignored", why="names data"),
+    "dataloader": Rule("ignored", why="how data reaches the host"),
+    "memory_efficient_fsdp_wrap": not_modelled("embeddings and head gathered by themselves", errs="high"),
+    **ignored("numbers of reinforcement learning, reported by its models", """
+        inference postprocessing training forward_batch_size max_generated_tokens num_steps reward_functions name
+        ppo_batch_size min_response_length penalise_no_eos reward_penalty stop_token_ids whiten_rewards gamma lmbda kl_coeff
+        ref_policy_checkpointer value_checkpointer reward_checkpointer temperature top_k save_every_n_epochs debug_*
+    """),
     "enable_kv_cache": Rule("ignored", why="generation only"),
     **ignored("files, schedules, logging and randomness", """
         checkpointer resume_from_checkpoint save_adapter_weights_only output_dir seed shuffle lr_scheduler epochs
@@ -95,6 +122,8 @@ RULES: dict[str, Rule] = {
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """The nearest setup under recipe raw: everything, adapters and states included, in the file's dtype."""
+    if "optimizer" not in facts:
+        raise UsageError("a torchtune file without an optimizer trains nothing: evaluation and generation are not predicted")
     word, model = facts.get("_component", ("full", ""))
     facts["_model"] = MODELS.get(model)
     if facts["_model"] is None and model:
@@ -114,8 +143,12 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["method"] = "dora"
     if word != "full":
         facts["adapter_dtype"] = facts["weight_dtype"]
-        attention = tuple({"output_proj": "o_proj"}.get(name, name) for name in facts.get("_attention_targets", ("q_proj", "v_proj")))
-        facts["targets"] = attention + (("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ())
+        mlp = ("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ()
+        modules = (*facts.get("_attention_targets", ("q_proj", "v_proj")), *mlp)
+        fused = FUSED if model.startswith(("phi3", "phi4")) else {}
+        facts["targets"] = tuple(dict.fromkeys(fused.get(name, RENAMED.get(name, name)) for name in modules))
+        if fused and facts["targets"] != modules:
+            warnings.append("the transformers model fuses projections that torchtune keeps apart: adapters on the fused ones are assumed")
         if facts.get("_output"):
             warnings.append("apply_lora_to_output: an adapter on the head is not modelled")
     if word in ("qlora", "qdora") or facts.get("_quantise"):

@@ -49,11 +49,13 @@ RULES: dict[str, Rule] = {
     "padding_free": use("_padding_free", flag),
     "model_init_kwargs": use("_init", keyword_arguments),
     "activation_offloading": use("_offload", flag),
-    "lora_target_parameters": not_modelled("adapters on expert parameters"),
-    "use_vllm": not_modelled("a generation engine beside the trainer"),
+    "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
+    "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "loss_type": not_modelled("a loss other than the fused negative log-likelihood", ("nll", "chunked_nll")),
+    "beta": not_modelled("preference training holds a reference model and twice the rows", errs="low"),
+    **ignored("numbers and lengths of a preference loss, reported by beta", "max_prompt_length max_completion_length num_generations"),
     **ignored("names data or a template, or which tokens count in the loss", """
-        dataset_* datasets streaming test_split_size ignore_bias_buffers chat_template_path eos_token pad_token
+        dataset_* datasets streaming chat_template test_split_size ignore_bias_buffers chat_template_path eos_token pad_token
         completion_only_loss assistant_only_loss shuffle_dataset truncation_mode eval_packing
     """),
     "packing_strategy": use("_strategy", text),
