@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from planner.errors import MemplanError, UsageError
+from planner.units import gib
 from profiler.align import Step
-from profiler.environment import describe
+from profiler.environment import available_bytes, describe
 from profiler.files import read_document, write_document, write_gzip
 from profiler.record import Failure, Measurement, folder_of, read_setup, save_in
 
@@ -94,6 +95,7 @@ def measured(case: Mapping[str, Any], prediction: Path | None, unpredicted: str 
     if prediction is not None and prediction.exists():
         before = read_document(prediction).get("prediction")
     try:
+        _check_host(setup, before)
         result = profile(
             case["config"], setup, device=setup.device, steps=case["steps"], cap=case["cap_bytes"], name=case["model"], case=case["name"],
             snapshot=Path(case["snapshot"]) if case.get("snapshot") else None,
@@ -107,6 +109,18 @@ def measured(case: Mapping[str, Any], prediction: Path | None, unpredicted: str 
     notes = result.warnings + ((f"not predicted: {unpredicted}",) if unpredicted else ())
     return result.with_(prediction=before, warnings=notes, recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                         wall_seconds=round(time.perf_counter() - started, 3))  # fmt: skip
+
+
+def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
+    """UsageError where a run would need more of the host's memory than is there: a swapping host is worse than no measurement."""
+    if prediction is None:
+        return
+    needed = int(prediction.get("host_bytes") or 0)
+    if setup.device == "cpu":
+        needed += int(prediction["peak"]["allocated_bytes"])
+    there = available_bytes()
+    if there is not None and needed > there:
+        raise UsageError(f"this run would need {gib(needed)} of the host's memory, {gib(there)} are available: take a smaller model")
 
 
 def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:

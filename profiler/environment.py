@@ -144,5 +144,14 @@ def _host_memory() -> int | None:
         return None
 
 
+def available_bytes() -> int | None:
+    """Host memory that can be had without swapping (Linux: MemAvailable); None where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as handle:
+        for line in handle:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)

@@ -50,6 +50,8 @@ FAKES = """
     PREDICTION = {"engine": "trace", "smallest_capacity_bytes": 1600 * MIB, "peak": {"context_bytes": 600 * MIB}}
 
     def measure(case, folder, prediction, unpredicted=None):
+        if os.environ.get("MEMPLAN_TEST_PIDS"):
+            (Path(os.environ["MEMPLAN_TEST_PIDS"]) / str(os.getpid())).touch()
         before = None if unpredicted else json.loads(Path(prediction).read_text())["prediction"]
         if case["name"] == "crash":
             os.abort()
@@ -65,7 +67,8 @@ FAKES = """
         refused = case["cap_bytes"] is not None and case["cap_bytes"] < TRUTH
         result = Measurement(case=case["name"], model={"name": case["model"], "config": case["config"]}, setup=read_setup(case["setup"]),
                              environment=ENVIRONMENT,
-                             outcome="oom" if refused else "ok", cap_bytes=case["cap_bytes"], steps=case["steps"], peak=peak, step_peak=peak, prediction=before,
+                             outcome="oom" if refused else "ok", cap_bytes=case["cap_bytes"], steps=case["steps"], peak=peak,
+                             step_peak=peak, prediction=before,
                              moments=(MeasuredMoment("load", 1),), recorded_at=os.urandom(8).hex(),
                              warnings=(unpredicted,) if unpredicted else ())
         return str(save_in(result, Path(folder)))
@@ -288,6 +291,52 @@ def test_foreign_and_half_written_files_are_reported_and_left_alone(fakes: Path,
     assert len(summary.problems) == 2
     assert len(victim.read_text()) == 100
     assert (out / "notes.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_a_campaign_ends_its_children_first(fakes: Path, tmp_path: Path, number: int) -> None:
+    """`timeout` and batch systems send SIGTERM: the summary is printed, the exit code is Ctrl-C's, no process and no torn file stays."""
+    file, out, pids = tmp_path / "slow.yaml", tmp_path / "out", tmp_path / "pids"
+    pids.mkdir()
+    grid = [{"model": "tiny", "grid": {"rank": list(range(1, 20))}}]
+    file.write_text(json.dumps({"device": "cpu", "models": {"tiny": TINY}, "steps": 400, "cases": grid}))
+    script = textwrap.dedent(f"""
+        import sys; sys.path[:] = {sys.path!r}
+        from profiler import campaign
+        from memplan.cli.main import run
+        campaign.Targets.__init__.__defaults__ = ("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
+        campaign.run.__kwdefaults__["preload"] = ()
+        sys.exit(run(["campaign", {str(file)!r}, "--out", {str(out)!r}]))
+    """)
+    around = {**os.environ, "MEMPLAN_TEST_PIDS": str(pids)}
+    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=around)
+    end = time.monotonic() + 30
+    while not list(out.glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    client.send_signal(number)
+    said, errors = client.communicate(timeout=30)
+    assert client.returncode == 130, errors
+    assert "stopped: interrupted" in said
+    found, problems = record.scan(out)
+    assert found
+    assert problems == []
+    started = [int(path.name) for path in pids.iterdir()]
+    assert started
+    for pid in started:
+        assert not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.05)
+    return True
 
 
 CLIENT = """

@@ -5,6 +5,7 @@ The two observers share nothing: the prediction watches meta tensors, the measur
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,21 @@ def test_the_check_fails_where_attention_is_not_the_cpus_own(monkeypatch: pytest
 
     monkeypatch.setattr(attention, "_cpu", math)
     assert trace(config, setup).peak.allocated_bytes > peak.allocated_bytes * (1 + 5 * TOLERANCE)
+
+
+def test_a_run_that_the_host_cannot_hold_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from profiler import cases
+    from profiler.jobs import case_document
+
+    monkeypatch.setattr(cases, "available_bytes", lambda: 3 * 2**30)
+    monkeypatch.setattr("profiler.measure.profile", lambda *_, **__: pytest.fail("it was started"))
+    case = expand({**DOCUMENT, "cases": [CASES[0]]}, "cpu").cases[0]
+    prediction = tmp_path / "x.prediction.json"
+    prediction.write_text(json.dumps({"prediction": {"peak": {"allocated_bytes": 2 * 2**30}, "host_bytes": 2 * 2**30}}))
+    m = cases.measured(case_document(case), prediction)
+    assert (m.outcome, m.failure.kind if m.failure else None) == ("error", "refused")
+    assert m.failure is not None
+    assert "would need 4.00 GiB of the host's memory, 3.00 GiB are available" in m.failure.message
 
 
 def test_running_out_of_memory_is_an_outcome_with_what_was_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

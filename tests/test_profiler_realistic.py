@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 
 from fake_cuda import CONTEXT, MIB, FakeCuda, Mirror
 
-from planner.live.observe import ALLOC, Log
+from planner.live.log import ALLOC, Log
 from planner.live.record import record
 from planner.live.target import target_of
 from planner.live.timeline import Timeline
@@ -33,6 +33,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096, "max_position_embeddings": 2048,
 }  # fmt: skip
+WIDE = {**LLAMA, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "head_dim": 128, "vocab_size": 512}
 SETUPS = {
     "qlora checkpointed": {"method": "qlora", "checkpointing": "non_reentrant"},
     "full": {"method": "full", "micro_batch": 2},
@@ -219,6 +220,18 @@ def test_profile_on_a_card_from_end_to_end(mirrored: FakeCuda, tmp_path: Path) -
     assert len(m.step_seconds) == 2
     assert m.tokens_per_second
     assert history.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_a_4_bit_model_is_built_in_little_more_than_its_own_size(mirrored: FakeCuda, double_quant: bool) -> None:
+    """Layer by layer, quantised as made, random fills in place: over what stays lies one layer in 16 bits and its quantisation's scraps."""
+    m = measure.profile(WIDE, setup_of(method="qlora", double_quant=double_quant), steps=1)
+    assert (m.outcome, m.failure and m.failure.message) == ("ok", None)
+    largest = 2 * WIDE["hidden_size"] * WIDE["intermediate_size"]
+    above = m.moment("load_peak").allocated_bytes - m.moment("load").allocated_bytes
+    assert above <= 4 * largest
+    every_layer = WIDE["num_hidden_layers"] * 3 * largest
+    assert above < every_layer / 4
 
 
 def test_out_of_memory_under_a_cap_is_a_record_of_what_was_asked_and_what_was_free(mirrored: FakeCuda) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from memplan.cli.stopping import ends_like_ctrl_c
 from planner.errors import UsageError
 
 
@@ -49,7 +50,7 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
     from memplan.render.campaign import Display, summary_lines
     from profiler.campaign import run
 
-    with Display() as listen:
+    with ends_like_ctrl_c(), Display() as listen:
         summary = run(cases, out, budget=seconds, archive=archive, retry_errors=retry_errors, listen=listen)
     progress = summary.progress
     if as_json:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from memplan.cli.options import plan_options
+from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.cli.subject import Subject, read_subject
 from planner.errors import UsageError
 from planner.units import parse_size
@@ -64,7 +65,7 @@ def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None
     found, setup = subject.model, subject.setup
     name = f"{found.name} {setup.method} b{setup.micro_batch} s{setup.sequence_length}"
     case = Case(name, found.name, found.config, setup, steps, cap, DEADLINE, str(snapshot.resolve()) if snapshot else None)
-    with tempfile.TemporaryDirectory(prefix="memplan-") as folder:
+    with ends_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="memplan-") as folder:
         summary = run(CaseList("profile", setup.device, (case,)), Path(folder))
         if not summary.records:
             raise KeyboardInterrupt
@@ -92,7 +93,7 @@ def _audit(subject: Subject, as_json: bool) -> int:
 
     require()
     arguments = {"config": subject.model.config, "setup": subject.setup.to_document(), "name": subject.model.name}
-    with Isolation() as isolation:
+    with ends_like_ctrl_c(), Isolation() as isolation:
         report = isolation.run("profiler.ops:audit", arguments, deadline=DEADLINE)
     if report.outcome != "ok":
         raise UsageError(f"the op audit failed: {report.message}")
