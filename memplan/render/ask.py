@@ -1,4 +1,4 @@
-"""An answer as text: the verdict first, then what was assumed, where it flips, and the derivation by hand."""
+"""An answer as text: the verdict first, then what was assumed, where it flips, the other methods, and the derivation by hand."""
 
 from __future__ import annotations
 
@@ -9,59 +9,80 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.units import gib
-from validate.answer import Answer, summary_line
+from profiler.said import Translate
+from validate.answer import Answer, Beside, summary_line
+from validate.chinese import in_language
 
 COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
 WORDS = {
     "en": {
-        "assumed": "read as", "default": "not said, so the default", "flips": "flips", "hand": "by hand", "sum": "sum by hand",
-        "rest": "temporaries and the rest", "engine": "the engine's rows add up to", "at": "at the peak of",
+        "assumed": "read as", "default": "not said, so the default", "flips": "flips", "hand": "by hand, at the peak", "sum": "sum by hand",
+        "rest": "what is left", "engine": "the engine's rows add up to", "beside": "by method", "cards": "by number of cards",
         "context": "with the allocator's rounding and the CUDA context", "always": "holds everywhere tried", "never": "holds nowhere",
+        "fits": "fits", "tight": "tight", "no": "does not fit", "": "", "warning": "warning: ",
     },
     "zh": {
-        "assumed": "读作", "default": "未说明，取默认", "flips": "分界", "hand": "手算", "sum": "手算合计",
-        "rest": "临时量与其余", "engine": "程序逐行合计", "at": "峰值时刻",
+        "assumed": "读作", "default": "未说明，取默认", "flips": "分界", "hand": "手算（峰值时刻）", "sum": "手算合计",
+        "rest": "余下", "engine": "程序逐行合计", "beside": "各方法", "cards": "按卡数",
         "context": "加上分配器取整与 CUDA 上下文", "always": "在试过的范围内都成立", "never": "在任何取值都不成立",
+        "fits": "放得下", "tight": "勉强", "no": "放不下", "": "", "warning": "注意：",
     },
 }  # fmt: skip
-NAMES_ZH = {
-    "model": "模型", "method": "方法", "gpu": "显卡", "sequence_length": "序列长度", "micro_batch": "批大小", "rank": "秩",
-    "checkpointing": "检查点", "weight_dtype": "权重精度", "optimizer": "优化器", "recipe": "配方", "cards": "卡数",
-}  # fmt: skip
+DEFAULTS = ("recipe", "weight_dtype", "sequence_length", "micro_batch", "rank", "checkpointing", "optimizer")
 
 
 def screen(found: Answer) -> Iterator[RenderableType]:
     lang = found.question.lang
-    words = WORDS[lang]
+    words, translate = WORDS[lang], in_language(lang)
     yield Text(summary_line(found)[lang], style=COLOURS[found.verdict])
+    for warning in found.warnings:
+        yield Text(f"{words['warning']}{warning}", style="yellow")
     yield Text()
-    setup = found.prediction.setup
-    said = {a.name for a in found.question.assumptions}
-    lines = [
-        (_name(a.name, lang), (a.zh if lang == "zh" else "") or a.value, f"“{a.words}”" if a.words else words["default"])
-        for a in found.question.assumptions
-    ]
-    for name in ("recipe", "sequence_length", "micro_batch", "rank", "checkpointing", "optimizer"):
-        if name not in said and not (name == "rank" and setup.method in ("full", "inference")):
-            lines.append((_name(name, lang), str(getattr(setup, name)), words["default"]))
-    yield _rows(words["assumed"], lines)
+    yield _rows(words["assumed"], list(_assumed(found, lang, translate)))
+    if found.cards:
+        yield _rows(words["cards"], [(f"{b.what} x {found.question.gpu}", gib(b.device), words[b.verdict]) for b in found.cards])
     if found.boundaries:
         flips = [
-            (what, result.said(lang) or words["always" if result.verdict == "supported" else "never"], "")
+            (_label(what, translate), result.said(lang) or words["always" if result.verdict == "supported" else "never"], "")
             for what, result in found.boundaries
         ]
         yield _rows(words["flips"], flips)
-    hand = [(line.zh if lang == "zh" else line.what, line.arithmetic, gib(line.bytes)) for line in found.derivation]
-    hand.append((words["sum"], "", gib(found.by_hand)))
+    if found.beside:
+        yield _rows(words["beside"], [_method(b, words, translate) for b in found.beside])
+    if found.derivation:
+        yield _rows(words["hand"], list(_hand(found, words, translate)))
+
+
+def _assumed(found: Answer, lang: str, translate: Translate) -> Iterator[tuple[str, str, str]]:
+    words, setup = WORDS[lang], found.prediction.setup
+    said = {a.name for a in found.question.assumptions}
+    for a in found.question.assumptions:
+        yield translate(a.name), (a.zh if lang == "zh" else "") or a.value, f"“{a.words}”" if a.words else words["default"]
+    for name in DEFAULTS:
+        if name not in said and not (name == "rank" and setup.method in ("full", "inference")):
+            yield translate(name), str(getattr(setup, name)), words["default"]
+
+
+def _label(what: str, translate: Translate) -> str:
+    """`sequence_length, checkpointing on` in the language."""
+    name, _, more = what.partition(", ")
+    return translate(name) + (translate(", ") + translate(more) if more else "")
+
+
+def _method(b: Beside, words: dict[str, str], translate: Translate) -> tuple[str, str, str]:
+    return translate(b.what), gib(b.device), words[b.verdict]
+
+
+def _hand(found: Answer, words: dict[str, str], translate: Translate) -> Iterator[tuple[str, str, str]]:
     peak = found.prediction.peak
-    hand.append((words["rest"], "", gib(peak.allocated_bytes - found.by_hand)))
-    hand.append((words["engine"], f"{words['at']} {peak.moment}", gib(peak.allocated_bytes)))
-    hand.append((words["context"], "", gib(found.device)))
-    yield _rows(words["hand"], hand)
-
-
-def _name(name: str, lang: str) -> str:
-    return NAMES_ZH.get(name, name) if lang == "zh" else name
+    for line in found.derivation:
+        name = f"  {line.what.removeprefix('model.layers.*.')}" if line.of_which else translate(line.what)
+        yield name, line.arithmetic.text(translate), gib(line.bytes)
+    yield words["sum"], "", gib(found.by_hand)
+    rest = peak.allocated_bytes - found.by_hand
+    yield words["rest"], "", f"{'-' if rest < 0 else ''}{gib(abs(rest))}"
+    yield words["engine"], translate(peak.moment), gib(peak.allocated_bytes)
+    yield words["context"], "", gib(found.device)
 
 
 def _rows(title: str, lines: list[tuple[str, str, str]]) -> Table:
