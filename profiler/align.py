@@ -6,7 +6,9 @@ What does not match is a kernel's hidden memory, a version's change or a bug; ea
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from profiler.history import ALLOC, FREE, History, Span
 
 MOST_EDITS = 300  # of one search; a longer difference is aligned piece by piece
 _SURE = 8  # matches that make half a path worth going on from
+MOST_SECONDS = 20.0  # of one alignment: a GPU waits for it; what lies behind is counted as unmatched, and the summary says so
 MOST_GROUPS = 60  # kinds of unmatched events that a record keeps, largest first
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 Token = tuple[str, int]
@@ -78,10 +81,11 @@ def align(predicted: Step, measured: Step) -> dict[str, Any]:
     """The aligned summary of one step, as a record keeps it: counts and bytes, shares in [0, 1], and what did not match."""
     total = _Tally()
     unmatched: Counter[tuple[str, str, str, int, str]] = Counter()
+    end = time.monotonic() + MOST_SECONDS
     order = [*predicted.moments, *(moment for moment in measured.moments if moment not in predicted.moments)]
     for moment in order:
         ours, theirs = predicted.moments.get(moment, ()), measured.moments.get(moment, ())
-        pairs = list(common(ours, theirs))
+        pairs = list(common(ours, theirs, end))
         total.predicted += len(ours)
         total.measured += len(theirs)
         total.matched += len(pairs)
@@ -102,6 +106,7 @@ def align(predicted: Step, measured: Step) -> dict[str, Any]:
             for (side, moment, kind, nbytes, where), count in groups[:MOST_GROUPS]
         ],
         "unmatched_kinds": len(groups),
+        "cut": time.monotonic() > end,
     }
 
 
@@ -135,10 +140,13 @@ def _nearest(pairs: Sequence[tuple[int, int]], count: int, owners: Sequence[str]
     return before
 
 
-def common(a: Sequence[Token], b: Sequence[Token]) -> Iterator[tuple[int, int]]:
-    """Index pairs of a longest common subsequence (Myers' O(ND) search); beyond MOST_EDITS differences, of successive stretches."""
+def common(a: Sequence[Token], b: Sequence[Token], end: float = math.inf) -> Iterator[tuple[int, int]]:
+    """Index pairs of a longest common subsequence (Myers' O(ND) search); beyond MOST_EDITS differences, of successive stretches.
+
+    `end`: the time (time.monotonic) after which no further stretch is searched.
+    """
     i = j = 0
-    while i < len(a) and j < len(b):
+    while i < len(a) and j < len(b) and time.monotonic() < end:
         pairs, i, j = _search(a, b, i, j)
         yield from pairs
 

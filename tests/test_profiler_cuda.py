@@ -278,6 +278,16 @@ def test_an_alignment_counts_what_matches_and_names_what_does_not() -> None:
     assert align(Step({}), Step({}))["matched_events_share"] is None
 
 
+def test_an_alignment_that_takes_too_long_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiler import align as module
+
+    step = Step({"forward": tuple(("alloc", size) for size in range(1, 50))})
+    assert align(step, step)["cut"] is False
+    monkeypatch.setattr(module, "MOST_SECONDS", -1.0)
+    cut = align(step, step)
+    assert (cut["cut"], cut["events"]["matched"]) == (True, 0)
+
+
 @pytest.fixture(params=[1000, 2, 0])
 def few_edits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     from profiler import align as module

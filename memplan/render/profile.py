@@ -103,7 +103,8 @@ def alignment_lines(m: Measurement) -> list[str]:
         return []
     events = m.alignment["events"]
     happened = f"{events['matched']:,} of {events['predicted']:,} predicted allocations and frees of one step happened"
-    lines = [f"{happened}; the allocator saw {events['measured']:,}"]
+    cut = ", cut for time" if m.alignment.get("cut") else ""
+    lines = [f"{happened}; the allocator saw {events['measured']:,}{cut}"]
     allocations: list[Mapping[str, Any]] = [row for row in m.alignment["unmatched"] if row["kind"] == "alloc"]
     for row in allocations[:SHOWN_UNMATCHED]:
         count = f"{row['count']} x " if row["count"] > 1 else ""
