@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.dtypes import itemsize
+from planner.gpus import find_gpu
 from planner.methods import METHODS
 from planner.parameters import NEVER_QUANTISED
 from planner.recipes import RECIPES
@@ -40,6 +41,7 @@ def warnings(symbolic: Symbolic, setup: Setup) -> Iterator[str]:
     if setup.quant_type != "none" and symbolic.spec.model_type in NEVER_QUANTISED:
         yield f"transformers does not quantise the linear layers of {symbolic.spec.architecture}: their class is not nn.Linear itself"
     yield from _unquantised_experts(symbolic, setup)
+    yield from _no_bfloat16(setup)
     if METHODS[setup.method].trains == "last_layers" and setup.checkpointing != "none":
         yield "only the last layers are trained: checkpointing keeps the inputs of frozen layers too and can need more memory than none"
 
@@ -55,3 +57,11 @@ def _unquantised_experts(symbolic: Symbolic, setup: Setup) -> Iterator[str]:
         f"{gib(size)} of expert weights stay in {experts[0].dtype}: they are 3-D parameters, and bitsandbytes quantises linear layers alone"
         + half
     )
+
+
+def _no_bfloat16(setup: Setup) -> Iterator[str]:
+    """Cards before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80 and below."""
+    gpu = find_gpu(setup.gpu) if setup.gpu else None
+    if gpu is None or gpu.capability is None or gpu.capability >= (8, 0) or "bfloat16" not in (setup.weight_dtype, setup.autocast):
+        return
+    yield f"{gpu.name} has no bfloat16 units: it is slow there, and fused attention refuses it (--dtype float16 --autocast float16)"

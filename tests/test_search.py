@@ -263,3 +263,25 @@ def test_sampled_cells_agree_with_the_trace(method):
         tensors = sum(row.bytes for row in traced.moment(traced.peak.moment).rows)
         assert structure.allocated(batch, 512) == pytest.approx(tensors, rel=0.005)
         assert tensors <= traced.peak.allocated_bytes
+
+
+def test_the_smallest_card_is_judged_with_its_own_kernels():
+    """bfloat16 on a T4 stores attention whole; on the next larger card flash attention does not, and that card is the answer."""
+    spec, setup = find("llama-7b").spec(), resolve({"gpu": "t4", "micro_batch": 2, "checkpointing": "non_reentrant"})
+    assert choose_cards(spec, setup) == choose_cards(spec, setup.replaced(gpu="a10g"))
+
+
+def test_float16_is_advised_where_a_card_lacks_bfloat16():
+    spec = find("llama-7b").spec()
+    t4 = resolve({"gpu": "t4", "micro_batch": 2, "checkpointing": "non_reentrant"})
+    assert any(effect.kind == "half" for effect in single_changes(spec, t4, Room(find_gpu("t4"))))
+    assert any("no bfloat16 units" in warning for warning in plan(spec, t4).warnings)
+    for other in (t4.replaced(gpu="a10g"), t4.replaced(weight_dtype="float16", autocast="float16")):
+        assert not any(effect.kind == "half" for effect in single_changes(spec, other, Room(find_gpu("t4"))))
+        assert not any("bfloat16 units" in warning for warning in plan(spec, other).warnings)
+
+
+def test_a_waterfall_tells_halvings_in_a_row_as_one_step():
+    spec = find("llama-3.1-70b").spec()
+    steps = waterfall(spec, resolve({"method": "full", "micro_batch": 64, "gpu": "rtx-4090"}), Room(find_gpu("rtx-4090")))
+    assert len([step.kind for step in steps]) == len({step.kind for step in steps}) and not steps[-1].fits

@@ -32,16 +32,17 @@ class CardChoice:
 
 
 def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None) -> CardChoice:
-    """The smallest card that holds `setup`, confirmed with that card's own kernels (capability decides attention and workspaces)."""
+    """The smallest card that holds `setup`, each with its own kernels: its capability decides attention and workspaces."""
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
-    likely = [gpu for gpu in ordered if Room(gpu, error).holds(peak_of(spec, setup))]
-    for start in range(len(likely)):
-        gpu = likely[start]
-        own = setup.replaced(gpu=gpu.name) if gpu.capability is not None else setup
-        allocated = peak_of(spec, own)
-        if Room(gpu, error).holds(allocated):
-            return CardChoice(gpu.name, Room(gpu, error).device_bytes(allocated), tuple(card.name for card in likely[start:]))
-    return CardChoice(None, None, ())
+    peaks: dict[object, int] = {}
+    for gpu in ordered:
+        if gpu.capability not in peaks:
+            peaks[gpu.capability] = peak_of(spec, setup.replaced(gpu=gpu.name) if gpu.capability is not None else setup)
+    holding = [gpu for gpu in ordered if Room(gpu, error).holds(peaks[gpu.capability])]
+    if not holding:
+        return CardChoice(None, None, ())
+    needed = Room(holding[0], error).device_bytes(peaks[holding[0].capability])
+    return CardChoice(holding[0].name, needed, tuple(card.name for card in holding))
 
 
 def fewest_cards(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> int | None:

@@ -42,6 +42,7 @@ EXTRA: tuple[Change, ...] = (
 COSTS: dict[str, str] = {
     "checkpointing": "each layer's forward again: about a third more computation",
     "attention": "none",
+    "half": "none but a loss scale: this card has no fast bfloat16",
     "optimizer": "states are quantised block by block each step",
     "paged": "states are quantised, and move to the host under pressure",
     "factored": "no second moment for each weight: other hyper-parameters",
@@ -62,6 +63,7 @@ COSTS: dict[str, str] = {
 """What each kind of change costs, in words."""
 
 ORDER = (
+    "half",
     "weights",
     "master",
     "attention",
@@ -78,7 +80,7 @@ ORDER = (
 )
 """A waterfall's order: what costs least first, what changes the training last."""
 
-MILD = ("attention", "checkpointing", "loss", "optimizer")
+MILD = ("half", "attention", "checkpointing", "loss", "optimizer")
 """Changes that cost time or the last bits of optimizer states, and leave method, weights, batch and sequence alone."""
 
 

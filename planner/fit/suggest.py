@@ -10,7 +10,7 @@ from planner.breakdown import Prediction
 from planner.errors import UsageError
 from planner.fit.frontier import peak_of
 from planner.formula import SEGMENT
-from planner.gpus import Gpu
+from planner.gpus import Gpu, find_gpu
 from planner.methods import METHODS
 from planner.setup import Setup, resolve
 from planner.spec import ModelSpec
@@ -51,6 +51,12 @@ def _adapter(setup: Setup) -> bool:
     return METHODS[setup.method].trains == "adapter"
 
 
+def lacks_bfloat16(setup: Setup) -> bool:
+    """Whether the card that the setup names is older than Ampere (compute capability 8.0), the first with bfloat16 products."""
+    capability = find_gpu(setup.gpu).capability if setup.gpu else None
+    return capability is not None and capability < (8, 0)
+
+
 CHANGES: tuple[Change, ...] = (
     Change(
         "checkpointing",
@@ -60,6 +66,12 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "attention", "scaled-dot-product attention: --attention sdpa", lambda s: s.attention == "eager", lambda s: {"attention": "sdpa"}
+    ),
+    Change(
+        "half",
+        "float16, which this card computes in: --dtype float16 --autocast float16",
+        lambda s: _trains(s) and "bfloat16" in (s.weight_dtype, s.autocast) and lacks_bfloat16(s),
+        lambda s: {"weight_dtype": "float16", "autocast": "none" if s.autocast == "none" else "float16"},
     ),
     Change(
         "optimizer",
