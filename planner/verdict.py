@@ -25,10 +25,22 @@ def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
     """(least, most) device bytes, between which a card's capacity makes the verdict tight."""
     device = device_bytes(prediction, gpu)
     if prediction.smallest_capacity_bytes is not None:
-        least = prediction.smallest_capacity_bytes - prediction.peak.context_bytes + gpu.context_bytes
-        return min(least, device), device
+        survive = [prediction.smallest_capacity_bytes, *filter(None, [expandable_capacity(prediction)])]
+        return min(min(survive) - prediction.peak.context_bytes + gpu.context_bytes, device), device
     slack = round(prediction.peak.allocated_bytes * prediction.accuracy.margin)
     return device - slack, device + slack
+
+
+def expandable_capacity(prediction: Prediction) -> int | None:
+    """A card's size in bytes that survives with expandable segments; the trace looks where the card it names is too small without."""
+    return prediction.extra.get("expandable_capacity_bytes")
+
+
+def needs_expandable(prediction: Prediction, gpu: Gpu) -> bool:
+    """Whether a card holds the run with expandable segments only: release-and-retry does not save it in native mode."""
+    smallest = prediction.smallest_capacity_bytes
+    return (smallest is not None and expandable_capacity(prediction) is not None
+            and smallest - prediction.peak.context_bytes + gpu.context_bytes > gpu.usable_bytes)  # fmt: skip
 
 
 def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:

@@ -15,6 +15,7 @@ from planner.errors import UsageError, shorten
 from planner.fit.suggest import Suggestion, suggest
 from planner.gpus import Gpu, find_gpu
 from planner.models import Model
+from planner.verdict import needs_expandable
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -76,14 +77,19 @@ def print_screen(prediction: Prediction, gpu: Gpu | None, suggestions: tuple[Sug
     show(*parts, console=console)
 
 
+def _tight(prediction: Prediction, gpu: Gpu) -> str:
+    if needs_expandable(prediction, gpu):
+        return "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even after its cache is released"
+    if prediction.smallest_capacity_bytes is not None:
+        return "the allocator has to release its cache and ask again, which is slow; expandable segments would help"
+    return "within the prediction's own margin of what is usable; expandable segments would help"
+
+
 def exit_code(prediction: Prediction, gpu: Gpu | None) -> int:
     """1 where the card named is too small; 0 otherwise, with a warning on standard error where it is tight."""
     if gpu is None:
         return 0
     verdict = prediction.gpus[0]
     if verdict.verdict == "tight":
-        print(
-            f"memplan: tight on {verdict.name}: within the prediction's own margin of what is usable; expandable segments would help",
-            file=sys.stderr,
-        )
+        print(f"memplan: tight on {verdict.name}: {_tight(prediction, gpu)}", file=sys.stderr)
     return EXIT_DOES_NOT_FIT if verdict.verdict == "no" else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -181,8 +182,16 @@ def sentences(prediction: Prediction) -> list[RenderableType]:
     if prediction.host_bytes:
         lines.append(("Host", f"{gib(prediction.host_bytes)} of host memory besides"))
     lines.append(("Accuracy", accuracy(prediction)))
+    if "bands" in prediction.extra:
+        lines.append(("Loading", loading(prediction.extra["bands"])))
     lines += [("Warning", text) for text in prediction.warnings]
     return [paragraph(head, text) for head, text in lines]
+
+
+def loading(bands: Mapping[str, Any]) -> str:
+    """What the order of loading leaves open, where the trace replayed other orders."""
+    held, reserved = (f"{gib(bands[name]['low_bytes'])} to {gib(bands[name]['high_bytes'])}" for name in ("load", "reserved"))
+    return f"{bands['why']}: {held} after loading, {reserved} reserved in the step."
 
 
 def paragraph(head: str, text: str) -> RenderableType:

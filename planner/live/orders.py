@@ -139,6 +139,5 @@ def _after(run: Replay, first: int) -> tuple[int, int]:
 
 def _why(setup: Setup) -> str:
     if setup.quant_type == "none":
-        return "threads load the weights: order and head start differ from run to run"
-    return ("transformers from 5.4 on quantises weights one by one, as predicted; before, threads loaded them, "
-            "and identical runs differed by this")  # fmt: skip
+        return "threads read the checkpoint, and the order in which they end differs from run to run"
+    return "transformers quantises weights one by one from 5.4 on, as predicted; before, threads read ahead and identical runs differed"

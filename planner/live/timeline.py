@@ -81,6 +81,14 @@ class Timeline:
             return None
         return smallest_capacity(self.log.events, self.setup.allocator) + self.target.context_bytes
 
+    def expandable_capacity(self, usable: int) -> int | None:
+        """A card's size in bytes, CUDA context included, that survives with expandable segments; None where `usable` bytes do not, or where
+        they are what was replayed. One replay, for a card that does not survive without them."""
+        if self.target.device == "cpu" or self.setup.allocator == "expandable":
+            return None
+        run = replay(self.log.events, mode="expandable", capacity=usable - self.target.context_bytes)
+        return None if run.oom is not None else max(run.reserved) + self.target.context_bytes
+
     def points(self) -> dict[str, Any]:
         """Allocated and reserved bytes against event index, thinned to at most POINTS maxima, with the moments."""
         allocated, reserved = self.replay.allocated, self.replay.reserved

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.breakdown import ModelSummary, Prediction
+from planner.gpus import find_gpu
 from planner.live.extras import require
 from planner.setup import Setup
 
@@ -37,6 +38,9 @@ def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full
     moments, peak, step_peak = timeline.moments()
     band = bands(log, setup, timeline.replay) if target.device == "cuda" else None
     share, unknown = UnknownBytes(Kernels(target)).share((s.op, s.nbytes) for s in alive_after(log, timeline.replay.peaks().index))
+    smallest = timeline.smallest_capacity()
+    usable = find_gpu(setup.gpu).usable_bytes if setup.gpu else None
+    expandable = timeline.expandable_capacity(usable) if usable is not None and smallest is not None and smallest > usable else None
     prediction = Prediction(
         engine="trace",
         model=ModelSummary(name, facts.architecture, facts.parameters),
@@ -48,9 +52,10 @@ def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full
         step_peak=step_peak,
         moments=moments,
         host_bytes=facts.host_bytes,
-        smallest_capacity_bytes=timeline.smallest_capacity(),
+        smallest_capacity_bytes=smallest,
         warnings=facts.warnings,
         extra={"timeline": timeline.points(), "traced_layers": facts.traced_layers, "unknown_share": share,
-               "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown], **({"bands": band} if band else {})},
+               "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown], **({"bands": band} if band else {}),
+               **({"expandable_capacity_bytes": expandable} if expandable else {})},
     )  # fmt: skip
     return prediction, log
