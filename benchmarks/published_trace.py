@@ -65,7 +65,7 @@ def predicted_mib(run: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, l
     predicted = _mib(log, replay(log.events), tokens)
     if run["method"] != "qlora":
         return predicted, {name: [value] for name, value in predicted.items()}
-    # k-bit preparation left the cache alone before peft's pull request 3293: emptied, no order reproduces the runs of SmolLM2-135M
+    # k-bit preparation left the cache alone before peft 0.20: emptied, no order reproduces the runs of SmolLM2-135M
     with patch("planner.live.adapters.clears_cache", lambda: False):
         log = _log(run)
     runs = [_mib(log, replay([*load, *log.events[len(load) :]]), tokens) for load in orders(log, setup_of(run), ORDERS)]
