@@ -70,7 +70,8 @@ class Fit:
     changes: tuple[Effect, ...]
     waterfall: tuple[Effect, ...]
     decision: Decision
-    cards: CardChoice
+    cards: CardChoice  # for the setup that was asked for
+    chosen_cards: CardChoice | None  # for the decision; None where it is what was asked for, or none
     error: float
 
     def method(self, name: str) -> MethodFit:
@@ -90,6 +91,7 @@ class Fit:
             "changes": [effect.to_document() for effect in self.changes],
             "waterfall": [effect.to_document() for effect in self.waterfall],
             "decision": self.decision.to_document(), "cards": self.cards.to_document(),
+            "chosen_cards": self.chosen_cards.to_document() if self.chosen_cards else None,
         }  # fmt: skip
 
 
@@ -110,6 +112,7 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
         entry.method: Candidate(entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room))
         for entry in able
     }
+    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve)
     return Fit(
         model=spec.name,
         gpu=gpu,
@@ -117,10 +120,19 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
         methods=found,
         changes=tuple(single_changes(spec, setup, room)),
         waterfall=() if asked.fits else tuple(waterfall(spec, setup, room)),
-        decision=decide(candidates, prefer=prefer, tasks=tasks, serve=serve),
+        decision=decision,
         cards=choose_cards(spec, setup, error),
+        chosen_cards=_cards_of(spec, decision, able, setup, error),
         error=error,
     )
+
+
+def _cards_of(spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float) -> CardChoice | None:
+    """The smallest card for the method chosen, with the changes that it needs, where that is not what was asked for."""
+    chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
+    if chosen is None or (chosen is setup and not decision.fields):
+        return None
+    return choose_cards(spec, changed(chosen, decision.fields), error)
 
 
 def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:

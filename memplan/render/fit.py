@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from memplan.render.terminal import count, number
 from planner.breakdown import Prediction
-from planner.fit.cards import JobsAnswer
+from planner.fit.cards import CardChoice, JobsAnswer
 from planner.fit.changes import Effect
 from planner.fit.frontier import BATCHES
 from planner.search import Fit
@@ -33,9 +34,9 @@ def fit_screen(
     if fit.changes:
         parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
     if fit.waterfall:
-        title = "one after another, until it fits" if fit.waterfall[-1].fits else "one after another: still not enough"
-        parts += [Text(), changes_table(title, fit.waterfall), Text("savings do not add: the peak is a maximum", style="dim")]
-    parts += [Text(), decision_text(fit), *card_lines(fit, fewest, largest)]
+        heading = "one after another, until it fits" if fit.waterfall[-1].fits else "one after another: still not enough"
+        parts += [Text(), changes_table(heading, fit.waterfall), Text("savings do not add: the peak is a maximum", style="dim")]
+    parts += [Text(), *decision_lines(fit), *card_lines(fit, fewest, largest)]
     for what, prediction in confirmed:
         parts.append(confirmed_line(what, prediction))
     return parts
@@ -84,25 +85,31 @@ def changes_table(title: str, effects: Sequence[Effect]) -> Table:
     return table
 
 
-def decision_text(fit: Fit) -> Text:
-    text = Text("choose ", style="bold").append(
-        fit.decision.method or "nothing yet", style="bold green" if fit.decision.method else "bold red"
-    )
-    for reason in fit.decision.reasons:
-        text.append(f"\n  {reason}", style="not bold")
-    return text
+OPTIONS = {"weight_dtype": "--dtype", "autocast": "--autocast", "attention": "--attention", "loss": "--loss", "optimizer": "--optimizer"}
+
+
+def decision_lines(fit: Fit) -> list[RenderableType]:
+    """The method to choose, why, and what to type next."""
+    method = fit.decision.method
+    word, style = (method, "bold green") if method else ("nothing yet", "bold red")
+    lines: list[RenderableType] = [Text("choose ", style="bold").append(word, style=style)]
+    lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
+    if method:
+        extra = ["--checkpointing" if name == "checkpointing" else f"{OPTIONS.get(name, f'--set {name}=')} {value}".replace("= ", "=")
+                 for name, value in fit.decision.fields.items()]  # fmt: skip
+        command = " ".join(["memplan", fit.model, "--method", method, *extra, "--gpu", fit.gpu.name])
+        lines.append(Padding(Text(f"next: {command}; --emit writes a training file"), (0, 0, 0, 2)))
+    return lines
 
 
 def card_lines(fit: Fit, fewest: int | None, largest: tuple[str, int] | None) -> list[Text]:
-    lines = []
-    if fit.cards.smallest is not None and fit.cards.smallest_bytes is not None:
-        lines.append(Text(f"smallest common card for {fit.setup.method}: {fit.cards.smallest} ({gib(fit.cards.smallest_bytes)} needed)"))
-    else:
-        lines.append(Text(f"no common card holds {fit.setup.method} alone"))
+    lines = [Text(_smallest(f"{fit.setup.method} as asked", fit.cards))]
+    if fit.chosen_cards is not None:
+        lines.append(Text(_smallest("the choice", fit.chosen_cards)))
     if fewest is not None and fewest > 1:
         lines.append(Text(f"{fewest} x {fit.gpu.name} share it (fsdp)"))
     if fewest is None and not fit.asked.fits:
-        lines.append(Text(f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for sharding", style="dim"))
+        lines.append(Text(f"how many {fit.gpu.name} would share it is not answered: more than 64, or the formula has no rule for it", style="dim"))
     if largest is not None:
         lines.append(
             Text(f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} ({count(largest[1])} parameters)")
@@ -110,6 +117,12 @@ def card_lines(fit: Fit, fewest: int | None, largest: tuple[str, int] | None) ->
     if fit.error:
         lines.append(Text(f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"))
     return lines
+
+
+def _smallest(what: str, cards: CardChoice) -> str:
+    if cards.smallest is None or cards.smallest_bytes is None:
+        return f"no common card alone holds {what}"
+    return f"smallest common card for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
 
 
 def confirmed_line(what: str, prediction: Prediction) -> Text:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from planner.units import gib
 
 Prefer = Literal["quality", "memory", "speed"]
-NOT_COMPUTED = "(a statement of the field, not computed)"
+NOT_COMPUTED = "(said by the field, not computed)"
 
 
 @dataclass(frozen=True, slots=True)
