@@ -55,7 +55,7 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
 
 
 def clears_cache() -> bool:
-    """Whether k-bit preparation ends with `empty_cache` (peft 0.21 does, 0.19 does not: its pull request 3293)."""
+    """Whether k-bit preparation ends with `empty_cache` (peft 0.20 does, 0.19 does not)."""
     import peft
 
     return "auto_clear_cache" in inspect.signature(peft.prepare_model_for_kbit_training).parameters
