@@ -69,10 +69,11 @@ class Saved:
             yield
 
     def _pack(self, tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        self.held.append(storage)
-        if storage._cdata not in self.known:
-            self.storages[storage._cdata] = storage.nbytes()
+        for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
+            storage = part.untyped_storage()
+            self.held.append(storage)
+            if storage._cdata not in self.known:
+                self.storages[storage._cdata] = storage.nbytes()
         return tensor
 
 

@@ -11,8 +11,9 @@ pytest.importorskip("peft")
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
 
 from planner.errors import UsageError  # noqa: E402
+from planner.live import shims_peft  # noqa: E402
 from planner.live.extras import find_spec  # noqa: E402
-from planner.live.shims import UNTRACEABLE  # noqa: E402
+from planner.peft_types import PEFT_TYPES  # noqa: E402
 from planner.setup import resolve  # noqa: E402
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -27,7 +28,7 @@ FIELDS = {
     "BOFT": {**LINEAR, "boft_block_size": 8},
     "C3A": {**LINEAR, "block_size": 8},
     "CARTRIDGE": PROMPT,
-    "CPT": {"cpt_token_ids": [1, 2, 3], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3]},
+    "CPT": {"cpt_token_ids": [1, 2, 3, 4], "cpt_mask": [1, 1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3, 4]},
     "FOURIERFT": {**LINEAR, "n_frequency": 16},
     "GRALORA": {**LINEAR, "r": 4, "gralora_k": 2},
     "IA3": {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
@@ -43,18 +44,20 @@ FIELDS = {
     "RANDLORA": {**LINEAR, "r": 4},
     "ROAD": {**LINEAR, "group_size": 8},
     "SHADOW": {},
+    "SHIRA": {**LINEAR, "r": 4},
     "TRAINABLE_TOKENS": {"token_indices": [1, 2, 3]},
     "VBLORA": {**LINEAR, "num_vectors": 16, "vector_length": 8, "topk": 2},
     "VERA": {**LINEAR, "r": 4},
-    "XLORA": {"hidden_size": 32, "adapters": {}},
+    "WAVEFT": {**LINEAR, "n_frequency": 16},
 }  # fmt: skip
 NEEDS = {"ADAMSS": ("sklearn", "scikit-learn")}  # a type's own dependency, and how its message names it
 
 # The CPU is its own host: what peft keeps there is copied to a card and not to the CPU. Sizes that the trace saves more (+) or less (-).
 HOST_COPIES = {
+    "ADAMSS": ({256: 4}, "scatter_index.to(device), an int64 to a row, in each layer (peft 0.21 tuners/adamss/layer.py)"),
     "FOURIERFT": ({256: 4}, "indices.to(device), an int64 pair to a coefficient, in each layer (peft 0.21 tuners/fourierft/layer.py)"),
     "LOHA": ({4: -4}, "torch.tensor(scale), a scalar that stays on the host (peft 0.21 tuners/loha/layer.py get_delta_weight)"),
-    **dict.fromkeys(("MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
+    **dict.fromkeys(("CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
                     ({64: 1}, "prompt_tokens.to(device), an int64 to a virtual token and row (peft 0.21 peft_model.py get_prompt)")),
 }  # fmt: skip
 SPLIT_ON_MOVING = {"OFT", "PSOFT"}  # rows and cols, two views of one storage on the host, are copied apart (peft 0.21 tuners/oft/layer.py)
@@ -72,13 +75,35 @@ def signed(one, other):
     return {size: count for size, count in found.items() if count}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in UNTRACEABLE])
-def test_an_adapter_holds_what_the_real_one_holds(kind, held):
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two LoRA checkpoints of the tiny model, for X-LoRA to mix."""
+    import peft
+    import transformers
+
+    folder = str(tmp_path_factory.mktemp("lora"))
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"}))
+    peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", **LINEAR)).save_pretrained(folder)
+    return {"hidden_size": 32, "adapters": {"0": folder, "1": folder}}
+
+
+def test_the_table_knows_every_type():
+    """A newer peft may have more: they are traced as ordinary ones."""
+    assert set(TYPES) <= set(PEFT_TYPES) or not {"XLORA", "WAVEFT"} <= set(TYPES)
+    assert len(PEFT_TYPES) == 45
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_adapter_holds_what_the_real_one_holds(kind, held, checkpoints, monkeypatch):
     module, name = NEEDS.get(kind, ("torch", ""))
     if find_spec(module) is None:
         with pytest.raises(UsageError, match=name):
             held.traced(LLAMA, setup_of(kind))
         return
+    if kind == "ADAMSS":  # the real one's clusters follow from the weights' values
+        monkeypatch.setattr("peft.tuners.adamss.layer.clustering_Z", shims_peft.even_clusters)
+    if kind == "XLORA":
+        monkeypatch.setitem(FIELDS, kind, checkpoints)
     found, truth = held.traced(LLAMA, setup_of(kind)), held.real(LLAMA, setup_of(kind))
     assert sum(found.weights.values()) == sum(truth.weights.values())
     assert signed(found.saved, truth.saved) == HOST_COPIES.get(kind, ({}, ""))[0]
@@ -109,16 +134,34 @@ def test_a_prefix_with_checkpointing_fails_in_both(kind, held):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", sorted(UNTRACEABLE))
-def test_the_table_of_the_rest_says_why_and_is_exact(kind, held, monkeypatch):
-    if kind not in TYPES:
-        pytest.skip(f"this peft has no {kind}")
-    with pytest.raises(UsageError) as caught:
-        held.traced(LLAMA, setup_of(kind))
-    assert UNTRACEABLE[kind] in str(caught.value) and "peft 0." in UNTRACEABLE[kind] and ".py" in UNTRACEABLE[kind]
-    monkeypatch.delitem(UNTRACEABLE, kind)
-    with pytest.raises(Exception):  # noqa: B017 - whatever peft meets on meta: the row is there because the trace cannot
-        held.traced(LLAMA, setup_of(kind))
+@pytest.mark.parametrize("adapters", [{}, {"0": "somebody/lora"}])
+def test_an_xlora_without_its_checkpoints_is_refused(adapters, held):
+    setup = setup_of("XLORA", adapter={"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 32, "adapters": adapters})
+    with pytest.raises(UsageError, match="local folders"):
+        held.traced(LLAMA, setup)
+
+
+def test_constants_keep_their_values_until_something_unknown_is_written():
+    from planner.live.values import Values
+
+    aten, values = torch.ops.aten, Values({})
+
+    def run(op, *args, **kwargs):
+        out = values.get(op)(op, args, kwargs)
+        return op(*args, **kwargs) if out is NotImplemented else out
+
+    mask = run(aten.arange.default, 5, device="meta")
+    assert values.value(mask).tolist() == [0, 1, 2, 3, 4]
+    odd = run(aten.eq.Scalar, run(aten.remainder.Scalar, mask[1:], 2), 1)
+    assert odd.is_meta and values.value(odd).tolist() == [True, False, True, False]
+    unknown = torch.empty(4, 3, device="meta")
+    assert run(aten.index.Tensor, unknown, [odd]).shape == (2, 3)
+    run(aten.fill_.Scalar, mask, 7)
+    assert values.value(mask).tolist() == [7] * 5
+    run(aten.copy_.default, mask, torch.empty(5, dtype=torch.int64, device="meta"))
+    assert values.value(mask) is None
+    del mask, odd
+    assert not values._twins
 
 
 def test_lora_on_experts_traces(held):

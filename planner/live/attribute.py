@@ -112,7 +112,10 @@ def saved_for_backward(observer: Observer) -> Iterator[None]:
     push = module._push_saved_tensors_default_hooks
 
     def mark(tensor: Any) -> None:
-        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+        if isinstance(tensor, torch.Tensor) and tensor.layout == torch.sparse_coo:
+            mark(tensor._indices())
+            mark(tensor._values())
+        elif isinstance(tensor, torch.Tensor) and tensor.is_meta:
             observer.meet(tensor)  # a list of indices is saved before the op that takes it runs
             storage = observer.storage_of(tensor)
             if storage is not None and not storage.component:

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
+from planner.peft_types import PEFT_TYPES
 from planner.setup import Setup
-
-PER_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")
-"""Adapters that ask each row's task (peft 0.21 peft_model.py, tuners/poly/model.py)."""
 
 
 def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Tensor]:
@@ -30,7 +28,8 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Ten
         batch["attention_mask"] = torch.ones_like(ids)
     if setup.padded and device.type != "meta":
         batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
-    if str((setup.adapter or {}).get("peft_type", "")).upper() in PER_TASK:
+    kind = PEFT_TYPES.get(str((setup.adapter or {}).get("peft_type", "")).upper())
+    if kind is not None and kind.per_task:  # peft 0.21 peft_model.py, tuners/poly/model.py
         batch["task_ids"] = torch.zeros(setup.micro_batch, dtype=torch.int64, device=device)
     if setup.packed_documents > 1:
         batch["position_ids"] = _positions(setup, device)

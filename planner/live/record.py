@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from planner.errors import UsageError
-from planner.live import attention, attribute, autocast, batches, depth, shims, step
+from planner.live import attention, attribute, autocast, batches, depth, shims, shims_peft, step
 from planner.live.build import Built, build, logical_numel, outline
 from planner.live.composites import as_on_cuda
 from planner.live.kernels import Kernels
@@ -43,7 +43,7 @@ class Facts:
 
 def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False) -> tuple[Log, Facts]:
     """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised where that is proved exact."""
-    shims.refuse(setup)
+    shims_peft.refuse(setup)
     if not full:
         try:
             found = _synthesised(config, setup, target)

@@ -7,38 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from planner.errors import UsageError
-from planner.live.extras import BITSANDBYTES, load, require
+from planner.live import shims_peft
+from planner.live.extras import BITSANDBYTES, require
 from planner.live.kernels_cpu import layer_norm
 from planner.live.observe import Observer
-from planner.methods import METHODS
+from planner.live.values import Values
 from planner.optimizers import OPTIMIZERS
 from planner.setup import Setup
 
 _ATEN = torch.ops.aten
-
-
-UNTRACEABLE: dict[str, str] = {
-    "CPT": "it places labels by the prompt's token values (peft 0.21 peft_model.py _cpt_forward, nonzero)",
-    "FROD": "its rotations are sparse tensors, which meta cannot hold (peft 0.21 tuners/frod/layer.py)",
-    "SHIRA": "which weights it trains is drawn from the weights' values (peft 0.21 tuners/shira/mask_functions.py)",
-    "WAVEFT": "its coefficients are placed by values (peft 0.21 tuners/waveft/layer.py)",
-    "XLORA": "it needs trained LoRA checkpoints to mix (peft 0.21 tuners/xlora/config.py adapters)",
-}
-"""peft types that support causal language models and that a trace cannot run, with why; `memplan profile` runs them."""
-
-
-def refuse(setup: Setup) -> None:
-    """UsageError for an adapter of UNTRACEABLE."""
-    kind = str((setup.adapter or {}).get("peft_type", "")).upper()
-    if kind in UNTRACEABLE:
-        raise UsageError(f"the trace cannot run a {kind} adapter: {UNTRACEABLE[kind]}; memplan profile measures it")
 
 
 def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
@@ -77,7 +60,7 @@ def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
         made = torch.empty(1, dtype=kwargs.get("dtype"))
         return observer.keep_on_host(made, elements * made.element_size()).expand(args[0])
 
-    return {
+    found = {
         **(_int8() if setup.quant_type == "int8" else {}),
         _ATEN._local_scalar_dense.default: scalar,
         _ATEN._to_copy.default: to_copy,
@@ -86,6 +69,9 @@ def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
         **({_ATEN.empty.memory_format: offloaded} if setup.checkpoint_offload else {}),
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
     }
+    adapter = shims_peft.type_of(setup)
+    found.update(shims_peft.sparse() if adapter.sparse else {})
+    return Values(found) if adapter.values else found
 
 
 def _int8() -> dict[Any, Callable[..., Any]]:
@@ -148,52 +134,6 @@ def _torch_optimizers(observer: Observer, setup: Setup) -> Iterator[None]:
 
 
 @contextmanager
-def _peft_moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
-    """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real device, casting like it
-    does."""
-    if setup.adapter is None and METHODS[setup.method].peft_type is None:
-        yield
-        return
-    load("peft")
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch import nn
-
-    original = BaseTunerLayer._move_adapter_to_device_of_base_layer
-
-    def moved(self: Any, adapter_name: str, device: Any = None) -> None:
-        original(self, adapter_name, device)
-        base = self.get_base_layer()
-        held = next((storage for p in base.parameters() if (storage := observer.storage_of(p)) is not None), None)
-        with observer.scope(held.module.rpartition(".")[0], held.layer) if held is not None else nullcontext():
-            move(self, base, adapter_name)
-
-    def move(self: Any, base: Any, adapter_name: str) -> None:
-        weight = getattr(base, "weight", None)
-        weight = weight if isinstance(weight, torch.Tensor) else next(iter(base.parameters()), None)
-        dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
-        for name in (*self.adapter_layer_names, *self.other_param_names):
-            holder: Any = getattr(self, name, None)
-            if not hasattr(holder, "keys") or adapter_name not in holder:
-                continue
-            item = holder[adapter_name]
-            if isinstance(item, nn.Module):
-                item.to(dtype=dtype) if dtype is not None else None
-                for module in item.modules():
-                    for store in (module._parameters, module._buffers):
-                        for key, tensor in store.items():
-                            if tensor is not None:
-                                store[key] = observer.to_device(tensor)
-            elif isinstance(item, torch.Tensor):
-                if dtype is not None and item.is_floating_point() and item.dtype != dtype:
-                    cast = item.data.to(dtype)
-                    item = nn.Parameter(cast, requires_grad=item.requires_grad) if isinstance(item, nn.Parameter) else cast
-                holder[adapter_name] = observer.to_device(item)
-
-    with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", moved):
-        yield
-
-
-@contextmanager
 def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
     """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on the host's ledger."""
     if setup.quant_type == "none" and OPTIMIZERS[setup.optimizer].library != "bitsandbytes":
@@ -241,4 +181,4 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
         yield
 
 
-SHIMS = (_tensors_from_data, _torch_optimizers, _peft_moves_adapters, _bitsandbytes_paged)
+SHIMS = (_tensors_from_data, _torch_optimizers, shims_peft.moves_adapters, shims_peft.decomposes, _bitsandbytes_paged)
