@@ -1,6 +1,7 @@
 """Every peft type for causal language models traces from an adapter_config.json, and holds what a real step on the CPU holds."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ pytest.importorskip("peft")
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
 
+from memplan.render import adapter_docs  # noqa: E402
 from planner.errors import UsageError  # noqa: E402
 from planner.live import shims_peft  # noqa: E402
 from planner.live.extras import find_spec  # noqa: E402
@@ -85,6 +87,11 @@ def checkpoints(tmp_path_factory):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"}))
     peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", **LINEAR)).save_pretrained(folder)
     return {"hidden_size": 32, "adapters": {"0": folder, "1": folder}}
+
+
+def test_documentation_is_not_stale():
+    page = (Path(__file__).parent.parent / "docs" / "adapters.md").read_text()
+    assert page == adapter_docs.page(), "run: python -m memplan.render.adapter_docs > docs/adapters.md"
 
 
 def test_the_table_knows_every_type():
