@@ -69,7 +69,7 @@ def lowered(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     if _state is None or not _state.enabled:
         yield tensors
         return
-    cast = tuple(_state.cast(tensor, _state.dtype) for tensor in tensors)
+    cast = tuple([_state.cast(tensor, _state.dtype) for tensor in reversed(tensors)][::-1])
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
         yield cast
 
@@ -151,12 +151,18 @@ _KERNELS: dict[str, Callable[[Any, State], Kernel]] = {
 
 def _call(op: Any, args: Any, kwargs: Any) -> Any:
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
-        return op(*args, **kwargs)
+        out = op(*args, **kwargs)
+    if isinstance(args, list):
+        args.reverse()  # a list lets its last item go first: C++ destroys the casts in reverse of the order in which it made them
+    return out
 
 
 def _cast_all(state: State, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    cast = [state.cast(arg, dtype) if isinstance(arg, Tensor) or _holds_tensors(arg) else arg for arg in args]
-    return cast, {key: state.cast(value, dtype) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
+    """The arguments cast, the last one first: autocast_mode.h casts them inside one call's argument list, which GCC, the compiler of
+    torch's wheels, evaluates from the right (seen in a real allocator's events: a bias, then the weight, then the input)."""
+    named = {key: state.cast(value, dtype) if isinstance(value, Tensor) else value for key, value in reversed(kwargs.items())}
+    cast = [state.cast(arg, dtype) if isinstance(arg, Tensor) or _holds_tensors(arg) else arg for arg in reversed(args)]
+    return cast[::-1], named
 
 
 def _holds_tensors(value: Any) -> bool:
