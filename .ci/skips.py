@@ -1,6 +1,7 @@
 """Fails where pytest skipped a test for a reason that continuous integration must not have.
 
-`python .ci/skips.py LOG`, LOG being what `pytest -rs` printed. A library that is missing there would otherwise turn a whole file of tests into one green 's'.
+`python .ci/skips.py LOG`, LOG being what `pytest -rs` printed. A library that is missing
+there would otherwise turn a whole file of tests into one green 's'.
 """
 
 from __future__ import annotations
