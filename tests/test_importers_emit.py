@@ -23,9 +23,9 @@ MODEL = find("llama-3.1-8b")
 ], ids=str)  # fmt: skip
 def test_a_stacks_own_setup_comes_back_whole(stack, fields):
     setup = resolve({"recipe": stack, **fields})
-    text, differs = emit_config(stack, MODEL, setup)
-    assert differs == []
-    imported = read_document(parse(text, "a.yaml"), FORMATS[stack], "a.yaml")
+    emitted = emit_config(stack, MODEL, setup)
+    assert emitted.differs == ()
+    imported = read_document(parse(emitted.text, "a.yaml"), FORMATS[stack], "a.yaml")
     back = resolve(imported=imported.fields)
     assert imported.model == "meta-llama/Llama-3.1-8B"
     assert all(getattr(back, name) == getattr(setup, name) for name in FIELDS if name not in UNSAID)
@@ -33,10 +33,9 @@ def test_a_stacks_own_setup_comes_back_whole(stack, fields):
 
 def test_what_a_stack_cannot_say_is_named():
     setup = resolve({"recipe": "hf", "method": "qlora"})  # prepares for k-bit training; axolotl casts back
-    _, differs = emit_config("axolotl", MODEL, setup)
-    assert any("kbit_prepare" in line for line in differs)
-    _, differs = emit_config("llamafactory", MODEL, resolve({"recipe": "llamafactory", "checkpoint_every": 2}))
-    assert any("checkpoint_every = 2" in line for line in differs)
+    assert any("kbit_prepare" in line for line in emit_config("axolotl", MODEL, setup).differs)
+    emitted = emit_config("llamafactory", MODEL, resolve({"recipe": "llamafactory", "checkpoint_every": 2}))
+    assert any("checkpoint_every = 2" in line for line in emitted.differs)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +43,8 @@ def test_what_a_stack_cannot_say_is_named():
     [{"method": "lora"}, {"method": "qlora", "rank": 4}, {"method": "adalora", "init_rank": 10, "target_rank": 5}, {"method": "dora"}],
 )
 def test_an_adapter_file_comes_back(fields):
-    text, differs = emit_config("peft", MODEL, resolve(fields))
-    assert differs == [] and parse(text, "adapter_config.json")["peft_type"] in ("LORA", "ADALORA")
+    emitted = emit_config("peft", MODEL, resolve(fields))
+    assert emitted.differs == () and parse(emitted.text, "adapter_config.json")["peft_type"] in ("LORA", "ADALORA")
 
 
 def test_what_cannot_be_written():
@@ -65,3 +64,23 @@ def test_the_command_writes_the_chosen_configuration(tmp_path):
     shown = CliRunner().invoke(command, ["llama-3.1-8b", "--gpu", "rtx-4090", "--recipe", "axolotl", "--emit", "axolotl", "-o", str(path)])
     assert shown.exit_code == 0, shown.output
     assert parse(path.read_text(), "a.yaml")["gradient_checkpointing"] is True  # LoRA fits with checkpointing alone
+
+
+def test_full_fine_tuning_in_sixteen_bits_is_llamafactorys_pure_bf16():
+    emitted = emit_config("llamafactory", MODEL, resolve({"method": "full"}))
+    assert emitted.setup.trainable_dtype == "weight" and not any("trainable_dtype" in line for line in emitted.differs)
+
+
+def test_a_file_that_would_not_fit_as_its_stack_runs_it_is_not_written(tmp_path):
+    from click.testing import CliRunner
+
+    from memplan.cli import fit
+
+    path = tmp_path / "a.yaml"
+    args = ["llama-3.2-1b", "--gpu", "6GiB", "--method", "qlora", "--emit", "trl", "-o", str(path)]
+    shown = CliRunner().invoke(fit.command, args, standalone_mode=False)
+    assert shown.return_value == 0 and "read back, it fits 6GiB" in shown.output and path.exists()
+    path.unlink()
+    args = ["phi-3-mini", "--gpu", "22.5GiB", "--emit", "axolotl", "-o", str(path)]  # axolotl keeps norms and embeddings in float32
+    shown = CliRunner().invoke(fit.command, args, standalone_mode=False)
+    assert shown.return_value == 1 and "nothing written" in shown.output and not path.exists()

@@ -14,6 +14,7 @@ from memplan.cli.subject import Subject, read_subject
 from planner.breakdown import Prediction
 from planner.errors import MemplanError, UsageError, shorten
 from planner.gpus import find_gpu
+from planner.units import gib
 
 if TYPE_CHECKING:
     from planner.search import Fit
@@ -122,13 +123,21 @@ def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
         raise UsageError(f"method {method} could not be evaluated")
     if found.decision.fields:
         setup = changed(setup, found.decision.fields)
-    text, differs = emit_config(stack, subject.model, setup)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        write_file(output, text)
-    for line in differs:
+    emitted = emit_config(stack, subject.model, setup)
+    for line in emitted.differs:
         click.echo(f"memplan: {line}", err=True)
+    if stack != "peft":
+        verdict = api.predict(subject.model, emitted.setup).gpus[0]
+        needed = f"{gib(verdict.usable_bytes - verdict.headroom_bytes)} of {gib(verdict.usable_bytes)}"
+        if verdict.verdict == "no":
+            again = f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that stack's own defaults"
+            click.echo(f"memplan: as {stack} runs it, this does not fit {verdict.name} ({needed}): nothing written; {again}", err=True)
+            return EXIT_NOTHING_FITS
+        click.echo(f"memplan: read back, it fits {verdict.name}: {needed}", err=True)
+    if output is None:
+        click.echo(emitted.text, nl=False)
+    else:
+        write_file(output, emitted.text)
     return 0
 
 

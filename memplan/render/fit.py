@@ -109,7 +109,8 @@ def card_lines(fit: Fit, fewest: int | None, largest: tuple[str, int] | None) ->
     if fewest is not None and fewest > 1:
         lines.append(Text(f"{fewest} x {fit.gpu.name} share it (fsdp)"))
     if fewest is None and not fit.asked.fits:
-        lines.append(Text(f"how many {fit.gpu.name} would share it is not answered: more than 64, or the formula has no rule for it", style="dim"))
+        unanswered = f"how many {fit.gpu.name} would share it is not answered: more than 64, or the formula has no rule for it"
+        lines.append(Text(unanswered, style="dim"))
     if largest is not None:
         lines.append(
             Text(f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} ({count(largest[1])} parameters)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from planner.errors import UsageError, unknown
@@ -102,7 +103,8 @@ def _llamafactory(model: str, s: Setup) -> dict[str, Any]:
     document |= {"packing": True, "neat_packing": True} if s.packed_documents > 1 else {}
     document |= {"enable_liger_kernel": True} if s.loss == "fused" else {}
     document |= {"upcast_layernorm": True} if s.upcast_modules == "norms" else {}
-    document |= {"pure_bf16": True, "bf16": False} if s.trainable_dtype == "weight" and s.autocast == "none" else {}
+    if s.trainable_dtype == "weight" and (s.autocast == "none" or (s.weight_dtype == "bfloat16" and not _adapters(s))):
+        document |= {"pure_bf16": True, "bf16": False}  # otherwise what trains goes to float32 in this stack
     if _adapters(s):
         document |= {"lora_rank": s.rank, "lora_alpha": s.alpha, "lora_dropout": s.dropout}
         document |= {"lora_target": "all" if s.targets == ("all-linear",) else ",".join(s.targets)}
@@ -130,27 +132,34 @@ def _peft(model: str, s: Setup) -> dict[str, Any]:
 STACKS: dict[str, Callable[[str, Setup], dict[str, Any]]] = {"axolotl": _axolotl, "trl": _trl, "llamafactory": _llamafactory, "peft": _peft}
 
 
-def emit_config(stack: str, model: Model, setup: Setup) -> tuple[str, list[str]]:
-    """A configuration file of a stack for this setup, and in words every setting that comes back different when memplan reads it.
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A configuration file: its text, the Setup that memplan reads back from it, and in words every setting that comes back different."""
 
-    Raises UsageError for a stack or a method that cannot be written.
-    """
+    text: str
+    setup: Setup
+    differs: tuple[str, ...]
+
+
+def emit_config(stack: str, model: Model, setup: Setup) -> Emitted:
+    """A configuration file of a stack for this setup. Raises UsageError for a stack or a method that cannot be written."""
     if stack not in STACKS:
         raise unknown("stack", stack, STACKS)
     document = STACKS[stack](hub_id(model), setup)
     text = json.dumps(document, indent=2) + "\n" if stack == "peft" else _yaml(document)
     imported = read_document(parse(text, f"emitted.{'json' if stack == 'peft' else 'yaml'}"), FORMATS[stack], "emitted")
     back = resolve({name: getattr(setup, name) for name in ("gpu", "device")}, imported=imported.fields)
-    settled = _settled(stack)
+    settled = _settled(stack, setup)
     differs = [f"{stack} does not say {name} = {_shown(getattr(setup, name))}: it becomes {_shown(getattr(back, name))}"
                for name in FIELDS if name not in settled and getattr(setup, name) != getattr(back, name)]  # fmt: skip
-    return text, differs + [f"unknown to memplan itself: {report.key}" for report in imported.by_status("unknown")]
+    return Emitted(text, back, (*differs, *(f"unknown to memplan itself: {report.key}" for report in imported.by_status("unknown"))))
 
 
-def _settled(stack: str) -> tuple[str, ...]:
-    """What is not compared: an adapter's file says nothing of the loop, and its `lora` is also the adapter of qlora."""
+def _settled(stack: str, setup: Setup) -> tuple[str, ...]:
+    """What is not compared: an adapter's file says nothing of the loop, and its `lora` is also the adapter of qlora; adapters in float32
+    are not upcast again."""
     if stack != "peft":
-        return UNSAID
+        return (*UNSAID, "trainable_dtype") if _adapters(setup) and setup.adapter_dtype == "float32" else UNSAID
     said = ("rank", "alpha", "dropout", "targets", "modules_to_save", "init_rank", "target_rank")
     return tuple(name for name in FIELDS if name not in said)
 
