@@ -96,6 +96,9 @@ class Attention:
     kv: KeyValues = "grouped"
     sdpa: bool = True  # False: the class has no SDPA path, and transformers runs its eager code where nobody asks for another
     scaled_query: bool = False  # q is multiplied by a number before the attention call (OPT)
+    rotary_joined: bool = False  # q and k are concatenated of a rotated and a plain part, also where the plain part is empty
+    rotary_named: bool = False  # the parts keep their names until the module returns
+    eager: Literal["shared", "bloom", "gptj", "falcon"] = "shared"  # whose way of writing the scores op by op
 
 
 @dataclass(frozen=True, slots=True)

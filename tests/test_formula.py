@@ -80,7 +80,7 @@ def test_totals_are_the_sums_of_the_explained_rows() -> None:
 
 def test_depth_is_exact_however_layers_are_grouped() -> None:
     """Layers in repeated blocks against the same layers walked one by one: compress() replaced by single layers."""
-    from planner import activations
+    from planner.forward import decoder
 
     config = {
         "model_type": "llama",
@@ -90,7 +90,7 @@ def test_depth_is_exact_however_layers_are_grouped() -> None:
         "num_attention_heads": 4,
         "vocab_size": 96,
     }
-    whole = activations.compress
+    whole = decoder.compress
     for fields in (
         {"method": "full"},
         {"method": "lora", "checkpointing": "non_reentrant"},
@@ -102,10 +102,10 @@ def test_depth_is_exact_however_layers_are_grouped() -> None:
         setup = resolve({"recipe": "raw", "sequence_length": 64, **fields})
         grouped = plan(read_config(config), setup)
         try:
-            activations.compress = lambda sequence: [([layer], 1) for layer in sequence]
+            decoder.compress = lambda sequence: [([layer], 1) for layer in sequence]
             single = plan(read_config(config), setup)
         finally:
-            activations.compress = whole
+            decoder.compress = whole
         for moment in MOMENTS:
             assert grouped.moment(moment).components == single.moment(moment).components, (fields, moment)
 

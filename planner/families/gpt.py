@@ -56,7 +56,7 @@ def gptj(c: Fields) -> ModelSpec:
     inner = c.size("n_inner", default=4 * hidden)
     mlp = plain_mlp(c, "mlp.fc_in", "mlp.fc_out", inner, c.activation("activation_function", default="gelu_new"), bias=True)
     one = norms(c, ("ln_1", "input"), kind="layer", bias=True)
-    attention = Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False)
+    attention = Attention(a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False, rotary_named=True, eager="gptj")
     layer = Layer(attention, mlp, one, parallel=True, prefix="transformer.h")
     angles = Extra("transformer.h.*.attn.embed_positions", (positions, rotary), "buffer", "float32", per_layer=True)
     return assemble(c, "GPTJForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), max_positions=positions,
@@ -89,7 +89,7 @@ def gpt_neox(c: Fields) -> ModelSpec:
     hidden, bias = c.size("hidden_size"), c.flag("attention_bias", True)
     a, _, d = c.heads(kv=None, own_dim=False)
     linears = (Linear("attention.query_key_value", hidden, 3 * hidden, bias), Linear("attention.dense", hidden, hidden, bias))
-    attention = Attention(a, a, d, linears, rotary_dim=c.rotary(d, "rotary_pct", default=0.25))
+    attention = Attention(a, a, d, linears, rotary_dim=c.rotary(d, "rotary_pct", default=0.25), rotary_joined=True)
     inner = c.size("intermediate_size")
     mlp = plain_mlp(c, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", inner, c.activation("hidden_act", default="gelu"), bias=True)
     layer = Layer(attention, mlp, pre_norm(c, "layer", bias=True), c.flag("use_parallel_residual", True), "gpt_neox.layers")
@@ -109,7 +109,7 @@ def falcon(c: Fields) -> ModelSpec:
     fused = Linear("self_attention.query_key_value", hidden, (a + 2 * kv) * d, bias)
     linears = (fused, Linear("self_attention.dense", hidden, hidden, bias))
     shared: KeyValues = "expanded" if grouped else "broadcast" if kv < a else "grouped"
-    attention = Attention(a, kv, d, linears, rotary_dim=0 if alibi else d, alibi=alibi, kv=shared)
+    attention = Attention(a, kv, d, linears, rotary_dim=0 if alibi else d, alibi=alibi, kv=shared, eager="falcon")
     inner = c.size("ffn_hidden_size", default=4 * hidden)
     mlp = plain_mlp(c, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", inner, c.activation("activation", default="gelu"), bias=bias)
     count = c.size("num_ln_in_parallel_attn", default=2 if grouped else 1, most=2)
@@ -134,7 +134,8 @@ def bloom(c: Fields) -> ModelSpec:
     a, _, d = c.heads(kv=None, own_dim=False)
     linears = (Linear("self_attention.query_key_value", hidden, 3 * hidden, True), Linear("self_attention.dense", hidden, hidden, True))
     mlp = plain_mlp(c, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", 4 * hidden, "gelu_bloom", bias=True)
-    layer = Layer(Attention(a, a, d, linears, alibi=True, sdpa=False), mlp, pre_norm(c, "layer", bias=True), prefix="transformer.h")
+    attention = Attention(a, a, d, linears, alibi=True, sdpa=False, eager="bloom")
+    layer = Layer(attention, mlp, pre_norm(c, "layer", bias=True), prefix="transformer.h")
     drop = c.fraction("hidden_dropout")
     return assemble(c, "BloomForCausalLM", [layer] * c.layers("n_layer", "num_hidden_layers"), tied=True, extras=(),
                     final=final_norm(c, "transformer.ln_f", "layer", bias=True), embedding_name="transformer.word_embeddings",
@@ -158,7 +159,7 @@ def stablelm(c: Fields) -> ModelSpec:
     """StableLM: layer norms with Llama's MLP; the 12B model is parallel with a norm for each head of q and k."""
     attention = gqa(c, kv_default=32, own_dim=False, qkv_bias=c.flag("use_qkv_bias", False))
     a, k, d = attention.heads, attention.kv_heads, attention.head_dim
-    attention = replace(attention, rotary_dim=c.rotary(d, default=0.25))
+    attention = replace(attention, rotary_dim=c.rotary(d, default=0.25), rotary_joined=True, rotary_named=True)
     if c.flag("qk_layernorm", False):
         q = tuple(Norm(f"self_attn.q_layernorm.norms.{i}", d, "layer", position="q") for i in range(a))
         own = tuple(Norm(f"self_attn.k_layernorm.norms.{i}", d, "layer", position="k") for i in range(k))
@@ -174,7 +175,7 @@ def phi(c: Fields) -> ModelSpec:
     """Phi 1, 1.5 and 2: attention and MLP in parallel on one layer norm, biases everywhere, the head included."""
     attention = gqa(c, qkv_bias=True, o_bias=True, out="dense")
     d = attention.head_dim
-    attention = replace(attention, rotary_dim=c.rotary(d, default=0.5))
+    attention = replace(attention, rotary_dim=c.rotary(d, default=0.5), rotary_joined=True, rotary_named=True)
     if c.flag("qk_layernorm", False):
         own = (Norm("self_attn.q_layernorm", d, "layer", bias=True, position="q", heads=attention.heads),
                Norm("self_attn.k_layernorm", d, "layer", bias=True, position="k", heads=attention.kv_heads))  # fmt: skip

@@ -168,7 +168,7 @@ def phi3(c: Fields) -> ModelSpec:
     hidden, inner = c.size("hidden_size"), c.size("intermediate_size")
     a, k, d = c.heads()
     linears = (Linear("self_attn.qkv_proj", hidden, (a + 2 * k) * d), Linear("self_attn.o_proj", a * d, hidden))
-    attention = Attention(a, k, d, linears, window=c.maybe_size("sliding_window"), rotary_dim=c.rotary(d))
+    attention = Attention(a, k, d, linears, window=c.maybe_size("sliding_window"), rotary_dim=c.rotary(d), rotary_joined=True)
     fused = (Linear("mlp.gate_up_proj", hidden, 2 * inner), Linear("mlp.down_proj", inner, hidden))
     mlp = Mlp(inner, fused, activation=c.activation("hidden_act", default="silu"), fused_gate_up=True)
     drop = c.fraction("resid_pdrop")

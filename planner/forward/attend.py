@@ -1,50 +1,30 @@
-"""Attention on the tape: eager scores, and the backends that CUDA chooses for scaled_dot_product_attention.
+"""Attention on the tape: the backends that CUDA chooses for scaled_dot_product_attention. Shapes as in heads.py.
 
-A heads, K key-value heads, D head size. q, k, v are (B, A or K, S, D) views of (B, S, heads, D) memory; a matmul folds B and A into one
-dimension, which such a view allows without a copy only where B = 1 (`Walk.single`).
-
-Sources: transformers 5.23 integrations/sdpa_attention.py and models/llama/modeling_llama.py eager_attention_forward; torch 2.13
+Sources: transformers 5.23 integrations/sdpa_attention.py; torch 2.13
 aten/src/ATen/native/transformers/{attention.cpp, cuda/sdp_utils.cpp, cuda/attention_backward.cu, cuda/flash_attn/flash_api.cpp}.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from planner.expr import Sized, round_up
+from planner.expr import Sized, exceeds, round_up
+from planner.forward.eager import attend_eagerly, eager
+from planner.forward.heads import Heads, fold, merge, repeat, softmax_backward
 from planner.forward.walk import Walk
-from planner.spec import Attention
-from planner.tape.rules import Grads, add, bmm, cast, concatenate, copy, dropout, mul, part_of, softmax_fp32, unary
+from planner.tape.rules import Grads, bmm, cast, dropout, unary
 from planner.tape.tape import Node, Tape, Tensor
 
 
-@dataclass(slots=True)
-class Heads:
-    """What attention works on: `key_length` differs from the queries' where a cache or a prefix stands before them."""
-
-    spec: Attention
-    query_size: int
-    value_size: int
-    mask: Tensor | None
-    dropout: float
-    sinks: Tensor | None = None
-
-
-def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The attention's output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it."""
+def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it and its local variables."""
     if eager(w, h.spec):
-        return _eager(w, h, q, k, v)
+        return attend_eagerly(w, h, q, k, v)
     backend = choose(w, h, w.auto or q.dtype)
     if h.spec.heads != h.spec.kv_heads and not native_gqa(w, h, backend):
-        k, v = _repeat(w, h, k), _repeat(w, h, v)
+        k, v = repeat(w, h, k), repeat(w, h, v)
     low = [w.lower(x) for x in (q, k, v)]
-    return BACKENDS[backend](w, h, *low), None
-
-
-def eager(w: Walk, spec: Attention) -> bool:
-    """Whether scores are made op by op: asked for, or the class has no SDPA path (capped scores, sinks): transformers falls back."""
-    return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and not spec.sdpa)
+    return BACKENDS[backend](w, h, *low), None, []
 
 
 def native_gqa(w: Walk, h: Heads, backend: str) -> bool:
@@ -84,98 +64,6 @@ def choose(w: Walk, h: Heads, dtype: str) -> str:
     return "math"
 
 
-def _repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
-    """repeat_kv: a contiguous copy with A heads (one head is only expanded, without bytes); its gradient is summed over the repeats."""
-    b, kv, s, d = x.shape
-    if kv == 1:
-        return w.t.op(
-            "expand",
-            (x,),
-            (b, h.spec.heads, s, d),
-            x.dtype,
-            alias=x,
-            backward=lambda t, n, g: [t.alloc("gradient of expanded heads", (b, 1, s, d), g.dtype, "summed over the heads")],
-        )
-    return w.t.op(
-        "repeat_kv",
-        (x,),
-        (b, h.spec.heads, s, d),
-        x.dtype,
-        name="repeated key or value",
-        why="one copy for each query head",
-        backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")],
-    )
-
-
-def _fold(w: Walk, x: Tensor, contiguous: bool) -> Tensor:
-    """The copy that matmul makes to fold batch and heads of a transposed view."""
-    return x if contiguous or w.single else copy(w.t, x, "folded copy", "matmul folds batch and heads of a transposed view")
-
-
-def _merge(w: Walk, h: Heads, out: Tensor, contiguous: bool) -> Tensor:
-    """(B, A, S, D) back to (B, S, A x D): a copy where the backend wrote head by head."""
-    merged = (out.shape[0], out.shape[2], h.spec.heads * h.value_size)
-    return copy(w.t, out, "merged heads", "transposed back and made contiguous", merged) if contiguous else out.view(*merged)
-
-
-def _eager(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    t = w.t
-    repeated = h.spec.kv_heads not in (1, h.spec.heads)
-    if h.spec.heads != h.spec.kv_heads:
-        keys, values = _repeat(w, h, k), _repeat(w, h, v)
-    else:
-        keys, values = k, v
-    b, a, s, _ = q.shape
-    square = (b, a, s, keys.shape[2])
-    scores = unary(t, "scale", bmm(t, _fold(w, w.lower(q), False), _fold(w, w.lower(keys), repeated), square, "raw scores"), "scores")
-    if h.spec.softcap is not None:
-        scores = unary(t, "scale", scores, "scores / softcap")
-        scores = unary(t, "tanh", scores, "tanh of scores")
-        scores = unary(t, "scale", scores, "capped scores")
-    if h.mask is not None:
-        scores = add(t, scores, h.mask, "masked scores", square)
-    if h.sinks is not None:
-        scores = _with_sinks(w, h, scores)
-    else:
-        scores = cast(t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit")
-    scores = dropout(t, scores, h.dropout)
-    out = bmm(t, w.lower(scores), _fold(w, w.lower(values), repeated), (b, a, s, h.value_size), "attention output")
-    out = _merge(w, h, out, True)
-    return out, scores
-
-
-def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
-    """gpt-oss: one more column of learned logits, the maximum taken off, softmax in the scores' dtype, the column dropped."""
-    t = w.t
-    assert h.sinks is not None
-    b, a, s, keys = scores.shape
-    wide = (b, a, s, keys + 1)
-    combined = concatenate(t, (scores, h.sinks.view(b, a, s, 1)), wide, "scores and sinks")
-    chosen = t.alloc("places of the maxima", (b, a, s, 1), "int64", "one per query and head")
-    largest = t.op(
-        "max",
-        (combined,),
-        (b, a, s, 1),
-        scores.dtype,
-        saves=(chosen,),
-        name="row maxima",
-        backward=lambda t, n, g: [t.alloc("gradient of max's input", wide, g.dtype, "scattered into zeros")],
-    )
-    del chosen
-    combined = add(t, combined, largest, "scores less maximum")
-    plain = t.op(
-        "softmax", (combined,), wide, combined.dtype, saves_output=True, name="attention probabilities", backward=_softmax_backward
-    )
-    return part_of(t, plain, scores.shape)
-
-
-def _softmax_backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-    product = t.alloc("grad * softmax", grad.shape, grad.dtype, "a full-size temporary of the softmax gradient")
-    result = t.alloc("gradient of softmax's input", grad.shape, grad.dtype, "the scores' gradient")
-    del product
-    return [result]
-
-
 def _fused(
     w: Walk,
     h: Heads,
@@ -185,8 +73,12 @@ def _fused(
     statistics: Sized,
     kind: str,
     scratch: Callable[[Tape, Tensor, Tensor, Tensor], list[Tensor]],
+    like_q: bool = True,
 ) -> Tensor:
-    """A fused backend: saves q, k, v, its output and a log-sum-exp per row; its backward makes dq, dk, dv and `scratch`."""
+    """A fused backend: saves q, k, v, its output and a log-sum-exp per row; its backward makes dq, dk, dv and `scratch`.
+
+    The output lies in memory as q does (`like_q`) or token by token.
+    """
     t = w.t
     b, a, s, _ = q.shape
     lse = t.alloc("log-sum-exp", (b, a, statistics), "float32", "one per query and head")
@@ -208,7 +100,7 @@ def _fused(
         backward=backward,
         name="attention output",
     )
-    return _merge(w, h, out, False)
+    return merge(w, h, out, like_q and h.head_major)
 
 
 def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -231,7 +123,7 @@ def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Memory-efficient attention: statistics padded to 32 rows; its backward keeps an fp32 dq for 16-bit inputs and a delta per row."""
     t = w.t
-    bias = None if h.mask is None else _aligned(w, _additive(w, h.mask, q.dtype))
+    masks = [] if h.mask is None else _aligned(w, _additive(w, h.mask, q.dtype))
 
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
@@ -240,9 +132,10 @@ def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             held.append(t.alloc("dq accumulator", (b, a, round_up(s, 64), round_up(d, 64)), "float32", "dq is summed in fp32"))
         return held
 
-    out = _fused(w, h, q, k, v, round_up(q.shape[2], 32), "efficient", scratch)
-    if bias is not None and out.node is not None:
-        t.save(out.node, bias)
+    out = _fused(w, h, q, k, v, round_up(q.shape[2], 32), "efficient", scratch, like_q=False)
+    for mask in masks:
+        if out.node is not None:
+            t.save(out.node, mask)
     return out
 
 
@@ -271,12 +164,14 @@ def _additive(w: Walk, mask: Tensor, dtype: str) -> Tensor:
     return made
 
 
-def _aligned(w: Walk, mask: Tensor) -> Tensor:
-    """The efficient kernel's rows of 8: a boolean mask's additive copy is made again with its rows padded where S is no multiple of 8."""
-    if mask.shape[1] != 1:
-        return mask  # ALiBi's mask of all heads is shared by the layers; its padded copies where S is no multiple of 8 are left out
+def _aligned(w: Walk, mask: Tensor) -> list[Tensor]:
+    """pad_bias: rows of the efficient kernel begin at multiples of 8; where S is none, the mask is made again with longer rows."""
     *front, columns = mask.shape
-    return w.t.alloc("additive mask", (*front, round_up(columns, 8)), mask.dtype, "rows padded to a multiple of 8")
+    padded = (*front, round_up(columns, 8))
+    if mask.shape[1] == 1:
+        return [w.t.alloc("additive mask", padded, mask.dtype, "rows padded to a multiple of 8")]
+    odd = exceeds(round_up(columns, 8) - columns, 0)  # one mask of all heads serves every layer unless it has to be padded
+    return [mask, w.t.alloc("padded ALiBi mask", (*padded, odd), mask.dtype, "rows padded to a multiple of 8")]
 
 
 def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -299,16 +194,16 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = _interleave(w, h, keys), _interleave(w, h, values)
     keys = unary(t, "scale", keys, "scaled k")
     if shared and h.spec.kv == "broadcast":
-        keys, values = _repeat(w, h, keys), _repeat(w, h, values)
+        keys, values = repeat(w, h, keys), repeat(w, h, values)
     own = shared and h.spec.kv != "broadcast"  # rows of one head lie together: nothing to fold
-    scores = bmm(t, _fold(w, queries, False), _fold(w, keys, own), square, "scores")
+    scores = bmm(t, fold(w, queries, False), fold(w, keys, own), square, "scores")
     scores = _safe_softmax(t, scores)
     scores = dropout(t, scores, h.dropout)
-    out = bmm(t, scores, _fold(w, values, own), (b, a, s, h.value_size), "attention output in fp32")
+    out = bmm(t, scores, fold(w, values, own), (b, a, s, h.value_size), "attention output in fp32")
     out = cast(t, out, dtype)
     extra = cast(t, scores.detach(), dtype)
     del extra, scores, bias
-    return _merge(w, h, out, True)
+    return merge(w, h, out, True)
 
 
 def _interleave(w: Walk, h: Heads, x: Tensor) -> Tensor:
@@ -330,7 +225,7 @@ def _safe_softmax(t: Tape, scores: Tensor) -> Tensor:
     held = [t.alloc("softmax before masking", scores.shape, scores.dtype, "rows in which all is masked become 0 afterwards"),
             t.alloc("masked elements", scores.shape, "bool", "which elements are masked")]  # fmt: skip
     made = t.op(
-        "softmax", (scores,), scores.shape, scores.dtype, saves_output=True, name="attention probabilities", backward=_softmax_backward
+        "softmax", (scores,), scores.shape, scores.dtype, saves_output=True, name="attention probabilities", backward=softmax_backward
     )
     del held
     return made
@@ -342,4 +237,3 @@ BACKENDS: dict[str, Callable[[Walk, Heads, Tensor, Tensor, Tensor], Tensor]] = {
     "cudnn": _cudnn,
     "math": _math,
 }
-_ = mul

@@ -6,12 +6,14 @@ which is why functions here take `given` and rebind another name.
 
 from __future__ import annotations
 
-from planner.forward.attend import Heads, attend, eager
+from planner.forward.attend import attend
+from planner.forward.eager import eager
 from planner.forward.experts import mixture
+from planner.forward.heads import Heads
 from planner.forward.linears import linear
 from planner.forward.mlp import dense_mlp
 from planner.forward.norms import norm
-from planner.forward.rotary import rotate
+from planner.forward.rotary import joined, rotate
 from planner.forward.walk import Walk
 from planner.spec import Attention, Layer, Mlp, Norm
 from planner.tape.rules import Grads, add, concatenate, copy, dropout, split, unary
@@ -37,7 +39,7 @@ def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
     spec, t = layer.attention, w.t
     qkv = _mla if spec.kind == "mla" else _gqa
     with w.t.inside(f"{prefix}attention "):
-        q, k, v = qkv(w, spec, given, prefix, tables)
+        q, k, v, named = qkv(w, spec, given, prefix, tables)
         if w.cache is not None:
             made = [copy(t, x, "cached keys" if x is k else "cached values", "the KV cache") for x in (k, v)]
             for kept in made:
@@ -47,18 +49,31 @@ def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
             k, v = made
             del made
         sinks = w.weight(f"{prefix}self_attn.sinks") if spec.sinks else None
-        query_size = spec.head_dim
-        heads = Heads(spec, query_size, spec.value_dim or spec.head_dim, w.masks[spec.window], w.inventory.spec.dropouts.attention, sinks)
-        out, probabilities = attend(w, heads, q, k, v)
+        heads = Heads(
+            spec,
+            spec.head_dim,
+            spec.value_dim or spec.head_dim,
+            w.masks[spec.window],
+            w.inventory.spec.dropouts.attention,
+            sinks,
+            head_major=joined(spec) and tables is not None,
+            hidden_dtype=given.dtype,
+        )
+        out, probabilities, local = attend(w, heads, q, k, v)
     hidden = linear(w, spec.linears[-1], out, prefix)
-    return dropout(t, hidden, w.inventory.spec.dropouts.attention_output), probabilities
+    hidden = dropout(t, hidden, w.inventory.spec.dropouts.attention_output)
+    del named, local
+    return hidden, probabilities
 
 
 def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
     return next((n for n in norms if n.position == position), None)
 
 
-def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+Projected = tuple[Tensor, Tensor, Tensor, list[Tensor]]  # q, k, v, and what else stays named until the module returns
+
+
+def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Projected:
     """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the model has them."""
     t, a, kv, d = w.t, spec.heads, spec.kv_heads, spec.head_dim
     by_head = eager(w, spec) or w.setup.attention == "sdpa-math"
@@ -86,12 +101,13 @@ def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     del pieces
     q, k, v = made
     del made
+    named: list[Tensor] = []
     if tables is not None and turned:
-        q, k = rotate(w, q, spec, tables), rotate(w, k, spec, tables)
-    return q, k, v
+        q, k = (rotate(w, x, spec, tables, named if spec.rotary_named else None) for x in (q, k))
+    return q, k, v, named
 
 
-def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Projected:
     """Multi-head latent attention (DeepSeek-V2/V3): q and kv through low-rank projections, the rotary part apart, k and v made in full."""
     t, a, rope = w.t, spec.heads, spec.rotary_dim
     value = spec.value_dim or spec.head_dim
@@ -123,17 +139,16 @@ def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     )
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
     k = concatenate(t, (k_pass, spread), q.shape, "key")
-    return q, k, v
+    return q, k, v, []
 
 
 # ---- the layer -------------------------------------------------------------------------------------------------------------------------
 
 
-def decoder_layer(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
-    """One layer's output (B, S, H)."""
-    if layer.parallel:
-        return _parallel(w, layer, given, prefix, tables)
-    return _sequential(w, layer, given, prefix, tables)
+def decoder_layer(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """One layer's output (B, S, H), and the attention probabilities where the family's layers return them beside it."""
+    out, probabilities = (_parallel if layer.parallel else _sequential)(w, layer, given, prefix, tables)
+    return [out, probabilities] if probabilities is not None and layer.attention.eager != "shared" else [out]
 
 
 def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:
@@ -150,7 +165,9 @@ def mlp(w: Walk, layer: Layer, given: Tensor, prefix: str) -> Tensor:
     return dropout(w.t, out, w.inventory.spec.dropouts.mlp_output)
 
 
-def _sequential(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+def _sequential(
+    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor | None]:
     """Attention, residual, MLP, residual; norms before (Llama), around (Gemma 2) or after each (OLMo 2), or on the sums (OPT-350m)."""
     t = w.t
     residual = given
@@ -174,11 +191,10 @@ def _sequential(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple
     hidden = add(t, residual, hidden, "layer output")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
-    del probabilities
-    return hidden
+    return hidden, probabilities
 
 
-def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
     """Attention and MLP of the same residual stream, both added (GPT-NeoX, Falcon, Cohere)."""
     t = w.t
     normed = _normed(w, layer, "input", given, prefix)
@@ -187,5 +203,4 @@ def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
     hidden = mlp(w, layer, norm(w, second, given, prefix) if second is not None else normed, prefix)
     hidden = add(t, hidden, attended, "branches")
     hidden = add(t, hidden, given, "layer output")
-    del probabilities
-    return hidden
+    return hidden, probabilities

@@ -167,7 +167,7 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
         scaled = mul(t, a, e, "lora_A * lora_E")
         low = _product(w, _dropped(w, x), scaled, a.shape[0], "lora_A output")
         del scaled
-        return _product(w, low, b, b.shape[0], "lora_B output")
+        return _product(w, low, b.view(*b.shape), b.shape[0], "lora_B output")
 
     if _quantised(w, layer, prefix):
         output = product()
@@ -228,8 +228,7 @@ def orthogonality(w: Walk, prefix: str) -> Tensor | None:
 def _distance(w: Walk, p: Tensor, rank: Sized) -> Tensor:
     """norm(P P^T - I), R x R."""
     t, square = w.t, (rank, rank)
-    low = w.lower(p)
-    gram = bmm(t, low, low, square, "P P^T")
+    gram = bmm(t, w.lower(p), w.lower(p.view(*p.shape)), square, "P P^T")  # of a view such as the transpose autocast caches no copy
     identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
     less = add(t, gram, identity, "P P^T - I")
     del gram, identity

@@ -11,15 +11,27 @@ FLOAT32 = ("half_float32", "pairs_float32", "complex")  # computed in fp32 and c
 SPLIT = ("split", "interleaved")  # both halves rotated apart, then concatenated
 
 
-def rotate(w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """q or k with its first `rotary_dim` features rotated and the others passed through, in its own dtype."""
+def joined(spec: Attention) -> bool:
+    """Whether q and k are concatenated last, which leaves them head by head in memory."""
+    if spec.kind == "mla":
+        return True
+    return bool(spec.rotary_dim) and (spec.rotary_joined or spec.rotary_dim < spec.head_dim or spec.rotary in SPLIT)
+
+
+def rotate(w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], named: list[Tensor] | None = None) -> Tensor:
+    """q or k with its first `rotary_dim` features rotated and the others passed through, in its own dtype.
+
+    The rotated part and what it was cut from are added to `named` where the family's code keeps names for them.
+    """
     t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
     dim = min(spec.rotary_dim, size)
     front = x.shape[:-1]
     wide = cast(t, x, "float32", "fp32 copy for rotary") if spec.rotary in ("pairs_float32", "complex") else x
     rotated = wide if dim == size else part_of(t, wide, (*front, dim))
     out = (_apart if spec.rotary in SPLIT else _complex if spec.rotary == "complex" else _together)(w, rotated, tables)
-    if dim != size:
+    if named is not None:
+        named += [out, x]
+    if dim != size or spec.rotary_joined:
         out = concatenate(t, (out, part_of(t, wide, (*front, size - dim))), x.shape, "rotary output")
     return cast(t, out, x.dtype, "rotary output")
 

@@ -90,7 +90,7 @@ def linears(spec: ModelSpec) -> Iterator[tuple[Linear, int, str]]:
 
 def targets(spec: ModelSpec, setup: Setup) -> set[str]:
     """The names of the linear layers that adapters sit on. UsageError for a target that matches nothing."""
-    attention = {linear.name for _, layer in spec.layers for linear in layer.attention.linears}
+    attention = {linear.name.rpartition(".")[2] for _, layer in spec.layers for linear in layer.attention.linears}
     known = {linear.name for linear, _, _ in linears(spec)}
     moved = set(_moved(spec, setup))
     chosen: set[str] = set()
@@ -98,7 +98,7 @@ def targets(spec: ModelSpec, setup: Setup) -> set[str]:
         if target == "all-linear":
             chosen |= {name for name in known - {spec.head_name} if name.rpartition(".")[2] not in moved}
         elif target == "attention":
-            chosen |= attention
+            chosen |= {name for name in known if name.rpartition(".")[2] in attention}  # GPT-2 calls two layers c_proj
         elif target not in moved:
             found = {name for name in known if name == target or name.endswith("." + target)}
             if not found:

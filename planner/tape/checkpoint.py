@@ -7,7 +7,7 @@ from typing import Any
 
 from planner.tape.tape import Buffer, Node, Tape, Tensor, mark_saved
 
-Body = Callable[[Tensor], Tensor]
+Body = Callable[[Tensor], list[Tensor]]  # the layer's output first, then what it returns beside it
 
 
 class _Stop(Exception):
@@ -89,7 +89,7 @@ def _back(tape: Tape, given: Tensor) -> Tensor:
     return Tensor(made.buffer, given.shape, given.dtype, given.node, given.requires_grad, given.name)
 
 
-def non_reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> Tensor:
+def non_reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> list[Tensor]:
     """Keep only the input; recompute when the first saved tensor is asked for."""
     if not tape.grad_enabled:
         return body(given)
@@ -101,25 +101,30 @@ def non_reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) 
         tape.pack = outer
 
 
-def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> Tensor:
-    """Run without a graph; the backward pass runs it again in full and goes through that graph at once."""
+def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> list[Tensor]:
+    """Run without a graph; the backward pass runs it again in full and goes through that graph at once.
+
+    An output that no gradient reached gets zeros (torch 2.13 autograd/function.py materialize_grads).
+    """
     requires_grad = tape.grad_enabled and given.requires_grad
     with tape.no_grad():
         out = body(given)
     if not requires_grad:
         return out
     shape, dtype = given.shape, given.dtype
+    besides = [(x.shape, x.dtype) for x in out[1:]]
     tape.sequence += 1
 
     def backward(tape: Tape, node: Node, grad: Tensor) -> list[Tensor | None]:
         kept = tape.alloc("layer input brought back", shape, dtype, "offloaded before").buffer if offload else node.saved[0]
+        zeros = [tape.alloc("zero gradient", *each, "of what the layer returns beside its output") for each in besides]
         leaf = Tensor(kept, shape, dtype, None, True, "layer input")
         del kept
         enabled, tape.grad_enabled = tape.grad_enabled, True
         casts, tape.casts = tape.casts, {} if tape.casts is not None else None
         again = body(leaf)
         tape.grad_enabled, tape.casts = enabled, casts
-        tape.backward(again, Tensor(grad.buffer, grad.shape, grad.dtype))
+        tape.backward(again[0], Tensor(grad.buffer, grad.shape, grad.dtype), tuple(zip(again[1:], zeros, strict=True)))
         return [Tensor(leaf.grad.buffer, shape, dtype) if leaf.grad is not None else None]
 
     node = Node("checkpoint", tape.sequence, (given.edge(),), backward, ((shape, dtype),))
@@ -127,8 +132,8 @@ def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> T
         _on_host(tape, given)
     else:
         tape.save(node, given)
-    out.node, out.requires_grad = node, True
+    out[0].node, out[0].requires_grad = node, True
     return out
 
 
-CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor, bool], Tensor]] = {"non_reentrant": non_reentrant, "reentrant": reentrant}
+CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor, bool], list[Tensor]]] = {"non_reentrant": non_reentrant, "reentrant": reentrant}

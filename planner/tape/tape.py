@@ -192,24 +192,30 @@ class Tape:
 
     # ---- backward -----------------------------------------------------------------------------------------------------------------
 
-    def backward(self, root: Tensor, grad: Tensor) -> None:
-        """Run the graph below `root` as torch's engine does. Only the outermost call crosses repeated regions."""
+    def backward(self, root: Tensor, grad: Tensor, besides: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        """Run the graph below `root` as torch's engine does. Only the outermost call crosses repeated regions.
+
+        `besides`: tensors inside that graph whose gradients start from more than nothing.
+        """
         outermost = all(region.start is None for region in self.regions) and not self._running
         self._running += 1
         with self.no_grad():
-            self._run(root, grad, outermost)
+            self._run(root, grad, outermost, besides)
         self._running -= 1
         if outermost:
             self._cross(0, closing=True)
 
     _running = 0
 
-    def _run(self, root: Tensor, grad: Tensor, outermost: bool) -> None:
+    def _run(self, root: Tensor, grad: Tensor, outermost: bool, besides: Sequence[tuple[Tensor, Tensor]]) -> None:
         first = root.edge()
         if first is None:
             return
         waiting = _dependencies(first)
         pending: dict[Node, Tensor] = {first: grad}
+        for tensor, start in besides:
+            if tensor.node in waiting:
+                pending[tensor.node] = Tensor(start.buffer, start.shape, start.dtype)
         ready: list[tuple[int, int, Node]] = [(-first.sequence, 0, first)]
         del grad
         ticket = 0
@@ -270,9 +276,8 @@ class Tape:
 
     def _into_leaf(self, leaf: Tensor, grad: Tensor) -> None:
         """Into a leaf: the first gradient is taken over, or copied where someone else holds it; later ones are added in place."""
-        if leaf.grad is not None:
-            return
-        self._take(leaf, grad)
+        if leaf.grad is None:
+            self._take(leaf, grad)
         if self.taken is not None:
             self.taken(leaf)
 

@@ -1,0 +1,192 @@
+"""From token ids to the last hidden states: embedding, positions, masks, rotary tables, the decoder layers, the final norm.
+
+What the model's forward keeps in local variables lives as long as it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from planner.forward.eager import eager
+from planner.forward.layers import decoder_layer
+from planner.forward.linears import linear
+from planner.forward.norms import norm
+from planner.forward.walk import Walk
+from planner.methods import METHODS
+from planner.parameters import S
+from planner.shards.rank import Around
+from planner.spec import Layer
+from planner.tape.checkpoint import CHECKPOINTS
+from planner.tape.repeats import compress
+from planner.tape.rules import add, dropout, embedding, unary
+from planner.tape.tape import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the sequence."""
+
+    single: bool
+    windows: tuple[int, ...] = ()  # those that cut the sequence
+
+    def window(self, layer: Layer) -> int | None:
+        size = layer.attention.window
+        return size if size is not None and size in self.windows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoder layer of the walk, and what of its place decides its bytes."""
+
+    layer: Layer
+    trained: bool
+    checkpointed: bool
+    sliding: bool
+
+
+Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of sliding layers
+
+
+class Decoder:
+    """One model under a regime of sizes; `run` walks it once. `leaf`: the shape and dtype of the layers' first input."""
+
+    def __init__(self, walk: Walk, regime: Regime, around: Around, ids: Tensor) -> None:
+        self.w, self.t, self.regime, self.around, self.ids = walk, walk.t, regime, around, ids
+        self.setup, self.spec, self.inventory = walk.setup, walk.inventory.spec, walk.inventory
+        self.leaf = ids
+        self.beside: Tensor | None = None  # what the last layer returned beside its hidden states, alive until the next one returns
+
+    def run(self) -> Tensor:
+        """The last hidden states, normed: (B, S, H)."""
+        t, w, spec = self.t, self.w, self.spec
+        shape = (w.batch, S, spec.embedding_dim)
+        self.around.enter("embedding" if not spec.tied else "tail", self.ids)
+        embedded = embedding(t, self.ids, w.weight(f"{spec.embedding_name}.weight"), shape, "embeddings")
+        own = any(e.name.endswith("embed_scale") for e in spec.extras)  # the embedding module multiplies by itself (Gemma)
+        embedded = self._scaled(embedded) if own else embedded
+        checkpointed = self.setup.checkpointing != "none"
+        if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
+            embedded.requires_grad, embedded.name = True, "embeddings"
+        embedded = self.around.leave("embedding", embedded)
+        self.leaf = Tensor(None, embedded.shape, embedded.dtype)
+        hidden = embedded if own else self._scaled(embedded)
+        if spec.embedding_dim != spec.hidden:
+            hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.embedding_dim), hidden)
+        hidden = self._positions(hidden)
+        if spec.embedding_norm is not None:
+            hidden = norm(w, spec.embedding_norm, hidden)
+        hidden = dropout(t, hidden, spec.dropouts.embedding)
+        self._masks(embedded.dtype)
+        tables = self._tables(hidden.dtype)
+        hidden = self._layers(hidden, tables)
+        w.masks = {}
+        hidden = self.around.enter("tail", hidden)
+        if spec.final_norm is not None:
+            hidden = norm(w, spec.final_norm, hidden)
+        self.beside = None
+        if spec.embedding_dim != spec.hidden:
+            hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.hidden), hidden)
+        del embedded
+        return hidden
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        """Granite and Gemma multiply their embeddings by a number."""
+        return unary(self.t, "scale", hidden, "scaled embeddings") if self.spec.scaled_embedding else hidden
+
+    def _positions(self, hidden: Tensor) -> Tensor:
+        spec, w = self.spec, self.w
+        if spec.learned_positions is None:
+            return hidden
+        ids = self.t.alloc("position ids", (1, S), "int64", "0 to S - 1")
+        table = embedding(self.t, ids, w.weight(f"{spec.position_name}.weight"), (1, S, spec.hidden), "position embeddings")
+        return add(self.t, hidden, table, "embeddings with positions", (w.batch, S, spec.hidden))
+
+    def _tables(self, dtype: str) -> Tables:
+        """cos and sin, (1, S, D) in the hidden states' dtype (D / 2 where the model rotates halves apart), one pair for each kind of layer.
+
+        Gemma 3 and OLMo 3 keep a table for sliding layers and one for the others: each has its own inverse frequencies.
+        """
+        rotary = [layer.attention for _, layer in self.spec.layers if layer.attention.rotary_dim]
+        if not rotary:
+            return {}
+        kinds = [e for e in self.spec.extras if e.name.endswith("inv_freq") and "original" not in e.name]
+        dim = rotary[0].rotary_dim // (2 if rotary[0].rotary == "split" else 1)
+        wide = "float32" if rotary[0].rotary in ("half_float32", "pairs_float32", "complex") else dtype
+        tables: Tables = {}
+        for sliding in (False, True)[: max(1, min(2, len(kinds)))]:
+            made = [self.t.alloc(f"rotary {name}", (1, S, dim), wide, "computed once for all layers") for name in ("cos", "sin")]
+            tables[sliding] = (made[0], made[1])
+            del made
+        return tables
+
+    def _masks(self, dtype: str) -> None:
+        """One mask for each kind of layer: none where is_causal says it all (masking_utils.py)."""
+        t, w, setup = self.t, self.w, self.setup
+        w.masks = {}
+        by_hand = eager(w, self.spec.layers[0][1].attention)
+        flash2 = setup.attention == "flash_attention_2"
+        if self.spec.layers[0][1].attention.alibi and not by_hand and not flash2:
+            heads = self.spec.layers[0][1].attention.heads
+            w.masks = {None: t.alloc("ALiBi mask", (w.batch, heads, S, S), dtype, "biases and causal mask of all heads, made once")}
+            return
+        plain = METHODS[setup.method].trains != "nothing" and (setup.padded or setup.packed_documents > 1)
+        for window in (None, *self.regime.windows):
+            needed = not flash2 and (by_hand or plain or window is not None)
+            shape = (w.batch, 1, S, S)
+            if not needed:
+                w.masks[window] = None
+                continue
+            boolean = t.alloc("attention mask", shape if plain else (1, 1, S, S), "bool", "which position sees which")
+            w.masks[window] = (
+                t.alloc("attention mask", shape, dtype, "0 or the lowest number") if by_hand else Tensor(boolean.buffer, shape, "bool")
+            )
+            del boolean
+
+    # ---- layers -------------------------------------------------------------------------------------------------------------------
+
+    def _layers(self, hidden: Tensor, tables: Tables) -> Tensor:
+        key = place = 0
+        for block, times in self.blocks():
+            with self.t.repeat(times):
+                for step in block:
+                    hidden = self._one_layer(hidden, step, key, place, tables)
+                    key, place = key + 1, place + 1
+            place += len(block) * (times - 1)
+        return hidden
+
+    def blocks(self) -> list[tuple[list[Step], int]]:
+        """The layers as blocks, each with how often it is repeated in a row."""
+        return compress(self._sequence())
+
+    def _sequence(self) -> list[Step]:
+        """Every layer with whether it is trained and checkpointed, windows that do not cut the sequence taken off."""
+        flat: list[Step] = []
+        for count, layer in self.spec.layers:
+            window = self.regime.window(layer)
+            same = layer if window == layer.attention.window else replace(layer, attention=replace(layer.attention, window=window))
+            sliding = layer.attention.window is not None
+            for index in range(len(flat), len(flat) + count):
+                checkpointed = self.setup.checkpointing != "none" and index % self.setup.checkpoint_every == 0
+                flat.append(Step(same, index >= self.inventory.first_trained, checkpointed, sliding))
+        return flat
+
+    def _one_layer(self, hidden: Tensor, step: Step, key: int, place: int, tables: Tables) -> Tensor:
+        """The layer that is walked as `key`; `place` is its index in the model."""
+        w, prefix, masks = self.w, f"{step.layer.prefix}.*.", self.w.masks
+
+        def body(given: Tensor) -> list[Tensor]:
+            before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
+            try:
+                with w.at_layer(key, step.trained), self.t.inside(prefix):
+                    given = self.around.enter("layer", given, place, key)
+                    out, *beside = decoder_layer(w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False)))
+                    return [self.around.leave("layer", out, place, key), *beside]
+            finally:
+                w.masks = before
+
+        if step.checkpointed:
+            made = CHECKPOINTS[self.setup.checkpointing](self.t, body, hidden, self.setup.checkpoint_offload)
+        else:
+            made = body(hidden)
+        self.beside = made[1] if len(made) > 1 else None
+        return made[0]
