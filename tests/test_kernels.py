@@ -187,3 +187,27 @@ def test_unknown_is_the_default_and_its_share_is_counted():
     assert share == 0.2 and rows == [("aten::convolution", 300), ("aten::_cdist_forward", 100)]
     assert UnknownBytes(kernels).share([]) == (0.0, [])
     assert name_of(aten.mm.default) == "aten::mm" and schema_name("cuBLAS workspace of the main thread") is None
+
+
+def test_what_a_sort_of_expert_numbers_allocates():
+    """16,384 int64 in one row: a range, and cub's second copy of keys and values. 4,096 are sorted in place, 2,048 x 8 by rows."""
+    assert hidden(A100, aten.sort.default, meta(16384, dtype=torch.int64)) == {
+        "range of indices": 16384 * 8, "cub's keys and values": 16384 * 16}  # fmt: skip
+    assert hidden(A100, aten.sort.default, meta(64, 8192, dtype=FP32)) == {
+        "indices and segments, twice": 64 * 8192 * 16, "sorted keys": 64 * 8192 * 4, "cub's keys and values": 64 * 8192 * 12}  # fmt: skip
+    assert hidden(A100, aten.sort.default, meta(200, 8192, dtype=FP32)) == {
+        "ranges of indices": 200 * 8192 * 8, "cub's keys and values": 200 * 8192 * 12}  # fmt: skip
+    assert hidden(A100, aten.sort.default, meta(2048, 8, dtype=FP32)) == {"range of indices": 64}
+
+
+def test_a_router_selects_its_experts_without_scratch():
+    assert hidden(A100, aten.topk.default, meta(2048, 128, dtype=FP32), 8) == {}
+    assert hidden(A100, aten.topk.default, meta(2, 9000, dtype=FP32), 5000) == {"sorted values and indices": 2 * 5000 * (4 + 16)}
+    for op in (aten.topk.default, aten.sort.default, aten.histc.default, aten.kthvalue.default, aten.max.default, aten._grouped_mm.default):
+        assert Kernels(H100).status(op) == "source"
+
+
+def test_the_scales_of_4_bit_weights_are_made_before_them():
+    op = "bitsandbytes::quantize_4bit"
+    assert list(Kernels(A100).order(op, 2)) == [1, 0] and list(Kernels(CPU).order(op, 2)) == [0, 1]
+    assert list(Kernels(A100).order("bitsandbytes::int8_vectorwise_quant", 2)) == [1, 0], "no outlier columns, no third output"

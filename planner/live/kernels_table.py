@@ -61,6 +61,40 @@ def _safe_softmax(c: Call) -> Iterator[Hidden]:
     yield Hidden("masked elements", out.numel(), before=True)
 
 
+SMALL_SORT = 4096  # should_use_small_sort: so many elements are sorted in place
+
+
+def _sort(c: Call) -> Iterator[Hidden]:
+    """In place up to SMALL_SORT elements, after a range is copied into the indices; beyond, by cub's radix sort, whose scratch holds keys
+    and values once more. Few segments are sorted as one, with the segment beside each index (segmented_sort_pairs_by_full_sort)."""
+    source = c.args[0]
+    dim = c.args[1] if len(c.args) > 1 and isinstance(c.args[1], int) else -1
+    if source.dim() == 0 or source.numel() == 0:
+        return
+    along, size = source.shape[dim], source.element_size()
+    segments, count = source.numel() // along, source.numel()
+    if along <= SMALL_SORT:
+        yield Hidden("range of indices", along * 8)
+        return
+    if segments == 1 or along >= 1_000_000:
+        yield Hidden("range of indices", along * 8)
+        yield Hidden("cub's keys and values", along * (size + 8))
+    elif segments < 128:
+        yield Hidden("indices and segments, twice", 2 * count * 8)
+        yield Hidden("sorted keys", count * size)
+        yield Hidden("cub's keys and values", count * (size + 8))
+    else:
+        yield Hidden("ranges of indices", count * 8)
+        yield Hidden("cub's keys and values", count * (size + 8))
+
+
+def _topk(c: Call) -> Iterator[Hidden]:
+    """What was selected is sorted in place; beyond SMALL_SORT of them through a sort, a gather and copies."""
+    values, indices = c.outputs[0], c.outputs[1]
+    if c.args[1] > SMALL_SORT:
+        yield Hidden("sorted values and indices", bytes_of(values) + 2 * bytes_of(indices))
+
+
 def _logsumexp(c: Call) -> Iterator[Hidden]:
     """The input less its maxima is exponentiated in a tensor of its own."""
     yield Hidden("shifted exponentials", bytes_of(c.args[0]))
@@ -134,7 +168,7 @@ _FOREACH = _names("""
     _foreach_copy _foreach_zero _foreach_reciprocal _foreach_pow _foreach_abs _foreach_maximum _foreach_clamp_max _foreach_sign
     _fused_adam _fused_adamw _fused_sgd _fused_adagrad _amp_foreach_non_finite_check_and_unscale
 """)
-_REDUCTIONS = _names("sum mean amax amin norm linalg_vector_norm prod any all")
+_REDUCTIONS = _names("sum mean amax amin max min argmax argmin norm linalg_vector_norm prod any all")
 
 RULES: dict[str, Rule] = {
     **{f"aten::{name}{end}": _LOOPS for name in _POINTWISE for end in ("", "_")},
@@ -155,6 +189,10 @@ RULES: dict[str, Rule] = {
     "aten::constant_pad_nd": Rule("native/PadNd.cpp: filled and copied into, the output alone"),
     "aten::flip": Rule("native/TensorTransformations.cpp flip: the output alone"),
     "aten::cumsum": Rule("native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension", _contiguous_first(0)),
+    "aten::sort": Rule("native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", _sort),
+    "aten::topk": Rule("native/cuda/TensorTopK.cpp topk_out_cuda; left out: selection by many blocks, of rows beyond 20,000", _topk),
+    "aten::kthvalue": Rule("native/cuda/Sorting.cpp kthvalue_out_impl_cuda: selection by radix, the outputs alone"),
+    "aten::histc": Rule("native/cuda/SummaryOps.cu CUDA_tensor_histogram: counted in shared memory, into the output"),
     "aten::_grouped_mm": Rule("native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group into the "
                               "output; left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)", matmul=True),
     "aten::nll_loss_forward": Rule("native/cuda/Loss.cu: output and total weight"),

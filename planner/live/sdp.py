@@ -3,7 +3,8 @@
 Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (read at 2026-09, against the header of torch 2.13) and
 aten/src/ATen/native/transformers/sdp_utils_cpp.h. Filters about nested tensors, ROCm and disabled backends are left out: they do not
 occur in the training steps modelled here. Order: flash, efficient, math; on Hopper and datacenter Blackwell cuDNN comes first
-(check_prefer_cudnn_attention: cuDNN newer than 9.15, which torch's wheels since 2.11 ship).
+(check_prefer_cudnn_attention: cuDNN newer than 9.15, which torch's wheels since 2.11 ship). Those for CUDA 12 ship an older cuDNN
+(PyTorch issue 169849) and take flash there: the two save the same tensors.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 
 
 def prefers_cudnn(target: Target) -> bool:
-    """check_prefer_cudnn_attention: compute capability 9.x and 10.x."""
-    return target.capability[0] in (9, 10)
+    """check_prefer_cudnn_attention: compute capabilities 9.0, 10.0 and 10.3."""
+    return target.capability in ((9, 0), (10, 0), (10, 3))
 
 
 def choose(call: Call, forced: str | None = None) -> str | None:
