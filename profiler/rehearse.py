@@ -47,8 +47,12 @@ def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
             made[key] = SMALL["num_attention_heads"] if value == heads else min(value, 2)
         elif key.endswith("_token_id"):
             made[key] = min(value, SMALL["vocab_size"] - 1) if isinstance(value, int) else None
+        elif isinstance(value, Mapping) and "mrope_section" in value:
+            made[key] = {**value, "mrope_section": [HEAD // 2 - 6, 3, 3]}  # halves of a head
         elif key not in DROPPED:
             made[key] = value
+    if "vocab_size" in made:  # a class's own default may lie beyond a tiny vocabulary
+        made = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **made}
     return made
 
 
