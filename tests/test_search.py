@@ -285,3 +285,15 @@ def test_a_waterfall_tells_halvings_in_a_row_as_one_step():
     spec = find("llama-3.1-70b").spec()
     steps = waterfall(spec, resolve({"method": "full", "micro_batch": 64, "gpu": "rtx-4090"}), Room(find_gpu("rtx-4090")))
     assert len([step.kind for step in steps]) == len({step.kind for step in steps}) and not steps[-1].fits
+
+
+@pytest.mark.parametrize("name", ["llama-7b", "llama-3.2-1b", "gemma-2-2b"])
+def test_cards_whose_kernels_answer_alike_need_the_same_memory(name):
+    from planner.forward.walk import Device
+
+    spec, setup = find(name).spec(), resolve({"sequence_length": 777})
+    peaks: dict[object, set[int]] = {}
+    for gpu in common_gpus():
+        own = plan(spec, setup.replaced(gpu=gpu.name)).peak.allocated_bytes
+        peaks.setdefault(Device("cuda", gpu.capability).kernels, set()).add(own)
+    assert all(len(sizes) == 1 for sizes in peaks.values()) and len(peaks) >= 3

@@ -10,6 +10,7 @@ from planner.errors import UsageError
 from planner.fit.frontier import Room, peak_of
 from planner.fit.suggest import changed
 from planner.formula import plan, rank_of
+from planner.forward.walk import Device
 from planner.gpus import Gpu, common_gpus
 from planner.models import find, index
 from planner.parameters import Inventory
@@ -32,17 +33,21 @@ class CardChoice:
 
 
 def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None) -> CardChoice:
-    """The smallest card that holds `setup`, each with its own kernels: its capability decides attention and workspaces."""
+    """The smallest card that holds `setup`, judged with its own kernels; `holding` are the larger ones, judged with the same."""
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
+    stays = sum(row.size.evaluate({"R": rank_of(setup)}) for row in Inventory(spec, setup).weight_rows())
     peaks: dict[object, int] = {}
-    for gpu in ordered:
-        if gpu.capability not in peaks:
-            peaks[gpu.capability] = peak_of(spec, setup.replaced(gpu=gpu.name) if gpu.capability is not None else setup)
-    holding = [gpu for gpu in ordered if Room(gpu, error).holds(peaks[gpu.capability])]
-    if not holding:
-        return CardChoice(None, None, ())
-    needed = Room(holding[0], error).device_bytes(peaks[holding[0].capability])
-    return CardChoice(holding[0].name, needed, tuple(card.name for card in holding))
+    for start, gpu in enumerate(ordered):
+        room = Room(gpu, error)
+        if not room.holds(stays):  # a kernel less to ask about
+            continue
+        kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
+        if kernels not in peaks:
+            peaks[kernels] = peak_of(spec, setup.replaced(gpu=gpu.name) if gpu.capability is not None else setup)
+        if room.holds(peaks[kernels]):
+            larger = tuple(card.name for card in ordered[start:] if Room(card, error).holds(peaks[kernels]))
+            return CardChoice(gpu.name, room.device_bytes(peaks[kernels]), larger)
+    return CardChoice(None, None, ())
 
 
 def fewest_cards(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> int | None:

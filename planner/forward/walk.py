@@ -26,6 +26,11 @@ class Device:
     assumed: bool = True
 
     @property
+    def kernels(self) -> tuple[bool, ...]:
+        """All that kernels ask of a capability (attend.py, workspace): cards of equal answers need the same memory."""
+        return (*(self.capability >= (major, 0) for major in (7, 8, 9)), self.capability[0] in (9, 10))
+
+    @property
     def workspace(self) -> int:
         return WORKSPACE_HOPPER if self.capability >= (9, 0) else WORKSPACE
 
