@@ -80,7 +80,6 @@ def refuse_tracing(setup: Setup) -> None:
 
 def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
     sharded, row = s.parallel in SHARDED, PARALLEL[s.parallel]
-    yield s.parallel.startswith("zero"), f"{s.parallel} has no rule yet: fsdp has"
     yield (s.offload not in row.offloads, f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}")
     yield sharded and s.method == "inference", f"inference under {s.parallel} has no rule: predict one GPU with --set parallel=none"
     yield (sharded and s.method == "adalora",
@@ -144,8 +143,9 @@ def rank_of(spec: ModelSpec, setup: Setup) -> Rank:
 def _kinds() -> dict[str, Callable[..., Rank]]:
     """Loaded only where ranks share: a prediction for one GPU does not pay for them."""
     from planner.shards.fsdp import Fsdp
+    from planner.shards.zero import Zero, Zero3
 
-    return {"fsdp": Fsdp}
+    return {"fsdp": Fsdp, "zero1": Zero, "zero2": Zero, "zero3": Zero3}
 
 
 def warnings(engine: str, setup: Setup) -> tuple[str, ...]:

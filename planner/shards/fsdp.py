@@ -32,7 +32,6 @@ class Fsdp(Rank):
         super().__init__(stored, seen)
         self.offloaded = self.setup.offload == "all"
         self.computed = {t.name: t.dtype for t in seen.all}
-        self.base_layers = {t.name: t.layers for t in stored.base}
 
     # ---- what is kept -------------------------------------------------------------------------------------------------------------
 
@@ -63,10 +62,14 @@ class Fsdp(Rank):
         return SymbolicRow(row.name, kept.shape, kept.dtype, kept.count, size, "weights", f"this rank's part of dimension 0, {row.why}")
 
     def _states(self) -> list[SymbolicRow]:
-        return [row for tensor in self.stepped() for row in self.stored.states_of(tensor, paged=False)]
+        return [row for tensor in self.parts() for row in self.stored.states_of(tensor, paged=False)]
+
+    def parts(self) -> list[Stored]:
+        """What this rank keeps of each trained tensor."""
+        return [self.shard(tensor) for tensor in self.stored.trained]
 
     def stepped(self) -> Sequence[Stored]:
-        return [self.shard(tensor) for tensor in self.stored.trained]
+        return [] if self.offloaded else self.parts()
 
     def resident(self) -> list[SymbolicRow]:
         rows = [*self._weights(), *self._states()]
@@ -77,11 +80,11 @@ class Fsdp(Rank):
         return self.offloaded and (row.component == "optimizer_states" or row.why.startswith("this rank's part"))
 
     def host(self) -> list[SymbolicRow]:
-        paged = [row for tensor in self.stepped() for row in self.stored.states_of(tensor, paged=True)]
+        paged = [row for tensor in self.parts() for row in self.stored.states_of(tensor, paged=True)]
         if not self.offloaded:
             return paged
         kept = [row for row in (*self._weights(), *self._states()) if self._on_host(row)]
-        return [*paged, *kept, *(gradient_row(tensor) for tensor in self.stepped())]
+        return [*paged, *kept, *(gradient_row(tensor) for tensor in self.parts())]
 
     def loading(self) -> Loading:
         """Shards stay; while a unit is cut it is whole on the device, and a quantised model is whole on every rank until it is wrapped."""
@@ -123,11 +126,6 @@ class Fsdp(Rank):
         """Whether accelerate's `_find_final_norm` finds it: only a direct child of the base model, and not behind PEFT's wrapper."""
         norm = self.spec.final_norm
         return norm is not None and norm.name.count(".") == 1 and METHODS[self.setup.method].trains != "adapter"
-
-    def layers(self, tensor: Stored) -> tuple[int, ...]:
-        """The decoder layers that have it: an adapter is where the weight (or the experts' parameter) that it sits on is."""
-        module = tensor.name.rpartition(".")[0]
-        return tensor.layers or self.base_layers.get(f"{module}.weight") or self.base_layers.get(module) or ()
 
     def members(self, unit: str, place: int | None) -> Iterator[Member]:
         """The shared tensors of one unit."""

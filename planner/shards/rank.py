@@ -51,10 +51,12 @@ class Views(Around):
     `mark_variable_ready_dense`)."""
 
     def __init__(self, walk: Walk) -> None:
+        self.names = {t.name for t in walk.inventory.trained}
         walk.t.taken = self._viewed
 
     def _viewed(self, leaf: Tensor) -> None:
-        leaf.grad = Tensor(None, leaf.shape, leaf.dtype)
+        if leaf.name in self.names:
+            leaf.grad = Tensor(None, leaf.shape, leaf.dtype)
 
 
 class Rank:
@@ -63,6 +65,7 @@ class Rank:
     def __init__(self, stored: Inventory, seen: Inventory | None = None) -> None:
         self.stored, self.seen = stored, seen or stored
         self.setup, self.spec, self.ranks = stored.setup, stored.spec, stored.setup.gpus
+        self.base_layers = {t.name: t.layers for t in stored.base}
 
     def resident(self) -> list[SymbolicRow]:
         """Rows that exist all through the training step."""
@@ -81,6 +84,11 @@ class Rank:
     def stepped(self) -> Sequence[Stored]:
         """The tensors that the optimizer steps through, as this rank holds them."""
         return self.stored.trained
+
+    def layers(self, tensor: Stored) -> tuple[int, ...]:
+        """The decoder layers that have it: an adapter is where the weight (or the experts' parameter) that it sits on is."""
+        module = tensor.name.rpartition(".")[0]
+        return tensor.layers or self.base_layers.get(f"{module}.weight") or self.base_layers.get(module) or ()
 
     def around(self, walk: Walk) -> Around:
         if self.setup.parallel == "ddp" and self.setup.gradient_as_bucket_view:
