@@ -174,4 +174,4 @@ def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[
     if not enough and not this.fits:
         enough = waterfall(spec, setup, room)
         lines.append("no single change is enough; one after another:")
-    return lines + [f"{effect.text}: {gib(effect.after)}, saves {gib(effect.saved)}" for effect in enough]
+    return lines + [f"{gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less" for effect in enough]

@@ -82,7 +82,8 @@ def _pair(first: Subject, second: Subject, engine: str, as_json: bool) -> None:
     from memplan.render.compare import pair_screen
     from memplan.render.console import show
 
-    show(*pair_screen(one, two, found, model_bytes))
+    files = tuple(subject.imported.source if subject.imported else "" for subject in (first, second))
+    show(*pair_screen(one, two, found, model_bytes, (files[0], files[1])))
 
 
 def _side(prediction: Prediction) -> dict[str, Any]:

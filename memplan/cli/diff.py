@@ -38,10 +38,11 @@ def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
 
 
 def gate_message(found: Any, worst: Any, limit: str) -> str:
-    """One sentence for a gate: what grew, by how much, and the component and row that moved most."""
+    """One sentence for a gate: what grew, by how much, and the row or component of that moment that grew most."""
     share = "from nothing" if worst.fraction is None else f"by {worst.fraction:.2%}"
     text = f"{' '.join(worst.what)} grew {share} ({worst.moved:,} bytes), more than {limit} allows"
-    causes = [change for change in (*found.rows, *found.components) if change.moved > 0][:1]
+    within = [change for change in (*found.rows, *found.components) if change.what[0] == worst.what[0]] or [*found.rows, *found.components]
+    causes = [change for change in within if change.moved > 0][:1]
     return text + "".join(f"; most of all {': '.join(part for part in change.what if part)} ({change.moved:+,} bytes)" for change in causes)
 
 

@@ -113,42 +113,49 @@ def _verdict(prediction: Prediction) -> Text:
     return Text(text, style=style)
 
 
-def pair_screen(one: Prediction, two: Prediction, found: Sequence[Difference], model_bytes: int) -> list[RenderableType]:
-    """Two predictions, their components, and what each difference moves."""
+def pair_screen(
+    one: Prediction, two: Prediction, found: Sequence[Difference], model_bytes: int, files: tuple[str, str] = ("", "")
+) -> list[RenderableType]:
+    """Two predictions, their components, and what each difference moves; `files`: the training files that said so, empty without."""
     sizes = Table(box=None, pad_edge=False, show_edge=False)
-    sizes.add_column("", style="dim")
+    sizes.add_column("GiB", style="dim")
     for name in ("first", "second", "second - first"):
         sizes.add_column(name, justify="right")
-    sizes.add_row(
-        "device peak", gib(one.peak.device_bytes), gib(two.peak.device_bytes), _signed(two.peak.device_bytes - one.peak.device_bytes)
-    )
-    sizes.add_row("peak moment", label(one.peak.moment), label(two.peak.moment), "")
+    first, second = one.peak.device_bytes, two.peak.device_bytes
+    sizes.add_row("device peak", number(first), number(second), _signed(second - first))
     left, right = components_of(one), components_of(two)
     for name in COMPONENTS:
-        sizes.add_row(label(name), gib(left[name]), gib(right[name]), _signed(right[name] - left[name]))
+        sizes.add_row(f"  {label(name)}", number(left[name]), number(right[name]), _signed(right[name] - left[name]))
+    sizes.add_row("peak moment", label(one.peak.moment), label(two.peak.moment), "")
+    sides = [f"{file or prediction.model.name} ({prediction.setup.method}, recipe {prediction.setup.recipe})"
+             for file, prediction in zip(files, (one, two), strict=True)]  # fmt: skip
+    title = Text(" against ".join(sides), style="bold")
+    moving = [difference for difference in found if difference.then or difference.alone]
+    if not moving and not model_bytes:
+        return [title, Text(), sizes, Text(), Text("nothing that moves memory differs"), *_still(found)]
+    closing = Text("alone: from the first setup; in order: after the differences before it, summing to the whole", style="dim")
+    return [title, Text(), sizes, Text(), _differences(one, two, moving, model_bytes), Text(), *_still(found), closing]
+
+
+def _differences(one: Prediction, two: Prediction, moving: Sequence[Difference], model_bytes: int) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False)
-    table.add_column("setting", overflow="fold", min_width=21)
+    table.add_column("setting", overflow="fold", min_width=18)
     for name in ("first", "second"):
         table.add_column(name, overflow="fold")
     table.add_column("alone", justify="right", no_wrap=True)
     table.add_column("in order", justify="right", no_wrap=True)
     if model_bytes or one.model.name != two.model.name:
         table.add_row("model", one.model.name, two.model.name, "", _signed(model_bytes))
-    for difference in sorted(found, key=lambda entry: -abs(entry.then)):
+    for difference in sorted(moving, key=lambda entry: -abs(entry.then)):
         alone = "-" if difference.alone is None else _signed(difference.alone)
         table.add_row(", ".join(difference.fields), _values(difference.first), _values(difference.second), alone, _signed(difference.then))
-    title = Text(f"{one.model.name} {one.setup.method} against {two.model.name} {two.setup.method}", style="bold")
-    if not found and not model_bytes:
-        return [title, Text(), sizes, Text(), Text("nothing that moves memory differs")]
-    return [
-        title,
-        Text(),
-        sizes,
-        Text(),
-        table,
-        Text(),
-        Text("alone: from the first setup; in order: after the differences before it, summing to the whole"),
-    ]
+    return table
+
+
+def _still(found: Sequence[Difference]) -> list[Text]:
+    """The settings that differ and move nothing here, in one line."""
+    names = [name for difference in found if not difference.then and not difference.alone for name in difference.fields]
+    return [Text(f"differ, and move nothing here: {', '.join(names)}", style="dim")] if names else []
 
 
 def _values(values: tuple[object, ...]) -> str:
@@ -156,4 +163,4 @@ def _values(values: tuple[object, ...]) -> str:
 
 
 def _signed(nbytes: int) -> str:
-    return "0" if nbytes == 0 else f"{'+' if nbytes > 0 else '-'}{gib(abs(nbytes))}"
+    return "-" if nbytes == 0 else f"{'+' if nbytes > 0 else '-'}{number(abs(nbytes))}"
