@@ -1,168 +1,224 @@
-"""Other predictors, asked the same questions as memplan on one measured set: error of allocated memory, and seconds, side by side.
+"""Other predictors, asked the same questions as memplan on one measured set: error of allocated memory, verdicts and seconds, side by side.
 
-    python benchmarks/peers.py PATH... [--venvs DIR]     PATH: records, as memplan validate takes them
+    python benchmarks/peers.py PATH... [--venvs DIR] [--only NAME,NAME] [--update]      PATH: records, as memplan validate takes them
 
-Each peer lives in its own virtual environment under DIR (made and filled from the package index where it is missing) and is asked offline.
-A question that a peer cannot be asked (no quantisation, no such method) is a dash, never a zero. Where a peer adds a fixed overhead for
-context and safety, that part is left out, since what is compared is allocated memory; its own words for it are in its driver below.
-fitcheck-llm's published T4 runs are in its own calibration set. torch's MemTracker is not asked: it cannot hold 4-bit weights.
+Each peer lives in its own virtual environment under DIR (made and filled from the package index where it is missing) and is asked offline;
+torch's MemTracker runs in the environment of this script. A question that a peer cannot be asked (no quantisation, no such method) is a
+dash, never a zero. What is compared is allocated memory, so a peer's own overhead for context and safety is left out there; its verdicts
+are judged with it. `--update` writes docs/peers.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+from peer_drivers import PEERS, Peer  # noqa: E402
+
+from planner.gpus import find_gpu  # noqa: E402
 from planner.models import find  # noqa: E402
+from planner.units import gib  # noqa: E402
+from planner.verdict import judge  # noqa: E402
 from profiler.record import Measurement  # noqa: E402
-from validate.collect import predicted, read_records  # noqa: E402
-from validate.lab import Missing  # noqa: E402
+from validate.collect import read_records  # noqa: E402
+from validate.lab import Missing, by_formula, by_trace  # noqa: E402
 
 DEFAULT_VENVS = Path(tempfile.gettempdir()) / "memplan-peers"
-SECONDS = 120
+SECONDS = 600
+TOLD = ("method", "recipe", "micro_batch", "sequence_length", "weight_dtype", "autocast", "rank", "alpha", "dropout", "targets",
+        "checkpointing", "optimizer", "gradient_accumulation", "adapter_dtype")  # fmt: skip
+CAPACITIES = tuple(f"{size}GiB" for size in (3, 4, 6, 8, 10, 12, 16))
+"""Budgets that each run is put against: where its device bytes fit, it fits; where even what it allocated does not, it does not."""
 
 
 @dataclass(frozen=True)
-class Peer:
-    """One predictor: what pip installs, and the program that asks it. The driver reads a question and prints bytes, or null."""
+class Answered:
+    """One predictor's answer to one question: allocated bytes (None: cannot be asked), verdicts by capacity, seconds, and why not."""
 
-    name: str
-    package: str
-    driver: str
-
-
-PEERS = (
-    Peer("vramcalc", "vramcalc==0.1.2", """
-import json, subprocess, sys, os
-q = json.load(sys.stdin)
-if q["quant_type"] != "none" or q["method"] not in ("full", "lora"):
-    print("null"); sys.exit()
-dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
-attention = "eager" if q["attention"] == "eager" else "sdpa"
-words = [os.path.join(os.path.dirname(sys.executable), "vramcalc"), "estimate", q["folder"], "--train", "--dtype", dtype,
-         "--batch", str(q["micro_batch"]), "--seq", str(q["sequence_length"]), "--attn", attention,
-         "--precision", "amp" if q["autocast"] != "none" else "pure", "--json"]
-words += ["--lora", str(q["rank"])] if q["method"] == "lora" else []
-words += ["--grad-checkpoint"] if q["checkpointing"] != "none" else []
-found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["estimate"]
-print(found["total"] - found["overhead"])
-"""),
-    Peer("fitcheck-llm", "fitcheck-llm==0.3.1", """
-import json, sys
-from unittest.mock import patch
-q = json.load(sys.stdin)
-if q["method"] not in ("full", "lora", "qlora") or q["quant_type"] not in ("none", "nf4", "int8"):
-    print("null"); sys.exit()
-from fitcheck import config_parser as parser
-from fitcheck.estimator import TrainingConfig, _compute_components
-config = patch.object(parser, "hf_hub_download", lambda *a, **k: q["folder"] + "/config.json")
-with config, patch.object(parser, "_reported_param_count", lambda *a: None):
-    model = parser.fetch_model_config("org/model")
-dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
-targets = {} if q["targets"] == ["all-linear"] else {"lora_targets": q["targets"]}
-training = TrainingConfig(precision=dtype, quantization=q["quant_type"], double_quant=q["double_quant"], batch_size=q["micro_batch"],
-                          seq_len=q["sequence_length"], lora_rank=None if q["method"] == "full" else q["rank"],
-                          grad_checkpoint=q["checkpointing"] != "none", flash_attn=q["attention"] != "eager", **targets)
-found = _compute_components(model, training, None)
-print(round((found.total_mib - found.overhead_mib) * 2**20))
-"""),
-    Peer("canifinetune", "canifinetune==0.4.1", """
-import json, os, subprocess, sys
-q = json.load(sys.stdin)
-if q["method"] not in ("full", "lora", "qlora"):
-    print("null"); sys.exit()
-dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
-quantised = {"none": "none", "nf4": "nf4_double_quant" if q["double_quant"] else "nf4", "int8": "int8"}.get(q["quant_type"], "none")
-scope = "all_linear" if q["targets"] == ["all-linear"] or len(q["targets"]) > 4 else "attention"
-words = [os.path.join(os.path.dirname(sys.executable), "canifinetune"), "estimate", "--model", q["folder"], "--gpu-vram-gb", "80",
-         "--method", q["method"], "--seq-len", str(q["sequence_length"]), "--micro-batch-size", str(q["micro_batch"]),
-         "--lora-rank", str(q["rank"]), "--target-scope", scope, "--quantization", quantised, "--base-dtype", dtype,
-         "--optimizer", "adamw_torch", "--attn", "eager" if q["attention"] == "eager" else "sdpa",
-         "--gradient-checkpointing" if q["checkpointing"] != "none" else "--no-gradient-checkpointing", "--offline", "--json"]
-found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["memory"]
-total = found["total_estimated_gb"] - found["cuda_overhead_gb"] - found["safety_margin_gb"]
-print(round(total * 2**30))
-"""),
-    Peer("ftuneai", "ftuneai==0.4.1", """
-import json, sys
-q = json.load(sys.stdin)
-if q["method"] not in ("full", "lora", "qlora"):
-    print("null"); sys.exit()
-import ftuneai.loader as loader
-from ftuneai import Estimator
-from ftuneai.core.models import ModelSpec
-c = q["config"]
-heads = c["num_attention_heads"]
-loader.load_models()["this"] = ModelSpec("this", q["parameters"], c["hidden_size"], c["num_hidden_layers"], heads,
-    c.get("num_key_value_heads") or heads, c["intermediate_size"], c["vocab_size"], c.get("max_position_embeddings", 2048))
-target = "all_linear" if q["targets"] == ["all-linear"] else "attention_all" if len(q["targets"]) > 2 else "attention"
-for lora_target in (target, "attention"):
-    try:
-        e = Estimator("this", method=q["method"], quantization="4bit" if q["quant_type"] == "nf4" else "none",
-                      batch_size=q["micro_batch"], seq_length=q["sequence_length"], lora_rank=q["rank"], lora_target=lora_target,
-                      gradient_checkpointing=q["checkpointing"] != "none", flash_attention=q["attention"] != "eager")
-        break
-    except ValueError:
-        continue
-found = e.estimate_memory()
-print(round((found.total_gb - found.overhead_gb) * 2**30))
-"""),
-)  # fmt: skip
+    allocated: int | None
+    fits: Mapping[str, bool | None]
+    seconds: float
+    why: str = ""
 
 
 def question(measurement: Measurement, folder: Path) -> dict[str, Any]:
     """What a peer is told: the Setup's fields, the model's config and the folder that holds it."""
     config = dict(measurement.model["config"])
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return {**measurement.setup.to_document(), "config": config, "folder": str(folder), "parameters": find(config).spec().parameters}
+    fields = measurement.setup.to_document()
+    asked = {key: fields[key] for key in TOLD if fields.get(key) is not None}
+    return {**fields, "asked": asked, "config": config, "folder": str(folder), "parameters": find(config).spec().parameters}
 
 
 def interpreter(peer: Peer, venvs: Path) -> Path:
     """The Python of the peer's own environment, made where it is missing."""
+    if not peer.package:
+        return Path(sys.executable)
     home = venvs / peer.name
     python = home / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", peer.package], check=True)
+        if peer.torch:
+            site = next((home / "lib").glob("python*/site-packages"))
+            (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+        alone = ["--no-deps"] if peer.torch else []
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *alone, peer.package], check=True)
     return python
 
 
-def ask(peer: Peer, python: Path, asked: Mapping[str, Any]) -> tuple[int | None, float, str]:
-    """(bytes or None, seconds, why not)."""
+def ask(peer: Peer, python: Path, asked: Mapping[str, Any]) -> Answered:
     start = time.perf_counter()
-    environment = {"HF_HUB_OFFLINE": "1", "PATH": str(python.parent)}
-    done = subprocess.run(
-        [str(python), "-c", peer.driver], input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS, env=environment
-    )
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": str(python.parent), "OMP_NUM_THREADS": "1", "HOME": os.environ.get("HOME", "/")}
+    if not peer.package:
+        environment["PYTHONPATH"] = str(ROOT)
+    program = [str(python), "-W", "ignore", "-c", peer.driver]
+    try:
+        done = subprocess.run(program, input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return Answered(None, {}, SECONDS, f"no answer in {SECONDS} s")
     seconds = time.perf_counter() - start
     if done.returncode:
-        return None, seconds, (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return Answered(None, {}, seconds, (done.stderr.strip().splitlines() or ["no message"])[-1])
     answer = json.loads(done.stdout.strip().splitlines()[-1])
-    return (None, seconds, "cannot be asked") if answer is None else (round(answer), seconds, "")
+    if answer is None:
+        return Answered(None, {}, seconds, "cannot be asked")
+    allocated, total = answer
+    return Answered(round(allocated), {size: total <= find_gpu(size).usable_bytes for size in CAPACITIES}, seconds)
 
 
-def own(engine: str, measurement: Measurement) -> tuple[int | None, float, str]:
+def own(engine: str, measurement: Measurement) -> Answered:
     start = time.perf_counter()
+    config = dict(measurement.model["config"])
     try:
-        found = predicted(measurement, engine)
+        model = find({**config, "_name_or_path": str(measurement.model.get("name"))})
+        prediction = (by_formula if engine == "formula" else by_trace)(model, measurement.setup)
     except Missing as missing:
-        return None, time.perf_counter() - start, str(missing)
-    return found.peaks["allocated"], time.perf_counter() - start, ""
+        return Answered(None, {}, time.perf_counter() - start, str(missing))
+    seconds = time.perf_counter() - start
+    said = {size: judge(prediction, find_gpu(size)).verdict for size in CAPACITIES}
+    verdicts = {size: None if verdict == "tight" else verdict == "fits" for size, verdict in said.items()}
+    return Answered(prediction.step_peak.allocated_bytes, verdicts, seconds)
+
+
+def truth(measurement: Measurement, size: str) -> bool | None:
+    """Whether the run fits so much: yes where its device bytes do, no where what it allocated and the context do not; else unknown."""
+    peak, capacity = measurement.peak, find_gpu(size).usable_bytes
+    if peak is None or peak.context_bytes is None:
+        return None
+    if peak.reserved_bytes is not None and peak.reserved_bytes + peak.context_bytes <= capacity:
+        return True
+    return False if peak.allocated_bytes + peak.context_bytes > capacity else None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One predictor over the whole set."""
+
+    name: str
+    asked: int
+    median: float | None
+    worst: float | None
+    bias: float | None
+    right: int
+    false_fits: int
+    false_no: int
+    tight: int
+    seconds: float | None
+    why: str
+
+
+def scored(name: str, runs: Sequence[tuple[Measurement, Answered]]) -> Scored:
+    errors = [
+        (a.allocated - m.step_peak.allocated_bytes) / m.step_peak.allocated_bytes
+        for m, a in runs
+        if a.allocated is not None and m.step_peak
+    ]
+    counts = {"right": 0, "false_fits": 0, "false_no": 0, "tight": 0}
+    for m, a in runs:
+        for size, said in a.fits.items():
+            known = truth(m, size)
+            if known is not None:
+                counts["tight" if said is None else "right" if said == known else "false_fits" if said else "false_no"] += 1
+    sizes = [abs(error) for error in errors]
+    seconds = [a.seconds for _, a in runs if a.allocated is not None]
+    why = next((a.why for _, a in runs if a.why), "")
+    return Scored(
+        name, len(errors), statistics.median(sizes) if sizes else None, max(sizes, default=None),
+        statistics.fmean(errors) if errors else None, **counts, seconds=statistics.median(seconds) if seconds else None, why=why,
+    )  # fmt: skip
 
 
 def cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+HEAD = (
+    "predictor",
+    "asked",
+    "median",
+    "worst",
+    "bias",
+    "verdicts right",
+    "false fits",
+    "false no",
+    "tight",
+    "seconds",
+    "what it could not say",
+)
+
+
+def rows(table: Iterable[Scored]) -> list[tuple[str, ...]]:
+    found = []
+    for s in table:
+        judged = bool(s.asked)
+        verdicts = [str(n) if judged else "-" for n in (s.right, s.false_fits, s.false_no, s.tight)]
+        numbers = (cell(s.median, ".2%"), cell(s.worst, ".2%"), cell(s.bias, "+.2%"))
+        found.append((s.name, str(s.asked), *numbers, *verdicts, cell(s.seconds, ".2f"), s.why[:70]))
+    return found
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)])
+
+
+def document(measured: Sequence[Measurement], table: Sequence[Scored], asked: Sequence[Peer]) -> str:
+    cards = ", ".join(sorted({str(m.environment.get("gpu")) for m in measured}))
+    methods = ", ".join(sorted({m.setup.method for m in measured}))
+    development = sum(bool(m.extra.get("development")) for m in measured)
+    return f"""# Peers, on one measured set
+
+Written by `python benchmarks/peers.py PATH --update` on {date.today():%d %B %Y}. {len(measured)} measured runs ({cards}; {methods}),
+of which {development} are the development set (published by fitcheck-llm 0.3.1: in that peer's own calibration set, and seen while memplan
+was designed). Every predictor was asked the same questions, each in its own virtual environment, on one machine without a GPU. A dash is
+a question that it cannot be asked. Errors are of the allocated peak of the training step. Verdicts: every run against budgets of
+{", ".join(CAPACITIES)}; right or wrong only where the run says for sure (its device bytes fit, or even what it allocated and the context
+do not). Seconds: median of a whole answer, for peers with the start of their process.
+
+{markdown(HEAD, rows(table))}
+
+## How each was asked
+
+{markdown(("peer", "package", "note"), [(p.name, f"`{p.package}`" if p.package else "torch", p.note or "-") for p in asked])}
+
+DeepSpeed's estimators (`estimate_zero2_model_states_mem_needs` and its kin) count states alone, for full fine-tuning under ZeRO alone;
+vram-check 0.1.1, gpu-fit-llm 0.1.0, llm-mem 0.1.1, llm-mem-planner 0.2.2, llm-resource-planner 0.2.0 and hf-mem 0.5.6 answer for
+inference, or for training without adapters: not asked here.
+"""
 
 
 def main() -> None:
@@ -170,31 +226,26 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--venvs", type=Path, default=DEFAULT_VENVS)
     parser.add_argument("--engines", default="formula,trace")
+    parser.add_argument("--only", default="", help="peers by name, separated by commas; default: all")
+    parser.add_argument("--update", action="store_true", help="write docs/peers.md")
     arguments = parser.parse_args()
+    chosen = [peer for peer in PEERS if not arguments.only or peer.name in arguments.only.split(",")]
     measured = [m for m in read_records(arguments.paths) if m.outcome == "ok" and m.step_peak is not None]
-    results: dict[str, list[tuple[float | None, float]]] = {}
-    reasons: dict[str, str] = {}
+    results: dict[str, list[tuple[Measurement, Answered]]] = {}
     for measurement in measured:
-        truth = measurement.step_peak.allocated_bytes if measurement.step_peak else 0
-        answers = {f"memplan {engine}": own(engine, measurement) for engine in arguments.engines.split(",") if engine}
+        for engine in filter(None, arguments.engines.split(",")):
+            results.setdefault(f"memplan {engine}", []).append((measurement, own(engine, measurement)))
         with tempfile.TemporaryDirectory() as folder:
             asked = question(measurement, Path(folder))
-            for peer in PEERS:
-                answers[peer.package] = ask(peer, interpreter(peer, arguments.venvs), asked)
-        for name, (nbytes, seconds, why) in answers.items():
-            results.setdefault(name, []).append((None if nbytes is None else (nbytes - truth) / truth, seconds))
-            if why:
-                reasons[name] = why
-    print(f"{len(measured)} measured runs, allocated peak of the step\n")
-    print(f"{'predictor':24}{'asked':>7}{'median':>10}{'worst':>10}{'bias':>10}{'seconds':>9}   what it could not say")
-    for name, rows in results.items():
-        errors = [error for error, _ in rows if error is not None]
-        sizes = [abs(error) for error in errors]
-        median, worst = (statistics.median(sizes), max(sizes)) if sizes else (None, None)
-        bias = statistics.fmean(errors) if errors else None
-        seconds = statistics.median(seconds for _, seconds in rows)
-        numbers = f"{cell(median, '10.2%'):>10}{cell(worst, '10.2%'):>10}{cell(bias, '+10.2%'):>10}{seconds:>9.2f}"
-        print(f"{name:24}{len(errors):>7}{numbers}   {reasons.get(name, '')[:80]}")
+            for peer in chosen:
+                answered = ask(peer, interpreter(peer, arguments.venvs), asked)
+                results.setdefault(peer.package or peer.name, []).append((measurement, answered))
+        print(f"{measurement.case}: measured {gib(measurement.step_peak.allocated_bytes if measurement.step_peak else 0)}", file=sys.stderr)
+    table = [scored(name, runs) for name, runs in results.items()]
+    for line in (HEAD, *rows(table)):
+        print("  ".join(f"{word:>24}" if n == 0 else f"{word:>9}" for n, word in enumerate(line)))
+    if arguments.update:
+        (ROOT / "docs" / "peers.md").write_text(document(measured, table, chosen), encoding="utf-8")
 
 
 if __name__ == "__main__":

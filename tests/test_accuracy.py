@@ -181,6 +181,37 @@ def test_what_resembles_nothing_says_so():
     assert accuracy_of(far, [evidence(development=True)]).runs == 0
 
 
+@pytest.mark.parametrize(
+    "model, fields, nearest",
+    [
+        ("llama-7b", {"method": "lora", "gpu": "h100-80gb"}, "h200 llama lora"), ("llama-7b", {"method": "full", "gpu": "h200"}, None),
+        ("llama-7b", {"method": "dora", "gpu": "h200"}, "h200 llama lora"),
+        ("qwen2.5-7b", {"method": "qlora", "gpu": "h200"}, "h200 qwen qlora"),
+        ("llama-3.1-405b", {"method": "lora", "gpu": "h200"}, None), ("mistral-7b", {"method": "lora", "gpu": "h200"}, "h200 llama lora"),
+        ("tinyllama-1.1b", {"method": "lora", "gpu": "t4", "weight_dtype": "float16", "autocast": "float16"}, "t4 tinyllama lora"),
+        ("llama-7b", {"method": "qlora", "gpu": "t4"}, None), ("llama-7b", {"method": "lora", "gpu": "rtx-4090"}, None),
+        ("llama-7b", {"method": "lora", "gpu": "b200"}, None), ("llama-7b", {"method": "lora", "device": "cpu"}, None),
+        ("llama-7b", {"method": "lora"}, "h200 llama lora"),
+    ],
+)  # fmt: skip
+def test_every_prediction_knows_its_nearest_run_or_that_there_is_none(model, fields, nearest):
+    """And an error stands beside it only where there is one, and only from cards of its generation."""
+    t4 = {"gpu": "Tesla T4", "generation": 7, "allocated_error": 0.5}
+    runs = [
+        evidence(case="h200 llama lora", parameters=6_738_415_616),
+        evidence(case="h200 qwen qlora", family="qwen2", method="qlora", parameters=7_615_616_512, allocated_error=-0.03),
+        evidence(case="t4 tinyllama lora", dtype="float16", **t4), evidence(case="cpu", gpu=None, generation=None, parameters=10**5),
+        evidence(case="shown to the designers", development=True, **t4), evidence(case="a trace", engine="trace", allocated_error=1e-6),
+    ]  # fmt: skip
+    found = accuracy_of(plan(find(model).spec(), resolve(fields)), runs)
+    assert found.nearest_run == nearest
+    assert (found.median_error is None) == (found.worst_error is None) == (nearest is None)
+    if fields.get("gpu") in ("h100-80gb", "h200") and nearest:
+        assert found.worst_error == 0.03 and "T4" not in found.evidence
+    if nearest is None:
+        assert found.evidence.startswith(("no recorded run resembles this", "no recorded run on a card like"))
+
+
 def test_distance_grows_with_every_difference():
     base = evidence()
     assert distance(base, base) == 0 and distance(base, evidence(family="LlamaForCausalLM")) == 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).with_name("accuracy.json")
 SCHEMA = "memplan.accuracy/1"
-FAR = 2.0  # beyond this distance a run does not resemble a prediction
+FAR = 1.75  # beyond this distance a run does not resemble a prediction: another kind of method alone is, another family alone is not
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,11 @@ def accuracy_of_engine(engine: str, runs: Sequence[Run] | None = None) -> Accura
     ]
     if not counted:
         return Accuracy(evidence=f"no recorded run of the {engine} engine on a GPU")
-    return _accuracy(counted, f"{len(counted)} recorded GPU runs", None)
+    return _accuracy(counted, f"{_runs(counted)} on GPUs", None)
+
+
+def _runs(runs: Sequence[Run]) -> str:
+    return f"{len(runs)} recorded run{'' if len(runs) == 1 else 's'}"
 
 
 def _accuracy(runs: Sequence[Run], evidence: str, nearest: str | None) -> Accuracy:
@@ -118,7 +122,10 @@ def _accuracy(runs: Sequence[Run], evidence: str, nearest: str | None) -> Accura
 
 
 def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:
-    """The recorded accuracy of this engine for predictions like this one: median and worst over comparable runs, and the nearest one."""
+    """The recorded accuracy of this engine for predictions like this one: median and worst over comparable runs, and the nearest one.
+
+    Where no run resembles it, no error is given (it would be another's): the worst of the comparable runs still widens the verdict's band.
+    """
     everything = shipped() if runs is None else runs
     wanted = _run_of(prediction)
     same = [run for run in everything if run.engine == prediction.engine and run.allocated_error is not None and not run.development]
@@ -133,9 +140,10 @@ def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Ac
         return Accuracy(evidence=f"no recorded run on a card like {wanted.gpu} (recorded: {cards})")
     nearest = min(comparable, key=lambda run: (distance(wanted, run), run.case))
     cards = ", ".join(sorted({run.gpu or "CPU" for run in comparable}))
-    near = distance(wanted, nearest) <= FAR
-    said = f"{len(comparable)} recorded runs on {cards}" + ("" if near else "; no recorded run resembles this")
-    return _accuracy(comparable, said, nearest.case if near else None)
+    if distance(wanted, nearest) <= FAR:
+        return _accuracy(comparable, f"{_runs(comparable)} on {cards}", nearest.case)
+    known = _accuracy(comparable, "", None)
+    return Accuracy(evidence=f"no recorded run resembles this ({_runs(comparable)} on {cards})", device_error=known.margin)
 
 
 def _run_of(prediction: Prediction) -> Run:
@@ -170,10 +178,10 @@ def _generation(setup: Setup) -> int | None:
 
 
 def distance(wanted: Run, run: Run) -> float:
-    """How unlike two runs are: 1 each for another family, another kind of method and another GPU generation, half for another dtype or
-    method of the same kind, and half a doubling of the parameters."""
+    """How unlike two runs are: 2 for another kind of method, 1 each for another family and another GPU generation, half for another dtype
+    or method of the same kind, and half a doubling of the parameters."""
     apart = 0.0 if _same_family(wanted.family, run.family) else 1.0
-    apart += 0.0 if wanted.method == run.method else 0.5 if _kind(wanted.method) == _kind(run.method) else 1.0
+    apart += 0.0 if wanted.method == run.method else 0.5 if _kind(wanted.method) == _kind(run.method) else 2.0
     apart += 0.0 if wanted.dtype == run.dtype else 0.5
     apart += 0.0 if wanted.generation in (None, run.generation) else 1.0
     if wanted.parameters and run.parameters:
