@@ -168,10 +168,22 @@ def test_the_smallest_card_holds_and_smaller_ones_do_not(llama):
             assert verdict == "fits"
 
 
-def test_fewest_cards_is_one_where_one_holds_and_unknown_where_sharing_is_not_modelled(llama):
+def test_fewest_cards_is_exact_and_one_where_one_holds(llama):
     assert fewest_cards(llama, resolve({"method": "qlora"}), find_gpu("h100-80gb")) == 1
-    many = fewest_cards(llama, resolve({"method": "full"}), find_gpu("rtx-4090"))
-    assert many is None or many > 1
+    gpu, setup = find_gpu("rtx-4090"), resolve({"method": "full"})
+    many = fewest_cards(llama, setup, gpu)
+    assert many is not None and many > 1
+    for count, verdict in ((many, "fits"), (many - 1, "no")):
+        found = plan(llama, setup.replaced(gpus=count, parallel="fsdp")) if count > 1 else plan(llama, setup)
+        assert judge(found, gpu).verdict == verdict
+    assert fewest_cards(llama, resolve({"method": "full", "micro_batch": 64}), gpu) is None  # activations are not shared
+
+
+def test_the_whole_of_llama_70b_needs_several_h100(llama):
+    spec = find("llama-2-70b").spec()
+    setup = resolve({"method": "full", "gpu": "h100-80gb", "checkpointing": "non_reentrant"})
+    many = fewest_cards(spec, setup, find_gpu("h100-80gb"))
+    assert many is not None and many >= spec.parameters * 16 // find_gpu("h100-80gb").usable_bytes
 
 
 def test_the_largest_model_fits_and_no_larger_one_of_its_weights_does():

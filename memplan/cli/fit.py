@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.search import Fit
 
 EXIT_NOTHING_FITS = 1
+SHARED = ("fsdp", "zero1", "zero2", "zero3")
 FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
@@ -77,17 +78,20 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
 
 def _show(subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool) -> int:
-    from planner.fit.cards import fewest_cards, largest_model
+    from planner.fit.cards import largest_model, share, share_alike
 
-    chosen = found.asked
-    fewest = None if chosen.fits else fewest_cards(subject.model.spec(), subject.setup, found.gpu, found.error)
+    spec, setup, chosen = subject.model.spec(), subject.setup, found.asked
+    parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
+    shared = None if chosen.fits and setup.gpus == 1 else share(spec, setup, found.gpu, found.error, parallel)
+    alike = share_alike(spec, setup, found.gpu, shared.count, found.error) if shared is not None and (shared.count or 0) > 1 else []
     largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
     confirmed = _confirm(subject, found) if engine == "trace" else []
     if as_json:
         from memplan.render.json import write
 
         extra = {
-            "fewest_cards": 1 if chosen.fits else fewest,
+            "fewest_cards": shared.count if shared is not None else 1 if chosen.fits else None,
+            "shared": [each.to_document() for each in (alike or ([shared] if shared is not None else []))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
             "confirmed": [{"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed],
         }
@@ -96,7 +100,7 @@ def _show(subject: Subject, found: Fit, engine: str | None, want_largest: bool, 
         from memplan.render.console import show
         from memplan.render.fit import fit_screen
 
-        show(*fit_screen(found, fewest, largest, confirmed))
+        show(*fit_screen(found, shared, alike, largest, confirmed))
     fits = found.decision.method is not None or any(effect.fits for effect in (*found.changes, *found.waterfall))
     return 0 if fits else EXIT_NOTHING_FITS
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memplan.render.terminal import count, number
 from planner.breakdown import Prediction
-from planner.fit.cards import CardChoice, JobsAnswer
+from planner.fit.cards import CardChoice, JobsAnswer, Shared
 from planner.fit.changes import Effect
 from planner.fit.frontier import BATCHES
 from planner.search import Fit
@@ -21,8 +21,9 @@ MOST_CHANGES = 8
 
 
 def fit_screen(
-    fit: Fit, fewest: int | None, largest: tuple[str, int] | None, confirmed: Sequence[tuple[str, Prediction]]
-) -> list[RenderableType]:
+    fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None,
+    confirmed: Sequence[tuple[str, Prediction]],
+) -> list[RenderableType]:  # fmt: skip
     """Everything, top to bottom."""
     setup = fit.setup
     title = Text(f"{fit.model} on {fit.gpu.name}", style="bold")
@@ -36,7 +37,7 @@ def fit_screen(
     if fit.waterfall:
         heading = "one after another, until it fits" if fit.waterfall[-1].fits else "one after another: still not enough"
         parts += [Text(), changes_table(heading, fit.waterfall), Text("savings do not add: the peak is a maximum", style="dim")]
-    parts += [Text(), *decision_lines(fit), *card_lines(fit, fewest, largest)]
+    parts += [Text(), *decision_lines(fit), *card_lines(fit, shared, alike, largest)]
     for what, prediction in confirmed:
         parts.append(confirmed_line(what, prediction))
     return parts
@@ -102,15 +103,21 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
     return lines
 
 
-def card_lines(fit: Fit, fewest: int | None, largest: tuple[str, int] | None) -> list[Text]:
+def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None) -> list[Text]:
     lines = [Text(_smallest(f"{fit.setup.method} as asked", fit.cards))]
     if fit.chosen_cards is not None:
         lines.append(Text(_smallest("the choice", fit.chosen_cards)))
-    if fewest is not None and fewest > 1:
-        lines.append(Text(f"{fewest} x {fit.gpu.name} share it (fsdp)"))
-    if fewest is None and not fit.asked.fits:
-        unanswered = f"how many {fit.gpu.name} would share it is not answered: more than 64, or the formula has no rule for it"
-        lines.append(Text(unanswered, style="dim"))
+    if shared is not None and (shared.count or 0) > 1:
+        needed = f"{shared.count} with {shared.parallel}, {gib(shared.device_bytes)} on each"
+        lines.append(Text(f"the fewest {fit.gpu.name} that share it: {needed}"))
+        rest = [each for each in alike if each.parallel != shared.parallel]
+        others = ", ".join(f"{each.parallel} {gib(each.device_bytes)}{'' if each.fits else ' (no)'}" for each in rest)
+        lines.append(Text(f"  as many with {others}; no run on several GPUs has been recorded", style="dim"))
+    elif shared is not None and shared.count is None:
+        each = f"{gib(shared.device_bytes)} on each"
+        lines.append(Text(f"1,024 {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it not shared", style="dim"))
+    elif shared is None and not fit.asked.fits:
+        lines.append(Text(f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for it", style="dim"))
     if largest is not None:
         lines.append(
             Text(f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} ({count(largest[1])} parameters)")

@@ -6,18 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from planner import sharding
 from planner.errors import UsageError
 from planner.fit.frontier import Room, peak_of
 from planner.fit.suggest import changed
-from planner.formula import plan, rank_of
+from planner.formula import rank_of
 from planner.forward.walk import Device
 from planner.gpus import Gpu, common_gpus
 from planner.models import find, index
-from planner.parameters import Inventory
 from planner.setup import Setup
 from planner.spec import ModelSpec
 
-COUNTS = (2, 4, 8, 16, 32, 64)
+MOST_CARDS = 1024
+STRATEGIES = ("fsdp", "zero3", "zero2", "zero1", "ddp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class CardChoice:
 def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None) -> CardChoice:
     """The smallest card that holds `setup`, judged with its own kernels; `holding` are the larger ones, judged with the same."""
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
-    stays = sum(row.size.evaluate({"R": rank_of(setup)}) for row in Inventory(spec, setup).weight_rows())
+    stays = _stays(spec, setup)
     peaks: dict[object, int] = {}
     for start, gpu in enumerate(ordered):
         room = Room(gpu, error)
@@ -50,22 +51,65 @@ def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Itera
     return CardChoice(None, None, ())
 
 
+def _stays(spec: ModelSpec, setup: Setup) -> int:
+    """Bytes of the weights that stay on the device, as one rank keeps them: less than any peak."""
+    rows = sharding.rank_of(spec, setup).resident()
+    return sum(row.size.evaluate({"R": rank_of(setup)}) for row in rows if row.component == "weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """How many cards share a setup under one strategy, and what one rank then needs. `count` is None where 1,024 do not hold it."""
+
+    parallel: str
+    count: int | None
+    device_bytes: int
+    fits: bool
+
+    def to_document(self) -> dict[str, Any]:
+        return {"parallel": self.parallel, "cards": self.count, "device_bytes": self.device_bytes, "fits": self.fits}
+
+
 def fewest_cards(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> int | None:
-    """How many of `gpu` hold the setup when they share it: 1, 2, 4, ... 64. None where 64 do not, or the formula cannot share it."""
+    """How many of `gpu` hold the setup when they share it; 1 where one alone does. None where 1,024 do not, or there is no rule."""
+    found = share(spec, setup, gpu, error, parallel)
+    return found.count if found is not None else None
+
+
+def share(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> Shared | None:
+    """The fewest cards that hold the setup under one strategy, each with the setup's micro-batch. None where there is no rule for it."""
     room = Room(gpu, error)
-    alone = plan(spec, setup)
-    if room.holds(alone.peak.allocated_bytes):
-        return 1
-    for count in COUNTS:
+
+    def allocated(count: int) -> int:
+        return peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel if count > 1 else "none"}))
+
+    try:
+        if room.holds(allocated(1)):
+            return Shared("none", 1, room.device_bytes(allocated(1)), True)
+        if not room.holds(allocated(MOST_CARDS)):
+            return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False)
+        enough = 2
+        while not room.holds(allocated(enough)):
+            enough *= 2
+        few = enough // 2 + 1  # padding can make a count need a little more than one below it: the bisection finds one that holds
+        while few < enough:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if room.holds(allocated(middle)) else (middle + 1, enough)
+        return Shared(parallel, enough, room.device_bytes(allocated(enough)), True)
+    except UsageError:
+        return None
+
+
+def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: float = 0.0) -> list[Shared]:
+    """What one rank needs under the other strategies on as many cards."""
+    room, found = Room(gpu, error), []
+    for parallel in STRATEGIES:
         try:
-            shared = plan(spec, changed(setup, {"gpus": count, "parallel": parallel}))
+            size = peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel}))
         except UsageError:
-            return None
-        if shared.moment("load").allocated_bytes >= alone.moment("load").allocated_bytes:
-            return None  # nothing was shared: the formula has no rule for it
-        if room.holds(shared.peak.allocated_bytes):
-            return count
-    return None
+            continue
+        found.append(Shared(parallel, count, room.device_bytes(size), room.holds(size)))
+    return found
 
 
 def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int] | None:
@@ -75,7 +119,6 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
     """
     room = Room(gpu, error)
     sized = sorted(((row["parameters"], name) for name, row in index().items()), reverse=True)
-    named = {"R": rank_of(setup), "B": setup.micro_batch, "S": setup.sequence_length}
     for parameters, name in sized:
         if parameters * 4 // 8 > gpu.usable_bytes:  # not even 4 bits a weight
             continue
@@ -83,8 +126,7 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
             spec = find(name).spec()
             if spec.max_positions is not None and setup.sequence_length > spec.max_positions:
                 continue
-            weights = sum(row.size.evaluate(named) for row in Inventory(spec, setup).weight_rows())
-            if room.holds(weights) and room.holds(peak_of(spec, setup)):
+            if room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup)):
                 return name, parameters
         except UsageError:
             continue
