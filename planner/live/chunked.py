@@ -3,7 +3,7 @@
 What trl 1.16 does (trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py ChunkedLogProbFunction), allocation by allocation: the
 hidden states that have a label, seven fp32 numbers a token, one tile of 4,096 tokens x 32,768 entries, the casts of a tile's operands;
 the backward makes each tile again and sums both gradients in fp32. TRL folds a tile with a Triton kernel, which allocates nothing: on
-meta nothing is folded, on a CPU torch does it. B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
+meta and on a GPU nothing is folded (its numbers move no memory, but torch's own operations would), on a CPU torch does it. B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class TiledLogProbabilities(torch.autograd.Function):
         largest, total, weighted, _, _, before, chosen = statistics
         buffer = torch.empty((min(tokens, TOKENS), ENTRIES), device=device, dtype=ctx.compute)
         for rows, columns, tile, _, _ in _tiles(hidden, weight, bias, buffer, ctx.compute):
-            if device.type != "meta":
+            if device.type == "cpu":
                 _fold(tile, targets[rows], [each[rows] for each in (largest, total, weighted, before, chosen)], columns.start, softcap)
         log_total = largest + torch.log(total)
         probabilities = chosen - log_total
@@ -98,7 +98,7 @@ class TiledLogProbabilities(torch.autograd.Function):
         buffer = torch.empty((min(hidden.shape[0], TOKENS), ENTRIES), device=device, dtype=ctx.compute)
         grad = grad.float().contiguous()
         for rows, columns, tile, left, right in _tiles(hidden, weight, bias, buffer, ctx.compute):
-            if device.type != "meta":
+            if device.type == "cpu":
                 _to_gradient(tile, targets[rows], log_total[rows], grad[rows], columns.start, ctx.softcap)
             if of_hidden is not None:
                 _add_product(of_hidden[rows], tile, right)

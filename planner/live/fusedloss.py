@@ -2,7 +2,7 @@
 
 What liger-kernel 0.8.5 does (ops/fused_linear_cross_entropy.py, transformers/model/loss_utils.py), allocation by allocation: gradients of
 the hidden states and of a trained head, made in the forward and saved; a chunk of logits at a time, whose rows are so many that a chunk
-has about as many entries as the hidden states. Its kernel turns logits into their gradient in place: on meta nothing is computed, on a
+has about as many entries as the hidden states. Its kernel turns logits into their gradient in place: on meta and on a GPU nothing is computed, on a
 CPU torch does it. N = B x S tokens, H hidden, V vocabulary.
 """
 
@@ -45,7 +45,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
             logits = chunk @ weight.t()
             if bias is not None:
                 logits = logits + bias
-            if hidden.device.type != "meta":
+            if hidden.device.type == "cpu":  # as in chunked.py: the kernel that Liger runs on a GPU allocates nothing
                 _to_gradient(logits, targets[part], losses[part], counted, softcap)
             of_hidden[part] = logits @ weight
             if of_weight is not None:
