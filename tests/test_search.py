@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -18,9 +19,11 @@ from planner.gpus import budget, common_gpus, find_gpu
 from planner.models import find
 from planner.search import METHODS_COMPARED, advise, fit
 from planner.setup import resolve
+from planner.units import gib
 from planner.verdict import judge
 
 GIB = 2**30
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +204,15 @@ def test_jobs_get_the_cheapest_card_by_the_users_prices(llama):
     found = place_jobs(jobs, cards, {"t4": 0.5, "rtx-4090": 0.3, "h100-80gb": 2.0})
     assert found.jobs[0][2:] == ("t4", "rtx-4090") and found.jobs[1][2:] == ("h100-80gb", "h100-80gb")
     assert found.one_for_all == "h100-80gb"
+
+
+def test_a_job_needs_the_device_bytes_that_plan_says_of_its_card(llama):
+    job = Job("a", llama, resolve({"method": "qlora"}))
+    for cards, on in ((["t4", "a100-80gb"], "t4"), (["gtx-1060-6gb"], "gtx-1060-6gb")):
+        answer = place_jobs([job], [find_gpu(name) for name in cards], {})
+        assert answer.jobs[0][1] == plan(llama, resolve({"method": "qlora", "gpu": on})).peak.device_bytes
+    shown = run(str(DATA / "jobs_qlora.yaml"))
+    assert gib(plan(find("llama-7b").spec(), resolve({"method": "qlora", "gpu": "rtx-3070"})).peak.device_bytes) in shown.output
 
 
 def test_advice_after_an_out_of_memory(llama):

@@ -146,7 +146,7 @@ class Job:
 class JobsAnswer:
     """Which card each job needs at least, the cheapest card for it, and the cheapest one card for all of them, by the prices given."""
 
-    jobs: tuple[tuple[str, int, str | None, str | None], ...]  # name, device bytes, smallest card, cheapest card
+    jobs: tuple[tuple[str, int, str | None, str | None], ...]  # name, device bytes on the smallest card, that card, cheapest card
     one_for_all: str | None
     prices: Mapping[str, float]
 
@@ -163,17 +163,20 @@ def place_jobs(jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, f
     common: set[str] | None = None
     for job in jobs:
         holding = {}
+        sizes = {}
         for gpu in pool:
             own = job.setup.replaced(gpu=gpu.name) if gpu.capability is not None else job.setup
             allocated = peak_of(job.spec, own)
+            sizes[gpu.name] = Room(gpu, error).device_bytes(allocated)
             if Room(gpu, error).holds(allocated):
                 holding[gpu.name] = gpu
         ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
+        on = ranked[0] if ranked else max(pool, key=lambda gpu: gpu.usable_bytes)  # no card holds it: what it would need on the largest
+        needed = sizes[on.name]
         cheapest = (
             min(holding, key=lambda name: (prices.get(name, float("inf")), holding[name].usable_bytes), default=None) if prices else None
         )
-        base = peak_of(job.spec, job.setup)
-        rows.append((job.name, base, ranked[0].name if ranked else None, cheapest))
+        rows.append((job.name, needed, ranked[0].name if ranked else None, cheapest))
         common = set(holding) if common is None else common & set(holding)
     by_name = {gpu.name: gpu for gpu in pool}
     one = min(common or (), key=lambda name: (prices.get(name, float("inf")) if prices else 0, by_name[name].usable_bytes), default=None)
