@@ -214,7 +214,8 @@ RULES: dict[str, Rule] = {
     "aten::_scaled_dot_product_cudnn_attention": Rule("native/cudnn/MHA.cpp; cudnn-frontend 1.x has no workspace of its own in forward, "
                                                       "cuDNN's is not in any source", status="unknown"),
     "aten::_scaled_dot_product_cudnn_attention_backward": Rule(
-        "cudnn-frontend node/scaled_dot_product_flash_attention.h get_fe_workspace_size_node; cuDNN's own workspace is not in any source",
+        "cudnn-frontend node/scaled_dot_product_flash_attention.h get_fe_workspace_size_node; cuDNN's own workspace, which under grouped "
+        "heads may hold dK and dV of every head, is not in any source",
         cudnn_backward, status="unknown"),
     "bitsandbytes::gemm_4bit": Rule("bitsandbytes 0.50 backends/cuda/ops.py _dequant_linear_fallback", gemm_4bit, matmul=True),
     "bitsandbytes::dequantize_4bit": Rule("bitsandbytes 0.50 backends/cuda/ops.py: the output alone"),
