@@ -46,7 +46,8 @@ class _Step:
         self.regime, self.device = regime, device
         self.tape = Tape()
         batch: Expr = const(1) if regime.single else B
-        self.w = Walk(self.tape, self.setup, inventory, device, batch, S, regime.single, {})
+        longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
+        self.w = Walk(self.tape, self.setup, inventory, device, batch, S + longer, regime.single, {})
         self.around = rank.around(self.w)
         self.resident: list[Tensor] = []
         if self.w.auto is not None:

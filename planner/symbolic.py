@@ -20,11 +20,10 @@ from planner.expr import grid as over_arrays
 from planner.forward.walk import Device
 from planner.gpus import find_gpu
 from planner.methods import METHODS
-from planner.resident.adapters import SHAPES
 from planner.rows import SymbolicRow
 from planner.setup import Setup
-from planner.shards.rank import Rank
 from planner.sharding import rank_of
+from planner.shards.rank import Rank
 from planner.spec import ModelSpec
 from planner.tape.peaks import Candidate, candidates, largest, states_after
 
@@ -218,9 +217,8 @@ class Symbolic:
 def refuse(setup: Setup) -> None:
     """UsageError for what the formula has no rule for; each names the next move."""
     reasons = {
-        "a PEFT adapter_config.json": setup.adapter is not None,
-        f"method '{setup.method}'": METHODS[setup.method].trains == "adapter" and setup.method not in SHAPES,
-        f"method '{setup.method}' on a quantised base": setup.method == "dora" and setup.quant_type == "int8",
+        "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        f"method '{setup.method}', whose keys and values stand before every layer's own": setup.method == "prefix-tuning",
     }
     for what, refused in reasons.items():
         if refused:

@@ -21,7 +21,10 @@ def predict(model: str, **fields: Any) -> Any:
     return plan(find(model).spec(), resolve(fields))
 
 
-@pytest.mark.parametrize("method", ["full", "freeze", "lora", "qlora", "adalora", "dora", "rslora", "lora+", "lora-fa", "ia3"])
+EVERY = ["full", "freeze", "lora", "qlora", "adalora", "dora", "rslora", "lora+", "lora-fa", "ia3", "adapter", "prompt-tuning"]
+
+
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_gives_every_moment(method: str) -> None:
     prediction = predict("llama-7b", method=method)
     assert tuple(m.moment for m in prediction.moments) == MOMENTS

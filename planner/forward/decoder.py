@@ -14,11 +14,12 @@ from planner.forward.norms import norm
 from planner.forward.walk import Walk
 from planner.methods import METHODS
 from planner.parameters import S
+from planner.resident.loading import batch_tensors
 from planner.shards.rank import Around
 from planner.spec import Layer
 from planner.tape.checkpoint import CHECKPOINTS
 from planner.tape.repeats import compress
-from planner.tape.rules import add, dropout, embedding, unary
+from planner.tape.rules import add, cast, concatenate, dropout, embedding, unary
 from planner.tape.tape import Tensor
 
 
@@ -42,6 +43,7 @@ class Step:
     trained: bool
     checkpointed: bool
     sliding: bool
+    fed: bool = True  # whether its attention has a gradient: the first layer's has none where nothing before or inside it is trained
 
 
 Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of sliding layers
@@ -54,6 +56,7 @@ class Decoder:
         self.w, self.t, self.regime, self.around, self.ids = walk, walk.t, regime, around, ids
         self.setup, self.spec, self.inventory = walk.setup, walk.inventory.spec, walk.inventory
         self.leaf = ids
+        self.fed = True
         self.beside: Tensor | None = None  # what the last layer returned beside its hidden states, alive until the next one returns
 
     def run(self) -> Tensor:
@@ -68,6 +71,9 @@ class Decoder:
         if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
             embedded.requires_grad, embedded.name = True, "embeddings"
         embedded = self.around.leave("embedding", embedded)
+        local: list[Tensor] = []
+        if "prompt" in self.inventory.adapters:
+            embedded, local = self._prompted(embedded)
         self.leaf = Tensor(None, embedded.shape, embedded.dtype)
         hidden = embedded if own else self._scaled(embedded)
         if spec.embedding_dim != spec.hidden:
@@ -77,6 +83,7 @@ class Decoder:
             hidden = norm(w, spec.embedding_norm, hidden)
         hidden = dropout(t, hidden, spec.dropouts.embedding)
         self._masks(embedded.dtype)
+        self.fed = hidden.requires_grad or self._attention_trained()
         tables = self._tables(hidden.dtype)
         hidden = self._layers(hidden, tables)
         w.masks = {}
@@ -86,8 +93,22 @@ class Decoder:
         self.beside = None
         if spec.embedding_dim != spec.hidden:
             hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.hidden), hidden)
-        del embedded
+        del embedded, local
         return hidden
+
+    def _prompted(self, embedded: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Virtual tokens joined before the embeddings, and what stays named beside them (peft 0.21 peft_model.py forward)."""
+        t, w = self.t, self.w
+        table = w.weight(self.inventory.adapters["prompt"].tensors[0].name)
+        ids = t.alloc("virtual token ids", (w.batch, table.shape[0]), "int64", "0 to V - 1 for each row")
+        prompts = embedding(t, ids, table, (w.batch, *table.shape), "prompts")
+        del ids
+        prompts = cast(t, prompts, embedded.dtype)
+        size = (w.batch, w.sequence)
+        local = [prompts, t.alloc("labels with virtual tokens", size, "int64", "-100 for virtual tokens")]
+        if "attention_mask" in batch_tensors(self.setup):
+            local.append(t.alloc("mask with virtual tokens", size, "float32", "torch.ones joined to the batch's mask"))
+        return concatenate(t, (prompts, embedded), (*size, embedded.shape[-1]), "embeddings with virtual tokens"), local
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         """Granite and Gemma multiply their embeddings by a number."""
@@ -97,9 +118,9 @@ class Decoder:
         spec, w = self.spec, self.w
         if spec.learned_positions is None:
             return hidden
-        ids = self.t.alloc("position ids", (1, S), "int64", "0 to S - 1")
-        table = embedding(self.t, ids, w.weight(f"{spec.position_name}.weight"), (1, S, spec.hidden), "position embeddings")
-        return add(self.t, hidden, table, "embeddings with positions", (w.batch, S, spec.hidden))
+        ids = self.t.alloc("position ids", (1, w.sequence), "int64", "one for each place")
+        table = embedding(self.t, ids, w.weight(f"{spec.position_name}.weight"), (1, w.sequence, spec.hidden), "position embeddings")
+        return add(self.t, hidden, table, "embeddings with positions", (w.batch, w.sequence, spec.hidden))
 
     def _tables(self, dtype: str) -> Tables:
         """cos and sin, (1, S, D) in the hidden states' dtype (D / 2 where the model rotates halves apart), one pair for each kind of layer.
@@ -114,9 +135,10 @@ class Decoder:
         wide = "float32" if rotary[0].rotary in ("half_float32", "pairs_float32", "complex") else dtype
         tables: Tables = {}
         for sliding in (False, True)[: max(1, min(2, len(kinds)))]:
-            made = [self.t.alloc(f"rotary {name}", (1, S, dim), wide, "computed once for all layers") for name in ("cos", "sin")]
-            tables[sliding] = (made[0], made[1])
-            del made
+            shape = (1, self.w.sequence, dim)
+            cos, sin = (self.t.alloc(f"rotary {name}", shape, wide, "computed once for all layers") for name in ("cos", "sin"))
+            tables[sliding] = (cos, sin)
+            del cos, sin
         return tables
 
     def _masks(self, dtype: str) -> None:
@@ -126,17 +148,17 @@ class Decoder:
         by_hand = eager(w, self.spec.layers[0][1].attention)
         flash2 = setup.attention == "flash_attention_2"
         if self.spec.layers[0][1].attention.alibi and not by_hand and not flash2:
-            heads = self.spec.layers[0][1].attention.heads
-            w.masks = {None: t.alloc("ALiBi mask", (w.batch, heads, S, S), dtype, "biases and causal mask of all heads, made once")}
+            whole = (w.batch, self.spec.layers[0][1].attention.heads, w.sequence, w.sequence)
+            w.masks = {None: t.alloc("ALiBi mask", whole, dtype, "biases and causal mask of all heads, made once")}
             return
         plain = METHODS[setup.method].trains != "nothing" and (setup.padded or setup.packed_documents > 1)
         for window in (None, *self.regime.windows):
             needed = not flash2 and (by_hand or plain or window is not None)
-            shape = (w.batch, 1, S, S)
+            shape = (w.batch, 1, w.sequence, w.sequence)
             if not needed:
                 w.masks[window] = None
                 continue
-            boolean = t.alloc("attention mask", shape if plain else (1, 1, S, S), "bool", "which position sees which")
+            boolean = t.alloc("attention mask", shape if plain else (1, *shape[1:]), "bool", "which position sees which")
             w.masks[window] = (
                 t.alloc("attention mask", shape, dtype, "0 or the lowest number") if by_hand else Tensor(boolean.buffer, shape, "bool")
             )
@@ -154,6 +176,11 @@ class Decoder:
             place += len(block) * (times - 1)
         return hidden
 
+    def _attention_trained(self) -> bool:
+        """Whether something inside the first layer's attention is trained, before its output projection."""
+        projections = self.spec.layers[0][1].attention.linears[:-1]
+        return self.inventory.first_trained == 0 or any(linear.name in self.inventory.adapters for linear in projections)
+
     def blocks(self) -> list[tuple[list[Step], int]]:
         """The layers as blocks, each with how often it is repeated in a row."""
         return compress(self._sequence())
@@ -167,7 +194,7 @@ class Decoder:
             sliding = layer.attention.window is not None
             for index in range(len(flat), len(flat) + count):
                 checkpointed = self.setup.checkpointing != "none" and index % self.setup.checkpoint_every == 0
-                flat.append(Step(same, index >= self.inventory.first_trained, checkpointed, sliding))
+                flat.append(Step(same, index >= self.inventory.first_trained, checkpointed, sliding, index > 0 or self.fed))
         return flat
 
     def _one_layer(self, hidden: Tensor, step: Step, key: int, place: int, tables: Tables) -> Tensor:

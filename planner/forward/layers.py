@@ -10,7 +10,7 @@ from planner.forward.attend import attend
 from planner.forward.eager import eager
 from planner.forward.experts import mixture
 from planner.forward.heads import Heads
-from planner.forward.linears import linear
+from planner.forward.linears import bottleneck, linear
 from planner.forward.mlp import dense_mlp
 from planner.forward.norms import norm
 from planner.forward.rotary import joined, rotate
@@ -63,7 +63,7 @@ def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
     hidden = linear(w, spec.linears[-1], out, prefix)
     hidden = dropout(t, hidden, w.inventory.spec.dropouts.attention_output)
     del named, local
-    return hidden, probabilities
+    return bottleneck(w, "attention", hidden, prefix), probabilities
 
 
 def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
@@ -162,7 +162,7 @@ def mlp(w: Walk, layer: Layer, given: Tensor, prefix: str) -> Tensor:
         out = dense_mlp(w, layer.mlp, given, prefix)
     else:
         out = mixture(w, layer.mlp, given, prefix)
-    return dropout(w.t, out, w.inventory.spec.dropouts.mlp_output)
+    return bottleneck(w, "mlp", dropout(w.t, out, w.inventory.spec.dropouts.mlp_output), prefix)
 
 
 def _sequential(

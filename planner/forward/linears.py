@@ -255,7 +255,13 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     delta = cast(t, _product(w, low_rank_of_identity, b, n, "B A"), x.dtype)  # lives to the end of the call, with what its graph saved
     del identity, low_rank_of_identity
     weight = w.weight(f"{prefix}{layer.name}.weight")
-    dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight") if _quantised(w, layer, prefix) else weight
+    dense = weight
+    if weight.dtype == "int8":
+        product = t.alloc("int8 weight times its scales", (n, k), "float32", "before the factor of 1 / 127")
+        dense = t.alloc("dequantised weight", (n, k), "float32", "the whole weight")
+        del product
+    elif weight.dtype in KINDS:
+        dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight")
     dense = cast(t, dense.detach(), x.dtype, "weight in the adapter's dtype")
     scale = _magnitude_scale(w, m, dense, delta)
     low_rank = _low_rank(w, x, a, b)
@@ -294,6 +300,23 @@ def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -
     result = base(w, layer, given, prefix)
     dtype = result.dtype
     return cast(t, mul(t, result, vector, "scaled output"), dtype)
+
+
+def bottleneck(w: Walk, part: str, x: Tensor, prefix: str) -> Tensor:
+    """x + up(gelu(down(x))) after the attention or the MLP, where the method is `adapter`; else x."""
+    adapter = w.inventory.adapters.get(part)
+    if adapter is None:
+        return x
+    t = w.t
+    with t.inside(f"{prefix}{part} bottleneck "):
+        down, down_bias, up, up_bias = (w.weight(tensor.name) for tensor in adapter.tensors)
+        narrow = cast(t, x, down.dtype, "input of the bottleneck")
+        shape = (*x.shape[:-1], down.shape[0])
+        narrow = matmul(t, w.lower(narrow), w.lower(down), shape, w.lower(down_bias), "down output")
+        narrow = unary(t, "gelu", narrow, "gelu output")
+        wide = cast(t, matmul(t, w.lower(narrow), w.lower(up), x.shape, w.lower(up_bias), "up output"), x.dtype)
+        del narrow
+        return add(t, x, wide, "with bottleneck")
 
 
 WITH_ADAPTER: dict[str, Callable[[Walk, Linear, Adapter, Tensor, str], Tensor]] = {

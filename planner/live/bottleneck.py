@@ -29,8 +29,10 @@ def add_bottlenecks(model: Any, size: int, dtype: torch.dtype, device: torch.dev
     count = 0
     for layer in layers_of(model):
         for name, module in list(layer.named_children()):
-            if "norm" in name or "layernorm" in name or isinstance(module, nn.Dropout) or not any(True for _ in module.parameters()):
-                continue
+            if "norm" in f"{name} {type(module).__name__}".lower() or not any(True for _ in module.parameters()):
+                continue  # GPT-2 calls its norms ln_1 and ln_2
+            if isinstance(module, nn.Linear) and module.out_features != hidden:
+                continue  # OPT's MLP is no module: its last layer's output is what joins the residual stream
             module.bottleneck = Bottleneck(hidden, size, dtype, device)
             module.register_forward_hook(_after)
             count += 1

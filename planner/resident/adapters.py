@@ -11,13 +11,14 @@ from typing import Literal
 
 from planner.errors import UsageError, nearest, unknown
 from planner.expr import Sized, symbol
+from planner.resident.added import ADDED
 from planner.resident.peft_targets import peft_targets
 from planner.resident.stored import Stored
 from planner.setup import Setup
 from planner.spec import Linear, ModelSpec, Moe
 
 R = symbol("R")
-Kind = Literal["lora", "dora", "adalora", "ia3"]
+Kind = Literal["lora", "dora", "adalora", "ia3", "added"]
 Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
 # peft 0.21 utils/constants.py TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 IA3_TARGETS: dict[str, tuple[str, ...]] = {
@@ -45,7 +46,9 @@ class Adapter:
 
 
 def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
-    """Adapters by the name of the linear layer or parameter that they sit on. UsageError for a target that matches nothing."""
+    """Adapters by the linear layer, parameter or part of a layer that they sit on. UsageError for a target that matches nothing."""
+    if setup.method in ADDED:
+        return {name: Adapter("added", tensors) for name, tensors in ADDED[setup.method](spec, setup).items()}
     if setup.method not in SHAPES:
         return {}
     chosen, experts = targets(spec, setup), expert_targets(spec, setup)
