@@ -13,7 +13,7 @@ from planner.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
 from planner.resident.adapters import R, adapters, no_target
-from planner.resident.states import FLOOR_PAGED, STATES
+from planner.resident.states import FLOOR_PAGED, states
 from planner.resident.stored import Stored
 from planner.resident.tensors import WeightTensor, weight_tensors
 from planner.rows import SymbolicRow
@@ -106,7 +106,7 @@ class Inventory:
                         f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace"
                     )
                 dtype = "float32" if self.setup.trainable_dtype == "float32" else dtype
-                yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, "saved", tensor.layers)
+                yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, tensor.role, tensor.layers)
 
     # ---- counts -------------------------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Inventory:
         elements = _needed(stored, self.setup) if optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states) else None
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         for state, rule in optimizer.states:
-            for suffix, shape, dtype, pageable in STATES[rule](stored, elements):
+            for suffix, shape, dtype, pageable, size in states(rule, stored, elements, self.setup.recipe != "raw"):
                 if (on_host and pageable) == paged:
                     yield SymbolicRow(
                         f"{stored.name} {state}{suffix}",
@@ -222,7 +222,7 @@ class Inventory:
                         stored.count,
                         product((*shape, itemsize(dtype), stored.count)),
                         "optimizer_states",
-                        f"{optimizer.name}: {optimizer.source}",
+                        f"{optimizer.name}: {size} ({optimizer.source})",
                     )
 
 

@@ -203,3 +203,42 @@ def test_the_rows_of_a_fused_chunk_are_ligers():
 
     assert rows_of_chunk(6000, 4096, 128_000) == 256  # 6000 / ceil(31.25) = 188 -> 256
     assert rows_of_chunk(3, 64, 320) == 1 and rows_of_chunk(8, 4096, 100) == 8
+
+
+def state_bytes(model, optimizer):
+    """Bytes of each parameter's optimizer states, by dtype."""
+    names = {p: name.removeprefix("module.") for name, p in model.named_parameters()}
+    return {
+        names[p]: sorted(
+            (str(value.dtype), value.nbytes)
+            for key, value in state.items()
+            if torch.is_tensor(value) and not key.startswith("qmap")  # 1 KiB that all parameters share
+        )
+        for p, state in optimizer.state.items()
+    }
+
+
+def test_8bit_states_of_embeddings_stay_32bit_under_the_trainer(checkpoint, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from planner.formula import plan
+    from planner.live.step import run
+    from planner.models import find
+
+    trainer = hf_trainer(checkpoint, tmp_path, "full", optim="adamw_bnb_8bit")
+    trainer.train()
+    theirs = state_bytes(trainer.model, getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    built = our_build(recipe="hf", method="full", optimizer="adamw_bnb_8bit")
+    run(built, Unheard())
+    ours = state_bytes(built.model, built.optimizer)
+    assert ours == theirs
+    assert {dtype for dtype, _ in ours["model.embed_tokens.weight"]} == {"torch.float32"}
+    assert "torch.uint8" in {dtype for dtype, _ in ours["lm_head.weight"]}
+    predicted = plan(find(CONFIG).spec(), built.setup).moment("optimizer_step").components["optimizer_states"]
+    assert predicted == sum(size for sizes in ours.values() for _, size in sizes)
+
+
+class Unheard:
+    """Announces moments to nobody."""
+
+    def announce(self, moment, step=-1):
+        return contextlib.nullcontext()

@@ -72,4 +72,20 @@ def make_optimizer(model: nn.Module, setup: Setup) -> Any:
         {"params": [p for name, p in named if name in decayed], "weight_decay": 0.0},
         {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
     ]
-    return MAKERS[setup.optimizer](groups, setup.optimizer_mode)
+    optimizer = MAKERS[setup.optimizer](groups, setup.optimizer_mode)
+    if getattr(getattr(optimizer, "args", None), "optim_bits", None) == 8:
+        _keep_embeddings_32bit(optimizer, model)
+    return optimizer
+
+
+def _keep_embeddings_32bit(optimizer: Any, model: nn.Module) -> None:
+    """The Trainer's override for every nn.Embedding (transformers 5.23 trainer.py create_optimizer), in a manager of the optimizer's own:
+
+    bitsandbytes' global one belongs to whoever trains in this process.
+    """
+    manager = object.__new__(type(optimizer.mng))  # GlobalOptimManager, whose constructor refuses
+    manager.initialize()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    optimizer.mng = manager

@@ -12,26 +12,36 @@ FLOOR_8BIT = 4096  # elements; smaller states stay 32-bit (bitsandbytes 0.50 opt
 FLOOR_PAGED = 100_000  # elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() < 1e5`)
 BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
 
-State = tuple[str, tuple[Sized, ...], str, bool]  # suffix, shape, dtype, whether a paged optimizer pages it
+EMBEDDINGS = ("embedding", "position")  # roles of nn.Embedding weights
+
+State = tuple[str, tuple[Sized, ...], str, bool, str]  # suffix, shape, dtype, whether a paged optimizer pages it, its size in words
 
 
 def _like(stored: Stored, elements: int | None) -> list[State]:
-    return [("", stored.shape, stored.dtype, True)]
+    return [("", stored.shape, stored.dtype, True, "in the parameter's dtype")]
 
 
 def _float32(stored: Stored, elements: int | None) -> list[State]:
-    return [("", stored.shape, "float32", True)]
+    return [("", stored.shape, "float32", True, "4 B an element")]
 
 
 def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
     assert elements is not None
     if elements < FLOOR_8BIT:
-        return _float32(stored, elements)
-    return [("", stored.shape, "uint8", True), (" constants", (-(-elements // BLOCK_8BIT),), "float32", False)]
+        return [("", stored.shape, "float32", True, f"32-bit, since it has fewer than {FLOOR_8BIT:,} elements")]
+    constants = (-(-elements // BLOCK_8BIT),)
+    return [
+        ("", stored.shape, "uint8", True, f"1 B an element, in blocks of {BLOCK_8BIT}"),
+        (" constants", constants, "float32", False, f"one fp32 for each block of {BLOCK_8BIT} elements"),
+    ]
+
+
+def _embedding8(stored: Stored, elements: int | None) -> list[State]:
+    return [("", stored.shape, "float32", True, "32-bit: the Trainer exempts embeddings (transformers 5.23 trainer.py create_optimizer)")]
 
 
 def _step(stored: Stored, elements: int | None) -> list[State]:
-    return [("", (1,), "float32", False)]
+    return [("", (1,), "float32", False, "the step count")]
 
 
 def _factored(stored: Stored, elements: int | None) -> list[State]:
@@ -39,7 +49,8 @@ def _factored(stored: Stored, elements: int | None) -> list[State]:
     if len(stored.shape) < 2:
         return _float32(stored, elements)
     *front, rows, columns = stored.shape
-    return [(" rows", (*front, rows), "float32", False), (" columns", (*front, columns), "float32", False)]
+    return [(f" {what}", shape, "float32", False, f"fp32 means over {over}")
+            for what, shape, over in (("rows", (*front, rows), "columns"), ("columns", (*front, columns), "rows"))]  # fmt: skip
 
 
 STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
@@ -50,3 +61,10 @@ STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
     "factored": _factored,
     "none": lambda stored, elements: [],
 }
+
+
+def states(rule: Rule, stored: Stored, elements: int | None, trainer: bool) -> list[State]:
+    """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer made the optimizer."""
+    if rule == "blockwise8" and trainer and stored.role in EMBEDDINGS:
+        return _embedding8(stored, elements)
+    return STATES[rule](stored, elements)
