@@ -105,6 +105,13 @@ def test_every_string_that_came_from_a_file_is_escaped():
     assert data["model"] == HOSTILE
 
 
+def test_the_page_says_what_would_help_and_what_to_know():
+    text = make(micro_batch=4)
+    assert "Each of these alone would save, as asked" in text and "<code>--checkpointing</code>" in text
+    assert "Know before you run" in text and "no bfloat16 units" in text  # a T4
+    assert "Know before you run" not in make(weight_dtype="float16", autocast="float16")
+
+
 def run(*args):
     return CliRunner().invoke(command, list(args), standalone_mode=False)
 
@@ -127,8 +134,15 @@ def test_a_measurement_is_drawn_beside(tmp_path):
     assert '"measured":{"forward":123456789}' in (tmp_path / "a.html").read_text()
 
 
+def test_a_record_without_moments_is_refused(tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps({"schema": "memplan.measurement/1", "outcome": "error", "moments": []}))
+    shown = run("gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--measurement", str(tmp_path / "m.json"))
+    assert shown.exception is not None and "no moments with sizes" in str(shown.exception) and not (tmp_path / "a.html").exists()
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (("gpt2",), "needs a file"),
+    (("gpt2", "-o", "."), "it is a folder"),
     (("gpt2", "-o", "/no/such/folder/x.html"), "its folder does not exist"),
     (("gpt2", "--json", "-o", "x.html"), "memplan MODEL --json"),
 ])  # fmt: skip

@@ -124,6 +124,18 @@ def test_moved_controls_recompute_what_python_computes(browser, subject):
     assert shown(browser)[0] == str(plan(spec, full.replaced(sequence_length=131072)).peak.reserved_bytes + card.context_bytes)
 
 
+def test_a_method_and_a_cell_are_chosen_by_a_click(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    click = "document.querySelector(arguments[0]).dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    browser.run(click, "#methods g:nth-of-type(2)")
+    method = browser.run("return document.getElementById('method').value")
+    assert method != "qlora"
+    browser.run(click, "#heat rect[data-batch='4'][data-seq='512']")
+    chosen = changed(setup, {"method": method, "checkpointing": "non_reentrant"}).replaced(micro_batch=4, sequence_length=512)
+    assert tuple(shown(browser)) == expected(spec, chosen, gpu)
+
+
 def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
     from planner.fit.frontier import Room, Structure
 
@@ -152,7 +164,7 @@ def test_a_hostile_address_changes_nothing(browser, subject):
 
 def test_it_fits_a_narrow_window_and_prints(browser, subject):
     browser.open(subject[3].as_uri())
-    size = {"width": 420, "height": 900}
+    size = {"width": 400, "height": 900}
     browser.call("POST", f"/session/{browser.session}/window/rect", size)
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth + 1")
     printed = browser.call("POST", f"/session/{browser.session}/print", {"page": {"width": 21.0, "height": 29.7}})

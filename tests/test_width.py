@@ -1,0 +1,37 @@
+"""Every screen at 80 columns with the largest models: no number is cut, no line is longer."""
+
+import pytest
+
+from memplan.cli.main import run
+
+SCREENS = {
+    "plan": ["deepseek-v3"],
+    "plan, many tokens": ["deepseek-v3", "--method", "full", "--batch", "512"],
+    "plan, 175 B": ["gpt3-175b", "--method", "full"],
+    "compare": ["compare", "deepseek-v3", "--batch", "512"],
+    "compare, many methods": ["compare", "llama-3.1-405b", "--methods", "full,freeze,lora,dora,rslora,adalora,qlora,ia3"],
+    "compare, largest models": ["compare", "llama-3.1-8b", "--gpu", "h200", "--largest-model", "--tasks", "1000"],
+    "two setups": ["compare", "deepseek-v3", "gpt3-175b"],
+    "fit": ["fit", "deepseek-v3", "--gpu", "b200", "--batch", "64"],
+    "list gpus": ["list", "gpus"],
+    "list recipes": ["list", "recipes"],
+}
+
+
+@pytest.mark.parametrize("args", SCREENS.values(), ids=SCREENS.keys())
+def test_nothing_is_cut_at_80_columns(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(args) in (0, 1)
+    out = capsys.readouterr().out
+    assert out and "…" not in out
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+def test_more_methods_than_fit_go_into_more_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run(["compare", "gpt2", "--methods", "full,freeze,lora,dora,rslora,adalora,qlora,ia3"])
+    out = capsys.readouterr().out
+    assert out.count("needs (device)") >= 2
+    assert all(name in out for name in ("freeze", "dora", "rslora", "adalora", "qlora", "ia3"))
