@@ -54,7 +54,7 @@ LINES = [
         "accelerate launch --num_processes=4 --use_fsdp --fsdp_reshard_after_forward false train.py --model_name_or_path a/b "
         "--per_device_train_batch_size 2 --bf16 true",
         "a/b",
-        {"recipe": "hf", "gpus": 4, "parallel": "zero2", "micro_batch": 2},
+        {"recipe": "hf", "gpus": 4, "parallel": "fsdp", "reshard_after_forward": False, "micro_batch": 2},
     ),
     (
         "deepspeed --num_gpus 8 train.py --deepspeed ds_z3_config.json --model_name_or_path a/b --bf16 --per_device_train_batch_size 1",

@@ -51,6 +51,24 @@ def test_stages_1_and_2_divide_masters_and_states_of_each_group(parallel: str, r
     assert component(found, "optimizer_step", "weights") == 2 * (MATRICES + NORMS + padding) + buffers
 
 
+# deepspeed 0.19.8 itself, run on CPU processes over gloo: this model in bfloat16, torch's AdamW in two groups (matrices; norms), the
+# elements in `single_partition_of_fp32_groups`, or in `fp32_partitioned_groups_flat`, `grad_partitions_flat_buffer` and all `ds_tensor`.
+DEEPSPEED = {("zero1", 2): (177472, 352), ("zero2", 2): (177472, 352), ("zero2", 3): (118316, 236), ("zero3", 2): (177472, 352),
+             ("zero3", 3): (118336, 242)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parallel", "ranks"), DEEPSPEED)
+def test_partitions_are_deepspeeds_own(parallel: str, ranks: int):
+    decayed, rest = DEEPSPEED[parallel, ranks]
+    found = predicted(parallel, ranks)
+    for name, elements in (("decayed", decayed), ("not decayed", rest)):
+        assert row(found, "forward", f"fp32 partition ({name})") == 4 * elements
+        assert row(found, "forward", f"fp32 partition ({name}) exp_avg") == 4 * elements
+    if parallel == "zero3":
+        assert component(found, "forward", "gradients") == 2 * (decayed + rest)
+        assert component(found, "forward", "weights") == 2 * (decayed + rest) + 2 * NORMS + 2 * 4 * 8  # persistent: 704 elements
+
+
 def test_stage_1_keeps_whole_gradients_until_the_backward_is_done_and_stage_2_does_not():
     first, second = predicted("zero1"), predicted("zero2")
     assert component(first, "backward", "gradients") >= 2 * (MATRICES + NORMS)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from planner.errors import UsageError
 from planner.importers import patterns
 from planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from planner.importers.fsdp import FSDP, settle_fsdp
 from planner.importers.hf import keyword_arguments, packed_rows, settle_checkpointing
 from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, nested, not_modelled, number, setup_fields, text, use
 from planner.importers.trl import adapter_method
@@ -33,20 +34,6 @@ def _adapter(key: str, value: Any) -> str:
         raise UsageError(f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace")
     return word
 
-
-FSDP: dict[str, Rule] = {
-    "offload_params": use("_fsdp_offload", flag),
-    "fsdp_offload_params": use("_fsdp_offload", flag),
-    "activation_checkpointing": use("_fsdp_checkpointing", flag),
-    "fsdp_activation_checkpointing": use("_fsdp_checkpointing", flag),
-    "reshard_after_forward": use("_reshard", lambda key, value: value),
-    "fsdp_reshard_after_forward": use("_reshard", lambda key, value: value),
-    **ignored("how the model is wrapped, loaded or saved", """
-        *auto_wrap_policy *transformer_layer_cls_to_wrap *min_num_params *cpu_ram_efficient_loading *state_dict_type
-        *sync_module_states *use_orig_params *backward_prefetch *forward_prefetch *cpu_offload_pin_memory
-        *mixed_precision_policy *version *sharding_strategy *limit_all_gathers
-    """),
-}  # fmt: skip
 
 LEGACY_ATTENTION = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager",
                     "xformers_attention": "xformers", "flex_attention": "flex_attention", "sage_attention": "sage"}  # fmt: skip
@@ -208,13 +195,10 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     _settle_loss(facts, warnings)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
-    if facts.get("_fsdp") or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_reshard")) or "_shards" in facts:
-        facts["parallel"], facts["gpus"] = "fsdp", facts.get("_shards", 1)
+    if facts.get("_fsdp") or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_strategy")) or "_shards" in facts:
+        facts["gpus"] = facts.get("_shards", 1)
+        settle_fsdp(facts, warnings)
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
-    if facts.get("_fsdp_checkpointing"):
-        facts["checkpointing"] = "non_reentrant"
-    if facts.get("_fsdp_offload"):
-        warnings.append("FSDP offloading keeps parameters and states on the host: not modelled")
     return {**setup_fields(facts), "recipe": "axolotl"}
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from planner.errors import UsageError, shorten
 from planner.importers import axolotl, hf, llamafactory, llamafactory_v1, own, peft, sharding, torchtune, trl
 from planner.importers.document import parse, read_text
-from planner.importers.rules import Facts, Imported, KeyReport, Rule, walk
+from planner.importers.fsdp import FSDP, settle_fsdp
+from planner.importers.rules import Facts, Imported, KeyReport, Rule, setup_fields, walk
 
 Read = Callable[[Mapping[str, Any]], tuple[Facts, list[KeyReport], list[str]]]
 
@@ -152,10 +153,10 @@ def follow(imported: Imported, folder: Path, name: str) -> None:
 
 def _merge_fsdp(imported: Imported, config: Mapping[str, Any]) -> None:
     """TrainingArguments.fsdp_config: the same words as axolotl's, with `fsdp_` or without."""
-    facts, keys, warnings = walk(axolotl.FSDP | {"xla*": Rule("ignored", why="TPU only")}, config, "fsdp_config.")
-    if facts.get("_fsdp_checkpointing"):
-        imported.fields["checkpointing"] = "non_reentrant"
-    if facts.get("_fsdp_offload"):
-        warnings.append("FSDP offloading keeps parameters and states on the host: not modelled")
+    facts, keys, warnings = walk(FSDP | {"xla*": Rule("ignored", why="TPU only")}, config, "fsdp_config.")
+    if imported.fields.get("parallel") == "fsdp":
+        facts.setdefault("_strategy", ("fsdp", imported.fields.get("reshard_after_forward", True), False))
+        settle_fsdp(facts, warnings)
+        imported.fields |= setup_fields(facts)
     imported.keys += keys
     imported.warnings += warnings

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from planner.importers.fsdp import STRATEGIES, settle_fsdp
 from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, not_modelled, setup_fields, text, use
 
 
@@ -29,7 +30,7 @@ def sharded(key: str, value: Any) -> str | None:
     words = str(value).lower().split()
     if value in (None, False) or not words or words[0] in ("false", "no_shard", "off"):
         return None
-    return "zero2" if "shard_grad_op" in words else "fsdp"
+    return " ".join(words)
 
 
 TRAINING: dict[str, Rule] = {
@@ -102,7 +103,10 @@ def settle(facts: Facts, warnings: list[str], *, batch: int = 8, checkpointing: 
         warnings.append("only Liger's fused loss is modelled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
                         ", so the prediction is on the high side")
     if facts.get("_fsdp"):
-        facts["parallel"] = facts["_fsdp"]
+        words = facts["_fsdp"].split()
+        facts.setdefault("_strategy", next((STRATEGIES[word] for word in words if word in STRATEGIES), STRATEGIES["full_shard"]))
+        facts["_fsdp_offload"] = facts.get("_fsdp_offload") or "offload" in words
+        settle_fsdp(facts, warnings)
     if facts.get("_cpu"):
         facts["device"] = "cpu"
     settle_optimizer(facts, warnings)

@@ -13,6 +13,7 @@ from typing import Any
 
 from planner.errors import UsageError, shorten
 from planner.importers.files import FORMATS, Format, follow, merge, read_document, read_mapping, read_training_file, recognise
+from planner.importers.fsdp import strategy
 from planner.importers.rules import Imported, integer, redacted
 from planner.importers.sharding import finish_accelerate
 
@@ -127,8 +128,10 @@ def _sharding(options: Mapping[str, Any], imported: Imported) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if options.get("use_fsdp"):
         facts["_distributed"] = "fsdp"
-        reshard = str(options.get("fsdp_reshard_after_forward", "true"))
-        facts |= {"_reshard": reshard} if reshard.lower() != "true" else {}
+        for key in ("fsdp_reshard_after_forward", "fsdp_sharding_strategy"):
+            if key in options:
+                facts["_strategy"] = strategy(f"--{key}", options[key])
+        facts["_fsdp_offload"] = str(options.get("fsdp_offload_params", "false")).lower() == "true"
     elif options.get("use_deepspeed"):
         stage = str(options.get("zero_stage", "2"))
         facts |= {"_distributed": "deepspeed", "_stage": int(stage) if stage in ("1", "2", "3") else 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from planner.importers.axolotl import FSDP
+from planner.importers.fsdp import FSDP, settle_fsdp
 from planner.importers.rules import (
     Facts,
     Rule,
@@ -15,7 +15,6 @@ from planner.importers.rules import (
     integer,
     nested,
     not_modelled,
-    one_of,
     one_of_text,
     setup_fields,
     use,
@@ -23,9 +22,6 @@ from planner.importers.rules import (
 
 DISTRIBUTED = ("no", "multi_gpu", "multi_cpu", "fsdp", "deepspeed", "megatron_lm", "tpu", "xla", "multi_xpu", "multi_npu", "multi_mlu",
                "multi_hpu")  # fmt: skip
-STRATEGIES = {"1": "fsdp", "full_shard": "fsdp", "4": "fsdp", "hybrid_shard": "fsdp", "2": "zero2", "shard_grad_op": "zero2", "3": "ddp",
-              "no_shard": "ddp", "5": "zero2", "hybrid_shard_zero2": "zero2"}  # fmt: skip
-
 
 def _stage(key: str, value: Any) -> int:
     if str(value) not in ("0", "1", "2", "3"):
@@ -39,9 +35,7 @@ ACCELERATE: dict[str, Rule] = {
     "mixed_precision": use("_mixed", one_of_text("no", "fp16", "bf16", "fp8")),
     "use_cpu": use("_cpu", flag),
     "gradient_accumulation_steps": use("gradient_accumulation", integer),
-    "fsdp_config": nested({**FSDP, "fsdp_sharding_strategy": use("_strategy", one_of(STRATEGIES)),
-                           "fsdp_ignored_modules": not_modelled("modules that every rank holds whole", errs="low"),
-                           "fsdp_activation_checkpointing_offload": not_modelled("checkpointed inputs on the host")}),
+    "fsdp_config": nested(FSDP),
     "deepspeed_config": nested({
         "zero_stage": use("_stage", _stage),
         "offload_optimizer_device": use("_offload_optimizer"),
@@ -67,7 +61,16 @@ ACCELERATE: dict[str, Rule] = {
 }  # fmt: skip
 
 
-_HOST = {"_offload_optimizer": "optimizer states", "_offload_param": "parameters"}
+NOWHERE = (None, False, "none", "None", "")
+
+
+def _settle_offload(facts: Facts, warnings: list[str]) -> None:
+    """DeepSpeed's offloading: optimizer states and masters, or parameters too (stage 3)."""
+    optimizer, parameters = (facts.get(key) not in NOWHERE for key in ("_offload_optimizer", "_offload_param"))
+    if parameters and not optimizer:
+        warnings.append("parameters on the host with the optimizer on the device are not modelled: the device's numbers are upper bounds")
+    elif optimizer and facts.get("_stage"):
+        facts["offload"] = "all" if parameters and facts["_stage"] == 3 else "optimizer"
 
 
 def finish_accelerate(facts: Facts, warnings: list[str]) -> dict[str, Any]:
@@ -82,7 +85,7 @@ def finish_accelerate(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["device"] = "cpu"
     ranks = facts.get("_processes", 1)
     if kind == "fsdp":
-        facts["parallel"] = facts.get("_strategy", "zero2" if str(facts.get("_reshard")).lower() in ("false", "shard_grad_op") else "fsdp")
+        settle_fsdp(facts, warnings)
     elif kind == "deepspeed":
         facts["parallel"] = f"zero{facts['_stage']}" if facts.get("_stage") else "ddp"
     elif ranks > 1:
@@ -91,11 +94,7 @@ def finish_accelerate(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             warnings.append(f"distributed_type {kind} is not modelled: data parallel is assumed")
     if "_processes" in facts:
         facts["gpus"] = ranks
-    if facts.get("_fsdp_checkpointing"):
-        facts["checkpointing"] = "non_reentrant"
-    for key, what in {"_fsdp_offload": "parameters and states", **_HOST}.items():
-        if facts.get(key) not in (None, False, "none", "None", ""):
-            warnings.append(f"offloading {what} to the host is not modelled: the device numbers are upper bounds")
+    _settle_offload(facts, warnings)
     return setup_fields(facts)
 
 
@@ -116,19 +115,36 @@ _ENABLED = ignored(
     loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale auto_cast check_grad_overflow
 """,
 )
-_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters",
-            "stage3_max_reuse_distance", "stage3_param_persistence_threshold", "sub_group_size", "max_live_parameters",
-            "max_reuse_distance")  # fmt: skip
+_AUTO_BUCKETS = {"reduce_bucket_size": "zero_reduce_bucket", "stage3_prefetch_bucket_size": "zero_prefetch_bucket",
+                 "stage3_param_persistence_threshold": "zero_persistence_threshold"}  # fmt: skip
+_BUCKETS = {"stage3_max_live_parameters": "zero_live_parameters", "stage3_max_reuse_distance": "zero_reuse_distance",
+            "max_live_parameters": "zero_live_parameters", "max_reuse_distance": "zero_reuse_distance",
+            "sub_group_size": "zero_sub_group"}  # fmt: skip
+
+
+def _elements(key: str, value: Any) -> int | str:
+    """A count of elements, 0 allowed, 5e8 too; 'auto' stays."""
+    if value == "auto":
+        return "auto"
+    return 0 if value in (0, "0") and not isinstance(value, bool) else integer(key, value)
+
+
 _PLUS = ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
 DEEPSPEED: dict[str, Rule] = {
     "zero_optimization": nested({
         "stage": use("_stage", _stage),
         "offload_optimizer": nested({**_OFFLOAD, "device": use("_offload_optimizer")}),
         "offload_param": nested({**_OFFLOAD, "device": use("_offload_param")}),
-        **{name: not_modelled("the size of a communication buffer", ("auto",)) for name in _BUCKETS},
+        **{name: use(fact, _elements) for name, fact in _AUTO_BUCKETS.items()},
+        **{name: use(fact, _auto(_elements)) for name, fact in _BUCKETS.items()},
+        "overlap_comm": use("zero_overlap_comm", _auto(flag)),
+        "contiguous_gradients": not_modelled("gradients that are reduced one by one, without a bucket", (True,)),
+        "reduce_scatter": not_modelled("gradients that are reduced whole, without a copy in the order of ranks", (True,)),
         **{name: not_modelled("ZeRO++ compresses or duplicates what is sent", (1,)) for name in _PLUS},
         "zenflow": not_modelled("optimizer states split between card and host", errs="high"),
-        **ignored("how buckets are sent", "allgather_partitions reduce_scatter overlap_comm contiguous_gradients round_robin_gradients"),
+        **ignored("how buckets are sent: parameters are gathered in place", """
+        allgather_bucket_size allgather_partitions round_robin_gradients
+    """),
         **ignored("saving, or how weights arrive", """
         stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save elastic_checkpoint
         load_from_fp32_weights ignore_unused_parameters cpu_offload* stage3_allgather_sequential
@@ -169,9 +185,7 @@ def finish_deepspeed(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["autocast"] = "bfloat16"
     elif facts.get("_fp16"):
         facts["autocast"] = "float16"
-    for key, what in _HOST.items():
-        if facts.get(key) not in (None, "none"):
-            warnings.append(f"offloading {what} to the host is not modelled: the device numbers are upper bounds")
+    _settle_offload(facts, warnings)
     if facts.get("_type") and str(facts["_type"]).lower() not in ("adam", "adamw", "fusedadam", "cpuadam", "deepspeedcpuadam"):
         warnings.append("the DeepSpeed optimizer has no row: AdamW's states are assumed")
     return setup_fields(facts)
