@@ -60,11 +60,10 @@ class _Step:
         self._residents()
         if METHODS[setup.method].trains == "nothing":
             with t.no_grad():
-                last = self._answer()  # the answer of the step before lives until this one replaces it
                 t.mark("forward")
-                after = self._answer()
+                answer = self._answer()
             t.mark("end")
-            del last, after
+            del answer
             return t
         if setup.gradient_accumulation > 1 and self.around.accumulates:
             self._old_gradients()
@@ -170,9 +169,13 @@ class _Step:
         return loss
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:
-        """The logits and the KV cache of one forward: every layer's keys and values are copied into it (cache_utils.py DynamicLayer)."""
+        """The last token's logits and the KV cache of one forward, into which every layer's keys and values are copied.
+
+        transformers 5.23 cache_utils.py DynamicLayer; generation/utils.py asks for the last logits alone (logits_to_keep).
+        """
         self.w.cache = []
-        logits = logits_of(self.w, self.decoder.run())
+        hidden = self.decoder.run()
+        logits = logits_of(self.w, hidden.view(hidden.shape[0], 1, hidden.shape[2]))
         cache, self.w.cache = self.w.cache, None
         return logits, cache
 

@@ -42,6 +42,14 @@ def test_inference_has_weights_and_no_backward() -> None:
     assert prediction.trainable_parameters == 0 and prediction.moment("forward").components["optimizer_states"] == 0
 
 
+def test_inference_holds_one_cache_and_the_last_logits() -> None:
+    rows = {row.name: row for row in predict("llama-7b", method="inference", recipe="raw", sequence_length=4096).moment("forward").rows}
+    cache = sum(row.bytes for name, row in rows.items() if "cached" in name)
+    assert cache == 2 * 32 * 32 * 128 * 4096 * 2  # keys and values x layers x heads x head size x tokens x bfloat16
+    logits = [row for name, row in rows.items() if row.shape[-1] == 32000 and row.component == "activations"]
+    assert not logits or sum(row.bytes for row in logits) <= 32000 * 4  # one token's
+
+
 def test_full_fine_tuning_of_llama_7b_by_hand() -> None:
     """bf16 weights and gradients, two bf16 Adam states: 8 bytes a parameter, and foreach's roots at the step: 10."""
     prediction = predict("llama-7b", method="full", recipe="raw", sequence_length=512, checkpointing="non_reentrant")

@@ -10,7 +10,7 @@ from planner.peft_types import PEFT_TYPES
 from planner.setup import Setup
 
 
-def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Tensor]:
+def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     """input_ids and labels, B x S int64 on the device; an attention mask where the stack's collator makes one or a row is padded.
 
     The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their own
@@ -21,7 +21,7 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, torch.Ten
     ids = torch.randint(0, vocab, size, device=device)
     batch = {"input_ids": ids, "labels": ids}
     if setup.method == "inference":
-        return {"input_ids": ids}
+        return {"input_ids": ids, "logits_to_keep": 1}  # what generate passes (transformers 5.23 generation/utils.py)
     if setup.recipe != "raw":
         batch["labels"] = ids.clone()
     if setup.padded or (setup.recipe != "raw" and setup.packed_documents == 1):

@@ -51,6 +51,7 @@ def run(built: Built, watcher: Announcer, step: int = 0) -> None:
 def _run(built: Built, watcher: Announcer, step: int) -> None:
     setup, optimizer, loop = built.setup, built.optimizer, loop_of(built.setup.recipe)
     if optimizer is None:
+        built.held = None  # the cache of an answer goes before the next prompt is read
         with watcher.announce("forward", step), torch.no_grad(), built.autocast():
             built.held = built.model(**built.batch)
         return
