@@ -1,0 +1,70 @@
+"""A seeded sample of benchmarks/formula_vs_trace.py: random small models and setups; the formula is within its tier of the trace."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from planner.breakdown import Breakdown, Row
+
+for library in ("torch", "transformers", "peft", "bitsandbytes"):
+    pytest.importorskip(library)
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "formula_vs_trace.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("formula_vs_trace", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sample(script: ModuleType) -> list[dict[str, Any]]:
+    return list(script.sweep(range(30), seed=2026, small=True))
+
+
+def test_every_case_is_compared_or_refused_with_a_reason(sample: list[dict[str, Any]]) -> None:
+    assert sum("tensors" in case for case in sample) >= 16
+    assert all(case["reason"] for case in sample if "refused" in case)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "allocated"])
+def test_peaks_are_within_the_tier(script: ModuleType, sample: list[dict[str, Any]], kind: str) -> None:
+    errors = [abs(case[kind]) for case in sample if kind in case]
+    worst = max((case for case in sample if kind in case), key=lambda case: abs(case[kind]))
+    assert max(errors) <= 0.08, worst
+    assert script.percentile(errors, 0.95) <= 0.04, worst
+    assert statistics.median(errors) <= 0.01
+
+
+def test_every_moment_of_the_step_is_within_the_tier(script: ModuleType, sample: list[dict[str, Any]]) -> None:
+    for moment in script.STEP:
+        found = [case for case in sample if moment in case.get("moments", {})]
+        errors = [abs(case["moments"][moment]["error"]) for case in found]
+        assert max(errors) <= 0.08, max(found, key=lambda case: abs(case["moments"][moment]["error"]))
+        assert statistics.median(errors) <= 0.001
+
+
+def test_trained_and_total_parameters_are_equal(sample: list[dict[str, Any]]) -> None:
+    for case in sample:
+        assert not [line for line in case.get("parameters", ()) if not line.startswith("host_bytes")], case
+
+
+def test_rows_that_differ_are_named(script: ModuleType) -> None:
+    def moment(*rows: tuple[str, int, int]) -> Breakdown:
+        return Breakdown("forward", tuple(Row(name, (4,), "float32", count, size * count, "temporaries", "") for name, count, size in rows))
+
+    lines = script.differing(moment(("kept", 2, 16), ("extra", 3, 40)), moment(("kept", 2, 16), ("other", 1, 40), ("missing", 1, 8)))
+    assert len(lines) == 2 and "extra" in lines[0] and "other" in lines[0] and "missing" in lines[1]
+
+
+def test_a_case_is_the_same_each_time(script: ModuleType) -> None:
+    assert script.case(3, 5) == script.case(3, 5) != script.case(4, 5)
