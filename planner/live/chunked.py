@@ -3,7 +3,8 @@
 What trl 1.16 does (trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py ChunkedLogProbFunction), allocation by allocation: the
 hidden states that have a label, seven fp32 numbers a token, one tile of 4,096 tokens x 32,768 entries, the casts of a tile's operands;
 the backward makes each tile again and sums both gradients in fp32. TRL folds a tile with a Triton kernel, which allocates nothing: on
-meta and on a GPU nothing is folded (its numbers move no memory, but torch's own operations would), on a CPU torch does it. B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
+meta and on a GPU nothing is folded (its numbers move no memory, torch's own operations would), on a CPU torch does it.
+B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
 """
 
 from __future__ import annotations

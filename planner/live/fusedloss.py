@@ -2,8 +2,8 @@
 
 What liger-kernel 0.8.5 does (ops/fused_linear_cross_entropy.py, transformers/model/loss_utils.py), allocation by allocation: gradients of
 the hidden states and of a trained head, made in the forward and saved; a chunk of logits at a time, whose rows are so many that a chunk
-has about as many entries as the hidden states. Its kernel turns logits into their gradient in place: on meta and on a GPU nothing is computed, on a
-CPU torch does it. N = B x S tokens, H hidden, V vocabulary.
+has about as many entries as the hidden states. Its kernel turns logits into their gradient in place: on meta and on a GPU
+nothing is computed, on a CPU torch does it. N = B x S tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
