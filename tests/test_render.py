@@ -9,7 +9,7 @@ import pytest
 from memplan.render.bar import ruler, stacked_bar
 from memplan.render.console import make_console, show
 from memplan.render.explain import explain_rows
-from memplan.render.terminal import count, number, plan_screen, shown_moments
+from memplan.render.terminal import count, defaults, number, plan_screen, shown_moments
 from planner.breakdown import Accuracy, Breakdown, ModelSummary, Peak, Prediction, Row
 from planner.fit.suggest import Suggestion
 from planner.gpus import Gpu, common_gpus, find_gpu
@@ -95,6 +95,12 @@ def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():
     assert "recipe hf: nf4 weights with double quantisation" in text and "sdpa attention" in text
     made = prediction().with_(setup=resolve({"method": "qlora", "attention": "eager"}))
     assert "eager attention" not in screen(made)
+
+
+def test_the_ranks_that_adalora_uses_are_named():
+    assert "rank 12 pruned to 8 on all-linear" in defaults(resolve({"method": "adalora"}))
+    assert "rank 6 pruned to 3 on all-linear" in defaults(resolve({"method": "adalora", "rank": 6}))
+    assert "rank" not in defaults(resolve({"method": "lora", "adapter": {"peft_type": "VERA"}}))
 
 
 def test_accuracy_is_evidence_or_its_absence():

@@ -234,10 +234,13 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
     base.append((("autocast",), "no autocast" if setup.autocast == "none" else f"{setup.autocast} autocast"))
     from planner.methods import METHODS
 
-    if "rank" in METHODS[setup.method].reads:
-        base.append(
-            (("rank", "targets", "adapter_dtype"), f"rank {setup.rank} on {'+'.join(setup.targets)}, {setup.adapter_dtype} adapters")
-        )
+    if "rank" in METHODS[setup.method].reads and setup.adapter is None:
+        ranks = f"rank {setup.rank}"
+        fields: tuple[str, ...] = ("rank", "targets", "adapter_dtype")
+        if setup.method == "adalora":
+            ranks = f"rank {setup.init_rank} pruned to {setup.target_rank}"
+            fields = ("init_rank", "target_rank", *fields[1:])
+        base.append((fields, f"{ranks} on {'+'.join(setup.targets)}, {setup.adapter_dtype} adapters"))
     checkpointing = "no gradient checkpointing" if setup.checkpointing == "none" else f"{setup.checkpointing} gradient checkpointing"
     base.append((("checkpointing",), checkpointing))
     base += [(("attention",), f"{setup.attention} attention"), (("loss",), f"{setup.loss} loss"), (("optimizer",), setup.optimizer)]
