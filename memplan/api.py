@@ -36,9 +36,45 @@ def request(model: ModelLike, setup: Setup | None = None, imported: Mapping[str,
     gpu = fields.get("gpu")
     if gpu is not None:
         fields["gpu"] = setup_gpu(gpu)
+    under = dict(imported or {})
+    if isinstance(document := fields.get("adapter", under.get("adapter")), Mapping):
+        return found, _adapted(found, document, setup, under, fields)
     if setup is not None:
         return found, setup.replaced(**fields) if fields else setup
-    return found, resolve(fields, imported=imported, max_positions=_learned_positions(found))
+    return found, resolve(fields, imported=under, max_positions=_learned_positions(found))
+
+
+def _adapted(model: Model, document: Mapping[str, Any], setup: Setup | None, under: Mapping[str, Any], fields: dict[str, Any]) -> Setup:
+    """The Setup with an adapter file: the file's own values, and the file itself where the formula has no rule for it."""
+    from planner.importers.peft import settings
+
+    fields = {name: value for name, value in fields.items() if name != "adapter"}
+    spec = _spec(model)
+    file = {"adapter": None, **settings(document, fields, under if setup is None else setup.values(), spec)}
+    positions = _learned_positions(model)
+
+    def resolved(file: Mapping[str, Any]) -> Setup:
+        if setup is not None:
+            return setup.replaced(**{**fields, **file})
+        return resolve(fields, imported={**under, **file}, max_positions=positions)
+
+    found = resolved(file)
+    if found.adapter is None and spec is not None:
+        from planner.resident.adapters import adapters
+
+        try:
+            adapters(spec, found)
+        except UsageError:  # a name that is no linear layer's: whether it is another module's, PEFT itself finds out
+            return resolved({**file, "adapter": dict(document)})
+    return found
+
+
+def _spec(model: Model) -> ModelSpec | None:
+    """What the formula knows of a model; None where only the trace knows its family."""
+    try:
+        return model.spec()
+    except UsageError:
+        return None
 
 
 def setup_gpu(text: Any) -> str:

@@ -122,7 +122,7 @@ def test_what_makes_it_fit_comes_first():
 
 def test_every_change_names_the_option_that_makes_it():
     for change in CHANGES:
-        assert re.search(r"--(checkpointing|attention|optimizer|set|loss|method|rank|batch|seq) ?", change.text)
+        assert re.search(r"--(checkpointing|attention|optimizer|set|loss|method|rank|batch|seq|dtype) ?", change.text)
 
 
 def test_a_training_file_says_model_and_setup(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -172,7 +172,7 @@ def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
     assert any("NCCL" in warning for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"])
 
 
-def test_an_adapter_file_is_for_the_trace():
+def test_an_adapter_file_without_a_rule_is_for_the_trace():
     with pytest.raises(memplan.UsageError, match="--engine trace"):
         memplan.plan("gpt2", engine="formula", adapter={"peft_type": "LOHA"})
 

@@ -47,7 +47,6 @@ MISTAKES = {
     "an unknown peft_type": (LLAMA, (), {**LORA, "peft_type": "LORAA"}, "did you mean lora"),
     "a rank that peft rejects": (LLAMA, (), {**LORA, "r": 0}, "r"),
     "an adapter without a type": (LLAMA, (), {"r": 4}, "peft_type"),
-    "a type that cannot be traced": (LLAMA, (), {**LORA, "peft_type": "CPT"}, "CPT"),
     "a method for other models": ({"model_type": "mamba2", "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16,
                                    "vocab_size": 128, "n_groups": 1, "state_size": 8}, ("--method", "lora"), None, "Mamba"),
     "attention that the card has not": (LLAMA, ("--attention", "sdpa-flash", "--gpu", "t4"), None, "sdpa-flash"),

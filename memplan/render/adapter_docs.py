@@ -9,10 +9,12 @@ from planner.peft_types import PEFT_TYPES, PeftType
 
 INTRO = """# Adapters
 
-`memplan MODEL --adapter adapter_config.json` traces the adapter that peft itself builds from the file, of any `peft_type`. This page is
-generated from `planner/peft_types.py` for peft 0.21; files named are peft's. Every type was compared with a real step on the CPU
+`memplan MODEL --adapter adapter_config.json` takes a file of any `peft_type`. Its values become the setup; an option that contradicts them
+is an error. Plain LoRA, rsLoRA, DoRA, AdaLoRA and IA3 files are answered by the formula; every other file is traced (extra `trace`): peft
+itself builds the adapter, and no type is refused. This page says what is special in those traces; it is generated from
+`planner/peft_types.py` for peft 0.21, and files named are peft's. Every type was compared with a real step on the CPU
 (`tests/test_trace_peft.py`): weights, gradients, optimizer states and what is saved for backward are equal to the byte, apart from small
-tensors that peft leaves on the host and copies to a card, which the test names one by one. No type is refused.
+tensors that peft leaves on the host and copies to a card, which the test names one by one.
 
 | peft_type | what is special in its trace |
 |---|---|

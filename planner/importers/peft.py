@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json (0.21): LoRA and AdaLoRA become settings; every other type is handed to the trace whole."""
+"""PEFT's adapter_config.json (0.21): what it says becomes settings; where the formula has no rule, the file goes to the trace whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.errors import UsageError, shorten
-from planner.importers.rules import Facts, Rule, ignored, integer, names, not_modelled, number, setup_fields, text, use
+from planner.importers.rules import (
+    Facts,
+    KeyReport,
+    Rule,
+    ignored,
+    integer,
+    names,
+    not_modelled,
+    number,
+    setup_fields,
+    text,
+    use,
+    walk,
+)
+from planner.resident.adapters import IA3_FEEDFORWARD, IA3_TARGETS
+from planner.spec import ModelSpec
 
 
 def _targets(key: str, value: Any) -> tuple[str, ...]:
@@ -47,39 +62,114 @@ LORA: dict[str, Rule] = {
     **ignored("PEFT's own bookkeeping", "task_type auto_mapping peft_version revision inference_mode layers_pattern"),
 }  # fmt: skip
 
-KNOWN_TYPES = ("LORA", "ADALORA")
+OTHER: dict[str, str] = {"r": "rank", "num_virtual_tokens": "virtual_tokens"}
+"""Numbers that files of other types give and Setup has a name for."""
+
+DEFAULTS: dict[str, Facts] = {
+    "LORA": {"rank": 8, "alpha": 8, "dropout": 0.0, "targets": ("peft-default",)},
+    "ADALORA": {"init_rank": 12, "target_rank": 8, "alpha": 8, "dropout": 0.0, "targets": ("peft-default",)},
+}
+"""What PEFT takes where a file is silent: peft 0.21 tuners/lora/config.py LoraConfig, tuners/adalora/config.py AdaLoraConfig."""
+
+METHOD_OF = {"ADALORA": "adalora", "PREFIX_TUNING": "prefix-tuning", "PROMPT_TUNING": "prompt-tuning", "IA3": "ia3"}
+QUANTISED = ("qlora",)  # a 4-bit base under any adapter
+ALSO = {"lora": (*QUANTISED, "lora+", "lora-fa"), "rslora": (*QUANTISED, "lora+", "lora-fa")}
+"""The methods that a person may name beside a file of one method: they change what stands around the same adapter."""
+
+SAID_BY_FILE = ("rank", "alpha", "dropout", "targets", "modules_to_save", "init_rank", "target_rank", "virtual_tokens", "bottleneck")
 
 
 def read(document: Mapping[str, Any], walk: Any) -> tuple[Facts, list[Any], list[str]]:
-    """Facts of an adapter_config.json. A type without a rule is kept whole, as `adapter`, for the trace engine."""
+    """Facts of an adapter_config.json. What the formula has no rule for is kept whole beside them, as `adapter`, for the trace engine."""
     kind = str(document.get("peft_type", "")).upper()
     if not kind:
         raise UsageError("peft_type is missing: expected a name such as LORA")
-    if kind in KNOWN_TYPES:
+    if kind in DEFAULTS:
         facts, reports, warnings = walk(LORA, document)
         if kind == "ADALORA":
             facts.pop("rank", None)  # AdaLoRA reads init_r; r stays at its default in the file
-        if any(report.status == "not_modelled" for report in reports) or facts.get("targets", ("",))[0] == "(pattern)":
+        facts = {**DEFAULTS[kind], **facts, "_type": kind}
+        pattern = facts["targets"][0] == "(pattern)"
+        if pattern:
+            facts["targets"] = facts["targets"][1:]
+        beyond = any(report.status == "not_modelled" or (report.status == "unknown" and document.get(report.key)) for report in reports)
+        if beyond or pattern:
             warnings = ["this adapter needs PEFT itself: use --engine trace (the formula refuses it)"]
-            facts = {"adapter": dict(document), "_model": facts.get("_model")}
+            facts["adapter"] = dict(document)
         return facts, reports, warnings
-    from planner.importers.rules import KeyReport
-
     reports = [KeyReport(shorten(str(key)), "used", "handed to PEFT itself") for key in document]
-    model = document.get("base_model_name_or_path")
-    return {"adapter": dict(document), "_model": model if isinstance(model, str) else None}, reports, []
+    model, saved, found = document.get("base_model_name_or_path"), document.get("modules_to_save"), document.get("target_modules")
+    facts = {"adapter": dict(document), "_type": kind, "_model": model if isinstance(model, str) else None}
+    facts |= {OTHER[key]: value for key, value in document.items() if key in OTHER and type(value) is int and value > 0}
+    if isinstance(saved, list) and saved:
+        facts["modules_to_save"] = names("modules_to_save", saved)
+    if isinstance(found, (list, str)) and found:
+        facts["targets"] = names("target_modules", [found] if isinstance(found, str) else found)
+    return facts, reports, []
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """Setup fields of an adapter file: the method and what is adapted. It says nothing of precision, batch or sequence."""
-    kind = str(facts.get("_type", "")).upper()
-    if kind == "ADALORA":
-        facts["method"] = "adalora"
-    elif "adapter" in facts:
-        facts["method"] = METHOD_OF.get(str(facts["adapter"].get("peft_type", "")).upper(), "lora")
-    else:
-        facts["method"] = "dora" if facts.get("_dora") else "rslora" if facts.get("_rslora") else "lora"
+    variant = "dora" if facts.get("_dora") else "rslora" if facts.get("_rslora") else "lora"
+    facts["method"] = METHOD_OF.get(str(facts.get("_type", "")), variant)
     return setup_fields(facts)
 
 
-METHOD_OF = {"ADALORA": "adalora", "PREFIX_TUNING": "prefix-tuning", "PROMPT_TUNING": "prompt-tuning", "IA3": "ia3"}
+def settings(document: Mapping[str, Any], said: Mapping[str, Any], under: Mapping[str, Any], spec: ModelSpec | None) -> dict[str, Any]:
+    """Setup fields of an adapter file for one model; `adapter`, the file itself, is among them where only the trace has a rule.
+
+    `said` is what a person chose beside the file, `under` what another file did; `spec` is None for a model that only the trace knows.
+    Raises UsageError where the file makes no sense, or where `said` contradicts it.
+    """
+    facts, _, warnings = read(document, walk)
+    fields = finish(facts, warnings)
+    own = fields["method"]
+    wanted = said.get("method")
+    also = ALSO.get(own, QUANTISED)
+    if wanted not in (None, own, *also):
+        words = ", ".join((own, *also))
+        raise UsageError(f"method '{wanted}' contradicts the adapter file, a {facts['_type']}: leave --method out, or choose among {words}")
+    _refuse_contradictions(fields, said)
+    chosen = wanted or under.get("method")
+    fields["method"] = chosen if chosen in also else own
+    if spec is not None and own == "ia3" and _plain_ia3(document, spec.model_type):
+        fields.pop("adapter")
+    if spec is None or (fields["method"] != own and own not in ALSO):
+        fields["adapter"] = dict(document)
+    return fields
+
+
+def _refuse_contradictions(fields: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    for name in SAID_BY_FILE:
+        if said.get(name) is None:
+            continue
+        if name not in fields:
+            raise UsageError(f"{name} stands beside an adapter file, which says what is adapted: leave {name} out, or --adapter")
+        if _comparable(said[name]) != _comparable(fields[name]):
+            found = fields[name] if not isinstance(fields[name], tuple) else ",".join(fields[name])
+            raise UsageError(
+                f"{name} {shorten(str(said[name]))} contradicts the adapter file, which says {shorten(str(found))}: leave one out"
+            )
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    return frozenset(value) if isinstance(value, (list, tuple)) else value
+
+
+def _plain_ia3(document: Mapping[str, Any], model_type: str) -> bool:
+    """Whether an IA3 file names what PEFT targets by itself for the model, which is what the formula has a rule for."""
+    targets = IA3_TARGETS.get(model_type)
+    if targets is None or document.get("exclude_modules") or document.get("modules_to_save"):
+        return False
+
+    def named(value: Any) -> set[str] | None:
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            return None
+        return {name if name in targets else name.rpartition(".")[2] for name in value}
+
+    forward = {name for name in targets if name.rpartition(".")[2] in IA3_FEEDFORWARD}
+    if document.get("target_modules") is None:
+        return document.get("feedforward_modules") is None
+    return named(document["target_modules"]) == set(targets) and named(document.get("feedforward_modules")) == forward
