@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from planner.assumptions import assumptions, warnings
+from planner.assumptions import assumptions, of_formula, warnings
 from planner.breakdown import Breakdown, ModelSummary, Peak, Prediction
 from planner.gpus import context_bytes
 from planner.optimizers import OPTIMIZERS
@@ -85,8 +85,8 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
         step_peak=_peak([m for m in moments if m.moment in STEP_MOMENTS], context),
         moments=moments,
         host_bytes=host,
-        assumptions=(*sharing(setup), *assumptions(structure, setup)),
-        warnings=tuple(warnings(structure, setup)),
+        assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup)),
+        warnings=tuple(warnings(spec, setup)),
     )
 
 

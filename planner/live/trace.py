@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from planner.assumptions import assumptions, warnings
 from planner.breakdown import ModelSummary, Prediction
+from planner.errors import UsageError
+from planner.families.table import read_config
 from planner.gpus import find_gpu
 from planner.live.extras import require
 from planner.setup import Setup
+from planner.spec import ModelSpec
 
 if TYPE_CHECKING:
     from planner.live.log import Log
@@ -32,7 +36,7 @@ def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full
     from planner.live.target import target_of
     from planner.live.timeline import Timeline, alive_after
 
-    target = target_of(setup)
+    target, spec = target_of(setup), _spec(config)
     log, facts = record(config, setup, target, full=full)
     timeline = Timeline(log, setup, target)
     moments, peak, step_peak = timeline.moments()
@@ -53,9 +57,18 @@ def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full
         moments=moments,
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=smallest,
-        warnings=facts.warnings,
+        assumptions=tuple(assumptions(spec, setup)),
+        warnings=(*facts.warnings, *warnings(spec, setup)),
         extra={"timeline": timeline.points(), "traced_layers": facts.traced_layers, "unknown_share": share,
                "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown], **({"bands": band} if band else {}),
                **({"expandable_capacity_bytes": expandable} if expandable else {})},
     )  # fmt: skip
     return prediction, log
+
+
+def _spec(config: Mapping[str, Any]) -> ModelSpec | None:
+    """What the formula's reader knows of the model: the words about it; None for a family that it lacks."""
+    try:
+        return read_config(dict(config))
+    except UsageError:
+        return None

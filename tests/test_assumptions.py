@@ -1,0 +1,63 @@
+"""What a prediction assumed is said by both engines, and only where it applies."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.assumptions import assumptions, of_formula, warnings
+from planner.formula import plan
+from planner.models import find
+from planner.setup import resolve
+
+
+def said(model: str, **fields: object) -> str:
+    return " ".join(warnings(find(model).spec(), resolve(fields)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"method": "full", "weight_dtype": "float16"}, True),
+        ({"method": "full", "weight_dtype": "float16", "trainable_dtype": "float32"}, False),
+        ({"method": "full", "weight_dtype": "float16", "recipe": "raw"}, False),
+        ({"method": "full", "weight_dtype": "bfloat16"}, False),
+        ({"method": "lora", "weight_dtype": "float16"}, False),
+        ({"method": "lora", "weight_dtype": "float16", "adapter_dtype": "float16"}, True),
+    ],
+)
+def test_a_grad_scaler_refuses_float16_weights_that_are_trained(fields: dict[str, object], refused: bool) -> None:
+    assert ("unscale FP16" in said("llama-7b", **fields)) == refused
+
+
+def test_the_grad_scaler_does_refuse_them() -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale((weight * 2).sum().float()).backward()
+    with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
+        scaler.unscale_(optimizer)
+
+
+def test_experts_stay_unquantised_whatever_the_method() -> None:
+    assert "expert weights stay" in said("mixtral-8x7b", method="qlora")
+    assert "expert weights stay" not in said("mixtral-8x7b", method="lora")
+    assert "expert weights stay" not in said("llama-7b", method="qlora")
+
+
+def test_paged_states_can_move_to_the_card() -> None:
+    spec = find("llama-7b").spec()
+    assert any("paged" in text for text in assumptions(spec, resolve({"optimizer": "paged_adamw_8bit"})))
+    assert not any("paged" in text for text in assumptions(spec, resolve({})))
+
+
+@pytest.mark.trace
+def test_both_engines_say_what_they_assumed() -> None:
+    pytest.importorskip("torch")
+    from planner.live.trace import trace
+
+    model, setup = find("smollm2-135m"), resolve({"sequence_length": 64, "method": "full", "weight_dtype": "float16"})
+    formula, traced = plan(model.spec(), setup), trace(model.config, setup)
+    assert set(formula.assumptions) - set(traced.assumptions) == set(of_formula(setup))
+    assert set(traced.assumptions) <= set(formula.assumptions)
+    assert set(formula.warnings) == set(traced.warnings) != set()
