@@ -2,8 +2,9 @@
 
     python benchmarks/bench_trace.py [ROUNDS] [--memtracker]
 
-The commands take turns, so that a busy machine slows all; the ratio of medians is what counts. `--memtracker` adds torch's own MemTracker
-on Llama-2-7B (full fine-tuning, bfloat16, 1 x 2048 tokens, fake tensors on the CPU: the same build and step) against its trace.
+The commands take turns, so that a busy machine slows all; the ratio of medians is what counts, of processor time where
+others run too. `--memtracker` adds torch's own MemTracker on Llama-2-7B (full fine-tuning, bfloat16, 1 x 2048 tokens,
+fake tensors on the CPU: the same build and step) against its trace.
 Targets: llama-7b qlora <= 1.5, a 126-layer 405B lora <= 2, DeepSeek-V3 lora <= 3, peak memory under 2 GB; MemTracker at least ten times
 slower than the trace (imports left out of both), the same peak within 1 %. What differs: the host's step counters, four bytes to a tensor.
 """
@@ -26,9 +27,9 @@ from planner.live.trace import trace
 from planner.models import find
 from planner.setup import resolve
 {imports}
-started = time.perf_counter()
+started = time.process_time()
 found = trace(find({model!r}).config, resolve({fields!r}))
-seconds, layers = time.perf_counter() - started, found.extra["traced_layers"]
+seconds, layers = time.process_time() - started, found.extra["traced_layers"]
 print(json.dumps({{"seconds": seconds, "peak": found.step_peak.allocated_bytes, "layers": layers}}))
 """
 CASES = {  # name -> (model, fields of the setup, the ratio that is the target)
@@ -48,7 +49,7 @@ from planner.live.model import quiet
 from planner.models import find
 from planner.setup import resolve
 config, setup = find("llama-2-7b").config, resolve({fields!r})
-started = time.perf_counter()
+started = time.process_time()
 with quiet():
     model = outline(config, setup, "cpu")
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -61,12 +62,12 @@ with quiet():
             step.run(built, step.Unwatched(), 1)
 peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
 found = {{getattr(kind, "name", str(kind)): nbytes for kind, nbytes in peak.items()}}
-print(json.dumps({{"seconds": time.perf_counter() - started, "peak": found["Total"], "components": found}}))
+print(json.dumps({{"seconds": time.process_time() - started, "peak": found["Total"], "components": found}}))
 """
 
 
-def run(program: str) -> tuple[float, int, dict[str, object]]:
-    """(wall seconds, peak resident bytes, what it printed) of one fresh process."""
+def run(program: str) -> tuple[float, float, int, dict[str, object]]:
+    """(wall seconds, processor seconds, peak resident bytes, what it printed) of one fresh process."""
     started = time.perf_counter()
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           text=True) as process:  # fmt: skip
@@ -76,7 +77,7 @@ def run(program: str) -> tuple[float, int, dict[str, object]]:
     if process.returncode:
         raise SystemExit(f"exit {process.returncode} of {program}")
     lines = output.strip().splitlines()
-    return time.perf_counter() - started, usage.ru_maxrss * 1024, json.loads(lines[-1]) if lines else {}
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, json.loads(lines[-1]) if lines else {}
 
 
 def traced(model: str, fields: dict[str, object]) -> str:
@@ -85,22 +86,23 @@ def traced(model: str, fields: dict[str, object]) -> str:
 
 def ratios(rounds: int) -> None:
     programs = {"imports": IMPORTS, **{name: traced(model, fields) for name, (model, fields, _) in CASES.items()}}
-    found: dict[str, list[tuple[float, int, dict[str, object]]]] = {name: [] for name in programs}
+    found: dict[str, list[tuple[float, float, int, dict[str, object]]]] = {name: [] for name in programs}
     run(IMPORTS)  # fills the file cache
     for _ in range(rounds):
         for name, program in programs.items():
             found[name].append(run(program))
-    base = statistics.median(seconds for seconds, _, _ in found["imports"])
+    base, base_cpu = (statistics.median(run[place] for run in found["imports"]) for place in (0, 1))
     for name, runs in found.items():
-        wall = statistics.median(seconds for seconds, _, _ in runs)
-        inside = f", {runs[-1][2]['layers']} layers ran" if runs[-1][2] else ""
+        wall, cpu = (statistics.median(run[place] for run in runs) for place in (0, 1))
+        inside = f", {runs[-1][3]['layers']} layers ran" if runs[-1][3] else ""
         target = f" (target {CASES[name][2]})" if name in CASES else ""
-        print(f"{name:22} {wall:6.2f} s  {wall / base:5.2f} x{target}  peak {max(rss for _, rss, _ in runs) / 1e9:.2f} GB{inside}")
+        times = f"{wall:6.2f} s {wall / base:5.2f} x, processor {cpu:6.2f} s {cpu / base_cpu:5.2f} x"
+        print(f"{name:22} {times}{target}  peak {max(run[2] for run in runs) / 1e9:.2f} GB{inside}")
 
 
 def against_memtracker() -> None:
-    _, _, ours = run(traced("llama-2-7b", FULL))
-    _, _, theirs = run(MEMTRACKER.format(fields=FULL))
+    _, _, _, ours = run(traced("llama-2-7b", FULL))
+    _, _, _, theirs = run(MEMTRACKER.format(fields=FULL))
     (our_time, our_peak), (their_time, their_peak) = ((float(str(s["seconds"])), int(str(s["peak"]))) for s in (ours, theirs))
     print(f"Llama-2-7B full: trace {our_time:.2f} s, MemTracker {their_time:.2f} s: {their_time / our_time:.1f} times")
     print(f"  peaks {our_peak:,} and {their_peak:,} bytes: {100 * (our_peak / their_peak - 1):+.4f} %")

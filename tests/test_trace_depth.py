@@ -40,8 +40,19 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 SLOW_CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("five-local-one-global", {"model_type": "gemma3_text", **BASE, "num_hidden_layers": 62}, {"method": "lora", "recipe": "hf"}),
     ("hybrid", {
-        "model_type": "qwen3_next", **BASE, **EXPERTS, "num_hidden_layers": 38, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "model_type": "qwen3_next", **BASE, **EXPERTS, "num_hidden_layers": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
         "linear_key_head_dim": 16, "linear_value_head_dim": 16}, {"method": "lora", "checkpointing": "non_reentrant"}),
+    ("dense-then-61", {
+        "model_type": "deepseek_v3", **BASE, "num_hidden_layers": 61, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 3, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32}, {"method": "lora", "recipe": "hf"}),
+    ("mamba-attention-experts", {
+        "model_type": "jamba", **BASE, "num_hidden_layers": 29, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8,
+        "mamba_dt_rank": 8, "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 3, "expert_layer_offset": 2},
+     {"method": "lora", "targets": "attention"}),
+    ("recurrent-attention", {"model_type": "recurrent_gemma", **BASE, "num_hidden_layers": 26, "lru_width": 64}, {"method": "full"}),
+    ("offload", LLAMA, {"method": "full", "checkpointing": "non_reentrant", "checkpoint_offload": True}),
+    ("int8", LLAMA, {"method": "qlora", "quant_type": "int8", "recipe": "hf"}),
     ("adalora-hf", LLAMA, {"method": "adalora", "recipe": "hf", "init_rank": 4, "target_rank": 2, "checkpointing": "reentrant"}),
 ]  # fmt: skip
 
