@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.errors import UsageError
+from planner.optimizers import OPTIMIZERS
 from planner.setup import Setup
 
 if TYPE_CHECKING:
@@ -152,8 +153,12 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
     """What a user should know of a prediction for several ranks."""
     if setup.parallel == "none":
         return ()
-    buckets = "" if engine == "formula" else "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and "
-    found = [UNRECORDED, f"{setup.parallel}: {buckets if setup.parallel == 'ddp' else ''}NCCL's buffers are not in the total"]
+    buckets = "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and " if engine != "formula" else ""
+    found = [f"{setup.parallel}: {buckets}NCCL's buffers are not in the total; {UNRECORDED}"]
+    if setup.gpus == 1:
+        found.append(f"{setup.parallel} with one rank shares nothing: --gpus N says how many run")
+    if setup.parallel == "fsdp" and OPTIMIZERS[setup.optimizer].library == "bitsandbytes":
+        found.append(f"{setup.optimizer}: bitsandbytes 0.50 knows no DTensor, so FSDP2 cannot run it; FSDP1, with plain tensors, can")
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
         found.append("4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
                      f"{compute_dtype(setup)} shares them)")  # fmt: skip
@@ -166,6 +171,33 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
 def assumptions(setup: Setup) -> Iterator[str]:
     """What is taken for granted of the strategy."""
     row = PARALLEL[setup.parallel]
-    if setup.gpus > 1 or row.name != "none":
+    if row.name != "none":
         divided = f"divides {', '.join(row.divides)}" if row.divides else "every rank holds everything"
-        yield f"one rank of {setup.gpus}: {row.name} {divided}; it adds {'; '.join(row.adds)} ({row.source})"
+        yield f"one rank of {setup.gpus}: {row.name} {divided}, and adds what docs/parallel.md lists"
+
+
+INTRODUCTION = """\
+# Several GPUs: one rank's share
+
+Generated from `PARALLEL` in planner/sharding.py: `python -m planner.sharding > docs/parallel.md`.
+
+`memplan MODEL --gpus N --parallel NAME` predicts one of N processes, the one that holds the most. The micro-batch is each rank's own;
+activations are not divided. Parts of tensors are exact, padding included. Under FSDP2 the schedule is torch's own, compared with it to the
+byte; ZeRO's partitions are DeepSpeed's own, its peaks are worked out from its source. No run on several GPUs has been recorded.
+"""
+
+
+def page() -> str:
+    """docs/parallel.md: what each strategy divides and adds."""
+    lines = [INTRODUCTION]
+    for row in PARALLEL.values():
+        if row.name == "none":
+            continue
+        lines += [f"## {row.name}", "", f"Divides: {', '.join(row.divides) or 'nothing'}. Offloading (`--set offload=...`): "
+                  f"{', '.join(row.offloads)}. Read in {row.source}.", "", "Adds on each rank:", ""]  # fmt: skip
+        lines += [f"* {what}" for what in row.adds] + [""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -76,7 +76,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "optimizer",
         "8-bit optimizer states: --optimizer adamw_bnb_8bit",
-        lambda s: _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")),
+        lambda s: _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")) and s.parallel != "fsdp",  # no DTensor in bnb
         lambda s: {"optimizer": "adamw_bnb_8bit"},
     ),
     Change(

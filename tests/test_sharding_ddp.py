@@ -1,0 +1,72 @@
+"""DDP's buckets as torch's own reducer makes them, on a fake process group; and the page of strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner import sharding
+from planner.formula import plan
+from planner.models import find
+from planner.setup import resolve
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3,
+                         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1003, "max_position_embeddings": 64}  # fmt: skip
+MODELS = {"llama": {**LLAMA, "tie_word_embeddings": False}, "tied llama": {**LLAMA, "tie_word_embeddings": True},
+          "gpt2": {"model_type": "gpt2", "n_embd": 60, "n_layer": 3, "n_head": 4, "vocab_size": 1003, "n_positions": 64}}  # fmt: skip
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("cap", [0.02, 25])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore")
+def test_buckets_hold_every_gradient_once_whatever_their_size(name: str, cap: float, two_ranks: None):
+    config = MODELS[name]
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=cap)
+    sizes: list[int] = []
+
+    def reduced(_, bucket):  # torch checks annotations: none are written
+        """In the place of an all-reduce, which imaginary ranks do not answer."""
+        sizes.append(bucket.buffer().untyped_storage().nbytes())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    wrapped.register_comm_hook(None, reduced)
+    ids = torch.randint(0, 1003, (1, 8))
+    for _ in range(2):  # buckets are made again in the order in which gradients came
+        sizes.clear()
+        wrapped(input_ids=ids, labels=ids).loss.backward()
+    setup = resolve({"method": "full", "gpus": 2, "parallel": "ddp", "device": "cpu", "sequence_length": 8})
+    found = plan(find(config).spec(), setup)
+    buckets = sum(row.bytes for row in found.moment("load").rows if row.name.endswith(" bucket"))
+    assert sum(sizes) == buckets
+    assert len(sizes) > 1 if cap < 1 else len(sizes) <= 2
+
+
+def test_the_page_of_strategies_is_not_stale():
+    page = (Path(__file__).parent.parent / "docs" / "parallel.md").read_text(encoding="utf-8")
+    assert page == sharding.page(), "run: python -m planner.sharding > docs/parallel.md"
+
+
+def test_one_rank_alone_and_an_optimizer_without_dtensors_are_said():
+    alone = sharding.warnings("formula", resolve({"parallel": "zero2"}))
+    assert any("--gpus N" in warning for warning in alone)
+    eight = sharding.warnings("formula", resolve({"parallel": "fsdp", "gpus": 8, "optimizer": "adamw_bnb_8bit"}))
+    assert any("DTensor" in warning for warning in eight) and not any("--gpus N" in warning for warning in eight)
