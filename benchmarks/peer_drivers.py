@@ -143,7 +143,7 @@ print(json.dumps([found.total_bytes - found.overhead_bytes, found.total_bytes]))
     Peer("MemTracker", "", """
 import json, sys
 q = json.load(sys.stdin)
-if q["quant_type"] != "none" or q["parameters"] > 2e8:  # minutes even then
+if q["quant_type"] != "none" or q["parameters"] > 2e8 or q["micro_batch"] * q["sequence_length"] > 1024:  # minutes even then
     print("null"); sys.exit()
 import torch
 from types import SimpleNamespace
@@ -175,5 +175,6 @@ peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
 total = next(nbytes for kind, nbytes in peak.items() if getattr(kind, "name", str(kind)) == "Total")
 print(json.dumps([total, total]))
 """, "torch's own, on fake CPU tensors with memplan's build and step; two of its refusals patched away (frozen "
-     "parameters, fake parameters that move); it cannot hold 4-bit weights; models under 200 million parameters only, since an answer takes minutes", torch=True),
+     "parameters, fake parameters that move); it cannot hold 4-bit weights; models under 200 million "
+     "parameters at up to 1,024 tokens, since an answer takes minutes", torch=True),
 )  # fmt: skip

@@ -36,10 +36,10 @@ from planner.units import gib  # noqa: E402
 from planner.verdict import judge  # noqa: E402
 from profiler.record import Measurement  # noqa: E402
 from validate.collect import read_records  # noqa: E402
-from validate.lab import Missing, by_formula, by_trace  # noqa: E402
+from validate.engines import Missing, by_formula, by_trace  # noqa: E402
 
 DEFAULT_VENVS = Path(tempfile.gettempdir()) / "memplan-peers"
-SECONDS = 600
+SECONDS = 120  # the longest that a person waits for an estimate
 TOLD = ("method", "recipe", "micro_batch", "sequence_length", "weight_dtype", "autocast", "rank", "alpha", "dropout", "targets",
         "checkpointing", "optimizer", "gradient_accumulation", "adapter_dtype")  # fmt: skip
 CAPACITIES = tuple(f"{size}GiB" for size in (3, 4, 6, 8, 10, 12, 16))

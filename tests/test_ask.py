@@ -9,9 +9,10 @@ import pytest
 
 from memplan.cli.main import run
 from planner.errors import UsageError
-from validate.answer import answer, summary_line
+from validate.answer import answer
 from validate.ask import read
 from validate.lab import Lab
+from validate.summary import summary_line
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from planner.errors import UsageError
-from validate.arithmetic import calculate
 from profiler.said import said
+from validate.arithmetic import calculate
 from validate.checks import CHECKS, Found
 from validate.chinese import in_language, sentences
 from validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
 from validate.claimsfile import Claim, Over, Part
-from validate.lab import Lab, Missing
+from validate.engines import Missing
+from validate.lab import Lab
 from validate.sweep import PartResult, check_part, holds
 
 pytest.importorskip("bitsandbytes")  # facts are read by running the libraries

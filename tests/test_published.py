@@ -11,7 +11,7 @@ from memplan.cli.main import run
 from planner.errors import UsageError
 from planner.models import find
 from planner.setup import resolve
-from validate.lab import Missing
+from validate.engines import Missing
 from validate.published import SHIPPED, figures, read_figures, score
 
 

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner import __version__
+from planner import __version__, sharding
 from planner.breakdown import Prediction
 from planner.errors import UsageError
 from planner.gpus import common_gpus
 from planner.methods import METHODS
-from planner.units import gib
 from planner.verdict import device_bytes, judge
 from validate.ask import Question
 from validate.byhand import Line, by_hand
 from validate.chinese import in_language
 from validate.claimsfile import Over, Part
-from validate.lab import Lab, Missing
+from validate.engines import Missing
+from validate.evidence import accuracy_of
+from validate.lab import Lab
 from validate.reading import Assumption
 from validate.sweep import PartResult, check_part
 
@@ -97,7 +98,7 @@ class Answer:
             ],
             "by_hand_bytes": self.by_hand,
             "peak": self.prediction.peak.to_document(),
-            "accuracy": self.prediction.accuracy.to_document(),
+            "accuracy": accuracy_of(self.prediction).to_document(),
             "warnings": list(self.warnings),
         }
 
@@ -112,11 +113,12 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
         question = replace(
             question, fields={**question.fields, "gpus": int(enough.what), "parallel": _strategy(question, int(enough.what))}
         )
-    fields = dict(question.fields)
+    fields = shared(question.fields)
+    question = _told(question, fields)
     prediction = _predicted(question, fields, lab)
     boundaries: list[tuple[str, PartResult]] = []
     verdict, usable, device = "", None, prediction.peak.device_bytes
-    warnings = list(prediction.warnings)
+    warnings = [*prediction.warnings, *sharding.warnings("formula", prediction.setup)]
     if question.gpu is not None:
         gpu = lab.gpu(question.gpu)
         verdict, usable, device = judge(prediction, gpu).verdict, gpu.usable_bytes, device_bytes(prediction, gpu)
@@ -129,6 +131,19 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
     return Answer(question, prediction, verdict, device, usable, smallest, *told)
 
 
+def shared(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """4-bit weights are stored as bfloat16 where ranks are to share them: as uint8 every rank would keep all (planner/sharding.py)."""
+    apart = fields.get("parallel") in ("fsdp", "zero3") and fields.get("method") == "qlora" and fields.get("quant_type") != "int8"
+    return {**fields, "quant_storage": "bfloat16"} if apart else dict(fields)
+
+
+def _told(question: Question, fields: Mapping[str, Any]) -> Question:
+    if "quant_storage" not in fields:
+        return question
+    said = Assumption("quant_storage", "bfloat16, so that the cards share 4-bit weights", "", "bfloat16，使各卡分摊 4 位权重")
+    return replace(question, fields=fields, assumptions=(*question.assumptions, said))
+
+
 def _predicted(question: Question, fields: Mapping[str, Any], lab: Lab) -> Prediction:
     try:
         return lab.predict(question.model, fields)
@@ -139,7 +154,7 @@ def _predicted(question: Question, fields: Mapping[str, Any], lab: Lab) -> Predi
 def _need(question: Question, fields: Mapping[str, Any], lab: Lab) -> tuple[int, str] | None:
     """(bytes on the device, verdict) of another setup of the question; None where it has no prediction."""
     try:
-        prediction = lab.predict(question.model, fields)
+        prediction = lab.predict(question.model, shared(fields))
     except (Missing, UsageError):
         return None
     if question.gpu is None:
@@ -159,14 +174,10 @@ def _chosen(question: Question, lab: Lab) -> Question:
 
     what, changes = next((row for row in METHODS_BESIDE if fit(row[1])), METHODS_BESIDE[-1])
     kept = tuple(a for a in question.assumptions if a.name != "method" or a.words)
-    said = Assumption(
-        "method", f"{what}: the first of full, LoRA and QLoRA that fits", "", f"{_method_zh(what)}：全参数、LoRA、QLoRA 中第一个放得下的"
-    )
+    in_chinese = in_language("zh")(what)
+    chosen = f"{what}: the first of full, LoRA and QLoRA that fits"
+    said = Assumption("method", chosen, "", f"{in_chinese}：全参数、LoRA、QLoRA 中第一个放得下的")
     return replace(question, fields={**question.fields, **changes}, assumptions=(*kept, said))
-
-
-def _method_zh(what: str) -> str:
-    return in_language("zh")(what)
 
 
 def _beside(question: Question, lab: Lab) -> tuple[Beside, ...]:
@@ -214,77 +225,3 @@ def _boundaries(question: Question, prediction: Prediction, lab: Lab) -> list[tu
         label = name if fields.get("checkpointing") == question.fields.get("checkpointing") else f"{name}, checkpointing on"
         found.append((label, check_part(part, lab)))
     return found
-
-
-def summary_line(found: Answer) -> Mapping[str, str]:
-    """The verdict in one sentence, in both languages."""
-    method, setup = found.prediction.setup.method, found.prediction.setup
-    model = found.question.model + (" (int8)" if setup.quant_type == "int8" else "")
-    need = gib(found.device)
-    each_en, each_zh = (
-        (f" on each of {setup.gpus} cards ({setup.parallel})", f"（{setup.gpus} 张卡每张，{setup.parallel}）")
-        if setup.gpus > 1
-        else ("", "")
-    )
-    if found.usable is None:
-        card_en = (
-            f"; the smallest common card that holds it is {found.smallest_card}" if found.smallest_card else "; no common card holds it"
-        )
-        card_zh = f"；能放下的最小常见卡是 {found.smallest_card}" if found.smallest_card else "；没有常见的单卡能放下"
-        return {"en": f"{method} on {model} needs {need}{each_en}{card_en}", "zh": f"{model} 做 {method} 需要 {need}{each_zh}{card_zh}"}
-    largest = _largest(found)
-    if largest is not None:
-        return largest
-    words = {"fits": ("Yes", "可以"), "tight": ("Barely", "勉强"), "no": ("No", "不行")}[found.verdict]
-    have = f"{gib(found.usable)} ({found.question.gpu})"
-    but = _but(found)
-    if found.question.wanted == "cards":
-        count = f"{setup.gpus}" if found.verdict != "no" else f"more than {setup.gpus}"
-        zh_count = f"{setup.gpus} 张" if found.verdict != "no" else f"{setup.gpus} 张以上"
-        return {
-            "en": f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)}{each_en}",
-            "zh": f"{zh_count} {found.question.gpu}：{model} 做 {method} 每张需要 {need}，可用 {gib(found.usable)}{each_zh}",
-        }
-    return {
-        "en": f"{words[0]}: {method} on {model} needs {need} of {have}{each_en}{but['en']}",
-        "zh": f"{words[1]}：{model} 做 {method} 需要 {need}{each_zh}，卡上可用 {have}{but['zh']}",
-    }
-
-
-def _largest(found: Answer) -> Mapping[str, str] | None:
-    """Where the largest sequence or batch is asked for: what it is, with checkpointing as said and on."""
-    wanted = found.question.wanted
-    if wanted not in ("sequence_length", "micro_batch"):
-        return None
-    name, zh = {"sequence_length": ("sequence", "序列"), "micro_batch": ("micro-batch", "批大小")}[wanted]
-    told_en, told_zh = [], []
-    for label, on_en, on_zh in ((wanted, "", ""), (f"{wanted}, checkpointing on", " with gradient checkpointing", "（开梯度检查点）")):
-        result = dict(found.boundaries).get(label)
-        if result is None:
-            continue
-        if result.verdict == "refuted":
-            told_en.append(f"none fits{on_en}")
-            told_zh.append(f"都放不下{on_zh}")
-        elif result.boundaries:
-            told_en.append(f"up to {result.boundaries[-1].low:,}{on_en}")
-            told_zh.append(f"最大 {result.boundaries[-1].low:,}{on_zh}")
-        else:
-            told_en.append(f"as long as the model takes{on_en}" if wanted == "sequence_length" else f"beyond 4,096{on_en}")
-            told_zh.append(f"模型支持的都可以{on_zh}" if wanted == "sequence_length" else f"超过 4,096{on_zh}")
-    method, model, gpu = found.prediction.setup.method, found.question.model, found.question.gpu
-    return {"en": f"{name} {', '.join(told_en)}: {method} on {model}, {gpu}", "zh": f"{model} 做 {method}，{gpu}：{zh}{'，'.join(told_zh)}"}
-
-
-def _but(found: Answer) -> Mapping[str, str]:
-    """Beside a no: the mildest change that fits."""
-    if found.verdict != "no":
-        return {"en": "", "zh": ""}
-    method = found.prediction.setup.method
-    kinds = [f"{method}, checkpointing", "lora, checkpointing", "qlora, checkpointing"] if method in ("lora", "full") else []
-    if method == "full":
-        kinds[0] = "full, bf16 weights, checkpointing"
-    for kind in kinds:
-        other = next((b for b in found.beside if b.what == kind and b.verdict == "fits"), None)
-        if other is not None:
-            return {"en": f"; {kind} needs {gib(other.device)}, which fits", "zh": f"；{_method_zh(kind)}需要 {gib(other.device)}，放得下"}
-    return {"en": "", "zh": ""}

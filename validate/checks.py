@@ -16,7 +16,8 @@ from planner.units import gib
 from profiler.said import Said, said
 from validate.arithmetic import calculate
 from validate.claimsfile import UNITS, Part
-from validate.lab import Lab, Missing
+from validate.engines import Missing
+from validate.lab import Lab
 from validate.matching import comparable, find_records, hint
 from validate.numbers import Value, amount, number, word
 from validate.quantities import Term, read_term

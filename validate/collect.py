@@ -16,7 +16,7 @@ from planner.models import find
 from profiler.record import Measurement, load, scan
 from validate.bank import known_rows
 from validate.development import is_rows, read_rows
-from validate.lab import Missing, by_formula, by_trace
+from validate.engines import Missing, by_formula, by_trace
 from validate.reconcile import Predicted, Reconciliation, reconcile
 
 ENGINES = ("formula", "trace")
@@ -69,6 +69,15 @@ def _rows(path: Path) -> list[Measurement] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return read_rows(path) if is_rows(document) else None
+
+
+def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
+    """The measurements under `folder` (a record, a folder, or published rows; UsageError where there is none), by default those under
+    ./measurements: none where there is no such folder, and unreadable files there are not evidence."""
+    if folder is not None:
+        return tuple(read_records([folder]))
+    where = Path("measurements")
+    return tuple(measurement for _, measurement in scan(where)[0]) if where.is_dir() else ()
 
 
 def predicted(measurement: Measurement, engine: str, stored: bool = False) -> Predicted:

@@ -6,48 +6,21 @@ Checks never call an engine themselves, so a claim's verdict depends on nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.breakdown import Prediction
 from planner.errors import UsageError
 from planner.methods import METHODS
 from planner.setup import Setup, resolve
-from planner.sharding import refuse_sharding
-from profiler.said import Said, said
+from planner.sharding import refuse_sharding, refuse_tracing
+from validate.engines import Engine, Missing, by_formula, by_trace
 
 if TYPE_CHECKING:
     from planner.gpus import Gpu
     from planner.models import Model
     from planner.spec import ModelSpec
     from profiler.record import Measurement
-
-Engine = Callable[["Model", Setup], Prediction]
-
-
-class Missing(Exception):
-    """A check that cannot be made: `said` says what is missing. It becomes `not_checkable`, never a guess."""
-
-    def __init__(self, what: Said | str, **values: Any) -> None:
-        self.said = what if isinstance(what, Said) else said(what, **values) if values else said("{what}", what=what)
-        super().__init__(str(self.said))
-
-
-def by_formula(model: Model, setup: Setup) -> Prediction:
-    from planner.formula import plan
-
-    return plan(model.spec(), setup)
-
-
-def by_trace(model: Model, setup: Setup) -> Prediction:
-    try:
-        from planner.live.trace import trace
-    except ImportError as error:
-        raise Missing(
-            "the trace engine: {library} is not installed (pip install 'memplan[trace]')", library=error.name or str(error)
-        ) from None
-    return trace(dict(model.config), setup, model.name)
 
 
 class Lab:
@@ -109,6 +82,8 @@ class Lab:
             engine = "trace"  # a PEFT adapter file implies the trace
         try:
             refuse_sharding(setup)
+            if engine == "trace":
+                refuse_tracing(setup)
             prediction = self._asked(model, setup, engine)
         except UsageError as error:
             raise Missing(f"{name}: {error}") from None
@@ -126,17 +101,5 @@ class Lab:
         except UsageError:
             if engine:
                 raise
+            refuse_tracing(setup)
             return self._engines["trace"](model, setup)
-
-
-def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
-    """The measurements under `folder` (a record, a folder, or published rows; UsageError where there is none), by default those under
-    ./measurements: none where there is no such folder, and unreadable files there are not evidence."""
-    if folder is not None:
-        from validate.collect import read_records
-
-        return tuple(read_records([folder]))
-    from profiler.record import scan
-
-    where = Path("measurements")
-    return tuple(measurement for _, measurement in scan(where)[0]) if where.is_dir() else ()

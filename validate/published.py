@@ -13,7 +13,8 @@ from planner import __version__
 from planner.breakdown import Prediction
 from planner.errors import UsageError, shorten
 from validate.claimsfile import UNITS
-from validate.lab import Lab, Missing
+from validate.engines import Missing
+from validate.lab import Lab
 
 SHIPPED = Path(__file__).with_name("published.toml")
 SCHEMA = "memplan.published/1"

@@ -14,7 +14,8 @@ from typing import Any
 from planner.breakdown import COMPONENTS, Row
 from planner.errors import UsageError, shorten, unknown
 from planner.spec import Layer, Mlp
-from validate.lab import Lab, Missing
+from validate.engines import Missing
+from validate.lab import Lab
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from profiler.said import Said, said
 from validate.checks import CHECKS, Found
 from validate.chinese import in_language
 from validate.claimsfile import Claimed, Over, Part
-from validate.lab import Lab, Missing
+from validate.engines import Missing
+from validate.lab import Lab
 from validate.numbers import Value, number, shown
 
 Verdict = Literal["supported", "refuted", "depends", "not_checkable"]

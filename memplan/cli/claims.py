@@ -23,7 +23,8 @@ def command(file: str | None, lang: str, conflicts: bool, only: str | None, expl
     (with the boundary), or not_checkable (with what is missing). A refuted claim is exit 0.
     """
     from validate.claims import check, check_conflict, load, to_document
-    from validate.lab import Lab, recorded
+    from validate.collect import recorded
+    from validate.lab import Lab
 
     claims = load(file)
     if only:

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from planner.units import gib
 from profiler.said import Translate
-from validate.answer import Answer, Beside, summary_line
+from validate.answer import Answer, Beside
 from validate.chinese import in_language
+from validate.summary import summary_line
 
 COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
 WORDS = {

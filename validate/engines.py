@@ -1,0 +1,39 @@
+"""The two engines as functions of a model and a setup, and what it means that one cannot answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from planner.breakdown import Prediction
+from planner.setup import Setup
+from profiler.said import Said, said
+
+if TYPE_CHECKING:
+    from planner.models import Model
+
+Engine = Callable[["Model", Setup], Prediction]
+
+
+class Missing(Exception):
+    """A check that cannot be made: `said` says what is missing. It becomes `not_checkable`, never a guess."""
+
+    def __init__(self, what: Said | str, **values: Any) -> None:
+        self.said = what if isinstance(what, Said) else said(what, **values) if values else said("{what}", what=what)
+        super().__init__(str(self.said))
+
+
+def by_formula(model: Model, setup: Setup) -> Prediction:
+    from planner.formula import plan
+
+    return plan(model.spec(), setup)
+
+
+def by_trace(model: Model, setup: Setup) -> Prediction:
+    try:
+        from planner.live.trace import trace
+    except ImportError as error:
+        raise Missing(
+            "the trace engine: {library} is not installed (pip install 'memplan[trace]')", library=error.name or str(error)
+        ) from None
+    return trace(dict(model.config), setup, model.name)

@@ -1,0 +1,86 @@
+"""The answer in one sentence, in both languages: yes or no, the largest that fits, or how many cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planner.units import gib
+from validate.answer import Answer
+from validate.chinese import in_language
+
+
+def summary_line(found: Answer) -> Mapping[str, str]:
+    """The verdict in one sentence, in both languages."""
+    method, setup = found.prediction.setup.method, found.prediction.setup
+    model = found.question.model + (" (int8)" if setup.quant_type == "int8" else "")
+    need = gib(found.device)
+    each_en, each_zh = (
+        (f" on each of {setup.gpus} cards ({setup.parallel})", f"（{setup.gpus} 张卡每张，{setup.parallel}）")
+        if setup.gpus > 1
+        else ("", "")
+    )
+    if found.usable is None:
+        card_en = (
+            f"; the smallest common card that holds it is {found.smallest_card}" if found.smallest_card else "; no common card holds it"
+        )
+        card_zh = f"；能放下的最小常见卡是 {found.smallest_card}" if found.smallest_card else "；没有常见的单卡能放下"
+        return {"en": f"{method} on {model} needs {need}{each_en}{card_en}", "zh": f"{model} 做 {method} 需要 {need}{each_zh}{card_zh}"}
+    largest = _largest(found)
+    if largest is not None:
+        return largest
+    words = {"fits": ("Yes", "可以"), "tight": ("Barely", "勉强"), "no": ("No", "不行")}[found.verdict]
+    have = f"{gib(found.usable)} ({found.question.gpu})"
+    but = _but(found)
+    if found.question.wanted == "cards":
+        count = f"{setup.gpus}" if found.verdict != "no" else f"more than {setup.gpus}"
+        zh_count = f"{setup.gpus} 张" if found.verdict != "no" else f"{setup.gpus} 张以上"
+        return {
+            "en": f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)} on each ({setup.parallel})",
+            "zh": f"{zh_count} {found.question.gpu}：{model} 做 {method} 每张需要 {need}，可用 {gib(found.usable)}（{setup.parallel}）",
+        }
+    return {
+        "en": f"{words[0]}: {method} on {model} needs {need} of {have}{each_en}{but['en']}",
+        "zh": f"{words[1]}：{model} 做 {method} 需要 {need}{each_zh}，卡上可用 {have}{but['zh']}",
+    }
+
+
+def _largest(found: Answer) -> Mapping[str, str] | None:
+    """Where the largest sequence or batch is asked for: what it is, with checkpointing as said and on."""
+    wanted = found.question.wanted
+    if wanted not in ("sequence_length", "micro_batch"):
+        return None
+    name, zh = {"sequence_length": ("sequence", "序列"), "micro_batch": ("micro-batch", "批大小")}[wanted]
+    told_en, told_zh = [], []
+    for label, on_en, on_zh in ((wanted, "", ""), (f"{wanted}, checkpointing on", " with gradient checkpointing", "（开梯度检查点）")):
+        result = dict(found.boundaries).get(label)
+        if result is None:
+            continue
+        if result.verdict == "refuted":
+            told_en.append(f"none fits{on_en}")
+            told_zh.append(f"都放不下{on_zh}")
+        elif result.boundaries:
+            told_en.append(f"up to {result.boundaries[-1].low:,}{on_en}")
+            told_zh.append(f"最大 {result.boundaries[-1].low:,}{on_zh}")
+        else:
+            told_en.append(f"as long as the model takes{on_en}" if wanted == "sequence_length" else f"beyond 4,096{on_en}")
+            told_zh.append(f"模型支持的都可以{on_zh}" if wanted == "sequence_length" else f"超过 4,096{on_zh}")
+    method, model, gpu = found.prediction.setup.method, found.question.model, found.question.gpu
+    return {"en": f"{name} {', '.join(told_en)}: {method} on {model}, {gpu}", "zh": f"{model} 做 {method}，{gpu}：{zh}{'，'.join(told_zh)}"}
+
+
+def _but(found: Answer) -> Mapping[str, str]:
+    """Beside a no: the mildest change that fits."""
+    if found.verdict != "no":
+        return {"en": "", "zh": ""}
+    method = found.prediction.setup.method
+    kinds = [f"{method}, checkpointing", "lora, checkpointing", "qlora, checkpointing"] if method in ("lora", "full") else []
+    if method == "full":
+        kinds[0] = "full, bf16 weights, checkpointing"
+    for kind in kinds:
+        other = next((b for b in found.beside if b.what == kind and b.verdict == "fits"), None)
+        if other is not None:
+            return {
+                "en": f"; {kind} needs {gib(other.device)}, which fits",
+                "zh": f"；{in_language('zh')(kind)}需要 {gib(other.device)}，放得下",
+            }
+    return {"en": "", "zh": ""}
