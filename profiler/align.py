@@ -143,12 +143,16 @@ def _nearest(pairs: Sequence[tuple[int, int]], count: int, owners: Sequence[str]
 def common(a: Sequence[Token], b: Sequence[Token], end: float = math.inf) -> Iterator[tuple[int, int]]:
     """Index pairs of a longest common subsequence (Myers' O(ND) search); beyond MOST_EDITS differences, of successive stretches.
 
-    `end`: the time (time.monotonic) after which no further stretch is searched.
+    What occurs on one side alone cannot match and is left out of the search. `end`: the time (time.monotonic) after which no further
+    stretch is searched.
     """
+    shared = set(a) & set(b)
+    left, right = ([index for index, token in enumerate(side) if token in shared] for side in (a, b))
+    ours, theirs = [a[index] for index in left], [b[index] for index in right]
     i = j = 0
-    while i < len(a) and j < len(b) and time.monotonic() < end:
-        pairs, i, j = _search(a, b, i, j)
-        yield from pairs
+    while i < len(ours) and j < len(theirs) and time.monotonic() < end:
+        pairs, i, j = _search(ours, theirs, i, j)
+        yield from ((left[x], right[y]) for x, y in pairs)
 
 
 def _search(a: Sequence[Token], b: Sequence[Token], i0: int, j0: int) -> tuple[list[tuple[int, int]], int, int]:
