@@ -72,6 +72,26 @@ LINES = [
         {"gpus": 2, "parallel": "ddp", "autocast": "none"},
     ),
     (
+        'torchrun --nproc_per_node 8 train.py --model_name_or_path a/b --bf16 --fsdp "full_shard auto_wrap"',
+        "a/b",
+        {"recipe": "hf", "method": "full", "gpus": 8, "parallel": "fsdp"},
+    ),
+    (
+        "python train.py --model_name_or_path a/b --output_dir o --lora_r 32 --lora_target_modules q_proj v_proj",
+        "a/b",
+        {"recipe": "hf", "method": "lora", "rank": 32, "targets": ("q_proj", "v_proj")},
+    ),
+    (
+        "deepspeed fastchat/train/train_lora.py --model_name_or_path a/b --q_lora True --lora_r 8",
+        "a/b",
+        {"method": "qlora", "quant_type": "nf4", "rank": 8},
+    ),
+    (
+        "python train.py --model_name_or_path a/b --output_dir o --use_lora false --lora_r 32 --load_in_4bit",
+        "a/b",
+        {"method": "full", "quant_type": "none"},
+    ),
+    (
         "env HF_TOKEN=hf_abcdefghijklmnop trl sft --model_name_or_path a/b --dataset_name c",
         "a/b",
         {"method": "full", "weight_dtype": "float32"},
@@ -86,6 +106,13 @@ def test_launch_line(line, model, expected):
     assert imported.model == model
     assert {key: getattr(setup, key) for key in expected} == expected
     assert not imported.by_status("unknown")
+
+
+def test_a_line_without_a_word_of_adapters_says_that_it_is_full_fine_tuning():
+    imported = read_launch(shlex.split("torchrun --nproc_per_node 8 train.py --model_name_or_path gpt2 --bf16"), DATA)
+    assert any(note.startswith("full fine-tuning: no word of adapters") for note in imported.notes)
+    imported = read_launch(shlex.split("python train.py --model_name_or_path gpt2 --bf16 --lora_r 8"), DATA)
+    assert not imported.notes
 
 
 @pytest.mark.parametrize(("line", "message"), [

@@ -113,7 +113,7 @@ def read_document(document: Mapping[str, Any], row: Format, source: str) -> Impo
     facts, keys, warnings = row.read(document, walk) if row.read else walk(row.rules, document)
     model, deepspeed = facts.get("_model"), facts.get("_deepspeed")
     fields = row.finish(facts, warnings)
-    imported = Imported(row.name, source, facts.get("_model", model), fields, keys, warnings)
+    imported = Imported(row.name, source, facts.get("_model", model), fields, keys, warnings, list(facts.get("_notes", ())))
     if isinstance(deepspeed, Mapping):
         merge(imported, read_document(deepspeed, FORMATS["deepspeed"], f"{source}: deepspeed"))
     elif isinstance(deepspeed, str) and deepspeed:

@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.importers.choices import optimizer, settle_attention, settle_optimizer
 from planner.importers.fsdp import STRATEGIES, settle_fsdp
-from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, not_modelled, setup_fields, text, use
+from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, not_modelled, number, setup_fields, text, use
 
 
 def keyword_arguments(key: str, value: Any) -> Mapping[str, Any]:
@@ -139,9 +139,33 @@ def packed_rows(facts: Facts, warnings: list[str]) -> None:
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """A bare TrainingArguments file: it says neither model nor method."""
+    """TrainingArguments and the words that scripts built on them use for adapters; without such a word a Trainer trains every parameter."""
     settle(facts, warnings, checkpointing=False)
+    quantised = bool(facts.get("_four_bit") or facts.get("_eight_bit"))
+    if facts.get("_peft", quantised or any(name in facts for name in ADAPTER_FIELDS)):
+        facts["method"] = "qlora" if quantised else "lora"
+        facts["quant_type"] = ("nf4" if facts.get("_four_bit") else "int8") if quantised else None
+    else:
+        facts["method"] = "full"
+        facts["_notes"] = ["full fine-tuning: no word of adapters (--use_peft, --lora_r, ...); --method lora where the script adds them"]
+        for name in ADAPTER_FIELDS:
+            facts.pop(name, None)
+        if quantised:
+            warnings.append("4-bit and 8-bit weights cannot be trained themselves: full fine-tuning in 16 bits is assumed")
     return setup_fields(facts)
 
 
-RULES: dict[str, Rule] = {**TRAINING, "model_name_or_path": use("_model", text), "max_seq_length": use("sequence_length", integer)}
+ADAPTER_FIELDS = ("rank", "alpha", "dropout", "targets")
+RULES: dict[str, Rule] = {
+    **TRAINING,
+    "model_name_or_path": use("_model", text),
+    "max_seq_length": use("sequence_length", integer),
+    **{name: use("_peft", flag, "adapters") for name in ("use_peft", "use_peft_lora", "use_lora", "lora_enable", "lora")},
+    **{name: use("_four_bit", flag) for name in ("load_in_4bit", "use_4bit", "use_4bit_quantization", "q_lora", "qlora", "use_qlora")},
+    **{name: use("_eight_bit", flag) for name in ("load_in_8bit", "use_8bit", "use_8bit_quantization")},
+    **{name: use("rank", integer) for name in ("lora_r", "lora_rank")},
+    "lora_alpha": use("alpha", number),
+    "lora_dropout": use("dropout", number),
+    **{name: use("targets", names) for name in ("lora_target_modules", "lora_targets")},
+}
+"""TrainingArguments, and the adapter options of well-known scripts on top of it (peft examples/sft, FastChat, LLaVA, Alpaca-LoRA)."""
