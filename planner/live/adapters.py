@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     peft = load("peft")
     config = peft_config(model, setup)
     try:
-        with watcher.on_host():
+        with watcher.on_host(), _uninitialised(config, device):
             adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=setup.adapter_dtype == "float32")
     except UsageError:
         raise
@@ -139,6 +140,15 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
     return adapted
+
+
+def _uninitialised(config: Any, device: torch.device) -> AbstractContextManager[None]:
+    """peft makes LoRA's matrices with real values on the host before it moves them. On meta nobody reads them, and an expert layer's are
+    large."""
+    from transformers.initialization import no_init_weights
+
+    quick = device.type == "meta" and config.peft_type.value == "LORA"
+    return no_init_weights() if quick else nullcontext()  # type: ignore[no-any-return]
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

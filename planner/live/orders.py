@@ -24,6 +24,7 @@ AHEAD = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 0.0)
 checkpoint tensors only launches copies, so without quantisation the main thread keeps up with the disk: 0."""
 ORDERS = 12  # whose load is replayed; of these
 STEPS = 3  # are replayed to the end: those that leave the least, the most, and between
+FEW = 4  # orders of a load that quantises nothing: only the ends of the threads differ, by little
 LONGEST = 300_000  # events of these replays together, two at least: a second or two
 
 
@@ -107,7 +108,7 @@ def bands(log: Log, setup: Setup, predicted: Replay) -> dict[str, Any] | None:
     """
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
     loads = []
-    for order in orders(log, setup, ORDERS):
+    for order in orders(log, setup, ORDERS if setup.quant_type != "none" else FEW):
         order += log.events[len(order) : first]
         run = replay(order, mode=setup.allocator)
         loads.append((run.allocated[-1], max(run.allocated), order))
