@@ -20,7 +20,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from peer_drivers import PEERS, Peer  # noqa: E402
 
+from planner.errors import UsageError  # noqa: E402
 from planner.gpus import find_gpu  # noqa: E402
 from planner.models import find  # noqa: E402
 from planner.units import gib  # noqa: E402
 from planner.verdict import judge  # noqa: E402
 from profiler.record import Measurement  # noqa: E402
-from validate.collect import read_records  # noqa: E402
+from validate.collect import as_recorded, read_records  # noqa: E402
 from validate.engines import Missing, by_formula, by_trace  # noqa: E402
 
 DEFAULT_VENVS = Path(tempfile.gettempdir()) / "memplan-peers"
@@ -106,11 +107,13 @@ def own(engine: str, measurement: Measurement) -> Answered:
     config = dict(measurement.model["config"])
     try:
         model = find({**config, "_name_or_path": str(measurement.model.get("name"))})
-        prediction = (by_formula if engine == "formula" else by_trace)(model, measurement.setup)
-    except Missing as missing:
+        with as_recorded(measurement):
+            prediction = (by_formula if engine == "formula" else by_trace)(model, measurement.setup)
+    except (Missing, UsageError) as missing:
         return Answered(None, {}, time.perf_counter() - start, str(missing))
     seconds = time.perf_counter() - start
-    said = {size: judge(prediction, find_gpu(size)).verdict for size in CAPACITIES}
+    context = find_gpu(measurement.setup.gpu or "a100-80gb").context_bytes  # the card's, as memplan knows it by name
+    said = {size: judge(prediction, replace(find_gpu(size), context_bytes=context)).verdict for size in CAPACITIES}
     verdicts = {size: None if verdict == "tight" else verdict == "fits" for size, verdict in said.items()}
     return Answered(prediction.step_peak.allocated_bytes, verdicts, seconds)
 

@@ -97,14 +97,14 @@ def predicted(measurement: Measurement, engine: str, stored: bool = False) -> Pr
         model = find({**config, "_name_or_path": name})
         if engine == "formula":
             return Predicted.of(by_formula(model, measurement.setup))
-        with _as_recorded(measurement):
+        with as_recorded(measurement):
             return Predicted.of(by_trace(model, measurement.setup))
     except UsageError as error:
         raise Missing(str(error)) from None
 
 
 @contextmanager
-def _as_recorded(measurement: Measurement) -> Iterator[None]:
+def as_recorded(measurement: Measurement) -> Iterator[None]:
     """What a record says of its transformers that today's does otherwise: keys and values expanded before the attention call."""
     if not measurement.extra.get("expanded_keys"):
         yield
