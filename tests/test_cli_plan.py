@@ -172,6 +172,12 @@ def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
     assert any("NCCL" in warning for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"])
 
 
+def test_a_file_that_shares_without_a_count_of_ranks_is_a_warning_with_the_move(capsys: pytest.CaptureFixture[str]):
+    file = str(Path(__file__).parent / "data" / "importers" / "llamafactory_full_ds.yaml")
+    assert any("one rank" in warning and "--gpus N" in warning for warning in document(capsys, file)["warnings"])
+    assert not any("one rank" in warning for warning in document(capsys, file, "--gpus", "8")["warnings"])
+
+
 def test_an_adapter_file_without_a_rule_is_for_the_trace():
     with pytest.raises(memplan.UsageError, match="--engine trace"):
         memplan.plan("gpt2", engine="formula", adapter={"peft_type": "LOHA"})

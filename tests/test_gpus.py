@@ -45,6 +45,11 @@ def test_every_card_is_documented(gpu: Gpu):
         assert value is None or value > 0, "unknown is None, never 0"
 
 
+def test_cards_with_one_chip_and_more_memory_hold_more():
+    for smaller, larger in (("b200", "gb200"), ("gb200", "b300"), ("b300", "gb300"), ("h100-80gb", "h200"), ("gh200-96gb", "gh200-144gb")):
+        assert find_gpu(smaller).usable_bytes < find_gpu(larger).usable_bytes
+
+
 def test_measured_context_of_the_t4():
     assert find_gpu("t4").context_bytes == round(140.875 * 2**20)
 
