@@ -182,8 +182,10 @@ INTRODUCTION = """\
 Generated from `PARALLEL` in planner/sharding.py: `python -m planner.sharding > docs/parallel.md`.
 
 `memplan MODEL --gpus N --parallel NAME` predicts one of N processes, the one that holds the most. The micro-batch is each rank's own;
-activations are not divided. Parts of tensors are exact, padding included. Under FSDP2 the schedule is torch's own, compared with it to the
-byte; ZeRO's partitions are DeepSpeed's own, its peaks are worked out from its source. No run on several GPUs has been recorded.
+activations are not divided. Parts of tensors are exact, padding included. Under FSDP2 the schedule is compared with torch's to the byte.
+ZeRO's partitions are DeepSpeed's own; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2
+within 0.4 %, stage 3 up to 3.5 % above, since the most that is gathered in a pass is counted all through it. No run on several GPUs has
+been recorded.
 """
 
 
