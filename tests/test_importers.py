@@ -174,7 +174,10 @@ EXPECTED = {
         },
     ),
     "torchtune_full.yaml": ("llama-2-7b", {"method": "full", "optimizer": "paged_adamw_32bit", "packed_documents": 2}),
-    "torchtune_lora.yaml": ("mistral-7b", {"method": "lora", "weight_dtype": "float32", "rank": 64, "checkpointing": "none"}),
+    "torchtune_lora.yaml": (
+        "mistral-7b",
+        {"method": "lora", "weight_dtype": "float32", "rank": 64, "checkpointing": "none", "attention": "sdpa-efficient"},
+    ),
     "lora/adapter_config.json": (
         "meta-llama/Llama-2-7b-hf",
         {"method": "rslora", "rank": 64, "alpha": 16, "targets": ("q_proj", "v_proj")},

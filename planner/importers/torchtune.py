@@ -156,4 +156,17 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         warnings.append("torchtune quantises with torchao's NF4: bitsandbytes' nf4 with double quantisation is the nearest")
     if facts.get("_packed"):
         facts["packed_documents"] = 2
+    _attention(facts, model)
     return {**setup_fields(facts), "recipe": "raw"}
+
+
+def _attention(facts: Facts, model: str) -> None:
+    """torchtune 0.6.1 modules/attention.py repeats grouped key and value heads before scaled_dot_product_attention, so that float32 takes
+    the memory-efficient kernel, where a grouped call would take the math path; Gemma 2 caps its scores by hand, which is eager attention.
+    """
+    if model.startswith("gemma2"):
+        facts["attention"] = "eager"
+    elif facts["weight_dtype"] == "float32" and facts.get("device") != "cpu":
+        facts["attention"] = "sdpa-efficient"
+    else:
+        facts["_notes"] = ["torchtune saves grouped key and value heads once for every query head, transformers once for each group"]
