@@ -19,6 +19,7 @@ from planner.fit.frontier import BATCHES, Cell, Room, Structure
 from planner.fit.suggest import changed
 from planner.formula import rank_of
 from planner.gpus import Gpu
+from planner.methods import METHODS
 from planner.setup import Setup
 from planner.spec import ModelSpec
 from planner.units import gib
@@ -102,7 +103,8 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
     Raises UsageError where the formula has no rule for the model, or the setup's own method cannot be evaluated.
     """
     room = Room(gpu, error)
-    names = dict.fromkeys((*methods, setup.method))
+    trains = METHODS[setup.method].trains != "nothing"
+    names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
     found = tuple(method_fit(spec, setup, name, room) for name in names)
     asked = next(entry for entry in found if entry.method == setup.method)
     if asked.error is not None:
@@ -112,7 +114,7 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
         entry.method: Candidate(entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room))
         for entry in able
     }
-    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve)
+    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else _held(asked)
     return Fit(
         model=spec.name,
         gpu=gpu,
@@ -125,6 +127,12 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
         chosen_cards=_cards_of(spec, decision, able, setup, error),
         error=error,
     )
+
+
+def _held(asked: MethodFit) -> Decision:
+    """Where nothing trains there is nothing to choose: whether weights and cache are held."""
+    word = "fit" if asked.fits else "do not fit"
+    return Decision(asked.method if asked.fits else None, (f"weights and KV cache {word}: {gib(asked.device_bytes)} needed",))
 
 
 def _cards_of(spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float) -> CardChoice | None:

@@ -321,3 +321,10 @@ def test_cards_whose_kernels_answer_alike_need_the_same_memory(name):
         own = plan(spec, setup.replaced(gpu=gpu.name)).peak.allocated_bytes
         peaks.setdefault(Device("cuda", gpu.capability).kernels, set()).add(own)
     assert all(len(sizes) == 1 for sizes in peaks.values()) and len(peaks) >= 3
+
+
+def test_serving_is_asked_of_inference_alone(llama):
+    found = fit(llama, resolve({"method": "inference"}), find_gpu("t4"))
+    assert [entry.method for entry in found.methods] == ["inference"] and found.decision.method is None
+    assert any(effect.kind == "quantise" and effect.fits for effect in found.changes)
+    assert fit(llama, resolve({"method": "inference"}), find_gpu("l4")).decision.method == "inference"

@@ -24,6 +24,8 @@ def _adapter(setup: Setup) -> bool:
 
 
 EXTRA: tuple[Change, ...] = (
+    Change("quantise", "a 4-bit base: --set quant_type=nf4", lambda s: METHODS[s.method].trains == "nothing" and s.quant_type == "none",
+           lambda s: {"quant_type": "nf4"}),
     Change("paged", "8-bit states in pageable memory: --optimizer paged_adamw_8bit", lambda s: s.optimizer.startswith("adamw_torch"),
            lambda s: {"optimizer": "paged_adamw_8bit"}),
     Change("fused", "the loss fused with the head, no logits: --loss fused", lambda s: s.loss == "full", lambda s: {"loss": "fused"}),
@@ -52,6 +54,7 @@ COSTS: dict[str, str] = {
     "loss": "the head is computed again in tiles",
     "fused": "needs the kernel of Liger or cut cross-entropy",
     "method": "a different method: see which to choose",
+    "quantise": "weights are dequantised at every use, and rounded",
     "rank": "fewer adapter parameters",
     "targets": "fewer adapter parameters",
     "adapters": "16-bit adapters and states",
@@ -74,6 +77,7 @@ ORDER = (
     "quantisation",
     "upcast",
     "method",
+    "quantise",
     "rank",
     "batch",
     "sequence",
@@ -115,8 +119,6 @@ def single_changes(spec: ModelSpec, setup: Setup, room: Room) -> list[Effect]:
 
 
 def _effects(spec: ModelSpec, setup: Setup, room: Room, before: int) -> Iterator[Effect]:
-    if METHODS[setup.method].trains == "nothing":
-        return
     for change in (*CHANGES, *EXTRA):
         if not change.applies(setup):
             continue
