@@ -154,7 +154,8 @@ class Difference:
 def differences(first: Setup, second: Setup, device_bytes: Callable[[Setup], int]) -> list[Difference]:
     """Every difference of two setups of one model and what it moves; the `then` add up to the whole difference of the two.
 
-    Fields that cannot differ alone (a method and its quantisation) go together. `recipe` moves nothing itself: its fields do.
+    Fields that cannot differ alone (a method and its quantisation) go together. `recipe` comes last, where it moves anything beyond its
+    fields: whether the stack's loop drops the outputs before the backward, for one.
     """
     pending = [name for name in FIELDS if name != "recipe" and getattr(first, name) != getattr(second, name)]
     current, before = first, device_bytes(first)
@@ -168,6 +169,10 @@ def differences(first: Setup, second: Setup, device_bytes: Callable[[Setup], int
         found.append(Difference(tuple(group), _values(first, group), _values(second, group), alone, after - before))
         before = after
         pending = [name for name in pending if getattr(current, name) != getattr(second, name)]  # an optimizer brings its mode
+    if first.recipe != second.recipe and (whole := device_bytes(second)) != before:
+        recipe = ["recipe"]
+        alone = _alone(first, second, recipe, device_bytes, start)
+        found.append(Difference(tuple(recipe), _values(first, recipe), _values(second, recipe), alone, whole - before))
     return found
 
 

@@ -96,6 +96,17 @@ def test_differences_in_order_add_up_to_the_whole(llama, first, second):
     json.dumps([entry.to_document() for entry in found])
 
 
+def test_what_a_recipe_moves_beyond_its_fields_is_a_difference(llama):
+    first, second = resolve({"recipe": "raw"}), resolve({"recipe": "hf"})
+
+    def device_bytes(setup):
+        return plan(llama, setup).peak.device_bytes
+
+    found = differences(first, second, device_bytes)
+    assert found[-1].fields == ("recipe",) and found[-1].then != 0
+    assert sum(entry.then for entry in found) == device_bytes(second) - device_bytes(first)
+
+
 def test_equal_setups_have_no_differences(llama):
     assert differences(resolve({}), resolve({}), lambda setup: 1) == []
 
@@ -131,3 +142,38 @@ def test_two_models_differ_by_the_model_too():
 def test_the_largest_model_needs_a_card():
     with pytest.raises(UsageError, match="--gpu NAME"):
         command.main(["gpt2", "--largest-model"], standalone_mode=False)
+
+
+def test_the_method_asked_for_is_a_column_too():
+    methods = [column["method"] for column in json.loads(run("gpt2", "--method", "dora", "--seq", "64", "--json").output)["methods"]]
+    assert methods == ["full", "lora", "adalora", "qlora", "dora"]
+    chosen = json.loads(run("gpt2", "--method", "dora", "--methods", "lora", "--seq", "64", "--json").output)["methods"]
+    assert [column["method"] for column in chosen] == ["lora", "dora"]
+    alone = json.loads(run("gpt2", "--methods", "full", "--seq", "64", "--json").output)["methods"]
+    assert [column["method"] for column in alone] == ["full"]
+
+
+@pytest.mark.parametrize(("args", "code"), [
+    (("llama-3.1-8b", "--gpu", "rtx-4090"), 0),  # full does not fit, qlora does
+    (("llama-3.1-405b", "--gpu", "t4"), 1),
+    (("llama-3.1-405b", "--gpu", "t4", "--json"), 1),
+    (("llama-3.1-405b",), 0),
+    (("llama-3.1-405b", "llama-3.1-70b", "--gpu", "t4"), 1),
+    (("llama-3.1-405b", "gpt2", "--gpu", "t4", "--seq", "64"), 0),
+])  # fmt: skip
+def test_exit_code_one_says_that_nothing_compared_fits(args, code):
+    assert run(*args).return_value == code
+
+
+@pytest.mark.trace
+def test_the_differences_are_the_engines_that_was_asked_for(tmp_path):
+    pytest.importorskip("peft")
+    config = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 64}  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    for name, rank in (("a", 4), ("b", 64)):
+        (tmp_path / f"{name}.yaml").write_text(f"model: {tmp_path}/model.json\nmethod: lora\nsequence_length: 64\nrank: {rank}\n")
+    document = json.loads(run(str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--engine", "trace", "--json").output)
+    peaks = [document[side]["peak"]["device_bytes"] for side in ("first", "second")]
+    assert [entry["fields"] for entry in document["differences"]] == [["rank"]]
+    assert document["differences"][0]["in_order_bytes"] == peaks[1] - peaks[0] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -13,7 +14,10 @@ from planner import __version__
 from planner.breakdown import Prediction
 from planner.errors import UsageError
 from planner.gpus import find_gpu
+from planner.models import Model
 from planner.setup import Setup
+
+EXIT_DOES_NOT_FIT = 1
 
 
 @click.command("compare", context_settings=HELP, short_help="Methods side by side, or two setups against each other.")
@@ -23,67 +27,81 @@ from planner.setup import Setup
 @click.option("--tasks", type=click.IntRange(1, 10**6), default=1, show_default=True, metavar="N", help="How many tasks are kept.")
 @click.option("--methods", metavar="A,B,...", help="The methods to set side by side. Default: full,lora,adalora,qlora.")
 @click.option("--largest-model", is_flag=True, help="With --gpu: the catalogue's largest model for each method.")
-def command(model: str, other: str | None, as_json: bool, tasks: int, methods: str | None, largest_model: bool, **options: Any) -> None:
-    """Full, LoRA, AdaLoRA and QLoRA on MODEL: what is trained, in which precision, every component at the peak, what is kept per task, the
-    computation, and what merging takes. With two arguments (models or training files): their differences, and the bytes that each explains.
+def command(model: str, other: str | None, as_json: bool, tasks: int, methods: str | None, largest_model: bool, **options: Any) -> int:
+    """Full, LoRA, AdaLoRA and QLoRA (and the method of --method or of the training file) on MODEL: what is trained, in which precision,
+    every component at the peak, what is kept per task, the computation, and what merging takes. With two arguments (models or training
+    files): their differences, and the bytes that each explains. Exit code 1: with --gpu, nothing compared fits.
     """
     subject = read_subject(model, options)
-    engine = options["engine"] or "formula"
     if other is not None:
-        _pair(subject, read_subject(other, options), engine, as_json)
-        return
+        return _pair(subject, read_subject(other, options), options["engine"], as_json)
     from planner.compare import METHODS_COMPARED, columns, compare_document
 
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
         raise UsageError("--largest-model needs a card: --gpu NAME")
-    names = METHODS_COMPARED if methods is None else tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    names = METHODS_COMPARED if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise UsageError("--methods names none: expected names such as full,lora,qlora (memplan list methods)")
+    asked = [subject.setup.method] if methods is None or options["method"] is not None else []
     error = api.recorded_accuracy("formula").margin
-    found = columns(
-        subject.model.spec(), subject.setup, lambda setup: api.predict(subject.model, setup, engine), names, gpu, error, largest_model
-    )
+
+    def predict(setup: Setup) -> Prediction:
+        return api.predict(subject.model, setup, options["engine"])
+
+    found = columns(subject.model.spec(), subject.setup, predict, dict.fromkeys((*names, *asked)), gpu, error, largest_model)
     if all(column.prediction is None for column in found):
         raise UsageError(found[0].error or "no method could be predicted")
     if as_json:
         from memplan.render.json import write
 
         write(compare_document(subject.model.name, found, tasks))
-        return
-    from memplan.render.compare import compare_screen
-    from memplan.render.console import make_console, show
+    else:
+        from memplan.render.compare import compare_screen
+        from memplan.render.console import make_console, show
 
-    console = make_console()
-    show(*compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width), console=console)
+        console = make_console()
+        show(*compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width), console=console)
+    return _exit_code(column.prediction for column in found if column.prediction is not None)
 
 
-def _pair(first: Subject, second: Subject, engine: str, as_json: bool) -> None:
+def _exit_code(predictions: Iterable[Prediction]) -> int:
+    """1 where a card was named and no prediction for it says that it fits or is tight."""
+    verdicts = [prediction.gpus[0].verdict for prediction in predictions if prediction.setup.gpu is not None and prediction.gpus]
+    return EXIT_DOES_NOT_FIT if verdicts and all(verdict == "no" for verdict in verdicts) else 0
+
+
+def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) -> int:
     from planner.compare import SCHEMA, components_of, differences
-    from planner.formula import plan
 
+    engine = engine or ("trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula")
     one, two = (subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second))
+    known = {(id(first.model), first.setup.identity()): one, (id(second.model), second.setup.identity()): two}
 
-    def device_bytes(setup: Setup) -> int:
-        return plan(first.model.spec(), setup).peak.device_bytes
+    def device_bytes(setup: Setup, model: Model = first.model) -> int:
+        key = (id(model), setup.identity())
+        if key not in known:
+            known[key] = api.predict(model, setup, engine)
+        return known[key].peak.device_bytes
 
     target = second.setup
     found = differences(first.setup, target, device_bytes)
     model_bytes = 0
     if first.model.config != second.model.config:
-        model_bytes = plan(second.model.spec(), target).peak.device_bytes - device_bytes(target)
+        model_bytes = device_bytes(target, second.model) - device_bytes(target)
     if as_json:
         from memplan.render.json import write
 
         write({"schema": SCHEMA, "memplan_version": __version__, "first": _side(one), "second": _side(two),
                "differences": [difference.to_document() for difference in found], "model_bytes": model_bytes,
                "components": {"first": components_of(one), "second": components_of(two)}})  # fmt: skip
-        return
-    from memplan.render.compare import pair_screen
-    from memplan.render.console import show
+    else:
+        from memplan.render.compare import pair_screen
+        from memplan.render.console import show
 
-    files = tuple(subject.imported.source if subject.imported else "" for subject in (first, second))
-    show(*pair_screen(one, two, found, model_bytes, (files[0], files[1])))
+        files = tuple(subject.imported.source if subject.imported else "" for subject in (first, second))
+        show(*pair_screen(one, two, found, model_bytes, (files[0], files[1])))
+    return _exit_code((one, two))
 
 
 def _side(prediction: Prediction) -> dict[str, Any]:
