@@ -103,14 +103,15 @@ def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | No
     return result
 
 
-def smallest_capacity(events: Sequence[Event], mode: Mode = "native") -> int:
+def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded: Replay | None = None) -> int:
     """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with release-and-retry.
 
     The boundary that a bisection finds: this capacity survives, and one smaller by 2 MiB (by 1/4096 beyond 8 GiB) does not. Best fit is
     a heuristic, so a still smaller one may survive by luck; none below the largest sum of live requests can. 0 for no allocation at all.
+    `unbounded` is the replay of the same events without a capacity, where the caller has it.
     """
     unit = SMALL_SEGMENT
-    unbounded = replay(events, mode=mode)
+    unbounded = unbounded or replay(events, mode=mode)
     if not unbounded.allocated:
         return 0
     live = most = 0

@@ -79,7 +79,7 @@ class Timeline:
         """The smallest card that survives release-and-retry, CUDA context included; None on CPU."""
         if self.target.device == "cpu":
             return None
-        return smallest_capacity(self.log.events, self.setup.allocator) + self.target.context_bytes
+        return smallest_capacity(self.log.events, self.setup.allocator, self.replay) + self.target.context_bytes
 
     def expandable_capacity(self, usable: int) -> int | None:
         """A card's size in bytes, CUDA context included, that survives with expandable segments; None where `usable` bytes do not, or where
