@@ -32,7 +32,9 @@ _OPTIONS = (
     click.option("--method", metavar="NAME", help="full, lora, qlora, adalora, dora, ... inference (memplan list methods). Default: lora."),
     click.option("--recipe", metavar="NAME", help="The training stack whose defaults fill the rest (memplan list recipes). Default: hf."),
     click.option(
-        "--engine", type=click.Choice(ENGINES), help="formula: closed form, instant. trace: the real libraries' step on meta tensors."
+        "--engine",
+        type=click.Choice(ENGINES),
+        help="formula (default): closed form, instant. trace: the real libraries' step on meta tensors.",
     ),
     click.option("--adapter", type=click.Path(), metavar="FILE", help="A PEFT adapter_config.json, any peft_type."),
     click.option("--batch", type=int, metavar="N", help="Micro-batch size. Default: 1."),
