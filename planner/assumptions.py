@@ -11,8 +11,9 @@ from planner.dtypes import itemsize
 from planner.gpus import find_gpu
 from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
-from planner.parameters import NEVER_QUANTISED, Inventory
+from planner.parameters import Inventory
 from planner.recipes import RECIPES
+from planner.resident.stored import NEVER_QUANTISED
 from planner.setup import Setup
 from planner.spec import ModelSpec, Moe
 from planner.units import gib

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.breakdown import COMPONENTS, Prediction
+from planner.emit import javascript
 from planner.errors import UsageError
-from planner.expr import javascript
 from planner.fit.suggest import changed
 from planner.formula import SEGMENT, rank_of, symbolic
 from planner.gpus import Gpu

@@ -14,7 +14,7 @@ from planner.methods import METHODS
 from planner.optimizers import OPTIMIZERS
 from planner.resident.adapters import R, adapters, no_target
 from planner.resident.states import FLOOR_PAGED, states
-from planner.resident.stored import Stored
+from planner.resident.stored import NEVER_QUANTISED, Stored
 from planner.resident.tensors import WeightTensor, weight_tensors
 from planner.rows import SymbolicRow
 from planner.setup import Setup
@@ -27,9 +27,6 @@ UPCAST: dict[str, tuple[str, ...]] = {
     "norms": ("norm",),
     "norms_and_embeddings": ("norm", "embedding", "head"),
 }  # upcast_modules
-# Model types whose linear layers are a subclass of nn.Linear (FalconLinear): transformers 5.23 integrations/bitsandbytes.py
-# replace_with_bnb_linear converts only `type(module) is nn.Linear` and Conv1D, so that 4-bit and 8-bit loading leave them as they are.
-NEVER_QUANTISED = ("falcon",)
 NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
 
 
@@ -106,6 +103,8 @@ class Inventory:
                         f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace"
                     )
                 dtype = "float32" if self.setup.trainable_dtype == "float32" else dtype
+                if dtype == "float32" and self.setup.adapter_dtype == "bfloat16" and self.setup.trainable_dtype != "float32":
+                    dtype = "bfloat16"  # cast with everything that is trained
                 yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, tensor.role, tensor.layers)
 
     # ---- counts -------------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from typing import Any
 
 from planner.activations import Regime, run_step
 from planner.breakdown import COMPONENTS, Breakdown
+from planner.emit import compile_python, javascript
+from planner.emit import grid as over_arrays
 from planner.errors import UsageError
-from planner.expr import Expr, compile_python, javascript, total
-from planner.expr import grid as over_arrays
+from planner.expr import Expr, total
 from planner.forward.walk import Device
 from planner.gpus import find_gpu
 from planner.methods import METHODS

@@ -10,22 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.expr import (
-    Expr,
-    ceil_div,
-    compile_python,
-    const,
-    exceeds,
-    grid,
-    javascript,
-    maximum,
-    minimum,
-    power_of_two,
-    product,
-    round_up,
-    symbol,
-    total,
-)
+from planner.emit import compile_python, grid, javascript
+from planner.expr import Expr, ceil_div, const, exceeds, maximum, minimum, power_of_two, product, round_up, symbol, total
 
 B, S, R = symbol("B"), symbol("S"), symbol("R")
 NAMES = ("B", "S", "R")

@@ -41,7 +41,7 @@ def _shared(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     if h.mask is not None:
         scores = add(t, scores, h.mask, "masked scores", square)
     if h.sinks is not None:
-        scores = _with_sinks(w, h, scores)
+        scores = cast(t, _with_sinks(w, h, scores), v.dtype, "attention probabilities in 16 bit")
     else:
         scores = cast(t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit")
     scores = dropout(t, scores, h.dropout)

@@ -13,7 +13,7 @@ from planner.errors import UsageError, nearest, unknown
 from planner.expr import Sized, symbol
 from planner.resident.added import ADDED
 from planner.resident.peft_targets import peft_targets
-from planner.resident.stored import Stored
+from planner.resident.stored import NEVER_QUANTISED, Stored
 from planner.setup import Setup
 from planner.spec import Linear, ModelSpec, Moe
 
@@ -56,7 +56,8 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     for linear, count, prefix in linears(spec):
         if linear.name in chosen:
             kind, shapes = SHAPES[setup.method](linear)
-            found[linear.name] = Adapter(kind, _stored(setup, f"{prefix}{linear.name}", shapes, count))
+            packed = setup.quant_type != "none" and linear.name != spec.head_name and spec.model_type not in NEVER_QUANTISED
+            found[linear.name] = Adapter(kind, _stored(setup, f"{prefix}{linear.name}", shapes, count, packed))
     for name, (shape, rank, count, prefix) in experts.items():
         held = shape[0] if len(shape) == 3 else 1
         rows, columns = shape[-2:]
@@ -65,15 +66,26 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     return found
 
 
-def _stored(setup: Setup, name: str, shapes: Shapes, count: int) -> tuple[Stored, ...]:
+def _stored(setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False) -> tuple[Stored, ...]:
     frozen = FROZEN.get(setup.method, ())
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
         frozen = ("ranknum",)
-    made = []
-    for short, shape in shapes:
-        dtype = "float32" if setup.trainable_dtype == "float32" and short not in frozen else setup.adapter_dtype
-        made.append(Stored(f"{name}.{short}", shape, dtype, count, short not in frozen, "adapter"))
-    return tuple(made)
+    return tuple(
+        Stored(f"{name}.{short}", shape, adapter_dtype(setup, packed, short not in frozen), count, short not in frozen, "adapter")
+        for short, shape in shapes
+    )
+
+
+def adapter_dtype(setup: Setup, packed: bool, trained: bool) -> str:
+    """The dtype of an adapter's tensor: float32 where PEFT's cast is on, else the base's own where that is a floating one.
+
+    peft 0.21 tuners/tuners_utils.py cast_adapter_dtype, _move_adapter_to_device_of_base_layer. What is still float32 and trained goes to
+    bfloat16 where the stack casts it.
+    """
+    if setup.adapter_dtype == "float32" or (trained and setup.trainable_dtype == "float32"):
+        return "float32"
+    base = setup.weight_dtype if not packed else "float32" if setup.quant_storage == "uint8" else setup.quant_storage
+    return setup.adapter_dtype if base == "float32" and trained and setup.adapter_dtype == "bfloat16" else base
 
 
 def linears(spec: ModelSpec) -> Iterator[tuple[Linear, int, str]]:

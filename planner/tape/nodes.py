@@ -6,12 +6,9 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from planner.expr import Expr, Sized
-
-if TYPE_CHECKING:
-    from planner.tape.tape import Tape
 
 Shape = tuple[Sized, ...]
 FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is ready
@@ -30,12 +27,19 @@ class Info:
     saved_by: str | None = None
 
 
+class Ledger(Protocol):
+    """What a buffer writes its birth and death into: the tape."""
+
+    log: list[tuple[int, Any]]
+    infos: list[Info]
+
+
 class Buffer:
     """The bytes of one storage: born when made, freed when the last reference to it goes."""
 
     __slots__ = ("index", "tape")
 
-    def __init__(self, tape: Tape, index: int) -> None:
+    def __init__(self, tape: Ledger, index: int) -> None:
         self.tape, self.index = tape, index
         tape.log.append((index, 1))
 
@@ -86,7 +90,7 @@ class Tensor:
         return self.buffer is None or sys.getrefcount(self.buffer) > 2
 
 
-Backward = Callable[["Tape", "Node", Tensor], Sequence[Tensor | None]]
+Backward = Callable[[Any, "Node", Tensor], Sequence[Tensor | None]]  # (the tape, the node, the incoming gradient)
 
 
 class Node:
@@ -106,3 +110,24 @@ class Node:
     def needs(self, index: int) -> bool:
         """Whether input `index` wants a gradient."""
         return self.edges[index] is not None
+
+
+def mark_saved(buffer: Buffer, by: str) -> None:
+    """Note the first operation that saved a buffer."""
+    info = buffer.info
+    if info.saved_by is None:
+        info.saved_by = by
+
+
+def dependencies(root: Node) -> dict[Node, int]:
+    """How many nodes of the graph below `root` lead to each."""
+    counts: dict[Node, int] = {root: 0}
+    stack = [root]
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is not None:
+                if edge not in counts:
+                    counts[edge] = 0
+                    stack.append(edge)
+                counts[edge] += 1
+    return counts

@@ -8,6 +8,7 @@ gives; the engine then sums them over broadcast dimensions and casts them to the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 from planner.tape.tape import Node, Shape, Tape, Tensor
 
@@ -137,10 +138,10 @@ def mean(t: Tape, x: Tensor) -> Tensor:
 
 
 def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
-    """Fused dropout: a boolean mask is saved; p = 0 does nothing (ATen/native/Dropout.cpp)."""
+    """Dropout: CUDA's fused one saves a boolean mask, the CPU noise of the input's dtype; p = 0 does nothing (ATen/native/Dropout.cpp)."""
     if p == 0:
         return x
-    mask = t.alloc("dropout mask", x.shape, "bool", "which elements were dropped")
+    mask = t.alloc("dropout mask", x.shape, "bool" if t.fused_dropout else x.dtype, "which elements were dropped")
     return t.op(
         "dropout",
         (x,),
@@ -152,13 +153,13 @@ def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
 
 
 def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape, name: str = "") -> Tensor:
-    """cat: saves nothing; the gradients are views of the incoming one."""
+    """cat: the widest dtype of its parts; saves nothing; the gradients are views of the incoming one."""
     shapes = [part.shape for part in parts]
     return t.op(
         "cat",
         tuple(parts),
         shape,
-        parts[0].dtype,
+        reduce(promote, (part.dtype for part in parts)),
         name=name or "cat output",
         backward=lambda t, n, g: [Tensor(g.buffer, s, g.dtype) for s in shapes],
     )

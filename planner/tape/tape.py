@@ -19,7 +19,7 @@ from typing import Any
 
 from planner.dtypes import itemsize
 from planner.expr import Expr, const, product
-from planner.tape.nodes import FIRST, Backward, Buffer, Info, Node, Shape, Tensor
+from planner.tape.nodes import FIRST, Backward, Buffer, Info, Node, Shape, Tensor, dependencies, mark_saved
 
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
 
@@ -43,6 +43,7 @@ class Tape:
         self.infos: list[Info] = []
         self.marks: list[tuple[int, str]] = []  # (position in the log, name of the moment that begins there)
         self.grad_enabled = True
+        self.fused_dropout = True  # as on CUDA
         self.pack: Callable[[Buffer | None, str], Any] | None = None  # saved-tensor hook
         self.scope = ""
         self.sequence = 0
@@ -211,7 +212,7 @@ class Tape:
         first = root.edge()
         if first is None:
             return
-        waiting = _dependencies(first)
+        waiting = dependencies(first)
         pending: dict[Node, Tensor] = {first: grad}
         for tensor, start in besides:
             if tensor.node in waiting:
@@ -288,22 +289,3 @@ class Tape:
         info.component, info.shape = "gradients", leaf.shape
         info.name, info.why = leaf.name + " gradient", "the gradient of a trained tensor, in its dtype"
         leaf.grad = grad
-
-
-def mark_saved(buffer: Buffer, by: str) -> None:
-    info = buffer.info
-    if info.saved_by is None:
-        info.saved_by = by
-
-
-def _dependencies(root: Node) -> dict[Node, int]:
-    counts: dict[Node, int] = {root: 0}
-    stack = [root]
-    while stack:
-        for edge in stack.pop().edges:
-            if edge is not None:
-                if edge not in counts:
-                    counts[edge] = 0
-                    stack.append(edge)
-                counts[edge] += 1
-    return counts
