@@ -6,9 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
-from memplan.cli.main import COMMANDS, run
+from memplan.cli.main import COMMANDS, group, run
 from memplan.render import cli_docs
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,16 @@ def test_readme_shows_what_the_program_prints(
 
 def test_command_reference_is_not_stale():
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_docs.page(), "run: python -m memplan.render.cli_docs > docs/cli.md"
+
+
+def test_every_command_but_those_that_make_pages_answers_a_script():
+    without = set()
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        if not any("--json" in parameter.opts for parameter in command.params):
+            without.add(name)
+    assert without == {"report", "ui"}
+    assert "Every command but `report` and `ui`, which make pages, answers a script with `--json`." in README
 
 
 def test_readme_names_every_command_and_every_linked_file_exists():

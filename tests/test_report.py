@@ -124,6 +124,12 @@ def test_the_command_writes_the_page_and_the_pictures(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (tmp_path / "a.svg").read_bytes()
 
 
+@pytest.mark.parametrize(("args", "code"), [(("--gpu", "t4"), 1), (("--gpu", "h200"), 0), ((), 0)])
+def test_the_page_is_written_and_the_exit_code_says_whether_it_fits(tmp_path, args, code):
+    shown = run("llama-7b", "--seq", "256", *args, "-o", str(tmp_path / "a.html"))
+    assert shown.return_value == code and (tmp_path / "a.html").exists()
+
+
 def test_a_measurement_is_drawn_beside(tmp_path):
     record = {
         "schema": "memplan.measurement/1",
@@ -144,7 +150,7 @@ def test_a_record_without_moments_is_refused(tmp_path):
     (("gpt2",), "needs a file"),
     (("gpt2", "-o", "."), "it is a folder"),
     (("gpt2", "-o", "/no/such/folder/x.html"), "its folder does not exist"),
-    (("gpt2", "--json", "-o", "x.html"), "memplan MODEL --json"),
+    (("gpt2", "--json", "-o", "x.html"), "No such option"),
 ])  # fmt: skip
 def test_bad_commands(args, message):
     shown = run(*args)

@@ -55,12 +55,17 @@ _OPTIONS = (
     click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any field of Setup by its name; repeatable."),
     click.option("--setup", "setup_file", type=click.Path(), metavar="FILE", help="A Setup as YAML or JSON; options override it."),
     click.option("--device", metavar="NAME", help="cuda or cpu: where to run (profile), whose kernels to model (plan). Default: cuda."),
-    click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."),
 )
+_JSON = click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
 
 
 def plan_options(command: Command) -> Command:
     """Adds every shared option to a click command; the function takes them as **options and gives them to `given_fields`."""
+    return setup_options(_JSON(command))
+
+
+def setup_options(command: Command) -> Command:
+    """The same without --json, for a command whose answer is a page."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

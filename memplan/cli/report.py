@@ -8,54 +8,60 @@ from typing import Any
 import click
 
 from memplan import api
-from memplan.cli.options import HELP, plan_options
+from memplan.cli.options import HELP, setup_options
 from memplan.cli.output import check_writable, write_file
+from memplan.cli.plan import exit_code
 from memplan.cli.subject import Subject, read_subject
+from planner.breakdown import Prediction
 from planner.errors import UsageError, shorten
 from planner.gpus import Gpu, common_gpus, find_gpu
 
 
 @click.command("report", context_settings=HELP, short_help="A self-contained page with sliders, and its pictures.")
 @click.argument("model")
-@plan_options
+@setup_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write the page.")
 @click.option("--measurement", type=click.Path(path_type=Path), metavar="FILE.json", help="A recorded run of this setup, drawn beside.")
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE.png", help="The pictures instead, as PNG (extra: plot).")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE.svg", help="The pictures instead, as SVG (extra: plot).")
-def command(
-    model: str, as_json: bool, output: Path | None, measurement: Path | None, png: Path | None, svg: Path | None, **options: Any
-) -> None:
+def command(model: str, output: Path | None, measurement: Path | None, png: Path | None, svg: Path | None, **options: Any) -> int:
     """One HTML file of MODEL that works from file:// and loads nothing: verdict, components, moments, methods, what fits, every
-    tensor; sliders recompute all of it in the page from the formula's own expressions.
+    tensor; sliders recompute all of it in the page from the formula's own expressions. The numbers as JSON: memplan MODEL --json.
+
+    Exit code 1: the card named with --gpu is too small; the page is written all the same.
     """
-    if as_json:
-        raise UsageError("report writes a page; for the numbers as JSON use memplan MODEL --json")
     if output is None and png is None and svg is None:
         raise UsageError("report needs a file: -o page.html, --png picture.png or --svg picture.svg")
     subject = read_subject(model, options)
     for path in (path for path in (output, png, svg) if path is not None):
         check_writable(path)
+    gpu = card_of(subject)
+    prediction = _predict(subject, options["engine"])
     if output is not None:
-        write_file(output, page_of(subject, options["engine"] or "formula", measurement))
+        write_file(output, _page(subject, prediction, gpu, measurement))
         click.echo(f"wrote {output}", err=True)
     if png is not None or svg is not None:
         from memplan.render.pictures import draw
 
         for path in (path for path in (png, svg) if path is not None):
-            draw(subject.model.spec(), subject.setup, _predict(subject, options["engine"] or "formula"), card_of(subject), path)
+            draw(subject.model.spec(), subject.setup, prediction, gpu, path)
             click.echo(f"wrote {path}", err=True)
+    return exit_code(prediction, gpu if subject.setup.gpu is not None else None)
 
 
-def _predict(subject: Subject, engine: str) -> Any:
+def _predict(subject: Subject, engine: str | None = None) -> Prediction:
     return subject.annotate(api.predict(subject.model, subject.setup, engine))
 
 
-def page_of(subject: Subject, engine: str = "formula", measurement: Path | None = None) -> str:
+def page_of(subject: Subject) -> str:
     """The page of one subject."""
+    return _page(subject, _predict(subject), card_of(subject))
+
+
+def _page(subject: Subject, prediction: Prediction, gpu: Gpu, measurement: Path | None = None) -> str:
     from memplan.render.html import page
 
-    prediction = _predict(subject, engine)
-    return page(subject.model.spec(), subject.setup, prediction, card_of(subject), common_gpus(), _measured(measurement))
+    return page(subject.model.spec(), subject.setup, prediction, gpu, common_gpus(), _measured(measurement))
 
 
 def card_of(subject: Subject) -> Gpu:

@@ -15,9 +15,10 @@ from memplan.cli.main import COMMANDS, group
 INTRO = """# Command reference
 
 Generated from the commands' own help. `memplan MODEL [OPTIONS]` is short for `memplan plan MODEL [OPTIONS]`; options may stand before or
-after MODEL. Exit codes: 0 ok or fits, 1 does not fit, 2 usage or unreadable input, 3 network, 4 outside tolerance; 70 is a defect of
-memplan, 130 Ctrl-C. Messages go to standard error. In sizes that a person types, GB is 10^9 and GiB 2^30; printed sizes
-are GiB, MiB or KiB.
+after MODEL. Exit codes: 0 ok or fits, 1 does not fit the GPU named (`compare` and `fit`: nothing that they considered does; `report` writes
+its page all the same), 2 usage or unreadable input, 3 network, 4 outside tolerance; 70 is a defect of memplan, 130 Ctrl-C. A tight fit is 0
+with a warning, a refuted claim and an answer of no to `ask` are 0. Messages go to standard error. In sizes that a person types, GB is
+10^9 and GiB 2^30; printed sizes are GiB, MiB or KiB.
 """
 
 
