@@ -33,7 +33,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096, "max_position_embeddings": 2048,
 }  # fmt: skip
-WIDE = {**LLAMA, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "head_dim": 128, "vocab_size": 512}
+WIDE = {**LLAMA, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 512}
 SETUPS = {
     "qlora checkpointed": {"method": "qlora", "checkpointing": "non_reentrant"},
     "full": {"method": "full", "micro_batch": 2},
@@ -222,10 +222,9 @@ def test_profile_on_a_card_from_end_to_end(mirrored: FakeCuda, tmp_path: Path) -
     assert history.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_a_4_bit_model_is_built_in_little_more_than_its_own_size(mirrored: FakeCuda, double_quant: bool) -> None:
+def test_a_4_bit_model_is_built_in_little_more_than_its_own_size(mirrored: FakeCuda) -> None:
     """Layer by layer, quantised as made, random fills in place: over what stays lies one layer in 16 bits and its quantisation's scraps."""
-    m = measure.profile(WIDE, setup_of(method="qlora", double_quant=double_quant), steps=1)
+    m = measure.profile(WIDE, setup_of(method="qlora", sequence_length=16), steps=1)
     assert (m.outcome, m.failure and m.failure.message) == ("ok", None)
     largest = 2 * WIDE["hidden_size"] * WIDE["intermediate_size"]
     above = m.moment("load_peak").allocated_bytes - m.moment("load").allocated_bytes
