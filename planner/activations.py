@@ -45,6 +45,7 @@ class _Step:
         self.inventory, self.setup, self.rank = inventory, inventory.setup, rank
         self.regime, self.device = regime, device
         self.tape = Tape()
+        self.tape.fused_dropout = device.kind == "cuda"
         batch: Expr = const(1) if regime.single else B
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         self.w = Walk(self.tape, self.setup, inventory, device, batch, S + longer, regime.single, {})
@@ -188,18 +189,41 @@ class _Step:
         if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
             return  # kernels that work in place
         largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
+        held: list[Tensor] = []
         if setup.optimizer == "adafactor":
-            copies = 5 if largest.dtype != "float32" else 3
-            name, why = f"{largest.name} Adafactor update", "fp32 copies and squares, one tensor at a time"
-            held = [self.tape.alloc(name, largest.shape, "float32", why) for _ in range(copies)]
+            self._adafactor(trained)
         elif setup.optimizer_mode == "foreach":
             held = [made for what, why in FOREACH_LISTS.get(setup.optimizer, ()) for made in self._lists(what, why, trained)]
         elif setup.optimizer_mode == "loop" and setup.optimizer in FOREACH_LISTS:
             held = [self.tape.alloc(f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time")
                     for what, _ in FOREACH_LISTS[setup.optimizer]]  # fmt: skip
-        else:
-            held = []
         del held, made
+
+    def _adafactor(self, trained: Sequence[Stored]) -> None:
+        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the update; each keeps its name until the
+        next tensor's takes it (transformers 5.23 optimization.py Adafactor.step). Two layers stand for all."""
+        layers = [stored for stored in trained if stored.count > 1]
+        first = trained.index(layers[0]) if layers else len(trained)
+        order = [*trained[:first], *layers, *layers, *(stored for stored in trained[first:] if stored.count == 1)]
+        if self.setup.recipe in TRAINER_RECIPES:  # the Trainer's group of tensors that are not decayed comes last
+            order.sort(key=lambda stored: stored.role in ("norm", "bias"))
+        gradient = weight = update = None
+        for stored in order:
+
+            def made(what: str, stored: Stored = stored) -> Tensor:
+                return self.tape.alloc(f"{stored.name} {what}", stored.shape, "float32", "Adafactor works in fp32, one tensor at a time")
+
+            gradient = None
+            gradient = made("gradient in fp32") if stored.dtype != "float32" else None
+            weight = None
+            weight = made("in fp32") if stored.dtype != "float32" else None
+            square = made("squared gradient")
+            update = made("squared gradient + eps")
+            del square
+            update = made("update")
+            negative = made("update, negated")
+            del negative
+        del gradient, weight, update
 
     def _lists(self, what: str, why: str, trained: Sequence[Stored]) -> list[Tensor]:
         made = []

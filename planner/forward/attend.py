@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from planner import sdp
+from planner.errors import UsageError
 from planner.expr import Sized, exceeds, round_up
 from planner.forward.eager import attend_eagerly, eager
 from planner.forward.heads import Heads, fold, merge, repeat, softmax_backward
 from planner.forward.walk import Walk
+from planner.sdp import FORCED, Asked, refusal, refuses_flash2
 from planner.tape.rules import Grads, bmm, cast, dropout, unary
 from planner.tape.tape import Node, Tape, Tensor
 
@@ -20,48 +23,47 @@ def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     """The output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it and its local variables."""
     if eager(w, h.spec):
         return attend_eagerly(w, h, q, k, v)
-    backend = choose(w, h, w.auto or q.dtype)
-    if h.spec.heads != h.spec.kv_heads and not native_gqa(w, h, backend):
-        k, v = repeat(w, h, k), repeat(w, h, v)
+    kv_heads = h.spec.kv_heads
+    if h.spec.heads != kv_heads and not native_gqa(w, h):
+        k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads
+    backend = choose(w, h, q, k, v, kv_heads)
     low = [w.lower(x) for x in (q, k, v)]
     return BACKENDS[backend](w, h, *low), None, []
 
 
-def native_gqa(w: Walk, h: Heads, backend: str) -> bool:
+def native_gqa(w: Walk, h: Heads) -> bool:
     """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced `efficient` repeats them."""
     if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
         return True
     return h.mask is None and h.query_size == h.value_size <= 256 and w.setup.attention != "sdpa-efficient"
 
 
-def choose(w: Walk, h: Heads, dtype: str) -> str:
-    """The backend that CUDA takes: the first whose filters accept the call; what a setup forces is taken."""
-    forced = w.setup.attention.removeprefix("sdpa").removeprefix("-")
+def choose(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:
+    """The backend that the device takes for these tensors. Raises UsageError where CUDA refuses the one that a setup forces."""
+    dtype = w.auto or (q.dtype if q.dtype == k.dtype == v.dtype else "mixed")
+    if w.device.kind == "cpu":  # aten/src/ATen/native/transformers/sdp_utils_cpp.cpp: one fused kernel, without dropout
+        return "math" if h.dropout else "flash" if h.mask is None else "efficient"
     if w.setup.attention == "flash_attention_2":
+        refused = refuses_flash2(w.device.capability, w.setup.compute_dtype if w.setup.quant_type != "none" else dtype)
+        if refused:
+            raise UsageError(refused)
         return "flash"
-    if forced:
-        return forced
-    if h.spec.kv == "broadcast":
-        return "math"
-    half = dtype in ("bfloat16", "float16")
-    ampere = w.device.capability >= (8, 0)
-    grouped = h.spec.heads != h.spec.kv_heads and native_gqa(w, h, "efficient")
-    equal = h.query_size == h.value_size
-    if (
-        w.device.capability[0] in (9, 10)
-        and half
-        and max(h.query_size, h.value_size) <= 128
-        and h.query_size % 8 == 0
-        and h.value_size % 8 == 0
-    ):
-        return "cudnn"
-    if half and ampere and h.mask is None and equal and h.query_size <= 256:
-        return "flash"
-    align = 8 if half and w.device.capability >= (7, 0) else 4 if ampere else 1
-    known = half if ampere else dtype == "float16"
-    if (known or dtype == "float32") and not grouped and h.query_size % align == 0 and h.value_size % align == 0:
-        return "efficient"
-    return "math"
+    asked = Asked(
+        capability=w.device.capability,
+        dtype=dtype,
+        heads=(h.spec.heads, kv_heads, kv_heads),
+        sizes=(h.query_size, h.query_size, h.value_size),
+        masked=h.mask is not None,
+        dropout=h.dropout,
+        causal=h.mask is None,
+        gqa=h.spec.heads != kv_heads and h.spec.kv != "broadcast",
+        trains=w.t.grad_enabled and any(x.requires_grad for x in (q, k, v)),
+    )
+    forced = FORCED.get(w.setup.attention)
+    backend = sdp.choose(asked, forced)
+    if backend is None:
+        raise UsageError(refusal(asked, str(forced)))
+    return backend
 
 
 def _fused(

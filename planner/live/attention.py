@@ -22,13 +22,12 @@ from planner.live.autocast import lowered
 from planner.live.flash2 import NAME as FLASH2
 from planner.live.flash2 import TOKENS
 from planner.live.flash2 import register as _register_flash2
-from planner.live.sdp import BACKENDS, HALF, Call, choose, reason
+from planner.live.sdp import HALF, Call, choose
 from planner.live.target import Target
+from planner.sdp import FORCED, refusal, refuses_flash2
 
 aten = torch.ops.aten
 _REAL = F.scaled_dot_product_attention
-FORCED = {f"sdpa-{backend}": backend for backend in BACKENDS}
-"""Setup.attention -> the one backend that `torch.nn.attention.sdpa_kernel` would leave enabled."""
 
 
 def implementation(attention: str, device: str) -> str:
@@ -50,6 +49,8 @@ def modelled(target: Target, attention: str = "sdpa", padding: int = 0, document
 
     Raises UsageError at a call that the forced backend refuses, as torch would.
     """
+    if attention == "flash_attention_2" and target.device == "cuda" and (refused := refuses_flash2(target.capability, "bfloat16")):
+        raise UsageError(refused)
     forced = FORCED.get(attention)
     outer = F.scaled_dot_product_attention
 
@@ -63,7 +64,7 @@ def modelled(target: Target, attention: str = "sdpa", padding: int = 0, document
                 return _cpu(call, scale)
             backend = choose(call, forced)
             if backend is None:
-                raise _refused(call, str(forced))
+                raise UsageError(refusal(call.asked(), str(forced)))
             return _BACKENDS[backend](call, scale)
 
     F.scaled_dot_product_attention = attend
@@ -88,14 +89,6 @@ def on_device(attention: str) -> AbstractContextManager[Any]:
              "math": SDPBackend.MATH}  # fmt: skip
     switch: AbstractContextManager[Any] = sdpa_kernel([names[FORCED[attention]]])
     return switch
-
-
-def _refused(call: Call, backend: str) -> UsageError:
-    major, minor = call.target.capability
-    return UsageError(
-        f"attention sdpa-{backend} cannot run on compute capability {major}.{minor}: torch's filter '{reason(call, backend)}' refuses "
-        f"queries of shape {tuple(call.query.shape)} and dtype {str(call.query.dtype)[6:]}; use --attention sdpa"
-    )
 
 
 # One function a backend: the composite around its op. -------------------------------------------------------------------------------

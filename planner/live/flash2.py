@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planner.errors import UsageError
+from planner.sdp import refuses_flash2
+
 NAME = "memplan_fa2"  # transformers checks for the package wherever an implementation's name contains "flash"
 
 
@@ -49,6 +52,9 @@ def attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, a
     cast = get_target_dtype(query, module)
     if cast is not None:
         query, key, value = query.to(cast), key.to(cast), value.to(cast)
+    refused = refuses_flash2((8, 0), str(query.dtype).removeprefix("torch."))  # the card was asked before
+    if refused:
+        raise UsageError(refused)
     if attention_mask is not None:
         out = _unpadded(query, key, value, attention_mask, dropout)
     elif TOKENS.documents > 1 and query.shape[0] == 1:
