@@ -28,6 +28,8 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
         yield "no card named: kernels as on compute capability 8.0"
     yield "steady state: the second step or a later one, when optimizer states and cuBLAS workspaces exist"
+    if setup.method == "adalora" and setup.importance_buffers and setup.recipe != "raw":
+        yield "AdaLoRA prunes: a callback calls update_and_allocate, which no Trainer does by itself (else --set importance_buffers=false)"
     if OPTIMIZERS[setup.optimizer].paged and METHODS[setup.method].trains != "nothing":
         yield "paged states are counted on the host: while the card has room they move there, so nvidia-smi can show more"
 
@@ -35,6 +37,8 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
 def of_formula(setup: Setup) -> Iterator[str]:
     """What the formula simplifies."""
     yield "reserved is allocated rounded up to 2 MiB segments: the formula does not predict fragmentation (--engine trace does)"
+    if setup.allocator == "expandable":
+        yield "expandable segments save fragmentation, which the formula does not count"
     if setup.attention == "sdpa-efficient":
         yield "sdpa-efficient: grouped key and value heads are repeated before the call"
 

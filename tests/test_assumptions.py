@@ -51,6 +51,17 @@ def test_paged_states_can_move_to_the_card() -> None:
     assert not any("paged" in text for text in assumptions(spec, resolve({})))
 
 
+def test_what_no_trainer_does_by_itself_is_said() -> None:
+    spec = find("llama-7b").spec()
+    said = {recipe: " ".join(assumptions(spec, resolve({"method": "adalora", "recipe": recipe}))) for recipe in ("raw", "hf")}
+    assert "update_and_allocate" in said["hf"] and "update_and_allocate" not in said["raw"]
+    assert "update_and_allocate" not in " ".join(assumptions(spec, resolve({"method": "adalora", "importance_buffers": False})))
+
+
+def test_expandable_segments_move_nothing_in_the_formula() -> None:
+    assert any("expandable" in text for text in of_formula(resolve({"allocator": "expandable"})))
+
+
 @pytest.mark.trace
 def test_both_engines_say_what_they_assumed() -> None:
     pytest.importorskip("torch")
