@@ -88,7 +88,7 @@ class Fit:
         gpu = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "context_bytes": self.gpu.context_bytes}
         return {
             "schema": SCHEMA, "memplan_version": __version__, "engine": "formula", "model": self.model, "gpu": gpu,
-            "setup": self.setup.to_document(), "worst_error": self.error, "methods": [fit.to_document() for fit in self.methods],
+            "setup": self.setup.to_document(), "worst_error": self.error or None, "methods": [fit.to_document() for fit in self.methods],
             "changes": [effect.to_document() for effect in self.changes],
             "waterfall": [effect.to_document() for effect in self.waterfall],
             "decision": self.decision.to_document(), "cards": self.cards.to_document(),
