@@ -81,6 +81,28 @@ def test_a_file_that_would_not_fit_as_its_stack_runs_it_is_not_written(tmp_path)
     shown = CliRunner().invoke(fit.command, args, standalone_mode=False)
     assert shown.return_value == 0 and "read back, it fits 6GiB" in shown.output and path.exists()
     path.unlink()
-    args = ["phi-3-mini", "--gpu", "22.5GiB", "--emit", "axolotl", "-o", str(path)]  # axolotl keeps norms and embeddings in float32
+    args = ["phi-3-mini", "--gpu", "23GiB", "--emit", "axolotl", "-o", str(path)]  # axolotl keeps norms and embeddings in float32
     shown = CliRunner().invoke(fit.command, args, standalone_mode=False)
     assert shown.return_value == 1 and "nothing written" in shown.output and not path.exists()
+
+
+def test_with_json_the_text_is_in_the_document_and_nothing_else_on_standard_output(tmp_path):
+    import json
+
+    from click.testing import CliRunner
+
+    from memplan.cli.fit import command
+
+    def run(*args):
+        return CliRunner().invoke(command, list(args), standalone_mode=False)
+
+    asked = ("llama-3.2-1b", "--gpu", "6GiB", "--method", "qlora", "--emit", "trl")
+    text = run(*asked).stdout
+    shown = run(*asked, "--json", "-o", str(tmp_path / "a.yaml"))
+    document = json.loads(shown.stdout)
+    assert document["schema"] == "memplan.fit/1" and document["emitted"] == {"format": "trl", "text": text}
+    assert (tmp_path / "a.yaml").read_text() == text and shown.return_value == 0
+    assert parse(text, "a.yaml")["model_name_or_path"]
+    nothing = run("llama-3.1-405b", "--gpu", "t4", "--emit", "trl", "--json")
+    assert nothing.return_value == 1 and json.loads(nothing.stdout)["emitted"] == {"format": "trl", "text": None}
+    assert run("llama-3.1-405b", "--gpu", "t4", "--emit", "trl").return_value == 1
