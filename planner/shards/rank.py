@@ -108,9 +108,3 @@ def part(size: Sized, ranks: int) -> Sized:
 
 def nbytes(elements: Sized, dtype: str) -> Expr:
     return product((elements, itemsize(dtype)))
-
-
-def row(stored: Stored, suffix: str, shape: tuple[Sized, ...], dtype: str, component: str, why: str) -> SymbolicRow:
-    """A row beside a stored tensor, as often as the tensor."""
-    size = product((*shape, itemsize(dtype), stored.count))
-    return SymbolicRow(f"{stored.name}{suffix}", shape, dtype, stored.count, size, component, why)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ Written after torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param_group.py and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -231,12 +231,12 @@ class Units(Around):
             self.parts += kept
         del kept, made
 
-    def _identity(self, name: str, given: Tensor, then: object) -> Tensor:
+    def _identity(self, name: str, given: Tensor, then: Callable[[], None]) -> Tensor:
         """A place in the graph: `then` runs when its gradient is there."""
         shape, dtype = given.shape, given.dtype
 
         def backward(t: Tape, node: Node, grad: Tensor) -> list[Tensor | None]:
-            then()  # type: ignore[operator]
+            then()
             return [Tensor(grad.buffer, shape, dtype)]
 
         return self.t.op(name, (given,), shape, dtype, alias=given, backward=backward)
