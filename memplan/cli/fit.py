@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,16 @@ def command(
     if subject.setup.gpu is None:
         raise UsageError("fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB")
     found = search(subject, prefer, tasks, serve)
-    if emit is not None:
-        return _emit(subject, found, emit, output)
-    return _show(subject, found, options.get("engine"), want_largest, as_json)
+    text = None if emit is None else _emit(subject, found, emit)
+    if text is not None and output is not None:
+        write_file(output, text)
+    elif text is not None and not as_json:
+        click.echo(text, nl=False)
+    code = 0
+    if emit is None or as_json:
+        emitted = None if emit is None else {"format": emit, "text": text}
+        code = _show(subject, found, options.get("engine"), want_largest, as_json, emitted)
+    return EXIT_NOTHING_FITS if emit is not None and text is None else code
 
 
 def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: bool = False) -> Fit:
@@ -77,13 +85,16 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
     return fit(subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
 
 
-def _show(subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool) -> int:
+def _show(
+    subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool, emitted: Mapping[str, Any] | None = None
+) -> int:
     from planner.fit.cards import largest_model, share, share_alike
 
     spec, setup, chosen = subject.model.spec(), subject.setup, found.asked
     parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
     shared = None if chosen.fits and setup.gpus == 1 else share(spec, setup, found.gpu, found.error, parallel)
-    alike = share_alike(spec, setup, found.gpu, shared.count, found.error) if shared is not None and (shared.count or 0) > 1 else []
+    count = shared.count if shared is not None else None
+    alike = share_alike(spec, setup, found.gpu, count, found.error) if count is not None and count > 1 else []
     largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
     confirmed = _confirm(subject, found) if engine == "trace" else []
     if as_json:
@@ -94,6 +105,7 @@ def _show(subject: Subject, found: Fit, engine: str | None, want_largest: bool, 
             "shared": [each.to_document() for each in (alike or ([shared] if shared is not None else []))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
             "confirmed": [{"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed],
+            **({"emitted": emitted} if emitted is not None else {}),
         }
         write({**found.to_document(), **extra})
     else:
@@ -114,13 +126,15 @@ def _confirm(subject: Subject, found: Fit) -> list[tuple[str, Prediction]]:
     return [(what, api.predict(subject.model, each, "trace")) for what, each in wanted.items()]
 
 
-def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
+def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
+    """The configuration file for a stack, read back and predicted again; None, with the reason on standard error, where nothing fits."""
     from planner.fit.suggest import changed
     from planner.importers.emit import emit_config
 
     method = found.decision.method
     if method is None:
-        raise UsageError("nothing fits, so there is no configuration to write: see memplan fit without --emit")
+        click.echo("memplan: nothing fits, so there is no configuration to write: see memplan fit without --emit", err=True)
+        return None
     entry = found.method(method)
     setup = entry.setup
     if setup is None:
@@ -136,13 +150,9 @@ def _emit(subject: Subject, found: Fit, stack: str, output: Path | None) -> int:
         if verdict.verdict == "no":
             again = f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that stack's own defaults"
             click.echo(f"memplan: as {stack} runs it, this does not fit {verdict.name} ({needed}): nothing written; {again}", err=True)
-            return EXIT_NOTHING_FITS
+            return None
         click.echo(f"memplan: read back, it fits {verdict.name}: {needed}", err=True)
-    if output is None:
-        click.echo(emitted.text, nl=False)
-    else:
-        write_file(output, emitted.text)
-    return 0
+    return emitted.text
 
 
 def _jobs_document(model: str) -> dict[str, Any] | None:
