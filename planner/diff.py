@@ -8,6 +8,7 @@ from typing import Any
 
 from planner import __version__
 from planner.errors import UsageError, shorten
+from planner.setup import FIELDS
 
 SCHEMA = "memplan.diff/1"
 KINDS = ("memplan.prediction", "memplan.measurement")
@@ -147,4 +148,5 @@ def _settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str,
     left, right = old.get("setup"), new.get("setup")
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return []
-    return [(str(key), left.get(key), right.get(key)) for key in sorted({**left, **right}) if left.get(key) != right.get(key)]
+    known = (key for key in sorted(FIELDS) if key in left or key in right)  # a reader ignores keys that it does not know
+    return [(key, left.get(key), right.get(key)) for key in known if left.get(key) != right.get(key)]

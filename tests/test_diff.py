@@ -35,6 +35,12 @@ def test_equal_documents_do_not_differ(small):
     assert (found.peaks, found.components, found.rows, found.settings, found.grown) == ((), (), (), (), 0.0)
 
 
+def test_a_key_that_this_version_does_not_know_is_no_difference(small):
+    newer = {**small, "setup": {**small["setup"], "key_of_a_newer_version": 3}}
+    assert diff(small, newer).settings == ()
+    assert [name for name, _, _ in diff(small, {**newer, "setup": {**newer["setup"], "rank": 3}}).settings] == ["rank"]
+
+
 def test_the_numbers_are_the_documents_numbers(small, large):
     found = diff(small, large)
     peak = next(change for change in found.peaks if change.what == ("peak", "device"))
