@@ -14,6 +14,7 @@ import ctypes
 import importlib
 import io
 import json
+import logging
 import os
 import selectors
 import signal
@@ -23,6 +24,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from planner.live.extras import load
 
 PRELOAD = (
     "torch",
@@ -61,7 +64,7 @@ def preload(names: Sequence[str]) -> list[str]:
     missing = []
     for name in names:
         try:
-            importlib.import_module(name)
+            load(name) if name in ("peft", "bitsandbytes") else importlib.import_module(name)
         except ImportError:
             missing.append(name)
     return missing
@@ -259,6 +262,7 @@ def main(names: Sequence[str] = PRELOAD) -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.environ.setdefault(ASK_NVML, "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory
     preload(names)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         Nursery(requests, answers).serve()
