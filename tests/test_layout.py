@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,33 @@ def test_the_direction_check_can_fail(tmp_path: Path):
     wrong.write_text("def f():\n    from memplan.api import plan\n")
     assert direction_violations(wrong, "planner") == ["wrong.py imports memplan.api"]
     assert direction_violations(wrong, "memplan") == []
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Each module of ours -> those that it imports, anywhere in the file but for type checking."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in sources()}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        hidden = {id(child) for guard in guards for child in ast.walk(guard)}
+        wanted: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in hidden:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                wanted |= (inner & modules.keys()) or {node.module}
+            elif isinstance(node, ast.Import) and id(node) not in hidden:
+                wanted |= {alias.name for alias in node.names}
+        graph[name] = (wanted & modules.keys()) - {name}
+    return graph
+
+
+def test_no_import_runs_in_a_circle():
+    graph = module_graph()
+    assert len(graph) > 200 and sum(map(len, graph.values())) > len(graph), "the graph was read"
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
+    with pytest.raises(CycleError):
+        list(TopologicalSorter({**graph, "planner.errors": {"planner.setup"}}).static_order())
 
 
 def test_validate_has_no_init_since_configobj_installs_a_package_of_that_name():
