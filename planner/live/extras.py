@@ -19,7 +19,7 @@ def require(*names: str) -> None:
     missing = [name for name in names or TRACE if find_spec(name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} not installed: the trace engine runs the real libraries; pip install 'memplan[trace]'")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory
+    _silence()
     if names == BITSANDBYTES:
         load("bitsandbytes")
 
@@ -28,6 +28,7 @@ def load(name: str) -> Any:
     """Import peft or bitsandbytes, which peft imports. bitsandbytes 0.50 backends/cpu/ops.py asks the hub for a CPU kernel while it is
     imported, where the package `kernels` is installed: memplan touches no network, so that package is out of sight until it has been."""
     if "bitsandbytes" not in sys.modules and find_spec("bitsandbytes") is not None:
+        _silence()
         seen = {key: sys.modules[key] for key in ("kernels",) if key in sys.modules}
         sys.modules["kernels"] = None  # type: ignore[assignment]
         try:
@@ -36,3 +37,7 @@ def load(name: str) -> Any:
             del sys.modules["kernels"]
             sys.modules.update(seen)
     return import_module(name)
+
+
+def _silence() -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory

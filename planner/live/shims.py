@@ -55,8 +55,8 @@ def answers(setup: Setup, observer: Observer) -> dict[Any, Callable[..., Any]]:
     def offloaded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """torch 2.13 autograd/graph.py save_on_cpu makes a copy in pinned memory; one element on the host stands for it."""
         elements = math.prod(args[0])
-        if observer.moment != "forward" or torch.device(kwargs.get("device") or "cpu").type != "cpu" or not elements:
-            return NotImplemented
+        if observer.moment != "forward" or torch.device(kwargs.get("device") or "cpu").type != "cpu" or not args[0] or not elements:
+            return NotImplemented  # torch 2.11 makes a single number of its own there
         made = torch.empty(1, dtype=kwargs.get("dtype"))
         return observer.keep_on_host(made, elements * made.element_size()).expand(args[0])
 
