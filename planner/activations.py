@@ -200,8 +200,10 @@ class _Step:
         del held, made
 
     def _adafactor(self, trained: Sequence[Stored]) -> None:
-        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the update; each keeps its name until the
-        next tensor's takes it (transformers 5.23 optimization.py Adafactor.step). Two layers stand for all."""
+        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the update.
+
+        Each keeps its name until the next tensor's takes it (transformers 5.23 optimization.py Adafactor.step). Two layers stand for all.
+        """
         layers = [stored for stored in trained if stored.count > 1]
         first = trained.index(layers[0]) if layers else len(trained)
         order = [*trained[:first], *layers, *layers, *(stored for stored in trained[first:] if stored.count == 1)]

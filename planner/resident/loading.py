@@ -25,7 +25,8 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
         largest = max(quantised, key=lambda t: t.elements.constant or 0)
         base = [row for row in resident if not row.why.startswith("adapter of")]
         peaks.append([*base, _one(largest.name, largest.shape, setup.weight_dtype, "the largest weight before it is quantised")])
-    upcast = [t for t in inventory.base if setup.kbit_prepare and quantised and t.dtype == "float32" and t.logical]
+    cast = (setup.kbit_prepare and quantised) or setup.upcast_modules != "none"
+    upcast = [t for t in inventory.base if cast and setup.weight_dtype != "float32" and t.dtype == "float32" and t.logical]
     if upcast:
         largest = max(upcast, key=lambda t: t.elements.constant or 0)
         base = [row for row in resident if not row.why.startswith("adapter of")]
