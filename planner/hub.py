@@ -1,6 +1,6 @@
 """Models by Hugging Face id: the local cache first, by path and without any library, then the hub through huggingface_hub.
 
-Only config.json and the headers of safetensors files are read, never a weight, and nothing from a repository is run. `HF_HUB_CACHE`,
+Only config.json and the headers of cached safetensors files are read, never a weight, and nothing from a repository is run. `HF_HUB_CACHE`,
 `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` are honoured; a failure is one NetworkError (exit code 3).
 """
 
@@ -49,16 +49,6 @@ def find_config(repository: str) -> tuple[dict[str, Any], str]:
         return _with_dtype(read_json(cached), lambda: list(cached_tensors(repository))), f"Hugging Face cache ({repository})"
     path = download(repository, "config.json")
     return _with_dtype(read_json(path), list), f"Hugging Face hub ({repository})"
-
-
-def find_tensors(repository: str) -> list[StoredTensor]:
-    """Every tensor of a repository's safetensors files with its exact dtype and shape, from the cache, else from the hub's headers.
-
-    Raises NetworkError where neither has them (also a repository without safetensors files).
-    """
-    check_name(repository)
-    tensors = list(cached_tensors(repository))
-    return tensors or _tensors_of_hub(repository)
 
 
 def parameters_by_dtype(tensors: list[StoredTensor]) -> dict[str, int]:
@@ -171,17 +161,6 @@ def download(repository: str, name: str) -> Path:
         raise
     except Exception as error:  # the client's errors come from several libraries: each ends as one message
         raise explain(repository, name, error) from None
-
-
-def _tensors_of_hub(repository: str) -> list[StoredTensor]:
-    client = _client(repository)
-    try:
-        api = client.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=os.environ.get("HF_TOKEN") or None)
-        files = api.get_safetensors_metadata(repository, timeout=SECONDS).files_metadata
-        return [StoredTensor(name, DTYPES.get(info.dtype, info.dtype), tuple(info.shape))
-                for file in files.values() for name, info in file.tensors.items()]  # fmt: skip
-    except Exception as error:
-        raise explain(repository, "safetensors headers", error) from None
 
 
 def _client(repository: str) -> Any:

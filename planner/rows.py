@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.breakdown import Component, Row
@@ -25,11 +25,3 @@ class SymbolicRow:
         """The row where the symbols have values."""
         shape = tuple(d.evaluate(values) if isinstance(d, Expr) else d for d in self.shape)
         return Row(self.name, shape, self.dtype, self.count, self.size.evaluate(values), self.component, self.why)
-
-
-def by_component(rows: Iterable[SymbolicRow]) -> dict[str, Expr]:
-    """The sums of the rows' sizes by component; only the components that occur."""
-    sums: dict[str, Expr] = {}
-    for row in rows:
-        sums[row.component] = sums[row.component] + row.size if row.component in sums else row.size
-    return sums

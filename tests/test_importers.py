@@ -7,7 +7,7 @@ import pytest
 
 from planner.errors import UsageError
 from planner.importers.files import FORMATS, read_training_file
-from planner.importers.snippet import snippets
+from planner.importers.snippet import FENCE, read_snippet
 from planner.setup import resolve
 
 DATA = Path(__file__).parent / "data" / "importers"
@@ -372,7 +372,7 @@ def test_the_documents_own_snippets():
     files = sorted(seeds.glob("001_*.txt"))
     if not files:
         pytest.skip("the documents are not beside this checkout")
-    lora, qlora = snippets(files[0].read_text(), "001")
+    lora, qlora = (read_snippet(piece, "001") for piece in FENCE.findall(files[0].read_text()) if "Config(" in piece)
     assert (lora.model, lora.fields["method"], lora.fields["rank"], lora.fields["targets"]) == (
         "facebook/opt-350m",
         "lora",

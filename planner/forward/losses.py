@@ -12,12 +12,6 @@ from planner.tape.rules import Grads, cast, unary
 from planner.tape.tape import Node, Tape, Tensor
 
 
-def logits_and_loss(w: Walk, given: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits (B, S, V) and the scalar loss of materialised logits."""
-    logits = logits_of(w, given)
-    return logits, causal_loss(w, logits)
-
-
 def logits_of(w: Walk, given: Tensor) -> Tensor:
     t, spec = w.t, w.inventory.spec
     with t.inside("logits: "):

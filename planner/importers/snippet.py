@@ -57,12 +57,6 @@ def read_snippet(source: str, name: str) -> Imported:
     return _finish(best, name)
 
 
-def snippets(source: str, name: str) -> list[Imported]:
-    """Every piece of code in a text that says something, in its order: the documents' examples, one by one."""
-    pieces = [_read(tree, name) for tree in _trees(source, name)]
-    return [_finish(code, f"{name}, code {index + 1}") for index, code in enumerate(pieces) if code.calls]
-
-
 def _trees(source: str, name: str) -> Iterator[ast.Module]:
     pieces = [match.group(1) for match in FENCE.finditer(source)]
     if not pieces:

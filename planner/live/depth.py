@@ -222,7 +222,7 @@ def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[int, int]:
     Raises NotPeriodic where they differ in anything but the sizes of storages that do not repeat.
     """
     made = _Stretch(small, stand_ins, {})
-    mine, theirs = _canonical(made.run().events), _canonical(longer.events)
+    mine, theirs = canonical(made.run().events), canonical(longer.events)
     if len(mine) != len(theirs):
         raise NotPeriodic(f"{len(mine)} events synthesised, {len(theirs)} traced")
     gains: dict[int, int] = {}
@@ -245,16 +245,12 @@ def sizes_at(small: Log, layout: Sequence[Run], gains: Sequence[dict[int, int]])
     return found
 
 
-def same_stream(one: Sequence[Event], other: Sequence[Event]) -> bool:
-    """Whether two streams of logs are equal, event for event; frees that follow one another may come in any order.
+def canonical(events: Sequence[Event]) -> list[Event]:
+    """A log's stream with frees that follow one another in one order, so that equal streams are equal lists.
 
     (CPython defers deallocation in chains of more than 50 objects, so the order in which a deep graph of Python autograd functions dies
     depends on its depth. The allocator merges freed blocks: without an allocation between, their order leaves no trace.)
     """
-    return _canonical(one) == _canonical(other)
-
-
-def _canonical(events: Sequence[Event]) -> list[Event]:
     found: list[Event] = []
     for frees, group in groupby(events, key=lambda event: event[0] == FREE):
         run = list(group)

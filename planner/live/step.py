@@ -96,7 +96,7 @@ def _to_fp32(outputs: Any) -> Any:
 
 
 class Unwatched:
-    """The announcer that nobody listens to."""
+    """The announcer that nobody listens to: for benchmarks, which time a step alone."""
 
     def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
         return nullcontext()
