@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -157,3 +158,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         raise UsageError(f"{path} does not exist") from None
     except OSError as error:
         raise cannot("read", path, error) from None
+
+
+def line_of(text: str, message: str) -> int | None:
+    """The 1-based line of the key that a message begins with (`moments[1].name is ...`) in a document as `write_document` indents it, one
+    space a level; None where it is not found. JSON parsers keep no lines."""
+    path = re.match(r"[\w.\[\]-]+", message)
+    lines, at, depth = text.splitlines(), 0, 0
+    for part in path.group().split(".") if path else ():
+        name, _, index = part.partition("[")
+        depth += 1
+        starts = [f'{" " * depth}"{name}":']
+        if index.rstrip("]").isdigit():
+            depth += 1
+            starts += [f"{' ' * depth}{{"] * (int(index.rstrip("]")) + 1)
+        for start in starts:
+            at = next((n for n in range(at, len(lines)) if lines[n].startswith(start)), -1) + 1
+            if at == 0:
+                return None
+    return at or None

@@ -20,7 +20,8 @@ from planner.breakdown import COMPONENTS, Peak, check_schema
 from planner.errors import UsageError, shorten
 from planner.recipes import BASE
 from planner.setup import FIELDS, Setup, checked
-from profiler.files import read_document, write_document
+from profiler.expect import expect, part, sequence
+from profiler.files import line_of, read_document, write_document
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
 Outcome = Literal["ok", "oom", "error"]
@@ -139,6 +140,17 @@ class Measurement:
 
 
 _BASE = json.loads(json.dumps(BASE))
+@dataclass(frozen=True)
+class _Event:
+    """What an event that only one side has must say (profiler/align.py)."""
+
+    moment: str
+    kind: str
+    only: str
+    bytes: int
+    count: int
+
+
 _STRUCTURED = ("setup", "failure", "peak", "step_peak", "moments", "extra")
 
 
@@ -173,38 +185,6 @@ def folder_of(environment: Mapping[str, Any]) -> str:
     return slug(re.sub(r"\b(nvidia|tesla|geforce|graphics|generation)\b", " ", str(gpu).lower()))
 
 
-def _expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:
-    value = document.get(key)
-    if value is None and not required:
-        return None
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise UsageError(f"{key} is {shorten(repr(value))}, expected {' or '.join(kind.__name__ for kind in kinds)}")
-    return value
-
-
-def _sequence(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
-    values = _expect(document, key, (list,)) or []
-    return tuple(_expect({f"{key}[{i}]": value}, f"{key}[{i}]", kinds, True) for i, value in enumerate(values))
-
-
-def _part(kind: type, document: Any, key: str) -> Any:
-    """A dataclass from its document: unknown keys dropped, sizes checked to be whole numbers."""
-    if document is None:
-        return None
-    if not isinstance(document, Mapping):
-        raise UsageError(f"{key} is {shorten(repr(document))}, expected an object")
-    names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
-    known = {name: document[name] for name in names if name in document}
-    for name, value in known.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if value is not None and names[name].startswith("int") and not whole:
-            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected a whole number of bytes")
-    try:
-        return kind(**known)
-    except TypeError as error:
-        raise UsageError(f"{key}: {error}") from None
-
-
 def read_setup(document: Mapping[str, Any]) -> Setup:
     """The Setup of a document: keys of a newer version dropped, fields that an older one lacked filled with their fallback."""
     known = {key: value for key, value in document.items() if key in FIELDS}
@@ -220,22 +200,27 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     outcome = document.get("outcome")
     if outcome not in get_args(Outcome):
         raise UsageError(f"outcome is {shorten(repr(outcome))}, expected {', '.join(get_args(Outcome))}")
-    moments = _expect(document, "moments", (list,)) or []
+    moments = expect(document, "moments", (list,)) or []
+    environment = expect(document, "environment", (dict,), True)
+    if environment.get("versions") is not None:
+        expect({"environment.versions": environment["versions"]}, "environment.versions", (dict,))
+    for i, event in enumerate(expect(expect(document, "alignment", (dict,)) or {}, "unmatched", (list,)) or ()):
+        part(_Event, event or {}, f"alignment.unmatched[{i}]")
     measurement = Measurement(
-        case=_expect(document, "case", (str,), True),
-        model=_expect(document, "model", (dict,), True),
-        setup=read_setup(_expect(document, "setup", (dict,), True)),
-        environment=_expect(document, "environment", (dict,), True),
+        case=expect(document, "case", (str,), True),
+        model=expect(document, "model", (dict,), True),
+        setup=read_setup(expect(document, "setup", (dict,), True)),
+        environment=environment,
         outcome=cast(Outcome, outcome),
-        steps=_expect(document, "steps", (int,), True),
-        cap_bytes=_expect(document, "cap_bytes", (int,)),
-        failure=_part(Failure, document.get("failure"), "failure"),
-        peak=_part(MeasuredPeak, document.get("peak"), "peak"),
-        step_peak=_part(MeasuredPeak, document.get("step_peak"), "step_peak"),
-        moments=tuple(_part(MeasuredMoment, moment, f"moments[{i}]") for i, moment in enumerate(moments)),
-        step_seconds=_sequence(document, "step_seconds", (int, float)),
-        warnings=_sequence(document, "warnings", (str,)),
-        **{key: _expect(document, key, kinds) for key, kinds in _PLAIN.items()},
+        steps=expect(document, "steps", (int,), True),
+        cap_bytes=expect(document, "cap_bytes", (int,)),
+        failure=part(Failure, document.get("failure"), "failure"),
+        peak=part(MeasuredPeak, document.get("peak"), "peak"),
+        step_peak=part(MeasuredPeak, document.get("step_peak"), "step_peak"),
+        moments=tuple(part(MeasuredMoment, moment or {}, f"moments[{i}]") for i, moment in enumerate(moments)),
+        step_seconds=sequence(document, "step_seconds", (int, float)),
+        warnings=sequence(document, "warnings", (str,)),
+        **{key: expect(document, key, kinds) for key, kinds in _PLAIN.items()},
     )
     if outcome == "ok" and (measurement.peak is None or not measurement.moments):
         raise UsageError("outcome is ok, but peak or moments are missing")
@@ -259,7 +244,8 @@ def load(path: Path | str) -> Measurement:
     try:
         return from_document(document)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        line = line_of(path.read_text(encoding="utf-8"), str(error))
+        raise UsageError(f"{path}{f', line {line}' if line else ''}: {error}") from None
 
 
 def save(measurement: Measurement, path: Path | str) -> Path:

@@ -140,6 +140,7 @@ def test_a_model_that_cannot_be_read_is_said(records):
         ('{"schema": "memplan.measurement/1"}', "outcome"),
         ('{"schema": "memplan.measurement/2", "outcome": "ok"}', "memplan.measurement/2"),
         ('[{"measured_mib": {}}]', "row 1: model is missing"),
+        ('{"schema": "memplan.measurement/1",\n "outcome": "fine"}', "mine.json, line 2: outcome is 'fine'"),
     ],
 )
 def test_bad_records_name_the_file_and_the_key(tmp_path, capsys, content, words):

@@ -69,6 +69,7 @@ def test_a_refuted_claim_is_exit_0(written, capsys):
         ('check = "fits"', 'check = "fit"', 8, "'fit' is not a check kind: expected one of arithmetic, fits"),
         ("claimed = true", "", 6, "claimed: is missing here"),
         ("claimed = 1", "claimed = [1, 2]", 21, 'a list needs relation = "between"'),
+        ('expression = "1"', "", 17, "expression: is missing here"),
         ("claimed = 1", 'claimed = 1\nunit = "furlongs"', 22, "'furlongs' is not a unit"),
         ("claimed = 1", 'claimed = 1\nrelation = "~"', 22, "'~' is not a relation"),
         ("claimed = 1", 'claimed = "a"\nrelation = "<"', 21, "relation '<' needs a number"),

@@ -101,7 +101,7 @@ class ConflictResult:
 
 def load(path: str | Path | None = None) -> ClaimsFile:
     """A claims file, the shipped one by default. Raises UsageError with file, line and key."""
-    return read_claims(path or SHIPPED, {name: kind.reads for name, kind in CHECKS.items()})
+    return read_claims(path or SHIPPED, {name: (kind.reads, kind.needs) for name, kind in CHECKS.items()})
 
 
 def combine(parts: Iterable[PartResult]) -> Verdict:

@@ -151,10 +151,14 @@ _PART: dict[str, tuple[type, ...]] = {
 }
 
 
-def read_claims(path: str | Path, kinds: Mapping[str, Mapping[str, tuple[type, ...]]]) -> ClaimsFile:
-    """The claims of a TOML file. `kinds` maps each check kind to the parameters it reads. Raises UsageError with file, line and key."""
+Kinds = Mapping[str, tuple[Mapping[str, tuple[type, ...]], tuple[str, ...]]]
+"""Each check kind: the parameters that it reads, with their types, and those that it needs."""
+
+
+def read_claims(path: str | Path, kinds: Kinds) -> ClaimsFile:
+    """The claims of a TOML file. Raises UsageError with file, line and key."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a claims file: {error}") from None
     try:
@@ -193,7 +197,7 @@ def _keys(table: Any, legal: Mapping[str, tuple[type, ...]], place: Place, neede
             raise place.error(key, "is missing here")
 
 
-def _claim(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type, ...]]]) -> Claim:
+def _claim(table: Any, place: Place, kinds: Kinds) -> Claim:
     _keys(table, _CLAIM, place, ("id", "reading", "part"))
     sources = []
     for source in table.get("sources", ()):
@@ -205,7 +209,7 @@ def _claim(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type
     return Claim(table["id"], table["reading"], tuple(sources), parts, table.get("zh", ""))
 
 
-def _conflict(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type, ...]]]) -> Conflict:
+def _conflict(table: Any, place: Place, kinds: Kinds) -> Conflict:
     _keys(table, _CONFLICT, place, ("id", "about", "arbiter", "sides"))
     sides = []
     for side in table["sides"]:
@@ -215,12 +219,13 @@ def _conflict(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[t
     return Conflict(table["id"], table["about"], _parts(arbiter, place, kinds, loose=True)[0], tuple(sides), table.get("zh", ""))
 
 
-def _parts(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type, ...]]], loose: bool = False) -> tuple[Part, ...]:
+def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple[Part, ...]:
     """The parts of one table: one, or one a unit where the text leaves the unit open (`unit` is a list)."""
     kind = table.get("check") if isinstance(table, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise place.error("check", f"{shorten(repr(kind))} is not a check kind: expected one of {', '.join(sorted(kinds))}")
-    _keys(table, {**_PART, **kinds[kind]}, place, ("what", "claimed"))
+    reads, needs = kinds[kind]
+    _keys(table, {**_PART, **reads}, place, ("what", "claimed", *needs))
     relation = table.get("relation", "=")
     if relation not in RELATIONS:
         raise place.error("relation", f"'{shorten(relation)}' is not a relation: expected one of {' '.join(RELATIONS)}")
@@ -233,7 +238,7 @@ def _parts(table: Any, place: Place, kinds: Mapping[str, Mapping[str, tuple[type
     shared |= {"relation": relation, "tolerance": float(table.get("tolerance", 0.0)), "over": _over(table.get("over"), place)}
     shared["place"] = place
     shared["claimed"] = True if loose else _claimed(table["claimed"], relation, place, "claimed")
-    args = {key: table[key] for key in kinds[kind] if key in table}
+    args = {key: table[key] for key in reads if key in table}
     if isinstance(units, list):
         return tuple(
             Part(**{**shared, "case": " ".join(filter(None, (shared.get("case"), f"in {unit}")))}, unit=unit, args=args) for unit in units

@@ -34,9 +34,12 @@ def read_rows(path: Path) -> list[Measurement]:
         missing = [key for key in NEEDED if key not in row] if isinstance(row, dict) else ["a JSON object"]
         if missing:
             raise UsageError(f"{path}, row {number}: {missing[0]} is missing")
+        sizes = row["measured_mib"]
+        if not isinstance(sizes, dict) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in sizes.values()):
+            raise UsageError(f"{path}, row {number}: measured_mib is {shorten(repr(sizes))}, expected an object of sizes in MiB")
         try:
             measurements.append(_measurement(row, number))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}, row {number}: {type(error).__name__} {shorten(str(error))}") from None
         except UsageError as error:
             raise UsageError(f"{path}, row {number}: {error}") from None

@@ -1,0 +1,53 @@
+"""Parts of a document read with their types: what is missing or of another kind raises UsageError, naming the key and the value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from planner.errors import UsageError, shorten
+
+
+def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:
+    value = document.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UsageError(f"{key} is {shorten(repr(value))}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def sequence(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    values = expect(document, key, (list,)) or []
+    return tuple(expect({f"{key}[{i}]": value}, f"{key}[{i}]", kinds, True) for i, value in enumerate(values))
+
+
+def part(kind: type, document: Any, key: str) -> Any:
+    """A dataclass from its document: unknown keys dropped, sizes checked to be whole numbers."""
+    if document is None:
+        return None
+    if not isinstance(document, Mapping):
+        raise UsageError(f"{key} is {shorten(repr(document))}, expected an object")
+    names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    known = {name: document[name] for name in names if name in document}
+    for name, value in known.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if value is not None and names[name].startswith("int") and not whole:
+            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected a whole number of bytes")
+        if name == "components" and value is not None:
+            sizes(value, f"{key}.components")
+        if names[name] == "str" and not isinstance(value, str):
+            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected str")
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise UsageError(f"{key}: {error}") from None
+
+
+def sizes(value: Any, key: str) -> None:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} is {shorten(repr(value))}, expected an object")
+    for name, nbytes in value.items():
+        if not isinstance(nbytes, int) or isinstance(nbytes, bool):
+            raise UsageError(f"{key}.{name} is {shorten(repr(nbytes))}, expected a whole number of bytes")
