@@ -24,7 +24,7 @@ FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 def _structure(setup: Setup) -> Setup:
     """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank part of the structure."""
     optimizer = OPTIMIZERS[setup.optimizer]
-    floors = optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states) or setup.parallel.startswith("zero")
+    floors = optimizer.floors or setup.parallel.startswith("zero")
     free = {name: 1 for name in FREE if not (name == "rank" and floors)}
     if setup.init_rank is not None and not floors:
         free["init_rank"] = 1

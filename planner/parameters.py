@@ -209,7 +209,7 @@ class Inventory:
     def states_of(self, stored: Stored, paged: bool) -> Iterator[SymbolicRow]:
         """The optimizer states of one tensor, on the device or in managed memory."""
         optimizer = OPTIMIZERS[self.setup.optimizer]
-        elements = _needed(stored, self.setup) if optimizer.paged or any(rule == "blockwise8" for _, rule in optimizer.states) else None
+        elements = _needed(stored, self.setup) if optimizer.floors else None
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         for state, rule in optimizer.states:
             for suffix, shape, dtype, pageable, size in states(rule, stored, elements, self.setup.recipe != "raw"):

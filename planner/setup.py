@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from planner.errors import UsageError, unknown
 from planner.methods import METHODS
-from planner.optimizers import OPTIMIZERS
+from planner.optimizers import OPTIMIZERS, unknown_optimizer
 from planner.recipes import BASE, RECIPES
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
@@ -185,7 +185,7 @@ def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tu
 
 def _mode_of(optimizer: Any) -> str:
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", optimizer, OPTIMIZERS)
+        raise unknown_optimizer(optimizer)
     return OPTIMIZERS[optimizer].modes[0]
 
 
@@ -207,7 +207,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
     """Pairs of choices that exclude each other, each with the sentence that says so."""
     row = OPTIMIZERS.get(s.optimizer)
     if row is None:
-        raise unknown("optimizer", s.optimizer, OPTIMIZERS)
+        raise unknown_optimizer(s.optimizer)
     method = METHODS[s.method]
     return [
         (s.optimizer_mode not in row.modes,

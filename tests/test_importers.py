@@ -421,7 +421,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
     ("liger_rms_norm: true", "on the high side"),
     ("rl: dpo", "on the low side"),
     ("optimizer: adamw_torch_8bit", "has no row: adamw_torch_fused's states are assumed, so the prediction is on the high side"),
-    ("optimizer: ademamix", "on the low side"),
+    ("optimizer: grokadamw", "on the low side"),
     ("cut_cross_entropy: true", "on the high side"),
     ("context_parapllel_size: 2", "unknown key context_parapllel_size (did you mean context_parallel_size?)"),
 ])  # fmt: skip

@@ -6,21 +6,17 @@ from typing import Any
 
 from planner.errors import unknown
 from planner.importers.rules import SIDE, Facts, redacted, text
-from planner.optimizers import OPTIMIZERS
+from planner.optimizers import OPTIMIZERS, WITHOUT_A_RULE
 
 _OTHERS = """
-adamw_torch_xla adamw_torch_npu_fused adamw_anyprecision adamw_torch_4bit adamw_torch_8bit ademamix ademamix_8bit
-paged_ademamix_32bit paged_ademamix_8bit rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw galore_adamw_8bit
-galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo grokadamw
-schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw optimi_adamw
-ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon muon_8bit dion sinkgd polora flash_adamw
+optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon muon_8bit dion sinkgd polora flash_adamw
 flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit adam_mini badam
 """
-OTHER_OPTIMIZERS = frozenset(_OTHERS.split())
+OTHER_OPTIMIZERS = frozenset((*WITHOUT_A_RULE, *_OTHERS.split()))
 """Legal in transformers 5.23 (OptimizerNames), axolotl 0.21 (CustomSupportedOptimizers) or LLaMA-Factory 0.9.5; no row of ours."""
 
 SMALLER = ("4bit", "8bit", "fp8", "galore", "apollo", "lomo", "muon", "adam_mini", "badam", "came", "rmsprop", "lion", "sgd")
-LARGER = ("ademamix", "grokadamw")
+LARGER = ("grokadamw",)
 """Parts of names: states smaller than AdamW's two (quantised, projected, factored or a single one), and larger ones (a third)."""
 
 _ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}

@@ -55,6 +55,13 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "lion_8bit": _bnb("Lion", optim_bits=8),
     "paged_lion_32bit": _bnb("Lion", optim_bits=32, is_paged=True),
     "paged_lion_8bit": _bnb("Lion", optim_bits=8, is_paged=True),
+    "rmsprop_bnb": _bnb("RMSprop", optim_bits=32),
+    "rmsprop_bnb_32bit": _bnb("RMSprop", optim_bits=32),
+    "rmsprop_bnb_8bit": _bnb("RMSprop", optim_bits=8),
+    "ademamix": _bnb("AdEMAMix", optim_bits=32),
+    "ademamix_8bit": _bnb("AdEMAMix", optim_bits=8),
+    "paged_ademamix_32bit": _bnb("AdEMAMix", optim_bits=32, is_paged=True),
+    "paged_ademamix_8bit": _bnb("AdEMAMix", optim_bits=8, is_paged=True),
 }
 assert MAKERS.keys() == OPTIMIZERS.keys(), "every optimizer of the table can be made"
 

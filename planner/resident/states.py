@@ -45,14 +45,17 @@ def _step(stored: Stored, elements: int | None) -> list[State]:
 
 
 def _factored(stored: Stored, elements: int | None) -> list[State]:
-    """Adafactor: row and column means over the last two dimensions, a full tensor for vectors."""
+    """Adafactor: row and column means over the last two dimensions, a full tensor for vectors, and each tensor's root mean square."""
+    scale: State = (" RMS", (1,), "float32", False, "one fp32")
     if len(stored.shape) < 2:
-        return _float32(stored, elements)
+        return [*_float32(stored, elements), scale]
     *front, rows, columns = stored.shape
-    return [(f" {what}", shape, "float32", False, f"fp32 means over {over}")
-            for what, shape, over in (("rows", (*front, rows), "columns"), ("columns", (*front, columns), "rows"))]  # fmt: skip
+    means = (("rows", (*front, rows), "columns"), ("columns", (*front, columns), "rows"))
+    return [*((f" {what}", shape, "float32", False, f"fp32 means over {over}") for what, shape, over in means), scale]
 
 
+PAIRS: dict[Rule, Rule] = {"pair32": "float32", "pair8": "blockwise8"}
+"""Rules whose tensors are twice those of another, stacked (bitsandbytes 0.50 optim/ademamix.py: `_get_state_double_buffer`, absmax1)."""
 STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
     "like": _like,
     "float32": _float32,
@@ -65,6 +68,10 @@ STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
 
 def states(rule: Rule, stored: Stored, elements: int | None, trainer: bool) -> list[State]:
     """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer made the optimizer."""
+    if rule in PAIRS:
+        single = states(PAIRS[rule], stored, elements, trainer)
+        return [(suffix, (2, *shape), dtype, pageable, f"{size}; two of them: a fast and a slow average")
+                for suffix, shape, dtype, pageable, size in single]  # fmt: skip
     if rule == "blockwise8" and trainer and stored.role in EMBEDDINGS:
         return _embedding8(stored, elements)
     return STATES[rule](stored, elements)
