@@ -152,8 +152,14 @@ class Decoder:
             w.masks = {None: t.alloc("ALiBi mask", whole, dtype, "biases and causal mask of all heads, made once")}
             return
         plain = METHODS[setup.method].trains != "nothing" and (setup.padded or setup.packed_documents > 1)
-        for window in (None, *self.regime.windows):
-            needed = not flash2 and (by_hand or plain or window is not None)
+        kinds = {layer.attention.window for _, layer in self.spec.layers}
+        used = {self.regime.window(layer) for _, layer in self.spec.layers}
+        apart = [-kind for kind in kinds if kind is not None and None in kinds and kind not in used]  # cut nothing, yet have their own mask
+        for window in (None, *self.regime.windows, *apart):
+            if window in (None, *self.regime.windows) and window not in used:
+                w.masks[window] = None
+                continue
+            needed = not flash2 and (by_hand or plain or (window is not None and window > 0))
             shape = (w.batch, 1, w.sequence, w.sequence)
             if not needed:
                 w.masks[window] = None
