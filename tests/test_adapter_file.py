@@ -17,6 +17,8 @@ DATA = Path(__file__).parent / "data" / "importers"
 RSLORA = {"peft_type": "LORA", "r": 64, "lora_alpha": 16, "lora_dropout": 0.1, "use_rslora": True, "target_modules": ["q_proj", "v_proj"]}
 IA3 = {"peft_type": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
 
+PROMPTS = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 7, "prompt_tuning_init": "RANDOM", "task_type": "CAUSAL_LM"}
+
 
 def settings(document: dict, said: dict | None = None, under: dict | None = None, model: str = "llama-7b") -> dict:
     return peft.settings(document, said or {}, under or {}, find(model).spec())
@@ -41,6 +43,7 @@ def test_the_documents_setup_is_what_the_file_says(capsys: pytest.CaptureFixture
     (IA3, "llama-7b"),
     ({"peft_type": "IA3"}, "llama-7b"),
     ({**RSLORA, "key_of_a_newer_peft": None}, "llama-7b"),
+    (PROMPTS, "llama-7b"),
 ])  # fmt: skip
 def test_a_plain_file_goes_to_the_formula(document, model):
     assert memplan.plan(model, adapter=document).engine == "formula"
@@ -53,6 +56,7 @@ def test_a_plain_file_goes_to_the_formula(document, model):
     ({**RSLORA, "key_of_a_newer_peft": 3}, {"rank": 64}),
     ({**RSLORA, "target_modules": ".*q_proj"}, {"targets": (".*q_proj",)}),
     ({**IA3, "feedforward_modules": []}, {"method": "ia3"}),
+    ({**PROMPTS, "prompt_tuning_init": "TEXT"}, {"method": "prompt-tuning", "virtual_tokens": 7}),
     ({"peft_type": "VERA", "r": 256, "target_modules": ["q_proj"]}, {"rank": 256, "targets": ("q_proj",)}),
     ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 30}, {"method": "prefix-tuning", "virtual_tokens": 30}),
 ])  # fmt: skip
@@ -109,7 +113,7 @@ def test_a_family_that_only_the_trace_knows_keeps_the_file():
 
 
 @pytest.mark.trace
-@pytest.mark.parametrize("document", [RSLORA, IA3, {**RSLORA, "use_dora": True}], ids=["rslora", "ia3", "dora"])
+@pytest.mark.parametrize("document", [RSLORA, IA3, {**RSLORA, "use_dora": True}, PROMPTS], ids=["rslora", "ia3", "dora", "prompts"])
 def test_the_trace_of_the_settings_is_the_trace_of_the_file(document):
     pytest.importorskip("peft")
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

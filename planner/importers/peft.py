@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from planner.errors import UsageError, shorten
@@ -94,7 +94,7 @@ def read(document: Mapping[str, Any], walk: Any) -> tuple[Facts, list[Any], list
             facts["targets"] = facts["targets"][1:]
         beyond = any(report.status == "not_modelled" or (report.status == "unknown" and document.get(report.key)) for report in reports)
         if beyond or pattern:
-            warnings = ["this adapter needs PEFT itself: use --engine trace (the formula refuses it)"]
+            warnings = ["this adapter needs PEFT itself: the trace runs it, the formula refuses it"]
             facts["adapter"] = dict(document)
         return facts, reports, warnings
     reports = [KeyReport(shorten(str(key)), "used", "handed to PEFT itself") for key in document]
@@ -132,7 +132,8 @@ def settings(document: Mapping[str, Any], said: Mapping[str, Any], under: Mappin
     _refuse_contradictions(fields, said)
     chosen = wanted or under.get("method")
     fields["method"] = chosen if chosen in also else own
-    if spec is not None and own == "ia3" and _plain_ia3(document, spec.model_type):
+    plain = PLAIN.get(own)
+    if spec is not None and plain is not None and plain(document, spec.model_type):
         fields.pop("adapter")
     if spec is None or (fields["method"] != own and own not in ALSO):
         fields["adapter"] = dict(document)
@@ -173,3 +174,13 @@ def _plain_ia3(document: Mapping[str, Any], model_type: str) -> bool:
     if document.get("target_modules") is None:
         return document.get("feedforward_modules") is None
     return named(document["target_modules"]) == set(targets) and named(document.get("feedforward_modules")) == forward
+
+
+def _plain_prompts(document: Mapping[str, Any], model_type: str) -> bool:
+    """Whether a prompt-tuning file is about one decoder and starts from no text, whose tokens a tokenizer would have to count."""
+    return (type(document.get("num_virtual_tokens")) is int and document.get("num_transformer_submodules") in (None, 1)
+            and str(document.get("prompt_tuning_init", "RANDOM")).upper() != "TEXT" and not document.get("modules_to_save"))  # fmt: skip
+
+
+PLAIN: dict[str, Callable[[Mapping[str, Any], str], bool]] = {"ia3": _plain_ia3, "prompt-tuning": _plain_prompts}
+"""Methods whose files the formula has a rule for as long as they are plain."""
