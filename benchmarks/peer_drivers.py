@@ -139,7 +139,8 @@ targets = ("_proj",) if q["targets"] == ["all-linear"] else tuple(q["targets"])
 config = LoRAConfig(rank=q["rank"], target_modules=targets, use_qlora=q["quant_type"] == "nf4")
 found = estimate_lora_memory(model, (q["sequence_length"],), q["micro_batch"], dtype, config)
 print(json.dumps([found.total_bytes - found.overhead_bytes, found.total_bytes]))
-""", "no word of checkpointing: its activations are as without", torch=True),
+""", "no word of checkpointing; its sample input is floating point, so that models of tokens fall back on its "
+     "per-layer formula", torch=True),
     Peer("MemTracker", "", """
 import json, sys
 q = json.load(sys.stdin)

@@ -43,6 +43,7 @@ DEFAULT_VENVS = Path(tempfile.gettempdir()) / "memplan-peers"
 SECONDS = 120  # the longest that a person waits for an estimate
 TOLD = ("method", "recipe", "micro_batch", "sequence_length", "weight_dtype", "autocast", "rank", "alpha", "dropout", "targets",
         "checkpointing", "optimizer", "gradient_accumulation", "adapter_dtype")  # fmt: skip
+NOT_ASKED = "cannot be asked"
 CAPACITIES = tuple(f"{size}GiB" for size in (3, 4, 6, 8, 10, 12, 16))
 """Budgets that each run is put against: where its device bytes fit, it fits; where even what it allocated does not, it does not."""
 
@@ -97,7 +98,7 @@ def ask(peer: Peer, python: Path, asked: Mapping[str, Any]) -> Answered:
         return Answered(None, {}, seconds, (done.stderr.strip().splitlines() or ["no message"])[-1])
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     if answer is None:
-        return Answered(None, {}, seconds, "cannot be asked")
+        return Answered(None, {}, seconds, NOT_ASKED)
     allocated, total = answer
     return Answered(round(allocated), {size: total <= find_gpu(size).usable_bytes for size in CAPACITIES}, seconds)
 
@@ -159,7 +160,7 @@ def scored(name: str, runs: Sequence[tuple[Measurement, Answered]]) -> Scored:
                 counts["tight" if said is None else "right" if said == known else "false_fits" if said else "false_no"] += 1
     sizes = [abs(error) for error in errors]
     seconds = [a.seconds for _, a in runs if a.allocated is not None]
-    why = next((a.why for _, a in runs if a.why), "")
+    why = max((a.why for _, a in runs), key=lambda why: (why != NOT_ASKED) * len(why) or bool(why), default="")
     return Scored(
         name, len(errors), statistics.median(sizes) if sizes else None, max(sizes, default=None),
         statistics.fmean(errors) if errors else None, **counts, seconds=statistics.median(seconds) if seconds else None, why=why,
