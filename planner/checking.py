@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from planner.errors import UsageError, shorten
 from planner.expected import refusal
-from planner.setup import Setup
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -30,23 +29,23 @@ NAME_LISTS = ("targets", "modules_to_save")
 
 
 @cache
-def _model() -> type[BaseModel]:
-    hints = get_type_hints(Setup, globalns=globals(), include_extras=True)
+def _model(record: type) -> type[BaseModel]:
+    hints = get_type_hints(record, globalns=globals(), include_extras=True)
     fields: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items() if name != "origins"}
-    return create_model("Setup", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+    return create_model(record.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
 
 
-def check(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a Setup's fields, every one present and legal; lists and comma-separated text have become tuples of names.
+def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record's fields (Setup's), each present and legal; lists and comma-separated text have become tuples of names.
 
     Raises UsageError naming the first field that is wrong, its value and what was expected.
     """
     values = {name: _as_tuple(value) if name in NAME_LISTS else value for name, value in values.items()}
     try:
-        found = _model()(**values)
+        found = _model(record)(**values)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        schema = _model().model_json_schema()["properties"].get(key)
+        schema = _model(record).model_json_schema()["properties"].get(key)
         if schema is None:
             raise UsageError(f"{key} is no setting") from None
         raise UsageError(refusal(key, schema, shorten(repr(values.get(key))))) from None

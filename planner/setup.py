@@ -193,7 +193,7 @@ def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
     """A Setup of these values, each checked. Raises UsageError naming the first that is wrong, and what was expected."""
     from planner.checking import check
 
-    return Setup(**check(values), origins=dict(origins))
+    return Setup(**check(Setup, values), origins=dict(origins))
 
 
 def _consistent(setup: Setup) -> Setup:
