@@ -125,7 +125,7 @@ def set_allocator(mode: Literal["native", "expandable"]) -> None:
     os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
     os.environ["PYTORCH_ALLOC_CONF"] = wanted
     with contextlib.suppress(AttributeError, RuntimeError):
-        torch._C._accelerator_setAllocatorSettings(wanted)  # type: ignore[attr-defined]
+        torch._C._accelerator_setAllocatorSettings(wanted)
 
 
 def processor() -> str | None:

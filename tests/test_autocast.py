@@ -62,7 +62,7 @@ class Answers(TorchDispatchMode):
 
 
 def saved_by(model, device, where):
-    """Every tensor saved for backward that is not empty (shape, dtype) with its count, the bytes of their storages, and the gradients' dtypes."""
+    """Every non-empty tensor saved for backward (shape, dtype) with its count, the bytes of their storages, and the gradients' dtypes."""
     tensors, storages = Counter(), {}
 
     def pack(t):
