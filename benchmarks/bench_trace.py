@@ -45,7 +45,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from planner.live import step
 from planner.live.build import build, outline
-from planner.live.model import quiet
+from planner.live.parts.model import quiet
 from planner.models import find
 from planner.setup import resolve
 config, setup = find("llama-2-7b").config, resolve({fields!r})

@@ -153,7 +153,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from planner.live import step
 from planner.live.build import build, outline
-from planner.live.model import quiet
+from planner.live.parts.model import quiet
 from planner.setup import resolve
 fields = {**q["asked"], "device": "cpu", "gpu": None}
 fields["attention"] = "eager" if q["attention"] == "eager" else "sdpa"

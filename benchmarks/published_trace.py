@@ -22,10 +22,10 @@ from typing import Any
 from unittest.mock import patch
 
 from planner.allocator import Replay, replay
-from planner.live.log import Log
-from planner.live.orders import orders
-from planner.live.record import record
-from planner.live.target import target_of
+from planner.live.device.target import target_of
+from planner.live.events.log import Log
+from planner.live.events.orders import orders
+from planner.live.events.record import record
 from planner.models import find
 from planner.setup import Setup, resolve
 
@@ -66,7 +66,7 @@ def predicted_mib(run: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, l
     if run["method"] != "qlora":
         return predicted, {name: [value] for name, value in predicted.items()}
     # k-bit preparation left the cache alone before peft 0.20: emptied, no order reproduces the runs of SmolLM2-135M
-    with patch("planner.live.adapters.clears_cache", lambda: False):
+    with patch("planner.live.parts.adapters.clears_cache", lambda: False):
         log = _log(run)
     runs = [_mib(log, replay([*load, *log.events[len(load) :]]), tokens) for load in orders(log, setup_of(run), ORDERS)]
     return predicted, {name: sorted(found[name] for found in runs) for name in predicted}

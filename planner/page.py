@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.breakdown import COMPONENTS, Prediction
-from planner.emit import javascript
+from planner.compiled import javascript
 from planner.errors import UsageError
 from planner.fit.suggest import changed
 from planner.formula import SEGMENT, rank_of, symbolic

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class PeftType:
     """One `peft_type`.
 
-    values: constants whose content decides a shape, so that the trace keeps it (planner/live/values.py). sparse: holds sparse tensors, of
+    values: constants whose content decides a shape, so that the trace keeps it (live/parts/values.py). sparse: holds sparse tensors, of
     whose CUDA kernels' own temporaries nothing is known. per_task: asks each row's task. note: what else a trace does or assumes.
     """
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from planner.activations import Regime, run_step
 from planner.breakdown import COMPONENTS, Breakdown
-from planner.emit import compile_python, javascript
-from planner.emit import grid as over_arrays
+from planner.compiled import compile_python, javascript
+from planner.compiled import grid as over_arrays
 from planner.errors import UsageError
 from planner.expr import Expr, total
 from planner.forward.walk import Device

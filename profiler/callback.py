@@ -193,7 +193,7 @@ def _trace(config: Any, setup: Setup, name: str) -> Prediction:
 
 def setup_of(args: Any, model: Any, sequence_length: int, device: Literal["cuda", "cpu"]) -> Setup:
     """The Setup that TrainingArguments and a model amount to. Raises UsageError for a value that has no counterpart."""
-    from planner.live.adapters import is_adapter
+    from planner.live.parts.adapters import is_adapter
 
     adapters = getattr(model, "peft_config", None)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -102,8 +102,8 @@ def audit(config: Mapping[str, Any], setup: Mapping[str, Any] | Setup, name: str
 
 def collect(config: Mapping[str, Any], setup: Setup) -> dict[str, Call]:
     """Every distinct call of a traced run that makes or could hide memory, by its description; views are left out."""
-    from planner.live.record import record
-    from planner.live.target import target_of
+    from planner.live.device.target import target_of
+    from planner.live.events.record import record
 
     seen = _Seen()
     with _listening(seen):

@@ -36,8 +36,8 @@ class Held:
 
 def traced(config: dict[str, Any], setup: Any) -> Held:
     """What the trace says, every layer run."""
-    from planner.live.record import record
-    from planner.live.target import target_of
+    from planner.live.device.target import target_of
+    from planner.live.events.record import record
 
     log, facts = record(config, setup, target_of(setup), full=True)
     spans = [range(mark.begin, mark.end) for mark in log.marks if (mark.step, mark.moment) == (1, "forward")]
@@ -80,9 +80,9 @@ class Saved:
 def real(config: dict[str, Any], setup: Any) -> Held:
     """What two steps on the CPU hold: the same build and step, real tensors."""
     from planner.live import step
-    from planner.live.attribute import quantisation_constants
     from planner.live.build import build, logical_numel
-    from planner.live.model import quiet
+    from planner.live.events.attribute import quantisation_constants
+    from planner.live.parts.model import quiet
 
     with quiet():
         built = build(config, setup, "cpu")

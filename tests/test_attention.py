@@ -11,11 +11,11 @@ import torch.nn.functional as F  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from planner.errors import UsageError  # noqa: E402
-from planner.live import flash2  # noqa: E402
 from planner.live.attention import implementation, modelled, on_device  # noqa: E402
-from planner.live.composites import as_on_cuda  # noqa: E402
-from planner.live.sdp import Call, choose, native_gqa_in_efficient, reason  # noqa: E402
-from planner.live.target import Target  # noqa: E402
+from planner.live.device import flash2  # noqa: E402
+from planner.live.device.composites import as_on_cuda  # noqa: E402
+from planner.live.device.sdp import Call, choose, native_gqa_in_efficient, reason  # noqa: E402
+from planner.live.device.target import Target  # noqa: E402
 
 T4, A100, CPU = Target("cuda", (7, 5), 40), Target("cuda", (8, 0), 108), Target("cpu")
 RTX4090, H100 = Target("cuda", (8, 9), 128), Target("cuda", (9, 0), 132)

@@ -4,12 +4,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from planner.live.device.kernels_attention import efficient_workspace, flash_splits  # noqa: E402
+from planner.live.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
+from planner.live.device.kernels_table import RULES  # noqa: E402
+from planner.live.device.reduction import buffers  # noqa: E402
+from planner.live.device.target import Target  # noqa: E402
 from planner.live.kernels import Kernels, UnknownBytes, cublas_workspace, name_of, schema_name  # noqa: E402
-from planner.live.kernels_attention import efficient_workspace, flash_splits  # noqa: E402
-from planner.live.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
-from planner.live.kernels_table import RULES  # noqa: E402
-from planner.live.reduction import buffers  # noqa: E402
-from planner.live.target import Target  # noqa: E402
 
 T4, A100, H100, CPU = Target("cuda", (7, 5), 40), Target("cuda", (8, 0), 108), Target("cuda", (9, 0), 132), Target("cpu")
 HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32

@@ -15,10 +15,10 @@ pytest.importorskip("peft")
 
 from fake_cuda import CONTEXT, MIB, FakeCuda, Mirror
 
-from planner.live.log import ALLOC, Log
-from planner.live.record import record
-from planner.live.target import target_of
-from planner.live.timeline import Timeline
+from planner.live.device.target import target_of
+from planner.live.events.log import ALLOC, Log
+from planner.live.events.record import record
+from planner.live.events.timeline import Timeline
 from planner.setup import Setup, resolve
 from profiler import measure, nvml
 from profiler.align import Step

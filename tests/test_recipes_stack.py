@@ -162,7 +162,7 @@ def test_the_forward_saves_the_same_bytes(pair):
 @pytest.mark.parametrize("kind", ["chunked", "fused"])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, softcap):
-    from planner.live.losses import LOSSES
+    from planner.live.parts.losses import LOSSES
 
     torch.manual_seed(1)
     head = torch.nn.Linear(16, 70, bias=True)
@@ -179,7 +179,7 @@ def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, 
 
 @pytest.mark.parametrize(("kind", "largest"), [("chunked", 4096 * 32768), ("fused", 4096 * 16384)])
 def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
-    from planner.live.losses import LOSSES
+    from planner.live.parts.losses import LOSSES
 
     head = torch.nn.Linear(4096, 128_000, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(False)
     hidden = torch.empty(1, 6000, 4096, device="meta", dtype=torch.bfloat16, requires_grad=True)
@@ -199,7 +199,7 @@ def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
 
 
 def test_the_rows_of_a_fused_chunk_are_ligers():
-    from planner.live.fusedloss import rows_of_chunk
+    from planner.live.parts.fusedloss import rows_of_chunk
 
     assert rows_of_chunk(6000, 4096, 128_000) == 256  # 6000 / ceil(31.25) = 188 -> 256
     assert rows_of_chunk(3, 64, 320) == 1 and rows_of_chunk(8, 4096, 100) == 8

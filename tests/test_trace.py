@@ -13,8 +13,8 @@ pytest.importorskip("peft")
 from planner.allocator import replay
 from planner.breakdown import COMPONENTS, Prediction
 from planner.errors import UsageError
-from planner.live.record import record
-from planner.live.target import target_of
+from planner.live.device.target import target_of
+from planner.live.events.record import record
 from planner.live.trace import trace
 from planner.setup import Setup, resolve
 

@@ -10,9 +10,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from planner.allocator import replay
-from planner.live import depth
-from planner.live.record import record
-from planner.live.target import target_of
+from planner.live.device.target import target_of
+from planner.live.events import depth
+from planner.live.events.record import record
 from planner.setup import resolve
 
 pytestmark = pytest.mark.trace

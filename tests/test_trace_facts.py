@@ -39,9 +39,9 @@ def test_adalora_with_pruning_costs_twelve_bytes_to_an_adapter_parameter(held):
 def test_the_rank_allocator_itself_holds_them():
     """peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt: ipt, exp_avg_ipt and exp_avg_unc, one of each to a parameter."""
     from planner.live import step
-    from planner.live.attribute import rank_allocator_state, tensors
     from planner.live.build import build
-    from planner.live.model import quiet
+    from planner.live.events.attribute import rank_allocator_state, tensors
+    from planner.live.parts.model import quiet
 
     with quiet():
         built = build(LLAMA, setup_of("adalora", init_rank=RANK, importance_buffers=True), "cpu")

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from planner.allocator import replay
 from planner.gpus import find_gpu
-from planner.live import adapters, loading, orders
-from planner.live.log import ALLOC, FREE, READ, Log
-from planner.live.record import record
-from planner.live.target import target_of
+from planner.live.device.target import target_of
+from planner.live.events import orders
+from planner.live.events.log import ALLOC, FREE, READ, Log
+from planner.live.events.record import record
+from planner.live.parts import adapters, loading
 from planner.live.trace import trace
 from planner.models import find
 from planner.setup import Setup, resolve

@@ -149,7 +149,7 @@ def test_an_xlora_without_its_checkpoints_is_refused(adapters, held):
 
 
 def test_constants_keep_their_values_until_something_unknown_is_written():
-    from planner.live.values import Values
+    from planner.live.parts.values import Values
 
     aten, values = torch.ops.aten, Values({})
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from planner.errors import UsageError
 from planner.live.autocast import lowered
-from planner.live.flash2 import NAME as FLASH2
-from planner.live.flash2 import TOKENS
-from planner.live.flash2 import register as _register_flash2
-from planner.live.sdp import HALF, Call, choose
-from planner.live.target import Target
+from planner.live.device.flash2 import NAME as FLASH2
+from planner.live.device.flash2 import TOKENS
+from planner.live.device.flash2 import register as _register_flash2
+from planner.live.device.sdp import HALF, Call, choose
+from planner.live.device.target import Target
 from planner.sdp import FORCED, refusal, refuses_flash2
 
 aten = torch.ops.aten

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from planner.live.autocast_policies import cast_ops, policy_of
+from planner.live.device.autocast_policies import cast_ops, policy_of
 
 _KEY = torch._C.DispatchKey.AutocastHPU  # borrowed: neither CUDA's nor the CPU's build of torch registers anything under it
 _NAME = "AutocastHPU"

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from planner.live import adapters, attention, batches, losses
-from planner.live.loading import materialise
-from planner.live.model import quiet, skeleton
-from planner.live.optimizer import make_optimizer
-from planner.live.quantise import replace_linears
+from planner.live import attention
+from planner.live.parts import adapters, batches, losses
+from planner.live.parts.loading import materialise
+from planner.live.parts.model import quiet, skeleton
+from planner.live.parts.optimizer import make_optimizer
+from planner.live.parts.quantise import replace_linears
 from planner.setup import Setup
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.live.kernels_cpu import CPU_RULES
-from planner.live.kernels_table import RULES
-from planner.live.rule import Call, Hidden, Status
-from planner.live.target import Target
+from planner.live.device.kernels_cpu import CPU_RULES
+from planner.live.device.kernels_table import RULES
+from planner.live.device.rule import Call, Hidden, Status
+from planner.live.device.target import Target
 
 
 class Kernels:

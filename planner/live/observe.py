@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.live.accumulate import calibrated, into_first
-from planner.live.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
+from planner.live.device.accumulate import calibrated, into_first
+from planner.live.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
 
 
 class Unseen(Protocol):

@@ -14,10 +14,10 @@ from unittest.mock import patch
 import torch
 
 from planner.live import shims_peft
+from planner.live.device.kernels_cpu import layer_norm
 from planner.live.extras import BITSANDBYTES, require
-from planner.live.kernels_cpu import layer_norm
 from planner.live.observe import Observer
-from planner.live.values import Values
+from planner.live.parts.values import Values
 from planner.optimizers import OPTIMIZERS
 from planner.setup import Setup
 

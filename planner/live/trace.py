@@ -15,7 +15,7 @@ from planner.setup import Setup
 from planner.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from planner.live.log import Log
+    from planner.live.events.log import Log
 
 
 def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> Prediction:
@@ -30,11 +30,11 @@ def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full:
 def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> tuple[Prediction, Log]:
     """`trace`, with the events that the prediction was made from."""
     require()
+    from planner.live.device.target import target_of
+    from planner.live.events.orders import bands
+    from planner.live.events.record import record
+    from planner.live.events.timeline import Timeline, alive_after
     from planner.live.kernels import Kernels, UnknownBytes
-    from planner.live.orders import bands
-    from planner.live.record import record
-    from planner.live.target import target_of
-    from planner.live.timeline import Timeline, alive_after
 
     target, spec = target_of(setup), _spec(config)
     log, facts = record(config, setup, target, full=full)

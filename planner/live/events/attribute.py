@@ -15,7 +15,7 @@ import torch
 
 from planner.breakdown import COMPONENTS
 from planner.live.build import Built
-from planner.live.log import Storage
+from planner.live.events.log import Storage
 from planner.live.observe import Observer
 
 _RANK: dict[str, int] = {component: rank for rank, component in enumerate(COMPONENTS)}  # weights win over gradients win over ...

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from planner.errors import UsageError, unknown
-from planner.live.bottleneck import add_bottlenecks
 from planner.live.extras import load
-from planner.live.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
+from planner.live.parts.bottleneck import add_bottlenecks
+from planner.live.parts.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
 from planner.methods import METHODS
 from planner.setup import Setup
 

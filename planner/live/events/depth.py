@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from planner.live.layout import COPIES, Run, kept_layers, prune, runs, signatures, templates
-from planner.live.log import ALLOC, EMPTY, FREE, Event, Log, Mark, Storage
+from planner.live.events.layout import COPIES, Run, kept_layers, prune, runs, signatures, templates
+from planner.live.events.log import ALLOC, EMPTY, FREE, Event, Log, Mark, Storage
 
 __all__ = ["COPIES", "NotPeriodic", "Run", "kept_layers", "prune", "runs", "signatures", "templates"]
 

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from planner.allocator import Replay, replay
-from planner.live.log import ALLOC, READ, Event, Log
+from planner.live.events.log import ALLOC, READ, Event, Log
 from planner.setup import Setup
 
 WORKERS = 4  # transformers 5.23 core_model_loading.py GLOBAL_WORKERS

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from planner.live.rule import Call, Hidden, bytes_of
+from planner.live.device.rule import Call, Hidden, bytes_of
 
 
 def gemm_4bit(c: Call) -> Iterator[Hidden]:

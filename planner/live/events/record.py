@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from planner.errors import UsageError
-from planner.live import attention, attribute, autocast, batches, depth, shims, shims_peft, step
+from planner.live import attention, autocast, shims, shims_peft, step
 from planner.live.build import Built, build, logical_numel, outline
-from planner.live.composites import as_on_cuda
+from planner.live.device.composites import as_on_cuda
+from planner.live.device.target import Target
+from planner.live.events import attribute, depth
+from planner.live.events.log import Log
 from planner.live.kernels import Kernels
-from planner.live.log import Log
-from planner.live.model import layer_list, layer_number, layer_prefix, quiet, reason, sub_configs
 from planner.live.observe import Observer
-from planner.live.target import Target
+from planner.live.parts import batches
+from planner.live.parts.model import layer_list, layer_number, layer_prefix, quiet, reason, sub_configs
 from planner.setup import Setup
 
 STEPS = 2  # optimizer states appear in the first: the second is the steady one

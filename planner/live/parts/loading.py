@@ -4,7 +4,7 @@
 is taken and dropped, then the checkpoint's tensors are read in the natural order of their names, each transform as soon as its
 tensors are there. A transform that makes one parameter of several tensors (experts stored one by one) is the library's own object, at
 work on these tensors: its copies are seen like any other. Threads read ahead of it, except where weights are quantised as they arrive;
-`planner/live/orders.py` has what that changes.
+`planner/live/events/orders.py` has what that changes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from planner.live.model import layer_number, layer_prefix
-from planner.live.quantise import quantise
+from planner.live.parts.model import layer_number, layer_prefix
+from planner.live.parts.quantise import quantise
 from planner.setup import Setup
 
 

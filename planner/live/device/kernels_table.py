@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.live.kernels_attention import cudnn_backward, efficient_backward, efficient_forward, flash_backward, flash_forward
-from planner.live.kernels_bitsandbytes import gemm_4bit, int8_scaled_mm, int8_vectorwise_quant
-from planner.live.reduction import reduction
-from planner.live.rule import Call, Hidden, Rule, bytes_of
+from planner.live.device.kernels_attention import cudnn_backward, efficient_backward, efficient_forward, flash_backward, flash_forward
+from planner.live.device.kernels_bitsandbytes import gemm_4bit, int8_scaled_mm, int8_vectorwise_quant
+from planner.live.device.reduction import reduction
+from planner.live.device.rule import Call, Hidden, Rule, bytes_of
 
 # Products --------------------------------------------------------------------------------------------------------------------------
 

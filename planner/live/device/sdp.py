@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from planner import sdp
-from planner.live.target import Target
+from planner.live.device.target import Target
 
 HALF = (torch.float16, torch.bfloat16)
 

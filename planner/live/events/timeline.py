@@ -8,8 +8,8 @@ from typing import Any
 
 from planner.allocator import Event, Replay, replay, smallest_capacity
 from planner.breakdown import STEP_MOMENTS, Breakdown, Peak, Row
-from planner.live.log import ALLOC, FREE, Log, Storage
-from planner.live.target import Target
+from planner.live.device.target import Target
+from planner.live.events.log import ALLOC, FREE, Log, Storage
 from planner.setup import Setup
 
 POINTS = 2000  # the timeline's length in a document: each point is the largest of its stretch

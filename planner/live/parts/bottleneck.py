@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from planner.errors import UsageError
-from planner.live.model import layers_of
+from planner.live.parts.model import layers_of
 
 
 class Bottleneck(nn.Module):

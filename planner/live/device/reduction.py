@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from planner.live.rule import Call, Hidden
+from planner.live.device.rule import Call, Hidden
 
 MAX_THREADS = 512
 THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.live.rule import Call, Hidden, Rule
+from planner.live.device.rule import Call, Hidden, Rule
 
 _ITERATOR = "TensorIterator.cpp compute_types: on CPU, operands that are not of the common dtype are cast into temporaries"
 _REDUCE = "native/ReduceOpsUtils.h make_reduction: off CUDA the input is cast to the result's dtype first"

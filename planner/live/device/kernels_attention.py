@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from planner.live.rule import Call, Hidden, bytes_of
+from planner.live.device.rule import Call, Hidden, bytes_of
 
 
 def _up(value: int, multiple: int) -> int:

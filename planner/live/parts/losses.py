@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from planner.live import chunked, fusedloss
+from planner.live.parts import chunked, fusedloss
 
 if TYPE_CHECKING:
     from planner.live.build import Built

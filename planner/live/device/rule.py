@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from planner.live.target import Target
+from planner.live.device.target import Target
 
 Status = Literal["measured", "source", "unknown"]
 

@@ -1,0 +1,1 @@
+"""What the device does and meta does not show: kernels, backends, policies."""

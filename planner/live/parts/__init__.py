@@ -1,0 +1,1 @@
+"""What build puts together: model, adapter, quantised layers, optimizer, batch, loss."""
