@@ -68,3 +68,14 @@ def test_readme_names_every_command_and_every_linked_file_exists():
         assert f"memplan {name}" in README, f"README does not mention `memplan {name}`"
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), f"README links to {target}"
+
+
+def test_the_architecture_names_every_package_and_only_what_exists():
+    import tomllib
+
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    missing = [name for name in packages if name.replace(".", "/") not in page]
+    assert not missing, f"docs/architecture.md does not mention {missing}"
+    for path in re.findall(r"`((?:planner|profiler|validate|memplan|benchmarks|tests|measurements)/[\w/.]*)`", page):
+        assert (ROOT / path).exists(), f"docs/architecture.md names {path}"
