@@ -17,7 +17,7 @@ from planner.models import Model, find
 from planner.setup import Setup, resolve
 from planner.spec import ModelSpec
 from planner.unread import unread
-from planner.verdict import judge
+from planner.verdict import close_calls, judge
 
 if TYPE_CHECKING:
     from profiler.callback import MemoryCallback
@@ -113,7 +113,10 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
-    verdicts = tuple(judge(prediction, gpu) for gpu in cards(setup))
+    judged = cards(setup)
+    verdicts = tuple(judge(prediction, gpu) for gpu in judged)
+    if close := close_calls(prediction, judged):
+        prediction = prediction.with_(warnings=(*prediction.warnings, close))
     if setup.parallel != "none":  # the band of a verdict is one GPU's, for want of another; the error of the number is not known
         prediction = prediction.with_(accuracy=Accuracy(evidence=sharding.UNRECORDED, device_error=prediction.accuracy.margin))
     return prediction.with_(gpus=verdicts)

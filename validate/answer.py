@@ -11,7 +11,7 @@ from planner.breakdown import Prediction
 from planner.errors import UsageError
 from planner.gpus import common_gpus
 from planner.methods import METHODS
-from planner.verdict import device_bytes, judge
+from planner.verdict import close_calls, device_bytes, judge
 from validate.ask import Question
 from validate.byhand import Line, by_hand
 from validate.chinese import in_language
@@ -123,6 +123,7 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
         gpu = lab.gpu(question.gpu)
         verdict, usable, device = judge(prediction, gpu).verdict, gpu.usable_bytes, device_bytes(prediction, gpu)
         boundaries = _boundaries(question, prediction, lab)
+        warnings += filter(None, [close_calls(prediction, [gpu])])
         if not gpu.verified:
             warnings.append(f"{gpu.name}: no run on this vendor's cards is recorded, and its kernels are not modelled: unverified")
     smallest = next((gpu.name for gpu in common_gpus() if judge(prediction, gpu).verdict == "fits"), None)

@@ -16,6 +16,7 @@ from planner.fit.changes import Effect
 from planner.fit.frontier import BATCHES
 from planner.search import Fit
 from planner.units import gib
+from planner.verdict import uncounted
 
 MOST_CHANGES = 8
 
@@ -124,6 +125,9 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest
         )
     if fit.error:
         lines.append(Text(f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"))
+    elif share := uncounted(fit.setup):
+        text = f"boundaries leave no room for fragmentation, up to {share:.1%} in 95 of 100 traced setups: confirm with --engine trace"
+        lines.append(Text(text, style="dim"))
     return lines
 
 
