@@ -1,6 +1,7 @@
 """fit: boundaries are exact, cells agree with direct plans, changes are evaluated and not estimated, and the decision follows its rule."""
 
 import json
+import random
 import time
 from pathlib import Path
 
@@ -268,6 +269,23 @@ def test_the_trace_confirms_a_cell():
     confirmed = json.loads(shown.output)["confirmed"]
     assert confirmed and all(entry["prediction"]["engine"] == "trace" for entry in confirmed)
     assert confirmed[0]["prediction"]["gpus"][0]["verdict"] == "fits"
+
+
+@pytest.mark.trace
+def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
+    """One cell of the whole answer: its bytes within 0.5 % of the traced tensors, and a verdict that the trace does not contradict."""
+    pytest.importorskip("bitsandbytes")
+    from planner.live.trace import trace
+
+    model, gpu, rng = find("smollm2-135m"), find_gpu("t4"), random.Random(20261122)
+    found = fit(model.spec(), resolve({"gpu": gpu.name, "weight_dtype": "float16"}), gpu, methods=("full", "lora", "qlora"))
+    entry = rng.choice(found.methods)
+    cell = rng.choice([cell for cell in entry.cells if cell.sequence_length <= 4096])
+    setup = entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length)
+    traced = trace(model.config, setup, model.name)
+    tensors = sum(row.bytes for row in traced.moment(traced.peak.moment).rows)
+    assert cell.device_bytes - gpu.context_bytes == pytest.approx(tensors, rel=0.005)
+    assert (cell.fits, judge(traced, gpu).verdict) not in ((True, "no"), (False, "fits")), cell
 
 
 @pytest.mark.slow
