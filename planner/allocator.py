@@ -125,8 +125,11 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded:
             live -= sizes.pop(key)
     failed, survives = (most - 1) // unit, -(-max(unbounded.reserved) // unit)
     lacking = failed  # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing before it
+    width = 0
     while survives - failed > max(1, survives // PRECISION):
-        middle = survives - 1 if survives - lacking <= 1 else (survives + lacking) // 2
+        slow = survives - failed > width // 2 > 0  # the guess did not halve what is left: halve it
+        width = survives - failed
+        middle = (survives + failed) // 2 if slow else survives - 1 if survives - lacking <= 1 else (survives + lacking) // 2
         tried = replay(events, mode=mode, capacity=middle * unit)
         if tried.oom is None:
             survives = min(middle, -(-max(tried.reserved) // unit))  # what it reserved at most is enough for the same course

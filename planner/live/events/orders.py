@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from planner.allocator import Replay, replay
-from planner.live.events.log import ALLOC, READ, Event, Log
+from planner.live.events.log import ALLOC, FREE, READ, Event, Log
 from planner.setup import Setup
 
 WORKERS = 4  # transformers 5.23 core_model_loading.py GLOBAL_WORKERS
@@ -93,7 +93,7 @@ def reordered(load: Load, ahead: float, random: Random) -> list[Event]:
 def orders(log: Log, setup: Setup, count: int) -> Iterator[list[Event]]:
     """The log's events up to the end of its load, in `count` other orders; none where no thread reads, or where order does not matter."""
     load = load_of(log) if setup.load == "pretrained" else None
-    if load is None or not any(load.work):
+    if load is None or not any(event[0] == FREE for work in load.work for event in work):  # nothing that is freed leaves no gap
         return
     random = Random(0)
     for number in range(count):
