@@ -44,7 +44,7 @@ def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Itera
             continue
         kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
         if kernels not in peaks:
-            peaks[kernels] = peak_of(spec, setup.replaced(gpu=gpu.name) if gpu.capability is not None else setup)
+            peaks[kernels] = peak_of(spec, setup.with_(gpu=gpu.name) if gpu.capability is not None else setup)
         if room.holds(peaks[kernels]):
             larger = tuple(card.name for card in ordered[start:] if Room(card, error).holds(peaks[kernels]))
             return CardChoice(gpu.name, room.device_bytes(peaks[kernels]), larger)
@@ -165,7 +165,7 @@ def place_jobs(jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, f
         holding = {}
         sizes = {}
         for gpu in pool:
-            own = job.setup.replaced(gpu=gpu.name) if gpu.capability is not None else job.setup
+            own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
             allocated = peak_of(job.spec, own)
             sizes[gpu.name] = Room(gpu, error).device_bytes(allocated)
             if Room(gpu, error).holds(allocated):
