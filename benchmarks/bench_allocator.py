@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from planner.allocator import Event, replay, smallest_capacity
+from memplan.planner.allocator.replay import Event, replay, smallest_capacity
 
 SIZES = (4096 * 4096 * 2, 4096 * 1376 * 2, 512, 65536, 4096 * 8 * 2)  # bytes, as in a transformer layer
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from planner.formula import symbolic
-from planner.models import find
-from planner.setup import resolve
-from planner.symbolic import Symbolic
+from memplan.planner.formula.engine import symbolic
+from memplan.planner.formula.program import Symbolic
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
 
 
 @pytest.fixture(params=["full", "lora", "qlora"])

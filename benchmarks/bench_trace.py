@@ -23,9 +23,9 @@ ROOT = Path(__file__).parent.parent
 IMPORTS = "import torch, transformers, peft, bitsandbytes, transformers.models.llama.modeling_llama"
 TRACE = """
 import json, time
-from planner.live.trace import trace
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.trace.engine import trace
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
 {imports}
 started = time.process_time()
 found = trace(find({model!r}).config, resolve({fields!r}))
@@ -43,15 +43,15 @@ MEMTRACKER = """
 import json, time, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from planner.live import step
-from planner.live.build import build, outline
-from planner.live.parts.model import quiet
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.trace import step
+from memplan.planner.run.build import build, outline
+from memplan.planner.run.model import quiet
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
 config, setup = find("llama-2-7b").config, resolve({fields!r})
 started = time.process_time()
 with quiet():
-    model = outline(config, setup, "cpu")
+    model = outline(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
         built = build(config, setup, "cpu", model=model)
         tracker = MemTracker()

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from planner.breakdown import COMPONENTS, Breakdown, Prediction
-from planner.errors import UsageError
-from planner.formula import plan
-from planner.models import find, index
-from planner.setup import Setup, resolve
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find, index
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.prediction import COMPONENTS, Breakdown, Prediction
+from memplan.planner.tables.errors import UsageError
 
 STEP = ("forward", "backward", "optimizer_step")
 LARGEST = 40 * 10**9  # parameters of a catalogue model in the sweep
@@ -141,7 +141,7 @@ def legal(config: Config, fields: Mapping[str, Any]) -> Setup | None:
 
 def compare(config: Config, setup: Setup) -> dict[str, Any]:
     """Both engines on one case: errors by moment and component, and the rows that differ at the moment that is furthest off."""
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     refusals = {}
     for engine, predict in (("formula", lambda: plan(find(config).spec(), setup)), ("trace", lambda: trace(config, setup))):

@@ -4,7 +4,7 @@ python benchmarks/fragmentation.py [COUNT] [--seed N]
 
 Draws catalogue models of 1 to 80 billion parameters with setups as people write them, traces each (nothing is allocated), and prints
 peak reserved minus peak allocated, as a share of the allocated bytes: median, P95 and worst, over 4-bit bases (whose loading and
-dequantising leave holes of every size) and over the others. planner/verdict.py UNCOUNTED cites the P95.
+dequantising leave holes of every size) and over the others. planner/answers/verdict.py UNCOUNTED cites the P95.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from memplan import api
-from planner.errors import UsageError
-from planner.models import find, index
-from planner.setup import resolve
+from memplan.planner.inputs.models import find, index
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 PARAMETERS = (10**9, 8 * 10**10)
 METHODS = ("full", "lora", "lora", "rslora", "dora", "qlora", "qlora")

@@ -153,15 +153,15 @@ from types import SimpleNamespace
 from unittest.mock import patch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from planner.live import step
-from planner.live.build import build, outline
-from planner.live.parts.model import quiet
-from planner.setup import resolve
+from memplan.planner.trace import step
+from memplan.planner.run.build import build, outline
+from memplan.planner.run.model import quiet
+from memplan.planner.inputs.setup import resolve
 fields = {**q["asked"], "device": "cpu", "gpu": None}
 fields["attention"] = "eager" if q["attention"] == "eager" else "sdpa"
 setup = resolve(fields)
 with quiet():
-    model = outline(q["config"], setup, "cpu")
+    model = outline(q["config"], setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with patch.object(torch.nn.Module, "to", lambda module, *a, **k: module):  # fake parameters cannot be swapped; all is on the CPU
             built = build(q["config"], setup, "cpu", model=model)

@@ -35,14 +35,14 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from peer_drivers import PEERS, Peer  # noqa: E402
 
-from planner.errors import UsageError  # noqa: E402
-from planner.gpus import find_gpu  # noqa: E402
-from planner.models import find  # noqa: E402
-from planner.units import gib  # noqa: E402
-from planner.verdict import judge  # noqa: E402
-from profiler.record import Measurement  # noqa: E402
-from validate.collect import as_recorded, read_records  # noqa: E402
-from validate.engines import Missing, by_formula, by_trace  # noqa: E402
+from memplan.planner.answers.verdict import judge  # noqa: E402
+from memplan.planner.inputs.models import find  # noqa: E402
+from memplan.planner.tables.errors import UsageError  # noqa: E402
+from memplan.planner.tables.gpus import find_gpu  # noqa: E402
+from memplan.planner.tables.units import gib  # noqa: E402
+from memplan.profiler.record import Measurement  # noqa: E402
+from memplan.validate.collect import as_recorded, read_records  # noqa: E402
+from memplan.validate.engines import Missing, by_formula, by_trace  # noqa: E402
 
 DEFAULT_VENVS = Path(tempfile.gettempdir()) / "memplan-peers"
 SCORES = Path(__file__).with_name("peers.json")

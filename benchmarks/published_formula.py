@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.formula import plan
-from planner.models import find
-from planner.units import MIB
-from validate.development import MOMENTS, setup_of
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.tables.units import MIB
+from memplan.validate.development import MOMENTS, setup_of
 
 DEFAULT = Path(__file__).resolve().parents[1].parent / "shared" / "published" / "t4_lora_qlora.json"
 

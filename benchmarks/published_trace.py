@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from planner.allocator import Replay, replay
-from planner.live.device.target import target_of
-from planner.live.events.log import Log
-from planner.live.events.orders import orders
-from planner.live.events.record import record
-from planner.models import find
-from planner.units import MIB
-from validate.development import MOMENTS, setup_of
+from memplan.planner.allocator.replay import Replay, replay
+from memplan.planner.inputs.models import find
+from memplan.planner.tables.units import MIB
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.events.load_orders import orders
+from memplan.planner.trace.events.log import Log
+from memplan.planner.trace.events.record import record
+from memplan.validate.development import MOMENTS, setup_of
 
 DEFAULT = Path(__file__).resolve().parents[1].parent / "shared" / "published" / "t4_lora_qlora.json"
 PEAKS = ("peak_allocated", "peak_reserved")
@@ -43,7 +43,7 @@ def predicted_mib(run: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, l
     if run["method"] != "qlora":
         return predicted, {name: [value] for name, value in predicted.items()}
     # k-bit preparation left the cache alone before peft 0.20: emptied, no order reproduces the runs of SmolLM2-135M
-    with patch("planner.live.parts.adapters.clears_cache", lambda: False):
+    with patch("memplan.planner.run.adapters.clears_cache", lambda: False):
         log = _log(run)
     runs = [_mib(log, replay([*load, *log.events[len(load) :]]), tokens) for load in orders(log, setup_of(run), ORDERS)]
     return predicted, {name: sorted(found[name] for found in runs) for name in predicted}

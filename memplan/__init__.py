@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from planner import __version__
+from memplan.planner import __version__
 
 _HOME = {
     "plan": "memplan.api", "trace": "memplan.api", "profile": "memplan.api", "reconcile": "memplan.api",
     "trainer_callback": "memplan.api",
-    "Setup": "planner.setup", "resolve": "planner.setup", "ModelSpec": "planner.spec", "find": "planner.models", "find_gpu": "planner.gpus",
-    "Row": "planner.breakdown", "Breakdown": "planner.breakdown", "Prediction": "planner.breakdown", "Peak": "planner.breakdown",
-    "GpuVerdict": "planner.breakdown", "Accuracy": "planner.breakdown",
-    "MemplanError": "planner.errors", "UsageError": "planner.errors", "NetworkError": "planner.errors", "ToleranceError": "planner.errors",
+    "Setup": "memplan.planner.inputs.setup", "resolve": "memplan.planner.inputs.setup", "ModelSpec": "memplan.planner.inputs.spec", "find": "memplan.planner.inputs.models", "find_gpu": "memplan.planner.tables.gpus",
+    "Row": "memplan.planner.prediction", "Breakdown": "memplan.planner.prediction", "Prediction": "memplan.planner.prediction", "Peak": "memplan.planner.prediction",
+    "GpuVerdict": "memplan.planner.prediction", "Accuracy": "memplan.planner.prediction",
+    "MemplanError": "memplan.planner.tables.errors", "UsageError": "memplan.planner.tables.errors", "NetworkError": "memplan.planner.tables.errors", "ToleranceError": "memplan.planner.tables.errors",
 }  # fmt: skip
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 

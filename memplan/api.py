@@ -9,20 +9,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner import sharding
-from planner.breakdown import Accuracy, Prediction
-from planner.errors import UsageError
-from planner.gpus import Gpu, common_gpus, find_gpu
-from planner.models import Model, find
-from planner.setup import Setup, resolve
-from planner.spec import ModelSpec
-from planner.unread import unread
-from planner.verdict import close_calls, judge
+from memplan.planner.answers.verdict import close_calls, judge
+from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.inputs.models import Model, find
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.unused_settings import unread
+from memplan.planner.prediction import Accuracy, Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 
 if TYPE_CHECKING:
-    from profiler.callback import MemoryCallback
-    from profiler.record import Measurement
-    from validate.reconcile import Reconciliation
+    from memplan.profiler.callback import MemoryCallback
+    from memplan.profiler.record import Measurement
+    from memplan.validate.reconcile import Reconciliation
 
 ModelLike = str | Path | Mapping[str, Any] | ModelSpec | Model
 
@@ -46,7 +46,7 @@ def request(model: ModelLike, setup: Setup | None = None, imported: Mapping[str,
 
 def _adapted(model: Model, document: Mapping[str, Any], setup: Setup | None, under: Mapping[str, Any], fields: dict[str, Any]) -> Setup:
     """The Setup with an adapter file: the file's own values, and the file itself where the formula has no rule for it."""
-    from planner.importers.peft import settings
+    from memplan.planner.importers.peft import settings
 
     fields = {name: value for name, value in fields.items() if name != "adapter"}
     spec = _spec(model)
@@ -60,7 +60,7 @@ def _adapted(model: Model, document: Mapping[str, Any], setup: Setup | None, und
 
     found = resolved(file)
     if found.adapter is None and spec is not None:
-        from planner.resident.adapters import adapters
+        from memplan.planner.formula.resident.adapters import adapters
 
         try:
             adapters(spec, found)
@@ -134,7 +134,7 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction, G
     if setup.gpu:
         yield prediction, find_gpu(setup.gpu)
         return
-    from planner.fit.cards import older, with_its_kernels
+    from memplan.planner.answers.fit.gpus import older, with_its_kernels
 
     for gpu in common_gpus():
         if not older(gpu):
@@ -150,7 +150,7 @@ def profile(model: ModelLike, setup: Setup | None = None, *, steps: int = 3, cap
     Runs in this process, whose CUDA context stays; `steps` are timed, `cap` limits the CUDA allocator in bytes, `snapshot` is where
     torch's memory snapshot goes. Out of memory is an outcome of the Measurement.
     """
-    from profiler.measure import profile as measure
+    from memplan.profiler.measure import profile as measure
 
     found, complete = request(model, setup, **(fields if setup is not None else {"load": "random", **fields}))
     return measure(found.config, complete, steps=steps, cap=cap, snapshot=snapshot, name=found.name)
@@ -161,21 +161,21 @@ def trainer_callback(setup: Setup | None = None, **options: Any) -> MemoryCallba
 
     Options: `sequence_length`, `capacity` (bytes), `on_misfit` ("warn" or "stop"), `report`. Needs the extra `profile`.
     """
-    from profiler.callback import MemoryCallback
+    from memplan.profiler.callback import MemoryCallback
 
     return MemoryCallback(setup, reconcile=reconcile, **options)
 
 
 def reconcile(prediction: Prediction, measurement: Measurement) -> Reconciliation:
     """Prediction against measurement: error by tier, moment and component, and the unexplained remainder."""
-    from validate.reconcile import reconcile as compare
+    from memplan.validate.reconcile import reconcile as compare
 
     return compare(prediction, measurement)
 
 
 def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accuracy:
     """How far this engine was from the recorded runs that resemble the prediction, or from all; says so where no run was recorded."""
-    from validate import evidence
+    from memplan.validate import evidence
 
     return evidence.accuracy_of_engine(engine) if prediction is None else evidence.accuracy_of(prediction)
 
@@ -191,14 +191,14 @@ def _learned_positions(model: Model) -> int | None:
 
 
 def _formula(model: Model, setup: Setup) -> Prediction:
-    from planner.formula import plan as closed_form
+    from memplan.planner.formula.engine import plan as closed_form
 
     return closed_form(model.spec(), setup)
 
 
 def _trace(model: Model, setup: Setup) -> Prediction:
     try:
-        from planner.live.trace import trace as step
+        from memplan.planner.trace.engine import trace as step
     except ImportError as error:
         raise UsageError(f"--engine trace needs {error.name}: pip install 'memplan[trace]'") from None
     return step(model.config, setup, model.name)

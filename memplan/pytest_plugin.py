@@ -33,7 +33,7 @@ def memplan_gate(request: pytest.FixtureRequest) -> Callable[..., Any]:
     def gate(name: str, model: Any, *, fail_over: float = 0.01, **fields: Any) -> Any:
         import memplan
         from memplan.cli.diff import gate_message
-        from planner.diff import diff
+        from memplan.planner.answers.diff import diff
 
         if not re.fullmatch(r"[\w.-]{1,80}", name):
             raise ValueError(f"baseline name {name!r}: expected letters, digits, '.', '-' and '_'")

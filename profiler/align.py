@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from profiler.history import ALLOC, FREE, History, Span
+from memplan.profiler.history import ALLOC, FREE, History, Span
 
 MOST_EDITS = 300  # of one search; a longer difference is aligned piece by piece
 _SURE = 8  # matches that make half a path worth going on from

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
-from profiler.files import append_line, read_lines
-from profiler.record import Measurement, from_document, save_in, scan
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.files import append_line, read_lines
+from memplan.profiler.record import Measurement, from_document, save_in, scan
 
 
 def pack(measurements: Iterable[Measurement], archive: Path) -> int:

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.setup import Setup, resolve
-from planner.units import gib
-from profiler.environment import describe
-from profiler.history import highest, levels
-from profiler.record import MeasuredMoment, MeasuredPeak, Measurement
-from profiler.recorders import CpuRecorder, CudaRecorder
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.units import gib
+from memplan.profiler.environment import describe
+from memplan.profiler.history import highest, levels
+from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
+from memplan.profiler.recorders import CpuRecorder, CudaRecorder
 
 LOG = logging.getLogger("memplan")
 WATCHED_STEPS = 3  # the CPU's allocator is watched this long; CUDA's counters cost nothing and are read to the end
@@ -186,14 +186,14 @@ class MemoryCallback(TrainerCallback):
 
 
 def _trace(config: Any, setup: Setup, name: str) -> Prediction:
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     return trace(config, setup, name)
 
 
 def setup_of(args: Any, model: Any, sequence_length: int, device: Literal["cuda", "cpu"]) -> Setup:
     """The Setup that TrainingArguments and a model amount to. Raises UsageError for a value that has no counterpart."""
-    from planner.live.parts.adapters import is_adapter
+    from memplan.planner.run.adapters import is_adapter
 
     adapters = getattr(model, "peft_config", None)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -245,7 +245,7 @@ def longest_row(dataloader: Any) -> int:
 
 def _bytes_of(model: Any) -> int:
     """Bytes of the storages that a model's parameters and buffers hold, each once."""
-    from planner.live.held import weights
+    from memplan.planner.run.owners import weights
 
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in weights(model)}
     return sum(storages.values())

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
-from profiler import nvml
-from profiler.archive import pack, read
-from profiler.caselist import CaseList
-from profiler.files import make_folder, read_document, sweep
-from profiler.isolate import Isolation, Report
-from profiler.jobs import Job, case_document, failed, is_done, job_of
-from profiler.nursery import PRELOAD, PRELOAD_CPU
-from profiler.record import RAW, load, save_in, scan
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler import nvml
+from memplan.profiler.archive import pack, read
+from memplan.profiler.case_matrix import CaseList
+from memplan.profiler.files import make_folder, read_document, sweep
+from memplan.profiler.fork_server import PRELOAD, PRELOAD_CPU
+from memplan.profiler.isolate import Isolation, Report
+from memplan.profiler.jobs import Job, case_document, failed, is_done, job_of
+from memplan.profiler.record import RAW, load, save_in, scan
 
 PREDICTION_DEADLINE = 600.0
 HIDDEN_GPU = {"CUDA_VISIBLE_DEVICES": ""}
@@ -33,9 +33,9 @@ _LOCK_SECONDS = 10.0
 class Targets:
     """The functions that run in the children, as `module:function`; tests hand in their own."""
 
-    describe: str = "profiler.environment:describe"
-    predict: str = "profiler.cases:predict"
-    measure: str = "profiler.cases:measure"
+    describe: str = "memplan.profiler.environment:describe"
+    predict: str = "memplan.profiler.cases:predict"
+    measure: str = "memplan.profiler.cases:measure"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from planner.errors import MemplanError, UsageError
-from planner.units import gib
-from profiler.align import Step
-from profiler.environment import available_bytes, describe
-from profiler.files import read_document, write_document, write_gzip
-from profiler.record import Failure, Measurement, folder_of, read_setup, save_in
+from memplan.planner.tables.errors import MemplanError, UsageError
+from memplan.planner.tables.units import gib
+from memplan.profiler.align import Step
+from memplan.profiler.environment import available_bytes, describe
+from memplan.profiler.files import read_document, write_document, write_gzip
+from memplan.profiler.record import Failure, Measurement, folder_of, read_setup, save_in
 
 PREDICTED_SCHEMA = "memplan.predicted-case/1"
 
@@ -26,7 +26,7 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
     """
     import torch
 
-    from planner.live.trace import traced
+    from memplan.planner.trace.engine import traced
 
     torch.set_num_threads(1)  # meta tensors compute nothing, and other predictions run beside this one
     setup = on_this_gpu(read_setup(case["setup"]), environment)
@@ -87,7 +87,7 @@ def measure(case: Mapping[str, Any], folder: str, prediction: str, unpredicted: 
 
 def measured(case: Mapping[str, Any], prediction: Path | None, unpredicted: str | None = None) -> Measurement:
     """A case, measured in this process, with the prediction that lay on the disk before."""
-    from profiler.measure import profile
+    from memplan.profiler.measure import profile
 
     started = time.perf_counter()
     setup = read_setup(case["setup"])
@@ -125,7 +125,7 @@ def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
 
 def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:
     """The setup with the GPU of the environment where it names none, so that the right card's kernels are predicted."""
-    from planner.gpus import find_gpu
+    from memplan.planner.tables.gpus import find_gpu
 
     if setup.gpu is not None or not environment.get("gpu"):
         return setup

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from planner.live import held
-from profiler.history import LOADED, Claim
+from memplan.planner.run import owners as held
+from memplan.profiler.history import LOADED, Claim
 
 
 def loaded(built: Any) -> list[Claim]:

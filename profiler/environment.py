@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from planner.errors import UsageError
-from profiler.nvml import driver
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.nvml import driver
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 INSTALL = "pip install 'memplan[profile]'"

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.allocator import replay
-from planner.breakdown import STEP_MOMENTS
-from planner.errors import UsageError, shorten
-from planner.setup import Setup
-from planner.units import parse_size
-from profiler.align import Step, align, measured_step
-from profiler.history import LOADED, OOM, Block, History, Span, blocks_of, components_at, highest, levels, own, storage_events
-from profiler.record import Failure, MeasuredMoment, MeasuredPeak
+from memplan.planner.allocator.replay import replay
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import STEP_MOMENTS
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.units import parse_size
+from memplan.profiler.align import Step, align, measured_step
+from memplan.profiler.history import LOADED, OOM, Block, History, Span, blocks_of, components_at, highest, levels, own, storage_events
+from memplan.profiler.record import Failure, MeasuredMoment, MeasuredPeak
 
 Counters = Mapping[str, int]
 _OOM = ("OutOfMemoryError", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from planner.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shorten
 
 
 def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
+from memplan.planner.tables.errors import UsageError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",

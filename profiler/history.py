@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.breakdown import COMPONENTS
+from memplan.planner.prediction import COMPONENTS
 
 ALLOC, FREE, OOM = "alloc", "free", "oom"
 LOADED = "loaded"

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from planner.errors import UsageError
-from profiler.nursery import PRELOAD
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.fork_server import PRELOAD
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from profiler.nursery import main; main(json.loads(sys.argv[2]))"
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memplan.profiler.fork_server import main; main(json.loads(sys.argv[2]))"
 
 
 @dataclass(frozen=True, slots=True)

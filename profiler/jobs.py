@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
-from profiler.boundary import next_cap, predicted_cap
-from profiler.caselist import Case
-from profiler.files import read_document
-from profiler.isolate import Report
-from profiler.record import RAW, Failure, Measurement, file_name, identity_of
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.case_matrix import Case
+from memplan.profiler.files import read_document
+from memplan.profiler.isolate import Report
+from memplan.profiler.oom_threshold import next_cap, predicted_cap
+from memplan.profiler.record import RAW, Failure, Measurement, file_name, identity_of
 
 
 @dataclass

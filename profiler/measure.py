@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from planner.errors import UsageError
-from planner.setup import Setup
-from planner.units import gib
-from profiler.align import Step
-from profiler.environment import describe, require, require_device, set_allocator
-from profiler.evidence import measured_moments
-from profiler.files import write_gzip
-from profiler.nvml import Usage, look
-from profiler.record import Measurement
-from profiler.session import Session
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.units import gib
+from memplan.profiler.align import Step
+from memplan.profiler.environment import describe, require, require_device, set_allocator
+from memplan.profiler.evidence import measured_moments
+from memplan.profiler.files import write_gzip
+from memplan.profiler.nvml import Usage, look
+from memplan.profiler.record import Measurement
+from memplan.profiler.session import Session
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", 
             predicted: Step | None = None, history: Path | None = None) -> Measurement:  # fmt: skip
     """Run real training steps of `config` under `setup` in this process and say what they needed.
 
-    The process is spent afterwards: a GPU's context and cap stay. `profiler.isolate` gives each run a process of its own.
+    The process is spent afterwards: a GPU's context and cap stay. `memplan.profiler.isolate` gives each run a process of its own.
 
     `cap` limits the CUDA allocator to so many bytes (the context comes on top), `steps` are timed after the warm-up, `snapshot` is where
     torch's memory snapshot goes, `predicted` the trace's events of a steady step, to be aligned with the real ones, `history` where the

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.units import MIB
+from memplan.planner.tables.units import MIB
 
 OWN, NEW, GROWTH, ALL = "this process", "the one process that appeared", "the device's growth", "the whole device"
 NOTES = {

@@ -1,7 +1,7 @@
 """The op audit: every distinct (op, shapes, dtypes) of a traced step, replayed with real tensors, to see what its kernel takes unseen.
 
 hidden = the allocator's peak during the op minus what is allocated after it (arguments and outputs). The difference from what
-`planner/live/kernels.py` knows of the op is a fact that the table lacks, or has wrong.
+`planner/trace/kernels.py` knows of the op is a fact that the table lacks, or has wrong.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner import __version__
-from planner.segments import round_size
-from planner.setup import Setup
-from profiler.environment import describe, set_allocator
-from profiler.history import highest, levels
-from profiler.record import read_setup
-from profiler.recorders import CpuRecorder
+from memplan.planner import __version__
+from memplan.planner.allocator.native import round_size
+from memplan.planner.inputs.setup import Setup
+from memplan.profiler.environment import describe, set_allocator
+from memplan.profiler.history import highest, levels
+from memplan.profiler.record import read_setup
+from memplan.profiler.recorders import CpuRecorder
 
 OPS_SCHEMA = "memplan.ops/1"
 _REPEATS = 2  # the first call makes workspaces and picks algorithms, the second is measured
@@ -80,7 +80,7 @@ def audit(config: Mapping[str, Any], setup: Mapping[str, Any] | Setup, name: str
     if device == "cuda":
         set_allocator(complete.allocator)
     environment = describe(device)
-    from profiler.cases import on_this_gpu
+    from memplan.profiler.cases import on_this_gpu
 
     complete = on_this_gpu(complete, environment)
     calls = list(collect(config, complete).values())
@@ -102,8 +102,8 @@ def audit(config: Mapping[str, Any], setup: Mapping[str, Any] | Setup, name: str
 
 def collect(config: Mapping[str, Any], setup: Setup) -> dict[str, Call]:
     """Every distinct call of a traced run that makes or could hide memory, by its description; views are left out."""
-    from planner.live.device.target import target_of
-    from planner.live.events.record import record
+    from memplan.planner.trace.device.target import target_of
+    from memplan.planner.trace.events.record import record
 
     seen = _Seen()
     with _listening(seen):
@@ -114,7 +114,7 @@ def collect(config: Mapping[str, Any], setup: Setup) -> dict[str, Call]:
 @contextmanager
 def _listening(seen: _Seen) -> Iterator[None]:
     """Note what the trace's observer sees, without changing it."""
-    from planner.live.observe import Observer
+    from memplan.planner.trace.observe import Observer
 
     plain = Observer.__torch_dispatch__
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from planner import __version__
-from planner.breakdown import COMPONENTS, Peak, check_schema
-from planner.errors import UsageError, shorten
-from planner.recipes import BASE
-from planner.setup import FIELDS, Setup, checked
-from profiler.expect import expect, part, sequence
-from profiler.files import line_of, read_document, write_document
+from memplan.planner import __version__
+from memplan.planner.inputs.setup import FIELDS, Setup, checked
+from memplan.planner.prediction import COMPONENTS, Peak, check_schema
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.recipes import BASE
+from memplan.profiler.expect import expect, part, sequence
+from memplan.profiler.files import line_of, read_document, write_document
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
 Outcome = Literal["ok", "oom", "error"]
@@ -48,7 +48,7 @@ class MeasuredMoment:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPeak:
-    """As planner.breakdown.Peak, with None where the device has no such number: CPU has neither a cache nor a context."""
+    """As memplan.planner.prediction.Peak, with None where the device has no such number: CPU has neither a cache nor a context."""
 
     moment: str
     allocated_bytes: int

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from profiler.history import ALLOC, FREE, OOM, Event, History, Mark
+from memplan.profiler.history import ALLOC, FREE, OOM, Event, History, Mark
 
 MOST_EVENTS = 3_000_000
 _PREFIX = "memplan mark "

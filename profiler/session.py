@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
-from planner.setup import Setup
-from profiler.evidence import Evidence, completed, failure_of
-from profiler.history import LOADED, Claim, History, mark_label
-from profiler.nvml import ALL, Usage, look, of_this_process
-from profiler.record import Failure
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.evidence import Evidence, completed, failure_of
+from memplan.profiler.history import LOADED, Claim, History, mark_label
+from memplan.profiler.nvml import ALL, Usage, look, of_this_process
+from memplan.profiler.record import Failure
 
 WARM_UP = 2
 INSTRUMENTED = WARM_UP
@@ -51,7 +51,7 @@ class Session:
     moment: str = "load_peak"
 
     def run(self) -> None:
-        from profiler.recorders import RECORDERS
+        from memplan.profiler.recorders import RECORDERS
 
         self.recorder = RECORDERS[self.device]()
         self.recorder.reset_peaks()
@@ -93,9 +93,9 @@ class Session:
         return found
 
     def _steps(self) -> None:
-        from planner.live import step as loop
-        from planner.live.build import build
-        from profiler.claims_of import after_moment, loaded, saved_tensors
+        from memplan.planner.run import step as loop
+        from memplan.planner.run.build import build
+        from memplan.profiler.claims_of import after_moment, loaded, saved_tensors
 
         built = build(self.config, self.setup, self.device)
         self._counts(built)
@@ -135,7 +135,7 @@ class Session:
         self.claims.append(Claim(label, address, "activations"))
 
     def _counts(self, built: Any) -> None:
-        from planner.live.build import logical_numel
+        from memplan.planner.run.built import logical_numel
 
         self.model = {"architecture": type(built.base).__name__, "parameters": built.parameters}
         self.trainable = sum(logical_numel(p) for p in built.trainable)
@@ -165,8 +165,8 @@ class Session:
 
     def _count_flops(self, built: Any) -> None:
         """One more step under torch's FLOP counter (recomputation included); kernels that it has no formula for are not counted."""
-        from planner.live import step as loop
-        from profiler.flops import counted
+        from memplan.planner.run import step as loop
+        from memplan.profiler.flops import counted
 
         try:
             self.flops = counted(lambda: loop.run(built, Silent(), WARM_UP + 1 + self.timed))

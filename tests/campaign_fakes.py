@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
-from profiler.campaign import Targets
-from profiler.caselist import CaseList, expand
-from profiler.record import MeasuredMoment, MeasuredPeak, Measurement, read_setup, save_in
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.campaign import Targets
+from memplan.profiler.case_matrix import CaseList, expand
+from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement, read_setup, save_in
 
 TARGETS = Targets("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
 MIB = 2**20

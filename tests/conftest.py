@@ -37,8 +37,8 @@ class Held:
 
 def traced(config: dict[str, Any], setup: Any) -> Held:
     """What the trace says, every layer run."""
-    from planner.live.device.target import target_of
-    from planner.live.events.record import record
+    from memplan.planner.trace.device.target import target_of
+    from memplan.planner.trace.events.record import record
 
     log, facts = record(config, setup, target_of(setup), full=True)
     spans = [range(mark.begin, mark.end) for mark in log.marks if (mark.step, mark.moment) == (1, "forward")][-1:]
@@ -80,10 +80,11 @@ class Saved:
 
 def real(config: dict[str, Any], setup: Any) -> Held:
     """What two steps on the CPU hold: the same build and step, real tensors."""
-    from planner.live import step
-    from planner.live.build import build, logical_numel
-    from planner.live.held import quantisation_constants
-    from planner.live.parts.model import quiet
+    from memplan.planner.run import step
+    from memplan.planner.run.build import build
+    from memplan.planner.run.built import logical_numel
+    from memplan.planner.run.model import quiet
+    from memplan.planner.run.owners import quantisation_constants
 
     with quiet():
         built = build(config, setup, "cpu")

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.expandable import Expandable
-from planner.segments import Block, Native, OutOfMemory, Pool
+from memplan.planner.allocator.expandable import Expandable
+from memplan.planner.allocator.native import Block, Native, OutOfMemory, Pool
 
 MIB = 2**20
 SETTINGS = {

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from memplan.cli.main import run
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import STEP_MOMENTS
+from memplan.planner.tables.units import MIB
+from memplan.profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement, save_in
 from memplan.render.validation import page
-from planner.breakdown import STEP_MOMENTS
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
-from planner.units import MIB
-from profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement, save_in
-from validate.accuracy import Tier, TierResult, Validation, stats, worst_first
-from validate.collect import read_records, reconcile_all
-from validate.evidence import Run, accuracy_of, accuracy_of_engine, distance, read, runs_of, write
-from validate.reconcile import Difference, Reconciliation
+from memplan.validate.accuracy import Tier, TierResult, Validation, stats, worst_first
+from memplan.validate.collect import read_records, reconcile_all
+from memplan.validate.evidence import Run, accuracy_of, accuracy_of_engine, distance, read, runs_of, write
+from memplan.validate.reconcile import Difference, Reconciliation
 
 ROOT = Path(__file__).parent.parent
 DEVELOPMENT = ROOT.parent / "shared" / "published" / "t4_lora_qlora.json"
@@ -152,8 +152,8 @@ def test_bad_records_name_the_file_and_the_key(tmp_path, capsys, content, words)
 
 def test_nothing_to_validate(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("validate.evidence.SHIPPED", tmp_path / "none.json")
-    monkeypatch.setattr("validate.evidence.read", lambda: ())
+    monkeypatch.setattr("memplan.validate.evidence.SHIPPED", tmp_path / "none.json")
+    monkeypatch.setattr("memplan.validate.evidence.read", lambda: ())
     assert run(["validate"]) == 2
     assert "no accuracy shipped" in capsys.readouterr().err
     assert run(["validate", "nowhere"]) == 2

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from planner.activations import Regime, run_step
-from planner.families.table import read_config
-from planner.forward.walk import Device
-from planner.parameters import Inventory
-from planner.setup import resolve
+from memplan.planner.formula.forward.context import Device
+from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.step import Regime, run_step
+from memplan.planner.inputs.families.table import read_config
+from memplan.planner.inputs.setup import resolve
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ import pytest
 import memplan
 from memplan import api
 from memplan.cli.main import run
-from planner.importers import peft
-from planner.models import find
+from memplan.planner.importers import peft
+from memplan.planner.inputs.models import find
 
 DATA = Path(__file__).parent / "data" / "importers"
 RSLORA = {"peft_type": "LORA", "r": 64, "lora_alpha": 16, "lora_dropout": 0.1, "use_rslora": True, "target_modules": ["q_proj", "v_proj"]}
@@ -122,7 +122,7 @@ def test_the_trace_of_the_settings_is_the_trace_of_the_file(document):
     pytest.importorskip("peft")
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
               "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 64}  # fmt: skip
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     folded = api.request(config, sequence_length=16, adapter=document)[1]
     assert folded.adapter is None

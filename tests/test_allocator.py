@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.allocator import MODES, Course, Peaks, Replay, replay, smallest_capacity
-from planner.segments import OutOfMemory, Undecided, round_size
+from memplan.planner.allocator.native import OutOfMemory, Undecided, round_size
+from memplan.planner.allocator.replay import MODES, Course, Peaks, Replay, replay, smallest_capacity
 
 MIB = 2**20
 BOTH = pytest.mark.parametrize("mode", ["native", "expandable"])

@@ -10,17 +10,18 @@ import pytest
 
 import memplan
 from memplan.cli.main import run
-from planner import assumptions, sharding
-from planner.errors import UsageError
-from planner.gpus import find_gpu
-from planner.models import find
-from planner.setup import resolve
-from planner.verdict import close_calls
-from validate.answer import answer
-from validate.ask import read
-from validate.chinese import warning_in, warnings
-from validate.lab import Lab
-from validate.summary import summary_line
+from memplan.planner.answers.verdict import close_calls
+from memplan.planner.formula import assumptions
+from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
+from memplan.validate.answer import answer
+from memplan.validate.ask import read
+from memplan.validate.chinese import warning_in, warnings
+from memplan.validate.lab import Lab
+from memplan.validate.summary import summary_line
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from planner.assumptions import assumptions, of_formula, warnings
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
 
 
 def said(model: str, **fields: object) -> str:
@@ -65,7 +65,7 @@ def test_expandable_segments_move_nothing_in_the_formula() -> None:
 @pytest.mark.trace
 def test_both_engines_say_what_they_assumed() -> None:
     pytest.importorskip("torch")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     model, setup = find("smollm2-135m"), resolve({"sequence_length": 64, "method": "full", "weight_dtype": "float16"})
     formula, traced = plan(model.spec(), setup), trace(model.config, setup)

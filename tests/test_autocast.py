@@ -14,11 +14,11 @@ import torch.nn.functional as F  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop  # noqa: E402
 
-from planner.live.attention import modelled  # noqa: E402
-from planner.live.autocast import installed  # noqa: E402
-from planner.live.device.autocast_policies import APPENDS_DTYPE, LOWER, PROMOTES, SETS_DTYPE, cast_ops, policy_of  # noqa: E402
-from planner.live.device.composites import as_on_cuda  # noqa: E402
-from planner.live.device.target import Target  # noqa: E402
+from memplan.planner.trace.attention import modelled  # noqa: E402
+from memplan.planner.trace.autocast import installed  # noqa: E402
+from memplan.planner.trace.device.autocast_policies import APPENDS_DTYPE, LOWER, PROMOTES, SETS_DTYPE, cast_ops, policy_of  # noqa: E402
+from memplan.planner.trace.device.composites import as_on_cuda  # noqa: E402
+from memplan.planner.trace.device.target import Target  # noqa: E402
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 2},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memplan.cli.main import run
-from validate.claims import SHIPPED
+from memplan.validate.claims import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 TOML = ('""', "[]", "{}", "-1", "1e400", "true", '"x"', "{a=1}", "9" * 30, "nan", "[[1]]", "1979-05-27", '"' + "a" * 500 + '"')

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from campaign_fakes import MIB, TARGETS, TINY, many
 
-from planner.errors import UsageError
-from profiler import nvml, record
-from profiler.campaign import Progress, Targets, run
-from profiler.caselist import expand
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler import nvml, record
+from memplan.profiler.campaign import Progress, Targets, run
+from memplan.profiler.case_matrix import expand
 
 
 def test_a_run_leaves_a_record_a_case_and_a_second_run_does_nothing(tmp_path: Path) -> None:

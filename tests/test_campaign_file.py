@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from campaign_fakes import TINY
 
-from planner.errors import UsageError
-from profiler import caselist, record
-from profiler.caselist import expand, parse_duration
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler import case_matrix as caselist
+from memplan.profiler import record
+from memplan.profiler.case_matrix import expand, parse_duration
 
 ROOT = Path(__file__).parents[1]
 

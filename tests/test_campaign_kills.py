@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from campaign_fakes import PIDS, TINY
 
-from profiler import record
+from memplan.profiler import record
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from planner.families.table import FAMILIES
-from planner.models import CATALOG, INDEX, find, index, names
-from planner.resident.tensors import weight_tensors
+from memplan.planner.formula.resident.tensors import weight_tensors
+from memplan.planner.inputs.families.table import FAMILIES
+from memplan.planner.inputs.models import CATALOG, INDEX, find, index, names
 
 ENTRIES = sorted(index())
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from planner.errors import UsageError
-from profiler.said import said
-from validate.arithmetic import calculate
-from validate.checks import CHECKS, Found
-from validate.chinese import in_language, sentences
-from validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
-from validate.claimsfile import Claim, Over, Part
-from validate.engines import Missing
-from validate.lab import Lab
-from validate.sweep import PartResult, check_part, holds
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.said import said
+from memplan.validate.arithmetic import calculate
+from memplan.validate.checks import CHECKS, Found
+from memplan.validate.chinese import in_language, sentences
+from memplan.validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
+from memplan.validate.claimsfile import Claim, Over, Part
+from memplan.validate.engines import Missing
+from memplan.validate.lab import Lab
+from memplan.validate.sweep import PartResult, check_part, holds
 
 pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
 pytestmark = pytest.mark.trace

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from memplan.cli.main import run
-from planner.errors import UsageError
-from planner.setup import resolve
-from profiler.facts.table import FACTS
-from profiler.record import MeasuredMoment, MeasuredPeak, Measurement, save_in
-from validate.checks import CHECKS, METRICS
-from validate.claims import load
-from validate.claimsfile import RELATIONS, UNITS
-from validate.quantities import QUANTITIES
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.facts.table import FACTS
+from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement, save_in
+from memplan.validate.checks import CHECKS, METRICS
+from memplan.validate.claims import load
+from memplan.validate.claimsfile import RELATIONS, UNITS
+from memplan.validate.quantities import QUANTITIES
 
 GOOD = """
 [[claim]]

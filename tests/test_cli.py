@@ -14,8 +14,8 @@ import pytest
 from memplan.cli import main as frame
 from memplan.cli.main import run
 from memplan.cli.options import FIELD_OF, given_fields, plan_options, read_value
-from planner.errors import UsageError
-from planner.setup import FIELDS
+from memplan.planner.inputs.setup import FIELDS
+from memplan.planner.tables.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,10 +10,10 @@ import pytest
 
 import memplan
 from memplan.cli.main import run
-from planner.breakdown import COMPONENTS, PREDICTION_SCHEMA
-from planner.fit.suggest import CHANGES, changed, suggest
-from planner.setup import FIELDS
-from planner.units import gib
+from memplan.planner.answers.fit.suggest import CHANGES, changed, suggest
+from memplan.planner.inputs.setup import FIELDS
+from memplan.planner.prediction import COMPONENTS, PREDICTION_SCHEMA
+from memplan.planner.tables.units import gib
 
 
 def document(capsys: pytest.CaptureFixture[str], *args: str) -> dict:

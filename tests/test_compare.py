@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 from memplan.cli.compare import command
-from planner.compare import columns, compare_document, differences, merging
-from planner.errors import UsageError
-from planner.flops import matrix_parameters, step_cost
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.answers.compare import columns, compare_document, differences, merging
+from memplan.planner.formula.engine import plan
+from memplan.planner.formula.flops import matrix_parameters, step_cost
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "importers"
 

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from memplan.cli.diff import command, read_percent
-from planner.diff import diff
-from planner.errors import ToleranceError, UsageError
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.answers.diff import diff
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import ToleranceError, UsageError
 
 pytest_plugins = ("pytester",)
 

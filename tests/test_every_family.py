@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import memplan
-from planner.errors import UsageError
-from planner.methods import METHODS
-from planner.models import find, index
+from memplan.planner.inputs.models import find, index
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
 
 FAMILIES = {find(name).config["model_type"]: name for name in sorted(index(), reverse=True)}
 SAMPLE = ("full", "qlora", "inference")

@@ -10,8 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.compiled import compile_python, grid, javascript
-from planner.expr import Expr, ceil_div, const, exceeds, maximum, minimum, power_of_two, product, round_up, symbol, total
+from memplan.planner.formula.symbolic.codegen import compile_python, grid, javascript
+from memplan.planner.formula.symbolic.expr import (
+    Expr,
+    ceil_div,
+    const,
+    exceeds,
+    maximum,
+    minimum,
+    power_of_two,
+    product,
+    round_up,
+    symbol,
+    total,
+)
 
 B, S, R = symbol("B"), symbol("S"), symbol("R")
 NAMES = ("B", "S", "R")

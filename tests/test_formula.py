@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from planner.breakdown import MOMENTS
-from planner.errors import UsageError
-from planner.families.table import read_config
-from planner.formula import plan, symbolic
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.formula.engine import plan, symbolic
+from memplan.planner.inputs.families.table import read_config
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import MOMENTS
+from memplan.planner.tables.errors import UsageError
 
 GIB = 2**30
 
@@ -98,7 +98,7 @@ def test_totals_are_the_sums_of_the_explained_rows() -> None:
 
 def test_depth_is_exact_however_layers_are_grouped() -> None:
     """Layers in repeated blocks against the same layers walked one by one: compress() replaced by single layers."""
-    from planner.forward import decoder
+    from memplan.planner.formula.forward import decoder
 
     config = {
         "model_type": "llama",
@@ -210,7 +210,7 @@ def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
     pytest.importorskip("peft")
     if fields["method"] == "qlora" or "quant_type" in fields:
         pytest.importorskip("bitsandbytes")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     config = {"model_type": family, **(FALCON if family == "falcon" else TINY)}
     setup = resolve({"micro_batch": 2, "sequence_length": 512, **fields})

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.breakdown import COMPONENTS
-from planner.families.table import read_config
-from planner.formula import plan, symbolic
-from planner.setup import Setup, resolve
-from planner.spec import ModelSpec
-from planner.symbolic import Symbolic
+from memplan.planner.formula.engine import plan, symbolic
+from memplan.planner.formula.program import Symbolic
+from memplan.planner.inputs.families.table import read_config
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import COMPONENTS
 
 METHODS = ("full", "freeze", "lora", "qlora", "adalora", "dora")
 LAYERS = (2, 5, 9)
@@ -103,7 +103,7 @@ def test_checkpointing_never_saves_more_when_every_layer_trains(
 
 def saved_at_backward(structure: Symbolic, sizes: tuple[int, int, int]) -> int:
     """Bytes that are kept for the backward when it begins."""
-    from planner.activations import run_step
+    from memplan.planner.formula.step import run_step
 
     tape = run_step(structure.inventory, structure.device, structure.regime(sizes[0], sizes[1]))
     end = next(position for position, moment in tape.marks if moment == "backward")

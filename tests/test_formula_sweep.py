@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from planner.breakdown import Breakdown, Row
+from memplan.planner.prediction import Breakdown, Row
 
 for library in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(library)

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from planner import gpus as module
-from planner.errors import UsageError
-from planner.gpus import Gpu, common_gpus, explain_source, find_gpu, gpus
-from planner.units import GIB
+from memplan.planner.tables import gpus as module
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu, common_gpus, explain_source, find_gpu, gpus
+from memplan.planner.tables.units import GIB
 
 ALL = list(gpus().values())
 DERIVED = {

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from planner import hub
-from planner.errors import NetworkError, UsageError
+from memplan.planner.inputs import hub
+from memplan.planner.tables.errors import NetworkError, UsageError
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
           "vocab_size": 100, "architectures": ["LlamaForCausalLM"]}  # fmt: skip
@@ -52,7 +52,7 @@ def test_the_cache_is_read_by_path_without_any_library(cache, monkeypatch):
 
 
 def test_find_uses_the_cache(cache):
-    from planner.models import find
+    from memplan.planner.inputs.models import find
 
     put(cache, "some/model", {"config.json": CONFIG})
     model = find("some/model")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import UsageError
-from planner.importers.files import read_training_file
-from planner.setup import resolve
+from memplan.planner.importers.files import read_training_file
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "importers"
 
@@ -94,8 +94,8 @@ def test_a_torchtune_file_that_generates_is_refused(tmp_path):
 
 
 def test_every_torchtune_builder_names_an_entry_of_the_catalogue():
-    from planner.importers.torchtune import MODELS
-    from planner.models import names
+    from memplan.planner.importers.torchtune import MODELS
+    from memplan.planner.inputs.models import names
 
     assert set(MODELS.values()) <= set(names())
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from planner.errors import UsageError
-from planner.importers.files import read_training_file
+from memplan.planner.importers.files import read_training_file
+from memplan.planner.tables.errors import UsageError
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -2,12 +2,12 @@
 
 import pytest
 
-from planner.errors import UsageError
-from planner.importers.document import parse
-from planner.importers.emit import STACKS, UNSAID, emit_config
-from planner.importers.files import FORMATS, read_document
-from planner.models import find
-from planner.setup import FIELDS, resolve
+from memplan.planner.importers.document import parse
+from memplan.planner.importers.emit import STACKS, UNSAID, emit_config
+from memplan.planner.importers.files import FORMATS, read_document
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import FIELDS, resolve
+from memplan.planner.tables.errors import UsageError
 
 MODEL = find("llama-3.1-8b")
 

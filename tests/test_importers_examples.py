@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from planner.importers.files import FORMATS, read_training_file
-from planner.setup import resolve
+from memplan.planner.importers.files import FORMATS, read_training_file
+from memplan.planner.inputs.setup import resolve
 
 DATA = Path(__file__).parent / "data" / "importers"
 EXAMPLES = sorted(path for path in DATA.rglob("*") if path.is_file())

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from planner.importers import hf, peft, trl
-from planner.importers.files import FORMATS, read_document
-from planner.importers.rules import find_rule
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.importers import hf, peft, trl
+from memplan.planner.importers.files import FORMATS, read_document
+from memplan.planner.importers.rules import find_rule
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
 
 LEAST = {
     "axolotl": {"base_model": "openai-community/gpt2", "datasets": [], "adapter": "lora", "lora_target_linear": True},
@@ -43,7 +43,7 @@ def test_every_ignored_key_says_why(name):
 
 
 def test_used_keys_move_a_setting_and_the_prediction_follows():
-    from planner.formula import plan
+    from memplan.planner.formula.engine import plan
 
     spec = find("gpt2").spec()
     base = read_document(LEAST["axolotl"], FORMATS["axolotl"], "a")
@@ -79,7 +79,7 @@ def test_every_bitsandbytes_setting_of_the_installed_transformers_is_known():
 
     from transformers import BitsAndBytesConfig
 
-    from planner.importers.snippet_rules import QUANTISATION
+    from memplan.planner.importers.snippet_rules import QUANTISATION
 
     parameters = [name for name in inspect.signature(BitsAndBytesConfig.__init__).parameters if name not in ("self", "kwargs")]
     assert [name for name in parameters if find_rule(QUANTISATION, name) is None] == []

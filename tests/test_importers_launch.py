@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import UsageError
-from planner.importers.launch import read_launch
-from planner.setup import resolve
+from memplan.planner.importers.launch import read_launch
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "importers"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import UsageError
-from planner.importers.files import read_training_file
-from planner.importers.snippet import FENCE, read_snippet
-from planner.setup import resolve
+from memplan.planner.importers.files import read_training_file
+from memplan.planner.importers.snippet import FENCE, read_snippet
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "importers"
 

@@ -6,13 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from planner.live.device.kernels_attention import cudnn_workspace, efficient_workspace, flash_splits  # noqa: E402
-from planner.live.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
-from planner.live.device.kernels_table import RULES, product  # noqa: E402
-from planner.live.device.reduction import buffers  # noqa: E402
-from planner.live.device.rule import Call  # noqa: E402
-from planner.live.device.target import Target  # noqa: E402
-from planner.live.kernels import Kernels, UnknownBytes, cublas_workspace, name_of, schema_name  # noqa: E402
+from memplan.planner.trace.device.kernels_attention import cudnn_workspace, efficient_workspace, flash_splits  # noqa: E402
+from memplan.planner.trace.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
+from memplan.planner.trace.device.kernels_table import RULES, product  # noqa: E402
+from memplan.planner.trace.device.reduction import buffers  # noqa: E402
+from memplan.planner.trace.device.rule import Call  # noqa: E402
+from memplan.planner.trace.device.target import Target  # noqa: E402
+from memplan.planner.trace.kernels import Kernels, UnknownBytes, cublas_workspace, name_of, schema_name  # noqa: E402
 
 T4, A100, H100, CPU = Target("cuda", (7, 5), 40), Target("cuda", (8, 0), 108), Target("cuda", (9, 0), 132), Target("cpu")
 HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32

@@ -16,11 +16,11 @@ ORDER = ("planner", "profiler", "validate", "memplan")
 """Import direction: a package may import those before it."""
 MOST_LINES = 350
 TORCH = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "safetensors")
-TORCH_HOMES = ("planner/live/", "profiler/")
+TORCH_HOMES = ("planner/run/", "planner/trace/", "profiler/")
 FRONT = ("rich", "click")
 LAZY = (*TORCH, "numpy", "yaml", "huggingface_hub", "pynvml", "psutil", "matplotlib")
 """Never imported by the modules that a prediction of the formula loads, so only inside functions there."""
-LAZY_HOMES = ("planner/live/", "profiler/", "validate/")
+LAZY_HOMES = ("planner/run/", "planner/trace/", "profiler/", "validate/")
 
 
 def sources() -> list[Path]:
@@ -48,15 +48,34 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def direction_violations(path: Path, home: str) -> list[str]:
-    later = ORDER[ORDER.index(home) + 1 :]
-    return [f"{path.name} imports {module}" for module, _, _ in imports(path) if module.split(".")[0] in later]
+INSIDE = ({"tables"}, {"inputs"}, {"prediction"}, {"importers", "allocator"}, {"formula", "run"}, {"trace"}, {"answers"})
+"""Import direction inside planner: a part may import those of earlier groups and itself, not its neighbors of the same group."""
+
+
+def place(module: str) -> tuple[int, int, str]:
+    """(package, group inside planner, part) of a module of ours, as `memplan.planner.tables.units`; the front door has no second name."""
+    parts = module.split(".")[1:]
+    package = parts[0] if parts and parts[0] in ORDER else "memplan"
+    part = parts[1] if package == "planner" and len(parts) > 1 else ""
+    group = next((number for number, names in enumerate(INSIDE) if part in names), -1)
+    return ORDER.index(package), group, part
+
+
+def direction_violations(name: str, wanted: set[str]) -> list[str]:
+    """What module `name` imports although it stands before it: another package's, or another part's of planner."""
+    package, group, part = place(name)
+    found = []
+    for other in sorted(wanted):
+        its_package, its_group, its_part = place(other)
+        up = its_package > package or (its_package == package == 0 and its_part != part and its_group >= group)
+        if up and not (name == "memplan" or other == "memplan.planner"):
+            found.append(f"{name} imports {other}")
+    return found
 
 
 @pytest.mark.parametrize("path", sources(), ids=relative)
 def test_a_file_keeps_to_the_layout(path: Path):
     where = relative(path)
-    assert direction_violations(path, where.split("/")[0]) == [], f"import direction is {' <- '.join(ORDER)}"
     for module, top, typing in imports(path):
         root = module.split(".")[0]
         if typing:
@@ -71,30 +90,62 @@ def test_a_file_keeps_to_the_layout(path: Path):
     assert lines <= MOST_LINES, f"{where} has {lines} lines: two ideas in one file?"
 
 
-def test_the_direction_check_can_fail(tmp_path: Path):
-    wrong = tmp_path / "wrong.py"
-    wrong.write_text("def f():\n    from memplan.api import plan\n")
-    assert direction_violations(wrong, "planner") == ["wrong.py imports memplan.api"]
-    assert direction_violations(wrong, "memplan") == []
+def module_of(path: Path) -> str:
+    """The name by which a source file is imported: everything stands under memplan."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return name if name.split(".")[0] == "memplan" else f"memplan.{name}"
 
 
 def module_graph() -> dict[str, set[str]]:
-    """Each module of ours -> those that it imports, anywhere in the file but for type checking."""
-    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in sources()}
+    """Each module of ours -> those that it imports, anywhere in the file, for type checking too."""
+    modules = {module_of(path): path for path in sources()}
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-        hidden = {id(child) for guard in guards for child in ast.walk(guard)}
         wanted: set[str] = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in hidden:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 wanted |= (inner & modules.keys()) or {node.module}
-            elif isinstance(node, ast.Import) and id(node) not in hidden:
+            elif isinstance(node, ast.Import):
                 wanted |= {alias.name for alias in node.names}
         graph[name] = (wanted & modules.keys()) - {name}
     return graph
+
+
+def test_imports_run_one_way():
+    graph = module_graph()
+    found = [line for name, wanted in graph.items() for line in direction_violations(name, wanted)]
+    assert found == [], f"{' <- '.join(ORDER)}, inside planner {' <- '.join(' | '.join(sorted(group)) for group in INSIDE)}"
+    parts = {place(name)[2] for name in graph if place(name)[0] == 0} - {""}
+    assert parts == {name for group in INSIDE for name in group}, "every part of planner has its place in the order"
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("memplan.planner.tables.units", "memplan.planner.inputs.setup"),
+        ("memplan.planner.formula.engine", "memplan.planner.run.step"),
+        ("memplan.planner.trace.engine", "memplan.planner.answers.verdict"),
+        ("memplan.planner.tables.units", "memplan.api"),
+        ("memplan.profiler.session", "memplan.validate.claims"),
+    ],
+)
+def test_the_direction_check_can_fail(name: str, other: str):
+    assert direction_violations(name, {other}) == [f"{name} imports {other}"]
+    assert direction_violations(other, {name}) == [] or {place(name)[1], place(other)[1]} == {4}
+
+
+def test_no_source_file_imports_a_top_level_planner():
+    """A user's own planner.py, profiler.py or validate.py would be imported in its place."""
+    everything = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    found = [f"{relative(path)}: {module}" for path in everything for module, _, _ in imports(path) if module.split(".")[0] in ORDER[:-1]]
+    assert found == []
+
+
+@pytest.mark.parametrize("package", ORDER[:-1])
+def test_memplan_is_the_one_import_root(package: str):
+    link = ROOT / "memplan" / package
+    assert link.resolve() == ROOT / package, "memplan/planner and the like are links to the folders beside it"
 
 
 def test_no_import_runs_in_a_circle():
@@ -102,11 +153,7 @@ def test_no_import_runs_in_a_circle():
     assert len(graph) > 200 and sum(map(len, graph.values())) > len(graph), "the graph was read"
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
     with pytest.raises(CycleError):
-        list(TopologicalSorter({**graph, "planner.errors": {"planner.setup"}}).static_order())
-
-
-def test_validate_has_no_init_since_configobj_installs_a_package_of_that_name():
-    assert not (ROOT / "validate" / "__init__.py").exists()
+        list(TopologicalSorter({**graph, "memplan.planner.tables.errors": {"memplan.planner.inputs.setup"}}).static_order())
 
 
 def test_tests_have_no_init_and_unique_names():
@@ -119,14 +166,14 @@ def test_tests_have_no_init_and_unique_names():
 def test_every_package_is_listed_and_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(project["tool"]["setuptools"]["packages"])
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in sources()}
+    found = {module_of(path.parent / "__init__.py") for path in sources()}
     assert listed == found
 
 
 def test_data_files_are_package_data():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = [
-        f"{package.replace('.', '/')}/{pattern}"
+        f"{package.removeprefix('memplan.').replace('.', '/')}/{pattern}"
         for package, own in project["tool"]["setuptools"]["package-data"].items()
         for pattern in own
     ]

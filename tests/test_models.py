@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner.errors import MemplanError, NetworkError, UsageError
-from planner.jsonfile import MOST_BYTES
-from planner.models import Model, find, index
-from planner.resident.tensors import weight_tensors
-from planner.spec import ModelSpec
+from memplan.planner.formula.resident.tensors import weight_tensors
+from memplan.planner.inputs.jsonfile import MOST_BYTES
+from memplan.planner.inputs.models import Model, find, index
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError
 
 LLAMA = find("llama-3.1-8b").config
 
@@ -216,7 +216,7 @@ PROBE = """
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" and str(args[0]).endswith(".json") else None)
-from planner.models import find
+from memplan.planner.inputs.models import find
 spec = find({name!r}).spec()
 heavy = [name for name in ("torch", "transformers", "yaml", "numpy", "huggingface_hub", "pydantic") if name in sys.modules]
 print(len(opened), heavy)

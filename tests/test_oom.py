@@ -4,8 +4,8 @@
 
 import pytest
 
-from planner.errors import UsageError
-from planner.oom import cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom import cards_that_hold, explain, read_oom
+from memplan.planner.tables.errors import UsageError
 
 MIB, GIB = 2**20, 2**30
 HINT = (" If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See "

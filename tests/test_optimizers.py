@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.formula import plan
-from planner.models import find
-from planner.optimizers import OPTIMIZERS, WITHOUT_A_RULE
-from planner.setup import resolve
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 320, "intermediate_size": 400, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -34,7 +34,7 @@ def states(prediction: Prediction) -> int:
 def test_a_rows_bytes_are_those_of_the_optimizers_states(name: str, recipe: str) -> None:
     for library in ("transformers", "peft", "bitsandbytes"):
         pytest.importorskip(library)
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     setup = resolve({"method": "full", "recipe": recipe, "optimizer": name, "sequence_length": 32, "load": "random"})
     planned, traced = plan(find(CONFIG).spec(), setup), trace(CONFIG, setup)
@@ -47,7 +47,7 @@ def test_a_rows_bytes_are_those_of_the_optimizers_states(name: str, recipe: str)
 def test_what_another_training_of_this_process_overrode_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Trainer with an 8-bit optimizer leaves its embeddings' override in bitsandbytes' one manager, by place: also for another model."""
     bnb = pytest.importorskip("bitsandbytes")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     setup = resolve({"method": "full", "recipe": "raw", "optimizer": "adamw_bnb_8bit", "sequence_length": 32, "load": "random"})
     before = states(trace(CONFIG, setup))

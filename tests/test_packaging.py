@@ -48,7 +48,7 @@ def test_the_wheel_has_every_source_and_data_file_and_nothing_else(wheel: Path):
     files = (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix in kinds)
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     assert inside == expected
-    assert "planner/gpus.json" in inside and "planner/catalog/llama-2-7b.json" in inside
+    assert "planner/tables/gpus.json" in inside and "planner/inputs/catalog/llama-2-7b.json" in inside
     assert "validate/__init__.py" not in inside
 
 

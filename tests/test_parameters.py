@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from planner.errors import UsageError
-from planner.models import find
-from planner.parameters import Inventory
-from planner.resident.states import BLOCK_8BIT, FLOOR_8BIT, FLOOR_PAGED
-from planner.setup import resolve
+from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.resident.states import BLOCK_8BIT, FLOOR_8BIT, FLOOR_PAGED
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 GIB = 2**30
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.boundary import next_cap, predicted_cap, unit_of
+from memplan.profiler.oom_threshold import next_cap, predicted_cap, unit_of
 
 MIB = 2**20
 

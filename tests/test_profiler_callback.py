@@ -12,10 +12,10 @@ pytest.importorskip("transformers")
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from profiler.callback import DoesNotFit, MemoryCallback
-from profiler.record import Measurement
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.callback import DoesNotFit, MemoryCallback
+from memplan.profiler.record import Measurement
 
 pytestmark = pytest.mark.trace
 CONFIG = {

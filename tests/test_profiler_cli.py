@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from memplan.cli.main import run
+from memplan.planner.inputs.setup import resolve
+from memplan.profiler import record
+from memplan.profiler.campaign import Progress, Summary
+from memplan.profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement
 from memplan.render.campaign import counts_line, duration, progress_view, summary_lines
 from memplan.render.console import make_console
 from memplan.render.profile import audit_lines, profile_screen
-from planner.setup import resolve
-from profiler import record
-from profiler.campaign import Progress, Summary
-from profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {

@@ -14,12 +14,12 @@ import pytest
 
 pytest.importorskip("peft")
 
-from planner.breakdown import COMPONENTS
-from planner.setup import resolve
-from profiler import record
-from profiler.campaign import run
-from profiler.caselist import expand
-from profiler.record import Measurement
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import COMPONENTS
+from memplan.profiler import record
+from memplan.profiler.campaign import run
+from memplan.profiler.case_matrix import expand
+from memplan.profiler.record import Measurement
 
 pytestmark = pytest.mark.trace
 
@@ -117,9 +117,9 @@ def test_the_events_of_one_step_are_aligned(measured: dict[str, tuple[Path, Meas
 
 def test_the_check_fails_where_attention_is_not_the_cpus_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """On meta, SDPA decomposes to its math path, which materialises the scores: the prediction is then wrong, and the check says so."""
-    from planner.live import attention
-    from planner.live.trace import trace
-    from profiler.measure import profile
+    from memplan.planner.trace import attention
+    from memplan.planner.trace.engine import trace
+    from memplan.profiler.measure import profile
 
     config = {**LLAMA, "vocab_size": 256}
     setup = resolve({"method": "full", "recipe": "raw", "device": "cpu", "sequence_length": 256, "load": "random"})
@@ -135,11 +135,11 @@ def test_the_check_fails_where_attention_is_not_the_cpus_own(monkeypatch: pytest
 
 
 def test_a_run_that_the_host_cannot_hold_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from profiler import cases
-    from profiler.jobs import case_document
+    from memplan.profiler import cases
+    from memplan.profiler.jobs import case_document
 
     monkeypatch.setattr(cases, "available_bytes", lambda: 3 * 2**30)
-    monkeypatch.setattr("profiler.measure.profile", lambda *_, **__: pytest.fail("it was started"))
+    monkeypatch.setattr("memplan.profiler.measure.profile", lambda *_, **__: pytest.fail("it was started"))
     case = expand({**DOCUMENT, "cases": [CASES[0]]}, "cpu").cases[0]
     prediction = tmp_path / "x.prediction.json"
     prediction.write_text(json.dumps({"prediction": {"peak": {"allocated_bytes": 2 * 2**30}, "host_bytes": 2 * 2**30}}))
@@ -151,8 +151,8 @@ def test_a_run_that_the_host_cannot_hold_is_refused_before_it_starts(monkeypatch
 
 def test_running_out_of_memory_is_an_outcome_with_what_was_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The host's allocator refuses in the second step's backward: the record has the moment, the request, and the moments before it."""
-    from planner.live import step
-    from profiler.measure import profile
+    from memplan.planner.run import step
+    from memplan.profiler.measure import profile
 
     plain = step.run
 

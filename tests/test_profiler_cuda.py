@@ -13,12 +13,12 @@ pytest.importorskip("torch")
 
 import torch
 
-from planner.errors import UsageError
-from planner.setup import resolve
-from profiler import environment, measure, recorders, session
-from profiler.align import Step, align
-from profiler.evidence import Evidence, completed, failure_of, measured_moments
-from profiler.history import LOADED, Claim, Event, History, Mark, blocks_of, components_at, highest, levels, mark_label, own
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler import environment, measure, recorders, session
+from memplan.profiler.align import Step, align
+from memplan.profiler.evidence import Evidence, completed, failure_of, measured_moments
+from memplan.profiler.history import LOADED, Claim, Event, History, Mark, blocks_of, components_at, highest, levels, mark_label, own
 
 MIB = 2**20
 SETUP = resolve({"method": "full", "recipe": "raw"})
@@ -279,7 +279,7 @@ def test_an_alignment_counts_what_matches_and_names_what_does_not() -> None:
 
 
 def test_an_alignment_that_takes_too_long_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from profiler import align as module
+    from memplan.profiler import align as module
 
     step = Step({"forward": tuple(("alloc", size) for size in range(1, 50))})
     assert align(step, step)["cut"] is False
@@ -290,7 +290,7 @@ def test_an_alignment_that_takes_too_long_is_cut_and_says_so(monkeypatch: pytest
 
 @pytest.fixture(params=[1000, 2, 0])
 def few_edits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    from profiler import align as module
+    from memplan.profiler import align as module
 
     monkeypatch.setattr(module, "MOST_EDITS", request.param)
     yield request.param
@@ -299,7 +299,7 @@ def few_edits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_a_common_subsequence_is_one_and_the_longest_where_edits_suffice(few_edits: int) -> None:
     import random
 
-    from profiler.align import common
+    from memplan.profiler.align import common
 
     chance = random.Random(3)
     for _ in range(300):

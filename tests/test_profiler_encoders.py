@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("peft")
 
-from planner.live.trace import trace
-from planner.setup import resolve
-from profiler.measure import profile
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.trace.engine import trace
+from memplan.profiler.measure import profile
 
 pytestmark = pytest.mark.trace
 BERT = {

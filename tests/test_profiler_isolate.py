@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler.isolate import Isolation
-from profiler.nursery import PRELOAD
+from memplan.profiler.fork_server import PRELOAD
+from memplan.profiler.isolate import Isolation
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def isolation() -> Iterator[Isolation]:
     [
         ("builtins:eval", ["[1, 'zwei']"], "ok", ""),
         ("builtins:eval", ["1 / 0"], "exception", "ZeroDivisionError: division by zero"),
-        ("planner.units:parse_size", ["many"], "refused", "'many' is not a size"),
+        ("memplan.planner.tables.units:parse_size", ["many"], "refused", "'many' is not a size"),
         ("os:abort", [], "crash", "ended by SIGABRT"),
         ("builtins:eval", ["__import__('os').kill(__import__('os').getpid(), 9)"], "crash", "ended by SIGKILL (the host may"),
         ("os:_exit", [7], "exit", "exit status 7"),
@@ -97,7 +97,7 @@ def test_children_die_with_a_killed_client(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"""
         import sys; sys.path[:] = {sys.path!r}
-        from profiler.isolate import Isolation
+        from memplan.profiler.isolate import Isolation
         code = "open({str(pid_file)!r}, 'w').write(str(__import__('os').getpid())) and __import__('time').sleep(60)"
         Isolation(preload=()).run("builtins:eval", [code])
     """
@@ -143,7 +143,7 @@ def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
         torch.cuda._lazy_init = initialise
         torch.cuda.device_count = lambda: 1
         torch._C._cuda_getCurrentRawStream = lambda device: 0  # a CPU build has none
-        from profiler.nursery import PRELOAD, preload
+        from memplan.profiler.fork_server import PRELOAD, preload
         missing = preload(PRELOAD)
         print("parent", asked, torch.cuda.is_initialized(), "bitsandbytes" in sys.modules, "peft" in sys.modules, missing)
         try:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from profiler import environment, nvml
-from profiler.measure import fraction_of
-from profiler.nvml import ALL, GROWTH, NEW, OWN, DeviceBytes, Usage, of_this_process
+from memplan.profiler import environment, nvml
+from memplan.profiler.measure import fraction_of
+from memplan.profiler.nvml import ALL, GROWTH, NEW, OWN, DeviceBytes, Usage, of_this_process
 
 MIB = 2**20
 BEFORE = Usage(900 * MIB, {1: 400 * MIB})

@@ -10,8 +10,8 @@ pytest.importorskip("peft")
 
 import torch
 
-from planner.setup import resolve
-from profiler.ops import Like, audit, shapes_of
+from memplan.planner.inputs.setup import resolve
+from memplan.profiler.ops import Like, audit, shapes_of
 
 pytestmark = pytest.mark.trace
 LLAMA = {

@@ -15,18 +15,18 @@ pytest.importorskip("peft")
 
 from fake_cuda import CONTEXT, MIB, FakeCuda, Mirror
 
-from planner.live.device.target import target_of
-from planner.live.events.log import ALLOC, Log
-from planner.live.events.record import record
-from planner.live.events.timeline import Timeline
-from planner.setup import Setup, resolve
-from profiler import measure, nvml
-from profiler.align import Step
-from profiler.cases import predicted_step
-from profiler.evidence import Evidence, measured_moments
-from profiler.history import LOADED, Claim, mark_label
-from profiler.nvml import Usage
-from profiler.recorders import CudaRecorder
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.events.log import ALLOC, Log
+from memplan.planner.trace.events.record import record
+from memplan.planner.trace.events.timeline import Timeline
+from memplan.profiler import measure, nvml
+from memplan.profiler.align import Step
+from memplan.profiler.cases import predicted_step
+from memplan.profiler.evidence import Evidence, measured_moments
+from memplan.profiler.history import LOADED, Claim, mark_label
+from memplan.profiler.nvml import Usage
+from memplan.profiler.recorders import CudaRecorder
 
 pytestmark = pytest.mark.trace
 LLAMA = {
@@ -168,7 +168,7 @@ def test_noise_is_told_from_what_was_predicted(traced: Traced, card: FakeCuda) -
 
 
 def test_a_history_cut_by_its_buffer_is_not_aligned(traced: Traced, card: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.recorders.MOST_EVENTS", 500)
+    monkeypatch.setattr("memplan.profiler.recorders.MOST_EVENTS", 500)
     evidence = played(card, traced)
     assert evidence.history.cut
     assert evidence.alignment(predicted(traced.log)) is None
@@ -180,14 +180,14 @@ def test_a_history_cut_by_its_buffer_is_not_aligned(traced: Traced, card: FakeCu
 
 @pytest.fixture
 def mirrored(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    from planner.live import build as module
+    from memplan.planner.run import build as module
 
     fake = FakeCuda().install(monkeypatch)
     real = module.build
     monkeypatch.setattr(module, "build", lambda config, setup, device: real(config, setup.replaced(device="cpu"), "cpu"))
     monkeypatch.setattr(nvml, "look", lambda: Usage())
-    monkeypatch.setattr("profiler.measure.look", lambda: Usage(1000 * MIB, {1: 1000 * MIB}))
-    monkeypatch.setattr("profiler.session.look", lambda: Usage(1000 * MIB + CONTEXT + fake.allocator.reserved, {1: 1000 * MIB}))
+    monkeypatch.setattr("memplan.profiler.measure.look", lambda: Usage(1000 * MIB, {1: 1000 * MIB}))
+    monkeypatch.setattr("memplan.profiler.session.look", lambda: Usage(1000 * MIB + CONTEXT + fake.allocator.reserved, {1: 1000 * MIB}))
     with Mirror(fake):
         yield fake
 
@@ -248,7 +248,7 @@ def test_out_of_memory_under_a_cap_is_a_record_of_what_was_asked_and_what_was_fr
 
 
 def test_a_device_that_an_error_made_unusable_still_leaves_a_record(mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    from planner.live import step
+    from memplan.planner.run import step
 
     def broken(*_: Any) -> None:
         def refuse() -> None:
@@ -271,8 +271,8 @@ def test_an_evaluation_that_fails_costs_no_measurement(mirrored: FakeCuda, monke
     def broken(*_: Any) -> Any:
         raise ValueError("a history like no other")
 
-    monkeypatch.setattr("profiler.evidence.own", broken)
-    monkeypatch.setattr("profiler.evidence.align", broken)
+    monkeypatch.setattr("memplan.profiler.evidence.own", broken)
+    monkeypatch.setattr("memplan.profiler.evidence.align", broken)
     m = measure.profile(LLAMA, setup_of(), steps=1, predicted=Step({"forward": (("alloc", 1),)}))
     assert (m.outcome, m.alignment) == ("ok", None)
     assert m.peak is not None
@@ -285,7 +285,7 @@ def test_the_step_that_counts_operations_adds_nothing_to_what_was_measured(mirro
         mirrored.allocator.retries += 5
         return 10**12
 
-    monkeypatch.setattr("profiler.flops.counted", greedy)
+    monkeypatch.setattr("memplan.profiler.flops.counted", greedy)
     m = measure.profile(LLAMA, setup_of(), steps=1)
     assert m.retries == 0
     assert m.flops_per_second

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler import caselist, record
+from memplan.profiler import case_matrix as caselist
+from memplan.profiler import record
 
 ROOT = Path(__file__).parents[1]
 RECORDS, PROBLEMS = record.scan(ROOT / "measurements")

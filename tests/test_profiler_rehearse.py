@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler import caselist
-from profiler.rehearse import rehearsal, small_config
+from memplan.profiler import case_matrix as caselist
+from memplan.profiler.rehearsal import rehearsal, small_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ def test_a_small_config_keeps_what_makes_the_architecture() -> None:
 @pytest.mark.parametrize("model", ["phi-3-mini", "qwen2.5-vl-3b", "flan-t5-xl", "mixtral-small"])
 def test_a_rehearsal_runs(model: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    from profiler.measure import profile
+    from memplan.profiler.measure import profile
 
     cases = rehearsal(caselist.read(ROOT / "campaigns" / "h200.yaml")).cases
     case = next(c for c in cases if c.model == model and c.setup.method != "full")

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from memplan.cli.main import run
-from planner.errors import UsageError
-from planner.models import find
-from planner.setup import resolve
-from validate.engines import Missing
-from validate.published import SHIPPED, figures, read_figures, score
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.validate.engines import Missing
+from memplan.validate.published import SHIPPED, figures, read_figures, score
 
 
 def test_at_least_fifteen_well_documented_figures():

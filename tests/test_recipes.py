@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from memplan.planner.inputs.setup import FIELDS, resolve
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.recipes import BASE, BASE_SOURCES, RECIPES
 from memplan.render import recipe_docs
-from planner.methods import METHODS
-from planner.recipes import BASE, BASE_SOURCES, RECIPES
-from planner.setup import FIELDS, resolve
 
 DOCS = Path(__file__).parent.parent / "docs" / "recipes.md"
 
@@ -129,6 +129,6 @@ def test_peft_default_targets_equal_the_installed_peft():
     pytest.importorskip("peft")
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
 
-    from planner.resident.peft_targets import PEFT_TARGETS
+    from memplan.planner.tables.peft_targets import PEFT_TARGETS
 
     assert {name: tuple(THEIRS[name]) for name in PEFT_TARGETS} == PEFT_TARGETS

@@ -1,4 +1,4 @@
-"""A recipe is not a dictionary of hopes: the stack's own trainer on a tiny model against planner/live/build.py, on CPU, one real step.
+"""A recipe is not a dictionary of hopes: the stack's own trainer on a tiny model against planner/run/build.py, on CPU, one real step.
 
 Compared: dtypes of every parameter, what is trainable, the optimizer's class and form, the checkpointing mode, and the bytes that the
 forward saves for the backward (which is where a different loss path or a different autocast would show).
@@ -65,8 +65,8 @@ def trl_trainer(checkpoint, folder, method, **arguments):
 
 
 def our_build(**fields):
-    from planner.live.build import build
-    from planner.setup import resolve
+    from memplan.planner.inputs.setup import resolve
+    from memplan.planner.run.build import build
 
     setup = resolve({"micro_batch": BATCH, "sequence_length": SEQUENCE, "device": "cpu", "load": "random", "attention": "sdpa", **fields})
     return build(CONFIG, setup, "cpu")
@@ -153,8 +153,10 @@ def test_the_forward_saves_the_same_bytes(pair):
             return trainer.compute_loss(trainer.model, inputs)
 
     def ours():
+        from memplan.planner.run import losses
+
         with built.autocast():
-            return built.forward()
+            return losses.forward(built)
 
     assert saved_bytes(ours, built.model.parameters()) == saved_bytes(theirs, trainer.model.parameters())
 
@@ -162,7 +164,7 @@ def test_the_forward_saves_the_same_bytes(pair):
 @pytest.mark.parametrize("kind", ["chunked", "fused"])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, softcap):
-    from planner.live.parts.losses import LOSSES
+    from memplan.planner.run.losses import LOSSES
 
     torch.manual_seed(1)
     head = torch.nn.Linear(16, 70, bias=True)
@@ -179,7 +181,7 @@ def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, 
 
 @pytest.mark.parametrize(("kind", "largest"), [("chunked", 4096 * 32768), ("fused", 4096 * 16384)])
 def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
-    from planner.live.parts.losses import LOSSES
+    from memplan.planner.run.losses import LOSSES
 
     head = torch.nn.Linear(4096, 128_000, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(False)
     hidden = torch.empty(1, 6000, 4096, device="meta", dtype=torch.bfloat16, requires_grad=True)
@@ -199,7 +201,7 @@ def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
 
 
 def test_the_rows_of_a_fused_chunk_are_ligers():
-    from planner.live.parts.fusedloss import rows_of_chunk
+    from memplan.planner.run.fused_loss import rows_of_chunk
 
     assert rows_of_chunk(6000, 4096, 128_000) == 256  # 6000 / ceil(31.25) = 188 -> 256
     assert rows_of_chunk(3, 64, 320) == 1 and rows_of_chunk(8, 4096, 100) == 8
@@ -220,9 +222,9 @@ def state_bytes(model, optimizer):
 
 def test_8bit_states_of_embeddings_stay_32bit_under_the_trainer(checkpoint, tmp_path):
     pytest.importorskip("bitsandbytes")
-    from planner.formula import plan
-    from planner.live.step import run
-    from planner.models import find
+    from memplan.planner.formula.engine import plan
+    from memplan.planner.inputs.models import find
+    from memplan.planner.run.step import run
 
     trainer = hf_trainer(checkpoint, tmp_path, "full", optim="adamw_bnb_8bit")
     trainer.train()

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from planner.breakdown import COMPONENTS, STEP_MOMENTS, Breakdown, ModelSummary, Peak, Prediction, Row
-from planner.errors import UsageError
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
-from planner.units import MIB
-from profiler.record import MeasuredMoment, MeasuredPeak, Measurement
-from validate.bank import known_rows
-from validate.reconcile import Predicted, Reconciliation, reconcile
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import COMPONENTS, STEP_MOMENTS, Breakdown, ModelSummary, Peak, Prediction, Row
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.units import MIB
+from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
+from memplan.validate.bank import known_rows
+from memplan.validate.reconcile import Predicted, Reconciliation, reconcile
 
 MODELS = ("qwen2.5-0.5b", "llama-3.2-1b", "llama-2-7b")
 SETUPS = (
@@ -231,7 +231,7 @@ def test_blocks_that_nothing_claims_stand_beside_temporaries():
 def planted_in_the_trace(setups, rounds: int) -> tuple[int, list[str]]:
     """How many errors a seed planted in the trace of a small model under those setups, and those that were not named."""
     pytest.importorskip("bitsandbytes")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     model = find("qwen2.5-0.5b")
     truths = [(trace(model.config, setup, model.name), known_rows(model.spec(), setup)) for setup in map(resolve, setups)]

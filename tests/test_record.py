@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from planner.errors import UsageError
-from planner.setup import resolve
-from profiler import archive as archives
-from profiler import files, record
-from profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler import archive as archives
+from memplan.profiler import files, record
+from memplan.profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement
 
 ENVIRONMENT = {"device": "cpu", "gpu": None, "versions": {"torch": "2.13.0", "peft": None}}
 CONFIG = {"model_type": "llama", "hidden_size": 64}

@@ -7,16 +7,16 @@ import re
 
 import pytest
 
+from memplan.planner.answers.fit.suggest import Suggestion
+from memplan.planner.answers.verdict import judge
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import Accuracy, Breakdown, ModelSummary, Peak, Prediction, Row
+from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
+from memplan.planner.tables.units import GIB, MIB
 from memplan.render.bar import ruler, stacked_bar
 from memplan.render.console import make_console, show
 from memplan.render.explain import explain_rows
 from memplan.render.terminal import count, defaults, number, plan_screen, shown_moments
-from planner.breakdown import Accuracy, Breakdown, ModelSummary, Peak, Prediction, Row
-from planner.fit.suggest import Suggestion
-from planner.gpus import Gpu, common_gpus, find_gpu
-from planner.setup import resolve
-from planner.units import GIB, MIB
-from planner.verdict import judge
 
 WEIGHTS = Row("base weights", (4096, 4096), "nf4", 224, 4 * GIB, "weights", "4-bit linear layers")
 GRADS = Row("adapter gradients", (16, 4096), "float32", 448, 256 * MIB, "gradients", ".grad of every adapter")

@@ -16,13 +16,13 @@ import memplan
 from memplan.cli.report import cards_of, command, page_of
 from memplan.cli.subject import read_subject
 from memplan.cli.ui import form, make_server, respond
+from memplan.planner.answers.report_data import packed, script, structures
+from memplan.planner.formula.engine import plan, symbolic
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import COMPONENTS
+from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import LARGEST_PAGE, page
-from planner.breakdown import COMPONENTS
-from planner.formula import plan, symbolic
-from planner.gpus import common_gpus, find_gpu
-from planner.models import find
-from planner.page import packed, script, structures
-from planner.setup import resolve
 
 LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
          "num_key_value_heads": 4, "vocab_size": 4000, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False,

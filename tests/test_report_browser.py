@@ -9,14 +9,14 @@ import urllib.request
 
 import pytest
 
+from memplan.planner.answers.fit.gpus import kernels
+from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.verdict import close_calls
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import page
-from planner.fit.cards import kernels
-from planner.fit.suggest import changed
-from planner.formula import plan
-from planner.gpus import common_gpus, find_gpu
-from planner.models import find
-from planner.setup import resolve
-from planner.verdict import close_calls
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -157,7 +157,7 @@ def test_a_method_and_a_cell_are_chosen_by_a_click(browser, subject):
 
 
 def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
-    from planner.fit.frontier import Room, Structure
+    from memplan.planner.answers.fit.frontier import Room, Structure
 
     spec, setup, gpu, path = subject
     browser.open(path.as_uri() + "#method=lora&checkpointing=none&batch=2")

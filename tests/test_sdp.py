@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from planner.errors import UsageError
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 REFUSED: list[dict[str, Any]] = [
     {"attention": "sdpa-flash", "weight_dtype": "float32", "autocast": "none"},
@@ -51,7 +51,7 @@ def test_the_formula_takes_one_that_can(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fields", [*REFUSED, *TAKEN], ids=str)
 def test_both_engines_decide_alike(fields: dict[str, Any]) -> None:
     pytest.importorskip("torch")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     config = {**find("smollm2-135m").config, "num_hidden_layers": 2}
 

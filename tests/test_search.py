@@ -10,19 +10,19 @@ from click.testing import CliRunner
 
 import memplan
 from memplan.cli.fit import command
-from planner.errors import UsageError
-from planner.fit.cards import Job, choose_cards, fewest_cards, largest_model, place_jobs
-from planner.fit.changes import COSTS, EXTRA, single_changes, waterfall
-from planner.fit.decide import Candidate, Remedy, decide
-from planner.fit.frontier import Room, Structure, boundary
-from planner.fit.suggest import CHANGES, changed
-from planner.formula import plan
-from planner.gpus import budget, common_gpus, find_gpu
-from planner.models import find
-from planner.search import METHODS_COMPARED, advise, fit
-from planner.setup import resolve
-from planner.units import gib
-from planner.verdict import judge
+from memplan.planner.answers.fit.changes import COSTS, EXTRA, single_changes, waterfall
+from memplan.planner.answers.fit.decide import Candidate, Remedy, decide
+from memplan.planner.answers.fit.frontier import Room, Structure, boundary
+from memplan.planner.answers.fit.gpus import Job, choose_cards, fewest_cards, largest_model, place_jobs
+from memplan.planner.answers.fit.suggest import CHANGES, changed
+from memplan.planner.answers.search import METHODS_COMPARED, advise, fit
+from memplan.planner.answers.verdict import judge
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import budget, common_gpus, find_gpu
+from memplan.planner.tables.units import gib
 
 GIB = 2**30
 DATA = Path(__file__).parent / "data"
@@ -276,7 +276,7 @@ def test_the_trace_confirms_a_cell():
 def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
     """One cell of the whole answer: its bytes within 0.5 % of the traced tensors, and a verdict that the trace does not contradict."""
     pytest.importorskip("bitsandbytes")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     model, gpu, rng = find("smollm2-135m"), find_gpu("t4"), random.Random(20261122)
     found = fit(model.spec(), resolve({"gpu": gpu.name, "weight_dtype": "float16"}), gpu, methods=("full", "lora", "qlora"))
@@ -295,7 +295,7 @@ def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
 def test_sampled_cells_agree_with_the_trace(method):
     """A cell's bytes within 0.5 % of the tensors that the trace holds at its peak: what blocks add to them only the trace knows."""
     pytest.importorskip("peft")
-    from planner.live.trace import trace
+    from memplan.planner.trace.engine import trace
 
     model, gpu = find("smollm2-135m"), find_gpu("t4")
     setup = resolve({"method": method, "gpu": "t4", "weight_dtype": "float16", "sequence_length": 512})
@@ -332,7 +332,7 @@ def test_a_waterfall_tells_halvings_in_a_row_as_one_step():
 
 @pytest.mark.parametrize("name", ["llama-7b", "llama-3.2-1b", "gemma-2-2b"])
 def test_cards_whose_kernels_answer_alike_need_the_same_memory(name):
-    from planner.forward.walk import Device
+    from memplan.planner.formula.forward.context import Device
 
     spec, setup = find(name).spec(), resolve({"sequence_length": 777})
     peaks: dict[object, set[int]] = {}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from planner import sharding
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.formula.engine import plan
+from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -78,7 +78,7 @@ def test_accelerate_does_not_wrap_one_process():
 
 def test_the_page_of_strategies_is_not_stale():
     page = (Path(__file__).parent.parent / "docs" / "parallel.md").read_text(encoding="utf-8")
-    assert page == sharding.page(), "run: python -m planner.sharding > docs/parallel.md"
+    assert page == sharding.page(), "run: python -m memplan.planner.formula.sharding.strategies > docs/parallel.md"
 
 
 def test_one_rank_alone_and_the_older_fsdp_are_said():

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.formula import plan
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from planner.errors import UsageError
-from planner.formula import plan
-from planner.importers.files import FORMATS, read_document, read_training_file
-from planner.models import find
-from planner.setup import resolve
+from memplan.planner.formula.engine import plan
+from memplan.planner.importers.files import FORMATS, read_document, read_training_file
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "importers"
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.formula import plan, symbolic
-from planner.models import find
-from planner.setup import resolve
-from planner.shards.fetch import Limits, Parameter, fetched
+from memplan.planner.formula.engine import plan, symbolic
+from memplan.planner.formula.sharding.zero3_prefetch import Limits, Parameter, fetched
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
 
 MODEL: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
                          "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1003, "max_position_embeddings": 128,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from planner.errors import UsageError
-from planner.families.table import FAMILIES, read_config
-from planner.resident.tensors import weight_tensors
+from memplan.planner.formula.resident.tensors import weight_tensors
+from memplan.planner.inputs.families.table import FAMILIES, read_config
+from memplan.planner.tables.errors import UsageError
 
 SMALL = {
     "hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 300,

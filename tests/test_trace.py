@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from planner.allocator import replay
-from planner.breakdown import COMPONENTS, Prediction
-from planner.errors import UsageError
-from planner.live.device.target import target_of
-from planner.live.events.record import record
-from planner.live.trace import trace
-from planner.setup import Setup, resolve
+from memplan.planner.allocator.replay import replay
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.engine import trace
+from memplan.planner.trace.events.record import record
 
 pytestmark = pytest.mark.trace
 
@@ -137,7 +137,7 @@ def test_bad_input_is_one_readable_line(config: dict[str, Any], fields: dict[str
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from planner.live import extras
+    from memplan.planner.run import extras
 
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "peft" else object())
     with pytest.raises(UsageError, match=r"peft not installed: .*pip install 'memplan\[trace\]'"):

@@ -10,12 +10,12 @@ pytest.importorskip("peft")
 
 from transformers import CONFIG_MAPPING  # noqa: E402
 
-from planner.errors import UsageError  # noqa: E402
-from planner.formula import plan  # noqa: E402
-from planner.live.device.target import target_of  # noqa: E402
-from planner.live.events.record import BALANCED, record  # noqa: E402
-from planner.models import find  # noqa: E402
-from planner.setup import resolve  # noqa: E402
+from memplan.planner.formula.engine import plan  # noqa: E402
+from memplan.planner.inputs.models import find  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.tables.errors import UsageError  # noqa: E402
+from memplan.planner.trace.device.target import target_of  # noqa: E402
+from memplan.planner.trace.events.record import BALANCED, record  # noqa: E402
 
 # Two layers of 32: each config class takes the keys that it knows, in its parts (text, vision) too.
 TINY = {

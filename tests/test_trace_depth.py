@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from planner.allocator import replay
-from planner.live.device.target import target_of
-from planner.live.events import depth
-from planner.live.events.record import record
-from planner.setup import resolve
+from memplan.planner.allocator.replay import replay
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.events import layer_extrapolation as depth
+from memplan.planner.trace.events.record import record
 
 pytestmark = pytest.mark.trace
 

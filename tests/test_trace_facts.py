@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from planner.setup import resolve  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 64}  # fmt: skip
@@ -38,10 +38,10 @@ def test_adalora_with_pruning_costs_twelve_bytes_to_an_adapter_parameter(held):
 
 def test_the_rank_allocator_itself_holds_them():
     """peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt: ipt, exp_avg_ipt and exp_avg_unc, one of each to a parameter."""
-    from planner.live import step
-    from planner.live.build import build
-    from planner.live.held import importance_buffers, tensors
-    from planner.live.parts.model import quiet
+    from memplan.planner.run import step
+    from memplan.planner.run.build import build
+    from memplan.planner.run.model import quiet
+    from memplan.planner.run.owners import importance_buffers, tensors
 
     with quiet():
         built = build(LLAMA, setup_of("adalora", init_rank=RANK, importance_buffers=True), "cpu")

@@ -10,11 +10,11 @@ pytest.importorskip("peft")
 from test_trace_architectures import ARCHITECTURES, config_of, sampled  # noqa: E402
 from transformers import CONFIG_MAPPING  # noqa: E402
 
-from planner.errors import UsageError  # noqa: E402
-from planner.live.device.target import target_of  # noqa: E402
-from planner.live.events.record import record  # noqa: E402
-from planner.live.parts.model import model_class, read_config  # noqa: E402
-from planner.setup import resolve  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.run.model import model_class, read_config  # noqa: E402
+from memplan.planner.tables.errors import UsageError  # noqa: E402
+from memplan.planner.trace.device.target import target_of  # noqa: E402
+from memplan.planner.trace.events.record import record  # noqa: E402
 
 pytestmark = pytest.mark.trace
 

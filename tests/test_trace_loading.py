@@ -16,17 +16,17 @@ pytest.importorskip("peft")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.allocator import replay
-from planner.gpus import find_gpu
-from planner.live.device.target import target_of
-from planner.live.events import orders
-from planner.live.events.log import ALLOC, FREE, READ, Log
-from planner.live.events.record import record
-from planner.live.parts import adapters, loading
-from planner.live.trace import trace
-from planner.models import find
-from planner.setup import Setup, resolve
-from planner.verdict import judge, needs_expandable
+from memplan.planner.allocator.replay import replay
+from memplan.planner.answers.verdict import judge, needs_expandable
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.run import adapters, loading
+from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.engine import trace
+from memplan.planner.trace.events import load_orders as orders
+from memplan.planner.trace.events.log import ALLOC, FREE, READ, Log
+from memplan.planner.trace.events.record import record
 
 pytestmark = pytest.mark.trace
 

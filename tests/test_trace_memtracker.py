@@ -16,14 +16,14 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 mem_tracker = pytest.importorskip("torch.distributed._tools.mem_tracker")
 
-from planner.live import step  # noqa: E402
-from planner.live.build import build  # noqa: E402
-from planner.live.device.target import target_of  # noqa: E402
-from planner.live.events.log import Log  # noqa: E402
-from planner.live.events.record import record  # noqa: E402
-from planner.live.events.timeline import Timeline  # noqa: E402
-from planner.live.parts.model import quiet  # noqa: E402
-from planner.setup import resolve  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.run import step  # noqa: E402
+from memplan.planner.run.build import build  # noqa: E402
+from memplan.planner.run.model import quiet  # noqa: E402
+from memplan.planner.trace.device.target import target_of  # noqa: E402
+from memplan.planner.trace.events.log import Log  # noqa: E402
+from memplan.planner.trace.events.record import record  # noqa: E402
+from memplan.planner.trace.events.timeline import Timeline  # noqa: E402
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "vocab_size": 128, "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip

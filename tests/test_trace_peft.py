@@ -11,12 +11,12 @@ pytest.importorskip("peft")
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
 
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.run.extras import find_spec  # noqa: E402
+from memplan.planner.tables.errors import UsageError  # noqa: E402
+from memplan.planner.tables.peft_types import PEFT_TYPES  # noqa: E402
+from memplan.planner.trace import patches_peft as shims_peft  # noqa: E402
 from memplan.render import adapter_docs  # noqa: E402
-from planner.errors import UsageError  # noqa: E402
-from planner.live import shims_peft  # noqa: E402
-from planner.live.extras import find_spec  # noqa: E402
-from planner.peft_types import PEFT_TYPES  # noqa: E402
-from planner.setup import resolve  # noqa: E402
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 64}  # fmt: skip
@@ -148,7 +148,7 @@ def test_an_xlora_without_its_checkpoints_is_refused(adapters, held):
 
 
 def test_constants_keep_their_values_until_something_unknown_is_written():
-    from planner.live.parts.values import Values
+    from memplan.planner.run.values import Values
 
     aten, values = torch.ops.aten, Values({})
 

@@ -1,4 +1,4 @@
-"""A training script as people write it, with no line of `planner.live.build` or `step` and no hook of ours: watched by the same observer,
+"""A training script as people write it, with no line of `memplan.planner.run.build` or `step` and no hook of ours: watched by the same observer,
 it allocates and frees what the trace says, event by event."""
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from planner.live import shims
-from planner.live.device.target import target_of
-from planner.live.events.log import Log
-from planner.live.events.record import STEPS, record, watching
-from planner.live.kernels import Kernels
-from planner.live.observe import Observer
-from planner.setup import Setup, resolve
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.trace import patches as shims
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.events.log import Log
+from memplan.planner.trace.events.record import STEPS, record, watching
+from memplan.planner.trace.kernels import Kernels
+from memplan.planner.trace.observe import Observer
 
 pytestmark = pytest.mark.trace
 

@@ -13,9 +13,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from planner.errors import UsageError  # noqa: E402
-from planner.live.trace import trace  # noqa: E402
-from planner.setup import resolve  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.tables.errors import UsageError  # noqa: E402
+from memplan.planner.trace.engine import trace  # noqa: E402
 
 LAYERS, HIDDEN, BATCH, SEQUENCE = 3, 64, 2, 16
 LLAMA = {"model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": LAYERS, "num_attention_heads": 4,

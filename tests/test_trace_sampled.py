@@ -13,8 +13,8 @@ pytest.importorskip("bitsandbytes")
 from test_trace_architectures import ARCHITECTURES, LONG, config_of  # noqa: E402
 from transformers import CONFIG_MAPPING  # noqa: E402
 
-from planner.errors import UsageError  # noqa: E402
-from planner.setup import resolve  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.tables.errors import UsageError  # noqa: E402
 
 pytestmark = pytest.mark.trace
 

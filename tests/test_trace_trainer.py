@@ -21,20 +21,20 @@ import torch
 import transformers
 from torch.utils._python_dispatch import _disable_current_modes
 
-from planner.allocator import replay
-from planner.families.table import read_config
-from planner.formula import plan
-from planner.live import shims
-from planner.live.build import outline
-from planner.live.device.target import target_of
-from planner.live.events.log import Log
-from planner.live.events.record import STEPS, record, watching
-from planner.live.kernels import Kernels
-from planner.live.observe import Observer
-from planner.live.parts.loading import materialise
-from planner.live.parts.model import quiet
-from planner.live.parts.quantise import replace_linears
-from planner.setup import Setup, resolve
+from memplan.planner.allocator.replay import replay
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.families.table import read_config
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.run.build import outline
+from memplan.planner.run.loading import materialise
+from memplan.planner.run.model import quiet
+from memplan.planner.run.quantize import replace_linears
+from memplan.planner.trace import patches as shims
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.events.log import Log
+from memplan.planner.trace.events.record import STEPS, record, watching
+from memplan.planner.trace.kernels import Kernels
+from memplan.planner.trace.observe import Observer
 
 pytestmark = pytest.mark.trace
 
@@ -134,7 +134,7 @@ def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
     observer = Observer(Kernels(target))
     observer.answers = shims.answers(s, observer)
     windows = Windows(observer.log)
-    model = outline(CONFIG, s, "meta")
+    model = outline(CONFIG, s)
     with observer.on_host(), quiet():
         replace_linears(model, s)
     with contextlib.ExitStack() as stack:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from memplan import api
-from planner.breakdown import Accuracy
-from planner.gpus import budget
-from planner.units import GIB
-from planner.verdict import UNCOUNTED, close_calls, judge, uncounted
-from validate.answer import answer
-from validate.ask import read
+from memplan.planner.answers.verdict import UNCOUNTED, close_calls, judge, uncounted
+from memplan.planner.prediction import Accuracy
+from memplan.planner.tables.gpus import budget
+from memplan.planner.tables.units import GIB
+from memplan.validate.answer import answer
+from memplan.validate.ask import read
 
 FIELDS = {"method": "rslora", "rank": 64, "targets": "q_proj,v_proj", "alpha": 16, "dropout": 0.1}
 """The formula's 23.9 GiB are 24.7 GiB in the trace, of which 0.8 GiB are fragmentation."""

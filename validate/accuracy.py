@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planner import __version__
-from planner.units import MIB
-from validate.collect import Skipped
-from validate.reconcile import Difference, Reconciliation
+from memplan.planner import __version__
+from memplan.planner.tables.units import MIB
+from memplan.validate.collect import Skipped
+from memplan.validate.reconcile import Difference, Reconciliation
 
 SCHEMA = "memplan.validation/1"
 

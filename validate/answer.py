@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner import __version__, sharding
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.fit.cards import choose_cards
-from planner.methods import METHODS
-from planner.verdict import close_calls, device_bytes, judge
-from validate.ask import Question
-from validate.byhand import Line, by_hand
-from validate.chinese import in_language
-from validate.claimsfile import Over, Part
-from validate.engines import Missing
-from validate.evidence import accuracy_of
-from validate.lab import Lab
-from validate.reading import Assumption
-from validate.sweep import PartResult, check_part
+from memplan.planner import __version__
+from memplan.planner.answers.fit.gpus import choose_cards
+from memplan.planner.answers.verdict import close_calls, device_bytes, judge
+from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
+from memplan.validate.ask import Question
+from memplan.validate.byhand import Line, by_hand
+from memplan.validate.chinese import in_language
+from memplan.validate.claimsfile import Over, Part
+from memplan.validate.engines import Missing
+from memplan.validate.evidence import accuracy_of
+from memplan.validate.lab import Lab
+from memplan.validate.reading import Assumption
+from memplan.validate.sweep import PartResult, check_part
 
 SCHEMA = "memplan.ask/1"
 LONGEST = 1_048_576
@@ -133,7 +134,7 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
 
 
 def shared(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """4-bit weights are stored as bfloat16 where ranks are to share them: as uint8 every rank would keep all (planner/sharding.py)."""
+    """4-bit weights are stored as bfloat16 where ranks are to share them: as uint8 every rank would keep all (planner/formula/sharding/strategies.py)."""
     apart = fields.get("parallel") in ("fsdp", "zero3") and fields.get("method") == "qlora" and fields.get("quant_type") != "int8"
     return {**fields, "quant_storage": "bfloat16"} if apart else dict(fields)
 

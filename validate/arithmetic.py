@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from planner.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shorten
 
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?)|(\*\*|[-+*/()]))")
 _MOST_TOKENS, _MOST_BITS = 200, 4096

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from validate.askcards import card, how_many, size_of_card
-from validate.askmodel import model_of
-from validate.reading import Assumption, B, E, Reading
-from validate.vocabulary import METHODS_SAID, NUMBERS, SPELT, SWITCHES, UNANSWERED, WANTED, WIDE
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.validate.askcards import card, how_many, size_of_card
+from memplan.validate.askmodel import model_of
+from memplan.validate.reading import Assumption, B, E, Reading
+from memplan.validate.vocabulary import METHODS_SAID, NUMBERS, SPELT, SWITCHES, UNANSWERED, WANTED, WIDE
 
 MOST_CHARACTERS = 500
 

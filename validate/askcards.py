@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from planner.errors import UsageError
-from planner.gpus import Gpu, find_gpu, gpus
-from planner.units import gib
-from validate.reading import Assumption, B, E, Reading
-from validate.vocabulary import COUNTS
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu, find_gpu, gpus
+from memplan.planner.tables.units import gib
+from memplan.validate.reading import Assumption, B, E, Reading
+from memplan.validate.vocabulary import COUNTS
 
 MOST_CARDS = 1024
 _COUNT = "|".join(sorted(COUNTS, key=len, reverse=True))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from planner.errors import UsageError, nearest, shorten
-from planner.models import from_catalog, index, names
-from validate.reading import Assumption, B, E, Reading
+from memplan.planner.inputs.models import from_catalog, index, names
+from memplan.planner.tables.errors import UsageError, nearest, shorten
+from memplan.validate.reading import Assumption, B, E, Reading
 
 NEAR = 0.12  # a size such as "33B" is the catalogue's nearest model within this share of its parameters
 

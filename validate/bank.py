@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from planner.breakdown import Component, Row
-from planner.dtypes import itemsize
-from planner.methods import METHODS
-from planner.resident.tensors import weight_tensors
-from planner.setup import Setup
-from planner.spec import Mlp, ModelSpec
+from memplan.planner.formula.resident.tensors import weight_tensors
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import Mlp, ModelSpec
+from memplan.planner.prediction import Component, Row
+from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.methods import METHODS
 
 _WIDE, _NARROW = "float32", "bfloat16"
 WORKSPACES = (8_519_680, 33_554_432)
@@ -21,7 +21,7 @@ WORKSPACES = (8_519_680, 33_554_432)
 
 
 def known_rows(spec: ModelSpec, setup: Setup) -> list[Row]:
-    """Candidate rows for `validate.suspects`: sizes are plain bytes, each in fp32 and in 16 bits."""
+    """Candidate rows for `memplan.validate.suspects`: sizes are plain bytes, each in fp32 and in 16 bits."""
     trained = METHODS[setup.method].trains in ("all", "last_layers")
     return [*_weights(spec, trained), *_activations(spec, setup), *_per_head(spec, setup), *_workspaces()]
 

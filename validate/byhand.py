@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planner.breakdown import Breakdown, Prediction, Row
-from planner.methods import METHODS
-from planner.setup import Setup
-from planner.spec import Mlp, ModelSpec
-from profiler.said import Said, said
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import Mlp, ModelSpec
+from memplan.planner.prediction import Breakdown, Prediction, Row
+from memplan.planner.tables.methods import METHODS
+from memplan.profiler.said import Said, said
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN = 5  # the largest tensors of a component that are written out

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.errors import UsageError, unknown
-from planner.recipes import RECIPES
-from planner.units import gib
-from profiler.said import Said, said
-from validate.arithmetic import calculate
-from validate.claimsfile import UNITS, Part
-from validate.engines import Missing
-from validate.lab import Lab
-from validate.matching import comparable, find_records, hint
-from validate.numbers import Value, amount, number, word
-from validate.quantities import Term, read_term
+from memplan.planner.tables.errors import UsageError, unknown
+from memplan.planner.tables.recipes import RECIPES
+from memplan.planner.tables.units import gib
+from memplan.profiler.said import Said, said
+from memplan.validate.arithmetic import calculate
+from memplan.validate.claimsfile import UNITS, Part
+from memplan.validate.engines import Missing
+from memplan.validate.lab import Lab
+from memplan.validate.matching import comparable, find_records, hint
+from memplan.validate.numbers import Value, amount, number, word
+from memplan.validate.quantities import Term, read_term
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of Gi
 
 def fits(part: Part, lab: Lab) -> Found:
     """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is said)."""
-    from planner.verdict import device_bytes, judge
+    from memplan.planner.answers.verdict import device_bytes, judge
 
     if not part.model or not part.gpu:
         raise UsageError("this check needs a model and a gpu")
@@ -125,7 +125,7 @@ NOT_INSTALLED = "{library} is not installed (pip install 'memplan[trace]')"
 def library_fact(part: Part, lab: Lab) -> Found:
     """A fact read from the installed libraries by a named probe of `profiler/facts/table.py`."""
     try:
-        from profiler.facts.table import FACTS, read_fact
+        from memplan.profiler.facts.table import FACTS, read_fact
     except ImportError as error:
         raise Missing(NOT_INSTALLED, library=error.name or str(error)) from None
     name = part.args["fact"]
@@ -192,7 +192,7 @@ METRICS: dict[str, Callable[[Any], Any]] = {
 
 def published(part: Part, lab: Lab) -> Found:
     """A figure that others published, by its id in published.toml."""
-    from validate.published import figures
+    from memplan.validate.published import figures
 
     known = {figure.id: figure for figure in figures()}
     if part.args["figure"] not in known:
@@ -204,7 +204,7 @@ def published(part: Part, lab: Lab) -> Found:
 
 def published_times(part: Part, lab: Lab) -> dict[str, Found]:
     """By model and card: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
-    from validate.published import times
+    from memplan.validate.published import times
 
     found = {}
     for pair in times():

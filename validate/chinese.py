@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from profiler.said import Translate, english
+from memplan.profiler.said import Translate, english
 
 
 @cache

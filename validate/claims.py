@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner import __version__
-from planner.errors import UsageError
-from profiler.said import Said
-from validate.checks import CHECKS
-from validate.chinese import in_language
-from validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
-from validate.lab import Lab
-from validate.numbers import shown, word
-from validate.sweep import Boundary, PartResult, Verdict, check_part, holds
+from memplan.planner import __version__
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.said import Said
+from memplan.validate.checks import CHECKS
+from memplan.validate.chinese import in_language
+from memplan.validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
+from memplan.validate.lab import Lab
+from memplan.validate.numbers import shown, word
+from memplan.validate.sweep import Boundary, PartResult, Verdict, check_part, holds
 
 SHIPPED = Path(__file__).with_name("claims.toml")
 CLAIMS_SCHEMA = "memplan.claims/1"

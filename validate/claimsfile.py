@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError, nearest, shorten
-from validate.place import Place
+from memplan.planner.tables.errors import UsageError, nearest, shorten
+from memplan.validate.place import Place
 
 SCHEMA = "memplan.claimsfile/1"
 Claimed = int | float | bool | str | tuple[float, float]

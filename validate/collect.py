@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
-from planner.breakdown import Row
-from planner.errors import UsageError
-from planner.models import find
-from profiler.record import Measurement, load, scan
-from validate.bank import known_rows
-from validate.development import is_rows, read_rows
-from validate.engines import Missing, by_formula, by_trace
-from validate.reconcile import Predicted, Reconciliation, reconcile
+from memplan.planner.inputs.models import find
+from memplan.planner.prediction import Row
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.record import Measurement, load, scan
+from memplan.validate.bank import known_rows
+from memplan.validate.development import is_rows, read_rows
+from memplan.validate.engines import Missing, by_formula, by_trace
+from memplan.validate.reconcile import Predicted, Reconciliation, reconcile
 
 ENGINES = ("formula", "trace")
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.models import find
-from planner.setup import Setup, resolve
-from planner.units import MIB
-from profiler.record import MeasuredMoment, MeasuredPeak, Measurement
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.units import MIB
+from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
 
 MOMENTS = {"after_load": "load", "forward_peak": "forward", "backward_peak": "backward", "optimizer_peak": "optimizer_step"}
 NEEDED = ("model", "method", "gpu", "weight_dtype", "rank", "targets", "micro_batch", "sequence", "measured_mib", "source")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from planner.breakdown import Prediction
-from planner.setup import Setup
-from profiler.said import Said, said
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Prediction
+from memplan.profiler.said import Said, said
 
 if TYPE_CHECKING:
-    from planner.models import Model
+    from memplan.planner.inputs.models import Model
 
 Engine = Callable[["Model", Setup], Prediction]
 
@@ -24,14 +24,14 @@ class Missing(Exception):
 
 
 def by_formula(model: Model, setup: Setup) -> Prediction:
-    from planner.formula import plan
+    from memplan.planner.formula.engine import plan
 
     return plan(model.spec(), setup)
 
 
 def by_trace(model: Model, setup: Setup) -> Prediction:
     try:
-        from planner.live.trace import trace
+        from memplan.planner.trace.engine import trace
     except ImportError as error:
         raise Missing(
             "the trace engine: {library} is not installed (pip install 'memplan[trace]')", library=error.name or str(error)

@@ -14,14 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.breakdown import Accuracy, Prediction
-from planner.errors import UsageError
-from planner.methods import METHODS
-from planner.setup import Setup
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Accuracy, Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
 
 if TYPE_CHECKING:
-    from profiler.record import Measurement
-    from validate.reconcile import Reconciliation
+    from memplan.profiler.record import Measurement
+    from memplan.validate.reconcile import Reconciliation
 
 SHIPPED = Path(__file__).with_name("accuracy.json")
 SCHEMA = "memplan.accuracy/1"
@@ -168,7 +168,7 @@ def _generation(setup: Setup) -> int | None:
     """The named card's major capability; None where no card is named, or a budget is."""
     if setup.gpu is None or setup.device == "cpu":
         return None
-    from planner.gpus import find_gpu
+    from memplan.planner.tables.gpus import find_gpu
 
     try:
         capability = find_gpu(setup.gpu).capability

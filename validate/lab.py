@@ -9,18 +9,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.methods import METHODS
-from planner.setup import Setup, resolve
-from planner.sharding import refuse_sharding, refuse_tracing
-from validate.engines import Engine, Missing, by_formula, by_trace
+from memplan.planner.formula.sharding.strategies import refuse_sharding, refuse_tracing
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
+from memplan.validate.engines import Engine, Missing, by_formula, by_trace
 
 if TYPE_CHECKING:
-    from planner.gpus import Gpu
-    from planner.models import Model
-    from planner.spec import ModelSpec
-    from profiler.record import Measurement
+    from memplan.planner.inputs.models import Model
+    from memplan.planner.inputs.spec import ModelSpec
+    from memplan.planner.tables.gpus import Gpu
+    from memplan.profiler.record import Measurement
 
 
 class Lab:
@@ -43,7 +43,7 @@ class Lab:
     def model(self, name: str) -> Model:
         """A model by the file's own [models.NAME], a catalogue alias or a path. Raises UsageError for an unknown name."""
         if name not in self._models:
-            from planner.models import find
+            from memplan.planner.inputs.models import find
 
             own = self._own_models.get(name)
             self._models[name] = find(name) if own is None else find(dict(own))
@@ -61,7 +61,7 @@ class Lab:
         return resolve(given, max_positions=limit)
 
     def gpu(self, name: str) -> Gpu:
-        from planner.gpus import find_gpu
+        from memplan.planner.tables.gpus import find_gpu
 
         return find_gpu(name)
 

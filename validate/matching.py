@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from planner.errors import unknown
-from planner.methods import METHODS
-from planner.setup import FIELDS
+from memplan.planner.inputs.setup import FIELDS
+from memplan.planner.tables.errors import unknown
+from memplan.planner.tables.methods import METHODS
 
 if TYPE_CHECKING:
-    from profiler.record import Measurement
+    from memplan.profiler.record import Measurement
 
 _OWN = ("model", "gpu", "outcome", "device")
 

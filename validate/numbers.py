@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiler.said import Said, said
+from memplan.profiler.said import Said, said
 
 Value = int | float | bool | str
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from planner.errors import UsageError
+from memplan.planner.tables.errors import UsageError
 
 
 @dataclass(frozen=True)

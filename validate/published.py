@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from planner import __version__
-from planner.breakdown import Prediction
-from planner.errors import UsageError, shorten
-from validate.claimsfile import UNITS
-from validate.engines import Missing
-from validate.lab import Lab
+from memplan.planner import __version__
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.validate.claimsfile import UNITS
+from memplan.validate.engines import Missing
+from memplan.validate.lab import Lab
 
 SHIPPED = Path(__file__).with_name("published.toml")
 SCHEMA = "memplan.published/1"

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from planner.breakdown import COMPONENTS, Row
-from planner.errors import UsageError, shorten, unknown
-from planner.spec import Layer, Mlp
-from validate.engines import Missing
-from validate.lab import Lab
+from memplan.planner.inputs.spec import Layer, Mlp
+from memplan.planner.prediction import COMPONENTS, Row
+from memplan.planner.tables.errors import UsageError, shorten, unknown
+from memplan.validate.engines import Missing
+from memplan.validate.lab import Lab
 
 
 @dataclass(frozen=True)

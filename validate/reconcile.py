@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from planner.breakdown import COMPONENTS, MOMENTS, STEP_MOMENTS, Prediction, Row
-from planner.errors import UsageError, shorten
-from validate.suspects import CLOSE, SMALLEST, TOTAL, Suspect, explain
+from memplan.planner.prediction import COMPONENTS, MOMENTS, STEP_MOMENTS, Prediction, Row
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.validate.suspects import CLOSE, SMALLEST, TOTAL, Suspect, explain
 
 if TYPE_CHECKING:
-    from profiler.record import Measurement
+    from memplan.profiler.record import Measurement
 
 Outcome = Literal["right", "false_fits", "false_no", "tight", "unknown"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from planner.breakdown import Row
+from memplan.planner.prediction import Row
 
 _TENSOR = re.compile(r".*?\.(?:lora_[A-Z]+|weight|bias)\b")  # of one word: up to the first part that names a tensor
 _WRAPPED = "base_model.model."  # PEFT's prefix, which weights carry and operations do not

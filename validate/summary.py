@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planner.units import gib
-from validate.answer import Answer
-from validate.chinese import in_language
+from memplan.planner.tables.units import gib
+from memplan.validate.answer import Answer
+from memplan.validate.chinese import in_language
 
 
 def summary_line(found: Answer) -> Mapping[str, str]:

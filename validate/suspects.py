@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planner.breakdown import Row
-from planner.units import gib
-from validate.siblings import expected_rows
+from memplan.planner.prediction import Row
+from memplan.planner.tables.units import gib
+from memplan.validate.siblings import expected_rows
 
 TOTAL = "allocated"
 MOST_SUSPECTS = 3

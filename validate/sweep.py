@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from planner.errors import UsageError
-from profiler.said import Said, said
-from validate.checks import CHECKS, Found
-from validate.chinese import in_language
-from validate.claimsfile import Claimed, Over, Part
-from validate.engines import Missing
-from validate.lab import Lab
-from validate.numbers import Value, number, shown
+from memplan.planner.tables.errors import UsageError
+from memplan.profiler.said import Said, said
+from memplan.validate.checks import CHECKS, Found
+from memplan.validate.chinese import in_language
+from memplan.validate.claimsfile import Claimed, Over, Part
+from memplan.validate.engines import Missing
+from memplan.validate.lab import Lab
+from memplan.validate.numbers import Value, number, shown
 
 Verdict = Literal["supported", "refuted", "depends", "not_checkable"]
 _SAMPLES = 6  # interior points of a range that are tried, so that a change and its reversal are not both missed

@@ -13,8 +13,8 @@ def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
     """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": what was assumed, whether it fits, where that flips, and the
     derivation by hand. An answer of no is exit 0.
     """
-    from validate.answer import answer
-    from validate.ask import read
+    from memplan.validate.answer import answer
+    from memplan.validate.ask import read
 
     found = answer(read(" ".join(sentence), lang))
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from memplan.cli.stopping import ends_like_ctrl_c
-from planner.errors import UsageError
+from memplan.planner.tables.errors import UsageError
 
 
 @click.command("campaign", short_help="Many profiles from a file, resumable.")
@@ -32,7 +32,7 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
     """
     if unpack:
         return _unpack(file, out, as_json)
-    from profiler import caselist
+    from memplan.profiler import case_matrix as caselist
 
     cases = caselist.read(file, device)
     if only:
@@ -41,14 +41,14 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
             raise UsageError(f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list shows them")
         cases = caselist.CaseList(cases.name, cases.device, chosen)
     if rehearse:
-        from profiler.rehearse import rehearsal
+        from memplan.profiler.rehearsal import rehearsal
 
         cases = rehearsal(cases)
     if list_cases:
         return _list(cases, as_json)
     seconds = caselist.parse_duration(budget) if budget else None
+    from memplan.profiler.campaign import run
     from memplan.render.campaign import Display, summary_lines
-    from profiler.campaign import run
 
     with ends_like_ctrl_c(), Display() as listen:
         summary = run(cases, out, budget=seconds, archive=archive, retry_errors=retry_errors, listen=listen)
@@ -65,8 +65,8 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
 
 
 def _unpack(archive: Path, out: Path, as_json: bool) -> int:
-    from profiler.archive import unpack
-    from profiler.files import make_folder
+    from memplan.profiler.archive import unpack
+    from memplan.profiler.files import make_folder
 
     written, problems = unpack(archive, make_folder(out))
     for problem in problems:
@@ -89,7 +89,7 @@ def _list(cases: Any, as_json: bool) -> int:
 
 
 def _write(document: dict[str, Any]) -> None:
+    from memplan.planner import __version__
     from memplan.render.json import write
-    from planner import __version__
 
     write({"schema": "memplan.campaign/1", "memplan_version": __version__, **document})

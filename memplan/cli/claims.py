@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from planner.errors import unknown
+from memplan.planner.tables.errors import unknown
 
 
 @click.command("claims", short_help="Check claims about training memory, each with computed evidence.")
@@ -22,9 +22,9 @@ def command(file: str | None, lang: str, conflicts: bool, only: str | None, expl
     """Check every claim of FILE (docs/claims.md describes the format) and print its verdict, computed: supported, refuted, depends
     (with the boundary), or not_checkable (with what is missing). A refuted claim is exit 0.
     """
-    from validate.claims import check, check_conflict, load, to_document
-    from validate.collect import recorded
-    from validate.lab import Lab
+    from memplan.validate.claims import check, check_conflict, load, to_document
+    from memplan.validate.collect import recorded
+    from memplan.validate.lab import Lab
 
     claims = load(file)
     if only:

@@ -10,12 +10,12 @@ import click
 from memplan import api
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.subject import Subject, read_subject
-from planner import __version__
-from planner.breakdown import Prediction
-from planner.errors import UsageError
-from planner.gpus import find_gpu
-from planner.models import Model
-from planner.setup import Setup
+from memplan.planner import __version__
+from memplan.planner.inputs.models import Model
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -35,7 +35,7 @@ def command(model: str, other: str | None, as_json: bool, tasks: int, methods: s
     subject = read_subject(model, options)
     if other is not None:
         return _pair(subject, read_subject(other, options), options["engine"], as_json)
-    from planner.compare import METHODS_COMPARED, columns, compare_document
+    from memplan.planner.answers.compare import METHODS_COMPARED, columns, compare_document
 
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
@@ -72,7 +72,7 @@ def _exit_code(predictions: Iterable[Prediction]) -> int:
 
 
 def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) -> int:
-    from planner.compare import SCHEMA, components_of, differences
+    from memplan.planner.answers.compare import SCHEMA, components_of, differences
 
     engine = engine or ("trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula")
     one, two = (subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second))

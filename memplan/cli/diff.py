@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from memplan.cli.options import HELP
-from planner.errors import ToleranceError, UsageError, shorten
+from memplan.planner.tables.errors import ToleranceError, UsageError, shorten
 
 
 @click.command("diff", context_settings=HELP, short_help="Two predictions or measurements: what moved; a gate with --fail-over.")
@@ -19,8 +19,8 @@ from planner.errors import ToleranceError, UsageError, shorten
 @click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
 def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
     """What moved from OLD to NEW (documents of --json; with --explain they name tensors too): peaks, moments, components and rows."""
-    from planner.diff import diff
-    from planner.jsonfile import read_json
+    from memplan.planner.answers.diff import diff
+    from memplan.planner.inputs.jsonfile import read_json
 
     limit = None if fail_over is None else read_percent(fail_over)
     found = diff(read_json(old), read_json(new))

@@ -12,14 +12,14 @@ from memplan import api
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
-from planner.breakdown import Prediction
-from planner.errors import MemplanError, UsageError, shorten
-from planner.fit.suggest import changed
-from planner.gpus import find_gpu
-from planner.units import gib
+from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import MemplanError, UsageError, shorten
+from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.units import gib
 
 if TYPE_CHECKING:
-    from planner.search import Fit
+    from memplan.planner.answers.search import Fit
 
 EXIT_NOTHING_FITS = 1
 SHARED = ("fsdp", "zero1", "zero2", "zero3")
@@ -79,7 +79,7 @@ def command(
 
 def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: bool = False) -> Fit:
     """The formula's whole answer, with room for its recorded worst error."""
-    from planner.search import fit
+    from memplan.planner.answers.search import fit
 
     error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(subject.setup.gpu or "")
@@ -89,7 +89,7 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 def _show(
     subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool, emitted: Mapping[str, Any] | None = None
 ) -> int:
-    from planner.fit.cards import largest_model, share, share_alike
+    from memplan.planner.answers.fit.gpus import largest_model, share, share_alike
 
     spec, setup, chosen = subject.model.spec(), subject.setup, found.asked
     parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
@@ -142,7 +142,7 @@ def _confirm(subject: Subject, found: Fit) -> list[tuple[str, Prediction]]:
 
 def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
     """The configuration file for a stack, read back and predicted again; None, with the reason on standard error, where nothing fits."""
-    from planner.importers.emit import emit_config
+    from memplan.planner.importers.emit import emit_config
 
     method = found.decision.method
     if method is None:
@@ -172,16 +172,16 @@ def _jobs_document(model: str) -> dict[str, Any] | None:
     """The parsed file, where MODEL is a file of jobs."""
     if not model.endswith((".yaml", ".yml", ".json")) or not Path(model).is_file():
         return None
-    from planner.importers.files import read_mapping
+    from memplan.planner.importers.files import read_mapping
 
     document = read_mapping(Path(model))
     return document if "jobs" in document else None
 
 
 def _jobs(document: dict[str, Any], as_json: bool) -> int:
-    from planner import __version__
-    from planner.fit.cards import Job, place_jobs
-    from planner.gpus import common_gpus
+    from memplan.planner import __version__
+    from memplan.planner.answers.fit.gpus import Job, place_jobs
+    from memplan.planner.tables.gpus import common_gpus
 
     prices = _prices(document.get("prices"))
     entries = document["jobs"]

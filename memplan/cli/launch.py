@@ -9,7 +9,7 @@ import click
 from memplan.cli.options import plan_options
 from memplan.cli.plan import answer
 from memplan.cli.subject import read_launch_line
-from planner.errors import UsageError
+from memplan.planner.tables.errors import UsageError
 
 
 @click.command("launch-line", hidden=True, context_settings={"allow_interspersed_args": False})

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from planner import __version__
+from memplan.planner import __version__
 
 Rows = list[dict[str, Any]]
 
 
 def models() -> Rows:
-    from planner.models import index
+    from memplan.planner.inputs.models import index
 
     return [
         {"name": name, "parameters": row["parameters"], "aliases": list(row["aliases"]), "ids": list(row["ids"])}
@@ -22,20 +22,20 @@ def models() -> Rows:
 
 
 def gpus() -> Rows:
-    from planner.gpus import explain_source
-    from planner.gpus import gpus as table
+    from memplan.planner.tables.gpus import explain_source
+    from memplan.planner.tables.gpus import gpus as table
 
     return [{**gpu.to_document(), "source": explain_source(gpu)} for gpu in table().values()]
 
 
 def methods() -> Rows:
-    from planner.methods import METHODS
+    from memplan.planner.tables.methods import METHODS
 
     return [{"name": row.name, "trains": row.trains, "peft_type": row.peft_type, "summary": row.summary} for row in METHODS.values()]
 
 
 def optimizers() -> Rows:
-    from planner.optimizers import OPTIMIZERS
+    from memplan.planner.tables.optimizers import OPTIMIZERS
 
     return [
         {
@@ -51,7 +51,7 @@ def optimizers() -> Rows:
 
 
 def recipes() -> Rows:
-    from planner.recipes import RECIPES
+    from memplan.planner.tables.recipes import RECIPES
 
     return [
         {"name": row.name, "summary": row.summary, "methods": list(row.only), "notes": [text for _, text in row.notes]}

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from planner import __version__
-from planner.errors import MemplanError
+from memplan.planner import __version__
+from memplan.planner.tables.errors import MemplanError
 
 COMMANDS: dict[str, str] = {
     "plan": "memplan.cli.plan:command",

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from memplan.cli.options import HELP
-from planner.errors import UsageError, shorten
-from planner.oom import MOST_TEXT, OutOfMemory, cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom import MOST_TEXT, OutOfMemory, cards_that_hold, explain, read_oom
+from memplan.planner.tables.errors import UsageError, shorten
 
 
 @click.command("oom", context_settings=HELP, short_help="Explain torch's out-of-memory message in a log.")
@@ -31,8 +31,8 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
     advice = _advice(oom, model, options) if model else []
     cards = cards_that_hold(oom)
     if as_json:
+        from memplan.planner import __version__
         from memplan.render.json import write
-        from planner import __version__
 
         document = oom.to_document()
         write({"schema": document.pop("schema"), "memplan_version": __version__, **document, "explanation": explain(oom),
@@ -60,8 +60,8 @@ def _read(log: Path | None) -> str:
 def _advice(oom: OutOfMemory, model: str, options: dict[str, Any]) -> list[str]:
     """What would have fitted on the card of the message, by the formula."""
     from memplan.cli.subject import read_subject
-    from planner.gpus import budget
-    from planner.search import advise
+    from memplan.planner.answers.search import advise
+    from memplan.planner.tables.gpus import budget
 
     subject = read_subject(model, {**options, "gpu": None})
     if oom.capacity is None:

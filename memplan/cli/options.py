@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from planner.errors import UsageError, shorten
-from planner.setup import FIELDS
+from memplan.planner.inputs.setup import FIELDS
+from memplan.planner.tables.errors import UsageError, shorten
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ENGINES = ("formula", "trace")
@@ -100,7 +100,7 @@ def file_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """The Setup fields that --setup FILE holds (or the `setup` of memplan's own document); empty without one. Raises UsageError."""
     if not options.get("setup_file"):
         return {}
-    from planner.importers.files import read_mapping
+    from memplan.planner.importers.files import read_mapping
 
     content = read_mapping(Path(options["setup_file"]))
     if isinstance(content.get("setup"), dict) and str(content.get("schema", "")).startswith("memplan."):
@@ -109,7 +109,7 @@ def file_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json_object(path: str, option: str) -> dict[str, Any]:
-    from planner.jsonfile import read_json
+    from memplan.planner.inputs.jsonfile import read_json
 
     try:
         return read_json(Path(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shorten
 
 
 def check_writable(path: Path) -> None:

@@ -10,12 +10,12 @@ import click
 from memplan import api
 from memplan.cli.options import plan_options
 from memplan.cli.subject import Subject, read_subject
-from planner.breakdown import Prediction
-from planner.errors import UsageError, shorten
-from planner.fit.suggest import Suggestion, suggest
-from planner.gpus import Gpu, find_gpu
-from planner.models import Model
-from planner.verdict import needs_expandable
+from memplan.planner.answers.fit.suggest import Suggestion, suggest
+from memplan.planner.answers.verdict import needs_expandable
+from memplan.planner.inputs.models import Model
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.gpus import Gpu, find_gpu
 
 EXIT_DOES_NOT_FIT = 1
 

@@ -12,8 +12,8 @@ import click
 from memplan.cli.options import plan_options
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.cli.subject import Subject, read_subject
-from planner.errors import UsageError
-from planner.units import parse_size
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.units import parse_size
 
 DEADLINE = 1800.0
 EXIT_OUT_OF_MEMORY = 1
@@ -54,10 +54,10 @@ def command(model: str, as_json: bool, steps: int, cap: str | None, snapshot: Pa
 
 def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None) -> Any:
     """The record of one case, measured as a campaign of one."""
-    from profiler.campaign import run
-    from profiler.caselist import Case, CaseList
-    from profiler.environment import require
-    from profiler.record import load
+    from memplan.profiler.campaign import run
+    from memplan.profiler.case_matrix import Case, CaseList
+    from memplan.profiler.environment import require
+    from memplan.profiler.record import load
 
     require()
     if snapshot is not None:
@@ -80,21 +80,21 @@ def _check_snapshot(path: Path, device: str) -> None:
 
 
 def _save(measurement: Any) -> Path:
-    from profiler.files import make_folder
-    from profiler.record import folder_of, save_in
+    from memplan.profiler.files import make_folder
+    from memplan.profiler.record import folder_of, save_in
 
     return save_in(measurement, make_folder(Path("measurements") / folder_of(measurement.environment)))
 
 
 def _audit(subject: Subject, as_json: bool) -> int:
+    from memplan.profiler.environment import require
+    from memplan.profiler.isolate import Isolation
     from memplan.render.profile import audit_lines
-    from profiler.environment import require
-    from profiler.isolate import Isolation
 
     require()
     arguments = {"config": subject.model.config, "setup": subject.setup.to_document(), "name": subject.model.name}
     with ends_like_ctrl_c(), Isolation() as isolation:
-        report = isolation.run("profiler.ops:audit", arguments, deadline=DEADLINE)
+        report = isolation.run("memplan.profiler.ops:audit", arguments, deadline=DEADLINE)
     if report.outcome != "ok":
         raise UsageError(f"the op audit failed: {report.message}")
     if as_json:

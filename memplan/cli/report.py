@@ -13,9 +13,9 @@ from memplan.cli.options import HELP, setup_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.plan import exit_code
 from memplan.cli.subject import Subject, read_subject
-from planner.breakdown import Prediction
-from planner.errors import UsageError, shorten
-from planner.gpus import Gpu, common_gpus, find_gpu
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 
 
 @click.command("report", context_settings=HELP, short_help="A self-contained page with sliders, and its pictures.")
@@ -71,7 +71,7 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
     """The subject on the card that was named, else on the smallest common one that holds the setup, else on the largest."""
     if subject.setup.gpu is not None:
         return subject, find_gpu(subject.setup.gpu)
-    from planner.fit.cards import choose_cards
+    from memplan.planner.answers.fit.gpus import choose_cards
 
     chosen = choose_cards(subject.model.spec(), subject.setup).smallest
     gpu = find_gpu(chosen) if chosen else common_gpus()[-1]
@@ -80,7 +80,7 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
 
 def cards_of(subject: Subject) -> tuple[Gpu, ...]:
     """The common cards that a page can offer: those with the kernels that its expressions were made for."""
-    from planner.fit.cards import kernels
+    from memplan.planner.answers.fit.gpus import kernels
 
     named = find_gpu(subject.setup.gpu) if subject.setup.gpu is not None else None
     return tuple(gpu for gpu in common_gpus() if kernels(gpu) == kernels(named))
@@ -90,7 +90,7 @@ def _measured(path: Path | None) -> dict[str, int] | None:
     """Allocated bytes by moment of a recorded run."""
     if path is None:
         return None
-    from planner.jsonfile import read_json
+    from memplan.planner.inputs.jsonfile import read_json
 
     document = read_json(path)
     if not str(document.get("schema", "")).startswith("memplan.measurement/1"):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from memplan import api
 from memplan.cli.options import file_fields, given_fields
-from planner.breakdown import Prediction
-from planner.errors import UsageError, shorten
-from planner.models import Model
-from planner.setup import Setup
+from memplan.planner.inputs.models import Model
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError, shorten
 
 if TYPE_CHECKING:
-    from planner.importers.rules import Imported
+    from memplan.planner.importers.rules import Imported
 
 TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md")
 
@@ -43,7 +43,7 @@ class Subject:
 def read_subject(model: str, options: Mapping[str, Any]) -> Subject:
     """The subject of a command line; options override --setup FILE, which overrides a training file. Raises UsageError, NetworkError."""
     if is_training_file(model):
-        from planner.importers.files import read_training_file
+        from memplan.planner.importers.files import read_training_file
 
         return _imported(read_training_file(Path(model).expanduser()), options)
     found, setup = api.request(model, imported=file_fields(options), **given_fields(options))
@@ -52,7 +52,7 @@ def read_subject(model: str, options: Mapping[str, Any]) -> Subject:
 
 def read_launch_line(words: Sequence[str], options: Mapping[str, Any]) -> Subject:
     """The subject of a launch line as typed (accelerate, torchrun, trl, axolotl, llamafactory-cli, ...). Raises UsageError."""
-    from planner.importers.launch import read_launch
+    from memplan.planner.importers.launch import read_launch
 
     return _imported(read_launch(list(words)), options)
 
@@ -63,7 +63,7 @@ def is_training_file(text: str) -> bool:
         return True
     if not text.endswith(".json") or not Path(text).is_file():
         return False
-    from planner.importers.files import read_mapping, recognise
+    from memplan.planner.importers.files import read_mapping, recognise
 
     content = read_mapping(Path(text))
     return "model_type" not in content and recognise(content) is not None

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import click
 
 from memplan.cli.options import HELP
-from planner.errors import MemplanError, shorten
+from memplan.planner.tables.errors import MemplanError, shorten
 
 HOST = "127.0.0.1"
 MOST_QUERY = 2000
@@ -50,7 +50,7 @@ def command(port: int) -> None:
 
 def make_server(port: int) -> ThreadingHTTPServer:
     """A server on loopback. UsageError where the port is taken."""
-    from planner.errors import UsageError
+    from memplan.planner.tables.errors import UsageError
 
     try:
         return ThreadingHTTPServer((HOST, port), Page)
@@ -110,7 +110,7 @@ def _page(model: str, options: dict[str, Any]) -> str:
     from memplan import api
     from memplan.cli.report import page_of
     from memplan.cli.subject import Subject
-    from planner.errors import UsageError
+    from memplan.planner.tables.errors import UsageError
 
     if (
         model.startswith((".", "/", "~"))
@@ -125,9 +125,9 @@ def _page(model: str, options: dict[str, Any]) -> str:
 
 def form(model: str = "", error: str = "") -> str:
     """The entry page, with one message where something went wrong."""
-    from planner.gpus import common_gpus
-    from planner.methods import METHODS
-    from planner.models import names
+    from memplan.planner.inputs.models import names
+    from memplan.planner.tables.gpus import common_gpus
+    from memplan.planner.tables.methods import METHODS
 
     def option(name: str, chosen: bool = False) -> str:
         return f'<option value="{escape(name)}"{" selected" if chosen else ""}>{escape(name)}</option>'

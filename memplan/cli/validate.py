@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner import __version__
-from planner.errors import ToleranceError, UsageError
+from memplan.planner import __version__
+from memplan.planner.tables.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
-    from profiler.record import Measurement
-    from validate.accuracy import Validation
+    from memplan.profiler.record import Measurement
+    from memplan.validate.accuracy import Validation
 
 DEFAULT = Path("measurements")
 
@@ -41,8 +41,8 @@ def command(
     if not paths and not DEFAULT.is_dir():
         _shipped(as_json)
         return
-    from validate.accuracy import Validation, to_document
-    from validate.collect import ENGINES, read_records, reconcile_all
+    from memplan.validate.accuracy import Validation, to_document
+    from memplan.validate.collect import ENGINES, read_records, reconcile_all
 
     measurements = read_records([Path(path) for path in paths] or [DEFAULT])
     runs, skipped = reconcile_all(measurements, (engine,) if engine else ENGINES, "record" if recorded else "here")
@@ -69,7 +69,7 @@ def command(
 
 
 def _shipped(as_json: bool) -> None:
-    from validate.evidence import SHIPPED, read
+    from memplan.validate.evidence import SHIPPED, read
 
     runs = read()
     if not runs:
@@ -89,7 +89,7 @@ def _shipped(as_json: bool) -> None:
 
 
 def _published(engine: str, as_json: bool) -> None:
-    from validate.published import score, to_document
+    from memplan.validate.published import score, to_document
 
     scores = score(engine)
     if as_json:
@@ -105,7 +105,7 @@ def _published(engine: str, as_json: bool) -> None:
 
 def _update(validation: Validation, measurements: list[Measurement]) -> None:
     from memplan.render.validation import page
-    from validate.evidence import runs_of, write
+    from memplan.validate.evidence import runs_of, write
 
     docs = Path("docs")
     if not docs.is_dir():

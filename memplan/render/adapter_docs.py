@@ -1,18 +1,18 @@
-"""docs/adapters.md: every peft type, and what its trace does or assumes, from planner/peft_types.py.
+"""docs/adapters.md: every peft type, and what its trace does or assumes, from planner/tables/peft_types.py.
 
 Write it again with `python -m memplan.render.adapter_docs > docs/adapters.md`; a test fails when it is stale.
 """
 
 from __future__ import annotations
 
-from planner.peft_types import PEFT_TYPES, PeftType
+from memplan.planner.tables.peft_types import PEFT_TYPES, PeftType
 
 INTRO = """# Adapters
 
 `memplan MODEL --adapter adapter_config.json` takes a file of any `peft_type`. Its values become the setup; an option that contradicts them
 is an error. Plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, prompt-tuning and prefix-tuning files are answered by the formula; every other file is
 traced (extra `trace`): peft itself builds the adapter, and no type is refused. This page says what is special in those traces, made of
-`planner/peft_types.py` for peft 0.21, and files named are peft's. Every type was compared with a real step on the CPU
+`planner/tables/peft_types.py` for peft 0.21, and files named are peft's. Every type was compared with a real step on the CPU
 (`tests/test_trace_peft.py`): weights, gradients, optimizer states and what is saved for backward are equal to the byte, apart from small
 tensors that peft leaves on the host and copies to a card, which the test names one by one.
 

@@ -8,11 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.units import gib
-from profiler.said import Translate
-from validate.answer import Answer, Beside
-from validate.chinese import in_language, warning_in
-from validate.summary import summary_line
+from memplan.planner.tables.units import gib
+from memplan.profiler.said import Translate
+from memplan.validate.answer import Answer, Beside
+from memplan.validate.chinese import in_language, warning_in
+from memplan.validate.summary import summary_line
 
 COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
 WORDS = {

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from memplan.profiler.campaign import Progress, Summary
 from memplan.render.console import make_console
-from profiler.campaign import Progress, Summary
 
 
 def duration(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from validate.claims import ClaimResult, ConflictResult, claim_text, said
+from memplan.validate.claims import ClaimResult, ConflictResult, claim_text, said
 
 COLOURS = {"supported": "green", "refuted": "red", "depends": "yellow", "not_checkable": "dim"}
 VERDICT = {

@@ -8,12 +8,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from memplan.planner.answers.compare import Column, Difference, components_of, kept
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.units import gib
 from memplan.render.terminal import count, label, number
-from planner.breakdown import COMPONENTS, Prediction
-from planner.compare import Column, Difference, components_of, kept
-from planner.gpus import Gpu
-from planner.setup import Setup
-from planner.units import gib
 
 
 def compare_screen(

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.diff import Change, Diff
-from planner.units import gib
+from memplan.planner.answers.diff import Change, Diff
+from memplan.planner.tables.units import gib
 
 MOST_ROWS = 12
 

@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from memplan.planner.prediction import COMPONENTS, Prediction, Row
+from memplan.planner.tables.units import gib
 from memplan.render.terminal import label
-from planner.breakdown import COMPONENTS, Prediction, Row
-from planner.units import gib
 
 
 def explain_rows(prediction: Prediction) -> Iterator[RenderableType]:

@@ -9,14 +9,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from memplan.planner.answers.fit.changes import Effect
+from memplan.planner.answers.fit.frontier import BATCHES
+from memplan.planner.answers.fit.gpus import CardChoice, JobsAnswer, Shared
+from memplan.planner.answers.search import Fit
+from memplan.planner.answers.verdict import uncounted
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.units import gib
 from memplan.render.terminal import count, number
-from planner.breakdown import Prediction
-from planner.fit.cards import CardChoice, JobsAnswer, Shared
-from planner.fit.changes import Effect
-from planner.fit.frontier import BATCHES
-from planner.search import Fit
-from planner.units import gib
-from planner.verdict import uncounted
 
 MOST_CHANGES = 8
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from planner.importers.files import FORMATS, Format
-from planner.importers.rules import Rule
+from memplan.planner.importers.files import FORMATS, Format
+from memplan.planner.importers.rules import Rule
 
 INTRO = """# Training files that memplan reads
 

@@ -8,17 +8,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from memplan.planner import __version__
+from memplan.planner.answers.fit.changes import single_changes
+from memplan.planner.answers.fit.frontier import Room, peak_of
+from memplan.planner.answers.report_data import data, packed, script, structures
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import Prediction, Row
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu, common_gpus
+from memplan.planner.tables.units import gib
 from memplan.render.terminal import label
-from planner import __version__
-from planner.breakdown import Prediction, Row
-from planner.errors import UsageError
-from planner.fit.changes import single_changes
-from planner.fit.frontier import Room, peak_of
-from planner.gpus import Gpu, common_gpus
-from planner.page import data, packed, script, structures
-from planner.setup import Setup
-from planner.spec import ModelSpec
-from planner.units import gib
 
 HERE = Path(__file__).parent
 MOST_ROWS, MOST_CHANGES = 300, 4

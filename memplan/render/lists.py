@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from memplan.planner.tables.units import gib
 from memplan.render.terminal import count
-from planner.units import gib
 
 Column = tuple[str, Literal["left", "right"], Callable[[dict[str, Any]], str]]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from memplan.planner.answers.oom import OutOfMemory, explain
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.units import gib
 from memplan.render.console import show
-from planner.gpus import Gpu
-from planner.oom import OutOfMemory, explain
-from planner.units import gib
 
 
 def oom_screen(oom: OutOfMemory, cards: Sequence[Gpu], advice: Sequence[str]) -> None:

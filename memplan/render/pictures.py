@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from memplan.planner.answers.fit.frontier import BATCHES, Room, Structure
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.units import GIB
 from memplan.render.terminal import label
-from planner.breakdown import COMPONENTS, Prediction
-from planner.errors import UsageError
-from planner.fit.frontier import BATCHES, Room, Structure
-from planner.gpus import Gpu
-from planner.setup import Setup
-from planner.spec import ModelSpec
-from planner.units import GIB
 
 COLOURS = {"weights": "#3f72b8", "gradients": "#b1579b", "optimizer_states": "#d29a2e", "activations": "#3f9b6b", "temporaries": "#57aebf"}
 SEQUENCES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)

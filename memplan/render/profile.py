@@ -10,9 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from memplan.planner.tables.units import gib
+from memplan.profiler.record import MEASURED_COMPONENTS, Measurement
 from memplan.render.terminal import label
-from planner.units import gib
-from profiler.record import MEASURED_COMPONENTS, Measurement
 
 SHOWN_UNMATCHED = 5
 

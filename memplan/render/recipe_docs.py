@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.methods import METHODS
-from planner.recipes import BASE, BASE_SOURCES, RECIPES, Recipe
-from planner.setup import FIELDS, resolve
+from memplan.planner.inputs.setup import FIELDS, resolve
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.recipes import BASE, BASE_SOURCES, RECIPES, Recipe
 
 SHOWN = ("lora", "full", "qlora")
 """The methods whose defaults a table shows: the others follow lora, plus what `METHODS` says they bring."""
@@ -17,7 +17,7 @@ SHOWN = ("lora", "full", "qlora")
 INTRO = """# What each recipe fixes
 
 The same word, `full` or `qlora`, means a different amount of memory in different training stacks. A **recipe** names the stack;
-every prediction says which recipe it assumed. This page is generated from `planner/recipes.py` and `planner/methods.py`:
+every prediction says which recipe it assumed. This page is generated from `planner/tables/recipes.py` and `planner/tables/methods.py`:
 one row for each setting (its name in `--set`), its default, the default where a method changes it, and where that default was read.
 "Ours" is a choice of memplan where a library has no default or a default that nobody trains with; each is named.
 """

@@ -10,12 +10,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from memplan.planner.answers.fit.suggest import Suggestion
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import COMPONENTS, Breakdown, Prediction
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.units import GIB, gib
 from memplan.render.bar import key_of, ruler, stacked_bar
-from planner.breakdown import COMPONENTS, Breakdown, Prediction
-from planner.fit.suggest import Suggestion
-from planner.gpus import Gpu
-from planner.setup import Setup
-from planner.units import GIB, gib
 
 WORDS = {"fits": ("fits", "bold green"), "tight": ("tight", "bold yellow"), "no": ("does not fit", "bold red")}
 LABELS = {"optimizer_states": "optimizer states", "load_peak": "load peak", "optimizer_step": "optimizer step"}
@@ -236,7 +236,7 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
     if setup.method == "inference":
         return base
     base.append((("autocast",), "no autocast" if setup.autocast == "none" else f"{setup.autocast} autocast"))
-    from planner.methods import METHODS
+    from memplan.planner.tables.methods import METHODS
 
     if "rank" in METHODS[setup.method].reads and setup.adapter is None:
         ranks = f"rank {setup.rank}"

@@ -9,13 +9,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.units import gib
-from validate.accuracy import Stats, Validation, grouped, stats, worst_first
-from validate.evidence import Run
-from validate.reconcile import Reconciliation
+from memplan.planner.tables.units import gib
+from memplan.validate.accuracy import Stats, Validation, grouped, stats, worst_first
+from memplan.validate.evidence import Run
+from memplan.validate.reconcile import Reconciliation
 
 if TYPE_CHECKING:
-    from validate.published import Score
+    from memplan.validate.published import Score
 
 ABSENT = "-"
 Line = tuple[str, ...]

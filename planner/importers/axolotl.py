@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from planner.errors import UsageError
-from planner.importers import patterns
-from planner.importers.choices import optimizer, settle_attention, settle_optimizer
-from planner.importers.fsdp import FSDP, settle_fsdp
-from planner.importers.hf import keyword_arguments, packed_rows, settle_checkpointing
-from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, nested, not_modelled, number, setup_fields, text, use
-from planner.importers.trl import adapter_method
+from memplan.planner.importers import patterns
+from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from memplan.planner.importers.fsdp import FSDP, settle_fsdp
+from memplan.planner.importers.hf import keyword_arguments, packed_rows, settle_checkpointing
+from memplan.planner.importers.rules import (
+    Facts,
+    Rule,
+    bad,
+    flag,
+    ignored,
+    integer,
+    names,
+    nested,
+    not_modelled,
+    number,
+    setup_fields,
+    text,
+    use,
+)
+from memplan.planner.importers.trl import adapter_method
+from memplan.planner.tables.errors import UsageError
 
 
 def _precision(key: str, value: Any) -> str:

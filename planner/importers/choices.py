@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.errors import unknown
-from planner.importers.rules import SIDE, Facts, redacted, text
-from planner.optimizers import OPTIMIZERS, WITHOUT_A_RULE
+from memplan.planner.importers.rules import SIDE, Facts, redacted, text
+from memplan.planner.tables.errors import unknown
+from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
 
 _OTHERS = """
 optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon muon_8bit dion sinkgd polora flash_adamw

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shorten
 
 LARGEST_FILE = 4 * 2**20
 MOST_NODES = 200_000

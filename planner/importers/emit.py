@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from planner.errors import UsageError, unknown
-from planner.importers.document import parse
-from planner.importers.files import FORMATS, read_document
-from planner.methods import METHODS
-from planner.models import Model, index
-from planner.setup import FIELDS, Setup, resolve
+from memplan.planner.importers.document import parse
+from memplan.planner.importers.files import FORMATS, read_document
+from memplan.planner.inputs.models import Model, index
+from memplan.planner.inputs.setup import FIELDS, Setup, resolve
+from memplan.planner.tables.errors import UsageError, unknown
+from memplan.planner.tables.methods import METHODS
 
 UNSAID = ("recipe", "gpu", "device", "load", "allocator", "retain_outputs", "zero_grad", "optimizer_mode", "origins", "importance_buffers")
 """Fields that no training file says: they belong to the machine, to the loop, or follow from others."""

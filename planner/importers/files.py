@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.importers import axolotl, hf, llamafactory, llamafactory_v1, own, peft, sharding, torchtune, trl
-from planner.importers.document import parse, read_text
-from planner.importers.fsdp import FSDP, settle_fsdp
-from planner.importers.rules import Facts, Imported, KeyReport, Rule, setup_fields, walk
+from memplan.planner.importers import axolotl, hf, llamafactory, llamafactory_v1, own, peft, sharding, torchtune, trl
+from memplan.planner.importers.document import parse, read_text
+from memplan.planner.importers.fsdp import FSDP, settle_fsdp
+from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, setup_fields, walk
+from memplan.planner.tables.errors import UsageError, shorten
 
 Read = Callable[[Mapping[str, Any]], tuple[Facts, list[KeyReport], list[str]]]
 
@@ -92,7 +92,7 @@ def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
     Markdown and Python sources are read for their calls (`snippet.py`); everything else is YAML or JSON.
     """
     if path.suffix in (".py", ".md", ".ipynb", ".txt"):
-        from planner.importers.snippet import read_snippet
+        from memplan.planner.importers.snippet import read_snippet
 
         return read_snippet(read_text(path), path.name)
     document = read_mapping(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, not_modelled, use
+from memplan.planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, not_modelled, use
 
 # torch's ShardingStrategy by number and name, and FSDP2's flag: (parallel, parameters go after the forward, shared within a node only)
 STRATEGIES: dict[str, tuple[str, bool, bool]] = {

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from planner.importers.choices import optimizer, settle_attention, settle_optimizer
-from planner.importers.fsdp import STRATEGIES, settle_fsdp
-from planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, not_modelled, number, setup_fields, text, use
+from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from memplan.planner.importers.fsdp import STRATEGIES, settle_fsdp
+from memplan.planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, not_modelled, number, setup_fields, text, use
 
 
 def keyword_arguments(key: str, value: Any) -> Mapping[str, Any]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.importers.files import FORMATS, Format, follow, merge, read_document, read_mapping, read_training_file, recognise
-from planner.importers.fsdp import strategy
-from planner.importers.rules import Imported, integer, redacted
-from planner.importers.sharding import finish_accelerate
+from memplan.planner.importers.files import FORMATS, Format, follow, merge, read_document, read_mapping, read_training_file, recognise
+from memplan.planner.importers.fsdp import strategy
+from memplan.planner.importers.rules import Imported, integer, redacted
+from memplan.planner.importers.sharding import finish_accelerate
+from memplan.planner.tables.errors import UsageError, shorten
 
 ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.errors import UsageError
-from planner.importers.hf import TRAINING, packed_rows, settle
-from planner.importers.rules import Facts, Rule, flag, ignored, integer, names, not_modelled, number, one_of_text, setup_fields, text, use
-from planner.importers.trl import adapter_method
+from memplan.planner.importers.hf import TRAINING, packed_rows, settle
+from memplan.planner.importers.rules import (
+    Facts,
+    Rule,
+    flag,
+    ignored,
+    integer,
+    names,
+    not_modelled,
+    number,
+    one_of_text,
+    setup_fields,
+    text,
+    use,
+)
+from memplan.planner.importers.trl import adapter_method
+from memplan.planner.tables.errors import UsageError
 
 ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "disabled": "eager", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from planner.errors import UsageError
-from planner.importers.choices import settle_attention
-from planner.importers.hf import packed_rows
-from planner.importers.rules import (
+from memplan.planner.importers.choices import settle_attention
+from memplan.planner.importers.hf import packed_rows
+from memplan.planner.importers.rules import (
     STORAGE,
     Facts,
     Rule,
@@ -25,7 +24,8 @@ from planner.importers.rules import (
     text,
     use,
 )
-from planner.importers.trl import adapter_method
+from memplan.planner.importers.trl import adapter_method
+from memplan.planner.tables.errors import UsageError
 
 SECTIONS = ("peft_config", "quant_config", "dist_config", "kernel_config", "train_dataset", "model_class")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from planner.importers.rules import Facts, KeyReport, Rule, text, use, walk
-from planner.setup import FIELDS
+from memplan.planner.importers.rules import Facts, KeyReport, Rule, text, use, walk
+from memplan.planner.inputs.setup import FIELDS
 
 RULES: dict[str, Rule] = {"model": use("_model", text), **{name: use(name) for name in FIELDS}}
 DOCUMENTS = ("memplan.prediction/1", "memplan.measurement/1")

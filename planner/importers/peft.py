@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.importers.rules import (
+from memplan.planner.importers.rules import (
     Facts,
     KeyReport,
     Rule,
@@ -20,9 +19,9 @@ from planner.importers.rules import (
     use,
     walk,
 )
-from planner.resident.adapters import IA3_FEEDFORWARD, IA3_TARGETS
-from planner.resident.added import prefix_sizes
-from planner.spec import ModelSpec
+from memplan.planner.inputs.spec import ModelSpec, prefix_sizes
+from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
 
 
 def _targets(key: str, value: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from planner.errors import UsageError, nearest, shorten
+from memplan.planner.tables.errors import UsageError, nearest, shorten
 
 Status = Literal["used", "ignored", "not_modelled", "unknown"]
 Facts = dict[str, Any]
@@ -47,7 +47,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Imported:
-    """A training file as memplan understands it: `fields` go to `planner.setup.resolve(imported=...)`."""
+    """A training file as memplan understands it: `fields` go to `memplan.planner.inputs.setup.resolve(imported=...)`."""
 
     format: str
     source: str

@@ -5,20 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from planner.importers.fsdp import FSDP, settle_fsdp
-from planner.importers.rules import (
-    Facts,
-    Rule,
-    bad,
-    flag,
-    ignored,
-    integer,
-    nested,
-    not_modelled,
-    one_of_text,
-    setup_fields,
-    use,
-)
+from memplan.planner.importers.fsdp import FSDP, settle_fsdp
+from memplan.planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, nested, not_modelled, one_of_text, setup_fields, use
 
 DISTRIBUTED = ("no", "multi_gpu", "multi_cpu", "fsdp", "deepspeed", "megatron_lm", "tpu", "xla", "multi_xpu", "multi_npu", "multi_mlu",
                "multi_hpu")  # fmt: skip

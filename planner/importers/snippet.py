@@ -14,19 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.importers import hf, trl
-from planner.importers.rules import (
-    Facts,
-    Imported,
-    KeyReport,
-    Rule,
-    find_rule,
-    integer,
-    setup_fields,
-    walk,
-)
-from planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTISATION
+from memplan.planner.importers import hf, trl
+from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, find_rule, integer, setup_fields, walk
+from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTISATION
+from memplan.planner.tables.errors import UsageError, shorten
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python|py|python3|\{\.python\})[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
 UNKNOWN = object()  # an argument that is neither a literal nor a name assigned once to one

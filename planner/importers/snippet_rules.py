@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.importers import peft
-from planner.importers.rules import DTYPES, Rule, ignored, not_modelled, redacted, use
+from memplan.planner.importers import peft
+from memplan.planner.importers.rules import DTYPES, Rule, ignored, not_modelled, redacted, use
+from memplan.planner.tables.errors import UsageError, shorten
 
 
 def _dtype(key: str, value: Any) -> str | None:

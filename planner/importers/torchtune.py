@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from planner.errors import UsageError, shorten
-from planner.importers.rules import (
+from memplan.planner.importers.rules import (
     Facts,
     Rule,
     bad,
@@ -22,6 +21,7 @@ from planner.importers.rules import (
     text,
     use,
 )
+from memplan.planner.tables.errors import UsageError, shorten
 
 OPTIMIZERS = {"torch.optim.AdamW": "adamw_torch", "torch.optim.Adam": "adamw_torch", "torch.optim.SGD": "sgd",
               "bitsandbytes.optim.PagedAdamW": "paged_adamw_32bit", "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",

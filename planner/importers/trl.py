@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.importers.choices import ATTENTION
-from planner.importers.hf import TRAINING, keyword_arguments, packed_rows, settle
-from planner.importers.rules import (
+from memplan.planner.importers.choices import ATTENTION
+from memplan.planner.importers.hf import TRAINING, keyword_arguments, packed_rows, settle
+from memplan.planner.importers.rules import (
     STORAGE,
     Facts,
     Rule,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from profiler.facts.models import Finding, Probe, tiny_llama, with_adapter
-from profiler.said import said
+from memplan.profiler.facts.models import Finding, Probe, tiny_llama, with_adapter
+from memplan.profiler.said import said
 
 
 def _first_lora(model: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from profiler.facts.models import Finding, Probe, quantised_llama, with_adapter
-from profiler.said import said
+from memplan.profiler.facts.models import Finding, Probe, quantised_llama, with_adapter
+from memplan.profiler.said import said
 
 
 def _copy_among_states() -> Finding:

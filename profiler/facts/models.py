@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from profiler.said import Said
+from memplan.profiler.said import Said
 
 Value = int | float | bool | str
 Finding = tuple[Value, Said]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from profiler.facts.models import BLOCK, Finding, Probe, quantised
-from profiler.said import said
+from memplan.profiler.facts.models import BLOCK, Finding, Probe, quantised
+from memplan.profiler.said import said
 
 
 def _zero_point() -> Finding:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-from profiler.facts.models import Finding, Probe, Value, quantised_llama, tiny_llama, with_adapter
-from profiler.said import said
+from memplan.profiler.facts.models import Finding, Probe, Value, quantised_llama, tiny_llama, with_adapter
+from memplan.profiler.said import said
 
 
 def _config_default(field: str) -> Probe:

@@ -10,12 +10,12 @@ import warnings
 from functools import cache
 from importlib.metadata import version
 
-from profiler.facts.adapters import ADAPTERS
-from profiler.facts.memory import MEMORY
-from profiler.facts.models import Finding, Probe
-from profiler.facts.nf4 import NF4
-from profiler.facts.quantised import QUANTISED
-from profiler.said import said
+from memplan.profiler.facts.adapters import ADAPTERS
+from memplan.profiler.facts.memory import MEMORY
+from memplan.profiler.facts.models import Finding, Probe
+from memplan.profiler.facts.nf4 import NF4
+from memplan.profiler.facts.quantised import QUANTISED
+from memplan.profiler.said import said
 
 FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED, **MEMORY}
 

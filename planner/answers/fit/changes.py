@@ -1,0 +1,182 @@
+"""Single changes that make a setup smaller, what each saves and what it costs; and a waterfall, since savings do not add.
+
+The changes that need no explanation are those of `suggest.py`; here are the others, the price of each, and the order of a waterfall.
+Every change is evaluated through the formula. A price in time is arithmetic on FLOPs or a library's own statement, and says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memplan.planner.answers.fit.decide import Remedy
+from memplan.planner.answers.fit.frontier import Room, peak_of
+from memplan.planner.answers.fit.suggest import CHANGES, Change, changed
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
+
+
+def _adapter(setup: Setup) -> bool:
+    return METHODS[setup.method].trains == "adapter"
+
+
+EXTRA: tuple[Change, ...] = (
+    Change("quantise", "a 4-bit base: --set quant_type=nf4", lambda s: METHODS[s.method].trains == "nothing" and s.quant_type == "none",
+           lambda s: {"quant_type": "nf4"}),
+    Change("paged", "8-bit states in pageable memory: --optimizer paged_adamw_8bit", lambda s: s.optimizer.startswith("adamw_torch"),
+           lambda s: {"optimizer": "paged_adamw_8bit"}),
+    Change("fused", "the loss fused with the head, no logits: --loss fused", lambda s: s.loss == "full", lambda s: {"loss": "fused"}),
+    Change("factored", "factored states: --optimizer adafactor", lambda s: s.method in ("full", "freeze") and "adamw" in s.optimizer,
+           lambda s: {"optimizer": "adafactor"}),
+    Change("adapters", "adapters in bfloat16: --set adapter_dtype=bfloat16", lambda s: _adapter(s) and s.adapter_dtype == "float32",
+           lambda s: {"adapter_dtype": "bfloat16"}),
+    Change("weights", "weights in bfloat16: --dtype bfloat16", lambda s: s.weight_dtype == "float32",
+           lambda s: {"weight_dtype": "bfloat16"}),
+    Change("targets", "adapters on attention alone: --targets attention", lambda s: _adapter(s) and s.targets == ("all-linear",),
+           lambda s: {"targets": ("attention",)}),
+    Change("master", "no float32 copies of what trains: --set trainable_dtype=weight", lambda s: s.trainable_dtype == "float32",
+           lambda s: {"trainable_dtype": "weight"}),
+)  # fmt: skip
+
+COSTS: dict[str, str] = {
+    "checkpointing": "each layer's forward again: about a third more computation",
+    "attention": "none",
+    "half": "none but a loss scale: this card has no fast bfloat16",
+    "optimizer": "states are quantised block by block each step",
+    "paged": "states are quantised, and move to the host under pressure",
+    "factored": "no second moment for each weight: other hyper-parameters",
+    "quantisation": "constants are dequantised twice: little time",
+    "upcast": "norms and head compute in 16 bits",
+    "outputs": "metrics see 16-bit logits",
+    "loss": "the head is computed again in tiles",
+    "fused": "needs the kernel of Liger or cut cross-entropy",
+    "method": "a different method: see which to choose",
+    "quantise": "weights are dequantised at every use, and rounded",
+    "rank": "fewer adapter parameters",
+    "targets": "fewer adapter parameters",
+    "adapters": "16-bit adapters and states",
+    "weights": "16-bit weights",
+    "master": "16-bit updates can round to nothing",
+    "batch": "more, smaller steps: the same tokens in more time",
+    "sequence": "shorter examples",
+}
+"""What each kind of change costs, in words."""
+
+ORDER = (
+    "half",
+    "weights",
+    "master",
+    "attention",
+    "outputs",
+    "checkpointing",
+    "loss",
+    "optimizer",
+    "quantisation",
+    "upcast",
+    "method",
+    "quantise",
+    "rank",
+    "batch",
+    "sequence",
+)
+"""A waterfall's order: what costs least first, what changes the training last."""
+
+MILD = ("half", "attention", "checkpointing", "loss", "optimizer")
+"""Changes that cost time or the last bits of optimizer states, and leave method, weights, batch and sequence alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One change evaluated: what it saves, and the device bytes after it (in a waterfall: after it and all before it)."""
+
+    kind: str
+    text: str
+    fields: dict[str, Any]
+    saved: int
+    after: int
+    fits: bool
+    cost: str
+
+    def to_document(self) -> dict[str, Any]:
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()}
+        return {"kind": self.kind, "change": self.text, "setup": fields, "saved_bytes": self.saved, "device_bytes": self.after,
+                "fits": self.fits, "cost": self.cost}  # fmt: skip
+
+
+def device_bytes(spec: ModelSpec, setup: Setup, room: Room) -> int:
+    """The formula's device peak of a setup on a card."""
+    return room.device_bytes(peak_of(spec, setup))
+
+
+def single_changes(spec: ModelSpec, setup: Setup, room: Room) -> list[Effect]:
+    """Every single change that lowers the peak, those that make it fit first, then by what they save."""
+    before = device_bytes(spec, setup, room)
+    effects = [effect for effect in _effects(spec, setup, room, before) if effect.saved > 0]
+    return sorted(effects, key=lambda effect: (not effect.fits, -effect.saved))
+
+
+def _effects(spec: ModelSpec, setup: Setup, room: Room, before: int) -> Iterator[Effect]:
+    for change in (*CHANGES, *EXTRA):
+        if not change.applies(setup):
+            continue
+        fields = dict(change.fields(setup))
+        try:
+            allocated = peak_of(spec, changed(setup, fields))
+        except UsageError:  # contradicts what the person chose, or has no rule for this model
+            continue
+        after = room.device_bytes(allocated)
+        yield Effect(change.kind, change.text.format(**fields), fields, before - after, after, room.holds(allocated), COSTS[change.kind])
+
+
+def waterfall(spec: ModelSpec, setup: Setup, room: Room, order: Iterable[str] = ORDER) -> list[Effect]:
+    """Changes one on top of another in `order` until it fits, each with what it saves there; what saves next to nothing is left out."""
+    steps: list[Effect] = []
+    current = setup
+    before = device_bytes(spec, current, room)
+    for kind in order:
+        while not room.holds(peak_of(spec, current)):
+            able = (effect for effect in _effects(spec, current, room, before) if effect.kind == kind and _worth(effect))
+            best = max(able, key=lambda effect: effect.saved, default=None)
+            if best is None:
+                break
+            steps.append(best)
+            current = changed(current, {**{k: v for step in steps for k, v in step.fields.items()}})
+            before = best.after
+            if kind not in ("rank", "batch", "sequence"):
+                break
+        if room.holds(peak_of(spec, current)):
+            break
+    return _merged(steps)
+
+
+def _worth(effect: Effect) -> bool:
+    """Whether a change saves half a per cent, or all that is missing."""
+    return effect.saved * 200 >= effect.after or (effect.fits and effect.saved > 0)
+
+
+def remedy(spec: ModelSpec, setup: Setup, room: Room) -> Remedy | None:
+    """The mild changes that make a setup fit, None where they do not: what trains, and on what, stays as it is."""
+    steps = waterfall(spec, setup, room, MILD)
+    if not steps or not steps[-1].fits:
+        return None
+    words = tuple(step.text.partition(":")[0].partition(",")[0] for step in steps)
+    return Remedy(words, {key: value for step in steps for key, value in step.fields.items()}, steps[-1].after)
+
+
+SEVERAL = {"rank": "a smaller rank", "batch": "a smaller micro-batch", "sequence": "shorter sequences"}
+"""What several halvings in a row are called."""
+
+
+def _merged(steps: list[Effect]) -> list[Effect]:
+    """Halvings of one kind in a row as one step."""
+    merged: list[Effect] = []
+    for step in steps:
+        if merged and merged[-1].kind == step.kind:
+            text = f"{SEVERAL[step.kind]}: {step.text.partition(': ')[2]}"
+            merged[-1] = replace(step, text=text, fields={**merged[-1].fields, **step.fields}, saved=merged[-1].saved + step.saved)
+        else:
+            merged.append(step)
+    return merged

@@ -1,0 +1,200 @@
+"""Which card: the smallest that holds a setup, how many share it, the largest model that one holds, and the cheapest for several jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memplan.planner.answers.fit.frontier import Room, peak_of
+from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.formula.engine import rank_of, whole_segments
+from memplan.planner.formula.forward.context import Device
+from memplan.planner.formula.sharding.wiring import rank_of as rank_share
+from memplan.planner.inputs.models import find, index
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu, common_gpus
+
+MOST_CARDS = 1024
+STRATEGIES = ("fsdp", "zero3", "zero2", "zero1", "ddp")
+
+
+@dataclass(frozen=True, slots=True)
+class CardChoice:
+    """The smallest common card that holds the setup alone, and what each card would need. None where no single common card does."""
+
+    smallest: str | None
+    smallest_bytes: int | None
+    holding: tuple[str, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        return {"smallest": self.smallest, "device_bytes": self.smallest_bytes, "holding": list(self.holding)}
+
+
+def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None) -> CardChoice:
+    """The smallest card that holds `setup`, judged with its own kernels; `holding` are the larger ones, judged with the same."""
+    ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
+    stays = _stays(spec, setup)
+    peaks: dict[object, int] = {}
+    for start, gpu in enumerate(ordered):
+        room = Room(gpu, error)
+        if not room.holds(stays):  # a kernel less to ask about
+            continue
+        kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
+        if kernels not in peaks:
+            peaks[kernels] = peak_of(spec, setup.with_(gpu=gpu.name) if gpu.capability is not None else setup)
+        if room.holds(peaks[kernels]):
+            larger = tuple(card.name for card in ordered[start:] if Room(card, error).holds(peaks[kernels]))
+            return CardChoice(gpu.name, room.device_bytes(peaks[kernels]), larger)
+    return CardChoice(None, None, ())
+
+
+def kernels(gpu: Gpu | None) -> tuple[bool, ...]:
+    """All that kernels ask of a card: cards of equal answers need the same memory. The assumed card's where none is known."""
+    return Device("cuda").kernels if gpu is None or gpu.capability is None else Device("cuda", gpu.capability).kernels
+
+
+def older(gpu: Gpu) -> bool:
+    """Whether a card is older than what is assumed where none is named, and so takes other kernels (no bfloat16, no flash attention)."""
+    return gpu.capability is not None and gpu.capability < Device("cuda").capability
+
+
+def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Prediction:
+    """A formula's prediction that named no card, with the peak that an older card's own kernels give: what to judge that card by."""
+    allocated = peak_of(spec, prediction.setup.with_(gpu=gpu.name))
+    return prediction.with_(peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=whole_segments(allocated)))
+
+
+def _stays(spec: ModelSpec, setup: Setup) -> int:
+    """Bytes of the weights that stay on the device, as one rank keeps them: less than any peak."""
+    rows = rank_share(spec, setup).resident()
+    return sum(row.size.evaluate({"R": rank_of(setup)}) for row in rows if row.component == "weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """How many cards share a setup under one strategy, and what one rank then needs. `count` is None where 1,024 do not hold it."""
+
+    parallel: str
+    count: int | None
+    device_bytes: int
+    fits: bool
+
+    def to_document(self) -> dict[str, Any]:
+        return {"parallel": self.parallel, "cards": self.count, "device_bytes": self.device_bytes, "fits": self.fits}
+
+
+def fewest_cards(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> int | None:
+    """How many of `gpu` hold the setup when they share it; 1 where one alone does. None where 1,024 do not, or there is no rule."""
+    found = share(spec, setup, gpu, error, parallel)
+    return found.count if found is not None else None
+
+
+def share(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> Shared | None:
+    """The fewest cards that hold the setup under one strategy, each with the setup's micro-batch. None where there is no rule for it."""
+    room = Room(gpu, error)
+
+    def allocated(count: int) -> int:
+        return peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel if count > 1 else "none"}))
+
+    try:
+        if room.holds(allocated(1)):
+            return Shared("none", 1, room.device_bytes(allocated(1)), True)
+        if not room.holds(allocated(MOST_CARDS)):
+            return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False)
+        enough = 2
+        while not room.holds(allocated(enough)):
+            enough *= 2
+        few = enough // 2 + 1  # padding can make a count need a little more than one below it: the bisection finds one that holds
+        while few < enough:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if room.holds(allocated(middle)) else (middle + 1, enough)
+        return Shared(parallel, enough, room.device_bytes(allocated(enough)), True)
+    except UsageError:
+        return None
+
+
+def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: float = 0.0) -> list[Shared]:
+    """What one rank needs under the other strategies on as many cards."""
+    room, found = Room(gpu, error), []
+    for parallel in STRATEGIES:
+        try:
+            size = peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel}))
+        except UsageError:
+            continue
+        found.append(Shared(parallel, count, room.device_bytes(size), room.holds(size)))
+    return found
+
+
+def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int] | None:
+    """The catalogue's largest model that `setup` holds on a card, and its parameters; None where none does.
+
+    Models go from the largest down; one whose weights alone (in the setup's precision) do not fit is passed over without its step.
+    """
+    room = Room(gpu, error)
+    sized = sorted(((row["parameters"], name) for name, row in index().items()), reverse=True)
+    for parameters, name in sized:
+        if parameters * 4 // 8 > gpu.usable_bytes:  # not even 4 bits a weight
+            continue
+        try:
+            spec = find(name).spec()
+            if spec.max_positions is not None and setup.sequence_length > spec.max_positions:
+                continue
+            if room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup)):
+                return name, parameters
+        except UsageError:
+            continue
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run that needs a card."""
+
+    name: str
+    spec: ModelSpec
+    setup: Setup
+
+
+@dataclass(frozen=True, slots=True)
+class JobsAnswer:
+    """Which card each job needs at least, the cheapest card for it, and the cheapest one card for all of them, by the prices given."""
+
+    jobs: tuple[tuple[str, int, str | None, str | None], ...]  # name, device bytes on the smallest card, that card, cheapest card
+    one_for_all: str | None
+    prices: Mapping[str, float]
+
+    def to_document(self) -> dict[str, Any]:
+        jobs = [{"name": name, "device_bytes": size, "smallest": smallest, "cheapest": cheapest,
+                 "price": self.prices.get(cheapest) if cheapest else None} for name, size, smallest, cheapest in self.jobs]  # fmt: skip
+        return {"jobs": jobs, "one_for_all": self.one_for_all, "prices": dict(self.prices)}
+
+
+def place_jobs(jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, float], error: float = 0.0) -> JobsAnswer:
+    """Where to run several jobs. Cards without a price are considered only where no card has one."""
+    pool = [gpu for gpu in cards if not prices or gpu.name in prices]
+    rows: list[tuple[str, int, str | None, str | None]] = []
+    common: set[str] | None = None
+    for job in jobs:
+        holding = {}
+        sizes = {}
+        for gpu in pool:
+            own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
+            allocated = peak_of(job.spec, own)
+            sizes[gpu.name] = Room(gpu, error).device_bytes(allocated)
+            if Room(gpu, error).holds(allocated):
+                holding[gpu.name] = gpu
+        ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
+        on = ranked[0] if ranked else max(pool, key=lambda gpu: gpu.usable_bytes)  # no card holds it: what it would need on the largest
+        needed = sizes[on.name]
+        cheapest = (
+            min(holding, key=lambda name: (prices.get(name, float("inf")), holding[name].usable_bytes), default=None) if prices else None
+        )
+        rows.append((job.name, needed, ranked[0].name if ranked else None, cheapest))
+        common = set(holding) if common is None else common & set(holding)
+    by_name = {gpu.name: gpu for gpu in pool}
+    one = min(common or (), key=lambda name: (prices.get(name, float("inf")) if prices else 0, by_name[name].usable_bytes), default=None)
+    return JobsAnswer(tuple(rows), one, prices)

@@ -1,0 +1,119 @@
+"""What the report page computes with: the formula's own symbolic rows as JavaScript, one structure for each method and checkpointing.
+
+The page does not hold a second formula: each structure's functions are emitted by `expr.javascript` from the expressions that `plan`
+evaluates, and a test compares the two on a grid. Sizes are bytes, as BigInt.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.verdict import uncounted
+from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic
+from memplan.planner.formula.program import SYMBOLS, Symbolic
+from memplan.planner.formula.symbolic.codegen import javascript
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.methods import METHODS
+
+METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
+LONGEST = 131072
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """One discrete structure of the page: its key and the setup behind it."""
+
+    method: str
+    checkpointing: str
+    setup: Setup
+
+    @property
+    def key(self) -> str:
+        return f"{self.method}|{self.checkpointing}"
+
+
+def structures(spec: ModelSpec, setup: Setup) -> list[Structure]:
+    """Every method with and without checkpointing that the formula has a rule for; the setup's own first."""
+    checkpointed = setup.checkpointing if setup.checkpointing != "none" else "non_reentrant"
+    found: list[Structure] = []
+    for method in dict.fromkeys((setup.method, *METHODS_SHOWN)):
+        for word in dict.fromkeys((setup.checkpointing, "none", checkpointed)):
+            own = method == setup.method and word == setup.checkpointing
+            try:
+                this = setup if own else changed(setup, {"method": method, "checkpointing": word})
+                symbolic(spec, this)
+            except UsageError:
+                continue
+            if this.checkpointing == word:
+                found.append(Structure(method, word, this))
+    return found
+
+
+def script(spec: ModelSpec, found: Iterable[Structure]) -> str:
+    """A JavaScript object: structure key -> {windows, regimes: [{single, windows, names, counts, f}]}; `f` gives the components of each
+    state of each moment, in COMPONENTS' order, for (B, S, R)."""
+    parts = [f"{json.dumps(entry.key)}: {_structure(symbolic(spec, entry.setup))}" for entry in found]
+    return "({" + ",\n".join(parts) + "})"
+
+
+def _structure(structure: Symbolic) -> str:
+    regimes = []
+    for regime in structure.regimes():
+        program = structure.program(regime)
+        sizes = [size for states in program.moments.values() for state in states for size in state.components]
+        head = {"single": regime.single, "windows": list(regime.windows), "names": list(program.moments),
+                "counts": [len(states) for states in program.moments.values()]}  # fmt: skip
+        regimes.append(json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}' + "}")
+    return '{"windows": ' + json.dumps(list(structure.windows)) + ', "regimes": [' + ",\n".join(regimes) + "]}"
+
+
+def packed(text: str) -> str:
+    """Text compressed for a page (gzip, base64); the same text always gives the same characters."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
+
+
+def data(spec: ModelSpec, setup: Setup, prediction: Prediction, cards: Iterable[Gpu], gpu: Gpu, found: list[Structure],
+         error: float = 0.0, measured: dict[str, int] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Everything else that the page's script needs, as JSON types."""
+    longest = min(LONGEST, spec.max_positions or LONGEST)
+    return {
+        "model": spec.name,
+        "parameters": spec.parameters,
+        "recipe": setup.recipe,
+        "components": list(COMPONENTS),
+        "methods": list(dict.fromkeys(entry.method for entry in found)),
+        "checkpointings": list(dict.fromkeys(entry.checkpointing for entry in found)),
+        "keys": [entry.key for entry in found],
+        "trains": {entry.method: METHODS[entry.method].trains for entry in found},
+        "state": {
+            "batch": setup.micro_batch,
+            "seq": setup.sequence_length,
+            "rank": rank_of(setup),
+            "method": setup.method,
+            "checkpointing": setup.checkpointing,
+            "card": gpu.name,
+        },  # fmt: skip
+        "longest": longest,
+        "segment": SEGMENT,
+        "error": error,
+        "uncounted": {entry.key: 0 if error else uncounted(entry.setup) for entry in found},
+        "cards": [{"name": card.name, "usable": card.usable_bytes, "context": card.context_bytes} for card in _with(cards, gpu)],
+        "engine": prediction.engine,
+        "measured": measured or {},
+    }
+
+
+def _with(cards: Iterable[Gpu], gpu: Gpu) -> list[Gpu]:
+    named = {card.name: card for card in cards}
+    named.setdefault(gpu.name, gpu)
+    return sorted(named.values(), key=lambda card: card.usable_bytes)

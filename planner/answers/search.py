@@ -1,0 +1,185 @@
+"""memplan fit: what fits a card, for each method; what to change; which method; which card. Formula only, a whole answer in under a second.
+
+The parts are elsewhere: `frontier` (exact boundaries), `changes` (single changes and the waterfall), `decide` (the method), `cards` (which
+card, how many, which model). Here they become one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.planner import __version__
+from memplan.planner.answers.fit.changes import Effect, remedy, single_changes, waterfall
+from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, Prefer, Remedy, decide
+from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure
+from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
+from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.verdict import Word
+from memplan.planner.formula.engine import rank_of
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.units import gib
+
+SCHEMA = "memplan.fit/1"
+METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFit:
+    """What one method can do on the card. Boundaries are None where nothing fits; `error` says why a method could not be evaluated."""
+
+    method: str
+    setup: Setup | None
+    device_bytes: int = 0
+    verdict: Word = "no"
+    largest_batch: int | None = None
+    longest_sequence: int | None = None
+    frontier: tuple[tuple[int, int | None], ...] = ()
+    cells: tuple[Cell, ...] = ()
+    trainable_parameters: int = 0
+    checkpoint_bytes: int = 0
+    error: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.verdict == "fits"
+
+    def to_document(self) -> dict[str, Any]:
+        if self.error is not None:
+            return {"method": self.method, "error": self.error}
+        return {"method": self.method, "device_bytes": self.device_bytes, "fits": self.fits, "verdict": self.verdict,
+                "largest_micro_batch": self.largest_batch, "longest_sequence": self.longest_sequence,
+                "trainable_parameters": self.trainable_parameters,
+                "checkpoint_bytes": self.checkpoint_bytes,
+                "frontier": [{"micro_batch": batch, "longest_sequence": sequence} for batch, sequence in self.frontier],
+                "cells": [cell.to_document() for cell in self.cells]}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The whole answer of `memplan fit`."""
+
+    model: str
+    gpu: Gpu
+    setup: Setup
+    methods: tuple[MethodFit, ...]
+    changes: tuple[Effect, ...]
+    waterfall: tuple[Effect, ...]
+    decision: Decision
+    cards: CardChoice  # for the setup that was asked for
+    chosen_cards: CardChoice | None  # for the decision; None where it is what was asked for, or none
+    error: float
+
+    def method(self, name: str) -> MethodFit:
+        """One method's answer; KeyError where it was not asked for."""
+        return next(fit for fit in self.methods if fit.method == name)
+
+    @property
+    def asked(self) -> MethodFit:
+        """The answer for the setup that was asked for."""
+        return self.method(self.setup.method)
+
+    def to_document(self) -> dict[str, Any]:
+        gpu = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "context_bytes": self.gpu.context_bytes}
+        return {
+            "schema": SCHEMA, "memplan_version": __version__, "engine": "formula", "model": self.model, "gpu": gpu,
+            "setup": self.setup.to_document(), "worst_error": self.error or None, "methods": [fit.to_document() for fit in self.methods],
+            "changes": [effect.to_document() for effect in self.changes],
+            "waterfall": [effect.to_document() for effect in self.waterfall],
+            "decision": self.decision.to_document(), "cards": self.cards.to_document(),
+            "chosen_cards": self.chosen_cards.to_document() if self.chosen_cards else None,
+        }  # fmt: skip
+
+
+def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods: Iterable[str] = METHODS_COMPARED,
+        prefer: Prefer = "quality", tasks: int = 1, serve: bool = False) -> Fit:  # fmt: skip
+    """What fits `gpu` around `setup`, method by method. `error` is the formula's recorded worst error (a fraction), 0 for its bare numbers.
+
+    Raises UsageError where the formula has no rule for the model, or the setup's own method cannot be evaluated.
+    """
+    room = Room(gpu, error)
+    trains = METHODS[setup.method].trains != "nothing"
+    names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
+    found = tuple(method_fit(spec, setup, name, room) for name in names)
+    asked = next(entry for entry in found if entry.method == setup.method)
+    if asked.error is not None:
+        raise UsageError(asked.error)
+    able = [entry for entry in found if entry.error is None]
+    candidates = {
+        entry.method: Candidate(entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room))
+        for entry in able
+    }
+    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else _held(asked)
+    return Fit(
+        model=spec.name,
+        gpu=gpu,
+        setup=setup,
+        methods=found,
+        changes=tuple(single_changes(spec, setup, room)),
+        waterfall=() if asked.fits else tuple(waterfall(spec, setup, room)),
+        decision=decision,
+        cards=choose_cards(spec, setup, error),
+        chosen_cards=_cards_of(spec, decision, able, setup, error),
+        error=error,
+    )
+
+
+def _held(asked: MethodFit) -> Decision:
+    """Where nothing trains there is nothing to choose: whether weights and cache are held."""
+    word = "fit" if asked.fits else "do not fit"
+    return Decision(asked.method if asked.fits else None, (f"weights and KV cache {word}: {gib(asked.device_bytes)} needed",))
+
+
+def _cards_of(spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float) -> CardChoice | None:
+    """The smallest card for the method chosen, with the changes that it needs, where that is not what was asked for."""
+    chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
+    if chosen is None or (chosen is setup and not decision.fields):
+        return None
+    return choose_cards(spec, changed(chosen, decision.fields), error)
+
+
+def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
+    """The mild changes with which a method fits, for those that the decision considers and that do not fit without."""
+    return None if entry.fits or entry.setup is None or entry.method not in CONSIDERED else remedy(spec, entry.setup, room)
+
+
+def method_fit(spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES) -> MethodFit:
+    """One method's boundaries on a card, what the person chose kept. A method that contradicts those choices has `error` set."""
+    try:
+        this = setup if method == setup.method else changed(setup, {"method": method})
+        structure = Structure(spec, this, room)
+        inventory, named = structure.symbolic.inventory, {"B": this.micro_batch, "S": this.sequence_length, "R": rank_of(this)}
+        allocated = structure.allocated(this.micro_batch, this.sequence_length)
+    except UsageError as problem:
+        return MethodFit(method, None, error=str(problem))
+    return MethodFit(
+        method, this, room.device_bytes(allocated), room.verdict(allocated), structure.largest_batch(), structure.longest_sequence(),
+        tuple(structure.frontier(batches)), tuple(structure.cells(batches)), inventory.trainable_parameters().evaluate(named),
+        inventory.checkpoint_bytes().evaluate(named),
+    )  # fmt: skip
+
+
+def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[str]:
+    """In sentences, what would have fitted on a card: the largest micro-batch, the longest sequence, the best single changes."""
+    room = Room(gpu, error)
+    this = method_fit(spec, setup, setup.method, room)
+    if this.error is not None:
+        return [this.error]
+    lines = []
+    if this.fits:
+        needed = f"{gib(this.device_bytes)} of {gib(gpu.usable_bytes)}"
+        lines.append(f"the formula predicts that this setup fits ({needed}): more was running, or memory was in pieces")
+    batch = "no micro-batch" if this.largest_batch is None else f"a micro-batch of at most {this.largest_batch}"
+    lines.append(f"{batch} fits at {setup.sequence_length:,} tokens")
+    if this.longest_sequence is not None:
+        lines.append(f"at a micro-batch of {setup.micro_batch}, sequences of at most {this.longest_sequence:,} tokens fit")
+    enough = [effect for effect in single_changes(spec, setup, room) if effect.fits][:3]
+    if not enough and not this.fits:
+        enough = waterfall(spec, setup, room)
+        lines.append("no single change is enough; one after another:")
+    return lines + [f"{gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less" for effect in enough]

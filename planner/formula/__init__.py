@@ -1,0 +1,1 @@
+"""One training step executed symbolically, without torch: rows, moments, peak."""

@@ -1,0 +1,101 @@
+"""The formula engine: plan(spec, setup) -> Prediction in closed form, without torch.
+
+`symbolic` builds one structure once, and `plan` evaluates its rows for one setup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
+from memplan.planner.formula.program import STEP_MOMENTS, SYMBOLS, Symbolic
+from memplan.planner.formula.sharding.strategies import assumptions as sharing
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
+from memplan.planner.tables.gpus import context_bytes
+from memplan.planner.tables.optimizers import OPTIMIZERS
+
+SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
+FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
+
+
+def _structure(setup: Setup) -> Setup:
+    """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank part of the structure."""
+    optimizer = OPTIMIZERS[setup.optimizer]
+    floors = optimizer.floors or setup.parallel.startswith("zero")
+    free = {name: 1 for name in FREE if not (name == "rank" and floors)}
+    if setup.init_rank is not None and not floors:
+        free["init_rank"] = 1
+    if setup.target_rank is not None:
+        free["target_rank"] = 1
+    return setup.with_(**free)
+
+
+class _Key:
+    """A spec by identity and a setup by its fields: hashing a whole config would cost more than the formula."""
+
+    __slots__ = ("_hash", "setup", "spec", "text")
+
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        self.spec, self.setup = spec, setup
+        self.text = repr(setup)
+        self._hash = hash((id(spec), self.text))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.spec is other.spec and self.text == other.text
+
+
+@lru_cache(maxsize=256)
+def _cached(key: _Key) -> Symbolic:
+    return Symbolic(key.spec, key.setup)
+
+
+def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
+    """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule."""
+    return _cached(_Key(spec, _structure(setup)))
+
+
+def rank_of(setup: Setup) -> int:
+    """The rank that adapters have: AdaLoRA's initial one, which pruning only masks (peft 0.21 tuners/adalora/model.py)."""
+    return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
+
+
+def plan(spec: ModelSpec, setup: Setup) -> Prediction:
+    """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the trace engine."""
+    structure = symbolic(spec, setup)
+    values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
+    named = dict(zip(SYMBOLS, values, strict=True))
+    moments = structure.breakdowns(*values)
+    context = context_bytes(setup.gpu) if setup.device == "cuda" else 0
+    inventory = structure.inventory
+    host = structure.program(structure.regime(values[0], values[1])).host.evaluate(named)
+    return Prediction(
+        engine="formula",
+        model=ModelSummary(spec.name, spec.architecture, spec.parameters),
+        setup=setup,
+        trainable_parameters=inventory.trainable_parameters().evaluate(named),
+        total_parameters=inventory.total_parameters().evaluate(named),
+        checkpoint_bytes=inventory.checkpoint_bytes().evaluate(named),
+        peak=_peak(moments, context),
+        step_peak=_peak([m for m in moments if m.moment in STEP_MOMENTS], context),
+        moments=moments,
+        host_bytes=host,
+        assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup)),
+        warnings=tuple(warnings(spec, setup)),
+    )
+
+
+def _peak(moments: Sequence[Breakdown], context: int) -> Peak:
+    largest = max(moments, key=lambda m: m.allocated_bytes)
+    allocated = largest.allocated_bytes
+    return Peak(largest.moment, allocated, whole_segments(allocated), context)
+
+
+def whole_segments(allocated: int) -> int:
+    """What the formula takes as reserved, bytes: `allocated` in whole segments, without fragmentation."""
+    return -(-allocated // SEGMENT) * SEGMENT

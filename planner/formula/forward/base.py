@@ -1,0 +1,90 @@
+"""The product with a base weight as it is stored: plain, 4-bit or 8-bit.
+
+N rows (outputs), K columns (inputs). Sources: bitsandbytes 0.50 nn/modules.py, autograd/_functions.py, backends/cuda/ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.symbolic.expr import ceil_div
+from memplan.planner.formula.tape.ops import Grads, cast, matmul
+from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
+from memplan.planner.inputs.spec import Linear
+
+
+def base(w: Walk, layer: Linear, given: Tensor, prefix: str) -> Tensor:
+    """The base layer alone."""
+    name = f"{prefix}{layer.name}"
+    weight = w.weight(f"{name}.weight")
+    bias = w.weight(f"{name}.bias") if layer.bias else None
+    shape = (*given.shape[:-1], layer.out_features)
+    kind = KINDS.get(weight.dtype)
+    if kind is not None:
+        return kind(w, layer, given, shape)
+    low = w.lower(given)
+    return matmul(w.t, low, w.lower(weight), shape, None if bias is None else w.lower(bias), "output")
+
+
+def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+    """Linear4bit: the input in compute_dtype, N x K dequantised while it multiplies, nothing saved, N x K again for the gradient."""
+    setup, t = w.setup, w.t
+    x = cast(t, given, setup.compute_dtype)
+    k_shape, n = x.shape, (layer.out_features, layer.in_features)
+    blocks = (ceil_div(layer.out_features * layer.in_features, setup.quant_block),)
+
+    def dequantised(t: Tape, dtype: str, copies: int) -> list[Tensor]:
+        constants = [
+            t.alloc("quantisation constants in fp32", blocks, "float32", "double quantisation undone")
+            for _ in range(copies * setup.double_quant)
+        ]
+        return [*constants, t.alloc("dequantised weight", n, dtype, "the whole weight in 16 bit, for one product")]
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        weight = dequantised(t, setup.weight_dtype, 1).pop()  # the constants go with the call of dequantize_4bit
+        if setup.weight_dtype != grad.dtype:
+            weight = t.alloc("dequantised weight", n, grad.dtype, "cast to the gradient's dtype")
+        result = t.alloc("gradient of a linear layer's input", k_shape, grad.dtype, "grad @ weight")
+        del weight
+        return [result]
+
+    held = dequantised(t, setup.compute_dtype, 2)
+    out = t.op("4-bit linear", (x,), shape, setup.compute_dtype, backward=backward, name="output")
+    del held
+    return cast(t, out, given.dtype)
+
+
+def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+    """Linear8bitLt: rows in int8, the input kept on the context, which checkpointing's hooks do not see, N x K for the gradient."""
+    t = w.t
+    x_shape, dtype = given.shape, given.dtype
+    half = cast(t, given, "float16")
+    quantised = [
+        t.alloc("int8 input", x_shape, "int8", "rows of the input quantised"),
+        t.alloc("int8 scales", x_shape[:-1], "float32", "one per row"),
+    ]
+    outliers = [
+        t.alloc("absolute values", x_shape, "float16", "compared with the threshold of outliers"),
+        t.alloc("outliers", x_shape, "bool", "which values are above it"),
+    ]
+    del outliers, half
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        weight = t.alloc("dequantised weight", (layer.out_features, layer.in_features), dtype, "the whole weight, for one product")
+        result = t.alloc("gradient of a linear layer's input", x_shape, dtype, "grad @ weight")
+        del weight
+        return [result]
+
+    product = [t.alloc("int32 product", shape, "int32", "before it is scaled")]
+    if dtype != "float16":
+        product.append(t.alloc("fp16 result", shape, "float16", "before it is cast"))
+    out = t.op("8-bit linear", (given,), shape, dtype, backward=backward, name="output")
+    if out.node is not None and given.buffer is not None:
+        out.node.kept.append(given.buffer)
+        given.buffer.info.saved_by = given.buffer.info.saved_by or "8-bit linear"
+    del quantised, product
+    return out
+
+
+KINDS: dict[str, Callable[[Walk, Linear, Tensor, Shape], Tensor]] = {"nf4": _four_bit, "fp4": _four_bit, "int8": _eight_bit}

@@ -1,0 +1,111 @@
+"""What every part of the walk shares: the tape, the setup, the parameters of the layer at hand, autocast, the device's facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.symbolic.expr import Expr
+from memplan.planner.formula.tape.ops import cast
+from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.inputs.setup import Setup
+
+MIB = 2**20
+WORKSPACE = 8_519_680  # bytes of a cuBLAS workspace: 4,096 KiB x 2 + 16 KiB x 8 (ATen/cuda/CublasHandlePool.cpp getChosenWorkspaceSize)
+WORKSPACE_HOPPER = 32 * MIB  # from compute capability 9.0 on (the same function, torch 2.12 and later; in 2.11 on Hopper alone)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The facts of a card that choose kernels. `assumed` where no card was named."""
+
+    kind: str = "cuda"
+    capability: tuple[int, int] = (8, 0)
+    assumed: bool = True
+
+    @property
+    def kernels(self) -> tuple[bool, ...]:
+        """All that kernels ask of a capability (attend.py, workspace): cards of equal answers need the same memory."""
+        return (*(self.capability >= (major, 0) for major in (7, 8, 9)), self.capability[0] == 10, self.capability == (9, 0))
+
+    @property
+    def workspace(self) -> int:
+        return WORKSPACE_HOPPER if self.capability >= (9, 0) else WORKSPACE
+
+
+class Walk:
+    """The state of one walk. `layer` is the walked layer's key (None outside the layers), `trained` whether it is trained."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        setup: Setup,
+        inventory: Inventory,
+        device: Device,
+        batch: Expr,
+        sequence: Expr,
+        single: bool,
+        causal: dict[int | None, Tensor | None],
+    ):
+        self.t, self.setup, self.inventory, self.device = tape, setup, inventory, device
+        self.batch, self.sequence, self.single = batch, sequence, single
+        self.masks = causal  # the attention mask by window
+        self.auto = None if setup.autocast == "none" else setup.autocast
+        self.layer: int | None = None
+        self.trained = False
+        self.accumulated = False
+        self.cache: list[Tensor] | None = None  # keys and values of an inference
+        self.past = 0  # virtual tokens that stand before every layer's own keys
+        self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = None  # a layer's keys and values behind those
+        self.params: dict[tuple[int | None, str], Tensor] = {}
+
+    def weight(self, name: str) -> Tensor:
+        """The parameter of that full name in the layer at hand; the same tensor each time."""
+        key = (self.layer, name)
+        found = self.params.get(key)
+        if found is None:
+            table = self.inventory.by_name
+            copy = table.get((f"{name} (trained copy)", True))
+            if copy is None and self.inventory.spec.tied and name == f"{self.inventory.spec.head_name}.weight":
+                return self.weight(f"{self.inventory.spec.embedding_name}.weight")
+            stored = copy or table.get((name, self.trained)) or table.get((name, not self.trained))
+            if stored is None:
+                raise KeyError(name)
+            found = self.params[key] = Tensor(None, stored.shape, stored.dtype, None, stored.trained, stored.name)
+            if self.accumulated and stored.trained:
+                found.grad = Tensor(None, stored.shape, stored.dtype)  # there from the micro-batches before
+        return found
+
+    @contextmanager
+    def at_layer(self, key: int | None, trained: bool) -> Iterator[None]:
+        before = self.layer, self.trained
+        self.layer, self.trained = key, trained
+        try:
+            yield
+        finally:
+            self.layer, self.trained = before
+
+    def lower(self, x: Tensor) -> Tensor:
+        """What autocast's lower-precision ops make of an input; casts of trained fp32 weights are cached until autocast ends.
+
+        torch 2.13 ATen/autocast_mode.cpp cached_cast: the cache is for fp32 leaves that want a gradient.
+        """
+        if self.auto is None or x.dtype == self.auto:
+            return x
+        casts = self.t.casts
+        cached = casts is not None and x.buffer is None and x.dtype == "float32" and x.requires_grad and x.node is None
+        if cached and id(x) in casts:  # type: ignore[operator]
+            return casts[id(x)]  # type: ignore[index]
+        made = cast(self.t, x, self.auto, f"{x.name.rpartition('.')[2]} autocast copy" if x.buffer is None else "autocast copy")
+        if x.buffer is None and made.buffer is not None:
+            made.buffer.info.component = "temporaries"
+            made.buffer.info.why = "autocast's copy of a weight"
+        if cached:
+            casts[id(x)] = made  # type: ignore[index]
+        return made
+
+    def wide(self, x: Tensor) -> Tensor:
+        """What autocast's fp32 ops (layer_norm, softmax, log_softmax, pow, ...) make of an input."""
+        return cast(self.t, x, "float32") if self.auto is not None else x

@@ -1,0 +1,231 @@
+"""A decoder layer on the tape: the order of calls and the local variables of transformers' decoder layers (5.23).
+
+B batch, S sequence, H hidden, I intermediate, A heads, K key-value heads, D head size. A module's arguments live until its call returns,
+which is why functions here take `given` and rebind another name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from memplan.planner.formula.forward.attend import attend
+from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.eager import eager
+from memplan.planner.formula.forward.experts import mixture
+from memplan.planner.formula.forward.heads import Heads, cut_falcon
+from memplan.planner.formula.forward.linears import bottleneck, linear
+from memplan.planner.formula.forward.mlp import dense_mlp
+from memplan.planner.formula.forward.norms import norm
+from memplan.planner.formula.forward.rotary import gathered, joined, rotate
+from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, promote, split, unary
+from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
+
+# ---- attention -------------------------------------------------------------------------------------------------------------------------
+
+
+def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
+    """(B, S, heads x D) as (B, heads, S, D). Where the gradient comes back head by head, it is copied into token order (`copies`)."""
+    whole = x.shape
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [
+            t.alloc("gradient in token order", whole, grad.dtype, "transposed back") if copies else Tensor(grad.buffer, whole, grad.dtype)
+        ]
+
+    return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
+
+
+def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    """The attention module's output and what it returns beside it (eager's probabilities, which live as long as the layer's call)."""
+    spec, t = layer.attention, w.t
+    qkv = _mla if spec.kind == "mla" else _gqa
+    with w.t.inside(f"{prefix}attention "):
+        q, k, v, named = qkv(w, spec, given, prefix, tables)
+        if w.join is not None and w.layer is not None:
+            k, v = w.join(w.layer, [k, v])
+        if w.cache is not None and spec.kind != "mla":
+            k, v = _cached(w, k, v)
+        sinks = w.weight(f"{prefix}self_attn.sinks") if spec.sinks else None
+        heads = Heads(
+            replace(spec, kv_heads=spec.heads) if spec.kv == "expanded" else spec,
+            spec.head_dim,
+            spec.value_dim or spec.head_dim,
+            w.masks[spec.window],
+            w.inventory.spec.dropouts.attention if t.training else 0.0,
+            sinks,
+            head_major=joined(spec),
+            hidden_dtype=given.dtype,
+            together=w.past > 0 or w.cache is not None,
+        )
+        out, probabilities, local = attend(w, heads, q, k, v)
+    hidden = linear(w, spec.linears[-1], out, prefix)
+    hidden = dropout(t, hidden, w.inventory.spec.dropouts.attention_output)
+    del named, local
+    return bottleneck(w, "attention", hidden, prefix), probabilities
+
+
+def _cached(w: Walk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What an inference keeps of one layer: both are joined to an empty tensor in the keys' dtype (cache_utils.py DynamicLayer)."""
+    assert w.cache is not None
+    pairs = ((keys, keys.dtype, "keys"), (values, promote(keys.dtype, values.dtype), "values"))
+    for x, dtype, what in pairs:
+        made = w.t.op("cat", (x,), x.shape, dtype, name=f"cached {what}", why="the KV cache")
+        if made.buffer is not None:
+            made.buffer.info.component = "activations"
+        w.cache.append(made)
+    return w.cache[-2], w.cache[-1]
+
+
+def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
+    return next((n for n in norms if n.position == position), None)
+
+
+Projected = tuple[Tensor, Tensor, Tensor, list[Tensor]]  # q, k, v, and what else stays named until the module returns
+
+
+def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Projected:
+    """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the model has them."""
+    t, a, kv, d = w.t, spec.heads, spec.kv_heads, spec.head_dim
+    by_head = eager(w, spec) or w.setup.attention == "sdpa-math"
+    turned = bool(spec.rotary_dim)
+    counts, falcon = (a, kv, kv), spec.eager == "falcon"
+    named: list[Tensor] = []
+    if len(spec.linears) == 2:
+        fused = linear(w, spec.linears[0], given, prefix)
+        if falcon:
+            pieces, counts = cut_falcon(w, spec, fused), (a, kv, kv) if spec.kv == "broadcast" else (a, a, a)
+            named.append(fused)
+        else:
+            pieces = split(t, fused, [(*given.shape[:-1], n * d) for n in counts])
+        del fused
+    else:
+        pieces = [linear(w, projection, given, prefix) for projection in spec.linears[:3]]
+    made = []
+    for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):
+        piece = pieces[i]
+        pieces[i] = given
+        if position == "q" and spec.scaled_query:
+            piece = unary(t, "scale", piece, "scaled q")
+        own = [n for n in spec.norms if n.position == position]
+        if own and (own[0].heads or len(own) > 1):  # one norm of every head, or one for each (StableLM), whose sizes add up to the same
+            piece = norm(w, own[0], piece.view(*piece.shape[:-1], heads, d), prefix).view(*piece.shape)
+        elif own:
+            piece = norm(w, own[0], piece, prefix)
+        made.append(_heads(w, piece, heads, d, copies=not falcon and (by_head or (turned and position != "v"))))
+        del piece
+    del pieces
+    q, k, v = made
+    del made
+    if spec.rotary == "pairs":
+        tables, beside = gathered(w, spec, k.dtype)
+        named += [*tables, *beside]
+        del beside
+    if tables is not None and turned:
+        q, k = (rotate(w, x, spec, tables, named if spec.rotary_named else None) for x in (q, k))
+    return q, k, v, named
+
+
+def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Projected:
+    """Multi-head latent attention (DeepSeek-V2/V3): q and kv through low-rank projections, the rotary part apart, k and v made in full."""
+    t, a, rope = w.t, spec.heads, spec.rotary_dim
+    value = spec.value_dim or spec.head_dim
+    plain = spec.head_dim - rope
+    front = given.shape[:-1]
+    q_a_norm, kv_norm = _named(spec.norms, "q_a"), _named(spec.norms, "kv_a")
+    projections = list(spec.linears[:-1])
+    if q_a_norm is not None:
+        q_a, q_b, kv_a, kv_b = projections
+        queries = linear(w, q_b, norm(w, q_a_norm, linear(w, q_a, given, prefix), prefix), prefix)
+    else:
+        q_proj, kv_a, kv_b = projections
+        queries = linear(w, q_proj, given, prefix)
+    q = _heads(w, queries, a, spec.head_dim, copies=True)
+    del queries
+    q_pass, q_rot = split(t, q, [(*q.shape[:-1], plain), (*q.shape[:-1], rope)])
+    compressed = linear(w, kv_a, given, prefix)
+    rank = kv_b.in_features
+    latent, k_rot = split(t, compressed, [(*front, rank), (*front, rope)])
+    normed = norm(w, kv_norm, latent, prefix) if kv_norm is not None else latent
+    k_rot = k_rot.view(w.batch, 1, front[1], rope)
+    if tables is not None:
+        q_rot, k_rot = (rotate(w, x, spec, tables) for x in (q_rot, k_rot))
+    if w.cache is not None:  # what is cached is the latent, before keys and values are made of it
+        normed, k_rot = _cached(w, normed, k_rot)
+    q = concatenate(t, (q_pass, q_rot), q.shape, "query")
+    expanded = _heads(w, linear(w, kv_b, normed, prefix), a, plain + value, copies=True)
+    del normed
+    k_pass, v = split(t, expanded, [(*q.shape[:-1], plain), (*q.shape[:-1], value)])
+    spread = t.op(
+        "expand", (k_rot,), (*q.shape[:-1], rope), k_rot.dtype, alias=k_rot, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)]
+    )
+    k = concatenate(t, (k_pass, spread), q.shape, "key")
+    return q, k, v, []
+
+
+# ---- the layer -------------------------------------------------------------------------------------------------------------------------
+
+
+def decoder_layer(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """One layer's output (B, S, H), and the attention probabilities where the family's layers return them beside it."""
+    out, probabilities = (_parallel if layer.parallel else _sequential)(w, layer, given, prefix, tables)
+    return [out, probabilities] if probabilities is not None and layer.attention.eager != "shared" else [out]
+
+
+def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:
+    spec = _named(layer.norms, position)
+    return x if spec is None else norm(w, spec, x, prefix)
+
+
+def mlp(w: Walk, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
+    """The layer's MLP, dense or a mixture of experts, and the dropout after it. `given`: its input alone, which an inline one lets go."""
+    if isinstance(layer.mlp, Mlp):
+        out = dense_mlp(w, layer.mlp, given.pop() if layer.mlp.inline else given[0], prefix)
+    else:
+        out = mixture(w, layer.mlp, given[0], prefix)
+    return bottleneck(w, "mlp", dropout(w.t, out, w.inventory.spec.dropouts.mlp_output), prefix)
+
+
+def _sequential(
+    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention, residual, MLP, residual; norms before (Llama), around (Gemma 2) or after each (OLMo 2), or on the sums (OPT-350m)."""
+    t = w.t
+    residual = given
+    hidden = given
+    hidden = _normed(w, layer, "input", hidden, prefix)
+    hidden, probabilities = attention(w, layer, hidden, prefix, tables)
+    named = hidden if layer.named_attention else None
+    if not layer.post_norm:
+        hidden = _normed(w, layer, "post_attention", hidden, prefix)
+    if layer.scaled_branches:
+        hidden = unary(t, "scale", hidden, "scaled branch")
+    hidden = add(t, residual, hidden, "attention residual")
+    if layer.post_norm:
+        hidden = _normed(w, layer, "post_attention", hidden, prefix)
+    residual = hidden
+    normed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
+    del hidden
+    hidden = mlp(w, layer, normed, prefix)
+    normed.clear()
+    if not layer.post_norm:
+        hidden = _normed(w, layer, "post_mlp", hidden, prefix)
+    if layer.scaled_branches:
+        hidden = unary(t, "scale", hidden, "scaled branch")
+    hidden = add(t, residual, hidden, "layer output")
+    if layer.post_norm:
+        hidden = _normed(w, layer, "post_mlp", hidden, prefix)
+    del named
+    return hidden, probabilities
+
+
+def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    """Attention and MLP of the same residual stream, both added (GPT-NeoX, Falcon, Cohere)."""
+    t = w.t
+    normed = _normed(w, layer, "input", given, prefix)
+    attended, probabilities = attention(w, layer, normed, prefix, tables)
+    second = _named(layer.norms, "pre_mlp")
+    hidden = mlp(w, layer, [norm(w, second, given, prefix) if second is not None else normed], prefix)
+    hidden = add(t, hidden, attended, "branches")
+    hidden = add(t, hidden, given, "layer output")
+    return hidden, probabilities

@@ -1,0 +1,62 @@
+"""From the last hidden states to the loss with whole logits: the output projection, logits and their copies, cross-entropy.
+
+V vocabulary. Sources: transformers 5.23 loss/loss_utils.py ForCausalLMLoss, accelerate 1.15 utils/operations.py convert_to_fp32,
+torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
+"""
+
+from __future__ import annotations
+
+from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.linears import linear
+from memplan.planner.formula.tape.ops import Grads, cast, unary
+from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+
+
+def logits_of(w: Walk, given: Tensor) -> Tensor:
+    t, spec = w.t, w.inventory.spec
+    with t.inside("logits: "):
+        logits = head(w, given)
+        if spec.logit_softcap is not None:
+            logits = unary(t, "scale", logits, "logits / softcap")
+            logits = unary(t, "tanh", logits, "tanh of logits")
+            logits = unary(t, "scale", logits, "capped logits")
+        if spec.scaled_logits:
+            logits = unary(t, "scale", logits, "scaled logits")
+    if logits.buffer is not None:
+        logits.buffer.info.component = "activations"
+        logits.buffer.info.why = "the output of the model, alive as long as the loop holds it"
+    return logits
+
+
+def head(w: Walk, given: Tensor) -> Tensor:
+    """lm_head, whose weight is the embedding's where they are tied."""
+    return linear(w, w.inventory.spec.head, given)
+
+
+def causal_loss(w: Walk, logits: Tensor) -> Tensor:
+    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood: 4 V bytes a token each, gradients too."""
+    t = w.t
+    with t.inside("loss: "):
+        shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
+        shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
+        wide = cast(t, logits, "float32", "fp32 logits")
+        probabilities = t.op(
+            "log_softmax",
+            (wide,),
+            wide.shape,
+            "float32",
+            saves_output=True,
+            name="log-softmax of the logits",
+            backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
+        )
+        shape = wide.shape
+
+        def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+            return [t.alloc("gradient of the log-softmax", shape, "float32", "zeros but for the labels' places")]
+
+        weight = t.alloc("total weight", (), "float32", "how many labels count")
+        return t.op("nll_loss", (probabilities,), (), "float32", saves=(probabilities, shifted, weight), backward=backward, name="loss")
+
+
+def _same(name: str, why: str):  # type: ignore[no-untyped-def]
+    return lambda t, node, grad: [t.alloc(name, grad.shape, grad.dtype, why)]

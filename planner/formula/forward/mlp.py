@@ -1,0 +1,31 @@
+"""A dense MLP on the tape, gated or not."""
+
+from __future__ import annotations
+
+from memplan.planner.formula.forward.activation_functions import activation
+from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.linears import linear
+from memplan.planner.formula.tape.ops import mul, split
+from memplan.planner.formula.tape.tape import Tensor
+from memplan.planner.inputs.spec import Mlp
+
+
+def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
+    """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x)))."""
+    t, act = w.t, activation(mlp.activation)
+    if not mlp.gated:
+        up, down = mlp.linears
+        hidden = linear(w, up, given, prefix)
+        del given
+        hidden = act(w, hidden)
+        return linear(w, down, hidden, prefix)
+    if mlp.fused_gate_up:
+        both, down = mlp.linears
+        states = linear(w, both, given, prefix)
+        shape = (*given.shape[:-1], mlp.intermediate)
+        gate, up_states = split(t, states, (shape, shape))
+        del states
+        up_states = mul(t, up_states, act(w, gate), "gated")
+        return linear(w, down, up_states, prefix)
+    gate_proj, up_proj, down = mlp.linears
+    return linear(w, down, mul(t, act(w, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)

@@ -1,0 +1,228 @@
+"""What is resident through a run: base weights, quantisation constants, adapters, optimizer states, as symbolic rows.
+
+R rank; N x K a weight's rows and columns; n its elements. Gradients are not here: they are born in the backward pass (activations.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from memplan.planner.formula.resident.adapters import R, adapters, no_target
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, Stored
+from memplan.planner.formula.resident.states import FLOOR_PAGED, states
+from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
+from memplan.planner.formula.rows import SymbolicRow
+from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS
+
+B, S = symbol("B"), symbol("S")
+__all__ = ["B", "R", "S", "Inventory", "Stored", "packed_bytes"]
+UPCAST: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "norms": ("norm",),
+    "norms_and_embeddings": ("norm", "embedding", "head"),
+}  # upcast_modules
+NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
+
+
+class Inventory:
+    """Every resident parameter of a model under a setup, and what the walk asks of it."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        self.spec, self.setup, self.method = spec, setup, METHODS[setup.method]
+        self.first_trained = self._first_trained()
+        self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
+        self.adapters = adapters(spec, setup)
+        self.saved_modules = list(self._saved_modules())
+        self.all = [*self.base, *(t for adapter in self.adapters.values() for t in adapter.tensors), *self.saved_modules]
+        self.by_name = {(t.name, t.trained): t for t in self.all}
+
+    # ---- base weights -------------------------------------------------------------------------------------------------------------
+
+    def _first_trained(self) -> int:
+        """The first decoder layer that is trained: 0 where all are, the depth where none is."""
+        if self.method.trains == "last_layers":
+            count = self.setup.trainable_layers or 0
+            if count > self.spec.depth:
+                raise UsageError(f"trainable_layers {count} is more than the {self.spec.depth} layers of this model")
+            return self.spec.depth - count
+        return 0 if self.method.trains == "all" else self.spec.depth
+
+    def stored_dtype(self, tensor: WeightTensor) -> str:
+        """The dtype in which a base tensor is stored."""
+        setup = self.setup
+        if tensor.role == "buffer" or tensor.dtype is not None:
+            return tensor.dtype or "float32"
+        if setup.quant_type != "none" and tensor.role in ("linear", "conv1d") and self.spec.model_type not in NEVER_QUANTISED:
+            return setup.quant_type
+        if setup.kbit_prepare and setup.quant_type != "none":
+            return "float32"
+        if setup.trainable_dtype == "float32" and self.method.trains == "all":
+            return "float32"
+        if tensor.role in UPCAST[setup.upcast_modules]:
+            return "float32"
+        return setup.weight_dtype
+
+    def _store(self, tensor: WeightTensor) -> Iterator[Stored]:
+        """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name that owns them."""
+        if tensor.tied_to is not None:
+            return
+        dtype = self.stored_dtype(tensor)
+        if tensor.role == "buffer":
+            yield Stored(tensor.name, tensor.shape, dtype, tensor.count, False, tensor.role, tensor.layers, logical=False)
+            return
+        if not tensor.layers:
+            yield Stored(tensor.name, tensor.shape, dtype, 1, self.method.trains == "all", tensor.role)
+            return
+        for trained in (False, True):
+            layers = tuple(i for i in tensor.layers if (i >= self.first_trained) == trained)
+            if layers:
+                upcast = "float32" if trained and self.setup.trainable_dtype == "float32" else dtype
+                yield Stored(tensor.name, tensor.shape, upcast, len(layers), trained, tensor.role, layers)
+
+    # ---- what a method adds -------------------------------------------------------------------------------------------------------
+
+    def _saved_modules(self) -> Iterator[Stored]:
+        """PEFT's trained copies of whole modules (modules_to_save), in the dtype of the original."""
+        if self.method.trains != "adapter" or "modules_to_save" not in self.method.reads:
+            return
+        tensors = list(weight_tensors(self.spec))
+        for module in self.setup.modules_to_save:
+            found = [t for t in tensors if t.module == module or t.module.endswith("." + module)]
+            if not found:
+                raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})
+            for tensor in found:
+                dtype = self.stored_dtype(tensor)
+                if dtype in ("nf4", "fp4", "int8"):
+                    raise UsageError(
+                        f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace"
+                    )
+                dtype = "float32" if self.setup.trainable_dtype == "float32" else dtype
+                if dtype == "float32" and self.setup.adapter_dtype == "bfloat16" and self.setup.trainable_dtype != "float32":
+                    dtype = "bfloat16"  # cast with everything that is trained
+                yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, tensor.role, tensor.layers)
+
+    # ---- counts -------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> list[Stored]:
+        return [stored for stored in self.all if stored.trained]
+
+    def trainable_parameters(self) -> Expr:
+        """Elements of all trained tensors."""
+        return total(t.elements * t.count for t in self.trained)
+
+    def total_parameters(self) -> Expr:
+        """Elements of the base (tied once, 4-bit weights by their logical shape) and of what the method adds."""
+        return total(t.elements * t.count for t in self.all if t.logical)
+
+    def checkpoint_bytes(self) -> Expr:
+        """Bytes of what training saves for later use: the adapter (and trained copies), or the whole model."""
+        kept = self.trained if self.method.trains == "adapter" else [t for t in self.base if t.logical]
+        return total(packed_bytes(t.elements, t.dtype) * t.count for t in kept)
+
+    # ---- rows ---------------------------------------------------------------------------------------------------------------------
+
+    def weight_rows(self) -> list[SymbolicRow]:
+        rows = []
+        for stored in self.all:
+            why = "trained" if stored.trained else "a buffer" if not stored.logical else "frozen"
+            if stored.role in ("adapter", "prompt"):
+                why = f"adapter of method {self.setup.method}"
+            elif self.setup.kbit_prepare and self.setup.quant_type != "none" and stored.dtype == "float32" and stored.logical:
+                why = "not quantised, upcast to fp32 by prepare_model_for_kbit_training"
+            rows.append(
+                SymbolicRow(
+                    stored.name,
+                    stored.shape,
+                    stored.dtype,
+                    stored.count,
+                    packed_bytes(stored.elements, stored.dtype) * stored.count,
+                    "weights",
+                    why,
+                )
+            )
+            rows += self._constants(stored)
+        return rows
+
+    def _constants(self, stored: Stored) -> Iterator[SymbolicRow]:
+        """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and an fp32 per 256 of them."""
+
+        def row(what: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
+            return SymbolicRow(
+                f"{stored.name} {what}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)), "weights", why
+            )
+
+        if stored.dtype == "int8":
+            yield row("scales", (stored.shape[0],), "float32", "one scale per output row (LLM.int8())")
+        if stored.dtype not in ("nf4", "fp4"):
+            return
+        blocks = ceil_div(stored.elements, self.setup.quant_block).constant or 0
+        yield row("4-bit code", (16,), "float32", "the 16 values that a 4-bit index means (bitsandbytes QuantState.code)")
+        if not self.setup.double_quant:
+            yield row("quantisation constants", (blocks,), "float32", f"absmax of each block of {self.setup.quant_block}")
+            return
+        yield row("quantisation constants", (blocks,), "uint8", f"absmax of each block of {self.setup.quant_block}, quantised again")
+        yield row("nested code", (256,), "float32", "the values that a quantised constant means: each weight keeps a copy")
+        yield row("nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants")
+        yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
+
+    def state_rows(self) -> list[SymbolicRow]:
+        """Optimizer states on the device; paged tensors are in `host_rows`."""
+        rows = [row for stored in self.trained for row in self.states_of(stored, paged=False)]
+        if self.setup.method == "adalora" and self.setup.importance_buffers:
+            rows += [
+                SymbolicRow(
+                    f"{t.name} {what}",
+                    t.shape,
+                    t.dtype,
+                    t.count,
+                    product((*t.shape, itemsize(t.dtype), t.count)),
+                    "optimizer_states",
+                    "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)",
+                )
+                for t in self.trained
+                if t.role == "adapter" and not t.name.endswith("ranknum")
+                for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+            ]
+        return rows
+
+    def host_rows(self) -> list[SymbolicRow]:
+        """Optimizer states that a paged optimizer puts in managed memory, which torch does not count."""
+        return [row for stored in self.trained for row in self.states_of(stored, paged=True)]
+
+    def states_of(self, stored: Stored, paged: bool) -> Iterator[SymbolicRow]:
+        """The optimizer states of one tensor, on the device or in managed memory."""
+        optimizer = OPTIMIZERS[self.setup.optimizer]
+        elements = _needed(stored, self.setup) if optimizer.floors else None
+        on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
+        for state, rule in optimizer.states:
+            for suffix, shape, dtype, pageable, size in states(rule, stored, elements, self.setup.recipe != "raw"):
+                if (on_host and pageable) == paged:
+                    yield SymbolicRow(
+                        f"{stored.name} {state}{suffix}",
+                        shape,
+                        dtype,
+                        stored.count,
+                        product((*shape, itemsize(dtype), stored.count)),
+                        "optimizer_states",
+                        f"{optimizer.name}: {size} ({optimizer.source})",
+                    )
+
+
+def packed_bytes(elements: Sized, dtype: str) -> Expr:
+    """Bytes of `elements` values: two 4-bit values a byte."""
+    if dtype in ("nf4", "fp4"):
+        return ceil_div(elements, 2)
+    return as_expr(elements) * itemsize(dtype)
+
+
+def _needed(stored: Stored, setup: Setup) -> int:
+    """Elements as a number: a floor decides here, so the rank is part of the discrete structure."""
+    rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
+    return stored.elements.evaluate({"R": rank})

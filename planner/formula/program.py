@@ -1,0 +1,233 @@
+"""Symbolic: one discrete structure (model, method, recipe, every switch) as functions of micro-batch B, sequence length S and rank R.
+
+Its programs hold, for each moment, the rows that can be alive at its peak; the same rows are evaluated as Python ints, over NumPy arrays
+and as JavaScript for the report page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from typing import Any
+
+from memplan.planner.formula.forward.context import Device
+from memplan.planner.formula.rows import SymbolicRow
+from memplan.planner.formula.sharding.plan import Rank
+from memplan.planner.formula.sharding.wiring import rank_of
+from memplan.planner.formula.step import Regime, run_step
+from memplan.planner.formula.symbolic.codegen import compile_python, javascript
+from memplan.planner.formula.symbolic.codegen import grid as over_arrays
+from memplan.planner.formula.symbolic.expr import Expr, total
+from memplan.planner.formula.tape.peaks import Candidate, candidates, largest, states_after
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import COMPONENTS, Breakdown
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.methods import METHODS
+
+SYMBOLS = ("B", "S", "R")
+STEP_MOMENTS = ("forward", "backward", "optimizer_step")
+
+
+class State:
+    """One possible peak of a moment: its rows (the resident ones and the candidate's), their total, and their sums by component."""
+
+    def __init__(self, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
+        self._resident, self._candidate = resident, candidate
+
+    @cached_property
+    def rows(self) -> tuple[SymbolicRow, ...]:
+        return (*self._resident, *(self._candidate.rows if self._candidate else ()))
+
+    @cached_property
+    def size(self) -> Expr:
+        candidate = self._candidate.size if self._candidate else 0
+        return total((*(row.size for row in self._resident), candidate))
+
+    @cached_property
+    def components(self) -> tuple[Expr, ...]:
+        moving = self._candidate.components if self._candidate else {}
+        return tuple(total((*(r.size for r in self._resident if r.component == c), moving.get(c, 0))) for c in COMPONENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Bytes of one prediction without its rows: allocated by moment, and the peak."""
+
+    moments: dict[str, int]
+    peak_moment: str
+    peak: int
+
+
+class Program:
+    """The moments of one structure in one regime: evaluated once as they stand, or as expressions that are compiled when first used."""
+
+    def __init__(self, rank: Rank, device: Device, regime: Regime) -> None:
+        self.resident = rank.resident()
+        self.loading = {name: [State(rows) for rows in states] for name, states in rank.loading().items()}
+        self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
+        self.names = (*self.loading, *self.walked)
+        self.tape = run_step(rank.seen, device, regime, rank)
+        self.host = total((self.tape.host, *(row.size for row in rank.host())))
+
+    @cached_property
+    def moments(self) -> dict[str, list[State]]:
+        """For each moment every state that is the largest at some size."""
+        found = candidates(self.tape, self.walked)
+        return {**self.loading, **{name: [State(self.resident, candidate) for candidate in found[name]] for name in self.walked}}
+
+    def once(self, values: tuple[int, int, int]) -> dict[str, int]:
+        """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the largest somewhere."""
+        return {name: size for name, (size, _) in self._once(values).items()}
+
+    def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, State | int]]:
+        """For each moment its bytes and its state, or how many events of the log made that."""
+        named = dict(zip(SYMBOLS, values, strict=True))
+        found: dict[str, tuple[int, State | int]] = {
+            name: max(((s.size.evaluate(named), s) for s in states), key=itemgetter(0)) for name, states in self.loading.items()
+        }
+        stays = sum(row.size.evaluate(named) for row in self.resident)
+        for name, (size, position) in largest(self.tape, self.walked, named).items():
+            found[name] = (stays + size, position)
+        return found
+
+    @cached_property
+    def _sizes(self) -> Any:
+        return compile_python([state.size for states in self.moments.values() for state in states], SYMBOLS)
+
+    @cached_property
+    def _components(self) -> dict[str, list[Any]]:
+        return {name: [compile_python(state.components, SYMBOLS) for state in states] for name, states in self.moments.items()}
+
+    def chosen(self, values: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+        """For each moment the index and the bytes of its largest state."""
+        sizes = self._sizes(*values)
+        chosen, start = {}, 0
+        for name, states in self.moments.items():
+            part = sizes[start : start + len(states)]
+            largest = max(part)
+            chosen[name] = (part.index(largest), largest)
+            start += len(states)
+        return chosen
+
+    def totals(self, values: tuple[int, int, int]) -> Totals:
+        moments = {name: size for name, (_, size) in self.chosen(values).items()}
+        peak = max(moments, key=moments.__getitem__)
+        return Totals(moments, peak, moments[peak])
+
+    def arrays(self, batch: Any, sequence: Any, rank: Any) -> dict[str, Any]:
+        """Allocated bytes by moment over NumPy arrays: the largest state of each cell."""
+        named = {"B": batch, "S": sequence, "R": rank}
+        return {name: over_arrays([state.size for state in states], named, largest=True)[0] for name, states in self.moments.items()}
+
+    def components(self, values: tuple[int, int, int]) -> dict[str, dict[str, int]]:
+        """Bytes of each component by moment."""
+        return {
+            name: dict(zip(COMPONENTS, self._components[name][index](*values), strict=True))
+            for name, (index, _) in self.chosen(values).items()
+        }
+
+    def breakdowns(self, values: tuple[int, int, int]) -> tuple[Breakdown, ...]:
+        """The rows alive at the peak of each moment."""
+        named = dict(zip(SYMBOLS, values, strict=True))
+        chosen = {name: found for name, (_, found) in self._once(values).items()}
+        states = states_after(self.tape, {found for found in chosen.values() if isinstance(found, int)})
+        rows = {name: (State(self.resident, states[found]) if isinstance(found, int) else found).rows for name, found in chosen.items()}
+        return tuple(Breakdown(name, tuple(row for symbolic in alive if (row := symbolic.at(named)).bytes)) for name, alive in rows.items())
+
+
+class Symbolic:
+    """One discrete structure as functions of micro-batch B, sequence length S and rank R."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        refuse(setup)
+        self.spec, self.setup = spec, setup
+        self.rank = rank_of(spec, setup)
+        self.inventory = self.rank.stored
+        self.device = device_of(setup)
+        self.windows = tuple(sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None}))
+        self._programs: dict[Regime, Program] = {}
+
+    def regime(self, batch: int, sequence: int) -> Regime:
+        """Which discrete facts hold at these sizes."""
+        return Regime(batch == 1, tuple(w for w in self.windows if sequence >= w))
+
+    def program(self, regime: Regime) -> Program:
+        known = self._programs.get(regime)
+        if known is None:
+            known = self._programs[regime] = Program(self.rank, self.device, regime)
+        return known
+
+    def totals(self, batch: int, sequence: int, rank: int) -> Totals:
+        """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns` gives."""
+        return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
+
+    def peak_once(self, batch: int, sequence: int, rank: int) -> int:
+        """Peak allocated bytes at one size only: cheaper than `totals` where a structure is asked a single question."""
+        return max(self.program(self.regime(batch, sequence)).once((batch, sequence, rank)).values())
+
+    def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
+        """The rows alive at the peak of each moment."""
+        return self.program(self.regime(batch, sequence)).breakdowns((batch, sequence, rank))
+
+    def regimes(self) -> list[Regime]:
+        """Every regime that some size can be in."""
+        cuts = [tuple(w for w in self.windows if w <= cut) for cut in (0, *self.windows)]
+        return [Regime(single, cut) for single in (True, False) for cut in dict.fromkeys(cuts)]
+
+    def grid(self, batch: Any, sequence: Any, rank: Any = 1) -> dict[str, Any]:
+        """Allocated bytes by moment, and `peak`, over arrays that broadcast together; each cell is what `totals` gives there."""
+        import numpy
+
+        batch, sequence, rank = (numpy.asarray(x) for x in (batch, sequence, rank))
+        shape = numpy.broadcast_shapes(batch.shape, sequence.shape, rank.shape)
+        result: dict[str, Any] = {}
+        for regime in self.regimes():
+            longer = numpy.ones(sequence.shape, bool)
+            for window in self.windows:
+                longer &= (sequence >= window) if window in regime.windows else (sequence < window)
+            where = numpy.broadcast_to(((batch == 1) == regime.single) & longer, shape)
+            if not where.any():
+                continue
+            for name, values in self.program(regime).arrays(batch, sequence, rank).items():
+                values = numpy.broadcast_to(values, shape)
+                result[name] = numpy.where(where, values, result[name]) if name in result else values.copy()
+        result["peak"] = numpy.maximum.reduce(list(result.values()))
+        return result
+
+    def javascript(self) -> str:
+        """A JavaScript function (B, S, R), BigInt each, that returns {moment: bytes} as BigInt, the same expressions in each regime."""
+        parts = []
+        for regime in self.regimes():
+            program = self.program(regime)
+            longer = [f"S >= {w}n" if w in regime.windows else f"S < {w}n" for w in self.windows]
+            condition = " && ".join(["B === 1n" if regime.single else "B !== 1n", *longer])
+            sizes = javascript([state.size for states in program.moments.values() for state in states], SYMBOLS)
+            counts = [len(states) for states in program.moments.values()]
+            parts.append(f"  if ({condition}) return collect({list(program.names)}, {counts}, ({sizes})(B, S, R));")
+        collect = (
+            "  const collect = (names, counts, sizes) => { let at = 0; const found = {}; names.forEach((name, i) => { "
+            "found[name] = sizes.slice(at, at + counts[i]).reduce((a, b) => (a > b ? a : b)); at += counts[i]; }); return found; };"
+        )
+        return "(B, S, R) => {\n" + collect + "\n" + "\n".join(parts) + "\n}"
+
+
+def refuse(setup: Setup) -> None:
+    """UsageError for what the formula has no rule for; each names the next move."""
+    reasons = {
+        "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+    }
+    for what, refused in reasons.items():
+        if refused:
+            raise UsageError(f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves")
+
+
+def device_of(setup: Setup) -> Device:
+    """What the named card means for kernels; an A100's capability where none is named or a budget in bytes is."""
+    if setup.device == "cpu":
+        return Device("cpu")
+    capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None
+    return Device() if capability is None else Device("cuda", capability, assumed=False)

@@ -1,0 +1,97 @@
+"""Rank: what one of N processes holds, and what happens around its step. Here: one that holds everything.
+
+`ddp.py` has the replica that exchanges gradients, `fsdp.py` and `zero.py` the ranks that share. N ranks; rank 0 is described where ranks
+differ: it holds the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.resident.loading import load_candidates
+from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.rows import SymbolicRow
+from memplan.planner.formula.symbolic.expr import Expr, Sized, ceil_div, product
+from memplan.planner.formula.tape.tape import Tensor
+from memplan.planner.tables.dtypes import itemsize
+
+Loading = dict[str, list[list[SymbolicRow]]]
+
+
+class Around:
+    """What a strategy does at the places of a step where it can act. This one does nothing."""
+
+    accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
+
+    def enter(self, unit: str, given: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
+        """Before a module that is sharded as one unit runs; `place` is the layer's index, `key` that of the walked layer."""
+        return given
+
+    def leave(self, unit: str, out: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
+        """After it ran."""
+        return out
+
+    def begin(self) -> None:
+        """Before the forward."""
+
+    def begin_backward(self) -> None:
+        """Before the backward."""
+
+    def end_backward(self) -> None:
+        """After the backward."""
+
+    def begin_optimizer(self) -> list[Tensor]:
+        """What exists only while the optimizer steps."""
+        return []
+
+
+Schedule = Callable[[Any, Walk], Around]
+"""What makes a strategy's hooks of its rank (of the strategy's own class) and the walk."""
+
+
+class Rank:
+    """One process that holds everything. `stored`: the tensors as they are kept; `seen`: as forward and backward compute with them."""
+
+    def __init__(self, stored: Inventory, seen: Inventory | None = None) -> None:
+        self.stored, self.seen = stored, seen or stored
+        self.setup, self.spec, self.ranks = stored.setup, stored.spec, stored.setup.gpus
+        self.base_layers = {t.name: t.layers for t in stored.base}
+        self.schedule: Schedule | None = None
+
+    def resident(self) -> list[SymbolicRow]:
+        """Rows that exist all through the training step."""
+        return [*self.stored.weight_rows(), *self.stored.state_rows()]
+
+    def loading(self) -> Loading:
+        """Rows of `load_peak` and `load`: of each moment the states among which the largest counts."""
+        return load_candidates(self.stored)
+
+    def host(self) -> list[SymbolicRow]:
+        """Rows in host memory."""
+        return self.stored.host_rows()
+
+    def stepped(self) -> Sequence[Stored]:
+        """The tensors that the optimizer steps through, as this rank holds them."""
+        return self.stored.trained
+
+    def layers(self, tensor: Stored) -> tuple[int, ...]:
+        """The decoder layers that have it: an adapter is where the weight (or the experts' parameter) that it sits on is."""
+        module = tensor.name.rpartition(".")[0]
+        return tensor.layers or self.base_layers.get(f"{module}.weight") or self.base_layers.get(module) or ()
+
+    def around(self, walk: Walk) -> Around:
+        """What this rank does around one walked step."""
+        return self.schedule(self, walk) if self.schedule is not None else Around()
+
+
+def part(size: Sized, ranks: int) -> Sized:
+    """ceil(size / ranks): what rank 0 holds of one dimension."""
+    shared = ceil_div(size, ranks)
+    return shared if shared.constant is None else shared.constant
+
+
+def nbytes(elements: Sized, dtype: str) -> Expr:
+    return product((elements, itemsize(dtype)))

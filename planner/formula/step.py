@@ -1,0 +1,249 @@
+"""One training step on the tape: embedding, layers, loss, backward, and what stays alive until the optimizer's step.
+
+The step is the second one: optimizer states and cuBLAS workspaces exist. Gradients exist in the forward only where they are accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memplan.planner.formula.forward.context import Device, Walk
+from memplan.planner.formula.forward.decoder import Decoder, Regime
+from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
+from memplan.planner.formula.forward.linears import orthogonality
+from memplan.planner.formula.forward.losses import causal_loss, logits_of
+from memplan.planner.formula.parameters import B, Inventory, S
+from memplan.planner.formula.resident.loading import batch_shapes
+from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.sharding.plan import Rank
+from memplan.planner.formula.symbolic.expr import Expr, const
+from memplan.planner.formula.tape.ops import add, cast, unary
+from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS
+
+__all__ = ["Regime", "run_step"]
+
+TRAINER_RECIPES = ("hf", "trl", "axolotl", "llamafactory", "paper")  # stacks on transformers' Trainer: it drops outputs before the backward
+
+
+def run_step(inventory: Inventory, device: Device, regime: Regime, rank: Rank | None = None) -> Tape:
+    """The log of one step: moments forward, backward and optimizer_step. `rank`: what this process shares with others (nothing)."""
+    return _Step(inventory, device, regime, rank or Rank(inventory)).run()
+
+
+_LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
+FOREACH_LISTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "adamw_torch": (("square root of exp_avg_sq", _LIST),),  # optim/adam.py _multi_tensor_adam: exp_avg_sq_sqrt
+    "rmsprop": (("square root of square_avg", _LIST),),  # optim/rmsprop.py _multi_tensor_rmsprop: avg
+    "adagrad": (("square root of sum", _LIST), ("scaled gradient", _LIST)),  # optim/adagrad.py _multi_tensor_adagrad: std, numerator
+}
+
+
+class _Step:
+    def __init__(self, inventory: Inventory, device: Device, regime: Regime, rank: Rank) -> None:
+        self.inventory, self.setup, self.rank = inventory, inventory.setup, rank
+        self.regime, self.device = regime, device
+        self.tape = Tape()
+        self.tape.fused_dropout = device.kind == "cuda"
+        self.tape.training = METHODS[self.setup.method].trains != "nothing"
+        batch: Expr = const(1) if regime.single else B
+        longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
+        self.w = Walk(self.tape, self.setup, inventory, device, batch, S + longer, regime.single, {})
+        self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in inventory.adapters else 0
+        self.around = rank.around(self.w)
+        self.resident: list[Tensor] = []
+        if self.w.auto is not None:
+            self.tape.casts = {}
+
+    # ---- the step -----------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Tape:
+        t, setup = self.tape, self.setup
+        self._residents()
+        if METHODS[setup.method].trains == "nothing":
+            with t.no_grad():
+                t.mark("forward")
+                answer = self._answer()
+            t.mark("end")
+            del answer
+            return t
+        if setup.gradient_accumulation > 1 and self.around.accumulates:
+            self._old_gradients()
+        dropped = setup.recipe in TRAINER_RECIPES
+        before: list[Tensor] = []
+        if not dropped and (setup.retain_outputs or setup.gradient_accumulation > 1):
+            before = self._kept()
+        t.mark("forward")
+        outputs: Tensor | None
+        outputs, loss = self._forward()
+        self._resize(before, outputs)
+        before.clear()
+        if dropped:
+            outputs = None
+        t.mark("backward")
+        t.casts = None
+        self.around.begin_backward()
+        t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
+        self.around.end_backward()
+        with t.dropping():
+            del loss  # and with it the graph, whose contexts hold what no hook can see
+        t.mark("optimizer_step")
+        self._optimizer()
+        t.mark("end")
+        del outputs
+        self.decoder.prefix.drop()
+        return t
+
+    def _residents(self) -> None:
+        """What is there all along: the batch and the cuBLAS workspaces."""
+        t = self.tape
+        batch = batch_shapes(self.setup, self.w.batch)
+        self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
+        self.decoder = Decoder(self.w, self.regime, self.around, self.resident[0])
+        if self.device.kind == "cuda":
+            threads = ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
+            self.resident += [
+                t.alloc(
+                    f"cuBLAS workspace of the {thread} thread",
+                    (self.device.workspace,),
+                    "uint8",
+                    "held by each thread's handle from its first matmul on",
+                    "temporaries",
+                )
+                for thread in threads
+            ]
+
+    def _kept(self) -> list[Tensor]:
+        """What the outputs of the step before hold: logits, and through the graph an embedding that was made to want a gradient."""
+        names = ["logits of the step before"] if self.setup.loss == "full" else []
+        if self.setup.checkpointing != "none" and METHODS[self.setup.method].trains != "all":
+            names += ["embeddings of the step before", "gradient of the embeddings of the step before"]
+        if self.w.past and self.setup.loss == "full":
+            names.append("keys and values of the step before")
+        return [self.tape.alloc(name, (), "float32", "the loop keeps its outputs", "activations") for name in names]
+
+    def _resize(self, before: list[Tensor], outputs: Tensor) -> None:
+        """This step's tensors say how large the last one's were."""
+        for kept in before:
+            like = outputs if kept.name.startswith("logits") else self.decoder.leaf
+            if kept.name.startswith("keys"):
+                *_, like = self.decoder.prefix.joined
+                self.tape.resize(kept, (2 * self.inventory.spec.depth, *like.shape), like.dtype)
+            else:
+                self.tape.resize(kept, like.shape, like.dtype)
+
+    def _old_gradients(self) -> None:
+        """Gradients of the micro-batches before, which this one is added to."""
+        for stored in self.inventory.trained:
+            grad = self.tape.alloc(f"{stored.name} gradient", stored.shape, stored.dtype, "accumulated over micro-batches", "gradients")
+            self.tape.log[-1] = (-1, {len(self.tape.infos) - 1: stored.count})
+            self.resident.append(grad)
+        self.w.accumulated = True
+
+    # ---- forward ------------------------------------------------------------------------------------------------------------------
+
+    def _forward(self) -> tuple[Tensor, Tensor]:
+        """What the outputs hold (the logits, or where there are none the loss), and the loss."""
+        t, w = self.tape, self.w
+        self.around.begin()
+        hidden = self.decoder.run()
+        logits: Tensor | None = None
+        if self.setup.loss == "full":
+            logits = self.around.leave("tail", logits_of(w, hidden))
+            loss = causal_loss(w, logits)
+        else:
+            loss = WITHOUT_LOGITS[self.setup.loss](w, hidden)
+        del hidden
+        loss = self.around.leave("root", loss if logits is not None else self.around.leave("tail", loss))
+        if self.setup.method == "adalora" and self.setup.loss != "chunked":  # TRL takes the mean of its log-probabilities itself
+            loss = self._regularised(loss)
+        t.forget_casts()
+        self.decoder.outside.clear()
+        if logits is None or self.setup.recipe in TRAINER_RECIPES:
+            self.decoder.prefix.drop()
+        if self.setup.outputs_fp32 and w.auto is not None and logits is not None:
+            logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(t, "scale", loss, "loss")
+        return loss if logits is None else logits, loss
+
+    def _regularised(self, loss: Tensor) -> Tensor:
+        """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters have one from the start."""
+        t, w = self.tape, self.w
+        key = 0
+        for block, times in self.decoder.blocks():
+            with t.repeat(times):
+                for step in block:
+                    with w.at_layer(key, step.trained):
+                        part = orthogonality(w, f"{step.layer.prefix}.*.")
+                    key += 1
+                    if part is not None:
+                        loss = add(t, loss, part, "loss")
+        return loss
+
+    def _answer(self) -> tuple[Tensor, list[Tensor]]:
+        """The last token's logits and the KV cache of one forward, into which every layer's keys and values are copied.
+
+        transformers 5.23 cache_utils.py DynamicLayer; generation/utils.py asks for the last logits alone (logits_to_keep).
+        """
+        self.w.cache = []
+        hidden = self.decoder.run()
+        logits = logits_of(self.w, hidden.view(hidden.shape[0], 1, hidden.shape[2]))
+        cache, self.w.cache = self.w.cache, None
+        return logits, cache
+
+    # ---- optimizer ----------------------------------------------------------------------------------------------------------------
+
+    def _optimizer(self) -> None:
+        """Temporaries of the optimizer's step over what is alive after the backward."""
+        setup, trained = self.setup, self.rank.stepped()
+        made = self.around.begin_optimizer()
+        if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
+            return  # kernels that work in place
+        largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
+        held: list[Tensor] = []
+        if setup.optimizer == "adafactor":
+            self._adafactor(trained)
+        elif setup.optimizer_mode == "foreach":
+            held = [made for what, why in FOREACH_LISTS.get(setup.optimizer, ()) for made in self._lists(what, why, trained)]
+        elif setup.optimizer_mode == "loop" and setup.optimizer in FOREACH_LISTS:
+            held = [self.tape.alloc(f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time")
+                    for what, _ in FOREACH_LISTS[setup.optimizer]]  # fmt: skip
+        del held, made
+
+    def _adafactor(self, trained: Sequence[Stored]) -> None:
+        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the update.
+
+        Each keeps its name until the next tensor's takes it (transformers 5.23 optimization.py Adafactor.step). Two layers stand for all.
+        """
+        layers = [stored for stored in trained if stored.count > 1]
+        first = trained.index(layers[0]) if layers else len(trained)
+        order = [*trained[:first], *layers, *layers, *(stored for stored in trained[first:] if stored.count == 1)]
+        if self.setup.recipe in TRAINER_RECIPES:  # the Trainer's group of tensors that are not decayed comes last
+            order.sort(key=lambda stored: stored.role in ("norm", "bias"))
+        gradient = weight = update = None
+        for stored in order:
+
+            def made(what: str, stored: Stored = stored) -> Tensor:
+                return self.tape.alloc(f"{stored.name} {what}", stored.shape, "float32", "Adafactor works in fp32, one tensor at a time")
+
+            gradient = None
+            gradient = made("gradient in fp32") if stored.dtype != "float32" else None
+            weight = None
+            weight = made("in fp32") if stored.dtype != "float32" else None
+            square = made("squared gradient")
+            update = made("squared gradient + eps")
+            del square
+            update = made("update")
+            negative = made("update, negated")
+            del negative
+        del gradient, weight, update
+
+    def _lists(self, what: str, why: str, trained: Sequence[Stored]) -> list[Tensor]:
+        made = []
+        for stored in trained:
+            made.append(self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries"))
+            index = len(self.tape.infos) - 1
+            self.tape.log.append((-1, {index: stored.count - 1}))
+        return made

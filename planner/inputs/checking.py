@@ -1,0 +1,59 @@
+"""What a person may write in a Setup: pydantic enforces the annotations of Setup's fields, strictly.
+
+Apart from setup.py because making a pydantic model takes longer than a prediction: a setup that is made of our own tables' defaults
+alone is not checked at run time (a test checks them all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from memplan.planner.inputs.validation_text import refusal
+from memplan.planner.tables.errors import UsageError, shorten
+
+FloatType = Literal["bfloat16", "float16", "float32"]
+Count = Annotated[int, Field(ge=1, le=10**7)]
+Size = Annotated[int, Field(ge=1, le=10**9)]
+Rank = Annotated[int, Field(ge=1, le=10**6)]
+Alpha = Annotated[int | float, Field(gt=0, le=10**9)]
+Dropout = Annotated[int | float, Field(ge=0, lt=1)]
+Gpus = Annotated[int, Field(ge=1, le=65536)]
+Elements = Annotated[int, Field(ge=0, le=10**13)]
+Bucket = Literal["auto"] | Elements
+
+NAME_LISTS = ("targets", "modules_to_save")
+
+
+@cache
+def _model(record: type) -> type[BaseModel]:
+    hints = get_type_hints(record, globalns=globals(), include_extras=True)
+    fields: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items() if name != "origins"}
+    return create_model(record.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+
+
+def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record's fields (Setup's), each present and legal; lists and comma-separated text have become tuples of names.
+
+    Raises UsageError naming the first field that is wrong, its value and what was expected.
+    """
+    values = {name: _as_tuple(value) if name in NAME_LISTS else value for name, value in values.items()}
+    try:
+        found = _model(record)(**values)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        schema = _model(record).model_json_schema()["properties"].get(key)
+        if schema is None:
+            raise UsageError(f"{key} is no setting") from None
+        raise UsageError(refusal(key, schema, shorten(repr(values.get(key))))) from None
+    return {name: getattr(found, name) for name in values}
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists (from JSON and YAML) and comma-separated text (from a command line) become tuples."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,160 @@
+"""find: a catalogue name, a Hugging Face id, a directory, a config.json, a dict or a ModelSpec -> Model. Reads at most two small files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from memplan.planner.inputs.families.table import read_config
+from memplan.planner.inputs.jsonfile import read_json
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, unknown
+
+CATALOG = Path(__file__).parent / "catalog"
+INDEX = "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
+# An entry is a config.json as its publisher has it, plus, where something must be said of it, {"memplan": {"note": ...}}.
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was found: its config as its publisher wrote it, and where it came from."""
+
+    name: str
+    config: dict[str, Any]
+    source: str
+    note: str = ""
+    _spec: list[ModelSpec] = field(default_factory=list, repr=False, compare=False)
+
+    def spec(self) -> ModelSpec:
+        """The parsed config. Raises UsageError where a key is wrong or the formula lacks the family."""
+        if not self._spec:
+            spec = read_config(self.config, self.name)
+            self._spec.append(replace(spec, notes=(self.note, *spec.notes)) if self.note else spec)
+        return self._spec[0]
+
+
+def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
+    """The Model that `model` names. A path wins over the catalogue only where it looks like a path or holds a '/'.
+
+    Raises UsageError for a name that is not known, a folder without config.json, or a file that is not a config.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, ModelSpec):
+        return Model(model.name, dict(model.config), "ModelSpec", "", [model])
+    if isinstance(model, Mapping):
+        return Model(_name_of(model), dict(model), "dict")
+    if isinstance(model, Path):
+        return _from_path(model)
+    if not isinstance(model, str) or not model.strip():
+        raise UsageError(f"model {shorten(repr(model))}: expected a name, a path, a dict or a ModelSpec")
+    text = model.strip()
+    if _looks_like_path(text):
+        return _from_path(_expanded(text))
+    found = from_catalog(text)
+    if found is not None:
+        return found
+    if text.count("/") == 1:
+        return _from_hub(text)
+    if _is_folder(text):
+        return _from_path(_expanded(text))
+    raise unknown("model", text, names(), hint="A path to a config.json and a Hugging Face id (org/name) work too.")
+
+
+def from_catalog(text: str) -> Model | None:
+    """The catalogue's entry under a file name, an alias or a Hugging Face id, in any case; None where there is none."""
+    key = text.strip().lower().replace("_", "-").replace(" ", "-")
+    stem = key if _is_entry(key) else _by_alias().get(text.strip().lower(), _by_alias().get(key))
+    if stem is None:
+        return None
+    config = read_json(CATALOG / f"{stem}.json")
+    note = config.pop("memplan", {}).get("note", "")
+    return Model(stem, config, f"catalogue ({stem}.json)", note)
+
+
+def index() -> dict[str, dict[str, Any]]:
+    """The catalogue's index: every entry with its Hugging Face ids, aliases and total parameters."""
+    return dict(_index())
+
+
+def names() -> list[str]:
+    """Every name that the catalogue knows: entries and aliases, without Hugging Face ids."""
+    return sorted({*_index(), *(alias for row in _index().values() for alias in row["aliases"])})
+
+
+def _looks_like_path(text: str) -> bool:
+    if "\0" in text:
+        raise UsageError(f"model '{shorten(text)}' holds a null character")
+    if text.startswith((".", "/", "~")) or text.endswith(".json") or text.count("/") > 1 or "\\" in text:
+        return True
+    try:
+        return "/" in text and Path(text).exists()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of nobody
+        raise UsageError(f"'{shorten(text)}' names a home folder that does not exist") from None
+
+
+def _from_path(path: Path) -> Model:
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):
+        raise UsageError(f"'{shorten(str(path))}' is not a usable path") from None
+    if not exists:
+        raise UsageError(f"'{shorten(str(path))}' does not exist: expected a config.json or a folder that has one")
+    target = path / "config.json" if is_folder else path
+    if is_folder and not target.exists():
+        raise UsageError(f"folder '{shorten(str(path))}' has no config.json")
+    config = read_json(target)
+    if "peft_type" in config and "model_type" not in config:
+        raise UsageError(f"'{shorten(str(target))}' is a PEFT adapter, not a model: name the base model and give this as --adapter")
+    folder = target.resolve().parent.name
+    name = (folder if target.name == "config.json" else target.stem) or target.stem
+    return Model(name, config, str(target))
+
+
+def _from_hub(text: str) -> Model:
+    """A Hugging Face id that the catalogue lacks: `memplan.planner.inputs.hub` looks in the local cache, then asks the hub."""
+    from memplan.planner.inputs.hub import find_config  # only here: most lookups need neither its imports nor the cache
+
+    try:
+        config, source = find_config(text)
+    except NetworkError as error:
+        close = nearest(text, (name for row in _index().values() for name in row["ids"]))
+        raise (NetworkError(f"{error}. The catalogue has {', '.join(close)}") if close else error) from None
+    return Model(text, config, source)
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    given = config.get("_name_or_path")
+    return given if isinstance(given, str) and given else str(config.get("model_type") or "model")
+
+
+def _is_entry(key: str) -> bool:
+    plain = len(key) < 100 and key.isascii() and key.replace("-", "").replace(".", "").isalnum()
+    return plain and f"{key}.json" != INDEX and (CATALOG / f"{key}.json").is_file()
+
+
+@cache
+def _index() -> dict[str, dict[str, Any]]:
+    return read_json(CATALOG / INDEX)
+
+
+@cache
+def _by_alias() -> dict[str, str]:
+    return {name.lower(): stem for stem, row in _index().items() for name in (*row["ids"], *row["aliases"])}

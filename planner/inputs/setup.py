@@ -1,0 +1,226 @@
+"""Setup: every choice that moves memory, each resolved, each with where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from memplan.planner.tables.errors import UsageError, unknown
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
+from memplan.planner.tables.recipes import BASE, RECIPES
+
+if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
+    from memplan.planner.inputs.checking import Alpha, Bucket, Count, Dropout, Elements, FloatType, Gpus, Rank, Size
+
+ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and remembers why.
+
+    The annotations are the rules that `checking.check` makes pydantic enforce on what a person wrote.
+    """
+
+    method: str
+    recipe: str
+    micro_batch: Count
+    sequence_length: Count
+    padded: bool
+    packed_documents: Count
+    gradient_accumulation: Count
+    weight_dtype: FloatType
+    autocast: Literal["bfloat16", "float16", "none"]
+    trainable_dtype: Literal["weight", "float32"]  # float32: the stack upcasts what it trains
+    adapter_dtype: FloatType
+    rank: Rank
+    alpha: Alpha
+    dropout: Dropout
+    targets: tuple[str, ...]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
+    modules_to_save: tuple[str, ...]
+    quant_type: Literal["none", "nf4", "fp4", "int8"]
+    double_quant: bool
+    quant_block: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"]
+    compute_dtype: FloatType
+    kbit_prepare: bool
+    upcast_modules: Literal["none", "norms", "norms_and_embeddings"]  # what the stack casts to fp32 once loaded, trained or not
+    checkpointing: Literal["none", "non_reentrant", "reentrant"]
+    checkpoint_every: Count
+    checkpoint_offload: bool
+    load: Literal["pretrained", "random"]
+    attention: Literal["eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"]
+    loss: Literal["full", "chunked", "fused"]
+    optimizer: str
+    optimizer_mode: Literal["foreach", "fused", "loop"]
+    zero_grad: Literal["before_forward", "after_step"]
+    retain_outputs: bool
+    outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
+    allocator: Literal["native", "expandable"]
+    gpu: str | None
+    gpus: Gpus
+    parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    fsdp_version: Literal[1, 2]
+    reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
+    gradient_as_bucket_view: bool  # ddp
+    offload: Literal["none", "optimizer", "all"]  # to the host: optimizer states and masters, or parameters too
+    zero_reduce_bucket: Bucket  # elements, as the next five; auto: what transformers puts for DeepSpeed's 'auto'
+    zero_prefetch_bucket: Bucket
+    zero_persistence_threshold: Bucket
+    zero_live_parameters: Elements
+    zero_reuse_distance: Elements
+    zero_sub_group: Elements
+    zero_overlap_comm: bool | None  # None: deepspeed's own, on in stage 3 only
+    init_rank: Size | None
+    target_rank: Size | None
+    importance_buffers: bool
+    virtual_tokens: Size | None
+    trainable_layers: Count | None
+    bottleneck: Size | None
+    adapter: dict[str, Any] | None  # a PEFT adapter_config.json, parsed
+    device: Literal["cuda", "cpu"]
+    origins: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def to_document(self) -> dict[str, Any]:
+        """Every resolved field, JSON types only."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.values().items()}
+
+    def values(self) -> dict[str, Any]:
+        """Every field but the origins."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def replaced(self, **changes: Any) -> Setup:
+        """The same setup with some fields changed and checked again; origins of the changed fields become 'user'."""
+        values = {**self.values(), **changes}
+        if "optimizer" in changes and "optimizer_mode" not in changes:
+            values["optimizer_mode"] = _mode_of(values["optimizer"])
+        return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
+
+    def with_(self, **changes: Any) -> Setup:
+        """The same setup with some fields changed, unchecked and their origins kept: for values of our own."""
+        return replace(self, **changes)
+
+    def identity(self) -> str:
+        """A hash of every field: equal setups have equal identities."""
+        import hashlib  # loads OpenSSL, which a prediction does not need
+
+        return hashlib.sha256(json.dumps(self.to_document(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+FIELDS: tuple[str, ...] = tuple(each.name for each in fields(Setup) if each.name != "origins")
+
+
+NAMES = {"method", "recipe", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
+
+
+def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None = None, origin: str = "user",
+            imported: Mapping[str, Any] | None = None, trusted: bool = False) -> Setup:  # fmt: skip
+    """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with its origin.
+
+    What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given` where it is `trusted` because
+    it comes from a checked Setup (building pydantic's validator takes longer than a prediction). `max_positions` is the model's count of
+    *learned* positions, None where positions are computed: it bounds the sequence length.
+    Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
+    """
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    imported = {key: value for key, value in (imported or {}).items() if value is not None}
+    for key in (*given, *imported):
+        if key not in FIELDS:
+            raise unknown("setting", key, FIELDS)
+    said = {**imported, **given}
+    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", "hf"))
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    row = RECIPES[recipe]
+    if row.only and method not in row.only:
+        raise UsageError(f"recipe '{recipe}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with --method {method}")
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        ("default", {**BASE, "method": method, "recipe": recipe, "sequence_length": min(2048, max_positions or 2048)}),
+        (f"method {method}", METHODS[method].defaults),
+        *row.layers(method, METHODS[method].trains, METHODS[method].quantised or said.get("quant_type", "none") != "none"),
+        ("import", imported),
+        (origin, given),
+    ]
+    fields: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for label, layer in layers:
+        fields.update(layer)
+        origins.update(dict.fromkeys(layer, label))
+    for key, value, changes in row.when:
+        if fields[key] == value:
+            fields.update({name: changed for name, changed in changes.items() if name not in said})
+            origins.update({name: f"recipe {recipe} with {key} {value}" for name in changes if name not in said})
+    for name, (value, why) in _derived(fields, said).items():
+        fields[name], origins[name] = value, why
+    known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
+    setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
+    if max_positions is not None and setup.sequence_length > max_positions:
+        raise UsageError(f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this model learned")
+    return setup
+
+
+def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Fields that follow from others unless somebody said them."""
+    derived: dict[str, tuple[Any, str]] = {}
+    if "optimizer_mode" not in said:
+        derived["optimizer_mode"] = (_mode_of(fields["optimizer"]), f"optimizer {fields['optimizer']}")
+    if "compute_dtype" not in said and fields["weight_dtype"] != "float32":
+        derived["compute_dtype"] = (fields["weight_dtype"], "weight_dtype")
+    if fields["autocast"] != "none" and "autocast" not in said and fields["weight_dtype"] == "float16":
+        derived["autocast"] = ("float16", "weight_dtype")
+    if fields["method"] == "adalora" and "init_rank" not in said and "rank" in said:
+        derived["init_rank"] = (said["rank"], "rank")
+        if "target_rank" not in said:
+            derived["target_rank"] = (max(1, said["rank"] // 2) if isinstance(said["rank"], int) else said["rank"], "rank")
+    if "init_rank" in said and "target_rank" not in said and isinstance(said["init_rank"], int):
+        derived["target_rank"] = (min(fields["target_rank"] or said["init_rank"], said["init_rank"]), "init_rank")
+    if fields["method"] == "inference":
+        derived["checkpointing"] = ("none", "method inference")
+    return derived
+
+
+def _mode_of(optimizer: Any) -> str:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
+        raise unknown_optimizer(optimizer)
+    return OPTIMIZERS[optimizer].modes[0]
+
+
+def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
+    """A Setup of these values, each checked. Raises UsageError naming the first that is wrong, and what was expected."""
+    from memplan.planner.inputs.checking import check
+
+    return Setup(**check(Setup, values), origins=dict(origins))
+
+
+def _consistent(setup: Setup) -> Setup:
+    contradiction = next((text for broken, text in _contradictions(setup) if broken), None)
+    if contradiction:
+        raise UsageError(contradiction)
+    return setup
+
+
+def _contradictions(s: Setup) -> list[tuple[bool, str]]:
+    """Pairs of choices that exclude each other, each with the sentence that says so."""
+    row = OPTIMIZERS.get(s.optimizer)
+    if row is None:
+        raise unknown_optimizer(s.optimizer)
+    method = METHODS[s.method]
+    return [
+        (s.optimizer_mode not in row.modes,
+         f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is {' or '.join(row.modes)}"),
+        (method.quantised and s.quant_type == "none", f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8"),
+        (method.trains in ("all", "last_layers") and s.quant_type != "none",
+         f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'"),
+        (s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
+         f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from"),
+        ("targets" in method.reads and not s.targets, "targets names no module: expected names such as q_proj,v_proj, or all-linear"),
+        (s.gpus > 1 and s.parallel == "none", f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3"),
+        (s.packed_documents > s.sequence_length,
+         f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row"),
+        (s.packed_documents > 1 and s.padded, "packed_documents contradicts padded: a packed row has no padding"),
+    ]  # fmt: skip

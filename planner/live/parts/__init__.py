@@ -1,1 +1,0 @@
-"""What build puts together: model, adapter, quantised layers, optimizer, batch, loss."""

@@ -1,0 +1,208 @@
+"""The types that every engine answers in: Row, Breakdown, Peak, Prediction, and their JSON document.
+
+Data flows one way: rows -> moments (breakdowns) -> peak -> verdict. All sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from memplan.planner import __version__
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.errors import UsageError
+
+Component = Literal["weights", "gradients", "optimizer_states", "activations", "temporaries"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+STEP_MOMENTS = ("forward", "backward", "optimizer_step")
+MOMENTS = ("load_peak", "load", *STEP_MOMENTS)
+PREDICTION_SCHEMA = "memplan.prediction/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of tensor: `bytes` is its size over all `count` of them, `block_bytes` what the allocator charges (trace only)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    bytes: int
+    component: Component
+    why: str
+    block_bytes: int | None = None
+
+    @property
+    def charged(self) -> int:
+        """Bytes that count towards `allocated`: blocks where the allocator was replayed, tensor sizes elsewhere."""
+        return self.bytes if self.block_bytes is None else self.block_bytes
+
+    def to_document(self) -> dict[str, Any]:
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "count": self.count, "bytes": self.bytes,
+                "block_bytes": self.block_bytes, "component": self.component, "why": self.why}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """The rows alive at the peak of one moment; they add up to that moment's allocated bytes."""
+
+    moment: str
+    rows: tuple[Row, ...]
+
+    @property
+    def allocated_bytes(self) -> int:
+        return sum(row.charged for row in self.rows)
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Allocated bytes by component; every component is present, and they add up to `allocated_bytes`."""
+        totals: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
+        for row in self.rows:
+            totals[row.component] += row.charged
+        return totals
+
+    def to_document(self, explain: bool = False) -> dict[str, Any]:
+        document: dict[str, Any] = {"name": self.moment, "allocated_bytes": self.allocated_bytes, "components": self.components}
+        if explain:
+            document["rows"] = [row.to_document() for row in self.rows]
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The three memory numbers at one moment: allocated, reserved, and device = reserved + CUDA context."""
+
+    moment: str
+    allocated_bytes: int
+    reserved_bytes: int
+    context_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        return self.reserved_bytes + self.context_bytes
+
+    def to_document(self) -> dict[str, Any]:
+        return {"moment": self.moment, "allocated_bytes": self.allocated_bytes, "reserved_bytes": self.reserved_bytes,
+                "context_bytes": self.context_bytes, "device_bytes": self.device_bytes}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GpuVerdict:
+    """Whether a prediction fits one card: `headroom_bytes` is usable minus predicted device bytes, negative where it does not fit."""
+
+    name: str
+    usable_bytes: int
+    verdict: Literal["fits", "tight", "no"]
+    headroom_bytes: int
+
+    def to_document(self) -> dict[str, Any]:
+        return {"name": self.name, "usable_bytes": self.usable_bytes, "verdict": self.verdict, "headroom_bytes": self.headroom_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How far this engine was from recorded runs: fractions of the allocated peak. None where no recorded run says anything.
+
+    `device_error`: the worst error of the device peak over the same runs, which counts what the allocator holds beyond the tensors.
+    """
+
+    median_error: float | None = None
+    worst_error: float | None = None
+    runs: int = 0
+    evidence: str = "no recorded run of this engine"
+    nearest_run: str | None = None
+    device_error: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """The share of its allocated peak by which a prediction without replay may be off when it says whether a card holds it."""
+        return max(self.worst_error or 0.0, self.device_error or 0.0)
+
+    def to_document(self) -> dict[str, Any]:
+        return {"median_error": self.median_error, "worst_error": self.worst_error, "runs": self.runs, "evidence": self.evidence,
+                "nearest_run": self.nearest_run, "device_error": self.device_error}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What a document says of the model: its name, its class, and the parameters that its checkpoint holds."""
+
+    name: str
+    architecture: str
+    parameters: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_document(self) -> dict[str, Any]:
+        return {**self.extra, "name": self.name, "architecture": self.architecture, "parameters": self.parameters}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one engine predicts for one model and setup."""
+
+    engine: Literal["formula", "trace"]
+    model: ModelSummary
+    setup: Setup
+    trainable_parameters: int
+    total_parameters: int
+    checkpoint_bytes: int
+    peak: Peak
+    step_peak: Peak
+    moments: tuple[Breakdown, ...]
+    host_bytes: int = 0
+    smallest_capacity_bytes: int | None = None
+    gpus: tuple[GpuVerdict, ...] = ()
+    accuracy: Accuracy = Accuracy()
+    assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)  # engine-specific additions: bands, timeline, unknown ops
+
+    def moment(self, name: str) -> Breakdown:
+        """The breakdown of one moment; KeyError where the prediction has none of that name."""
+        for breakdown in self.moments:
+            if breakdown.moment == name:
+                return breakdown
+        raise KeyError(name)
+
+    @property
+    def peak_rows(self) -> tuple[Row, ...]:
+        """The rows alive at the overall peak, largest first."""
+        return tuple(sorted(self.moment(self.peak.moment).rows, key=lambda row: -row.charged))
+
+    def with_(self, **changes: Any) -> Prediction:
+        return replace(self, **changes)
+
+    def to_document(self, explain: bool = False) -> dict[str, Any]:
+        """The contract's `memplan.prediction/1`; `rows` are alive at `peak.moment`."""
+        return {
+            **self.extra,
+            "schema": PREDICTION_SCHEMA,
+            "memplan_version": __version__,
+            "engine": self.engine,
+            "model": self.model.to_document(),
+            "setup": self.setup.to_document(),
+            "trainable_parameters": self.trainable_parameters,
+            "total_parameters": self.total_parameters,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "peak": self.peak.to_document(),
+            "step_peak": self.step_peak.to_document(),
+            "moments": [moment.to_document(explain) for moment in self.moments],
+            **({"rows": [row.to_document() for row in self.peak_rows]} if explain else {}),
+            "host_bytes": self.host_bytes,
+            "smallest_capacity_bytes": self.smallest_capacity_bytes,
+            "gpus": [gpu.to_document() for gpu in self.gpus],
+            "accuracy": self.accuracy.to_document(),
+            "assumptions": list(self.assumptions),
+            "warnings": list(self.warnings),
+        }
+
+
+def check_schema(document: Mapping[str, Any], expected: str) -> None:
+    """Refuse a document of another kind or of a newer major version (UsageError); keys not known are the reader's to drop."""
+    found = document.get("schema")
+    kind, _, major = expected.rpartition("/")
+    if not isinstance(found, str) or not found.startswith(kind + "/"):
+        raise UsageError(f"expected a document of schema {expected}, found {found!r}")
+    if found.rpartition("/")[2] != major:
+        raise UsageError(f"this version reads {expected}, the document is {found}: install a newer memplan")

@@ -1,0 +1,1 @@
+"""The one build and the one training step, on meta tensors or a real device."""

@@ -1,0 +1,55 @@
+"""The batch that a training step reads: random tokens of the setup's shape, padded or packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.peft_types import PEFT_TYPES
+
+
+def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
+    """input_ids and labels, B x S int64 on the device; an attention mask where the stack's collator makes one or a row is padded.
+
+    The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their own
+    (transformers 5.23 data/data_collator.py DataCollatorForLanguageModeling).
+    """
+    size = (setup.micro_batch, setup.sequence_length)
+    vocab = getattr(config.get_text_config(), "vocab_size", 1000)
+    ids = torch.randint(0, vocab, size, device=device)
+    batch = {"input_ids": ids, "labels": ids}
+    if setup.method == "inference":
+        return {"input_ids": ids, "logits_to_keep": 1}  # what generate passes (transformers 5.23 generation/utils.py)
+    if setup.recipe != "raw":
+        batch["labels"] = ids.clone()
+    if setup.padded or (setup.recipe != "raw" and setup.packed_documents == 1):
+        batch["attention_mask"] = torch.ones_like(ids)
+    if setup.padded:
+        batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
+    kind = PEFT_TYPES.get(str((setup.adapter or {}).get("peft_type", "")).upper())
+    if kind is not None and kind.per_task:  # peft 0.21 peft_model.py, tuners/poly/model.py
+        batch["task_ids"] = torch.zeros(setup.micro_batch, dtype=torch.int64, device=device)
+    if setup.packed_documents > 1:
+        batch["position_ids"] = _positions(setup, device)
+    return batch
+
+
+def waiting(setup: Setup) -> int:
+    """Micro-batches on the device beside the one that runs: the Trainer fetches all of an optimizer step's at once (transformers 5.23
+    trainer.py get_batch_samples), a plain loop one by one."""
+    return 0 if setup.recipe == "raw" or setup.method == "inference" else setup.gradient_accumulation - 1
+
+
+def padding(setup: Setup) -> int:
+    """Padding tokens of the batch: an eighth of its last row where it is padded."""
+    return max(1, setup.sequence_length // 8) if setup.padded else 0
+
+
+def _positions(setup: Setup, device: torch.device) -> torch.Tensor:
+    """B x S positions that restart at each of the row's documents, all of nearly one length."""
+    length = -(-setup.sequence_length // setup.packed_documents)
+    row = torch.arange(setup.sequence_length) % length
+    rows = row.repeat(setup.micro_batch, 1)
+    return torch.empty_like(rows, device=device) if device.type == "meta" else rows.to(device)

@@ -1,0 +1,68 @@
+"""Config + Setup + device -> model, adapter, optimizer, batch: the same code on meta, cuda and cpu.
+
+The model's classes are transformers', the adapters peft's, the quantised layers bitsandbytes'. Weights are random and made on the device
+one by one, so that the allocator sees what it would see in a real load; their values move no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.run import adapters, attention, batches
+from memplan.planner.run.built import Built, NoWatcher, Watcher
+from memplan.planner.run.loading import materialise
+from memplan.planner.run.model import quiet, skeleton
+from memplan.planner.run.optimizer import make_optimizer
+from memplan.planner.run.quantize import replace_linears
+
+
+def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
+    """The model, every tensor still an unallocated placeholder."""
+    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention))
+
+
+def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watcher | None = None,
+          model: nn.Module | None = None) -> Built:  # fmt: skip
+    """Model, adapter, optimizer and batch of `config` under `setup` on `device` ("meta", "cuda" or "cpu").
+
+    `model` is an `outline` made before (the trace prunes its layers). Raises UsageError where a library rejects the
+    config, the adapter or the method.
+    """
+    watcher = watcher or NoWatcher()
+    where = torch.device(device)
+    if model is None:
+        model = outline(config, setup)
+    with watcher.on_host(), quiet():
+        replace_linears(model, setup)
+    with quiet():
+        with watcher.announce("load"):
+            warnings = materialise(model, setup, where, watcher)
+        base, own = model, frozenset(id(p) for p in model.parameters())
+        with watcher.announce("load"):
+            model = adapters.prepare(base, setup, where, watcher)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        model.train(setup.method != "inference")
+        with watcher.announce("load"):
+            optimizer = make_optimizer(model, setup) if trainable else None
+            batch = batches.make(base.config, setup, where)
+            waiting = tuple(batches.make(base.config, setup, where) for _ in range(batches.waiting(setup)))
+    return Built(setup, device, base.config, base, model, trainable, optimizer, batch, waiting=waiting,
+                 rank_allocator=adapters.rank_allocator(model, setup),
+                 autocast=_autocast(setup, device), kernels=_kernels(setup, device), own=own,
+                 warnings=tuple(warnings))  # fmt: skip
+
+
+def _autocast(setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    if setup.autocast == "none":
+        return nullcontext
+    return lambda: torch.autocast(device, dtype=getattr(torch, setup.autocast))
+
+
+def _kernels(setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    return nullcontext if device == "meta" else lambda: attention.on_device(setup.attention)

@@ -1,0 +1,18 @@
+"""The forward pass up to the loss: the model's own (logits materialised), in TRL's tiles (chunked), or fused as Liger does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memplan.planner.run import chunked_loss, fused_loss
+from memplan.planner.run.built import Built
+
+LOSSES = {"chunked": chunked_loss.loss_of, "fused": fused_loss.loss_of}
+
+
+def forward(built: Built) -> Any:
+    """The model's outputs with a loss in them."""
+    if built.setup.loss != "full":
+        with chunked_loss.fused_head(built.base, LOSSES[built.setup.loss]):
+            return built.model(**built.batch)
+    return built.model(**built.batch)

@@ -1,0 +1,103 @@
+"""One training step, announcing its moments: the trace engine and the profiler run this same loop.
+
+Moments: forward, backward, optimizer_step (and update_and_allocate for AdaLoRA); with gradient accumulation, forward and backward repeat.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from memplan.planner.run import losses
+from memplan.planner.run.built import Built
+
+
+class Announcer(Protocol):
+    """Whoever watches a step: `announce(moment, step)` brackets each moment."""
+
+    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What a stack's loop holds on to and adds: each field moves memory.
+
+    holds_outputs: the forward's outputs live until the step ends (a function-local variable), not only until the loss is returned.
+    clips: gradients are clipped to a norm before the optimizer's step.
+    """
+
+    holds_outputs: bool
+    clips: bool
+
+
+PLAIN = Loop(holds_outputs=True, clips=False)
+TRAINER = Loop(holds_outputs=False, clips=True)  # transformers 5.23 trainer.py compute_loss, training_step; max_grad_norm 1.0
+LOOPS = {"raw": PLAIN}
+
+
+def loop_of(recipe: str) -> Loop:
+    """The loop of a recipe: every stack but the plain loop runs transformers' Trainer."""
+    return LOOPS.get(recipe, TRAINER)
+
+
+def run(built: Built, watcher: Announcer, step: int = 0) -> None:
+    """Run training step number `step` (from 0) of `built`, announcing each moment to `watcher`."""
+    with built.kernels():
+        _run(built, watcher, step)
+
+
+def _run(built: Built, watcher: Announcer, step: int) -> None:
+    setup, optimizer, loop = built.setup, built.optimizer, loop_of(built.setup.recipe)
+    if optimizer is None:
+        built.held = None  # the cache of an answer goes before the next prompt is read
+        with watcher.announce("forward", step), torch.no_grad(), built.autocast():
+            built.held = built.model(**built.batch)
+        return
+    if not setup.retain_outputs:
+        built.held = None
+    if setup.zero_grad == "before_forward":
+        optimizer.zero_grad(set_to_none=True)
+    outputs: Any = None
+    for _ in range(setup.gradient_accumulation):
+        with watcher.announce("forward", step):
+            with built.autocast():
+                outputs = losses.forward(built)
+            if setup.outputs_fp32 and setup.autocast != "none":
+                outputs = _to_fp32(outputs)
+            loss = outputs["loss"]
+            if setup.gradient_accumulation > 1:
+                loss = loss / setup.gradient_accumulation
+            if not loop.holds_outputs:
+                outputs = None
+        if setup.retain_outputs:
+            built.held = outputs
+        with watcher.announce("backward", step):
+            loss.backward()
+        del loss
+    with watcher.announce("optimizer_step", step):
+        if loop.clips:
+            torch.nn.utils.clip_grad_norm_(built.trainable, 1.0)
+        optimizer.step()
+    if setup.importance_buffers and built.rank_allocator is not None:
+        with watcher.announce("update_and_allocate", step):
+            built.rank_allocator(step + 1)
+    if setup.zero_grad == "after_step":
+        optimizer.zero_grad(set_to_none=True)
+    outputs = None
+
+
+def _to_fp32(outputs: Any) -> Any:
+    """What accelerate does to whatever the forward returns under mixed precision (accelerate 1.15 utils/operations.py convert_to_fp32)."""
+    from accelerate.utils.operations import convert_to_fp32
+
+    return convert_to_fp32(outputs)
+
+
+class Unwatched:
+    """The announcer that nobody listens to: for benchmarks, which time a step alone."""
+
+    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -1,0 +1,1 @@
+"""The real libraries' training step on tensors without storage, watched and replayed through the allocator."""

@@ -1,0 +1,112 @@
+"""What bitsandbytes' CUDA kernels allocate inside one op (bitsandbytes 0.50 backends/cuda/ops.py)."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memplan.planner.trace.device.rule import Call, Hidden, bytes_of
+
+
+def gemm_4bit(c: Call) -> Iterator[Hidden]:
+    """Beyond what the fused kernel serves, N x K weights are dequantised in the input's dtype, nested absmax twice in fp32."""
+    inputs, packed, shape = c.args[0], c.args[1], c.args[2]
+    absmax_8bit = c.args[7] if len(c.args) > 7 else None
+    if _fused(c):
+        if not inputs.is_contiguous():
+            yield Hidden("contiguous input", bytes_of(inputs), before=True)
+        return
+    if absmax_8bit is not None:
+        yield Hidden("dequantised absmax", absmax_8bit.numel() * 4, before=True)
+        yield Hidden("absmax plus offset", absmax_8bit.numel() * 4, before=True)
+    if not packed.is_contiguous():
+        yield Hidden("contiguous weights", bytes_of(packed), before=True)
+    yield Hidden("dequantised weights", prod(shape) * inputs.element_size(), before=True)
+
+
+def gemm_4bit_product(c: Call) -> str:
+    """The library that multiplies: none where the fused kernel does, else F.linear's, which fuses a bias in cuBLASLt."""
+    if _fused(c):
+        return ""
+    return "cublaslt" if len(c.args) > 6 and c.args[6] is not None else "cublas"
+
+
+def _fused(c: Call) -> bool:
+    inputs, shape = c.args[0], c.args[2]
+    rows = inputs.numel() // inputs.shape[-1]
+    return fused_gemm_4bit(c.target.capability, c.target.sms, inputs.dtype, rows, shape[0], shape[1], c.args[4])
+
+
+def fused_gemm_4bit(capability: tuple[int, int], sms: int, dtype: torch.dtype, m: int, n: int, k: int, blocksize: int) -> bool:
+    """Whether M x K times the N x K weights runs without dequantising them: the installed library's own rule, run for another card.
+
+    False for a version of bitsandbytes that has no fused kernel.
+    """
+    rule, most = _library_rule()
+    if rule is None or m > most or k % blocksize:
+        return False
+    return bool(rule(capability, sms)(0, dtype, m, n, k))
+
+
+@cache
+def _library_rule() -> tuple[Callable[[tuple[int, int], int], Callable[..., bool]] | None, int]:
+    """(capability, sms) -> _gemm_4bit_use_custom_cuda of the installed bitsandbytes, and the most rows that it is asked about.
+
+    The module itself cannot be imported without CUDA, so the one function is taken from its source and given the card's properties.
+    """
+    spec = importlib.util.find_spec("bitsandbytes")
+    if spec is None or spec.origin is None:
+        return None, 0
+    path = Path(spec.origin).parent / "backends/cuda/ops.py"
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+    wanted: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_gemm_4bit_use_custom_cuda"]
+    if not wanted:
+        return None, 0
+    for node in wanted:
+        node.decorator_list = []  # type: ignore[attr-defined]
+    numbers = _numbers(tree)
+    code = compile(ast.Module(wanted, []), str(path), "exec")
+
+    @cache
+    def for_card(capability: tuple[int, int], sms: int) -> Callable[..., bool]:
+        names: dict[str, Any] = {"torch": torch, "_gpu_dispatch_props": lambda index: (sms, *capability), **numbers}
+        exec(code, names)
+        found: Callable[..., bool] = names["_gemm_4bit_use_custom_cuda"]
+        return found
+
+    return for_card, numbers.get("_gemm_4bit_custom_max_m", 0)
+
+
+def _numbers(tree: ast.Module) -> dict[str, int]:
+    """Module-level integer constants, the first value of each (CUDA's branch stands before ROCm's)."""
+    found: dict[str, int] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and target.id.lower().startswith("_gemm_4bit"):
+                    found.setdefault(target.id, node.value.value)
+    return found
+
+
+def int8_scaled_mm(c: Call) -> Iterator[Hidden]:
+    """The int32 product, then an fp16 result, converted where another dtype is wanted."""
+    out = c.outputs[0]
+    yield Hidden("int32 product", out.numel() * 4, before=True)
+    if out.dtype != torch.float16:
+        yield Hidden("fp16 result", out.numel() * 2, before=True)
+
+
+def int8_vectorwise_quant(c: Call) -> Iterator[Hidden]:
+    """With a threshold, |A| is compared with it: one fp16 copy, one byte an element for the outcome."""
+    inputs = c.args[0]
+    threshold = c.args[1] if len(c.args) > 1 else 0.0
+    if threshold > 0:
+        yield Hidden("absolute values", bytes_of(inputs))
+        yield Hidden("outliers", inputs.numel())

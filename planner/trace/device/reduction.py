@@ -1,0 +1,110 @@
+"""The global-memory buffers of CUDA reductions: setReduceConfig of native/cuda/Reduce.cuh (torch 2.13), for dense inputs.
+
+A reduction with few outputs and many inputs splits each output over thread blocks, which meet in a buffer. Left out: inputs beyond 32-bit
+indexing, which are reduced in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from memplan.planner.trace.device.rule import Call, Hidden
+
+MAX_THREADS = 512
+THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
+"""maxThreadsPerMultiProcessor where it is not 2048 (CUDA programming guide, technical specifications by compute capability)."""
+
+
+def reduction(c: Call) -> Iterator[Hidden]:
+    """Staging buffer and semaphores of one sum, mean, norm, amax, ... : the first argument is reduced to the output's elements."""
+    source, out = c.args[0], c.outputs[0]
+    if not isinstance(source, Tensor) or source.numel() == 0 or out.numel() == 0:
+        return
+    accumulate = max(4, source.element_size()) if source.is_floating_point() else source.element_size()
+    buffer, semaphores = buffers(source, _reduced(c.args, out), accumulate, c.target.sms, THREADS_PER_SM.get(c.target.capability, 2048))
+    yield Hidden("partial results", buffer)
+    yield Hidden("semaphores", semaphores)
+
+
+def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:
+    """Which dimensions of the source are reduced: the list of dimensions among the arguments, else what the output's shape says."""
+    source = args[0]
+    listed = next((arg for arg in args[1:] if isinstance(arg, (list, tuple))), None)
+    if listed:
+        dims = {dim % source.dim() for dim in listed}
+        return [dim in dims for dim in range(source.dim())]
+    if out.dim() == source.dim():
+        return [have != want for have, want in zip(source.shape, out.shape, strict=True)]
+    kept = list(out.shape)
+    flags = [not (kept and kept[-1] == size and bool(kept.pop())) for size in reversed(source.shape)]
+    return flags[::-1]
+
+
+def _coalesced(source: Tensor, reduced: list[bool]) -> list[tuple[int, int, bool]]:
+    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbours merged; sizes of 1 dropped."""
+    dims = [(s, st, r) for s, st, r in zip(source.shape, source.stride(), reduced, strict=True) if s != 1]
+    dims.sort(key=lambda d: (not d[2], d[1]))
+    merged: list[tuple[int, int, bool]] = []
+    for size, stride, flag in dims:
+        if merged and merged[-1][2] == flag and merged[-1][0] * merged[-1][1] == stride:
+            merged[-1] = (merged[-1][0] * size, merged[-1][1], flag)
+        else:
+            merged.append((size, stride, flag))
+    return merged
+
+
+def _last_power(n: int) -> int:
+    return 1 << (max(1, n).bit_length() - 1)
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def buffers(source: Tensor, reduced: list[bool], accumulate: int, sms: int, threads_per_sm: int) -> tuple[int, int]:
+    """(bytes of the staging buffer, bytes of the semaphores); (0, 0) where each output stays within one block."""
+    dims = _coalesced(source, reduced)
+    inputs = outputs = 1
+    for size, _, flag in dims:
+        inputs, outputs = (inputs * size, outputs) if flag else (inputs, outputs * size)
+    inner = sum(1 for d in dims if d[2])
+    vector = 1
+    if not dims or inner == 0:
+        return 0, 0
+    along = inner == len(dims) or dims[0][1] < dims[inner][1]
+    first, second = (inputs, outputs) if along else (outputs, inputs)
+    if (dims[0] if along else dims[inner])[1] == 1:
+        if along and first >= 128 and inner == 1:
+            first //= 8 if source.element_size() == 2 else 4  # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
+        elif not along:
+            vector = 4
+            for number in (dims[inner][0], *(d[1] for i, d in enumerate(dims) if i != inner)):
+                while number % vector:
+                    vector //= 2
+            first //= vector
+    most = MAX_THREADS // vector
+    width_limit, height_limit = (_last_power(n) if n < most else most for n in (first, second))
+    width = min(width_limit, 32)
+    height = min(height_limit, most // width)
+    width = min(width_limit, most // height)
+    step_input, step_output = (width, 1) if along else (1, width)
+    across_warps = _up(inputs, step_input) >= min(height * 16, 256)
+    if across_warps:
+        step_input *= height
+    else:
+        step_output *= height
+    target_grid = sms * (threads_per_sm // (width * height))
+    grid = _up(outputs // vector, step_output)
+    values = _up(inputs, step_input)
+    if not (across_warps and values >= 256 and grid <= target_grid):
+        return 0, 0
+    blocks = max(min(_up(target_grid, grid), _up(values, 16)), _up(values, 256))
+    if blocks <= 1:
+        return 0, 0
+    size = accumulate * outputs * blocks
+    if not along:
+        size *= width * vector
+    return size, 4 * grid

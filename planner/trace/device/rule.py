@@ -1,0 +1,51 @@
+"""What is known of one op's memory: Rule, the Call that it is asked about, and the Hidden allocations that it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from memplan.planner.trace.device.target import Target
+
+Status = Literal["measured", "source", "unknown"]
+
+
+class Hidden(NamedTuple):
+    """An allocation that no tensor shows. `persistent`: it is never freed. `before`: it is made before the op's outputs are."""
+
+    name: str
+    nbytes: int
+    persistent: bool = False
+    before: bool = False
+
+
+class Call(NamedTuple):
+    """One op at work: its arguments, its outputs, and the device it is modelled on."""
+
+    target: Target
+    args: tuple[Any, ...]
+    outputs: Sequence[Tensor]
+
+
+Finder = Callable[[Call], Iterable[Hidden]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live on the host on CUDA, and the
+    order in which it makes its outputs where that is not theirs."""
+
+    source: str
+    hidden: Finder | None = None
+    on_host: tuple[int, ...] = ()
+    matmul: Callable[[Call], str] | None = None  # "cublas" or "cublaslt", whose workspace the running thread holds; "" without a product
+    status: Status = "source"
+    order: tuple[int, ...] = ()
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a dense tensor of this shape and dtype."""
+    return int(tensor.numel() * tensor.element_size())

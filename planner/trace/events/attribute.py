@@ -1,0 +1,82 @@
+"""Which component each storage belongs to: decided by what ends up holding it.
+
+weights: parameters, buffers, quantisation constants. gradients: `.grad`. optimizer_states: the optimizer's tensors and AdaLoRA's importance
+buffers. activations: saved for backward (seen by autograd's own hooks, recomputation included), the batch, and what outlives its forward.
+temporaries: the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from memplan.planner.prediction import COMPONENTS
+from memplan.planner.run import owners as held
+from memplan.planner.run.built import Built
+from memplan.planner.trace.events.log import Storage
+from memplan.planner.trace.observe import Observer
+
+_RANK: dict[str, int] = {component: rank for rank, component in enumerate(COMPONENTS)}  # weights win over gradients win over ...
+
+
+def claim(observer: Observer, tensor: Any, component: str, name: str = "") -> None:
+    """Give the tensor's storage to a component unless one that ranks higher holds it."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_meta:
+        return
+    storage = observer.storage_of(tensor)
+    if storage is None:
+        return
+    if not storage.component or _RANK[component] < _RANK[storage.component]:
+        storage.component, storage.name = component, name
+
+
+def claim_weights(observer: Observer, built: Built) -> None:
+    """Parameters, buffers and the constants of quantised weights; the batch."""
+    claim_all(observer, held.weights(built.model), "weights")
+    claim_all(observer, held.tensors(built.batch, "batch"), "activations")
+
+
+def claim_all(observer: Observer, named: held.Named, component: str) -> None:
+    for name, tensor in named:
+        claim(observer, tensor, component, name)
+
+
+def claim_after(observer: Observer, built: Built) -> Callable[[str], None]:
+    """What a finished moment leaves behind, claimed for the component that holds it."""
+    names = {id(p): name for name, p in built.model.named_parameters()}
+
+    def after(moment: str) -> None:
+        if moment == "forward":
+            for storage in observer.alive():
+                if not storage.component and storage.moment == "forward":
+                    storage.component = "activations"
+        elif moment == "backward":
+            claim_all(observer, held.gradients(built.trainable, names), "gradients")
+        elif moment in held.STEPPED:
+            claim_all(observer, held.optimizer_states(built, names), "optimizer_states")
+
+    return after
+
+
+def saved_for_backward(observer: Observer) -> AbstractContextManager[None]:
+    """Mark what autograd saves; what a hook turned into something else than a device tensor is not marked."""
+
+    def mark(tensor: torch.Tensor) -> None:
+        if not tensor.is_meta:
+            return
+        observer.meet(tensor)  # a list of indices is saved before the op that takes it runs
+        storage = observer.storage_of(tensor)
+        if storage is not None and not storage.component:
+            storage.component, storage.saved = "activations", True
+
+    return held.saved_for_backward(mark)
+
+
+def settle_rest(storages: list[Storage]) -> None:
+    """What nothing claimed is temporary."""
+    for storage in storages:
+        if not storage.component:
+            storage.component = "temporaries"

@@ -1,0 +1,223 @@
+"""Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or synthesised from a few
+layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.run import batches, step
+from memplan.planner.run.build import build, outline
+from memplan.planner.run.built import Built, logical_numel
+from memplan.planner.run.model import layer_list, layer_number, layer_prefix, place, quiet, reason, sub_configs
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.trace import attention, autocast
+from memplan.planner.trace import patches as shims
+from memplan.planner.trace import patches_peft as shims_peft
+from memplan.planner.trace.device.composites import as_on_cuda
+from memplan.planner.trace.device.target import Target
+from memplan.planner.trace.events import attribute
+from memplan.planner.trace.events import layer_extrapolation as depth
+from memplan.planner.trace.events.log import Log
+from memplan.planner.trace.kernels import Kernels
+from memplan.planner.trace.observe import Observer
+
+STEPS = 2  # optimizer states appear in the first: the second is the steady one
+_NAMES_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "layer_replication", "layer_indexes")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Counts of the model that was traced. `traced_layers`: how many layers really ran, None where all did."""
+
+    architecture: str
+    parameters: int
+    trainable: int
+    total: int
+    checkpoint_bytes: int
+    host_bytes: int
+    traced_layers: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+BALANCED = "shapes depend on which experts are chosen: the trace takes every expert equally often, a real router does not"
+
+
+class StepFailed(UsageError):
+    """A training step that a library could not run."""
+
+
+def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False) -> tuple[Log, Facts]:
+    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised where that is proved exact.
+
+    A step that fails is tried once more with values: a router's choice decides shapes where no grouped product hides it.
+    """
+    shims_peft.refuse(setup)
+    try:
+        return _recorded(config, setup, target, full, routed=False)
+    except StepFailed as failure:
+        try:
+            log, facts = _recorded(config, setup, target, full, routed=True)
+        except UsageError:
+            raise failure from failure.__cause__
+    return log, replace(facts, warnings=(*facts.warnings, BALANCED))
+
+
+def _recorded(config: Mapping[str, Any], setup: Setup, target: Target, full: bool, routed: bool) -> tuple[Log, Facts]:
+    if not full:
+        try:
+            found = _synthesised(config, setup, target, routed)
+            if found is not None:
+                return found
+        except depth.NotPeriodic:
+            pass
+    return _observe(_outline(config, setup), config, setup, target, routed)
+
+
+def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
+    """The model before its layers are cut, made with the attention packages that its class asks for."""
+    with attention.packages(setup.attention):
+        return outline(config, setup)
+
+
+def _synthesised(config: Mapping[str, Any], setup: Setup, target: Target, routed: bool) -> tuple[Log, Facts] | None:
+    """The full log from a few layers; None where nothing repeats often enough. Raises depth.NotPeriodic where it does not stretch."""
+    if _names_layers(setup):
+        return None
+    model = _outline(config, setup)
+    found = layer_list(model)
+    if found is None:
+        return None
+    layout = depth.runs(depth.signatures(found[1], _marks(model, setup, len(found[1]))))
+    reducible = [number for number, run in enumerate(layout) if run.reducible]
+    cost = len(depth.kept_layers(layout)) + sum(len(depth.kept_layers(layout, number)) for number in reducible)
+    if not reducible or cost >= len(found[1]):
+        return None
+    small, facts = _observe(_cut(model, layout, None), config, setup, target, routed)
+    gains, longer = [], []
+    for number in reducible:
+        log, counts = _observe(_cut(_outline(config, setup), layout, number), config, setup, target, routed)
+        gains.append(depth.growth(small, log, depth.templates(layout, full=False, longer=number)))
+        longer.append(counts)
+    made = depth.stretch(small, depth.templates(layout, full=True), depth.sizes_at(small, layout, gains))
+    return made, _grown(facts, longer, [layout[number] for number in reducible], len(depth.kept_layers(layout)))
+
+
+def _names_layers(setup: Setup) -> bool:
+    """Whether the adapter treats layers by number, so that a shorter model would get another adapter."""
+    adapter = setup.adapter or {}
+    chosen = (*setup.targets, *setup.modules_to_save, str(adapter.get("target_modules", "")), str(adapter.get("exclude_modules", "")))
+    return any(adapter.get(key) for key in _NAMES_LAYERS) or any(re.search(r"\d+\\?\.", text) for text in chosen)
+
+
+def _marks(model: Any, setup: Setup, count: int) -> Any:
+    """How the setup and the config's per-layer lists tell layers apart."""
+    lists = [value for config in (model.config, *sub_configs(model.config)) for value in vars(config).values()
+             if isinstance(value, (list, tuple)) and len(value) == count]  # fmt: skip
+
+    def marks(index: int) -> Any:
+        trained = setup.method != "freeze" or index >= count - (setup.trainable_layers or 1)
+        return (*(repr(value[index]) for value in lists), index % setup.checkpoint_every == 0, trained)
+
+    return marks
+
+
+def _cut(model: Any, layout: list[depth.Run], longer: int | None) -> Any:
+    path, layers = layer_list(model) or ("", nn.ModuleList())
+    parent, _, name = path.rpartition(".")
+    depth.prune(model.get_submodule(parent), name, layers, depth.kept_layers(layout, longer), (model.config, *sub_configs(model.config)))
+    return model
+
+
+def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: int) -> Facts:
+    """Counts at full depth: each further repeat of a run adds what the first one added."""
+    def at_depth(name: str) -> int:
+        base = getattr(small, name)
+        gains = ((getattr(more, name) - base, run.repeats - depth.COPIES) for more, run in zip(longer, layout, strict=True))
+        return int(base + sum(gain * further for gain, further in gains))
+
+    counts = {field.name: at_depth(field.name) for field in fields(Facts) if field.type == "int"}
+    return Facts(architecture=small.architecture, traced_layers=traced, warnings=small.warnings, **counts)
+
+
+@contextmanager
+def watching(observer: Observer, setup: Setup, target: Target) -> Iterator[None]:
+    """While active, libraries run on meta as on `target`, and `observer` sees every storage that they make and drop."""
+    kernels = attention.modelled(target, setup.attention, batches.padding(setup), setup.packed_documents)
+    with ExitStack() as stack:
+        for context in (quiet(), autocast.installed(target.device), _composites(target), kernels, shims.applied(observer, setup), observer):
+            stack.enter_context(context)
+        yield
+
+
+def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target, routed: bool) -> tuple[Log, Facts]:
+    """Build on `model` and run `STEPS` steps under an observer. StepFailed where a library cannot."""
+    observer = Observer(Kernels(target))
+    observer.answers = shims.answers(setup, observer, routed)
+    with watching(observer, setup, target):
+        built = build(config, setup, "meta", watcher=observer, model=model)
+        attribute.claim_weights(observer, built)
+        observer.settle = attribute.claim_after(observer, built)
+        try:
+            with named_modules(observer, built.model), attribute.saved_for_backward(observer):
+                for index in range(STEPS):
+                    step.run(built, observer, index)
+        except UsageError:
+            raise
+        except Exception as error:
+            found = reason(error) + place(error, built.model)
+            raise StepFailed(f"{type(built.base).__name__} cannot run a training step with this setup: {found}") from error
+        attribute.claim_weights(observer, built)
+        attribute.settle_rest(observer.log.storages)
+        facts = _facts(built, observer)
+        observer.freeze()
+    return observer.log, facts
+
+
+def _facts(built: Built, observer: Observer) -> Facts:
+    named = list(built.model.named_parameters())
+    adapted = any(id(p) not in built.own for _, p in named)
+    saved = [p for _, p in named if p.requires_grad or not adapted]
+    return Facts(
+        architecture=type(built.base).__name__,
+        parameters=built.parameters,
+        trainable=sum(logical_numel(p) for _, p in named if p.requires_grad),
+        total=sum(logical_numel(p) for _, p in named),
+        checkpoint_bytes=sum(p.numel() * p.element_size() for p in saved),
+        host_bytes=observer.host_bytes,
+        warnings=built.warnings,
+    )
+
+
+def _composites(target: Target) -> AbstractContextManager[None]:
+    return as_on_cuda() if target.device == "cuda" else nullcontext()
+
+
+@contextmanager
+def named_modules(observer: Observer, model: torch.nn.Module) -> Iterator[None]:
+    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included: checkpointing stops
+    early)."""
+    prefix = layer_prefix(model)
+    table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
+    stack = observer.modules
+    hooks = torch.nn.modules.module
+
+    def enter(module: torch.nn.Module, args: Any) -> None:
+        observer.inherited = None
+        stack.append(table.get(id(module), ("", None)))
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        observer.inherited = None
+        stack.pop()
+
+    with ExitStack() as undo:
+        undo.callback(hooks.register_module_forward_pre_hook(enter).remove)
+        undo.callback(hooks.register_module_forward_hook(leave, always_call=True).remove)
+        yield

@@ -1,0 +1,128 @@
+"""What CUDA kernels allocate beyond their outputs, and what meta allocates that they do not: one table, op -> rule, each with its source.
+
+The trace's observer asks `Kernels(target)` at every op. A hidden allocation lives during the op, except a cuBLAS workspace, which stays.
+An op without a rule is *unknown*: it counts with its outputs alone, and `status` says so.
+
+Shape legend: B batch, H heads, S query rows, T key rows, D head size, M x N x K a matrix product.
+Sources are files of PyTorch (aten/src/ATen, c10) where no library is named; (torch 2.13) marks what was read in that version's own headers,
+the rest was read in its repository between 2024 and 2026-09. What differs between releases was also read in the machine code of the wheels
+(torch 2.11 to 2.15 for CUDA 13): cuBLAS's workspaces, cuDNN's filters, which of the embedding gradient's two ways a release has. Headers of
+2.11 and 2.13 agree in the allocator's constants, reductions, scans and the memory-efficient kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memplan.planner.trace.device.kernels_cpu import CPU_RULES
+from memplan.planner.trace.device.kernels_table import RULES
+from memplan.planner.trace.device.rule import Call, Hidden, Status
+from memplan.planner.trace.device.target import Target
+
+
+class Kernels:
+    """The rules for one target, and what they have to remember: which threads hold a cuBLAS workspace already."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.rules = RULES if target.device == "cuda" else CPU_RULES
+        self._held: set[str] = set()
+
+    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> list[Hidden]:
+        """The hidden allocations of one call, in the order in which the kernel makes them."""
+        rule = self.rules.get(name_of(op))
+        if rule is None:
+            return []
+        call = Call(self.target, args, outputs)
+        found = list(rule.hidden(call)) if rule.hidden is not None else []
+        library = rule.matmul(call) if rule.matmul is not None and not _product_is_empty(outputs) else ""
+        if library:
+            found = [*found, *self._workspaces(library == "cublaslt")]
+        return [hidden for hidden in found if hidden.nbytes > 0]
+
+    def order(self, op: Any, count: int) -> Sequence[int]:
+        """Positions of the outputs that CUDA makes on the device, in the order in which it does."""
+        rule = self.rules.get(name_of(op))
+        if rule is None or not (rule.order or rule.on_host):
+            return range(count)
+        return [index for index in rule.order or range(count) if index < count and index not in rule.on_host]
+
+    def status(self, op: Any) -> Status:
+        """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing and are known."""
+        if self.target.device != "cuda":
+            return "measured"  # on the CPU the same ops run, and there is no caching allocator to please
+        rule = self.rules.get(name_of(op))
+        if rule is not None:
+            return rule.status
+        return "source" if getattr(op, "is_view", False) else "unknown"
+
+    def _workspaces(self, lt: bool) -> list[Hidden]:
+        """One workspace per (handle, stream): a thread takes its handle at its first product. Backward runs on autograd's own thread.
+
+        cuda/CublasHandlePool.cpp: up to torch 2.14 they are held for good; cuBLASLt has one of its own in 2.11, and shares cuBLAS's from
+        2.12 on (PyTorch PR 175879; both read in the wheels' machine code). From 2.15 on each product makes and frees one (PR 194311).
+        """
+        thread = "main" if torch._C._current_autograd_node() is None else "autograd"
+        size = cublas_workspace(self.target.capability, self.target.torch)
+        if self.target.torch >= (2, 15):
+            return [Hidden("cuBLASLt workspace", LT_WORKSPACE) if lt else Hidden("cuBLAS workspace", size)]
+        wanted = [Hidden(f"cuBLAS workspace of the {thread} thread", size, persistent=True)]
+        if lt and self.target.torch < (2, 12):
+            wanted.append(Hidden(f"cuBLASLt workspace of the {thread} thread", LT_WORKSPACE, persistent=True))
+        made = [workspace for workspace in wanted if workspace.name not in self._held]
+        self._held.update(workspace.name for workspace in made)
+        return made
+
+
+def name_of(op: Any) -> str:
+    """'aten::mm' of an OpOverload; the name itself where a string is given."""
+    return op if isinstance(op, str) else str(op._schema.name)
+
+
+LT_WORKSPACE = 2**20  # parseCUDABlasLtWorkspaceSize: 1,024 KiB, where cuBLASLt has a workspace of its own
+
+
+def cublas_workspace(capability: tuple[int, int], release: tuple[int, int]) -> int:
+    """Bytes of the workspace that PyTorch gives each cuBLAS handle, for a compute capability and a release of torch.
+
+    cuda/CublasHandlePool.cpp parseChosenWorkspaceSize: 32 MiB on Hopper, on Blackwell too since torch 2.12 (read in the wheels' machine
+    code of 2.11 to 2.13), else :4096:2:16:8 = 8,519,680 bytes (measured twice on T4: cuda-vs-meta survey).
+    """
+    large = capability == (9, 0) or (capability[0] in (9, 10, 11, 12) and release >= (2, 12))
+    return 4096 * 8 * 1024 if large else 4096 * 1024 * 2 + 16 * 1024 * 8
+
+
+def _product_is_empty(outputs: Sequence[Tensor]) -> bool:
+    return bool(outputs) and outputs[0].numel() == 0
+
+
+class UnknownBytes:
+    """How much of what is alive passed through ops whose kernels nobody has read: by op, and as a share."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def share(self, alive: Iterable[tuple[str, int]]) -> tuple[float, list[tuple[str, int]]]:
+        """(share of bytes, [(op, bytes)] of unknown ops, largest first), given (op, bytes) of each storage alive.
+
+        An op is an OpOverload's text ("aten.mm.default"); a storage without an op (a workspace, a weight) counts as known.
+        """
+        total = 0
+        unknown: dict[str, int] = {}
+        for op, nbytes in alive:
+            total += nbytes
+            name = schema_name(op)
+            if name is not None and self.kernels.status(name) == "unknown":
+                unknown[name] = unknown.get(name, 0) + nbytes
+        rows = sorted(unknown.items(), key=lambda item: -item[1])
+        return (sum(unknown.values()) / total if total else 0.0), rows
+
+
+def schema_name(op: str) -> str | None:
+    """'aten::mm' from 'aten.mm.default'; None for a text that is not an op's."""
+    parts = op.split(".")
+    return f"{parts[0]}::{parts[1]}" if len(parts) >= 3 and parts[0].isidentifier() else None

@@ -1,0 +1,322 @@
+"""Watches every device storage being created and freed while the real libraries run on meta tensors.
+
+A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its release, so the order of events is
+the allocator's own. What a kernel allocates beyond its outputs comes from the `hidden` table that the caller hands in.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from memplan.planner.trace.device.accumulate import calibrated, into_first
+from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
+
+
+class Unseen(Protocol):
+    """An allocation that no tensor shows."""
+
+    name: str
+    nbytes: int
+    persistent: bool  # never freed: a cuBLAS workspace
+    before: bool  # made before the op's outputs
+
+
+class Hidden(Protocol):
+    """What kernels allocate unseen, and which outputs they make on the device, in which order (planner/trace/kernels.py)."""
+
+    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
+    def order(self, op: Any, count: int) -> Sequence[int]: ...
+
+
+_ATEN = torch.ops.aten
+_FROM_HOST = {_ATEN.lift_fresh.default}  # torch.tensor(data) reaches the device through this alias op
+_INDEX = _ATEN.index.Tensor  # a Python list of indices reaches the device through no op (torch/csrc/autograd/python_variable_indexing.cpp)
+
+
+class _Watch(weakref.ref):  # type: ignore[type-arg]
+    __slots__ = ("key", "id")
+
+    key: int  # the storage's address
+    id: int  # its number in the log
+
+
+class Observer(TorchDispatchMode):
+    """Records a Log. Use as a context manager around build and step; `announce` is what `step.run` calls for each moment."""
+
+    def __init__(self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None) -> None:
+        super().__init__()
+        calibrated()
+        self.log = Log()
+        self.hidden = hidden
+        self.answers = answers or {}
+        self.moment = "load"
+        self.settle: Callable[[str], None] = lambda moment: None  # called when a moment ends: who holds what now
+        self.host_bytes = 0  # the most that was held in host memory at once: paged optimizer states, offloaded activations
+        self._on_host_now = 0
+        self.modules: list[tuple[str, int | None]] = []  # the stack of modules whose forward is running
+        self._alive: dict[int, _Watch] = {}
+        self._elsewhere: dict[int, _Watch] = {}  # outputs that a kernel makes on the host: seeds without dropout
+        self._host = self._reading = False
+        self.inherited: int | None = None  # outside the layers: the layer whose tensors the last op there worked on
+        self._via = "code"
+        self._layer: int | None = None  # the layer whose code runs; None outside the layers
+        self._nodes: dict[int, tuple[str, int | None, int | None]] = {}  # autograd sequence number -> `_where` of what made the node
+
+    # -- what build and step call ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def announce(self, moment: str, step: int = -1) -> Iterator[None]:
+        """Everything inside belongs to `moment` of training step `step`."""
+        outer, self.moment = self.moment, moment
+        mark = Mark(step, moment, len(self.log.events))
+        self.log.marks.append(mark)
+        self._layer = self.inherited = None
+        try:
+            yield
+        finally:
+            self._layer = self.inherited = None
+            mark.end = len(self.log.events)
+            self.moment = outer
+            self.settle(moment)
+
+    @contextmanager
+    def scope(self, module: str, layer: int | None) -> Iterator[None]:
+        """Ops inside are charged to `module`: for code that is no module's forward, such as loading."""
+        self.modules.append((module, layer))
+        try:
+            yield
+        finally:
+            self.modules.pop()
+
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
+        """Tensors made inside from nothing live on the host (peft creates adapters there); those made from device tensors do not."""
+        outer, self._host = self._host, True
+        try:
+            yield
+        finally:
+            self._host = outer
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Tensors made inside come from the checkpoint."""
+        self._reading = True
+        try:
+            yield
+        finally:
+            self._reading = False
+
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor made on the host, copied to the device; one that is there already, itself."""
+        if not tensor.is_meta or self.knows(tensor):
+            return tensor
+        outer, self._host = self._host, False
+        try:
+            made = torch.empty_like(tensor)
+        finally:
+            self._host = outer
+        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
+
+    def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+        """Count `nbytes` of host memory for as long as `tensor` lives; returns it."""
+
+        def let_go() -> None:
+            self._on_host_now -= nbytes
+
+        self._on_host_now += nbytes
+        self.host_bytes = max(self.host_bytes, self._on_host_now)
+        weakref.finalize(tensor.untyped_storage(), let_go)
+        return tensor
+
+    def empty_cache(self) -> None:
+        """The caching allocator gives back every segment that holds nothing."""
+        self.log.events.append((EMPTY, -1, 0))
+        self.log.layers.append(None)
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor's storage is on the modelled device (and not one made on the host or before observation)."""
+        return tensor.untyped_storage()._cdata in self._alive
+
+    def storage_of(self, tensor: torch.Tensor) -> Storage | None:
+        watch = self._alive.get(tensor.untyped_storage()._cdata)
+        return None if watch is None else self.log.storages[watch.id]
+
+    def meet(self, tensor: torch.Tensor | None) -> None:
+        """A device tensor that no op has shown counts as made now."""
+        if tensor is None or not tensor.is_meta or tensor.untyped_storage()._cdata in self._elsewhere:
+            return
+        if not self._host and not self.knows(tensor):
+            where, layer, known = self._where()
+            outer, self._via = self._via, "code" if layer is not None else "node"
+            self._born(tensor.untyped_storage(), tensor, str(_INDEX), where, known if layer is None else layer)
+            self._via = outer
+
+    def freeze(self) -> None:
+        """Nothing that dies from here on is an event: what is alive stays so."""
+        self._alive.clear()
+
+    def alive(self) -> Iterator[Storage]:
+        """Every storage of a tensor that exists now."""
+        storages = self.log.storages
+        return (storages[watch.id] for watch in self._alive.values())
+
+    def add(self, name: str, nbytes: int, where: str, layer: int | None, persistent: bool) -> int:
+        """An allocation that no tensor shows (a workspace, a kernel's temporary); returns its id. What persists belongs to no layer."""
+        log = self.log
+        sid = len(log.storages)
+        home = None if persistent else layer
+        log.storages.append(Storage(sid, nbytes, name, where, home, (nbytes,), "uint8", self.moment, len(log.events), self._via,
+                                    "temporaries", name))  # fmt: skip
+        log.events.append((ALLOC, sid, nbytes))
+        log.layers.append(layer)
+        return sid
+
+    def drop(self, sid: int) -> None:
+        """The release of what `add` or a tensor allocated."""
+        log = self.log
+        storage = log.storages[sid]
+        storage.died = len(log.events)
+        log.events.append((FREE, sid, storage.nbytes))
+        log.layers.append(self._layer if self._layer is not None else storage.layer)
+
+    # -- what torch calls --------------------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        answer = self.answers.get(func)
+        out = NotImplemented if answer is None else answer(func, args, kwargs or {})
+        if out is NotImplemented:
+            out = args[0] if into_first(func, args) else func(*args, **kwargs) if kwargs else func(*args)
+        outputs = _tensors(out)
+        fresh = bool(outputs) and _makes(func)
+        unseen = () if self.hidden is None or self._host else self.hidden(func, args, outputs)
+        if not fresh and not unseen:
+            if self.modules:  # a view's node
+                self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (*self.modules[-1], None))  # type: ignore[attr-defined]
+            return out
+        where, self._layer, known = self._where()
+        layers: list[int | None] | None = None
+        if self._layer is None:
+            layers = self._layers_of(args, len(outputs)) if known is None else [known] * max(len(outputs), 1)
+        self._via = "code" if layers is None else "tensors" if known is None else "node"
+        home = layers[0] if layers else self._layer
+        if self.modules:  # the autograd node that this op's forward just made: its backward belongs to the same module and layer
+            self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (where, self._layer, home))  # type: ignore[attr-defined]
+        if func is _INDEX:
+            for index in args[1]:
+                self.meet(index)
+        temporary = [self._unseen(u, where, home) for u in unseen if u.before]
+        if fresh:
+            self._outputs(func, args, outputs, where, layers)
+        temporary += [self._unseen(u, where, home) for u in unseen if not u.before]
+        for sid, persistent in temporary:
+            if not persistent:
+                self.drop(sid)
+        return out
+
+    def _unseen(self, hidden: Unseen, where: str, layer: int | None) -> tuple[int, bool]:
+        return self.add(hidden.name, hidden.nbytes, where, layer, hidden.persistent), hidden.persistent
+
+    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str,
+                 layers: list[int | None] | None) -> None:  # fmt: skip
+        made = range(len(outputs)) if self.hidden is None else self.hidden.order(func, len(outputs))
+        if len(made) < len(outputs):
+            for tensor in (outputs[index] for index in range(len(outputs)) if index not in made):
+                self._not_here(tensor.untyped_storage())
+        for index in made:
+            tensor = outputs[index]
+            if not tensor.is_meta:
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._alive:
+                continue
+            if self._host and not any(self.knows(t) for t in _arguments(args) if t.is_meta):
+                continue
+            self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
+
+    def _not_here(self, storage: Any) -> None:
+        key = storage._cdata
+        watch = self._elsewhere[key] = _Watch(storage, lambda dead: self._elsewhere.pop(key, None))
+        watch.key = key
+
+    def _born(self, storage: Any, tensor: torch.Tensor, op: str, where: str, layer: int | None) -> None:
+        nbytes = storage.nbytes()
+        if nbytes == 0:
+            return
+        log = self.log
+        key = storage._cdata
+        sid = len(log.storages)
+        watch = _Watch(storage, self._died)
+        watch.key, watch.id = key, sid
+        self._alive[key] = watch
+        op = READ if self._reading else op
+        log.storages.append(Storage(sid, nbytes, op, where, layer, tuple(tensor.shape), str(tensor.dtype)[6:], self.moment, len(log.events),
+                                    self._via))  # fmt: skip
+        log.events.append((ALLOC, sid, nbytes))
+        log.layers.append(layer)
+
+    def _died(self, watch: _Watch) -> None:
+        if self._alive.pop(watch.key, None) is not None:
+            self.drop(watch.id)
+
+    def _where(self) -> tuple[str, int | None, int | None]:
+        """(module, layer whose code runs, layer whose tensors it works on): from the module stack, or from the autograd node whose backward
+        runs; None where not known."""
+        if self.modules:
+            return (*self.modules[-1], None)
+        node = torch._C._current_autograd_node()
+        return ("", None, None) if node is None else self._nodes.get(node._sequence_nr(), ("", None, None))
+
+    def _layers_of(self, args: tuple[Any, ...], count: int) -> list[int | None]:
+        """Outside the layers, an output belongs to the layer of what it was made from: of the list element at its place, else of the first
+        tensor that has one; made from no tensor, to that of the op before."""
+        tensors = [arg for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
+        found: list[int | None] = []
+        for index in range(max(count, 1)):
+            layer, any_tensor = None, False
+            for arg in tensors:
+                if not isinstance(arg, torch.Tensor):
+                    arg = arg[index] if index < len(arg) else None
+                if isinstance(arg, torch.Tensor) and arg.is_meta:
+                    any_tensor = True
+                    storage = self.storage_of(arg)
+                    if storage is not None and storage.layer is not None:
+                        layer = storage.layer
+                        break
+            found.append(layer if any_tensor else self.inherited)
+        self.inherited = found[0]
+        return found
+
+
+_MAKES: dict[Any, bool] = {}
+
+
+def _makes(func: Any) -> bool:
+    """Whether the op can return storages of its own: false for views, in-place and out= variants, by its schema."""
+    known = _MAKES.get(func)
+    if known is None:
+        returns = func._schema.returns
+        known = func in _FROM_HOST or not returns or any(r.alias_info is None for r in returns)
+        _MAKES[func] = known
+    return known
+
+
+def _tensors(out: Any) -> Sequence[torch.Tensor]:
+    if isinstance(out, torch.Tensor):
+        return (out,) if out.layout == torch.strided else (out._indices(), out._values())
+    if isinstance(out, (list, tuple)):
+        return [t for o in out for t in _tensors(o)]
+    return ()
+
+
+def _arguments(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from _arguments(arg)

@@ -1,0 +1,1 @@
+"""Reconciles predictions with measurements: errors, accuracy, claims, questions."""
