@@ -25,12 +25,17 @@ def allowed(reason: str) -> bool:
 
 
 def wrong(log: str) -> list[str]:
-    """The lines of skipped tests whose reason is not among ALLOWED; one of its own where the log has no summary to read."""
+    """The lines of skipped tests whose reason is not among ALLOWED; one of its own where the log has no
+    summary to read.
+    """
     found = [match.group(0) for match in SKIPPED.finditer(log) if not allowed(match.group(3))]
     counted = re.search(r"(\d+) skipped", log)
     listed = sum(int(match.group(1)) for match in SKIPPED.finditer(log))
     if not re.search(r"\d+ passed", log) or (counted is not None and int(counted.group(1)) != listed):
-        found.append(f"the log lists {listed} skipped tests, pytest counts {counted.group(1) if counted else 'none'}: run it with -rs")
+        found.append(
+            f"the log lists {listed} skipped tests, pytest counts "
+            f"{counted.group(1) if counted else 'none'}: run it with -rs"
+        )
     return found
 
 

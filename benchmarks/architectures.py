@@ -1,9 +1,11 @@
-"""Which architectures of transformers trace to the byte: a tiny config of each, traced and run for real on the CPU.
+"""Which architectures of transformers trace to the byte: a tiny config of each, traced and run for real on
+the CPU.
 
     python benchmarks/architectures.py [MODEL_TYPE ...]
 
-Compared after two steps of full fine-tuning in float32: the bytes of parameters and buffers by name, of gradients, of optimizer states,
-and the sizes of every storage that the forward saves for backward. No code of ours is for any one of them (configs: the tests').
+Compared after two steps of full fine-tuning in float32: the bytes of parameters and buffers by name, of
+gradients, of optimizer states, and the sizes of every storage that the forward saves for backward. No code of
+ours is for any one of them (configs: the tests').
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def main(names: list[str]) -> None:
         else:
             equal.append(name)
     seen = sum(name in VISION_LANGUAGE for name in equal)
-    print(f"{len(equal)} architectures are equal to the byte ({seen} of them vision-language models, trained on text):")
+    print(
+        f"{len(equal)} architectures are equal to the byte ({seen} of them vision-language models, trained "
+        "on text):"
+    )
     print(textwrap.fill(" ".join(equal), 120))
     for name, why in differing.items():
         print(f"differs: {name}: {why}")

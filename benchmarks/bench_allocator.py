@@ -1,6 +1,7 @@
 """How fast the allocator's replay is: `python -m pytest benchmarks/bench_allocator.py` (pytest-benchmark).
 
-170,000 events, the length of one step of a 405B model with adapters at full depth, should take a fraction of a second.
+170,000 events, the length of one step of a 405B model with adapters at full depth, should take a fraction of
+a second.
 """
 
 import random

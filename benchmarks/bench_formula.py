@@ -1,4 +1,6 @@
-"""How fast the formula is: `pytest benchmarks/bench_formula.py`. Predictions a second of one structure, a million-cell grid, one build."""
+"""How fast the formula is: `pytest benchmarks/bench_formula.py`. Predictions a second of one structure, a
+million-cell grid, one build.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def structure(request: pytest.FixtureRequest) -> Symbolic:
 
 
 def test_predictions_a_second(benchmark: Any, structure: Symbolic) -> None:
-    """A thousand predictions: totals of every moment and the peak, from the rows that --explain prints. Goal: 5,000 a second."""
+    """A thousand predictions: totals of every moment and the peak, from the rows that --explain prints. Goal:
+    5,000 a second.
+    """
 
     def thousand() -> None:
         for length in range(1000, 2000):

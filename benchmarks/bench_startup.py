@@ -1,10 +1,11 @@
-"""Start-up: whole-process time of `memplan llama-7b --method qlora`, as a ratio to a program that imports click, rich and
-pydantic.BaseModel and prints a table. Target: at most 1.8.
+"""Start-up: whole-process time of `memplan llama-7b --method qlora`, as a ratio to a program that imports
+click, rich and pydantic.BaseModel and prints a table. Target: at most 1.8.
 
     python benchmarks/bench_startup.py [ROUNDS]
 
-The two take turns, so that a busy machine slows both; the ratio of medians is what counts, single times are not judged. Both run from
-bytecode, as after `pip install`, which compiles what it installs: a checkout under PYTHONDONTWRITEBYTECODE would be compiled at each start.
+The two take turns, so that a busy machine slows both; the ratio of medians is what counts, single times are
+not judged. Both run from bytecode, as after `pip install`, which compiles what it installs: a checkout under
+PYTHONDONTWRITEBYTECODE would be compiled at each start.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""The trace's time and memory: whole processes, as ratios to merely importing torch, transformers, peft and bitsandbytes.
+"""The trace's time and memory: whole processes, as ratios to merely importing torch, transformers, peft and
+bitsandbytes.
 
     python benchmarks/bench_trace.py [ROUNDS] [--memtracker]
 
-The commands take turns, so that a busy machine slows all; the ratio of medians is what counts, of processor time where
-others run too. `--memtracker` adds torch's own MemTracker on Llama-2-7B (full fine-tuning, bfloat16, 1 x 2048 tokens,
-fake tensors on the CPU: the same build and step) against its trace.
-Targets: llama-7b qlora <= 1.5, a 126-layer 405B lora <= 2, DeepSeek-V3 lora <= 3, peak memory under 2 GB; MemTracker at least ten times
-slower than the trace (imports left out of both), the same peak within 1 %. What differs: the host's step counters, four bytes to a tensor.
+The commands take turns, so that a busy machine slows all; the ratio of medians is what counts, of processor
+time where others run too. `--memtracker` adds torch's own MemTracker on Llama-2-7B (full fine-tuning,
+bfloat16, 1 x 2048 tokens, fake tensors on the CPU: the same build and step) against its trace. Targets:
+llama-7b qlora <= 1.5, a 126-layer 405B lora <= 2, DeepSeek-V3 lora <= 3, peak memory under 2 GB; MemTracker
+at least ten times slower than the trace (imports left out of both), the same peak within 1 %. What differs:
+the host's step counters, four bytes to a tensor.
 """
 
 from __future__ import annotations
@@ -37,8 +39,15 @@ CASES = {  # name -> (model, fields of the setup, the ratio that is the target)
     "llama-3.1-405b lora": ("llama-3.1-405b", {"method": "lora"}, 2.0),
     "deepseek-v3 lora": ("deepseek-v3", {"method": "lora"}, 3.0),
 }
-FULL = {"method": "full", "recipe": "raw", "weight_dtype": "bfloat16", "optimizer": "adamw_torch", "micro_batch": 1,
-        "sequence_length": 2048, "device": "cpu"}  # fmt: skip
+FULL = {
+    "method": "full",
+    "recipe": "raw",
+    "weight_dtype": "bfloat16",
+    "optimizer": "adamw_torch",
+    "micro_batch": 1,
+    "sequence_length": 2048,
+    "device": "cpu",
+}
 MEMTRACKER = """
 import json, time, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -69,15 +78,25 @@ print(json.dumps({{"seconds": time.process_time() - started, "peak": found["Tota
 def run(program: str) -> tuple[float, float, int, dict[str, object]]:
     """(wall seconds, processor seconds, peak resident bytes, what it printed) of one fresh process."""
     started = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          text=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         output = process.stdout.read() if process.stdout else ""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"exit {process.returncode} of {program}")
     lines = output.strip().splitlines()
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, json.loads(lines[-1]) if lines else {}
+    return (
+        time.perf_counter() - started,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * 1024,
+        json.loads(lines[-1]) if lines else {},
+    )
 
 
 def traced(model: str, fields: dict[str, object]) -> str:
@@ -85,7 +104,10 @@ def traced(model: str, fields: dict[str, object]) -> str:
 
 
 def ratios(rounds: int) -> None:
-    programs = {"imports": IMPORTS, **{name: traced(model, fields) for name, (model, fields, _) in CASES.items()}}
+    programs = {
+        "imports": IMPORTS,
+        **{name: traced(model, fields) for name, (model, fields, _) in CASES.items()},
+    }
     found: dict[str, list[tuple[float, float, int, dict[str, object]]]] = {name: [] for name in programs}
     run(IMPORTS)  # fills the file cache
     for _ in range(rounds):
@@ -103,8 +125,13 @@ def ratios(rounds: int) -> None:
 def against_memtracker() -> None:
     _, _, _, ours = run(traced("llama-2-7b", FULL))
     _, _, _, theirs = run(MEMTRACKER.format(fields=FULL))
-    (our_time, our_peak), (their_time, their_peak) = ((float(str(s["seconds"])), int(str(s["peak"]))) for s in (ours, theirs))
-    print(f"Llama-2-7B full: trace {our_time:.2f} s, MemTracker {their_time:.2f} s: {their_time / our_time:.1f} times")
+    (our_time, our_peak), (their_time, their_peak) = (
+        (float(str(s["seconds"])), int(str(s["peak"]))) for s in (ours, theirs)
+    )
+    print(
+        f"Llama-2-7B full: trace {our_time:.2f} s, MemTracker {their_time:.2f} s: "
+        f"{their_time / our_time:.1f} times"
+    )
     print(f"  peaks {our_peak:,} and {their_peak:,} bytes: {100 * (our_peak / their_peak - 1):+.4f} %")
     print(f"  MemTracker's components: {theirs['components']}")
 

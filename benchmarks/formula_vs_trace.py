@@ -1,8 +1,10 @@
-"""The formula against the trace over random setups: `python benchmarks/formula_vs_trace.py N --seed S [--out FILE]`, worst first.
+"""The formula against the trace over random setups: `python benchmarks/formula_vs_trace.py N --seed S [--out
+FILE]`, worst first.
 
-Each case is a model (from the catalogue, or one of its families shrunk to a few small layers) and a setup in which some fields differ
-from their recipe's defaults. `tensors` compares bytes of tensors, which the formula's rules owe; `allocated` compares with the
-allocator's blocks, whose rounding the formula leaves out. FILE keeps one JSON document a line; a run goes on where the file ends.
+Each case is a model (from the catalogue, or one of its families shrunk to a few small layers) and a setup in
+which some fields differ from their recipe's defaults. `tensors` compares bytes of tensors, which the
+formula's rules owe; `allocated` compares with the allocator's blocks, whose rounding the formula leaves out.
+FILE keeps one JSON document a line; a run goes on where the file ends.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ LARGEST = 40 * 10**9  # parameters of a catalogue model in the sweep
 Config = dict[str, Any]
 
 
-# ---- cases -----------------------------------------------------------------------------------------------------------------------------
+# ---- cases -------------------------------------------------------------------------------------------------
 
 _HIDDEN = ("hidden_size", "n_embd", "word_embed_proj_dim")
 _HEADS = ("num_attention_heads", "n_head")
@@ -41,17 +43,47 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 def shrunk(config: Mapping[str, Any], rng: random.Random) -> Config:
     """The config of a small model of the same family: few layers, few heads, every switch as it was."""
     heads, size = rng.choice((2, 4, 8)), rng.choice((16, 32, 64, 80))
-    groups = 1 if config.get("num_key_value_heads") == 1 else rng.choice((1, 2, heads)) if rng.random() < 0.6 else heads
+    groups = (
+        1
+        if config.get("num_key_value_heads") == 1
+        else rng.choice((1, 2, heads))
+        if rng.random() < 0.6
+        else heads
+    )
     wide = any(config.get(key) != config.get("num_attention_heads") for key in _KV if key in config)
     changed: Config = dict.fromkeys(_HEADS, heads) | dict.fromkeys(_KV, groups if wide else heads)
-    changed |= dict.fromkeys(_HIDDEN, heads * size) | dict.fromkeys(_INNER, heads * size * rng.choice((2, 3, 4)))
+    changed |= dict.fromkeys(_HIDDEN, heads * size) | dict.fromkeys(
+        _INNER, heads * size * rng.choice((2, 3, 4))
+    )
     changed |= dict.fromkeys(_DEPTH, rng.choice((2, 3, 4, 7, 9))) | dict.fromkeys(_EXPERTS, 8)
-    changed |= {"moe_intermediate_size": 96, "head_dim": size, "vocab_size": rng.choice((1003, 8192, 32000, 50257))}
-    changed |= {"sliding_window": rng.choice((64, 4096)), "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "rotary_dim": 16}
-    changed |= {"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "pad_token_id": 0}
-    small = {key: changed[key] if key in changed and value is not None else value for key, value in config.items()}
+    changed |= {
+        "moe_intermediate_size": 96,
+        "head_dim": size,
+        "vocab_size": rng.choice((1003, 8192, 32000, 50257)),
+    }
+    changed |= {
+        "sliding_window": rng.choice((64, 4096)),
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "rotary_dim": 16,
+    }
+    changed |= {
+        "q_lora_rank": 48,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "pad_token_id": 0,
+    }
+    small = {
+        key: changed[key] if key in changed and value is not None else value for key, value in config.items()
+    }
     depth = next(small[key] for key in _DEPTH if key in small)
-    return {key: value[:depth] if key in ("layer_types", "no_rope_layers") and value else value for key, value in small.items()}
+    return {
+        key: value[:depth] if key in ("layer_types", "no_rope_layers") and value else value
+        for key, value in small.items()
+    }
 
 
 def families() -> dict[str, list[str]]:
@@ -69,8 +101,22 @@ SWITCHES: dict[str, tuple[float, tuple[Any, ...]]] = {
     "checkpointing": (0.5, ("none", "non_reentrant", "reentrant")),
     "checkpoint_every": (0.08, (2, 3)),
     "attention": (0.5, ("eager", "sdpa", "sdpa-math", "sdpa-efficient", "sdpa-flash", "flash_attention_2")),
-    "optimizer": (0.4, ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad", "adafactor", "adamw_bnb_8bit", "paged_adamw_8bit",
-                        "paged_adamw_32bit", "lion_32bit", "lion_8bit")),
+    "optimizer": (
+        0.4,
+        (
+            "adamw_torch",
+            "adamw_torch_fused",
+            "sgd",
+            "rmsprop",
+            "adagrad",
+            "adafactor",
+            "adamw_bnb_8bit",
+            "paged_adamw_8bit",
+            "paged_adamw_32bit",
+            "lion_32bit",
+            "lion_8bit",
+        ),
+    ),
     "padded": (0.3, (True,)),
     "packed_documents": (0.1, (3,)),
     "gradient_accumulation": (0.25, (2, 4)),
@@ -80,7 +126,7 @@ SWITCHES: dict[str, tuple[float, tuple[Any, ...]]] = {
     "load": (0.3, ("random",)),
     "gpu": (0.7, ("t4", "a100-80gb", "h100-80gb", "rtx-4090")),
     "allocator": (0.2, ("native", "expandable")),
-}  # fmt: skip
+}
 ADAPTER_SWITCHES: dict[str, tuple[float, tuple[Any, ...]]] = {
     "rank": (0.8, (1, 4, 8, 64)),
     "dropout": (0.4, (0.0, 0.05)),
@@ -97,13 +143,32 @@ QUANT_SWITCHES: dict[str, tuple[float, tuple[Any, ...]]] = {
     "quant_storage": (0.1, ("bfloat16",)),
     "compute_dtype": (0.15, ("bfloat16", "float16", "float32")),
 }
-METHODS = ("full", "full", "freeze", "lora", "lora", "lora", "qlora", "qlora", "qlora", "adalora", "dora", "lora-fa", "ia3", "inference",
-           "prefix-tuning", "prompt-tuning", "adapter")  # fmt: skip
+METHODS = (
+    "full",
+    "full",
+    "freeze",
+    "lora",
+    "lora",
+    "lora",
+    "qlora",
+    "qlora",
+    "qlora",
+    "adalora",
+    "dora",
+    "lora-fa",
+    "ia3",
+    "inference",
+    "prefix-tuning",
+    "prompt-tuning",
+    "adapter",
+)
 RECIPES = ("raw", "raw", "hf", "hf", "hf", "trl", "axolotl", "llamafactory", "paper")
 
 
 def case(seed: int, number: int, small: bool | None = None) -> tuple[str, Config, dict[str, Any]]:
-    """Case `number` of a seed: (the model's name, its config, the setup's fields as given). `small`: of this kind only."""
+    """Case `number` of a seed: (the model's name, its config, the setup's fields as given). `small`: of this
+    kind only.
+    """
     rng = random.Random(f"{seed}-{number}")
     family = rng.choice(sorted(families()))
     tiny = rng.random() < 0.5
@@ -136,15 +201,20 @@ def legal(config: Config, fields: Mapping[str, Any]) -> Setup | None:
         return None
 
 
-# ---- comparing -------------------------------------------------------------------------------------------------------------------------
+# ---- comparing ---------------------------------------------------------------------------------------------
 
 
 def compare(config: Config, setup: Setup) -> dict[str, Any]:
-    """Both engines on one case: errors by moment and component, and the rows that differ at the moment that is furthest off."""
+    """Both engines on one case: errors by moment and component, and the rows that differ at the moment that
+    is furthest off.
+    """
     from memplan.planner.trace.engine import trace
 
     refusals = {}
-    for engine, predict in (("formula", lambda: plan(find(config).spec(), setup)), ("trace", lambda: trace(config, setup))):
+    for engine, predict in (
+        ("formula", lambda: plan(find(config).spec(), setup)),
+        ("trace", lambda: trace(config, setup)),
+    ):
         try:
             refusals[engine] = predict()
         except UsageError as error:
@@ -170,14 +240,26 @@ def compare(config: Config, setup: Setup) -> dict[str, Any]:
 def _parameters(ours: Prediction, theirs: Prediction) -> list[str]:
     """The counts in which the engines differ."""
     names = ("trainable_parameters", "total_parameters", "checkpoint_bytes", "host_bytes")
-    return [f"{n} {getattr(ours, n):,} / {getattr(theirs, n):,}" for n in names if getattr(ours, n) != getattr(theirs, n)]
+    return [
+        f"{n} {getattr(ours, n):,} / {getattr(theirs, n):,}"
+        for n in names
+        if getattr(ours, n) != getattr(theirs, n)
+    ]
 
 
 def _moment(ours: Breakdown, theirs: Breakdown) -> dict[str, Any]:
     planned, traced = sum(r.bytes for r in ours.rows), sum(r.bytes for r in theirs.rows)
-    parts = {c: sum(r.bytes for r in ours.rows if r.component == c) - sum(r.bytes for r in theirs.rows if r.component == c)
-             for c in COMPONENTS}  # fmt: skip
-    return {"planned": planned, "traced": traced, "error": planned / traced - 1, "components": {c: n for c, n in parts.items() if n}}
+    parts = {
+        c: sum(r.bytes for r in ours.rows if r.component == c)
+        - sum(r.bytes for r in theirs.rows if r.component == c)
+        for c in COMPONENTS
+    }
+    return {
+        "planned": planned,
+        "traced": traced,
+        "error": planned / traced - 1,
+        "components": {c: n for c, n in parts.items() if n},
+    }
 
 
 def differing(ours: Breakdown, theirs: Breakdown, most: int = 8) -> list[str]:
@@ -197,10 +279,14 @@ def differing(ours: Breakdown, theirs: Breakdown, most: int = 8) -> list[str]:
 
 def _named(rows: Mapping[str, int]) -> str:
     shown = sorted(rows.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count} x {name}" for name, count in shown[:4]) + (f", {len(shown) - 4} more" if len(shown) > 4 else "") or "none"
+    return (
+        ", ".join(f"{count} x {name}" for name, count in shown[:4])
+        + (f", {len(shown) - 4} more" if len(shown) > 4 else "")
+        or "none"
+    )
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 
 def sweep(numbers: Iterable[int], seed: int, small: bool | None = None) -> Iterator[dict[str, Any]]:
@@ -210,7 +296,13 @@ def sweep(numbers: Iterable[int], seed: int, small: bool | None = None) -> Itera
         setup = legal(config, fields)
         if setup is not None:
             began = time.perf_counter()
-            document = {"case": number, "seed": seed, "model": name, "fields": fields, **compare(config, setup)}
+            document = {
+                "case": number,
+                "seed": seed,
+                "model": name,
+                "fields": fields,
+                **compare(config, setup),
+            }
             yield document | {"seconds": round(time.perf_counter() - began, 2)}
 
 
@@ -227,12 +319,21 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def show(results: Sequence[dict[str, Any]], most: int) -> None:
     """The worst cases with their rows, then the summary."""
-    compared = sorted((r for r in results if "tensors" in r), key=lambda r: -abs(r["moments"][r["worst"]]["error"]))
+    compared = sorted(
+        (r for r in results if "tensors" in r), key=lambda r: -abs(r["moments"][r["worst"]]["error"])
+    )
     for r in compared[:most]:
         moments = "  ".join(f"{name} {m['error']:+.2%}" for name, m in r["moments"].items())
-        print(f"\n#{r['case']} {r['model']}: tensors {r['tensors']:+.2%}, allocated {r['allocated']:+.2%} of {r['traced'] >> 20:,} MiB")
+        print(
+            f"\n#{r['case']} {r['model']}: tensors {r['tensors']:+.2%}, allocated {r['allocated']:+.2%} of "
+            f"{r['traced'] >> 20:,} MiB"
+        )
         print(f"  {r['fields']}\n  {moments}\n  {r['worst']}: {r['moments'][r['worst']]['components']}")
-        print(*(f"    {line}" for line in (*r["parameters"], *r["rows"])), *(f"    load: {line}" for line in r["load_rows"]), sep="\n")
+        print(
+            *(f"    {line}" for line in (*r["parameters"], *r["rows"])),
+            *(f"    load: {line}" for line in r["load_rows"]),
+            sep="\n",
+        )
     refused: dict[str, int] = defaultdict(int)
     for r in results:
         if "refused" in r:
@@ -243,19 +344,29 @@ def show(results: Sequence[dict[str, Any]], most: int) -> None:
     for kind in ("tensors", "allocated"):
         found = [abs(r[kind]) for r in compared]
         if found:
-            print(f"{kind:10} median {statistics.median(found):.3%}  P95 {percentile(found, 0.95):.2%}  worst {max(found):.2%}")
+            print(
+                f"{kind:10} median {statistics.median(found):.3%}  P95 {percentile(found, 0.95):.2%}  worst "
+                f"{max(found):.2%}"
+            )
     for name in ("load_peak", "load", *STEP):
         found = [abs(r["moments"][name]["error"]) for r in compared if name in r["moments"]]
         if found:
-            print(f"{name:15} median {statistics.median(found):.3%}  P95 {percentile(found, 0.95):.2%}  worst {max(found):.2%}")
+            print(
+                f"{name:15} median {statistics.median(found):.3%}  P95 {percentile(found, 0.95):.2%}  worst "
+                f"{max(found):.2%}"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("count", type=int, nargs="?", default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, action="append", help="these case numbers alone")
-    parser.add_argument("--small", action=argparse.BooleanOptionalAction, default=None, help="shrunk models alone, or none")
+    parser.add_argument(
+        "--small", action=argparse.BooleanOptionalAction, default=None, help="shrunk models alone, or none"
+    )
     parser.add_argument("--out", type=Path, help="JSON lines, one a case")
     parser.add_argument("--show", type=int, default=10, help="how many of the worst cases to print")
     arguments = parser.parse_args()

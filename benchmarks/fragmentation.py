@@ -1,10 +1,12 @@
-"""How much more the allocator reserves than tensors hold: the share that the formula's verdict does not count, over seeded setups.
+"""How much more the allocator reserves than tensors hold: the share that the formula's verdict does not
+count, over seeded setups.
 
 python benchmarks/fragmentation.py [COUNT] [--seed N]
 
-Draws catalogue models of 1 to 80 billion parameters with setups as people write them, traces each (nothing is allocated), and prints
-peak reserved minus peak allocated, as a share of the allocated bytes: median, P95 and worst, over 4-bit bases (whose loading and
-dequantising leave holes of every size) and over the others. planner/answers/verdict.py UNCOUNTED cites the P95.
+Draws catalogue models of 1 to 80 billion parameters with setups as people write them, traces each (nothing is
+allocated), and prints peak reserved minus peak allocated, as a share of the allocated bytes: median, P95 and
+worst, over 4-bit bases (whose loading and dequantising leave holes of every size) and over the others.
+planner/answers/verdict.py UNCOUNTED cites the P95.
 """
 
 from __future__ import annotations
@@ -31,8 +33,14 @@ def case(seed: int, number: int) -> tuple[str, dict[str, Any]]:
     rng = random.Random(f"{seed}-{number}")
     least, most = PARAMETERS
     name = rng.choice(sorted(name for name, row in index().items() if least <= row["parameters"] <= most))
-    fields: dict[str, Any] = {"method": rng.choice(METHODS), "recipe": rng.choice(RECIPES), "gpu": rng.choice(("a100-80gb", "rtx-4090"))}
-    fields["allocator"] = "native"  # expandable segments, one recipe's default, leave next to nothing between tensors
+    fields: dict[str, Any] = {
+        "method": rng.choice(METHODS),
+        "recipe": rng.choice(RECIPES),
+        "gpu": rng.choice(("a100-80gb", "rtx-4090")),
+    }
+    fields["allocator"] = (
+        "native"  # expandable segments, one recipe's default, leave next to nothing between tensors
+    )
     fields["micro_batch"] = rng.choice((1, 1, 2, 4, 8))
     fields["sequence_length"] = rng.choice((512, 1024, 2048, 4096))
     fields["checkpointing"] = rng.choice(("none", "non_reentrant"))
@@ -56,7 +64,9 @@ def shares(seed: int, count: int) -> Iterator[tuple[str, dict[str, Any], float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("count", type=int, nargs="?", default=40)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
@@ -64,7 +74,9 @@ def main() -> None:
     began = time.perf_counter()
     for name, fields, share in shares(asked.seed, asked.count):
         found[fields["method"] == "qlora"].append(share)
-        print(f"{share:7.2%}  {name}: {' '.join(f'{key}={value}' for key, value in fields.items())}", flush=True)
+        print(
+            f"{share:7.2%}  {name}: {' '.join(f'{key}={value}' for key, value in fields.items())}", flush=True
+        )
     print(f"\n{time.perf_counter() - began:.0f} s")
     for quantised, each in found.items():
         if each:
@@ -74,7 +86,10 @@ def main() -> None:
 def summary(values: list[float]) -> str:
     """Median, the smallest value that 95 in 100 do not pass, and the worst."""
     ordered = sorted(values)
-    return f"median {statistics.median(ordered):.2%}, P95 {ordered[-(-95 * len(ordered) // 100) - 1]:.2%}, worst {ordered[-1]:.2%}"
+    return (
+        f"median {statistics.median(ordered):.2%}, P95 {ordered[-(-95 * len(ordered) // 100) - 1]:.2%}, "
+        f"worst {ordered[-1]:.2%}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""PEERS: the predictors of others, as a table: what pip installs, and the program that asks one its question (see peers.py)."""
+"""PEERS: the predictors of others, as a table: what pip installs, and the program that asks one its question
+(see peers.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peer:
-    """One predictor: what pip installs, and the program that asks it. The driver reads a question from its standard input and prints
-    [bytes allocated, bytes with its own overhead for context and safety], or null (or why, in words) where it cannot be asked.
+    """One predictor: what pip installs, and the program that asks it. The driver reads a question from its
+    standard input and prints [bytes allocated, bytes with its own overhead for context and safety], or null
+    (or why, in words) where it cannot be asked.
 
-    `torch`: it runs models, so its environment sees the libraries of the one that runs this script. `note`: how it was asked. `seconds`:
-    the processor time after which nobody waits any longer.
+    `torch`: it runs models, so its environment sees the libraries of the one that runs this script. `note`:
+    how it was asked. `seconds`: the processor time after which nobody waits any longer.
     """
 
     name: str
@@ -23,7 +26,10 @@ class Peer:
 
 
 PEERS = (
-    Peer("vramcalc", "vramcalc==0.1.2", """
+    Peer(
+        "vramcalc",
+        "vramcalc==0.1.2",
+        """
 import json, subprocess, sys, os
 q = json.load(sys.stdin)
 if q["quant_type"] != "none" or q["method"] not in ("full", "lora"):
@@ -37,8 +43,12 @@ words += ["--lora", str(q["rank"])] if q["method"] == "lora" else []
 words += ["--grad-checkpoint"] if q["checkpointing"] != "none" else []
 found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["estimate"]
 print(json.dumps([found["total"] - found["overhead"], found["total"]]))
-"""),
-    Peer("fitcheck-llm", "fitcheck-llm==0.3.1", """
+""",
+    ),
+    Peer(
+        "fitcheck-llm",
+        "fitcheck-llm==0.3.1",
+        """
 import json, sys
 from unittest.mock import patch
 q = json.load(sys.stdin)
@@ -56,8 +66,12 @@ training = TrainingConfig(precision=dtype, quantization=q["quant_type"], double_
                           grad_checkpoint=q["checkpointing"] != "none", flash_attn=q["attention"] != "eager", **targets)
 found = _compute_components(model, training, None)
 print(json.dumps([round((found.total_mib - found.overhead_mib) * 2**20), round(found.total_mib * 2**20)]))
-"""),
-    Peer("canifinetune", "canifinetune==0.4.1", """
+""",
+    ),
+    Peer(
+        "canifinetune",
+        "canifinetune==0.4.1",
+        """
 import json, os, subprocess, sys
 q = json.load(sys.stdin)
 if q["method"] not in ("full", "lora", "qlora"):
@@ -73,8 +87,12 @@ words = [os.path.join(os.path.dirname(sys.executable), "canifinetune"), "estimat
 found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["memory"]
 total = found["total_estimated_gb"] - found["cuda_overhead_gb"] - found["safety_margin_gb"]
 print(json.dumps([round(total * 2**30), round(found["total_estimated_gb"] * 2**30)]))
-"""),
-    Peer("ftuneai", "ftuneai==0.4.1", """
+""",
+    ),
+    Peer(
+        "ftuneai",
+        "ftuneai==0.4.1",
+        """
 import json, sys
 q = json.load(sys.stdin)
 if q["method"] not in ("full", "lora", "qlora"):
@@ -97,8 +115,12 @@ for lora_target in (target, "attention"):
         continue
 found = e.estimate_memory()
 print(json.dumps([round((found.total_gb - found.overhead_gb) * 2**30), round(found.total_gb * 2**30)]))
-"""),
-    Peer("gpu-estimator", "gpu-estimator==0.2.0", """
+""",
+    ),
+    Peer(
+        "gpu-estimator",
+        "gpu-estimator==0.2.0",
+        """
 import json, sys
 q = json.load(sys.stdin)
 if q["method"] != "full" or q["quant_type"] != "none":
@@ -108,8 +130,14 @@ dtype = {"bfloat16": "fp16", "float16": "fp16", "float32": "fp32"}[q["weight_dty
 found = GPUEstimator().estimate(model_params=q["parameters"], batch_size=q["micro_batch"], sequence_length=q["sequence_length"],
                                 precision=dtype, optimizer="adamw", gradient_checkpointing=q["checkpointing"] != "none")
 print(json.dumps([round(found.total_memory_gb * 2**30)] * 2))
-""", "full fine-tuning alone", torch=True),
-    Peer("accelerate", "accelerate==1.15.0", """
+""",
+        "full fine-tuning alone",
+        torch=True,
+    ),
+    Peer(
+        "accelerate",
+        "accelerate==1.15.0",
+        """
 import json, sys
 q = json.load(sys.stdin)
 if q["method"] != "full" or q["quant_type"] != "none":
@@ -125,8 +153,14 @@ total, _ = calculate_maximum_sizes(model)
 mixed = {"bfloat16": "bf16", "float16": "fp16"}.get(q["autocast"])
 steps = estimate_training_usage(total, mixed, "no") if mixed else {"step": total * 4}
 print(json.dumps([max(steps.values())] * 2))
-""", "its `estimate-memory`: full fine-tuning alone, no activations", torch=True),
-    Peer("torch-kitsune", "torch-kitsune==0.7.0", """
+""",
+        "its `estimate-memory`: full fine-tuning alone, no activations",
+        torch=True,
+    ),
+    Peer(
+        "torch-kitsune",
+        "torch-kitsune==0.7.0",
+        """
 import json, sys
 q = json.load(sys.stdin)
 if q["method"] not in ("lora", "qlora") or q["quant_type"] not in ("none", "nf4"):
@@ -141,9 +175,16 @@ targets = ("_proj",) if q["targets"] == ["all-linear"] else tuple(q["targets"])
 config = LoRAConfig(rank=q["rank"], target_modules=targets, use_qlora=q["quant_type"] == "nf4")
 found = estimate_lora_memory(model, (q["sequence_length"],), q["micro_batch"], dtype, config)
 print(json.dumps([found.total_bytes - found.overhead_bytes, found.total_bytes]))
-""", "no word of checkpointing; its sample input is floating point, so that models of tokens fall back on its "
-     "per-layer formula", torch=True),
-    Peer("MemTracker", "", """
+""",
+        "no word of checkpointing; its sample input is floating point, so that models of tokens fall back "
+        "on its "
+        "per-layer formula",
+        torch=True,
+    ),
+    Peer(
+        "MemTracker",
+        "",
+        """
 import json, sys
 q = json.load(sys.stdin)
 if q["quant_type"] != "none" or q["parameters"] > 2e8:
@@ -177,7 +218,12 @@ with quiet():
 peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
 total = next(nbytes for kind, nbytes in peak.items() if getattr(kind, "name", str(kind)) == "Total")
 print(json.dumps([total, total]))
-""", "torch's own, on fake CPU tensors with memplan's build and step; two of its refusals patched away (frozen "
-     "parameters, fake parameters that move); only models under 200 million parameters, since even those "
-     "take it minutes", torch=True, seconds=900),
-)  # fmt: skip
+""",
+        "torch's own, on fake CPU tensors with memplan's build and step; two of its refusals patched away "
+        "(frozen "
+        "parameters, fake parameters that move); only models under 200 million parameters, since even those "
+        "take it minutes",
+        torch=True,
+        seconds=900,
+    ),
+)

@@ -1,8 +1,10 @@
-"""The formula engine against published per-moment peaks: `python benchmarks/published_formula.py [FILE]`, worst first.
+"""The formula engine against published per-moment peaks: `python benchmarks/published_formula.py [FILE]`,
+worst first.
 
-FILE is a list of runs as JSON: model, method, gpu, dtypes, rank, batch and `measured_mib` per moment. Default:
-../shared/published/t4_lora_qlora.json, which is no part of the project: absent, the script says so and ends. Errors are
-(predicted - measured) / measured of the allocated peak. Loads of one quantised model differ by up to 1 % between identical runs.
+FILE is a list of runs as JSON: model, method, gpu, dtypes, rank, batch and `measured_mib` per moment.
+Default: ../shared/published/t4_lora_qlora.json, which is no part of the project: absent, the script says so
+and ends. Errors are (predicted - measured) / measured of the allocated peak. Loads of one quantised model
+differ by up to 1 % between identical runs.
 """
 
 from __future__ import annotations
@@ -30,26 +32,40 @@ def predicted_mib(run: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", nargs="?", type=Path, default=DEFAULT)
     arguments = parser.parse_args()
     if not arguments.file.is_file():
-        print(f"{arguments.file} is not here: it is no part of the project, so there is nothing to compare with")
+        print(
+            f"{arguments.file} is not here: it is no part of the project, so there is nothing to compare with"
+        )
         return
     rows = []
     for run in json.loads(arguments.file.read_text()):
         attention = "eager" if run["attention"] == "eager" else "sdpa"
-        label = f"{run['model'].split('/')[1][:14]:14} {run['method']:5} {attention:5} b{run['micro_batch']} s{run['sequence']}"
+        label = (
+            f"{run['model'].split('/')[1][:14]:14} {run['method']:5} {attention:5} b{run['micro_batch']} "
+            f"s{run['sequence']}"
+        )
         predicted, measured = predicted_mib(run), run["measured_mib"]
-        rows.append((label, predicted, measured, {name: predicted[name] / measured[name] - 1 for name in predicted}))
+        rows.append(
+            (label, predicted, measured, {name: predicted[name] / measured[name] - 1 for name in predicted})
+        )
     rows.sort(key=lambda row: -abs(row[3]["peak_allocated"]))
     names = (*MOMENTS, "peak_allocated")
     print(f"{'run':40}" + "".join(f"{name:>27}" for name in names) + "   predicted / measured MiB, error")
     for label, predicted, measured, error in rows:
-        print(f"{label:40}" + "".join(f"{predicted[n]:10.1f}/{measured[n]:8.1f} {error[n]:+7.2%}" for n in names))
+        print(
+            f"{label:40}"
+            + "".join(f"{predicted[n]:10.1f}/{measured[n]:8.1f} {error[n]:+7.2%}" for n in names)
+        )
     for name in names:
         found = [abs(row[3][name]) for row in rows]
-        print(f"{name:16} median {statistics.median(found):.2%}  worst {max(found):.2%}  of {len(found)} runs")
+        print(
+            f"{name:16} median {statistics.median(found):.2%}  worst {max(found):.2%}  of {len(found)} runs"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Record predictions before a refactoring and compare them after it: `record FILE`, then `compare FILE`.
 
-A record holds each case itself (config, fields, engine) beside its answer, so that what is asked does not change with the code that
-asks. Compared are every moment's allocated bytes, its components, and the peak's reserved bytes.
+A record holds each case itself (config, fields, engine) beside its answer, so that what is asked does not
+change with the code that asks. Compared are every moment's allocated bytes, its components, and the peak's
+reserved bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Case = dict[str, Any]
 
 
 def cases(formula: int, trace: int, seed: int) -> list[Case]:
-    """`formula` and `trace` many cases, drawn as benchmarks/formula_vs_trace.py draws them; half of the formula's are named entries."""
+    """`formula` and `trace` many cases, drawn as benchmarks/formula_vs_trace.py draws them; half of the
+    formula's are named entries.
+    """
     from formula_vs_trace import case, legal
 
     found: list[Case] = []
@@ -55,7 +58,12 @@ def answer(case: Case) -> dict[str, Any]:
         "moments": moments,
         "peak": found.peak.moment,
         "reserved": found.peak.reserved_bytes,
-        "parameters": [found.total_parameters, found.trainable_parameters, found.checkpoint_bytes, found.host_bytes],
+        "parameters": [
+            found.total_parameters,
+            found.trainable_parameters,
+            found.checkpoint_bytes,
+            found.host_bytes,
+        ],
     }
 
 
@@ -63,12 +71,18 @@ def moved(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list
     """What differs between two answers, one line each."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
-        return [line for key in keys for line in moved(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))]
+        return [
+            line
+            for key in keys
+            for line in moved(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        ]
     return [] if before == after else [f"{path}: {before} -> {after}"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--formula", type=int, default=300)
@@ -92,7 +106,11 @@ def main() -> int:
         lines = moved(case["answer"], json.loads(json.dumps(answer(case))))
         if lines:
             different += 1
-            print(f"{case['engine']} {case['name']} {case['fields']}", *(f"    {line}" for line in lines[:12]), sep="\n")
+            print(
+                f"{case['engine']} {case['name']} {case['fields']}",
+                *(f"    {line}" for line in lines[:12]),
+                sep="\n",
+            )
     print(f"{len(known)} predictions, {len(known) - different} unchanged, {different} different")
     return 1 if different else 0
 

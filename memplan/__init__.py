@@ -8,13 +8,27 @@ from typing import Any
 from memplan.planner import __version__
 
 _HOME = {
-    "plan": "memplan.api", "trace": "memplan.api", "profile": "memplan.api", "reconcile": "memplan.api",
+    "plan": "memplan.api",
+    "trace": "memplan.api",
+    "profile": "memplan.api",
+    "reconcile": "memplan.api",
     "trainer_callback": "memplan.api",
-    "Setup": "memplan.planner.inputs.setup", "resolve": "memplan.planner.inputs.setup", "ModelSpec": "memplan.planner.inputs.spec", "find": "memplan.planner.inputs.models", "find_gpu": "memplan.planner.tables.gpus",
-    "Row": "memplan.planner.prediction", "Breakdown": "memplan.planner.prediction", "Prediction": "memplan.planner.prediction", "Peak": "memplan.planner.prediction",
-    "GpuVerdict": "memplan.planner.prediction", "Accuracy": "memplan.planner.prediction",
-    "MemplanError": "memplan.planner.tables.errors", "UsageError": "memplan.planner.tables.errors", "NetworkError": "memplan.planner.tables.errors", "ToleranceError": "memplan.planner.tables.errors",
-}  # fmt: skip
+    "Setup": "memplan.planner.inputs.setup",
+    "resolve": "memplan.planner.inputs.setup",
+    "ModelSpec": "memplan.planner.inputs.spec",
+    "find": "memplan.planner.inputs.models",
+    "find_gpu": "memplan.planner.tables.gpus",
+    "Row": "memplan.planner.prediction",
+    "Breakdown": "memplan.planner.prediction",
+    "Prediction": "memplan.planner.prediction",
+    "Peak": "memplan.planner.prediction",
+    "GpuVerdict": "memplan.planner.prediction",
+    "Accuracy": "memplan.planner.prediction",
+    "MemplanError": "memplan.planner.tables.errors",
+    "UsageError": "memplan.planner.tables.errors",
+    "NetworkError": "memplan.planner.tables.errors",
+    "ToleranceError": "memplan.planner.tables.errors",
+}
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
 

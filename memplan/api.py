@@ -1,4 +1,5 @@
-"""memplan.plan, trace, profile, reconcile: find the model, resolve the setup, call the engine, attach accuracy and verdicts.
+"""memplan.plan, trace, profile, reconcile: find the model, resolve the setup, call the engine, attach
+accuracy and verdicts.
 
 Computes nothing itself; torch is imported only by `trace` and `profile`.
 """
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 ModelLike = str | Path | Mapping[str, Any] | ModelSpec | Model
 
 
-def request(model: ModelLike, setup: Setup | None = None, imported: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Model, Setup]:
-    """The model that `model` names and the complete Setup: `setup` with `fields` changed, or one resolved from `fields` over `imported`.
+def request(
+    model: ModelLike, setup: Setup | None = None, imported: Mapping[str, Any] | None = None, **fields: Any
+) -> tuple[Model, Setup]:
+    """The model that `model` names and the complete Setup: `setup` with `fields` changed, or one resolved
+    from `fields` over `imported`.
 
-    Raises UsageError for an unknown model, name or field, a value out of bounds, or choices that contradict each other.
+    Raises UsageError for an unknown model, name or field, a value out of bounds, or choices that contradict
+    each other.
     """
     found = find(model)
     gpu = fields.get("gpu")
@@ -44,8 +49,16 @@ def request(model: ModelLike, setup: Setup | None = None, imported: Mapping[str,
     return found, resolve(fields, imported=under, max_positions=_learned_positions(found))
 
 
-def _adapted(model: Model, document: Mapping[str, Any], setup: Setup | None, under: Mapping[str, Any], fields: dict[str, Any]) -> Setup:
-    """The Setup with an adapter file: the file's own values, and the file itself where the formula has no rule for it."""
+def _adapted(
+    model: Model,
+    document: Mapping[str, Any],
+    setup: Setup | None,
+    under: Mapping[str, Any],
+    fields: dict[str, Any],
+) -> Setup:
+    """The Setup with an adapter file: the file's own values, and the file itself where the formula has no
+    rule for it.
+    """
     from memplan.planner.importers.peft import settings
 
     fields = {name: value for name, value in fields.items() if name != "adapter"}
@@ -64,7 +77,9 @@ def _adapted(model: Model, document: Mapping[str, Any], setup: Setup | None, und
 
         try:
             adapters(spec, found)
-        except UsageError:  # a name that is no linear layer's: whether it is another module's, PEFT itself finds out
+        except (
+            UsageError
+        ):  # a name that is no linear layer's: whether it is another module's, PEFT itself finds out
             return resolved({**file, "adapter": dict(document)})
     return found
 
@@ -78,30 +93,39 @@ def _spec(model: Model) -> ModelSpec | None:
 
 
 def setup_gpu(text: Any) -> str:
-    """What Setup.gpu holds for a card that a person named: the card's own name; `local` and budgets as they are. Raises UsageError."""
+    """What Setup.gpu holds for a card that a person named: the card's own name; `local` and budgets as they
+    are. Raises UsageError.
+    """
     if not isinstance(text, str):
         raise UsageError(f"gpu {text!r}: expected a card's name or a size such as 23.5GiB")
     gpu = find_gpu(text)
     return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 
 
-def plan(model: ModelLike, setup: Setup | None = None, *, engine: str | None = None, **fields: Any) -> Prediction:
-    """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora", gpu="rtx-4090").peak.device_bytes`.
+def plan(
+    model: ModelLike, setup: Setup | None = None, *, engine: str | None = None, **fields: Any
+) -> Prediction:
+    """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora",
+    gpu="rtx-4090").peak.device_bytes`.
 
-    `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete Setup, `fields` are Setup
-    fields by name (micro_batch, sequence_length, rank, ...). Sizes are bytes.
+    `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete
+    Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...). Sizes are bytes.
     Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
     """
     return predict(*request(model, setup, **fields), engine)
 
 
 def trace(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Prediction:
-    """The same from the real libraries' step on meta tensors, replayed through the CUDA allocator; needs the extra `trace`."""
+    """The same from the real libraries' step on meta tensors, replayed through the CUDA allocator; needs the
+    extra `trace`.
+    """
     return plan(model, setup, engine="trace", **fields)
 
 
 def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction:
-    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in question."""
+    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in
+    question.
+    """
     engine = engine or ("formula" if setup.adapter is None else "trace")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
@@ -118,15 +142,21 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     alike = close_calls(prediction, [gpu for its, gpu in pairs if its is prediction])
     close = (alike, *(close_calls(its, [gpu]) for its, gpu in pairs if its is not prediction))
     prediction = prediction.with_(warnings=(*prediction.warnings, *filter(None, close)))
-    if sharding.wraps(setup):  # the band of a verdict is one GPU's, for want of another; the error of the number is not known
-        prediction = prediction.with_(accuracy=Accuracy(evidence=sharding.UNRECORDED, device_error=prediction.accuracy.margin))
+    if sharding.wraps(
+        setup
+    ):  # the band of a verdict is one GPU's, for want of another; the error of the number is not known
+        prediction = prediction.with_(
+            accuracy=Accuracy(evidence=sharding.UNRECORDED, device_error=prediction.accuracy.margin)
+        )
     return prediction.with_(gpus=verdicts)
 
 
 def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction, Gpu]]:
-    """The cards to judge, each with the prediction to judge it by: the one that the setup names, else the common ones; none on a CPU.
+    """The cards to judge, each with the prediction to judge it by: the one that the setup names, else the
+    common ones; none on a CPU.
 
-    A card older than what is assumed where none is named has kernels of its own: the formula is asked again, the trace (seconds) is not.
+    A card older than what is assumed where none is named has kernels of its own: the formula is asked again,
+    the trace (seconds) is not.
     """
     setup = prediction.setup
     if setup.device == "cpu":
@@ -143,12 +173,20 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction, G
             yield with_its_kernels(model.spec(), prediction, gpu), gpu
 
 
-def profile(model: ModelLike, setup: Setup | None = None, *, steps: int = 3, cap: int | None = None, snapshot: Path | None = None,
-            **fields: Any) -> Measurement:  # fmt: skip
-    """The same step measured on this machine's GPU (or device="cpu") with random weights; needs the extra `profile`.
+def profile(
+    model: ModelLike,
+    setup: Setup | None = None,
+    *,
+    steps: int = 3,
+    cap: int | None = None,
+    snapshot: Path | None = None,
+    **fields: Any,
+) -> Measurement:
+    """The same step measured on this machine's GPU (or device="cpu") with random weights; needs the extra
+    `profile`.
 
-    Runs in this process, whose CUDA context stays; `steps` are timed, `cap` limits the CUDA allocator in bytes, `snapshot` is where
-    torch's memory snapshot goes. Out of memory is an outcome of the Measurement.
+    Runs in this process, whose CUDA context stays; `steps` are timed, `cap` limits the CUDA allocator in
+    bytes, `snapshot` is where torch's memory snapshot goes. Out of memory is an outcome of the Measurement.
     """
     from memplan.profiler.measure import profile as measure
 
@@ -157,9 +195,11 @@ def profile(model: ModelLike, setup: Setup | None = None, *, steps: int = 3, cap
 
 
 def trainer_callback(setup: Setup | None = None, **options: Any) -> MemoryCallback:
-    """A transformers TrainerCallback that predicts before training, warns or stops what will not fit, and reconciles at the end.
+    """A transformers TrainerCallback that predicts before training, warns or stops what will not fit, and
+    reconciles at the end.
 
-    Options: `sequence_length`, `capacity` (bytes), `on_misfit` ("warn" or "stop"), `report`. Needs the extra `profile`.
+    Options: `sequence_length`, `capacity` (bytes), `on_misfit` ("warn" or "stop"), `report`. Needs the extra
+    `profile`.
     """
     from memplan.profiler.callback import MemoryCallback
 
@@ -174,14 +214,18 @@ def reconcile(prediction: Prediction, measurement: Measurement) -> Reconciliatio
 
 
 def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accuracy:
-    """How far this engine was from the recorded runs that resemble the prediction, or from all; says so where no run was recorded."""
+    """How far this engine was from the recorded runs that resemble the prediction, or from all; says so where
+    no run was recorded.
+    """
     from memplan.validate import evidence
 
     return evidence.accuracy_of_engine(engine) if prediction is None else evidence.accuracy_of(prediction)
 
 
 def _learned_positions(model: Model) -> int | None:
-    """The longest sequence that learned positions allow; None where positions are computed or only the trace knows the family."""
+    """The longest sequence that learned positions allow; None where positions are computed or only the trace
+    knows the family.
+    """
     try:
         return model.spec().max_positions
     except UsageError:

@@ -1,9 +1,11 @@
 """A pytest fixture that keeps a training setup's memory from growing unnoticed: `memplan_gate`.
 
     def test_memory(memplan_gate):
-        memplan_gate("llama-lora", "llama-7b", method="lora", sequence_length=1024, engine="trace", fail_over=0.01)
+        memplan_gate("llama-lora", "llama-7b", method="lora", sequence_length=1024, engine="trace",
+        fail_over=0.01)
 
-The first run with `--memplan-update` records the prediction beside the tests; later runs compare. No GPU is needed.
+The first run with `--memplan-update` records the prediction beside the tests; later runs compare. No GPU is
+needed.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ FOLDER = "memplan_baselines"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("memplan")
-    group.addoption("--memplan-update", action="store_true", help="record the memory baselines of memplan_gate anew")
+    group.addoption(
+        "--memplan-update", action="store_true", help="record the memory baselines of memplan_gate anew"
+    )
 
 
 @pytest.fixture
 def memplan_gate(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """A function (name, model, fail_over=0.01, **plan's arguments): predicts, compares with the baseline, returns the prediction."""
+    """A function (name, model, fail_over=0.01, **plan's arguments): predicts, compares with the baseline,
+    returns the prediction.
+    """
     folder = Path(request.path).parent / FOLDER
     update = bool(request.config.getoption("--memplan-update"))
 
@@ -45,7 +51,9 @@ def memplan_gate(request: pytest.FixtureRequest) -> Callable[..., Any]:
             path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             return prediction
         if not path.is_file():
-            pytest.fail(f"no baseline {path}: run pytest --memplan-update once and commit the file", pytrace=False)
+            pytest.fail(
+                f"no baseline {path}: run pytest --memplan-update once and commit the file", pytrace=False
+            )
         found = diff(json.loads(path.read_text(encoding="utf-8")), document)
         beyond = found.beyond(fail_over)
         if beyond:

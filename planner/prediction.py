@@ -22,7 +22,9 @@ PREDICTION_SCHEMA = "memplan.prediction/1"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of tensor: `bytes` is its size over all `count` of them, `block_bytes` what the allocator charges (trace only)."""
+    """One kind of tensor: `bytes` is its size over all `count` of them, `block_bytes` what the allocator
+    charges (trace only).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -35,12 +37,22 @@ class Row:
 
     @property
     def charged(self) -> int:
-        """Bytes that count towards `allocated`: blocks where the allocator was replayed, tensor sizes elsewhere."""
+        """Bytes that count towards `allocated`: blocks where the allocator was replayed, tensor sizes
+        elsewhere.
+        """
         return self.bytes if self.block_bytes is None else self.block_bytes
 
     def to_document(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "count": self.count, "bytes": self.bytes,
-                "block_bytes": self.block_bytes, "component": self.component, "why": self.why}  # fmt: skip
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "count": self.count,
+            "bytes": self.bytes,
+            "block_bytes": self.block_bytes,
+            "component": self.component,
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,11 @@ class Breakdown:
         return totals
 
     def to_document(self, explain: bool = False) -> dict[str, Any]:
-        document: dict[str, Any] = {"name": self.moment, "allocated_bytes": self.allocated_bytes, "components": self.components}
+        document: dict[str, Any] = {
+            "name": self.moment,
+            "allocated_bytes": self.allocated_bytes,
+            "components": self.components,
+        }
         if explain:
             document["rows"] = [row.to_document() for row in self.rows]
         return document
@@ -83,13 +99,20 @@ class Peak:
         return self.reserved_bytes + self.context_bytes
 
     def to_document(self) -> dict[str, Any]:
-        return {"moment": self.moment, "allocated_bytes": self.allocated_bytes, "reserved_bytes": self.reserved_bytes,
-                "context_bytes": self.context_bytes, "device_bytes": self.device_bytes}  # fmt: skip
+        return {
+            "moment": self.moment,
+            "allocated_bytes": self.allocated_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "context_bytes": self.context_bytes,
+            "device_bytes": self.device_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class GpuVerdict:
-    """Whether a prediction fits one card: `headroom_bytes` is usable minus predicted device bytes, negative where it does not fit."""
+    """Whether a prediction fits one card: `headroom_bytes` is usable minus predicted device bytes, negative
+    where it does not fit.
+    """
 
     name: str
     usable_bytes: int
@@ -97,14 +120,21 @@ class GpuVerdict:
     headroom_bytes: int
 
     def to_document(self) -> dict[str, Any]:
-        return {"name": self.name, "usable_bytes": self.usable_bytes, "verdict": self.verdict, "headroom_bytes": self.headroom_bytes}
+        return {
+            "name": self.name,
+            "usable_bytes": self.usable_bytes,
+            "verdict": self.verdict,
+            "headroom_bytes": self.headroom_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How far this engine was from recorded runs: fractions of the allocated peak. None where no recorded run says anything.
+    """How far this engine was from recorded runs: fractions of the allocated peak. None where no recorded run
+    says anything.
 
-    `device_error`: the worst error of the device peak over the same runs, which counts what the allocator holds beyond the tensors.
+    `device_error`: the worst error of the device peak over the same runs, which counts what the allocator
+    holds beyond the tensors.
     """
 
     median_error: float | None = None
@@ -116,12 +146,20 @@ class Accuracy:
 
     @property
     def margin(self) -> float:
-        """The share of its allocated peak by which a prediction without replay may be off when it says whether a card holds it."""
+        """The share of its allocated peak by which a prediction without replay may be off when it says
+        whether a card holds it.
+        """
         return max(self.worst_error or 0.0, self.device_error or 0.0)
 
     def to_document(self) -> dict[str, Any]:
-        return {"median_error": self.median_error, "worst_error": self.worst_error, "runs": self.runs, "evidence": self.evidence,
-                "nearest_run": self.nearest_run, "device_error": self.device_error}  # fmt: skip
+        return {
+            "median_error": self.median_error,
+            "worst_error": self.worst_error,
+            "runs": self.runs,
+            "evidence": self.evidence,
+            "nearest_run": self.nearest_run,
+            "device_error": self.device_error,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +172,12 @@ class ModelSummary:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
-        return {**self.extra, "name": self.name, "architecture": self.architecture, "parameters": self.parameters}
+        return {
+            **self.extra,
+            "name": self.name,
+            "architecture": self.architecture,
+            "parameters": self.parameters,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +199,9 @@ class Prediction:
     accuracy: Accuracy = Accuracy()
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)  # engine-specific additions: bands, timeline, unknown ops
+    extra: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # engine-specific additions: bands, timeline, unknown ops
 
     def moment(self, name: str) -> Breakdown:
         """The breakdown of one moment; KeyError where the prediction has none of that name."""
@@ -199,7 +244,9 @@ class Prediction:
 
 
 def check_schema(document: Mapping[str, Any], expected: str) -> None:
-    """Refuse a document of another kind or of a newer major version (UsageError); keys not known are the reader's to drop."""
+    """Refuse a document of another kind or of a newer major version (UsageError); keys not known are the
+    reader's to drop.
+    """
     found = document.get("schema")
     kind, _, major = expected.rpartition("/")
     if not isinstance(found, str) or not found.startswith(kind + "/"):

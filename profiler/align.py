@@ -1,7 +1,8 @@
 """The allocator's history of one real step, aligned with the predicted sequence of allocations and frees.
 
-The alignment is a longest common subsequence over (kind, bytes), moment by moment: an event is never matched with one of another moment.
-What does not match is a kernel's hidden memory, a version's change or a bug; each is kept, with the op and module that are known.
+The alignment is a longest common subsequence over (kind, bytes), moment by moment: an event is never matched
+with one of another moment. What does not match is a kernel's hidden memory, a version's change or a bug; each
+is kept, with the op and module that are known.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from memplan.profiler.history import ALLOC, FREE, History, Span
 
 MOST_EDITS = 300  # of one search; a longer difference is aligned piece by piece
 _SURE = 8  # matches that make half a path worth going on from
-MOST_SECONDS = 20.0  # of one alignment: a GPU waits for it; what lies behind is counted as unmatched, and the summary says so
+# of one alignment: a GPU waits for it; what lies behind is counted as unmatched, and the summary says so
+MOST_SECONDS = 20.0
 MOST_GROUPS = 60  # kinds of unmatched events that a record keeps, largest first
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 Token = tuple[str, int]
@@ -29,7 +31,9 @@ class Step:
     """One step's events by moment: what happened, how many bytes, and on whose behalf."""
 
     moments: Mapping[str, tuple[Token, ...]]
-    owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "module: op" for each event, where known
+    owners: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # "module: op" for each event, where known
 
 
 @dataclass
@@ -70,15 +74,23 @@ def _free_sizes(history: History) -> dict[int, int]:
 
 
 def _stretches(spans: Sequence[Span], step: int, last: int) -> Iterator[tuple[Span, int, int]]:
-    """(moment, begin, end) of a step's moments, each reaching to the next one's begin, so that no event falls between."""
+    """(moment, begin, end) of a step's moments, each reaching to the next one's begin, so that no event falls
+    between.
+    """
     for index, span in enumerate(spans):
         if span.step == step:
-            following = spans[index + 1].begin if index + 1 < len(spans) and spans[index + 1].step == step else span.end
+            following = (
+                spans[index + 1].begin
+                if index + 1 < len(spans) and spans[index + 1].step == step
+                else span.end
+            )
             yield span, span.begin, min(following, last)
 
 
 def align(predicted: Step, measured: Step) -> dict[str, Any]:
-    """The aligned summary of one step, as a record keeps it: counts and bytes, shares in [0, 1], and what did not match."""
+    """The aligned summary of one step, as a record keeps it: counts and bytes, shares in [0, 1], and what did
+    not match.
+    """
     total = _Tally()
     unmatched: Counter[tuple[str, str, str, int, str]] = Counter()
     end = time.monotonic() + MOST_SECONDS
@@ -98,7 +110,11 @@ def align(predicted: Step, measured: Step) -> dict[str, Any]:
     groups = sorted(unmatched.items(), key=lambda item: (-item[0][3] * item[1], item[0]))
     return {
         "events": {"predicted": total.predicted, "measured": total.measured, "matched": total.matched},
-        "bytes": {"predicted": total.predicted_bytes, "measured": total.measured_bytes, "matched": total.matched_bytes},
+        "bytes": {
+            "predicted": total.predicted_bytes,
+            "measured": total.measured_bytes,
+            "matched": total.matched_bytes,
+        },
         "matched_events_share": _share(total.matched, total.predicted, total.measured),
         "matched_bytes_share": _share(total.matched_bytes, total.predicted_bytes, total.measured_bytes),
         "unmatched": [
@@ -118,16 +134,26 @@ def _allocated(tokens: Iterable[Token]) -> int:
     return sum(nbytes for kind, nbytes in tokens if kind == ALLOC)
 
 
-def _count(into: Counter[tuple[str, str, str, int, str]], side: str, moment: str, tokens: Sequence[Token], matched: set[int],
-           owners: Sequence[str]) -> None:  # fmt: skip
+def _count(
+    into: Counter[tuple[str, str, str, int, str]],
+    side: str,
+    moment: str,
+    tokens: Sequence[Token],
+    matched: set[int],
+    owners: Sequence[str],
+) -> None:
     for index, (kind, nbytes) in enumerate(tokens):
         if index not in matched:
             where = _NUMBER.sub("*", owners[index]) if index < len(owners) else ""
             into[side, moment, kind, nbytes, where] += 1
 
 
-def _nearest(pairs: Sequence[tuple[int, int]], count: int, owners: Sequence[str], own: Sequence[str]) -> list[str]:
-    """For each measured event: its own op where the observer knows it, and the predicted event that it follows."""
+def _nearest(
+    pairs: Sequence[tuple[int, int]], count: int, owners: Sequence[str], own: Sequence[str]
+) -> list[str]:
+    """For each measured event: its own op where the observer knows it, and the predicted event that it
+    follows.
+    """
     before = [""] * count
     last, upcoming = "", iter([*pairs, (0, count)])
     i, j = next(upcoming)
@@ -141,10 +167,11 @@ def _nearest(pairs: Sequence[tuple[int, int]], count: int, owners: Sequence[str]
 
 
 def common(a: Sequence[Token], b: Sequence[Token], end: float = math.inf) -> Iterator[tuple[int, int]]:
-    """Index pairs of a longest common subsequence (Myers' O(ND) search); beyond MOST_EDITS differences, of successive stretches.
+    """Index pairs of a longest common subsequence (Myers' O(ND) search); beyond MOST_EDITS differences, of
+    successive stretches.
 
-    What occurs on one side alone cannot match and is left out of the search. `end`: the time (time.monotonic) after which no further
-    stretch is searched.
+    What occurs on one side alone cannot match and is left out of the search. `end`: the time (time.monotonic)
+    after which no further stretch is searched.
     """
     shared = set(a) & set(b)
     left, right = ([index for index, token in enumerate(side) if token in shared] for side in (a, b))
@@ -155,7 +182,9 @@ def common(a: Sequence[Token], b: Sequence[Token], end: float = math.inf) -> Ite
         yield from ((left[x], right[y]) for x, y in pairs)
 
 
-def _search(a: Sequence[Token], b: Sequence[Token], i0: int, j0: int) -> tuple[list[tuple[int, int]], int, int]:
+def _search(
+    a: Sequence[Token], b: Sequence[Token], i0: int, j0: int
+) -> tuple[list[tuple[int, int]], int, int]:
     """Matches of a[i0:] and b[j0:] up to the end, or up to the furthest point that MOST_EDITS edits reach."""
     n, m = len(a) - i0, len(b) - j0
     furthest: dict[int, int] = {1: 0}
@@ -178,15 +207,21 @@ def _search(a: Sequence[Token], b: Sequence[Token], i0: int, j0: int) -> tuple[l
             if x >= n and y >= m:
                 return _walk_back(trail, edits, x, y, i0, j0), len(a), len(b)
     x, y = place
-    edits = next(d for d in range(len(trail)) if (trail[d + 1] if d + 1 < len(trail) else furthest).get(x - y) == x)
+    edits = next(
+        d for d in range(len(trail)) if (trail[d + 1] if d + 1 < len(trail) else furthest).get(x - y) == x
+    )
     pairs = _walk_back(trail, edits, x, y, i0, j0)
     if len(pairs) < 2 * _SURE:
         return pairs, i0 + max(x, 1), j0 + max(y, 1)
-    kept = pairs[: len(pairs) // 2]  # how a path ends is a guess where the search was cut: go on from its middle
+    kept = pairs[
+        : len(pairs) // 2
+    ]  # how a path ends is a guess where the search was cut: go on from its middle
     return kept, kept[-1][0] + 1, kept[-1][1] + 1
 
 
-def _walk_back(trail: list[dict[int, int]], edits: int, x: int, y: int, i0: int, j0: int) -> list[tuple[int, int]]:
+def _walk_back(
+    trail: list[dict[int, int]], edits: int, x: int, y: int, i0: int, j0: int
+) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
     for d in range(edits, -1, -1):
         furthest, k = trail[d], x - y

@@ -1,4 +1,6 @@
-"""Many records in one file (JSON lines), for machines from which only a few files come back, and out of it again."""
+"""Many records in one file (JSON lines), for machines from which only a few files come back, and out of it
+again.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def read(archive: Path) -> list[Measurement]:
 
 
 def unpack(archive: Path, folder: Path) -> tuple[list[Path], list[str]]:
-    """Write each record that the folder lacks as its own file; the new paths, and one message for each unreadable line."""
+    """Write each record that the folder lacks as its own file; the new paths, and one message for each
+    unreadable line.
+    """
     have = {measurement.identity for _, measurement in scan(folder)[0]}
     written: list[Path] = []
     problems: list[str] = []

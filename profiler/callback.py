@@ -1,9 +1,11 @@
-"""A transformers TrainerCallback: predicts before training starts, warns or stops where it will not fit, then compares with what was.
+"""A transformers TrainerCallback: predicts before training starts, warns or stops where it will not fit, then
+compares with what was.
 
-    from memplan import trainer_callback
-    trainer = Trainer(model, args, train_dataset=data, callbacks=[trainer_callback(sequence_length=2048, on_misfit="stop")])
+    from memplan import trainer_callback trainer = Trainer(model, args, train_dataset=data,
+    callbacks=[trainer_callback(sequence_length=2048, on_misfit="stop")])
 
-The reconciler is handed in: this package does not know `validate`. Torch and transformers are those of the training itself.
+The reconciler is handed in: this package does not know `validate`. Torch and transformers are those of the
+training itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
 from memplan.profiler.recorders import CpuRecorder, CudaRecorder
 
 LOG = logging.getLogger("memplan")
-WATCHED_STEPS = 3  # the CPU's allocator is watched this long; CUDA's counters cost nothing and are read to the end
+WATCHED_STEPS = (
+    3  # the CPU's allocator is watched this long; CUDA's counters cost nothing and are read to the end
+)
 _LOOKED_AT = 1000
 
 
@@ -39,16 +43,24 @@ class DoesNotFit(UsageError):
 class MemoryCallback(TrainerCallback):
     """Give one to `Trainer(callbacks=[...])`.
 
-    setup: how the model is trained; None reads it off the TrainingArguments and the model. sequence_length: the longest row in tokens;
-    None looks at the first rows of the dataset. capacity: bytes of the device; None asks CUDA. on_misfit: "warn" logs, "stop" raises
-    DoesNotFit before the first step. predict: (config, setup, name) -> Prediction, by default the trace engine. reconcile: (Prediction,
-    Measurement) -> anything, kept as `reconciliation`. report: where the sentences go.
+    setup: how the model is trained; None reads it off the TrainingArguments and the model. sequence_length:
+    the longest row in tokens; None looks at the first rows of the dataset. capacity: bytes of the device;
+    None asks CUDA. on_misfit: "warn" logs, "stop" raises DoesNotFit before the first step. predict: (config,
+    setup, name) -> Prediction, by default the trace engine. reconcile: (Prediction, Measurement) -> anything,
+    kept as `reconciliation`. report: where the sentences go.
     """
 
-    def __init__(self, setup: Setup | None = None, *, sequence_length: int | None = None, capacity: int | None = None,
-                 on_misfit: Literal["warn", "stop"] = "warn", predict: Callable[[Any, Setup, str], Prediction] | None = None,
-                 reconcile: Callable[[Prediction, Measurement], Any] | None = None,
-                 report: Callable[[str], None] = LOG.warning) -> None:  # fmt: skip
+    def __init__(
+        self,
+        setup: Setup | None = None,
+        *,
+        sequence_length: int | None = None,
+        capacity: int | None = None,
+        on_misfit: Literal["warn", "stop"] = "warn",
+        predict: Callable[[Any, Setup, str], Prediction] | None = None,
+        reconcile: Callable[[Prediction, Measurement], Any] | None = None,
+        report: Callable[[str], None] = LOG.warning,
+    ) -> None:
         if on_misfit not in ("warn", "stop"):
             raise UsageError(f"on_misfit is {on_misfit!r}, expected 'warn' or 'stop'")
         self.setup = setup
@@ -65,9 +77,11 @@ class MemoryCallback(TrainerCallback):
         self._steps = 0
         self._times: list[float] = []
 
-    # -- what the Trainer calls --------------------------------------------------------------------------------------------------------
+    # -- what the Trainer calls ------------------------------------------------------------------------------
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **_: Any
+    ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config, self._name = base.config.to_dict(), type(base).__name__
         device: Literal["cuda", "cpu"] = "cuda" if args.device.type == "cuda" else "cpu"
@@ -75,7 +89,9 @@ class MemoryCallback(TrainerCallback):
             length = self._sequence_length or longest_row(train_dataloader)
             self.setup = setup_of(args, model, length, device)
         try:
-            with torch.random.fork_rng(devices=[]):  # a prediction must not change the training's random numbers
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # a prediction must not change the training's random numbers
                 self.prediction = (self._predict or _trace)(self._config, self.setup, self._name)
         except UsageError as error:
             self._report(f"memplan cannot predict this training: {error}")
@@ -119,7 +135,7 @@ class MemoryCallback(TrainerCallback):
         if self._reconcile is not None:
             self.reconciliation = self._reconcile(self.prediction, self.measurement)
 
-    # -- how it does it ----------------------------------------------------------------------------------------------------------------
+    # -- how it does it --------------------------------------------------------------------------------------
 
     def _judge(self, device: str) -> None:
         if self.prediction is None:
@@ -127,8 +143,12 @@ class MemoryCallback(TrainerCallback):
         capacity = self._capacity
         if capacity is None and device == "cuda":
             free, _ = torch.cuda.mem_get_info()
-            capacity = free + torch.cuda.memory_reserved() + self.prediction.peak.context_bytes  # the context is taken already
-        needed = self.prediction.peak.device_bytes if device == "cuda" else self.prediction.peak.allocated_bytes
+            capacity = (
+                free + torch.cuda.memory_reserved() + self.prediction.peak.context_bytes
+            )  # the context is taken already
+        needed = (
+            self.prediction.peak.device_bytes if device == "cuda" else self.prediction.peak.allocated_bytes
+        )
         if capacity is None:
             self._report(f"memplan: this training will need about {gib(needed)}")
             return
@@ -171,18 +191,28 @@ class MemoryCallback(TrainerCallback):
     def _measured(self) -> Measurement:
         assert self.setup is not None
         peaks = {name: self._peaks[name] for name in ("backward", "optimizer_step") if name in self._peaks}
-        moments = tuple(MeasuredMoment(name, row["allocated_peak"], row.get("reserved_peak")) for name, row in peaks.items())
+        moments = tuple(
+            MeasuredMoment(name, row["allocated_peak"], row.get("reserved_peak"))
+            for name, row in peaks.items()
+        )
         peak = None
         if moments:
             top = max(moments, key=lambda moment: moment.allocated_bytes)
             reserved = [moment.reserved_bytes for moment in moments if moment.reserved_bytes is not None]
             peak = MeasuredPeak(top.name, top.allocated_bytes, max(reserved) if reserved else None)
         return Measurement(
-            case=f"{self._name} in the Trainer", model={"name": self._name, "architecture": self._name, "config": self._config},
-            setup=self.setup, environment=describe(self.setup.device), outcome="ok" if peak else "error", steps=max(1, self._steps),
-            peak=peak, step_peak=peak, moments=moments, step_seconds=tuple(round(t, 6) for t in self._times),
+            case=f"{self._name} in the Trainer",
+            model={"name": self._name, "architecture": self._name, "config": self._config},
+            setup=self.setup,
+            environment=describe(self.setup.device),
+            outcome="ok" if peak else "error",
+            steps=max(1, self._steps),
+            peak=peak,
+            step_peak=peak,
+            moments=moments,
+            step_seconds=tuple(round(t, 6) for t in self._times),
             warnings=("forward and backward are one interval here, recorded as backward",),
-        )  # fmt: skip
+        )
 
 
 def _trace(config: Any, setup: Setup, name: str) -> Prediction:
@@ -192,21 +222,35 @@ def _trace(config: Any, setup: Setup, name: str) -> Prediction:
 
 
 def setup_of(args: Any, model: Any, sequence_length: int, device: Literal["cuda", "cpu"]) -> Setup:
-    """The Setup that TrainingArguments and a model amount to. Raises UsageError for a value that has no counterpart."""
+    """The Setup that TrainingArguments and a model amount to. Raises UsageError for a value that has no
+    counterpart.
+    """
     from memplan.planner.run.adapters import is_adapter
 
     adapters = getattr(model, "peft_config", None)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    dtype = next((str(p.dtype)[6:] for name, p in model.named_parameters() if p.is_floating_point() and not is_adapter(name)), "float32")
+    dtype = next(
+        (
+            str(p.dtype)[6:]
+            for name, p in model.named_parameters()
+            if p.is_floating_point() and not is_adapter(name)
+        ),
+        "float32",
+    )
     fields: dict[str, Any] = {
-        "recipe": "hf", "load": "random", "device": device, "method": "full",
-        "micro_batch": args.per_device_train_batch_size, "sequence_length": sequence_length,
-        "gradient_accumulation": args.gradient_accumulation_steps, "weight_dtype": dtype,
+        "recipe": "hf",
+        "load": "random",
+        "device": device,
+        "method": "full",
+        "micro_batch": args.per_device_train_batch_size,
+        "sequence_length": sequence_length,
+        "gradient_accumulation": args.gradient_accumulation_steps,
+        "weight_dtype": dtype,
         "autocast": "bfloat16" if args.bf16 else "float16" if args.fp16 else "none",
         "optimizer": getattr(args.optim, "value", args.optim),
         "checkpointing": _checkpointing(args),
         "attention": getattr(base.config, "_attn_implementation", None) or "sdpa",
-    }  # fmt: skip
+    }
     if adapters:
         adapter = next(iter(adapters.values())).to_dict()
         plain = {key: _plain(value) for key, value in adapter.items() if value is not None}
@@ -232,7 +276,9 @@ def _plain(value: Any) -> Any:
 
 
 def longest_row(dataloader: Any) -> int:
-    """Tokens of the longest of the first rows. Raises UsageError where the dataset does not say: `sequence_length` must then be given."""
+    """Tokens of the longest of the first rows. Raises UsageError where the dataset does not say:
+    `sequence_length` must then be given.
+    """
     dataset: Any = getattr(dataloader, "dataset", None)
     try:
         rows = [len(dataset[index]["input_ids"]) for index in range(min(len(dataset), _LOOKED_AT))]
@@ -247,5 +293,7 @@ def _bytes_of(model: Any) -> int:
     """Bytes of the storages that a model's parameters and buffers hold, each once."""
     from memplan.planner.run.owners import weights
 
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in weights(model)}
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in weights(model)
+    }
     return sum(storages.values())

@@ -1,7 +1,9 @@
-"""Many cases, one command: predicted on the other cores, measured one at a time, each in its own process, resumable by content.
+"""Many cases, one command: predicted on the other cores, measured one at a time, each in its own process,
+resumable by content.
 
-Every record is on the disk, whole, before the next case starts; a kill at any moment loses at most the case that was running, and a restart
-does only what is missing. Predictions are written before their measurement starts, under `raw/` beside the records.
+Every record is on the disk, whole, before the next case starts; a kill at any moment loses at most the case
+that was running, and a restart does only what is missing. Predictions are written before their measurement
+starts, under `raw/` beside the records.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a campaign stands, for whoever displays it. Times in seconds; `seconds_left` is None until a case has been timed."""
+    """Where a campaign stands, for whoever displays it. Times in seconds; `seconds_left` is None until a case
+    has been timed.
+    """
 
     total: int
     already: int  # found on the disk at the start
@@ -61,7 +65,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a campaign left: the records of this run, files that were skipped with the reason, and whether it was cut short."""
+    """What a campaign left: the records of this run, files that were skipped with the reason, and whether it
+    was cut short.
+    """
 
     progress: Progress
     folder: Path
@@ -97,18 +103,36 @@ class _Run:
         running = [job.case.name for kind, job in self.active.values() if kind == "predict"]
         measuring = next((job.case.name for kind, job in self.active.values() if kind == "measure"), None)
         return Progress(
-            self.total, self.already, len(self.outcomes), self.outcomes.count("error"), self.outcomes.count("oom"),
-            sum(job.state in ("ready", "measuring") for job in self.jobs), measuring, tuple(running),
-            None if mean is None else mean * len(self.jobs), self.left(), self.last,
-        )  # fmt: skip
+            self.total,
+            self.already,
+            len(self.outcomes),
+            self.outcomes.count("error"),
+            self.outcomes.count("oom"),
+            sum(job.state in ("ready", "measuring") for job in self.jobs),
+            measuring,
+            tuple(running),
+            None if mean is None else mean * len(self.jobs),
+            self.left(),
+            self.last,
+        )
 
 
-def run(cases: CaseList, out: Path, *, budget: float | None = None, archive: Path | None = None, retry_errors: bool = False,
-        listen: Callable[[Progress], None] = lambda progress: None, targets: Targets | None = None,
-        preload: tuple[str, ...] = PRELOAD) -> Summary:  # fmt: skip
-    """Measure every case that `out` has no record of. `budget` in seconds; what runs when it ends is stopped and stays missing.
+def run(
+    cases: CaseList,
+    out: Path,
+    *,
+    budget: float | None = None,
+    archive: Path | None = None,
+    retry_errors: bool = False,
+    listen: Callable[[Progress], None] = lambda progress: None,
+    targets: Targets | None = None,
+    preload: tuple[str, ...] = PRELOAD,
+) -> Summary:
+    """Measure every case that `out` has no record of. `budget` in seconds; what runs when it ends is stopped
+    and stays missing.
 
-    Raises UsageError where the folder cannot be written, another campaign writes into it, or the device is not there.
+    Raises UsageError where the folder cannot be written, another campaign writes into it, or the device is
+    not there.
     """
     started = time.monotonic()
     make_folder(out)
@@ -151,7 +175,9 @@ def _loop(state: _Run, listen: Callable[[Progress], None]) -> str | None:
 
 
 def _start_jobs(state: _Run) -> None:
-    """Keep the other cores predicting and the device measuring; a case is measured only once its prediction is on the disk."""
+    """Keep the other cores predicting and the device measuring; a case is measured only once its prediction
+    is on the disk.
+    """
     predictors = max(1, min(6, (os.cpu_count() or 2) - 2))
     for job in state.jobs:
         if sum(kind == "predict" for kind, _ in state.active.values()) >= predictors:
@@ -181,20 +207,34 @@ def _predict(state: _Run, job: Job) -> None:
         if read_document(path).get("for") == job.plain:
             job.state = "ready"
             return
-    arguments = {"case": case_document(job.case), "identity": job.plain, "path": str(path), "environment": dict(state.environment)}
+    arguments = {
+        "case": case_document(job.case),
+        "identity": job.plain,
+        "path": str(path),
+        "environment": dict(state.environment),
+    }
     number = state.isolation.submit(
-        state.targets.predict, arguments, deadline=PREDICTION_DEADLINE, log=path.with_suffix(".log"),
+        state.targets.predict,
+        arguments,
+        deadline=PREDICTION_DEADLINE,
+        log=path.with_suffix(".log"),
         environment=HIDDEN_GPU,  # a prediction must not take memory of the device being measured
-    )  # fmt: skip
+    )
     state.active[number] = ("predict", job)
     job.state = "predicting"
 
 
 def _measure(state: _Run, job: Job) -> None:
     raw = state.folder / RAW
-    arguments = {"case": case_document(job.case), "folder": str(state.folder), "prediction": str(job.prediction(state.folder)),
-                 "unpredicted": job.unpredicted}  # fmt: skip
-    number = state.isolation.submit(state.targets.measure, arguments, deadline=job.case.deadline, log=raw / f"{job.stem}.log")
+    arguments = {
+        "case": case_document(job.case),
+        "folder": str(state.folder),
+        "prediction": str(job.prediction(state.folder)),
+        "unpredicted": job.unpredicted,
+    }
+    number = state.isolation.submit(
+        state.targets.measure, arguments, deadline=job.case.deadline, log=raw / f"{job.stem}.log"
+    )
     state.active[number] = ("measure", job)
     job.state = "measuring"
 
@@ -208,9 +248,17 @@ def _finish(state: _Run, report: Report) -> None:
             job.unpredicted = report.message
         job.state = "ready"
         return
-    if report.outcome == "refused":  # the case itself records what it cannot run: this is a record that could not be written
-        raise UsageError(f"{job.case.name}: {report.message}; {len(state.records)} records of this run are on the disk")
-    path = Path(report.result) if report.outcome == "ok" else save_in(failed(job, report, state.environment), state.folder)
+    if (
+        report.outcome == "refused"
+    ):  # the case itself records what it cannot run: this is a record that could not be written
+        raise UsageError(
+            f"{job.case.name}: {report.message}; {len(state.records)} records of this run are on the disk"
+        )
+    path = (
+        Path(report.result)
+        if report.outcome == "ok"
+        else save_in(failed(job, report, state.environment), state.folder)
+    )
     measurement = load(path)
     if job.goes_on(measurement):
         state.total += 1
@@ -219,15 +267,19 @@ def _finish(state: _Run, report: Report) -> None:
     state.walls.append(report.seconds)
     state.records.append(path)
     state.outcomes.append(measurement.outcome)
-    state.last = f"{job.case.name}: {measurement.outcome}" + (f" ({measurement.failure.message[:120]})" if measurement.failure else "")
+    state.last = f"{job.case.name}: {measurement.outcome}" + (
+        f" ({measurement.failure.message[:120]})" if measurement.failure else ""
+    )
     if state.archive is not None:
         pack([measurement], state.archive)
 
 
-def _opened(stack: contextlib.ExitStack, targets: Targets, device: str, preload: tuple[str, ...]) -> tuple[
-        Isolation, Mapping[str, Any], list[str]]:  # fmt: skip
-    """The process to fork from, what the device is, and notes. Where a GPU is there but a forked child cannot use it, nothing is imported
-    before the fork: some library that the parent imported has touched CUDA."""
+def _opened(
+    stack: contextlib.ExitStack, targets: Targets, device: str, preload: tuple[str, ...]
+) -> tuple[Isolation, Mapping[str, Any], list[str]]:
+    """The process to fork from, what the device is, and notes. Where a GPU is there but a forked child cannot
+    use it, nothing is imported before the fork: some library that the parent imported has touched CUDA.
+    """
     cpu = device == "cpu"
     names = PRELOAD_CPU if cpu and preload is PRELOAD else preload
     isolation = stack.enter_context(Isolation(names, HIDDEN_GPU if cpu else None))
@@ -238,7 +290,10 @@ def _opened(stack: contextlib.ExitStack, targets: Targets, device: str, preload:
         again = stack.enter_context(Isolation(()))
         second = again.run(targets.describe, [device], deadline=120.0)
         if second.outcome == "ok":
-            notes.append(f"the GPU cannot be used in a process forked after its imports ({report.message}): each case imports for itself")
+            notes.append(
+                f"the GPU cannot be used in a process forked after its imports ({report.message}): each "
+                "case imports for itself"
+            )
             isolation, report = again, second
     if report.outcome != "ok":
         raise UsageError(report.message)
@@ -258,6 +313,9 @@ def _lock(path: Path) -> Iterator[None]:
                 break
             except OSError:
                 if time.monotonic() > end:
-                    raise UsageError(f"another campaign is writing into {path.parent.parent}: wait for it, or use another folder") from None
+                    raise UsageError(
+                        f"another campaign is writing into {path.parent.parent}: wait for it, or use "
+                        "another folder"
+                    ) from None
                 time.sleep(0.05)
         yield

@@ -67,7 +67,9 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match.group(1)) * {"s": 1, "m": 60, "h": 3600}[match.group(2).lower()] if match else 0.0
     if not 0 < seconds < 10**7:
-        raise UsageError(f"'{shorten(text)}' is not a duration: expected a number and a unit, such as 25m or 570s")
+        raise UsageError(
+            f"'{shorten(text)}' is not a duration: expected a number and a unit, such as 25m or 570s"
+        )
     return seconds
 
 
@@ -112,7 +114,9 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
         try:
             for fields in _multiply(entry):
                 case = _case({**shared, **fields}, defaults, models)
-                cases.setdefault((case.model, case.setup.identity(), case.steps, case.cap_bytes, case.boundary), case)
+                cases.setdefault(
+                    (case.model, case.setup.identity(), case.steps, case.cap_bytes, case.boundary), case
+                )
         except UsageError as error:
             raise UsageError(f"case {number}: {error}") from None
     return CaseList(str(document.get("name", name)), where, tuple(cases.values()))
@@ -155,15 +159,23 @@ def _case(fields: dict[str, Any], defaults: Mapping[str, Any], models: Mapping[s
     if not isinstance(boundary, bool):
         raise UsageError(f"boundary is {shorten(repr(boundary))}, expected true or false")
     if boundary and (cap is not None or setup.device == "cpu"):
-        raise UsageError("boundary looks for a cap of the CUDA allocator: it goes with neither a cap nor the CPU")
+        raise UsageError(
+            "boundary looks for a cap of the CUDA allocator: it goes with neither a cap nor the CPU"
+        )
     cap_bytes = parse_size(str(cap)) if cap is not None else None
     seconds = parse_duration(str(deadline)) if deadline is not None else DEADLINE
-    name = str(fields["name"]) if "name" in fields else label(model, setup, said, cap) + (" boundary" if boundary else "")
+    name = (
+        str(fields["name"])
+        if "name" in fields
+        else label(model, setup, said, cap) + (" boundary" if boundary else "")
+    )
     return Case(name, model, config, setup, steps, cap_bytes, seconds, boundary=boundary)
 
 
 def label(model: str, setup: Setup, said: Mapping[str, Any], cap: Any = None) -> str:
-    """A short name that tells a case from its neighbours: model, method, shape, and every other choice that was made."""
+    """A short name that tells a case from its neighbours: model, method, shape, and every other choice that
+    was made.
+    """
     parts = [model, setup.method, f"b{setup.micro_batch}", f"s{setup.sequence_length}"]
     for key, value in said.items():
         if key in ("method", "micro_batch", "sequence_length", "device", "gpu", "load", "adapter"):
@@ -180,7 +192,9 @@ def label(model: str, setup: Setup, said: Mapping[str, Any], cap: Any = None) ->
 
 
 def _model(name: str, models: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
-    """A model's config.json and the count of its learned positions (None where they are computed, or the formula has no rule)."""
+    """A model's config.json and the count of its learned positions (None where they are computed, or the
+    formula has no rule).
+    """
     from memplan.planner.inputs.models import find
 
     given = models.get(name)

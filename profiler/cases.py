@@ -1,4 +1,6 @@
-"""What runs in a case's own processes: the prediction, on disk before the measurement starts, and the measurement with its record."""
+"""What runs in a case's own processes: the prediction, on disk before the measurement starts, and the
+measurement with its record.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ PREDICTED_SCHEMA = "memplan.predicted-case/1"
 
 
 def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapping[str, Any]) -> str:
-    """Predict a case with the trace engine, for the device that `environment` describes; write the prediction and its steady step's events.
+    """Predict a case with the trace engine, for the device that `environment` describes; write the prediction
+    and its steady step's events.
 
-    The document at `path` is `{"for": identity, "prediction": memplan.prediction/1}`, the events lie beside it; the path comes back.
+    The document at `path` is `{"for": identity, "prediction": memplan.prediction/1}`, the events lie beside
+    it; the path comes back.
     """
     import torch
 
@@ -34,7 +38,9 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
     document = prediction.to_document()
     document.pop("timeline", None)
     write_gzip(events_file(Path(path)), {"moments": predicted_step(log)})
-    write_document(Path(path), {"schema": PREDICTED_SCHEMA, "for": identity, "prediction": document}, replace=True)
+    write_document(
+        Path(path), {"schema": PREDICTED_SCHEMA, "for": identity, "prediction": document}, replace=True
+    )
     return path
 
 
@@ -49,7 +55,9 @@ def history_file(prediction: Path) -> Path:
 
 
 def predicted_step(log: Any) -> dict[str, list[list[Any]]]:
-    """The last traced step's events by moment: [kind, bytes, "module: op"]. Events between two moments belong to the earlier one."""
+    """The last traced step's events by moment: [kind, bytes, "module: op"]. Events between two moments belong
+    to the earlier one.
+    """
     steps = [mark for mark in log.marks if mark.step >= 0]
     last = max((mark.step for mark in steps), default=-1)
     marks = [mark for mark in steps if mark.step == last]
@@ -59,7 +67,9 @@ def predicted_step(log: Any) -> dict[str, list[list[Any]]]:
         into = found.setdefault(mark.moment, [])
         for kind, number, nbytes in log.events[mark.begin : end]:
             storage = log.storages[number]
-            op = (storage.name if storage.component == "temporaries" and storage.name else storage.op).removeprefix("aten.")
+            op = (
+                storage.name if storage.component == "temporaries" and storage.name else storage.op
+            ).removeprefix("aten.")
             into.append([kind, nbytes, f"{storage.module}: {op}" if storage.module else op])
     return found
 
@@ -97,22 +107,42 @@ def measured(case: Mapping[str, Any], prediction: Path | None, unpredicted: str 
     try:
         _check_host(setup, before)
         result = profile(
-            case["config"], setup, device=setup.device, steps=case["steps"], cap=case["cap_bytes"], name=case["model"], case=case["name"],
+            case["config"],
+            setup,
+            device=setup.device,
+            steps=case["steps"],
+            cap=case["cap_bytes"],
+            name=case["model"],
+            case=case["name"],
             snapshot=Path(case["snapshot"]) if case.get("snapshot") else None,
             predicted=read_step(prediction) if prediction is not None else None,
             history=history_file(prediction) if prediction is not None else None,
-        )  # fmt: skip
+        )
     except MemplanError as error:
         model = {"name": case["model"], "config": dict(case["config"])}
-        result = Measurement(case=case["name"], model=model, setup=setup, environment=describe(setup.device), outcome="error",
-                             steps=case["steps"], cap_bytes=case["cap_bytes"], failure=Failure("refused", str(error)))  # fmt: skip
+        result = Measurement(
+            case=case["name"],
+            model=model,
+            setup=setup,
+            environment=describe(setup.device),
+            outcome="error",
+            steps=case["steps"],
+            cap_bytes=case["cap_bytes"],
+            failure=Failure("refused", str(error)),
+        )
     notes = result.warnings + ((f"not predicted: {unpredicted}",) if unpredicted else ())
-    return result.with_(prediction=before, warnings=notes, recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                        wall_seconds=round(time.perf_counter() - started, 3))  # fmt: skip
+    return result.with_(
+        prediction=before,
+        warnings=notes,
+        recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        wall_seconds=round(time.perf_counter() - started, 3),
+    )
 
 
 def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
-    """UsageError where a run would need more of the host's memory than is there: a swapping host is worse than no measurement."""
+    """UsageError where a run would need more of the host's memory than is there: a swapping host is worse
+    than no measurement.
+    """
     if prediction is None:
         return
     needed = int(prediction.get("host_bytes") or 0)
@@ -120,11 +150,16 @@ def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
         needed += int(prediction["peak"]["allocated_bytes"])
     there = available_bytes()
     if there is not None and needed > there:
-        raise UsageError(f"this run would need {gib(needed)} of the host's memory, {gib(there)} are available: take a smaller model")
+        raise UsageError(
+            f"this run would need {gib(needed)} of the host's memory, {gib(there)} are available: take a "
+            "smaller model"
+        )
 
 
 def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:
-    """The setup with the GPU of the environment where it names none, so that the right card's kernels are predicted."""
+    """The setup with the GPU of the environment where it names none, so that the right card's kernels are
+    predicted.
+    """
     from memplan.planner.tables.gpus import find_gpu
 
     if setup.gpu is not None or not environment.get("gpu"):

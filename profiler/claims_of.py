@@ -1,4 +1,5 @@
-"""Which block belongs to which component: what a model and an optimizer hold after each moment, and what autograd saves, as addresses.
+"""Which block belongs to which component: what a model and an optimizer hold after each moment, and what
+autograd saves, as addresses.
 
 Addresses are kept, never tensors.
 """
@@ -17,7 +18,10 @@ from memplan.profiler.history import LOADED, Claim
 
 def loaded(built: Any) -> list[Claim]:
     """Weights (parameters, buffers, quantisation constants) and the batch, once everything is built."""
-    return [*_claims(LOADED, held.weights(built.model), "weights"), *_claims(LOADED, held.tensors(built.batch, "batch"), "activations")]
+    return [
+        *_claims(LOADED, held.weights(built.model), "weights"),
+        *_claims(LOADED, held.tensors(built.batch, "batch"), "activations"),
+    ]
 
 
 def after_moment(built: Any) -> Callable[[str, str], list[Claim]]:
@@ -30,7 +34,9 @@ def after_moment(built: Any) -> Callable[[str, str], list[Claim]]:
         if moment in held.STEPPED:
             return [
                 *_claims(label, held.optimizer_states(built, names), "optimizer_states"),
-                *_claims(label, held.weights(built.model), "weights"),  # AdaLoRA puts new tensors in place of its masked ones
+                *_claims(
+                    label, held.weights(built.model), "weights"
+                ),  # AdaLoRA puts new tensors in place of its masked ones
             ]
         return []
 

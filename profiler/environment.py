@@ -1,6 +1,8 @@
-"""What a measurement ran on: GPU, driver, CUDA, library versions, and the allocator's mode as the allocator itself reports it.
+"""What a measurement ran on: GPU, driver, CUDA, library versions, and the allocator's mode as the allocator
+itself reports it.
 
-`describe` asks the device and so initialises CUDA: it runs in a case's own process, never in the parent that cases are forked from.
+`describe` asks the device and so initialises CUDA: it runs in a case's own process, never in the parent that
+cases are forked from.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from memplan.profiler.nvml import driver
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 INSTALL = "pip install 'memplan[profile]'"
-_ALLOC_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch >= 2.9 reads the first, the older name still works
+_ALLOC_NAMES = (
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)  # torch >= 2.9 reads the first, the older name still works
 
 
 def versions() -> dict[str, str | None]:
@@ -35,12 +40,18 @@ def versions() -> dict[str, str | None]:
 
 
 def _said_in_source(name: str) -> str | None:
-    """`__version__` as a package's own file spells it: one copied beside others has no metadata. It is not imported for that."""
+    """`__version__` as a package's own file spells it: one copied beside others has no metadata. It is not
+    imported for that.
+    """
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         return None
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        match = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(
+            r"""^__version__\s*=\s*["']([^"']+)["']""",
+            Path(spec.origin).read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
         return match.group(1) if match else None
     return None
 
@@ -58,7 +69,10 @@ def require_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees none"
-        raise UsageError(f"no CUDA GPU here ({why}): use --device cpu to measure on the CPU's allocator, or memplan plan to predict")
+        raise UsageError(
+            f"no CUDA GPU here ({why}): use --device cpu to measure on the CPU's allocator, or memplan plan "
+            "to predict"
+        )
 
 
 def describe(device: Literal["cuda", "cpu"]) -> dict[str, Any]:
@@ -76,7 +90,13 @@ def describe(device: Literal["cuda", "cpu"]) -> dict[str, Any]:
     }
     if device == "cpu":
         threads = torch.get_num_threads()
-        return {**common, "machine": processor(), "torch_threads": threads, "memory_bytes": _host_memory(), "allocator": None}
+        return {
+            **common,
+            "machine": processor(),
+            "torch_threads": threads,
+            "memory_bytes": _host_memory(),
+            "allocator": None,
+        }
     require_device(device)
     properties = torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info()
@@ -95,10 +115,15 @@ def describe(device: Literal["cuda", "cpu"]) -> dict[str, Any]:
 
 
 def allocator() -> dict[str, Any]:
-    """The CUDA caching allocator's effective settings, read from its own snapshot (an environment variable may have come too late)."""
+    """The CUDA caching allocator's effective settings, read from its own snapshot (an environment variable
+    may have come too late).
+    """
     import torch
 
-    settings = {key: _plain(value) for key, value in torch.cuda.memory._snapshot().get("allocator_settings", {}).items()}
+    settings = {
+        key: _plain(value)
+        for key, value in torch.cuda.memory._snapshot().get("allocator_settings", {}).items()
+    }
     return {
         "mode": mode_of(settings),
         "backend": torch.cuda.memory.get_allocator_backend(),
@@ -116,8 +141,9 @@ def mode_of(settings: Mapping[str, Any]) -> str | None:
 def set_allocator(mode: Literal["native", "expandable"]) -> None:
     """Choose the allocator's mode for this process, before anything is allocated. Initialises no CUDA.
 
-    torch 2.11 reads PYTORCH_CUDA_ALLOC_CONF before PYTORCH_ALLOC_CONF (c10/cuda/CUDAAllocatorConfig.h instance): the older name goes. The
-    setter works where the environment was read already; what came of it is read from the allocator (`allocator`).
+    torch 2.11 reads PYTORCH_CUDA_ALLOC_CONF before PYTORCH_ALLOC_CONF (c10/cuda/CUDAAllocatorConfig.h
+    instance): the older name goes. The setter works where the environment was read already; what came of it
+    is read from the allocator (`allocator`).
     """
     import torch
 
@@ -146,7 +172,10 @@ def _host_memory() -> int | None:
 
 def available_bytes() -> int | None:
     """Host memory that can be had without swapping (Linux: MemAvailable); None where the system does not say."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as handle:
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError),
+        open("/proc/meminfo", encoding="ascii") as handle,
+    ):
         for line in handle:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024

@@ -1,4 +1,6 @@
-"""From what a run left (the allocator's history and counters) to its moments, peaks and components. Pure data, no torch."""
+"""From what a run left (the allocator's history and counters) to its moments, peaks and components. Pure
+data, no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,38 @@ from memplan.planner.prediction import STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.units import parse_size
 from memplan.profiler.align import Step, align, measured_step
-from memplan.profiler.history import LOADED, OOM, Block, History, Span, blocks_of, components_at, highest, levels, own, storage_events
+from memplan.profiler.history import (
+    LOADED,
+    OOM,
+    Block,
+    History,
+    Span,
+    blocks_of,
+    components_at,
+    highest,
+    levels,
+    own,
+    storage_events,
+)
 from memplan.profiler.record import Failure, MeasuredMoment, MeasuredPeak
 
 Counters = Mapping[str, int]
-_OOM = ("OutOfMemoryError", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
+_OOM = (
+    "OutOfMemoryError",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
 _ASKED = re.compile(r"[Tt]ried to allocate ([0-9.]+ ?(?:bytes|[KMGT]iB))")
 _FREE = re.compile(r"of which ([0-9.]+ ?(?:bytes|[KMGT]iB)) is free")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A run's raw material. `counters`: (step, moment, the device's counters at that moment's end), empty on CPU; step -1 is the load."""
+    """A run's raw material. `counters`: (step, moment, the device's counters at that moment's end), empty on
+    CPU; step -1 is the load.
+    """
 
     device: str
     setup: Setup
@@ -47,20 +69,32 @@ class Evidence:
     def extra(self) -> dict[str, Any]:
         """What a record keeps beyond the contract: every step's counters, and how complete the history is."""
         steps = [{"step": step, "moment": moment, **counters} for step, moment, counters in self.counters]
-        history = {"events": len(self.history.events), "cut": self.history.cut, "frees_unknown": self.history.frees_unknown}
+        history = {
+            "events": len(self.history.events),
+            "cut": self.history.cut,
+            "frees_unknown": self.history.frees_unknown,
+        }
         return {"history": history, **({"counters": steps} if steps else {})}
 
 
-def measured_moments(evidence: Evidence) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
-    """(moments, overall peak, steady step's peak, notes). Moments are the instrumented step's, as the trace engine's are its second's."""
+def measured_moments(
+    evidence: Evidence,
+) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
+    """(moments, overall peak, steady step's peak, notes). Moments are the instrumented step's, as the trace
+    engine's are its second's.
+    """
     return (_from_counters if evidence.counters else _from_history)(evidence)
 
 
 def _ordered(names: Mapping[str, Any]) -> list[str]:
-    return [name for name in STEP_MOMENTS if name in names] + [name for name in names if name not in STEP_MOMENTS]
+    return [name for name in STEP_MOMENTS if name in names] + [
+        name for name in names if name not in STEP_MOMENTS
+    ]
 
 
-def _from_history(evidence: Evidence) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
+def _from_history(
+    evidence: Evidence,
+) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
     """CPU: every number is read from the allocator's events."""
     history = evidence.history
     if not any(mark.label == LOADED for mark in history.marks):
@@ -86,42 +120,71 @@ def _from_history(evidence: Evidence) -> tuple[tuple[MeasuredMoment, ...], Measu
         if where in steady and best > steady[where][0]:
             steady[where] = (best, position)  # the run's peak lay in an earlier step's moment of that name
     places.update({name: steady[name] for name in _ordered(steady)})
-    moments = tuple(MeasuredMoment(name, level, None, components_at(blocks, place)) for name, (level, place) in places.items())
+    moments = tuple(
+        MeasuredMoment(name, level, None, components_at(blocks, place))
+        for name, (level, place) in places.items()
+    )
     return moments, peak if steady else None, step_peak, []
 
 
-def _from_counters(evidence: Evidence) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
+def _from_counters(
+    evidence: Evidence,
+) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
     """CUDA: peaks from the allocator's counters, components from its history at the place of the peak."""
     load = next((counters for step, _, counters in evidence.counters if step < 0), None)
     if load is None:
         return (), None, None, []
     steady: dict[str, Counters] = {}
     for step, name, counters in evidence.counters:
-        if step == evidence.instrumented and counters["allocated_peak"] >= steady.get(name, {}).get("allocated_peak", -1):
+        if step == evidence.instrumented and counters["allocated_peak"] >= steady.get(name, {}).get(
+            "allocated_peak", -1
+        ):
             steady[name] = counters
     step, where, top = max(evidence.counters, key=lambda row: row[2]["allocated_peak"])
-    rows: list[tuple[int, str, int, Counters]] = [(-1, "load_peak", load["allocated_peak"], load), (-1, "load", load["allocated"], load)]
+    rows: list[tuple[int, str, int, Counters]] = [
+        (-1, "load_peak", load["allocated_peak"], load),
+        (-1, "load", load["allocated"], load),
+    ]
     for name in _ordered(steady):
-        earlier = 0 <= step < evidence.instrumented and name == where and top["allocated_peak"] > steady[name]["allocated_peak"]
-        chosen = top if earlier else steady[name]  # the run's peak lay in an earlier step's moment of that name
+        earlier = (
+            0 <= step < evidence.instrumented
+            and name == where
+            and top["allocated_peak"] > steady[name]["allocated_peak"]
+        )
+        chosen = (
+            top if earlier else steady[name]
+        )  # the run's peak lay in an earlier step's moment of that name
         rows.append((step if earlier else evidence.instrumented, name, chosen["allocated_peak"], chosen))
     place = _Places(evidence)
     moments = []
     for number, name, allocated, counters in rows:
         reserved = counters["reserved"] if name == "load" else counters["reserved_peak"]
         components = place.components(number, name, allocated)
-        moments.append(MeasuredMoment(name, allocated, reserved, components, counters["requested_peak"], counters["active_peak"]))
+        moments.append(
+            MeasuredMoment(
+                name, allocated, reserved, components, counters["requested_peak"], counters["active_peak"]
+            )
+        )
     if not steady:
         return tuple(moments), None, None, place.notes
     reserved = max(counters["reserved_peak"] for _, _, counters in evidence.counters)
-    peak = MeasuredPeak("load_peak" if step < 0 else where, top["allocated_peak"], reserved, evidence.context_bytes)
+    peak = MeasuredPeak(
+        "load_peak" if step < 0 else where, top["allocated_peak"], reserved, evidence.context_bytes
+    )
     name = max(steady, key=lambda moment: steady[moment]["allocated_peak"])
     step_reserved = max(counters["reserved_peak"] for counters in steady.values())
-    return tuple(moments), peak, MeasuredPeak(name, steady[name]["allocated_peak"], step_reserved, evidence.context_bytes), place.notes
+    return (
+        tuple(moments),
+        peak,
+        MeasuredPeak(name, steady[name]["allocated_peak"], step_reserved, evidence.context_bytes),
+        place.notes,
+    )
 
 
 class _Places:
-    """Where in the history each moment's peak lies, and what was there: block sizes from a replay of the history's own requests."""
+    """Where in the history each moment's peak lies, and what was there: block sizes from a replay of the
+    history's own requests.
+    """
 
     def __init__(self, evidence: Evidence) -> None:
         self.notes: list[str] = []
@@ -145,7 +208,9 @@ class _Places:
             self._running.append(level)
 
     def components(self, step: int, name: str, allocated: int) -> dict[str, int] | None:
-        """Components at a moment's peak, adding up to `allocated`; what no replay explains is unattributed. None without history."""
+        """Components at a moment's peak, adding up to `allocated`; what no replay explains is unattributed.
+        None without history.
+        """
         if not self._running:
             return None
         place = self._place(step, name)
@@ -154,7 +219,9 @@ class _Places:
         totals = components_at(self._blocks, place, self._charged)
         rest = allocated - sum(totals.values())
         if rest:
-            self.notes.append(f"{name}: the replayed history holds {-rest:+d} bytes against the allocator's counter")
+            self.notes.append(
+                f"{name}: the replayed history holds {-rest:+d} bytes against the allocator's counter"
+            )
         if totals["unattributed"] + rest < 0:
             return None
         totals["unattributed"] += rest
@@ -179,7 +246,9 @@ def _of_step(spans: Sequence[Span], step: int) -> list[Span]:
 
 
 def failure_of(error: BaseException, moment: str) -> Failure:
-    """A library's error as a record keeps it; running out of memory is told from the rest by the sentences that torch uses for it."""
+    """A library's error as a record keeps it; running out of memory is told from the rest by the sentences
+    that torch uses for it.
+    """
     text = f"{type(error).__name__}: {error}"
     if not any(sign in text for sign in _OOM):
         return Failure("exception", shorten(text, 900), moment)
@@ -187,7 +256,9 @@ def failure_of(error: BaseException, moment: str) -> Failure:
 
 
 def completed(failure: Failure, history: History, counters: Counters | None) -> Failure:
-    """The failure with exact numbers: what the allocator's own history noted of the request, and what the process held."""
+    """The failure with exact numbers: what the allocator's own history noted of the request, and what the
+    process held.
+    """
     refused = next((event for event in reversed(history.events) if event.kind == OOM), None)
     if failure.kind == "oom" and refused is not None:
         failure = replace(failure, requested_bytes=refused.nbytes, free_bytes=refused.address)

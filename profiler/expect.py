@@ -1,4 +1,6 @@
-"""Parts of a document read with their types: what is missing or of another kind raises UsageError, naming the key and the value."""
+"""Parts of a document read with their types: what is missing or of another kind raises UsageError, naming the
+key and the value.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], requi
     if value is None and not required:
         return None
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise UsageError(f"{key} is {shorten(repr(value))}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+        raise UsageError(
+            f"{key} is {shorten(repr(value))}, expected {' or '.join(kind.__name__ for kind in kinds)}"
+        )
     return value
 
 

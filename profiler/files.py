@@ -1,4 +1,6 @@
-"""Writing documents so that a kill, a full disk or a second writer never leaves half a file or loses an old one."""
+"""Writing documents so that a kill, a full disk or a second writer never leaves half a file or loses an old
+one.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def cannot(verb: str, path: Path, error: OSError) -> UsageError:
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents; UsageError where that is not possible or nothing can be written into it."""
+    """Create a folder and its parents; UsageError where that is not possible or nothing can be written into
+    it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -45,10 +49,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_document(path: Path, document: Mapping[str, Any], *, replace: bool = False, indent: int | None = 1) -> Path:
-    """Write a JSON document atomically: a temporary file in the same folder, flushed to the disk, then renamed.
+def write_document(
+    path: Path, document: Mapping[str, Any], *, replace: bool = False, indent: int | None = 1
+) -> Path:
+    """Write a JSON document atomically: a temporary file in the same folder, flushed to the disk, then
+    renamed.
 
-    Raises UsageError where `path` exists (unless `replace`) or cannot be written: the old file is untouched, no temporary file stays.
+    Raises UsageError where `path` exists (unless `replace`) or cannot be written: the old file is untouched,
+    no temporary file stays.
     """
     if not replace and path.exists():
         raise UsageError(f"{path} exists already and is not overwritten: move it away or write elsewhere")
@@ -56,7 +64,9 @@ def write_document(path: Path, document: Mapping[str, Any], *, replace: bool = F
     temporary: str | None = None
     try:
         prefix = f".{path.name}.{os.getpid()}."
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=prefix, suffix=".tmp", delete=False) as handle:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=prefix, suffix=".tmp", delete=False
+        ) as handle:
             temporary = handle.name
             handle.write(text)
             handle.flush()
@@ -66,7 +76,9 @@ def write_document(path: Path, document: Mapping[str, Any], *, replace: bool = F
         temporary = None
         _sync_folder(path.parent)
     except FileExistsError:
-        raise UsageError(f"{path} exists already and is not overwritten: move it away or write elsewhere") from None
+        raise UsageError(
+            f"{path} exists already and is not overwritten: move it away or write elsewhere"
+        ) from None
     except OSError as error:
         raise cannot("write", path, error) from None
     finally:
@@ -77,7 +89,9 @@ def write_document(path: Path, document: Mapping[str, Any], *, replace: bool = F
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a writer that was killed left behind: temporary files of `write_document` whose process is no more."""
+    """Remove what a writer that was killed left behind: temporary files of `write_document` whose process is
+    no more.
+    """
     for path in folder.glob(".*.json.*.tmp"):
         with contextlib.suppress(OSError, ValueError):
             if not _is_running(int(path.name.split(".")[-3])):
@@ -95,7 +109,9 @@ def _is_running(pid: int) -> bool:
 
 
 def _place(temporary: str, path: Path, replace: bool) -> None:
-    """Give the finished file its name. A hard link refuses to overwrite even where two writers race; not every file system has them."""
+    """Give the finished file its name. A hard link refuses to overwrite even where two writers race; not
+    every file system has them.
+    """
     if not replace:
         try:
             os.link(temporary, path)
@@ -109,7 +125,9 @@ def _place(temporary: str, path: Path, replace: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is on the disk
+    with contextlib.suppress(
+        OSError
+    ):  # some file systems cannot sync a folder; the file itself is on the disk
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -126,17 +144,23 @@ def read_document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise cannot("read", path, error) from None
     except (ValueError, RecursionError):
-        raise UsageError(f"{path} is not a complete JSON document: it may be half-written or another kind of file") from None
+        raise UsageError(
+            f"{path} is not a complete JSON document: it may be half-written or another kind of file"
+        ) from None
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
 
 
 def write_gzip(path: Path, document: Mapping[str, Any]) -> Path:
-    """Write a compact JSON document, compressed, under its name only once it is whole; an existing file is replaced."""
+    """Write a compact JSON document, compressed, under its name only once it is whole; an existing file is
+    replaced.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with gzip.open(temporary, "wb", compresslevel=1) as handle:  # event lists are long: a case has seconds, not minutes
+        with gzip.open(
+            temporary, "wb", compresslevel=1
+        ) as handle:  # event lists are long: a case has seconds, not minutes
             handle.write(json.dumps(document, separators=(",", ":")).encode())
         os.replace(temporary, path)
     except OSError as error:
@@ -147,7 +171,9 @@ def write_gzip(path: Path, document: Mapping[str, Any]) -> Path:
 
 
 def append_line(path: Path, document: Mapping[str, Any]) -> None:
-    """Append one compact JSON line and flush it to the disk; a line torn by an earlier kill is closed first and spoils only itself."""
+    """Append one compact JSON line and flush it to the disk; a line torn by an earlier kill is closed first
+    and spoils only itself.
+    """
     line = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
     try:
         with open(path, "ab+") as handle:
@@ -179,8 +205,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def line_of(text: str, message: str) -> int | None:
-    """The 1-based line of the key that a message begins with (`moments[1].name is ...`) in a document as `write_document` indents it, one
-    space a level; None where it is not found. JSON parsers keep no lines."""
+    """The 1-based line of the key that a message begins with (`moments[1].name is ...`) in a document as
+    `write_document` indents it, one space a level; None where it is not found. JSON parsers keep no lines.
+    """
     path = re.match(r"[\w.\[\]-]+", message)
     lines, at, depth = text.splitlines(), 0, 0
     for part in path.group().split(".") if path else ():

@@ -1,4 +1,6 @@
-"""Floating-point operations of one real training step, counted by torch's own counter; recomputation counts as often as it runs."""
+"""Floating-point operations of one real training step, counted by torch's own counter; recomputation counts
+as often as it runs.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any
 def counted(step: Callable[[], Any]) -> int | None:
     """FLOP of one call of `step`. None where nothing was counted.
 
-    torch.utils.flop_counter knows matrix products, convolutions and SDPA; bitsandbytes' 4-bit product is added here.
-    Element-wise operations are left out, which is below 1 % of a transformer's step.
+    torch.utils.flop_counter knows matrix products, convolutions and SDPA; bitsandbytes' 4-bit product is
+    added here. Element-wise operations are left out, which is below 1 % of a transformer's step.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +24,9 @@ def counted(step: Callable[[], Any]) -> int | None:
 
 
 def _bitsandbytes() -> dict[Any, Any]:
-    """FLOP of bitsandbytes' fused 4-bit product (bitsandbytes 0.50 _ops.py gemm_4bit); empty where the library is absent or older."""
+    """FLOP of bitsandbytes' fused 4-bit product (bitsandbytes 0.50 _ops.py gemm_4bit); empty where the
+    library is absent or older.
+    """
     import sys
 
     if "bitsandbytes" not in sys.modules:

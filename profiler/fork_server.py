@@ -1,10 +1,13 @@
-"""The process that cases are forked from. It imports the heavy libraries once, initialises no device, and runs no tensor operation.
+"""The process that cases are forked from. It imports the heavy libraries once, initialises no device, and
+runs no tensor operation.
 
-Importing torch, transformers and accelerate costs seconds, forking milliseconds. CUDA cannot be used in a process forked from one that has
-initialised it, so nothing here may ask for the device; bitsandbytes, and so peft, does when imported: the child imports those.
+Importing torch, transformers and accelerate costs seconds, forking milliseconds. CUDA cannot be used in a
+process forked from one that has initialised it, so nothing here may ask for the device; bitsandbytes, and so
+peft, does when imported: the child imports those.
 
-It reads one JSON request a line on standard input and answers on standard output; `isolate.py` is its client. End of input ends it
-and every child. It is single-threaded and never blocks on a child, so that a hang costs its own case alone.
+It reads one JSON request a line on standard input and answers on standard output; `isolate.py` is its client.
+End of input ends it and every child. It is single-threaded and never blocks on a child, so that a hang costs
+its own case alone.
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ PRELOAD = (
 PRELOAD_CPU = (*PRELOAD, "peft", "bitsandbytes")
 """What it imports for cases on the CPU, with every GPU hidden from it."""
 ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
-"""With it, a library that asks torch.cuda.is_available() while it is imported is answered by NVML, which initialises no CUDA
-(torch 2.11 cuda/__init__.py is_available)."""
+"""With it, a library that asks torch.cuda.is_available() while it is imported is answered by NVML, which
+initialises no CUDA (torch 2.11 cuda/__init__.py is_available).
+"""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FIRST_TO_GO = "1000"  # proc_pid_oom_score_adj(5)
 _TAIL = 2000
@@ -102,7 +106,9 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _go_first() -> None:
-    """Where the host runs out of memory, the kernel takes a case rather than whatever else runs there (Linux)."""
+    """Where the host runs out of memory, the kernel takes a case rather than whatever else runs there
+    (Linux).
+    """
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as handle:
         handle.write(_FIRST_TO_GO)
 
@@ -115,7 +121,11 @@ def _become_child(request: dict[str, Any], pipe: int, parent: int) -> None:
         _go_first()
         os.environ.update(request.get("environment") or {})
         nothing = os.open(os.devnull, os.O_RDWR)
-        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if request.get("log") else nothing
+        log = (
+            os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            if request.get("log")
+            else nothing
+        )
         for source, number in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, number)
         for stream in (sys.stdout, sys.stderr):
@@ -154,7 +164,11 @@ class Nursery:
     def _wait_seconds(self) -> float | None:
         if any(child.closed for child in self._children.values()):
             return 0.005  # its pipe is closed, its exit status not there yet
-        ends = [child.deadline for child in self._children.values() if child.deadline is not None and not child.timed_out]
+        ends = [
+            child.deadline
+            for child in self._children.values()
+            if child.deadline is not None and not child.timed_out
+        ]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _say(self, document: dict[str, Any]) -> None:
@@ -180,14 +194,21 @@ class Nursery:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            for held in (self._requests, self._answers, readable, *(child.pipe for child in self._children.values() if not child.closed)):
+            for held in (
+                self._requests,
+                self._answers,
+                readable,
+                *(child.pipe for child in self._children.values() if not child.closed),
+            ):
                 with contextlib.suppress(OSError):
                     os.close(held)
             _become_child(request, writable, parent)
         os.close(writable)
         now = time.monotonic()
         seconds = request.get("deadline")
-        child = _Child(request["id"], pid, readable, now, now + seconds if seconds else None, request.get("log"))
+        child = _Child(
+            request["id"], pid, readable, now, now + seconds if seconds else None, request.get("log")
+        )
         self._children[child.id] = child
         self._selector.register(readable, selectors.EVENT_READ, child)
         self._say({"id": child.id, "started": pid})
@@ -243,7 +264,10 @@ def _ended(child: _Child, status: int) -> dict[str, Any]:
         name = signal.Signals(os.WTERMSIG(status)).name
         hint = " (the host may have run out of memory)" if name == "SIGKILL" else ""
         return {"outcome": "crash", "message": f"ended by {name}{hint}"}
-    return {"outcome": "exit", "message": f"ended without an answer, exit status {os.waitstatus_to_exitcode(status)}"}
+    return {
+        "outcome": "exit",
+        "message": f"ended without an answer, exit status {os.waitstatus_to_exitcode(status)}",
+    }
 
 
 def _tail(log: str | None) -> str:
@@ -262,7 +286,9 @@ def main(names: Sequence[str] = PRELOAD) -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.environ.setdefault(ASK_NVML, "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # on import it warns of CPU kernels that it lacks: nothing about memory
     preload(names)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         Nursery(requests, answers).serve()

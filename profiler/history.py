@@ -1,7 +1,9 @@
-"""What a device's own allocator says happened: allocations and frees in order, with marks between them, and who owns which block.
+"""What a device's own allocator says happened: allocations and frees in order, with marks between them, and
+who owns which block.
 
-Pure data, no torch. A claim names a block by its address at a mark; the block is then owned for its whole life, before the mark too, so a
-gradient that is found after the backward pass was a gradient at the backward pass's peak.
+Pure data, no torch. A claim names a block by its address at a mark; the block is then owned for its whole
+life, before the mark too, so a gradient that is found after the backward pass was a gradient at the backward
+pass's peak.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ LOADED = "loaded"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of the allocator's history; `nbytes` is what was requested, `op` the operator that asked (where the observer knows)."""
+    """One entry of the allocator's history; `nbytes` is what was requested, `op` the operator that asked
+    (where the observer knows).
+    """
 
     kind: str
     address: int
@@ -74,21 +78,32 @@ class Span:
 
 @dataclass
 class History:
-    """An allocator's history, as a recorder leaves it. `frees_unknown` counts frees of what was there before it began."""
+    """An allocator's history, as a recorder leaves it. `frees_unknown` counts frees of what was there before
+    it began.
+    """
 
     events: list[Event] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
-    segments: list[tuple[int, str, int]] = field(default_factory=list)  # (events before, reserved | released, bytes), CUDA only
+    segments: list[tuple[int, str, int]] = field(
+        default_factory=list
+    )  # (events before, reserved | released, bytes), CUDA only
     cut: bool = False  # the observer's own buffer was full: the beginning is missing
     frees_unknown: int = 0
 
     def to_document(self) -> dict[str, Any]:
         """Everything but the claims, compact: addresses are relative to the lowest."""
         base = min((event.address for event in self.events if event.kind != OOM), default=0)
-        rows = [[event.kind, event.nbytes, event.address - (0 if event.kind == OOM else base)] for event in self.events]
-        return {"events": rows, "segments": [list(segment) for segment in self.segments], "cut": self.cut,
-                "marks": [[mark.label, mark.position] for mark in self.marks]}  # fmt: skip
+        rows = [
+            [event.kind, event.nbytes, event.address - (0 if event.kind == OOM else base)]
+            for event in self.events
+        ]
+        return {
+            "events": rows,
+            "segments": [list(segment) for segment in self.segments],
+            "cut": self.cut,
+            "marks": [[mark.label, mark.position] for mark in self.marks],
+        }
 
     def position(self, label: str) -> int:
         """Events that happened before a mark; KeyError where there is none of that label."""
@@ -131,7 +146,9 @@ def blocks_of(events: Sequence[Event]) -> list[Block]:
 
 
 def storage_events(events: Sequence[Event], blocks: Sequence[Block]) -> list[tuple[str, int, int]]:
-    """(alloc | free, block id, bytes): the form that the allocator's replay and the alignment read. Frees of unknown blocks are dropped."""
+    """(alloc | free, block id, bytes): the form that the allocator's replay and the alignment read. Frees of
+    unknown blocks are dropped.
+    """
     places: dict[int, tuple[str, int, int]] = {}
     for block in blocks:
         places[block.born] = (ALLOC, block.id, block.nbytes)
@@ -155,7 +172,9 @@ def levels(events: Sequence[Event]) -> list[int]:
 
 
 def highest(running: Sequence[int], begin: int, end: int) -> tuple[int, int]:
-    """(bytes, position) of the largest level in events[begin:end], what was there before included; the first place of equal ones."""
+    """(bytes, position) of the largest level in events[begin:end], what was there before included; the first
+    place of equal ones.
+    """
     best, place = (running[begin - 1] if begin else 0), begin
     for index in range(begin, min(end, len(running))):
         if running[index] > best:
@@ -164,7 +183,9 @@ def highest(running: Sequence[int], begin: int, end: int) -> tuple[int, int]:
 
 
 def own(history: History, blocks: Sequence[Block]) -> None:
-    """Settle who owns each block: first by claims, in their order; then what a forward pass leaves behind is activations."""
+    """Settle who owns each block: first by claims, in their order; then what a forward pass leaves behind is
+    activations.
+    """
     by_address: dict[int, list[Block]] = {}
     for block in blocks:
         by_address.setdefault(block.address, []).append(block)
@@ -179,11 +200,15 @@ def own(history: History, blocks: Sequence[Block]) -> None:
             lives[last].owner = claim.component
     forwards = [span for span in history.spans() if span.moment == "forward"]
     for block in blocks:
-        if block.owner is None and any(span.begin <= block.born < span.end and block.alive(span.end) for span in forwards):
+        if block.owner is None and any(
+            span.begin <= block.born < span.end and block.alive(span.end) for span in forwards
+        ):
             block.owner = "activations"  # saved for backward, or outputs that the loop holds
 
 
-def components_at(blocks: Iterable[Block], position: int, charged: Mapping[int, int] | None = None) -> dict[str, int]:
+def components_at(
+    blocks: Iterable[Block], position: int, charged: Mapping[int, int] | None = None
+) -> dict[str, int]:
     """Bytes by component once `position` events have happened; blocks that nothing claims are `unattributed`.
 
     `charged` gives the allocator's block size by block id; requested bytes count where it is None.
@@ -191,5 +216,7 @@ def components_at(blocks: Iterable[Block], position: int, charged: Mapping[int, 
     totals = dict.fromkeys((*COMPONENTS, "unattributed"), 0)
     for block in blocks:
         if block.alive(position):
-            totals[block.owner or "unattributed"] += block.nbytes if charged is None else charged.get(block.id, block.nbytes)
+            totals[block.owner or "unattributed"] += (
+                block.nbytes if charged is None else charged.get(block.id, block.nbytes)
+            )
     return totals

@@ -1,4 +1,6 @@
-"""Each case in its own process, with a deadline: out of memory, a crash, a kill or a hang is a report about that case alone."""
+"""Each case in its own process, with a deadline: out of memory, a crash, a kill or a hang is a report about
+that case alone.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,17 @@ from typing import Any
 from memplan.planner.tables.errors import UsageError
 from memplan.profiler.fork_server import PRELOAD
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memplan.profiler.fork_server import main; main(json.loads(sys.argv[2]))"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memplan.profiler.fork_server import "
+    "main; main(json.loads(sys.argv[2]))"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How one job ended. `outcome`: ok, refused (a user's mistake), exception, crash (a signal), exit (no answer), timeout."""
+    """How one job ended. `outcome`: ok, refused (a user's mistake), exception, crash (a signal), exit (no
+    answer), timeout.
+    """
 
     id: int
     outcome: str
@@ -36,11 +43,14 @@ class Report:
 class Isolation:
     """A nursery and the jobs given to it. Use as a context manager; leaving it ends every child.
 
-    `preload` are the modules that the nursery imports before the first fork, `environment` is added to its own. Jobs name their function
-    as `module:function`, found on this process's sys.path; arguments and results are JSON.
+    `preload` are the modules that the nursery imports before the first fork, `environment` is added to its
+    own. Jobs name their function as `module:function`, found on this process's sys.path; arguments and
+    results are JSON.
     """
 
-    def __init__(self, preload: Sequence[str] = PRELOAD, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, preload: Sequence[str] = PRELOAD, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._preload, self._environment = list(preload), dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -51,17 +61,34 @@ class Isolation:
     def __enter__(self) -> Isolation:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def submit(self, target: str, arguments: Mapping[str, Any] | Sequence[Any] = (), *, deadline: float | None = None,
-               log: Path | None = None, environment: Mapping[str, str] | None = None) -> int:  # fmt: skip
-        """Start a job in a process of its own; its id. `deadline` in seconds, `environment` is added to the child's before it runs."""
+    def submit(
+        self,
+        target: str,
+        arguments: Mapping[str, Any] | Sequence[Any] = (),
+        *,
+        deadline: float | None = None,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a job in a process of its own; its id. `deadline` in seconds, `environment` is added to the
+        child's before it runs.
+        """
         arguments = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)
         job = self._next
         self._next += 1
-        request = {"id": job, "target": target, "arguments": arguments, "deadline": deadline,
-                   "log": str(log) if log else None, "environment": dict(environment or {})}  # fmt: skip
+        request = {
+            "id": job,
+            "target": target,
+            "arguments": arguments,
+            "deadline": deadline,
+            "log": str(log) if log else None,
+            "environment": dict(environment or {}),
+        }
         self.pending[job] = request
         try:
             self._send(request)
@@ -120,7 +147,9 @@ class Isolation:
             path = [os.path.abspath(entry) for entry in sys.path]
             command = [sys.executable, "-c", _START, json.dumps(path), json.dumps(self._preload)]
             around = {**os.environ, **self._environment}
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=around)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=around
+            )
             self._buffer = b""
         return self._process
 
@@ -131,7 +160,9 @@ class Isolation:
         stdin.flush()
 
     def _line(self, end: float | None) -> bytes | None:
-        """The next line of the nursery; None at `end`, or once it is gone (then `_lost` holds what it took with it)."""
+        """The next line of the nursery; None at `end`, or once it is gone (then `_lost` holds what it took
+        with it).
+        """
         stdout = self._start().stdout
         assert stdout is not None
         while b"\n" not in self._buffer:
@@ -147,14 +178,21 @@ class Isolation:
         return line
 
     def _nursery_lost(self) -> None:
-        """The nursery died (killed by hand, or by a host out of memory): its jobs are crashes, and the next job starts a new one."""
+        """The nursery died (killed by hand, or by a host out of memory): its jobs are crashes, and the next
+        job starts a new one.
+        """
         process = self._process
         status = process.poll() if process is not None else None
         if not self.pending:
-            raise UsageError(f"the process that cases are forked from cannot start (exit status {status}): see its messages above")
+            raise UsageError(
+                f"the process that cases are forked from cannot start (exit status {status}): see its "
+                "messages above"
+            )
         for job in list(self.pending):
             del self.pending[job]
-            self._lost.append(Report(job, "crash", message="ended together with the process it was forked from"))
+            self._lost.append(
+                Report(job, "crash", message="ended together with the process it was forked from")
+            )
         if process is not None:
             with contextlib.suppress(Exception):
                 process.kill()

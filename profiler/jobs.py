@@ -1,4 +1,6 @@
-"""One case on its way through a campaign: what it is known by, where a search for a boundary aims next, and its record if it gave none."""
+"""One case on its way through a campaign: what it is known by, where a search for a boundary aims next, and
+its record if it gave none.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,17 @@ from memplan.profiler.record import RAW, Failure, Measurement, file_name, identi
 
 @dataclass
 class Job:
-    """One case on its way: waiting -> predicting -> ready -> measuring -> gone. A search for a boundary is ready again for its next cap."""
+    """One case on its way: waiting -> predicting -> ready -> measuring -> gone. A search for a boundary is
+    ready again for its next cap.
+    """
 
     case: Case
     identity: str
     plain: str  # the identity without a cap: predictions and the probes of one search go by it
     stem: str  # of the prediction's files
-    survived: dict[int, bool] = field(default_factory=dict)  # a search's probes: cap -> whether the run got through
+    survived: dict[int, bool] = field(
+        default_factory=dict
+    )  # a search's probes: cap -> whether the run got through
     state: str = "waiting"
     unpredicted: str | None = None  # why there is no prediction
 
@@ -42,12 +48,16 @@ class Job:
             if cap is not None:
                 name = f"{self.case.name.partition(' boundary')[0]} boundary {cap // 2**20}MiB"
                 self.case = dataclasses.replace(self.case, cap_bytes=cap, name=name)
-                self.identity = identity_of(self.case.config, self.case.setup, cap, self.case.steps, environment)
+                self.identity = identity_of(
+                    self.case.config, self.case.setup, cap, self.case.steps, environment
+                )
                 return True
         return False
 
     def goes_on(self, measurement: Measurement) -> bool:
-        """Note what a measurement showed; whether there is more to measure (a search, unless its run failed for another reason)."""
+        """Note what a measurement showed; whether there is more to measure (a search, unless its run failed
+        for another reason).
+        """
         if not self.case.boundary or measurement.outcome == "error" or measurement.cap_bytes is None:
             return False
         self.survived[measurement.cap_bytes] = measurement.outcome == "ok"
@@ -67,10 +77,16 @@ def job_of(case: Case, environment: Mapping[str, Any], known: Sequence[Measureme
 
 
 def is_done(job: Job, environment: Mapping[str, Any], known: Sequence[Measurement]) -> bool:
-    """Whether records hold all that a job would measure; a search's first cap is that of the prediction in its records."""
+    """Whether records hold all that a job would measure; a search's first cap is that of the prediction in
+    its records.
+    """
     if not job.case.boundary:
         return any(m.identity == job.identity for m in known)
-    own = (m for m in known if m.cap_bytes in job.survived and m.prediction and m.with_(cap_bytes=None).identity == job.plain)
+    own = (
+        m
+        for m in known
+        if m.cap_bytes in job.survived and m.prediction and m.with_(cap_bytes=None).identity == job.plain
+    )
     start = predicted_cap(next((m.prediction for m in own), None))
     return start is not None and next_cap(start, job.survived, int(environment["total_bytes"])) is None
 
@@ -78,19 +94,32 @@ def is_done(job: Job, environment: Mapping[str, Any], known: Sequence[Measuremen
 def failed(job: Job, report: Report, environment: Mapping[str, Any]) -> Measurement:
     """The record of a case whose process gave none."""
     last_line = next((line for line in reversed(report.log_tail.splitlines()) if line.strip()), "")
-    message = f"{report.message}: {last_line}" if last_line and report.outcome != "exception" else report.message
-    exhausted = report.outcome in ("exit", "crash") and "out of memory" in report.log_tail.lower()  # a library's own CUDA code ends so
+    message = (
+        f"{report.message}: {last_line}" if last_line and report.outcome != "exception" else report.message
+    )
+    exhausted = (
+        report.outcome in ("exit", "crash") and "out of memory" in report.log_tail.lower()
+    )  # a library's own CUDA code ends so
     return Measurement(
-        case=job.case.name, model={"name": job.case.model, "config": dict(job.case.config)}, setup=job.case.setup, environment=environment,
-        outcome="oom" if exhausted else "error", steps=job.case.steps, cap_bytes=job.case.cap_bytes,
+        case=job.case.name,
+        model={"name": job.case.model, "config": dict(job.case.config)},
+        setup=job.case.setup,
+        environment=environment,
+        outcome="oom" if exhausted else "error",
+        steps=job.case.steps,
+        cap_bytes=job.case.cap_bytes,
         failure=Failure("oom" if exhausted else report.outcome, message[:900]),
-        recorded_at=now(), wall_seconds=round(report.seconds, 2),
-    )  # fmt: skip
+        recorded_at=now(),
+        wall_seconds=round(report.seconds, 2),
+    )
 
 
 def case_document(case: Case) -> dict[str, Any]:
     """A case as JSON, for the child that runs it."""
-    return {**{f.name: getattr(case, f.name) for f in dataclasses.fields(case)}, "setup": case.setup.to_document()}
+    return {
+        **{f.name: getattr(case, f.name) for f in dataclasses.fields(case)},
+        "setup": case.setup.to_document(),
+    }
 
 
 def now() -> str:

@@ -1,8 +1,10 @@
-"""profile(config, setup): real training steps, the same build and step as the trace engine, measured per moment and component.
+"""profile(config, setup): real training steps, the same build and step as the trace engine, measured per
+moment and component.
 
-Weights are random and made on the device, so nothing is downloaded. The allocator's history is on from before the build to the end of the
-instrumented step (the first after the warm-up); the measured steps after it, without history, give the times. Every moment's peak is read
-from the allocator's own counters (CUDA) or events (CPU).
+Weights are random and made on the device, so nothing is downloaded. The allocator's history is on from before
+the build to the end of the instrumented step (the first after the warm-up); the measured steps after it,
+without history, give the times. Every moment's peak is read from the allocator's own counters (CUDA) or
+events (CPU).
 """
 
 from __future__ import annotations
@@ -28,22 +30,37 @@ from memplan.profiler.session import Session
 T = TypeVar("T")
 
 
-def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", "cpu"] | None = None, steps: int = 3,
-            cap: int | None = None, snapshot: Path | None = None, name: str = "model", case: str | None = None,
-            predicted: Step | None = None, history: Path | None = None) -> Measurement:  # fmt: skip
+def profile(
+    config: Mapping[str, Any],
+    setup: Setup,
+    *,
+    device: Literal["cuda", "cpu"] | None = None,
+    steps: int = 3,
+    cap: int | None = None,
+    snapshot: Path | None = None,
+    name: str = "model",
+    case: str | None = None,
+    predicted: Step | None = None,
+    history: Path | None = None,
+) -> Measurement:
     """Run real training steps of `config` under `setup` in this process and say what they needed.
 
-    The process is spent afterwards: a GPU's context and cap stay. `memplan.profiler.isolate` gives each run a process of its own.
+    The process is spent afterwards: a GPU's context and cap stay. `memplan.profiler.isolate` gives each run a
+    process of its own.
 
-    `cap` limits the CUDA allocator to so many bytes (the context comes on top), `steps` are timed after the warm-up, `snapshot` is where
-    torch's memory snapshot goes, `predicted` the trace's events of a steady step, to be aligned with the real ones, `history` where the
-    allocator's events are kept (JSON, gzip). Out of memory is an outcome of the Measurement. Raises UsageError for a missing library or
-    device, or a setup that a library rejects.
+    `cap` limits the CUDA allocator to so many bytes (the context comes on top), `steps` are timed after the
+    warm-up, `snapshot` is where torch's memory snapshot goes, `predicted` the trace's events of a steady
+    step, to be aligned with the real ones, `history` where the allocator's events are kept (JSON, gzip). Out
+    of memory is an outcome of the Measurement. Raises UsageError for a missing library or device, or a setup
+    that a library rejects.
     """
     device = device or setup.device
     require(("torch", "transformers", "accelerate"))
     if setup.gpus > 1:
-        raise UsageError(f"profiling runs on one device, the setup has gpus {setup.gpus}: profile one rank's share, or plan")
+        raise UsageError(
+            f"profiling runs on one device, the setup has gpus {setup.gpus}: profile one rank's share, or "
+            "plan"
+        )
     started = time.perf_counter()
     before = Usage()
     if device == "cuda":
@@ -60,7 +77,11 @@ def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", 
     session.run()
     notes: list[str] = []
     if history is not None:
-        _kept("the allocator's history could not be kept", lambda: write_gzip(history, session.history.to_document()), notes)
+        _kept(
+            "the allocator's history could not be kept",
+            lambda: write_gzip(history, session.history.to_document()),
+            notes,
+        )
     evidence = session.evidence()
     found = _kept("components were not read", lambda: measured_moments(evidence), notes)
     moments, peak, step_peak, said = found or measured_moments(evidence.without_history())
@@ -94,7 +115,9 @@ def profile(config: Mapping[str, Any], setup: Setup, *, device: Literal["cuda", 
 
 
 def _kept(what: str, call: Callable[[], T], notes: list[str]) -> T | None:
-    """The result; None and a note where it cannot be had: what was measured is kept whatever the evaluation makes of it."""
+    """The result; None and a note where it cannot be had: what was measured is kept whatever the evaluation
+    makes of it.
+    """
     try:
         return call()
     except Exception as error:
@@ -117,7 +140,9 @@ def _limit(cap: int | None, environment: Mapping[str, Any], device: str) -> None
 
 
 def fraction_of(cap: int, total: int) -> float:
-    """The smallest fraction of `total` bytes that allows `cap`: the allocator multiplies and cuts off the rest (setMemoryFraction)."""
+    """The smallest fraction of `total` bytes that allows `cap`: the allocator multiplies and cuts off the
+    rest (setMemoryFraction).
+    """
     fraction = cap / total
     while int(fraction * total) < cap:
         fraction = math.nextafter(fraction, 2.0)

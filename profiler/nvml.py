@@ -1,6 +1,8 @@
-"""How many bytes of the GPU this process has, asked from outside the process: NVML by pynvml, else nvidia-smi, else CUDA itself.
+"""How many bytes of the GPU this process has, asked from outside the process: NVML by pynvml, else
+nvidia-smi, else CUDA itself.
 
-A process id inside a container is not the one that NVML lists: the answer comes from the best of four sources, and the record says which.
+A process id inside a container is not the one that NVML lists: the answer comes from the best of four
+sources, and the record says which.
 """
 
 from __future__ import annotations
@@ -14,11 +16,21 @@ from typing import Any
 
 from memplan.planner.tables.units import MIB
 
-OWN, NEW, GROWTH, ALL = "this process", "the one process that appeared", "the device's growth", "the whole device"
+OWN, NEW, GROWTH, ALL = (
+    "this process",
+    "the one process that appeared",
+    "the device's growth",
+    "the whole device",
+)
 NOTES = {
-    NEW: "NVML lists other process ids (a container): the device bytes are those of the one process that appeared since the start",
+    NEW: (
+        "NVML lists other process ids (a container): the device bytes are those of the one process that "
+        "appeared since the start"
+    ),
     GROWTH: "NVML does not list this process: the device bytes are what the whole device gained since the start",
-    ALL: "neither NVML nor nvidia-smi answers: the device bytes are those of the whole device, whoever uses it",
+    ALL: (
+        "neither NVML nor nvidia-smi answers: the device bytes are those of the whole device, whoever uses it"
+    ),
 }
 """What a record says about a source that is not the process itself."""
 
@@ -52,7 +64,9 @@ def look() -> Usage:
 
 
 def of_this_process(before: Usage, now: Usage, pid: int, free_bytes: int, total_bytes: int) -> DeviceBytes:
-    """What `pid` has of the device: `before` was seen when it had not touched CUDA yet, free and total bytes are CUDA's own."""
+    """What `pid` has of the device: `before` was seen when it had not touched CUDA yet, free and total bytes
+    are CUDA's own.
+    """
     own = now.processes.get(pid)
     if own:
         return DeviceBytes(own, OWN)
@@ -82,7 +96,9 @@ def visible() -> int | str:
 
 @contextlib.contextmanager
 def _nvml() -> Any:
-    """(pynvml, handle of the GPU); None where the library, the driver or the GPU is missing. NVML is optional evidence."""
+    """(pynvml, handle of the GPU); None where the library, the driver or the GPU is missing. NVML is optional
+    evidence.
+    """
     try:
         import pynvml
 
@@ -92,7 +108,11 @@ def _nvml() -> Any:
         return
     try:
         which = visible()
-        found = pynvml.nvmlDeviceGetHandleByIndex(which) if isinstance(which, int) else pynvml.nvmlDeviceGetHandleByUUID(which)
+        found = (
+            pynvml.nvmlDeviceGetHandleByIndex(which)
+            if isinstance(which, int)
+            else pynvml.nvmlDeviceGetHandleByUUID(which)
+        )
     except Exception:
         found = None
     try:
@@ -107,7 +127,9 @@ def _from_nvml(pynvml: Any, handle: Any) -> Usage:
     with contextlib.suppress(pynvml.NVMLError):
         used = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
     with contextlib.suppress(pynvml.NVMLError):
-        processes = {int(p.pid): int(p.usedGpuMemory or 0) for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        processes = {
+            int(p.pid): int(p.usedGpuMemory or 0) for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        }
     return Usage(used, processes)
 
 
@@ -116,7 +138,11 @@ def _from_smi() -> Usage:
     which = str(visible())
     used = _smi("--query-gpu=memory.used", which)
     rows = (row.split(",") for row in _smi("--query-compute-apps=pid,used_memory", which))
-    processes = {int(pid): int(size) * MIB for pid, size in rows if pid.strip().isdecimal() and size.strip().isdecimal()}
+    processes = {
+        int(pid): int(size) * MIB
+        for pid, size in rows
+        if pid.strip().isdecimal() and size.strip().isdecimal()
+    }
     return Usage(int(used[0]) * MIB if used and used[0].isdecimal() else None, processes)
 
 

@@ -1,7 +1,8 @@
-"""The op audit: every distinct (op, shapes, dtypes) of a traced step, replayed with real tensors, to see what its kernel takes unseen.
+"""The op audit: every distinct (op, shapes, dtypes) of a traced step, replayed with real tensors, to see what
+its kernel takes unseen.
 
-hidden = the allocator's peak during the op minus what is allocated after it (arguments and outputs). The difference from what
-`planner/trace/kernels.py` knows of the op is a fact that the table lacks, or has wrong.
+hidden = the allocator's peak during the op minus what is allocated after it (arguments and outputs). The
+difference from what `planner/trace/kernels.py` knows of the op is a fact that the table lacks, or has wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _REPEATS = 2  # the first call makes workspaces and picks algorithms, the second
 
 @dataclass
 class Call:
-    """One distinct call: the op, its arguments with tensors replaced by `Like`, and what the table knows of its hidden bytes."""
+    """One distinct call: the op, its arguments with tensors replaced by `Like`, and what the table knows of
+    its hidden bytes.
+    """
 
     op: Any
     args: Any
@@ -40,8 +43,14 @@ class Call:
     failure: str | None = None
 
     def row(self) -> dict[str, Any]:
-        return {"op": str(self.op), "shapes": shapes_of((self.args, self.kwargs)), "calls": self.calls, "output_bytes": self.output_bytes,
-                "hidden_bytes": self.hidden_bytes, "known_bytes": self.known_bytes}  # fmt: skip
+        return {
+            "op": str(self.op),
+            "shapes": shapes_of((self.args, self.kwargs)),
+            "calls": self.calls,
+            "output_bytes": self.output_bytes,
+            "hidden_bytes": self.hidden_bytes,
+            "known_bytes": self.known_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,12 @@ class Like:
         return f"{str(self.dtype)[6:]}{list(self.shape)}"
 
     def make(self, device: str) -> Tensor:
-        """A real tensor: small random numbers; zeros for integers, which are legal indices everywhere; True for masks."""
-        stored = [1 if stride == 0 else size for size, stride in zip(self.shape, self.stride, strict=True)]  # an expanded tensor repeats
+        """A real tensor: small random numbers; zeros for integers, which are legal indices everywhere; True
+        for masks.
+        """
+        stored = [
+            1 if stride == 0 else size for size, stride in zip(self.shape, self.stride, strict=True)
+        ]  # an expanded tensor repeats
         made = torch.empty_strided(stored, self.stride, dtype=self.dtype, device=device)
         if self.dtype == torch.bool:
             made.fill_(True)
@@ -74,7 +87,9 @@ class _Seen:
 
 
 def audit(config: Mapping[str, Any], setup: Mapping[str, Any] | Setup, name: str = "model") -> dict[str, Any]:
-    """The document `memplan.ops/1`: each op of a traced step with its calls, output, hidden and known bytes; and what was not replayed."""
+    """The document `memplan.ops/1`: each op of a traced step with its calls, output, hidden and known bytes;
+    and what was not replayed.
+    """
     complete = setup if isinstance(setup, Setup) else read_setup(setup)
     device = complete.device
     if device == "cuda":
@@ -101,7 +116,9 @@ def audit(config: Mapping[str, Any], setup: Mapping[str, Any] | Setup, name: str
 
 
 def collect(config: Mapping[str, Any], setup: Setup) -> dict[str, Call]:
-    """Every distinct call of a traced run that makes or could hide memory, by its description; views are left out."""
+    """Every distinct call of a traced run that makes or could hide memory, by its description; views are left
+    out.
+    """
     from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.events.record import record
 
@@ -118,9 +135,15 @@ def _listening(seen: _Seen) -> Iterator[None]:
 
     plain = Observer.__torch_dispatch__
 
-    def noting(self: Any, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def noting(
+        self: Any, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = plain(self, func, types, args, kwargs)
-        if not self._host and not getattr(func, "is_view", False) and any(t.is_meta for t in _tensors((args, kwargs, out))):
+        if (
+            not self._host
+            and not getattr(func, "is_view", False)
+            and any(t.is_meta for t in _tensors((args, kwargs, out)))
+        ):
             outputs = list(_tensors(out))
             key = f"{func} {_described((args, kwargs or {}))}"
             if key in seen.calls:
@@ -138,7 +161,9 @@ def _listening(seen: _Seen) -> Iterator[None]:
 
 
 def _known(kernels: Any, op: Any, args: tuple[Any, ...], outputs: list[Tensor]) -> int:
-    """Bytes that the table says this call hides while it runs, in blocks where the allocator has them; what stays is left out."""
+    """Bytes that the table says this call hides while it runs, in blocks where the allocator has them; what
+    stays is left out.
+    """
     fresh = type(kernels)(kernels.target)  # the run's own one remembers which workspaces it has reported
     sizes = [hidden.nbytes for hidden in fresh(op, args, outputs) if not hidden.persistent]
     return sum(sizes) if kernels.target.device == "cpu" else sum(map(round_size, sizes))
@@ -179,7 +204,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def shapes_of(value: Any) -> str:
-    """The tensors among arguments as text, equal neighbours counted once: 'bfloat16[64, 128] bfloat16[128, 256]'."""
+    """The tensors among arguments as text, equal neighbours counted once: 'bfloat16[64, 128] bfloat16[128,
+    256]'.
+    """
     likes = [str(like) for like in _likes(value)]
     runs: list[tuple[str, int]] = []
     for text in likes:

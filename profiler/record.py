@@ -1,7 +1,8 @@
 """Measurement: what one real run needed, and its document `memplan.measurement/1`. No torch here.
 
-A record's identity is the hash of what decides its numbers: model, setup, cap, steps, GPU and library versions. Records are found
-again by it, not by file name, so that an interrupted campaign does only what is missing.
+A record's identity is the hash of what decides its numbers: model, setup, cap, steps, GPU and library
+versions. Records are found again by it, not by file name, so that an interrupted campaign does only what is
+missing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ RAW = "raw"
 
 @dataclass(frozen=True, slots=True)
 class MeasuredMoment:
-    """The peaks inside one moment. `components` (with `unattributed`) add up to `allocated_bytes`; `reserved_bytes` is None on CPU,
-    whose allocator caches nothing."""
+    """The peaks inside one moment. `components` (with `unattributed`) add up to `allocated_bytes`;
+    `reserved_bytes` is None on CPU, whose allocator caches nothing.
+    """
 
     name: str
     allocated_bytes: int
@@ -48,7 +50,9 @@ class MeasuredMoment:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPeak:
-    """As memplan.planner.prediction.Peak, with None where the device has no such number: CPU has neither a cache nor a context."""
+    """As memplan.planner.prediction.Peak, with None where the device has no such number: CPU has neither a
+    cache nor a context.
+    """
 
     moment: str
     allocated_bytes: int
@@ -67,7 +71,9 @@ class MeasuredPeak:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a case ended early. `kind`: oom, exception, crash (a signal), exit (a bare exit), timeout, refused (a UsageError)."""
+    """Why a case ended early. `kind`: oom, exception, crash (a signal), exit (a bare exit), timeout, refused
+    (a UsageError).
+    """
 
     kind: str
     message: str
@@ -104,7 +110,9 @@ class Measurement:
     tokens_per_second: float | None = None
     flops_per_second: float | None = None
     alignment: Mapping[str, Any] | None = None
-    prediction: Mapping[str, Any] | None = None  # memplan.prediction/1, made in the same environment before the run
+    prediction: Mapping[str, Any] | None = (
+        None  # memplan.prediction/1, made in the same environment before the run
+    )
     recorded_at: str | None = None
     wall_seconds: float | None = None
     warnings: tuple[str, ...] = ()
@@ -112,7 +120,13 @@ class Measurement:
 
     @property
     def identity(self) -> str:
-        return identity_of(self.model.get("config") or self.model.get("name"), self.setup, self.cap_bytes, self.steps, self.environment)
+        return identity_of(
+            self.model.get("config") or self.model.get("name"),
+            self.setup,
+            self.cap_bytes,
+            self.steps,
+            self.environment,
+        )
 
     def moment(self, name: str) -> MeasuredMoment:
         """The peaks of one moment; KeyError where the record has none of that name."""
@@ -134,12 +148,17 @@ class Measurement:
             "identity": self.identity,
             **{key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()},
             "setup": self.setup.to_document(),
-            **{key: None if (value := getattr(self, key)) is None else value.to_document() for key in ("failure", "peak", "step_peak")},
+            **{
+                key: None if (value := getattr(self, key)) is None else value.to_document()
+                for key in ("failure", "peak", "step_peak")
+            },
             "moments": [moment.to_document() for moment in self.moments],
         }
 
 
 _BASE = json.loads(json.dumps(BASE))
+
+
 @dataclass(frozen=True)
 class _Event:
     """What an event that only one side has must say (profiler/align.py)."""
@@ -154,12 +173,16 @@ class _Event:
 _STRUCTURED = ("setup", "failure", "peak", "step_peak", "moments", "extra")
 
 
-def identity_of(config: Any, setup: Setup, cap_bytes: int | None, steps: int, environment: Mapping[str, Any]) -> str:
+def identity_of(
+    config: Any, setup: Setup, cap_bytes: int | None, steps: int, environment: Mapping[str, Any]
+) -> str:
     """The hash of model, setup, cap, steps, GPU and library versions that names a case."""
     fields = setup.to_document().items()
     what = {
         "model": config,
-        "setup": {key: value for key, value in fields if value != _BASE.get(key)},  # so that a field added later keeps old identities
+        "setup": {
+            key: value for key, value in fields if value != _BASE.get(key)
+        },  # so that a field added later keeps old identities
         "cap": cap_bytes,
         "steps": steps,
         "gpu": environment.get("gpu"),
@@ -186,7 +209,9 @@ def folder_of(environment: Mapping[str, Any]) -> str:
 
 
 def read_setup(document: Mapping[str, Any]) -> Setup:
-    """The Setup of a document: keys of a newer version dropped, fields that an older one lacked filled with their fallback."""
+    """The Setup of a document: keys of a newer version dropped, fields that an older one lacked filled with
+    their fallback.
+    """
     known = {key: value for key, value in document.items() if key in FIELDS}
     try:
         return checked({**BASE, **known}, dict.fromkeys(known, "record"))
@@ -195,7 +220,9 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
 
 
 def from_document(document: Mapping[str, Any]) -> Measurement:
-    """A Measurement from its document. Keys that this version does not know are dropped; UsageError names what is missing or wrong."""
+    """A Measurement from its document. Keys that this version does not know are dropped; UsageError names
+    what is missing or wrong.
+    """
     check_schema(document, MEASUREMENT_SCHEMA)
     outcome = document.get("outcome")
     if outcome not in get_args(Outcome):
@@ -204,7 +231,9 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     environment = expect(document, "environment", (dict,), True)
     if environment.get("versions") is not None:
         expect({"environment.versions": environment["versions"]}, "environment.versions", (dict,))
-    for i, event in enumerate(expect(expect(document, "alignment", (dict,)) or {}, "unmatched", (list,)) or ()):
+    for i, event in enumerate(
+        expect(expect(document, "alignment", (dict,)) or {}, "unmatched", (list,)) or ()
+    ):
         part(_Event, event or {}, f"alignment.unmatched[{i}]")
     measurement = Measurement(
         case=expect(document, "case", (str,), True),
@@ -217,7 +246,9 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
         failure=part(Failure, document.get("failure"), "failure"),
         peak=part(MeasuredPeak, document.get("peak"), "peak"),
         step_peak=part(MeasuredPeak, document.get("step_peak"), "step_peak"),
-        moments=tuple(part(MeasuredMoment, moment or {}, f"moments[{i}]") for i, moment in enumerate(moments)),
+        moments=tuple(
+            part(MeasuredMoment, moment or {}, f"moments[{i}]") for i, moment in enumerate(moments)
+        ),
         step_seconds=sequence(document, "step_seconds", (int, float)),
         warnings=sequence(document, "warnings", (str,)),
         **{key: expect(document, key, kinds) for key, kinds in _PLAIN.items()},
@@ -225,20 +256,36 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     if outcome == "ok" and (measurement.peak is None or not measurement.moments):
         raise UsageError("outcome is ok, but peak or moments are missing")
     stored = document.get("identity")
-    if stored is not None and stored != measurement.identity and document.get("memplan_version") == __version__:
-        raise UsageError(f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was edited or cut")
+    if (
+        stored is not None
+        and stored != measurement.identity
+        and document.get("memplan_version") == __version__
+    ):
+        raise UsageError(
+            f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was "
+            "edited or cut"
+        )
     return measurement
 
 
 _PLAIN: dict[str, tuple[type, ...]] = {
-    "trainable_parameters": (int,), "total_parameters": (int,), "retries": (int,), "device_bytes": (int,),
-    "tokens_per_second": (int, float), "flops_per_second": (int, float), "alignment": (dict,), "prediction": (dict,),
-    "recorded_at": (str,), "wall_seconds": (int, float),
-}  # fmt: skip
+    "trainable_parameters": (int,),
+    "total_parameters": (int,),
+    "retries": (int,),
+    "device_bytes": (int,),
+    "tokens_per_second": (int, float),
+    "flops_per_second": (int, float),
+    "alignment": (dict,),
+    "prediction": (dict,),
+    "recorded_at": (str,),
+    "wall_seconds": (int, float),
+}
 
 
 def load(path: Path | str) -> Measurement:
-    """Read one record. UsageError (naming the file) for another schema, a newer major version, or a half-written file."""
+    """Read one record. UsageError (naming the file) for another schema, a newer major version, or a
+    half-written file.
+    """
     path = Path(path)
     document = read_document(path)
     try:
@@ -254,7 +301,9 @@ def save(measurement: Measurement, path: Path | str) -> Path:
 
 
 def save_in(measurement: Measurement, folder: Path) -> Path:
-    """Write one record into a folder under its own name; a repeated run of the same case gets the next number."""
+    """Write one record into a folder under its own name; a repeated run of the same case gets the next
+    number.
+    """
     path = folder / file_name(measurement.case, measurement.identity)
     for number in range(2, 1000):
         if not path.exists():
@@ -264,7 +313,9 @@ def save_in(measurement: Measurement, folder: Path) -> Path:
 
 
 def scan(folder: Path) -> tuple[list[tuple[Path, Measurement]], list[str]]:
-    """Every record under a folder, in order of name, and one message for each file that is none. Folders named `raw` are skipped."""
+    """Every record under a folder, in order of name, and one message for each file that is none. Folders
+    named `raw` are skipped.
+    """
     found: list[tuple[Path, Measurement]] = []
     problems: list[str] = []
     for path in sorted(folder.rglob("*.json")):

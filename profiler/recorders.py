@@ -1,6 +1,8 @@
-"""Observers of the real allocators: CUDA's own history and counters, and the CPU allocator's events as torch.profiler reports them.
+"""Observers of the real allocators: CUDA's own history and counters, and the CPU allocator's events as
+torch.profiler reports them.
 
-Neither shares code with the trace engine's observer: a prediction is checked against what the allocator says, not against another tracer.
+Neither shares code with the trace engine's observer: a prediction is checked against what the allocator says,
+not against another tracer.
 """
 
 from __future__ import annotations
@@ -15,10 +17,17 @@ from memplan.profiler.history import ALLOC, FREE, OOM, Event, History, Mark
 
 MOST_EVENTS = 3_000_000
 _PREFIX = "memplan mark "
-_SEGMENTS = {"segment_alloc": "reserved", "segment_map": "reserved", "segment_free": "released", "segment_unmap": "released"}
+_SEGMENTS = {
+    "segment_alloc": "reserved",
+    "segment_map": "reserved",
+    "segment_free": "released",
+    "segment_unmap": "released",
+}
 _ACTIONS = {"alloc": ALLOC, "free_requested": FREE, "oom": OOM}
-"""What counts as allocated ends where the free is asked for; `free_completed` comes later where another stream still reads the block
-(c10/cuda/CUDACachingAllocator.cpp free, torch 2.11). Neither that nor `snapshot` is an event of the history."""
+"""What counts as allocated ends where the free is asked for; `free_completed` comes later where another
+stream still reads the block (c10/cuda/CUDACachingAllocator.cpp free, torch 2.11). Neither that nor `snapshot`
+is an event of the history.
+"""
 
 
 class Recorder(Protocol):
@@ -35,7 +44,8 @@ class Recorder(Protocol):
 class CudaRecorder:
     """The CUDA caching allocator's history (`_record_memory_history`) and statistics.
 
-    A mark keeps the allocator's running counts of allocations and frees; the events are counted up to them when the history is read.
+    A mark keeps the allocator's running counts of allocations and frees; the events are counted up to them
+    when the history is read.
     """
 
     def __init__(self) -> None:
@@ -44,7 +54,9 @@ class CudaRecorder:
         self._recording = False
 
     def start(self) -> None:
-        torch.cuda.memory._record_memory_history(enabled="all", context=None, stacks="python", max_entries=MOST_EVENTS)
+        torch.cuda.memory._record_memory_history(
+            enabled="all", context=None, stacks="python", max_entries=MOST_EVENTS
+        )
         self._first = self._counts()
         self._recording = True
 
@@ -100,7 +112,9 @@ def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -
             history.marks.append(Mark(waiting.pop(0)[0], len(history.events)))
         if kind is None:
             if entry["action"] in _SEGMENTS:
-                history.segments.append((len(history.events), _SEGMENTS[entry["action"]], entry.get("size", 0)))
+                history.segments.append(
+                    (len(history.events), _SEGMENTS[entry["action"]], entry.get("size", 0))
+                )
             continue
         address = entry.get("device_free" if kind == OOM else "addr", 0)
         history.events.append(Event(kind, address, entry.get("size", 0)))
@@ -116,9 +130,11 @@ def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -
 
 
 class CpuRecorder:
-    """The CPU allocator's own events, as torch.profiler reports them with `profile_memory=True` (each has address, bytes, running total).
+    """The CPU allocator's own events, as torch.profiler reports them with `profile_memory=True` (each has
+    address, bytes, running total).
 
-    Marks are profiler ranges, so that they lie on the same clock. Only what is allocated after `start` is counted.
+    Marks are profiler ranges, so that they lie on the same clock. Only what is allocated after `start` is
+    counted.
     """
 
     def __init__(self) -> None:
@@ -126,7 +142,9 @@ class CpuRecorder:
 
     def start(self) -> None:
         gc.collect()
-        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        self._profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        )
         self._profile.__enter__()
 
     def mark(self, label: str) -> None:
@@ -152,7 +170,9 @@ class CpuRecorder:
 
 
 def read_tree(roots: Any) -> History:
-    """A History from torch.profiler's event tree, in order of time; an allocation's op is the innermost range around it."""
+    """A History from torch.profiler's event tree, in order of time; an allocation's op is the innermost range
+    around it.
+    """
     entries = sorted(_flatten(roots), key=lambda entry: entry[0])
     history = History()
     known: set[int] = set()

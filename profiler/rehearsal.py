@@ -1,5 +1,6 @@
-"""A campaign as a rehearsal: every case with a tiny model of the same architecture, on the CPU, so that a file is known to run before a
-GPU's time is spent on it. What it shows: each model builds, each setup trains, each record can be written and read. No sizes.
+"""A campaign as a rehearsal: every case with a tiny model of the same architecture, on the CPU, so that a
+file is known to run before a GPU's time is spent on it. What it shows: each model builds, each setup trains,
+each record can be written and read. No sizes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,38 @@ from memplan.profiler.case_matrix import Case, CaseList
 SEQUENCE, BATCH, STEPS, DEADLINE = 48, 2, 1, 120.0
 HEAD = 16
 SMALL: Mapping[str, int] = {
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "out_hidden_size", "projection_dim"), 64),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim"), 128),
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "out_hidden_size", "projection_dim"), 64
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "d_ff",
+            "n_inner",
+            "ffn_hidden_size",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+        ),
+        128,
+    ),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "depth"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "num_layers",
+            "num_decoder_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "depth",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "decoder_attention_heads"),
+        4,
+    ),
     **dict.fromkeys(("head_dim", "d_kv", "query_pre_attn_scalar", "hidden_size_per_layer_input"), HEAD),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "top_k_experts"), 2),
@@ -33,7 +61,9 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
 def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of the same architecture with tiny sizes, nested parts (a vision tower, a text model) included."""
+    """A config.json of the same architecture with tiny sizes, nested parts (a vision tower, a text model)
+    included.
+    """
     made: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and key.endswith("_config"):
@@ -57,18 +87,32 @@ def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def small_setup(setup: Setup) -> Setup:
-    """The same choices on the CPU, over a short batch; a forced CUDA kernel of attention becomes the CPU's own."""
+    """The same choices on the CPU, over a short batch; a forced CUDA kernel of attention becomes the CPU's
+    own.
+    """
     return setup.replaced(
-        device="cpu", gpu=None, sequence_length=min(setup.sequence_length, SEQUENCE), micro_batch=min(setup.micro_batch, BATCH),
+        device="cpu",
+        gpu=None,
+        sequence_length=min(setup.sequence_length, SEQUENCE),
+        micro_batch=min(setup.micro_batch, BATCH),
         attention="sdpa" if setup.attention.startswith(("sdpa-", "flash")) else setup.attention,
-    )  # fmt: skip
+    )
 
 
 def rehearsal(cases: CaseList) -> CaseList:
-    """Every case as its rehearsal; caps and searches for a boundary are the CUDA allocator's and fall away, equal cases are kept once."""
+    """Every case as its rehearsal; caps and searches for a boundary are the CUDA allocator's and fall away,
+    equal cases are kept once.
+    """
     found: dict[tuple[Any, ...], Case] = {}
     for case in cases.cases:
-        made = dataclasses.replace(case, config=small_config(case.config), setup=small_setup(case.setup), steps=STEPS, cap_bytes=None,
-                                   boundary=False, deadline=DEADLINE)  # fmt: skip
+        made = dataclasses.replace(
+            case,
+            config=small_config(case.config),
+            setup=small_setup(case.setup),
+            steps=STEPS,
+            cap_bytes=None,
+            boundary=False,
+            deadline=DEADLINE,
+        )
         found.setdefault((case.model, made.setup.identity()), made)
     return CaseList(f"{cases.name} (rehearsal)", "cpu", tuple(found.values()))

@@ -1,4 +1,6 @@
-"""A sentence and its numbers apart, so that one finding can be told in several languages: the English template is the translation's key."""
+"""A sentence and its numbers apart, so that one finding can be told in several languages: the English
+template is the translation's key.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,23 @@ def english(template: str) -> str:
 
 @dataclass(frozen=True)
 class Said:
-    """`template` in English with {names}; `values` are numbers, words, other sentences, or tuples of them, which are listed."""
+    """`template` in English with {names}; `values` are numbers, words, other sentences, or tuples of them,
+    which are listed.
+    """
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, translate: Translate = english) -> str:
-        return translate(self.template).format(**{name: _shown(value, translate) for name, value in self.values.items()})
+        return translate(self.template).format(
+            **{name: _shown(value, translate) for name, value in self.values.items()}
+        )
 
     def templates(self) -> list[str]:
         """Every template that this sentence is made of: what a translation must know."""
-        inner = [v for value in self.values.values() for v in (value if isinstance(value, tuple) else (value,))]
+        inner = [
+            v for value in self.values.values() for v in (value if isinstance(value, tuple) else (value,))
+        ]
         return [self.template, *(t for v in inner if isinstance(v, Said) for t in v.templates())]
 
     def __str__(self) -> str:

@@ -1,4 +1,6 @@
-"""One build and its real training steps on a device, watched: counters, marks and claims at every moment, kept even where a step fails."""
+"""One build and its real training steps on a device, watched: counters, marks and claims at every moment,
+kept even where a step fails.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ INSTRUMENTED = WARM_UP
 
 @dataclass
 class Session:
-    """One build and its steps, filled as it proceeds, so that what was reached survives an out-of-memory error."""
+    """One build and its steps, filled as it proceeds, so that what was reached survives an out-of-memory
+    error.
+    """
 
     config: dict[str, Any]
     setup: Setup
@@ -45,7 +49,9 @@ class Session:
     flops: int | None = None
     seconds: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    counters: list[tuple[int, str, dict[str, int]]] = field(default_factory=list)  # step, moment, the device's counters at its end
+    counters: list[tuple[int, str, dict[str, int]]] = field(
+        default_factory=list
+    )  # step, moment, the device's counters at its end
     claims: list[Claim] = field(default_factory=list)
     history: History = field(default_factory=History)
     moment: str = "load_peak"
@@ -60,7 +66,9 @@ class Session:
             self._steps()
         except UsageError:
             raise
-        except Exception as error:  # a real library's error is this case's outcome; its frames still hold what was allocated
+        except (
+            Exception
+        ) as error:  # a real library's error is this case's outcome; its frames still hold what was allocated
             counters = self._counters_now()
             self._stop_safely()
             self.failure = completed(failure_of(error, self.moment), self.history, counters)
@@ -81,7 +89,9 @@ class Session:
         except UsageError:
             raise
         except Exception as error:
-            self.warnings.append(f"the allocator's history is lost: {type(error).__name__}: {str(error)[:160]}")
+            self.warnings.append(
+                f"the allocator's history is lost: {type(error).__name__}: {str(error)[:160]}"
+            )
 
     def _counters_now(self) -> dict[str, int] | None:
         """The device's counters; None where it has none, or where an error has left it unusable."""
@@ -120,7 +130,9 @@ class Session:
         self._count_flops(built)
 
     def _stop(self) -> None:
-        """End the history, once; a snapshot for torch's own viewer is written while it still holds the events."""
+        """End the history, once; a snapshot for torch's own viewer is written while it still holds the
+        events.
+        """
         if self.history.events or self.history.marks:
             return
         if self.snapshot is not None and self.device == "cuda":
@@ -147,7 +159,9 @@ class Session:
             self.counters.append((step, moment, counters))
 
     def _device(self, counters: Mapping[str, int]) -> None:
-        """Device bytes as seen from outside, and the context: what the device lost beyond what this process reserved."""
+        """Device bytes as seen from outside, and the context: what the device lost beyond what this process
+        reserved.
+        """
         import torch
 
         if self.device != "cuda" or self.context_bytes is not None:
@@ -164,7 +178,9 @@ class Session:
         self.context_bytes = max(0, found.nbytes - counters["reserved"])
 
     def _count_flops(self, built: Any) -> None:
-        """One more step under torch's FLOP counter (recomputation included); kernels that it has no formula for are not counted."""
+        """One more step under torch's FLOP counter (recomputation included); kernels that it has no formula
+        for are not counted.
+        """
         from memplan.planner.run import step as loop
         from memplan.profiler.flops import counted
 
@@ -178,12 +194,16 @@ class Session:
         return {"device_bytes_source": self.device_source} if self.device_source else {}
 
     def evidence(self) -> Evidence:
-        return Evidence(self.device, self.setup, self.history, self.counters, self.context_bytes, INSTRUMENTED)
+        return Evidence(
+            self.device, self.setup, self.history, self.counters, self.context_bytes, INSTRUMENTED
+        )
 
 
 @dataclass
 class Watcher:
-    """What the step announces its moments to: resets and reads the counters, marks the history, claims what each moment leaves."""
+    """What the step announces its moments to: resets and reads the counters, marks the history, claims what
+    each moment leaves.
+    """
 
     session: Session
     claim: Callable[[str, str], list[Claim]]

@@ -1,4 +1,6 @@
-"""A campaign's three jobs without torch, for tests: what a case does is told by its name. The children import this module by its name."""
+"""A campaign's three jobs without torch, for tests: what a case does is told by its name. The children import
+this module by its name.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,13 @@ from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement, r
 TARGETS = Targets("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
 MIB = 2**20
 TINY = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+}
 ENVIRONMENT = {"device": "cpu", "gpu": None, "versions": {"torch": "0"}, "total_bytes": 2**33}
 TRUTH = 1000 * MIB  # the smallest cap that survives
 PREDICTION = {"engine": "trace", "smallest_capacity_bytes": 1600 * MIB, "peak": {"context_bytes": 600 * MIB}}
@@ -29,7 +36,15 @@ PIDS = "MEMPLAN_TEST_PIDS"  # names a folder where each measuring process leaves
 def many(count: int, steps: int = 1, **named: Any) -> CaseList:
     """`count` cases that differ in rank; predicting one takes `steps` milliseconds, measuring it as many."""
     ranks = {"rank": list(range(1, count + 1))}
-    return expand({"device": "cpu", "models": {"tiny": TINY}, "steps": steps, "cases": [{"model": "tiny", "grid": ranks, **named}]}, "test")
+    return expand(
+        {
+            "device": "cpu",
+            "models": {"tiny": TINY},
+            "steps": steps,
+            "cases": [{"model": "tiny", "grid": ranks, **named}],
+        },
+        "test",
+    )
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -54,11 +69,20 @@ def measure(case: Mapping[str, Any], folder: str, prediction: str, unpredicted: 
     peak = MeasuredPeak("load", 1)
     refused = case["cap_bytes"] is not None and case["cap_bytes"] < TRUTH
     result = Measurement(
-        case=case["name"], model={"name": case["model"], "config": case["config"]}, setup=read_setup(case["setup"]),
-        environment=ENVIRONMENT, outcome="oom" if refused else "ok", cap_bytes=case["cap_bytes"], steps=case["steps"],
-        peak=peak, step_peak=peak, prediction=before, moments=(MeasuredMoment("load", 1),), recorded_at=os.urandom(8).hex(),
+        case=case["name"],
+        model={"name": case["model"], "config": case["config"]},
+        setup=read_setup(case["setup"]),
+        environment=ENVIRONMENT,
+        outcome="oom" if refused else "ok",
+        cap_bytes=case["cap_bytes"],
+        steps=case["steps"],
+        peak=peak,
+        step_peak=peak,
+        prediction=before,
+        moments=(MeasuredMoment("load", 1),),
+        recorded_at=os.urandom(8).hex(),
         warnings=(unpredicted,) if unpredicted else (),
-    )  # fmt: skip
+    )
     return str(save_in(result, Path(folder)))
 
 

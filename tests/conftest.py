@@ -1,4 +1,6 @@
-"""What a training step holds, counted twice: from the trace's storages, and from real tensors on the CPU. For the trace's tests."""
+"""What a training step holds, counted twice: from the trace's storages, and from real tensors on the CPU. For
+the trace's tests.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ import pytest
 
 @dataclass
 class Held:
-    """Bytes by component after the second step, and elements. A storage counts once, by the name of the first tensor that holds it."""
+    """Bytes by component after the second step, and elements. A storage counts once, by the name of the first
+    tensor that holds it.
+    """
 
     weights: dict[str, int]  # parameters and buffers
     gradients: int
     optimizer_states: int
-    saved: Counter[int]  # sizes of what the last forward saved for backward: no weights, not the batch, nothing that step one saved
+    saved: Counter[
+        int
+    ]  # sizes of what the last forward saved for backward: no weights, not the batch, nothing that step one saved
     trainable: int  # elements
     total: int
 
@@ -41,16 +47,23 @@ def traced(config: dict[str, Any], setup: Any) -> Held:
     from memplan.planner.trace.events.record import record
 
     log, facts = record(config, setup, target_of(setup), full=True)
-    spans = [range(mark.begin, mark.end) for mark in log.marks if (mark.step, mark.moment) == (1, "forward")][-1:]
+    spans = [range(mark.begin, mark.end) for mark in log.marks if (mark.step, mark.moment) == (1, "forward")][
+        -1:
+    ]
     alive = [s for s in log.storages if s.died is None]
-    by = {part: sum(s.nbytes for s in alive if s.component == part) for part in ("gradients", "optimizer_states")}
+    by = {
+        part: sum(s.nbytes for s in alive if s.component == part)
+        for part in ("gradients", "optimizer_states")
+    }
     saved = Counter(s.nbytes for s in log.storages if s.saved and any(s.born in span for span in spans))
     weights = {s.name: s.nbytes for s in alive if s.component == "weights"}
     return Held(weights, **by, saved=saved, trainable=facts.trainable, total=facts.total)
 
 
 class Saved:
-    """Announcer of a real step that notes every storage saved in each forward. It holds the storages, so that no address is used twice."""
+    """Announcer of a real step that notes every storage saved in each forward. It holds the storages, so that
+    no address is used twice.
+    """
 
     def __init__(self, known: Iterable[Any]) -> None:
         self.held = [tensor.untyped_storage() for tensor in known]
@@ -94,13 +107,21 @@ def real(config: dict[str, Any], setup: Any) -> Held:
             step.run(built, watcher, index)
     weights: dict[int, tuple[str, int]] = {}
     modules = built.model.named_modules()
-    constants = [(f"{path}.{key}", tensor) for path, module in modules for key, tensor in quantisation_constants(module)]
+    constants = [
+        (f"{path}.{key}", tensor)
+        for path, module in modules
+        for key, tensor in quantisation_constants(module)
+    ]
     for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers(), *constants]:
         weights.setdefault(tensor.untyped_storage()._cdata, (name, tensor.untyped_storage().nbytes()))
     parameters = list(built.model.parameters())
-    states = [t for state in built.optimizer.state.values() for t in state.values() if hasattr(t, "untyped_storage")]
+    states = [
+        t for state in built.optimizer.state.values() for t in state.values() if hasattr(t, "untyped_storage")
+    ]
     importance = getattr(getattr(built.model, "base_model", None), "rankallocator", None)  # AdaLoRA's
-    states += [t for name in ("ipt", "exp_avg_ipt", "exp_avg_unc") for t in getattr(importance, name, {}).values()]
+    states += [
+        t for name in ("ipt", "exp_avg_ipt", "exp_avg_unc") for t in getattr(importance, name, {}).values()
+    ]
     return Held(
         weights={name: nbytes for name, nbytes in weights.values() if nbytes},
         gradients=_bytes(p.grad for p in parameters if p.grad is not None),
@@ -117,7 +138,9 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 @pytest.fixture(autouse=True)
 def overrides_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Trainer's 8-bit optimizer leaves its overrides in bitsandbytes' one manager a process, by place: each test begins without them."""
+    """A Trainer's 8-bit optimizer leaves its overrides in bitsandbytes' one manager a process, by place: each
+    test begins without them.
+    """
     optim = getattr(sys.modules.get("bitsandbytes"), "optim", None)
     if optim is not None:
         monkeypatch.setattr(optim.GlobalOptimManager, "_instance", None)
@@ -125,7 +148,9 @@ def overrides_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def held() -> SimpleNamespace:
-    """`held.traced(config, setup)` and `held.real(config, setup)`: what a step holds, by the trace and on the CPU."""
+    """`held.traced(config, setup)` and `held.real(config, setup)`: what a step holds, by the trace and on the
+    CPU.
+    """
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return SimpleNamespace(traced=traced, real=real)

@@ -1,8 +1,10 @@
-"""torch.cuda's allocator without a GPU, for tests: the project's own replay of it behind torch's statistics and history formats.
+"""torch.cuda's allocator without a GPU, for tests: the project's own replay of it behind torch's statistics
+and history formats.
 
-Formats as torch 2.11 has them: c10/cuda/CUDACachingAllocator.h TraceEntry, torch/csrc/cuda/Module.cpp memorySnapshot (an alloc's and a
-free's `size` is what was requested, a segment's is the segment's; `oom` has `device_free` instead of `addr`; the snapshot notes itself
-at the end with address 0), memory_stats' flattened names.
+Formats as torch 2.11 has them: c10/cuda/CUDACachingAllocator.h TraceEntry, torch/csrc/cuda/Module.cpp
+memorySnapshot (an alloc's and a free's `size` is what was requested, a segment's is the segment's; `oom` has
+`device_free` instead of `addr`; the snapshot notes itself at the end with address 0), memory_stats' flattened
+names.
 """
 
 from __future__ import annotations
@@ -20,10 +22,16 @@ from memplan.planner.allocator.native import Block, Native, OutOfMemory, Pool
 
 MIB = 2**20
 SETTINGS = {
-    "PYTORCH_CUDA_ALLOC_CONF": "", "max_split_size": -1, "garbage_collection_threshold": 0.0, "expandable_segments": False,
-    "pinned_num_register_threads": 1, "release_lock_on_cudamalloc": False, "pinned_use_cuda_host_register": False,
-    "graph_capture_record_stream_reuse": False, "roundup_power2_divisions": {"1": 0},
-}  # fmt: skip
+    "PYTORCH_CUDA_ALLOC_CONF": "",
+    "max_split_size": -1,
+    "garbage_collection_threshold": 0.0,
+    "expandable_segments": False,
+    "pinned_num_register_threads": 1,
+    "release_lock_on_cudamalloc": False,
+    "pinned_use_cuda_host_register": False,
+    "graph_capture_record_stream_reuse": False,
+    "roundup_power2_divisions": {"1": 0},
+}
 CONTEXT = 600 * MIB
 
 
@@ -37,14 +45,22 @@ class _Noting:
         before = self.reserved
         block: Block | None = super()._grow(pool, size)  # type: ignore[misc]
         if block is not None:
-            self.fake.note("segment_map" if self.fake.expandable else "segment_alloc", addr=block.address, size=self.reserved - before)
+            self.fake.note(
+                "segment_map" if self.fake.expandable else "segment_alloc",
+                addr=block.address,
+                size=self.reserved - before,
+            )
         return block
 
     def empty_cache(self) -> None:
         before = self.reserved
         super().empty_cache()  # type: ignore[misc]
         if before > self.reserved:
-            self.fake.note("segment_unmap" if self.fake.expandable else "segment_free", addr=0, size=before - self.reserved)
+            self.fake.note(
+                "segment_unmap" if self.fake.expandable else "segment_free",
+                addr=0,
+                size=before - self.reserved,
+            )
 
 
 class _NativeNoting(_Noting, Native): ...
@@ -54,7 +70,9 @@ class _ExpandableNoting(_Noting, Expandable): ...
 
 
 class FakeCuda:
-    """A card of `total` bytes. `malloc` and `free` are what torch's kernels would call; `install` puts it in the place of torch.cuda's."""
+    """A card of `total` bytes. `malloc` and `free` are what torch's kernels would call; `install` puts it in
+    the place of torch.cuda's.
+    """
 
     def __init__(self, total: int = 8 * 2**30, expandable: bool = False) -> None:
         self.total, self.expandable = total, expandable
@@ -75,11 +93,13 @@ class FakeCuda:
         self.allocator = (_ExpandableNoting if self.expandable else _NativeNoting)()
         self.allocator.fake = self
 
-    # -- what kernels do ---------------------------------------------------------------------------------------------------------------
+    # -- what kernels do -------------------------------------------------------------------------------------
 
     def malloc(self, nbytes: int, address: int | None = None) -> int:
         """Serve a request; `address` stands for the block's own where the caller's memory lies elsewhere."""
-        self.allocator.capacity = self.allocator.certain = 1 << 62 if self.fraction is None else int(self.fraction * self.total)
+        self.allocator.capacity = self.allocator.certain = (
+            1 << 62 if self.fraction is None else int(self.fraction * self.total)
+        )
         self.allocator.fraction = self.fraction is not None
         try:
             block = self.allocator.allocate(nbytes)
@@ -112,7 +132,14 @@ class FakeCuda:
 
     def note(self, action: str, **fields: int) -> None:
         if self.entries is not None:
-            entry = {"action": action, **fields, "stream": 0, "time_us": len(self.trace), "compile_context": "N/A", "user_metadata": ""}
+            entry = {
+                "action": action,
+                **fields,
+                "stream": 0,
+                "time_us": len(self.trace),
+                "compile_context": "N/A",
+                "user_metadata": "",
+            }
             self.trace.append(entry)
             del self.trace[: -self.entries]
 
@@ -120,8 +147,10 @@ class FakeCuda:
         free = self.total - self.allocator.reserved - CONTEXT
         self.note("oom", device_free=free, size=nbytes)
         raise torch.OutOfMemoryError(
-            f"CUDA out of memory. Tried to allocate {nbytes / MIB:.2f} MiB. GPU 0 has a total capacity of {self.total / 2**30:.2f} GiB of "
-            f"which {free / 2**30:.2f} GiB is free. Including non-PyTorch memory, this process has some memory in use."
+            f"CUDA out of memory. Tried to allocate {nbytes / MIB:.2f} MiB. GPU 0 has a total capacity of "
+            f"{self.total / 2**30:.2f} GiB of "
+            f"which {free / 2**30:.2f} GiB is free. Including non-PyTorch memory, this process has some "
+            "memory in use."
         )
 
     def _add(self, **changes: int) -> None:
@@ -129,7 +158,7 @@ class FakeCuda:
             self.now[name] += change
             self.peak[name] = max(self.peak[name], self.now[name])
 
-    # -- what torch.cuda offers --------------------------------------------------------------------------------------------------------
+    # -- what torch.cuda offers ------------------------------------------------------------------------------
 
     def install(self, patch: pytest.MonkeyPatch) -> FakeCuda:
         memory = torch.cuda.memory
@@ -138,13 +167,20 @@ class FakeCuda:
         patch.setattr(memory, "get_allocator_backend", lambda: "native")
         patch.setattr(torch._C, "_accelerator_setAllocatorSettings", self.settings, raising=False)
         for name, value in (
-            ("memory_stats", self.memory_stats), ("synchronize", lambda: None), ("reset_peak_memory_stats", self.reset),
-            ("is_available", lambda: True), ("is_current_stream_capturing", lambda: False),
-            ("get_device_name", lambda: "NVIDIA H200"), ("get_device_capability", lambda: (9, 0)),
-            ("get_device_properties", lambda index: SimpleNamespace(multi_processor_count=132, total_memory=self.total)),
+            ("memory_stats", self.memory_stats),
+            ("synchronize", lambda: None),
+            ("reset_peak_memory_stats", self.reset),
+            ("is_available", lambda: True),
+            ("is_current_stream_capturing", lambda: False),
+            ("get_device_name", lambda: "NVIDIA H200"),
+            ("get_device_capability", lambda: (9, 0)),
+            (
+                "get_device_properties",
+                lambda index: SimpleNamespace(multi_processor_count=132, total_memory=self.total),
+            ),
             ("mem_get_info", lambda: (self.total - CONTEXT - self.allocator.reserved, self.total)),
             ("set_per_process_memory_fraction", lambda fraction: setattr(self, "fraction", fraction)),
-        ):  # fmt: skip
+        ):
             patch.setattr(torch.cuda, name, value)
         return self
 
@@ -154,8 +190,13 @@ class FakeCuda:
         self.expandable = text == "expandable_segments:True"
         self._start()
 
-    def record_history(self, enabled: str | None = "all", context: str | None = "all", stacks: str = "all",
-                       max_entries: int = 1 << 62) -> None:  # fmt: skip
+    def record_history(
+        self,
+        enabled: str | None = "all",
+        context: str | None = "all",
+        stacks: str = "all",
+        max_entries: int = 1 << 62,
+    ) -> None:
         assert enabled in (None, "state", "all")
         assert context in (None, "state", "alloc", "all")
         assert stacks in ("python", "all")
@@ -165,8 +206,12 @@ class FakeCuda:
     def snapshot(self) -> dict[str, Any]:
         self.note("snapshot", addr=0, size=self.now["reserved"])
         traces = [list(self.trace)] if self.trace else []
-        return {"segments": [], "device_traces": traces, "external_annotations": [],
-                "allocator_settings": {**SETTINGS, "expandable_segments": self.expandable}}  # fmt: skip
+        return {
+            "segments": [],
+            "device_traces": traces,
+            "external_annotations": [],
+            "allocator_settings": {**SETTINGS, "expandable_segments": self.expandable},
+        }
 
     def reset(self) -> None:
         self.peak = dict(self.now)
@@ -176,18 +221,25 @@ class FakeCuda:
         for event, count in self.counts.items():
             found[f"allocation.all.{event}"] = count
         for name in self.now:
-            found[f"{name}_bytes.all.current"], found[f"{name}_bytes.all.peak"] = self.now[name], self.peak[name]
+            found[f"{name}_bytes.all.current"], found[f"{name}_bytes.all.peak"] = (
+                self.now[name],
+                self.peak[name],
+            )
         return found
 
 
 class Mirror(TorchDispatchMode):
-    """Real CPU tensors, as if they lay on the card: each new storage is a malloc of the fake, each one that goes is a free."""
+    """Real CPU tensors, as if they lay on the card: each new storage is a malloc of the fake, each one that
+    goes is a free.
+    """
 
     def __init__(self, fake: FakeCuda) -> None:
         super().__init__()
         self.fake = fake
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":

@@ -1,4 +1,6 @@
-"""Accuracy: statistics by hand, tiers that break, the development set apart, evidence beside a prediction, and the generated page."""
+"""Accuracy: statistics by hand, tiers that break, the development set apart, evidence beside a prediction,
+and the generated page.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,22 @@ def record(model: str, factor: float = 1.0, gpu: str | None = "NVIDIA H200", **f
     moments = tuple(MeasuredMoment(m.moment, round(m.allocated_bytes * factor)) for m in prediction.moments)
     top = max((m for m in moments if m.name in STEP_MOMENTS), key=lambda m: m.allocated_bytes)
     peak = MeasuredPeak(
-        top.name, top.allocated_bytes, round(prediction.step_peak.reserved_bytes * factor), prediction.step_peak.context_bytes
+        top.name,
+        top.allocated_bytes,
+        round(prediction.step_peak.reserved_bytes * factor),
+        prediction.step_peak.context_bytes,
     )
     return Measurement(
-        f"{model} {setup.method} x{factor}", {"name": model, "config": found.config, "parameters": prediction.model.parameters}, setup,
-        {"gpu": gpu, "versions": {}, "capability": [9, 0] if gpu else None}, "ok", 3, peak=peak, step_peak=peak, moments=moments,
-    )  # fmt: skip
+        f"{model} {setup.method} x{factor}",
+        {"name": model, "config": found.config, "parameters": prediction.model.parameters},
+        setup,
+        {"gpu": gpu, "versions": {}, "capability": [9, 0] if gpu else None},
+        "ok",
+        3,
+        peak=peak,
+        step_peak=peak,
+        moments=moments,
+    )
 
 
 def difference(predicted: int, measured: int) -> Difference:
@@ -69,7 +81,9 @@ def test_a_tier_is_broken_by_its_worst_run(worst, kept):
 
 
 def outcome(verdict: str, engine: str = "formula", development: bool = False) -> Reconciliation:
-    return Reconciliation("c", engine, "m", "lora", "g", {}, (), (), None, "oom", verdict, development=development)
+    return Reconciliation(
+        "c", engine, "m", "lora", "g", {}, (), (), None, "oom", verdict, development=development
+    )
 
 
 def test_one_false_fits_breaks_the_verdict_tier_and_tight_is_neither():
@@ -122,7 +136,14 @@ def test_exit_4_outside_the_tiers(tmp_path, records, capsys):
 
 
 def test_a_failed_run_is_counted_not_reconciled(records):
-    failed = replace(records[0], outcome="error", failure=Failure("exception", "it broke"), peak=None, step_peak=None, moments=())
+    failed = replace(
+        records[0],
+        outcome="error",
+        failure=Failure("exception", "it broke"),
+        peak=None,
+        step_peak=None,
+        moments=(),
+    )
     done, skipped = reconcile_all([failed], ("formula",))
     assert done == [] and "it broke" in skipped[0].reason
 
@@ -160,13 +181,20 @@ def test_nothing_to_validate(tmp_path, capsys, monkeypatch):
 
 
 def evidence(**changes) -> Run:
-    return replace(Run("a", "formula", "llama", 10**9, "lora", "bfloat16", "NVIDIA H200", 9, 0.01, None, "unknown"), **changes)
+    return replace(
+        Run("a", "formula", "llama", 10**9, "lora", "bfloat16", "NVIDIA H200", 9, 0.01, None, "unknown"),
+        **changes,
+    )
 
 
 def test_an_error_of_one_card_is_never_given_for_another():
     h100 = plan(find("llama-3.2-1b").spec(), resolve({"gpu": "h100-80gb"}))
     t4 = plan(find("llama-3.2-1b").spec(), resolve({"gpu": "t4"}))
-    runs = [evidence(), evidence(case="b", allocated_error=-0.03), evidence(case="c", gpu="Tesla T4", generation=7, allocated_error=0.5)]
+    runs = [
+        evidence(),
+        evidence(case="b", allocated_error=-0.03),
+        evidence(case="c", gpu="Tesla T4", generation=7, allocated_error=0.5),
+    ]
     near = accuracy_of(h100, runs)
     assert (near.runs, near.worst_error, near.nearest_run) == (2, 0.03, "a")
     assert accuracy_of(t4, runs[:2]).median_error is None
@@ -185,25 +213,41 @@ def test_what_resembles_nothing_says_so():
 @pytest.mark.parametrize(
     "model, fields, nearest",
     [
-        ("llama-7b", {"method": "lora", "gpu": "h100-80gb"}, "h200 llama lora"), ("llama-7b", {"method": "full", "gpu": "h200"}, None),
+        ("llama-7b", {"method": "lora", "gpu": "h100-80gb"}, "h200 llama lora"),
+        ("llama-7b", {"method": "full", "gpu": "h200"}, None),
         ("llama-7b", {"method": "dora", "gpu": "h200"}, "h200 llama lora"),
         ("qwen2.5-7b", {"method": "qlora", "gpu": "h200"}, "h200 qwen qlora"),
-        ("llama-3.1-405b", {"method": "lora", "gpu": "h200"}, None), ("mistral-7b", {"method": "lora", "gpu": "h200"}, "h200 llama lora"),
-        ("tinyllama-1.1b", {"method": "lora", "gpu": "t4", "weight_dtype": "float16", "autocast": "float16"}, "t4 tinyllama lora"),
-        ("llama-7b", {"method": "qlora", "gpu": "t4"}, None), ("llama-7b", {"method": "lora", "gpu": "rtx-4090"}, None),
-        ("llama-7b", {"method": "lora", "gpu": "b200"}, None), ("llama-7b", {"method": "lora", "device": "cpu"}, None),
+        ("llama-3.1-405b", {"method": "lora", "gpu": "h200"}, None),
+        ("mistral-7b", {"method": "lora", "gpu": "h200"}, "h200 llama lora"),
+        (
+            "tinyllama-1.1b",
+            {"method": "lora", "gpu": "t4", "weight_dtype": "float16", "autocast": "float16"},
+            "t4 tinyllama lora",
+        ),
+        ("llama-7b", {"method": "qlora", "gpu": "t4"}, None),
+        ("llama-7b", {"method": "lora", "gpu": "rtx-4090"}, None),
+        ("llama-7b", {"method": "lora", "gpu": "b200"}, None),
+        ("llama-7b", {"method": "lora", "device": "cpu"}, None),
         ("llama-7b", {"method": "lora"}, "h200 llama lora"),
     ],
-)  # fmt: skip
+)
 def test_every_prediction_knows_its_nearest_run_or_that_there_is_none(model, fields, nearest):
     """And an error stands beside it only where there is one, and only from cards of its generation."""
     t4 = {"gpu": "Tesla T4", "generation": 7, "allocated_error": 0.5}
     runs = [
         evidence(case="h200 llama lora", parameters=6_738_415_616),
-        evidence(case="h200 qwen qlora", family="qwen2", method="qlora", parameters=7_615_616_512, allocated_error=-0.03),
-        evidence(case="t4 tinyllama lora", dtype="float16", **t4), evidence(case="cpu", gpu=None, generation=None, parameters=10**5),
-        evidence(case="shown to the designers", development=True, **t4), evidence(case="a trace", engine="trace", allocated_error=1e-6),
-    ]  # fmt: skip
+        evidence(
+            case="h200 qwen qlora",
+            family="qwen2",
+            method="qlora",
+            parameters=7_615_616_512,
+            allocated_error=-0.03,
+        ),
+        evidence(case="t4 tinyllama lora", dtype="float16", **t4),
+        evidence(case="cpu", gpu=None, generation=None, parameters=10**5),
+        evidence(case="shown to the designers", development=True, **t4),
+        evidence(case="a trace", engine="trace", allocated_error=1e-6),
+    ]
     found = accuracy_of(plan(find(model).spec(), resolve(fields)), runs)
     assert found.nearest_run == nearest
     assert (found.median_error is None) == (found.worst_error is None) == (nearest is None)
@@ -240,7 +284,9 @@ def test_the_page_shows_the_worst_first_and_marks_the_development_set(records):
     marked = [replace(done[0], development=True), *done[1:]]
     text = page(Validation(tuple(marked), tuple(skipped)))
     assert text.index("x0.99") < text.index("x1.005") and "## Development set" in text
-    assert marked[0].case not in text and "| formula, allocated | 1 |" in text, "of the development set only the summary"
+    assert marked[0].case not in text and "| formula, allocated | 1 |" in text, (
+        "of the development set only the summary"
+    )
     assert worst_first(marked)[0].case.endswith("x0.99")
 
 

@@ -1,4 +1,6 @@
-"""What a forward saves for backward, against a real model on the CPU under saved-tensor hooks: equal to the byte."""
+"""What a forward saves for backward, against a real model on the CPU under saved-tensor hooks: equal to the
+byte.
+"""
 
 from __future__ import annotations
 
@@ -77,17 +79,32 @@ GPTJ = {
 
 def predicted(config: dict[str, Any], **fields: Any) -> int:
     """Bytes that the tape says are saved when the backward begins."""
-    setup = resolve({"method": "full", "recipe": "raw", "weight_dtype": "float32", "device": "cpu", "attention": "eager", **fields})
+    setup = resolve(
+        {
+            "method": "full",
+            "recipe": "raw",
+            "weight_dtype": "float32",
+            "device": "cpu",
+            "attention": "eager",
+            **fields,
+        }
+    )
     spec = read_config(config)
-    windows = tuple(sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None}))
-    tape = run_step(Inventory(spec, setup), Device("cpu"), Regime(False, tuple(w for w in windows if w <= SEQUENCE)))
+    windows = tuple(
+        sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None})
+    )
+    tape = run_step(
+        Inventory(spec, setup), Device("cpu"), Regime(False, tuple(w for w in windows if w <= SEQUENCE))
+    )
     end = next(position for position, moment in tape.marks if moment == "backward")
     alive: dict[int, int] = {}
     for index, change in tape.log[:end]:
         for each, count in change.items() if index < 0 else [(index, change)]:
             alive[each] = alive.get(each, 0) + count
     values = {"B": BATCH, "S": SEQUENCE, "R": setup.rank}
-    return sum(tape.infos[i].size.evaluate(values) * count for i, count in alive.items() if tape.infos[i].saved_by)
+    return sum(
+        tape.infos[i].size.evaluate(values) * count for i, count in alive.items() if tape.infos[i].saved_by
+    )
 
 
 def measured(config: dict[str, Any], prepare: Any = None) -> int:
@@ -115,7 +132,9 @@ def measured(config: dict[str, Any], prepare: Any = None) -> int:
     return sum(storage.nbytes() for storage in found.values())
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2, GEMMA2, NEOX, FALCON, GPTJ], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize(
+    "config", [LLAMA, GPT2, GEMMA2, NEOX, FALCON, GPTJ], ids=lambda config: config["model_type"]
+)
 def test_saved_for_backward_equals_a_real_forward(config: dict[str, Any]) -> None:
     assert predicted(config) == pytest.approx(measured(config), abs=64)  # a few scalars
 
@@ -128,22 +147,31 @@ def test_lora_saves_what_peft_saves(targets: str) -> None:
         names = targets if targets == "all-linear" else targets.split(",")
         return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM"))
 
-    assert predicted(LLAMA, method="lora", rank=4, targets=targets) == pytest.approx(measured(LLAMA, prepare), abs=64)
+    assert predicted(LLAMA, method="lora", rank=4, targets=targets) == pytest.approx(
+        measured(LLAMA, prepare), abs=64
+    )
 
 
 def test_prefix_tuning_saves_what_peft_saves() -> None:
     peft = pytest.importorskip("peft")
 
     def prepare(model: Any) -> Any:
-        return peft.get_peft_model(model, peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"))
+        return peft.get_peft_model(
+            model, peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
+        )
 
-    assert predicted(LLAMA, method="prefix-tuning", virtual_tokens=5) == pytest.approx(measured(LLAMA, prepare), abs=64)
+    assert predicted(LLAMA, method="prefix-tuning", virtual_tokens=5) == pytest.approx(
+        measured(LLAMA, prepare), abs=64
+    )
 
 
 def adalora(model: Any) -> Any:
     peft = pytest.importorskip("peft")
     return peft.get_peft_model(
-        model, peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules="all-linear", task_type="CAUSAL_LM")
+        model,
+        peft.AdaLoraConfig(
+            init_r=4, target_r=2, total_step=10, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
     )
 
 
@@ -152,14 +180,18 @@ def test_adalora_saves_what_peft_saves() -> None:
 
 
 def test_adalora_trains_ranknum_once_it_is_moved() -> None:
-    """Moved to another dtype (or device) ranknum becomes a trained parameter, and its division saves every adapter's output."""
+    """Moved to another dtype (or device) ranknum becomes a trained parameter, and its division saves every
+    adapter's output.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     fields = {key: value for key, value in LLAMA.items() if key != "model_type"}
     for dtype in (torch.float32, torch.bfloat16):
         model = adalora(AutoModelForCausalLM.from_config(LlamaConfig(**fields), dtype=dtype))
         trained = [p.requires_grad for name, p in model.named_parameters() if "ranknum" in name]
-        setup = resolve({"method": "adalora", "recipe": "raw", "device": "cpu", "weight_dtype": str(dtype)[6:]})
+        setup = resolve(
+            {"method": "adalora", "recipe": "raw", "device": "cpu", "weight_dtype": str(dtype)[6:]}
+        )
         ours = [t.trained for t in Inventory(read_config(LLAMA), setup).all if t.name.endswith("ranknum")]
         assert set(trained) == set(ours) == {dtype is torch.bfloat16}
 

@@ -1,4 +1,6 @@
-"""The allocator's replay: hand-derived sequences, a literal second implementation, and invariants on random sequences."""
+"""The allocator's replay: hand-derived sequences, a literal second implementation, and invariants on random
+sequences.
+"""
 
 from contextlib import suppress
 
@@ -40,7 +42,13 @@ def test_an_empty_storage_asks_for_nothing():
 
 @pytest.mark.parametrize(
     ("nbytes", "reserved"),
-    [(MIB, 2 * MIB), (MIB + 1, 20 * MIB), (10 * MIB - 1, 10 * MIB), (10 * MIB + 1, 12 * MIB), (10 * MIB - 512, 20 * MIB)],
+    [
+        (MIB, 2 * MIB),
+        (MIB + 1, 20 * MIB),
+        (10 * MIB - 1, 10 * MIB),
+        (10 * MIB + 1, 12 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+    ],
 )
 def test_what_native_mode_reserves_for_one_request(nbytes, reserved):
     """The 10 MiB threshold is compared with the rounded request, exclusively."""
@@ -48,7 +56,9 @@ def test_what_native_mode_reserves_for_one_request(nbytes, reserved):
 
 
 def test_a_large_remainder_up_to_1_mib_is_not_split_and_counts_as_allocated():
-    """An 11 MiB request takes a 12 MiB segment whole; 11 MiB - 512 leaves more than 1 MiB, which is split off."""
+    """An 11 MiB request takes a 12 MiB segment whole; 11 MiB - 512 leaves more than 1 MiB, which is split
+    off.
+    """
     assert replay([alloc(0, 11 * MIB)]).block_bytes == {0: 12 * MIB}
     assert replay([alloc(0, 11 * MIB - 512)]).block_bytes == {0: 11 * MIB - 512}
 
@@ -62,7 +72,14 @@ def test_expandable_mode_splits_large_blocks_at_512_bytes():
 
 def test_expandable_mode_grows_by_what_the_free_tail_lacks():
     events = [alloc(0, 30 * MIB), alloc(1, 30 * MIB), free(0), free(1), alloc(2, 60 * MIB), alloc(3, MIB + 1)]
-    assert counters(events, mode="expandable")[1] == [40 * MIB, 60 * MIB, 60 * MIB, 60 * MIB, 60 * MIB, 80 * MIB]
+    assert counters(events, mode="expandable")[1] == [
+        40 * MIB,
+        60 * MIB,
+        60 * MIB,
+        60 * MIB,
+        60 * MIB,
+        80 * MIB,
+    ]
 
 
 def test_best_fit_takes_the_smallest_block_that_serves():
@@ -71,7 +88,15 @@ def test_best_fit_takes_the_smallest_block_that_serves():
 
 
 def test_freed_neighbours_merge():
-    events = [alloc(0, 4 * MIB), alloc(1, 4 * MIB), alloc(2, 12 * MIB), free(0), free(2), free(1), alloc(3, 20 * MIB)]
+    events = [
+        alloc(0, 4 * MIB),
+        alloc(1, 4 * MIB),
+        alloc(2, 12 * MIB),
+        free(0),
+        free(2),
+        free(1),
+        alloc(3, 20 * MIB),
+    ]
     assert counters(events)[1] == [20 * MIB] * 7
 
 
@@ -91,8 +116,18 @@ def test_a_segment_with_a_block_in_use_cannot_be_released_in_native_mode_only():
     split = [alloc(0, 60 * MIB), free(0), alloc(1, 20 * MIB), alloc(2, 70 * MIB)]
     assert smallest_capacity(split) == 130 * MIB
     assert smallest_capacity(split, "expandable") == 100 * MIB, "40 MiB free at the end grow by two granules"
-    hole = [alloc(0, 40 * MIB), alloc(1, 10 * MIB), free(0), alloc(2, 60 * MIB), free(2), alloc(3, 10 * MIB), alloc(4, 50 * MIB)]
-    assert replay(hole, mode="expandable", capacity=80 * MIB).oom is None, "the granules of the hole are unmapped and mapped again"
+    hole = [
+        alloc(0, 40 * MIB),
+        alloc(1, 10 * MIB),
+        free(0),
+        alloc(2, 60 * MIB),
+        free(2),
+        alloc(3, 10 * MIB),
+        alloc(4, 50 * MIB),
+    ]
+    assert replay(hole, mode="expandable", capacity=80 * MIB).oom is None, (
+        "the granules of the hole are unmapped and mapped again"
+    )
 
 
 def test_a_fraction_is_stricter_than_the_cards_end_in_expandable_mode():
@@ -128,7 +163,7 @@ def test_nothing_needs_nothing():
     assert smallest_capacity([]) == 0 and smallest_capacity([("empty_cache", 0, 0)]) == 0
 
 
-# Random sequences ------------------------------------------------------------------------------------------------------------------
+# Random sequences -------------------------------------------------------------------------------------------
 
 SIZES = st.one_of(
     st.integers(1, 5000),
@@ -141,7 +176,9 @@ SIZES = st.one_of(
 
 @st.composite
 def streams(draw):
-    """A well-formed stream: each step allocates, frees a storage that is alive, or (rarely) empties the cache."""
+    """A well-formed stream: each step allocates, frees a storage that is alive, or (rarely) empties the
+    cache.
+    """
     events, live = [], []
     for key in range(draw(st.integers(1, 60))):
         choice = draw(st.integers(0, 19))
@@ -168,7 +205,9 @@ def walk(allocator, block):
 @settings(max_examples=150, deadline=None)
 @given(events=streams(), capacity=st.one_of(st.none(), st.integers(1, 200)))
 def test_invariants(mode, events, capacity):
-    """Blocks tile their segments without overlap, no two free ones touch, and the counters are sums over blocks."""
+    """Blocks tile their segments without overlap, no two free ones touch, and the counters are sums over
+    blocks.
+    """
     allocator = MODES[mode](None if capacity is None else capacity * MIB)
     live = {}
     for kind, key, nbytes in events:
@@ -191,7 +230,9 @@ def test_invariants(mode, events, capacity):
                 everything[b.address] = b
                 if previous is not None:
                     assert previous.address + previous.size == b.address
-                    assert not (previous.free and b.free and previous.mapped == b.mapped), "free neighbours are merged"
+                    assert not (previous.free and b.free and previous.mapped == b.mapped), (
+                        "free neighbours are merged"
+                    )
                 previous = b
         assert allocator.reserved == sum(b.size for b in everything.values() if b.mapped)
         used = [b for b in everything.values() if not b.free]
@@ -208,7 +249,9 @@ def test_invariants(mode, events, capacity):
 @settings(max_examples=60, deadline=None)
 @given(events=streams())
 def test_freeing_everything_restores_the_empty_allocator(mode, events):
-    live = {key for kind, key, _ in events if kind == "alloc"} - {key for kind, key, _ in events if kind == "free"}
+    live = {key for kind, key, _ in events if kind == "alloc"} - {
+        key for kind, key, _ in events if kind == "free"
+    }
     result = replay([*events, *map(free, live), ("empty_cache", 0, 0)], mode=mode)
     assert result.allocated[-1] == 0 and result.reserved[-1] == 0
 
@@ -229,9 +272,15 @@ def test_the_smallest_capacity_is_a_boundary(mode, events):
 
 @BOTH
 @settings(max_examples=100, deadline=None)
-@given(events=streams(), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), fraction=st.booleans())
+@given(
+    events=streams(),
+    bounds=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    fraction=st.booleans(),
+)
 def test_capacities_followed_together_go_the_way_of_each(mode, events, bounds, fraction):
-    """As far as capacities agree one course serves them all; what is forked from it ends as a replay of its own."""
+    """As far as capacities agree one course serves them all; what is forked from it ends as a replay of its
+    own.
+    """
     most = max(replay(events, mode=mode).reserved, default=0)
     least, middle, highest = (round(most * part) for part in sorted(bounds))
     together = Course(mode, highest, fraction)
@@ -239,16 +288,24 @@ def test_capacities_followed_together_go_the_way_of_each(mode, events, bounds, f
     with suppress(Undecided):
         together.run(events)
     forked = together.fork(middle)
-    before, after = together.result, forked.run(events[together.position :]) if together.result.oom is None else Replay()
+    before, after = (
+        together.result,
+        forked.run(events[together.position :]) if together.result.oom is None else Replay(),
+    )
     alone = replay(events, mode=mode, capacity=middle, fraction=fraction)
-    assert before.allocated + after.allocated == alone.allocated and before.reserved + after.reserved == alone.reserved
+    assert (
+        before.allocated + after.allocated == alone.allocated
+        and before.reserved + after.reserved == alone.reserved
+    )
     assert before.block_bytes | after.block_bytes == alone.block_bytes
     assert (after.oom if before.oom is None else before.oom) == alone.oom
     assert forked.allocator.retries == alone.retries
 
 
 class Literal:
-    """Native mode again, written as the sentences of its documentation: a list of segments, each a list of [size, in use]."""
+    """Native mode again, written as the sentences of its documentation: a list of segments, each a list of
+    [size, in use].
+    """
 
     def __init__(self):
         self.segments = []

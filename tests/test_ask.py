@@ -28,22 +28,42 @@ from memplan.validate.summary import summary_line
     "sentence, model, gpu, fields",
     [
         ("65B QLoRA 48GB?", "llama-65b", "l40s", {"method": "qlora"}),
-        ("can I fine-tune llama-2-7b with LoRA on a RTX 4090, seq 4k, batch size 2?", "llama-2-7b", "rtx-4090",
-         {"method": "lora", "sequence_length": 4096, "micro_batch": 2}),
-        ("单张消费级显卡 4090 能用 QLoRA 微调 33B 吗？序列 4096", "llama-33b", "rtx-4090", {"method": "qlora", "sequence_length": 4096}),
+        (
+            "can I fine-tune llama-2-7b with LoRA on a RTX 4090, seq 4k, batch size 2?",
+            "llama-2-7b",
+            "rtx-4090",
+            {"method": "lora", "sequence_length": 4096, "micro_batch": 2},
+        ),
+        (
+            "单张消费级显卡 4090 能用 QLoRA 微调 33B 吗？序列 4096",
+            "llama-33b",
+            "rtx-4090",
+            {"method": "qlora", "sequence_length": 4096},
+        ),
         ("650亿参数 QLoRA，48GB 够不够？", "llama-65b", "l40s", {"method": "qlora"}),
         ("130亿 全量微调", "llama-13b", None, {"method": "full"}),
-        ("full fine-tuning of opt-350m in fp32, no checkpointing", "opt-350m", None,
-         {"method": "full", "weight_dtype": "float32", "checkpointing": "none"}),
-        ("7B LoRA r=64 梯度检查点 24GiB", "llama-7b", "24GiB", {"method": "lora", "rank": 64, "checkpointing": "non_reentrant"}),
+        (
+            "full fine-tuning of opt-350m in fp32, no checkpointing",
+            "opt-350m",
+            None,
+            {"method": "full", "weight_dtype": "float32", "checkpointing": "none"},
+        ),
+        (
+            "7B LoRA r=64 梯度检查点 24GiB",
+            "llama-7b",
+            "24GiB",
+            {"method": "lora", "rank": 64, "checkpointing": "non_reentrant"},
+        ),
         ("does Llama 3.1 8B with 4-bit fit on an H100?", "llama-3.1-8b", "h100-80gb", {"method": "qlora"}),
     ],
-)  # fmt: skip
+)
 def test_what_is_read(sentence, model, gpu, fields):
     question = read(sentence)
     assert (question.model, question.gpu) == (model, gpu)
     assert dict(question.fields) == fields
-    assert all(a.words or a.name == "method" for a in question.assumptions), "every assumption names its words"
+    assert all(a.words or a.name == "method" for a in question.assumptions), (
+        "every assumption names its words"
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,15 +86,20 @@ def test_what_is_not_understood_is_refused(sentence, words):
 @pytest.mark.parametrize(
     "sentence, gpu, gpus",
     [
-        ("8张A100 全量微调 llama-2-7b", "a100-80gb", 8), ("8xH100 full 70B", "h100-80gb", 8), ("70B qlora on two 3090s", "rtx-3090", 2),
-        ("2x4090 qlora 70b", "rtx-4090", 2), ("8卡A100全量微调65B", "a100-80gb", 8),
+        ("8张A100 全量微调 llama-2-7b", "a100-80gb", 8),
+        ("8xH100 full 70B", "h100-80gb", 8),
+        ("70B qlora on two 3090s", "rtx-3090", 2),
+        ("2x4090 qlora 70b", "rtx-4090", 2),
+        ("8卡A100全量微调65B", "a100-80gb", 8),
         ("full 8B on 8x A100 40GB with ZeRO-3", "a100-40gb", 8),
-        ("70b lora fsdp 8 h100", "h100-80gb", 8), ("70B 双卡 24G qlora", "rtx-4090", 2),
-        ("单卡A100 80G 7B lora", "a100-80gb", None), ("a 3060 12GB qlora 7b", "rtx-3060", None),
+        ("70b lora fsdp 8 h100", "h100-80gb", 8),
+        ("70B 双卡 24G qlora", "rtx-4090", 2),
+        ("单卡A100 80G 7B lora", "a100-80gb", None),
+        ("a 3060 12GB qlora 7b", "rtx-3060", None),
         ("qlora 7b batch 16 A100", "a100-80gb", None),
         ("1 x A6000 lora 8b", "rtx-a6000", None),
     ],
-)  # fmt: skip
+)
 def test_cards_are_counted(sentence, gpu, gpus):
     question = read(sentence)
     assert (question.gpu, question.fields.get("gpus")) == (gpu, gpus)
@@ -89,15 +114,26 @@ def test_a_card_is_not_sold_with_any_size():
 @pytest.mark.parametrize(
     "sentence, fields",
     [
-        ("7b qlra 24g", {"method": "qlora"}), ("mistarl 7b chekpointing lora", {"method": "lora", "checkpointing": "non_reentrant"}),
+        ("7b qlra 24g", {"method": "qlora"}),
+        ("mistarl 7b chekpointing lora", {"method": "lora", "checkpointing": "non_reentrant"}),
         ("7B with AdamW 8bit on 24GB lora", {"method": "lora", "optimizer": "adamw_bnb_8bit"}),
-        ("int8 lora 7b", {"method": "qlora", "quant_type": "int8"}), ("flash attention 2 llama 7b lora 4k",
-         {"method": "lora", "attention": "flash_attention_2", "sequence_length": 4096}),
-        ("train 1.5B fully", {"method": "full"}), ("7B 全参微调 混合精度", {"method": "full", "weight_dtype": "float32"}),
-        ("LoRA r=8 alpha 16 on q_proj and v_proj, 7B", {"method": "lora", "rank": 8, "alpha": 16, "targets": ("q_proj", "v_proj")}),
-        ("7B lora gradient accumulation 4 batch 2", {"method": "lora", "gradient_accumulation": 4, "micro_batch": 2}),
+        ("int8 lora 7b", {"method": "qlora", "quant_type": "int8"}),
+        (
+            "flash attention 2 llama 7b lora 4k",
+            {"method": "lora", "attention": "flash_attention_2", "sequence_length": 4096},
+        ),
+        ("train 1.5B fully", {"method": "full"}),
+        ("7B 全参微调 混合精度", {"method": "full", "weight_dtype": "float32"}),
+        (
+            "LoRA r=8 alpha 16 on q_proj and v_proj, 7B",
+            {"method": "lora", "rank": 8, "alpha": 16, "targets": ("q_proj", "v_proj")},
+        ),
+        (
+            "7B lora gradient accumulation 4 batch 2",
+            {"method": "lora", "gradient_accumulation": 4, "micro_batch": 2},
+        ),
     ],
-)  # fmt: skip
+)
 def test_more_words_are_read(sentence, fields):
     assert dict(read(sentence).fields) == fields
 
@@ -109,10 +145,11 @@ def test_more_words_are_read(sentence, fields):
         ("chatglm3-6b lora", "'chatglm3-6b' is not in the catalogue"),
         ("7B lora gptq 24GB", "'gptq': weights quantised that way"),
         ("70B full with cpu offload", "'cpu offload': offloading is a setting"),
-        ("7B full int8", "an 8-bit base is for LoRA"), ("7B lora fsdp A100", "fsdp on how many cards"),
+        ("7B full int8", "an 8-bit base is for LoRA"),
+        ("7B lora fsdp A100", "fsdp on how many cards"),
         ("0x4090 qlora 7b", "expected 1 to 1024 cards"),
     ],
-)  # fmt: skip
+)
 def test_what_would_change_the_answer_is_refused(sentence, words):
     with pytest.raises(UsageError) as caught:
         read(sentence)
@@ -124,11 +161,14 @@ def test_what_would_change_the_answer_is_refused(sentence, words):
     [
         ("what is the max sequence length for llama 2 13b qlora on 24 gb?", "sequence_length"),
         ("33B QLoRA 24GB 最长序列多长", "sequence_length"),
-        ("what batch size can I use for qlora 7b on 24gb", "micro_batch"), ("7B lora 24G 最大批大小", "micro_batch"),
-        ("how many A100 for full finetune 13B", "cards"), ("全量微调13B要几张A100", "cards"), ("65B QLoRA 48GB?", ""),
+        ("what batch size can I use for qlora 7b on 24gb", "micro_batch"),
+        ("7B lora 24G 最大批大小", "micro_batch"),
+        ("how many A100 for full finetune 13B", "cards"),
+        ("全量微调13B要几张A100", "cards"),
+        ("65B QLoRA 48GB?", ""),
         ("7B lora batch size 4", ""),
     ],
-)  # fmt: skip
+)
 def test_what_is_asked_for(sentence, wanted):
     assert read(sentence).wanted == wanted
 
@@ -146,7 +186,12 @@ def test_where_no_method_is_named_the_richest_that_fits_is_chosen_and_said():
     found = answer(read("能不能在24G显卡上微调33B"))
     assert found.verdict == "fits" and found.prediction.setup.method == "qlora"
     assert any(a.name == "method" and "first of full" in a.value for a in found.question.assumptions)
-    assert {b.what for b in found.beside} >= {"full, fp32 weights", "lora", "lora, checkpointing", "qlora, checkpointing"}
+    assert {b.what for b in found.beside} >= {
+        "full, fp32 weights",
+        "lora",
+        "lora, checkpointing",
+        "qlora, checkpointing",
+    }
     assert answer(read("微调 opt-350m 24G")).prediction.setup.method == "full"
 
 
@@ -170,7 +215,14 @@ def test_the_verdict_flips_exactly_at_the_boundary():
 
 @pytest.mark.parametrize(
     "sentence",
-    ["65B QLoRA 48GB?", "7B full 80GB", "13B LoRA 梯度检查点", "7B fp32 full 梯度检查点 batch 4", "7B 推理 24GB", "mixtral-8x7b qlora"],
+    [
+        "65B QLoRA 48GB?",
+        "7B full 80GB",
+        "13B LoRA 梯度检查点",
+        "7B fp32 full 梯度检查点 batch 4",
+        "7B 推理 24GB",
+        "mixtral-8x7b qlora",
+    ],
 )
 def test_the_hand_calculation_is_the_engines_sum(sentence):
     """By arithmetic on a board: within a thousandth of the rows, and what is left is shown as such."""
@@ -178,7 +230,9 @@ def test_the_hand_calculation_is_the_engines_sum(sentence):
     assert found.by_hand == pytest.approx(found.prediction.peak.allocated_bytes, rel=1e-3)
 
 
-@pytest.mark.parametrize("sentence", ["65B QLoRA 48GB?", "7B full 80GB", "8B LoRA 4090", "7B qlora without checkpointing"])
+@pytest.mark.parametrize(
+    "sentence", ["65B QLoRA 48GB?", "7B full 80GB", "8B LoRA 4090", "7B qlora without checkpointing"]
+)
 def test_every_line_can_be_done_again(sentence):
     """The numbers that stand in a line multiply to the bytes that stand beside it."""
     for line in answer(read(sentence)).derivation:
@@ -193,7 +247,9 @@ def test_every_line_can_be_done_again(sentence):
 
 
 def test_nf4_weights_by_hand():
-    """4 + 8/64 + 32/(64 x 256) bits for each of 64,760,053,760 linear weights (80 layers x (4 x 8192^2 + 3 x 8192 x 22016))."""
+    """4 + 8/64 + 32/(64 x 256) bits for each of 64,760,053,760 linear weights (80 layers x (4 x 8192^2 + 3 x
+    8192 x 22016)).
+    """
     found = answer(read("65B QLoRA 48GB"))
     linear = 80 * (4 * 8192**2 + 3 * 8192 * 22016)
     assert found.derivation[0].bytes == round(linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8)
@@ -222,14 +278,21 @@ def test_every_warning_of_a_prediction_has_its_chinese():
     """Each template is found again in a real warning, with the same numbers, and no real warning lacks one."""
     fsdp = {"gpus": 8, "parallel": "fsdp"}
     said = [
-        *warned("gpt-oss-20b", method="qlora"), *warned("gpt-oss-20b", method="qlora", kbit_prepare=False), *warned("llama-7b", "t4"),
-        *warned("falcon-7b", method="qlora"), *warned("qwen3-8b", method="freeze", checkpointing="non_reentrant"),
+        *warned("gpt-oss-20b", method="qlora"),
+        *warned("gpt-oss-20b", method="qlora", kbit_prepare=False),
+        *warned("llama-7b", "t4"),
+        *warned("falcon-7b", method="qlora"),
+        *warned("qwen3-8b", method="freeze", checkpointing="non_reentrant"),
         *warned("llama-7b", method="full", weight_dtype="float16", autocast="float16"),
-        *warned("llama-7b", parallel="ddp"), *warned("llama-7b", parallel="zero2"), *warned("llama-7b", **fsdp, fsdp_version=1),
-        *warned("llama-7b", **fsdp, method="qlora"), *warned("llama-7b", **fsdp, gradient_accumulation=4),
+        *warned("llama-7b", parallel="ddp"),
+        *warned("llama-7b", parallel="zero2"),
+        *warned("llama-7b", **fsdp, fsdp_version=1),
+        *warned("llama-7b", **fsdp, method="qlora"),
+        *warned("llama-7b", **fsdp, gradient_accumulation=4),
         *warned("llama-7b", engine="trace", parallel="ddp", gpus=2),
-        *answer(read("7B LoRA MI300X")).warnings, *answer(read("65B QLoRA 48GB?")).warnings,
-    ]  # fmt: skip
+        *answer(read("7B LoRA MI300X")).warnings,
+        *answer(read("65B QLoRA 48GB?")).warnings,
+    ]
     shared = memplan.plan("llama-7b", method="lora", gpus=2, parallel="ddp")
     close = close_calls(shared, [replace(find_gpu("l40s"), usable_bytes=shared.peak.device_bytes + 2**20)])
     said += [close] if close else []
@@ -237,7 +300,9 @@ def test_every_warning_of_a_prediction_has_its_chinese():
     assert [warning for warning, chinese in told.items() if warning == chinese] == []
     for warning, chinese in told.items():
         assert set(re.findall(r"\d[\d.,%]*", chinese)) == set(re.findall(r"\d[\d.,%]*", warning)), warning
-    assert [chinese for chinese in warnings().values() if not any(like(chinese, text) for text in told.values())] == []
+    assert [
+        chinese for chinese in warnings().values() if not any(like(chinese, text) for text in told.values())
+    ] == []
 
 
 def like(template: str, text: str) -> bool:
@@ -248,9 +313,14 @@ def test_a_warning_without_chinese_is_told_in_english():
     assert warning_in("zh", "no such warning") == "no such warning"
 
 
-@pytest.mark.parametrize("sentence, options", [
-    ("7B LoRA checkpointing on a T4", {"checkpointing": "non_reentrant"}), ("7B LoRA on an H100", {}), ("7B LoRA 24GiB", {"gpu": "24GiB"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sentence, options",
+    [
+        ("7B LoRA checkpointing on a T4", {"checkpointing": "non_reentrant"}),
+        ("7B LoRA on an H100", {}),
+        ("7B LoRA 24GiB", {"gpu": "24GiB"}),
+    ],
+)
 def test_an_answer_is_what_plan_says_of_the_card(sentence, options):
     """The card chooses kernels: a T4 has no fused attention in bfloat16."""
     found = answer(read(sentence))

@@ -25,7 +25,9 @@ def said(model: str, **fields: object) -> str:
         ({"method": "lora", "weight_dtype": "float16", "adapter_dtype": "float16"}, True),
     ],
 )
-def test_a_grad_scaler_refuses_float16_weights_that_are_trained(fields: dict[str, object], refused: bool) -> None:
+def test_a_grad_scaler_refuses_float16_weights_that_are_trained(
+    fields: dict[str, object], refused: bool
+) -> None:
     assert ("unscale FP16" in said("llama-7b", **fields)) == refused
 
 
@@ -53,9 +55,14 @@ def test_paged_states_can_move_to_the_card() -> None:
 
 def test_what_no_trainer_does_by_itself_is_said() -> None:
     spec = find("llama-7b").spec()
-    said = {recipe: " ".join(assumptions(spec, resolve({"method": "adalora", "recipe": recipe}))) for recipe in ("raw", "hf")}
+    said = {
+        recipe: " ".join(assumptions(spec, resolve({"method": "adalora", "recipe": recipe})))
+        for recipe in ("raw", "hf")
+    }
     assert "update_and_allocate" in said["hf"] and "update_and_allocate" not in said["raw"]
-    assert "update_and_allocate" not in " ".join(assumptions(spec, resolve({"method": "adalora", "importance_buffers": False})))
+    assert "update_and_allocate" not in " ".join(
+        assumptions(spec, resolve({"method": "adalora", "importance_buffers": False}))
+    )
 
 
 def test_expandable_segments_move_nothing_in_the_formula() -> None:
@@ -67,7 +74,10 @@ def test_both_engines_say_what_they_assumed() -> None:
     pytest.importorskip("torch")
     from memplan.planner.trace.engine import trace
 
-    model, setup = find("smollm2-135m"), resolve({"sequence_length": 64, "method": "full", "weight_dtype": "float16"})
+    model, setup = (
+        find("smollm2-135m"),
+        resolve({"sequence_length": 64, "method": "full", "weight_dtype": "float16"}),
+    )
     formula, traced = plan(model.spec(), setup), trace(model.config, setup)
     assert set(formula.assumptions) - set(traced.assumptions) == set(of_formula(setup))
     assert set(traced.assumptions) <= set(formula.assumptions)

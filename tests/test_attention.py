@@ -79,10 +79,16 @@ def test_what_a_training_call_asks_beyond_inference():
     q = tensor(size=256)
     assert choose(Call(RTX4090, q, q, q, dropout=0.1)) == "efficient"
     now, before = (replace(H100, torch=release) for release in ((2, 12), (2, 11)))
-    assert choose(Call(now, tensor(), tensor(), tensor(), dropout=0.1)) == "flash", "cuDNN's dropout has steps of 1/16"
-    assert choose(Call(before, tensor(), tensor(), tensor(), dropout=0.1)) == "cudnn", "which torch 2.11 did not ask"
+    assert choose(Call(now, tensor(), tensor(), tensor(), dropout=0.1)) == "flash", (
+        "cuDNN's dropout has steps of 1/16"
+    )
+    assert choose(Call(before, tensor(), tensor(), tensor(), dropout=0.1)) == "cudnn", (
+        "which torch 2.11 did not ask"
+    )
     short, long = tensor(rows=64), tensor(rows=128)
-    assert choose(Call(A100, short, long, long, causal=True)) == "efficient", "flash aligns a causal mask to the other corner"
+    assert choose(Call(A100, short, long, long, causal=True)) == "efficient", (
+        "flash aligns a causal mask to the other corner"
+    )
 
 
 def test_a_forced_backend_runs_or_is_refused_with_a_reason():
@@ -124,30 +130,45 @@ def test_no_backend_but_math_saves_the_scores():
     B, H, S, D = 2, 8, 128, 64
     rows = B * H * S
     expected = {
-        T4: 4 * rows * D * 2 + rows * 4 + 16,  # q, k, v, out; statistics (128 is a multiple of 32); seed and offset
+        T4: 4 * rows * D * 2
+        + rows * 4
+        + 16,  # q, k, v, out; statistics (128 is a multiple of 32); seed and offset
         A100: 4 * rows * D * 2 + rows * 4 + 24,  # the random state is two numbers
         H100: 4 * rows * D * 2 + rows * 4 + 16,
     }
     for target, nbytes in expected.items():
         q, k, v = (tensor(dtype=HALF) for _ in range(3))
         with modelled(target):
-            assert saved(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True))[0] == nbytes, target
+            assert (
+                saved(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True))[0]
+                == nbytes
+            ), target
     q, k, v = (tensor(dtype=HALF) for _ in range(3))
     with modelled(T4, "sdpa-math"):
         assert saved(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))[0] > B * H * S * S * 4
 
 
-OPTIONS = [{"is_causal": True}, {"attn_mask": "mask"}, {"enable_gqa": True}, {"dropout_p": 0.1, "scale": -0.5}, {}]
+OPTIONS = [
+    {"is_causal": True},
+    {"attn_mask": "mask"},
+    {"enable_gqa": True},
+    {"dropout_p": 0.1, "scale": -0.5},
+    {},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", [HALF, FP32])
 def test_the_math_path_is_torchs_own(options, dtype):
-    """Same tensors saved and same gradients as the composite that torch runs on meta by itself, where no dispatch mode watches."""
+    """Same tensors saved and same gradients as the composite that torch runs on meta by itself, where no
+    dispatch mode watches.
+    """
     found = []
     options = {**options, **({"attn_mask": mask()} if options.get("attn_mask") else {})}
     for context in (nullcontext(), modelled(T4, "sdpa-math")):
-        q, k, v = (tensor(heads, dtype=dtype) for heads in ((8, 2, 2) if options.get("enable_gqa") else (8, 8, 8)))
+        q, k, v = (
+            tensor(heads, dtype=dtype) for heads in ((8, 2, 2) if options.get("enable_gqa") else (8, 8, 8))
+        )
         shapes = []
 
         def pack(t, shapes=shapes):
@@ -189,7 +210,9 @@ def test_on_cpu_what_is_saved_equals_the_real_cpu(dropout, dtype, masked, kv_hea
 
     def run(device):
         q = torch.zeros(2, 8, 16, 32, dtype=dtype, device=device, requires_grad=True)
-        k, v = (torch.zeros(2, kv_heads, 16, 32, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+        k, v = (
+            torch.zeros(2, kv_heads, 16, 32, dtype=dtype, device=device, requires_grad=True) for _ in range(2)
+        )
         m = torch.ones(2, 1, 16, 16, dtype=torch.bool, device=device) if masked else None
         options = {"attn_mask": m, "dropout_p": dropout, "is_causal": not masked, "enable_gqa": kv_heads < 8}
         return saved(lambda: F.scaled_dot_product_attention(q, k, v, **options))
@@ -198,16 +221,22 @@ def test_on_cpu_what_is_saved_equals_the_real_cpu(dropout, dtype, masked, kv_hea
     with modelled(CPU):
         on_meta, meta_ops, _ = run("meta")
     assert on_meta == nbytes
-    assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in meta_ops) == ("aten::_scaled_dot_product_flash_attention_for_cpu" in ops)
+    assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in meta_ops) == (
+        "aten::_scaled_dot_product_flash_attention_for_cpu" in ops
+    )
 
 
 def test_composite_ops_take_cudas_branch_within_and_their_own_outside():
     x = tensor(dtype=HALF)
     with as_on_cuda():
-        assert "aten::_to_copy" not in saved(lambda: F.softmax(x, -1, dtype=FP32))[1], "half_to_float is one kernel"
+        assert "aten::_to_copy" not in saved(lambda: F.softmax(x, -1, dtype=FP32))[1], (
+            "half_to_float is one kernel"
+        )
         assert "aten::_to_copy" in saved(lambda: F.softmax(tensor(), -1, dtype=FP32))[1], "for fp16 only"
         assert saved(lambda: F.dropout(x, 0.1))[0] == x.numel(), "one byte an element"
-        assert saved(lambda: F.rms_norm(x, (64,)))[0] == x.numel() * 2 + x.numel() // 64 * 4, "the input, and a number a row"
+        assert saved(lambda: F.rms_norm(x, (64,)))[0] == x.numel() * 2 + x.numel() // 64 * 4, (
+            "the input, and a number a row"
+        )
         assert saved(lambda: F.softmax(torch.zeros(4), -1))[2].sum() == 1, "real tensors are untouched"
     assert saved(lambda: F.dropout(x, 0.1))[0] >= x.numel() * 2
     assert "aten::_to_copy" in saved(lambda: F.softmax(x, -1, dtype=FP32))[1]
@@ -233,10 +262,12 @@ def test_the_cpu_takes_a_forced_backend_where_torch_does(attention):
         with pytest.raises(UsageError, match="cannot run on the CPU"):
             attends("meta")
     else:
-        assert attends("meta").grad_fn.name().startswith("ScaledDotProductFlash") == real.startswith("ScaledDotProductFlash")
+        assert attends("meta").grad_fn.name().startswith("ScaledDotProductFlash") == real.startswith(
+            "ScaledDotProductFlash"
+        )
 
 
-# ---- FlashAttention-2 ------------------------------------------------------------------------------------------------------------------
+# ---- FlashAttention-2 --------------------------------------------------------------------------------------
 
 
 def heads_last(heads=8, size=64, rows=100, batch=2):
@@ -266,7 +297,9 @@ def test_flash_attention_2_saves_inputs_output_and_statistics_and_accumulates_dq
 def test_flash_attention_2_pads_head_sizes_to_eights_and_takes_them_up_to_256():
     q = heads_last(size=60)
     nbytes, _, out = saved(lambda: flash2.flash_attn_func(q, q, q))
-    assert nbytes == 4 * 2 * 100 * 8 * 64 * 2 + 2 * 8 * 100 * 4 + 16 and out.shape == q.shape, "three padded inputs and the output"
+    assert nbytes == 4 * 2 * 100 * 8 * 64 * 2 + 2 * 8 * 100 * 4 + 16 and out.shape == q.shape, (
+        "three padded inputs and the output"
+    )
     out.sum().backward()
     assert q.grad.shape == q.shape
     with pytest.raises(UsageError, match="head sizes up to 256, found 264"):
@@ -277,7 +310,9 @@ class Searching(TorchDispatchMode):
     """What the trace's observer answers to a search through values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = flash2.nonzero(func, args, kwargs) if func is torch.ops.aten.nonzero.default else NotImplemented
+        found = (
+            flash2.nonzero(func, args, kwargs) if func is torch.ops.aten.nonzero.default else NotImplemented
+        )
         found = 0 if func is torch.ops.aten._local_scalar_dense.default else found
         return func(*args, **(kwargs or {})) if found is NotImplemented else found
 
@@ -289,7 +324,9 @@ def attends(mask, position_ids):
     module.config, module.is_causal = type("Config", (), {"_attn_implementation": "flash_attention_2"}), True
     q = tensor(batch=1, rows=96)
     with Searching():
-        _, ops, out = saved(lambda: flash_attention_forward(module, q, q, q, mask, position_ids=position_ids)[0])
+        _, ops, out = saved(
+            lambda: flash_attention_forward(module, q, q, q, mask, position_ids=position_ids)[0]
+        )
     return ops, out
 
 
@@ -300,7 +337,9 @@ def test_transformers_unpads_and_packs_around_flash_attention_2():
     assert tuple(out.shape) == (1, 96, 8, 64) and "aten::index" in ops
     with modelled(A100, "flash_attention_2", documents=3):
         ops, out = attends(None, positions)
-    assert tuple(out.shape) == (1, 96, 8, 64) and ops.count("aten::clone") == 3, "transposed views are made contiguous to be flattened"
+    assert tuple(out.shape) == (1, 96, 8, 64) and ops.count("aten::clone") == 3, (
+        "transposed views are made contiguous to be flattened"
+    )
     with modelled(A100, "flash_attention_2"):
         assert "aten::clone" not in attends(None, positions)[0]
     assert (flash2.TOKENS.padding, flash2.TOKENS.documents, flash2.TOKENS.found) == (0, 1, None)

@@ -1,4 +1,6 @@
-"""Autocast on meta against real autocast: with the CPU's lists, what a model saves for backward is identical tensor by tensor."""
+"""Autocast on meta against real autocast: with the CPU's lists, what a model saves for backward is identical
+tensor by tensor.
+"""
 
 import re
 from collections import Counter
@@ -16,29 +18,55 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop  # noqa
 
 from memplan.planner.trace.attention import modelled  # noqa: E402
 from memplan.planner.trace.autocast import installed  # noqa: E402
-from memplan.planner.trace.device.autocast_policies import APPENDS_DTYPE, LOWER, PROMOTES, SETS_DTYPE, cast_ops, policy_of  # noqa: E402
+from memplan.planner.trace.device.autocast_policies import (
+    APPENDS_DTYPE,
+    LOWER,
+    PROMOTES,
+    SETS_DTYPE,
+    cast_ops,
+    policy_of,
+)  # noqa: E402
 from memplan.planner.trace.device.composites import as_on_cuda  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_key_value_heads": 2, "head_dim": 8},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
     "gemma2": {"num_key_value_heads": 2, "head_dim": 8},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "num_hidden_layers": 2},
 }
-COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128,
-          "max_position_embeddings": 64, "use_cache": False}  # fmt: skip
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+    "use_cache": False,
+}
 
 
 def model_of(family, lora, checkpointing, device):
     config = transformers.AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager" if family == "gemma2" else "sdpa")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager" if family == "gemma2" else "sdpa"
+        )
         if lora:
-            model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+            model = peft.get_peft_model(
+                model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+            )
     if checkpointing != "none":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"})
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"}
+        )
         if lora:
             model.enable_input_require_grads()
     return model.train()
@@ -46,7 +74,11 @@ def model_of(family, lora, checkpointing, device):
 
 def grouped_mm(a, b, offs=None, bias=None, out_dtype=None):
     """Its output; torch's own meta kernel refuses the fp32 that its CPU and CUDA kernels take."""
-    sizes = {(2, 2): (offs.numel(), a.shape[0], b.shape[1]), (2, 3): (a.shape[0], b.shape[-1]), (3, 2): (a.shape[-2], b.shape[1])}
+    sizes = {
+        (2, 2): (offs.numel(), a.shape[0], b.shape[1]),
+        (2, 3): (a.shape[0], b.shape[-1]),
+        (3, 2): (a.shape[-2], b.shape[1]),
+    }
     return torch.empty(sizes[a.dim(), b.dim()], dtype=out_dtype or a.dtype, device=a.device)
 
 
@@ -62,7 +94,9 @@ class Answers(TorchDispatchMode):
 
 
 def saved_by(model, device, where):
-    """Every non-empty tensor saved for backward (shape, dtype) with its count, the bytes of their storages, and the gradients' dtypes."""
+    """Every non-empty tensor saved for backward (shape, dtype) with its count, the bytes of their storages,
+    and the gradients' dtypes.
+    """
     tensors, storages = Counter(), {}
 
     def pack(t):
@@ -120,7 +154,9 @@ def test_a_weight_is_cast_once_until_the_region_ends():
             assert copies(lambda: [F.linear(x, w), F.linear(x, w)]) == 2
         with torch.autocast("meta", dtype=torch.bfloat16):
             frozen = linear(grad=False)
-            assert copies(lambda: [F.linear(x, frozen), F.linear(x, frozen)]) == 2, "only what trains is cached"
+            assert copies(lambda: [F.linear(x, frozen), F.linear(x, frozen)]) == 2, (
+                "only what trains is cached"
+            )
             with torch.no_grad():
                 F.linear(x, w)
             assert F.linear(x, w).requires_grad, "a copy made under no_grad serves the gradient too"
@@ -132,12 +168,23 @@ def test_cudas_policies():
         assert F.linear(wide, linear()).dtype == torch.float16
         assert torch.einsum("ij,kj->ik", wide, wide).dtype == torch.float16
         assert F.softmax(half, -1).dtype == torch.float32 and half.sum().dtype == torch.float32
-        assert F.softmax(half, -1, dtype=torch.float16).dtype == torch.float16, "a dtype that was asked for is kept"
-        assert F.layer_norm(half, (8,)).dtype == torch.float32 and half.pow(2).dtype == torch.float32 and half.norm().dtype == torch.float32
-        assert torch.addcmul(half, half, wide).dtype == torch.float32 and torch.addcmul(half, half, half).dtype == torch.float16
+        assert F.softmax(half, -1, dtype=torch.float16).dtype == torch.float16, (
+            "a dtype that was asked for is kept"
+        )
+        assert (
+            F.layer_norm(half, (8,)).dtype == torch.float32
+            and half.pow(2).dtype == torch.float32
+            and half.norm().dtype == torch.float32
+        )
+        assert (
+            torch.addcmul(half, half, wide).dtype == torch.float32
+            and torch.addcmul(half, half, half).dtype == torch.float16
+        )
         assert (half + half).dtype == torch.float16 and F.silu(half).dtype == torch.float16
         assert F.linear(wide.double(), linear().double()).dtype == torch.float64, "doubles are left alone"
-        assert F.linear(torch.ones(4, 8), torch.ones(8, 8)).dtype == torch.float32, "real tensors are left alone"
+        assert F.linear(torch.ones(4, 8), torch.ones(8, 8)).dtype == torch.float32, (
+            "real tensors are left alone"
+        )
         with torch.autocast("cuda", enabled=False):
             assert F.linear(wide, linear()).dtype == torch.float32
         assert F.linear(wide, linear()).dtype == torch.float16
@@ -148,7 +195,11 @@ def test_libraries_find_the_flags_set():
     with installed("cuda"):
         assert not torch.is_autocast_enabled("meta") and not torch.is_autocast_enabled()
         with torch.autocast("meta", dtype=torch.bfloat16):
-            assert torch.is_autocast_enabled() and torch.is_autocast_enabled("cuda") and torch.is_autocast_enabled("meta")
+            assert (
+                torch.is_autocast_enabled()
+                and torch.is_autocast_enabled("cuda")
+                and torch.is_autocast_enabled("meta")
+            )
             assert torch.get_autocast_dtype("cuda") == torch.get_autocast_dtype("meta") == torch.bfloat16
             assert not torch.is_autocast_enabled("cpu")
         assert not torch.is_autocast_enabled() and torch.amp.is_autocast_available("meta")
@@ -182,8 +233,13 @@ def header_list(name):
 
 def test_cudas_tables_are_those_of_the_installed_torchs_header():
     known = {name.partition(".")[0] for name in cast_ops("cuda")}
-    for policy, macro in (("lower", "LOWER_PRECISION_FP"), ("fp32", "FP32"), ("sets_dtype", "FP32_SET_OPT_DTYPE"),
-                          ("appends_dtype", "DIFFERENT_REDISPATCH_SIGNATURE"), ("promotes", "PROMOTE")):  # fmt: skip
+    for policy, macro in (
+        ("lower", "LOWER_PRECISION_FP"),
+        ("fp32", "FP32"),
+        ("sets_dtype", "FP32_SET_OPT_DTYPE"),
+        ("appends_dtype", "DIFFERENT_REDISPATCH_SIGNATURE"),
+        ("promotes", "PROMOTE"),
+    ):
         for op in header_list(f"AT_FORALL_{macro}"):
             assert policy_of("cuda", op) == policy and op in known, f"{op} is {policy} in the header"
 
@@ -191,6 +247,11 @@ def test_cudas_tables_are_those_of_the_installed_torchs_header():
 def test_every_name_in_the_tables_is_an_op_that_some_device_casts():
     known = {name.partition(".")[0] for device in ("cuda", "cpu") for name in cast_ops(device)}
     tables = LOWER | SETS_DTYPE | APPENDS_DTYPE | PROMOTES["cuda"] | PROMOTES["cpu"]
-    optional = {"mkldnn_reorder_linear_weight", "mkldnn_rnn_layer", "cudnn_convolution", "cudnn_convolution_transpose"}
+    optional = {
+        "mkldnn_reorder_linear_weight",
+        "mkldnn_rnn_layer",
+        "cudnn_convolution",
+        "cudnn_convolution_transpose",
+    }
     assert tables - known <= optional
     assert len(cast_ops("cuda")) > 80 and len(cast_ops("cpu")) > 80

@@ -1,4 +1,6 @@
-"""Claims files and records, broken at random by a seed: exit 2 with the file's name, or an answer; never a traceback."""
+"""Claims files and records, broken at random by a seed: exit 2 with the file's name, or an answer; never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,21 @@ from memplan.cli.main import run
 from memplan.validate.claims import SHIPPED
 
 ROOT = Path(__file__).parent.parent
-TOML = ('""', "[]", "{}", "-1", "1e400", "true", '"x"', "{a=1}", "9" * 30, "nan", "[[1]]", "1979-05-27", '"' + "a" * 500 + '"')
+TOML = (
+    '""',
+    "[]",
+    "{}",
+    "-1",
+    "1e400",
+    "true",
+    '"x"',
+    "{a=1}",
+    "9" * 30,
+    "nan",
+    "[[1]]",
+    "1979-05-27",
+    '"' + "a" * 500 + '"',
+)
 JSON = (None, -1, 1e400, True, "x", [], {}, 10**30, {"a": 1}, [1], -0.5, "\0")
 
 
@@ -30,9 +46,14 @@ def broken_text(text: str, rng: random.Random) -> bytes:
     at, other = rng.choice(places), rng.choice(places)
     key, _, value = lines[at].partition("=")
     kind = rng.choice(("value", "key", "drop", "twice", "swap", "cut", "bytes"))
-    changed = {"value": f"{key}= {rng.choice(TOML)}", "key": f"{rng.choice(('foo', 'unit', 'over', 'setup'))} ={value}",
-               "swap": f"{key}={lines[other].partition('=')[2]}"}  # fmt: skip
-    lines[at : at + 1] = [] if kind == "drop" else [lines[at]] * 2 if kind == "twice" else [changed.get(kind, lines[at])]
+    changed = {
+        "value": f"{key}= {rng.choice(TOML)}",
+        "key": f"{rng.choice(('foo', 'unit', 'over', 'setup'))} ={value}",
+        "swap": f"{key}={lines[other].partition('=')[2]}",
+    }
+    lines[at : at + 1] = (
+        [] if kind == "drop" else [lines[at]] * 2 if kind == "twice" else [changed.get(kind, lines[at])]
+    )
     data = bytearray("\n".join(lines).encode())
     if kind == "cut":
         del data[rng.randrange(len(data)) :]
@@ -48,12 +69,23 @@ def test_broken_claims_files(seed, tmp_path, capsys):
     pytest.importorskip("bitsandbytes")
     claims = SHIPPED.read_text(encoding="utf-8").split("\n[[claim]]\n")
     file = tmp_path / "mine.toml"
-    file.write_bytes(broken_text("[[claim]]\n" + claims[10] + "\n[[claim]]\n" + claims[41].partition("# -----")[0], random.Random(seed)))
+    file.write_bytes(
+        broken_text(
+            "[[claim]]\n" + claims[10] + "\n[[claim]]\n" + claims[41].partition("# -----")[0],
+            random.Random(seed),
+        )
+    )
     refused(["claims", str(file)], "mine.toml", capsys)
 
 
 def places(document: object, path: tuple = ()) -> list[tuple]:
-    inner = document.items() if isinstance(document, dict) else enumerate(document[:3]) if isinstance(document, list) else ()
+    inner = (
+        document.items()
+        if isinstance(document, dict)
+        else enumerate(document[:3])
+        if isinstance(document, list)
+        else ()
+    )
     return [path, *(p for key, value in inner for p in places(value, (*path, key)))]
 
 

@@ -1,4 +1,6 @@
-"""What a campaign's run leaves: a record a case whatever happens to one, a search for a cap, and nothing measured twice."""
+"""What a campaign's run leaves: a record a case whatever happens to one, a search for a cap, and nothing
+measured twice.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def test_a_run_leaves_a_record_a_case_and_a_second_run_does_nothing(tmp_path: Pa
     found, problems = record.scan(out)
     assert len(found) == 4
     assert problems == []
-    assert all(measurement.prediction and measurement.prediction["engine"] == "trace" for _, measurement in found)
+    assert all(
+        measurement.prediction and measurement.prediction["engine"] == "trace" for _, measurement in found
+    )
     assert len(archive.read_text().splitlines()) == 4
     assert seen[-1].missing == 0
     assert any(progress.measuring for progress in seen)
@@ -40,9 +44,17 @@ def test_what_a_case_does_to_itself_is_its_record_and_costs_no_other(tmp_path: P
     cases = [{"model": "tiny", "name": name, "rank": rank} for rank, name in enumerate(names, 1)]
     listed = expand({"device": "cpu", "models": {"tiny": TINY}, "deadline": "1s", "cases": cases}, "test")
     summary = run(listed, tmp_path / "out", targets=TARGETS, preload=())
-    ends = {m.case: (m.outcome, m.failure.kind if m.failure else None) for _, m in record.scan(tmp_path / "out")[0]}
-    assert ends == {"crash": ("error", "crash"), "fine": ("ok", None), "hang": ("error", "timeout"), "unpredictable": ("ok", None),
-                    "library": ("oom", "oom")}  # fmt: skip
+    ends = {
+        m.case: (m.outcome, m.failure.kind if m.failure else None)
+        for _, m in record.scan(tmp_path / "out")[0]
+    }
+    assert ends == {
+        "crash": ("error", "crash"),
+        "fine": ("ok", None),
+        "hang": ("error", "timeout"),
+        "unpredictable": ("ok", None),
+        "library": ("oom", "oom"),
+    }
     assert (summary.progress.failed, summary.progress.out_of_memory) == (2, 1)
     unpredicted = next(m for _, m in record.scan(tmp_path / "out")[0] if m.case == "unpredictable")
     assert (unpredicted.prediction, unpredicted.warnings) == (None, ("no rule for this",))
@@ -63,8 +75,15 @@ def test_the_budget_ends_a_run_cleanly(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_written_stops_with_one_message(tmp_path: Path) -> None:
     cases = [{"model": "tiny", "name": "fine"}, {"model": "tiny", "name": "full", "rank": 2}]
-    with pytest.raises(UsageError, match="full: cannot write it: the disk is full; 1 records of this run are on the disk"):
-        run(expand({"device": "cpu", "models": {"tiny": TINY}, "cases": cases}, "test"), tmp_path / "out", targets=TARGETS, preload=())
+    with pytest.raises(
+        UsageError, match="full: cannot write it: the disk is full; 1 records of this run are on the disk"
+    ):
+        run(
+            expand({"device": "cpu", "models": {"tiny": TINY}, "cases": cases}, "test"),
+            tmp_path / "out",
+            targets=TARGETS,
+            preload=(),
+        )
     assert len(record.scan(tmp_path / "out")[0]) == 1
 
 
@@ -76,7 +95,9 @@ def test_a_folder_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:
         run(many(1), tmp_path / "out", targets=Targets(describe="campaign_fakes:nothing"), preload=())
 
 
-def test_records_of_an_archive_count_so_that_another_machine_goes_on_where_one_stopped(tmp_path: Path) -> None:
+def test_records_of_an_archive_count_so_that_another_machine_goes_on_where_one_stopped(
+    tmp_path: Path,
+) -> None:
     archive = tmp_path / "all.jsonl"
     run(many(3), tmp_path / "first", targets=TARGETS, preload=(), archive=archive)
     second = run(many(5), tmp_path / "second", targets=TARGETS, preload=(), archive=archive)
@@ -85,8 +106,9 @@ def test_records_of_an_archive_count_so_that_another_machine_goes_on_where_one_s
     assert len(record.scan(tmp_path / "second")[0]) == 2
 
 
-def test_where_the_parents_imports_have_touched_the_gpu_each_case_imports_for_itself(tmp_path: Path,
-                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_where_the_parents_imports_have_touched_the_gpu_each_case_imports_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "used_before_the_fork.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     cases = expand({"device": "cuda", "models": {"tiny": TINY}, "cases": [{"model": "tiny"}]}, "test")
@@ -126,7 +148,14 @@ def test_what_a_killed_writer_left_is_swept_away_and_a_living_ones_is_not(tmp_pa
 
 
 def test_a_campaign_searches_resumes_and_repeats_nothing(tmp_path: Path) -> None:
-    cases = expand({"device": "cuda", "models": {"tiny": TINY}, "cases": [{"model": "tiny", "boundary": True}, {"model": "tiny"}]}, "test")
+    cases = expand(
+        {
+            "device": "cuda",
+            "models": {"tiny": TINY},
+            "cases": [{"model": "tiny", "boundary": True}, {"model": "tiny"}],
+        },
+        "test",
+    )
     out = tmp_path / "out"
     first = run(cases, out, targets=TARGETS, preload=())
     caps = {m.cap_bytes: m.outcome for _, m in record.scan(out)[0]}

@@ -35,10 +35,17 @@ def test_grids_multiply_merge_mappings_and_skip() -> None:
         ],
     }
     cases = expand(document, "file").cases
-    assert [(c.model, c.setup.method, c.setup.micro_batch, c.setup.sequence_length, c.cap_bytes) for c in cases] == [
-        ("a", "full", 1, 2048, None), ("a", "full", 4, 32, None), ("a", "lora", 1, 2048, None), ("a", "lora", 4, 32, None),
-        ("b", "lora", 1, 2048, None), ("b", "lora", 4, 32, None), ("a", "full", 1, 2048, 2**30),
-    ]  # fmt: skip
+    assert [
+        (c.model, c.setup.method, c.setup.micro_batch, c.setup.sequence_length, c.cap_bytes) for c in cases
+    ] == [
+        ("a", "full", 1, 2048, None),
+        ("a", "full", 4, 32, None),
+        ("a", "lora", 1, 2048, None),
+        ("a", "lora", 4, 32, None),
+        ("b", "lora", 1, 2048, None),
+        ("b", "lora", 4, 32, None),
+        ("a", "full", 1, 2048, 2**30),
+    ]
     assert {c.setup.recipe for c in cases} == {"raw"}
     assert {c.setup.load for c in cases} == {"random"}
     assert cases[-1].name == "capped"
@@ -58,15 +65,27 @@ def test_grids_multiply_merge_mappings_and_skip() -> None:
         ({"cases": [{"model": "tiny", "steps": 0}]}, "case 1: steps is 0, expected a whole number"),
         ({"cases": [{"model": "tiny", "deadline": "soon"}]}, "case 1: 'soon' is not a duration"),
         ({"cases": [{"model": "tiny", "grid": {"rank": 8}}]}, "case 1: grid.rank is 8, expected a list"),
-        ({"cases": [{"model": "tiny", "grid": {"ranks": [8]}}]}, "case 1: unknown grid axis 'ranks': did you mean rank"),
+        (
+            {"cases": [{"model": "tiny", "grid": {"ranks": [8]}}]},
+            "case 1: unknown grid axis 'ranks': did you mean rank",
+        ),
         ({"cases": [{"model": "tiny", "grid": {"x": [{"ranks": 8}]}}]}, "case 1: unknown key 'ranks'"),
         ({"cases": [{"model": "tiny", "skip": {"rank": 8}}]}, "case 1: skip is"),
         ({"defaults": {"cap": "1GiB"}}, "unknown setting in defaults 'cap'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"models": {"tiny": 3}}, "models.tiny is 3"),
-        ({"cases": [{"model": "tiny", "boundary": True}]}, "case 1: boundary looks for a cap of the CUDA allocator"),
-        ({"device": "cuda", "cases": [{"model": "tiny", "boundary": True, "cap": "1GiB"}]}, "case 1: boundary looks for a cap"),
-        ({"cases": [{"model": "tiny", "boundary": "yes"}]}, "case 1: boundary is 'yes', expected true or false"),
+        (
+            {"cases": [{"model": "tiny", "boundary": True}]},
+            "case 1: boundary looks for a cap of the CUDA allocator",
+        ),
+        (
+            {"device": "cuda", "cases": [{"model": "tiny", "boundary": True, "cap": "1GiB"}]},
+            "case 1: boundary looks for a cap",
+        ),
+        (
+            {"cases": [{"model": "tiny", "boundary": "yes"}]},
+            "case 1: boundary is 'yes', expected true or false",
+        ),
         ({"schema": "memplan.campaign/2"}, "expected memplan.campaign/1"),
     ],
 )

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_a_campaign_ends_its_children_first(tmp_path: Path, number: int) -> None:
-    """`timeout` and batch systems send SIGTERM: the summary is printed, the exit code is Ctrl-C's, no process and no torn file stays."""
+    """`timeout` and batch systems send SIGTERM: the summary is printed, the exit code is Ctrl-C's, no process
+    and no torn file stays.
+    """
     file, out, pids = tmp_path / "slow.yaml", tmp_path / "out", tmp_path / "pids"
     pids.mkdir()
     grid = [{"model": "tiny", "grid": {"rank": list(range(1, 20))}}]
@@ -37,7 +39,9 @@ def test_asked_to_end_a_campaign_ends_its_children_first(tmp_path: Path, number:
         sys.exit(run(["campaign", {str(file)!r}, "--out", {str(out)!r}]))
     """)
     around = {**os.environ, PIDS: str(pids)}
-    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=around)
+    client = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=around
+    )
     end = time.monotonic() + 30
     while not list(out.glob("*.json")) and time.monotonic() < end:
         time.sleep(0.05)
@@ -77,12 +81,16 @@ CLIENT = """
 
 
 def _killed_ten_times(script: str, out: Path, pause: tuple[float, float]) -> int:
-    """Start the client, kill it after a random pause, ten times; how often a record was already there afterwards."""
+    """Start the client, kill it after a random pause, ten times; how often a record was already there
+    afterwards.
+    """
     chance = random.Random(7)
     seen: dict[Path, bytes] = {}
     kills = 0
     for _ in range(10):
-        client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(chance.uniform(*pause))
         if client.poll() is None:
             os.kill(client.pid, signal.SIGKILL)
@@ -111,7 +119,10 @@ def test_twelve_cases_killed_ten_times_end_as_twelve_records(tmp_path: Path) -> 
     file = tmp_path / "twelve.yaml"
     grid = [{"model": "tiny", "grid": {"rank": list(range(1, 13))}}]
     file.write_text(json.dumps({"device": "cpu", "models": {"tiny": TINY}, "steps": 150, "cases": grid}))
-    targets = "targets=campaign.Targets('campaign_fakes:describe', 'campaign_fakes:predict', 'campaign_fakes:measure'), preload=()"
+    targets = (
+        "targets=campaign.Targets('campaign_fakes:describe', 'campaign_fakes:predict', "
+        "'campaign_fakes:measure'), preload=()"
+    )
     cases = f"cases = caselist.read(Path({str(file)!r}))"
     script = textwrap.dedent(CLIENT).format(path=sys.path, cases=cases, out=str(out), options=targets)
     kills = _killed_ten_times(script, out, (0.3, 1.2))

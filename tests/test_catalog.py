@@ -1,4 +1,6 @@
-"""Every catalogue entry equals the model that transformers builds from it on meta: each tensor's name and shape, and the total."""
+"""Every catalogue entry equals the model that transformers builds from it on meta: each tensor's name and
+shape, and the total.
+"""
 
 import json
 
@@ -10,22 +12,60 @@ from memplan.planner.inputs.models import CATALOG, INDEX, find, index, names
 
 ENTRIES = sorted(index())
 
-# Totals known outside this project: the counts that model cards and checkpoints' safetensors headers give, tied weights once and without
-# multi-token prediction layers; for GPT-3, 12 L H^2 + 13 L H + (V + P + 2) H with the paper's sizes.
+# Totals known outside this project: the counts that model cards and checkpoints' safetensors headers give,
+# tied weights once and without multi-token prediction layers; for GPT-3, 12 L H^2 + 13 L H + (V + P + 2) H
+# with the paper's sizes.
 WELL_KNOWN = {
-    "llama-7b": 6_738_415_616, "llama-65b": 65_285_660_672, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320,
-    "llama-2-70b": 68_976_648_192, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800,
-    "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824, "tinyllama-1.1b": 1_100_048_384, "mistral-7b": 7_241_732_096,
-    "mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112, "qwen2.5-0.5b": 494_032_768, "qwen2.5-7b": 7_615_616_512,
-    "qwen3-8b": 8_190_735_360, "qwen3-30b-a3b": 30_532_122_624, "qwen3-235b-a22b": 235_093_634_560, "gemma-2b": 2_506_172_416,
-    "gemma-2-9b": 9_241_705_984, "gemma-3-1b": 999_885_952, "phi-2": 2_779_683_840, "phi-3-mini": 3_821_079_552,
-    "phi-4": 14_659_507_200, "gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "opt-350m": 331_196_416, "opt-6.7b": 6_658_473_984,
-    "pythia-410m": 405_334_016, "gpt-neox-20b": 20_554_567_680, "falcon-7b": 6_921_720_704, "olmo-2-7b": 7_298_617_344,
-    "olmoe-1b-7b": 6_919_161_856, "starcoder2-3b": 3_030_371_328, "smollm3-3b": 3_075_098_624, "gpt-j-6b": 6_050_882_784,
-    "bloom-7b1": 7_069_016_064, "bloom-176b": 176_247_271_424, "command-r": 34_980_831_232, "gpt-oss-20b": 20_914_757_184,
-    "gpt-oss-120b": 116_829_156_672, "deepseek-v2-lite": 15_706_484_224, "deepseek-v3": 671_026_404_352, "gpt3-175b": 174_604_259_328,
-    "granite-3.3-8b": 8_170_864_640, "stablelm-3b": 2_795_443_200, "phi-3.5-moe": 41_873_153_344, "qwen1.5-moe-a2.7b": 14_315_784_192,
-}  # fmt: skip
+    "llama-7b": 6_738_415_616,
+    "llama-65b": 65_285_660_672,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "tinyllama-1.1b": 1_100_048_384,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "gemma-2b": 2_506_172_416,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-1b": 999_885_952,
+    "phi-2": 2_779_683_840,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4": 14_659_507_200,
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "opt-350m": 331_196_416,
+    "opt-6.7b": 6_658_473_984,
+    "pythia-410m": 405_334_016,
+    "gpt-neox-20b": 20_554_567_680,
+    "falcon-7b": 6_921_720_704,
+    "olmo-2-7b": 7_298_617_344,
+    "olmoe-1b-7b": 6_919_161_856,
+    "starcoder2-3b": 3_030_371_328,
+    "smollm3-3b": 3_075_098_624,
+    "gpt-j-6b": 6_050_882_784,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "command-r": 34_980_831_232,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352,
+    "gpt3-175b": 174_604_259_328,
+    "granite-3.3-8b": 8_170_864_640,
+    "stablelm-3b": 2_795_443_200,
+    "phi-3.5-moe": 41_873_153_344,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+}
 
 
 def test_at_least_seventy_entries_of_every_family():
@@ -48,11 +88,19 @@ def test_names_are_unique_and_lower_case():
     assert all(name == name.lower() and " " not in name for name in names())
 
 
-@pytest.mark.parametrize("alias, expected", [
-    ("llama-30b", "llama-33b"), ("LLaMA_7B", "llama-7b"), ("meta-llama/Llama-2-7b-hf", "llama-2-7b"),
-    ("qwen/qwen2.5-7b-instruct", "qwen2.5-7b"),
-    ("mixtral", "mixtral-8x7b"), ("gpt-3", "gpt3-175b"), ("facebook/opt-350m", "opt-350m"), ("deepseek-ai/DeepSeek-V3", "deepseek-v3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "alias, expected",
+    [
+        ("llama-30b", "llama-33b"),
+        ("LLaMA_7B", "llama-7b"),
+        ("meta-llama/Llama-2-7b-hf", "llama-2-7b"),
+        ("qwen/qwen2.5-7b-instruct", "qwen2.5-7b"),
+        ("mixtral", "mixtral-8x7b"),
+        ("gpt-3", "gpt3-175b"),
+        ("facebook/opt-350m", "opt-350m"),
+        ("deepseek-ai/DeepSeek-V3", "deepseek-v3"),
+    ],
+)
 def test_aliases_and_hugging_face_ids_in_any_case(alias, expected):
     assert find(alias).name == expected
 
@@ -82,5 +130,7 @@ def test_every_tensor_equals_the_meta_device_model(entry):
     assert described == {name: tuple(tensor.shape) for name, tensor in held}
     total = sum(parameter.numel() for parameter in real.parameters())
     assert spec.parameters == total
-    assert total == sum(t.elements * t.count for t in weight_tensors(spec) if t.role != "buffer" and t.tied_to is None)
+    assert total == sum(
+        t.elements * t.count for t in weight_tensors(spec) if t.role != "buffer" and t.tied_to is None
+    )
     assert spec.architecture == type(real).__name__

@@ -1,4 +1,6 @@
-"""Continuous integration does not pass for want of a library: skips are counted, and only some reasons are taken."""
+"""Continuous integration does not pass for want of a library: skips are counted, and only some reasons are
+taken.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +9,10 @@ spec = importlib.util.spec_from_file_location("skips", Path(__file__).parent.par
 skips = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(skips)
 
-GOOD = "SKIPPED [2] tests/test_report_browser.py:21: chromium and chromium-driver are not installed\n10 passed, 2 skipped in 3.0s\n"
+GOOD = (
+    "SKIPPED [2] tests/test_report_browser.py:21: chromium and chromium-driver are not installed\n10 "
+    "passed, 2 skipped in 3.0s\n"
+)
 
 
 def test_a_missing_browser_may_skip():
@@ -15,7 +20,9 @@ def test_a_missing_browser_may_skip():
 
 
 def test_a_missing_library_may_not():
-    line = "SKIPPED [1] tests/test_trace.py:9: could not import 'transformers': No module named 'transformers'"
+    line = (
+        "SKIPPED [1] tests/test_trace.py:9: could not import 'transformers': No module named 'transformers'"
+    )
     assert skips.wrong(line + "\n" + GOOD.replace("2 skipped", "3 skipped")) == [line]
 
 

@@ -1,4 +1,6 @@
-"""Claims: verdicts are computed, can be flipped, and a claims file's mistakes are named with file, line and key."""
+"""Claims: verdicts are computed, can be flipped, and a claims file's mistakes are named with file, line and
+key.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,13 @@ def test_all_seventy_claims_are_there_in_order(shipped):
 
 def test_no_verdict_is_stored():
     text = SHIPPED.read_text(encoding="utf-8")
-    keys = {key for claim in tomllib.loads(text)["claim"] for table in (claim, *claim["part"]) for key in table}
+    keys = {
+        key for claim in tomllib.loads(text)["claim"] for table in (claim, *claim["part"]) for key in table
+    }
     assert "verdict" not in keys and "found" not in keys
-    assert not any(word in text.replace("not checkable", "") for word in ('"supported"', '"refuted"', '"depends"'))
+    assert not any(
+        word in text.replace("not checkable", "") for word in ('"supported"', '"refuted"', '"depends"')
+    )
 
 
 @pytest.mark.skipif(not SEEDS.is_dir(), reason="the five documents are not here")
@@ -84,7 +90,9 @@ def test_double_quantisation_saves_three_eighths_of_a_bit(results):
 
 
 def test_headline_claims(results):
-    """Known by arithmetic: NF4 of 65e9 weights is 33.5e9 bytes, in 16 bits 130e9; an adapter is not 4 bits wide; GPT-3 has 350e9 bytes."""
+    """Known by arithmetic: NF4 of 65e9 weights is 33.5e9 bytes, in 16 bits 130e9; an adapter is not 4 bits
+    wide; GPT-3 has 350e9 bytes.
+    """
     verdicts = {name: result.verdict for name, result in results.items()}
     assert verdicts["49"] == "refuted" and verdicts["24"] == "refuted" and verdicts["14"] == "refuted"
     assert verdicts["10"] == "supported" and verdicts["13"] == "supported" and verdicts["12"] == "supported"
@@ -134,7 +142,9 @@ def mutations(part: Part, result: PartResult) -> Iterator[Part]:
 
 def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], lab: Lab) -> bool:
     """Whether changing one deciding part, or all of them alike, changes the claim's verdict."""
-    deciding = [n for n, part in enumerate(claim.parts) if part.decides and parts[n].verdict != "not_checkable"]
+    deciding = [
+        n for n, part in enumerate(claim.parts) if part.decides and parts[n].verdict != "not_checkable"
+    ]
     variants = {n: list(mutations(claim.parts[n], parts[n])) for n in deciding}
     tries = [{n: variant} for n in deciding for variant in variants[n]]
     widest = max((len(v) for v in variants.values()), default=0)
@@ -153,13 +163,16 @@ def test_every_checkable_verdict_can_be_flipped(shipped, results, lab):
     stuck = [
         c.id
         for c in shipped.claims
-        if results[c.id].verdict != "not_checkable" and not flips(c, results[c.id].verdict, results[c.id].parts, lab)
+        if results[c.id].verdict != "not_checkable"
+        and not flips(c, results[c.id].verdict, results[c.id].parts, lab)
     ]
     assert stuck == []
 
 
 def test_what_is_told_in_chinese_is_chinese(shipped, results, lab):
-    """Every sentence that the shipped claims say has a translation, with the same numbers; what stays in Latin letters are names."""
+    """Every sentence that the shipped claims say has a translation, with the same numbers; what stays in
+    Latin letters are names.
+    """
     spoken = [part.evidence for result in results.values() for part in result.parts]
     spoken += [check_conflict(conflict, lab).evidence for conflict in shipped.conflicts]
     templates = {template for evidence in spoken for template in evidence.templates()}
@@ -179,7 +192,10 @@ def test_conflicts_name_who_is_right(shipped, lab):
     clashes = {conflict.id: check_conflict(conflict, lab) for conflict in shipped.conflicts}
     quantised = clashes["what-is-quantised"]
     assert quantised.contradict and [side.verdict for side in quantised.sides] == ["refuted", "supported"]
-    assert clashes["65b-load"].contradict and [s.verdict for s in clashes["65b-load"].sides] == ["refuted", "supported"]
+    assert clashes["65b-load"].contradict and [s.verdict for s in clashes["65b-load"].sides] == [
+        "refuted",
+        "supported",
+    ]
     assert not clashes["quarter"].contradict  # "at most 1/4" and "about 1/4" meet at 1/4
     assert clashes["qlora-speed"].sides[0].verdict == "not_checkable"
 
@@ -189,7 +205,10 @@ def test_the_document_keeps_to_the_contract(shipped, results):
     assert document["schema"] == "memplan.claims/1" and sum(document["summary"].values()) == 70
     for claim in document["claims"]:
         assert set(claim) >= {"id", "reading", "sources", "verdict", "parts", "evidence"}
-        assert all(set(part) >= {"what", "claimed", "found", "unit", "verdict", "evidence", "condition"} for part in claim["parts"])
+        assert all(
+            set(part) >= {"what", "claimed", "found", "unit", "verdict", "evidence", "condition"}
+            for part in claim["parts"]
+        )
 
 
 # ---------------------------------------------------------------- the parts by themselves
@@ -198,17 +217,27 @@ def test_the_document_keeps_to_the_contract(shipped, results):
 @pytest.mark.parametrize(
     "value, claimed, relation, tolerance, expected",
     [
-        (4, 4, "=", 0, True), (4.1, 4, "=", 0, False), (4.1, 4, "=", 0.05, True), (4.1, 4, ">", 0, True), (4, 4, "<", 0, False),
-        (30, (30.0, 40.0), "between", 0, True), (29.9, (30.0, 40.0), "between", 0, False), ("nf4", "fp4", "=", 0, False),
-        (True, True, "=", 0, True), (True, 1, "=", 0, False), (1, True, "=", 0, False),
+        (4, 4, "=", 0, True),
+        (4.1, 4, "=", 0, False),
+        (4.1, 4, "=", 0.05, True),
+        (4.1, 4, ">", 0, True),
+        (4, 4, "<", 0, False),
+        (30, (30.0, 40.0), "between", 0, True),
+        (29.9, (30.0, 40.0), "between", 0, False),
+        ("nf4", "fp4", "=", 0, False),
+        (True, True, "=", 0, True),
+        (True, 1, "=", 0, False),
+        (1, True, "=", 0, False),
     ],
-)  # fmt: skip
+)
 def test_relations(value, claimed, relation, tolerance, expected):
     assert holds(value, claimed, relation, tolerance) is expected
 
 
 def part(claimed: Any = True, **fields: Any) -> Part:
-    return Part(**{"what": "w", "check": "arithmetic", "claimed": claimed, "args": {"expression": "1"}, **fields})
+    return Part(
+        **{"what": "w", "check": "arithmetic", "claimed": claimed, "args": {"expression": "1"}, **fields}
+    )
 
 
 def result(verdict: str, **fields: Any) -> PartResult:
@@ -264,14 +293,27 @@ def test_what_is_missing_is_said_and_never_guessed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text, value", [("1 + 2 * 3", 7), ("2 ** 3 ** 2 / 2", 256), ("-(4 - 6)", 2), ("8*(4096+4096)/(4096*4096)", 0.00390625)]
+    "text, value",
+    [("1 + 2 * 3", 7), ("2 ** 3 ** 2 / 2", 256), ("-(4 - 6)", 2), ("8*(4096+4096)/(4096*4096)", 0.00390625)],
 )
 def test_arithmetic(text, value):
     assert calculate(text) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1 +", "(1", "1 2", "1 / 0", "__import__('os')", "9 ** 9 ** 9", "2 ** 0.5", "1" + "+1" * 300, "10 ** 64 * 10 ** 64 ** 64"]
+    "text",
+    [
+        "",
+        "1 +",
+        "(1",
+        "1 2",
+        "1 / 0",
+        "__import__('os')",
+        "9 ** 9 ** 9",
+        "2 ** 0.5",
+        "1" + "+1" * 300,
+        "10 ** 64 * 10 ** 64 ** 64",
+    ],
 )
 def test_arithmetic_refuses_anything_else(text):
     with pytest.raises(UsageError):

@@ -1,4 +1,6 @@
-"""A person's own claims file: it works as the shipped one does, and every mistake names the file, the line, the key and the value."""
+"""A person's own claims file: it works as the shipped one does, and every mistake names the file, the line,
+the key and the value.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def written(tmp_path):
 def test_a_persons_own_file_works_as_the_shipped_one(written, capsys):
     assert run(["claims", str(written(GOOD)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [c["verdict"] for c in document["claims"]] == ["supported", "supported"] and document["file"] == "mine.toml"
+    assert [c["verdict"] for c in document["claims"]] == ["supported", "supported"] and document[
+        "file"
+    ] == "mine.toml"
 
 
 def test_a_refuted_claim_is_exit_0(written, capsys):
@@ -75,8 +79,18 @@ def test_a_refuted_claim_is_exit_0(written, capsys):
         ("claimed = 1", 'claimed = "a"\nrelation = "<"', 21, "relation '<' needs a number"),
         ('reading = "one is one"', "reading = 1", 16, "1 is of type int, expected str"),
         ('id = "second"', 'id = "mine"', 15, "'mine' is used twice"),
-        ("claimed = true", 'claimed = true\nover = { key = "model" }', 13, "needs either range = [low, high] or values"),
-        ("claimed = true", 'claimed = true\nover = { key = "setup.rank", range = [9, 3] }', 13, "two integers, 0 < low < high"),
+        (
+            "claimed = true",
+            'claimed = true\nover = { key = "model" }',
+            13,
+            "needs either range = [low, high] or values",
+        ),
+        (
+            "claimed = true",
+            'claimed = true\nover = { key = "setup.rank", range = [9, 3] }',
+            13,
+            "two integers, 0 < low < high",
+        ),
     ],
 )
 def test_mistakes_of_form_name_file_line_and_key(written, old, new, line, words):
@@ -99,7 +113,12 @@ def test_mistakes_of_form_name_file_line_and_key(written, old, new, line, words)
 def test_mistakes_of_content_name_the_claim_the_part_and_the_line(written, capsys, old, new, line, words):
     assert run(["claims", str(written(GOOD.replace(old, new, 1)))]) == 2
     message = capsys.readouterr().err
-    assert words in message and "claim '" in message and f"line {line}: " in message and "Traceback" not in message
+    assert (
+        words in message
+        and "claim '" in message
+        and f"line {line}: " in message
+        and "Traceback" not in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,9 +145,17 @@ def recorded(method: str, seconds: float) -> Measurement:
     setup = resolve({"method": method, "checkpointing": "non_reentrant"})
     peak = MeasuredPeak("backward", 1, 1, 1)
     return Measurement(
-        f"llama-2-7b {method}", {"name": "llama-2-7b", "config": {}}, setup, {"gpu": "NVIDIA H200", "versions": {}}, "ok", 3,
-        peak=peak, step_peak=peak, moments=(MeasuredMoment("backward", 1),), step_seconds=(seconds, seconds, seconds),
-    )  # fmt: skip
+        f"llama-2-7b {method}",
+        {"name": "llama-2-7b", "config": {}},
+        setup,
+        {"gpu": "NVIDIA H200", "versions": {}},
+        "ok",
+        3,
+        peak=peak,
+        step_peak=peak,
+        moments=(MeasuredMoment("backward", 1),),
+        step_seconds=(seconds, seconds, seconds),
+    )
 
 
 @pytest.mark.parametrize("slower, verdict", [(1.35, "supported"), (1.10, "refuted")])

@@ -1,4 +1,6 @@
-"""The command line: where options stand, what names mean, exit codes; a mistake is one message and nothing on standard output."""
+"""The command line: where options stand, what names mean, exit codes; a mistake is one message and nothing on
+standard output.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +68,25 @@ def test_every_option_sets_a_field_of_setup():
         "--gpu",
         "t4",
     ]
-    words += ["--gpus", "2", "--parallel", "ddp", "--device", "cpu", "--no-checkpointing", "--set", "double-quant=false"]
+    words += [
+        "--gpus",
+        "2",
+        "--parallel",
+        "ddp",
+        "--device",
+        "cpu",
+        "--no-checkpointing",
+        "--set",
+        "double-quant=false",
+    ]
     fields = parsed(*words)
     assert set(fields) == {*FIELD_OF.values(), "double_quant"}
-    assert (fields["micro_batch"], fields["padded"], fields["checkpointing"], fields["double_quant"]) == (2, True, "none", False)
+    assert (fields["micro_batch"], fields["padded"], fields["checkpointing"], fields["double_quant"]) == (
+        2,
+        True,
+        "none",
+        False,
+    )
 
 
 def test_what_was_not_given_is_not_said():
@@ -131,9 +148,28 @@ MISTAKES = {
     "folder's bare name": ["tests"],
     "targets of nothing": ["llama-7b", "--targets", ","],
     "more layers than there are": ["llama-7b", "--method", "freeze", "--set", "trainable_layers=33"],
-    "adalora that grows": ["llama-7b", "--method", "adalora", "--set", "init_rank=4", "--set", "target_rank=8"],
+    "adalora that grows": [
+        "llama-7b",
+        "--method",
+        "adalora",
+        "--set",
+        "init_rank=4",
+        "--set",
+        "target_rank=8",
+    ],
     "methods of nothing": ["compare", "llama-7b", "--methods", ","],
-    "a folder as output of fit": ["fit", "llama-7b", "--gpu", "t4", "--method", "qlora", "--emit", "trl", "-o", "tests"],
+    "a folder as output of fit": [
+        "fit",
+        "llama-7b",
+        "--gpu",
+        "t4",
+        "--method",
+        "qlora",
+        "--emit",
+        "trl",
+        "-o",
+        "tests",
+    ],
     "output without emit": ["fit", "llama-7b", "--gpu", "t4", "-o", "x.yaml"],
     "a folder as page": ["report", "llama-7b", "-o", "tests"],
     "a picture in no folder": ["report", "llama-7b", "--png", "no/such/folder/x.png"],
@@ -151,7 +187,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("args", MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_exit_two_and_one_message(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_mistake_is_exit_two_and_one_message(
+    args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(ROOT)
     assert run(args) == 2
     out, err = capsys.readouterr()
@@ -167,14 +205,22 @@ def test_a_mistake_is_exit_two_and_one_message(args: list[str], capsys: pytest.C
         (["llama-7b", "--set", "rnak=8"], "rank"),
         (["llama-7b", "--metod", "x"], "--method"),
         (["lama-7b"], "llama-7b"),
-        (["llama-7b", "--batch", "0"], "micro_batch (--batch) is 0: expected a whole number from 1 to 10,000,000"),
-        (["llama-7b", "--dtype", "fp8"], "weight_dtype (--dtype) is 'fp8': expected bfloat16, float16 or float32"),
+        (
+            ["llama-7b", "--batch", "0"],
+            "micro_batch (--batch) is 0: expected a whole number from 1 to 10,000,000",
+        ),
+        (
+            ["llama-7b", "--dtype", "fp8"],
+            "weight_dtype (--dtype) is 'fp8': expected bfloat16, float16 or float32",
+        ),
         (["llama-7b", "--set", "dropout=2"], "dropout is 2: expected a number from 0 to less than 1"),
         (["llama-7b", "--set", "double_quant=maybe"], "double_quant is 'maybe': expected true or false"),
         (["llama-7b", "--set", "targets=3"], "targets is 3: expected module names"),
     ],
 )
-def test_a_message_names_the_nearest_legal_name(args: list[str], names: str, capsys: pytest.CaptureFixture[str]):
+def test_a_message_names_the_nearest_legal_name(
+    args: list[str], names: str, capsys: pytest.CaptureFixture[str]
+):
     run(args)
     assert names in capsys.readouterr().err
 
@@ -222,7 +268,10 @@ def test_control_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_a_closed_pipe_is_quiet():
     process = subprocess.Popen(
-        [sys.executable, "-m", "memplan", "list", "gpus", "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "memplan", "list", "gpus", "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
@@ -232,7 +281,13 @@ def test_a_closed_pipe_is_quiet():
 
 def test_an_ascii_pipe_gets_ascii():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = subprocess.run([sys.executable, "-m", "memplan", "list", "recipes"], cwd=ROOT, capture_output=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "memplan", "list", "recipes"],
+        cwd=ROOT,
+        capture_output=True,
+        env=environment,
+        timeout=60,
+    )
     assert done.returncode == 0
     done.stdout.decode("ascii")
 

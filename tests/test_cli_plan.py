@@ -1,4 +1,6 @@
-"""`memplan MODEL` on the real formula: the contract's document, the same figures on the screen, exit codes that say whether it fits."""
+"""`memplan MODEL` on the real formula: the contract's document, the same figures on the screen, exit codes
+that say whether it fits.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,35 @@ def test_the_document_is_the_contracts(capsys: pytest.CaptureFixture[str]):
     assert found["schema"] == PREDICTION_SCHEMA and found["memplan_version"] and found["engine"] == "formula"
     assert found["model"]["name"] == "llama-7b" and found["model"]["parameters"] == 6_738_415_616
     assert set(found["setup"]) == set(FIELDS)
-    assert [m["name"] for m in found["moments"]] == ["load_peak", "load", "forward", "backward", "optimizer_step"]
+    assert [m["name"] for m in found["moments"]] == [
+        "load_peak",
+        "load",
+        "forward",
+        "backward",
+        "optimizer_step",
+    ]
     for moment in found["moments"]:
         assert tuple(moment["components"]) == COMPONENTS
-        assert sum(moment["components"].values()) == moment["allocated_bytes"] == sum(row["bytes"] for row in moment["rows"])
+        assert (
+            sum(moment["components"].values())
+            == moment["allocated_bytes"]
+            == sum(row["bytes"] for row in moment["rows"])
+        )
     peak = found["peak"]
     assert peak["allocated_bytes"] == max(m["allocated_bytes"] for m in found["moments"])
     assert peak["device_bytes"] == peak["reserved_bytes"] + peak["context_bytes"]
     assert sum(row["bytes"] for row in found["rows"]) == peak["allocated_bytes"]
     assert all(row["bytes"] >= 0 and row["why"] and row["block_bytes"] is None for row in found["rows"])
-    assert {"gpus", "accuracy", "assumptions", "warnings", "host_bytes", "smallest_capacity_bytes", "step_peak", "checkpoint_bytes"} <= set(
-        found
-    )
+    assert {
+        "gpus",
+        "accuracy",
+        "assumptions",
+        "warnings",
+        "host_bytes",
+        "smallest_capacity_bytes",
+        "step_peak",
+        "checkpoint_bytes",
+    } <= set(found)
 
 
 def test_rows_are_there_only_with_explain(capsys: pytest.CaptureFixture[str]):
@@ -46,7 +65,12 @@ def test_rows_are_there_only_with_explain(capsys: pytest.CaptureFixture[str]):
 
 
 def test_trainable_parameters_of_the_classic_lora_example(capsys: pytest.CaptureFixture[str]):
-    assert document(capsys, "opt-350m", "--method", "lora", "--rank", "8", "--targets", "q_proj,v_proj")["trainable_parameters"] == 786_432
+    assert (
+        document(capsys, "opt-350m", "--method", "lora", "--rank", "8", "--targets", "q_proj,v_proj")[
+            "trainable_parameters"
+        ]
+        == 786_432
+    )
 
 
 def test_options_may_stand_before_or_after_the_model(capsys: pytest.CaptureFixture[str]):
@@ -70,9 +94,12 @@ def test_a_setup_given_whole_is_used_whole():
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "word"), [(["--method", "qlora", "--gpu", "rtx-4090"], 0, "fits"), (["--method", "full", "--gpu", "t4"], 1, "no")]
+    ("args", "code", "word"),
+    [(["--method", "qlora", "--gpu", "rtx-4090"], 0, "fits"), (["--method", "full", "--gpu", "t4"], 1, "no")],
 )
-def test_exit_code_says_whether_it_fits(args: list[str], code: int, word: str, capsys: pytest.CaptureFixture[str]):
+def test_exit_code_says_whether_it_fits(
+    args: list[str], code: int, word: str, capsys: pytest.CaptureFixture[str]
+):
     assert run(["llama-7b", *args]) == code
     out, err = capsys.readouterr()
     assert out.startswith("fits rtx-4090" if code == 0 else "does not fit t4") and err == ""
@@ -81,8 +108,13 @@ def test_exit_code_says_whether_it_fits(args: list[str], code: int, word: str, c
     assert verdict["verdict"] == word and (verdict["headroom_bytes"] >= 0) == (code == 0)
 
 
-def test_tight_is_exit_zero_with_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("memplan.api.recorded_accuracy", lambda engine, prediction=None: memplan.Accuracy(0.01, 0.1, 9, "test"))
+def test_tight_is_exit_zero_with_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "memplan.api.recorded_accuracy",
+        lambda engine, prediction=None: memplan.Accuracy(0.01, 0.1, 9, "test"),
+    )
     exact = memplan.plan("gpt2", gpu="24GiB").peak.device_bytes
     assert run(["gpt2", "--gpu", f"{exact}B"]) == 0
     out, err = capsys.readouterr()
@@ -105,10 +137,16 @@ def test_three_changes_each_saves_what_it_says():
     prediction = memplan.plan("llama-7b", method="full", micro_batch=2)
     spec = memplan.find("llama-7b").spec()
     found = suggest(spec, prediction.setup, prediction)
-    assert len(found) == 3 and [s.saved_bytes for s in found] == sorted((s.saved_bytes for s in found), reverse=True)
+    assert len(found) == 3 and [s.saved_bytes for s in found] == sorted(
+        (s.saved_bytes for s in found), reverse=True
+    )
     for suggestion in found:
         again = memplan.plan("llama-7b", changed(prediction.setup, suggestion.fields))
-        assert again.peak.device_bytes == suggestion.device_bytes == prediction.peak.device_bytes - suggestion.saved_bytes
+        assert (
+            again.peak.device_bytes
+            == suggestion.device_bytes
+            == prediction.peak.device_bytes - suggestion.saved_bytes
+        )
         assert suggestion.saved_bytes > 0
 
 
@@ -122,22 +160,39 @@ def test_what_makes_it_fit_comes_first():
 
 def test_every_change_names_the_option_that_makes_it():
     for change in CHANGES:
-        assert re.search(r"--(checkpointing|attention|optimizer|set|loss|method|rank|batch|seq|dtype) ?", change.text)
+        assert re.search(
+            r"--(checkpointing|attention|optimizer|set|loss|method|rank|batch|seq|dtype) ?", change.text
+        )
 
 
 def test_a_training_file_says_model_and_setup(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "train.yaml"
-    said = ("base_model: meta-llama/Llama-2-7b-hf", "adapter: qlora", "load_in_4bit: true", "lora_r: 32", "micro_batch_size: 2")
+    said = (
+        "base_model: meta-llama/Llama-2-7b-hf",
+        "adapter: qlora",
+        "load_in_4bit: true",
+        "lora_r: 32",
+        "micro_batch_size: 2",
+    )
     file.write_text("\n".join((*said, "sequence_len: 1024", "shoe_size: 43")))
     found = document(capsys, str(file), "--set", "rank=8")
-    assert (found["model"]["name"], found["setup"]["recipe"], found["setup"]["sequence_length"]) == ("llama-2-7b", "axolotl", 1024)
+    assert (found["model"]["name"], found["setup"]["recipe"], found["setup"]["sequence_length"]) == (
+        "llama-2-7b",
+        "axolotl",
+        1024,
+    )
     assert found["setup"]["rank"] == 8, "an option overrides the file"
-    assert any("shoe_size" in warning for warning in found["warnings"]) and found["import"]["format"] == "axolotl"
+    assert (
+        any("shoe_size" in warning for warning in found["warnings"])
+        and found["import"]["format"] == "axolotl"
+    )
     assert run(["--", "accelerate", "launch", "-m", "axolotl.cli.train", str(file)]) == 0
     assert "shoe_size" in capsys.readouterr().out
 
 
-def test_a_setup_file_and_a_document_of_ours_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_setup_file_and_a_document_of_ours_are_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     first = document(capsys, "gpt2", "--method", "full", "--batch", "3", "--set", "retain_outputs=true")
     saved = tmp_path / "prediction.json"
     saved.write_text(json.dumps(first))
@@ -154,12 +209,18 @@ def test_a_cpu_has_no_card_and_no_context(capsys: pytest.CaptureFixture[str]):
     assert found["gpus"] == [] and found["peak"]["context_bytes"] == 0
 
 
-def test_one_rank_of_several_is_said_to_be_one_and_its_error_to_be_unknown(capsys: pytest.CaptureFixture[str]):
-    assert run(["llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp", "--gpu", "a100-80gb"]) == 0
+def test_one_rank_of_several_is_said_to_be_one_and_its_error_to_be_unknown(
+    capsys: pytest.CaptureFixture[str],
+):
+    assert (
+        run(["llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp", "--gpu", "a100-80gb"]) == 0
+    )
     out = capsys.readouterr().out
     assert "one rank of 8 (fsdp)" in out and "no run on several GPUs has been recorded" in out
     found = document(capsys, "llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp")
-    assert found["accuracy"]["median_error"] is None and found["moments"][1]["components"]["weights"] < 4 * 10**9
+    assert (
+        found["accuracy"]["median_error"] is None and found["moments"][1]["components"]["weights"] < 4 * 10**9
+    )
 
 
 def test_the_trace_refuses_a_rank_that_shares(capsys: pytest.CaptureFixture[str]):
@@ -169,12 +230,19 @@ def test_the_trace_refuses_a_rank_that_shares(capsys: pytest.CaptureFixture[str]
 
 
 def test_ddp_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]):
-    assert any("NCCL" in warning for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"])
+    assert any(
+        "NCCL" in warning
+        for warning in document(capsys, "gpt2", "--gpus", "2", "--parallel", "ddp")["warnings"]
+    )
 
 
-def test_a_file_that_shares_without_a_count_of_ranks_is_a_warning_with_the_move(capsys: pytest.CaptureFixture[str]):
+def test_a_file_that_shares_without_a_count_of_ranks_is_a_warning_with_the_move(
+    capsys: pytest.CaptureFixture[str],
+):
     file = str(Path(__file__).parent / "data" / "importers" / "llamafactory_full_ds.yaml")
-    assert any("one rank" in warning and "--gpus N" in warning for warning in document(capsys, file)["warnings"])
+    assert any(
+        "one rank" in warning and "--gpus N" in warning for warning in document(capsys, file)["warnings"]
+    )
     assert not any("one rank" in warning for warning in document(capsys, file, "--gpus", "8")["warnings"])
 
 
@@ -184,5 +252,7 @@ def test_an_adapter_file_without_a_rule_is_for_the_trace():
 
 
 def test_a_choice_that_the_method_does_not_read_is_named():
-    assert any("rank has no effect" in warning for warning in memplan.plan("gpt2", method="full", rank=8).warnings)
+    assert any(
+        "rank has no effect" in warning for warning in memplan.plan("gpt2", method="full", rank=8).warnings
+    )
     assert memplan.plan("gpt2", method="lora", rank=8).warnings == ()

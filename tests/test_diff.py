@@ -38,14 +38,18 @@ def test_equal_documents_do_not_differ(small):
 def test_a_key_that_this_version_does_not_know_is_no_difference(small):
     newer = {**small, "setup": {**small["setup"], "key_of_a_newer_version": 3}}
     assert diff(small, newer).settings == ()
-    assert [name for name, _, _ in diff(small, {**newer, "setup": {**newer["setup"], "rank": 3}}).settings] == ["rank"]
+    assert [
+        name for name, _, _ in diff(small, {**newer, "setup": {**newer["setup"], "rank": 3}}).settings
+    ] == ["rank"]
 
 
 def test_the_numbers_are_the_documents_numbers(small, large):
     found = diff(small, large)
     peak = next(change for change in found.peaks if change.what == ("peak", "device"))
     assert (peak.old, peak.new) == (small["peak"]["device_bytes"], large["peak"]["device_bytes"])
-    states = next(change for change in found.components if change.what == ("optimizer_step", "optimizer_states"))
+    states = next(
+        change for change in found.components if change.what == ("optimizer_step", "optimizer_states")
+    )
     assert states.fraction == pytest.approx(3.0, rel=0.01)  # four times the rank
     assert {name for name, _, _ in found.settings} == {"rank", "micro_batch"}
     assert any("lora_A" in " ".join(change.what) for change in found.rows)
@@ -62,12 +66,19 @@ def test_growth_and_shrinking(small, large):
     assert diff(large, small).beyond(0.0) == []
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ({}, {"schema": "memplan.prediction/1"}, "the first document has schema ''"),
-    ({"schema": "memplan.prediction/1"}, {"schema": "memplan.claims/1"}, "the second document has schema 'memplan.claims/1'"),
-    ({"schema": "memplan.prediction/1"}, {"schema": "memplan.measurement/1"}, "two of one kind"),
-    ({"schema": "memplan.prediction/2"}, {"schema": "memplan.prediction/2"}, "install a newer memplan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ({}, {"schema": "memplan.prediction/1"}, "the first document has schema ''"),
+        (
+            {"schema": "memplan.prediction/1"},
+            {"schema": "memplan.claims/1"},
+            "the second document has schema 'memplan.claims/1'",
+        ),
+        ({"schema": "memplan.prediction/1"}, {"schema": "memplan.measurement/1"}, "two of one kind"),
+        ({"schema": "memplan.prediction/2"}, {"schema": "memplan.prediction/2"}, "install a newer memplan"),
+    ],
+)
 def test_documents_that_cannot_be_compared(old, new, message):
     with pytest.raises(UsageError) as caught:
         diff(old, new)
@@ -108,10 +119,14 @@ def test_grown(memplan_gate):
 
 
 def test_the_pytest_fixture_asks_for_a_baseline_records_it_and_fails_on_growth(pytester):
-    installed = any(entry.value == "memplan.pytest_plugin" for entry in entry_points(group="pytest11"))  # then pytest loads it itself
+    installed = any(
+        entry.value == "memplan.pytest_plugin" for entry in entry_points(group="pytest11")
+    )  # then pytest loads it itself
     plugin = ("-p", "no:cacheprovider", *(() if installed else ("-p", "memplan.pytest_plugin")))
     pytester.makepyfile(GATED)
-    pytester.runpytest_inprocess(*plugin, "-k", "same").stdout.fnmatch_lines(["*no baseline*--memplan-update*"])
+    pytester.runpytest_inprocess(*plugin, "-k", "same").stdout.fnmatch_lines(
+        ["*no baseline*--memplan-update*"]
+    )
     assert pytester.runpytest_inprocess(*plugin, "-k", "same", "--memplan-update").ret == 0
     later = pytester.runpytest_inprocess(*plugin)
     later.assert_outcomes(passed=1, failed=1)

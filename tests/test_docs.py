@@ -1,4 +1,6 @@
-"""README and docs cannot rot: the outputs shown are regenerated and compared, the command reference is generated."""
+"""README and docs cannot rot: the outputs shown are regenerated and compared, the command reference is
+generated.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_readme_shows_output():
     assert len(shown_outputs()) >= 1
 
 
-@pytest.mark.parametrize(("command", "output"), shown_outputs(), ids=[command for command, _ in shown_outputs()])
+@pytest.mark.parametrize(
+    ("command", "output"), shown_outputs(), ids=[command for command, _ in shown_outputs()]
+)
 def test_readme_shows_what_the_program_prints(
     command: str, output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -49,11 +53,15 @@ def test_readme_shows_what_the_program_prints(
     words = shlex.split(command)
     assert words[0] == "memplan"
     run(words[1:])
-    assert capsys.readouterr().out.strip("\n") == output, f"run `{command} > ...` and put its output into README.md"
+    assert capsys.readouterr().out.strip("\n") == output, (
+        f"run `{command} > ...` and put its output into README.md"
+    )
 
 
 def test_command_reference_is_not_stale():
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_docs.page(), "run: python -m memplan.render.cli_docs > docs/cli.md"
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_docs.page(), (
+        "run: python -m memplan.render.cli_docs > docs/cli.md"
+    )
 
 
 def test_every_command_but_those_that_make_pages_answers_a_script():
@@ -77,22 +85,38 @@ def test_the_architecture_names_every_package_and_only_what_exists():
     import tomllib
 
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
     missing = [name for name in packages if name.replace(".", "/") not in page]
     assert not missing, f"docs/architecture.md does not mention {missing}"
-    for path in re.findall(r"`((?:planner|profiler|validate|memplan|benchmarks|tests|measurements)/[\w/.]*)`", page):
+    for path in re.findall(
+        r"`((?:planner|profiler|validate|memplan|benchmarks|tests|measurements)/[\w/.]*)`", page
+    ):
         assert (ROOT / path).exists(), f"docs/architecture.md names {path}"
 
 
 def test_the_page_of_peers_is_what_its_scores_say():
     """Every cell of docs/peers.md comes out of the renderer, from the scores that the command keeps."""
-    done = subprocess.run([sys.executable, "benchmarks/peers.py", "--page"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/peers.py", "--page"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     page = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
     assert page == done.stdout, "run: python benchmarks/peers.py --page > docs/peers.md"
     scores = json.loads((ROOT / "benchmarks" / "peers.json").read_text(encoding="utf-8"))
-    assert {f"memplan {engine}" for engine in ("formula", "trace")} < {row["name"] for row in scores["scores"]}
+    assert {f"memplan {engine}" for engine in ("formula", "trace")} < {
+        row["name"] for row in scores["scores"]
+    }
     for row in scores["scores"]:
         assert f"| {row['name']} | {row['answered']} |" in page
-    trace, formula = ({row["name"]: row for row in scores["scores"]}[f"memplan {engine}"] for engine in ("trace", "formula"))
+    trace, formula = (
+        {row["name"]: row for row in scores["scores"]}[f"memplan {engine}"] for engine in ("trace", "formula")
+    )
     told = (formula["median"], formula["worst"], trace["worst"])
-    assert all(f"{share * 100:.1f} %" in README for share in told), "README tells other errors than docs/peers.md"
+    assert all(f"{share * 100:.1f} %" in README for share in told), (
+        "README tells other errors than docs/peers.md"
+    )

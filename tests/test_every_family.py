@@ -1,4 +1,6 @@
-"""One model of every family under every kind of method: rows that add up and say why, or one sentence with the next move."""
+"""One model of every family under every kind of method: rows that add up and say why, or one sentence with
+the next move.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Symbolic sizes: canonical form, and three evaluators that agree (Python int, NumPy, JavaScript through node)."""
+"""Symbolic sizes: canonical form, and three evaluators that agree (Python int, NumPy, JavaScript through
+node).
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,14 @@ def test_ceil_division_folds_only_where_exact() -> None:
 
 def test_smaller_larger_and_next_power_of_two() -> None:
     sizes = (1, 2, 3, 4, 5, 1023, 1024, 1025, 10**6)
-    found = [(minimum(S, 1024).evaluate({"S": n}), exceeds(S, 1024).evaluate({"S": n}), power_of_two(S).evaluate({"S": n})) for n in sizes]
+    found = [
+        (
+            minimum(S, 1024).evaluate({"S": n}),
+            exceeds(S, 1024).evaluate({"S": n}),
+            power_of_two(S).evaluate({"S": n}),
+        )
+        for n in sizes
+    ]
     assert found == [(min(n, 1024), int(n > 1024), 1 << (n - 1).bit_length()) for n in sizes]
 
 

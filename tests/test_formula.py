@@ -21,8 +21,21 @@ def predict(model: str, **fields: Any) -> Any:
     return plan(find(model).spec(), resolve(fields))
 
 
-EVERY = ["full", "freeze", "lora", "qlora", "adalora", "dora", "rslora", "lora+", "lora-fa", "ia3", "adapter", "prompt-tuning",
-         "prefix-tuning"]  # fmt: skip
+EVERY = [
+    "full",
+    "freeze",
+    "lora",
+    "qlora",
+    "adalora",
+    "dora",
+    "rslora",
+    "lora+",
+    "lora-fa",
+    "ia3",
+    "adapter",
+    "prompt-tuning",
+    "prefix-tuning",
+]
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -31,38 +44,64 @@ def test_every_method_gives_every_moment(method: str) -> None:
     assert tuple(m.moment for m in prediction.moments) == MOMENTS
     assert prediction.peak.allocated_bytes == max(m.allocated_bytes for m in prediction.moments)
     for moment in prediction.moments:
-        assert sum(moment.components.values()) == moment.allocated_bytes == sum(row.bytes for row in moment.rows)
+        assert (
+            sum(moment.components.values()) == moment.allocated_bytes == sum(row.bytes for row in moment.rows)
+        )
         assert all(row.bytes > 0 and row.count > 0 and row.why for row in moment.rows)
-    assert prediction.peak.reserved_bytes % 2**21 == 0 and 0 <= prediction.peak.reserved_bytes - prediction.peak.allocated_bytes < 2**21
+    assert (
+        prediction.peak.reserved_bytes % 2**21 == 0
+        and 0 <= prediction.peak.reserved_bytes - prediction.peak.allocated_bytes < 2**21
+    )
     assert prediction.to_document(explain=True)["rows"]
 
 
 def test_inference_has_weights_and_no_backward() -> None:
     prediction = predict("llama-7b", method="inference", recipe="raw", sequence_length=4096)
     assert [m.moment for m in prediction.moments] == ["load_peak", "load", "forward"]
-    assert prediction.trainable_parameters == 0 and prediction.moment("forward").components["optimizer_states"] == 0
+    assert (
+        prediction.trainable_parameters == 0
+        and prediction.moment("forward").components["optimizer_states"] == 0
+    )
 
 
 def test_inference_holds_one_cache_and_the_last_logits() -> None:
-    rows = {row.name: row for row in predict("llama-7b", method="inference", recipe="raw", sequence_length=4096).moment("forward").rows}
+    rows = {
+        row.name: row
+        for row in predict("llama-7b", method="inference", recipe="raw", sequence_length=4096)
+        .moment("forward")
+        .rows
+    }
     cache = sum(row.bytes for name, row in rows.items() if "cached" in name)
-    assert cache == 2 * 32 * 32 * 128 * 4096 * 2  # keys and values x layers x heads x head size x tokens x bfloat16
+    assert (
+        cache == 2 * 32 * 32 * 128 * 4096 * 2
+    )  # keys and values x layers x heads x head size x tokens x bfloat16
     logits = [row for name, row in rows.items() if row.shape[-1] == 32000 and row.component == "activations"]
     assert not logits or sum(row.bytes for row in logits) <= 32000 * 4  # one token's
 
 
 def test_latent_attention_caches_its_latents() -> None:
     """DeepSeek: a latent of 512 and one rotary key of 64 for each token and layer, whatever the heads."""
-    rows = predict("deepseek-v2-lite", method="inference", recipe="raw", sequence_length=2048).moment("forward").rows
+    rows = (
+        predict("deepseek-v2-lite", method="inference", recipe="raw", sequence_length=2048)
+        .moment("forward")
+        .rows
+    )
     assert sum(row.bytes for row in rows if "cached" in row.name) == 27 * 2048 * (512 + 64) * 2
 
 
 def test_full_fine_tuning_of_llama_7b_by_hand() -> None:
-    """bf16 weights and gradients, two bf16 Adam states: 8 bytes a parameter, and foreach's roots at the step: 10."""
-    prediction = predict("llama-7b", method="full", recipe="raw", sequence_length=512, checkpointing="non_reentrant")
+    """bf16 weights and gradients, two bf16 Adam states: 8 bytes a parameter, and foreach's roots at the step:
+    10.
+    """
+    prediction = predict(
+        "llama-7b", method="full", recipe="raw", sequence_length=512, checkpointing="non_reentrant"
+    )
     parameters = 6_738_415_616
     step = prediction.moment("optimizer_step")
-    assert step.components["gradients"] == 2 * parameters and step.components["optimizer_states"] == 4 * parameters
+    assert (
+        step.components["gradients"] == 2 * parameters
+        and step.components["optimizer_states"] == 4 * parameters
+    )
     roots = sum(row.bytes for row in step.rows if "square root" in row.name)
     assert roots == 2 * parameters
     assert prediction.peak.moment == "optimizer_step"
@@ -78,13 +117,19 @@ def test_logits_and_loss_at_the_backward_peak_of_qlora() -> None:
 
 def test_paged_states_are_host_bytes() -> None:
     prediction = predict("llama-7b", method="qlora", recipe="paper")
-    assert prediction.host_bytes > 0 and prediction.moment("backward").components["optimizer_states"] < prediction.host_bytes
+    assert (
+        prediction.host_bytes > 0
+        and prediction.moment("backward").components["optimizer_states"] < prediction.host_bytes
+    )
 
 
 def test_one_structure_is_built_once() -> None:
     spec = find("llama-7b").spec()
     first = symbolic(spec, resolve({"method": "lora", "micro_batch": 2, "sequence_length": 128, "rank": 4}))
-    assert symbolic(spec, resolve({"method": "lora", "micro_batch": 7, "sequence_length": 999, "rank": 64})) is first
+    assert (
+        symbolic(spec, resolve({"method": "lora", "micro_batch": 7, "sequence_length": 999, "rank": 64}))
+        is first
+    )
     assert symbolic(spec, resolve({"method": "lora", "dropout": 0.1})) is not first
 
 
@@ -97,7 +142,9 @@ def test_totals_are_the_sums_of_the_explained_rows() -> None:
 
 
 def test_depth_is_exact_however_layers_are_grouped() -> None:
-    """Layers in repeated blocks against the same layers walked one by one: compress() replaced by single layers."""
+    """Layers in repeated blocks against the same layers walked one by one: compress() replaced by single
+    layers.
+    """
     from memplan.planner.formula.forward import decoder
 
     config = {
@@ -203,9 +250,13 @@ FALCON: dict[str, Any] = {
 
 
 @pytest.mark.trace
-@pytest.mark.parametrize(("family", "fields"), TRACED, ids=lambda value: value if isinstance(value, str) else value["method"])
+@pytest.mark.parametrize(
+    ("family", "fields"), TRACED, ids=lambda value: value if isinstance(value, str) else value["method"]
+)
 def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
-    """Tensor bytes of each moment of the step, within 0.1 %: what is left are scalars and the allocator's rounding."""
+    """Tensor bytes of each moment of the step, within 0.1 %: what is left are scalars and the allocator's
+    rounding.
+    """
     pytest.importorskip("torch")
     pytest.importorskip("peft")
     if fields["method"] == "qlora" or "quant_type" in fields:
@@ -215,7 +266,10 @@ def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
     config = {"model_type": family, **(FALCON if family == "falcon" else TINY)}
     setup = resolve({"micro_batch": 2, "sequence_length": 512, **fields})
     traced, planned = trace(config, setup), plan(read_config(config), setup)
-    assert planned.trainable_parameters == traced.trainable_parameters and planned.total_parameters == traced.total_parameters
+    assert (
+        planned.trainable_parameters == traced.trainable_parameters
+        and planned.total_parameters == traced.total_parameters
+    )
     for name in ("forward", "backward", "optimizer_step"):
         expected = sum(row.bytes for row in traced.moment(name).rows)
         assert planned.moment(name).allocated_bytes == pytest.approx(expected, rel=1e-3), name

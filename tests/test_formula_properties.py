@@ -36,7 +36,9 @@ def config(layers: int, family: str = "llama") -> dict[str, Any]:
     }
 
 
-SPECS: dict[tuple[str, int], ModelSpec] = {(f, n): read_config(config(n, f)) for f in ("llama", "mistral", "gemma2") for n in LAYERS}
+SPECS: dict[tuple[str, int], ModelSpec] = {
+    (f, n): read_config(config(n, f)) for f in ("llama", "mistral", "gemma2") for n in LAYERS
+}
 
 STRUCTURES = st.fixed_dictionaries(
     {
@@ -62,7 +64,9 @@ def built(family: str, layers: int, fields: dict[str, Any]) -> tuple[Setup, Symb
 
 @given(FAMILIES, STRUCTURES, SIZES)
 @QUICK
-def test_components_add_up_and_nothing_is_negative(family: str, fields: dict[str, Any], sizes: tuple[int, int, int]) -> None:
+def test_components_add_up_and_nothing_is_negative(
+    family: str, fields: dict[str, Any], sizes: tuple[int, int, int]
+) -> None:
     _, structure = built(family, 5, fields)
     for moment in structure.breakdowns(*sizes):
         assert all(row.bytes > 0 and row.count > 0 for row in moment.rows), moment.moment
@@ -71,8 +75,12 @@ def test_components_add_up_and_nothing_is_negative(family: str, fields: dict[str
 
 @given(FAMILIES, STRUCTURES, SIZES, st.sampled_from(("batch", "sequence", "rank")), st.integers(1, 50))
 @QUICK
-def test_larger_sizes_never_need_less(family: str, fields: dict[str, Any], sizes: tuple[int, int, int], axis: str, more: int) -> None:
-    """With the discrete choices fixed; B = 1 and windows that do not cut are choices too: both points are in the larger one's."""
+def test_larger_sizes_never_need_less(
+    family: str, fields: dict[str, Any], sizes: tuple[int, int, int], axis: str, more: int
+) -> None:
+    """With the discrete choices fixed; B = 1 and windows that do not cut are choices too: both points are in
+    the larger one's.
+    """
     _, structure = built(family, 5, fields)
     larger = list(sizes)
     larger[("batch", "sequence", "rank").index(axis)] += more
@@ -83,18 +91,27 @@ def test_larger_sizes_never_need_less(family: str, fields: dict[str, Any], sizes
 
 @given(FAMILIES, STRUCTURES, SIZES)
 @QUICK
-def test_more_layers_never_need_less(family: str, fields: dict[str, Any], sizes: tuple[int, int, int]) -> None:
+def test_more_layers_never_need_less(
+    family: str, fields: dict[str, Any], sizes: tuple[int, int, int]
+) -> None:
     peaks = [built(family, layers, fields)[1].totals(*sizes) for layers in LAYERS]
     for shallow, deep in zip(peaks, peaks[1:], strict=False):
         assert all(deep.moments[name] >= shallow.moments[name] for name in shallow.moments)
 
 
-@given(FAMILIES, STRUCTURES.filter(lambda f: f["method"] != "freeze"), SIZES, st.sampled_from(("non_reentrant", "reentrant")))
+@given(
+    FAMILIES,
+    STRUCTURES.filter(lambda f: f["method"] != "freeze"),
+    SIZES,
+    st.sampled_from(("non_reentrant", "reentrant")),
+)
 @QUICK
 def test_checkpointing_never_saves_more_when_every_layer_trains(
     family: str, fields: dict[str, Any], sizes: tuple[int, int, int], kind: str
 ) -> None:
-    """Compared at the end of the forward, where what was saved is all there: the largest state of the forward moment."""
+    """Compared at the end of the forward, where what was saved is all there: the largest state of the forward
+    moment.
+    """
     plain = built(family, 9, {**fields, "checkpointing": "none"})[1]
     saving = built(family, 9, {**fields, "checkpointing": kind})[1]
     saved = [saved_at_backward(structure, sizes) for structure in (plain, saving)]
@@ -117,11 +134,15 @@ def saved_at_backward(structure: Symbolic, sizes: tuple[int, int, int]) -> int:
 
 @given(FAMILIES, STRUCTURES, SIZES)
 @QUICK
-def test_a_prediction_equals_its_structure(family: str, fields: dict[str, Any], sizes: tuple[int, int, int]) -> None:
+def test_a_prediction_equals_its_structure(
+    family: str, fields: dict[str, Any], sizes: tuple[int, int, int]
+) -> None:
     setup = resolve({**fields, "micro_batch": sizes[0], "sequence_length": sizes[1], "rank": sizes[2]})
     spec = SPECS[family, 5]
     rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
-    assert plan(spec, setup).peak.allocated_bytes == symbolic(spec, setup).totals(sizes[0], sizes[1], rank).peak
+    assert (
+        plan(spec, setup).peak.allocated_bytes == symbolic(spec, setup).totals(sizes[0], sizes[1], rank).peak
+    )
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")

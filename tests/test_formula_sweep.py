@@ -1,4 +1,6 @@
-"""A seeded sample of benchmarks/formula_vs_trace.py: random small models and setups; the formula is within its tier of the trace."""
+"""A seeded sample of benchmarks/formula_vs_trace.py: random small models and setups; the formula is within
+its tier of the trace.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_peaks_are_within_the_tier(script: ModuleType, sample: list[dict[str, An
     assert statistics.median(errors) <= 0.01
 
 
-def test_every_moment_of_the_step_is_within_the_tier(script: ModuleType, sample: list[dict[str, Any]]) -> None:
+def test_every_moment_of_the_step_is_within_the_tier(
+    script: ModuleType, sample: list[dict[str, Any]]
+) -> None:
     for moment in script.STEP:
         found = [case for case in sample if moment in case.get("moments", {})]
         errors = [abs(case["moments"][moment]["error"]) for case in found]
@@ -60,9 +64,18 @@ def test_trained_and_total_parameters_are_equal(sample: list[dict[str, Any]]) ->
 
 def test_rows_that_differ_are_named(script: ModuleType) -> None:
     def moment(*rows: tuple[str, int, int]) -> Breakdown:
-        return Breakdown("forward", tuple(Row(name, (4,), "float32", count, size * count, "temporaries", "") for name, count, size in rows))
+        return Breakdown(
+            "forward",
+            tuple(
+                Row(name, (4,), "float32", count, size * count, "temporaries", "")
+                for name, count, size in rows
+            ),
+        )
 
-    lines = script.differing(moment(("kept", 2, 16), ("extra", 3, 40)), moment(("kept", 2, 16), ("other", 1, 40), ("missing", 1, 8)))
+    lines = script.differing(
+        moment(("kept", 2, 16), ("extra", 3, 40)),
+        moment(("kept", 2, 16), ("other", 1, 40), ("missing", 1, 8)),
+    )
     assert len(lines) == 2 and "extra" in lines[0] and "other" in lines[0] and "missing" in lines[1]
 
 

@@ -1,4 +1,6 @@
-"""gpus.json is documented data: every card has a size, a source and sane numbers; every way to name one finds it."""
+"""gpus.json is documented data: every card has a size, a source and sane numbers; every way to name one finds
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,38 @@ DERIVED = {
 def test_there_are_at_least_sixty_cards_of_every_kind():
     assert len(ALL) >= 60
     assert {gpu.kind for gpu in ALL} == {"datacenter", "workstation", "consumer", "edge", "amd", "apple"}
-    assert {"t4", "l4", "rtx-3090", "rtx-4090", "rtx-5090", "a10g", "a100-40gb", "a100-80gb", "l40s", "h100-80gb", "h200", "b200"} <= set(
-        gpus()
-    )
+    assert {
+        "t4",
+        "l4",
+        "rtx-3090",
+        "rtx-4090",
+        "rtx-5090",
+        "a10g",
+        "a100-40gb",
+        "a100-80gb",
+        "l40s",
+        "h100-80gb",
+        "h200",
+        "b200",
+    } <= set(gpus())
 
 
 @pytest.mark.parametrize("gpu", ALL, ids=lambda gpu: gpu.name)
 def test_every_card_is_documented(gpu: Gpu):
     assert gpu.marketing_gb is not None
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", gpu.name)
-    assert 0.7 * gpu.marketing_gb * 10**9 < gpu.usable_bytes < gpu.marketing_gb * GIB, "usable is below the label and not absurdly so"
+    assert 0.7 * gpu.marketing_gb * 10**9 < gpu.usable_bytes < gpu.marketing_gb * GIB, (
+        "usable is below the label and not absurdly so"
+    )
     assert gpu.context_bytes > 100 * 2**20 and gpu.context_source
-    assert gpu.source in module._file()["sources"] or re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", gpu.source), "a source key or a public thread"
+    assert gpu.source in module._file()["sources"] or re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", gpu.source), (
+        "a source key or a public thread"
+    )
     assert len(explain_source(gpu)) > 20
     if gpu.source in DERIVED:
-        assert gpu.usable_bytes == DERIVED[gpu.source](int(gpu.marketing_gb)), "a derived size follows its rule"
+        assert gpu.usable_bytes == DERIVED[gpu.source](int(gpu.marketing_gb)), (
+            "a derived size follows its rule"
+        )
     assert gpu.verified == (gpu.kind not in ("amd", "apple"))
     if gpu.verified and gpu.name != "jetson-agx-thor":
         assert gpu.capability is not None and (6, 0) <= gpu.capability <= (12, 1)
@@ -46,7 +65,13 @@ def test_every_card_is_documented(gpu: Gpu):
 
 
 def test_cards_with_one_chip_and_more_memory_hold_more():
-    for smaller, larger in (("b200", "gb200"), ("gb200", "b300"), ("b300", "gb300"), ("h100-80gb", "h200"), ("gh200-96gb", "gh200-144gb")):
+    for smaller, larger in (
+        ("b200", "gb200"),
+        ("gb200", "b300"),
+        ("b300", "gb300"),
+        ("h100-80gb", "h200"),
+        ("gh200-96gb", "gh200-144gb"),
+    ):
         assert find_gpu(smaller).usable_bytes < find_gpu(larger).usable_bytes
 
 
@@ -92,7 +117,21 @@ def test_a_size_is_a_budget():
 
 
 @pytest.mark.parametrize(
-    "text", ["rtx-4099", "a100", "", "12 parsecs", "-4GiB", "24", "0GiB", "nan", "1e400GiB", "9" * 400 + "GiB", "\x00", "x" * 10_000]
+    "text",
+    [
+        "rtx-4099",
+        "a100",
+        "",
+        "12 parsecs",
+        "-4GiB",
+        "24",
+        "0GiB",
+        "nan",
+        "1e400GiB",
+        "9" * 400 + "GiB",
+        "\x00",
+        "x" * 10_000,
+    ],
 )
 def test_what_is_no_gpu_is_one_readable_message(text: str):
     with pytest.raises(UsageError) as caught:

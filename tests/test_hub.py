@@ -1,4 +1,6 @@
-"""Models by id: the cache by path, then the real client against a loopback server that speaks the hub's routes, healthy and faulty."""
+"""Models by id: the cache by path, then the real client against a loopback server that speaks the hub's
+routes, healthy and faulty.
+"""
 
 import json
 import struct
@@ -10,8 +12,15 @@ import pytest
 from memplan.planner.inputs import hub
 from memplan.planner.tables.errors import NetworkError, UsageError
 
-CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "vocab_size": 100, "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "architectures": ["LlamaForCausalLM"],
+}
 COMMIT = "a" * 40
 
 
@@ -69,13 +78,24 @@ def test_exact_dtypes_come_from_headers_and_fill_a_config_that_names_none(cache)
 
 def test_sharded_headers(cache):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    shards = {"model-1.safetensors": safetensors({"a": ("F32", (2, 3))}), "model-2.safetensors": safetensors({"b": ("F32", (4,))})}
+    shards = {
+        "model-1.safetensors": safetensors({"a": ("F32", (2, 3))}),
+        "model-2.safetensors": safetensors({"b": ("F32", (4,))}),
+    }
     put(cache, "some/model", {"config.json": CONFIG, "model.safetensors.index.json": index, **shards})
     assert hub.parameters_by_dtype(list(hub.cached_tensors("some/model"))) == {"float32": 10}
 
 
-@pytest.mark.parametrize("content", [b"", b"12345678", struct.pack("<Q", 10**12), struct.pack("<Q", 4) + b"{{{{",
-                                     struct.pack("<Q", 13) + b'{"a": {"x":1}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"12345678",
+        struct.pack("<Q", 10**12),
+        struct.pack("<Q", 4) + b"{{{{",
+        struct.pack("<Q", 13) + b'{"a": {"x":1}',
+    ],
+)
 def test_a_broken_header_is_one_message(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -119,8 +139,15 @@ class Hub(BaseHTTPRequestHandler):
     def reply(self, head):
         Hub.asked.append(self.headers.get("authorization", ""))
         mood = self.path.split("/")[2] if self.path.count("/") >= 2 else ""
-        codes = {"gated": (403, "GatedRepo"), "unknown": (401, "RepoNotFound"), "missing": (404, "EntryNotFound"), "forbidden": (403, ""),
-                 "busy": (429, ""), "broken": (500, ""), "gone": (404, "RepoNotFound")}  # fmt: skip
+        codes = {
+            "gated": (403, "GatedRepo"),
+            "unknown": (401, "RepoNotFound"),
+            "missing": (404, "EntryNotFound"),
+            "forbidden": (403, ""),
+            "busy": (429, ""),
+            "broken": (500, ""),
+            "gone": (404, "RepoNotFound"),
+        }
         if mood == "silent":
             self.server.release.wait(20)
             self.close_connection = True
@@ -137,7 +164,9 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", '"' + "b" * 40 + '"')
-        claimed = 50_000_000 if mood == "huge" else len(content) + (100 if mood == "truncated" and not head else 0)
+        claimed = (
+            50_000_000 if mood == "huge" else len(content) + (100 if mood == "truncated" and not head else 0)
+        )
         self.send_header("Content-Length", str(claimed))
         self.end_headers()
         if not head:
@@ -161,7 +190,9 @@ def server(cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "SECONDS", 1.0)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its own retries; here there is nothing to wait for
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: None
+    )  # the client waits between its own retries; here there is nothing to wait for
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{httpd.server_address[1]}")
     monkeypatch.setenv("HF_TOKEN", "hf_thisTokenIsForTheTest")
     Hub.asked = []
@@ -178,17 +209,20 @@ def test_the_real_client_fetches_a_config_with_the_token_and_then_finds_it_cache
     assert hub.find_config("org/good")[1] == "Hugging Face cache (org/good)"
 
 
-@pytest.mark.parametrize(("mood", "message"), [
-    ("gated", "it is gated: accept its licence"),
-    ("unknown", "HTTP 401: the hub does not know this repository"),
-    ("forbidden", "HTTP 403: your token may not read it"),
-    ("missing", "the repository is there, the file is not"),
-    ("gone", "HTTP 404: the hub has no such repository"),
-    ("busy", "HTTP 429: the hub refuses further requests"),
-    ("broken", "HTTP 500: the hub has a fault of its own"),
-    ("truncated", "incomplete or not what the hub sends"),
-    ("silent", "did not answer within 1 seconds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mood", "message"),
+    [
+        ("gated", "it is gated: accept its licence"),
+        ("unknown", "HTTP 401: the hub does not know this repository"),
+        ("forbidden", "HTTP 403: your token may not read it"),
+        ("missing", "the repository is there, the file is not"),
+        ("gone", "HTTP 404: the hub has no such repository"),
+        ("busy", "HTTP 429: the hub refuses further requests"),
+        ("broken", "HTTP 500: the hub has a fault of its own"),
+        ("truncated", "incomplete or not what the hub sends"),
+        ("silent", "did not answer within 1 seconds"),
+    ],
+)
 def test_each_fault_is_one_message_with_exit_code_3(server, mood, message):
     with pytest.raises(NetworkError) as caught:
         hub.find_config(f"org/{mood}")

@@ -1,4 +1,6 @@
-"""What an importer says beside the settings: unknown keys, what is not followed and which way that errs, what was assumed."""
+"""What an importer says beside the settings: unknown keys, what is not followed and which way that errs, what
+was assumed.
+"""
 
 from pathlib import Path
 
@@ -28,25 +30,43 @@ def test_a_key_that_moves_memory_and_is_not_followed_says_so(tmp_path):
 
 def test_sharding_files_beside_a_training_file():
     imported = read_training_file(DATA / "axolotl_full.yaml", beside=(DATA / "accelerate_fsdp2.yaml",))
-    assert (imported.fields["parallel"], imported.fields["gpus"], imported.fields["micro_batch"]) == ("fsdp", 8, 4)
+    assert (imported.fields["parallel"], imported.fields["gpus"], imported.fields["micro_batch"]) == (
+        "fsdp",
+        8,
+        4,
+    )
 
 
 def test_a_deepspeed_file_that_is_not_there_is_said(tmp_path):
     path = tmp_path / "lf.yaml"
     path.write_text((DATA / "llamafactory_full_ds.yaml").read_text())
     imported = read_training_file(path)
-    assert imported.fields["parallel"] == "zero3" and any("not beside" in warning for warning in imported.warnings)
+    assert imported.fields["parallel"] == "zero3" and any(
+        "not beside" in warning for warning in imported.warnings
+    )
     path.write_text("model_name_or_path: a\nstage: sft\ndeepspeed: ../../../etc/passwd\n")
     assert "passwd is not beside" in read_training_file(path).warnings[-1]
 
 
-@pytest.mark.parametrize(("lines", "loss", "words"), [
-    ("liger_fused_linear_cross_entropy: true", "fused", None),
-    ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]", "fused", "cut cross-entropy"),
-    ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\ncut_cross_entropy: false", "full", None),
-    ("chunked_cross_entropy: true", "chunked", None),
-    ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "full", "a plugin other than"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "loss", "words"),
+    [
+        ("liger_fused_linear_cross_entropy: true", "fused", None),
+        (
+            "plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]",
+            "fused",
+            "cut cross-entropy",
+        ),
+        (
+            "plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\ncut_cross_entropy: "
+            "false",
+            "full",
+            None,
+        ),
+        ("chunked_cross_entropy: true", "chunked", None),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "full", "a plugin other than"),
+    ],
+)
 def test_axolotls_losses(tmp_path, lines, loss, words):
     path = tmp_path / "a.yaml"
     path.write_text(f"base_model: a\nmicro_batch_size: 1\n{lines}\n")
@@ -55,25 +75,39 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
     assert any(words in warning for warning in imported.warnings) if words else not imported.warnings
 
 
-@pytest.mark.parametrize(("lines", "words"), [
-    ("tiled_mlp: true", "on the high side"),
-    ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction is on the high side"),
-    ("liger_rms_norm: true", "on the high side"),
-    ("rl: dpo", "on the low side"),
-    ("optimizer: adamw_torch_8bit", "has no row: adamw_torch_fused's states are assumed, so the prediction is on the high side"),
-    ("optimizer: grokadamw", "on the low side"),
-    ("cut_cross_entropy: true", "on the high side"),
-    ("context_parapllel_size: 2", "unknown key context_parapllel_size (did you mean context_parallel_size?)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("tiled_mlp: true", "on the high side"),
+        ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction is on the high side"),
+        ("liger_rms_norm: true", "on the high side"),
+        ("rl: dpo", "on the low side"),
+        (
+            "optimizer: adamw_torch_8bit",
+            "has no row: adamw_torch_fused's states are assumed, so the prediction is on the high side",
+        ),
+        ("optimizer: grokadamw", "on the low side"),
+        ("cut_cross_entropy: true", "on the high side"),
+        (
+            "context_parapllel_size: 2",
+            "unknown key context_parapllel_size (did you mean context_parallel_size?)",
+        ),
+    ],
+)
 def test_a_warning_says_which_way_the_number_errs_or_what_was_meant(tmp_path, lines, words):
     path = tmp_path / "a.yaml"
     path.write_text(f"base_model: a\nmicro_batch_size: 1\n{lines}\n")
-    assert any(words in warning for warning in read_training_file(path).warnings), read_training_file(path).warnings
+    assert any(words in warning for warning in read_training_file(path).warnings), read_training_file(
+        path
+    ).warnings
 
 
 def test_a_handbook_file_of_preference_training_is_trls_and_says_what_it_lacks(tmp_path):
     path = tmp_path / "dpo.yaml"
-    path.write_text("model_name_or_path: a\ndataset_mixture: {x: 1}\ntorch_dtype: bfloat16\nbeta: 0.1\nmax_prompt_length: 512\n")
+    path.write_text(
+        "model_name_or_path: a\ndataset_mixture: {x: 1}\ntorch_dtype: bfloat16\nbeta: "
+        "0.1\nmax_prompt_length: 512\n"
+    )
     imported = read_training_file(path)
     assert imported.format == "trl" and not imported.by_status("unknown")
     assert any("reference model" in warning and "low side" in warning for warning in imported.warnings)
@@ -81,7 +115,9 @@ def test_a_handbook_file_of_preference_training_is_trls_and_says_what_it_lacks(t
 
 def test_llamafactorys_v1_says_what_it_assumed():
     warnings = read_training_file(DATA / "llamafactory_v1_full.yaml").warnings
-    assert any("optim_config.name" in warning for warning in warnings) and any("global_batch_size" in warning for warning in warnings)
+    assert any("optim_config.name" in warning for warning in warnings) and any(
+        "global_batch_size" in warning for warning in warnings
+    )
     warnings = read_training_file(DATA / "llamafactory_v1_qlora.yaml").warnings
     assert any("kernels" in warning and "high side" in warning for warning in warnings)
 
@@ -100,16 +136,23 @@ def test_every_torchtune_builder_names_an_entry_of_the_catalogue():
     assert set(MODELS.values()) <= set(names())
 
 
-@pytest.mark.parametrize(("pattern", "targets"), [
-    (r"model.language_model.layers.[\\d]+.(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o)_proj",
-     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
-    (r".*\\.self_attn\\.(q|v)_proj", {"q_proj", "v_proj"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "targets"),
+    [
+        (
+            r"model.language_model.layers.[\\d]+.(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o)_proj",
+            {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+        ),
+        (r".*\\.self_attn\\.(q|v)_proj", {"q_proj", "v_proj"}),
+    ],
+)
 def test_a_pattern_of_targets_is_read_as_the_modules_that_it_means(tmp_path, pattern, targets):
     path = tmp_path / "a.yaml"
     path.write_text(f'base_model: a\nmicro_batch_size: 1\nadapter: lora\nlora_target_modules: "{pattern}"\n')
     imported = read_training_file(path)
-    assert set(imported.fields["targets"]) == targets and any("pattern" in warning for warning in imported.warnings)
+    assert set(imported.fields["targets"]) == targets and any(
+        "pattern" in warning for warning in imported.warnings
+    )
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", ".*(x|y", "vision_tower.*"])

@@ -8,26 +8,29 @@ from memplan.planner.importers.files import read_training_file
 from memplan.planner.tables.errors import UsageError
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("base_model: a\nmicro_batch_size: two\n", "micro_batch_size is 'two': expected a whole number"),
-    ("base_model: a\nmicro_batch_size: 0\n", "micro_batch_size is 0"),
-    ("base_model: a\ndatasets: []\nadapter: mixlora\n", "adapter 'mixlora' has no row"),
-    ("base_model: a\ndatasets: []\noptimizer: adamv\n", "did you mean"),
-    ("base_model: a\ndatasets: []\nattn_implementation: flsh\n", "unknown attention implementation"),
-    ("base_model: a\ndatasets: []\nbf16: maybe\n", "expected true, false, auto or full"),
-    ("model_name_or_path: a\nfinetuning_type: lorra\n", "expected one of lora, full, freeze, oft"),
-    ("model_name_or_path: a\nstage: sft\nfinetuning_type: oft\n", "adapter_config.json"),
-    ("hello: world\n", "no training file that memplan knows"),
-    ("- a\n- b\n", "not a mapping"),
-    ("", "is empty"),
-    ("a: 1\na: 2\n", "twice (line 2)"),
-    ("a: !!python/object/apply:os.system ['ls']\n", "a tag (line 1)"),
-    ("a: &a [*a]\n", "nested more than"),
-    ("{" * 3000, "nested more than"),
-    ("a: b: c\n", "not valid YAML, line 1"),
-    ("a: 1\n---\nb: 2\n", "another document"),
-    ("? [a]\n: 1\n", "list or a mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base_model: a\nmicro_batch_size: two\n", "micro_batch_size is 'two': expected a whole number"),
+        ("base_model: a\nmicro_batch_size: 0\n", "micro_batch_size is 0"),
+        ("base_model: a\ndatasets: []\nadapter: mixlora\n", "adapter 'mixlora' has no row"),
+        ("base_model: a\ndatasets: []\noptimizer: adamv\n", "did you mean"),
+        ("base_model: a\ndatasets: []\nattn_implementation: flsh\n", "unknown attention implementation"),
+        ("base_model: a\ndatasets: []\nbf16: maybe\n", "expected true, false, auto or full"),
+        ("model_name_or_path: a\nfinetuning_type: lorra\n", "expected one of lora, full, freeze, oft"),
+        ("model_name_or_path: a\nstage: sft\nfinetuning_type: oft\n", "adapter_config.json"),
+        ("hello: world\n", "no training file that memplan knows"),
+        ("- a\n- b\n", "not a mapping"),
+        ("", "is empty"),
+        ("a: 1\na: 2\n", "twice (line 2)"),
+        ("a: !!python/object/apply:os.system ['ls']\n", "a tag (line 1)"),
+        ("a: &a [*a]\n", "nested more than"),
+        ("{" * 3000, "nested more than"),
+        ("a: b: c\n", "not valid YAML, line 1"),
+        ("a: 1\n---\nb: 2\n", "another document"),
+        ("? [a]\n: 1\n", "list or a mapping"),
+    ],
+)
 def test_bad_files_get_one_message(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -37,7 +40,9 @@ def test_bad_files_get_one_message(tmp_path, text, message):
 
 
 def test_anchors_that_explode_are_refused_quickly(tmp_path):
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)
+    ]
     path = tmp_path / "bomb.yaml"
     path.write_text("\n".join(lines))
     with pytest.raises(UsageError, match="anchors may not multiply"):
@@ -62,14 +67,18 @@ def test_a_file_of_100_mb_is_refused_without_being_read(tmp_path):
 SECRET = "hf_QwErTyUiOpAsDfGhJkLzXcVbNm"
 
 
-@pytest.mark.parametrize("text", [
-    f"base_model: a\nmicro_batch_size: {SECRET}\n",
-    f"base_model: a\ndatasets: []\nattn_implementation: {SECRET}\n",
-    f"base_model: a\ndatasets: []\noptimizer: {SECRET}\n",
-    f"base_model: a\ndatasets: []\nhub_token: {SECRET}\nwandb_api_key: {SECRET}\nmy_own_token: {SECRET}\n{SECRET}: 1\n",
-    f"base_model: a\nx: [1, {SECRET}\n",
-    f"base_model: a\nx: *{SECRET}\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"base_model: a\nmicro_batch_size: {SECRET}\n",
+        f"base_model: a\ndatasets: []\nattn_implementation: {SECRET}\n",
+        f"base_model: a\ndatasets: []\noptimizer: {SECRET}\n",
+        f"base_model: a\ndatasets: []\nhub_token: {SECRET}\nwandb_api_key: {SECRET}\nmy_own_token: "
+        f"{SECRET}\n{SECRET}: 1\n",
+        f"base_model: a\nx: [1, {SECRET}\n",
+        f"base_model: a\nx: *{SECRET}\n",
+    ],
+)
 def test_secrets_are_never_echoed(tmp_path, text):
     path = tmp_path / "secret.yaml"
     path.write_text(text)

@@ -13,14 +13,35 @@ MODEL = find("llama-3.1-8b")
 
 
 @pytest.mark.parametrize("stack", ["axolotl", "trl", "llamafactory"])
-@pytest.mark.parametrize("fields", [
-    {"method": "full"}, {"method": "lora"}, {"method": "qlora"}, {"method": "dora"}, {"method": "rslora"},
-    {"method": "lora", "rank": 7, "alpha": 21, "targets": ("q_proj", "v_proj"), "modules_to_save": ("lm_head",), "dropout": 0.1},
-    {"method": "qlora", "micro_batch": 3, "sequence_length": 777, "gradient_accumulation": 5, "optimizer": "paged_adamw_8bit"},
-    {"method": "lora", "checkpointing": "reentrant", "attention": "flash_attention_2"},
-    {"method": "lora", "quant_type": "int8", "checkpointing": "non_reentrant"},
-    {"method": "qlora", "packed_documents": 2, "attention": "flash_attention_2"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "full"},
+        {"method": "lora"},
+        {"method": "qlora"},
+        {"method": "dora"},
+        {"method": "rslora"},
+        {
+            "method": "lora",
+            "rank": 7,
+            "alpha": 21,
+            "targets": ("q_proj", "v_proj"),
+            "modules_to_save": ("lm_head",),
+            "dropout": 0.1,
+        },
+        {
+            "method": "qlora",
+            "micro_batch": 3,
+            "sequence_length": 777,
+            "gradient_accumulation": 5,
+            "optimizer": "paged_adamw_8bit",
+        },
+        {"method": "lora", "checkpointing": "reentrant", "attention": "flash_attention_2"},
+        {"method": "lora", "quant_type": "int8", "checkpointing": "non_reentrant"},
+        {"method": "qlora", "packed_documents": 2, "attention": "flash_attention_2"},
+    ],
+    ids=str,
+)
 def test_a_stacks_own_setup_comes_back_whole(stack, fields):
     setup = resolve({"recipe": stack, **fields})
     emitted = emit_config(stack, MODEL, setup)
@@ -40,11 +61,19 @@ def test_what_a_stack_cannot_say_is_named():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"method": "lora"}, {"method": "qlora", "rank": 4}, {"method": "adalora", "init_rank": 10, "target_rank": 5}, {"method": "dora"}],
+    [
+        {"method": "lora"},
+        {"method": "qlora", "rank": 4},
+        {"method": "adalora", "init_rank": 10, "target_rank": 5},
+        {"method": "dora"},
+    ],
 )
 def test_an_adapter_file_comes_back(fields):
     emitted = emit_config("peft", MODEL, resolve(fields))
-    assert emitted.differs == () and parse(emitted.text, "adapter_config.json")["peft_type"] in ("LORA", "ADALORA")
+    assert emitted.differs == () and parse(emitted.text, "adapter_config.json")["peft_type"] in (
+        "LORA",
+        "ADALORA",
+    )
 
 
 def test_what_cannot_be_written():
@@ -61,14 +90,21 @@ def test_the_command_writes_the_chosen_configuration(tmp_path):
     from memplan.cli.fit import command
 
     path = tmp_path / "a.yaml"
-    shown = CliRunner().invoke(command, ["llama-3.1-8b", "--gpu", "rtx-4090", "--recipe", "axolotl", "--emit", "axolotl", "-o", str(path)])
+    shown = CliRunner().invoke(
+        command,
+        ["llama-3.1-8b", "--gpu", "rtx-4090", "--recipe", "axolotl", "--emit", "axolotl", "-o", str(path)],
+    )
     assert shown.exit_code == 0, shown.output
-    assert parse(path.read_text(), "a.yaml")["gradient_checkpointing"] is True  # LoRA fits with checkpointing alone
+    assert (
+        parse(path.read_text(), "a.yaml")["gradient_checkpointing"] is True
+    )  # LoRA fits with checkpointing alone
 
 
 def test_full_fine_tuning_in_sixteen_bits_is_llamafactorys_pure_bf16():
     emitted = emit_config("llamafactory", MODEL, resolve({"method": "full"}))
-    assert emitted.setup.trainable_dtype == "weight" and not any("trainable_dtype" in line for line in emitted.differs)
+    assert emitted.setup.trainable_dtype == "weight" and not any(
+        "trainable_dtype" in line for line in emitted.differs
+    )
 
 
 def test_a_file_that_would_not_fit_as_its_stack_runs_it_is_not_written(tmp_path):
@@ -81,7 +117,15 @@ def test_a_file_that_would_not_fit_as_its_stack_runs_it_is_not_written(tmp_path)
     shown = CliRunner().invoke(fit.command, args, standalone_mode=False)
     assert shown.return_value == 0 and "read back, it fits 6GiB" in shown.output and path.exists()
     path.unlink()
-    args = ["phi-3-mini", "--gpu", "23GiB", "--emit", "axolotl", "-o", str(path)]  # axolotl keeps norms and embeddings in float32
+    args = [
+        "phi-3-mini",
+        "--gpu",
+        "23GiB",
+        "--emit",
+        "axolotl",
+        "-o",
+        str(path),
+    ]  # axolotl keeps norms and embeddings in float32
     shown = CliRunner().invoke(fit.command, args, standalone_mode=False)
     assert shown.return_value == 1 and "nothing written" in shown.output and not path.exists()
 
@@ -104,5 +148,8 @@ def test_with_json_the_text_is_in_the_document_and_nothing_else_on_standard_outp
     assert (tmp_path / "a.yaml").read_text() == text and shown.return_value == 0
     assert parse(text, "a.yaml")["model_name_or_path"]
     nothing = run("llama-3.1-405b", "--gpu", "t4", "--emit", "trl", "--json")
-    assert nothing.return_value == 1 and json.loads(nothing.stdout)["emitted"] == {"format": "trl", "text": None}
+    assert nothing.return_value == 1 and json.loads(nothing.stdout)["emitted"] == {
+        "format": "trl",
+        "text": None,
+    }
     assert run("llama-3.1-405b", "--gpu", "t4", "--emit", "trl").return_value == 1

@@ -13,8 +13,14 @@ DATA = Path(__file__).parent / "data" / "importers"
 EXAMPLES = sorted(path for path in DATA.rglob("*") if path.is_file())
 
 EXPECTED = {
-    "setup_qlora.yaml": ("llama-3.1-8b", {"method": "qlora", "rank": 8, "sequence_length": 1024, "recipe": "hf"}),
-    "setup_full.json": ("gpt2", {"method": "full", "recipe": "raw", "micro_batch": 4, "targets": ("c_attn",)}),
+    "setup_qlora.yaml": (
+        "llama-3.1-8b",
+        {"method": "qlora", "rank": 8, "sequence_length": 1024, "recipe": "hf"},
+    ),
+    "setup_full.json": (
+        "gpt2",
+        {"method": "full", "recipe": "raw", "micro_batch": 4, "targets": ("c_attn",)},
+    ),
     "prediction.json": ("gpt2", {"method": "lora", "rank": 4, "micro_batch": 2}),
     "axolotl_qlora.yaml": (
         "meta-llama/Llama-3.1-8B",
@@ -65,18 +71,47 @@ EXPECTED = {
     ),
     "llamafactory_v1_lora.yaml": (
         "Qwen/Qwen2.5-0.5B",
-        {"recipe": "raw", "method": "lora", "rank": 16, "alpha": 32, "targets": ("all-linear",), "micro_batch": 2, "sequence_length": 4096,
-         "parallel": "fsdp", "checkpointing": "non_reentrant", "optimizer": "adamw_torch", "autocast": "none", "weight_dtype": "bfloat16"},
+        {
+            "recipe": "raw",
+            "method": "lora",
+            "rank": 16,
+            "alpha": 32,
+            "targets": ("all-linear",),
+            "micro_batch": 2,
+            "sequence_length": 4096,
+            "parallel": "fsdp",
+            "checkpointing": "non_reentrant",
+            "optimizer": "adamw_torch",
+            "autocast": "none",
+            "weight_dtype": "bfloat16",
+        },
     ),
     "llamafactory_v1_qlora.yaml": (
         "meta-llama/Llama-3.1-8B",
-        {"method": "qlora", "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16", "quant_storage": "bfloat16", "rank": 64,
-         "targets": ("q_proj", "v_proj"), "kbit_prepare": False, "packed_documents": 2, "attention": "flash_attention_2",
-         "sequence_length": 2048, "dropout": 0.05},
+        {
+            "method": "qlora",
+            "quant_type": "nf4",
+            "double_quant": True,
+            "compute_dtype": "bfloat16",
+            "quant_storage": "bfloat16",
+            "rank": 64,
+            "targets": ("q_proj", "v_proj"),
+            "kbit_prepare": False,
+            "packed_documents": 2,
+            "attention": "flash_attention_2",
+            "sequence_length": 2048,
+            "dropout": 0.05,
+        },
     ),
     "llamafactory_v1_full.yaml": (
         "Qwen/Qwen2.5-0.5B",
-        {"method": "full", "weight_dtype": "float32", "parallel": "zero2", "micro_batch": 4, "optimizer": "adamw_torch"},
+        {
+            "method": "full",
+            "weight_dtype": "float32",
+            "parallel": "zero2",
+            "micro_batch": 4,
+            "optimizer": "adamw_torch",
+        },
     ),
     "llamafactory_lora.yaml": (
         "meta-llama/Meta-Llama-3-8B-Instruct",
@@ -137,7 +172,15 @@ EXPECTED = {
     ),
     "trl_lora.yaml": (
         "meta-llama/Llama-3.2-1B",
-        {"method": "lora", "weight_dtype": "float32", "rank": 32, "alpha": 16, "dropout": 0.05, "sequence_length": 2048, "micro_batch": 4},
+        {
+            "method": "lora",
+            "weight_dtype": "float32",
+            "rank": 32,
+            "alpha": 16,
+            "dropout": 0.05,
+            "sequence_length": 2048,
+            "micro_batch": 4,
+        },
     ),
     "trl_qlora.yaml": (
         "meta-llama/Llama-3.1-8B",
@@ -152,11 +195,23 @@ EXPECTED = {
             "kbit_prepare": False,
         },
     ),
-    "hf_bf16.json": (None, {"recipe": "hf", "micro_batch": 4, "autocast": "bfloat16", "checkpointing": "non_reentrant"}),
-    "hf_fsdp.json": (None, {"optimizer": "adafactor", "parallel": "fsdp", "checkpointing": "non_reentrant", "micro_batch": 2}),
+    "hf_bf16.json": (
+        None,
+        {"recipe": "hf", "micro_batch": 4, "autocast": "bfloat16", "checkpointing": "non_reentrant"},
+    ),
+    "hf_fsdp.json": (
+        None,
+        {"optimizer": "adafactor", "parallel": "fsdp", "checkpointing": "non_reentrant", "micro_batch": 2},
+    ),
     "hf_fp16.json": (
         None,
-        {"autocast": "float16", "optimizer": "adamw_bnb_8bit", "checkpointing": "reentrant", "checkpoint_every": 2, "micro_batch": 8},
+        {
+            "autocast": "float16",
+            "optimizer": "adamw_bnb_8bit",
+            "checkpointing": "reentrant",
+            "checkpoint_every": 2,
+            "micro_batch": 8,
+        },
     ),
     "torchtune_qlora.yaml": (
         "llama-3.1-8b",
@@ -172,16 +227,28 @@ EXPECTED = {
             "kbit_prepare": False,
         },
     ),
-    "torchtune_full.yaml": ("llama-2-7b", {"method": "full", "optimizer": "paged_adamw_32bit", "packed_documents": 2}),
+    "torchtune_full.yaml": (
+        "llama-2-7b",
+        {"method": "full", "optimizer": "paged_adamw_32bit", "packed_documents": 2},
+    ),
     "torchtune_lora.yaml": (
         "mistral-7b",
-        {"method": "lora", "weight_dtype": "float32", "rank": 64, "checkpointing": "none", "attention": "sdpa-efficient"},
+        {
+            "method": "lora",
+            "weight_dtype": "float32",
+            "rank": 64,
+            "checkpointing": "none",
+            "attention": "sdpa-efficient",
+        },
     ),
     "lora/adapter_config.json": (
         "meta-llama/Llama-2-7b-hf",
         {"method": "rslora", "rank": 64, "alpha": 16, "targets": ("q_proj", "v_proj")},
     ),
-    "adalora/adapter_config.json": ("huggyllama/llama-7b", {"method": "adalora", "init_rank": 12, "target_rank": 4}),
+    "adalora/adapter_config.json": (
+        "huggyllama/llama-7b",
+        {"method": "adalora", "init_rank": 12, "target_rank": 4},
+    ),
     "ia3/adapter_config.json": ("bigscience/bloom-560m", {"method": "ia3"}),
     "accelerate_fsdp2.yaml": (None, {"parallel": "fsdp", "gpus": 8, "autocast": "bfloat16"}),
     "accelerate_zero3.yaml": (None, {"parallel": "zero3", "gpus": 4}),
@@ -216,7 +283,10 @@ EXPECTED = {
             "sequence_length": 2048,
         },
     ),
-    "snippet_markdown.md": ("HuggingFaceTB/SmolLM2-360M", {"recipe": "hf", "method": "full", "optimizer": "adafactor", "micro_batch": 4}),
+    "snippet_markdown.md": (
+        "HuggingFaceTB/SmolLM2-360M",
+        {"recipe": "hf", "method": "full", "optimizer": "adafactor", "micro_batch": 4},
+    ),
 }
 
 
@@ -237,10 +307,14 @@ def test_example(name):
     json.dumps(imported.to_document())
 
 
-@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.suffix in (".yaml", ".json")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.suffix in (".yaml", ".json")], ids=lambda path: path.name
+)
 def test_every_key_of_an_example_is_reported_once(path):
     imported = read_training_file(path)
     document = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
     reported = [report.key.split(".")[0] for report in imported.keys]
-    document = document.get("setup", document)  # of a prediction, its setup: a later version's fields are the reader's to drop
+    document = document.get(
+        "setup", document
+    )  # of a prediction, its setup: a later version's fields are the reader's to drop
     assert set(document) - {"a_field_of_a_later_version"} <= set(reported)

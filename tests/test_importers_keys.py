@@ -11,12 +11,24 @@ from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 
 LEAST = {
-    "axolotl": {"base_model": "openai-community/gpt2", "datasets": [], "adapter": "lora", "lora_target_linear": True},
+    "axolotl": {
+        "base_model": "openai-community/gpt2",
+        "datasets": [],
+        "adapter": "lora",
+        "lora_target_linear": True,
+    },
     "llamafactory": {"model_name_or_path": "openai-community/gpt2", "stage": "sft"},
-    "llamafactory-v1": {"model": "openai-community/gpt2", "train_dataset": "x", "peft_config": {"name": "lora"}},
+    "llamafactory-v1": {
+        "model": "openai-community/gpt2",
+        "train_dataset": "x",
+        "peft_config": {"name": "lora"},
+    },
     "trl": {"model_name_or_path": "openai-community/gpt2", "dataset_name": "x", "use_peft": True},
     "hf": {"output_dir": "x"},
-    "torchtune": {"model": {"_component_": "torchtune.models.llama2.llama2_7b"}, "optimizer": {"_component_": "torch.optim.AdamW"}},
+    "torchtune": {
+        "model": {"_component_": "torchtune.models.llama2.llama2_7b"},
+        "optimizer": {"_component_": "torch.optim.AdamW"},
+    },
     "peft": {"peft_type": "LORA", "r": 8},
     "accelerate": {"distributed_type": "NO", "compute_environment": "LOCAL_MACHINE"},
     "deepspeed": {"zero_optimization": {"stage": 2}},
@@ -39,7 +51,9 @@ def test_an_ignored_key_changes_no_setting_whatever_its_value(name):
 
 @pytest.mark.parametrize("name", LEAST)
 def test_every_ignored_key_says_why(name):
-    assert all(rule.why for rule in FORMATS[name].rules.values() if rule.status in ("ignored", "not_modelled"))
+    assert all(
+        rule.why for rule in FORMATS[name].rules.values() if rule.status in ("ignored", "not_modelled")
+    )
 
 
 def test_used_keys_move_a_setting_and_the_prediction_follows():
@@ -47,9 +61,16 @@ def test_used_keys_move_a_setting_and_the_prediction_follows():
 
     spec = find("gpt2").spec()
     base = read_document(LEAST["axolotl"], FORMATS["axolotl"], "a")
-    ignored = read_document({**LEAST["axolotl"], "learning_rate": 1, "wandb_project": "x", "save_steps": 3}, FORMATS["axolotl"], "a")
+    ignored = read_document(
+        {**LEAST["axolotl"], "learning_rate": 1, "wandb_project": "x", "save_steps": 3},
+        FORMATS["axolotl"],
+        "a",
+    )
     used = read_document({**LEAST["axolotl"], "micro_batch_size": 4}, FORMATS["axolotl"], "a")
-    peaks = [plan(spec, resolve(imported=imported.fields)).peak.allocated_bytes for imported in (base, ignored, used)]
+    peaks = [
+        plan(spec, resolve(imported=imported.fields)).peak.allocated_bytes
+        for imported in (base, ignored, used)
+    ]
     assert peaks[0] == peaks[1] < peaks[2]
 
 
@@ -81,7 +102,11 @@ def test_every_bitsandbytes_setting_of_the_installed_transformers_is_known():
 
     from memplan.planner.importers.snippet_rules import QUANTISATION
 
-    parameters = [name for name in inspect.signature(BitsAndBytesConfig.__init__).parameters if name not in ("self", "kwargs")]
+    parameters = [
+        name
+        for name in inspect.signature(BitsAndBytesConfig.__init__).parameters
+        if name not in ("self", "kwargs")
+    ]
     assert [name for name in parameters if find_rule(QUANTISATION, name) is None] == []
 
 
@@ -91,4 +116,6 @@ def test_the_page_of_formats_is_not_stale():
     from memplan.render import format_docs
 
     page = Path(__file__).parent.parent / "docs" / "formats.md"
-    assert page.read_text() == format_docs.page(), "run: python -m memplan.render.format_docs > docs/formats.md"
+    assert page.read_text() == format_docs.page(), (
+        "run: python -m memplan.render.format_docs > docs/formats.md"
+    )

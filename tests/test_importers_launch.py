@@ -22,8 +22,16 @@ LINES = [
         "meta-llama/Llama-3.1-8B",
         {"micro_batch": 1, "sequence_length": 8192, "rank": 32, "gpus": 1},
     ),
-    ("axolotl train axolotl_qlora.yaml", "meta-llama/Llama-3.1-8B", {"method": "qlora", "allocator": "expandable"}),
-    ("torchrun --nproc_per_node 4 --nnodes=2 -m axolotl.cli.train axolotl_full.yaml", "Qwen/Qwen2.5-0.5B", {"gpus": 8, "parallel": "ddp"}),
+    (
+        "axolotl train axolotl_qlora.yaml",
+        "meta-llama/Llama-3.1-8B",
+        {"method": "qlora", "allocator": "expandable"},
+    ),
+    (
+        "torchrun --nproc_per_node 4 --nnodes=2 -m axolotl.cli.train axolotl_full.yaml",
+        "Qwen/Qwen2.5-0.5B",
+        {"gpus": 8, "parallel": "ddp"},
+    ),
     (
         "llamafactory-cli train llamafactory_lora.yaml cutoff_len=4096 per_device_train_batch_size=2",
         "meta-llama/Meta-Llama-3-8B-Instruct",
@@ -35,7 +43,8 @@ LINES = [
         {"parallel": "zero3", "method": "full"},
     ),
     (
-        "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --use_peft --lora_r 32 --load_in_4bit",
+        "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --use_peft --lora_r "
+        "32 --load_in_4bit",
         "Qwen/Qwen2.5-0.5B",
         {"recipe": "trl", "method": "qlora", "rank": 32, "micro_batch": 8, "compute_dtype": "float32"},
     ),
@@ -45,29 +54,40 @@ LINES = [
         {"method": "lora", "micro_batch": 1, "checkpointing": "none"},
     ),
     (
-        "accelerate launch --num_processes 2 --mixed_precision bf16 --use_deepspeed --zero_stage 3 sft.py --model_name_or_path a/b "
+        "accelerate launch --num_processes 2 --mixed_precision bf16 --use_deepspeed --zero_stage 3 sft.py "
+        "--model_name_or_path a/b "
         "--dataset_name c --max_length 512",
         "a/b",
         {"recipe": "trl", "gpus": 2, "parallel": "zero3", "sequence_length": 512},
     ),
     (
-        "accelerate launch --num_processes=4 --use_fsdp --fsdp_reshard_after_forward false train.py --model_name_or_path a/b "
+        "accelerate launch --num_processes=4 --use_fsdp --fsdp_reshard_after_forward false train.py "
+        "--model_name_or_path a/b "
         "--per_device_train_batch_size 2 --bf16 true",
         "a/b",
         {"recipe": "hf", "gpus": 4, "parallel": "fsdp", "reshard_after_forward": False, "micro_batch": 2},
     ),
     (
-        "deepspeed --num_gpus 8 train.py --deepspeed ds_z3_config.json --model_name_or_path a/b --bf16 --per_device_train_batch_size 1",
+        "deepspeed --num_gpus 8 train.py --deepspeed ds_z3_config.json --model_name_or_path a/b --bf16 "
+        "--per_device_train_batch_size 1",
         "a/b",
         {"gpus": 8, "parallel": "zero3", "autocast": "bfloat16"},
     ),
     (
-        "PYTORCH_ALLOC_CONF=expandable_segments:True CUDA_VISIBLE_DEVICES=0 python t.py --model_name_or_path a/b --fp16 --optim adafactor",
+        "PYTORCH_ALLOC_CONF=expandable_segments:True CUDA_VISIBLE_DEVICES=0 python t.py "
+        "--model_name_or_path a/b --fp16 --optim adafactor",
         "a/b",
-        {"allocator": "expandable", "autocast": "float16", "optimizer": "adafactor", "micro_batch": 8, "gpus": 1},
+        {
+            "allocator": "expandable",
+            "autocast": "float16",
+            "optimizer": "adafactor",
+            "micro_batch": 8,
+            "gpus": 1,
+        },
     ),
     (
-        "python3.11 -m torch.distributed.run --nproc_per_node=2 run_clm.py --model_name_or_path gpt2 --output_dir o",
+        "python3.11 -m torch.distributed.run --nproc_per_node=2 run_clm.py --model_name_or_path gpt2 "
+        "--output_dir o",
         "gpt2",
         {"gpus": 2, "parallel": "ddp", "autocast": "none"},
     ),
@@ -77,7 +97,8 @@ LINES = [
         {"recipe": "hf", "method": "full", "gpus": 8, "parallel": "fsdp"},
     ),
     (
-        "python train.py --model_name_or_path a/b --output_dir o --lora_r 32 --lora_target_modules q_proj v_proj",
+        "python train.py --model_name_or_path a/b --output_dir o --lora_r 32 --lora_target_modules q_proj "
+        "v_proj",
         "a/b",
         {"recipe": "hf", "method": "lora", "rank": 32, "targets": ("q_proj", "v_proj")},
     ),
@@ -109,24 +130,29 @@ def test_launch_line(line, model, expected):
 
 
 def test_a_line_without_a_word_of_adapters_says_that_it_is_full_fine_tuning():
-    imported = read_launch(shlex.split("torchrun --nproc_per_node 8 train.py --model_name_or_path gpt2 --bf16"), DATA)
+    imported = read_launch(
+        shlex.split("torchrun --nproc_per_node 8 train.py --model_name_or_path gpt2 --bf16"), DATA
+    )
     assert any(note.startswith("full fine-tuning: no word of adapters") for note in imported.notes)
     imported = read_launch(shlex.split("python train.py --model_name_or_path gpt2 --bf16 --lora_r 8"), DATA)
     assert not imported.notes
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("", "no launch line"),
-    ("accelerate launch", "names no program"),
-    ("accelerate launch --num_processes two train.py --bf16", "--num_processes is 'two'"),
-    ("torchrun --nproc_per_node gpu train.py --bf16", "depends on the machine"),
-    ("axolotl train nowhere.yaml", "is not a file"),
-    ("axolotl train", "no options that memplan could read"),
-    ("trl sft --lora_r -", "lora_r is '-'"),
-    ("trl sft stray", "is not an option"),
-    ("tune run lora_finetune_single_device --config x", "torchtune's command line is not read"),
-    ("python train.py --optim hf_abcdefghijklmnop", "unknown optim: optimizer '(secret)'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "no launch line"),
+        ("accelerate launch", "names no program"),
+        ("accelerate launch --num_processes two train.py --bf16", "--num_processes is 'two'"),
+        ("torchrun --nproc_per_node gpu train.py --bf16", "depends on the machine"),
+        ("axolotl train nowhere.yaml", "is not a file"),
+        ("axolotl train", "no options that memplan could read"),
+        ("trl sft --lora_r -", "lora_r is '-'"),
+        ("trl sft stray", "is not an option"),
+        ("tune run lora_finetune_single_device --config x", "torchtune's command line is not read"),
+        ("python train.py --optim hf_abcdefghijklmnop", "unknown optim: optimizer '(secret)'"),
+    ],
+)
 def test_bad_launch_lines(line, message):
     with pytest.raises(UsageError) as caught:
         read_launch(shlex.split(line), DATA)
@@ -134,5 +160,17 @@ def test_bad_launch_lines(line, message):
 
 
 def test_the_tokens_of_a_launch_line_are_not_echoed():
-    imported = read_launch(["trl", "sft", "--model_name_or_path", "a/b", "--dataset_name", "c", "--hub_token", "hf_abcdefghijklmnop"], DATA)
+    imported = read_launch(
+        [
+            "trl",
+            "sft",
+            "--model_name_or_path",
+            "a/b",
+            "--dataset_name",
+            "c",
+            "--hub_token",
+            "hf_abcdefghijklmnop",
+        ],
+        DATA,
+    )
     assert "abcdefgh" not in str(imported.to_document())

@@ -1,4 +1,6 @@
-"""The layout holds: import direction, heavy libraries only where they belong, small files, unique test names, every package listed."""
+"""The layout holds: import direction, heavy libraries only where they belong, small files, unique test names,
+every package listed.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,24 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-INSIDE = ({"tables"}, {"inputs"}, {"prediction"}, {"importers", "allocator"}, {"formula", "run"}, {"trace"}, {"answers"})
-"""Import direction inside planner: a part may import those of earlier groups and itself, not its neighbors of the same group."""
+INSIDE = (
+    {"tables"},
+    {"inputs"},
+    {"prediction"},
+    {"importers", "allocator"},
+    {"formula", "run"},
+    {"trace"},
+    {"answers"},
+)
+"""Import direction inside planner: a part may import those of earlier groups and itself, not its neighbors of
+the same group.
+"""
 
 
 def place(module: str) -> tuple[int, int, str]:
-    """(package, group inside planner, part) of a module of ours, as `memplan.planner.tables.units`; the front door has no second name."""
+    """(package, group inside planner, part) of a module of ours, as `memplan.planner.tables.units`; the front
+    door has no second name.
+    """
     parts = module.split(".")[1:]
     package = parts[0] if parts and parts[0] in ORDER else "memplan"
     part = parts[1] if package == "planner" and len(parts) > 1 else ""
@@ -62,12 +76,16 @@ def place(module: str) -> tuple[int, int, str]:
 
 
 def direction_violations(name: str, wanted: set[str]) -> list[str]:
-    """What module `name` imports although it stands before it: another package's, or another part's of planner."""
+    """What module `name` imports although it stands before it: another package's, or another part's of
+    planner.
+    """
     package, group, part = place(name)
     found = []
     for other in sorted(wanted):
         its_package, its_group, its_part = place(other)
-        up = its_package > package or (its_package == package == 0 and its_part != part and its_group >= group)
+        up = its_package > package or (
+            its_package == package == 0 and its_part != part and its_group >= group
+        )
         if up and not (name == "memplan" or other == "memplan.planner"):
             found.append(f"{name} imports {other}")
     return found
@@ -83,7 +101,9 @@ def test_a_file_keeps_to_the_layout(path: Path):
         if root in FRONT:
             assert where.startswith("memplan/"), f"{where} imports {root}: rich and click belong to memplan/"
         if root in TORCH and not where.startswith(TORCH_HOMES):
-            raise AssertionError(f"{where} imports {root}: torch and its libraries belong to {' and '.join(TORCH_HOMES)}")
+            raise AssertionError(
+                f"{where} imports {root}: torch and its libraries belong to {' and '.join(TORCH_HOMES)}"
+            )
         if root in LAZY and top and not where.startswith(LAZY_HOMES):
             raise AssertionError(f"{where} imports {root} at its top level: import it where it is used")
     lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -115,9 +135,13 @@ def module_graph() -> dict[str, set[str]]:
 def test_imports_run_one_way():
     graph = module_graph()
     found = [line for name, wanted in graph.items() for line in direction_violations(name, wanted)]
-    assert found == [], f"{' <- '.join(ORDER)}, inside planner {' <- '.join(' | '.join(sorted(group)) for group in INSIDE)}"
+    assert found == [], (
+        f"{' <- '.join(ORDER)}, inside planner {' <- '.join(' | '.join(sorted(group)) for group in INSIDE)}"
+    )
     parts = {place(name)[2] for name in graph if place(name)[0] == 0} - {""}
-    assert parts == {name for group in INSIDE for name in group}, "every part of planner has its place in the order"
+    assert parts == {name for group in INSIDE for name in group}, (
+        "every part of planner has its place in the order"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +162,12 @@ def test_the_direction_check_can_fail(name: str, other: str):
 def test_no_source_file_imports_a_top_level_planner():
     """A user's own planner.py, profiler.py or validate.py would be imported in its place."""
     everything = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
-    found = [f"{relative(path)}: {module}" for path in everything for module, _, _ in imports(path) if module.split(".")[0] in ORDER[:-1]]
+    found = [
+        f"{relative(path)}: {module}"
+        for path in everything
+        for module, _, _ in imports(path)
+        if module.split(".")[0] in ORDER[:-1]
+    ]
     assert found == []
 
 
@@ -153,7 +182,11 @@ def test_no_import_runs_in_a_circle():
     assert len(graph) > 200 and sum(map(len, graph.values())) > len(graph), "the graph was read"
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
     with pytest.raises(CycleError):
-        list(TopologicalSorter({**graph, "memplan.planner.tables.errors": {"memplan.planner.inputs.setup"}}).static_order())
+        list(
+            TopologicalSorter(
+                {**graph, "memplan.planner.tables.errors": {"memplan.planner.inputs.setup"}}
+            ).static_order()
+        )
 
 
 def test_tests_have_no_init_and_unique_names():
@@ -184,7 +217,11 @@ def test_data_files_are_package_data():
         if path.is_file() and path.suffix in (".toml", ".json", ".html", ".js", ".css")
     ]
     assert data
-    missing = [relative(path) for path in data if not any(path.relative_to(ROOT).match(pattern) for pattern in patterns)]
+    missing = [
+        relative(path)
+        for path in data
+        if not any(path.relative_to(ROOT).match(pattern) for pattern in patterns)
+    ]
     assert not missing, "not in the wheel: add them to package-data"
 
 
@@ -199,5 +236,9 @@ def test_nothing_names_the_machine_it_was_written_on():
         ROOT / "README.md",
         ROOT / ".ci/run",
     ]
-    found = [relative(path) for path in text if path.exists() and path != own and place.search(path.read_text(encoding="utf-8"))]
+    found = [
+        relative(path)
+        for path in text
+        if path.exists() and path != own and place.search(path.read_text(encoding="utf-8"))
+    ]
     assert not found

@@ -1,4 +1,6 @@
-"""find: what it accepts, and that every user's mistake is one UsageError that names the key, the value and what was expected."""
+"""find: what it accepts, and that every user's mistake is one UsageError that names the key, the value and
+what was expected.
+"""
 
 import json
 import math
@@ -66,19 +68,22 @@ def test_entries_with_something_to_say_carry_a_note():
     assert find("llama-7b").spec().notes == ()
 
 
-@pytest.mark.parametrize("text, message", [
-    ("lama-7b", r"unknown model 'lama-7b': did you mean llama-7b"),
-    ("no-such-thing-at-all", r"unknown model 'no-such-thing-at-all'"),
-    ("", r"expected a name"),
-    ("   ", r"expected a name"),
-    ("./nowhere", r"'nowhere' does not exist|'./nowhere' does not exist"),
-    ("/nowhere/config.json", r"does not exist: expected a config.json or a folder"),
-    ("a" * 10_000, r"unknown model"),
-    ("./" + "a" * 10_000, r"not a usable path|does not exist"),
-    ("x\0y", r"null character"),
-    ("~nobody-of-this-name/model", r"home folder that does not exist"),
-    ("\x1b[31mred", r"unknown model '\?\[31mred'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("lama-7b", r"unknown model 'lama-7b': did you mean llama-7b"),
+        ("no-such-thing-at-all", r"unknown model 'no-such-thing-at-all'"),
+        ("", r"expected a name"),
+        ("   ", r"expected a name"),
+        ("./nowhere", r"'nowhere' does not exist|'./nowhere' does not exist"),
+        ("/nowhere/config.json", r"does not exist: expected a config.json or a folder"),
+        ("a" * 10_000, r"unknown model"),
+        ("./" + "a" * 10_000, r"not a usable path|does not exist"),
+        ("x\0y", r"null character"),
+        ("~nobody-of-this-name/model", r"home folder that does not exist"),
+        ("\x1b[31mred", r"unknown model '\?\[31mred'"),
+    ],
+)
 def test_names_that_are_not_models(text, message):
     with pytest.raises(UsageError, match=message) as caught:
         find(text)
@@ -91,16 +96,22 @@ def test_things_that_are_not_models(value):
         find(value)
 
 
-@pytest.mark.parametrize("text, message", [
-    ('{"model_type": "llama", ', r"is not JSON: .* at line 1 column"),
-    ("", r"is not JSON"),
-    ("[1, 2]", r"holds a JSON list, expected an object"),
-    ('"llama"', r"holds a JSON str, expected an object"),
-    ("[" * 100_000, r"nested too deeply|not JSON"),
-    ('{"a":' * 100_000 + "1" + "}" * 100_000, r"nested too deeply"),
-    ('{"hidden_size": ' + "9" * 5000 + "}", r"not JSON: not UTF-8 text, or a number of thousands of digits"),
-    ('{"peft_type": "LORA", "r": 16}', r"PEFT adapter.*--adapter"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"model_type": "llama", ', r"is not JSON: .* at line 1 column"),
+        ("", r"is not JSON"),
+        ("[1, 2]", r"holds a JSON list, expected an object"),
+        ('"llama"', r"holds a JSON str, expected an object"),
+        ("[" * 100_000, r"nested too deeply|not JSON"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, r"nested too deeply"),
+        (
+            '{"hidden_size": ' + "9" * 5000 + "}",
+            r"not JSON: not UTF-8 text, or a number of thousands of digits",
+        ),
+        ('{"peft_type": "LORA", "r": 16}', r"PEFT adapter.*--adapter"),
+    ],
+)
 def test_files_that_are_not_configs(tmp_path, text, message):
     with pytest.raises(UsageError, match=message):
         find(written(tmp_path, text))
@@ -127,12 +138,27 @@ def test_an_id_that_is_nowhere_names_the_catalogues_nearest():
 
 
 JUNK = [
-    (-1, "-1"), (0, "0"), (4096.5, "4096.5"), ("4096", "'4096'"), (math.nan, "nan"), (math.inf, "inf"), (10**30, "10^30"), (True, "True"),
-    ([4096], r"[4096]"), ({}, "{}"),
-]  # fmt: skip
+    (-1, "-1"),
+    (0, "0"),
+    (4096.5, "4096.5"),
+    ("4096", "'4096'"),
+    (math.nan, "nan"),
+    (math.inf, "inf"),
+    (10**30, "10^30"),
+    (True, "True"),
+    ([4096], r"[4096]"),
+    ({}, "{}"),
+]
 
 
-SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"]
+SIZES = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+]
 
 
 @pytest.mark.parametrize("key", SIZES)
@@ -144,30 +170,58 @@ def test_a_size_that_is_not_one_names_the_key_the_value_and_what_was_expected(ke
     assert key in message and shown in message and "expected an integer from 1 to" in message
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"num_attention_heads": 31}, "num_key_value_heads = 8, expected a divisor of num_attention_heads 31"),
-    ({"num_attention_heads": 24}, "num_attention_heads = 24, expected a divisor of hidden_size 4096"),
-    ({"num_key_value_heads": 64}, "num_key_value_heads = 64, expected a divisor of num_attention_heads 32"),
-    ({"num_key_value_heads": 5}, "num_key_value_heads = 5, expected a divisor of num_attention_heads 32"),
-    ({"hidden_act": "silou"}, "hidden_act = 'silou', expected an activation such as silu"),
-    ({"hidden_act": 7}, "hidden_act = 7, expected an activation"),
-    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes', expected true or false"),
-    ({"attention_bias": 1}, "attention_bias = 1, expected true or false"),
-    ({"attention_dropout": 1.5}, "attention_dropout = 1.5, expected a probability"),
-    ({"attention_dropout": math.nan}, "attention_dropout = nan, expected a probability"),
-    ({"partial_rotary_factor": -1}, "partial_rotary_factor = -1, expected a fraction"),
-    ({"dtype": "int3"}, "dtype = 'int3', expected float32, float16 or bfloat16"),
-    ({"model_type": None}, "key model_type is missing"),
-    ({"model_type": 5}, "model_type = 5, expected a name such as 'llama'"),
-    ({"model_type": ""}, "model_type = '', expected a name"),
-    ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8},
-     "num_experts_per_tok = 8, expected an integer from 1 to 4"),
-    ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types = .* expected a list of 32 names"),
-    ({"model_type": "gemma2", "layer_types": ["none"] * 32}, "layer_types = 'none', expected each entry one of"),
-    ({"model_type": "smollm3", "no_rope_layers": [2] * 32}, "no_rope_layers = .* expected a list of 32 zeros and ones"),
-    ({"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": "all"},
-     "mlp_only_layers = 'all', expected a list of layer indices"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"num_attention_heads": 31},
+            "num_key_value_heads = 8, expected a divisor of num_attention_heads 31",
+        ),
+        ({"num_attention_heads": 24}, "num_attention_heads = 24, expected a divisor of hidden_size 4096"),
+        (
+            {"num_key_value_heads": 64},
+            "num_key_value_heads = 64, expected a divisor of num_attention_heads 32",
+        ),
+        ({"num_key_value_heads": 5}, "num_key_value_heads = 5, expected a divisor of num_attention_heads 32"),
+        ({"hidden_act": "silou"}, "hidden_act = 'silou', expected an activation such as silu"),
+        ({"hidden_act": 7}, "hidden_act = 7, expected an activation"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes', expected true or false"),
+        ({"attention_bias": 1}, "attention_bias = 1, expected true or false"),
+        ({"attention_dropout": 1.5}, "attention_dropout = 1.5, expected a probability"),
+        ({"attention_dropout": math.nan}, "attention_dropout = nan, expected a probability"),
+        ({"partial_rotary_factor": -1}, "partial_rotary_factor = -1, expected a fraction"),
+        ({"dtype": "int3"}, "dtype = 'int3', expected float32, float16 or bfloat16"),
+        ({"model_type": None}, "key model_type is missing"),
+        ({"model_type": 5}, "model_type = 5, expected a name such as 'llama'"),
+        ({"model_type": ""}, "model_type = '', expected a name"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8},
+            "num_experts_per_tok = 8, expected an integer from 1 to 4",
+        ),
+        (
+            {"model_type": "gemma2", "layer_types": ["full_attention"]},
+            "layer_types = .* expected a list of 32 names",
+        ),
+        (
+            {"model_type": "gemma2", "layer_types": ["none"] * 32},
+            "layer_types = 'none', expected each entry one of",
+        ),
+        (
+            {"model_type": "smollm3", "no_rope_layers": [2] * 32},
+            "no_rope_layers = .* expected a list of 32 zeros and ones",
+        ),
+        (
+            {
+                "model_type": "qwen3_moe",
+                "num_experts": 8,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 64,
+                "mlp_only_layers": "all",
+            },
+            "mlp_only_layers = 'all', expected a list of layer indices",
+        ),
+    ],
+)
 def test_contradictions(changes, message):
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
         find({**LLAMA, **changes}).spec()
@@ -175,11 +229,27 @@ def test_contradictions(changes, message):
 
 INNER = st.sampled_from(["model_type", "partial_rotary_factor", "hidden_size"])
 ANY = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 300), st.integers(), st.floats(), st.text(max_size=8), st.just(10**30),
-    st.sampled_from(["silu", "llama", "sliding_attention"]), st.lists(st.integers(-1, 3), max_size=9),
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 300),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.just(10**30),
+    st.sampled_from(["silu", "llama", "sliding_attention"]),
+    st.lists(st.integers(-1, 3), max_size=9),
     st.dictionaries(INNER, st.one_of(st.floats(), st.text(max_size=4)), max_size=2),
-)  # fmt: skip
-EXTRA = ["rope_parameters", "layer_types", "no_rope_layers", "mlp_only_layers", "text_config", "head_dim", "use_sliding_window", "dtype"]
+)
+EXTRA = [
+    "rope_parameters",
+    "layer_types",
+    "no_rope_layers",
+    "mlp_only_layers",
+    "text_config",
+    "head_dim",
+    "use_sliding_window",
+    "dtype",
+]
 BASES = {row.config["model_type"]: row.config for row in (find(name) for name in sorted(index()))}
 
 
@@ -195,7 +265,9 @@ def test_any_value_under_any_key_gives_a_spec_or_a_usage_error(data):
         assert "\n" not in str(error) and len(str(error)) < 500
         return
     assert spec.parameters > 0
-    assert spec.parameters == sum(t.elements * t.count for t in weight_tensors(spec) if t.role != "buffer" and t.tied_to is None)
+    assert spec.parameters == sum(
+        t.elements * t.count for t in weight_tensors(spec) if t.role != "buffer" and t.tied_to is None
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -225,5 +297,7 @@ print(len(opened), heavy)
 
 @pytest.mark.parametrize("name, files", [("llama-7b", 1), ("meta-llama/Llama-2-7b-hf", 2)])
 def test_finding_reads_one_file_and_an_index_and_imports_nothing_heavy(name, files):
-    done = subprocess.run([sys.executable, "-c", PROBE.format(name=name)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(name=name)], capture_output=True, text=True, check=True
+    )
     assert re.fullmatch(rf"{files} \[\]", done.stdout.strip())

@@ -1,4 +1,6 @@
-"""The wheel: its contents, that it works away from the source tree, and beside configobj, which installs a `validate` too."""
+"""The wheel: its contents, that it works away from the source tree, and beside configobj, which installs a
+`validate` too.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def has_setuptools() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not has_setuptools(), reason="building a wheel offline needs setuptools >= 77 (extra dev has it)")
+pytestmark = pytest.mark.skipif(
+    not has_setuptools(), reason="building a wheel offline needs setuptools >= 77 (extra dev has it)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +42,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pip(*args: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *args], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *args],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_wheel_has_every_source_and_data_file_and_nothing_else(wheel: Path):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     kinds = (".py", ".toml", ".json", ".html", ".js", ".css", ".typed")
-    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix in kinds)
+    files = (
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix in kinds
+    )
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     assert inside == expected
     assert "planner/tables/gpus.json" in inside and "planner/inputs/catalog/llama-2-7b.json" in inside
@@ -81,7 +95,9 @@ def fake_configobj(folder: Path) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
     """An empty virtual environment's Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True, timeout=120
+    )
     return tmp_path / "venv" / "bin" / "python"
 
 
@@ -89,12 +105,17 @@ def works(python: Path, code: str) -> bool:
     return subprocess.run([python, "-I", "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
-OURS = "import pathlib, validate; assert any((pathlib.Path(p) / 'claims.toml').exists() for p in validate.__path__)"
+OURS = (
+    "import pathlib, validate; assert any((pathlib.Path(p) / 'claims.toml').exists() for p in "
+    "validate.__path__)"
+)
 THEIRS = "from validate import Validator"
 
 
 @pytest.mark.parametrize("order", [("memplan", "configobj"), ("configobj", "memplan")], ids=" then ".join)
-def test_it_lives_beside_configobj_in_either_order(wheel: Path, environment: Path, tmp_path: Path, order: tuple[str, str]):
+def test_it_lives_beside_configobj_in_either_order(
+    wheel: Path, environment: Path, tmp_path: Path, order: tuple[str, str]
+):
     wheels = {"memplan": wheel, "configobj": fake_configobj(tmp_path)}
     install = ("--python", str(environment), "install", "--no-index", "--no-deps", "--no-compile")
     for name in order:

@@ -62,7 +62,9 @@ def test_double_quantisation_saves_0_373_bits_a_parameter() -> None:
 
 @pytest.mark.parametrize(("recipe", "gib"), [("paper", 5.31), ("raw", 7.27)])
 def test_llama_3_8b_static_weights_by_recipe(recipe: str, gib: float) -> None:
-    """NF4 with double quantisation and bf16 embeddings, or fp32 ones after k-bit preparation (survey's arithmetic, 0.01 GiB)."""
+    """NF4 with double quantisation and bf16 embeddings, or fp32 ones after k-bit preparation (survey's
+    arithmetic, 0.01 GiB).
+    """
     found = inventory("llama-3.1-8b", method="qlora", recipe=recipe)
     base = sum(row.size.constant or 0 for row in found.weight_rows() if not row.why.startswith("adapter"))
     assert base / GIB == pytest.approx(gib, abs=0.015)
@@ -72,14 +74,20 @@ def test_fp32_adapters_cost_16_bytes_a_parameter() -> None:
     found = inventory("llama-2-7b", method="lora", recipe="raw")
     trained = found.trainable_parameters().evaluate({"R": 16})
     assert state_bytes(found) == 8 * trained
-    adapters = sum(row.size.evaluate({"R": 16}) for row in found.weight_rows() if row.why.startswith("adapter"))
+    adapters = sum(
+        row.size.evaluate({"R": 16}) for row in found.weight_rows() if row.why.startswith("adapter")
+    )
     assert adapters == 4 * trained
 
 
 def test_adalora_importance_costs_12_bytes_a_parameter_more() -> None:
-    with_, without = (inventory("llama-2-7b", method="adalora", recipe="raw", importance_buffers=on) for on in (True, False))
+    with_, without = (
+        inventory("llama-2-7b", method="adalora", recipe="raw", importance_buffers=on) for on in (True, False)
+    )
     linears = 32 * 7
-    trained = with_.trainable_parameters().evaluate({"R": 12}) - linears  # ranknum is trained, without importance
+    trained = (
+        with_.trainable_parameters().evaluate({"R": 12}) - linears
+    )  # ranknum is trained, without importance
     assert state_bytes(with_, 12) - state_bytes(without, 12) == 12 * trained
 
 
@@ -96,11 +104,20 @@ def test_8_bit_states_have_a_floor_and_block_constants() -> None:
 
 
 def test_paged_states_below_the_floor_stay_on_the_device() -> None:
-    found = inventory("llama-2-7b", method="qlora", optimizer="paged_adamw_32bit", rank=16, targets="q_proj,v_proj")
+    found = inventory(
+        "llama-2-7b", method="qlora", optimizer="paged_adamw_32bit", rank=16, targets="q_proj,v_proj"
+    )
     assert FLOOR_PAGED > 16 * 4096
-    assert found.host_rows() == [] and state_bytes(found) == 8 * found.trainable_parameters().evaluate({"R": 16})
-    wide = inventory("llama-2-7b", method="qlora", optimizer="paged_adamw_32bit", rank=64, targets="q_proj,v_proj")
-    assert state_bytes(wide, 64) == 0 and sum(row.size.evaluate({"R": 64}) for row in wide.host_rows()) == 8 * 64 * 2 * 2 * 4096 * 32
+    assert found.host_rows() == [] and state_bytes(found) == 8 * found.trainable_parameters().evaluate(
+        {"R": 16}
+    )
+    wide = inventory(
+        "llama-2-7b", method="qlora", optimizer="paged_adamw_32bit", rank=64, targets="q_proj,v_proj"
+    )
+    assert (
+        state_bytes(wide, 64) == 0
+        and sum(row.size.evaluate({"R": 64}) for row in wide.host_rows()) == 8 * 64 * 2 * 2 * 4096 * 32
+    )
 
 
 def test_mixtures_keep_their_experts_in_16_bit_under_nf4() -> None:

@@ -11,7 +11,9 @@ MIB = 2**20
 
 @pytest.mark.parametrize("off", [0, 1, -1, 3, -3, 20, -20, 400])
 @pytest.mark.parametrize("predicted", [300 * MIB, 12_000 * MIB])
-def test_a_search_ends_at_the_boundary_and_takes_two_runs_where_the_prediction_is_exact(predicted: int, off: int) -> None:
+def test_a_search_ends_at_the_boundary_and_takes_two_runs_where_the_prediction_is_exact(
+    predicted: int, off: int
+) -> None:
     unit = unit_of(predicted)
     truth = max(2 * MIB, predicted + off * unit)
     survived: dict[int, bool] = {}
@@ -33,4 +35,7 @@ def test_a_search_stops_at_the_cards_end_and_without_a_prediction() -> None:
     assert next_cap(100 * MIB, {}, 64 * MIB) == 64 * MIB
     assert predicted_cap(None) is None
     assert predicted_cap({"smallest_capacity_bytes": None}) is None
-    assert predicted_cap({"smallest_capacity_bytes": 10 * MIB + 1, "peak": {"context_bytes": 5 * MIB}}) == 6 * MIB
+    assert (
+        predicted_cap({"smallest_capacity_bytes": 10 * MIB + 1, "peak": {"context_bytes": 5 * MIB}})
+        == 6 * MIB
+    )

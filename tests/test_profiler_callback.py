@@ -1,4 +1,6 @@
-"""The callback inside a real transformers.Trainer: predicts before the first step, stops what cannot fit, reports what was measured."""
+"""The callback inside a real transformers.Trainer: predicts before the first step, stops what cannot fit,
+reports what was measured.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,15 @@ from memplan.profiler.record import Measurement
 
 pytestmark = pytest.mark.trace
 CONFIG = {
-    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 256,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+    "max_position_embeddings": 256,
+}
 ROWS, LENGTH = 8, 128
 
 
@@ -31,10 +39,23 @@ def trainer(folder: Path, callback: MemoryCallback, lora: bool = False, **argume
     if lora:
         import peft
 
-        model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    data = [{"input_ids": torch.arange(LENGTH) % 64, "labels": torch.arange(LENGTH) % 64} for _ in range(ROWS)]
-    settings = TrainingArguments(str(folder), use_cpu=True, max_steps=3, per_device_train_batch_size=2, report_to=[], save_strategy="no",
-                                 logging_strategy="no", disable_tqdm=True, **arguments)  # fmt: skip
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+    data = [
+        {"input_ids": torch.arange(LENGTH) % 64, "labels": torch.arange(LENGTH) % 64} for _ in range(ROWS)
+    ]
+    settings = TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **arguments,
+    )
     return Trainer(model, settings, train_dataset=data, callbacks=[callback])
 
 
@@ -42,12 +63,18 @@ def trainer(folder: Path, callback: MemoryCallback, lora: bool = False, **argume
 def test_it_predicts_before_and_reports_after(tmp_path: Path, lora: bool) -> None:
     said: list[str] = []
     seen: list[tuple[Prediction, Measurement]] = []
-    callback = MemoryCallback(report=said.append, reconcile=lambda p, m: seen.append((p, m)) or "reconciled", capacity=2**34)
+    callback = MemoryCallback(
+        report=said.append, reconcile=lambda p, m: seen.append((p, m)) or "reconciled", capacity=2**34
+    )
     trainer(tmp_path, callback, lora).train()
     assert "it fits" in said[0]
     assert said[-1].startswith("memplan: predicted ")
     assert callback.setup is not None
-    assert (callback.setup.micro_batch, callback.setup.sequence_length, callback.setup.weight_dtype) == (2, LENGTH, "float32")
+    assert (callback.setup.micro_batch, callback.setup.sequence_length, callback.setup.weight_dtype) == (
+        2,
+        LENGTH,
+        "float32",
+    )
     assert (callback.setup.method, callback.setup.autocast) == ("lora" if lora else "full", "none")
     assert callback.setup.optimizer == "adamw_torch_fused"
     assert callback.reconciliation == "reconciled"

@@ -1,4 +1,6 @@
-"""The CUDA side of the profiler, on fakes of torch.cuda: histories, counters, components, out of memory, caps, the environment."""
+"""The CUDA side of the profiler, on fakes of torch.cuda: histories, counters, components, out of memory,
+caps, the environment.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,19 @@ from memplan.planner.tables.errors import UsageError
 from memplan.profiler import environment, measure, recorders, session
 from memplan.profiler.align import Step, align
 from memplan.profiler.evidence import Evidence, completed, failure_of, measured_moments
-from memplan.profiler.history import LOADED, Claim, Event, History, Mark, blocks_of, components_at, highest, levels, mark_label, own
+from memplan.profiler.history import (
+    LOADED,
+    Claim,
+    Event,
+    History,
+    Mark,
+    blocks_of,
+    components_at,
+    highest,
+    levels,
+    mark_label,
+    own,
+)
 
 MIB = 2**20
 SETUP = resolve({"method": "full", "recipe": "raw"})
@@ -58,11 +72,16 @@ class FakeCuda:
     def stats(self) -> dict[str, int]:
         now = sum(self.live.values())
         return {
-            "allocation.all.allocated": self.allocated, "allocation.all.freed": self.freed,
-            "allocated_bytes.all.current": now, "allocated_bytes.all.peak": self.peak, "requested_bytes.all.peak": self.peak,
-            "active_bytes.all.peak": self.peak, "reserved_bytes.all.current": 20 * MIB, "reserved_bytes.all.peak": 20 * MIB,
+            "allocation.all.allocated": self.allocated,
+            "allocation.all.freed": self.freed,
+            "allocated_bytes.all.current": now,
+            "allocated_bytes.all.peak": self.peak,
+            "requested_bytes.all.peak": self.peak,
+            "active_bytes.all.peak": self.peak,
+            "reserved_bytes.all.current": 20 * MIB,
+            "reserved_bytes.all.peak": 20 * MIB,
             "num_alloc_retries": 0,
-        }  # fmt: skip
+        }
 
     def reset(self) -> None:
         self.peak = sum(self.live.values())
@@ -77,7 +96,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
     memory = torch.cuda.memory
     monkeypatch.setattr(memory, "_record_memory_history", record)
-    monkeypatch.setattr(memory, "_snapshot", lambda: {"device_traces": [fake.trace], "allocator_settings": {"expandable_segments": False}})
+    monkeypatch.setattr(
+        memory,
+        "_snapshot",
+        lambda: {"device_traces": [fake.trace], "allocator_settings": {"expandable_segments": False}},
+    )
     monkeypatch.setattr(torch.cuda, "memory_stats", fake.stats)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", fake.reset)
@@ -85,7 +108,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def run_steps(cuda: FakeCuda) -> Evidence:
-    """A model of 4 MiB + 100 bytes, whose instrumented step makes activations, a gradient and optimizer states."""
+    """A model of 4 MiB + 100 bytes, whose instrumented step makes activations, a gradient and optimizer
+    states.
+    """
     recorder = recorders.CudaRecorder()
     before = cuda.alloc(1000)  # allocated before the history began
     recorder.reset_peaks()
@@ -121,34 +146,65 @@ def test_peaks_come_from_the_counters_and_components_from_the_history(cuda: Fake
     by_name = {moment.name: moment for moment in moments}
     assert list(by_name) == ["load_peak", "load", "forward", "backward"]
     assert by_name["load"].allocated_bytes == 4 * MIB + 512
-    assert by_name["load"].components == {"weights": 4 * MIB + 512, "gradients": 0, "optimizer_states": 0, "activations": 0,
-                                          "temporaries": 0, "unattributed": 0}  # fmt: skip
+    assert by_name["load"].components == {
+        "weights": 4 * MIB + 512,
+        "gradients": 0,
+        "optimizer_states": 0,
+        "activations": 0,
+        "temporaries": 0,
+        "unattributed": 0,
+    }
     forward, backward = by_name["forward"].components, by_name["backward"].components
     assert forward is not None
     assert backward is not None
-    assert (forward["weights"], forward["activations"], forward["unattributed"]) == (4 * MIB + 512, 2 * MIB, 3 * MIB)
+    assert (forward["weights"], forward["activations"], forward["unattributed"]) == (
+        4 * MIB + 512,
+        2 * MIB,
+        3 * MIB,
+    )
     assert (backward["gradients"], backward["activations"]) == (4 * MIB, 2 * MIB)
     assert peak is not None
-    assert (peak.moment, peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes) == ("backward", 10 * MIB + 512, 20 * MIB, 520 * MIB)
+    assert (peak.moment, peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes) == (
+        "backward",
+        10 * MIB + 512,
+        20 * MIB,
+        520 * MIB,
+    )
     assert step_peak == peak
-    assert [note.split(":")[0] for note in notes] == ["load_peak"]  # what was there before the history is unattributed, and said
+    assert [note.split(":")[0] for note in notes] == [
+        "load_peak"
+    ]  # what was there before the history is unattributed, and said
     load_peak = by_name["load_peak"].components
     assert load_peak is not None
     assert load_peak["unattributed"] == MIB + 1024
     assert evidence.history.frees_unknown == 1
     document = evidence.history.to_document()
     assert document["segments"][0] == [0, "reserved", 2 * MIB]
-    assert document["events"][0] == ["alloc", 4 * MIB, 1024]  # the address is relative to the lowest, that of the block before the history
+    assert document["events"][0] == [
+        "alloc",
+        4 * MIB,
+        1024,
+    ]  # the address is relative to the lowest, that of the block before the history
     assert [label for label, _ in document["marks"]][0] == LOADED
 
 
 def test_a_peak_of_the_warm_up_is_the_runs_peak_and_that_moments(cuda: FakeCuda) -> None:
     evidence = run_steps(cuda)
     high = {**evidence.counters[1][2], "allocated_peak": 30 * MIB}
-    warm = Evidence("cuda", SETUP, evidence.history, [evidence.counters[0], (0, "forward", high), *evidence.counters[1:]], 0, 2)
+    warm = Evidence(
+        "cuda",
+        SETUP,
+        evidence.history,
+        [evidence.counters[0], (0, "forward", high), *evidence.counters[1:]],
+        0,
+        2,
+    )
     moments, peak, step_peak, _ = measured_moments(warm)
     forward = next(moment for moment in moments if moment.name == "forward")
-    assert (forward.allocated_bytes, forward.components) == (30 * MIB, None)  # that step's place is not in this history
+    assert (forward.allocated_bytes, forward.components) == (
+        30 * MIB,
+        None,
+    )  # that step's place is not in this history
     assert peak is not None
     assert step_peak is not None
     assert (peak.moment, peak.allocated_bytes) == ("forward", 30 * MIB)
@@ -163,7 +219,10 @@ def test_every_component_adds_up_to_allocated(cuda: FakeCuda) -> None:
 
 def test_marks_lie_between_the_right_events(cuda: FakeCuda) -> None:
     history = run_steps(cuda).history
-    assert [(span.moment, span.end - span.begin) for span in history.spans()] == [("forward", 3), ("backward", 2)]
+    assert [(span.moment, span.end - span.begin) for span in history.spans()] == [
+        ("forward", 3),
+        ("backward", 2),
+    ]
     assert history.position(LOADED) == 5
     with pytest.raises(KeyError):
         history.position("nothing")
@@ -178,7 +237,11 @@ def test_a_cut_history_gives_no_components_rather_than_wrong_ones(cuda: FakeCuda
 
 def test_a_block_is_owned_for_its_whole_life_and_addresses_are_reused() -> None:
     events = [Event("alloc", 1, 10), Event("free", 1, 10), Event("alloc", 1, 20), Event("alloc", 2, 30)]
-    history = History(events, [Mark(LOADED, 1), Mark("later", 4)], [Claim(LOADED, 1, "weights"), Claim("later", 1, "gradients")])
+    history = History(
+        events,
+        [Mark(LOADED, 1), Mark("later", 4)],
+        [Claim(LOADED, 1, "weights"), Claim("later", 1, "gradients")],
+    )
     blocks = blocks_of(events)
     own(history, blocks)
     assert [block.owner for block in blocks] == ["weights", "gradients", None]
@@ -191,17 +254,28 @@ def test_a_block_is_owned_for_its_whole_life_and_addresses_are_reused() -> None:
 
 
 OOM_TEXT = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 1.50 GiB is free. Including "
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 1.50 "
+    "GiB is free. Including "
     "non-PyTorch memory, this process has 5.00 GiB memory in use."
 )
 
 
 def test_out_of_memory_is_told_from_other_errors_with_exact_numbers_where_the_allocator_has_them() -> None:
     failure = failure_of(torch.OutOfMemoryError(OOM_TEXT), "backward")
-    assert (failure.kind, failure.moment, failure.requested_bytes, failure.free_bytes) == ("oom", "backward", 2 * 2**30, 3 * 2**29)
+    assert (failure.kind, failure.moment, failure.requested_bytes, failure.free_bytes) == (
+        "oom",
+        "backward",
+        2 * 2**30,
+        3 * 2**29,
+    )
     history = recorders.read_trace([{"action": "oom", "size": 2147483700, "device_free": 1610612999}], [])
     exact = completed(failure, history, {"allocated": 7, "reserved": 9})
-    assert (exact.requested_bytes, exact.free_bytes, exact.allocated_bytes, exact.reserved_bytes) == (2147483700, 1610612999, 7, 9)
+    assert (exact.requested_bytes, exact.free_bytes, exact.allocated_bytes, exact.reserved_bytes) == (
+        2147483700,
+        1610612999,
+        7,
+        9,
+    )
     for text in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"):
         assert failure_of(RuntimeError(text), "load_peak").kind == "oom"
     other = failure_of(ValueError("shapes do not match"), "forward")
@@ -216,7 +290,9 @@ def test_a_cap_is_set_as_a_fraction_of_the_card(monkeypatch: pytest.MonkeyPatch)
     measure._limit(35 * 2**30, card, "cuda")
     measure._limit(None, card, "cuda")
     assert fractions == [0.25]
-    with pytest.raises(UsageError, match="a cap of 150.00 GiB is more than the 140.00 GiB of this NVIDIA H200"):
+    with pytest.raises(
+        UsageError, match="a cap of 150.00 GiB is more than the 140.00 GiB of this NVIDIA H200"
+    ):
         measure._limit(150 * 2**30, card, "cuda")
     with pytest.raises(UsageError, match="--cap limits the CUDA allocator"):
         measure._limit(1, card, "cpu")
@@ -226,28 +302,46 @@ def test_the_environment_of_a_card(cuda: FakeCuda, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(multi_processor_count=132, uuid="x"))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda index: SimpleNamespace(multi_processor_count=132, uuid="x"),
+    )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (139 * 2**30, 140 * 2**30))
     monkeypatch.setattr(torch.cuda.memory, "get_allocator_backend", lambda: "native")
     found = environment.describe("cuda")
-    assert (found["gpu"], found["capability"], found["multiprocessors"], found["total_bytes"]) == ("NVIDIA H200", [9, 0], 132, 140 * 2**30)
+    assert (found["gpu"], found["capability"], found["multiprocessors"], found["total_bytes"]) == (
+        "NVIDIA H200",
+        [9, 0],
+        132,
+        140 * 2**30,
+    )
     assert found["allocator"]["mode"] == "native"
     assert found["versions"]["torch"]
     assert set(found["versions"]) == set(environment.LIBRARIES)
 
 
 def test_the_allocators_mode_is_read_from_its_own_settings() -> None:
-    assert [environment.mode_of(settings) for settings in ({"expandable_segments": True}, {"expandable_segments": "False"}, {})] == [
-        "expandable", "native", None,
-    ]  # fmt: skip
+    assert [
+        environment.mode_of(settings)
+        for settings in ({"expandable_segments": True}, {"expandable_segments": "False"}, {})
+    ] == [
+        "expandable",
+        "native",
+        None,
+    ]
 
 
 def test_without_a_gpu_or_an_extra_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no CUDA GPU here .*use --device cpu"):
         environment.describe("cuda")
-    monkeypatch.setattr(environment, "versions", lambda: {**dict.fromkeys(environment.LIBRARIES, "1"), "accelerate": None})
-    with pytest.raises(UsageError, match=r"profiling needs accelerate, not installed here: pip install 'memplan\[profile\]'"):
+    monkeypatch.setattr(
+        environment, "versions", lambda: {**dict.fromkeys(environment.LIBRARIES, "1"), "accelerate": None}
+    )
+    with pytest.raises(
+        UsageError, match=r"profiling needs accelerate, not installed here: pip install 'memplan\[profile\]'"
+    ):
         environment.describe("cpu")
 
 
@@ -260,7 +354,7 @@ def test_a_snapshot_that_cannot_be_written_is_one_message(monkeypatch: pytest.Mo
         session.write_snapshot(Path("nowhere/snapshot.pickle"))
 
 
-# -- alignment ---------------------------------------------------------------------------------------------------------------------------
+# -- alignment -----------------------------------------------------------------------------------------------
 
 
 def test_an_alignment_counts_what_matches_and_names_what_does_not() -> None:
@@ -272,8 +366,14 @@ def test_an_alignment_counts_what_matches_and_names_what_does_not() -> None:
     assert found["events"] == {"predicted": 3, "measured": 6, "matched": 3}
     assert found["bytes"] == {"predicted": 150, "measured": 4253, "matched": 150}
     assert found["matched_events_share"] == round(6 / 9, 6)
-    assert found["unmatched"][0] == {"only": "measured", "moment": "forward", "kind": "alloc", "bytes": 4096, "count": 1,
-                                     "where": "model.layers.*.mlp: mm"}  # fmt: skip
+    assert found["unmatched"][0] == {
+        "only": "measured",
+        "moment": "forward",
+        "kind": "alloc",
+        "bytes": 4096,
+        "count": 1,
+        "where": "model.layers.*.mlp: mm",
+    }
     assert {row["moment"] for row in found["unmatched"]} == {"forward", "backward"}
     assert align(Step({}), Step({}))["matched_events_share"] is None
 

@@ -1,4 +1,6 @@
-"""A case that raises, crashes, is killed or hangs is a report about that case and costs no other; the parent never touches CUDA."""
+"""A case that raises, crashes, is killed or hangs is a report about that case and costs no other; the parent
+never touches CUDA.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,21 @@ def isolation() -> Iterator[Isolation]:
         ("builtins:eval", ["1 / 0"], "exception", "ZeroDivisionError: division by zero"),
         ("memplan.planner.tables.units:parse_size", ["many"], "refused", "'many' is not a size"),
         ("os:abort", [], "crash", "ended by SIGABRT"),
-        ("builtins:eval", ["__import__('os').kill(__import__('os').getpid(), 9)"], "crash", "ended by SIGKILL (the host may"),
+        (
+            "builtins:eval",
+            ["__import__('os').kill(__import__('os').getpid(), 9)"],
+            "crash",
+            "ended by SIGKILL (the host may",
+        ),
         ("os:_exit", [7], "exit", "exit status 7"),
         ("time:sleep", [60], "timeout", "killed"),
         ("no_such_module:f", [], "exception", "ModuleNotFoundError"),
         ("builtins:object", [], "exit", "without an answer"),  # a result that is no JSON
     ],
 )
-def test_every_end_is_a_report(isolation: Isolation, target: str, arguments: list[object], outcome: str, says: str) -> None:
+def test_every_end_is_a_report(
+    isolation: Isolation, target: str, arguments: list[object], outcome: str, says: str
+) -> None:
     report = isolation.run(target, arguments, deadline=0.5 if outcome == "timeout" else 20)
     assert (report.outcome, says in report.message) == (outcome, True), report
     assert isolation.run("builtins:eval", ["[1, 'zwei']"]).result == [1, "zwei"]
@@ -125,7 +134,9 @@ def _wait_gone(pid: int) -> None:
 
 @pytest.mark.trace
 def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
-    """On a machine that says it has a GPU: importing what the nursery imports initialises nothing, importing bitsandbytes does."""
+    """On a machine that says it has a GPU: importing what the nursery imports initialises nothing, importing
+    bitsandbytes does.
+    """
     script = """
         import sys; sys.path[:] = {path!r}
         import torch
@@ -153,6 +164,10 @@ def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
         print("child", "_lazy_init" in asked)
     """
     code = textwrap.dedent(script).replace("{path!r}", repr(sys.path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.splitlines()[:2] == ["parent [] False False False []", "child True"], done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.splitlines()[:2] == ["parent [] False False False []", "child True"], (
+        done.stdout + done.stderr
+    )
     assert "torch" in PRELOAD

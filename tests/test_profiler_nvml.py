@@ -1,4 +1,6 @@
-"""Whose bytes are on the GPU: the four sources, best first, on stand-ins for NVML and nvidia-smi; and library versions without metadata."""
+"""Whose bytes are on the GPU: the four sources, best first, on stand-ins for NVML and nvidia-smi; and library
+versions without metadata.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ BEFORE = Usage(900 * MIB, {1: 400 * MIB})
         (Usage(3000 * MIB, {1: 400 * MIB, 4242: 2000 * MIB}), 2000 * MIB, NEW),
         (Usage(3000 * MIB, {1: 400 * MIB, 4242: 2000 * MIB, 4243: 8 * MIB}), 2100 * MIB, GROWTH),
         (Usage(3000 * MIB, {1: 400 * MIB}), 2100 * MIB, GROWTH),
-        (Usage(3000 * MIB, {1: 400 * MIB, 4242: 0}), 2100 * MIB, GROWTH),  # NVML lists it, but may not say how much it has
+        (
+            Usage(3000 * MIB, {1: 400 * MIB, 4242: 0}),
+            2100 * MIB,
+            GROWTH,
+        ),  # NVML lists it, but may not say how much it has
         (Usage(), 3500 * MIB, ALL),
     ],
 )
@@ -85,13 +91,18 @@ def test_nvml_is_asked_about_the_visible_gpu_and_let_go(monkeypatch: pytest.Monk
     assert refusing.open == 0
 
 
-@pytest.mark.parametrize("missing", [None, FakeNvml(fails=("nvmlInit",)), FakeNvml(fails=("nvmlDeviceGetHandleByIndex",))])
-def test_without_nvml_nvidia_smi_is_asked(missing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "missing", [None, FakeNvml(fails=("nvmlInit",)), FakeNvml(fails=("nvmlDeviceGetHandleByIndex",))]
+)
+def test_without_nvml_nvidia_smi_is_asked(
+    missing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", missing)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     program = tmp_path / "nvidia-smi"
     program.write_text(
-        "#!/bin/sh\ncase \"$2\" in *memory.used) echo 700;; *compute-apps*) echo '5, 300'; echo '6, [N/A]';; *driver*) echo 580.1;; esac\n"
+        "#!/bin/sh\ncase \"$2\" in *memory.used) echo 700;; *compute-apps*) echo '5, 300'; echo '6, "
+        "[N/A]';; *driver*) echo 580.1;; esac\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -102,7 +113,9 @@ def test_without_nvml_nvidia_smi_is_asked(missing: Any, monkeypatch: pytest.Monk
 
 
 def test_a_fraction_allows_the_whole_cap() -> None:
-    """The allocator cuts fraction x total off to whole bytes: a plain quotient would forbid the last byte of some caps."""
+    """The allocator cuts fraction x total off to whole bytes: a plain quotient would forbid the last byte of
+    some caps.
+    """
     total = 150_109_106_995
     caps = [2 * MIB * k for k in range(1, 70_000, 37)]
     assert any(int(cap / total * total) < cap for cap in caps)
@@ -111,17 +124,25 @@ def test_a_fraction_allows_the_whole_cap() -> None:
     assert fraction_of(total, total) == 1.0
 
 
-def test_the_version_of_a_library_copied_beside_others_is_read_from_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_version_of_a_library_copied_beside_others_is_read_from_its_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     package = tmp_path / "copied_library"
     package.mkdir()
     (package / "__init__.py").write_text('"""x"""\n__version__ = "0.50.2"\nraise RuntimeError("imported")\n')
     (tmp_path / "nameless_library.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(environment, "LIBRARIES", ("copied_library", "nameless_library", "absent_library"))
-    assert environment.versions() == {"copied_library": "0.50.2", "nameless_library": None, "absent_library": None}
+    assert environment.versions() == {
+        "copied_library": "0.50.2",
+        "nameless_library": None,
+        "absent_library": None,
+    }
 
 
-def test_the_allocators_mode_is_set_under_the_name_that_torch_reads_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocators_mode_is_set_under_the_name_that_torch_reads_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import os
 
     torch = pytest.importorskip("torch")
@@ -130,5 +151,8 @@ def test_the_allocators_mode_is_set_under_the_name_that_torch_reads_first(monkey
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:20")
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
     environment.set_allocator("expandable")
-    assert (os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), os.environ["PYTORCH_ALLOC_CONF"]) == (None, "expandable_segments:True")
+    assert (os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), os.environ["PYTORCH_ALLOC_CONF"]) == (
+        None,
+        "expandable_segments:True",
+    )
     assert asked == ["expandable_segments:True"]

@@ -1,4 +1,6 @@
-"""The op audit: ops of a traced step, replayed with real tensors; what their kernels hide is compared with the table."""
+"""The op audit: ops of a traced step, replayed with real tensors; what their kernels hide is compared with
+the table.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,22 @@ from memplan.profiler.ops import Like, audit, shapes_of
 
 pytestmark = pytest.mark.trace
 LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 128,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 128,
+}
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    setup = resolve({"method": "qlora", "recipe": "raw", "device": "cpu", "sequence_length": 16, "load": "random"})
+    setup = resolve(
+        {"method": "qlora", "recipe": "raw", "device": "cpu", "sequence_length": 16, "load": "random"}
+    )
     return audit(LLAMA, setup, "tiny")
 
 
@@ -30,13 +40,19 @@ def test_every_op_of_the_step_is_replayed(document: dict[str, Any]) -> None:
     assert document["schema"] == "memplan.ops/1"
     assert document["environment"]["device"] == "cpu"
     names = {row["op"] for row in document["ops"]}
-    assert {"aten.mm.default", "bitsandbytes.gemm_4bit.default", "aten._scaled_dot_product_flash_attention_for_cpu.default"} <= names
+    assert {
+        "aten.mm.default",
+        "bitsandbytes.gemm_4bit.default",
+        "aten._scaled_dot_product_flash_attention_for_cpu.default",
+    } <= names
     assert len(document["skipped"]) <= 2, document["skipped"]
     assert all(row["reason"] for row in document["skipped"])
 
 
 def test_hidden_bytes_are_what_the_table_says_where_it_says_something(document: dict[str, Any]) -> None:
-    """The 4-bit product dequantises its weights inside one op: the table knows them, the replay finds at least them."""
+    """The 4-bit product dequantises its weights inside one op: the table knows them, the replay finds at
+    least them.
+    """
     products = [row for row in document["ops"] if row["op"] == "bitsandbytes.gemm_4bit.default"]
     assert products
     for row in products:
@@ -44,8 +60,12 @@ def test_hidden_bytes_are_what_the_table_says_where_it_says_something(document: 
 
 
 def test_casts_to_the_common_dtype_hide_what_the_table_says() -> None:
-    setup = resolve({"method": "lora", "recipe": "raw", "device": "cpu", "sequence_length": 16, "load": "random"})
-    casts = [row for row in audit(LLAMA, setup)["ops"] if row["op"] == "aten.add.Tensor" and row["known_bytes"]]
+    setup = resolve(
+        {"method": "lora", "recipe": "raw", "device": "cpu", "sequence_length": 16, "load": "random"}
+    )
+    casts = [
+        row for row in audit(LLAMA, setup)["ops"] if row["op"] == "aten.add.Tensor" and row["known_bytes"]
+    ]
     assert casts, "bfloat16 + float32 makes a float32 copy on the CPU"
     for row in casts:
         assert row["known_bytes"] == pytest.approx(row["hidden_bytes"], abs=64)

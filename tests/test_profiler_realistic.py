@@ -1,5 +1,6 @@
-"""The CUDA side of the profiler on histories as torch writes them: traced steps played through the allocator's replay, and real CPU steps
-mirrored into it. What comes out must be what went in, and noise must come out as noise.
+"""The CUDA side of the profiler on histories as torch writes them: traced steps played through the
+allocator's replay, and real CPU steps mirrored into it. What comes out must be what went in, and noise must
+come out as noise.
 """
 
 from __future__ import annotations
@@ -30,9 +31,16 @@ from memplan.profiler.recorders import CudaRecorder
 
 pytestmark = pytest.mark.trace
 LLAMA = {
-    "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096, "max_position_embeddings": 2048,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "max_position_embeddings": 2048,
+}
 WIDE = {**LLAMA, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 512}
 SETUPS = {
     "qlora checkpointed": {"method": "qlora", "checkpointing": "non_reentrant"},
@@ -51,13 +59,17 @@ class Traced:
 
 @pytest.fixture(scope="module", params=SETUPS)
 def traced(request: pytest.FixtureRequest) -> Traced:
-    setup = resolve({"recipe": "raw", "gpu": "h200", "sequence_length": 256, "load": "random", **SETUPS[request.param]})
+    setup = resolve(
+        {"recipe": "raw", "gpu": "h200", "sequence_length": 256, "load": "random", **SETUPS[request.param]}
+    )
     log, _ = record(LLAMA, setup, target_of(setup))
     return Traced(setup, log, Timeline(log, setup, target_of(setup)))
 
 
 def played(fake: FakeCuda, traced: Traced, every: int = 0) -> Evidence:
-    """The traced run, as the profiler would record it; `every` so many events, a library does something that nobody predicted."""
+    """The traced run, as the profiler would record it; `every` so many events, a library does something that
+    nobody predicted.
+    """
     log, recorder = traced.log, CudaRecorder()
     recorder.reset_peaks()
     recorder.start()
@@ -122,8 +134,10 @@ def card(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 def predicted(log: Log) -> Step:
     found = predicted_step(log)
-    return Step({name: tuple((kind, nbytes) for kind, nbytes, _ in events) for name, events in found.items()},
-                {name: tuple(owner for *_, owner in events) for name, events in found.items()})  # fmt: skip
+    return Step(
+        {name: tuple((kind, nbytes) for kind, nbytes, _ in events) for name, events in found.items()},
+        {name: tuple(owner for *_, owner in events) for name, events in found.items()},
+    )
 
 
 def test_a_run_that_goes_as_predicted_is_measured_as_predicted(traced: Traced, card: FakeCuda) -> None:
@@ -143,8 +157,15 @@ def test_a_run_that_goes_as_predicted_is_measured_as_predicted(traced: Traced, c
         assert found["temporaries"] == 0
     assert peak is not None
     assert step_peak is not None
-    assert (peak.moment, peak.allocated_bytes, peak.reserved_bytes) == (expected.moment, expected.allocated_bytes, expected.reserved_bytes)
-    assert (step_peak.allocated_bytes, step_peak.reserved_bytes) == (steady.allocated_bytes, steady.reserved_bytes)
+    assert (peak.moment, peak.allocated_bytes, peak.reserved_bytes) == (
+        expected.moment,
+        expected.allocated_bytes,
+        expected.reserved_bytes,
+    )
+    assert (step_peak.allocated_bytes, step_peak.reserved_bytes) == (
+        steady.allocated_bytes,
+        steady.reserved_bytes,
+    )
     found = evidence.alignment(predicted(traced.log))
     assert found is not None
     assert found["unmatched"] == []
@@ -152,7 +173,9 @@ def test_a_run_that_goes_as_predicted_is_measured_as_predicted(traced: Traced, c
 
 
 def test_noise_is_told_from_what_was_predicted(traced: Traced, card: FakeCuda) -> None:
-    """A library's own allocations, freed while another stream still reads them: each is unmatched, nothing else is."""
+    """A library's own allocations, freed while another stream still reads them: each is unmatched, nothing
+    else is.
+    """
     evidence = played(card, traced, every=7)
     moments, *_, notes = measured_moments(evidence)
     assert notes == []  # the replay of the history itself still reaches the allocator's counters
@@ -167,7 +190,9 @@ def test_noise_is_told_from_what_was_predicted(traced: Traced, card: FakeCuda) -
     assert found["events"]["measured"] - found["events"]["predicted"] == 2 * made
 
 
-def test_a_history_cut_by_its_buffer_is_not_aligned(traced: Traced, card: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_cut_by_its_buffer_is_not_aligned(
+    traced: Traced, card: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("memplan.profiler.recorders.MOST_EVENTS", 500)
     evidence = played(card, traced)
     assert evidence.history.cut
@@ -175,7 +200,7 @@ def test_a_history_cut_by_its_buffer_is_not_aligned(traced: Traced, card: FakeCu
     assert {moment.name: moment.components for moment in measured_moments(evidence)[0]}["backward"] is None
 
 
-# -- the whole of `profile` on a card: real CPU tensors, mirrored into the fake ----------------------------------------------------------
+# -- the whole of `profile` on a card: real CPU tensors, mirrored into the fake ------------------------------
 
 
 @pytest.fixture
@@ -184,10 +209,15 @@ def mirrored(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
     fake = FakeCuda().install(monkeypatch)
     real = module.build
-    monkeypatch.setattr(module, "build", lambda config, setup, device: real(config, setup.replaced(device="cpu"), "cpu"))
+    monkeypatch.setattr(
+        module, "build", lambda config, setup, device: real(config, setup.replaced(device="cpu"), "cpu")
+    )
     monkeypatch.setattr(nvml, "look", lambda: Usage())
     monkeypatch.setattr("memplan.profiler.measure.look", lambda: Usage(1000 * MIB, {1: 1000 * MIB}))
-    monkeypatch.setattr("memplan.profiler.session.look", lambda: Usage(1000 * MIB + CONTEXT + fake.allocator.reserved, {1: 1000 * MIB}))
+    monkeypatch.setattr(
+        "memplan.profiler.session.look",
+        lambda: Usage(1000 * MIB + CONTEXT + fake.allocator.reserved, {1: 1000 * MIB}),
+    )
     with Mirror(fake):
         yield fake
 
@@ -204,7 +234,13 @@ def test_profile_on_a_card_from_end_to_end(mirrored: FakeCuda, tmp_path: Path) -
     assert mirrored.calls[2:] == ["history None all all"]
     assert int((mirrored.fraction or 0) * mirrored.total) == 2 * 2**30
     assert m.environment["allocator"]["mode"] == "expandable"
-    assert [moment.name for moment in m.moments] == ["load_peak", "load", "forward", "backward", "optimizer_step"]
+    assert [moment.name for moment in m.moments] == [
+        "load_peak",
+        "load",
+        "forward",
+        "backward",
+        "optimizer_step",
+    ]
     for moment in m.moments:
         assert moment.components is not None
         assert sum(moment.components.values()) == moment.allocated_bytes
@@ -223,7 +259,9 @@ def test_profile_on_a_card_from_end_to_end(mirrored: FakeCuda, tmp_path: Path) -
 
 
 def test_a_4_bit_model_is_built_in_little_more_than_its_own_size(mirrored: FakeCuda) -> None:
-    """Layer by layer, quantised as made, random fills in place: over what stays lies one layer in 16 bits and its quantisation's scraps."""
+    """Layer by layer, quantised as made, random fills in place: over what stays lies one layer in 16 bits and
+    its quantisation's scraps.
+    """
     m = measure.profile(WIDE, setup_of(method="qlora", sequence_length=16), steps=1)
     assert (m.outcome, m.failure and m.failure.message) == ("ok", None)
     largest = 2 * WIDE["hidden_size"] * WIDE["intermediate_size"]
@@ -233,7 +271,9 @@ def test_a_4_bit_model_is_built_in_little_more_than_its_own_size(mirrored: FakeC
     assert above < every_layer / 4
 
 
-def test_out_of_memory_under_a_cap_is_a_record_of_what_was_asked_and_what_was_free(mirrored: FakeCuda) -> None:
+def test_out_of_memory_under_a_cap_is_a_record_of_what_was_asked_and_what_was_free(
+    mirrored: FakeCuda,
+) -> None:
     m = measure.profile(LLAMA, setup_of(sequence_length=512), steps=1, cap=64 * MIB)
     assert m.outcome == "oom"
     assert m.failure is not None
@@ -247,7 +287,9 @@ def test_out_of_memory_under_a_cap_is_a_record_of_what_was_asked_and_what_was_fr
     assert (m.retries or 0) >= 1
 
 
-def test_a_device_that_an_error_made_unusable_still_leaves_a_record(mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_an_error_made_unusable_still_leaves_a_record(
+    mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from memplan.planner.run import step
 
     def broken(*_: Any) -> None:
@@ -267,7 +309,9 @@ def test_a_device_that_an_error_made_unusable_still_leaves_a_record(mirrored: Fa
     assert [moment.name for moment in m.moments] == ["load_peak", "load"]
 
 
-def test_an_evaluation_that_fails_costs_no_measurement(mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_fails_costs_no_measurement(
+    mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Any:
         raise ValueError("a history like no other")
 
@@ -277,10 +321,15 @@ def test_an_evaluation_that_fails_costs_no_measurement(mirrored: FakeCuda, monke
     assert (m.outcome, m.alignment) == ("ok", None)
     assert m.peak is not None
     assert all(moment.components is None for moment in m.moments)
-    assert [warning.partition(":")[0] for warning in m.warnings[1:]] == ["components were not read", "the history was not aligned"]
+    assert [warning.partition(":")[0] for warning in m.warnings[1:]] == [
+        "components were not read",
+        "the history was not aligned",
+    ]
 
 
-def test_the_step_that_counts_operations_adds_nothing_to_what_was_measured(mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_that_counts_operations_adds_nothing_to_what_was_measured(
+    mirrored: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def greedy(step: Any) -> int:
         mirrored.allocator.retries += 5
         return 10**12

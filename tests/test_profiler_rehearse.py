@@ -1,4 +1,6 @@
-"""The rehearsal of a campaign: tiny models of the same architecture, the same choices, nothing of CUDA's left."""
+"""The rehearsal of a campaign: tiny models of the same architecture, the same choices, nothing of CUDA's
+left.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,48 @@ def test_every_shipped_campaign_becomes_a_rehearsal_on_the_cpu() -> None:
         assert {case.model for case in small} == {case.model for case in full}
         assert {case.setup.method for case in small} == {case.setup.method for case in full}
         for case in small:
-            assert (case.setup.device, case.cap_bytes, case.boundary, case.setup.gpu) == ("cpu", None, False, None)
+            assert (case.setup.device, case.cap_bytes, case.boundary, case.setup.gpu) == (
+                "cpu",
+                None,
+                False,
+                None,
+            )
             assert case.setup.sequence_length <= 48
             assert case.config.get("hidden_size", case.config.get("n_embd", 64)) <= 64, case.model
 
 
 def test_a_small_config_keeps_what_makes_the_architecture() -> None:
     config = {
-        "model_type": "x", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 40,
-        "vocab_size": 32000, "layer_types": ["sliding", "full"] * 20, "rope_scaling": {"factor": 8}, "hidden_act": "silu",
+        "model_type": "x",
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 40,
+        "vocab_size": 32000,
+        "layer_types": ["sliding", "full"] * 20,
+        "rope_scaling": {"factor": 8},
+        "hidden_act": "silu",
         "eos_token_id": [128001, 128008],
-        "tie_word_embeddings": True, "intermediate_size": 96, "text_config": {"hidden_size": 2048},
-    }  # fmt: skip
+        "tie_word_embeddings": True,
+        "intermediate_size": 96,
+        "text_config": {"hidden_size": 2048},
+    }
     assert small_config(config) == {
-        "model_type": "x", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 512,
-        "layer_types": ["sliding", "full"], "hidden_act": "silu", "eos_token_id": None, "tie_word_embeddings": True,
-        "intermediate_size": 96, "text_config": {"hidden_size": 64}, "pad_token_id": 0, "bos_token_id": 1,
-    }  # fmt: skip
+        "model_type": "x",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "vocab_size": 512,
+        "layer_types": ["sliding", "full"],
+        "hidden_act": "silu",
+        "eos_token_id": None,
+        "tie_word_embeddings": True,
+        "intermediate_size": 96,
+        "text_config": {"hidden_size": 64},
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
 
 
 @pytest.mark.trace

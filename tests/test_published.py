@@ -40,7 +40,9 @@ def test_scores_are_worst_first_and_what_cannot_be_predicted_is_no_zero():
 
 
 def test_plain_lora_is_near_what_peft_published():
-    """Not a tier: reserved against allocated, and rows padded to at most 768 tokens. A wrong dtype or a lost row would be far outside."""
+    """Not a tier: reserved against allocated, and rows padded to at most 768 tokens. A wrong dtype or a lost
+    row would be far outside.
+    """
     lora = next(s for s in score() if s.figure.id == "peft-lora-r32")
     assert lora.error is not None and abs(lora.error) < 0.06
 

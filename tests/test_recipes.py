@@ -13,7 +13,9 @@ DOCS = Path(__file__).parent.parent / "docs" / "recipes.md"
 
 
 def test_documentation_is_not_stale():
-    assert DOCS.read_text() == recipe_docs.page(), "run: python -m memplan.render.recipe_docs > docs/recipes.md"
+    assert DOCS.read_text() == recipe_docs.page(), (
+        "run: python -m memplan.render.recipe_docs > docs/recipes.md"
+    )
 
 
 def test_defaults_that_are_not_checked_at_run_time_would_pass_the_check():
@@ -34,7 +36,11 @@ def test_every_method_resolves_in_every_recipe(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_key_of_a_recipe_is_a_setting_and_sources_name_settings(recipe):
     row = RECIPES[recipe]
-    keys = {key for layer in (row.defaults, *row.methods.values(), *(changes for _, _, changes in row.when)) for key in layer}
+    keys = {
+        key
+        for layer in (row.defaults, *row.methods.values(), *(changes for _, _, changes in row.when))
+        for key in layer
+    }
     assert keys <= set(FIELDS)
     assert set(row.sources) <= set(FIELDS) and set(BASE_SOURCES) <= set(BASE)
     assert set(row.methods) <= {*METHODS, "adapters", "quantised"}
@@ -43,32 +49,110 @@ def test_every_key_of_a_recipe_is_a_setting_and_sources_name_settings(recipe):
 @pytest.mark.parametrize("recipe", ["trl", "axolotl", "llamafactory", "hf"])
 def test_what_a_recipe_changes_has_a_source_or_is_called_ours(recipe):
     row = RECIPES[recipe]
-    changed = {k for layer in (row.defaults, *row.methods.values()) for k, v in layer.items() if BASE.get(k) != v}
+    changed = {
+        k for layer in (row.defaults, *row.methods.values()) for k, v in layer.items() if BASE.get(k) != v
+    }
     ours = " ".join(text for _, text in row.notes)
     for key in changed - set(row.sources):
         assert "our" in ours, f"{recipe}: {key} has neither a source nor a note"
 
 
 HEADLINE = [  # the contract's table
-    ("raw", "lora", {"weight_dtype": "bfloat16", "autocast": "none", "adapter_dtype": "float32", "checkpointing": "none",
-                     "optimizer": "adamw_torch", "optimizer_mode": "foreach", "rank": 16, "alpha": 32, "targets": ("all-linear",)}),
-    ("raw", "qlora", {"quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16", "kbit_prepare": True,
-                       "checkpointing": "reentrant"}),
-    ("hf", "full", {"weight_dtype": "bfloat16", "autocast": "bfloat16", "optimizer": "adamw_torch_fused", "checkpointing": "none",
-                    "outputs_fp32": True}),
-    ("hf", "qlora", {"quant_type": "nf4", "double_quant": True, "kbit_prepare": True, "checkpointing": "non_reentrant"}),
-    ("paper", "qlora", {"kbit_prepare": False, "adapter_dtype": "bfloat16", "optimizer": "paged_adamw_32bit", "rank": 64,
-                        "checkpointing": "non_reentrant"}),
-    ("trl", "full", {"weight_dtype": "float32", "autocast": "bfloat16", "checkpointing": "non_reentrant", "loss": "chunked"}),
-    ("trl", "qlora", {"double_quant": False, "compute_dtype": "float32", "adapter_dtype": "bfloat16", "kbit_prepare": False,
-                      "targets": ("peft-default",)}),
-    ("axolotl", "qlora", {"double_quant": True, "quant_storage": "bfloat16", "kbit_prepare": False, "allocator": "expandable",
-                          "checkpointing": "none", "adapter_dtype": "float32"}),
+    (
+        "raw",
+        "lora",
+        {
+            "weight_dtype": "bfloat16",
+            "autocast": "none",
+            "adapter_dtype": "float32",
+            "checkpointing": "none",
+            "optimizer": "adamw_torch",
+            "optimizer_mode": "foreach",
+            "rank": 16,
+            "alpha": 32,
+            "targets": ("all-linear",),
+        },
+    ),
+    (
+        "raw",
+        "qlora",
+        {
+            "quant_type": "nf4",
+            "double_quant": True,
+            "compute_dtype": "bfloat16",
+            "kbit_prepare": True,
+            "checkpointing": "reentrant",
+        },
+    ),
+    (
+        "hf",
+        "full",
+        {
+            "weight_dtype": "bfloat16",
+            "autocast": "bfloat16",
+            "optimizer": "adamw_torch_fused",
+            "checkpointing": "none",
+            "outputs_fp32": True,
+        },
+    ),
+    (
+        "hf",
+        "qlora",
+        {"quant_type": "nf4", "double_quant": True, "kbit_prepare": True, "checkpointing": "non_reentrant"},
+    ),
+    (
+        "paper",
+        "qlora",
+        {
+            "kbit_prepare": False,
+            "adapter_dtype": "bfloat16",
+            "optimizer": "paged_adamw_32bit",
+            "rank": 64,
+            "checkpointing": "non_reentrant",
+        },
+    ),
+    (
+        "trl",
+        "full",
+        {
+            "weight_dtype": "float32",
+            "autocast": "bfloat16",
+            "checkpointing": "non_reentrant",
+            "loss": "chunked",
+        },
+    ),
+    (
+        "trl",
+        "qlora",
+        {
+            "double_quant": False,
+            "compute_dtype": "float32",
+            "adapter_dtype": "bfloat16",
+            "kbit_prepare": False,
+            "targets": ("peft-default",),
+        },
+    ),
+    (
+        "axolotl",
+        "qlora",
+        {
+            "double_quant": True,
+            "quant_storage": "bfloat16",
+            "kbit_prepare": False,
+            "allocator": "expandable",
+            "checkpointing": "none",
+            "adapter_dtype": "float32",
+        },
+    ),
     ("axolotl", "full", {"upcast_modules": "norms_and_embeddings", "trainable_dtype": "weight"}),
     ("axolotl", "lora", {"upcast_modules": "none"}),
     ("llamafactory", "full", {"trainable_dtype": "float32", "checkpointing": "reentrant"}),
-    ("llamafactory", "qlora", {"rank": 8, "double_quant": True, "quant_storage": "bfloat16", "kbit_prepare": False}),
-]  # fmt: skip
+    (
+        "llamafactory",
+        "qlora",
+        {"rank": 8, "double_quant": True, "quant_storage": "bfloat16", "kbit_prepare": False},
+    ),
+]
 
 
 @pytest.mark.parametrize(("recipe", "method", "expected"), HEADLINE)
@@ -97,11 +181,18 @@ def test_trl_rows_equal_the_installed_trl():
     from trl.trainer.base_config import _BaseConfig
     from trl.trainer.model_config import ModelConfig
 
-    theirs, full, quantised = ModelConfig(), resolve({"recipe": "trl", "method": "lora"}), resolve({"recipe": "trl", "method": "qlora"})
+    theirs, full, quantised = (
+        ModelConfig(),
+        resolve({"recipe": "trl", "method": "lora"}),
+        resolve({"recipe": "trl", "method": "qlora"}),
+    )
     assert theirs.dtype == full.weight_dtype == quantised.compute_dtype
     assert (theirs.lora_r, theirs.lora_alpha, theirs.lora_dropout) == (full.rank, full.alpha, full.dropout)
     assert theirs.lora_target_modules is None and full.targets == ("peft-default",)
-    assert theirs.bnb_4bit_quant_type == quantised.quant_type and theirs.use_bnb_nested_quant is quantised.double_quant
+    assert (
+        theirs.bnb_4bit_quant_type == quantised.quant_type
+        and theirs.use_bnb_nested_quant is quantised.double_quant
+    )
     fields = _BaseConfig.__dataclass_fields__
     assert fields["gradient_checkpointing"].default is True and full.checkpointing != "none"
     assert fields["bf16"].default is None and full.autocast == "bfloat16"  # None: on unless fp16 is

@@ -1,7 +1,9 @@
-"""A recipe is not a dictionary of hopes: the stack's own trainer on a tiny model against planner/run/build.py, on CPU, one real step.
+"""A recipe is not a dictionary of hopes: the stack's own trainer on a tiny model against
+planner/run/build.py, on CPU, one real step.
 
-Compared: dtypes of every parameter, what is trainable, the optimizer's class and form, the checkpointing mode, and the bytes that the
-forward saves for the backward (which is where a different loss path or a different autocast would show).
+Compared: dtypes of every parameter, what is trainable, the optimizer's class and form, the checkpointing
+mode, and the bytes that the forward saves for the backward (which is where a different loss path or a
+different autocast would show).
 """
 
 import contextlib
@@ -13,9 +15,21 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytestmark = pytest.mark.trace
 
-CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "vocab_size": 320, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False,
-          "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu", "dtype": "bfloat16"}  # fmt: skip
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "architectures": ["LlamaForCausalLM"],
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+}
 BATCH, SEQUENCE = 2, 24
 
 
@@ -25,7 +39,9 @@ def checkpoint(tmp_path_factory):
     from tokenizers import Tokenizer, models
 
     folder = tmp_path_factory.mktemp("tiny")
-    config = transformers.LlamaConfig(**{k: v for k, v in CONFIG.items() if k not in ("model_type", "architectures")})
+    config = transformers.LlamaConfig(
+        **{k: v for k, v in CONFIG.items() if k not in ("model_type", "architectures")}
+    )
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     words = {f"w{i}": i for i in range(310)} | {"<pad>": 310, "</s>": 311, "<unk>": 312}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -36,7 +52,14 @@ def checkpoint(tmp_path_factory):
 
 
 def rows(count=8):
-    return [{"input_ids": list(range(SEQUENCE)), "labels": list(range(SEQUENCE)), "attention_mask": [1] * SEQUENCE} for _ in range(count)]
+    return [
+        {
+            "input_ids": list(range(SEQUENCE)),
+            "labels": list(range(SEQUENCE)),
+            "attention_mask": [1] * SEQUENCE,
+        }
+        for _ in range(count)
+    ]
 
 
 def hf_trainer(checkpoint, folder, method, **arguments):
@@ -44,10 +67,20 @@ def hf_trainer(checkpoint, folder, method, **arguments):
 
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     if method == "lora":
-        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
-    common = {"max_steps": 1, "per_device_train_batch_size": BATCH, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+        model = get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+    common = {
+        "max_steps": 1,
+        "per_device_train_batch_size": BATCH,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
     args = transformers.TrainingArguments(str(folder), use_cpu=True, bf16=True, **common, **arguments)
-    return transformers.Trainer(model=model, args=args, train_dataset=rows(), data_collator=transformers.default_data_collator)
+    return transformers.Trainer(
+        model=model, args=args, train_dataset=rows(), data_collator=transformers.default_data_collator
+    )
 
 
 def trl_trainer(checkpoint, folder, method, **arguments):
@@ -55,12 +88,30 @@ def trl_trainer(checkpoint, folder, method, **arguments):
     from datasets import Dataset
     from peft import LoraConfig
 
-    args = trl.SFTConfig(str(folder), use_cpu=True, max_steps=1, per_device_train_batch_size=BATCH, report_to=[], save_strategy="no",
-                         disable_tqdm=True, max_length=SEQUENCE, dataset_kwargs={"skip_prepare_dataset": True}, **arguments)  # fmt: skip
-    adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM") if method == "lora" else None
+    args = trl.SFTConfig(
+        str(folder),
+        use_cpu=True,
+        max_steps=1,
+        per_device_train_batch_size=BATCH,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        max_length=SEQUENCE,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **arguments,
+    )
+    adapter = (
+        LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM")
+        if method == "lora"
+        else None
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     return trl.SFTTrainer(
-        model=checkpoint, args=args, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer, peft_config=adapter
+        model=checkpoint,
+        args=args,
+        train_dataset=Dataset.from_list(rows()),
+        processing_class=tokenizer,
+        peft_config=adapter,
     )
 
 
@@ -68,12 +119,23 @@ def our_build(**fields):
     from memplan.planner.inputs.setup import resolve
     from memplan.planner.run.build import build
 
-    setup = resolve({"micro_batch": BATCH, "sequence_length": SEQUENCE, "device": "cpu", "load": "random", "attention": "sdpa", **fields})
+    setup = resolve(
+        {
+            "micro_batch": BATCH,
+            "sequence_length": SEQUENCE,
+            "device": "cpu",
+            "load": "random",
+            "attention": "sdpa",
+            **fields,
+        }
+    )
     return build(CONFIG, setup, "cpu")
 
 
 def saved_bytes(run, parameters):
-    """Bytes that autograd saves while `run` makes a loss, parameters and their views apart, each storage once."""
+    """Bytes that autograd saves while `run` makes a loss, parameters and their views apart, each storage
+    once.
+    """
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     storages = {}
 
@@ -96,7 +158,9 @@ def described(model):
 def checkpoint_mode(model):
     """'none', 'non_reentrant' or 'reentrant', from the function that the layers were given."""
     for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+        if getattr(module, "gradient_checkpointing", False) and hasattr(
+            module, "_gradient_checkpointing_func"
+        ):
             keywords = getattr(module._gradient_checkpointing_func, "keywords", {})
             return "reentrant" if keywords.get("use_reentrant", True) else "non_reentrant"
     return "none"
@@ -112,7 +176,9 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}{'-checkpointed' if case[2] else ''}")
+@pytest.fixture(
+    scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}{'-checkpointed' if case[2] else ''}"
+)
 def pair(request, checkpoint, tmp_path_factory):
     """The stack's trainer after one real step, and our build after none."""
     recipe, method, arguments, fields = request.param
@@ -125,7 +191,10 @@ def pair(request, checkpoint, tmp_path_factory):
 
 def test_every_parameter_has_the_same_shape_dtype_and_trainability(pair):
     _, _, trainer, built = pair
-    theirs = {name.removeprefix("module."): value for name, value in described(trainer.accelerator.unwrap_model(trainer.model)).items()}
+    theirs = {
+        name.removeprefix("module."): value
+        for name, value in described(trainer.accelerator.unwrap_model(trainer.model)).items()
+    }
     assert described(built.model) == theirs
 
 
@@ -134,7 +203,9 @@ def test_the_optimizer_is_of_the_same_class_and_form(pair):
     theirs = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     assert type(theirs).__mro__[0].__name__ == type(built.optimizer).__name__
     assert bool(theirs.defaults.get("fused")) == (built.setup.optimizer_mode == "fused")
-    assert sum(p.numel() for group in theirs.param_groups for p in group["params"]) == sum(p.numel() for p in built.trainable)
+    assert sum(p.numel() for group in theirs.param_groups for p in group["params"]) == sum(
+        p.numel() for p in built.trainable
+    )
 
 
 def test_the_checkpointing_mode_is_the_same(pair):
@@ -172,7 +243,9 @@ def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, 
     labels[0, 3] = -100
     logits = head(hidden)[:, :-1]
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    whole = torch.nn.functional.cross_entropy(logits.reshape(-1, 70), labels[:, 1:].reshape(-1), ignore_index=-100)
+    whole = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, 70), labels[:, 1:].reshape(-1), ignore_index=-100
+    )
     parts = LOSSES[kind](hidden, labels, head, softcap)["loss"]
     torch.testing.assert_close(parts, whole)
     wanted = torch.autograd.grad(whole, (hidden, head.weight, head.bias))
@@ -183,7 +256,9 @@ def test_a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole_one(kind, 
 def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
     from memplan.planner.run.losses import LOSSES
 
-    head = torch.nn.Linear(4096, 128_000, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(False)
+    head = torch.nn.Linear(4096, 128_000, bias=False, device="meta", dtype=torch.bfloat16).requires_grad_(
+        False
+    )
     hidden = torch.empty(1, 6000, 4096, device="meta", dtype=torch.bfloat16, requires_grad=True)
     labels = torch.zeros(1, 6000, dtype=torch.int64, device="meta")
     found = []
@@ -191,7 +266,11 @@ def test_a_loss_in_parts_never_holds_whole_logits_on_meta(kind, largest):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
-            made = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor) and not t._is_view()]
+            made = [
+                t
+                for t in torch.utils._pytree.tree_leaves(result)
+                if isinstance(t, torch.Tensor) and not t._is_view()
+            ]
             found.extend(t.numel() for t in made if t.numel() != head.weight.numel())
             return result
 

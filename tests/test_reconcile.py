@@ -1,4 +1,6 @@
-"""Reconciliation: tiers and errors from hand-made records, and errors planted in a prediction by a seed, which must be named."""
+"""Reconciliation: tiers and errors from hand-made records, and errors planted in a prediction by a seed,
+which must be named.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import pytest
 from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.prediction import COMPONENTS, STEP_MOMENTS, Breakdown, ModelSummary, Peak, Prediction, Row
+from memplan.planner.prediction import (
+    COMPONENTS,
+    STEP_MOMENTS,
+    Breakdown,
+    ModelSummary,
+    Peak,
+    Prediction,
+    Row,
+)
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.units import MIB
 from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
@@ -22,7 +32,13 @@ SETUPS = (
     {"method": "full", "recipe": "raw", "sequence_length": 512},
     {"method": "lora", "sequence_length": 512},
     {"method": "qlora", "sequence_length": 1024},
-    {"method": "lora", "recipe": "raw", "checkpointing": "non_reentrant", "micro_batch": 2, "sequence_length": 512},
+    {
+        "method": "lora",
+        "recipe": "raw",
+        "checkpointing": "non_reentrant",
+        "micro_batch": 2,
+        "sequence_length": 512,
+    },
 )
 SMALLEST = 1 * MIB
 
@@ -46,7 +62,8 @@ def as_measured(prediction: Prediction, **changes) -> Measurement:
         peak=MeasuredPeak(step.moment, step.allocated_bytes, step.allocated_bytes, 0),
         step_peak=MeasuredPeak(step.moment, step.allocated_bytes, step.allocated_bytes, 0),
         moments=tuple(
-            MeasuredMoment(m.moment, m.allocated_bytes, components={**m.components, "unattributed": 0}) for m in prediction.moments
+            MeasuredMoment(m.moment, m.allocated_bytes, components={**m.components, "unattributed": 0})
+            for m in prediction.moments
         ),
     )
     return Measurement(**{**fields, **changes})
@@ -67,7 +84,12 @@ def with_rows(prediction: Prediction, change) -> Prediction:
 
 
 def is_row(row: Row, planted: Row) -> bool:
-    return (row.name, row.component, row.dtype, row.shape) == (planted.name, planted.component, planted.dtype, planted.shape)
+    return (row.name, row.component, row.dtype, row.shape) == (
+        planted.name,
+        planted.component,
+        planted.dtype,
+        planted.shape,
+    )
 
 
 def plant(prediction: Prediction, kind: str, rng: random.Random) -> tuple[Prediction, Row]:
@@ -83,8 +105,13 @@ def plant(prediction: Prediction, kind: str, rng: random.Random) -> tuple[Predic
     if kind in ("row dropped", "kernel fact removed"):
         return with_rows(prediction, lambda m, r: None if is_row(r, row) else r), row
     if kind == "dtype doubled":
-        wide = {"bfloat16": "float32", "nf4": "int8", "float32": "float64", "uint8": "int16"}.get(row.dtype, "float64")
-        return with_rows(prediction, lambda m, r: replace(r, dtype=wide, bytes=2 * r.bytes, block_bytes=None) if is_row(r, row) else r), row
+        wide = {"bfloat16": "float32", "nf4": "int8", "float32": "float64", "uint8": "int16"}.get(
+            row.dtype, "float64"
+        )
+        return with_rows(
+            prediction,
+            lambda m, r: replace(r, dtype=wide, bytes=2 * r.bytes, block_bytes=None) if is_row(r, row) else r,
+        ), row
     there = rng.choice([m for m in moments if m != at])
     moved = with_rows(prediction, lambda m, r: None if m == at and is_row(r, row) else r)
     extended = tuple(Breakdown(m.moment, (*m.rows, row)) if m.moment == there else m for m in moved.moments)
@@ -92,7 +119,9 @@ def plant(prediction: Prediction, kind: str, rng: random.Random) -> tuple[Predic
 
 
 def names(reconciliation: Reconciliation, row: Row) -> bool:
-    """Whether the first suspect is the row: by its name, or, where the prediction lacks it, by component, bytes and being missing."""
+    """Whether the first suspect is the row: by its name, or, where the prediction lacks it, by component,
+    bytes and being missing.
+    """
     if not reconciliation.suspects:
         return False
     first = reconciliation.suspects[0]
@@ -101,7 +130,9 @@ def names(reconciliation: Reconciliation, row: Row) -> bool:
         and first.bytes == pytest.approx(row.charged, rel=0.01)
         and first.change == "missing from the prediction"
     )
-    return by_shape or any(row.name == name or row.name.endswith((f" {name}", f".{name}")) for name in first.rows)
+    return by_shape or any(
+        row.name == name or row.name.endswith((f" {name}", f".{name}")) for name in first.rows
+    )
 
 
 KINDS = ("row dropped", "dtype doubled", "kernel fact removed", "wrong moment")
@@ -125,7 +156,10 @@ def test_planted_errors_are_named_in_nine_of_ten(truths):
             tried += 1
             found = reconcile(broken, as_measured(prediction), references)
             if not names(found, row):
-                missed.append(f"{kind}: {row.name} {row.shape} {row.dtype} ({row.component}); said {[str(s) for s in found.suspects[:1]]}")
+                missed.append(
+                    f"{kind}: {row.name} {row.shape} {row.dtype} ({row.component}); said "
+                    f"{[str(s) for s in found.suspects[:1]]}"
+                )
     assert tried >= 100
     assert len(missed) <= tried // 10, f"{len(missed)} of {tried} not named:\n" + "\n".join(missed)
 
@@ -141,9 +175,15 @@ def test_what_no_row_explains_stays_unexplained(truths):
     prediction, references = truths["llama-2-7b", 1]
     real = as_measured(prediction)
     odd = 123_457_789
-    moments = tuple(replace(m, allocated_bytes=m.allocated_bytes + odd, components=None) for m in real.moments)
+    moments = tuple(
+        replace(m, allocated_bytes=m.allocated_bytes + odd, components=None) for m in real.moments
+    )
     found = reconcile(
-        prediction, real.with_(moments=moments, step_peak=replace(real.step_peak, allocated_bytes=real.step_peak.allocated_bytes + odd))
+        prediction,
+        real.with_(
+            moments=moments,
+            step_peak=replace(real.step_peak, allocated_bytes=real.step_peak.allocated_bytes + odd),
+        ),
     )
     assert found.unexplained_bytes is not None and abs(found.unexplained_bytes) > 0
     assert found.tiers["allocated"].bytes == -odd
@@ -151,15 +191,29 @@ def test_what_no_row_explains_stays_unexplained(truths):
 
 def hand_made(reserved: int = 100, smallest: int | None = None) -> Predicted:
     parts = {"weights": 60, "gradients": 0, "optimizer_states": 0, "activations": 30, "temporaries": 0}
-    return Predicted("trace", {"allocated": 90, "reserved": reserved, "context": 10}, {"forward": parts}, {"forward": ()}, smallest)
+    return Predicted(
+        "trace",
+        {"allocated": 90, "reserved": reserved, "context": 10},
+        {"forward": parts},
+        {"forward": ()},
+        smallest,
+    )
 
 
 def record(outcome: str, cap: int | None = None, allocated: int = 80) -> Measurement:
     peak = MeasuredPeak("forward", allocated, 100, 10)
     return Measurement(
-        "hand", {"name": "m"}, resolve({}), {"gpu": "g", "versions": {}}, outcome, 1, cap_bytes=cap, peak=peak, step_peak=peak,
+        "hand",
+        {"name": "m"},
+        resolve({}),
+        {"gpu": "g", "versions": {}},
+        outcome,
+        1,
+        cap_bytes=cap,
+        peak=peak,
+        step_peak=peak,
         moments=(MeasuredMoment("forward", allocated),),
-    )  # fmt: skip
+    )
 
 
 def test_errors_are_fractions_of_the_measured_number():
@@ -199,10 +253,22 @@ def test_other_library_versions_are_noted():
 
 def test_a_records_own_prediction_is_read_and_a_broken_one_refused():
     peak = Peak("forward", 90, 100, 10)
-    prediction = Prediction("trace", ModelSummary("m", "M", 1), resolve({}), 1, 1, 1, peak, peak,
-                            (Breakdown("forward", (Row("a", (30,), "uint8", 1, 30, "activations", ""),)),))  # fmt: skip
+    prediction = Prediction(
+        "trace",
+        ModelSummary("m", "M", 1),
+        resolve({}),
+        1,
+        1,
+        1,
+        peak,
+        peak,
+        (Breakdown("forward", (Row("a", (30,), "uint8", 1, 30, "activations", ""),)),),
+    )
     read = Predicted.read(prediction.to_document(explain=True))
-    assert read.peaks == {"allocated": 90, "reserved": 100, "context": 10} and read.rows["forward"][0].bytes == 30
+    assert (
+        read.peaks == {"allocated": 90, "reserved": 100, "context": 10}
+        and read.rows["forward"][0].bytes == 30
+    )
     with pytest.raises(UsageError, match="step_peak"):
         Predicted.read({"engine": "trace"})
 
@@ -210,31 +276,61 @@ def test_a_records_own_prediction_is_read_and_a_broken_one_refused():
 def test_an_aligned_event_of_the_gaps_size_is_named():
     """A kernel's workspace of 1 MiB that only the measurement has, and an unrelated one."""
     mib = 2**20
-    parts = {"weights": 60 * mib, "gradients": 0, "optimizer_states": 0, "activations": 30 * mib, "temporaries": 0}
-    predicted = Predicted("trace", {"allocated": 90 * mib, "reserved": 90 * mib, "context": 0}, {"forward": parts}, {"forward": ()}, None)
-    event = {"only": "measured", "moment": "forward", "kind": "alloc", "bytes": mib, "count": 1, "where": "aten::mm"}
+    parts = {
+        "weights": 60 * mib,
+        "gradients": 0,
+        "optimizer_states": 0,
+        "activations": 30 * mib,
+        "temporaries": 0,
+    }
+    predicted = Predicted(
+        "trace",
+        {"allocated": 90 * mib, "reserved": 90 * mib, "context": 0},
+        {"forward": parts},
+        {"forward": ()},
+        None,
+    )
+    event = {
+        "only": "measured",
+        "moment": "forward",
+        "kind": "alloc",
+        "bytes": mib,
+        "count": 1,
+        "where": "aten::mm",
+    }
     other = {**event, "bytes": 5000, "where": "aten::add"}
     real = record("ok", allocated=91 * mib).with_(alignment={"unmatched": [other, event]})
     notes = reconcile(predicted, real).notes
-    assert any("only measured: 1,048,576 B x1 at aten::mm" in note for note in notes) and not any("aten::add" in note for note in notes)
+    assert any("only measured: 1,048,576 B x1 at aten::mm" in note for note in notes) and not any(
+        "aten::add" in note for note in notes
+    )
 
 
 def test_blocks_that_nothing_claims_stand_beside_temporaries():
     real = record("ok", allocated=90)
-    moment = replace(real.moments[0], components={"weights": 60, "activations": 25, "temporaries": 0, "unattributed": 5})
+    moment = replace(
+        real.moments[0], components={"weights": 60, "activations": 25, "temporaries": 0, "unattributed": 5}
+    )
     parts = {"weights": 60, "gradients": 0, "optimizer_states": 0, "activations": 25, "temporaries": 5}
-    predicted = Predicted("trace", {"allocated": 90, "reserved": 90, "context": 0}, {"forward": parts}, {"forward": ()}, None)
+    predicted = Predicted(
+        "trace", {"allocated": 90, "reserved": 90, "context": 0}, {"forward": parts}, {"forward": ()}, None
+    )
     found = reconcile(predicted, real.with_(moments=(moment,)))
     assert {d.what: d.bytes for d in found.moments}["temporaries"] == 0
 
 
 def planted_in_the_trace(setups, rounds: int) -> tuple[int, list[str]]:
-    """How many errors a seed planted in the trace of a small model under those setups, and those that were not named."""
+    """How many errors a seed planted in the trace of a small model under those setups, and those that were
+    not named.
+    """
     pytest.importorskip("bitsandbytes")
     from memplan.planner.trace.engine import trace
 
     model = find("qwen2.5-0.5b")
-    truths = [(trace(model.config, setup, model.name), known_rows(model.spec(), setup)) for setup in map(resolve, setups)]
+    truths = [
+        (trace(model.config, setup, model.name), known_rows(model.spec(), setup))
+        for setup in map(resolve, setups)
+    ]
     rng, missed, tried = random.Random(20261122), [], 0
     for _ in range(rounds):
         for kind in KINDS:
@@ -250,12 +346,17 @@ def planted_in_the_trace(setups, rounds: int) -> tuple[int, list[str]]:
 
 
 @pytest.mark.trace
-@pytest.mark.parametrize(("setups", "rounds", "least"), [
-    pytest.param(SETUPS[1:2], 6, 20, id="sample"),
-    pytest.param(SETUPS[:3], 25, 80, id="all", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setups", "rounds", "least"),
+    [
+        pytest.param(SETUPS[1:2], 6, 20, id="sample"),
+        pytest.param(SETUPS[:3], 25, 80, id="all", marks=pytest.mark.slow),
+    ],
+)
 def test_errors_planted_in_the_trace_are_named_too(setups, rounds, least):
-    """The same over the trace's rows, whose names are operations: what it lacks is named by component, size and being missing."""
+    """The same over the trace's rows, whose names are operations: what it lacks is named by component, size
+    and being missing.
+    """
     tried, missed = planted_in_the_trace(setups, rounds)
     assert tried >= least
     assert len(missed) <= tried // 10, f"{len(missed)} of {tried} not named:\n" + "\n".join(missed)

@@ -1,4 +1,6 @@
-"""Records survive what happens to files: kills, full disks, other schemas, edits; and are found again by content."""
+"""Records survive what happens to files: kills, full disks, other schemas, edits; and are found again by
+content.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,24 @@ def measurement(**changes: Any) -> Measurement:
         MeasuredMoment("forward", 150, None, {"weights": 100, "activations": 40, "unattributed": 10}),
     )
     base = Measurement(
-        case="tiny lora", model={"name": "tiny", "architecture": "LlamaForCausalLM", "parameters": 10, "config": CONFIG},
-        setup=resolve({"method": "lora", "device": "cpu"}), environment=ENVIRONMENT, outcome="ok", steps=3,
-        peak=MeasuredPeak("forward", 150), step_peak=MeasuredPeak("forward", 150), moments=moments, step_seconds=(0.1, 0.2),
-    )  # fmt: skip
+        case="tiny lora",
+        model={"name": "tiny", "architecture": "LlamaForCausalLM", "parameters": 10, "config": CONFIG},
+        setup=resolve({"method": "lora", "device": "cpu"}),
+        environment=ENVIRONMENT,
+        outcome="ok",
+        steps=3,
+        peak=MeasuredPeak("forward", 150),
+        step_peak=MeasuredPeak("forward", 150),
+        moments=moments,
+        step_seconds=(0.1, 0.2),
+    )
     return base.with_(**changes)
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    before = measurement(failure=Failure("oom", "out of memory", requested_bytes=5, free_bytes=3), outcome="oom")
+    before = measurement(
+        failure=Failure("oom", "out of memory", requested_bytes=5, free_bytes=3), outcome="oom"
+    )
     after = record.load(record.save_in(before, tmp_path))
     assert after.to_document() == before.to_document()
     assert after.moment("forward").components == {"weights": 100, "activations": 40, "unattributed": 10}
@@ -44,8 +55,19 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_the_document_follows_the_contract() -> None:
     document = measurement().to_document()
     assert document["schema"] == "memplan.measurement/1"
-    assert {"memplan_version", "setup", "model", "environment", "outcome", "peak", "moments", "retries", "device_bytes", "step_seconds",
-            "tokens_per_second"} <= set(document)  # fmt: skip
+    assert {
+        "memplan_version",
+        "setup",
+        "model",
+        "environment",
+        "outcome",
+        "peak",
+        "moments",
+        "retries",
+        "device_bytes",
+        "step_seconds",
+        "tokens_per_second",
+    } <= set(document)
     unknown = dict.fromkeys(("reserved_bytes", "context_bytes", "device_bytes"))
     assert document["peak"] == {"moment": "forward", "allocated_bytes": 150, **unknown}
     assert MeasuredPeak("forward", 1, 2, 3).to_document()["device_bytes"] == 5
@@ -67,7 +89,9 @@ def test_identity_changes_with_what_decides_the_numbers(change: dict[str, Any]) 
 
 
 def test_identity_ignores_what_was_measured() -> None:
-    assert measurement(step_seconds=(9.0,), wall_seconds=3.0, case="renamed").identity == measurement().identity
+    assert (
+        measurement(step_seconds=(9.0,), wall_seconds=3.0, case="renamed").identity == measurement().identity
+    )
 
 
 def test_unknown_keys_of_a_newer_version_are_dropped_and_missing_setup_fields_filled() -> None:
@@ -90,7 +114,10 @@ def test_unknown_keys_of_a_newer_version_are_dropped_and_missing_setup_fields_fi
         ({"model": None}, "model is None, expected dict"),
         ({"steps": "3"}, "steps is '3', expected int"),
         ({"steps": True}, "steps is True, expected int"),
-        ({"peak": {"moment": "forward", "allocated_bytes": 1.5}}, "peak.allocated_bytes is 1.5, expected a whole number"),
+        (
+            {"peak": {"moment": "forward", "allocated_bytes": 1.5}},
+            "peak.allocated_bytes is 1.5, expected a whole number",
+        ),
         ({"peak": {"allocated_bytes": 1}}, "peak: "),
         ({"peak": None}, "peak or moments are missing"),
         ({"moments": ["x"]}, "moments[0] is 'x', expected an object"),
@@ -135,7 +162,9 @@ def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "says"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only")])
-def test_a_full_disk_is_one_message_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str) -> None:
+def test_a_full_disk_is_one_message_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
     path = tmp_path / "r.json"
     path.write_text("old")
 

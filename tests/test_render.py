@@ -21,7 +21,9 @@ from memplan.render.terminal import count, defaults, number, plan_screen, shown_
 WEIGHTS = Row("base weights", (4096, 4096), "nf4", 224, 4 * GIB, "weights", "4-bit linear layers")
 GRADS = Row("adapter gradients", (16, 4096), "float32", 448, 256 * MIB, "gradients", ".grad of every adapter")
 STATES = Row("exp_avg", (16, 4096), "float32", 448, 512 * MIB, "optimizer_states", "AdamW's first moment")
-SAVED = Row("logits", (1, 2048, 32000), "float32", 1, 1 * GIB, "activations", "fp32 copy kept by cross-entropy")
+SAVED = Row(
+    "logits", (1, 2048, 32000), "float32", 1, 1 * GIB, "activations", "fp32 copy kept by cross-entropy"
+)
 SMALL = Row("loss", (), "float32", 1, 4, "temporaries", "a scalar")
 
 
@@ -36,12 +38,27 @@ def prediction(gpu: Gpu | None = None, **changes) -> Prediction:
     allocated = moments[3].allocated_bytes
     peak = Peak("backward", allocated, allocated + 128 * MIB, 600 * MIB)
     model = ModelSummary("llama-7b", "LlamaForCausalLM", 6_738_415_616)
-    made = Prediction("formula", model, resolve({"method": "qlora"}), 39_976_960, 6_778_392_576, 0, peak, peak, moments, **changes)
+    made = Prediction(
+        "formula",
+        model,
+        resolve({"method": "qlora"}),
+        39_976_960,
+        6_778_392_576,
+        0,
+        peak,
+        peak,
+        moments,
+        **changes,
+    )
     return made.with_(gpus=tuple(judge(made, card) for card in ((gpu,) if gpu else common_gpus())))
 
 
 def screen(
-    made: Prediction, gpu: Gpu | None = None, suggestions: tuple[Suggestion, ...] = (), width: int = 80, ascii_only: bool = False
+    made: Prediction,
+    gpu: Gpu | None = None,
+    suggestions: tuple[Suggestion, ...] = (),
+    width: int = 80,
+    ascii_only: bool = False,
 ) -> str:
     stream = io.StringIO()
     show(*plan_screen(made, gpu, suggestions, width, ascii_only), console=make_console(stream, width))
@@ -50,9 +67,15 @@ def screen(
 
 def test_the_verdict_comes_first():
     card = find_gpu("rtx-4090")
-    assert screen(prediction(card), card).splitlines()[0] == "fits rtx-4090: 6.46 GiB needed of 23.50 GiB usable, 17.04 GiB free"
+    assert (
+        screen(prediction(card), card).splitlines()[0]
+        == "fits rtx-4090: 6.46 GiB needed of 23.50 GiB usable, 17.04 GiB free"
+    )
     small = find_gpu("5GiB")
-    assert screen(prediction(small), small).splitlines()[0] == "does not fit 5GiB: 6.46 GiB needed of 5.00 GiB usable, 1.46 GiB short"
+    assert (
+        screen(prediction(small), small).splitlines()[0]
+        == "does not fit 5GiB: 6.46 GiB needed of 5.00 GiB usable, 1.46 GiB short"
+    )
 
 
 def test_without_a_card_it_says_which_common_ones_fit():
@@ -88,7 +111,10 @@ def test_components_add_up_on_the_screen():
 
 def test_peak_is_explained_by_its_largest_rows():
     text = " ".join(screen(prediction()).split())
-    assert "Peak in backward, 5.75 GiB allocated. Largest of what comes and goes: logits 1.00 GiB (fp32 copy kept by cross-entropy)" in text
+    assert (
+        "Peak in backward, 5.75 GiB allocated. Largest of what comes and goes: logits 1.00 GiB (fp32 copy "
+        "kept by cross-entropy)" in text
+    )
 
 
 def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():
@@ -109,8 +135,8 @@ def test_accuracy_is_evidence_or_its_absence():
     known = Accuracy(0.004, 0.031, 25, "25 recorded runs on h200", "llama-2-7b qlora")
     text = " ".join(screen(prediction(accuracy=known)).split())
     assert (
-        "formula engine, peak allocated within 0.40 % (median), 3.10 % (worst): 25 recorded runs on h200; nearest run: llama-2-7b qlora."
-        in text
+        "formula engine, peak allocated within 0.40 % (median), 3.10 % (worst): 25 recorded runs on h200; "
+        "nearest run: llama-2-7b qlora." in text
     )
 
 
@@ -118,7 +144,10 @@ def test_the_formulas_recorded_error_makes_the_band_of_tight():
     made = prediction(accuracy=Accuracy(0.01, 0.02, 25, "h200", device_error=0.05))
     device = made.peak.reserved_bytes + find_gpu("8GiB").context_bytes
     slack = round(made.peak.allocated_bytes * 0.05)
-    words = {offset: judge(made, find_gpu(f"{device + offset}B")).verdict for offset in (slack, slack - 1, 0, -slack, -slack - 1)}
+    words = {
+        offset: judge(made, find_gpu(f"{device + offset}B")).verdict
+        for offset in (slack, slack - 1, 0, -slack, -slack - 1)
+    }
     assert words == {slack: "fits", slack - 1: "tight", 0: "tight", -slack: "tight", -slack - 1: "no"}
 
 
@@ -178,7 +207,12 @@ def test_the_bar_is_to_scale_and_marks_what_is_usable():
 @pytest.mark.parametrize("usable", [1, 40, 60, 98, 100])
 def test_the_ruler_never_overlaps(usable: int):
     line = ruler(100, usable, 60, ("0", "2.00 GiB usable", "rtx-4090")).plain
-    assert line.startswith("0 ") and line.endswith(" rtx-4090") and " 2.00 GiB usable " in line and len(line) == 60
+    assert (
+        line.startswith("0 ")
+        and line.endswith(" rtx-4090")
+        and " 2.00 GiB usable " in line
+        and len(line) == 60
+    )
 
 
 def test_explain_shows_every_row_and_their_sum():
@@ -207,5 +241,9 @@ def test_numbers_for_people():
 @pytest.mark.parametrize("width", [40, 50, 60, 66])
 def test_a_narrow_terminal_keeps_decimals_and_gives_up_moments(width: int):
     named = ("weights", "optimizer states")
-    lines = [line for line in screen(prediction(), width=width).splitlines() if line.lstrip("█▓▒░▚▪- ").startswith(named)]
+    lines = [
+        line
+        for line in screen(prediction(), width=width).splitlines()
+        if line.lstrip("█▓▒░▚▪- ").startswith(named)
+    ]
     assert len(lines) == 2 and all(re.search(r" \d+\.\d+ +\d+\.\d+$", line) for line in lines), lines

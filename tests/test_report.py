@@ -1,4 +1,6 @@
-"""The page: under 200 kB, loads nothing, escapes everything, and computes in JavaScript exactly what Python computes."""
+"""The page: under 200 kB, loads nothing, escapes everything, and computes in JavaScript exactly what Python
+computes.
+"""
 
 import html
 import json
@@ -24,9 +26,20 @@ from memplan.planner.prediction import COMPONENTS
 from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import LARGEST_PAGE, page
 
-LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "vocab_size": 4000, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False,
-         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu"}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 4000,
+    "architectures": ["LlamaForCausalLM"],
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
 WINDOWED = {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 300}
 
 HARNESS = """
@@ -121,10 +134,22 @@ def run(*args):
 
 def test_the_command_writes_the_page_and_the_pictures(tmp_path):
     pytest.importorskip("matplotlib")
-    shown = run("gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--png", str(tmp_path / "a.png"), "--svg", str(tmp_path / "a.svg"))
+    shown = run(
+        "gpt2",
+        "--seq",
+        "256",
+        "-o",
+        str(tmp_path / "a.html"),
+        "--png",
+        str(tmp_path / "a.png"),
+        "--svg",
+        str(tmp_path / "a.svg"),
+    )
     assert shown.exception is None, shown.exception
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (tmp_path / "a.svg").read_bytes()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (
+        tmp_path / "a.svg"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(("args", "code"), [(("--gpu", "t4"), 1), (("--gpu", "h200"), 0), ((), 0)])
@@ -136,7 +161,10 @@ def test_the_page_is_written_and_the_exit_code_says_whether_it_fits(tmp_path, ar
 def test_a_measurement_is_drawn_beside(tmp_path):
     record = {
         "schema": "memplan.measurement/1",
-        "moments": [{"name": "forward", "allocated_bytes": 123456789}, {"name": "x", "allocated_bytes": None}],
+        "moments": [
+            {"name": "forward", "allocated_bytes": 123456789},
+            {"name": "x", "allocated_bytes": None},
+        ],
     }
     (tmp_path / "m.json").write_text(json.dumps(record))
     run("gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--measurement", str(tmp_path / "m.json"))
@@ -144,17 +172,28 @@ def test_a_measurement_is_drawn_beside(tmp_path):
 
 
 def test_a_record_without_moments_is_refused(tmp_path):
-    (tmp_path / "m.json").write_text(json.dumps({"schema": "memplan.measurement/1", "outcome": "error", "moments": []}))
-    shown = run("gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--measurement", str(tmp_path / "m.json"))
-    assert shown.exception is not None and "no moments with sizes" in str(shown.exception) and not (tmp_path / "a.html").exists()
+    (tmp_path / "m.json").write_text(
+        json.dumps({"schema": "memplan.measurement/1", "outcome": "error", "moments": []})
+    )
+    shown = run(
+        "gpt2", "--seq", "256", "-o", str(tmp_path / "a.html"), "--measurement", str(tmp_path / "m.json")
+    )
+    assert (
+        shown.exception is not None
+        and "no moments with sizes" in str(shown.exception)
+        and not (tmp_path / "a.html").exists()
+    )
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (("gpt2",), "needs a file"),
-    (("gpt2", "-o", "."), "it is a folder"),
-    (("gpt2", "-o", "/no/such/folder/x.html"), "its folder does not exist"),
-    (("gpt2", "--json", "-o", "x.html"), "No such option"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("gpt2",), "needs a file"),
+        (("gpt2", "-o", "."), "it is a folder"),
+        (("gpt2", "-o", "/no/such/folder/x.html"), "its folder does not exist"),
+        (("gpt2", "--json", "-o", "x.html"), "No such option"),
+    ],
+)
 def test_bad_commands(args, message):
     shown = run(*args)
     assert shown.exception is not None and message in str(shown.exception)
@@ -202,4 +241,7 @@ def test_a_page_offers_the_cards_that_its_expressions_hold_for(gpu):
         memplan.plan("llama-7b", **options).peak.allocated_bytes
     }
     text = html.unescape(page_of(subject))
-    assert "cards with other kernels than" in text and next(c.name for c in common_gpus() if c.name not in offered) in text
+    assert (
+        "cards with other kernels than" in text
+        and next(c.name for c in common_gpus() if c.name not in offered) in text
+    )

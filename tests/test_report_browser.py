@@ -1,4 +1,6 @@
-"""The page in a real headless browser: it draws, sliders move, and the numbers are Python's. Skips where Chromium's driver is absent."""
+"""The page in a real headless browser: it draws, sliders move, and the numbers are Python's. Skips where
+Chromium's driver is absent.
+"""
 
 import json
 import shutil
@@ -21,7 +23,8 @@ from memplan.render.html import page
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
-    not (DRIVER and BROWSER), reason="chromium and chromium-driver are not installed: the page is not tested in a browser"
+    not (DRIVER and BROWSER),
+    reason="chromium and chromium-driver are not installed: the page is not tested in a browser",
 )
 
 
@@ -30,18 +33,31 @@ class Browser:
 
     def __init__(self, port):
         self.address = f"http://127.0.0.1:{port}"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1180,1600", "--disable-dev-shm-usage"]
-        options = {"goog:chromeOptions": {"args": arguments, "binary": BROWSER}, "goog:loggingPrefs": {"browser": "ALL"}}
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1180,1600",
+            "--disable-dev-shm-usage",
+        ]
+        options = {
+            "goog:chromeOptions": {"args": arguments, "binary": BROWSER},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
 
     def call(self, verb, path, body=None):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data=data, method=verb, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.address + path, data=data, method=verb, headers={"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())["value"]
 
     def open(self, url):
-        self.call("POST", f"/session/{self.session}/url", {"url": "about:blank"})  # a new address fragment alone would load nothing
+        self.call(
+            "POST", f"/session/{self.session}/url", {"url": "about:blank"}
+        )  # a new address fragment alone would load nothing
         self.call("POST", f"/session/{self.session}/url", {"url": url})
         for _ in range(200):
             if self.run("return document.body.dataset.ready === '1'"):
@@ -50,14 +66,20 @@ class Browser:
         raise AssertionError("the page did not become ready: " + json.dumps(self.log()))
 
     def run(self, script, *args):
-        return self.call("POST", f"/session/{self.session}/execute/sync", {"script": script, "args": list(args)})
+        return self.call(
+            "POST", f"/session/{self.session}/execute/sync", {"script": script, "args": list(args)}
+        )
 
     def log(self):
         return self.call("POST", f"/session/{self.session}/se/log", {"type": "browser"})
 
     def move(self, name, value):
-        self.run("const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-                 "e.dispatchEvent(new Event(e.tagName === 'SELECT' ? 'change' : 'input'))", name, str(value))  # fmt: skip
+        self.run(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event(e.tagName === 'SELECT' ? 'change' : 'input'))",
+            name,
+            str(value),
+        )
 
     def close(self):
         self.call("DELETE", f"/session/{self.session}")
@@ -86,7 +108,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    spec, setup, gpu = find("llama-3.1-8b").spec(), resolve({"method": "qlora", "gpu": "rtx-4090"}), find_gpu("rtx-4090")
+    spec, setup, gpu = (
+        find("llama-3.1-8b").spec(),
+        resolve({"method": "qlora", "gpu": "rtx-4090"}),
+        find_gpu("rtx-4090"),
+    )
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(page(spec, setup, plan(spec, setup), gpu, OFFERED), encoding="utf-8")
     return spec, setup, gpu, path
@@ -137,10 +163,14 @@ def test_a_fit_that_fragmentation_could_undo_says_so_on_each_card(browser, subje
         browser.move("batch", batch)
         for card in OFFERED:
             browser.move("card", card.name)
-            close = close_calls(plan(spec, setup.replaced(micro_batch=batch, gpu=card.name)), [card]) is not None
+            close = (
+                close_calls(plan(spec, setup.replaced(micro_batch=batch, gpu=card.name)), [card]) is not None
+            )
             said[batch, card.name] = close
             assert browser.run("return document.body.dataset.close") == str(int(close)), (batch, card.name)
-            assert ("fragmentation" in browser.run("return document.getElementById('verdict').textContent")) == close
+            assert (
+                "fragmentation" in browser.run("return document.getElementById('verdict').textContent")
+            ) == close
     assert set(said.values()) == {True, False}
 
 
@@ -152,7 +182,9 @@ def test_a_method_and_a_cell_are_chosen_by_a_click(browser, subject):
     method = browser.run("return document.getElementById('method').value")
     assert method != "qlora"
     browser.run(click, "#heat rect[data-batch='4'][data-seq='512']")
-    chosen = changed(setup, {"method": method, "checkpointing": "non_reentrant"}).replaced(micro_batch=4, sequence_length=512)
+    chosen = changed(setup, {"method": method, "checkpointing": "non_reentrant"}).replaced(
+        micro_batch=4, sequence_length=512
+    )
     assert tuple(shown(browser)) == expected(spec, chosen, gpu)
 
 
@@ -164,16 +196,20 @@ def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
     lora = changed(setup, {"method": "lora", "checkpointing": "none"})
     structure = Structure(spec, lora, Room(gpu))
     cells = browser.run(
-        "return [...document.querySelectorAll('#heat rect')].map(r => ['batch','seq','bytes','fits'].map(k => Number(r.dataset[k])))"
+        "return [...document.querySelectorAll('#heat rect')].map(r => ['batch','seq','bytes','fits'].map(k "
+        "=> Number(r.dataset[k])))"
     )
     assert len(cells) >= 60
     for batch, seq, size, fits in cells[::5]:
         allocated = structure.allocated(batch, seq)
         assert (size, bool(fits)) == (structure.room.device_bytes(allocated), structure.room.holds(allocated))
     lines = browser.run(
-        "return [...document.querySelectorAll('#heat text[data-longest]')].map(t => [Number(t.dataset.batch), Number(t.dataset.longest)])"
+        "return [...document.querySelectorAll('#heat text[data-longest]')].map(t => "
+        "[Number(t.dataset.batch), Number(t.dataset.longest)])"
     )
-    assert [(batch, most or None) for batch, most in lines] == structure.frontier(tuple(batch for batch, _ in lines))
+    assert [(batch, most or None) for batch, most in lines] == structure.frontier(
+        tuple(batch for batch, _ in lines)
+    )
 
 
 def test_a_hostile_address_changes_nothing(browser, subject):
@@ -187,5 +223,7 @@ def test_it_fits_a_narrow_window_and_prints(browser, subject):
     size = {"width": 400, "height": 900}
     browser.call("POST", f"/session/{browser.session}/window/rect", size)
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth + 1")
-    printed = browser.call("POST", f"/session/{browser.session}/print", {"page": {"width": 21.0, "height": 29.7}})
+    printed = browser.call(
+        "POST", f"/session/{browser.session}/print", {"page": {"width": 21.0, "height": 29.7}}
+    )
     assert len(printed) > 20_000  # a PDF, base64

@@ -1,4 +1,6 @@
-"""One table decides which attention backend runs: the formula refuses what the trace refuses, in the same words."""
+"""One table decides which attention backend runs: the formula refuses what the trace refuses, in the same
+words.
+"""
 
 from __future__ import annotations
 
@@ -62,4 +64,6 @@ def test_both_engines_decide_alike(fields: dict[str, Any]) -> None:
             return str(error)
         return "runs"
 
-    assert said(lambda: trace(config, setup(fields))) == said(lambda: plan(find(config).spec(), setup(fields)))
+    assert said(lambda: trace(config, setup(fields))) == said(
+        lambda: plan(find(config).spec(), setup(fields))
+    )

@@ -1,4 +1,6 @@
-"""fit: boundaries are exact, cells agree with direct plans, changes are evaluated and not estimated, and the decision follows its rule."""
+"""fit: boundaries are exact, cells agree with direct plans, changes are evaluated and not estimated, and the
+decision follows its rule.
+"""
 
 import json
 import random
@@ -59,7 +61,9 @@ def test_one_step_beyond_a_boundary_does_not_fit(model, method, error):
     assert structure.fits(1, sequence)
     assert not structure.fits(1, sequence + 1) or sequence == spec.max_positions
     for rows, longest in structure.frontier((1, 2, 4)):
-        assert structure.fits(rows, longest) and (longest == spec.max_positions or not structure.fits(rows, longest + 1))
+        assert structure.fits(rows, longest) and (
+            longest == spec.max_positions or not structure.fits(rows, longest + 1)
+        )
 
 
 def test_every_cell_agrees_with_a_direct_plan_and_its_verdict(answer, llama):
@@ -67,7 +71,10 @@ def test_every_cell_agrees_with_a_direct_plan_and_its_verdict(answer, llama):
     for entry in answer.methods:
         assert entry.verdict == judge(plan(llama, entry.setup), gpu).verdict
         for cell in entry.cells[::7]:
-            direct = plan(llama, entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length))
+            direct = plan(
+                llama,
+                entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length),
+            )
             verdict = judge(direct, gpu)
             assert cell.device_bytes == direct.peak.reserved_bytes + gpu.context_bytes
             assert cell.fits == (verdict.verdict == "fits"), (entry.method, cell)
@@ -78,7 +85,10 @@ def test_the_recorded_error_makes_a_band_that_is_tight(llama):
     peak = plan(llama, setup).peak
     room = Room(budget(f"{peak.device_bytes + 1000}B"), 0.05)
     assert room.verdict(peak.allocated_bytes) == "tight"
-    assert room.verdict(int(peak.allocated_bytes * 0.9)) == "fits" and room.verdict(int(peak.allocated_bytes * 1.1)) == "no"
+    assert (
+        room.verdict(int(peak.allocated_bytes * 0.9)) == "fits"
+        and room.verdict(int(peak.allocated_bytes * 1.1)) == "no"
+    )
 
 
 def test_boundaries_agree_with_direct_plans(answer, llama):
@@ -92,17 +102,24 @@ def test_the_whole_answer_takes_under_a_second_of_computation(llama):
     fit(llama, resolve({"gpu": "l4"}), find_gpu("l4"))  # imports and NumPy
     start = time.process_time()
     fit(llama, resolve({"gpu": "rtx-3090", "method": "qlora"}), find_gpu("rtx-3090"))
-    assert time.process_time() - start < 2.0  # 0.5 s alone on such a machine; the bound leaves room for a busy one
+    assert (
+        time.process_time() - start < 2.0
+    )  # 0.5 s alone on such a machine; the bound leaves room for a busy one
 
 
 def test_every_change_is_evaluated_and_ordered(answer, llama):
     before = plan(llama, answer.setup).peak.device_bytes
-    assert answer.changes and [e.fits for e in answer.changes] == sorted((e.fits for e in answer.changes), reverse=True)
+    assert answer.changes and [e.fits for e in answer.changes] == sorted(
+        (e.fits for e in answer.changes), reverse=True
+    )
     for effect in answer.changes:
         direct = plan(llama, changed(answer.setup, effect.fields))
         room = Room(answer.gpu)
         assert effect.after == room.device_bytes(direct.peak.allocated_bytes)
-        assert effect.saved == before - plan(llama, answer.setup).peak.context_bytes + answer.gpu.context_bytes - effect.after
+        assert (
+            effect.saved
+            == before - plan(llama, answer.setup).peak.context_bytes + answer.gpu.context_bytes - effect.after
+        )
         assert effect.fits == room.holds(direct.peak.allocated_bytes)
 
 
@@ -112,7 +129,10 @@ def test_every_kind_of_change_has_a_price():
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_waterfall_goes_down_and_ends_where_it_fits(llama, method):
-    room, setup = Room(find_gpu("rtx-4090")), resolve({"method": method, "gpu": "rtx-4090", "sequence_length": 4096})
+    room, setup = (
+        Room(find_gpu("rtx-4090")),
+        resolve({"method": method, "gpu": "rtx-4090", "sequence_length": 4096}),
+    )
     steps = waterfall(llama, setup, room)
     start = room.device_bytes(plan(llama, setup).peak.allocated_bytes)
     assert start - sum(step.saved for step in steps) == steps[-1].after
@@ -127,29 +147,50 @@ def test_savings_do_not_add(llama):
     assert any(step.saved != alone.get(step.kind) for step in waterfall(llama, setup, room))
 
 
-CHECKPOINTED = Remedy(("gradient checkpointing", "8-bit optimizer states"), {"checkpointing": "non_reentrant"}, 18 * GIB)
+CHECKPOINTED = Remedy(
+    ("gradient checkpointing", "8-bit optimizer states"), {"checkpointing": "non_reentrant"}, 18 * GIB
+)
 
 
 def candidates(**fits):
     sizes = {"full": (60 * GIB, 15 * GIB), "lora": (20 * GIB, GIB // 6), "qlora": (9 * GIB, GIB // 6)}
     return {
-        name: Candidate(name, value is True, *sizes[name], value if isinstance(value, Remedy) else None) for name, value in fits.items()
+        name: Candidate(name, value is True, *sizes[name], value if isinstance(value, Remedy) else None)
+        for name, value in fits.items()
     }
 
 
-@pytest.mark.parametrize(("fits", "preferences", "chosen", "word"), [
-    ({"full": True, "lora": True, "qlora": True}, {}, "full", "quality on one task"),
-    ({"full": False, "lora": True, "qlora": True}, {}, "lora", "full does not fit"),
-    ({"full": False, "lora": False, "qlora": True}, {}, "qlora", "lora does not fit"),
-    ({"full": False, "lora": CHECKPOINTED, "qlora": True}, {}, "lora", "with gradient checkpointing and 8-bit optimizer states: 18.00 GiB"),
-    ({"full": True, "lora": True, "qlora": True}, {"prefer": "memory"}, "qlora", "leaves the most room"),
-    ({"full": True, "lora": True, "qlora": True}, {"prefer": "speed"}, "lora", "no weight is dequantised"),
-    ({"full": True, "lora": True, "qlora": True}, {"serve": True}, "lora", "no added latency"),
-    ({"full": True, "lora": False, "qlora": True}, {"serve": True}, "qlora", "dequantises them at every step"),
-    ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks keep"),
-    ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks keep"),
-    ({"full": False, "lora": False, "qlora": False}, {}, None, "no method fits"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fits", "preferences", "chosen", "word"),
+    [
+        ({"full": True, "lora": True, "qlora": True}, {}, "full", "quality on one task"),
+        ({"full": False, "lora": True, "qlora": True}, {}, "lora", "full does not fit"),
+        ({"full": False, "lora": False, "qlora": True}, {}, "qlora", "lora does not fit"),
+        (
+            {"full": False, "lora": CHECKPOINTED, "qlora": True},
+            {},
+            "lora",
+            "with gradient checkpointing and 8-bit optimizer states: 18.00 GiB",
+        ),
+        ({"full": True, "lora": True, "qlora": True}, {"prefer": "memory"}, "qlora", "leaves the most room"),
+        (
+            {"full": True, "lora": True, "qlora": True},
+            {"prefer": "speed"},
+            "lora",
+            "no weight is dequantised",
+        ),
+        ({"full": True, "lora": True, "qlora": True}, {"serve": True}, "lora", "no added latency"),
+        (
+            {"full": True, "lora": False, "qlora": True},
+            {"serve": True},
+            "qlora",
+            "dequantises them at every step",
+        ),
+        ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks keep"),
+        ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks keep"),
+        ({"full": False, "lora": False, "qlora": False}, {}, None, "no method fits"),
+    ],
+)
 def test_the_decision_rule(fits, preferences, chosen, word):
     decision = decide(candidates(**fits), **preferences)
     assert decision.method == chosen and any(word in reason for reason in decision.reasons)
@@ -181,7 +222,9 @@ def test_fewest_cards_is_exact_and_one_where_one_holds(llama):
     for count, verdict in ((many, "fits"), (many - 1, "no")):
         found = plan(llama, setup.replaced(gpus=count, parallel="fsdp")) if count > 1 else plan(llama, setup)
         assert judge(found, gpu).verdict == verdict
-    assert fewest_cards(llama, resolve({"method": "full", "micro_batch": 64}), gpu) is None  # activations are not shared
+    assert (
+        fewest_cards(llama, resolve({"method": "full", "micro_batch": 64}), gpu) is None
+    )  # activations are not shared
 
 
 def test_the_whole_of_llama_70b_needs_several_h100(llama):
@@ -201,7 +244,10 @@ def test_the_largest_model_fits_and_no_larger_one_of_its_weights_does():
 
 
 def test_jobs_get_the_cheapest_card_by_the_users_prices(llama):
-    jobs = [Job("small", find("gpt2").spec(), resolve({"sequence_length": 512})), Job("large", llama, resolve({"method": "full"}))]
+    jobs = [
+        Job("small", find("gpt2").spec(), resolve({"sequence_length": 512})),
+        Job("large", llama, resolve({"method": "full"})),
+    ]
     cards = [find_gpu(name) for name in ("t4", "rtx-4090", "h100-80gb")]
     found = place_jobs(jobs, cards, {"t4": 0.5, "rtx-4090": 0.3, "h100-80gb": 2.0})
     assert found.jobs[0][2:] == ("t4", "rtx-4090") and found.jobs[1][2:] == ("h100-80gb", "h100-80gb")
@@ -214,7 +260,10 @@ def test_a_job_needs_the_device_bytes_that_plan_says_of_its_card(llama):
         answer = place_jobs([job], [find_gpu(name) for name in cards], {})
         assert answer.jobs[0][1] == plan(llama, resolve({"method": "qlora", "gpu": on})).peak.device_bytes
     shown = run(str(DATA / "jobs_qlora.yaml"))
-    assert gib(plan(find("llama-7b").spec(), resolve({"method": "qlora", "gpu": "rtx-3070"})).peak.device_bytes) in shown.output
+    assert (
+        gib(plan(find("llama-7b").spec(), resolve({"method": "qlora", "gpu": "rtx-3070"})).peak.device_bytes)
+        in shown.output
+    )
 
 
 def test_advice_after_an_out_of_memory(llama):
@@ -229,7 +278,13 @@ def run(*args):
 def test_the_command_prints_methods_frontier_changes_and_decision():
     shown = run("llama-3.1-8b", "--gpu", "rtx-4090")
     assert shown.return_value == 0
-    for words in (*METHODS_COMPARED, "longest sequence by micro-batch", "single changes to lora", "choose lora", "smallest common card"):
+    for words in (
+        *METHODS_COMPARED,
+        "longest sequence by micro-batch",
+        "single changes to lora",
+        "choose lora",
+        "smallest common card",
+    ):
         assert words in shown.output
 
 
@@ -249,8 +304,10 @@ def test_no_card_and_nothing_that_fits():
 
 def test_a_jobs_file(tmp_path):
     path = tmp_path / "jobs.yaml"
-    path.write_text("prices: {t4: 0.35, rtx-4090: 0.5}\njobs:\n  - {model: gpt2, method: full, sequence_length: 512}\n"
-                    "  - {name: big, model: llama-7b, method: qlora}\n")  # fmt: skip
+    path.write_text(
+        "prices: {t4: 0.35, rtx-4090: 0.5}\njobs:\n  - {model: gpt2, method: full, sequence_length: 512}\n"
+        "  - {name: big, model: llama-7b, method: qlora}\n"
+    )
     shown = run(str(path))
     assert shown.return_value == 0 and "big" in shown.output and "one card for every job" in shown.output
     path.write_text("jobs: [3]\n")
@@ -265,8 +322,26 @@ def test_a_jobs_file(tmp_path):
 @pytest.mark.trace
 def test_the_trace_confirms_a_cell():
     pytest.importorskip("peft")
-    shown = run("smollm2-135m", "--gpu", "t4", "--engine", "trace", "--batch", "1", "--seq", "256", "--json", "--method", "lora",
-                "--set", "rank=4", "--dtype", "float16", "--attention", "eager")  # fmt: skip
+    shown = run(
+        "smollm2-135m",
+        "--gpu",
+        "t4",
+        "--engine",
+        "trace",
+        "--batch",
+        "1",
+        "--seq",
+        "256",
+        "--json",
+        "--method",
+        "lora",
+        "--set",
+        "rank=4",
+        "--dtype",
+        "float16",
+        "--attention",
+        "eager",
+    )
     confirmed = json.loads(shown.output)["confirmed"]
     assert confirmed and all(entry["prediction"]["engine"] == "trace" for entry in confirmed)
     assert confirmed[0]["prediction"]["gpus"][0]["verdict"] == "fits"
@@ -274,12 +349,19 @@ def test_the_trace_confirms_a_cell():
 
 @pytest.mark.trace
 def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
-    """One cell of the whole answer: its bytes within 0.5 % of the traced tensors, and a verdict that the trace does not contradict."""
+    """One cell of the whole answer: its bytes within 0.5 % of the traced tensors, and a verdict that the
+    trace does not contradict.
+    """
     pytest.importorskip("bitsandbytes")
     from memplan.planner.trace.engine import trace
 
     model, gpu, rng = find("smollm2-135m"), find_gpu("t4"), random.Random(20261122)
-    found = fit(model.spec(), resolve({"gpu": gpu.name, "weight_dtype": "float16"}), gpu, methods=("full", "lora", "qlora"))
+    found = fit(
+        model.spec(),
+        resolve({"gpu": gpu.name, "weight_dtype": "float16"}),
+        gpu,
+        methods=("full", "lora", "qlora"),
+    )
     entry = rng.choice(found.methods)
     cell = rng.choice([cell for cell in entry.cells if cell.sequence_length <= 4096])
     setup = entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length)
@@ -293,7 +375,9 @@ def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
 @pytest.mark.trace
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_sampled_cells_agree_with_the_trace(method):
-    """A cell's bytes within 0.5 % of the tensors that the trace holds at its peak: what blocks add to them only the trace knows."""
+    """A cell's bytes within 0.5 % of the tensors that the trace holds at its peak: what blocks add to them
+    only the trace knows.
+    """
     pytest.importorskip("peft")
     from memplan.planner.trace.engine import trace
 
@@ -309,8 +393,13 @@ def test_sampled_cells_agree_with_the_trace(method):
 
 
 def test_the_smallest_card_is_judged_with_its_own_kernels():
-    """bfloat16 on a T4 stores attention whole; on the next larger card flash attention does not, and that card is the answer."""
-    spec, setup = find("llama-7b").spec(), resolve({"gpu": "t4", "micro_batch": 2, "checkpointing": "non_reentrant"})
+    """bfloat16 on a T4 stores attention whole; on the next larger card flash attention does not, and that
+    card is the answer.
+    """
+    spec, setup = (
+        find("llama-7b").spec(),
+        resolve({"gpu": "t4", "micro_batch": 2, "checkpointing": "non_reentrant"}),
+    )
     assert choose_cards(spec, setup) == choose_cards(spec, setup.replaced(gpu="a10g"))
 
 
@@ -326,7 +415,9 @@ def test_float16_is_advised_where_a_card_lacks_bfloat16():
 
 def test_a_waterfall_tells_halvings_in_a_row_as_one_step():
     spec = find("llama-3.1-70b").spec()
-    steps = waterfall(spec, resolve({"method": "full", "micro_batch": 64, "gpu": "rtx-4090"}), Room(find_gpu("rtx-4090")))
+    steps = waterfall(
+        spec, resolve({"method": "full", "micro_batch": 64, "gpu": "rtx-4090"}), Room(find_gpu("rtx-4090"))
+    )
     assert len([step.kind for step in steps]) == len({step.kind for step in steps}) and not steps[-1].fits
 
 
@@ -352,7 +443,15 @@ def test_serving_is_asked_of_inference_alone(llama):
 def test_the_answer_warns_as_plan_does():
     """Of what was asked for, and of what was chosen instead."""
     asked = run("llama-7b", "--method", "qlora", "--gpu", "rtx-3070", "--json")
-    assert json.loads(asked.output)["warnings"] == list(memplan.plan("llama-7b", method="qlora", gpu="rtx-3070").warnings) != []
+    assert (
+        json.loads(asked.output)["warnings"]
+        == list(memplan.plan("llama-7b", method="qlora", gpu="rtx-3070").warnings)
+        != []
+    )
     chosen = run("llama-7b", "--gpu", "rtx-3070", "--json")
-    assert [line for line in json.loads(chosen.output)["warnings"] if line.startswith("the choice, qlora: fits rtx-3070")]
+    assert [
+        line
+        for line in json.loads(chosen.output)["warnings"]
+        if line.startswith("the choice, qlora: fits rtx-3070")
+    ]
     assert "the choice, qlora" in " ".join(run("llama-7b", "--gpu", "rtx-3070").output.split())

@@ -18,10 +18,28 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")
 
-LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3,
-                         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1003, "max_position_embeddings": 64}  # fmt: skip
-MODELS = {"llama": {**LLAMA, "tie_word_embeddings": False}, "tied llama": {**LLAMA, "tie_word_embeddings": True},
-          "gpt2": {"model_type": "gpt2", "n_embd": 60, "n_layer": 3, "n_head": 4, "vocab_size": 1003, "n_positions": 64}}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1003,
+    "max_position_embeddings": 64,
+}
+MODELS = {
+    "llama": {**LLAMA, "tie_word_embeddings": False},
+    "tied llama": {**LLAMA, "tie_word_embeddings": True},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 60,
+        "n_layer": 3,
+        "n_head": 4,
+        "vocab_size": 1003,
+        "n_positions": 64,
+    },
+}
 
 
 @pytest.fixture
@@ -34,13 +52,19 @@ def ranks() -> Iterator[Callable[[int], None]]:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name, cap, count", [*((name, cap, 2) for name in MODELS for cap in (0.02, 25)), ("llama", 25, 1)])
+@pytest.mark.parametrize(
+    "name, cap, count", [*((name, cap, 2) for name in MODELS for cap in (0.02, 25)), ("llama", 25, 1)]
+)
 @pytest.mark.filterwarnings("ignore")
-def test_buckets_hold_every_gradient_once_whatever_their_size(name: str, cap: float, count: int, ranks: Callable[[int], None]):
+def test_buckets_hold_every_gradient_once_whatever_their_size(
+    name: str, cap: float, count: int, ranks: Callable[[int], None]
+):
     """A plain loop that calls DDP: one process has buckets too."""
     ranks(count)
     config = MODELS[name]
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16
+    )
     wrapped = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=cap)
     sizes: list[int] = []
 
@@ -56,7 +80,16 @@ def test_buckets_hold_every_gradient_once_whatever_their_size(name: str, cap: fl
     for _ in range(2):  # buckets are made again in the order in which gradients came
         sizes.clear()
         wrapped(input_ids=ids, labels=ids).loss.backward()
-    setup = resolve({"method": "full", "recipe": "raw", "gpus": count, "parallel": "ddp", "device": "cpu", "sequence_length": 8})
+    setup = resolve(
+        {
+            "method": "full",
+            "recipe": "raw",
+            "gpus": count,
+            "parallel": "ddp",
+            "device": "cpu",
+            "sequence_length": 8,
+        }
+    )
     found = plan(find(config).spec(), setup)
     buckets = sum(row.bytes for row in found.moment("load").rows if row.name.endswith(" bucket"))
     assert sum(sizes) == buckets
@@ -66,11 +99,19 @@ def test_buckets_hold_every_gradient_once_whatever_their_size(name: str, cap: fl
 def test_accelerate_does_not_wrap_one_process():
     from accelerate import Accelerator
 
-    one, two = (types.SimpleNamespace(use_distributed=n > 1, distributed_type=accelerate.DistributedType.MULTI_GPU) for n in (1, 2))
+    one, two = (
+        types.SimpleNamespace(use_distributed=n > 1, distributed_type=accelerate.DistributedType.MULTI_GPU)
+        for n in (1, 2)
+    )
     assert not Accelerator.multi_device.fget(one) and Accelerator.multi_device.fget(two)  # type: ignore[attr-defined]
     state = types.SimpleNamespace(distributed_type=accelerate.DistributedType.MULTI_GPU, num_processes=1)
-    assert not accelerate.PartialState.use_distributed.fget(state), "torchrun with one process is a type, and still one process"
-    alone, single = (plan(find("llama-7b").spec(), resolve({"method": "full", **extra})) for extra in ({"parallel": "ddp"}, {}))
+    assert not accelerate.PartialState.use_distributed.fget(state), (
+        "torchrun with one process is a type, and still one process"
+    )
+    alone, single = (
+        plan(find("llama-7b").spec(), resolve({"method": "full", **extra}))
+        for extra in ({"parallel": "ddp"}, {})
+    )
     assert alone.peak == single.peak and alone.moments == single.moments
     assert any("does not wrap" in line for line in sharding.warnings("formula", alone.setup))
     assert not any("one rank of" in line for line in alone.assumptions)
@@ -78,11 +119,17 @@ def test_accelerate_does_not_wrap_one_process():
 
 def test_the_page_of_strategies_is_not_stale():
     page = (Path(__file__).parent.parent / "docs" / "parallel.md").read_text(encoding="utf-8")
-    assert page == sharding.page(), "run: python -m memplan.planner.formula.sharding.strategies > docs/parallel.md"
+    assert page == sharding.page(), (
+        "run: python -m memplan.planner.formula.sharding.strategies > docs/parallel.md"
+    )
 
 
 def test_one_rank_alone_and_the_older_fsdp_are_said():
     alone = sharding.warnings("formula", resolve({"parallel": "zero2"}))
     assert any("--gpus N" in warning for warning in alone)
-    eight = sharding.warnings("formula", resolve({"parallel": "fsdp", "gpus": 8, "optimizer": "adamw_bnb_8bit", "fsdp_version": 1}))
-    assert any("FSDP1" in warning for warning in eight) and not any("--gpus N" in warning for warning in eight)
+    eight = sharding.warnings(
+        "formula", resolve({"parallel": "fsdp", "gpus": 8, "optimizer": "adamw_bnb_8bit", "fsdp_version": 1})
+    )
+    assert any("FSDP1" in warning for warning in eight) and not any(
+        "--gpus N" in warning for warning in eight
+    )

@@ -1,7 +1,9 @@
-"""One rank under FSDP2 against torch's own `fully_shard`, wrapped by accelerate, on a fake process group: no second process, no network.
+"""One rank under FSDP2 against torch's own `fully_shard`, wrapped by accelerate, on a fake process group: no
+second process, no network.
 
-A dispatch mode samples every storage alive before and after each operation. The formula must say the same number of bytes for parameters,
-gradients and optimizer states, and the same peak of each moment, up to three tensors that are not FSDP's (named below).
+A dispatch mode samples every storage alive before and after each operation. The formula must say the same
+number of bytes for parameters, gradients and optimizer states, and the same peak of each moment, up to three
+tensors that are not FSDP's (named below).
 """
 
 from __future__ import annotations
@@ -25,15 +27,33 @@ transformers = pytest.importorskip("transformers")
 
 B, S, RANK = 2, 16, 4
 TARGETS = ("q_proj", "k_proj", "down_proj")
-LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
-                         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1003, "max_position_embeddings": 128,
-                         "tie_word_embeddings": False}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1003,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
 TIED = {**LLAMA, "tie_word_embeddings": True}
-GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 60, "n_layer": 5, "n_head": 4, "vocab_size": 1003, "n_positions": 64,
-                        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_embd": 60,
+    "n_layer": 5,
+    "n_head": 4,
+    "vocab_size": 1003,
+    "n_positions": 64,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 MODELS = {"llama": LLAMA, "tied llama": TIED, "gpt2": GPT2}
-# What the real step holds and a plain step holds too: the padded labels in the loss's frame, position ids that a checkpoint keeps; and what
-# FSDP's output_dtype does to the loss: bfloat16, where ours is float32, twice.
+# What the real step holds and a plain step holds too: the padded labels in the loss's frame, position ids
+# that a checkpoint keeps; and what FSDP's output_dtype does to the loss: bfloat16, where ours is float32,
+# twice.
 PADDED_LABELS, POSITIONS, LOSS = 8 * B * (S + 1), 8 * S, -4
 
 
@@ -60,7 +80,9 @@ def observer() -> Any:
                 return
             total = 0
             for key, reference in list(self.storages.items()):
-                storage = None if reference.expired() else torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                storage = (
+                    None if reference.expired() else torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                )
                 if storage is None:
                     del self.storages[key]
                 else:
@@ -96,17 +118,35 @@ def shard(model: Any, mixed: bool, reshards: bool) -> Any:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=reshards,
-                                            cpu_ram_efficient_loading=False, activation_checkpointing=False)  # fmt: skip
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=reshards,
+        cpu_ram_efficient_loading=False,
+        activation_checkpointing=False,
+    )
     if mixed:
         plugin.set_mixed_precision("bf16")
     state = types.SimpleNamespace(fsdp_plugin=plugin)
-    accelerator = types.SimpleNamespace(state=state, torch_device_mesh=None, mixed_precision="bf16" if mixed else "no",
-                                        is_main_process=False, device=torch.device("cpu"))  # fmt: skip
+    accelerator = types.SimpleNamespace(
+        state=state,
+        torch_device_mesh=None,
+        mixed_precision="bf16" if mixed else "no",
+        is_main_process=False,
+        device=torch.device("cpu"),
+    )
     return fsdp2_prepare_model(accelerator, model)
 
 
-def real(config: Mapping[str, Any], *, method: str, mixed: bool, checkpointing: bool, reshards: bool, accumulation: int) -> Any:
+def real(
+    config: Mapping[str, Any],
+    *,
+    method: str,
+    mixed: bool,
+    checkpointing: bool,
+    reshards: bool,
+    accumulation: int,
+) -> Any:
     """(observer, model, optimizer) after two steps, gradients of the second still there."""
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16, attn_implementation="eager"
@@ -115,7 +155,9 @@ def real(config: Mapping[str, Any], *, method: str, mixed: bool, checkpointing: 
     if method == "lora":
         import peft
 
-        model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM"))
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+        )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if method == "lora":
@@ -124,7 +166,9 @@ def real(config: Mapping[str, Any], *, method: str, mixed: bool, checkpointing: 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     ids = torch.randint(0, config["vocab_size"], (B, S))
     batch = {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones(B, S, dtype=torch.int64)}
-    waiting = [tensor.clone() for _ in range(accumulation - 1) for tensor in batch.values()]  # the Trainer has them all at once
+    waiting = [
+        tensor.clone() for _ in range(accumulation - 1) for tensor in batch.values()
+    ]  # the Trainer has them all at once
     watch = observer()
     for tensor in (*model.parameters(), *model.buffers(), *batch.values(), *waiting):
         watch.note(tensor)
@@ -147,8 +191,19 @@ def real(config: Mapping[str, Any], *, method: str, mixed: bool, checkpointing: 
 
 
 def predicted(config: Mapping[str, Any], ranks: int, **fields: Any) -> Prediction:
-    setup = resolve({"gpus": ranks, "parallel": "fsdp", "device": "cpu", "micro_batch": B, "sequence_length": S, "rank": RANK,
-                     "attention": "eager", "targets": TARGETS, **fields})  # fmt: skip
+    setup = resolve(
+        {
+            "gpus": ranks,
+            "parallel": "fsdp",
+            "device": "cpu",
+            "micro_batch": B,
+            "sequence_length": S,
+            "rank": RANK,
+            "attention": "eager",
+            "targets": TARGETS,
+            **fields,
+        }
+    )
     return plan(find(config).spec(), setup)
 
 
@@ -162,7 +217,11 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "parameters kept after the forward": ("llama", 2, {"reshards": False}),
     "gradient accumulation": ("llama", 3, {"accumulation": 2}),
     "lora": ("llama", 2, {"method": "lora"}),
-    "lora with checkpointing, rank and ranks that do not divide": ("tied llama", 3, {"method": "lora", "checkpointing": True}),
+    "lora with checkpointing, rank and ranks that do not divide": (
+        "tied llama",
+        3,
+        {"method": "lora", "checkpointing": True},
+    ),
 }
 
 
@@ -170,19 +229,42 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore")
 def test_a_rank_holds_what_fully_shard_makes_it_hold(name: str, ranks: Any):
     model_name, count, given = CASES[name]
-    case = {"method": "full", "mixed": True, "checkpointing": False, "reshards": True, "accumulation": 1, **given}
+    case = {
+        "method": "full",
+        "mixed": True,
+        "checkpointing": False,
+        "reshards": True,
+        "accumulation": 1,
+        **given,
+    }
     ranks(count)
     watch, model, optimizer = real(MODELS[model_name], **case)
     checkpointed = case["checkpointing"]
-    found = predicted(MODELS[model_name], count, method=case["method"], autocast="bfloat16" if case["mixed"] else "none",
-                      checkpointing="non_reentrant" if checkpointed else "none", gradient_accumulation=case["accumulation"],
-                      reshard_after_forward=case["reshards"])  # fmt: skip
+    found = predicted(
+        MODELS[model_name],
+        count,
+        method=case["method"],
+        autocast="bfloat16" if case["mixed"] else "none",
+        checkpointing="non_reentrant" if checkpointed else "none",
+        gradient_accumulation=case["accumulation"],
+        reshard_after_forward=case["reshards"],
+    )
 
-    parameters = {p._local_tensor.untyped_storage()._cdata: p._local_tensor.untyped_storage().nbytes() for p in model.parameters()}
+    parameters = {
+        p._local_tensor.untyped_storage()._cdata: p._local_tensor.untyped_storage().nbytes()
+        for p in model.parameters()
+    }
     buffers = {b.untyped_storage()._cdata: b.untyped_storage().nbytes() for b in model.buffers()}
-    gradients = {p.grad._local_tensor.untyped_storage()._cdata: p.grad._local_tensor.untyped_storage().nbytes()
-                 for p in model.parameters() if p.grad is not None}  # fmt: skip
-    states = [getattr(value, "_local_tensor", value) for state in optimizer.state.values() for value in state.values()]
+    gradients = {
+        p.grad._local_tensor.untyped_storage()._cdata: p.grad._local_tensor.untyped_storage().nbytes()
+        for p in model.parameters()
+        if p.grad is not None
+    }
+    states = [
+        getattr(value, "_local_tensor", value)
+        for state in optimizer.state.values()
+        for value in state.values()
+    ]
     components = found.moment("optimizer_step").components
     assert components["weights"] == sum(parameters.values()) + sum(buffers.values())
     assert components["gradients"] == sum(gradients.values())
@@ -192,27 +274,39 @@ def test_a_rank_holds_what_fully_shard_makes_it_hold(name: str, ranks: Any):
         return
     kept = POSITIONS * checkpointed
     loss = LOSS * case["mixed"]
-    peaks = {moment: found.moment(moment).allocated_bytes for moment in ("forward", "backward", "optimizer_step")}
+    peaks = {
+        moment: found.moment(moment).allocated_bytes for moment in ("forward", "backward", "optimizer_step")
+    }
     assert watch.peaks["forward"] - peaks["forward"] == PADDED_LABELS + kept
     assert watch.peaks["backward"] - peaks["backward"] == loss + kept
     assert watch.peaks["optimizer_step"] == peaks["optimizer_step"]
 
 
 def quantised(storage: str) -> Any:
-    """A tiny Llama as from_pretrained leaves it for QLoRA: linear layers in 4 bits on the device, adapters on top."""
+    """A tiny Llama as from_pretrained leaves it for QLoRA: linear layers in 4 bits on the device, adapters on
+    top.
+    """
     import bitsandbytes as bnb
     import peft
 
     made = getattr(torch, storage)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**LLAMA), dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**LLAMA), dtype=torch.bfloat16
+    )
     for name, module in list(model.model.layers.named_modules()):
         if isinstance(module, torch.nn.Linear):
             parent, _, child = name.rpartition(".")
-            new = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4", quant_storage=made)
-            given = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4", quant_storage=made, module=new)
+            new = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, bias=False, quant_type="nf4", quant_storage=made
+            )
+            given = bnb.nn.Params4bit(
+                module.weight.data, requires_grad=False, quant_type="nf4", quant_storage=made, module=new
+            )
             new.weight = given.to("cpu")  # which quantises
             setattr(model.model.layers.get_submodule(parent), child, new)
-    return peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM"))
+    return peft.get_peft_model(
+        model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    )
 
 
 def tensors_of(model: Any) -> Iterator[Any]:
@@ -235,8 +329,11 @@ def test_a_quantised_model_is_whole_beside_its_parts_while_it_is_cut(storage: st
     watch.moment = "whole"
     watch.sample()
     state = model.state_dict()
-    # what a state dict makes anew, and accelerate's keeps: a copy of the inner code and the packed rest of each 4-bit weight's constants
-    made = sum(state[key].nbytes for key in state if key.endswith("nested_quant_map") or "bitsandbytes__" in key)
+    # what a state dict makes anew, and accelerate's keeps: a copy of the inner code and the packed rest of
+    # each 4-bit weight's constants
+    made = sum(
+        state[key].nbytes for key in state if key.endswith("nested_quant_map") or "bitsandbytes__" in key
+    )
     del state
     made += 4 * count * (LLAMA["num_hidden_layers"] + 3)  # each unit's table of ranks, on the host
     watch.moment = "load_peak"
@@ -267,7 +364,10 @@ def test_bitsandbytes_optimizers_cannot_step_sharded_tensors(name: str, ranks: A
 
 
 def test_more_ranks_hold_less_each_until_what_is_gathered_remains():
-    sizes = [predicted({**LLAMA, "hidden_size": 512}, count, method="full").peak.allocated_bytes for count in (2, 4, 8, 64)]
+    sizes = [
+        predicted({**LLAMA, "hidden_size": 512}, count, method="full").peak.allocated_bytes
+        for count in (2, 4, 8, 64)
+    ]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
 
 
@@ -275,14 +375,25 @@ def test_more_ranks_hold_less_each_until_what_is_gathered_remains():
 @pytest.mark.parametrize("checkpointing", ["none", "non_reentrant", "reentrant"])
 def test_no_row_is_negative_and_rows_add_up_at_any_depth(method: str, checkpointing: str):
     for depth in (2, 3, 5, 9, 40):
-        found = predicted({**LLAMA, "num_hidden_layers": depth}, 3, method=method, checkpointing=checkpointing)
+        found = predicted(
+            {**LLAMA, "num_hidden_layers": depth}, 3, method=method, checkpointing=checkpointing
+        )
         for moment in found.moments:
-            assert all(row.bytes > 0 and row.count > 0 for row in moment.rows), [row for row in moment.rows if row.count <= 0]
+            assert all(row.bytes > 0 and row.count > 0 for row in moment.rows), [
+                row for row in moment.rows if row.count <= 0
+            ]
 
 
 def test_a_deep_model_costs_a_layer_more_each_time():
     """The repeated layers are walked once: every further one adds the same to each moment."""
     for method in ("full", "lora"):
-        totals = [[m.allocated_bytes for m in predicted({**LLAMA, "num_hidden_layers": depth}, 3, method=method).moments]
-                  for depth in (9, 10, 11)]  # fmt: skip
-        assert [b - a for a, b in zip(totals[0], totals[1], strict=True)] == [b - a for a, b in zip(totals[1], totals[2], strict=True)]
+        totals = [
+            [
+                m.allocated_bytes
+                for m in predicted({**LLAMA, "num_hidden_layers": depth}, 3, method=method).moments
+            ]
+            for depth in (9, 10, 11)
+        ]
+        assert [b - a for a, b in zip(totals[0], totals[1], strict=True)] == [
+            b - a for a, b in zip(totals[1], totals[2], strict=True)
+        ]

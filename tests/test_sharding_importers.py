@@ -1,4 +1,6 @@
-"""Files of accelerate, DeepSpeed and FSDP become one rank's share: every word that moves memory sets a field, and the answer follows."""
+"""Files of accelerate, DeepSpeed and FSDP become one rank's share: every word that moves memory sets a field,
+and the answer follows.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,42 @@ DATA = Path(__file__).parent / "data" / "importers"
 
 
 def deepspeed(**zero: Any) -> Any:
-    return read_document({"zero_optimization": {"stage": 3, **zero}, "bf16": {"enabled": True}}, FORMATS["deepspeed"], "ds.json")
+    return read_document(
+        {"zero_optimization": {"stage": 3, **zero}, "bf16": {"enabled": True}},
+        FORMATS["deepspeed"],
+        "ds.json",
+    )
 
 
 def accelerate(**fsdp: Any) -> Any:
-    document = {"distributed_type": "FSDP", "num_processes": 4, "mixed_precision": "bf16", "fsdp_config": fsdp}
+    document = {
+        "distributed_type": "FSDP",
+        "num_processes": 4,
+        "mixed_precision": "bf16",
+        "fsdp_config": fsdp,
+    }
     return read_document(document, FORMATS["accelerate"], "a.yaml")
 
 
-@pytest.mark.parametrize("name", ["accelerate_fsdp2.yaml", "accelerate_zero3.yaml", "accelerate_ddp.yaml", "ds_z3_config.json",
-                                  "deepspeed_zero2.json", "deepspeed_zero1.json", "hf_fsdp.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accelerate_fsdp2.yaml",
+        "accelerate_zero3.yaml",
+        "accelerate_ddp.yaml",
+        "ds_z3_config.json",
+        "deepspeed_zero2.json",
+        "deepspeed_zero1.json",
+        "hf_fsdp.json",
+    ],
+)
 def test_a_real_file_gets_a_real_answer(name: str):
     imported = read_training_file(DATA / name)
     assert not imported.by_status("unknown")
-    setup = resolve({"method": "full", "gpus": 4, "micro_batch": 1, "optimizer": "adamw_torch_fused"}, imported=imported.fields)
+    setup = resolve(
+        {"method": "full", "gpus": 4, "micro_batch": 1, "optimizer": "adamw_torch_fused"},
+        imported=imported.fields,
+    )
     spec = find("llama-3.2-1b").spec()
     rank, alone = plan(spec, setup), plan(spec, resolve({"method": "full", "optimizer": "adamw_torch_fused"}))
     assert setup.parallel in ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -39,27 +63,42 @@ def test_a_real_file_gets_a_real_answer(name: str):
 
 
 def test_bucket_sizes_are_read_and_auto_stays_auto():
-    imported = deepspeed(reduce_bucket_size="auto", stage3_prefetch_bucket_size=5e7, stage3_param_persistence_threshold=0,
-                         stage3_max_live_parameters=2e8, stage3_max_reuse_distance="auto", overlap_comm=True)  # fmt: skip
+    imported = deepspeed(
+        reduce_bucket_size="auto",
+        stage3_prefetch_bucket_size=5e7,
+        stage3_param_persistence_threshold=0,
+        stage3_max_live_parameters=2e8,
+        stage3_max_reuse_distance="auto",
+        overlap_comm=True,
+    )
     fields = imported.fields
     assert (fields["zero_reduce_bucket"], fields["zero_prefetch_bucket"]) == ("auto", 50_000_000)
     assert fields["zero_persistence_threshold"] == 0
-    assert fields["zero_live_parameters"] == 200_000_000 and "zero_reuse_distance" not in fields and fields["zero_overlap_comm"] is True
+    assert (
+        fields["zero_live_parameters"] == 200_000_000
+        and "zero_reuse_distance" not in fields
+        and fields["zero_overlap_comm"] is True
+    )
     assert not imported.warnings and not imported.by_status("not_modelled")
     resolve({"gpus": 4, "method": "full"}, imported=fields)
 
 
 def test_what_moves_no_memory_says_why_and_what_is_not_followed_warns():
     imported = deepspeed(allgather_bucket_size=1e8, contiguous_gradients=True, zero_quantized_weights=True)
-    assert {report.key for report in imported.by_status("not_modelled")} == {"zero_optimization.zero_quantized_weights"}
+    assert {report.key for report in imported.by_status("not_modelled")} == {
+        "zero_optimization.zero_quantized_weights"
+    }
     assert all(report.note for report in imported.by_status("ignored"))
 
 
-@pytest.mark.parametrize(("stage", "zero", "offload"), [
-    (2, {"offload_optimizer": {"device": "cpu"}}, "optimizer"),
-    (3, {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}, "all"),
-    (3, {"offload_optimizer": {"device": "none"}}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "zero", "offload"),
+    [
+        (2, {"offload_optimizer": {"device": "cpu"}}, "optimizer"),
+        (3, {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}, "all"),
+        (3, {"offload_optimizer": {"device": "none"}}, None),
+    ],
+)
 def test_offloading_is_read(stage: int, zero: dict[str, Any], offload: str | None):
     assert deepspeed(**{"stage": stage, **zero}).fields.get("offload") == offload
 
@@ -68,24 +107,37 @@ def test_half_an_offload_is_said_to_be_an_upper_bound():
     assert any("upper bounds" in warning for warning in deepspeed(offload_param={"device": "cpu"}).warnings)
 
 
-@pytest.mark.parametrize(("words", "fields"), [
-    ({"fsdp_reshard_after_forward": False}, {"parallel": "fsdp", "reshard_after_forward": False}),
-    ({"fsdp_sharding_strategy": "SHARD_GRAD_OP"}, {"parallel": "fsdp", "reshard_after_forward": False}),
-    ({"fsdp_sharding_strategy": 1, "fsdp_offload_params": True}, {"parallel": "fsdp", "reshard_after_forward": True, "offload": "all"}),
-    ({"fsdp_sharding_strategy": "NO_SHARD"}, {"parallel": "ddp"}),
-    ({"fsdp_activation_checkpointing": True, "fsdp_activation_checkpointing_offload": True},
-     {"checkpointing": "non_reentrant", "checkpoint_offload": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        ({"fsdp_reshard_after_forward": False}, {"parallel": "fsdp", "reshard_after_forward": False}),
+        ({"fsdp_sharding_strategy": "SHARD_GRAD_OP"}, {"parallel": "fsdp", "reshard_after_forward": False}),
+        (
+            {"fsdp_sharding_strategy": 1, "fsdp_offload_params": True},
+            {"parallel": "fsdp", "reshard_after_forward": True, "offload": "all"},
+        ),
+        ({"fsdp_sharding_strategy": "NO_SHARD"}, {"parallel": "ddp"}),
+        (
+            {"fsdp_activation_checkpointing": True, "fsdp_activation_checkpointing_offload": True},
+            {"checkpointing": "non_reentrant", "checkpoint_offload": True},
+        ),
+    ],
+)
 def test_fsdps_words(words: dict[str, Any], fields: dict[str, Any]):
     found = accelerate(**words).fields
     assert {key: found[key] for key in fields} == fields and found["gpus"] == 4
 
 
 def test_fsdp1_hybrid_sharding_and_other_units_are_said():
-    warnings = accelerate(fsdp_version=1, fsdp_sharding_strategy="HYBRID_SHARD", fsdp_auto_wrap_policy="SIZE_BASED_WRAP").warnings
+    warnings = accelerate(
+        fsdp_version=1, fsdp_sharding_strategy="HYBRID_SHARD", fsdp_auto_wrap_policy="SIZE_BASED_WRAP"
+    ).warnings
     assert [word for word in ("node", "units") if not any(word in warning for warning in warnings)] == []
     assert accelerate(fsdp_version=2, fsdp_auto_wrap_policy="TRANSFORMER_BASED_WRAP").warnings == []
-    assert [accelerate(**said).fields.get("fsdp_version") for said in ({"fsdp_version": 1}, {}, {"fsdp_version": 2})] == [1, 1, None]
+    assert [
+        accelerate(**said).fields.get("fsdp_version")
+        for said in ({"fsdp_version": 1}, {}, {"fsdp_version": 2})
+    ] == [1, 1, None]
 
 
 def test_a_strategy_that_is_none_is_refused():

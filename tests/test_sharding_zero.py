@@ -1,4 +1,6 @@
-"""One rank under ZeRO: partitions and buckets by hand arithmetic after DeepSpeed's rules, and the coordinator of stage 3 by hand."""
+"""One rank under ZeRO: partitions and buckets by hand arithmetic after DeepSpeed's rules, and the coordinator
+of stage 3 by hand.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,32 @@ from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 
-MODEL: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
-                         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1003, "max_position_embeddings": 128,
-                         "tie_word_embeddings": False}  # fmt: skip
+MODEL: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1003,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
 NORMS = 64 * 11
 MATRICES = 2 * 1003 * 64 + 5 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 172 * 64)
 
 
 def predicted(parallel: str, ranks: int = 3, **fields: Any) -> Prediction:
-    given = {"method": "full", "gpus": ranks, "parallel": parallel, "sequence_length": 16, "zero_reduce_bucket": 20_000,
-             "zero_persistence_threshold": 100, "device": "cpu", **fields}  # fmt: skip
+    given = {
+        "method": "full",
+        "gpus": ranks,
+        "parallel": parallel,
+        "sequence_length": 16,
+        "zero_reduce_bucket": 20_000,
+        "zero_persistence_threshold": 100,
+        "device": "cpu",
+        **fields,
+    }
     return plan(find(MODEL).spec(), resolve(given))
 
 
@@ -51,10 +69,16 @@ def test_stages_1_and_2_divide_masters_and_states_of_each_group(parallel: str, r
     assert component(found, "optimizer_step", "weights") == 2 * (MATRICES + NORMS + padding) + buffers
 
 
-# deepspeed 0.19.8 itself, run on CPU processes over gloo: this model in bfloat16, torch's AdamW in two groups (matrices; norms), the
-# elements in `single_partition_of_fp32_groups`, or in `fp32_partitioned_groups_flat`, `grad_partitions_flat_buffer` and all `ds_tensor`.
-DEEPSPEED = {("zero1", 2): (177472, 352), ("zero2", 2): (177472, 352), ("zero2", 3): (118316, 236), ("zero3", 2): (177472, 352),
-             ("zero3", 3): (118336, 242)}  # fmt: skip
+# deepspeed 0.19.8 itself, run on CPU processes over gloo: this model in bfloat16, torch's AdamW in two groups
+# (matrices; norms), the elements in `single_partition_of_fp32_groups`, or in `fp32_partitioned_groups_flat`,
+# `grad_partitions_flat_buffer` and all `ds_tensor`.
+DEEPSPEED = {
+    ("zero1", 2): (177472, 352),
+    ("zero2", 2): (177472, 352),
+    ("zero2", 3): (118316, 236),
+    ("zero3", 2): (177472, 352),
+    ("zero3", 3): (118336, 242),
+}
 
 
 @pytest.mark.parametrize(("parallel", "ranks"), DEEPSPEED)
@@ -66,11 +90,14 @@ def test_partitions_are_deepspeeds_own(parallel: str, ranks: int):
         assert row(found, "forward", f"fp32 partition ({name}) exp_avg") == 4 * elements
     if parallel == "zero3":
         assert component(found, "forward", "gradients") == 2 * (decayed + rest)
-        assert component(found, "forward", "weights") == 2 * (decayed + rest) + 2 * NORMS + 2 * 4 * 8  # persistent: 704 elements
+        assert (
+            component(found, "forward", "weights") == 2 * (decayed + rest) + 2 * NORMS + 2 * 4 * 8
+        )  # persistent: 704 elements
 
 
-# The same processes' third step, every storage alive sampled after each operation: forward, backward, step of the last rank (rank 0 where
-# stage 1 was sampled, whose partition's whole tensors are smaller). B = 2, S = 16, eager attention, nothing prefetched or kept in stage 3.
+# The same processes' third step, every storage alive sampled after each operation: forward, backward, step of
+# the last rank (rank 0 where stage 1 was sampled, whose partition's whole tensors are smaller). B = 2, S =
+# 16, eager attention, nothing prefetched or kept in stage 3.
 PEAKS = {"zero2": (3713188, 3932572, 4286804), "zero3": (3754601, 3818273, 3950385)}
 FIRST_RANK = (3713188, 3953816, 4267348)
 HEAD = 2 * 1003 * 64
@@ -78,7 +105,9 @@ MASK = 2 * 16 * 8  # the sampled batch had none
 
 
 def step(found: Prediction) -> tuple[int, ...]:
-    return tuple(found.moment(moment).allocated_bytes - MASK for moment in ("forward", "backward", "optimizer_step"))
+    return tuple(
+        found.moment(moment).allocated_bytes - MASK for moment in ("forward", "backward", "optimizer_step")
+    )
 
 
 def test_peaks_are_those_of_deepspeeds_processes():
@@ -92,7 +121,9 @@ def test_peaks_are_those_of_deepspeeds_processes():
     forward, backward, stepped = step(predicted("zero3", 2, **given))
     assert abs(stepped - PEAKS["zero3"][2]) <= 0.001 * stepped
     for ours, theirs in ((forward, PEAKS["zero3"][0]), (backward, PEAKS["zero3"][1])):
-        assert 0 <= ours - theirs <= HEAD * 1.01  # ours counts the most that is gathered in a pass all through it: here the head
+        assert (
+            0 <= ours - theirs <= HEAD * 1.01
+        )  # ours counts the most that is gathered in a pass all through it: here the head
 
 
 def test_stage_1_keeps_whole_gradients_until_the_backward_is_done_and_stage_2_does_not():
@@ -124,10 +155,14 @@ def test_stage_3_divides_each_tensor_and_keeps_small_ones_whole(ranks: int):
 
 def test_auto_is_what_transformers_puts_in_its_place():
     hidden = 64
-    found = predicted("zero3", 2, zero_reduce_bucket="auto", zero_prefetch_bucket="auto", zero_persistence_threshold="auto")
+    found = predicted(
+        "zero3", 2, zero_reduce_bucket="auto", zero_prefetch_bucket="auto", zero_persistence_threshold="auto"
+    )
     assert row(found, "forward", "reduce bucket") == 2 * hidden * hidden
     assert any(r.name == "model.norm.weight (whole)" for r in found.moment("load").rows)
-    assert not any(r.name.startswith("model.layers.*.self_attn.k_proj.weight (whole)") for r in found.moment("load").rows)
+    assert not any(
+        r.name.startswith("model.layers.*.self_attn.k_proj.weight (whole)") for r in found.moment("load").rows
+    )
 
 
 def test_offloading_moves_bytes_to_the_host():
@@ -137,7 +172,10 @@ def test_offloading_moves_bytes_to_the_host():
     all_there = predicted("zero3", offload="all")
     assert component(all_there, "load", "weights") == 2 * NORMS + 2 * 4 * 8
     fsdp = predicted("fsdp", offload="all")
-    assert component(fsdp, "optimizer_step", "weights") == 2 * 4 * 8 and component(fsdp, "optimizer_step", "gradients") == 0
+    assert (
+        component(fsdp, "optimizer_step", "weights") == 2 * 4 * 8
+        and component(fsdp, "optimizer_step", "gradients") == 0
+    )
     whole = predicted("fsdp").moment("optimizer_step").components
     assert fsdp.host_bytes == whole["weights"] + whole["gradients"] + whole["optimizer_states"] - 2 * 4 * 8
 
@@ -150,9 +188,14 @@ def test_the_coordinator_by_hand():
     kept = fetched(order, Limits(prefetch=0, live=10**9, reuse=10**9))
     assert (kept.forward, kept.backward) == (160, 160)  # everything is used again soon
     near = fetched(order, Limits(prefetch=0, live=10**9, reuse=61))
-    assert (near.forward, near.backward) == (100, 100)  # b and c stay for the backward, 20 elements on; a, 120 on, goes
+    assert (near.forward, near.backward) == (
+        100,
+        100,
+    )  # b and c stay for the backward, 20 elements on; a, 120 on, goes
     ahead = fetched(order, Limits(prefetch=60, live=10**9, reuse=0))
-    assert ahead.forward == 60 + 60 + 100  # b and c copied out of their flat buffer, which waits for c; a ahead for the backward
+    assert (
+        ahead.forward == 60 + 60 + 100
+    )  # b and c copied out of their flat buffer, which waits for c; a ahead for the backward
     assert fetched(order, Limits(prefetch=60, live=50, reuse=0)).forward == 100  # no room to look ahead
 
 
@@ -167,7 +210,13 @@ def test_a_checkpointed_layer_is_gathered_again():
 def test_no_row_is_negative_and_every_evaluator_agrees(parallel: str, method: str):
     numpy = pytest.importorskip("numpy")
     for accumulation in (1, 4):
-        found = predicted(parallel, method=method, gradient_accumulation=accumulation, device="cuda", checkpointing="non_reentrant")
+        found = predicted(
+            parallel,
+            method=method,
+            gradient_accumulation=accumulation,
+            device="cuda",
+            checkpointing="non_reentrant",
+        )
         for moment in found.moments:
             assert all(r.bytes > 0 and r.count > 0 for r in moment.rows), moment.moment
         structure = symbolic(find(MODEL).spec(), found.setup)
@@ -182,7 +231,9 @@ def test_sharing_never_needs_more_than_holding_everything_for_full_training_of_a
     spec = find("llama-7b").spec()
 
     def peak(parallel: str, ranks: int) -> int:
-        setup = resolve({"method": "full", "gpus": ranks, "parallel": parallel, "checkpointing": "non_reentrant"})
+        setup = resolve(
+            {"method": "full", "gpus": ranks, "parallel": parallel, "checkpointing": "non_reentrant"}
+        )
         return plan(spec, setup).peak.allocated_bytes
 
     sizes = {parallel: peak(parallel, 64) for parallel in ("zero1", "zero2", "zero3", "fsdp")}
@@ -190,7 +241,10 @@ def test_sharing_never_needs_more_than_holding_everything_for_full_training_of_a
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "4-bit storage that is cast": ({"method": "qlora", "parallel": "fsdp", "quant_storage": "float32"}, "quant_storage=bfloat16"),
+    "4-bit storage that is cast": (
+        {"method": "qlora", "parallel": "fsdp", "quant_storage": "float32"},
+        "quant_storage=bfloat16",
+    ),
     "4-bit uint8 under stage 3": ({"method": "qlora", "parallel": "zero3"}, "quant_storage=bfloat16"),
     "int8 under fsdp": ({"method": "lora", "parallel": "fsdp", "quant_type": "int8"}, "ddp"),
     "adafactor's means of a part": ({"parallel": "fsdp", "optimizer": "adafactor"}, "adamw"),
@@ -226,6 +280,9 @@ def test_ddp_copies_gradients_and_bucket_views_take_their_place():
     alone, copies = predicted("none", 1), predicted("ddp", 2)
     views = predicted("ddp", 2, gradient_as_bucket_view=True)
     gradients = 2 * (MATRICES + NORMS)
-    assert copies.moment("optimizer_step").allocated_bytes - alone.moment("optimizer_step").allocated_bytes == gradients
+    assert (
+        copies.moment("optimizer_step").allocated_bytes - alone.moment("optimizer_step").allocated_bytes
+        == gradients
+    )
     assert views.moment("optimizer_step").allocated_bytes == alone.moment("optimizer_step").allocated_bytes
     assert views.moment("load").allocated_bytes - alone.moment("load").allocated_bytes == gradients

@@ -1,4 +1,6 @@
-"""Families: each agrees with transformers on a small config of every variant, and refuses what cannot be understood."""
+"""Families: each agrees with transformers on a small config of every variant, and refuses what cannot be
+understood.
+"""
 
 import pytest
 
@@ -7,52 +9,112 @@ from memplan.planner.inputs.families.table import FAMILIES, read_config
 from memplan.planner.tables.errors import UsageError
 
 SMALL = {
-    "hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 300,
-    "intermediate_size": 160, "max_position_embeddings": 64, "pad_token_id": 0,
-}  # fmt: skip
+    "hidden_size": 128,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 300,
+    "intermediate_size": 160,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
 GPT = {"n_embd": 128, "n_layer": 4, "n_head": 8, "n_positions": 64, "vocab_size": 300}
 MOE = {"num_local_experts": 6, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 MLA = {
-    "num_key_value_heads": 8, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "q_lora_rank": 48,
-    "n_routed_experts": 16, "n_shared_experts": 2, "num_experts_per_tok": 4, "moe_intermediate_size": 64,
-}  # fmt: skip
+    "num_key_value_heads": 8,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 24,
+    "q_lora_rank": 48,
+    "n_routed_experts": 16,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 64,
+}
 
 # One row for each way in which a family's config changes its tensors.
 VARIANTS: list[tuple[str, dict]] = [
     ("bloom", {"n_layer": 3, "n_head": 8, "hidden_size": 64, "vocab_size": 1000}),
-    ("cohere", SMALL), ("cohere", SMALL | {"use_qk_norm": True, "attention_bias": True}),
-    ("cohere2", SMALL), ("cohere2", SMALL | {"head_dim": 64, "sliding_window_pattern": 2}),
-    ("deepseek_v2", SMALL | MLA | {"first_k_dense_replace": 1}), ("deepseek_v2", SMALL | MLA | {"q_lora_rank": None}),
-    ("deepseek_v3", SMALL | MLA), ("deepseek_v3", SMALL | MLA | {"attention_bias": True, "first_k_dense_replace": 0}),
-    ("falcon", SMALL), ("falcon", SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    ("falcon", SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 512}),
+    ("cohere", SMALL),
+    ("cohere", SMALL | {"use_qk_norm": True, "attention_bias": True}),
+    ("cohere2", SMALL),
+    ("cohere2", SMALL | {"head_dim": 64, "sliding_window_pattern": 2}),
+    ("deepseek_v2", SMALL | MLA | {"first_k_dense_replace": 1}),
+    ("deepseek_v2", SMALL | MLA | {"q_lora_rank": None}),
+    ("deepseek_v3", SMALL | MLA),
+    ("deepseek_v3", SMALL | MLA | {"attention_bias": True, "first_k_dense_replace": 0}),
+    ("falcon", SMALL),
+    ("falcon", SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    (
+        "falcon",
+        SMALL
+        | {
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+            "ffn_hidden_size": 512,
+        },
+    ),
     ("falcon", SMALL | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}),
-    ("gemma", SMALL), ("gemma", SMALL | {"head_dim": 16, "tie_word_embeddings": False}),
-    ("gemma2", SMALL), ("gemma3_text", SMALL), ("gemma3_text", SMALL | {"layer_types": ["full_attention"] * 8}),
-    ("gpt2", GPT), ("gpt2", GPT | {"n_inner": 300, "tie_word_embeddings": False}),
-    ("gpt_bigcode", GPT), ("gpt_bigcode", GPT | {"multi_query": False}),
-    ("gpt_neox", SMALL), ("gpt_neox", SMALL | {"rotary_pct": 0.5, "attention_bias": False, "use_parallel_residual": False}),
+    ("gemma", SMALL),
+    ("gemma", SMALL | {"head_dim": 16, "tie_word_embeddings": False}),
+    ("gemma2", SMALL),
+    ("gemma3_text", SMALL),
+    ("gemma3_text", SMALL | {"layer_types": ["full_attention"] * 8}),
+    ("gpt2", GPT),
+    ("gpt2", GPT | {"n_inner": 300, "tie_word_embeddings": False}),
+    ("gpt_bigcode", GPT),
+    ("gpt_bigcode", GPT | {"multi_query": False}),
+    ("gpt_neox", SMALL),
+    ("gpt_neox", SMALL | {"rotary_pct": 0.5, "attention_bias": False, "use_parallel_residual": False}),
     ("gpt_oss", SMALL | MOE | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     ("gptj", GPT | {"rotary_dim": 16}),
-    ("granite", SMALL), ("granite", SMALL | {"attention_bias": True, "mlp_bias": True}), ("granitemoe", SMALL | MOE),
-    ("llama", SMALL), ("llama", SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 48}),
+    ("granite", SMALL),
+    ("granite", SMALL | {"attention_bias": True, "mlp_bias": True}),
+    ("granitemoe", SMALL | MOE),
+    ("llama", SMALL),
+    (
+        "llama",
+        SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 48},
+    ),
     ("llama", {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}),
-    ("mistral", SMALL), ("mistral", SMALL | {"head_dim": 64}), ("mixtral", SMALL | MOE),
-    ("olmo", SMALL), ("olmo2", SMALL), ("olmo3", SMALL), ("olmoe", SMALL | QWEN_MOE),
-    ("opt", SMALL | {"ffn_dim": 512}), ("opt", SMALL | {"ffn_dim": 512, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    ("mistral", SMALL),
+    ("mistral", SMALL | {"head_dim": 64}),
+    ("mixtral", SMALL | MOE),
+    ("olmo", SMALL),
+    ("olmo2", SMALL),
+    ("olmo3", SMALL),
+    ("olmoe", SMALL | QWEN_MOE),
+    ("opt", SMALL | {"ffn_dim": 512}),
+    ("opt", SMALL | {"ffn_dim": 512, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
     ("opt", SMALL | {"ffn_dim": 512, "enable_bias": False, "layer_norm_elementwise_affine": False}),
-    ("phi", SMALL), ("phi", SMALL | {"qk_layernorm": True}), ("phi3", SMALL), ("phi3", SMALL | {"partial_rotary_factor": 0.75}),
-    ("phimoe", SMALL | MOE), ("phimoe", SMALL | MOE | {"attention_bias": True, "lm_head_bias": True}),
-    ("qwen2", SMALL), ("qwen2", SMALL | {"use_sliding_window": True, "max_window_layers": 3}),
+    ("phi", SMALL),
+    ("phi", SMALL | {"qk_layernorm": True}),
+    ("phi3", SMALL),
+    ("phi3", SMALL | {"partial_rotary_factor": 0.75}),
+    ("phimoe", SMALL | MOE),
+    ("phimoe", SMALL | MOE | {"attention_bias": True, "lm_head_bias": True}),
+    ("qwen2", SMALL),
+    ("qwen2", SMALL | {"use_sliding_window": True, "max_window_layers": 3}),
     ("qwen2_moe", SMALL | QWEN_MOE | {"shared_expert_intermediate_size": 96}),
-    ("qwen2_moe", SMALL | QWEN_MOE | {"shared_expert_intermediate_size": 96, "decoder_sparse_step": 2, "mlp_only_layers": [1]}),
-    ("qwen3", SMALL), ("qwen3", SMALL | {"head_dim": 64, "attention_bias": True}),
-    ("qwen3_moe", SMALL | QWEN_MOE | {"head_dim": 64}), ("qwen3_moe", SMALL | QWEN_MOE | {"mlp_only_layers": [0, 7]}),
-    ("smollm3", SMALL), ("stablelm", SMALL),
+    (
+        "qwen2_moe",
+        SMALL
+        | QWEN_MOE
+        | {"shared_expert_intermediate_size": 96, "decoder_sparse_step": 2, "mlp_only_layers": [1]},
+    ),
+    ("qwen3", SMALL),
+    ("qwen3", SMALL | {"head_dim": 64, "attention_bias": True}),
+    ("qwen3_moe", SMALL | QWEN_MOE | {"head_dim": 64}),
+    ("qwen3_moe", SMALL | QWEN_MOE | {"mlp_only_layers": [0, 7]}),
+    ("smollm3", SMALL),
+    ("stablelm", SMALL),
     ("stablelm", SMALL | {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
-    ("starcoder2", SMALL), ("starcoder2", SMALL | {"use_bias": False}),
-]  # fmt: skip
+    ("starcoder2", SMALL),
+    ("starcoder2", SMALL | {"use_bias": False}),
+]
 
 
 def test_every_family_has_a_variant():
@@ -60,15 +122,26 @@ def test_every_family_has_a_variant():
 
 
 DROPOUTS = (
-    "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout", "dropout",
-)  # fmt: skip
+    "attention_dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "residual_dropout",
+    "embedding_dropout",
+    "dropout",
+)
 ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 
 
 @pytest.mark.trace
-@pytest.mark.parametrize("model_type, config", VARIANTS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)])
+@pytest.mark.parametrize(
+    "model_type, config", VARIANTS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)]
+)
 def test_agrees_with_transformers(model_type, config, monkeypatch):
-    """Tensors, class, sliding windows, and what a training forward does: the order of linear layers, and each dropout's probability."""
+    """Tensors, class, sliding windows, and what a training forward does: the order of linear layers, and each
+    dropout's probability.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     known = transformers.AutoConfig.for_model(model_type, **config)
@@ -90,7 +163,9 @@ def test_agrees_with_transformers(model_type, config, monkeypatch):
 
     expected, seen, first = [], [], 0
     for count, layer in spec.layers:
-        attention = real.get_submodule(f"{layer.prefix}.{first}.{layer.attention.linears[0].name.partition('.')[0]}")
+        attention = real.get_submodule(
+            f"{layer.prefix}.{first}.{layer.attention.linears[0].name.partition('.')[0]}"
+        )
         assert getattr(attention, "sliding_window", layer.attention.window) == layer.attention.window
         for linear in layer.linears():
             name = f"{layer.prefix}.{first}.{linear.name}"
@@ -130,13 +205,23 @@ def test_missing_key_value_heads_means_as_many_as_heads():
 
 
 def test_a_default_that_publishers_rely_on_leaves_a_note():
-    config = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    }
     spec = read_config(config)
     assert spec.parameters == 3_880_263_168
-    assert any("num_attention_heads 8" in note for note in spec.notes) and any("vocab_size 262208" in note for note in spec.notes)
+    assert any("num_attention_heads 8" in note for note in spec.notes) and any(
+        "vocab_size 262208" in note for note in spec.notes
+    )
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "mixtral", "gpt_neox"])
 def test_a_missing_essential_size_is_an_error_and_never_a_default(model_type, key):
     config = {"model_type": model_type, **SMALL, **MOE}
@@ -157,13 +242,20 @@ def test_unknown_model_type_names_the_trace_engine():
         read_config({"model_type": "mamba2", "hidden_size": 64})
 
 
-NESTED = [("llava", "llama"), ("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen3_vl", "qwen3_vl_text")]
+NESTED = [
+    ("llava", "llama"),
+    ("gemma3", "gemma3_text"),
+    ("mistral3", "mistral"),
+    ("qwen3_vl", "qwen3_vl_text"),
+]
 
 
 @pytest.mark.parametrize("outer, inner", NESTED)
 def test_the_language_part_of_a_vision_language_config_is_read_and_said_so(outer, inner):
     text = {"model_type": inner, **SMALL}
-    spec = read_config({"model_type": outer, "dtype": "bfloat16", "text_config": text, "vision_config": {"hidden_size": 1}})
+    spec = read_config(
+        {"model_type": outer, "dtype": "bfloat16", "text_config": text, "vision_config": {"hidden_size": 1}}
+    )
     assert spec.hidden == 128 and spec.checkpoint_dtype == "bfloat16"
     assert f"of a {outer} config: vision or audio parts are not counted" in spec.notes[0]
 
@@ -178,9 +270,20 @@ def test_a_quantised_checkpoint_is_said_so():
 
 
 def test_opt_350m_has_its_projections_and_position_offset():
-    config = {"model_type": "opt", **SMALL, "ffn_dim": 512, "word_embed_proj_dim": 32, "do_layer_norm_before": False}
+    config = {
+        "model_type": "opt",
+        **SMALL,
+        "ffn_dim": 512,
+        "word_embed_proj_dim": 32,
+        "do_layer_norm_before": False,
+    }
     spec = read_config(config)
-    assert (spec.learned_positions, spec.max_positions, spec.embedding_dim, spec.final_norm) == (66, 64, 32, None)
+    assert (spec.learned_positions, spec.max_positions, spec.embedding_dim, spec.final_norm) == (
+        66,
+        64,
+        32,
+        None,
+    )
     assert [linear.name.rpartition(".")[2] for linear in spec.projections] == ["project_in", "project_out"]
     assert spec.layers[0][1].post_norm
 
@@ -195,5 +298,8 @@ def test_windows_follow_the_family():
     assert windows("mistral") == [4096] * 8
     assert windows("mistral", sliding_window=None) == [None] * 8
     assert windows("qwen2", sliding_window=4096) == [None] * 8
-    assert windows("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=6) == [None] * 6 + [16] * 2
+    assert (
+        windows("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=6)
+        == [None] * 6 + [16] * 2
+    )
     assert windows("llama", sliding_window=4096) == [None] * 8

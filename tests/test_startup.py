@@ -1,4 +1,6 @@
-"""`memplan llama-7b --method qlora` imports none of the heavy libraries: proved in a process of its own, and the proof can fail."""
+"""`memplan llama-7b --method qlora` imports none of the heavy libraries: proved in a process of its own, and
+the proof can fail.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "huggingface_hub", "yaml", "numpy", "matplotlib", "asyncio")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "huggingface_hub",
+    "yaml",
+    "numpy",
+    "matplotlib",
+    "asyncio",
+)
 PROBE = """
 import sys
 from memplan.cli.main import run
@@ -24,7 +37,9 @@ sys.exit(code)
 def heavy_modules(args: list[str], before: str = "", heavy: tuple[str, ...] = HEAVY) -> set[str]:
     """The heavy modules that one command line has imported by its end."""
     probe = PROBE.format(before=before, args=args, heavy=heavy)
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return set(filter(None, done.stderr.rpartition("heavy: ")[2].strip().split(",")))
 
@@ -54,6 +69,9 @@ def test_the_check_can_fail():
 
 
 def test_importing_memplan_is_light():
-    probe = f"import sys, memplan; print(sorted(set({(*HEAVY, 'pydantic', 'rich', 'click')!r}) & set(sys.modules)))"
+    probe = (
+        f"import sys, memplan; print(sorted(set({(*HEAVY, 'pydantic', 'rich', 'click')!r}) & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr

@@ -1,4 +1,6 @@
-"""Known costs, derived by the trace: AdaLoRA's importance buffers, and what QLoRA's double quantisation saves."""
+"""Known costs, derived by the trace: AdaLoRA's importance buffers, and what QLoRA's double quantisation
+saves.
+"""
 
 import pytest
 
@@ -8,13 +10,28 @@ pytest.importorskip("peft")
 
 from memplan.planner.inputs.setup import resolve  # noqa: E402
 
-LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 64}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+}
 RANK, LAYERS = 12, 14  # seven linear layers in each of two
 
 
 def setup_of(method, **changes):
-    fields = {"method": method, "recipe": "raw", "micro_batch": 2, "sequence_length": 16, "device": "cpu", "optimizer": "adamw_torch_fused"}
+    fields = {
+        "method": method,
+        "recipe": "raw",
+        "micro_batch": 2,
+        "sequence_length": 16,
+        "device": "cpu",
+        "optimizer": "adamw_torch_fused",
+    }
     return resolve({**fields, **changes})
 
 
@@ -27,7 +44,8 @@ def test_adalora_with_pruning_costs_twelve_bytes_to_an_adapter_parameter(held):
     without = with_pruning.replaced(importance_buffers=False)
     pruned, plain = held.traced(LLAMA, with_pruning), held.traced(LLAMA, without)
     lora = held.traced(LLAMA, setup_of("lora", rank=RANK))
-    # Beyond LoRA of rank init_r, each of the 14 layers has a vector of it (lora_E) and a scalar that peft 0.21 trains too (ranknum).
+    # Beyond LoRA of rank init_r, each of the 14 layers has a vector of it (lora_E) and a scalar that peft
+    # 0.21 trains too (ranknum).
     assert plain.trainable - lora.trainable == LAYERS * (RANK + 1)
     adapter = pruned.trainable - LAYERS  # no importance is kept of ranknum
     assert pruned.optimizer_states - plain.optimizer_states == 12 * adapter
@@ -37,7 +55,9 @@ def test_adalora_with_pruning_costs_twelve_bytes_to_an_adapter_parameter(held):
 
 
 def test_the_rank_allocator_itself_holds_them():
-    """peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt: ipt, exp_avg_ipt and exp_avg_unc, one of each to a parameter."""
+    """peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt: ipt, exp_avg_ipt and exp_avg_unc, one of
+    each to a parameter.
+    """
     from memplan.planner.run import step
     from memplan.planner.run.build import build
     from memplan.planner.run.model import quiet
@@ -47,16 +67,29 @@ def test_the_rank_allocator_itself_holds_them():
         built = build(LLAMA, setup_of("adalora", init_rank=RANK, importance_buffers=True), "cpu")
         for index in range(2):
             step.run(built, step.Unwatched(), index)
-    buffers = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for _, t in tensors(importance_buffers(built.model))}
+    buffers = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+        for _, t in tensors(importance_buffers(built.model))
+    }
     assert sum(buffers.values()) == 12 * adapter_elements(built.model)
 
 
 def test_double_quantisation_saves_0_373_bits_to_a_parameter(held):
     """QLoRA, section 3: 32/64 bits to a parameter become 8/64 + 32/(64 x 256)."""
     pytest.importorskip("bitsandbytes")
-    wide = {**LLAMA, "hidden_size": 4096, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 32}
+    wide = {
+        **LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    }
     single, double = (held.traced(wide, setup_of("qlora", double_quant=on)) for on in (False, True))
-    quantised = 2 * sum(nbytes for name, nbytes in single.weights.items() if nbytes and name.endswith("_proj.base_layer.weight"))
+    quantised = 2 * sum(
+        nbytes
+        for name, nbytes in single.weights.items()
+        if nbytes and name.endswith("_proj.base_layer.weight")
+    )
     assert quantised == 2 * (4 * 4096 * 4096 + 3 * 4096 * 8192)
 
     def constants(held_bytes, *parts):

@@ -1,4 +1,6 @@
-"""How weights arrive: transformers' own order and converters, the copies that merging experts makes, the orders that threads leave open."""
+"""How weights arrive: transformers' own order and converters, the copies that merging experts makes, the
+orders that threads leave open.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +34,38 @@ pytestmark = pytest.mark.trace
 
 MIB = 2**20
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "t4_lora_qlora.json"
-WIDE: dict[str, Any] = {  # 4-bit weights of 1.375 MiB: in the large pool, where another order leaves other remainders
-    "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 3, "num_attention_heads": 8,
-    "num_key_value_heads": 2, "vocab_size": 1024, "max_position_embeddings": 512, "tie_word_embeddings": False,
-}  # fmt: skip
-EXPERTS: dict[str, Any] = {
-    "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256, "num_local_experts": 4, "num_experts_per_tok": 2,
+WIDE: dict[
+    str, Any
+] = {  # 4-bit weights of 1.375 MiB: in the large pool, where another order leaves other remainders
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
+EXPERTS: dict[str, Any] = {
+    "model_type": "mixtral",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
 
 
 def setup_of(**fields: Any) -> Setup:
-    return resolve({"recipe": "raw", "micro_batch": 1, "sequence_length": 32, "targets": ("attention",), **fields})
+    return resolve(
+        {"recipe": "raw", "micro_batch": 1, "sequence_length": 32, "targets": ("attention",), **fields}
+    )
 
 
 def log_of(config: dict[str, Any], setup: Setup) -> Log:
@@ -60,7 +81,7 @@ def live_bytes(log: Log) -> list[int]:
     return found
 
 
-# -- the library's order ---------------------------------------------------------------------------------------------------------------
+# -- the library's order -------------------------------------------------------------------------------------
 
 
 def test_tensors_are_read_in_the_natural_order_of_their_names_and_quantised_one_by_one() -> None:
@@ -82,26 +103,44 @@ def test_the_scales_are_allocated_before_the_packed_weights() -> None:
 
 
 def test_merging_experts_makes_two_more_copies_of_a_third_of_them() -> None:
-    """Mixtral stores each expert's three matrices; X is one of the three over all experts of a layer. When gate and up are there, the
-    layer's 3 X are read; stacking gate and up frees their sources one after the other, and joining the two makes 2 X beside them: 5 X where
-    3 X remain. In the last layer all of the model is there but what is read later."""
+    """Mixtral stores each expert's three matrices; X is one of the three over all experts of a layer. When
+    gate and up are there, the layer's 3 X are read; stacking gate and up frees their sources one after the
+    other, and joining the two makes 2 X beside them: 5 X where 3 X remain. In the last layer all of the model
+    is there but what is read later.
+    """
     setup = setup_of(method="lora", load="pretrained")
     log = log_of(EXPERTS, setup)
     third = 4 * 128 * 256 * 2  # experts x hidden x intermediate, bfloat16
     live = live_bytes(log)
-    later = sum(s.nbytes for s in log.storages if s.op == READ and s.born > live.index(max(live)))  # attention, norms, router
+    later = sum(
+        s.nbytes for s in log.storages if s.op == READ and s.born > live.index(max(live))
+    )  # attention, norms, router
     buffers = sum(s.nbytes for s in log.storages if s.name.endswith("inv_freq"))
     assert max(live) == live[-1] - buffers - later + 2 * third
     assert {s.nbytes for s in log.storages if s.op == "aten.stack.default"} == {third}
-    assert trace(EXPERTS, setup).moment("load_peak").allocated_bytes > trace(EXPERTS, setup).moment("load").allocated_bytes + third
+    assert (
+        trace(EXPERTS, setup).moment("load_peak").allocated_bytes
+        > trace(EXPERTS, setup).moment("load").allocated_bytes + third
+    )
 
 
 @pytest.mark.parametrize("load", ["random", "pretrained"])
 def test_however_they_arrive_the_same_weights_stay(load: str) -> None:
     log = log_of(EXPERTS, setup_of(method="lora", load=load))
-    layer = 2 * 128 * 128 + 2 * 64 * 128 + 4 * 128 + 3 * 4 * 128 * 256 + 2 * 128  # attention, router, experts, norms
-    held = 2 * (2 * 512 * 128 + 2 * layer + 128) + 2 * 16 * 4  # bfloat16; two fp32 tables of inverse frequencies
-    assert sum(s.nbytes for s in log.storages if s.component == "weights" and s.died is None and ".lora_" not in s.name) == held
+    layer = (
+        2 * 128 * 128 + 2 * 64 * 128 + 4 * 128 + 3 * 4 * 128 * 256 + 2 * 128
+    )  # attention, router, experts, norms
+    held = (
+        2 * (2 * 512 * 128 + 2 * layer + 128) + 2 * 16 * 4
+    )  # bfloat16; two fp32 tables of inverse frequencies
+    assert (
+        sum(
+            s.nbytes
+            for s in log.storages
+            if s.component == "weights" and s.died is None and ".lora_" not in s.name
+        )
+        == held
+    )
 
 
 def test_what_the_library_cannot_convert_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,15 +154,20 @@ def test_what_the_library_cannot_convert_is_said(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_older_peft_leaves_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def older(model: Any, use_gradient_checkpointing: bool = True, gradient_checkpointing_kwargs: Any = None) -> Any:
+    def older(
+        model: Any, use_gradient_checkpointing: bool = True, gradient_checkpointing_kwargs: Any = None
+    ) -> Any:
         return model
 
-    assert any(kind == "empty_cache" for kind, _, _ in log_of(WIDE, setup_of(method="qlora")).events) == adapters.clears_cache()
+    assert (
+        any(kind == "empty_cache" for kind, _, _ in log_of(WIDE, setup_of(method="qlora")).events)
+        == adapters.clears_cache()
+    )
     monkeypatch.setattr("peft.prepare_model_for_kbit_training", older)
     assert not any(kind == "empty_cache" for kind, _, _ in log_of(WIDE, setup_of(method="qlora")).events)
 
 
-# -- orders ----------------------------------------------------------------------------------------------------------------------------
+# -- orders --------------------------------------------------------------------------------------------------
 
 EVENT = st.tuples(st.just(ALLOC), st.integers(), st.integers(1, 100))
 
@@ -132,31 +176,44 @@ EVENT = st.tuples(st.just(ALLOC), st.integers(), st.integers(1, 100))
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.floats(0, 1), st.integers(0, 9))
 def test_an_order_keeps_every_event_and_what_each_waits_for(work: list[int], ahead: float, seed: int) -> None:
     reads = tuple((ALLOC, number, 1) for number in range(len(work)))
-    done = tuple(tuple((ALLOC, 1000 + 10 * number + i, 1) for i in range(count)) for number, count in enumerate(work))
+    done = tuple(
+        tuple((ALLOC, 1000 + 10 * number + i, 1) for i in range(count)) for number, count in enumerate(work)
+    )
     made = orders.reordered(orders.Load(0, 0, reads, done), ahead, Random(seed))
     assert sorted(made) == sorted([*reads, *(event for events in done for event in events)])
     place = {event[1]: index for index, event in enumerate(made)}
     own = [event[1] for events in done for event in events]
-    assert [place[key] for key in own] == sorted(place[key] for key in own)  # the main thread's work keeps its order
+    assert [place[key] for key in own] == sorted(
+        place[key] for key in own
+    )  # the main thread's work keeps its order
     for number, events in enumerate(done):
         assert all(place[event[1]] > max(place[key] for key in range(number + 1)) for event in events)
     finished = [key for _, key, _ in made if key < 1000]
-    assert all(finished.index(key) >= key - orders.WORKERS + 1 for key in range(len(work)))  # a thread is busy with at most one
+    assert all(
+        finished.index(key) >= key - orders.WORKERS + 1 for key in range(len(work))
+    )  # a thread is busy with at most one
 
 
 def test_a_band_holds_the_prediction_and_is_as_wide_as_the_orders() -> None:
     found = trace(WIDE, setup_of(method="qlora"))
     band = found.extra["bands"]
-    predicted = {"load": found.moment("load").allocated_bytes, "load_peak": found.moment("load_peak").allocated_bytes,
-                 "step_peak": found.step_peak.allocated_bytes}  # fmt: skip
+    predicted = {
+        "load": found.moment("load").allocated_bytes,
+        "load_peak": found.moment("load_peak").allocated_bytes,
+        "step_peak": found.step_peak.allocated_bytes,
+    }
     for name, nbytes in predicted.items():
         assert band[name]["low_bytes"] <= nbytes <= band[name]["high_bytes"], name
     assert band["load"]["low_bytes"] < band["load"]["high_bytes"]
-    assert band["load_peak"]["high_bytes"] > found.moment("load_peak").allocated_bytes + 8 * MIB  # threads far ahead: originals pile up
+    assert (
+        band["load_peak"]["high_bytes"] > found.moment("load_peak").allocated_bytes + 8 * MIB
+    )  # threads far ahead: originals pile up
     assert trace(WIDE, setup_of(method="qlora")).extra["bands"] == band  # the same orders every time
 
 
-@pytest.mark.parametrize("fields", [{"method": "lora", "load": "pretrained"}, {"method": "qlora", "load": "random"}])
+@pytest.mark.parametrize(
+    "fields", [{"method": "lora", "load": "pretrained"}, {"method": "qlora", "load": "random"}]
+)
 def test_no_band_where_no_order_is_open(fields: dict[str, Any]) -> None:
     assert "bands" not in trace(WIDE, setup_of(**fields)).extra
 
@@ -164,10 +221,21 @@ def test_no_band_where_no_order_is_open(fields: dict[str, Any]) -> None:
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published runs are not here")
 def test_published_loads_of_one_quantised_model_lie_in_its_band() -> None:
     """Six loads of one model measured 1070 to 1078 MiB; the batch was made after they were measured."""
-    runs = [run for run in json.loads(PUBLISHED.read_text()) if "TinyLlama" in run["model"] and run["method"] == "qlora"]
+    runs = [
+        run
+        for run in json.loads(PUBLISHED.read_text())
+        if "TinyLlama" in run["model"] and run["method"] == "qlora"
+    ]
     measured = {run["measured_mib"]["after_load"] for run in runs}
-    setup = setup_of(method="qlora", gpu="t4", weight_dtype="float16", double_quant=False, rank=32, sequence_length=512,
-                     targets=("q_proj", "k_proj", "v_proj", "o_proj"))  # fmt: skip
+    setup = setup_of(
+        method="qlora",
+        gpu="t4",
+        weight_dtype="float16",
+        double_quant=False,
+        rank=32,
+        sequence_length=512,
+        targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+    )
     log = record(find("tinyllama-1.1b").config, setup, target_of(setup))[0]
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
     band = orders.bands(log, setup, replay(log.events))
@@ -177,18 +245,26 @@ def test_published_loads_of_one_quantised_model_lie_in_its_band() -> None:
     assert sum(low <= mib <= high for mib in measured) == 6, (low, high, first)
 
 
-# -- the verdict where only expandable segments help -----------------------------------------------------------------------------------
+# -- the verdict where only expandable segments help ---------------------------------------------------------
 
 
 def test_a_card_that_only_expandable_segments_save_is_tight() -> None:
-    """Segments of 1,200 MiB that attention's scores left cannot serve the 3,840 MiB of the loss, and what is left of them in use keeps
-    them from being released."""
+    """Segments of 1,200 MiB that attention's scores left cannot serve the 3,840 MiB of the loss, and what is
+    left of them in use keeps them from being released.
+    """
     setup = resolve({"method": "qlora", "micro_batch": 20, "sequence_length": 1024, "gpu": "t4"})
     found = trace(find("smollm2-360m").config, setup)
     card = find_gpu("t4")
-    assert found.peak.allocated_bytes < card.usable_bytes < found.smallest_capacity_bytes < found.peak.device_bytes
+    assert (
+        found.peak.allocated_bytes
+        < card.usable_bytes
+        < found.smallest_capacity_bytes
+        < found.peak.device_bytes
+    )
     assert found.peak.allocated_bytes < found.extra["expandable_capacity_bytes"] <= card.usable_bytes
     assert judge(found, card).verdict == "tight" and needs_expandable(found, card)
     without = replace(found, extra={})
     assert judge(without, card).verdict == "no" and not needs_expandable(without, card)
-    assert not needs_expandable(found, find_gpu("l4")) and judge(found, find_gpu("a100-40gb")).verdict == "fits"
+    assert (
+        not needs_expandable(found, find_gpu("l4")) and judge(found, find_gpu("a100-40gb")).verdict == "fits"
+    )

@@ -1,10 +1,15 @@
-"""torch's own MemTracker, where it works (dense models, full fine-tuning): component by component, to the byte, its differences named.
+"""torch's own MemTracker, where it works (dense models, full fine-tuning): component by component, to the
+byte, its differences named.
 
-MemTracker (torch 2.13 distributed/_tools/mem_tracker.py) dispatches the same kinds of events on real CPU tensors. Named differences:
+MemTracker (torch 2.13 distributed/_tools/mem_tracker.py) dispatches the same kinds of events on real CPU
+tensors. Named differences:
 * the batch is `OTH` there and an activation here;
-* at the backward's peak the loss's four bytes are an activation there and a temporary here: only the sum is compared;
-* what the optimizer makes inside its step is `OPT` there; here it is a temporary unless the optimizer keeps it;
-* a torch optimizer's step counters live on the host unless it is fused: on the CPU MemTracker sees them, on a card they are not there.
+* at the backward's peak the loss's four bytes are an activation there and a temporary here: only the sum is
+  compared;
+* what the optimizer makes inside its step is `OPT` there; here it is a temporary unless the optimizer keeps
+  it;
+* a torch optimizer's step counters live on the host unless it is fused: on the CPU MemTracker sees them, on a
+  card they are not there.
 """
 
 from contextlib import contextmanager
@@ -25,8 +30,16 @@ from memplan.planner.trace.events.log import Log  # noqa: E402
 from memplan.planner.trace.events.record import record  # noqa: E402
 from memplan.planner.trace.events.timeline import Timeline  # noqa: E402
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "vocab_size": 128, "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
 FAMILIES = {
     "gemma2": SIZES,
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 64},
@@ -38,7 +51,13 @@ CPU = torch.device("cpu")
 
 
 def setup_of(optimizer, dtype="float32"):
-    fields = {"method": "full", "recipe": "raw", "weight_dtype": dtype, "optimizer": optimizer, "device": "cpu"}
+    fields = {
+        "method": "full",
+        "recipe": "raw",
+        "weight_dtype": dtype,
+        "optimizer": optimizer,
+        "device": "cpu",
+    }
     return resolve({**fields, "micro_batch": 2, "sequence_length": 16})
 
 
@@ -85,8 +104,13 @@ def at_end(log: Log, moment):
 
 
 def translated(theirs):
-    return {"weights": theirs["PARAM"] + theirs["BUFFER"], "gradients": theirs["GRAD"], "optimizer_states": theirs["OPT"],
-            "activations": theirs["ACT"] + theirs["OTH"], "temporaries": theirs["TEMP"]}  # fmt: skip
+    return {
+        "weights": theirs["PARAM"] + theirs["BUFFER"],
+        "gradients": theirs["GRAD"],
+        "optimizer_states": theirs["OPT"],
+        "activations": theirs["ACT"] + theirs["OTH"],
+        "temporaries": theirs["TEMP"],
+    }
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -105,7 +129,10 @@ def test_what_foreach_makes_inside_the_step_is_temporary():
     log, _ = record(config, setup, target_of(setup), full=True)
     counters = 4 * sum(1 for s in log.storages if s.component == "gradients" and s.died is None)
     ours = at_end(log, "optimizer_step")
-    assert ours == {**translated(ends["optimizer_step"]), "optimizer_states": ends["optimizer_step"]["OPT"] - counters}
+    assert ours == {
+        **translated(ends["optimizer_step"]),
+        "optimizer_states": ends["optimizer_step"]["OPT"] - counters,
+    }
     moments, _, step_peak = Timeline(log, setup, target_of(setup)).moments()
     components = next(m for m in moments if m.moment == step_peak.moment).components
     assert step_peak.moment == "optimizer_step" and step_peak.allocated_bytes == peak["Total"] - counters

@@ -1,4 +1,6 @@
-"""Every peft type for causal language models traces from an adapter_config.json, and holds what a real step on the CPU holds."""
+"""Every peft type for causal language models traces from an adapter_config.json, and holds what a real step
+on the CPU holds.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -18,14 +20,30 @@ from memplan.planner.tables.peft_types import PEFT_TYPES  # noqa: E402
 from memplan.planner.trace import patches_peft as shims_peft  # noqa: E402
 from memplan.render import adapter_docs  # noqa: E402
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 64}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+}
 TYPES = sorted(getattr(kind, "value", str(kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
 LINEAR = {"target_modules": ["q_proj", "v_proj"]}
 PROMPT = {"num_virtual_tokens": 4}
 # What a tiny model needs in the adapter's file; {} where a type chooses its own places.
 FIELDS = {
-    "ADALORA": {**LINEAR, "init_r": 4, "target_r": 2, "total_step": 100, "tinit": 1, "tfinal": 10, "deltaT": 1},
+    "ADALORA": {
+        **LINEAR,
+        "init_r": 4,
+        "target_r": 2,
+        "total_step": 100,
+        "tinit": 1,
+        "tfinal": 10,
+        "deltaT": 1,
+    },
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
     "BOFT": {**LINEAR, "boft_block_size": 8},
     "C3A": {**LINEAR, "block_size": 8},
@@ -51,24 +69,53 @@ FIELDS = {
     "VBLORA": {**LINEAR, "num_vectors": 16, "vector_length": 8, "topk": 2},
     "VERA": {**LINEAR, "r": 4},
     "WAVEFT": {**LINEAR, "n_frequency": 16},
-}  # fmt: skip
+}
 NEEDS = {"ADAMSS": ("sklearn", "scikit-learn")}  # a type's own dependency, and how its message names it
 
-# The CPU is its own host: what peft keeps there is copied to a card and not to the CPU. Sizes that the trace saves more (+) or less (-).
+# The CPU is its own host: what peft keeps there is copied to a card and not to the CPU. Sizes that the trace
+# saves more (+) or less (-).
 HOST_COPIES = {
-    "ADAMSS": ({256: 4}, "scatter_index.to(device), an int64 to a row, in each layer (peft 0.21 tuners/adamss/layer.py)"),
-    "FOURIERFT": ({256: 4}, "indices.to(device), an int64 pair to a coefficient, in each layer (peft 0.21 tuners/fourierft/layer.py)"),
-    "LOHA": ({4: -4}, "torch.tensor(scale), a scalar that stays on the host (peft 0.21 tuners/loha/layer.py get_delta_weight)"),
-    **dict.fromkeys(("CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
-                    ({64: 1}, "prompt_tokens.to(device), an int64 to a virtual token and row (peft 0.21 peft_model.py get_prompt)")),
-}  # fmt: skip
-SPLIT_ON_MOVING = {"OFT", "PSOFT"}  # rows and cols, two views of one storage on the host, are copied apart (peft 0.21 tuners/oft/layer.py)
+    "ADAMSS": (
+        {256: 4},
+        "scatter_index.to(device), an int64 to a row, in each layer (peft 0.21 tuners/adamss/layer.py)",
+    ),
+    "FOURIERFT": (
+        {256: 4},
+        "indices.to(device), an int64 pair to a coefficient, in each layer (peft 0.21 "
+        "tuners/fourierft/layer.py)",
+    ),
+    "LOHA": (
+        {4: -4},
+        "torch.tensor(scale), a scalar that stays on the host (peft 0.21 tuners/loha/layer.py "
+        "get_delta_weight)",
+    ),
+    **dict.fromkeys(
+        ("CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
+        (
+            {64: 1},
+            "prompt_tokens.to(device), an int64 to a virtual token and row (peft 0.21 peft_model.py "
+            "get_prompt)",
+        ),
+    ),
+}
+SPLIT_ON_MOVING = {
+    "OFT",
+    "PSOFT",
+}  # rows and cols, two views of one storage on the host, are copied apart (peft 0.21 tuners/oft/layer.py)
 
 
 def setup_of(kind, **changes):
     adapter = {"peft_type": kind, "task_type": "CAUSAL_LM", **FIELDS.get(kind, LINEAR)}
-    fields = {"method": "lora", "recipe": "raw", "weight_dtype": "bfloat16", "optimizer": "adamw_torch_fused", "micro_batch": 2,
-              "sequence_length": 16, "device": "cpu", "adapter": adapter}  # fmt: skip
+    fields = {
+        "method": "lora",
+        "recipe": "raw",
+        "weight_dtype": "bfloat16",
+        "optimizer": "adamw_torch_fused",
+        "micro_batch": 2,
+        "sequence_length": 16,
+        "device": "cpu",
+        "adapter": adapter,
+    }
     return resolve({**fields, **changes})
 
 
@@ -84,7 +131,9 @@ def checkpoints(tmp_path_factory):
     import transformers
 
     folder = str(tmp_path_factory.mktemp("lora"))
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"}))
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
+    )
     peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", **LINEAR)).save_pretrained(folder)
     return {"hidden_size": 32, "adapters": {"0": folder, "1": folder}}
 
@@ -132,7 +181,9 @@ def test_so_does_one_with_checkpointing(kind, held):
 
 @pytest.mark.parametrize("kind", ["CARTRIDGE", "PREFIX_TUNING"])
 def test_a_prefix_with_checkpointing_fails_in_both(kind, held):
-    """transformers 5.23 drops the cache under checkpointing, so the mask is longer than the keys: no real step runs either."""
+    """transformers 5.23 drops the cache under checkpointing, so the mask is longer than the keys: no real
+    step runs either.
+    """
     setup = setup_of(kind, checkpointing="non_reentrant")
     for run in (held.real, held.traced):  # PEFT's own refusal where checkpointing is switched on before it
         with pytest.raises(UsageError, match=f"{kind} does not work with gradient checkpointing") as caught:
@@ -142,7 +193,10 @@ def test_a_prefix_with_checkpointing_fails_in_both(kind, held):
 
 @pytest.mark.parametrize("adapters", [{}, {"0": "somebody/lora"}])
 def test_an_xlora_without_its_checkpoints_is_refused(adapters, held):
-    setup = setup_of("XLORA", adapter={"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 32, "adapters": adapters})
+    setup = setup_of(
+        "XLORA",
+        adapter={"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 32, "adapters": adapters},
+    )
     with pytest.raises(UsageError, match="local folders"):
         held.traced(LLAMA, setup)
 
@@ -172,7 +226,14 @@ def test_constants_keep_their_values_until_something_unknown_is_written():
 
 def test_lora_on_experts_traces(held):
     """peft 0.21 tuners/lora/layer.py ParamWrapper asks for autocast of the device's type."""
-    moe = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    moe = {
+        **LLAMA,
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "head_dim": 8,
+    }
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "target_parameters": experts}
     setup = setup_of("LORA", adapter=adapter)

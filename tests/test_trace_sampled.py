@@ -1,5 +1,7 @@
-"""A seeded sample of architecture x recipe x method x attention x checkpointing x loss x dtypes: where the trace runs, the real tiny
-model's step holds the same bytes; where it refuses, the real step fails too; nothing crashes, and no failure is the trace's own."""
+"""A seeded sample of architecture x recipe x method x attention x checkpointing x loss x dtypes: where the
+trace runs, the real tiny model's step holds the same bytes; where it refuses, the real step fails too;
+nothing crashes, and no failure is the trace's own.
+"""
 
 import random
 
@@ -20,7 +22,19 @@ pytestmark = pytest.mark.trace
 
 CHOICES = {
     "recipe": ("raw", "hf", "hf", "trl", "axolotl", "llamafactory"),
-    "method": ("full", "full", "lora", "lora", "qlora", "dora", "adalora", "freeze", "adapter", "prefix-tuning", "lora-fa"),
+    "method": (
+        "full",
+        "full",
+        "lora",
+        "lora",
+        "qlora",
+        "dora",
+        "adalora",
+        "freeze",
+        "adapter",
+        "prefix-tuning",
+        "lora-fa",
+    ),
     "attention": ("eager", "sdpa", "sdpa", "sdpa-math"),
     "checkpointing": ("none", "non_reentrant", "reentrant"),
     "loss": ("full", "full", "chunked", "fused"),
@@ -33,17 +47,25 @@ CHOICES = {
     "checkpoint_every": (1, 1, 1, 2),
 }
 ADAPTED = {"targets": ("all-linear", "all-linear", "attention"), "rank": (4,), "dropout": (0.0, 0.0, 0.1)}
-ON_A_CPU_ALONE = "mixed dtype (CPU)"  # layer norms of a GPU take 16-bit weights with fp32 inputs, and autocast casts both
+ON_A_CPU_ALONE = (
+    "mixed dtype (CPU)"  # layer norms of a GPU take 16-bit weights with fp32 inputs, and autocast casts both
+)
 
 
 # What the real step saves more or less than the trace says, and why: number of a case -> sizes.
-APART = {105: {512: 1}}  # PLBart, packed: it makes a mask of ones itself, and the trace's answer to "all ones?" is that of packed rows
+APART = {
+    105: {512: 1}
+}  # PLBart, packed: it makes a mask of ones itself, and the trace's answer to "all ones?" is that of packed rows
 
 
 def case(number):
-    """(model_type, fields) of one case; another architecture in the list leaves the others' cases as they are."""
+    """(model_type, fields) of one case; another architecture in the list leaves the others' cases as they
+    are.
+    """
     rng = random.Random(f"trace-{number}")
-    model_type = min(sorted(set(ARCHITECTURES) - LONG), key=lambda name: random.Random(f"{number} {name}").random())
+    model_type = min(
+        sorted(set(ARCHITECTURES) - LONG), key=lambda name: random.Random(f"{number} {name}").random()
+    )
     fields = {key: rng.choice(values) for key, values in CHOICES.items()} | {"device": "cpu"}
     rows = rng.choice(({}, {}, {"padded": True}, {"packed_documents": 2}))
     if fields["method"] in ("lora", "qlora", "dora", "adalora", "lora-fa"):
@@ -62,7 +84,9 @@ def outcome(run, *args):
 FAST = (3, 4, 6, 7, 12, 13, 15, 20, 58)
 
 
-@pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in range(160)])
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in range(160)]
+)
 def test_a_sampled_step_is_the_real_one_or_refused_as_the_real_one_is(number, held):
     model_type, fields = case(number)
     if model_type not in CONFIG_MAPPING:
@@ -75,7 +99,9 @@ def test_a_sampled_step_is_the_real_one_or_refused_as_the_real_one_is(number, he
     elif isinstance(truth, Exception):
         assert ON_A_CPU_ALONE in str(truth), "the real step fails"
     else:
-        if fields["method"] == "prefix-tuning":  # its indices are on the host: a copy, where the device is another one
+        if (
+            fields["method"] == "prefix-tuning"
+        ):  # its indices are on the host: a copy, where the device is another one
             found.saved[setup.virtual_tokens * setup.micro_batch * 8] -= 1
         found.saved.subtract(APART.get(number, {}))
         found.saved = +found.saved

@@ -1,5 +1,7 @@
-"""The stacks' own trainers, run on tensors without storage and watched by the trace's observer: what `hf` and `trl` allocate in a step is
-what transformers' Trainer and TRL's SFTTrainer allocate, as on an A100, event by event; they keep a handful of single numbers more."""
+"""The stacks' own trainers, run on tensors without storage and watched by the trace's observer: what `hf` and
+`trl` allocate in a step is what transformers' Trainer and TRL's SFTTrainer allocate, as on an A100, event by
+event; they keep a handful of single numbers more.
+"""
 
 from __future__ import annotations
 
@@ -40,32 +42,63 @@ pytestmark = pytest.mark.trace
 
 BATCH, TOKENS = 2, 64
 NUMBER = 8  # bytes: a loss, a count, a flag
-BLOCKS = 8  # of 512 bytes: the loss summed up between logs, the gradients' norm, the count of tokens, what the loss is divided into
+# of 512 bytes: the loss summed up between logs, the gradients' norm, the count of tokens, what the loss is
+# divided into
+BLOCKS = 8
 CONFIG: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 1024, "tie_word_embeddings": False, "architectures": ["LlamaForCausalLM"],
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+    "tie_word_embeddings": False,
+    "architectures": ["LlamaForCausalLM"],
+}
 HF: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "full, checkpoints": {"method": "full", "checkpointing": "non_reentrant"},
-    "full, fp32, eager": {"method": "full", "autocast": "none", "weight_dtype": "float32", "attention": "eager"},
+    "full, fp32, eager": {
+        "method": "full",
+        "autocast": "none",
+        "weight_dtype": "float32",
+        "attention": "eager",
+    },
     "lora": {"method": "lora"},
     "lora, checkpoints": {"method": "lora", "checkpointing": "reentrant"},
     "lora, two micro-batches": {"method": "lora", "gradient_accumulation": 2},
     "lora, paged states": {"method": "lora", "optimizer": "paged_adamw_8bit"},
     "qlora": {"method": "qlora", "checkpointing": "none"},
-    "qlora, checkpoints, 8-bit states": {"method": "qlora", "checkpointing": "non_reentrant", "optimizer": "adamw_bnb_8bit"},
+    "qlora, checkpoints, 8-bit states": {
+        "method": "qlora",
+        "checkpointing": "non_reentrant",
+        "optimizer": "adamw_bnb_8bit",
+    },
 }
-TRL: dict[str, dict[str, Any]] = {"full": {"method": "full"}, "lora": {"method": "lora"}, "qlora": {"method": "qlora"}}
+TRL: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "lora": {"method": "lora"},
+    "qlora": {"method": "qlora"},
+}
 
 
 def setup_of(recipe: str, fields: dict[str, Any]) -> Setup:
-    given = {"recipe": recipe, "load": "random", "micro_batch": BATCH, "sequence_length": TOKENS, "gpu": "a100-40gb"}
+    given = {
+        "recipe": recipe,
+        "load": "random",
+        "micro_batch": BATCH,
+        "sequence_length": TOKENS,
+        "gpu": "a100-40gb",
+    }
     return resolve({**given, **({"checkpointing": "none"} if recipe == "hf" else {}), **fields})
 
 
 def rows() -> list[dict[str, list[int]]]:
-    return [{"input_ids": list(range(TOKENS)), "labels": list(range(TOKENS)), "attention_mask": [1] * TOKENS} for _ in range(8)]
+    return [
+        {"input_ids": list(range(TOKENS)), "labels": list(range(TOKENS)), "attention_mask": [1] * TOKENS}
+        for _ in range(8)
+    ]
 
 
 class Windows(transformers.TrainerCallback):
@@ -84,44 +117,76 @@ class Windows(transformers.TrainerCallback):
 def adapted(model: Any, s: Setup) -> Any:
     """The model as a user's script hands it to a trainer."""
     if s.quant_type != "none":
-        config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        config = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        )
         with _disable_current_modes():
             model.hf_quantizer = transformers.quantizers.AutoHfQuantizer.from_config(config)
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=s.checkpointing != "none")
+        model = peft.prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=s.checkpointing != "none"
+        )
     if s.method == "full":
         return model
     targets = "all-linear" if s.targets == ("all-linear",) else None
-    lora = peft.LoraConfig(r=s.rank, lora_alpha=s.alpha, lora_dropout=s.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    lora = peft.LoraConfig(
+        r=s.rank, lora_alpha=s.alpha, lora_dropout=s.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
     return peft.get_peft_model(model, lora)
 
 
 def trainer_of(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
     common: dict[str, Any] = {
-        "output_dir": str(folder), "use_cpu": True, "bf16": s.autocast == "bfloat16", "max_steps": STEPS, "report_to": [],
-        "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": s.gradient_accumulation,
-        "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "optim": s.optimizer,
-        "dataloader_pin_memory": False, "gradient_checkpointing": s.checkpointing != "none",
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": s.autocast == "bfloat16",
+        "max_steps": STEPS,
+        "report_to": [],
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": s.gradient_accumulation,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "optim": s.optimizer,
+        "dataloader_pin_memory": False,
+        "gradient_checkpointing": s.checkpointing != "none",
         "gradient_checkpointing_kwargs": {"use_reentrant": s.checkpointing == "reentrant"},
-    }  # fmt: skip
+    }
     if s.recipe == "hf":
-        return transformers.Trainer(model=model, args=transformers.TrainingArguments(**common), train_dataset=rows(),
-                                    data_collator=transformers.default_data_collator, callbacks=[callback])  # fmt: skip
+        return transformers.Trainer(
+            model=model,
+            args=transformers.TrainingArguments(**common),
+            train_dataset=rows(),
+            data_collator=transformers.default_data_collator,
+            callbacks=[callback],
+        )
     trl = pytest.importorskip("trl")
     from datasets import Dataset
     from tokenizers import Tokenizer, models
 
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
-                                                     pad_token="<pad>", eos_token="</s>", unk_token="<unk>")  # fmt: skip
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
     args = trl.SFTConfig(**common, max_length=TOKENS, dataset_kwargs={"skip_prepare_dataset": True})
-    return trl.SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer, callbacks=[callback])
+    return trl.SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(rows()),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
 
 
 @contextlib.contextmanager
 def tiles_as_triton_folds_them() -> Any:
     """TRL's kernels for a GPU allocate nothing; what it runs elsewhere in their place does."""
     tiles = pytest.importorskip("trl.kernels.chunked_logprob")
-    nothing = {name: lambda *args, **kwargs: None for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")}
+    nothing = {
+        name: lambda *args, **kwargs: None for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")
+    }
     with patch.multiple(tiles, **nothing):
         yield
 
@@ -144,7 +209,11 @@ def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
         with observer.announce("load"):
             materialise(model, s, meta, observer)
         real = transformers.TrainingArguments.device
-        stack.enter_context(patch.object(transformers.TrainingArguments, "device", property(lambda args: (real.fget(args), meta)[1])))
+        stack.enter_context(
+            patch.object(
+                transformers.TrainingArguments, "device", property(lambda args: (real.fget(args), meta)[1])
+            )
+        )
         AcceleratorState._reset_state(reset_partial_state=True)
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         trainer = trainer_of(adapted(model, s), s, folder, windows)
@@ -181,13 +250,17 @@ def test_transformers_trainer(case: str, tmp_path: Path) -> None:
     found = allocations(theirs, windows.begins[-1], windows.ends[-1], NUMBER + 1)
     assert len(expected) > 300
     assert found[: len(expected)] == expected
-    assert {kind for kind, _ in found[len(expected) :]} <= {"free"}, "what follows is zero_grad, which our step begins with"
+    assert {kind for kind, _ in found[len(expected) :]} <= {"free"}, (
+        "what follows is zero_grad, which our step begins with"
+    )
     assert 0 <= peak(theirs, windows.begins[-1], windows.ends[-1]) - peak(ours, begin, end) <= BLOCKS * 512
 
 
 @pytest.mark.parametrize("case", TRL)
 def test_trls_sft_trainer(case: str, tmp_path: Path) -> None:
-    """Its loss is our own rendering of TRL's: the same tiles and casts; numbers to a token may come in another order."""
+    """Its loss is our own rendering of TRL's: the same tiles and casts; numbers to a token may come in
+    another order.
+    """
     s = setup_of("trl", TRL[case])
     theirs, windows = trained(s, tmp_path)
     ours, _ = record(CONFIG, s, target_of(s), full=True)
@@ -201,10 +274,18 @@ def test_trls_sft_trainer(case: str, tmp_path: Path) -> None:
 
 
 def test_the_trainer_holds_every_micro_batch_of_an_optimizer_step() -> None:
-    """In both engines, the batches that wait are three int64 tensors each; a plain loop fetches one at a time."""
+    """In both engines, the batches that wait are three int64 tensors each; a plain loop fetches one at a
+    time.
+    """
     for recipe, waiting in (("hf", 3), ("raw", 0)):
-        setups = [setup_of(recipe, {"method": "lora", "checkpointing": "none", "gradient_accumulation": n}) for n in (2, 5)]
+        setups = [
+            setup_of(recipe, {"method": "lora", "checkpointing": "none", "gradient_accumulation": n})
+            for n in (2, 5)
+        ]
         logs = [record(CONFIG, s, target_of(s), full=True)[0] for s in setups]
-        traced = [replay(log.events).allocated[min(mark.begin for mark in log.marks if mark.step >= 0) - 1] for log in logs]
+        traced = [
+            replay(log.events).allocated[min(mark.begin for mark in log.marks if mark.step >= 0) - 1]
+            for log in logs
+        ]
         planned = [plan(read_config(CONFIG), s).moment("load").allocated_bytes for s in setups]
         assert traced[1] - traced[0] == planned[1] - planned[0] == 3 * waiting * BATCH * TOKENS * 8

@@ -25,7 +25,9 @@ def said(**fields) -> str:
 
 def test_a_close_fit_is_called_close_and_a_roomy_one_is_not():
     assert api.plan("llama-7b", **FIELDS, gpu="24.2GiB").gpus[0].verdict == "fits"
-    assert "fits 24.2GiB within 1.4% of usable" in said(gpu="24.2GiB") and said(gpu="24.2GiB").endswith("confirm with --engine trace")
+    assert "fits 24.2GiB within 1.4% of usable" in said(gpu="24.2GiB") and said(gpu="24.2GiB").endswith(
+        "confirm with --engine trace"
+    )
     assert said(gpu="30GiB") == "" and said(gpu="23GiB") == ""
     assert said(gpu="24.2GiB", allocator="expandable") == ""
 
@@ -51,8 +53,12 @@ def test_every_close_card_is_named_where_none_is_asked_for():
 def test_a_recorded_band_or_a_replay_counts_fragmentation_itself():
     prediction, card = api.plan("llama-7b", **FIELDS), budget("24.2GiB")
     assert close_calls(prediction, [card])
-    assert close_calls(replace(prediction, accuracy=Accuracy(0.01, 0.02, 3, device_error=0.03)), [card]) is None
-    assert close_calls(replace(prediction, smallest_capacity_bytes=prediction.peak.device_bytes), [card]) is None
+    assert (
+        close_calls(replace(prediction, accuracy=Accuracy(0.01, 0.02, 3, device_error=0.03)), [card]) is None
+    )
+    assert (
+        close_calls(replace(prediction, smallest_capacity_bytes=prediction.peak.device_bytes), [card]) is None
+    )
 
 
 def test_an_answer_in_a_sentence_says_so_too():
@@ -60,10 +66,14 @@ def test_an_answer_in_a_sentence_says_so_too():
     assert not any("fragmentation" in text for text in answer(read("llama-7b LoRA on 40GiB")).warnings)
 
 
-@pytest.mark.parametrize("fields", [
-    {"method": "lora", "checkpointing": "non_reentrant"}, {"method": "qlora"},
-    {"method": "lora", "weight_dtype": "float16", "autocast": "float16"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "lora", "checkpointing": "non_reentrant"},
+        {"method": "qlora"},
+        {"method": "lora", "weight_dtype": "float16", "autocast": "float16"},
+    ],
+)
 def test_where_no_card_is_named_each_is_judged_as_if_it_were(fields):
     """A T4 has no fused attention in bfloat16: what fits on the kernels of a newer card need not fit there."""
     for model in ("llama-7b", "qwen3-4b"):

@@ -9,8 +9,21 @@ SCREENS = {
     "plan, many tokens": ["deepseek-v3", "--method", "full", "--batch", "512"],
     "plan, 175 B": ["gpt3-175b", "--method", "full"],
     "compare": ["compare", "deepseek-v3", "--batch", "512"],
-    "compare, many methods": ["compare", "llama-3.1-405b", "--methods", "full,freeze,lora,dora,rslora,adalora,qlora,ia3"],
-    "compare, largest models": ["compare", "llama-3.1-8b", "--gpu", "h200", "--largest-model", "--tasks", "1000"],
+    "compare, many methods": [
+        "compare",
+        "llama-3.1-405b",
+        "--methods",
+        "full,freeze,lora,dora,rslora,adalora,qlora,ia3",
+    ],
+    "compare, largest models": [
+        "compare",
+        "llama-3.1-8b",
+        "--gpu",
+        "h200",
+        "--largest-model",
+        "--tasks",
+        "1000",
+    ],
     "two setups": ["compare", "deepseek-v3", "gpt3-175b"],
     "fit": ["fit", "deepseek-v3", "--gpu", "b200", "--batch", "64"],
     "list gpus": ["list", "gpus"],
@@ -19,7 +32,9 @@ SCREENS = {
 
 
 @pytest.mark.parametrize("args", SCREENS.values(), ids=SCREENS.keys())
-def test_nothing_is_cut_at_80_columns(args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_cut_at_80_columns(
+    args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     for name in ("FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -29,7 +44,9 @@ def test_nothing_is_cut_at_80_columns(args: list[str], capsys: pytest.CaptureFix
     assert [line for line in out.splitlines() if len(line) > 80] == []
 
 
-def test_more_methods_than_fit_go_into_more_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_more_methods_than_fit_go_into_more_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "80")
     run(["compare", "gpt2", "--methods", "full,freeze,lora,dora,rslora,adalora,qlora,ia3"])
     out = capsys.readouterr().out

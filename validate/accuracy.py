@@ -1,7 +1,8 @@
-"""Accuracy: error statistics of reconciled runs by tier, engine, method, model, GPU, moment and component, and the design's targets.
+"""Accuracy: error statistics of reconciled runs by tier, engine, method, model, GPU, moment and component,
+and the design's targets.
 
-Errors are fractions of the measured number. Median, P95 and worst are of absolute errors; bias is the mean of signed ones. P95 is the
-smallest value that at least 95 % of the runs do not exceed.
+Errors are fractions of the measured number. Median, P95 and worst are of absolute errors; bias is the mean of
+signed ones. P95 is the smallest value that at least 95 % of the runs do not exceed.
 """
 
 from __future__ import annotations
@@ -121,13 +122,17 @@ class Validation:
 
     def verdicts(self, engine: str) -> Verdicts:
         words = [run.verdict for run in self.own if run.engine == engine]
-        return Verdicts(words.count("right"), words.count("false_fits"), words.count("false_no"), words.count("tight"))
+        return Verdicts(
+            words.count("right"), words.count("false_fits"), words.count("false_no"), words.count("tight")
+        )
 
     @property
     def kept(self) -> bool:
         """Whether no tier is broken; a tier without runs breaks nothing."""
         engines = {run.engine for run in self.own}
-        return all(result.kept is not False for result in self.tiers) and all(self.verdicts(e).kept is not False for e in engines)
+        return all(result.kept is not False for result in self.tiers) and all(
+            self.verdicts(e).kept is not False for e in engines
+        )
 
 
 def tier_stats(tier: Tier, runs: Iterable[Reconciliation]) -> Stats:
@@ -143,7 +148,9 @@ GROUPS: dict[str, Callable[[Reconciliation], str]] = {
 
 
 def grouped(runs: Sequence[Reconciliation]) -> dict[str, dict[str, Stats]]:
-    """Statistics of the allocated peak by engine, method, model and GPU; by moment and component of every number that a record has."""
+    """Statistics of the allocated peak by engine, method, model and GPU; by moment and component of every
+    number that a record has.
+    """
     found: dict[str, dict[str, Stats]] = {}
     for name, key in GROUPS.items():
         found[name] = _by((key(run), run.tiers["allocated"]) for run in runs if "allocated" in run.tiers)
@@ -166,17 +173,25 @@ def worst_first(runs: Iterable[Reconciliation]) -> list[Reconciliation]:
 
 
 def to_document(validation: Validation) -> dict[str, Any]:
-    """memplan.validation/1: one entry a run and engine, then summaries of what counts and of the development set."""
+    """memplan.validation/1: one entry a run and engine, then summaries of what counts and of the development
+    set.
+    """
     summary: dict[str, Any] = {}
     for engine in dict.fromkeys(run.engine for run in validation.runs):
         counted = [run for run in validation.runs if run.engine == engine and not run.development]
-        summary[engine] = {name: {key: s.to_document() for key, s in groups.items()} for name, groups in grouped(counted).items()}
+        summary[engine] = {
+            name: {key: s.to_document() for key, s in groups.items()}
+            for name, groups in grouped(counted).items()
+        }
     return {
         "schema": SCHEMA,
         "memplan_version": __version__,
         "runs": [run.to_document() for run in worst_first(validation.runs)],
         "skipped": [{"case": s.case, "engine": s.engine, "reason": s.reason} for s in validation.skipped],
-        "tiers": {t.tier.name: {**t.stats.to_document(), "kept": t.kept, "limits": _limits(t.tier)} for t in validation.tiers},
+        "tiers": {
+            t.tier.name: {**t.stats.to_document(), "kept": t.kept, "limits": _limits(t.tier)}
+            for t in validation.tiers
+        },
         "verdicts": {engine: _verdicts(validation.verdicts(engine)) for engine in summary},
         "summary": summary,
         "development": _development(validation),
@@ -189,7 +204,13 @@ def _limits(tier: Tier) -> dict[str, float]:
 
 
 def _verdicts(found: Verdicts) -> Mapping[str, Any]:
-    return {"right": found.right, "false_fits": found.false_fits, "false_no": found.false_no, "tight": found.tight, "kept": found.kept}
+    return {
+        "right": found.right,
+        "false_fits": found.false_fits,
+        "false_no": found.false_no,
+        "tight": found.tight,
+        "kept": found.kept,
+    }
 
 
 def _development(validation: Validation) -> dict[str, Any]:

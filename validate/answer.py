@@ -1,4 +1,6 @@
-"""The answer to a question: the verdict, the boundary at which it flips, the other methods beside it, and the derivation by hand."""
+"""The answer to a question: the verdict, the boundary at which it flips, the other methods beside it, and the
+derivation by hand.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,17 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 METHODS_BESIDE: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("full, fp32 weights", {"method": "full", "weight_dtype": "float32"}),
     ("full, bf16 weights", {"method": "full", "weight_dtype": "bfloat16"}),
-    ("full, bf16 weights, checkpointing", {"method": "full", "weight_dtype": "bfloat16", "checkpointing": "non_reentrant"}),
+    (
+        "full, bf16 weights, checkpointing",
+        {"method": "full", "weight_dtype": "bfloat16", "checkpointing": "non_reentrant"},
+    ),
     ("lora", {"method": "lora", "checkpointing": "none"}),
     ("lora, checkpointing", {"method": "lora", "checkpointing": "non_reentrant"}),
     ("qlora, checkpointing", {"method": "qlora", "checkpointing": "non_reentrant"}),
 )
-"""Richest first: what is trained, then what is spared. Each says its checkpointing, which is what most verdicts hang on."""
+"""Richest first: what is trained, then what is spared. Each says its checkpointing, which is what most
+verdicts hang on.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,9 @@ class Answer:
             "model": question.model,
             "gpu": question.gpu,
             "setup": self.prediction.setup.to_document(),
-            "assumptions": [{"name": a.name, "value": a.value, "words": a.words or None} for a in question.assumptions],
+            "assumptions": [
+                {"name": a.name, "value": a.value, "words": a.words or None} for a in question.assumptions
+            ],
             "verdict": self.verdict or None,
             "device_bytes": self.device,
             "usable_bytes": self.usable,
@@ -91,10 +100,19 @@ class Answer:
                 }
                 for what, r in self.boundaries
             ],
-            "methods": [{"what": b.what, "device_bytes": b.device, "verdict": b.verdict or None} for b in self.beside],
-            "cards": [{"gpus": int(b.what), "device_bytes": b.device, "verdict": b.verdict} for b in self.cards],
+            "methods": [
+                {"what": b.what, "device_bytes": b.device, "verdict": b.verdict or None} for b in self.beside
+            ],
+            "cards": [
+                {"gpus": int(b.what), "device_bytes": b.device, "verdict": b.verdict} for b in self.cards
+            ],
             "derivation": [
-                {"what": line.what, "arithmetic": str(line.arithmetic), "bytes": line.bytes, "of_which": line.of_which}
+                {
+                    "what": line.what,
+                    "arithmetic": str(line.arithmetic),
+                    "bytes": line.bytes,
+                    "of_which": line.of_which,
+                }
                 for line in self.derivation
             ],
             "by_hand_bytes": self.by_hand,
@@ -105,14 +123,21 @@ class Answer:
 
 
 def answer(question: Question, lab: Lab | None = None) -> Answer:
-    """The answer by the formula. Raises UsageError where the sentence asks for what contradicts itself or cannot be predicted."""
+    """The answer by the formula. Raises UsageError where the sentence asks for what contradicts itself or
+    cannot be predicted.
+    """
     lab = lab or Lab()
     question = _chosen(question, lab)
     cards = _cards(question, lab) if question.wanted == "cards" and question.gpu else ()
     if cards:
         enough = next((b for b in cards if b.verdict == "fits"), cards[-1])
         question = replace(
-            question, fields={**question.fields, "gpus": int(enough.what), "parallel": _strategy(question, int(enough.what))}
+            question,
+            fields={
+                **question.fields,
+                "gpus": int(enough.what),
+                "parallel": _strategy(question, int(enough.what)),
+            },
         )
     fields = shared(question.fields)
     question = _told(question, fields)
@@ -122,27 +147,51 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
     warnings = [*prediction.warnings, *sharding.warnings("formula", prediction.setup)]
     if question.gpu is not None:
         gpu = lab.gpu(question.gpu)
-        verdict, usable, device = judge(prediction, gpu).verdict, gpu.usable_bytes, device_bytes(prediction, gpu)
+        verdict, usable, device = (
+            judge(prediction, gpu).verdict,
+            gpu.usable_bytes,
+            device_bytes(prediction, gpu),
+        )
         boundaries = _boundaries(question, prediction, lab)
         warnings += filter(None, [close_calls(prediction, [gpu])])
         if not gpu.verified:
-            warnings.append(f"{gpu.name}: no run on this vendor's cards is recorded, and its kernels are not modelled: unverified")
-    smallest = choose_cards(lab.spec(question.model), prediction.setup, accuracy_of(prediction).margin).smallest
-    derivation = tuple(by_hand(lab.spec(question.model), prediction)) if fields.get("parallel", "none") == "none" else ()
+            warnings.append(
+                f"{gpu.name}: no run on this vendor's cards is recorded, and its kernels are not modelled: "
+                "unverified"
+            )
+    smallest = choose_cards(
+        lab.spec(question.model), prediction.setup, accuracy_of(prediction).margin
+    ).smallest
+    derivation = (
+        tuple(by_hand(lab.spec(question.model), prediction))
+        if fields.get("parallel", "none") == "none"
+        else ()
+    )
     told = (tuple(boundaries), _beside(question, lab), tuple(cards), derivation, tuple(warnings))
     return Answer(question, prediction, verdict, device, usable, smallest, *told)
 
 
 def shared(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """4-bit weights are stored as bfloat16 where ranks are to share them: as uint8 every rank would keep all (planner/formula/sharding/strategies.py)."""
-    apart = fields.get("parallel") in ("fsdp", "zero3") and fields.get("method") == "qlora" and fields.get("quant_type") != "int8"
+    """4-bit weights are stored as bfloat16 where ranks are to share them: as uint8 every rank would keep all
+    (planner/formula/sharding/strategies.py).
+    """
+    apart = (
+        fields.get("parallel") in ("fsdp", "zero3")
+        and fields.get("method") == "qlora"
+        and fields.get("quant_type") != "int8"
+    )
     return {**fields, "quant_storage": "bfloat16"} if apart else dict(fields)
 
 
 def _told(question: Question, fields: Mapping[str, Any]) -> Question:
     if "quant_storage" not in fields:
         return question
-    said = Assumption("quant_storage", "bfloat16, so that the cards share 4-bit weights", "", "bfloat16，使各卡分摊 4 位权重")
+    said = Assumption(
+        "quant_storage",
+        "bfloat16, so that the cards share 4-bit weights",
+        "",
+        "bfloat16，使各卡分摊 4 位权重",
+    )
     return replace(question, fields=fields, assumptions=(*question.assumptions, said))
 
 
@@ -191,8 +240,20 @@ def _beside(question: Question, lab: Lab) -> tuple[Beside, ...]:
     """The usual methods on the same model, shape and cards."""
     if METHODS[question.fields["method"]].trains == "nothing":
         return ()
-    shape = ("micro_batch", "sequence_length", "gradient_accumulation", "recipe", "attention", "gpus", "parallel")
-    kept = {name: question.fields[name] for name in shape if name in question.fields and question.fields[name] != "paper"}
+    shape = (
+        "micro_batch",
+        "sequence_length",
+        "gradient_accumulation",
+        "recipe",
+        "attention",
+        "gpus",
+        "parallel",
+    )
+    kept = {
+        name: question.fields[name]
+        for name in shape
+        if name in question.fields and question.fields[name] != "paper"
+    }
     found = []
     for what, changes in METHODS_BESIDE:
         need = _need(question, {**kept, **changes}, lab)
@@ -212,7 +273,9 @@ def _cards(question: Question, lab: Lab) -> list[Beside]:
     """One card, then two, four, ...: what each holds, up to the first that fits."""
     found: list[Beside] = []
     for count in COUNTS:
-        need = _need(question, {**question.fields, "gpus": count, "parallel": _strategy(question, count)}, lab)
+        need = _need(
+            question, {**question.fields, "gpus": count, "parallel": _strategy(question, count)}, lab
+        )
         if need is not None:
             found.append(Beside(str(count), *need))
             if need[1] == "fits":
@@ -226,9 +289,23 @@ def _boundaries(question: Question, prediction: Prediction, lab: Lab) -> list[tu
     asked = [("sequence_length", dict(question.fields), limit), ("micro_batch", dict(question.fields), 4096)]
     found = []
     if prediction.setup.checkpointing == "none" and METHODS[prediction.setup.method].trains != "nothing":
-        asked += [(name, {**question.fields, "checkpointing": "non_reentrant"}, most) for name, _, most in asked[:2]]
+        asked += [
+            (name, {**question.fields, "checkpointing": "non_reentrant"}, most) for name, _, most in asked[:2]
+        ]
     for name, fields, most in asked:
-        part = Part(name, "fits", True, model=question.model, gpu=question.gpu or "", setup=fields, over=Over(f"setup.{name}", 1, most))
-        label = name if fields.get("checkpointing") == question.fields.get("checkpointing") else f"{name}, checkpointing on"
+        part = Part(
+            name,
+            "fits",
+            True,
+            model=question.model,
+            gpu=question.gpu or "",
+            setup=fields,
+            over=Over(f"setup.{name}", 1, most),
+        )
+        label = (
+            name
+            if fields.get("checkpointing") == question.fields.get("checkpointing")
+            else f"{name}, checkpointing on"
+        )
         found.append((label, check_part(part, lab)))
     return found

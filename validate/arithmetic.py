@@ -1,4 +1,6 @@
-"""Arithmetic on what a text quotes: + - * / ** and brackets over numbers, read by our own little parser. Nothing is executed."""
+"""Arithmetic on what a text quotes: + - * / ** and brackets over numbers, read by our own little parser.
+Nothing is executed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ _MOST_TOKENS, _MOST_BITS = 200, 4096
 
 
 def calculate(text: str) -> float:
-    """The value of an expression such as `8 * (4096 + 4096) / 4096 ** 2`, computed exactly. Raises UsageError naming what is wrong."""
+    """The value of an expression such as `8 * (4096 + 4096) / 4096 ** 2`, computed exactly. Raises UsageError
+    naming what is wrong.
+    """
     tokens = _tokens(text)
     value, rest = _sum(tokens, 0, text)
     if rest != len(tokens):
@@ -28,11 +32,16 @@ def _tokens(text: str) -> list[str]:
     while at < len(text.rstrip()):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise UsageError(f"'{shorten(text)}': '{shorten(text[at:].strip(), 12)}' is neither a number nor one of + - * / ** ( )")
+            raise UsageError(
+                f"'{shorten(text)}': '{shorten(text[at:].strip(), 12)}' is neither a number nor one of + - "
+                "* / ** ( )"
+            )
         tokens.append(match.group(1) or match.group(2))
         at = match.end()
     if not 0 < len(tokens) <= _MOST_TOKENS:
-        raise UsageError(f"'{shorten(text)}': expected an expression of 1 to {_MOST_TOKENS} numbers and signs")
+        raise UsageError(
+            f"'{shorten(text)}': expected an expression of 1 to {_MOST_TOKENS} numbers and signs"
+        )
     return tokens
 
 

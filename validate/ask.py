@@ -1,7 +1,9 @@
-"""A question in a sentence, Chinese or English, read by a small fixed grammar: no model, no guessing without saying so.
+"""A question in a sentence, Chinese or English, read by a small fixed grammar: no model, no guessing without
+saying so.
 
-Every thing that was read is an Assumption with the words it came from; every thing that was not said has a default and says `default`.
-What looks like a quantity and was not understood is an error, not ignored. The words are tables in `vocabulary.py`.
+Every thing that was read is an Assumption with the words it came from; every thing that was not said has a
+default and says `default`. What looks like a quantity and was not understood is an error, not ignored. The
+words are tables in `vocabulary.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ MOST_CHARACTERS = 500
 class Question:
     """What was read: a model, Setup fields, perhaps a card, what is asked for, and the language to answer in.
 
-    `wanted`: empty (does it fit, or what does it need), or the field whose largest value is asked for, or `cards`.
-    `open_method`: no method was named, so the answer may choose one.
+    `wanted`: empty (does it fit, or what does it need), or the field whose largest value is asked for, or
+    `cards`. `open_method`: no method was named, so the answer may choose one.
     """
 
     sentence: str
@@ -39,9 +41,13 @@ class Question:
 
 
 def read(sentence: str, lang: str | None = None) -> Question:
-    """The question of a sentence. Raises UsageError where no model is named, or where a number was not understood."""
+    """The question of a sentence. Raises UsageError where no model is named, or where a number was not
+    understood.
+    """
     if not sentence.strip() or len(sentence) > MOST_CHARACTERS:
-        raise UsageError(f'ask: expected a sentence of 1 to {MOST_CHARACTERS} characters, such as "65B QLoRA 48GB?"')
+        raise UsageError(
+            f'ask: expected a sentence of 1 to {MOST_CHARACTERS} characters, such as "65B QLoRA 48GB?"'
+        )
     reading = Reading(re.sub(r"\s+", " ", sentence.lower().translate(WIDE)))
     chosen = lang or ("zh" if re.search(r"[\u4e00-\u9fff]", sentence) else "en")
     _unanswered(reading)
@@ -86,10 +92,14 @@ def _spelling(reading: Reading) -> None:
 
 
 def _one_apart(word: str, known: str) -> bool:
-    """Whether one letter more, less, other, or two neighbours swapped make `word` the known one; its first letter must be right."""
+    """Whether one letter more, less, other, or two neighbours swapped make `word` the known one; its first
+    letter must be right.
+    """
     if word[0] != known[0] or abs(len(word) - len(known)) > 1 or word == known:
         return False
-    at = next((n for n, (a, b) in enumerate(zip(word, known, strict=False)) if a != b), min(len(word), len(known)))
+    at = next(
+        (n for n, (a, b) in enumerate(zip(word, known, strict=False)) if a != b), min(len(word), len(known))
+    )
     tails = ((word[at + 1 :], known[at + 1 :]), (word[at + 1 :], known[at:]), (word[at:], known[at + 1 :]))
     swapped = word[at : at + 2][::-1] == known[at : at + 2] and word[at + 2 :] == known[at + 2 :]
     return swapped or any(a == b for a, b in tails)
@@ -98,7 +108,9 @@ def _one_apart(word: str, known: str) -> bool:
 def _wanted(reading: Reading) -> str:
     for pattern, name in WANTED:
         match = re.search(f"{B}(?:{pattern})", reading.text)
-        if match and not (name != "cards" and re.match(r"\s*(?:of|=|:|为|是)?\s*\d", reading.text[match.end() :])):
+        if match and not (
+            name != "cards" and re.match(r"\s*(?:of|=|:|为|是)?\s*\d", reading.text[match.end() :])
+        ):
             if name != "cards":
                 reading.take(match)
             return name
@@ -134,13 +146,16 @@ def _all_read(reading: Reading) -> None:
     left = re.search(r"[a-z_\-.]*\d[\w.%\-]*", reading.text, re.ASCII)
     if left:
         raise UsageError(
-            f"ask: '{shorten(left.group().strip())}' was not understood: write sizes as 48GB, sequences as seq 2048, "
+            f"ask: '{shorten(left.group().strip())}' was not understood: write sizes as 48GB, sequences as "
+            "seq 2048, "
             "batches as batch 4, ranks as rank 16, cards as 8xA100"
         )
 
 
 def _agree(reading: Reading) -> None:
-    """What one word means beside another: an 8-bit base is quantised, mixed precision is said of what trains in full."""
+    """What one word means beside another: an 8-bit base is quantised, mixed precision is said of what trains
+    in full.
+    """
     fields = reading.fields
     if fields.get("quant_type") == "int8":
         if fields.get("method", "lora") not in ("lora", "qlora"):

@@ -20,7 +20,9 @@ def card(reading: Reading) -> str | None:
     words = {word.lower(): gpu.name for gpu in gpus().values() for word in (gpu.name, *gpu.aliases)}
     words |= {name.split("-", 1)[1]: name for name in gpus() if re.match(r"(rtx|gtx)-\d{4}", name)}
     for gpu in sorted(gpus().values(), key=lambda gpu: (gpu.common, gpu.usable_bytes)):
-        series = re.sub(r"-\d+gb$", "", gpu.name)  # "a100" alone: the most common of that series, and it is said which
+        series = re.sub(
+            r"-\d+gb$", "", gpu.name
+        )  # "a100" alone: the most common of that series, and it is said which
         if series != gpu.name and series not in gpus():
             words[series] = gpu.name
     for word in sorted(words, key=len, reverse=True):
@@ -28,7 +30,9 @@ def card(reading: Reading) -> str | None:
             continue
         name = r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
         size = r"(?:[\s\-_,]*(?:with )?(?<![\d.])(\d+)\s*g(?:i?b)?)?"
-        match = re.search(rf"{_BEFORE}(?<![a-wyz0-9.]){name}(?:s|卡)?{size}(?:\s*[x*]\s*(\d+))?{E}", reading.text)
+        match = re.search(
+            rf"{_BEFORE}(?<![a-wyz0-9.]){name}(?:s|卡)?{size}(?:\s*[x*]\s*(\d+))?{E}", reading.text
+        )
         if match:
             before, gigabytes, after = match.groups()
             gpu = _of_size(gpus()[words[word]], int(gigabytes) if gigabytes else None)
@@ -48,7 +52,9 @@ def _of_size(gpu: Gpu, gigabytes: int | None) -> Gpu:
     if gigabytes in sizes:
         return sizes[gigabytes]
     sold = " or ".join(f"{size:g} GB" for size in sorted(s for s in sizes if s is not None))
-    raise UsageError(f"ask: {series} is sold with {sold}, not {gigabytes} GB: name the card or the size alone")
+    raise UsageError(
+        f"ask: {series} is sold with {sold}, not {gigabytes} GB: name the card or the size alone"
+    )
 
 
 def _count(reading: Reading, text: str | None, words: str) -> None:
@@ -71,7 +77,9 @@ def how_many(reading: Reading, gpu: str | None) -> None:
         reading.fields["parallel"] = "fsdp"
         reading.found.append(Assumption("parallel", "fsdp"))
     if "parallel" in reading.fields and "gpus" not in reading.fields and gpu is not None:
-        raise UsageError(f"ask: {reading.fields['parallel']} on how many cards? write them before the card's name: 8xA100")
+        raise UsageError(
+            f"ask: {reading.fields['parallel']} on how many cards? write them before the card's name: 8xA100"
+        )
 
 
 def _card(gpu: Gpu, usable: str = "usable") -> str:
@@ -93,7 +101,9 @@ def size_of_card(reading: Reading) -> str | None:
     if not sold:
         gpu = find_gpu(f"{size:g}GB")
         said = f"a budget of {gpu.usable_bytes:,} bytes: no card is sold with {size:g} GB"
-        reading.found.append(Assumption("gpu", said, words, f"预算 {gpu.usable_bytes:,} 字节（没有标称 {size:g} GB 的卡）"))
+        reading.found.append(
+            Assumption("gpu", said, words, f"预算 {gpu.usable_bytes:,} 字节（没有标称 {size:g} GB 的卡）")
+        )
         return f"{size:g}GB"
     gpu = max(sold, key=lambda gpu: (gpu.common, gpu.usable_bytes, gpu.name))
     said = f"{_card(gpu)}, as a card sold with {size:g} GB"

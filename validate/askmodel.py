@@ -30,9 +30,13 @@ def model_of(reading: Reading) -> str:
             count = scale(match)
             name = _nearest(count, match.group().strip())
             said = f"{name}, as a model of {count / 1e9:g} billion parameters"
-            reading.found.append(Assumption("model", said, reading.take(match), f"{name}，作为 {count / 1e8:g} 亿参数的模型"))
+            reading.found.append(
+                Assumption("model", said, reading.take(match), f"{name}，作为 {count / 1e8:g} 亿参数的模型")
+            )
             return name
-    raise UsageError("ask: no model in the sentence: name one (memplan list models) or a size such as 65B or 650亿")
+    raise UsageError(
+        "ask: no model in the sentence: name one (memplan list models) or a size such as 65B or 650亿"
+    )
 
 
 def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> None:
@@ -42,25 +46,50 @@ def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> Non
         name = f"{match.group(1)}{match.group(2)}{size}"
         close = nearest(name, known)
         raise UsageError(
-            f"ask: '{shorten(name)}' is not in the catalogue{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
+            f"ask: '{shorten(name)}' is not in the "
+            f"catalogue{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
             "(memplan plan takes any Hugging Face id or config.json)"
         )
 
 
 _SIZES: tuple[tuple[str, Callable[[re.Match[str]], float]], ...] = (
-    (rf"{B}(\d+(?:\.\d+)?)\s*(?:b|billion)(?:\s*(?:parameters?|params|参数))?{E}", lambda m: float(m.group(1)) * 1e9),
-    (rf"{B}(\d+(?:\.\d+)?)\s*m(?:illion)?(?:\s*(?:parameters?|params|参数))?{E}", lambda m: float(m.group(1)) * 1e6),
+    (
+        rf"{B}(\d+(?:\.\d+)?)\s*(?:b|billion)(?:\s*(?:parameters?|params|参数))?{E}",
+        lambda m: float(m.group(1)) * 1e9,
+    ),
+    (
+        rf"{B}(\d+(?:\.\d+)?)\s*m(?:illion)?(?:\s*(?:parameters?|params|参数))?{E}",
+        lambda m: float(m.group(1)) * 1e6,
+    ),
     (r"(\d+(?:\.\d+)?)\s*亿(?:参数)?", lambda m: float(m.group(1)) * 1e8),
     (r"千亿(?:参数)?", lambda m: 1e11),
     (r"百亿(?:参数)?", lambda m: 1e10),
 )
-_PREFERRED = ("llama-7b", "llama-3.1-8b", "llama-13b", "llama-33b", "llama-65b", "llama-2-70b", "llama-3.1-405b", "llama-3.2-1b",
-              "llama-3.2-3b", "gpt2", "opt-350m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b",
-              "mistral-large-123b")  # fmt: skip
+_PREFERRED = (
+    "llama-7b",
+    "llama-3.1-8b",
+    "llama-13b",
+    "llama-33b",
+    "llama-65b",
+    "llama-2-70b",
+    "llama-3.1-405b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "gpt2",
+    "opt-350m",
+    "qwen2.5-0.5b",
+    "qwen2.5-1.5b",
+    "qwen2.5-14b",
+    "qwen2.5-32b",
+    "qwen2.5-72b",
+    "mistral-large-123b",
+)
 
 
 def _nearest(count: float, words: str) -> str:
-    """The preferred model nearest in parameters, else any model of the catalogue. Raises UsageError where none is near."""
+    """The preferred model nearest in parameters, else any model of the catalogue. Raises UsageError where
+    none is near.
+    """
     sizes = {name: int(row["parameters"]) for name, row in index().items()}
     # "33B" names a class of models: the class's own number in the name beats a closer count
     ending = f"-{words.replace(' ', '')}"

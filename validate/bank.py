@@ -1,6 +1,8 @@
-"""Rows known without any engine: every weight, gradient and state, and the usual activations, from the model's shapes alone.
+"""Rows known without any engine: every weight, gradient and state, and the usual activations, from the
+model's shapes alone.
 
-They let reconciliation name a tensor that a prediction lacks altogether. Shapes: B batch, S sequence, H hidden, V vocabulary.
+They let reconciliation name a tensor that a prediction lacks altogether. Shapes: B batch, S sequence, H
+hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from memplan.planner.tables.methods import METHODS
 
 _WIDE, _NARROW = "float32", "bfloat16"
 WORKSPACES = (8_519_680, 33_554_432)
-"""cuBLAS workspaces a stream: 8.125 MiB before Hopper, 32 MiB from Hopper on (torch aten/src/ATen/cuda/CublasHandlePool.cpp, 2.13)."""
+"""cuBLAS workspaces a stream: 8.125 MiB before Hopper, 32 MiB from Hopper on (torch
+aten/src/ATen/cuda/CublasHandlePool.cpp, 2.13).
+"""
 
 
 def known_rows(spec: ModelSpec, setup: Setup) -> list[Row]:
@@ -27,7 +31,15 @@ def known_rows(spec: ModelSpec, setup: Setup) -> list[Row]:
 
 
 def _row(name: str, shape: tuple[int, ...], dtype: str, count: int, component: Component) -> Row:
-    return Row(name, shape, dtype, count, prod(shape) * count * itemsize(dtype), component, "known from the model's shapes")
+    return Row(
+        name,
+        shape,
+        dtype,
+        count,
+        prod(shape) * count * itemsize(dtype),
+        component,
+        "known from the model's shapes",
+    )
 
 
 def _weights(spec: ModelSpec, trained: bool) -> Iterator[Row]:
@@ -38,7 +50,9 @@ def _weights(spec: ModelSpec, trained: bool) -> Iterator[Row]:
             yield _row(tensor.name, tensor.shape, dtype, tensor.count, "weights")
             if trained:
                 yield _row(f"gradient of {tensor.name}", tensor.shape, dtype, tensor.count, "gradients")
-                yield _row(f"optimizer state of {tensor.name}", tensor.shape, dtype, tensor.count, "optimizer_states")
+                yield _row(
+                    f"optimizer state of {tensor.name}", tensor.shape, dtype, tensor.count, "optimizer_states"
+                )
             yield _row(f"copy of {tensor.name}", tensor.shape, dtype, 1, "temporaries")
 
 
@@ -56,7 +70,13 @@ def _per_head(spec: ModelSpec, setup: Setup) -> Iterator[Row]:
     """Of shape (B, heads, S): what attention keeps a query, in fp32."""
     for heads in {layer.attention.heads for _, layer in spec.layers}:
         for count in sorted({1, spec.depth}):
-            yield _row("log-sum-exp of attention", (setup.micro_batch, heads, setup.sequence_length), _WIDE, count, "activations")
+            yield _row(
+                "log-sum-exp of attention",
+                (setup.micro_batch, heads, setup.sequence_length),
+                _WIDE,
+                count,
+                "activations",
+            )
 
 
 def _widths(spec: ModelSpec) -> dict[str, int]:
@@ -74,4 +94,6 @@ def _widths(spec: ModelSpec) -> dict[str, int]:
 def _workspaces() -> Iterator[Row]:
     for size in WORKSPACES:
         for count in (1, 2):
-            yield Row("cuBLAS workspace", (size,), "uint8", count, size * count, "temporaries", "one a stream")
+            yield Row(
+                "cuBLAS workspace", (size,), "uint8", count, size * count, "temporaries", "one a stream"
+            )

@@ -1,4 +1,6 @@
-"""The derivation by hand: what an interview answer would write on a board, at the moment of the peak. Each line is arithmetic to redo."""
+"""The derivation by hand: what an interview answer would write on a board, at the moment of the peak. Each
+line is arithmetic to redo.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Line:
 
 
 def by_hand(spec: ModelSpec, prediction: Prediction) -> list[Line]:
-    """Weights, adapters, gradients alive then and states by arithmetic; activations tensor by tensor, largest first."""
+    """Weights, adapters, gradients alive then and states by arithmetic; activations tensor by tensor, largest
+    first.
+    """
     setup, moment = prediction.setup, prediction.moment(prediction.peak.moment)
     lines = _weights(setup, spec, prediction)
     if METHODS[setup.method].trains == "nothing":
@@ -36,11 +40,17 @@ def by_hand(spec: ModelSpec, prediction: Prediction) -> list[Line]:
     adapter = METHODS[setup.method].trains == "adapter"
     width = WIDTH[setup.adapter_dtype if adapter else setup.weight_dtype]
     if adapter:
-        lines.append(Line("adapter weights", said("{count:,} x {width} B", count=trained, width=width), trained * width))
+        lines.append(
+            Line(
+                "adapter weights", said("{count:,} x {width} B", count=trained, width=width), trained * width
+            )
+        )
     alive, states = moment.components["gradients"], moment.components["optimizer_states"]
     lines.append(Line("gradients", _of_size(trained, width, alive), alive))
     each = said("{count:,} x {each:.3g} B", count=trained, each=states / max(1, trained))
-    lines.append(Line("optimizer states", said("{optimizer}: {each}", optimizer=setup.optimizer, each=each), states))
+    lines.append(
+        Line("optimizer states", said("{optimizer}: {each}", optimizer=setup.optimizer, each=each), states)
+    )
     return [*lines, *_others(moment)]
 
 
@@ -80,27 +90,52 @@ def _of_size(count: int, width: int, alive: int) -> Said:
 def _weights(setup: Setup, spec: ModelSpec, prediction: Prediction) -> list[Line]:
     parameters, width = prediction.model.parameters, WIDTH[setup.weight_dtype]
     if setup.quant_type == "none":
-        return [Line("weights", said("{count:,} x {width} B", count=parameters, width=width), parameters * width)]
-    linear = sum(count * one.in_features * one.out_features for count, layer in spec.layers for one in layer.linears())
+        return [
+            Line("weights", said("{count:,} x {width} B", count=parameters, width=width), parameters * width)
+        ]
+    linear = sum(
+        count * one.in_features * one.out_features for count, layer in spec.layers for one in layer.linears()
+    )
     experts = sum(count * _expert_parameters(layer.mlp) for count, layer in spec.layers)
     bits = _bits(setup)
     other = 4 if setup.kbit_prepare else width
     rest = parameters - linear - experts
     lines = [
         Line(
-            "quantised linear layers with constants", said("{count:,} x {bits:.3f} bits", count=linear, bits=bits), round(linear * bits / 8)
+            "quantised linear layers with constants",
+            said("{count:,} x {bits:.3f} bits", count=linear, bits=bits),
+            round(linear * bits / 8),
         )
     ]
     if experts:
-        lines.append(Line("experts, which are not quantised", said("{count:,} x {width} B", count=experts, width=other), experts * other))
-    return [*lines, Line("embeddings, head, norms and biases", said("{count:,} x {width} B", count=rest, width=other), rest * other)]
+        lines.append(
+            Line(
+                "experts, which are not quantised",
+                said("{count:,} x {width} B", count=experts, width=other),
+                experts * other,
+            )
+        )
+    return [
+        *lines,
+        Line(
+            "embeddings, head, norms and biases",
+            said("{count:,} x {width} B", count=rest, width=other),
+            rest * other,
+        ),
+    ]
 
 
 def _bits(setup: Setup) -> float:
-    """Bits a weight: four and a share of a block's constant, quantised again or not (QLoRA, section 3); eight for LLM.int8()."""
+    """Bits a weight: four and a share of a block's constant, quantised again or not (QLoRA, section 3); eight
+    for LLM.int8().
+    """
     if setup.quant_type == "int8":
         return 8
-    return 4 + (8 / setup.quant_block + 32 / (setup.quant_block * 256) if setup.double_quant else 32 / setup.quant_block)
+    return 4 + (
+        8 / setup.quant_block + 32 / (setup.quant_block * 256)
+        if setup.double_quant
+        else 32 / setup.quant_block
+    )
 
 
 def _expert_parameters(mlp: object) -> int:

@@ -1,6 +1,7 @@
 """CHECKS: the kinds of check that a claims file can ask for, each a function from a part to what was found.
 
-The whole language: no expression is executed, no name is imported. `docs/claims.md` describes each kind for people who write a claims file.
+The whole language: no expression is executed, no name is imported. `docs/claims.md` describes each kind for
+people who write a claims file.
 """
 
 from __future__ import annotations
@@ -73,22 +74,31 @@ CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of Gi
 
 
 def fits(part: Part, lab: Lab) -> Found:
-    """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is said)."""
+    """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is
+    said).
+    """
     from memplan.planner.answers.verdict import device_bytes, judge
 
     if not part.model or not part.gpu:
         raise UsageError("this check needs a model and a gpu")
     gpu = lab.gpu(part.gpu)
-    prediction = lab.predict(part.model, {**part.setup, "gpu": gpu.name}, part.engine)  # the card chooses kernels
+    prediction = lab.predict(
+        part.model, {**part.setup, "gpu": gpu.name}, part.engine
+    )  # the card chooses kernels
     verdict = judge(prediction, gpu).verdict
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
     far = abs(spare) > CLOSE_BYTES
-    close = said("" if far else ", {size} to spare" if spare >= 0 else ", {size} too much", size=gib(abs(spare)))
+    close = said(
+        "" if far else ", {size} to spare" if spare >= 0 else ", {size} too much", size=gib(abs(spare))
+    )
     named = part.over is not None and part.over.key == "gpu"
     template = "{need} of {have}{close}{tight}" if named else "{need} of {have}{close}{tight} on {gpu}"
     tight = said(" (tight)" if verdict == "tight" else "")
-    return Found(verdict != "no", said(template, need=gib(need), have=gib(gpu.usable_bytes), close=close, tight=tight, gpu=gpu.name))
+    return Found(
+        verdict != "no",
+        said(template, need=gib(need), have=gib(gpu.usable_bytes), close=close, tight=tight, gpu=gpu.name),
+    )
 
 
 def setup_field(part: Part, lab: Lab) -> Found:
@@ -102,7 +112,11 @@ def setup_field(part: Part, lab: Lab) -> Found:
     text = "none" if text in (None, "") else text
     recipe = part.setup.get("recipe", "hf")
     source = RECIPES[recipe].sources.get(name)
-    template = "{name} = {value} ({recipe} recipe)" if source is None else "{name} = {value} ({recipe} recipe: {source})"
+    template = (
+        "{name} = {value} ({recipe} recipe)"
+        if source is None
+        else "{name} = {value} ({recipe} recipe: {source})"
+    )
     return Found(text, said(template, name=name, value=word(text), recipe=recipe, source=source))
 
 
@@ -114,9 +128,19 @@ def row_dtype(part: Part, lab: Lab) -> Found:
     moment = part.args.get("moment", prediction.step_peak.moment)
     rows = [row for row in prediction.moment(moment).rows if fnmatch.fnmatch(row.name, part.args["row"])]
     if not rows:
-        return Found("none", said("no row named {row} at {moment}", row=part.args["row"], moment=said(moment)))
+        return Found(
+            "none", said("no row named {row} at {moment}", row=part.args["row"], moment=said(moment))
+        )
     dtypes = "+".join(sorted({row.dtype for row in rows}))
-    return Found(dtypes, said("{name}: {dtypes}, {size}", name=rows[0].name, dtypes=dtypes, size=gib(sum(row.bytes for row in rows))))
+    return Found(
+        dtypes,
+        said(
+            "{name}: {dtypes}, {size}",
+            name=rows[0].name,
+            dtypes=dtypes,
+            size=gib(sum(row.bytes for row in rows)),
+        ),
+    )
 
 
 NOT_INSTALLED = "{library} is not installed (pip install 'memplan[trace]')"
@@ -146,7 +170,9 @@ def arithmetic(part: Part, lab: Lab) -> Found:
 
 
 def time_ratio(part: Part, lab: Lab) -> dict[str, Found]:
-    """By model and GPU: median step time of records that match `slow` over that of records that match `fast`, everything else alike."""
+    """By model and GPU: median step time of records that match `slow` over that of records that match `fast`,
+    everything else alike.
+    """
     ratios: dict[str, list[float]] = {}
     for one in find_records(lab.records, part.args["slow"]):
         for other in find_records(lab.records, part.args["fast"]):
@@ -169,17 +195,26 @@ def _median_ratio(part: Part, ratios: list[float]) -> Found:
 
 
 def measured(part: Part, lab: Lab) -> Found:
-    """`metric` of the recorded runs that match: outcome, peak, reserved, seconds; the median where it is a number."""
+    """`metric` of the recorded runs that match: outcome, peak, reserved, seconds; the median where it is a
+    number.
+    """
     name = part.args["metric"]
     if name not in METRICS:
         raise unknown("metric of a record", name, METRICS)
-    values = [value for record in find_records(lab.records, part.args["match"]) if (value := METRICS[name](record)) is not None]
+    values = [
+        value
+        for record in find_records(lab.records, part.args["match"])
+        if (value := METRICS[name](record)) is not None
+    ]
     if not values:
         raise Missing("no recorded run: {how}", how=hint(part.args["match"]))
     if isinstance(values[0], str):
         return Found("+".join(sorted(set(values))), said("{runs} recorded runs", runs=len(values)))
     value = statistics.median(values) / UNITS[part.unit]
-    return Found(value, said("{value}, median of {runs} recorded runs", value=amount(value, part.unit), runs=len(values)))
+    return Found(
+        value,
+        said("{value}, median of {runs} recorded runs", value=amount(value, part.unit), runs=len(values)),
+    )
 
 
 METRICS: dict[str, Callable[[Any], Any]] = {
@@ -199,7 +234,9 @@ def published(part: Part, lab: Lab) -> Found:
         raise unknown("published figure", part.args["figure"], known)
     figure = known[part.args["figure"]]
     value = figure.value_bytes / UNITS[part.unit]
-    return Found(value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source))
+    return Found(
+        value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source)
+    )
 
 
 def published_times(part: Part, lab: Lab) -> dict[str, Found]:
@@ -210,7 +247,13 @@ def published_times(part: Part, lab: Lab) -> dict[str, Found]:
     for pair in times():
         ratio = pair.qlora / pair.lora
         value = (ratio - (1 if part.unit == "%" else 0)) / UNITS[part.unit]
-        told = said("{ratio:.3f}x ({slow:g} / {fast:g} {unit})", ratio=ratio, slow=pair.qlora, fast=pair.lora, unit=said(pair.unit))
+        told = said(
+            "{ratio:.3f}x ({slow:g} / {fast:g} {unit})",
+            ratio=ratio,
+            slow=pair.qlora,
+            fast=pair.lora,
+            unit=said(pair.unit),
+        )
         found[pair.id] = Found(value, told)
     return found
 
@@ -222,7 +265,9 @@ def quality(part: Part, lab: Lab) -> Found:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of check is made: `run` finds one thing, `each` several at once by name; `reads` are its keys in the file."""
+    """How a kind of check is made: `run` finds one thing, `each` several at once by name; `reads` are its
+    keys in the file.
+    """
 
     run: Callable[[Part, Lab], Found] | None
     reads: Mapping[str, tuple[type, ...]]
@@ -233,7 +278,15 @@ class Kind:
 CHECKS: dict[str, Kind] = {
     "quantity": Kind(
         quantity,
-        {"quantity": (str,), "moment": (str,), "component": (str,), "row": (str,), "times": (int, float), "of": (list,), "per": (list,)},
+        {
+            "quantity": (str,),
+            "moment": (str,),
+            "component": (str,),
+            "row": (str,),
+            "times": (int, float),
+            "of": (list,),
+            "per": (list,),
+        },
     ),
     "fits": Kind(fits, {}),
     "setup_field": Kind(setup_field, {"field": (str,)}, ("field",)),

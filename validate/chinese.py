@@ -35,12 +35,17 @@ def warnings() -> dict[str, str]:
 
 @cache
 def _forms() -> tuple[tuple[re.Pattern[str], str], ...]:
-    named = ((re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(template)), chinese) for template, chinese in warnings().items())
+    named = (
+        (re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(template)), chinese)
+        for template, chinese in warnings().items()
+    )
     return tuple((re.compile(form, re.DOTALL), chinese) for form, chinese in named)
 
 
 def warning_in(lang: str, warning: str) -> str:
-    """A prediction's warning, which is whole text by now, in `lang`: the template that it was made of is found again, its numbers kept."""
+    """A prediction's warning, which is whole text by now, in `lang`: the template that it was made of is
+    found again, its numbers kept.
+    """
     if lang != "zh":
         return warning
     found = ((form.fullmatch(warning), chinese) for form, chinese in _forms())

@@ -1,4 +1,6 @@
-"""Claims checked: parts -> verdict of each claim -> the document memplan.claims/1. No verdict is stored anywhere; all are computed here."""
+"""Claims checked: parts -> verdict of each claim -> the document memplan.claims/1. No verdict is stored
+anywhere; all are computed here.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def load(path: str | Path | None = None) -> ClaimsFile:
 
 
 def combine(parts: Iterable[PartResult]) -> Verdict:
-    """The claim's verdict from its parts: every part without a case must hold; cases are alternative readings, and a mixture depends."""
+    """The claim's verdict from its parts: every part without a case must hold; cases are alternative
+    readings, and a mixture depends.
+    """
     deciding = [part for part in parts if part.part.decides]
     required = [part.verdict for part in deciding if not part.part.case]
     cases = [part.verdict for part in deciding if part.part.case and part.verdict != "not_checkable"]
@@ -120,7 +124,9 @@ def combine(parts: Iterable[PartResult]) -> Verdict:
 
 
 def check_claim(claim: Claim, lab: Lab) -> ClaimResult:
-    """The verdict of one claim. Raises UsageError for what its file got wrong, naming file, line, claim and part."""
+    """The verdict of one claim. Raises UsageError for what its file got wrong, naming file, line, claim and
+    part.
+    """
     results = []
     for part in claim.parts:
         try:
@@ -133,7 +139,9 @@ def check_claim(claim: Claim, lab: Lab) -> ClaimResult:
 
 
 def _telling(verdict: Verdict, parts: tuple[PartResult, ...]) -> list[PartResult]:
-    """The parts that carry the verdict: those that agree with it, or every case and boundary where it depends."""
+    """The parts that carry the verdict: those that agree with it, or every case and boundary where it
+    depends.
+    """
     deciding = [p for p in parts if p.part.decides]
     if verdict == "depends":
         return [p for p in deciding if p.part.case or p.verdict == "depends"] or deciding
@@ -189,7 +197,9 @@ def check_conflict(conflict: Conflict, lab: Lab) -> ConflictResult:
     sides: list[SideResult] = []
     evidence, condition = Said(""), tuple[Boundary, ...]()
     for side in conflict.sides:
-        part = replace(conflict.arbiter, claimed=side.claimed, relation=side.relation, tolerance=side.tolerance)
+        part = replace(
+            conflict.arbiter, claimed=side.claimed, relation=side.relation, tolerance=side.tolerance
+        )
         result = check_part(part, lab)
         sides.append(SideResult(side.document, side.quote, side.claimed, side.relation, result.verdict))
         evidence, condition = result.evidence, result.boundaries
@@ -205,10 +215,14 @@ def _exclude(conflict: Conflict) -> bool:
             tried += [value] if isinstance(value, bool | str) else [value, value * 0.999, value * 1.001]
     numbers = [v for v in tried if not isinstance(v, bool | str)]
     tried += [(a + b) / 2 for a in numbers for b in numbers]
-    return not any(all(holds(value, s.claimed, s.relation, s.tolerance) for s in conflict.sides) for value in tried)
+    return not any(
+        all(holds(value, s.claimed, s.relation, s.tolerance) for s in conflict.sides) for value in tried
+    )
 
 
-def to_document(file: ClaimsFile, results: list[ClaimResult], conflicts: list[ConflictResult] | None = None) -> dict[str, Any]:
+def to_document(
+    file: ClaimsFile, results: list[ClaimResult], conflicts: list[ConflictResult] | None = None
+) -> dict[str, Any]:
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     document: dict[str, Any] = {
         "schema": CLAIMS_SCHEMA,

@@ -1,8 +1,10 @@
-"""Claims as data: the types, and the reader of a claims file (TOML) whose errors name the file, the line, the key and the value.
+"""Claims as data: the types, and the reader of a claims file (TOML) whose errors name the file, the line, the
+key and the value.
 
-A file holds `[[claim]]` tables, each with `[[claim.part]]` tables; `[models.NAME]` tables describe models that the catalogue lacks.
-A part without `case` must hold for the claim to be true; parts with a `case` are alternative readings of what the text leaves open.
-`decides = false` marks a part that only informs. Nothing in a file is executed.
+A file holds `[[claim]]` tables, each with `[[claim.part]]` tables; `[models.NAME]` tables describe models
+that the catalogue lacks. A part without `case` must hold for the claim to be true; parts with a `case` are
+alternative readings of what the text leaves open. `decides = false` marks a part that only informs. Nothing
+in a file is executed.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Over:
-    """What a part leaves open: `key` runs over integers from low to high (bisected, as far as `explore`), or over values."""
+    """What a part leaves open: `key` runs over integers from low to high (bisected, as far as `explore`), or
+    over values.
+    """
 
     key: str
     low: int = 0
@@ -170,7 +174,9 @@ def read_claims(path: str | Path, kinds: Kinds) -> ClaimsFile:
     schema = document.get("schema", SCHEMA)
     if schema != SCHEMA:
         raise place.error("schema", f"'{shorten(schema)}' is not {SCHEMA}: this version reads no other")
-    claims = tuple(_claim(table, place.inside("claim", n), kinds) for n, table in enumerate(document.get("claim", ())))
+    claims = tuple(
+        _claim(table, place.inside("claim", n), kinds) for n, table in enumerate(document.get("claim", ()))
+    )
     if not claims:
         raise place.error("claim", "the file holds no [[claim]] table")
     seen: set[str] = set()
@@ -178,20 +184,33 @@ def read_claims(path: str | Path, kinds: Kinds) -> ClaimsFile:
         if claim.id in seen:
             raise place.inside("claim", n).error("id", f"'{shorten(claim.id)}' is used twice")
         seen.add(claim.id)
-    conflicts = tuple(_conflict(table, place.inside("conflict", n), kinds) for n, table in enumerate(document.get("conflict", ())))
+    conflicts = tuple(
+        _conflict(table, place.inside("conflict", n), kinds)
+        for n, table in enumerate(document.get("conflict", ()))
+    )
     return ClaimsFile(str(path), claims, conflicts, document.get("models", {}))
 
 
-def _keys(table: Any, legal: Mapping[str, tuple[type, ...]], place: Place, needed: tuple[str, ...] = ()) -> None:
+def _keys(
+    table: Any, legal: Mapping[str, tuple[type, ...]], place: Place, needed: tuple[str, ...] = ()
+) -> None:
     if not isinstance(table, dict):
-        raise UsageError(f"{place.path}, line {place.line('')}: expected a table, found {shorten(repr(table))}")
+        raise UsageError(
+            f"{place.path}, line {place.line('')}: expected a table, found {shorten(repr(table))}"
+        )
     for key, value in table.items():
         if key not in legal:
             close = nearest(key, legal)
-            raise place.error(key, f"unknown key: {'did you mean ' + ' or '.join(close) if close else 'expected ' + ', '.join(legal)}?")
+            raise place.error(
+                key,
+                "unknown key: "
+                f"{'did you mean ' + ' or '.join(close) if close else 'expected ' + ', '.join(legal)}?",
+            )
         if not isinstance(value, legal[key]) or (isinstance(value, bool) and bool not in legal[key]):
             wanted = " or ".join(t.__name__ for t in legal[key])
-            raise place.error(key, f"{shorten(repr(value))} is of type {type(value).__name__}, expected {wanted}")
+            raise place.error(
+                key, f"{shorten(repr(value))} is of type {type(value).__name__}, expected {wanted}"
+            )
     for key in needed:
         if key not in table:
             raise place.error(key, "is missing here")
@@ -203,7 +222,9 @@ def _claim(table: Any, place: Place, kinds: Kinds) -> Claim:
     for source in table.get("sources", ()):
         _keys(source, _SOURCE, place, ("document", "quote"))
         sources.append(Source(**source))
-    parts = tuple(p for n, part in enumerate(table["part"]) for p in _parts(part, place.inside("part", n), kinds))
+    parts = tuple(
+        p for n, part in enumerate(table["part"]) for p in _parts(part, place.inside("part", n), kinds)
+    )
     if not parts:
         raise place.error("part", "a claim needs at least one part")
     return Claim(table["id"], table["reading"], tuple(sources), parts, table.get("zh", ""))
@@ -214,42 +235,72 @@ def _conflict(table: Any, place: Place, kinds: Kinds) -> Conflict:
     sides = []
     for side in table["sides"]:
         _keys(side, _SIDE, place, ("document", "quote", "claimed"))
-        sides.append(Side(**{**side, "claimed": _claimed(side["claimed"], side.get("relation", "="), place, "sides")}))
+        sides.append(
+            Side(**{**side, "claimed": _claimed(side["claimed"], side.get("relation", "="), place, "sides")})
+        )
     arbiter = {"what": table["about"], "claimed": True, **table["arbiter"]}
-    return Conflict(table["id"], table["about"], _parts(arbiter, place, kinds, loose=True)[0], tuple(sides), table.get("zh", ""))
+    return Conflict(
+        table["id"],
+        table["about"],
+        _parts(arbiter, place, kinds, loose=True)[0],
+        tuple(sides),
+        table.get("zh", ""),
+    )
 
 
 def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple[Part, ...]:
     """The parts of one table: one, or one a unit where the text leaves the unit open (`unit` is a list)."""
     kind = table.get("check") if isinstance(table, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise place.error("check", f"{shorten(repr(kind))} is not a check kind: expected one of {', '.join(sorted(kinds))}")
+        raise place.error(
+            "check", f"{shorten(repr(kind))} is not a check kind: expected one of {', '.join(sorted(kinds))}"
+        )
     reads, needs = kinds[kind]
     _keys(table, {**_PART, **reads}, place, ("what", "claimed", *needs))
     relation = table.get("relation", "=")
     if relation not in RELATIONS:
-        raise place.error("relation", f"'{shorten(relation)}' is not a relation: expected one of {' '.join(RELATIONS)}")
+        raise place.error(
+            "relation", f"'{shorten(relation)}' is not a relation: expected one of {' '.join(RELATIONS)}"
+        )
     units = table.get("unit", "")
     for unit in units if isinstance(units, list) else [units]:
         if unit not in UNITS:
-            raise place.error("unit", f"{shorten(repr(unit))} is not a unit: expected one of {', '.join(u for u in UNITS if u)}")
+            raise place.error(
+                "unit",
+                f"{shorten(repr(unit))} is not a unit: expected one of {', '.join(u for u in UNITS if u)}",
+            )
     plain = ("what", "zh", "check", "decides", "tell", "engine", "model", "gpu", "setup", "case")
     shared = {key: table[key] for key in plain if key in table}
-    shared |= {"relation": relation, "tolerance": float(table.get("tolerance", 0.0)), "over": _over(table.get("over"), place)}
+    shared |= {
+        "relation": relation,
+        "tolerance": float(table.get("tolerance", 0.0)),
+        "over": _over(table.get("over"), place),
+    }
     shared["place"] = place
     shared["claimed"] = True if loose else _claimed(table["claimed"], relation, place, "claimed")
     args = {key: table[key] for key in reads if key in table}
     if isinstance(units, list):
         return tuple(
-            Part(**{**shared, "case": " ".join(filter(None, (shared.get("case"), f"in {unit}")))}, unit=unit, args=args) for unit in units
+            Part(
+                **{**shared, "case": " ".join(filter(None, (shared.get("case"), f"in {unit}")))},
+                unit=unit,
+                args=args,
+            )
+            for unit in units
         )
     return (Part(**shared, unit=units, args=args),)
 
 
 def _claimed(value: Any, relation: str, place: Place, key: str) -> Claimed:
     if relation == "between":
-        if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)):
-            raise place.error(key, f"{shorten(repr(value))}: relation 'between' needs two numbers, lowest first")
+        if not (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        ):
+            raise place.error(
+                key, f"{shorten(repr(value))}: relation 'between' needs two numbers, lowest first"
+            )
         return float(value[0]), float(value[1])
     if isinstance(value, list):
         raise place.error(key, f'{shorten(repr(value))}: a list needs relation = "between"')

@@ -1,4 +1,6 @@
-"""Records from files and folders, each with the predictions of it: by the formula now, by the trace now or as the record holds it."""
+"""Records from files and folders, each with the predictions of it: by the formula now, by the trace now or as
+the record holds it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Skipped:
 
 
 def read_records(paths: Sequence[Path]) -> list[Measurement]:
-    """The records of files and folders (folders named raw are skipped). Raises UsageError for a file that is none, naming it."""
+    """The records of files and folders (folders named raw are skipped). Raises UsageError for a file that is
+    none, naming it.
+    """
     found: list[Measurement] = []
     for path in paths:
         if path.is_dir():
@@ -40,7 +44,10 @@ def read_records(paths: Sequence[Path]) -> list[Measurement]:
         else:
             found += _file(path)
     if not found:
-        raise UsageError(f"no measurement under {', '.join(map(str, paths))}: record some with memplan profile --save or memplan campaign")
+        raise UsageError(
+            f"no measurement under {', '.join(map(str, paths))}: record some with memplan profile --save or "
+            "memplan campaign"
+        )
     return found
 
 
@@ -72,8 +79,10 @@ def _rows(path: Path) -> list[Measurement] | None:
 
 
 def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
-    """The measurements under `folder` (a record, a folder, or published rows; UsageError where there is none), by default those under
-    ./measurements: none where there is no such folder, and unreadable files there are not evidence."""
+    """The measurements under `folder` (a record, a folder, or published rows; UsageError where there is
+    none), by default those under ./measurements: none where there is no such folder, and unreadable files
+    there are not evidence.
+    """
     if folder is not None:
         return tuple(read_records([folder]))
     where = Path("measurements")
@@ -81,9 +90,11 @@ def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
 
 
 def predicted(measurement: Measurement, engine: str, stored: bool = False) -> Predicted:
-    """One engine's prediction of a record's model and setup. Raises Missing where it cannot be made, saying why.
+    """One engine's prediction of a record's model and setup. Raises Missing where it cannot be made, saying
+    why.
 
-    `stored`: take the trace that the record holds, made in its own environment, instead of tracing again with the libraries here.
+    `stored`: take the trace that the record holds, made in its own environment, instead of tracing again with
+    the libraries here.
     """
     if engine == "trace" and stored:
         if measurement.prediction is None:
@@ -105,29 +116,41 @@ def predicted(measurement: Measurement, engine: str, stored: bool = False) -> Pr
 
 @contextmanager
 def as_recorded(measurement: Measurement) -> Iterator[None]:
-    """What a record says of its transformers that today's does otherwise: keys and values expanded before the attention call."""
+    """What a record says of its transformers that today's does otherwise: keys and values expanded before the
+    attention call.
+    """
     if not measurement.extra.get("expanded_keys"):
         yield
         return
     try:
-        expanding = patch("transformers.integrations.sdpa_attention.use_gqa_in_sdpa", lambda *args, **kwargs: False)
+        expanding = patch(
+            "transformers.integrations.sdpa_attention.use_gqa_in_sdpa", lambda *args, **kwargs: False
+        )
         with expanding:
             yield
     except ImportError as error:
-        raise Missing(f"the trace engine: {error.name or error} is not installed (pip install 'memplan[trace]')") from None
+        raise Missing(
+            f"the trace engine: {error.name or error} is not installed (pip install 'memplan[trace]')"
+        ) from None
 
 
 def references(measurement: Measurement) -> list[Row]:
     """Rows that the model's shapes alone lead one to expect; none where the formula cannot read the model."""
     config = measurement.model.get("config")
     try:
-        return known_rows(find(dict(config)).spec(), measurement.setup) if isinstance(config, dict) and config else []
+        return (
+            known_rows(find(dict(config)).spec(), measurement.setup)
+            if isinstance(config, dict) and config
+            else []
+        )
     except UsageError:
         return []
 
 
 def reconcile_all(
-    measurements: Iterable[Measurement], engines: Sequence[str] = ENGINES, trace_from: Literal["record", "here"] = "here"
+    measurements: Iterable[Measurement],
+    engines: Sequence[str] = ENGINES,
+    trace_from: Literal["record", "here"] = "here",
 ) -> tuple[list[Reconciliation], list[Skipped]]:
     """Every record with every engine asked for."""
     done: list[Reconciliation] = []
@@ -135,7 +158,11 @@ def reconcile_all(
     for measurement in measurements:
         if measurement.outcome == "error":
             skipped.append(
-                Skipped(measurement.case, "all", f"the run failed: {measurement.failure.message if measurement.failure else '?'}")
+                Skipped(
+                    measurement.case,
+                    "all",
+                    f"the run failed: {measurement.failure.message if measurement.failure else '?'}",
+                )
             )
             continue
         for engine in engines:

@@ -1,7 +1,8 @@
-"""Runs that others measured and published as plain rows, read as measurements of the development set: they guided the design, so they are
-shown and never counted towards a tier.
+"""Runs that others measured and published as plain rows, read as measurements of the development set: they
+guided the design, so they are shown and never counted towards a tier.
 
-A row has model, method, gpu, dtypes, rank, batch, sequence, `measured_mib` by moment and `source` (fitcheck-llm 0.3.1's T4 sweep has them).
+A row has model, method, gpu, dtypes, rank, batch, sequence, `measured_mib` by moment and `source`
+(fitcheck-llm 0.3.1's T4 sweep has them).
 """
 
 from __future__ import annotations
@@ -17,13 +18,34 @@ from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.units import MIB
 from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
 
-MOMENTS = {"after_load": "load", "forward_peak": "forward", "backward_peak": "backward", "optimizer_peak": "optimizer_step"}
-NEEDED = ("model", "method", "gpu", "weight_dtype", "rank", "targets", "micro_batch", "sequence", "measured_mib", "source")
+MOMENTS = {
+    "after_load": "load",
+    "forward_peak": "forward",
+    "backward_peak": "backward",
+    "optimizer_peak": "optimizer_step",
+}
+NEEDED = (
+    "model",
+    "method",
+    "gpu",
+    "weight_dtype",
+    "rank",
+    "targets",
+    "micro_batch",
+    "sequence",
+    "measured_mib",
+    "source",
+)
 
 
 def is_rows(document: Any) -> bool:
     """Whether a JSON document is a list of such rows."""
-    return isinstance(document, list) and bool(document) and isinstance(document[0], dict) and "measured_mib" in document[0]
+    return (
+        isinstance(document, list)
+        and bool(document)
+        and isinstance(document[0], dict)
+        and "measured_mib" in document[0]
+    )
 
 
 def read_rows(path: Path) -> list[Measurement]:
@@ -35,8 +57,13 @@ def read_rows(path: Path) -> list[Measurement]:
         if missing:
             raise UsageError(f"{path}, row {number}: {missing[0]} is missing")
         sizes = row["measured_mib"]
-        if not isinstance(sizes, dict) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in sizes.values()):
-            raise UsageError(f"{path}, row {number}: measured_mib is {shorten(repr(sizes))}, expected an object of sizes in MiB")
+        if not isinstance(sizes, dict) or not all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in sizes.values()
+        ):
+            raise UsageError(
+                f"{path}, row {number}: measured_mib is {shorten(repr(sizes))}, expected an object of sizes "
+                "in MiB"
+            )
         try:
             measurements.append(_measurement(row, number))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -69,7 +96,8 @@ def setup_of(row: Mapping[str, Any]) -> Setup:
             "attention": "eager" if row["attention"] == "eager" else "sdpa-efficient",
             "optimizer": "adamw_torch",
             "optimizer_mode": "foreach",
-            # fp16: no warm-up block, the slack of these loads is one segment a tensor; quantised: from_pretrained's own order
+            # fp16: no warm-up block, the slack of these loads is one segment a tensor; quantised:
+            # from_pretrained's own order
             "load": "pretrained" if quantised else "random",
         }
     )
@@ -80,10 +108,19 @@ def _measurement(row: Mapping[str, Any], number: int) -> Measurement:
     model = find(row["model"])
     moments = tuple(MeasuredMoment(moment, measured[name]) for name, moment in MOMENTS.items())
     top = max(moments[1:], key=lambda moment: moment.allocated_bytes)
-    peak = MeasuredPeak(top.name, measured["peak_allocated"], measured["peak_reserved"], measured["cuda_context"])
-    expanded = () if row["attention"] == "eager" else ("keys and values were expanded before the attention call, as that transformers did",)
+    peak = MeasuredPeak(
+        top.name, measured["peak_allocated"], measured["peak_reserved"], measured["cuda_context"]
+    )
+    expanded = (
+        ()
+        if row["attention"] == "eager"
+        else ("keys and values were expanded before the attention call, as that transformers did",)
+    )
     return Measurement(
-        case=f"{model.name} {row['method']} b{row['micro_batch']} s{row['sequence']} {row['attention'].split()[0]} #{number}",
+        case=(
+            f"{model.name} {row['method']} b{row['micro_batch']} s{row['sequence']} "
+            f"{row['attention'].split()[0]} #{number}"
+        ),
         model={"name": model.name, "config": model.config},
         setup=setup_of(row),
         environment={"gpu": row["gpu"], "versions": {}, "capability": [7, 5]},

@@ -19,7 +19,9 @@ class Missing(Exception):
     """A check that cannot be made: `said` says what is missing. It becomes `not_checkable`, never a guess."""
 
     def __init__(self, what: Said | str, **values: Any) -> None:
-        self.said = what if isinstance(what, Said) else said(what, **values) if values else said("{what}", what=what)
+        self.said = (
+            what if isinstance(what, Said) else said(what, **values) if values else said("{what}", what=what)
+        )
         super().__init__(str(self.said))
 
 
@@ -34,6 +36,7 @@ def by_trace(model: Model, setup: Setup) -> Prediction:
         from memplan.planner.trace.engine import trace
     except ImportError as error:
         raise Missing(
-            "the trace engine: {library} is not installed (pip install 'memplan[trace]')", library=error.name or str(error)
+            "the trace engine: {library} is not installed (pip install 'memplan[trace]')",
+            library=error.name or str(error),
         ) from None
     return trace(dict(model.config), setup, model.name)

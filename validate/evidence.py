@@ -1,7 +1,8 @@
-"""What a prediction's uncertainty rests on: the recorded runs of the same engine, the nearest of them, or that none resembles it.
+"""What a prediction's uncertainty rests on: the recorded runs of the same engine, the nearest of them, or
+that none resembles it.
 
-accuracy.json, written by `memplan validate --update`, holds one line a reconciled run. An error measured on one card's generation is never
-given as the error of another's.
+accuracy.json, written by `memplan validate --update`, holds one line a reconciled run. An error measured on
+one card's generation is never given as the error of another's.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).with_name("accuracy.json")
 SCHEMA = "memplan.accuracy/1"
-FAR = 1.75  # beyond this distance a run does not resemble a prediction: another kind of method alone is, another family alone is not
+# beyond this distance a run does not resemble a prediction: another kind of method alone is, another family
+# alone is not
+FAR = 1.75
 
 
 @dataclass(frozen=True)
 class Run:
-    """One reconciled run as evidence: what decides how far another one is from it, and its errors as fractions."""
+    """One reconciled run as evidence: what decides how far another one is from it, and its errors as
+    fractions.
+    """
 
     case: str
     engine: str
@@ -101,7 +106,10 @@ def accuracy_of_engine(engine: str, runs: Sequence[Run] | None = None) -> Accura
     counted = [
         run
         for run in (shipped() if runs is None else runs)
-        if run.engine == engine and run.gpu is not None and not run.development and run.allocated_error is not None
+        if run.engine == engine
+        and run.gpu is not None
+        and not run.development
+        and run.allocated_error is not None
     ]
     if not counted:
         return Accuracy(evidence=f"no recorded run of the {engine} engine on a GPU")
@@ -122,17 +130,26 @@ def _accuracy(runs: Sequence[Run], evidence: str, nearest: str | None) -> Accura
 
 
 def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:
-    """The recorded accuracy of this engine for predictions like this one: median and worst over comparable runs, and the nearest one.
+    """The recorded accuracy of this engine for predictions like this one: median and worst over comparable
+    runs, and the nearest one.
 
-    Where no run resembles it, no error is given (it would be another's): the worst of the comparable runs still widens the verdict's band.
+    Where no run resembles it, no error is given (it would be another's): the worst of the comparable runs
+    still widens the verdict's band.
     """
     everything = shipped() if runs is None else runs
     wanted = _run_of(prediction)
-    same = [run for run in everything if run.engine == prediction.engine and run.allocated_error is not None and not run.development]
+    same = [
+        run
+        for run in everything
+        if run.engine == prediction.engine and run.allocated_error is not None and not run.development
+    ]
     same = [run for run in same if (run.gpu is None) == (prediction.setup.device == "cpu")]
     if not same:
         return Accuracy(
-            evidence=f"no recorded run of the {prediction.engine} engine on a {'CPU' if prediction.setup.device == 'cpu' else 'GPU'}"
+            evidence=(
+                f"no recorded run of the {prediction.engine} engine on a "
+                f"{'CPU' if prediction.setup.device == 'cpu' else 'GPU'}"
+            )
         )
     comparable = [run for run in same if wanted.generation is None or run.generation == wanted.generation]
     if not comparable:
@@ -143,7 +160,9 @@ def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Ac
     if distance(wanted, nearest) <= FAR:
         return _accuracy(comparable, f"{_runs(comparable)} on {cards}", nearest.case)
     known = _accuracy(comparable, "", None)
-    return Accuracy(evidence=f"no recorded run resembles this ({_runs(comparable)} on {cards})", device_error=known.margin)
+    return Accuracy(
+        evidence=f"no recorded run resembles this ({_runs(comparable)} on {cards})", device_error=known.margin
+    )
 
 
 def _run_of(prediction: Prediction) -> Run:
@@ -178,8 +197,9 @@ def _generation(setup: Setup) -> int | None:
 
 
 def distance(wanted: Run, run: Run) -> float:
-    """How unlike two runs are: 2 for another kind of method, 1 each for another family and another GPU generation, half for another dtype
-    or method of the same kind, and half a doubling of the parameters."""
+    """How unlike two runs are: 2 for another kind of method, 1 each for another family and another GPU
+    generation, half for another dtype or method of the same kind, and half a doubling of the parameters.
+    """
     apart = 0.0 if _same_family(wanted.family, run.family) else 1.0
     apart += 0.0 if wanted.method == run.method else 0.5 if _kind(wanted.method) == _kind(run.method) else 2.0
     apart += 0.0 if wanted.dtype == run.dtype else 0.5
@@ -191,7 +211,10 @@ def distance(wanted: Run, run: Run) -> float:
 
 def _same_family(one: str, other: str) -> bool:
     """`llama` and `LlamaForCausalLM` are one family: predictions may know the class alone."""
-    a, b = (name.lower().replace("_", "").removesuffix("forcausallm").removesuffix("lmheadmodel") for name in (one, other))
+    a, b = (
+        name.lower().replace("_", "").removesuffix("forcausallm").removesuffix("lmheadmodel")
+        for name in (one, other)
+    )
     return a == b
 
 

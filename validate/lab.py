@@ -1,6 +1,8 @@
-"""The lab that checks work in: predictions asked for once, models and GPUs by name, and recorded measurements.
+"""The lab that checks work in: predictions asked for once, models and GPUs by name, and recorded
+measurements.
 
-Checks never call an engine themselves, so a claim's verdict depends on nothing but its parts and what this object answers.
+Checks never call an engine themselves, so a claim's verdict depends on nothing but its parts and what this
+object answers.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Lab:
         self.records = tuple(records)
 
     def model(self, name: str) -> Model:
-        """A model by the file's own [models.NAME], a catalogue alias or a path. Raises UsageError for an unknown name."""
+        """A model by the file's own [models.NAME], a catalogue alias or a path. Raises UsageError for an
+        unknown name.
+        """
         if name not in self._models:
             from memplan.planner.inputs.models import find
 
@@ -89,9 +93,11 @@ class Lab:
             raise Missing(f"{name}: {error}") from None
         if prediction.trainable_parameters == 0 and METHODS[setup.method].trains != "nothing":
             raise Missing(
-                "the {engine} engine counts no trainable parameter for method {method}: it has no rule for it",
-                engine=prediction.engine, method=setup.method,
-            )  # fmt: skip
+                "the {engine} engine counts no trainable parameter for method {method}: it has no rule for "
+                "it",
+                engine=prediction.engine,
+                method=setup.method,
+            )
         return prediction
 
     def _asked(self, model: Model, setup: Setup, engine: str) -> Prediction:

@@ -8,7 +8,9 @@ Value = int | float | bool | str
 
 
 def number(value: float, unlike: float | None = None) -> str:
-    """Whole numbers with commas, others with four significant digits; more where four would show another number, `unlike`."""
+    """Whole numbers with commas, others with four significant digits; more where four would show another
+    number, `unlike`.
+    """
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.1f}"
@@ -30,7 +32,11 @@ def amount(value: Value, unit: str = "", unlike: float | None = None) -> Said:
     """A value and its unit as a sentence."""
     if isinstance(value, bool | str):
         return word(value)
-    return said("{number}{unit}", number=number(value, unlike), unit=said(f"{'' if unit in ('', 'x', '%') else ' '}{unit}"))
+    return said(
+        "{number}{unit}",
+        number=number(value, unlike),
+        unit=said(f"{'' if unit in ('', 'x', '%') else ' '}{unit}"),
+    )
 
 
 def word(value: Value) -> Said:

@@ -1,4 +1,6 @@
-"""Where in a TOML file something stands: tomllib reports no lines, so keys and values are found by their text."""
+"""Where in a TOML file something stands: tomllib reports no lines, so keys and values are found by their
+text.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from memplan.planner.tables.errors import UsageError
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the file an error is: finds the line of a key inside the n-th table of a kind, since tomllib reports none."""
+    """Where in the file an error is: finds the line of a key inside the n-th table of a kind, since tomllib
+    reports none.
+    """
 
     path: str
     lines: tuple[str, ...]
@@ -29,7 +33,9 @@ class Place:
         return start + 1 if self.header else 1
 
     def blame(self, message: str) -> int:
-        """The 1-based line of this table that holds a value which `message` quotes; the table's header where none does."""
+        """The 1-based line of this table that holds a value which `message` quotes; the table's header where
+        none does.
+        """
         start, stop = self._span()
         quoted = [word for word in re.findall(r"'([^']+)'", message) if len(word) > 2]
         named = [word for word in re.findall(r"^([a-z_]+) = ", message)]

@@ -1,4 +1,6 @@
-"""Figures that others published, scored against predictions in a table of their own. They count towards no tier and tune nothing."""
+"""Figures that others published, scored against predictions in a table of their own. They count towards no
+tier and tune nothing.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,11 @@ class Score:
 
     @property
     def error(self) -> float | None:
-        return None if self.predicted is None else (self.predicted - self.figure.value_bytes) / self.figure.value_bytes
+        return (
+            None
+            if self.predicted is None
+            else (self.predicted - self.figure.value_bytes) / self.figure.value_bytes
+        )
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -80,7 +86,9 @@ def _document(path: Path) -> dict[str, Any]:
 def read_figures(path: Path = SHIPPED) -> tuple[Figure, ...]:
     """The figures of a TOML file. Raises UsageError naming file, figure and key."""
     document = _document(path)
-    return tuple(_figure(table, f"{path}, figure {n}") for n, table in enumerate(document.get("figure", ()), start=1))
+    return tuple(
+        _figure(table, f"{path}, figure {n}") for n, table in enumerate(document.get("figure", ()), start=1)
+    )
 
 
 def _figure(table: Mapping[str, Any], where: str) -> Figure:
@@ -90,7 +98,10 @@ def _figure(table: Mapping[str, Any], where: str) -> Figure:
     legal = {"metric": METRICS, "quality": QUALITY, "unit": tuple(UNITS)}
     for key, names in legal.items():
         if table[key] not in names:
-            raise UsageError(f"{where}: {key} is {shorten(repr(table[key]))}, expected one of {', '.join(filter(None, names))}")
+            raise UsageError(
+                f"{where}: {key} is {shorten(repr(table[key]))}, expected one of "
+                f"{', '.join(filter(None, names))}"
+            )
     try:
         return Figure(**table)
     except TypeError as error:
@@ -123,7 +134,9 @@ def _score(figure: Figure, engine: str, lab: Lab) -> Score:
 
 
 def _predicted(figure: Figure, prediction: Prediction) -> int:
-    """The number of the metric over the training step: reserved is the allocator's, the others what is allocated."""
+    """The number of the metric over the training step: reserved is the allocator's, the others what is
+    allocated.
+    """
     peak = prediction.step_peak
     return peak.reserved_bytes if figure.metric == "reserved" else peak.allocated_bytes
 
@@ -134,7 +147,10 @@ def to_document(scores: Sequence[Score]) -> dict[str, Any]:
         "memplan_version": __version__,
         "published": [
             {
-                **{key: getattr(s.figure, key) for key in ("id", "model", "metric", "quality", "source", "note")},
+                **{
+                    key: getattr(s.figure, key)
+                    for key in ("id", "model", "metric", "quality", "source", "note")
+                },
                 "setup": dict(s.figure.setup),
                 "published": s.figure.value_bytes,
                 "predicted": s.predicted,

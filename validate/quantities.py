@@ -1,7 +1,8 @@
-"""Quantities: the numbers that a part of a claim can ask for, each one row in a table. Bytes and counts are plain numbers.
+"""Quantities: the numbers that a part of a claim can ask for, each one row in a table. Bytes and counts are
+plain numbers.
 
-A check's value is a sum of terms, each a quantity of one model under one setup times a factor, divided by another such sum where `per`
-is given. P parameters, L layers, S sequence.
+A check's value is a sum of terms, each a quantity of one model under one setup times a factor, divided by
+another such sum where `per` is given. P parameters, L layers, S sequence.
 """
 
 from __future__ import annotations
@@ -50,16 +51,22 @@ TERM_KEYS = {
 
 
 def read_term(table: Any, default: Term) -> Term:
-    """A term from its table, what it leaves out taken from `default`; its setup is laid over the default's. Raises UsageError."""
+    """A term from its table, what it leaves out taken from `default`; its setup is laid over the default's.
+    Raises UsageError.
+    """
     if not isinstance(table, dict):
         raise UsageError(
-            f'{shorten(repr(table))} is no term: expected a table such as {{ quantity = "peak", setup = {{ method = "full" }} }}'
+            f'{shorten(repr(table))} is no term: expected a table such as {{ quantity = "peak", setup = {{ '
+            f'method = "full" }} }}'
         )
     for key, value in table.items():
         if key not in TERM_KEYS:
             raise unknown("key of a term", key, TERM_KEYS)
         if not isinstance(value, TERM_KEYS[key]) or isinstance(value, bool):
-            raise UsageError(f"{key} of a term is {shorten(repr(value))}, expected {' or '.join(t.__name__ for t in TERM_KEYS[key])}")
+            raise UsageError(
+                f"{key} of a term is {shorten(repr(value))}, expected "
+                f"{' or '.join(t.__name__ for t in TERM_KEYS[key])}"
+            )
     term = replace(default, **{**table, "setup": {**default.setup, **table.get("setup", {})}})
     if term.quantity not in QUANTITIES:
         raise unknown("quantity", term.quantity, QUANTITIES)
@@ -81,10 +88,15 @@ def _rows(term: Term, lab: Lab) -> tuple[Row, ...]:
     except KeyError:
         raise Missing(f"the prediction has no moment '{term.moment}'") from None
     chosen = tuple(
-        row for row in rows if (not term.component or row.component == term.component) and fnmatch.fnmatch(row.name, term.row or "*")
+        row
+        for row in rows
+        if (not term.component or row.component == term.component)
+        and fnmatch.fnmatch(row.name, term.row or "*")
     )
     if term.row and not chosen:
-        raise Missing(f"no row is named '{term.row}' at {term.moment or prediction.step_peak.moment} of {term.model}")
+        raise Missing(
+            f"no row is named '{term.row}' at {term.moment or prediction.step_peak.moment} of {term.model}"
+        )
     return chosen
 
 
@@ -107,11 +119,15 @@ def _mlp_parameters(layer: Layer) -> int:
 
 def _linear_parameters(term: Term, lab: Lab) -> int:
     """Weights of every linear layer inside the blocks (what 4-bit loading quantises) without biases."""
-    return sum(linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears())
+    return sum(
+        linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears()
+    )
 
 
 def _largest_linear(term: Term, lab: Lab) -> int:
-    return max(linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears())
+    return max(
+        linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears()
+    )
 
 
 def _kv_elements(term: Term, lab: Lab) -> int:
@@ -120,8 +136,10 @@ def _kv_elements(term: Term, lab: Lab) -> int:
 
 
 def _matmul_flops(term: Term, lab: Lab) -> int:
-    """Matrix-product FLOPs of one training step a token, attention scores apart: forward 2 a weight, backward 2 for the input's gradient
-    and 2 for the weight's where it trains, recomputation 2 more under checkpointing (factors: Kaplan et al. 2020, section 2.1)."""
+    """Matrix-product FLOPs of one training step a token, attention scores apart: forward 2 a weight, backward
+    2 for the input's gradient and 2 for the weight's where it trains, recomputation 2 more under
+    checkpointing (factors: Kaplan et al. 2020, section 2.1).
+    """
     spec, setup = lab.spec(term.model), lab.setup(term.model, term.setup)
     base = _linear_parameters(term, lab) + spec.hidden * spec.vocab
     trained = base if setup.method == "full" else _prediction(term, lab).trainable_parameters
@@ -143,7 +161,9 @@ QUANTITIES: dict[str, Callable[[Term, Lab], float]] = {
     "total_parameters": lambda t, lab: _prediction(t, lab).total_parameters,
     "parameters": lambda t, lab: _prediction(t, lab).model.parameters,
     "mlp_parameters": lambda t, lab: sum(_mlp_parameters(layer) for layer in _layers(t, lab)),
-    "attention_parameters": lambda t, lab: sum(linear.parameters for layer in _layers(t, lab) for linear in layer.attention.linears),
+    "attention_parameters": lambda t, lab: sum(
+        linear.parameters for layer in _layers(t, lab) for linear in layer.attention.linears
+    ),
     "linear_parameters": _linear_parameters,
     "largest_linear": _largest_linear,
     "kv_elements": _kv_elements,

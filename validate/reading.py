@@ -9,7 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Assumption:
-    """One thing that the answer rests on: the field, its value, and the words that said so (empty: a default)."""
+    """One thing that the answer rests on: the field, its value, and the words that said so (empty: a
+    default).
+    """
 
     name: str
     value: str
@@ -31,7 +33,13 @@ class Reading:
 
     def say(self, name: str, value: Any, words: str, zh: str = "") -> None:
         self.fields[name] = value
-        shown = "+".join(value) if isinstance(value, tuple) else f"{value:,}" if isinstance(value, int) else str(value)
+        shown = (
+            "+".join(value)
+            if isinstance(value, tuple)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else str(value)
+        )
         self.found.append(Assumption(name, shown, words, zh))
 
 

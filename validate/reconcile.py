@@ -1,6 +1,8 @@
-"""reconcile(prediction, measurement): per tier, moment and component what was predicted, what was measured, and what stays unexplained.
+"""reconcile(prediction, measurement): per tier, moment and component what was predicted, what was measured,
+and what stays unexplained.
 
-Errors are (predicted - measured) / measured. Nothing is spread over rows: what no explanation covers is `unexplained_bytes`.
+Errors are (predicted - measured) / measured. Nothing is spread over rows: what no explanation covers is
+`unexplained_bytes`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Outcome = Literal["right", "false_fits", "false_no", "tight", "unknown"]
 
 @dataclass(frozen=True)
 class Difference:
-    """One number, both ways. `error` is a fraction of the measured one, None where that is 0 or either is unknown."""
+    """One number, both ways. `error` is a fraction of the measured one, None where that is 0 or either is
+    unknown.
+    """
 
     what: str  # allocated | reserved | device of the step's peak, or a component
     moment: str
@@ -37,7 +41,13 @@ class Difference:
         return self.bytes / self.measured if self.measured else None
 
     def to_document(self) -> dict[str, Any]:
-        return {"what": self.what, "moment": self.moment, "predicted": self.predicted, "measured": self.measured, "error": self.error}
+        return {
+            "what": self.what,
+            "moment": self.moment,
+            "predicted": self.predicted,
+            "measured": self.measured,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,11 @@ class Predicted:
         peak = prediction.step_peak
         return cls(
             prediction.engine,
-            {"allocated": peak.allocated_bytes, "reserved": peak.reserved_bytes, "context": peak.context_bytes},
+            {
+                "allocated": peak.allocated_bytes,
+                "reserved": peak.reserved_bytes,
+                "context": peak.context_bytes,
+            },
             {m.moment: m.components for m in prediction.moments},
             {m.moment: m.rows for m in prediction.moments},
             prediction.smallest_capacity_bytes,
@@ -123,20 +137,29 @@ class Predicted:
                 document.get("smallest_capacity_bytes"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"the prediction in the record cannot be read: {type(error).__name__} {shorten(str(error))}") from None
+            raise UsageError(
+                f"the prediction in the record cannot be read: {type(error).__name__} {shorten(str(error))}"
+            ) from None
 
     def allocated(self, moment: str) -> int:
         return sum(self.components[moment].values())
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    known = {key: row[key] for key in ("name", "dtype", "count", "bytes", "component", "why", "block_bytes") if key in row}
+    known = {
+        key: row[key]
+        for key in ("name", "dtype", "count", "bytes", "component", "why", "block_bytes")
+        if key in row
+    }
     return Row(shape=tuple(row["shape"]), **known)
 
 
-def reconcile(prediction: Prediction | Predicted, measurement: Measurement, references: Iterable[Row] = ()) -> Reconciliation:
-    """Prediction against measurement. `references` are rows known from elsewhere (the other engine, the model's shapes), by which a row
-    that the prediction lacks can still be named."""
+def reconcile(
+    prediction: Prediction | Predicted, measurement: Measurement, references: Iterable[Row] = ()
+) -> Reconciliation:
+    """Prediction against measurement. `references` are rows known from elsewhere (the other engine, the
+    model's shapes), by which a row that the prediction lacks can still be named.
+    """
     predicted = prediction if isinstance(prediction, Predicted) else Predicted.of(prediction)
     tiers = _tiers(predicted, measurement)
     moments = tuple(_moments(predicted, measurement))
@@ -165,17 +188,25 @@ def _tiers(predicted: Predicted, measurement: Measurement) -> dict[str, Differen
     peak = measurement.step_peak
     if measurement.outcome != "ok" or peak is None:
         return {}
-    found = {"allocated": Difference("allocated", peak.moment, predicted.peaks["allocated"], peak.allocated_bytes)}
+    found = {
+        "allocated": Difference("allocated", peak.moment, predicted.peaks["allocated"], peak.allocated_bytes)
+    }
     if peak.reserved_bytes is not None:
-        found["reserved"] = Difference("reserved", peak.moment, predicted.peaks["reserved"], peak.reserved_bytes)
+        found["reserved"] = Difference(
+            "reserved", peak.moment, predicted.peaks["reserved"], peak.reserved_bytes
+        )
     device = peak.device_bytes
     if device is not None:
-        found["device"] = Difference("device", peak.moment, predicted.peaks["reserved"] + predicted.peaks["context"], device)
+        found["device"] = Difference(
+            "device", peak.moment, predicted.peaks["reserved"] + predicted.peaks["context"], device
+        )
     return found
 
 
 def _moments(predicted: Predicted, measurement: Measurement) -> Iterable[Difference]:
-    """Every moment that both know: its total, and its components where the record has the allocator's history."""
+    """Every moment that both know: its total, and its components where the record has the allocator's
+    history.
+    """
     if measurement.outcome != "ok":
         return
     for moment in measurement.moments:
@@ -184,12 +215,15 @@ def _moments(predicted: Predicted, measurement: Measurement) -> Iterable[Differe
         yield Difference("allocated", moment.name, predicted.allocated(moment.name), moment.allocated_bytes)
         for component in COMPONENTS if moment.components is not None else ():
             measured = measured_component(moment.components or {}, component)
-            yield Difference(component, moment.name, predicted.components[moment.name].get(component, 0), measured)
+            yield Difference(
+                component, moment.name, predicted.components[moment.name].get(component, 0), measured
+            )
 
 
 def measured_component(components: Mapping[str, int], component: str) -> int:
-    """A component as the allocator's history has it. Blocks that nothing claims are counted beside temporaries, which is what the
-    prediction calls a block of no other component: history knows no names."""
+    """A component as the allocator's history has it. Blocks that nothing claims are counted beside
+    temporaries, which is what the prediction calls a block of no other component: history knows no names.
+    """
     extra = components.get("unattributed", 0) if component == "temporaries" else 0
     return components.get(component, 0) + extra
 
@@ -198,20 +232,30 @@ def _at_peak(left: Mapping[tuple[str, str], int], measurement: Measurement) -> i
     """What stays unexplained at the moment of the measured peak."""
     peak = measurement.step_peak
     names = [m for m, what in left if what == TOTAL and m in STEP_MOMENTS]
-    moment = peak.moment if peak is not None and peak.moment in names else (names or [m for m, _ in left] or [""])[0]
+    moment = (
+        peak.moment
+        if peak is not None and peak.moment in names
+        else (names or [m for m, _ in left] or [""])[0]
+    )
     return left.get((moment, TOTAL), 0)
 
 
 def judge_outcome(predicted: Predicted, measurement: Measurement) -> Outcome:
-    """Whether the verdict was right: an `oom` under a cap says that the run does not fit it, an `ok` that it does.
+    """Whether the verdict was right: an `oom` under a cap says that the run does not fit it, an `ok` that it
+    does.
 
-    `tight` counts as neither right nor wrong. Without a cap only an oom on a card of known size says anything beyond ok.
+    `tight` counts as neither right nor wrong. Without a cap only an oom on a card of known size says anything
+    beyond ok.
     """
     limit = measurement.cap_bytes or _card_bytes(measurement)
     if measurement.outcome not in ("ok", "oom") or limit is None:
         return "unknown"
     most = max(predicted.peaks["reserved"], 0)
-    least = predicted.smallest_capacity - predicted.peaks["context"] if predicted.smallest_capacity is not None else most
+    least = (
+        predicted.smallest_capacity - predicted.peaks["context"]
+        if predicted.smallest_capacity is not None
+        else most
+    )
     if predicted.smallest_capacity is None and predicted.worst_error:
         slack = round(predicted.peaks["allocated"] * predicted.worst_error)
         least, most = least - slack, most + slack
@@ -237,13 +281,19 @@ def _notes(measurement: Measurement, predicted: Predicted) -> Iterable[str]:
         yield f"not predicted: {', '.join(unknown)}"
     if measurement.outcome == "ok" and all(m.components is None for m in measurement.moments):
         yield "the record has no allocator history: components cannot be compared"
-    missing = [m for m in MOMENTS if m in predicted.components and all(m != have.name for have in measurement.moments)]
+    missing = [
+        m
+        for m in MOMENTS
+        if m in predicted.components and all(m != have.name for have in measurement.moments)
+    ]
     if measurement.outcome == "ok" and missing:
         yield f"not measured: {', '.join(missing)}"
 
 
 def event_notes(alignment: Mapping[str, Any] | None, moments: Iterable[Difference]) -> list[str]:
-    """Aligned events that only one side has and whose bytes are those of a moment's gap: the allocation that is missing or too much."""
+    """Aligned events that only one side has and whose bytes are those of a moment's gap: the allocation that
+    is missing or too much.
+    """
     notes = []
     gaps = {d.moment: d.bytes for d in moments if d.what == "allocated"}
     for event in (alignment or {}).get("unmatched", ()):
@@ -252,7 +302,9 @@ def event_notes(alignment: Mapping[str, Any] | None, moments: Iterable[Differenc
         near = any(abs(abs(gap) - size * times) <= CLOSE * abs(gap) for times in {1, event["count"]})
         if event["kind"] == "alloc" and event["only"] == side and abs(gap) >= SMALLEST and near:
             what = f"{size:,} B x{event['count']} at {event.get('where') or 'an operation without a name'}"
-            notes.append(f"the gap of {gap:+,} bytes in {event['moment']} is that of an allocation only {side}: {what}")
+            notes.append(
+                f"the gap of {gap:+,} bytes in {event['moment']} is that of an allocation only {side}: {what}"
+            )
     return notes
 
 

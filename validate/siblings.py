@@ -1,4 +1,6 @@
-"""Rows that a prediction's own pattern leads one to expect: a tensor that has a gradient and one state, while its like have two."""
+"""Rows that a prediction's own pattern leads one to expect: a tensor that has a gradient and one state, while
+its like have two.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from math import prod
 
 from memplan.planner.prediction import Row
 
-_TENSOR = re.compile(r".*?\.(?:lora_[A-Z]+|weight|bias)\b")  # of one word: up to the first part that names a tensor
+_TENSOR = re.compile(
+    r".*?\.(?:lora_[A-Z]+|weight|bias)\b"
+)  # of one word: up to the first part that names a tensor
 _WRAPPED = "base_model.model."  # PEFT's prefix, which weights carry and operations do not
 _LEAST = 3  # tensors that must play a role before another is expected to
 
@@ -25,7 +29,9 @@ class Role:
 
 
 def _read(row: Row) -> tuple[str, Role] | None:
-    """The tensor that a row is about (in its last word that names one) and its role; None where the row names no tensor."""
+    """The tensor that a row is about (in its last word that names one) and its role; None where the row names
+    no tensor.
+    """
     words = row.name.split(" ")
     for at in range(len(words) - 1, -1, -1):
         match = _TENSOR.match(words[at])
@@ -37,7 +43,9 @@ def _read(row: Row) -> tuple[str, Role] | None:
 
 
 def expected_rows(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Row]]:
-    """For each role that most tensors of a kind play and one tensor does not: its row at every moment where its like have one."""
+    """For each role that most tensors of a kind play and one tensor does not: its row at every moment where
+    its like have one.
+    """
     players: dict[Role, dict[str, dict[str, Row]]] = {}  # role -> tensor -> moment -> row
     shapes: dict[tuple[str, str], Row] = {}
     for moment, alive in rows.items():
@@ -52,12 +60,18 @@ def expected_rows(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Row]]:
         tensors = [tensor for tensor, kind in shapes if kind == role.kind]
         if len(have) >= _LEAST and 2 * len(have) >= len(tensors):
             missing = [tensor for tensor in tensors if tensor not in have]
-            expected += [rows for tensor in missing for rows in _like(shapes[tensor, role.kind], tensor, role, have)]
+            expected += [
+                rows for tensor in missing for rows in _like(shapes[tensor, role.kind], tensor, role, have)
+            ]
     return expected
 
 
-def _like(known: Row, tensor: str, role: Role, siblings: Mapping[str, Mapping[str, Row]]) -> list[dict[str, Row]]:
-    """The rows of `tensor` in `role`, of the usual dtype: one set for each pattern of moments and counts that its siblings show."""
+def _like(
+    known: Row, tensor: str, role: Role, siblings: Mapping[str, Mapping[str, Row]]
+) -> list[dict[str, Row]]:
+    """The rows of `tensor` in `role`, of the usual dtype: one set for each pattern of moments and counts that
+    its siblings show.
+    """
     usual = Counter(row.dtype for rows in siblings.values() for row in rows.values()).most_common(1)[0][0]
     joint = "" if role.after[:1] in (".", ":") else " "
     name = f"{tensor}{joint}{role.after}".strip()
@@ -66,7 +80,14 @@ def _like(known: Row, tensor: str, role: Role, siblings: Mapping[str, Mapping[st
         if all(row.dtype == usual and prod(row.shape) for row in rows.values()):
             sized = {m: row.charged * prod(known.shape) // prod(row.shape) for m, row in rows.items()}
             patterns[tuple(sized.items())] = {
-                m: replace(row, name=name, shape=known.shape, bytes=sized[m], block_bytes=None, why="its like have one")
+                m: replace(
+                    row,
+                    name=name,
+                    shape=known.shape,
+                    bytes=sized[m],
+                    block_bytes=None,
+                    why="its like have one",
+                )
                 for m, row in rows.items()
             }
     return list(patterns.values())

@@ -21,10 +21,19 @@ def summary_line(found: Answer) -> Mapping[str, str]:
     )
     if found.usable is None:
         card_en = (
-            f"; the smallest common card that holds it is {found.smallest_card}" if found.smallest_card else "; no common card holds it"
+            f"; the smallest common card that holds it is {found.smallest_card}"
+            if found.smallest_card
+            else "; no common card holds it"
         )
-        card_zh = f"；能放下的最小常见卡是 {found.smallest_card}" if found.smallest_card else "；没有常见的单卡能放下"
-        return {"en": f"{method} on {model} needs {need}{each_en}{card_en}", "zh": f"{model} 做 {method} 需要 {need}{each_zh}{card_zh}"}
+        card_zh = (
+            f"；能放下的最小常见卡是 {found.smallest_card}"
+            if found.smallest_card
+            else "；没有常见的单卡能放下"
+        )
+        return {
+            "en": f"{method} on {model} needs {need}{each_en}{card_en}",
+            "zh": f"{model} 做 {method} 需要 {need}{each_zh}{card_zh}",
+        }
     largest = _largest(found)
     if largest is not None:
         return largest
@@ -35,8 +44,14 @@ def summary_line(found: Answer) -> Mapping[str, str]:
         count = f"{setup.gpus}" if found.verdict != "no" else f"more than {setup.gpus}"
         zh_count = f"{setup.gpus} 张" if found.verdict != "no" else f"{setup.gpus} 张以上"
         return {
-            "en": f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)} on each ({setup.parallel})",
-            "zh": f"{zh_count} {found.question.gpu}：{model} 做 {method} 每张需要 {need}，可用 {gib(found.usable)}（{setup.parallel}）",
+            "en": (
+                f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)} "
+                f"on each ({setup.parallel})"
+            ),
+            "zh": (
+                f"{zh_count} {found.question.gpu}：{model} 做 {method} 每张需要 {need}，可用 "
+                f"{gib(found.usable)}（{setup.parallel}）"
+            ),
         }
     return {
         "en": f"{words[0]}: {method} on {model} needs {need} of {have}{each_en}{but['en']}",
@@ -51,7 +66,10 @@ def _largest(found: Answer) -> Mapping[str, str] | None:
         return None
     name, zh = {"sequence_length": ("sequence", "序列"), "micro_batch": ("micro-batch", "批大小")}[wanted]
     told_en, told_zh = [], []
-    for label, on_en, on_zh in ((wanted, "", ""), (f"{wanted}, checkpointing on", " with gradient checkpointing", "（开梯度检查点）")):
+    for label, on_en, on_zh in (
+        (wanted, "", ""),
+        (f"{wanted}, checkpointing on", " with gradient checkpointing", "（开梯度检查点）"),
+    ):
         result = dict(found.boundaries).get(label)
         if result is None:
             continue
@@ -62,10 +80,19 @@ def _largest(found: Answer) -> Mapping[str, str] | None:
             told_en.append(f"up to {result.boundaries[-1].low:,}{on_en}")
             told_zh.append(f"最大 {result.boundaries[-1].low:,}{on_zh}")
         else:
-            told_en.append(f"as long as the model takes{on_en}" if wanted == "sequence_length" else f"beyond 4,096{on_en}")
-            told_zh.append(f"模型支持的都可以{on_zh}" if wanted == "sequence_length" else f"超过 4,096{on_zh}")
+            told_en.append(
+                f"as long as the model takes{on_en}"
+                if wanted == "sequence_length"
+                else f"beyond 4,096{on_en}"
+            )
+            told_zh.append(
+                f"模型支持的都可以{on_zh}" if wanted == "sequence_length" else f"超过 4,096{on_zh}"
+            )
     method, model, gpu = found.prediction.setup.method, found.question.model, found.question.gpu
-    return {"en": f"{name} {', '.join(told_en)}: {method} on {model}, {gpu}", "zh": f"{model} 做 {method}，{gpu}：{zh}{'，'.join(told_zh)}"}
+    return {
+        "en": f"{name} {', '.join(told_en)}: {method} on {model}, {gpu}",
+        "zh": f"{model} 做 {method}，{gpu}：{zh}{'，'.join(told_zh)}",
+    }
 
 
 def _but(found: Answer) -> Mapping[str, str]:
@@ -73,7 +100,11 @@ def _but(found: Answer) -> Mapping[str, str]:
     if found.verdict != "no":
         return {"en": "", "zh": ""}
     method = found.prediction.setup.method
-    kinds = [f"{method}, checkpointing", "lora, checkpointing", "qlora, checkpointing"] if method in ("lora", "full") else []
+    kinds = (
+        [f"{method}, checkpointing", "lora, checkpointing", "qlora, checkpointing"]
+        if method in ("lora", "full")
+        else []
+    )
     if method == "full":
         kinds[0] = "full, bf16 weights, checkpointing"
     for kind in kinds:

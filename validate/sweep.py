@@ -1,4 +1,6 @@
-"""One part of a claim, checked: at one point, over named values, or over a range whose boundary is found by bisection."""
+"""One part of a claim, checked: at one point, over named values, or over a range whose boundary is found by
+bisection.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ from memplan.validate.lab import Lab
 from memplan.validate.numbers import Value, number, shown
 
 Verdict = Literal["supported", "refuted", "depends", "not_checkable"]
-_SAMPLES = 6  # interior points of a range that are tried, so that a change and its reversal are not both missed
+_SAMPLES = (
+    6  # interior points of a range that are tried, so that a change and its reversal are not both missed
+)
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where a part's truth changes: between neighbouring values of a range, or between named values (`yes` and `no`)."""
+    """Where a part's truth changes: between neighbouring values of a range, or between named values (`yes`
+    and `no`).
+    """
 
     name: str
     low: int = 0
@@ -32,14 +38,27 @@ class Boundary:
 
     def said(self, lang: str = "en") -> str:
         if self.yes or self.no:
-            return said("holds for {yes}; not for {no}", yes=_names(self.yes), no=_names(self.no)).text(in_language(lang))
-        template = "holds up to {name} {low}, not from {high}" if self.low_holds else "does not hold up to {name} {low}, holds from {high}"
-        return said(template, name=said(self.name), low=number(self.low), high=number(self.high)).text(in_language(lang))
+            return said("holds for {yes}; not for {no}", yes=_names(self.yes), no=_names(self.no)).text(
+                in_language(lang)
+            )
+        template = (
+            "holds up to {name} {low}, not from {high}"
+            if self.low_holds
+            else "does not hold up to {name} {low}, holds from {high}"
+        )
+        return said(template, name=said(self.name), low=number(self.low), high=number(self.high)).text(
+            in_language(lang)
+        )
 
     def to_document(self) -> dict[str, Any]:
         if self.yes or self.no:
             return {"name": self.name, "holds_for": list(self.yes), "not_for": list(self.no)}
-        return {"name": self.name, "low": self.low, "high": self.high, "holds": "low" if self.low_holds else "high"}
+        return {
+            "name": self.name,
+            "low": self.low,
+            "high": self.high,
+            "holds": "low" if self.low_holds else "high",
+        }
 
 
 def _names(names: tuple[str, ...]) -> Said:
@@ -52,7 +71,9 @@ def _names(names: tuple[str, ...]) -> Said:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What came of a part: `found` is None where it could not be checked or where it depends; `boundaries` say on what."""
+    """What came of a part: `found` is None where it could not be checked or where it depends; `boundaries`
+    say on what.
+    """
 
     part: Part
     verdict: Verdict
@@ -99,7 +120,12 @@ def holds(found: Value, claimed: Claimed, relation: str, tolerance: float) -> bo
     """Whether a found value satisfies `relation claimed`; `tolerance` is relative and widens = alone."""
     if relation == "between" and isinstance(claimed, tuple) and not isinstance(found, str):
         return claimed[0] <= found <= claimed[1]
-    if isinstance(found, str) or isinstance(claimed, str | tuple) or isinstance(found, bool) or isinstance(claimed, bool):
+    if (
+        isinstance(found, str)
+        or isinstance(claimed, str | tuple)
+        or isinstance(found, bool)
+        or isinstance(claimed, bool)
+    ):
         return type(found) is type(claimed) and found == claimed
     if relation == "=":
         return abs(found - claimed) <= tolerance * abs(claimed)
@@ -113,13 +139,17 @@ def holds(found: Value, claimed: Claimed, relation: str, tolerance: float) -> bo
 
 
 def check_part(part: Part, lab: Lab) -> PartResult:
-    """The verdict of one part. Raises UsageError for what the file got wrong; what is missing becomes not_checkable."""
+    """The verdict of one part. Raises UsageError for what the file got wrong; what is missing becomes
+    not_checkable.
+    """
     try:
         if part.over is None and CHECKS[part.check].each is not None:
             return _over_each(part, lab)
         if part.over is None:
             point = _point(part, None, lab)
-            return PartResult(part, "supported" if point.holds else "refuted", point.found.value, point.found.evidence)
+            return PartResult(
+                part, "supported" if point.holds else "refuted", point.found.value, point.found.evidence
+            )
         return _over_values(part, part.over, lab) if part.over.values else _over_range(part, part.over, lab)
     except Missing as missing:
         return PartResult(part, "not_checkable", None, said("missing: {what}", what=missing.said))
@@ -130,7 +160,9 @@ def _point(part: Part, at: Any, lab: Lab) -> Point:
         part = _bound(part, part.over.key, at)
     run = CHECKS[part.check].run
     if run is None:
-        raise UsageError(f"over: a check of kind {part.check} takes none: it goes over every recorded model by itself")
+        raise UsageError(
+            f"over: a check of kind {part.check} takes none: it goes over every recorded model by itself"
+        )
     found = run(part, lab)
     return Point(at, found, holds(found.value, part.claimed, part.relation, part.tolerance))
 
@@ -157,7 +189,12 @@ def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
     result = _of_points(part, over.key.removeprefix("setup."), points)
     if not unknown_at:
         return result
-    also = said("{evidence}; not checkable for {names}: {reason}", evidence=result.evidence, names=_names(tuple(unknown_at)), reason=reason)
+    also = said(
+        "{evidence}; not checkable for {names}: {reason}",
+        evidence=result.evidence,
+        names=_names(tuple(unknown_at)),
+        reason=reason,
+    )
     return replace(result, evidence=also)
 
 
@@ -166,7 +203,8 @@ def _over_each(part: Part, lab: Lab) -> PartResult:
     each = CHECKS[part.check].each
     assert each is not None
     points = [
-        Point(name, found, holds(found.value, part.claimed, part.relation, part.tolerance)) for name, found in each(part, lab).items()
+        Point(name, found, holds(found.value, part.claimed, part.relation, part.tolerance))
+        for name, found in each(part, lab).items()
     ]
     return _of_points(part, part.check, points)
 
@@ -174,17 +212,29 @@ def _over_each(part: Part, lab: Lab) -> PartResult:
 def _of_points(part: Part, key: str, points: list[Point]) -> PartResult:
     yes, no = tuple(_name(p.at) for p in points if p.holds), tuple(_name(p.at) for p in points if not p.holds)
     verdict: Verdict = "depends" if yes and no else "supported" if yes else "refuted"
-    evidence = said("{points}", points=tuple(said("{at}: {evidence}", at=_name(p.at), evidence=p.found.evidence) for p in points))
+    evidence = said(
+        "{points}",
+        points=tuple(said("{at}: {evidence}", at=_name(p.at), evidence=p.found.evidence) for p in points),
+    )
     boundaries = (Boundary(key, yes=yes, no=no),) if verdict == "depends" else ()
-    return PartResult(part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, boundaries)
+    return PartResult(
+        part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, boundaries
+    )
 
 
 def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
-    """Sampled on a geometric grid, then bisected at every change: exact to one unit of the field that the text leaves open."""
+    """Sampled on a geometric grid, then bisected at every change: exact to one unit of the field that the
+    text leaves open.
+    """
     steps = _SAMPLES + 1
-    grid = sorted({round(over.low * (over.high / over.low) ** (i / steps)) for i in range(steps + 1)} | {over.low, over.high})
+    grid = sorted(
+        {round(over.low * (over.high / over.low) ** (i / steps)) for i in range(steps + 1)}
+        | {over.low, over.high}
+    )
     points = [_point(part, at, lab) for at in grid]
-    changes = [_change(part, a, b, lab) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds]
+    changes = [
+        _change(part, a, b, lab) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds
+    ]
     name = over.key.removeprefix("setup.")
     if changes:
         evidence = said("{points}", points=tuple(_at(name, p) for pair in changes for p in pair))
@@ -201,7 +251,9 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
 
 
 def _at(name: str, point: Point) -> Said:
-    return said("{name} {at}: {evidence}", name=said(name), at=number(point.at), evidence=point.found.evidence)
+    return said(
+        "{name} {at}: {evidence}", name=said(name), at=number(point.at), evidence=point.found.evidence
+    )
 
 
 def _beyond(part: Part, over: Over, last: Point, lab: Lab) -> tuple[Point, Point] | None:
@@ -228,4 +280,10 @@ def _boundary(name: str, low: Point, high: Point) -> Boundary:
 
 
 def _name(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value) if isinstance(value, int | float) else "+".join(map(str, value))
+    return (
+        value
+        if isinstance(value, str)
+        else shown(value)
+        if isinstance(value, int | float)
+        else "+".join(map(str, value))
+    )

@@ -1,13 +1,38 @@
-"""The words that `memplan ask` knows, English and Chinese, as tables: a pattern and what it says. Word boundaries are Latin's alone."""
+"""The words that `memplan ask` knows, English and Chinese, as tables: a pattern and what it says. Word
+boundaries are Latin's alone.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-WIDE = {ord(a): b for a, b in zip("，。？！（）：；＝×＋０１２３４５６７８９", ",.?!():;=x+0123456789", strict=True)}
+WIDE = {
+    ord(a): b
+    for a, b in zip("，。？！（）：；＝×＋０１２３４５６７８９", ",.?!():;=x+0123456789", strict=True)
+}
 
-COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4, "six": 6, "eight": 8, "sixteen": 16, "single": 1, "a": 1, "an": 1,
-          "一": 1, "单": 1, "两": 2, "二": 2, "双": 2, "三": 3, "四": 4, "六": 6, "八": 8, "十六": 16}  # fmt: skip
+COUNTS = {
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "six": 6,
+    "eight": 8,
+    "sixteen": 16,
+    "single": 1,
+    "a": 1,
+    "an": 1,
+    "一": 1,
+    "单": 1,
+    "两": 2,
+    "二": 2,
+    "双": 2,
+    "三": 3,
+    "四": 4,
+    "六": 6,
+    "八": 8,
+    "十六": 16,
+}
 
 METHODS_SAID: tuple[tuple[str, str], ...] = (
     (r"q-?lora|4[- ]?bit|nf4|int4|4\s*位(?:量化)?|4比特(?:量化)?", "qlora"),
@@ -29,7 +54,11 @@ METHODS_SAID: tuple[tuple[str, str], ...] = (
 )
 
 SWITCHES: tuple[tuple[str, str, Any], ...] = (
-    (r"(?:no|without|w/o) (?:gradient |activation )?checkpointing|(?:不用|不开|没有|无)(?:梯度)?检查点", "checkpointing", "none"),
+    (
+        r"(?:no|without|w/o) (?:gradient |activation )?checkpointing|(?:不用|不开|没有|无)(?:梯度)?检查点",
+        "checkpointing",
+        "none",
+    ),
     (
         r"(?:with |and )?(?:gradient |activation )?(?:checkpointing|checkpoints?)(?: on)?|(?:开|带)?(?:梯度)?检查点|gc",
         "checkpointing",
@@ -62,17 +91,26 @@ _SEQUENCE = r"seq(?:uence)?(?:[- ]?len(?:gth)?)?|context(?: (?:length|window|siz
 _IS = r"\s*(?:of|=|:|为|是)?\s*"
 NUMBERS: tuple[tuple[str, str], ...] = (
     (rf"(?:{_SEQUENCE}){_IS}(\d+)\s*(k)?", "sequence_length"),
-    (r"(\d+)\s*(k)?[- ]?(?:tokens?|context(?: length| window)?|个?\s*token|上下文|长度|的?序列)", "sequence_length"),
+    (
+        r"(\d+)\s*(k)?[- ]?(?:tokens?|context(?: length| window)?|个?\s*token|上下文|长度|的?序列)",
+        "sequence_length",
+    ),
     (rf"(?:micro[- ]?)?(?:batch(?:[- ]?size)?|bs|批(?:次)?(?:大小)?){_IS}(\d+)", "micro_batch"),
     (r"(\d+)[- ]batch", "micro_batch"),
-    (rf"(?:grad(?:ient)?[- ]accum(?:ulation)?(?: steps)?|梯度累积){_IS}(\d+)(?: steps?|步)?", "gradient_accumulation"),
+    (
+        rf"(?:grad(?:ient)?[- ]accum(?:ulation)?(?: steps)?|梯度累积){_IS}(\d+)(?: steps?|步)?",
+        "gradient_accumulation",
+    ),
     (rf"(?:rank|秩|r){_IS}(\d+)", "rank"),
     (rf"(?:lora[- ])?alpha{_IS}(\d+)", "alpha"),
     (r"(\d+)\s*(k)", "sequence_length"),
 )
 
 WANTED: tuple[tuple[str, str], ...] = (
-    (r"(?:how many|number of) (?:\S+ )?(?:gpus?|cards?|[ablh]\d+\w*|\d{4}s?)|几张|多少张|几块|多少块|几卡|多少卡", "cards"),
+    (
+        r"(?:how many|number of) (?:\S+ )?(?:gpus?|cards?|[ablh]\d+\w*|\d{4}s?)|几张|多少张|几块|多少块|几卡|多少卡",
+        "cards",
+    ),
     (
         r"(?:max(?:imum)?|longest|largest) (?:sequence|seq|context)(?: ?len(?:gth)?| window)?|how long"
         r"|(?:最长|最大)(?:的)?(?:序列|上下文)(?:长度)?"
@@ -96,12 +134,28 @@ UNANSWERED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(?:cpu |nvme )?offload\w*|卸载",
-        "offloading is a setting of a strategy: memplan plan MODEL --gpus 8 --parallel zero3 --set offload=all",
+        "offloading is a setting of a strategy: memplan plan MODEL --gpus 8 --parallel zero3 --set "
+        "offload=all",
     ),
-    (r"pre-?train\w*|预训练", "pretraining is not one of the methods: ask for full fine-tuning, which holds the same tensors"),
+    (
+        r"pre-?train\w*|预训练",
+        "pretraining is not one of the methods: ask for full fine-tuning, which holds the same tensors",
+    ),
     (r"rlhf|ppo|grpo|dpo", "preference and reinforcement training hold more than one model: not predicted"),
 )
 """What would change the answer and cannot be read: refused, never ignored."""
 
-SPELT = ("qlora", "adalora", "mistral", "mixtral", "falcon", "deepseek", "tinyllama", "checkpointing", "inference", "sequence", "llama")
+SPELT = (
+    "qlora",
+    "adalora",
+    "mistral",
+    "mixtral",
+    "falcon",
+    "deepseek",
+    "tinyllama",
+    "checkpointing",
+    "inference",
+    "sequence",
+    "llama",
+)
 """Words that are read with one letter wrong, missing or more, and said so."""

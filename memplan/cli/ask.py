@@ -7,11 +7,13 @@ import click
 
 @click.command("ask", short_help="A question in a sentence (zh, en): verdict, boundary, derivation.")
 @click.argument("sentence", nargs=-1, required=True)
-@click.option("--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: the question's.")
+@click.option(
+    "--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: the question's."
+)
 @click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
 def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
-    """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": what was assumed, whether it fits, where that flips, and the
-    derivation by hand. An answer of no is exit 0.
+    """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": what was assumed, whether it fits,
+    where that flips, and the derivation by hand. An answer of no is exit 0.
     """
     from memplan.validate.answer import answer
     from memplan.validate.ask import read

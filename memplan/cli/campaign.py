@@ -14,21 +14,56 @@ from memplan.planner.tables.errors import UsageError
 
 @click.command("campaign", short_help="Many profiles from a file, resumable.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, help="Where records go; none is repeated.")
-@click.option("--budget", metavar="TIME", help="Stop cleanly after 25m, 570s, ...; the same command continues.")
-@click.option("--archive", type=click.Path(path_type=Path), metavar="FILE", help="Also append every record to one JSON-lines file.")
-@click.option("--unpack", is_flag=True, help="FILE is an archive: write its records into DIR, measure nothing.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    required=True,
+    help="Where records go; none is repeated.",
+)
+@click.option(
+    "--budget", metavar="TIME", help="Stop cleanly after 25m, 570s, ...; the same command continues."
+)
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also append every record to one JSON-lines file.",
+)
+@click.option(
+    "--unpack", is_flag=True, help="FILE is an archive: write its records into DIR, measure nothing."
+)
 @click.option("--device", metavar="NAME", help="cuda or cpu, against what the file says.")
 @click.option("--only", metavar="TEXT", help="Only cases whose name contains TEXT.")
-@click.option("--retry-errors", is_flag=True, help="Measure again what ended in an error (not what ran out of memory).")
-@click.option("--rehearse", is_flag=True, help="Every case with a tiny model on the CPU: does the file run? Measures no sizes.")
+@click.option(
+    "--retry-errors", is_flag=True, help="Measure again what ended in an error (not what ran out of memory)."
+)
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Every case with a tiny model on the CPU: does the file run? Measures no sizes.",
+)
 @click.option("--list", "list_cases", is_flag=True, help="Print the cases, measure nothing.")
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
-def command(file: Path, out: Path, budget: str | None, archive: Path | None, unpack: bool, device: str | None, only: str | None,
-            retry_errors: bool, rehearse: bool, list_cases: bool, as_json: bool) -> int:  # fmt: skip
+@click.option(
+    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
+)
+def command(
+    file: Path,
+    out: Path,
+    budget: str | None,
+    archive: Path | None,
+    unpack: bool,
+    device: str | None,
+    only: str | None,
+    retry_errors: bool,
+    rehearse: bool,
+    list_cases: bool,
+    as_json: bool,
+) -> int:
     """Measure every case of FILE that DIR has no record of, one at a time, each in its own process.
 
-    Every finished case is on the disk before the next one starts: whatever stops a campaign, the same command continues it.
+    Every finished case is on the disk before the next one starts: whatever stops a campaign, the same command
+    continues it.
     """
     if unpack:
         return _unpack(file, out, as_json)
@@ -38,7 +73,10 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
     if only:
         chosen = tuple(case for case in cases.cases if only in case.name)
         if not chosen:
-            raise UsageError(f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list shows them")
+            raise UsageError(
+                f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list "
+                "shows them"
+            )
         cases = caselist.CaseList(cases.name, cases.device, chosen)
     if rehearse:
         from memplan.profiler.rehearsal import rehearsal
@@ -54,9 +92,19 @@ def command(file: Path, out: Path, budget: str | None, archive: Path | None, unp
         summary = run(cases, out, budget=seconds, archive=archive, retry_errors=retry_errors, listen=listen)
     progress = summary.progress
     if as_json:
-        counts = {key: getattr(progress, key) for key in ("total", "already", "done", "failed", "out_of_memory", "missing")}
+        counts = {
+            key: getattr(progress, key)
+            for key in ("total", "already", "done", "failed", "out_of_memory", "missing")
+        }
         problems = list(summary.problems)
-        _write({"records": [str(path) for path in summary.records], **counts, "stopped": summary.stopped, "problems": problems})
+        _write(
+            {
+                "records": [str(path) for path in summary.records],
+                **counts,
+                "stopped": summary.stopped,
+                "problems": problems,
+            }
+        )
     else:
         from memplan.render.console import show
 
@@ -80,7 +128,10 @@ def _unpack(archive: Path, out: Path, as_json: bool) -> int:
 
 def _list(cases: Any, as_json: bool) -> int:
     if as_json:
-        rows = [{"name": c.name, "model": c.model, "setup": c.setup.to_document(), "cap_bytes": c.cap_bytes} for c in cases.cases]
+        rows = [
+            {"name": c.name, "model": c.model, "setup": c.setup.to_document(), "cap_bytes": c.cap_bytes}
+            for c in cases.cases
+        ]
         _write({"cases": rows})
     else:
         for number, case in enumerate(cases.cases, 1):

@@ -12,15 +12,35 @@ from memplan.planner.tables.errors import unknown
 
 @click.command("claims", short_help="Check claims about training memory, each with computed evidence.")
 @click.argument("file", required=False, type=click.Path())
-@click.option("--lang", type=click.Choice(("en", "zh")), default="en", show_default=True, help="Language of the table.")
-@click.option("--conflicts", is_flag=True, help="Only where the documents contradict each other or themselves, with the computed arbiter.")
+@click.option(
+    "--lang", type=click.Choice(("en", "zh")), default="en", show_default=True, help="Language of the table."
+)
+@click.option(
+    "--conflicts",
+    is_flag=True,
+    help="Only where the documents contradict each other or themselves, with the computed arbiter.",
+)
 @click.option("--only", metavar="ID,ID", help="Only these claims.")
 @click.option("--explain", is_flag=True, help="Every part of every claim, with its sources.")
-@click.option("--measurements", type=click.Path(), metavar="DIR", help="Recorded runs for claims of time. Default: ./measurements.")
+@click.option(
+    "--measurements",
+    type=click.Path(),
+    metavar="DIR",
+    help="Recorded runs for claims of time. Default: ./measurements.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
-def command(file: str | None, lang: str, conflicts: bool, only: str | None, explain: bool, measurements: str | None, as_json: bool) -> None:
-    """Check every claim of FILE (docs/claims.md describes the format) and print its verdict, computed: supported, refuted, depends
-    (with the boundary), or not_checkable (with what is missing). A refuted claim is exit 0.
+def command(
+    file: str | None,
+    lang: str,
+    conflicts: bool,
+    only: str | None,
+    explain: bool,
+    measurements: str | None,
+    as_json: bool,
+) -> None:
+    """Check every claim of FILE (docs/claims.md describes the format) and print its verdict, computed:
+    supported, refuted, depends (with the boundary), or not_checkable (with what is missing). A refuted claim
+    is exit 0.
     """
     from memplan.validate.claims import check, check_conflict, load, to_document
     from memplan.validate.collect import recorded

@@ -1,4 +1,6 @@
-"""memplan compare MODEL: methods side by side; memplan compare A B: two training files, what differs and which bytes it explains."""
+"""memplan compare MODEL: methods side by side; memplan compare A B: two training files, what differs and
+which bytes it explains.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,39 @@ from memplan.planner.tables.gpus import find_gpu
 EXIT_DOES_NOT_FIT = 1
 
 
-@click.command("compare", context_settings=HELP, short_help="Methods side by side, or two setups against each other.")
+@click.command(
+    "compare", context_settings=HELP, short_help="Methods side by side, or two setups against each other."
+)
 @click.argument("model")
 @click.argument("other", required=False)
 @plan_options
-@click.option("--tasks", type=click.IntRange(1, 10**6), default=1, show_default=True, metavar="N", help="How many tasks are kept.")
-@click.option("--methods", metavar="A,B,...", help="The methods to set side by side. Default: full,lora,adalora,qlora.")
-@click.option("--largest-model", is_flag=True, help="With --gpu: the catalogue's largest model for each method.")
-def command(model: str, other: str | None, as_json: bool, tasks: int, methods: str | None, largest_model: bool, **options: Any) -> int:
-    """Full, LoRA, AdaLoRA and QLoRA (and the method of --method or of the training file) on MODEL: what is trained, in which precision,
-    every component at the peak, what is kept per task, the computation, and what merging takes. With two arguments (models or training
-    files): their differences, and the bytes that each explains. Exit code 1: with --gpu, nothing compared fits.
+@click.option(
+    "--tasks",
+    type=click.IntRange(1, 10**6),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many tasks are kept.",
+)
+@click.option(
+    "--methods", metavar="A,B,...", help="The methods to set side by side. Default: full,lora,adalora,qlora."
+)
+@click.option(
+    "--largest-model", is_flag=True, help="With --gpu: the catalogue's largest model for each method."
+)
+def command(
+    model: str,
+    other: str | None,
+    as_json: bool,
+    tasks: int,
+    methods: str | None,
+    largest_model: bool,
+    **options: Any,
+) -> int:
+    """Full, LoRA, AdaLoRA and QLoRA (and the method of --method or of the training file) on MODEL: what is
+    trained, in which precision, every component at the peak, what is kept per task, the computation, and what
+    merging takes. With two arguments (models or training files): their differences, and the bytes that each
+    explains. Exit code 1: with --gpu, nothing compared fits.
     """
     subject = read_subject(model, options)
     if other is not None:
@@ -40,16 +64,28 @@ def command(model: str, other: str | None, as_json: bool, tasks: int, methods: s
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
         raise UsageError("--largest-model needs a card: --gpu NAME")
-    names = METHODS_COMPARED if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    names = (
+        METHODS_COMPARED if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    )
     if not names:
-        raise UsageError("--methods names none: expected names such as full,lora,qlora (memplan list methods)")
+        raise UsageError(
+            "--methods names none: expected names such as full,lora,qlora (memplan list methods)"
+        )
     asked = [subject.setup.method] if methods is None or options["method"] is not None else []
     error = api.recorded_accuracy("formula").margin
 
     def predict(setup: Setup) -> Prediction:
         return api.predict(subject.model, setup, options["engine"])
 
-    found = columns(subject.model.spec(), subject.setup, predict, dict.fromkeys((*names, *asked)), gpu, error, largest_model)
+    found = columns(
+        subject.model.spec(),
+        subject.setup,
+        predict,
+        dict.fromkeys((*names, *asked)),
+        gpu,
+        error,
+        largest_model,
+    )
     if all(column.prediction is None for column in found):
         raise UsageError(found[0].error or "no method could be predicted")
     if as_json:
@@ -61,21 +97,32 @@ def command(model: str, other: str | None, as_json: bool, tasks: int, methods: s
         from memplan.render.console import make_console, show
 
         console = make_console()
-        show(*compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width), console=console)
+        show(
+            *compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width),
+            console=console,
+        )
     return _exit_code(column.prediction for column in found if column.prediction is not None)
 
 
 def _exit_code(predictions: Iterable[Prediction]) -> int:
     """1 where a card was named and no prediction for it says that it fits or is tight."""
-    verdicts = [prediction.gpus[0].verdict for prediction in predictions if prediction.setup.gpu is not None and prediction.gpus]
+    verdicts = [
+        prediction.gpus[0].verdict
+        for prediction in predictions
+        if prediction.setup.gpu is not None and prediction.gpus
+    ]
     return EXIT_DOES_NOT_FIT if verdicts and all(verdict == "no" for verdict in verdicts) else 0
 
 
 def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) -> int:
     from memplan.planner.answers.compare import SCHEMA, components_of, differences
 
-    engine = engine or ("trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula")
-    one, two = (subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second))
+    engine = engine or (
+        "trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula"
+    )
+    one, two = (
+        subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second)
+    )
     known = {(id(first.model), first.setup.identity()): one, (id(second.model), second.setup.identity()): two}
 
     def device_bytes(setup: Setup, model: Model = first.model) -> int:
@@ -92,9 +139,17 @@ def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) ->
     if as_json:
         from memplan.render.json import write
 
-        write({"schema": SCHEMA, "memplan_version": __version__, "first": _side(one), "second": _side(two),
-               "differences": [difference.to_document() for difference in found], "model_bytes": model_bytes,
-               "components": {"first": components_of(one), "second": components_of(two)}})  # fmt: skip
+        write(
+            {
+                "schema": SCHEMA,
+                "memplan_version": __version__,
+                "first": _side(one),
+                "second": _side(two),
+                "differences": [difference.to_document() for difference in found],
+                "model_bytes": model_bytes,
+                "components": {"first": components_of(one), "second": components_of(two)},
+            }
+        )
     else:
         from memplan.render.compare import pair_screen
         from memplan.render.console import show
@@ -105,4 +160,8 @@ def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) ->
 
 
 def _side(prediction: Prediction) -> dict[str, Any]:
-    return {"model": prediction.model.name, "setup": prediction.setup.to_document(), "peak": prediction.peak.to_document()}
+    return {
+        "model": prediction.model.name,
+        "setup": prediction.setup.to_document(),
+        "peak": prediction.peak.to_document(),
+    }

@@ -1,4 +1,6 @@
-"""memplan diff OLD.json NEW.json: what moved between two predictions or measurements; --fail-over makes it a gate."""
+"""memplan diff OLD.json NEW.json: what moved between two predictions or measurements; --fail-over makes it a
+gate.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,25 @@ from memplan.cli.options import HELP
 from memplan.planner.tables.errors import ToleranceError, UsageError, shorten
 
 
-@click.command("diff", context_settings=HELP, short_help="Two predictions or measurements: what moved; a gate with --fail-over.")
+@click.command(
+    "diff",
+    context_settings=HELP,
+    short_help="Two predictions or measurements: what moved; a gate with --fail-over.",
+)
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
-@click.option("--fail-over", metavar="PERCENT", help="Exit code 4 where a peak or a moment grew by more than this: 1%, 0.5%, 0.")
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
+@click.option(
+    "--fail-over",
+    metavar="PERCENT",
+    help="Exit code 4 where a peak or a moment grew by more than this: 1%, 0.5%, 0.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
+)
 def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
-    """What moved from OLD to NEW (documents of --json; with --explain they name tensors too): peaks, moments, components and rows."""
+    """What moved from OLD to NEW (documents of --json; with --explain they name tensors too): peaks, moments,
+    components and rows.
+    """
     from memplan.planner.answers.diff import diff
     from memplan.planner.inputs.jsonfile import read_json
 
@@ -38,12 +52,20 @@ def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
 
 
 def gate_message(found: Any, worst: Any, limit: str) -> str:
-    """One sentence for a gate: what grew, by how much, and the row or component of that moment that grew most."""
+    """One sentence for a gate: what grew, by how much, and the row or component of that moment that grew
+    most.
+    """
     share = "from nothing" if worst.fraction is None else f"by {worst.fraction:.2%}"
     text = f"{' '.join(worst.what)} grew {share} ({worst.moved:,} bytes), more than {limit} allows"
-    within = [change for change in (*found.rows, *found.components) if change.what[0] == worst.what[0]] or [*found.rows, *found.components]
+    within = [change for change in (*found.rows, *found.components) if change.what[0] == worst.what[0]] or [
+        *found.rows,
+        *found.components,
+    ]
     causes = [change for change in within if change.moved > 0][:1]
-    return text + "".join(f"; most of all {': '.join(part for part in change.what if part)} ({change.moved:+,} bytes)" for change in causes)
+    return text + "".join(
+        f"; most of all {': '.join(part for part in change.what if part)} ({change.moved:+,} bytes)"
+        for change in causes
+    )
 
 
 def read_percent(text: str) -> float:

@@ -1,4 +1,6 @@
-"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which card; and memplan fit jobs.yaml."""
+"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which card; and memplan fit
+jobs.yaml.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,44 @@ SHARED = ("fsdp", "zero1", "zero2", "zero3")
 FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
-@click.command("fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, card.")
+@click.command(
+    "fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, card."
+)
 @click.argument("model")
 @plan_options
-@click.option("--prefer", type=click.Choice(("quality", "memory", "speed")), default="quality", show_default=True, help="What comes first.")
 @click.option(
-    "--tasks", type=click.IntRange(1, 10**6), default=1, show_default=True, metavar="N", help="How many tasks are trained and kept."
+    "--prefer",
+    type=click.Choice(("quality", "memory", "speed")),
+    default="quality",
+    show_default=True,
+    help="What comes first.",
+)
+@click.option(
+    "--tasks",
+    type=click.IntRange(1, 10**6),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many tasks are trained and kept.",
 )
 @click.option("--serve", is_flag=True, help="The result is served: latency counts.")
-@click.option("--largest-model", "want_largest", is_flag=True, help="Also: the catalogue's largest model for this method and card.")
-@click.option("--emit", type=click.Choice(FORMATS), help="Write the chosen configuration for that stack, read back and confirmed.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="With --emit: where to write it. Default: standard output."
+    "--largest-model",
+    "want_largest",
+    is_flag=True,
+    help="Also: the catalogue's largest model for this method and card.",
+)
+@click.option(
+    "--emit",
+    type=click.Choice(FORMATS),
+    help="Write the chosen configuration for that stack, read back and confirmed.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --emit: where to write it. Default: standard output.",
 )
 def command(
     model: str,
@@ -50,10 +78,12 @@ def command(
     output: Path | None,
     **options: Any,
 ) -> int:
-    """What fits the card named: for each method the largest micro-batch, the longest sequence and the line between them; which single
-    changes make MODEL fit, what they save and cost; which method to choose; the smallest card.
+    """What fits the card named: for each method the largest micro-batch, the longest sequence and the line
+    between them; which single changes make MODEL fit, what they save and cost; which method to choose; the
+    smallest card.
 
-    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest card for each and for all. Exit code 1: nothing fits.
+    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest card for each and for
+    all. Exit code 1: nothing fits.
     """
     if jobs := _jobs_document(model):
         return _jobs(jobs, as_json)
@@ -63,7 +93,9 @@ def command(
         check_writable(output)
     subject = read_subject(model, options)
     if subject.setup.gpu is None:
-        raise UsageError("fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB")
+        raise UsageError(
+            "fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
+        )
     found = search(subject, prefer, tasks, serve)
     text = None if emit is None else _emit(subject, found, emit)
     if text is not None and output is not None:
@@ -87,7 +119,12 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
 
 def _show(
-    subject: Subject, found: Fit, engine: str | None, want_largest: bool, as_json: bool, emitted: Mapping[str, Any] | None = None
+    subject: Subject,
+    found: Fit,
+    engine: str | None,
+    want_largest: bool,
+    as_json: bool,
+    emitted: Mapping[str, Any] | None = None,
 ) -> int:
     from memplan.planner.answers.fit.gpus import largest_model, share, share_alike
 
@@ -106,7 +143,9 @@ def _show(
             "fewest_cards": shared.count if shared is not None else 1 if chosen.fits else None,
             "shared": [each.to_document() for each in (alike or ([shared] if shared is not None else []))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
-            "confirmed": [{"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed],
+            "confirmed": [
+                {"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed
+            ],
             "warnings": warnings,
             **({"emitted": emitted} if emitted is not None else {}),
         }
@@ -116,12 +155,16 @@ def _show(
         from memplan.render.fit import fit_screen
 
         show(*fit_screen(found, shared, alike, largest, confirmed, warnings))
-    fits = found.decision.method is not None or any(effect.fits for effect in (*found.changes, *found.waterfall))
+    fits = found.decision.method is not None or any(
+        effect.fits for effect in (*found.changes, *found.waterfall)
+    )
     return 0 if fits else EXIT_NOTHING_FITS
 
 
 def _warnings(subject: Subject, found: Fit) -> list[str]:
-    """What `plan` warns of the setup as asked and of the choice: a fit that fragmentation could undo, experts that stay in 16 bits, ..."""
+    """What `plan` warns of the setup as asked and of the choice: a fit that fragmentation could undo, experts
+    that stay in 16 bits, ...
+    """
     lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
     method = found.decision.method
     chosen = found.method(method).setup if method is not None else None
@@ -136,17 +179,24 @@ def _confirm(subject: Subject, found: Fit) -> list[tuple[str, Prediction]]:
     asked, setup = found.asked, subject.setup
     wanted = {f"micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens": setup}
     if asked.largest_batch is not None and asked.largest_batch != setup.micro_batch:
-        wanted[f"micro-batch {asked.largest_batch:,} x {setup.sequence_length:,} tokens"] = setup.replaced(micro_batch=asked.largest_batch)
+        wanted[f"micro-batch {asked.largest_batch:,} x {setup.sequence_length:,} tokens"] = setup.replaced(
+            micro_batch=asked.largest_batch
+        )
     return [(what, api.predict(subject.model, each, "trace")) for what, each in wanted.items()]
 
 
 def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
-    """The configuration file for a stack, read back and predicted again; None, with the reason on standard error, where nothing fits."""
+    """The configuration file for a stack, read back and predicted again; None, with the reason on standard
+    error, where nothing fits.
+    """
     from memplan.planner.importers.emit import emit_config
 
     method = found.decision.method
     if method is None:
-        click.echo("memplan: nothing fits, so there is no configuration to write: see memplan fit without --emit", err=True)
+        click.echo(
+            "memplan: nothing fits, so there is no configuration to write: see memplan fit without --emit",
+            err=True,
+        )
         return None
     entry = found.method(method)
     setup = entry.setup
@@ -161,8 +211,15 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
         verdict = api.predict(subject.model, emitted.setup).gpus[0]
         needed = f"{gib(verdict.usable_bytes - verdict.headroom_bytes)} of {gib(verdict.usable_bytes)}"
         if verdict.verdict == "no":
-            again = f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that stack's own defaults"
-            click.echo(f"memplan: as {stack} runs it, this does not fit {verdict.name} ({needed}): nothing written; {again}", err=True)
+            again = (
+                f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that "
+                "stack's own defaults"
+            )
+            click.echo(
+                f"memplan: as {stack} runs it, this does not fit {verdict.name} ({needed}): nothing "
+                f"written; {again}",
+                err=True,
+            )
             return None
         click.echo(f"memplan: read back, it fits {verdict.name}: {needed}", err=True)
     return emitted.text
@@ -191,7 +248,8 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
         or not all(isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in entries)
     ):
         raise UsageError(
-            "jobs: expected a list of mappings, each with a model and Setup fields (method, micro_batch, sequence_length, ...)"
+            "jobs: expected a list of mappings, each with a model and Setup fields (method, micro_batch, "
+            "sequence_length, ...)"
         )
     jobs = []
     for number, entry in enumerate(entries, 1):
@@ -225,6 +283,9 @@ def _prices(value: Any) -> dict[str, float]:
     prices = {}
     for name, price in value.items():
         if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
-            raise UsageError(f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number of at least 0")
+            raise UsageError(
+                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number of at "
+                "least 0"
+            )
         prices[find_gpu(str(name)).name] = float(price)
     return prices

@@ -1,4 +1,6 @@
-"""memplan [OPTIONS] -- LAUNCH LINE: the command line that starts a training run, as typed; it is read, never run."""
+"""memplan [OPTIONS] -- LAUNCH LINE: the command line that starts a training run, as typed; it is read, never
+run.
+"""
 
 from __future__ import annotations
 
@@ -19,5 +21,7 @@ from memplan.planner.tables.errors import UsageError
 def command(words: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
     """Predict the run that a launch line would start."""
     if not words:
-        raise UsageError("nothing stands after --: expected a launch line, such as memplan -- accelerate launch train.py")
+        raise UsageError(
+            "nothing stands after --: expected a launch line, such as memplan -- accelerate launch train.py"
+        )
     return answer(read_launch_line(words, options), options["engine"], explain, as_json)

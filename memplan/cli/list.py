@@ -16,7 +16,12 @@ def models() -> Rows:
     from memplan.planner.inputs.models import index
 
     return [
-        {"name": name, "parameters": row["parameters"], "aliases": list(row["aliases"]), "ids": list(row["ids"])}
+        {
+            "name": name,
+            "parameters": row["parameters"],
+            "aliases": list(row["aliases"]),
+            "ids": list(row["ids"]),
+        }
         for name, row in sorted(index().items())
     ]
 
@@ -31,7 +36,10 @@ def gpus() -> Rows:
 def methods() -> Rows:
     from memplan.planner.tables.methods import METHODS
 
-    return [{"name": row.name, "trains": row.trains, "peft_type": row.peft_type, "summary": row.summary} for row in METHODS.values()]
+    return [
+        {"name": row.name, "trains": row.trains, "peft_type": row.peft_type, "summary": row.summary}
+        for row in METHODS.values()
+    ]
 
 
 def optimizers() -> Rows:
@@ -54,12 +62,23 @@ def recipes() -> Rows:
     from memplan.planner.tables.recipes import RECIPES
 
     return [
-        {"name": row.name, "summary": row.summary, "methods": list(row.only), "notes": [text for _, text in row.notes]}
+        {
+            "name": row.name,
+            "summary": row.summary,
+            "methods": list(row.only),
+            "notes": [text for _, text in row.notes],
+        }
         for row in RECIPES.values()
     ]
 
 
-TABLES: dict[str, Callable[[], Rows]] = {"models": models, "gpus": gpus, "methods": methods, "optimizers": optimizers, "recipes": recipes}
+TABLES: dict[str, Callable[[], Rows]] = {
+    "models": models,
+    "gpus": gpus,
+    "methods": methods,
+    "optimizers": optimizers,
+    "recipes": recipes,
+}
 
 
 @click.command("list", short_help="List models, gpus, methods, optimizers or recipes.")

@@ -29,10 +29,14 @@ COMMANDS: dict[str, str] = {
     "profile": "memplan.cli.profile:command",
     "campaign": "memplan.cli.campaign:command",
 }
-"""Every command -> module:attribute. A module is imported when its command runs, so that none pays for another's imports."""
+"""Every command -> module:attribute. A module is imported when its command runs, so that none pays for
+another's imports.
+"""
 
 BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
-"""Exit codes outside the contract's 0 to 4: a defect of memplan, Ctrl-C, and a reader that went away (as shells count signals)."""
+"""Exit codes outside the contract's 0 to 4: a defect of memplan, Ctrl-C, and a reader that went away (as
+shells count signals).
+"""
 
 
 LAUNCH_LINE = "launch-line"
@@ -40,10 +44,14 @@ HIDDEN = {LAUNCH_LINE: "memplan.cli.launch:command"}
 
 
 class Commands(click.Group):
-    """The group that inserts `plan` when the first word is no command, so that options may stand before MODEL."""
+    """The group that inserts `plan` when the first word is no command, so that options may stand before
+    MODEL.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args and (args[0] == "--" or args[0].startswith("-")):  # memplan [OPTIONS] -- accelerate launch ...
+        if "--" in args and (
+            args[0] == "--" or args[0].startswith("-")
+        ):  # memplan [OPTIONS] -- accelerate launch ...
             args = [LAUNCH_LINE, *args]
         elif args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
             args = ["plan", *args]
@@ -72,7 +80,8 @@ def group() -> None:
     memplan llama-7b --method qlora --gpu rtx-4090
     memplan -- accelerate launch train.py --config train.yaml
 
-    MODEL is a name from `memplan list models`, a Hugging Face id, a folder, a config.json or a training configuration file.
+    MODEL is a name from `memplan list models`, a Hugging Face id, a folder, a config.json or a training
+    configuration file.
 
     \b
     Exit codes: 0 ok or fits, 1 does not fit, 2 usage, 3 network,
@@ -81,9 +90,13 @@ def group() -> None:
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line and return its exit code; messages go to standard error, never a traceback for a user's mistake."""
+    """Run one command line and return its exit code; messages go to standard error, never a traceback for a
+    user's mistake.
+    """
     try:
-        with group.make_context("memplan", list(args)) as context:  # click's own main() would turn a broken pipe into exit 1
+        with group.make_context(
+            "memplan", list(args)
+        ) as context:  # click's own main() would turn a broken pipe into exit 1
             result = group.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:  # --help and --version
@@ -101,7 +114,9 @@ def run(args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's own flush at exit finds a reader
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that the interpreter's own flush at exit finds a reader
         return BROKEN_PIPE
     except Exception:
         import traceback
@@ -118,7 +133,9 @@ def _complain(message: str, code: int) -> int:
 
 def main(argv: Any = None) -> None:
     """The console script."""
-    gc.set_threshold(100_000)  # a start-up allocates much and frees nothing: fewer collections, the same bound
+    gc.set_threshold(
+        100_000
+    )  # a start-up allocates much and frees nothing: fewer collections, the same bound
     gc.disable()  # until the command is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

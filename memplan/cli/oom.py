@@ -16,14 +16,21 @@ from memplan.planner.tables.errors import UsageError, shorten
 @click.command("oom", context_settings=HELP, short_help="Explain torch's out-of-memory message in a log.")
 @click.argument("log", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--model", metavar="MODEL", help="What was training, a model or its training file: the answer then says what fits."
+    "--model",
+    metavar="MODEL",
+    help="What was training, a model or its training file: the answer then says what fits.",
 )
-@click.option("--method", metavar="NAME", help="With --model: the method, where the training file does not say.")
+@click.option(
+    "--method", metavar="NAME", help="With --model: the method, where the training file does not say."
+)
 @click.option("--batch", type=int, metavar="N", help="With --model: the micro-batch that failed.")
 @click.option("--seq", type=int, metavar="N", help="With --model: the sequence length that failed.")
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
+)
 def command(log: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
-    """Read LOG (or standard input), find torch's out-of-memory message of any version, say what was asked, held and free, and when.
+    """Read LOG (or standard input), find torch's out-of-memory message of any version, say what was asked,
+    held and free, and when.
 
     A log without such a message is exit code 2.
     """
@@ -35,8 +42,16 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
         from memplan.render.json import write
 
         document = oom.to_document()
-        write({"schema": document.pop("schema"), "memplan_version": __version__, **document, "explanation": explain(oom),
-               "cards": [gpu.name for gpu in cards], "advice": advice})  # fmt: skip
+        write(
+            {
+                "schema": document.pop("schema"),
+                "memplan_version": __version__,
+                **document,
+                "explanation": explain(oom),
+                "cards": [gpu.name for gpu in cards],
+                "advice": advice,
+            }
+        )
         return
     from memplan.render.oom import oom_screen
 
@@ -65,6 +80,9 @@ def _advice(oom: OutOfMemory, model: str, options: dict[str, Any]) -> list[str]:
 
     subject = read_subject(model, {**options, "gpu": None})
     if oom.capacity is None:
-        raise UsageError("the message names no capacity, so memplan cannot say what would have fitted: use memplan fit MODEL --gpu NAME")
+        raise UsageError(
+            "the message names no capacity, so memplan cannot say what would have fitted: use memplan fit "
+            "MODEL --gpu NAME"
+        )
     room = oom.capacity - (oom.other_processes or 0)
     return advise(subject.model.spec(), subject.setup, budget(f"{room}B"))

@@ -1,4 +1,6 @@
-"""The options that plan, compare, fit, profile and report share: one decorator, and what it gives as Setup fields."""
+"""The options that plan, compare, fit, profile and report share: one decorator, and what it gives as Setup
+fields.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,18 @@ HELP = {"help_option_names": ["-h", "--help"]}
 FIELD_OF: dict[str, str] = {
     **{
         name: name
-        for name in ("method", "recipe", "rank", "targets", "autocast", "optimizer", "checkpointing", "attention", "loss", "padded")
+        for name in (
+            "method",
+            "recipe",
+            "rank",
+            "targets",
+            "autocast",
+            "optimizer",
+            "checkpointing",
+            "attention",
+            "loss",
+            "padded",
+        )
     },
     **{name: name for name in ("load", "gpu", "gpus", "parallel", "device")},
     "batch": "micro_batch",
@@ -29,38 +42,81 @@ FIELD_OF: dict[str, str] = {
 """Option -> the Setup field that it sets."""
 
 _OPTIONS = (
-    click.option("--method", metavar="NAME", help="full, lora, qlora, adalora, dora, ... inference (memplan list methods). Default: lora."),
-    click.option("--recipe", metavar="NAME", help="The training stack whose defaults fill the rest (memplan list recipes). Default: hf."),
+    click.option(
+        "--method",
+        metavar="NAME",
+        help="full, lora, qlora, adalora, dora, ... inference (memplan list methods). Default: lora.",
+    ),
+    click.option(
+        "--recipe",
+        metavar="NAME",
+        help="The training stack whose defaults fill the rest (memplan list recipes). Default: hf.",
+    ),
     click.option(
         "--engine",
         type=click.Choice(ENGINES),
         help="formula (default): closed form, instant. trace: the real libraries' step on meta tensors.",
     ),
-    click.option("--adapter", type=click.Path(), metavar="FILE", help="A PEFT adapter_config.json, any peft_type."),
+    click.option(
+        "--adapter", type=click.Path(), metavar="FILE", help="A PEFT adapter_config.json, any peft_type."
+    ),
     click.option("--batch", type=int, metavar="N", help="Micro-batch size. Default: 1."),
-    click.option("--seq", type=int, metavar="N", help="Sequence length. Default: 2048, or the model's learned positions if fewer."),
+    click.option(
+        "--seq",
+        type=int,
+        metavar="N",
+        help="Sequence length. Default: 2048, or the model's learned positions if fewer.",
+    ),
     click.option("--rank", type=int, metavar="N", help="Rank of the adapters."),
     click.option("--targets", metavar="A,B | all-linear | attention", help="Modules that get adapters."),
     click.option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32: the weights."),
     click.option("--autocast", metavar="DTYPE", help="bfloat16, float16 or none."),
     click.option("--optimizer", metavar="NAME", help="Hugging Face's names (memplan list optimizers)."),
-    click.option("--checkpointing/--no-checkpointing", default=None, help="Gradient checkpointing (non-reentrant)."),
-    click.option("--attention", metavar="NAME", help="eager, sdpa, sdpa-flash, sdpa-efficient, sdpa-math, flash_attention_2."),
+    click.option(
+        "--checkpointing/--no-checkpointing", default=None, help="Gradient checkpointing (non-reentrant)."
+    ),
+    click.option(
+        "--attention",
+        metavar="NAME",
+        help="eager, sdpa, sdpa-flash, sdpa-efficient, sdpa-math, flash_attention_2.",
+    ),
     click.option("--loss", metavar="NAME", help="full, chunked or fused."),
     click.option("--padded/--packed", default=None, help="With a padding mask, or every token real."),
     click.option("--load", metavar="HOW", help="pretrained or random: how weights arrive."),
-    click.option("--gpu", metavar="NAME", help="A card (memplan list gpus), 'local', or a budget such as 23.5GiB."),
+    click.option(
+        "--gpu", metavar="NAME", help="A card (memplan list gpus), 'local', or a budget such as 23.5GiB."
+    ),
     click.option("--gpus", type=int, metavar="N", help="Number of GPUs."),
     click.option("--parallel", metavar="NAME", help="ddp, fsdp, zero1, zero2 or zero3."),
-    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any field of Setup by its name; repeatable."),
-    click.option("--setup", "setup_file", type=click.Path(), metavar="FILE", help="A Setup as YAML or JSON; options override it."),
-    click.option("--device", metavar="NAME", help="cuda or cpu: where to run (profile), whose kernels to model (plan). Default: cuda."),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any field of Setup by its name; repeatable.",
+    ),
+    click.option(
+        "--setup",
+        "setup_file",
+        type=click.Path(),
+        metavar="FILE",
+        help="A Setup as YAML or JSON; options override it.",
+    ),
+    click.option(
+        "--device",
+        metavar="NAME",
+        help="cuda or cpu: where to run (profile), whose kernels to model (plan). Default: cuda.",
+    ),
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there.")
+_JSON = click.option(
+    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
+)
 
 
 def plan_options(command: Command) -> Command:
-    """Adds every shared option to a click command; the function takes them as **options and gives them to `given_fields`."""
+    """Adds every shared option to a click command; the function takes them as **options and gives them to
+    `given_fields`.
+    """
     return setup_options(_JSON(command))
 
 
@@ -72,8 +128,12 @@ def setup_options(command: Command) -> Command:
 
 
 def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The Setup fields that the options say, only those that were given: --set last, since it is the most explicit. Raises UsageError."""
-    fields = {FIELD_OF[name]: value for name, value in options.items() if name in FIELD_OF and value is not None}
+    """The Setup fields that the options say, only those that were given: --set last, since it is the most
+    explicit. Raises UsageError.
+    """
+    fields = {
+        FIELD_OF[name]: value for name, value in options.items() if name in FIELD_OF and value is not None
+    }
     if "checkpointing" in fields:
         fields["checkpointing"] = "non_reentrant" if fields["checkpointing"] else "none"
     if options.get("adapter"):
@@ -81,7 +141,9 @@ def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     for assignment in options.get("assignments") or ():
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"--set '{shorten(assignment)}': expected KEY=VALUE, such as --set double_quant=false")
+            raise UsageError(
+                f"--set '{shorten(assignment)}': expected KEY=VALUE, such as --set double_quant=false"
+            )
         fields[key.strip().replace("-", "_")] = read_value(text.strip())
     return fields
 
@@ -97,7 +159,9 @@ def read_value(text: str) -> Any:
 
 
 def file_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The Setup fields that --setup FILE holds (or the `setup` of memplan's own document); empty without one. Raises UsageError."""
+    """The Setup fields that --setup FILE holds (or the `setup` of memplan's own document); empty without one.
+    Raises UsageError.
+    """
     if not options.get("setup_file"):
         return {}
     from memplan.planner.importers.files import read_mapping

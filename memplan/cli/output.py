@@ -1,4 +1,6 @@
-"""Files that a command writes: looked at before the work starts, written at its end; what fails is one message."""
+"""Files that a command writes: looked at before the work starts, written at its end; what fails is one
+message.
+"""
 
 from __future__ import annotations
 

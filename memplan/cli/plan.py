@@ -28,11 +28,13 @@ EXIT_DOES_NOT_FIT = 1
 def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
     """Predict how much GPU memory MODEL needs under one setup, and where every byte goes.
 
-    MODEL: a name (memplan list models), a Hugging Face id, a folder, a config.json, or a training configuration file.
+    MODEL: a name (memplan list models), a Hugging Face id, a folder, a config.json, or a training
+    configuration file.
     """
     if extra:
         raise UsageError(
-            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as compare, comes first"
+            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as "
+            "compare, comes first"
         )
     return answer(read_subject(model, options), options["engine"], explain, as_json)
 
@@ -63,7 +65,9 @@ def help_with(found: Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Su
         return ()
 
 
-def print_screen(prediction: Prediction, gpu: Gpu | None, suggestions: tuple[Suggestion, ...], explain: bool) -> None:
+def print_screen(
+    prediction: Prediction, gpu: Gpu | None, suggestions: tuple[Suggestion, ...], explain: bool
+) -> None:
     """The first screen on standard output, with every row where asked."""
     from memplan.render.console import make_console, show
     from memplan.render.terminal import plan_screen
@@ -79,9 +83,15 @@ def print_screen(prediction: Prediction, gpu: Gpu | None, suggestions: tuple[Sug
 
 def _tight(prediction: Prediction, gpu: Gpu) -> str:
     if needs_expandable(prediction, gpu):
-        return "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even after its cache is released"
+        return (
+            "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even "
+            "after its cache is released"
+        )
     if prediction.smallest_capacity_bytes is not None:
-        return "the allocator has to release its cache and ask again, which is slow; expandable segments would help"
+        return (
+            "the allocator has to release its cache and ask again, which is slow; expandable segments would "
+            "help"
+        )
     return "within the prediction's own margin of what is usable; expandable segments would help"
 
 

@@ -1,4 +1,6 @@
-"""memplan profile MODEL: predict, then run real steps on this machine's GPU (or CPU) in a process of its own, and compare."""
+"""memplan profile MODEL: predict, then run real steps on this machine's GPU (or CPU) in a process of its own,
+and compare.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,44 @@ EXIT_OUT_OF_MEMORY = 1
 @click.command("profile", short_help="Run real steps on this machine and record a measurement.")
 @click.argument("model")
 @plan_options
-@click.option("--steps", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N", help="Measured steps, after the warm-up.")
-@click.option("--cap", metavar="SIZE", help="Limit the allocator, to play a smaller card: 24GiB. The CUDA context comes on top.")
-@click.option("--snapshot", type=click.Path(path_type=Path), metavar="FILE", help="Write torch's memory snapshot for its own viewer.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Measured steps, after the warm-up.",
+)
+@click.option(
+    "--cap",
+    metavar="SIZE",
+    help="Limit the allocator, to play a smaller card: 24GiB. The CUDA context comes on top.",
+)
+@click.option(
+    "--snapshot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write torch's memory snapshot for its own viewer.",
+)
 @click.option("--save", is_flag=True, help="Keep the record under measurements/<gpu>/.")
-@click.option("--ops", "audit", is_flag=True, help="Instead: replay every op of the trace with real tensors, list memory that it hides.")
-def command(model: str, as_json: bool, steps: int, cap: str | None, snapshot: Path | None, save: bool, audit: bool, **options: Any) -> int:
-    """Run a few real training steps of MODEL with random weights, and compare them with the prediction made before.
+@click.option(
+    "--ops",
+    "audit",
+    is_flag=True,
+    help="Instead: replay every op of the trace with real tensors, list memory that it hides.",
+)
+def command(
+    model: str,
+    as_json: bool,
+    steps: int,
+    cap: str | None,
+    snapshot: Path | None,
+    save: bool,
+    audit: bool,
+    **options: Any,
+) -> int:
+    """Run a few real training steps of MODEL with random weights, and compare them with the prediction made
+    before.
 
     Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash.
     """
@@ -48,7 +81,9 @@ def command(model: str, as_json: bool, steps: int, cap: str | None, snapshot: Pa
 
         show(*profile_screen(measurement, saved))
     if measurement.outcome == "error":
-        raise UsageError(f"the run failed: {measurement.failure.message if measurement.failure else 'no reason recorded'}")
+        raise UsageError(
+            f"the run failed: {measurement.failure.message if measurement.failure else 'no reason recorded'}"
+        )
     return EXIT_OUT_OF_MEMORY if measurement.outcome == "oom" else 0
 
 
@@ -64,7 +99,16 @@ def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None
         _check_snapshot(snapshot, subject.setup.device)
     found, setup = subject.model, subject.setup
     name = f"{found.name} {setup.method} b{setup.micro_batch} s{setup.sequence_length}"
-    case = Case(name, found.name, found.config, setup, steps, cap, DEADLINE, str(snapshot.resolve()) if snapshot else None)
+    case = Case(
+        name,
+        found.name,
+        found.config,
+        setup,
+        steps,
+        cap,
+        DEADLINE,
+        str(snapshot.resolve()) if snapshot else None,
+    )
     with ends_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="memplan-") as folder:
         summary = run(CaseList("profile", setup.device, (case,)), Path(folder))
         if not summary.records:
@@ -92,7 +136,11 @@ def _audit(subject: Subject, as_json: bool) -> int:
     from memplan.render.profile import audit_lines
 
     require()
-    arguments = {"config": subject.model.config, "setup": subject.setup.to_document(), "name": subject.model.name}
+    arguments = {
+        "config": subject.model.config,
+        "setup": subject.setup.to_document(),
+        "name": subject.model.name,
+    }
     with ends_like_ctrl_c(), Isolation() as isolation:
         report = isolation.run("memplan.profiler.ops:audit", arguments, deadline=DEADLINE)
     if report.outcome != "ok":
@@ -106,5 +154,3 @@ def _audit(subject: Subject, as_json: bool) -> int:
 
         show(*audit_lines(report.result))
     return 0
-
-

@@ -18,16 +18,43 @@ from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 
 
-@click.command("report", context_settings=HELP, short_help="A self-contained page with sliders, and its pictures.")
+@click.command(
+    "report", context_settings=HELP, short_help="A self-contained page with sliders, and its pictures."
+)
 @click.argument("model")
 @setup_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write the page.")
-@click.option("--measurement", type=click.Path(path_type=Path), metavar="FILE.json", help="A recorded run of this setup, drawn beside.")
-@click.option("--png", type=click.Path(path_type=Path), metavar="FILE.png", help="The pictures instead, as PNG (extra: plot).")
-@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE.svg", help="The pictures instead, as SVG (extra: plot).")
-def command(model: str, output: Path | None, measurement: Path | None, png: Path | None, svg: Path | None, **options: Any) -> int:
-    """One HTML file of MODEL that works from file:// and loads nothing: verdict, components, moments, methods, what fits, every
-    tensor; sliders recompute all of it in the page from the formula's own expressions. The numbers as JSON: memplan MODEL --json.
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write the page."
+)
+@click.option(
+    "--measurement",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="A recorded run of this setup, drawn beside.",
+)
+@click.option(
+    "--png",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="The pictures instead, as PNG (extra: plot).",
+)
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path),
+    metavar="FILE.svg",
+    help="The pictures instead, as SVG (extra: plot).",
+)
+def command(
+    model: str,
+    output: Path | None,
+    measurement: Path | None,
+    png: Path | None,
+    svg: Path | None,
+    **options: Any,
+) -> int:
+    """One HTML file of MODEL that works from file:// and loads nothing: verdict, components, moments,
+    methods, what fits, every tensor; sliders recompute all of it in the page from the formula's own
+    expressions. The numbers as JSON: memplan MODEL --json.
 
     Exit code 1: the card named with --gpu is too small; the page is written all the same.
     """
@@ -64,11 +91,15 @@ def page_of(subject: Subject) -> str:
 def _page(subject: Subject, prediction: Prediction, gpu: Gpu, measurement: Path | None = None) -> str:
     from memplan.render.html import page
 
-    return page(subject.model.spec(), subject.setup, prediction, gpu, cards_of(subject), _measured(measurement))
+    return page(
+        subject.model.spec(), subject.setup, prediction, gpu, cards_of(subject), _measured(measurement)
+    )
 
 
 def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
-    """The subject on the card that was named, else on the smallest common one that holds the setup, else on the largest."""
+    """The subject on the card that was named, else on the smallest common one that holds the setup, else on
+    the largest.
+    """
     if subject.setup.gpu is not None:
         return subject, find_gpu(subject.setup.gpu)
     from memplan.planner.answers.fit.gpus import choose_cards
@@ -94,11 +125,16 @@ def _measured(path: Path | None) -> dict[str, int] | None:
 
     document = read_json(path)
     if not str(document.get("schema", "")).startswith("memplan.measurement/1"):
-        raise UsageError(f"'{shorten(str(path))}' is no measurement that this version reads: expected schema memplan.measurement/1")
+        raise UsageError(
+            f"'{shorten(str(path))}' is no measurement that this version reads: expected schema "
+            "memplan.measurement/1"
+        )
     moments = document.get("moments")
     entries = [moment for moment in moments if isinstance(moment, dict)] if isinstance(moments, list) else []
     pairs = ((moment.get("name"), moment.get("allocated_bytes")) for moment in entries)
     found = {str(name): size for name, size in pairs if isinstance(size, int) and size > 0}
     if not found:
-        raise UsageError(f"'{shorten(str(path))}' has no moments with sizes: a run that ended in an error cannot be drawn")
+        raise UsageError(
+            f"'{shorten(str(path))}' has no moments with sizes: a run that ended in an error cannot be drawn"
+        )
     return found

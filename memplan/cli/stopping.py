@@ -1,4 +1,6 @@
-"""A request to end (SIGTERM: timeout, a batch system, a container) ends a command as Ctrl-C does: children first, nothing half-written."""
+"""A request to end (SIGTERM: timeout, a batch system, a container) ends a command as Ctrl-C does: children
+first, nothing half-written.
+"""
 
 from __future__ import annotations
 

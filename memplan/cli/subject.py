@@ -1,4 +1,6 @@
-"""What a command is about: MODEL and the options, or a training file, or a launch line -> a model, a complete Setup, and what was read."""
+"""What a command is about: MODEL and the options, or a training file, or a launch line -> a model, a complete
+Setup, and what was read.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One model under one setup; `imported` is the training file that said so, None where MODEL and the options did."""
+    """One model under one setup; `imported` is the training file that said so, None where MODEL and the
+    options did.
+    """
 
     model: Model
     setup: Setup
     imported: Imported | None = None
 
     def annotate(self, prediction: Prediction) -> Prediction:
-        """`prediction` with what reading the training file found: its warnings and notes; the document has all of it."""
+        """`prediction` with what reading the training file found: its warnings and notes; the document has
+        all of it.
+        """
         if self.imported is None:
             return prediction
         notes = (f"read as {self.imported.format} from {self.imported.source}", *self.imported.notes)
@@ -41,7 +47,9 @@ class Subject:
 
 
 def read_subject(model: str, options: Mapping[str, Any]) -> Subject:
-    """The subject of a command line; options override --setup FILE, which overrides a training file. Raises UsageError, NetworkError."""
+    """The subject of a command line; options override --setup FILE, which overrides a training file. Raises
+    UsageError, NetworkError.
+    """
     if is_training_file(model):
         from memplan.planner.importers.files import read_training_file
 
@@ -51,14 +59,18 @@ def read_subject(model: str, options: Mapping[str, Any]) -> Subject:
 
 
 def read_launch_line(words: Sequence[str], options: Mapping[str, Any]) -> Subject:
-    """The subject of a launch line as typed (accelerate, torchrun, trl, axolotl, llamafactory-cli, ...). Raises UsageError."""
+    """The subject of a launch line as typed (accelerate, torchrun, trl, axolotl, llamafactory-cli, ...).
+    Raises UsageError.
+    """
     from memplan.planner.importers.launch import read_launch
 
     return _imported(read_launch(list(words)), options)
 
 
 def is_training_file(text: str) -> bool:
-    """Whether MODEL is a file that says how to train, by its ending; a .json file is one where it is no model's config."""
+    """Whether MODEL is a file that says how to train, by its ending; a .json file is one where it is no
+    model's config.
+    """
     if text.endswith(TRAINING_FILES):
         return True
     if not text.endswith(".json") or not Path(text).is_file():
@@ -72,7 +84,8 @@ def is_training_file(text: str) -> bool:
 def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
     if not imported.model:
         raise UsageError(
-            f"'{shorten(imported.source)}' names no base model: add it there, or give MODEL and the file's settings as options"
+            f"'{shorten(imported.source)}' names no base model: add it there, or give MODEL and the file's "
+            "settings as options"
         )
     fields = {**imported.fields, **file_fields(options)}
     found, setup = api.request(imported.model, imported=fields, **given_fields(options))

@@ -34,9 +34,13 @@ BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, met
 
 
 @click.command("ui", context_settings=HELP, short_help="The report page of any model, served on loopback.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port."
+)
 def command(port: int) -> None:
-    """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a card. Ctrl-C ends it."""
+    """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a card. Ctrl-C ends
+    it.
+    """
     server = make_server(port)
     click.echo(f"memplan ui: http://{HOST}:{server.server_address[1]}/ (Ctrl-C ends it)", err=True)
     try:
@@ -55,11 +59,15 @@ def make_server(port: int) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer((HOST, port), Page)
     except OSError as error:
-        raise UsageError(f"cannot listen on port {port}: {error.strerror or socket.error.__name__}; try --port 0") from None
+        raise UsageError(
+            f"cannot listen on port {port}: {error.strerror or socket.error.__name__}; try --port 0"
+        ) from None
 
 
 class Page(BaseHTTPRequestHandler):
-    """GET /?model=NAME&method=NAME&gpu=NAME: the page, or the form with one message. Nothing else is served, no file is read."""
+    """GET /?model=NAME&method=NAME&gpu=NAME: the page, or the form with one message. Nothing else is served,
+    no file is read.
+    """
 
     server_version = "memplan"
     sys_version = ""
@@ -77,7 +85,9 @@ class Page(BaseHTTPRequestHandler):
         self._answer(status, text)
 
     def _is_local(self) -> bool:
-        """A name in the Host header that is not this machine means that some web page points here (DNS rebinding)."""
+        """A name in the Host header that is not this machine means that some web page points here (DNS
+        rebinding).
+        """
         host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host") or ""
         return host.strip("[]") in ("127.0.0.1", "localhost", "::1")
 
@@ -96,7 +106,9 @@ class Page(BaseHTTPRequestHandler):
 
 
 def respond(fields: dict[str, str]) -> tuple[int, str]:
-    """(status, page) for what somebody typed: a model's name or a Hugging Face id, never a path of this machine."""
+    """(status, page) for what somebody typed: a model's name or a Hugging Face id, never a path of this
+    machine.
+    """
     model = fields.get("model", "").strip()
     if not model:
         return 200, form()

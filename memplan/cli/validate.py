@@ -19,19 +19,39 @@ DEFAULT = Path("measurements")
 
 @click.command("validate", short_help="Reconcile recorded runs with predictions; accuracy by tier.")
 @click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
-@click.option("--engine", type=click.Choice(("formula", "trace")), help="Whose predictions to reconcile. Default: each available.")
-@click.option("--recorded", is_flag=True, help="Take the trace that each record holds instead of tracing again.")
 @click.option(
-    "--published", is_flag=True, help="Score the figures that others published, in their own table; they never count towards a tier."
+    "--engine",
+    type=click.Choice(("formula", "trace")),
+    help="Whose predictions to reconcile. Default: each available.",
+)
+@click.option(
+    "--recorded", is_flag=True, help="Take the trace that each record holds instead of tracing again."
+)
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Score the figures that others published, in their own table; they never count towards a tier.",
 )
 @click.option("--explain", is_flag=True, help="Every run with its moments, components, suspects and notes.")
 @click.option("--markdown", is_flag=True, help="The page docs/accuracy.md on standard output.")
-@click.option("--update", is_flag=True, help="Write docs/accuracy.md and the accuracy that the package ships (for a checkout).")
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Write docs/accuracy.md and the accuracy that the package ships (for a checkout).",
+)
 @click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
 def command(
-    paths: tuple[str, ...], engine: str | None, recorded: bool, published: bool, explain: bool, markdown: bool, update: bool, as_json: bool
+    paths: tuple[str, ...],
+    engine: str | None,
+    recorded: bool,
+    published: bool,
+    explain: bool,
+    markdown: bool,
+    update: bool,
+    as_json: bool,
 ) -> None:
-    """Reconcile the records of each PATH (files or folders; default ./measurements, else the accuracy that ships with the package).
+    """Reconcile the records of each PATH (files or folders; default ./measurements, else the accuracy that
+    ships with the package).
 
     Exit 4 where a tier of the design is broken by runs on a GPU that were never used to tune.
     """
@@ -45,7 +65,9 @@ def command(
     from memplan.validate.collect import ENGINES, read_records, reconcile_all
 
     measurements = read_records([Path(path) for path in paths] or [DEFAULT])
-    runs, skipped = reconcile_all(measurements, (engine,) if engine else ENGINES, "record" if recorded else "here")
+    runs, skipped = reconcile_all(
+        measurements, (engine,) if engine else ENGINES, "record" if recorded else "here"
+    )
     validation = Validation(tuple(runs), tuple(skipped))
     if update:
         _update(validation, measurements)
@@ -73,14 +95,26 @@ def _shipped(as_json: bool) -> None:
 
     runs = read()
     if not runs:
-        raise UsageError("no PATH, no ./measurements, and no accuracy shipped with this package: record runs with memplan profile --save")
+        raise UsageError(
+            "no PATH, no ./measurements, and no accuracy shipped with this package: record runs with "
+            "memplan profile --save"
+        )
     if as_json:
         import json
 
         from memplan.render.json import write
 
-        write({"schema": "memplan.validation/1", "memplan_version": __version__,
-               **{key: value for key, value in json.loads(SHIPPED.read_text(encoding="utf-8")).items() if key != "schema"}})  # fmt: skip
+        write(
+            {
+                "schema": "memplan.validation/1",
+                "memplan_version": __version__,
+                **{
+                    key: value
+                    for key, value in json.loads(SHIPPED.read_text(encoding="utf-8")).items()
+                    if key != "schema"
+                },
+            }
+        )
         return
     from memplan.render.console import show
     from memplan.render.validation import shipped_table

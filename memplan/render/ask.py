@@ -1,4 +1,6 @@
-"""An answer as text: the verdict first, then what was assumed, where it flips, the other methods, and the derivation by hand."""
+"""An answer as text: the verdict first, then what was assumed, where it flips, the other methods, and the
+derivation by hand.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,44 @@ from memplan.validate.summary import summary_line
 COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
 WORDS = {
     "en": {
-        "assumed": "read as", "default": "not said, so the default", "flips": "flips", "hand": "by hand, at the peak", "sum": "sum by hand",
-        "rest": "what is left", "engine": "the engine's rows add up to", "beside": "by method", "cards": "by number of cards",
-        "context": "with the allocator's rounding and the CUDA context", "always": "holds everywhere tried", "never": "holds nowhere",
-        "fits": "fits", "tight": "tight", "no": "does not fit", "": "", "warning": "warning: ",
+        "assumed": "read as",
+        "default": "not said, so the default",
+        "flips": "flips",
+        "hand": "by hand, at the peak",
+        "sum": "sum by hand",
+        "rest": "what is left",
+        "engine": "the engine's rows add up to",
+        "beside": "by method",
+        "cards": "by number of cards",
+        "context": "with the allocator's rounding and the CUDA context",
+        "always": "holds everywhere tried",
+        "never": "holds nowhere",
+        "fits": "fits",
+        "tight": "tight",
+        "no": "does not fit",
+        "": "",
+        "warning": "warning: ",
     },
     "zh": {
-        "assumed": "读作", "default": "未说明，取默认", "flips": "分界", "hand": "手算（峰值时刻）", "sum": "手算合计",
-        "rest": "余下", "engine": "程序逐行合计", "beside": "各方法", "cards": "按卡数",
-        "context": "加上分配器取整与 CUDA 上下文", "always": "在试过的范围内都成立", "never": "在任何取值都不成立",
-        "fits": "放得下", "tight": "勉强", "no": "放不下", "": "", "warning": "注意：",
+        "assumed": "读作",
+        "default": "未说明，取默认",
+        "flips": "分界",
+        "hand": "手算（峰值时刻）",
+        "sum": "手算合计",
+        "rest": "余下",
+        "engine": "程序逐行合计",
+        "beside": "各方法",
+        "cards": "按卡数",
+        "context": "加上分配器取整与 CUDA 上下文",
+        "always": "在试过的范围内都成立",
+        "never": "在任何取值都不成立",
+        "fits": "放得下",
+        "tight": "勉强",
+        "no": "放不下",
+        "": "",
+        "warning": "注意：",
     },
-}  # fmt: skip
+}
 DEFAULTS = ("recipe", "weight_dtype", "sequence_length", "micro_batch", "rank", "checkpointing", "optimizer")
 
 
@@ -48,10 +76,17 @@ def _tables(found: Answer, words: dict[str, str], translate: Translate) -> Itera
     lang = found.question.lang
     yield _rows(words["assumed"], list(_assumed(found, lang, translate)))
     if found.cards:
-        yield _rows(words["cards"], [(f"{b.what} x {found.question.gpu}", gib(b.device), words[b.verdict]) for b in found.cards])
+        yield _rows(
+            words["cards"],
+            [(f"{b.what} x {found.question.gpu}", gib(b.device), words[b.verdict]) for b in found.cards],
+        )
     if found.boundaries:
         flips = [
-            (_label(what, translate), result.said(lang) or words["always" if result.verdict == "supported" else "never"], "")
+            (
+                _label(what, translate),
+                result.said(lang) or words["always" if result.verdict == "supported" else "never"],
+                "",
+            )
             for what, result in found.boundaries
         ]
         yield _rows(words["flips"], flips)
@@ -65,7 +100,11 @@ def _assumed(found: Answer, lang: str, translate: Translate) -> Iterator[tuple[s
     words, setup = WORDS[lang], found.prediction.setup
     said = {a.name for a in found.question.assumptions}
     for a in found.question.assumptions:
-        yield translate(a.name), (a.zh if lang == "zh" else "") or a.value, f"“{a.words}”" if a.words else words["default"]
+        yield (
+            translate(a.name),
+            (a.zh if lang == "zh" else "") or a.value,
+            f"“{a.words}”" if a.words else words["default"],
+        )
     for name in DEFAULTS:
         if name not in said and not (name == "rank" and setup.method in ("full", "inference")):
             yield translate(name), str(getattr(setup, name)), words["default"]
@@ -94,7 +133,14 @@ def _hand(found: Answer, words: dict[str, str], translate: Translate) -> Iterato
 
 
 def _rows(title: str, lines: list[tuple[str, str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        padding=(0, 2, 0, 0),
+    )
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_column(justify="right", overflow="fold")

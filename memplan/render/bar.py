@@ -1,4 +1,6 @@
-"""One stacked bar, scaled to a card: a segment for each component, a mark where usable memory ends. Glyphs differ: no colour needed."""
+"""One stacked bar, scaled to a card: a segment for each component, a mark where usable memory ends. Glyphs
+differ: no colour needed.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,12 @@ def key_of(name: str, ascii_only: bool) -> Text:
     return Text(style.ascii if ascii_only else style.glyph, style=style.colour)
 
 
-def stacked_bar(segments: Sequence[tuple[str, int]], scale: int, usable: int | None, width: int, ascii_only: bool = False) -> Text:
-    """Segments (name, bytes) end to end over `scale` bytes in `width` cells, rounded at the running total; '|' marks `usable` bytes."""
+def stacked_bar(
+    segments: Sequence[tuple[str, int]], scale: int, usable: int | None, width: int, ascii_only: bool = False
+) -> Text:
+    """Segments (name, bytes) end to end over `scale` bytes in `width` cells, rounded at the running total;
+    '|' marks `usable` bytes.
+    """
     cells: list[tuple[str, str]] = [(" ", "")] * width
     position, total = 0, 0
     for name, nbytes in segments:

@@ -29,7 +29,10 @@ def counts_line(progress: Progress) -> str:
     """'7 of 12 recorded (3 before this run), 1 out of memory, 0 failed'."""
     recorded = progress.already + progress.done
     before = f" ({progress.already} before this run)" if progress.already else ""
-    return f"{recorded} of {progress.total} recorded{before}, {progress.out_of_memory} out of memory, {progress.failed} failed"
+    return (
+        f"{recorded} of {progress.total} recorded{before}, {progress.out_of_memory} out of memory, "
+        f"{progress.failed} failed"
+    )
 
 
 def progress_view(progress: Progress) -> RenderableType:
@@ -43,7 +46,10 @@ def progress_view(progress: Progress) -> RenderableType:
     ]
     if progress.last:
         lines.append(Text(f"last        {progress.last}", style="dim"))
-    return Group(ProgressBar(total=max(1, progress.total), completed=progress.already + progress.done, width=60), *lines)
+    return Group(
+        ProgressBar(total=max(1, progress.total), completed=progress.already + progress.done, width=60),
+        *lines,
+    )
 
 
 class Display:
@@ -51,7 +57,11 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console(sys.stderr)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, refresh_per_second=4, transient=True)
+            if self._console.is_terminal
+            else None
+        )
         self._shown = -1
 
     def __enter__(self) -> Callable[[Progress], None]:
@@ -59,7 +69,9 @@ class Display:
             self._live.__enter__()
         return self.update
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.__exit__(kind, value, trace)
 
@@ -70,7 +82,9 @@ class Display:
             self._shown = progress.done
             if progress.last:
                 position = progress.already + progress.done
-                self._console.print(f"[{position}/{progress.total}] {progress.last}, {duration(progress.seconds_left)} left")
+                self._console.print(
+                    f"[{position}/{progress.total}] {progress.last}, {duration(progress.seconds_left)} left"
+                )
 
 
 def summary_lines(summary: Summary) -> list[RenderableType]:
@@ -78,7 +92,12 @@ def summary_lines(summary: Summary) -> list[RenderableType]:
     progress = summary.progress
     lines: list[RenderableType] = [Text(f"{counts_line(progress)}: {summary.folder}", style="bold")]
     if summary.stopped and progress.missing:
-        lines.append(Text(f"stopped: {summary.stopped}; {progress.missing} cases are missing, the same command continues with them"))
+        lines.append(
+            Text(
+                f"stopped: {summary.stopped}; {progress.missing} cases are missing, the same command "
+                "continues with them"
+            )
+        )
     lines += [Text(f"note: {note}", style="dim") for note in summary.notes]
     lines += [Text(f"skipped: {problem}", style="dim") for problem in summary.problems]
     return lines

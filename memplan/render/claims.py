@@ -14,7 +14,12 @@ from memplan.validate.claims import ClaimResult, ConflictResult, claim_text, sai
 
 COLOURS = {"supported": "green", "refuted": "red", "depends": "yellow", "not_checkable": "dim"}
 VERDICT = {
-    "en": {"supported": "supported", "refuted": "refuted", "depends": "depends", "not_checkable": "not checkable"},
+    "en": {
+        "supported": "supported",
+        "refuted": "refuted",
+        "depends": "depends",
+        "not_checkable": "not checkable",
+    },
     "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件而定", "not_checkable": "无法检验"},
 }
 WORDS = {
@@ -26,16 +31,34 @@ WORDS = {
         "side": "says",
         "arbiter": "computed",
     },
-    "zh": {"sources": "文档", "of": "条论断", "contradict": "相互矛盾", "agree": "可以同时成立", "side": "说", "arbiter": "计算结果"},
+    "zh": {
+        "sources": "文档",
+        "of": "条论断",
+        "contradict": "相互矛盾",
+        "agree": "可以同时成立",
+        "side": "说",
+        "arbiter": "计算结果",
+    },
 }
 
 
-def table(results: Sequence[ClaimResult], lang: str = "en", explain: bool = False) -> Iterator[RenderableType]:
-    """Every claim: number, verdict, what is claimed and where, and the evidence; then how many of each verdict."""
+def table(
+    results: Sequence[ClaimResult], lang: str = "en", explain: bool = False
+) -> Iterator[RenderableType]:
+    """Every claim: number, verdict, what is claimed and where, and the evidence; then how many of each
+    verdict.
+    """
     for result in results:
-        yield _block(result.claim.id, VERDICT[lang][result.verdict], COLOURS[result.verdict], _lines(result, lang, explain))
+        yield _block(
+            result.claim.id,
+            VERDICT[lang][result.verdict],
+            COLOURS[result.verdict],
+            _lines(result, lang, explain),
+        )
     counts: Counter[str] = Counter(result.verdict for result in results)
-    told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in VERDICT[lang].items() if counts[verdict])
+    told = ", ".join(
+        f"{counts[verdict]} {word}" for verdict, word in VERDICT[lang].items() if counts[verdict]
+    )
     yield Text(f"\n{len(results)} {WORDS[lang]['of']}: {told}", style="bold")
 
 
@@ -50,18 +73,30 @@ def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:
     for source in claim.sources:
         yield Text(f"{source.document}: {source.quote}", style="dim")
     for part in result.parts:
-        yield Text(("" if part.part.decides else "(also) ") + said(part, lang), style="" if part.part.decides else "dim")
+        yield Text(
+            ("" if part.part.decides else "(also) ") + said(part, lang),
+            style="" if part.part.decides else "dim",
+        )
 
 
 def conflict_table(results: Sequence[ConflictResult], lang: str = "en") -> Iterator[RenderableType]:
-    """Every conflict: whether its sides exclude each other, which of them the computed arbiter finds true, and its evidence."""
+    """Every conflict: whether its sides exclude each other, which of them the computed arbiter finds true,
+    and its evidence.
+    """
     words = WORDS[lang]
     for result in results:
         conflict = result.conflict
         lines = [Text((conflict.zh if lang == "zh" else "") or conflict.about, style="bold")]
         for side in result.sides:
-            claimed = claim_text(replace(conflict.arbiter, claimed=side.claimed, relation=side.relation), lang)
-            lines.append(Text(f"{side.document} “{side.quote}” ({claimed}): {VERDICT[lang][side.verdict]}", style=COLOURS[side.verdict]))
+            claimed = claim_text(
+                replace(conflict.arbiter, claimed=side.claimed, relation=side.relation), lang
+            )
+            lines.append(
+                Text(
+                    f"{side.document} “{side.quote}” ({claimed}): {VERDICT[lang][side.verdict]}",
+                    style=COLOURS[side.verdict],
+                )
+            )
         lines.append(Text(f"{words['arbiter']}: {result.said(lang)}"))
         word, colour = (words["contradict"], "red") if result.contradict else (words["agree"], "green")
         yield _block(conflict.id, word, colour, lines)

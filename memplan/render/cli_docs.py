@@ -39,7 +39,11 @@ def _section(command: click.Command, parent: click.Context, name: str) -> Iterat
     yield f"    memplan {name} {' '.join(command.collect_usage_pieces(context))}\n"
     yield inspect.cleandoc(command.help or "").replace("\b\n", "").replace("\f", "")
     yield ""
-    found = (parameter.get_help_record(context) for parameter in command.get_params(context) if parameter.name != "help")
+    found = (
+        parameter.get_help_record(context)
+        for parameter in command.get_params(context)
+        if parameter.name != "help"
+    )
     records = [record for record in found if record and record[1]]
     if records:
         yield "| option | |\n|---|---|"

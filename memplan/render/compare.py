@@ -19,17 +19,30 @@ from memplan.render.terminal import count, label, number
 def compare_screen(
     model: str, setup: Setup, found: Sequence[Column], tasks: int, gpu: Gpu | None, width: int = 80
 ) -> list[RenderableType]:
-    """One column a method, one row a fact; more methods than `width` columns hold go into tables one under another."""
+    """One column a method, one row a fact; more methods than `width` columns hold go into tables one under
+    another.
+    """
     where = f" on {gpu.name}" if gpu else ""
     title = Text(f"{model}{where}", style="bold").append(
-        f": micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens, recipe {setup.recipe}", style="not bold"
+        f": micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens, recipe {setup.recipe}",
+        style="not bold",
     )
     able = [column for column in found if column.prediction is not None and column.cost is not None]
     notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in _merging(able).items()]
     notes += [Text(line) for line in _uneven(able)]
     notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
-    closing = Text("forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not computed)", style="dim")
-    return [title, *(part for table in tables(able, tasks, gpu, width) for part in (Text(), table)), Text(), *notes, closing]
+    closing = Text(
+        "forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not "
+        "computed)",
+        style="dim",
+    )
+    return [
+        title,
+        *(part for table in tables(able, tasks, gpu, width) for part in (Text(), table)),
+        Text(),
+        *notes,
+        closing,
+    ]
 
 
 def tables(able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int) -> list[Table]:
@@ -39,7 +52,9 @@ def tables(able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int) -> l
     rest = list(able)
     while rest:
         sizes = range(len(rest), 0, -1)
-        size = next((n for n in sizes if console.measure(_table(rest[:n], able[0], tasks, gpu)).maximum <= width), 1)
+        size = next(
+            (n for n in sizes if console.measure(_table(rest[:n], able[0], tasks, gpu)).maximum <= width), 1
+        )
         found.append(_table(rest[:size], able[0], tasks, gpu))
         rest = rest[size:]
     return found
@@ -54,16 +69,34 @@ def _table(able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None) -
     rows: list[tuple[str, Sequence[str | Text]]] = [
         ("needs (device)", [number(_of(c).peak.device_bytes) for c in able]),
         *((f"  {label(name)}", [number(components_of(_of(c))[name]) for c in able]) for name in COMPONENTS),
-        ("  context, rounding", [number(_of(c).peak.device_bytes - _of(c).peak.allocated_bytes) for c in able]),
+        (
+            "  context, rounding",
+            [number(_of(c).peak.device_bytes - _of(c).peak.allocated_bytes) for c in able],
+        ),
         ("peak moment", [label(_of(c).peak.moment).replace("optimizer ", "") for c in able]),
         ("trained", [count(_of(c).trainable_parameters) if _trains(c) else "-" for c in able]),
         ("trained share", [f"{c.trainable_share:.3%}" if _trains(c) else "-" for c in able]),
-        *((f"{what} precision", [_short(c.precision()[what]) for c in able]) for what in ("base", "adapter", "computation")),
+        *(
+            (f"{what} precision", [_short(c.precision()[what]) for c in able])
+            for what in ("base", "adapter", "computation")
+        ),
         ("kept per task", [gib(_of(c).checkpoint_bytes) if _trains(c) else "-" for c in able]),
-        (f"kept, {tasks} tasks" if tasks > 1 else "kept with the base", [gib(kept(_of(c), tasks)) for c in able]),
+        (
+            f"kept, {tasks} tasks" if tasks > 1 else "kept with the base",
+            [gib(kept(_of(c), tasks)) for c in able],
+        ),
         (f"FLOPs, {first.method} = 1", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
-        ("dequantised a step", [count(c.cost.dequantised) if c.cost and c.cost.dequantised else "-" for c in able]),
-        ("merging needs", ["-" if c.merge_bytes is None else gib(c.merge_bytes) if c.merge_bytes else "nothing" for c in able]),
+        (
+            "dequantised a step",
+            [count(c.cost.dequantised) if c.cost and c.cost.dequantised else "-" for c in able],
+        ),
+        (
+            "merging needs",
+            [
+                "-" if c.merge_bytes is None else gib(c.merge_bytes) if c.merge_bytes else "nothing"
+                for c in able
+            ],
+        ),
     ]
     if gpu is not None:
         rows.insert(0, ("fits", [_verdict(_of(c)) for c in able]))
@@ -88,14 +121,19 @@ def _merging(able: Sequence[Column]) -> dict[str, list[str]]:
 
 
 def _uneven(able: Sequence[Column]) -> list[str]:
-    """Where recipe and method decide differently about checkpointing, the columns differ by more than the method: said, with a remedy."""
+    """Where recipe and method decide differently about checkpointing, the columns differ by more than the
+    method: said, with a remedy.
+    """
     with_it = [c.method for c in able if _of(c).setup.checkpointing != "none"]
     without = [c.method for c in able if _of(c).setup.checkpointing == "none"]
     if not with_it or not without:
         return []
     verb = "uses" if len(with_it) == 1 else "use"
-    return [f"{' and '.join(with_it)} {verb} gradient checkpointing, as the recipe does by default, the others do not: "
-            "--checkpointing or --no-checkpointing compares like with like"]  # fmt: skip
+    return [
+        f"{' and '.join(with_it)} {verb} gradient checkpointing, as the recipe does by default, the others "
+        "do not: "
+        "--checkpointing or --no-checkpointing compares like with like"
+    ]
 
 
 def _of(column: Column) -> Prediction:
@@ -114,9 +152,15 @@ def _verdict(prediction: Prediction) -> Text:
 
 
 def pair_screen(
-    one: Prediction, two: Prediction, found: Sequence[Difference], model_bytes: int, files: tuple[str, str] = ("", "")
+    one: Prediction,
+    two: Prediction,
+    found: Sequence[Difference],
+    model_bytes: int,
+    files: tuple[str, str] = ("", ""),
 ) -> list[RenderableType]:
-    """Two predictions, their components, and what each difference moves; `files`: the training files that said so, empty without."""
+    """Two predictions, their components, and what each difference moves; `files`: the training files that
+    said so, empty without.
+    """
     sizes = Table(box=None, pad_edge=False, show_edge=False)
     sizes.add_column("GiB", style="dim")
     for name in ("first", "second", "second - first"):
@@ -125,16 +169,32 @@ def pair_screen(
     sizes.add_row("device peak", number(first), number(second), _signed(second - first))
     left, right = components_of(one), components_of(two)
     for name in COMPONENTS:
-        sizes.add_row(f"  {label(name)}", number(left[name]), number(right[name]), _signed(right[name] - left[name]))
+        sizes.add_row(
+            f"  {label(name)}", number(left[name]), number(right[name]), _signed(right[name] - left[name])
+        )
     sizes.add_row("peak moment", label(one.peak.moment), label(two.peak.moment), "")
-    sides = [f"{file or prediction.model.name} ({prediction.setup.method}, recipe {prediction.setup.recipe})"
-             for file, prediction in zip(files, (one, two), strict=True)]  # fmt: skip
+    sides = [
+        f"{file or prediction.model.name} ({prediction.setup.method}, recipe {prediction.setup.recipe})"
+        for file, prediction in zip(files, (one, two), strict=True)
+    ]
     title = Text(" against ".join(sides), style="bold")
     moving = [difference for difference in found if difference.then or difference.alone]
     if not moving and not model_bytes:
         return [title, Text(), sizes, Text(), Text("nothing that moves memory differs"), *_still(found)]
-    closing = Text("alone: from the first setup; in order: after the differences before it, summing to the whole", style="dim")
-    return [title, Text(), sizes, Text(), _differences(one, two, moving, model_bytes), Text(), *_still(found), closing]
+    closing = Text(
+        "alone: from the first setup; in order: after the differences before it, summing to the whole",
+        style="dim",
+    )
+    return [
+        title,
+        Text(),
+        sizes,
+        Text(),
+        _differences(one, two, moving, model_bytes),
+        Text(),
+        *_still(found),
+        closing,
+    ]
 
 
 def _differences(one: Prediction, two: Prediction, moving: Sequence[Difference], model_bytes: int) -> Table:
@@ -148,18 +208,32 @@ def _differences(one: Prediction, two: Prediction, moving: Sequence[Difference],
         table.add_row("model", one.model.name, two.model.name, "", _signed(model_bytes))
     for difference in sorted(moving, key=lambda entry: -abs(entry.then)):
         alone = "-" if difference.alone is None else _signed(difference.alone)
-        table.add_row(", ".join(difference.fields), _values(difference.first), _values(difference.second), alone, _signed(difference.then))
+        table.add_row(
+            ", ".join(difference.fields),
+            _values(difference.first),
+            _values(difference.second),
+            alone,
+            _signed(difference.then),
+        )
     return table
 
 
 def _still(found: Sequence[Difference]) -> list[Text]:
     """The settings that differ and move nothing here, in one line."""
-    names = [name for difference in found if not difference.then and not difference.alone for name in difference.fields]
+    names = [
+        name
+        for difference in found
+        if not difference.then and not difference.alone
+        for name in difference.fields
+    ]
     return [Text(f"differ, and move nothing here: {', '.join(names)}", style="dim")] if names else []
 
 
 def _values(values: tuple[object, ...]) -> str:
-    return ", ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values) or "-"
+    return (
+        ", ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
+        or "-"
+    )
 
 
 def _signed(nbytes: int) -> str:

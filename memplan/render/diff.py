@@ -27,7 +27,9 @@ def diff_screen(found: Diff) -> list[RenderableType]:
 
 
 def _table(title: str, changes: Sequence[Change]) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style="bold")
+    table = Table(
+        box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style="bold"
+    )
     table.add_column("what", overflow="fold")
     for name in ("old", "new", "moved", ""):
         table.add_column(name, justify="right", no_wrap=True)
@@ -35,7 +37,13 @@ def _table(title: str, changes: Sequence[Change]) -> Table:
         share = "new" if change.fraction is None else f"{change.fraction:+.2%}"
         sign, style = ("+", "red") if change.moved > 0 else ("-", "green")
         moved = Text(f"{sign}{gib(abs(change.moved))}", style=style)
-        table.add_row(Text(": ".join(part for part in change.what if part)), gib(change.old), gib(change.new), moved, share)
+        table.add_row(
+            Text(": ".join(part for part in change.what if part)),
+            gib(change.old),
+            gib(change.new),
+            moved,
+            share,
+        )
     return table
 
 

@@ -1,4 +1,6 @@
-"""`--explain`: every row with shape, dtype, count, bytes and reason, to be checked by hand; they add up to the moment's total."""
+"""`--explain`: every row with shape, dtype, count, bytes and reason, to be checked by hand; they add up to
+the moment's total.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,18 @@ def explain_rows(prediction: Prediction) -> Iterator[RenderableType]:
         if not rows:
             continue
         yield Text()
-        yield Text(f"{label(component)}: {moment.components[component]:,} bytes ({gib(moment.components[component])})", style="bold")
+        yield Text(
+            f"{label(component)}: {moment.components[component]:,} bytes "
+            f"({gib(moment.components[component])})",
+            style="bold",
+        )
         yield Padding(_table(rows, blocks), (0, 0, 0, 2))
     yield Text()
     total = sum(row.charged for row in moment.rows)
     yield Text(
-        f"{len(moment.rows)} rows add up to {total:,} bytes ({gib(total)}), the peak allocated in {label(moment.moment)}.", style="bold"
+        f"{len(moment.rows)} rows add up to {total:,} bytes ({gib(total)}), the peak allocated in "
+        f"{label(moment.moment)}.",
+        style="bold",
     )
 
 
@@ -40,8 +48,14 @@ def _table(rows: list[Row], blocks: bool) -> Table:
     for row in rows:
         shape = "x".join(str(size) for size in row.shape) or "scalar"
         count = f" x {row.count:,}" if row.count != 1 else ""
-        charged = f"; {row.block_bytes:,} bytes in the allocator's blocks" if blocks and row.block_bytes is not None else ""
-        text = Text(row.name, style="bold").append(f"  [{shape}] {row.dtype}{count}{charged}", style="not bold")
+        charged = (
+            f"; {row.block_bytes:,} bytes in the allocator's blocks"
+            if blocks and row.block_bytes is not None
+            else ""
+        )
+        text = Text(row.name, style="bold").append(
+            f"  [{shape}] {row.dtype}{count}{charged}", style="not bold"
+        )
         text.append(f"\n{row.why}", style="dim not bold")
         table.add_row(f"{row.bytes:,}", text)
     return table

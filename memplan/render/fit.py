@@ -22,14 +22,19 @@ MOST_CHANGES = 8
 
 
 def fit_screen(
-    fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None,
-    confirmed: Sequence[tuple[str, Prediction]], warnings: Sequence[str] = (),
-) -> list[RenderableType]:  # fmt: skip
+    fit: Fit,
+    shared: Shared | None,
+    alike: Sequence[Shared],
+    largest: tuple[str, int] | None,
+    confirmed: Sequence[tuple[str, Prediction]],
+    warnings: Sequence[str] = (),
+) -> list[RenderableType]:
     """Everything, top to bottom."""
     setup = fit.setup
     title = Text(f"{fit.model} on {fit.gpu.name}", style="bold")
     title.append(
-        f": {gib(fit.gpu.usable_bytes)} usable; micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens, "
+        f": {gib(fit.gpu.usable_bytes)} usable; micro-batch {setup.micro_batch:,} x "
+        f"{setup.sequence_length:,} tokens, "
         f"recipe {setup.recipe}",
         style="not bold",
     )
@@ -37,8 +42,16 @@ def fit_screen(
     if fit.changes:
         parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
     if fit.waterfall:
-        heading = "one after another, until it fits" if fit.waterfall[-1].fits else "one after another: still not enough"
-        parts += [Text(), changes_table(heading, fit.waterfall), Text("savings do not add: the peak is a maximum", style="dim")]
+        heading = (
+            "one after another, until it fits"
+            if fit.waterfall[-1].fits
+            else "one after another: still not enough"
+        )
+        parts += [
+            Text(),
+            changes_table(heading, fit.waterfall),
+            Text("savings do not add: the peak is a maximum", style="dim"),
+        ]
     parts += [Text(), *decision_lines(fit), *card_lines(fit, shared, alike, largest)]
     for what, prediction in confirmed:
         parts.append(confirmed_line(what, prediction))
@@ -47,26 +60,57 @@ def fit_screen(
 
 def methods_table(fit: Fit) -> Table:
     title = "batch, sequence: the largest of each that fits with the other as asked"
-    table = Table(box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim")
-    for name, justify in (("method", "left"), ("needs", "right"), ("fits", "left"), ("batch", "right"), ("sequence", "right"),
-                          ("trained", "right"), ("kept/task", "right")):  # fmt: skip
+    table = Table(
+        box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim"
+    )
+    for name, justify in (
+        ("method", "left"),
+        ("needs", "right"),
+        ("fits", "left"),
+        ("batch", "right"),
+        ("sequence", "right"),
+        ("trained", "right"),
+        ("kept/task", "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for entry in fit.methods:
         if entry.error is not None:
             table.add_row(entry.method, "-", Text(entry.error, style="dim"))
             continue
-        word = {"fits": Text("yes", style="green"), "tight": Text("tight", style="yellow"), "no": Text("no", style="red")}[entry.verdict]
-        table.add_row(entry.method, gib(entry.device_bytes), word, _number(entry.largest_batch), _number(entry.longest_sequence),
-                      count(entry.trainable_parameters), gib(entry.checkpoint_bytes))  # fmt: skip
+        word = {
+            "fits": Text("yes", style="green"),
+            "tight": Text("tight", style="yellow"),
+            "no": Text("no", style="red"),
+        }[entry.verdict]
+        table.add_row(
+            entry.method,
+            gib(entry.device_bytes),
+            word,
+            _number(entry.largest_batch),
+            _number(entry.longest_sequence),
+            count(entry.trainable_parameters),
+            gib(entry.checkpoint_bytes),
+        )
     return table
 
 
 def frontier_table(fit: Fit) -> Table | Text:
     """The longest sequence that fits at each micro-batch, for the methods that fit at all."""
-    able = [entry for entry in fit.methods if entry.error is None and any(longest for _, longest in entry.frontier)]
+    able = [
+        entry
+        for entry in fit.methods
+        if entry.error is None and any(longest for _, longest in entry.frontier)
+    ]
     if not able:
         return Text("no method fits at any micro-batch, however short the sequence")
-    table = Table(box=None, pad_edge=False, show_edge=False, title="longest sequence by micro-batch", title_justify="left", title_style="")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        show_edge=False,
+        title="longest sequence by micro-batch",
+        title_justify="left",
+        title_style="",
+    )
     table.add_column("method")
     for batch in BATCHES:
         table.add_column(str(batch), justify="right")
@@ -77,7 +121,9 @@ def frontier_table(fit: Fit) -> Table | Text:
 
 
 def changes_table(title: str, effects: Sequence[Effect]) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style="")
+    table = Table(
+        box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style=""
+    )
     table.add_column("change", overflow="fold", ratio=3)
     table.add_column("saves\nGiB", justify="right", no_wrap=True)
     table.add_column("then\nneeds", justify="right", no_wrap=True)
@@ -88,7 +134,13 @@ def changes_table(title: str, effects: Sequence[Effect]) -> Table:
     return table
 
 
-OPTIONS = {"weight_dtype": "--dtype", "autocast": "--autocast", "attention": "--attention", "loss": "--loss", "optimizer": "--optimizer"}
+OPTIONS = {
+    "weight_dtype": "--dtype",
+    "autocast": "--autocast",
+    "attention": "--attention",
+    "loss": "--loss",
+    "optimizer": "--optimizer",
+}
 
 
 def decision_lines(fit: Fit) -> list[RenderableType]:
@@ -98,14 +150,20 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
     lines: list[RenderableType] = [Text("choose ", style="bold").append(word, style=style)]
     lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
     if method:
-        extra = ["--checkpointing" if name == "checkpointing" else f"{OPTIONS.get(name, f'--set {name}=')} {value}".replace("= ", "=")
-                 for name, value in fit.decision.fields.items()]  # fmt: skip
+        extra = [
+            "--checkpointing"
+            if name == "checkpointing"
+            else f"{OPTIONS.get(name, f'--set {name}=')} {value}".replace("= ", "=")
+            for name, value in fit.decision.fields.items()
+        ]
         command = " ".join(["memplan", fit.model, "--method", method, *extra, "--gpu", fit.gpu.name])
         lines.append(Padding(Text(f"next: {command}; --emit writes a training file"), (0, 0, 0, 2)))
     return lines
 
 
-def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None) -> list[Text]:
+def card_lines(
+    fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None
+) -> list[Text]:
     lines = [Text(_smallest(f"{fit.setup.method} as asked", fit.cards))]
     if fit.chosen_cards is not None:
         lines.append(Text(_smallest("the choice", fit.chosen_cards)))
@@ -113,21 +171,43 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest
         needed = f"{shared.count} with {shared.parallel}, {gib(shared.device_bytes)} on each"
         lines.append(Text(f"the fewest {fit.gpu.name} that share it: {needed}"))
         rest = [each for each in alike if each.parallel != shared.parallel]
-        others = ", ".join(f"{each.parallel} {gib(each.device_bytes)}{'' if each.fits else ' (no)'}" for each in rest)
+        others = ", ".join(
+            f"{each.parallel} {gib(each.device_bytes)}{'' if each.fits else ' (no)'}" for each in rest
+        )
         lines.append(Text(f"  as many with {others}; no run on several GPUs has been recorded", style="dim"))
     elif shared is not None and shared.count is None:
         each = f"{gib(shared.device_bytes)} on each"
-        lines.append(Text(f"1,024 {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it not shared", style="dim"))
+        lines.append(
+            Text(
+                f"1,024 {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it not shared",
+                style="dim",
+            )
+        )
     elif shared is None and not fit.asked.fits:
-        lines.append(Text(f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for it", style="dim"))
+        lines.append(
+            Text(
+                f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for it",
+                style="dim",
+            )
+        )
     if largest is not None:
         lines.append(
-            Text(f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} ({count(largest[1])} parameters)")
+            Text(
+                f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} "
+                f"({count(largest[1])} parameters)"
+            )
         )
     if fit.error:
-        lines.append(Text(f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"))
+        lines.append(
+            Text(
+                f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"
+            )
+        )
     elif share := uncounted(fit.setup):
-        text = f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups: confirm with --engine trace"
+        text = (
+            f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups: "
+            "confirm with --engine trace"
+        )
         lines.append(Text(text, style="dim"))
     return lines
 
@@ -141,7 +221,11 @@ def _smallest(what: str, cards: CardChoice) -> str:
 def confirmed_line(what: str, prediction: Prediction) -> Text:
     """One cell of the frontier, asked of the trace."""
     verdict = prediction.gpus[0]
-    words = {"fits": "fits", "tight": "fits only if the allocator gives back its cache, or with expandable segments", "no": "does not fit"}
+    words = {
+        "fits": "fits",
+        "tight": "fits only if the allocator gives back its cache, or with expandable segments",
+        "no": "does not fit",
+    }
     text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[verdict.verdict]}"
     if prediction.smallest_capacity_bytes is not None:
         text += f"; the smallest card that survives has {gib(prediction.smallest_capacity_bytes)}"
@@ -150,11 +234,19 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
 
 def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for name, justify in (("job", "left"), ("needs", "right"), ("smallest card", "left"), ("cheapest card", "left"), ("price", "right")):
+    for name, justify in (
+        ("job", "left"),
+        ("needs", "right"),
+        ("smallest card", "left"),
+        ("cheapest card", "left"),
+        ("price", "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name, size, smallest, cheapest in answer.jobs:
         price = answer.prices.get(cheapest) if cheapest else None
-        table.add_row(name, gib(size), smallest or "none", cheapest or "-", "-" if price is None else f"{price:g}")
+        table.add_row(
+            name, gib(size), smallest or "none", cheapest or "-", "-" if price is None else f"{price:g}"
+        )
     one = answer.one_for_all or "no single card"
     return [table, Text(), Text(f"one card for every job: {one}")]
 

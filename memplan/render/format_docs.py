@@ -1,4 +1,5 @@
-"""docs/formats.md: every key of every training file that memplan reads, with what becomes of it, from the importers' own tables.
+"""docs/formats.md: every key of every training file that memplan reads, with what becomes of it, from the
+importers' own tables.
 
 Write it again with `python -m memplan.render.format_docs > docs/formats.md`; a test fails when it is stale.
 """
@@ -30,13 +31,23 @@ def page() -> str:
 
 def _format(row: Format) -> str:
     entries = list(_entries(row.rules))
-    lines = [f"## {row.title}", "", "Used: " + ", ".join(f"`{key}`" for key, rule in entries if rule.status == "used") + ".", ""]
+    lines = [
+        f"## {row.title}",
+        "",
+        "Used: " + ", ".join(f"`{key}`" for key, rule in entries if rule.status == "used") + ".",
+        "",
+    ]
     for status, title in (("not_modelled", "Not modelled"), ("ignored", "Ignored")):
         reasons: dict[str, list[str]] = {}
         for key, rule in entries:
             if rule.status == status:
                 reasons.setdefault(rule.why, []).append(key)
-        lines += [f"{title}:", "", *(f"* {why}: " + ", ".join(f"`{key}`" for key in keys) for why, keys in reasons.items()), ""]
+        lines += [
+            f"{title}:",
+            "",
+            *(f"* {why}: " + ", ".join(f"`{key}`" for key in keys) for why, keys in reasons.items()),
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""The report page: one self-contained HTML file; every string that came from a file is escaped, and the page may load nothing."""
+"""The report page: one self-contained HTML file; every string that came from a file is escaped, and the page
+may load nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +28,46 @@ LARGEST_PAGE = 200_000
 
 
 def page(
-    spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, cards: Iterable[Gpu], measured: dict[str, int] | None = None
+    spec: ModelSpec,
+    setup: Setup,
+    prediction: Prediction,
+    gpu: Gpu,
+    cards: Iterable[Gpu],
+    measured: dict[str, int] | None = None,
 ) -> str:
-    """The whole page as text, under 200 kB. `measured`: allocated bytes by moment of a recorded run of this setup."""
+    """The whole page as text, under 200 kB. `measured`: allocated bytes by moment of a recorded run of this
+    setup.
+    """
     found = structures(spec, setup)
     if not found:
-        raise UsageError(f"the formula has no rule for {spec.name} under method {setup.method}: a page needs it")
+        raise UsageError(
+            f"the formula has no rule for {spec.name} under method {setup.method}: a page needs it"
+        )
     error, offered = prediction.accuracy.margin, tuple(cards)
     values = data(spec, setup, prediction, offered, gpu, found, error, measured)
     components = prediction.moment(prediction.peak.moment).components
     parts = {
         "TITLE": escape(f"{spec.name}: memory of {setup.method} fine-tuning"),
         "NAME": escape(spec.name),
-        "SUBJECT": escape(f"{setup.method}, recipe {setup.recipe}: micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens"),
+        "SUBJECT": escape(
+            f"{setup.method}, recipe {setup.recipe}: micro-batch {setup.micro_batch:,} x "
+            f"{setup.sequence_length:,} tokens"
+        ),
         "VERDICT": escape(f"needs {gib(prediction.peak.device_bytes)}"),
         "MOMENT": escape(label(prediction.peak.moment)),
-        "COMPONENTS": "".join(f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>" for name, size in components.items()),
+        "COMPONENTS": "".join(
+            f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>"
+            for name, size in components.items()
+        ),
         "ROWSNOTE": escape(_rows_note(prediction)),
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
         "NOTES": _items((*prediction.assumptions, *_other_cards(gpu, offered))),
         "WARNINGS": _warnings(prediction.warnings),
         "CHANGES": _changes(spec, setup, Room(gpu, error)),
-        "FOOTER": escape(f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: the formula"),
+        "FOOTER": escape(
+            f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: "
+            "the formula"
+        ),
         "DATA": _inline(values),
         "FORMULAS": packed(script(spec, found)),
         "STYLE": (HERE / "report.css").read_text(encoding="utf-8"),
@@ -61,11 +81,19 @@ def page(
 def _other_cards(gpu: Gpu, offered: Sequence[Gpu]) -> tuple[str, ...]:
     """Which common cards the page does not offer, and why."""
     others = [card.name for card in common_gpus() if card not in offered]
-    return (f"cards with other kernels than {gpu.name} need another page (--gpu NAME): {', '.join(others)}",) if others else ()
+    return (
+        (f"cards with other kernels than {gpu.name} need another page (--gpu NAME): {', '.join(others)}",)
+        if others
+        else ()
+    )
 
 
 def _warnings(lines: Sequence[str]) -> str:
-    return f'<section class="warnings"><h2>Know before you run</h2><ul>{_items(lines)}</ul></section>' if lines else ""
+    return (
+        f'<section class="warnings"><h2>Know before you run</h2><ul>{_items(lines)}</ul></section>'
+        if lines
+        else ""
+    )
 
 
 def _items(lines: Iterable[str]) -> str:
@@ -73,22 +101,37 @@ def _items(lines: Iterable[str]) -> str:
 
 
 def _changes(spec: ModelSpec, setup: Setup, room: Room) -> str:
-    """The single changes that save most, as a table: what each saves, its words, the option that makes it, what it costs."""
-    effects = [effect for effect in single_changes(spec, setup, room) if effect.saved * 100 >= effect.after][:MOST_CHANGES]
+    """The single changes that save most, as a table: what each saves, its words, the option that makes it,
+    what it costs.
+    """
+    effects = [effect for effect in single_changes(spec, setup, room) if effect.saved * 100 >= effect.after][
+        :MOST_CHANGES
+    ]
     if not effects:
         return ""
     rows = []
     for effect in effects:
         words, _, option = effect.text.partition(": ")
-        fits = ', <span class="good">fits</span>' if effect.fits and not room.holds(peak_of(spec, setup)) else ""
-        rows.append(f"<tr><td>{gib(effect.saved)}</td><td>{escape(words)} <code>{escape(option)}</code>{fits}<br>"
-                    f'<span class="muted">{escape(effect.cost)}</span></td></tr>')  # fmt: skip
-    return f"<h3>Each of these alone would save, as asked</h3><table class=\"changes\"><tbody>{''.join(rows)}</tbody></table>"
+        fits = (
+            ', <span class="good">fits</span>' if effect.fits and not room.holds(peak_of(spec, setup)) else ""
+        )
+        rows.append(
+            f"<tr><td>{gib(effect.saved)}</td><td>{escape(words)} <code>{escape(option)}</code>{fits}<br>"
+            f'<span class="muted">{escape(effect.cost)}</span></td></tr>'
+        )
+    return (
+        "<h3>Each of these alone would save, as asked</h3><table "
+        f'class="changes"><tbody>{"".join(rows)}</tbody></table>'
+    )
 
 
 def _rows_note(prediction: Prediction) -> str:
     shown, all_rows = min(MOST_ROWS, len(prediction.peak_rows)), len(prediction.peak_rows)
-    what = f"{all_rows} kinds of tensor" if shown == all_rows else f"the {shown} largest of {all_rows} kinds of tensor"
+    what = (
+        f"{all_rows} kinds of tensor"
+        if shown == all_rows
+        else f"the {shown} largest of {all_rows} kinds of tensor"
+    )
     return f"{what} alive in {label(prediction.peak.moment)}, {gib(prediction.peak.allocated_bytes)} in all"
 
 
@@ -98,7 +141,11 @@ def _row(row: Row) -> str:
     starts = ("", "", "", "", "", f'<span class="key" style="background:var(--{row.component})"></span>', "")
     classes = ("", "", "", ' class="n"', ' class="n"', "", "")
     texts = (escape(row.name).replace(".", ".<wbr>"), *map(escape, cells[1:]))
-    return "<tr>" + "".join(f"<td{c}>{start}{text}</td>" for c, start, text in zip(classes, starts, texts, strict=True)) + "</tr>"
+    return (
+        "<tr>"
+        + "".join(f"<td{c}>{start}{text}</td>" for c, start, text in zip(classes, starts, texts, strict=True))
+        + "</tr>"
+    )
 
 
 def _inline(value: Any) -> str:

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 
 def write(document: Mapping[str, Any], stream: IO[str] | None = None) -> None:
-    """One document, indented, keys in the contract's order; NaN is a defect and raises ValueError before anything is written."""
+    """One document, indented, keys in the contract's order; NaN is a defect and raises ValueError before
+    anything is written.
+    """
     text = json.dumps(document, indent=2, allow_nan=False)
     print(text, file=stream or sys.stdout)

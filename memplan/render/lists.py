@@ -52,7 +52,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "optimizers": (
         ("name", "left", lambda r: r["name"]),
-        ("states per trained tensor", "left", lambda r: ", ".join(f"{s['name']} ({s['rule']})" for s in r["states"]) or "none"),
+        (
+            "states per trained tensor",
+            "left",
+            lambda r: ", ".join(f"{s['name']} ({s['rule']})" for s in r["states"]) or "none",
+        ),
         ("step", "left", lambda r: "/".join(r["modes"]) + (", paged" if r["paged"] else "")),
     ),
     "recipes": (
@@ -62,7 +66,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 FOOT = {
     "gpus": (
-        "usable: what a process can hold, CUDA context included. reported: by torch's own out-of-memory messages; "
+        "usable: what a process can hold, CUDA context included. reported: by torch's own out-of-memory "
+        "messages; "
         "derived: from the nominal size, on the low side; budget: memory shared with the system. "
         "TFLOPS: dense 16-bit, vendor's figure. unverified: kernels of this vendor are not modelled."
     ),

@@ -13,10 +13,16 @@ from memplan.render.console import show
 
 
 def oom_screen(oom: OutOfMemory, cards: Sequence[Gpu], advice: Sequence[str]) -> None:
-    """What was asked, held and free, then the sentences, then which cards would have held it and what would have fitted."""
+    """What was asked, held and free, then the sentences, then which cards would have held it and what would
+    have fitted.
+    """
     where = f"GPU {oom.gpu}" if oom.gpu is not None else oom.device
     times = f", {oom.failures} times in this log" if oom.failures > 1 else ""
-    lines = [Text(f"out of memory on {where}{times}", style="bold red").append(f"   ({oom.form})", style="not bold dim")]
+    lines = [
+        Text(f"out of memory on {where}{times}", style="bold red").append(
+            f"   ({oom.form})", style="not bold dim"
+        )
+    ]
     names = ("capacity", "free", "asked", "in_use", "allocated", "reserved", "cached")
     labels = {
         "in_use": "in use by this process",
@@ -30,6 +36,11 @@ def oom_screen(oom: OutOfMemory, cards: Sequence[Gpu], advice: Sequence[str]) ->
             lines.append(Text(f"  {labels.get(name, name):<24}{gib(size):>14}"))
     lines += [Text(), *(Text(line) for line in explain(oom))]
     if cards:
-        lines += [Text("cards that would have held it: " + ", ".join(f"{gpu.name} ({gib(gpu.usable_bytes)})" for gpu in cards))]
+        lines += [
+            Text(
+                "cards that would have held it: "
+                + ", ".join(f"{gpu.name} ({gib(gpu.usable_bytes)})" for gpu in cards)
+            )
+        ]
     lines += [Text(line) for line in advice]
     show(*lines)

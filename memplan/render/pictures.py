@@ -1,4 +1,6 @@
-"""The two main pictures through matplotlib: the step against the card, and what fits. For READMEs, papers and slides."""
+"""The two main pictures through matplotlib: the step against the card, and what fits. For READMEs, papers and
+slides.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,20 @@ from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB
 from memplan.render.terminal import label
 
-COLOURS = {"weights": "#3f72b8", "gradients": "#b1579b", "optimizer_states": "#d29a2e", "activations": "#3f9b6b", "temporaries": "#57aebf"}
+COLOURS = {
+    "weights": "#3f72b8",
+    "gradients": "#b1579b",
+    "optimizer_states": "#d29a2e",
+    "activations": "#3f9b6b",
+    "temporaries": "#57aebf",
+}
 SEQUENCES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
 def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: Path) -> None:
-    """Both pictures side by side into `path`; the format is its ending's. Raises UsageError where matplotlib is missing or refuses."""
+    """Both pictures side by side into `path`; the format is its ending's. Raises UsageError where matplotlib
+    is missing or refuses.
+    """
     try:
         from matplotlib import rcParams
         from matplotlib.figure import Figure
@@ -30,7 +40,10 @@ def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: 
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _step(left, prediction, gpu)
     _heat(right, spec, setup, Room(gpu, prediction.accuracy.margin))
-    title = f"{spec.name}, {setup.method}, micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens on {gpu.name}"
+    title = (
+        f"{spec.name}, {setup.method}, micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens "
+        f"on {gpu.name}"
+    )
     figure.suptitle(title.replace("$", r"\$"), fontsize=12)
     try:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -44,12 +57,27 @@ def _step(axes: Any, prediction: Prediction, gpu: Gpu) -> None:
     bottoms = [0.0] * len(names)
     for component in COMPONENTS:
         sizes = [moment.components[component] / GIB for moment in prediction.moments]
-        axes.bar([label(name) for name in names], sizes, bottom=bottoms, color=COLOURS[component], label=label(component), width=0.7)
+        axes.bar(
+            [label(name) for name in names],
+            sizes,
+            bottom=bottoms,
+            color=COLOURS[component],
+            label=label(component),
+            width=0.7,
+        )
         bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
     for index, total in enumerate(bottoms):
         axes.text(index, total, f"{total:.1f}", ha="center", va="bottom", fontsize=9)
     axes.axhline(gpu.usable_bytes / GIB, color="#b3372f", linewidth=1.5)
-    axes.text(len(names) - 0.5, gpu.usable_bytes / GIB, f"{gpu.name} ", ha="right", va="bottom", fontsize=9, color="#b3372f")
+    axes.text(
+        len(names) - 0.5,
+        gpu.usable_bytes / GIB,
+        f"{gpu.name} ",
+        ha="right",
+        va="bottom",
+        fontsize=9,
+        color="#b3372f",
+    )
     axes.set_ylabel("allocated, GiB")
     axes.set_ylim(0, 1.18 * max(gpu.usable_bytes / GIB, *bottoms))
     axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper left")
@@ -61,7 +89,9 @@ def _heat(axes: Any, spec: ModelSpec, setup: Setup, room: Room) -> None:
     """Device memory by micro-batch and sequence length, and the line where it stops fitting."""
     from matplotlib.colors import ListedColormap
 
-    columns = [s for s in SEQUENCES if s <= (spec.max_positions or SEQUENCES[-1])] or [spec.max_positions or SEQUENCES[0]]
+    columns = [s for s in SEQUENCES if s <= (spec.max_positions or SEQUENCES[-1])] or [
+        spec.max_positions or SEQUENCES[0]
+    ]
     structure = Structure(spec, setup, room)
     cells = {(cell.micro_batch, cell.sequence_length): cell for cell in structure.cells(BATCHES, columns)}
     grid = [[int(cells[batch, sequence].fits) for sequence in columns] for batch in BATCHES]
@@ -69,7 +99,15 @@ def _heat(axes: Any, spec: ModelSpec, setup: Setup, room: Room) -> None:
     for i, batch in enumerate(BATCHES):
         for j, sequence in enumerate(columns):
             size = cells[batch, sequence].device_bytes / GIB
-            axes.text(j, i, f"{size:.1f}" if size < 100 else f"{size:.0f}", ha="center", va="center", fontsize=8, color="#1d2125")
+            axes.text(
+                j,
+                i,
+                f"{size:.1f}" if size < 100 else f"{size:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#1d2125",
+            )
     edges = [sum(row) - 0.5 for row in grid]
     xs = [x for edge in edges for x in (edge, edge)]
     ys = [y for i in range(len(edges)) for y in (i - 0.5, i + 0.5)]
@@ -78,4 +116,6 @@ def _heat(axes: Any, spec: ModelSpec, setup: Setup, room: Room) -> None:
     axes.set_yticks(range(len(BATCHES)), [str(b) for b in BATCHES])
     axes.set_xlabel("sequence length")
     axes.set_ylabel("micro-batch")
-    axes.set_title(f"device memory in GiB; left of the line fits {room.gpu.usable_bytes / GIB:.1f} GiB", fontsize=10)
+    axes.set_title(
+        f"device memory in GiB; left of the line fits {room.gpu.usable_bytes / GIB:.1f} GiB", fontsize=10
+    )

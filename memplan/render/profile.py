@@ -1,4 +1,6 @@
-"""What `profile` prints: the outcome, predicted against measured by moment, components at the peak, speed, and what did not match."""
+"""What `profile` prints: the outcome, predicted against measured by moment, components at the peak, speed,
+and what did not match.
+"""
 
 from __future__ import annotations
 
@@ -37,27 +39,37 @@ def outcome_line(m: Measurement) -> Text:
     if m.outcome == "ok" and m.peak is not None:
         reserved = f", {gib(m.peak.reserved_bytes)} reserved" if m.peak.reserved_bytes is not None else ""
         device = f", {gib(m.peak.device_bytes)} on the device" if m.peak.device_bytes is not None else ""
-        return Text(f"measured {gib(m.peak.allocated_bytes)} allocated{reserved}{device}; peak: {label(m.peak.moment)}", style="bold")
+        return Text(
+            f"measured {gib(m.peak.allocated_bytes)} allocated{reserved}{device}; peak: "
+            f"{label(m.peak.moment)}",
+            style="bold",
+        )
     failure = m.failure
     if m.outcome == "oom" and failure is not None:
         asked = f": asked for {gib(failure.requested_bytes)}" if failure.requested_bytes is not None else ""
         free = f", {gib(failure.free_bytes)} free" if failure.free_bytes is not None else ""
         held = f", {gib(failure.allocated_bytes)} allocated" if failure.allocated_bytes is not None else ""
-        return Text(f"out of memory in {label(failure.moment or 'load')}{asked}{free}{held}", style="bold red")
+        return Text(
+            f"out of memory in {label(failure.moment or 'load')}{asked}{free}{held}", style="bold red"
+        )
     return Text(f"failed: {failure.message if failure else 'no reason recorded'}", style="bold red")
 
 
 def subject_line(m: Measurement) -> Text:
     setup, versions = m.setup, m.environment.get("versions") or {}
     where = m.environment.get("gpu") or "CPU"
-    libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft") if versions.get(name))
+    libraries = ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "transformers", "peft") if versions.get(name)
+    )
     run = f"{m.model.get('name')} {setup.method}, batch {setup.micro_batch} x {setup.sequence_length}"
     return Text(f"{run}, {where}, {libraries}", style="dim")
 
 
 def moment_table(m: Measurement) -> Table:
     """Allocated bytes by moment: what was predicted before the run, what was measured, the error."""
-    predicted = {moment["name"]: moment["allocated_bytes"] for moment in (m.prediction or {}).get("moments", ())}
+    predicted = {
+        moment["name"]: moment["allocated_bytes"] for moment in (m.prediction or {}).get("moments", ())
+    }
     table = Table(box=None, pad_edge=False)
     table.add_column("moment")
     for heading in ("predicted", "measured", "error", "reserved"):
@@ -66,7 +78,13 @@ def moment_table(m: Measurement) -> Table:
         before = predicted.get(moment.name)
         error = "" if before is None else _error(before, moment.allocated_bytes)
         reserved = "" if moment.reserved_bytes is None else gib(moment.reserved_bytes)
-        table.add_row(label(moment.name), "??" if before is None else gib(before), gib(moment.allocated_bytes), error, reserved)
+        table.add_row(
+            label(moment.name),
+            "??" if before is None else gib(before),
+            gib(moment.allocated_bytes),
+            error,
+            reserved,
+        )
     return table
 
 
@@ -83,7 +101,11 @@ def component_lines(m: Measurement) -> list[Text]:
     moment = next((moment for moment in m.moments if moment.name == m.peak.moment), None)
     if moment is None or moment.components is None:
         return []
-    parts = [f"{label(name)} {gib(moment.components[name])}" for name in MEASURED_COMPONENTS if moment.components.get(name)]
+    parts = [
+        f"{label(name)} {gib(moment.components[name])}"
+        for name in MEASURED_COMPONENTS
+        if moment.components.get(name)
+    ]
     return [Text(f"at that peak: {', '.join(parts)}")]
 
 
@@ -102,13 +124,19 @@ def alignment_lines(m: Measurement) -> list[str]:
     if not m.alignment:
         return []
     events = m.alignment["events"]
-    happened = f"{events['matched']:,} of {events['predicted']:,} predicted allocations and frees of one step happened"
+    happened = (
+        f"{events['matched']:,} of {events['predicted']:,} predicted allocations and frees of one step "
+        "happened"
+    )
     cut = ", cut for time" if m.alignment.get("cut") else ""
     lines = [f"{happened}; the allocator saw {events['measured']:,}{cut}"]
     allocations: list[Mapping[str, Any]] = [row for row in m.alignment["unmatched"] if row["kind"] == "alloc"]
     for row in allocations[:SHOWN_UNMATCHED]:
         count = f"{row['count']} x " if row["count"] > 1 else ""
-        lines.append(f"  only {row['only']}, {label(row['moment'])}: {count}{gib(row['bytes'])}  {row['where'] or 'unknown op'}")
+        lines.append(
+            f"  only {row['only']}, {label(row['moment'])}: {count}{gib(row['bytes'])}  "
+            f"{row['where'] or 'unknown op'}"
+        )
     return lines
 
 
@@ -124,6 +152,12 @@ def audit_lines(document: Mapping[str, Any]) -> list[RenderableType]:
         rest = row["hidden_bytes"] - row["known_bytes"]
         sizes = (gib(row["hidden_bytes"]), gib(row["known_bytes"]), gib(rest) if rest else "-")
         table.add_row(row["op"], row["shapes"], str(row["calls"]), *sizes)
-    counts = f"{len(document['ops'])} distinct ops replayed, {len(shown)} with hidden memory, {len(document['skipped'])} not replayed"
-    skipped = [Text(f"not replayed: {row['op']} {row['shapes']}: {row['reason']}", style="dim") for row in document["skipped"]]
+    counts = (
+        f"{len(document['ops'])} distinct ops replayed, {len(shown)} with hidden memory, "
+        f"{len(document['skipped'])} not replayed"
+    )
+    skipped = [
+        Text(f"not replayed: {row['op']} {row['shapes']}: {row['reason']}", style="dim")
+        for row in document["skipped"]
+    ]
     return [Text(counts, style="bold"), table, *skipped]

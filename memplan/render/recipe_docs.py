@@ -1,4 +1,5 @@
-"""docs/recipes.md: every Setup field's default per recipe and method, each with its source, from the tables themselves.
+"""docs/recipes.md: every Setup field's default per recipe and method, each with its source, from the tables
+themselves.
 
 Write it again with `python -m memplan.render.recipe_docs > docs/recipes.md`; a test fails when it is stale.
 """
@@ -43,8 +44,15 @@ def _recipe(row: Recipe) -> str:
         values = {name: getattr(setup, field) for name, setup in setups.items()}
         others = [f"{name}: {text(value)}" for name, value in values.items() if value != values[first]]
         lines.append(f"| `{field}` | {text(values[first])} | {'; '.join(others)} | {source_of(row, field)} |")
-    lines += ["", *(f"* With `{key}` = {text(value)}: " + ", ".join(f"`{k}` = {text(v)}" for k, v in changes.items()) + "."
-                    for key, value, changes in row.when)]  # fmt: skip
+    lines += [
+        "",
+        *(
+            f"* With `{key}` = {text(value)}: "
+            + ", ".join(f"`{k}` = {text(v)}" for k, v in changes.items())
+            + "."
+            for key, value, changes in row.when
+        ),
+    ]
     lines += [f"* {note}." for _, note in row.notes]
     return "\n".join(lines) + "\n"
 

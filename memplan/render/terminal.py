@@ -1,4 +1,6 @@
-"""The first screen of `plan`: verdict, bar, components by moment, the peak's reason, what was assumed, how sure, what would help."""
+"""The first screen of `plan`: verdict, bar, components by moment, the peak's reason, what was assumed, how
+sure, what would help.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,16 @@ from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB, gib
 from memplan.render.bar import key_of, ruler, stacked_bar
 
-WORDS = {"fits": ("fits", "bold green"), "tight": ("tight", "bold yellow"), "no": ("does not fit", "bold red")}
-LABELS = {"optimizer_states": "optimizer states", "load_peak": "load peak", "optimizer_step": "optimizer step"}
+WORDS = {
+    "fits": ("fits", "bold green"),
+    "tight": ("tight", "bold yellow"),
+    "no": ("does not fit", "bold red"),
+}
+LABELS = {
+    "optimizer_states": "optimizer states",
+    "load_peak": "load peak",
+    "optimizer_step": "optimizer step",
+}
 SHOWN_MOMENTS = 5
 
 
@@ -28,9 +38,15 @@ def label(name: str) -> str:
 
 
 def plan_screen(
-    prediction: Prediction, gpu: Gpu | None, suggestions: Sequence[Suggestion] = (), width: int = 80, ascii_only: bool = False
+    prediction: Prediction,
+    gpu: Gpu | None,
+    suggestions: Sequence[Suggestion] = (),
+    width: int = 80,
+    ascii_only: bool = False,
 ) -> list[RenderableType]:
-    """Everything that `memplan MODEL` prints, top to bottom; `gpu` None: the bar is scaled to the smallest common card that fits."""
+    """Everything that `memplan MODEL` prints, top to bottom; `gpu` None: the bar is scaled to the smallest
+    common card that fits.
+    """
     parts: list[RenderableType] = [verdict_line(prediction, gpu), subject_line(prediction), Text()]
     parts += [*bar_lines(prediction, gpu, width, ascii_only), Text()]
     parts += [component_table(prediction, gpu, ascii_only, width), Text()]
@@ -41,14 +57,18 @@ def plan_screen(
 
 
 def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
-    """'fits rtx-4090: 9.21 GiB of 23.50 GiB usable, 14.29 GiB free' or, without a card, what is needed and which common cards have it."""
+    """'fits rtx-4090: 9.21 GiB of 23.50 GiB usable, 14.29 GiB free' or, without a card, what is needed and
+    which common cards have it.
+    """
     if gpu is None:
         where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
         line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
         if prediction.gpus and all(verdict.verdict == "no" for verdict in prediction.gpus):
             largest = max(prediction.gpus, key=lambda verdict: verdict.usable_bytes)
             return line.append(
-                f"\ndoes not fit any common card: the largest, {largest.name}, has {gib(largest.usable_bytes)} usable", style="not bold"
+                f"\ndoes not fit any common card: the largest, {largest.name}, has "
+                f"{gib(largest.usable_bytes)} usable",
+                style="not bold",
             )
         for word, (text, style) in WORDS.items():
             names = [verdict.name for verdict in prediction.gpus if verdict.verdict == word]
@@ -58,9 +78,14 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
     verdict = prediction.gpus[0]
     text, style = WORDS[verdict.verdict]
     needed = verdict.usable_bytes - verdict.headroom_bytes
-    room = f"{gib(verdict.headroom_bytes)} free" if verdict.headroom_bytes >= 0 else f"{gib(-verdict.headroom_bytes)} short"
+    room = (
+        f"{gib(verdict.headroom_bytes)} free"
+        if verdict.headroom_bytes >= 0
+        else f"{gib(-verdict.headroom_bytes)} short"
+    )
     return Text(text, style=style).append(
-        f" {verdict.name}: {gib(needed)} needed of {gib(verdict.usable_bytes)} usable, {room}", style="not bold"
+        f" {verdict.name}: {gib(needed)} needed of {gib(verdict.usable_bytes)} usable, {room}",
+        style="not bold",
     )
 
 
@@ -70,7 +95,9 @@ def subject_line(prediction: Prediction) -> Text:
     trained = f", {count(prediction.trainable_parameters)} trained" if prediction.trainable_parameters else ""
     batch = f"micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens"
     shares = f"; one rank of {setup.gpus} ({setup.parallel})" if setup.gpus > 1 else ""
-    return Text(f"{model.name}, {setup.method}: {count(model.parameters)} parameters{trained}; {batch}{shares}")
+    return Text(
+        f"{model.name}, {setup.method}: {count(model.parameters)} parameters{trained}; {batch}{shares}"
+    )
 
 
 def count(parameters: int) -> str:
@@ -82,10 +109,16 @@ def count(parameters: int) -> str:
 
 
 def bar_lines(prediction: Prediction, gpu: Gpu | None, width: int, ascii_only: bool) -> list[Text]:
-    """The stacked device peak against the card; without one, against the smallest common card that fits, else against itself."""
+    """The stacked device peak against the card; without one, against the smallest common card that fits, else
+    against itself.
+    """
     segments = device_segments(prediction, gpu)
     needed = sum(size for _, size in segments)
-    verdict = prediction.gpus[0] if gpu is not None else next((v for v in prediction.gpus if v.verdict == "fits"), None)
+    verdict = (
+        prediction.gpus[0]
+        if gpu is not None
+        else next((v for v in prediction.gpus if v.verdict == "fits"), None)
+    )
     usable = verdict.usable_bytes if verdict else None
     whole = max(needed, usable or 0, nominal_bytes(gpu))
     name = verdict.name if verdict else "this run"
@@ -101,7 +134,9 @@ def nominal_bytes(gpu: Gpu | None) -> int:
 
 
 def device_segments(prediction: Prediction, gpu: Gpu | None) -> list[tuple[str, int]]:
-    """The device peak in order: components at the peak moment, what is reserved beyond them, the CUDA context."""
+    """The device peak in order: components at the peak moment, what is reserved beyond them, the CUDA
+    context.
+    """
     peak = prediction.peak
     context = gpu.context_bytes if gpu else peak.context_bytes
     components = prediction.moment(peak.moment).components
@@ -117,7 +152,9 @@ SPACING = ((2, 2, True), (1, 2, True), (1, 1, True), (2, 2, False), (1, 1, False
 
 
 def component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool, width: int = 80) -> Table:
-    """Components by moment in `width` columns: what is narrow gives up blanks, a decimal, then the moments; no number is ever cut."""
+    """Components by moment in `width` columns: what is narrow gives up blanks, a decimal, then the moments;
+    no number is ever cut.
+    """
     console = Console(width=1000)
     for spacing in SPACING:
         table = _component_table(prediction, gpu, ascii_only, *spacing)
@@ -126,8 +163,12 @@ def component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool, w
     return table
 
 
-def _component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool, blanks: int, digits: int, each: bool) -> Table:
-    """Rows: components, allocated, fragmentation, context, device. Columns: GiB and share at the peak, then each moment's own peak."""
+def _component_table(
+    prediction: Prediction, gpu: Gpu | None, ascii_only: bool, blanks: int, digits: int, each: bool
+) -> Table:
+    """Rows: components, allocated, fragmentation, context, device. Columns: GiB and share at the peak, then
+    each moment's own peak.
+    """
     moments = shown_moments(prediction) if each else []
     peak = prediction.moment(prediction.peak.moment)
     segments = dict(device_segments(prediction, gpu))
@@ -139,7 +180,10 @@ def _component_table(prediction: Prediction, gpu: Gpu | None, ascii_only: bool, 
     table.add_column("%", justify="right", no_wrap=True)
     for moment in moments:
         table.add_column(
-            label(moment.moment).replace(" ", "\n"), justify="right", no_wrap=True, style="bold" if moment.moment == peak.moment else ""
+            label(moment.moment).replace(" ", "\n"),
+            justify="right",
+            no_wrap=True,
+            style="bold" if moment.moment == peak.moment else "",
         )
 
     def row(name: str, key: str | None, size: int, per_moment: Sequence[int | None], style: str = "") -> None:
@@ -163,7 +207,9 @@ def shown_moments(prediction: Prediction) -> list[Breakdown]:
     moments = list(prediction.moments)
     if len(moments) <= SHOWN_MOMENTS:
         return moments
-    smallest = sorted((m for m in moments if m.moment != prediction.peak.moment), key=lambda m: m.allocated_bytes)
+    smallest = sorted(
+        (m for m in moments if m.moment != prediction.peak.moment), key=lambda m: m.allocated_bytes
+    )
     dropped = {m.moment for m in smallest[: len(moments) - SHOWN_MOMENTS]}
     return [m for m in moments if m.moment not in dropped]
 
@@ -179,8 +225,13 @@ def number(nbytes: int | None, digits: int = 2) -> str:
 
 
 def sentences(prediction: Prediction) -> list[RenderableType]:
-    """Where the peak is and why, what was assumed, accuracy, and what else to know: one labelled paragraph each."""
-    lines = [("Peak", why_there(prediction)), ("Defaults", f"recipe {prediction.setup.recipe}: {defaults(prediction.setup)}")]
+    """Where the peak is and why, what was assumed, accuracy, and what else to know: one labelled paragraph
+    each.
+    """
+    lines = [
+        ("Peak", why_there(prediction)),
+        ("Defaults", f"recipe {prediction.setup.recipe}: {defaults(prediction.setup)}"),
+    ]
     if prediction.assumptions:
         lines.append(("Assumed", "; ".join(prediction.assumptions) + "."))
     if prediction.host_bytes:
@@ -194,7 +245,10 @@ def sentences(prediction: Prediction) -> list[RenderableType]:
 
 def loading(bands: Mapping[str, Any]) -> str:
     """What the order of loading leaves open, where the trace replayed other orders."""
-    held, reserved = (f"{gib(bands[name]['low_bytes'])} to {gib(bands[name]['high_bytes'])}" for name in ("load", "reserved"))
+    held, reserved = (
+        f"{gib(bands[name]['low_bytes'])} to {gib(bands[name]['high_bytes'])}"
+        for name in ("load", "reserved")
+    )
     return f"{bands['why']}: {held} after loading, {reserved} reserved in the step."
 
 
@@ -208,14 +262,22 @@ def paragraph(head: str, text: str) -> RenderableType:
 
 
 def why_there(prediction: Prediction) -> str:
-    """The peak's moment and the largest rows that come and go within a step, with their reasons: weights and states are always there."""
+    """The peak's moment and the largest rows that come and go within a step, with their reasons: weights and
+    states are always there.
+    """
     peak = prediction.peak
-    rows = [row for row in prediction.peak_rows if row.component not in ("weights", "optimizer_states") and row.charged][:3]
+    rows = [
+        row
+        for row in prediction.peak_rows
+        if row.component not in ("weights", "optimizer_states") and row.charged
+    ][:3]
     largest = "; ".join(f"{row.name} {gib(row.charged)} ({row.why})" for row in rows)
     where = f"in {label(peak.moment)}"
     if peak.moment == "optimizer_step":
         where = "inside the optimizer's step"
-    return f"{where}, {gib(peak.allocated_bytes)} allocated." + (f" Largest of what comes and goes: {largest}." if largest else "")
+    return f"{where}, {gib(peak.allocated_bytes)} allocated." + (
+        f" Largest of what comes and goes: {largest}." if largest else ""
+    )
 
 
 def defaults(setup: Setup) -> str:
@@ -231,8 +293,18 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
         base.append((("weight_dtype",), f"{setup.weight_dtype} weights"))
     else:
         double = " with double quantisation" if setup.double_quant else ""
-        base.append((("quant_type", "double_quant", "weight_dtype"), f"{setup.quant_type} weights{double}, {setup.weight_dtype} elsewhere"))
-        base.append((("kbit_prepare",), "fp32 upcast of what is not quantised" if setup.kbit_prepare else "no fp32 upcast"))
+        base.append(
+            (
+                ("quant_type", "double_quant", "weight_dtype"),
+                f"{setup.quant_type} weights{double}, {setup.weight_dtype} elsewhere",
+            )
+        )
+        base.append(
+            (
+                ("kbit_prepare",),
+                "fp32 upcast of what is not quantised" if setup.kbit_prepare else "no fp32 upcast",
+            )
+        )
     if setup.method == "inference":
         return base
     base.append((("autocast",), "no autocast" if setup.autocast == "none" else f"{setup.autocast} autocast"))
@@ -245,9 +317,17 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
             ranks = f"rank {setup.init_rank} pruned to {setup.target_rank}"
             fields = ("init_rank", "target_rank", *fields[1:])
         base.append((fields, f"{ranks} on {'+'.join(setup.targets)}, {setup.adapter_dtype} adapters"))
-    checkpointing = "no gradient checkpointing" if setup.checkpointing == "none" else f"{setup.checkpointing} gradient checkpointing"
+    checkpointing = (
+        "no gradient checkpointing"
+        if setup.checkpointing == "none"
+        else f"{setup.checkpointing} gradient checkpointing"
+    )
     base.append((("checkpointing",), checkpointing))
-    base += [(("attention",), f"{setup.attention} attention"), (("loss",), f"{setup.loss} loss"), (("optimizer",), setup.optimizer)]
+    base += [
+        (("attention",), f"{setup.attention} attention"),
+        (("loss",), f"{setup.loss} loss"),
+        (("optimizer",), setup.optimizer),
+    ]
     base.append((("padded",), "with padding mask" if setup.padded else "no padding"))
     return base
 
@@ -265,7 +345,10 @@ def accuracy(prediction: Prediction) -> str:
 def suggestion_lines(suggestions: Sequence[Suggestion], gpu: Gpu | None) -> list[RenderableType]:
     """What single changes would save, and whether it would fit then."""
     lines: list[RenderableType] = [
-        Text("One change would save" if len(suggestions) == 1 else "Each of these alone would save", style="bold")
+        Text(
+            "One change would save" if len(suggestions) == 1 else "Each of these alone would save",
+            style="bold",
+        )
     ]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right")

@@ -1,4 +1,6 @@
-"""Accuracy as tables: tiers first, then the worst runs first, then groups. The same numbers as Markdown for docs/accuracy.md."""
+"""Accuracy as tables: tiers first, then the worst runs first, then groups. The same numbers as Markdown for
+docs/accuracy.md.
+"""
 
 from __future__ import annotations
 
@@ -69,20 +71,37 @@ def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
             percent(run.error, True),
             percent(device.error, True) if device else ABSENT,
             gib(run.unexplained_bytes) if run.unexplained_bytes is not None else ABSENT,
-            " ".join(filter(None, ("development" if run.development else "", run.verdict if run.verdict != "unknown" else ""))),
+            " ".join(
+                filter(
+                    None,
+                    (
+                        "development" if run.development else "",
+                        run.verdict if run.verdict != "unknown" else "",
+                    ),
+                )
+            ),
         )
 
 
 def group_lines(runs: Sequence[Reconciliation]) -> Iterator[tuple[str, list[Line]]]:
     for name, groups in grouped(runs).items():
         if groups:
-            yield name, [(key, *stat_cells(s)) for key, s in sorted(groups.items(), key=lambda item: -(item[1].worst or 0))]
+            yield (
+                name,
+                [
+                    (key, *stat_cells(s))
+                    for key, s in sorted(groups.items(), key=lambda item: -(item[1].worst or 0))
+                ],
+            )
 
 
 def development_lines(validation: Validation) -> list[Line]:
     runs = [run for run in validation.runs if run.development]
     return [
-        (f"{engine}, {what}", *stat_cells(stats(r.tiers[what] for r in runs if r.engine == engine and what in r.tiers)))
+        (
+            f"{engine}, {what}",
+            *stat_cells(stats(r.tiers[what] for r in runs if r.engine == engine and what in r.tiers)),
+        )
         for engine in dict.fromkeys(run.engine for run in runs)
         for what in ("allocated", "device")
     ]
@@ -106,7 +125,9 @@ def tables(validation: Validation, explain: bool = False) -> Iterator[Renderable
 
 
 def _explained(run: Reconciliation) -> Iterator[RenderableType]:
-    lines = [(d.moment, d.what, gib(d.predicted), gib(d.measured), percent(d.error, True)) for d in run.moments]
+    lines = [
+        (d.moment, d.what, gib(d.predicted), gib(d.measured), percent(d.error, True)) for d in run.moments
+    ]
     yield _table(f"{run.case}, {run.engine}", ("moment", "what", "predicted", "measured", "error"), lines)
     for suspect in run.suspects:
         yield Text(f"likely wrong: {suspect} ({percent(suspect.share)} of what is open)")
@@ -114,7 +135,8 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
         yield Text(f"note: {note}", style="dim")
     for event in (run.alignment or {}).get("unmatched", ())[:5]:
         yield Text(
-            f"only {event['only']}, {event['moment']}: {event['kind']} {event['bytes']:,} B x{event['count']} at {event['where']}",
+            f"only {event['only']}, {event['moment']}: {event['kind']} {event['bytes']:,} B "
+            f"x{event['count']} at {event['where']}",
             style="dim",
         )
 
@@ -129,8 +151,14 @@ def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
     lines = []
     for (engine, card), errors in groups.items():
         ordered = sorted(errors)
-        lines.append((engine, card, str(len(ordered)), percent(ordered[len(ordered) // 2]), percent(ordered[-1])))
-    yield _table("Recorded accuracy of this release: allocated peak of the step", ("engine", "on", "runs", "median", "worst"), lines)
+        lines.append(
+            (engine, card, str(len(ordered)), percent(ordered[len(ordered) // 2]), percent(ordered[-1]))
+        )
+    yield _table(
+        "Recorded accuracy of this release: allocated peak of the step",
+        ("engine", "on", "runs", "median", "worst"),
+        lines,
+    )
 
 
 def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
@@ -157,9 +185,15 @@ def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
 
 
 def _table(title: str, head: Line, lines: Iterable[Line]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=False
+    )
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 or name in ("what", "engine", "source", "") else "right", overflow="fold")
+        table.add_column(
+            name,
+            justify="left" if number == 0 or name in ("what", "engine", "source", "") else "right",
+            overflow="fold",
+        )
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
     return table
@@ -185,7 +219,10 @@ def page(validation: Validation) -> str:
     """docs/accuracy.md."""
     parts = [INTRO, "## Tiers\n", _markdown(TIER_HEAD, tier_lines(validation))]
     own = [run for run in validation.runs if not run.development]
-    parts += ["\n## Runs, worst first\n\nAllocated peak of the training step.\n", _markdown(RUN_HEAD, run_lines(own))]
+    parts += [
+        "\n## Runs, worst first\n\nAllocated peak of the training step.\n",
+        _markdown(RUN_HEAD, run_lines(own)),
+    ]
     for engine in dict.fromkeys(run.engine for run in own):
         parts.append(f"\n## The {engine} engine, by group\n")
         for name, lines in group_lines([run for run in own if run.engine == engine]):

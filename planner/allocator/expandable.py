@@ -1,7 +1,9 @@
-"""PyTorch's CUDA caching allocator under `expandable_segments:True`: one mapping a pool, which grows and shrinks by granules.
+"""PyTorch's CUDA caching allocator under `expandable_segments:True`: one mapping a pool, which grows and
+shrinks by granules.
 
-The same rules as `planner/allocator/native.py` has, and from the same sources (c10/cuda/CUDACachingAllocator.cpp, torch 2.13); left out is the
-bound on a segment's address space (9/8 of the card).
+The same rules as `planner/allocator/native.py` has, and from the same sources
+(c10/cuda/CUDACachingAllocator.cpp, torch 2.13); left out is the bound on a segment's address space (9/8 of
+the card).
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ from memplan.planner.allocator.native import LARGE_SEGMENT, SMALL_SEGMENT, Block
 
 
 class Expandable(Native):
-    """The allocator of `expandable_segments:True`: each pool is one mapping that grows by granules of 2 or 20 MiB."""
+    """The allocator of `expandable_segments:True`: each pool is one mapping that grows by granules of 2 or 20
+    MiB.
+    """
 
     expandable = True
 
     def __init__(self, capacity: int | None = None, fraction: bool = False) -> None:
         super().__init__(capacity, fraction)
-        for pool, start in ((self.small, 0), (self.large, LARGE_SEGMENT << 22)):  # addresses are multiples of the granule
+        for pool, start in (
+            (self.small, 0),
+            (self.large, LARGE_SEGMENT << 22),
+        ):  # addresses are multiples of the granule
             pool.unmapped = [Block(start, 1 << 46, pool, mapped=False)]
 
     def empty_cache(self) -> None:
@@ -26,10 +33,16 @@ class Expandable(Native):
                 self._unmap(block)
 
     def _grow(self, pool: Pool, size: int) -> Block | None:
-        """`try_allocate_expandable_block`: the lowest free-and-unmapped range of `size` bytes, mapped as far as needed."""
+        """`try_allocate_expandable_block`: the lowest free-and-unmapped range of `size` bytes, mapped as far
+        as needed.
+        """
         if self.fraction and self._refused(self.reserved + segment_size(size)):
             return None  # `alloc_block` compares what native mode would reserve
-        block = next(candidate for candidate in map(self._with_free_before, pool.unmapped) if self._room(candidate, size))
+        block = next(
+            candidate
+            for candidate in map(self._with_free_before, pool.unmapped)
+            if self._room(candidate, size)
+        )
         if not block.mapped:
             mapped = self._map(block, min(block.size, size))
             if mapped is None:
@@ -57,7 +70,9 @@ class Expandable(Native):
         return found >= size
 
     def _map(self, block: Block, size: int) -> Block | None:
-        """Back the first `size` bytes of an unmapped block by whole granules and merge them; the free block that results."""
+        """Back the first `size` bytes of an unmapped block by whole granules and merge them; the free block
+        that results.
+        """
         pool = block.pool
         granule = SMALL_SEGMENT if pool.small else LARGE_SEGMENT
         size = -(-size // granule) * granule

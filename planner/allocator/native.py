@@ -1,12 +1,15 @@
 """Blocks, pools and segments of PyTorch's CUDA caching allocator, and its default mode.
 
-The rules and constants are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch 2.13), with the
-default settings: one device, one stream, no CUDA graph, `max_split_size` and `garbage_collection_threshold` unset. Two modes:
-*native* (one cudaMalloc a segment), here, and *expandable* (one growing mapping a pool), in `planner/allocator/expandable.py`.
+The rules and constants are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch
+2.13), with the default settings: one device, one stream, no CUDA graph, `max_split_size` and
+`garbage_collection_threshold` unset. Two modes:
+*native* (one cudaMalloc a segment), here, and *expandable* (one growing mapping a pool), in
+  `planner/allocator/expandable.py`.
 
-Addresses decide between free blocks of exactly one size (the lowest wins), and no source says which ones cudaMalloc returns. Each new
-segment lies below the ones before it here: so replayed, published runs on a T4 reach their measured reserved peak to the byte that
-were 3 to 9 % off with ascending addresses (eager attention, whose scores come in equal blocks), and no other run moves by 1 %.
+Addresses decide between free blocks of exactly one size (the lowest wins), and no source says which ones
+cudaMalloc returns. Each new segment lies below the ones before it here: so replayed, published runs on a T4
+reach their measured reserved peak to the byte that were 3 to 9 % off with ascending addresses (eager
+attention, whose scores come in equal blocks), and no other run moves by 1 %.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from itertools import chain
 MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple
 SMALL_LIMIT = 2**20  # kSmallSize: the largest request that the small pool serves
 SMALL_SEGMENT = 2 * 2**20  # kSmallBuffer: a segment (or granule) of the small pool
-LARGE_SEGMENT = 20 * 2**20  # large_segment_size: what a request below LARGE_LIMIT reserves, and the large pool's granule
+LARGE_SEGMENT = (
+    20 * 2**20
+)  # large_segment_size: what a request below LARGE_LIMIT reserves, and the large pool's granule
 LARGE_LIMIT = 10 * 2**20  # kMinLargeAlloc: from here on a segment fits its request
 LARGE_ROUND = 2 * 2**20  # kRoundLarge: rounded up to this
 _SHIFT = 48  # a free block's sort key is size << 48 | address: best fit, lowest address first
@@ -26,7 +31,9 @@ _MASK = (1 << _SHIFT) - 1
 
 
 def round_size(nbytes: int) -> int:
-    """Bytes of the smallest block that serves a request of `nbytes` (`round_size`): a multiple of 512, at least 512."""
+    """Bytes of the smallest block that serves a request of `nbytes` (`round_size`): a multiple of 512, at
+    least 512.
+    """
     return (nbytes + 511) & ~511 if nbytes > 0 else MIN_BLOCK
 
 
@@ -38,11 +45,15 @@ def segment_size(size: int) -> int:
 
 
 class Block:
-    """A range of one segment: in use, free, or (expandable mode) unmapped; neighbours are linked in address order."""
+    """A range of one segment: in use, free, or (expandable mode) unmapped; neighbours are linked in address
+    order.
+    """
 
     __slots__ = ("address", "size", "previous", "next", "free", "mapped", "pool")
 
-    def __init__(self, address: int, size: int, pool: Pool, *, free: bool = True, mapped: bool = True) -> None:
+    def __init__(
+        self, address: int, size: int, pool: Pool, *, free: bool = True, mapped: bool = True
+    ) -> None:
         self.address, self.size, self.pool = address, size, pool
         self.free, self.mapped = free, mapped
         self.previous: Block | None = None
@@ -79,7 +90,9 @@ class Pool:
         return self.at.pop(order.pop(index) & _MASK)
 
     def _skip_growing(self, index: int) -> int:
-        """`get_free_block`: a block that could grow into unmapped space counts with that space when fits are compared."""
+        """`get_free_block`: a block that could grow into unmapped space counts with that space when fits are
+        compared.
+        """
         while index + 1 < len(self.order) and self._reach(index + 1) < self._reach(index):
             index += 1
         return index
@@ -90,7 +103,9 @@ class Pool:
 
 
 class OutOfMemory(Exception):
-    """The request does not fit under the capacity, even after every cached segment was released; `needed` bytes would have let it grow."""
+    """The request does not fit under the capacity, even after every cached segment was released; `needed`
+    bytes would have let it grow.
+    """
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
@@ -98,14 +113,17 @@ class OutOfMemory(Exception):
 
 
 class Undecided(Exception):
-    """A request that some of the capacities still in question would serve and others not; nothing was done for it that any would not do."""
+    """A request that some of the capacities still in question would serve and others not; nothing was done
+    for it that any would not do.
+    """
 
 
 class Native:
     """The allocator of the default mode: one cudaMalloc a segment; `reserved` and `retries` are its counters.
 
-    `certain` is `capacity`, or less where several capacities are followed at once, from `certain` to `capacity`: then a request that they
-    would answer differently raises Undecided, and may be asked again of a twin that has one of them.
+    `certain` is `capacity`, or less where several capacities are followed at once, from `certain` to
+    `capacity`: then a request that they would answer differently raises Undecided, and may be asked again of
+    a twin that has one of them.
     """
 
     expandable = False
@@ -159,13 +177,23 @@ class Native:
                 self.reserved -= block.size
 
     def twin(self, used: Iterable[Block], capacity: int) -> tuple[Native, dict[Block, Block]]:
-        """(an allocator in the same state with a capacity of its own, its block for each of ours); `used` are all the blocks in use."""
+        """(an allocator in the same state with a capacity of its own, its block for each of ours); `used` are
+        all the blocks in use.
+        """
         twin = type(self)(capacity, self.fraction)
         twin.reserved, twin.retries, twin._lowest = self.reserved, self.retries, self._lowest
         pools = {self.small: twin.small, self.large: twin.large}
         others = (blocks for pool in pools for blocks in (pool.at.values(), pool.unmapped))
-        made = {block: Block(block.address, block.size, pools.get(block.pool, block.pool), free=block.free, mapped=block.mapped)
-                for block in chain(used, *others)}  # fmt: skip
+        made = {
+            block: Block(
+                block.address,
+                block.size,
+                pools.get(block.pool, block.pool),
+                free=block.free,
+                mapped=block.mapped,
+            )
+            for block in chain(used, *others)
+        }
         for block, copy in made.items():
             copy.previous = made[block.previous] if block.previous is not None else None
             copy.next = made[block.next] if block.next is not None else None

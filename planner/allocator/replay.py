@@ -1,4 +1,5 @@
-"""A sequence of allocations and frees, replayed through the CUDA caching allocator: allocated and reserved bytes after each.
+"""A sequence of allocations and frees, replayed through the CUDA caching allocator: allocated and reserved
+bytes after each.
 
 Pure Python, no torch; `planner/allocator/native.py` has the allocator's rules and where they come from.
 """
@@ -12,19 +13,31 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from memplan.planner.allocator.expandable import Expandable
-from memplan.planner.allocator.native import SMALL_SEGMENT, Block, Native, OutOfMemory, Pool, Undecided, round_size
+from memplan.planner.allocator.native import (
+    SMALL_SEGMENT,
+    Block,
+    Native,
+    OutOfMemory,
+    Pool,
+    Undecided,
+    round_size,
+)
 
 Mode = Literal["native", "expandable"]
 Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, bytes requested)
 
 MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
 EMPTY = Block(0, 0, Pool(True))
-PRECISION = 4096  # the search for the smallest capacity ends within this fraction of it, or one segment of 2 MiB
+PRECISION = (
+    4096  # the search for the smallest capacity ends within this fraction of it, or one segment of 2 MiB
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The largest allocated and reserved bytes over a range of events, and the event after which allocated was largest."""
+    """The largest allocated and reserved bytes over a range of events, and the event after which allocated
+    was largest.
+    """
 
     allocated: int
     reserved: int
@@ -35,9 +48,9 @@ class Peaks:
 class Replay:
     """What the allocator did: counters after each event (bytes), and what each storage's block cost.
 
-    `block_bytes[id]` is the size of the block that served the storage: the request rounded up, plus what was not worth splitting
-    off. `oom` is the position of the request that failed (the arrays end before it), None where every request was served; `needed` is
-    the capacity in bytes that would have let that request grow.
+    `block_bytes[id]` is the size of the block that served the storage: the request rounded up, plus what was
+    not worth splitting off. `oom` is the position of the request that failed (the arrays end before it), None
+    where every request was served; `needed` is the capacity in bytes that would have let that request grow.
     """
 
     allocated: array[int] = field(default_factory=lambda: array("q"))
@@ -48,7 +61,8 @@ class Replay:
     needed: int = 0
 
     def peaks(self, start: int = 0, stop: int | None = None) -> Peaks:
-        """Peaks over events [start, stop), what was there before `start` included, as after `reset_peak_memory_stats`.
+        """Peaks over events [start, stop), what was there before `start` included, as after
+        `reset_peak_memory_stats`.
 
         `index` is -1 where nothing was allocated before or in the range.
         """
@@ -85,9 +99,11 @@ class Course:
         return other
 
     def run(self, events: Iterable[Event]) -> Replay:
-        """Serve these events, which follow those already served, up to the first that does not fit; what has been done so far.
+        """Serve these events, which follow those already served, up to the first that does not fit; what has
+        been done so far.
 
-        Raises KeyError and ValueError as `replay`; Undecided, the state as before the event, where a range of capacities is followed.
+        Raises KeyError and ValueError as `replay`; Undecided, the state as before the event, where a range of
+        capacities is followed.
         """
         result, live, allocator, current = self.result, self.live, self.allocator, self.current
         allocate, release = allocator.allocate, allocator.release
@@ -121,25 +137,30 @@ class Course:
         return result
 
 
-def replay(events: Iterable[Event], *, mode: Mode = "native", capacity: int | None = None, fraction: bool = False) -> Replay:
+def replay(
+    events: Iterable[Event], *, mode: Mode = "native", capacity: int | None = None, fraction: bool = False
+) -> Replay:
     """Replay events in order under a capacity in bytes on what is reserved (None: no bound).
 
-    `fraction` says that the capacity was set by `set_per_process_memory_fraction` rather than by the card's end: expandable mode
-    then also refuses a request whose whole segment would not fit, although less of it would have to be mapped.
+    `fraction` says that the capacity was set by `set_per_process_memory_fraction` rather than by the card's
+    end: expandable mode then also refuses a request whose whole segment would not fit, although less of it
+    would have to be mapped.
 
-    An event is (kind, storage id, bytes): "alloc", "free" (its bytes are ignored), or "empty_cache" (id and bytes ignored).
-    Ends at the first request that does not fit after release-and-retry. Raises KeyError for a free of an id that is not alive
-    and for an unknown kind or mode, ValueError for an id allocated twice.
+    An event is (kind, storage id, bytes): "alloc", "free" (its bytes are ignored), or "empty_cache" (id and
+    bytes ignored). Ends at the first request that does not fit after release-and-retry. Raises KeyError for a
+    free of an id that is not alive and for an unknown kind or mode, ValueError for an id allocated twice.
     """
     return Course(mode, capacity, fraction).run(events)
 
 
 def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded: Replay | None = None) -> int:
-    """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with release-and-retry.
+    """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with
+    release-and-retry.
 
-    The boundary that a bisection finds: this capacity survives, and one smaller by 2 MiB (by 1/4096 beyond 8 GiB) does not. Best fit is
-    a heuristic, so a still smaller one may survive by luck; none below the largest sum of live requests can. 0 for no allocation at all.
-    `unbounded` is the replay of the same events without a capacity, where the caller has it.
+    The boundary that a bisection finds: this capacity survives, and one smaller by 2 MiB (by 1/4096 beyond 8
+    GiB) does not. Best fit is a heuristic, so a still smaller one may survive by luck; none below the largest
+    sum of live requests can. 0 for no allocation at all. `unbounded` is the replay of the same events without
+    a capacity, where the caller has it.
     """
     unit = SMALL_SEGMENT
     unbounded = unbounded or replay(events, mode=mode)
@@ -155,13 +176,21 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded:
         elif kind == "free":
             live -= sizes.pop(key)
     failed, survives = (most - 1) // unit, -(-max(unbounded.reserved) // unit)
-    lacking = failed  # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing before it
+    # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing
+    # before it
+    lacking = failed
     together = Course(mode)  # as far as all capacities still in question go the same way
     width = 0
     while survives - failed > max(1, survives // PRECISION):
         slow = survives - failed > width // 2 > 0  # the guess did not halve what is left: halve it
         width = survives - failed
-        middle = (survives + failed) // 2 if slow else survives - 1 if survives - lacking <= 1 else (survives + lacking) // 2
+        middle = (
+            (survives + failed) // 2
+            if slow
+            else survives - 1
+            if survives - lacking <= 1
+            else (survives + lacking) // 2
+        )
         together.allocator.certain, together.allocator.capacity = (failed + 1) * unit, (survives - 1) * unit
         with suppress(Undecided):
             together.run(events[together.position :])

@@ -1,4 +1,6 @@
-"""compare: methods side by side on one model, and two setups against each other with the bytes that each difference explains."""
+"""compare: methods side by side on one model, and two setups against each other with the bytes that each
+difference explains.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Column:
     prediction: Prediction | None
     cost: StepCost | None = None
     merge: str = ""
-    merge_bytes: int | None = None  # weights in 16 bits that merging holds beside the adapters; None where nothing is merged
+    merge_bytes: int | None = (
+        None  # weights in 16 bits that merging holds beside the adapters; None where nothing is merged
+    )
     largest: tuple[str, int] | None = None
     error: str | None = None
 
@@ -56,7 +60,9 @@ class Column:
         )
         adapter = setup.adapter_dtype if METHODS[setup.method].trains == "adapter" else "-"
         compute = (
-            setup.autocast if setup.autocast != "none" else (setup.compute_dtype if setup.quant_type != "none" else setup.weight_dtype)
+            setup.autocast
+            if setup.autocast != "none"
+            else (setup.compute_dtype if setup.quant_type != "none" else setup.weight_dtype)
         )
         return {"base": base, "adapter": adapter, "computation": compute}
 
@@ -65,13 +71,24 @@ class Column:
             return {"method": self.method, "error": self.error}
         peak = self.prediction.moment(self.prediction.peak.moment)
         return {
-            "method": self.method, "trainable_parameters": self.prediction.trainable_parameters, "trainable_share": self.trainable_share,
-            "precision": self.precision(), "peak": self.prediction.peak.to_document(), "components": peak.components,
-            "gpus": [gpu.to_document() for gpu in self.prediction.gpus], "checkpoint_bytes": self.prediction.checkpoint_bytes,
-            "flops": self.cost.total, "dequantised_elements": self.cost.dequantised, "merge": self.merge, "merge_bytes": self.merge_bytes,
-            "largest_model": {"name": self.largest[0], "parameters": self.largest[1]} if self.largest else None,
-            "forgetting": forgetting(self.method), "setup": self.prediction.setup.to_document(),
-        }  # fmt: skip
+            "method": self.method,
+            "trainable_parameters": self.prediction.trainable_parameters,
+            "trainable_share": self.trainable_share,
+            "precision": self.precision(),
+            "peak": self.prediction.peak.to_document(),
+            "components": peak.components,
+            "gpus": [gpu.to_document() for gpu in self.prediction.gpus],
+            "checkpoint_bytes": self.prediction.checkpoint_bytes,
+            "flops": self.cost.total,
+            "dequantised_elements": self.cost.dequantised,
+            "merge": self.merge,
+            "merge_bytes": self.merge_bytes,
+            "largest_model": {"name": self.largest[0], "parameters": self.largest[1]}
+            if self.largest
+            else None,
+            "forgetting": forgetting(self.method),
+            "setup": self.prediction.setup.to_document(),
+        }
 
 
 def forgetting(method: str) -> str:
@@ -79,8 +96,15 @@ def forgetting(method: str) -> str:
     return FORGETTING["full" if METHODS[method].trains in ("all", "last_layers") else "adapter"]
 
 
-def columns(spec: ModelSpec, setup: Setup, predict: Callable[[Setup], Prediction], methods: Iterable[str] = METHODS_COMPARED,
-            gpu: Gpu | None = None, error: float = 0.0, largest: bool = False) -> list[Column]:  # fmt: skip
+def columns(
+    spec: ModelSpec,
+    setup: Setup,
+    predict: Callable[[Setup], Prediction],
+    methods: Iterable[str] = METHODS_COMPARED,
+    gpu: Gpu | None = None,
+    error: float = 0.0,
+    largest: bool = False,
+) -> list[Column]:
     """The methods side by side under one setup's choices, each predicted by `predict`."""
     found = []
     for name in methods:
@@ -107,7 +131,10 @@ def merging(prediction: Prediction) -> tuple[str, int | None]:
         return "cannot be merged: its tokens or layers stay beside the model", None
     sixteen_bit = 2 * prediction.model.parameters
     if setup.quant_type == "none":
-        return "merging into the 16-bit base needs no more memory, and serving is as fast as the base model", 0
+        return (
+            "merging into the 16-bit base needs no more memory, and serving is as fast as the base model",
+            0,
+        )
     return "merging needs the 16-bit weights again (or merges into rounded 4-bit ones)", sixteen_bit
 
 
@@ -118,7 +145,11 @@ def compare_document(model: str, found: list[Column], tasks: int) -> dict[str, A
     for column in found:
         document = column.to_document()
         if column.prediction is not None and column.cost is not None and base:
-            document |= {"tasks": tasks, "kept_bytes": kept(column.prediction, tasks), "relative_flops": column.cost.total / base}
+            document |= {
+                "tasks": tasks,
+                "kept_bytes": kept(column.prediction, tasks),
+                "relative_flops": column.cost.total / base,
+            }
         documents.append(document)
     return {"schema": SCHEMA, "memplan_version": __version__, "model": model, "methods": documents}
 
@@ -135,7 +166,9 @@ def kept(prediction: Prediction, tasks: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Fields that differ together, and device bytes: `alone` from the first setup, `then` in order, the differences before it applied."""
+    """Fields that differ together, and device bytes: `alone` from the first setup, `then` in order, the
+    differences before it applied.
+    """
 
     fields: tuple[str, ...]
     first: tuple[Any, ...]
@@ -147,15 +180,21 @@ class Difference:
         def plain(values: tuple[Any, ...]) -> list[Any]:
             return [list(value) if isinstance(value, tuple) else value for value in values]
 
-        return {"fields": list(self.fields), "first": plain(self.first), "second": plain(self.second), "alone_bytes": self.alone,
-                "in_order_bytes": self.then}  # fmt: skip
+        return {
+            "fields": list(self.fields),
+            "first": plain(self.first),
+            "second": plain(self.second),
+            "alone_bytes": self.alone,
+            "in_order_bytes": self.then,
+        }
 
 
 def differences(first: Setup, second: Setup, device_bytes: Callable[[Setup], int]) -> list[Difference]:
-    """Every difference of two setups of one model and what it moves; the `then` add up to the whole difference of the two.
+    """Every difference of two setups of one model and what it moves; the `then` add up to the whole
+    difference of the two.
 
-    Fields that cannot differ alone (a method and its quantisation) go together. `recipe` comes last, where it moves anything beyond its
-    fields: whether the stack's loop drops the outputs before the backward, for one.
+    Fields that cannot differ alone (a method and its quantisation) go together. `recipe` comes last, where it
+    moves anything beyond its fields: whether the stack's loop drops the outputs before the backward, for one.
     """
     pending = [name for name in FIELDS if name != "recipe" and getattr(first, name) != getattr(second, name)]
     current, before = first, device_bytes(first)
@@ -166,13 +205,19 @@ def differences(first: Setup, second: Setup, device_bytes: Callable[[Setup], int
         current = current.replaced(**{name: getattr(second, name) for name in group})
         after = device_bytes(current)
         alone = _alone(first, second, group, device_bytes, start)
-        found.append(Difference(tuple(group), _values(first, group), _values(second, group), alone, after - before))
+        found.append(
+            Difference(tuple(group), _values(first, group), _values(second, group), alone, after - before)
+        )
         before = after
-        pending = [name for name in pending if getattr(current, name) != getattr(second, name)]  # an optimizer brings its mode
+        pending = [
+            name for name in pending if getattr(current, name) != getattr(second, name)
+        ]  # an optimizer brings its mode
     if first.recipe != second.recipe and (whole := device_bytes(second)) != before:
         recipe = ["recipe"]
         alone = _alone(first, second, recipe, device_bytes, start)
-        found.append(Difference(tuple(recipe), _values(first, recipe), _values(second, recipe), alone, whole - before))
+        found.append(
+            Difference(tuple(recipe), _values(first, recipe), _values(second, recipe), alone, whole - before)
+        )
     return found
 
 
@@ -188,7 +233,9 @@ def _next_group(current: Setup, second: Setup, pending: list[str]) -> list[str]:
     return pending
 
 
-def _alone(first: Setup, second: Setup, group: list[str], device_bytes: Callable[[Setup], int], start: int) -> int | None:
+def _alone(
+    first: Setup, second: Setup, group: list[str], device_bytes: Callable[[Setup], int], start: int
+) -> int | None:
     try:
         return device_bytes(first.replaced(**{name: getattr(second, name) for name in group})) - start
     except UsageError:

@@ -1,4 +1,6 @@
-"""diff: two predictions or measurements, moment by moment, component by component, row by row; what grew, and by how much."""
+"""diff: two predictions or measurements, moment by moment, component by component, row by row; what grew, and
+by how much.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,20 @@ class Change:
         return self.moved / self.old if self.old else None
 
     def to_document(self) -> dict[str, Any]:
-        return {"what": list(self.what), "old_bytes": self.old, "new_bytes": self.new, "moved_bytes": self.moved, "fraction": self.fraction}
+        return {
+            "what": list(self.what),
+            "old_bytes": self.old,
+            "new_bytes": self.new,
+            "moved_bytes": self.moved,
+            "fraction": self.fraction,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """Everything that differs, largest first within each kind. `grown` is the largest growth of a peak as a fraction."""
+    """Everything that differs, largest first within each kind. `grown` is the largest growth of a peak as a
+    fraction.
+    """
 
     peaks: tuple[Change, ...]
     components: tuple[Change, ...]
@@ -51,32 +61,58 @@ class Diff:
 
     def beyond(self, fraction: float) -> list[Change]:
         """The peaks and moments that grew by more than a fraction."""
-        return [change for change in self.peaks if change.moved > 0 and (change.fraction is None or change.fraction > fraction)]
+        return [
+            change
+            for change in self.peaks
+            if change.moved > 0 and (change.fraction is None or change.fraction > fraction)
+        ]
 
     def to_document(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "memplan_version": __version__, "grown": self.grown,
-                "peaks": [change.to_document() for change in self.peaks],
-                "components": [change.to_document() for change in self.components],
-                "rows": [change.to_document() for change in self.rows],
-                "settings": [{"field": name, "old": old, "new": new} for name, old, new in self.settings]}  # fmt: skip
+        return {
+            "schema": SCHEMA,
+            "memplan_version": __version__,
+            "grown": self.grown,
+            "peaks": [change.to_document() for change in self.peaks],
+            "components": [change.to_document() for change in self.components],
+            "rows": [change.to_document() for change in self.rows],
+            "settings": [{"field": name, "old": old, "new": new} for name, old, new in self.settings],
+        }
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Diff:
-    """The difference of two documents of one kind. UsageError where one is not a prediction or a measurement, or the kinds differ."""
+    """The difference of two documents of one kind. UsageError where one is not a prediction or a measurement,
+    or the kinds differ.
+    """
     kinds = [_kind(document, word) for document, word in ((old, "first"), (new, "second"))]
     if kinds[0] != kinds[1]:
         raise UsageError(f"the first document is a {kinds[0]}, the second a {kinds[1]}: give two of one kind")
     for document, word in ((old, "first"), (new, "second")):
         if _number(document.get("peak"), "allocated_bytes") is None:
             outcome = document.get("outcome")
-            ended = f": that run ended in '{shorten(str(outcome), 20)}'" if outcome not in (None, "ok") else ": it is not a whole document"
+            ended = (
+                f": that run ended in '{shorten(str(outcome), 20)}'"
+                if outcome not in (None, "ok")
+                else ": it is not a whole document"
+            )
             raise UsageError(f"the {word} document has no peak.allocated_bytes{ended}")
     peaks = [change for name in ("peak", "step_peak") for change in _peak(name, old.get(name), new.get(name))]
     left, right = _moments(old), _moments(new)
     for moment in left.keys() | right.keys():
-        peaks += _changed((moment,), _number(left.get(moment), "allocated_bytes"), _number(right.get(moment), "allocated_bytes"))
-    components = [change for moment in left.keys() & right.keys() for change in _components(moment, left[moment], right[moment])]
-    rows = [change for moment in left.keys() & right.keys() for change in _rows(moment, left[moment], right[moment])]
+        peaks += _changed(
+            (moment,),
+            _number(left.get(moment), "allocated_bytes"),
+            _number(right.get(moment), "allocated_bytes"),
+        )
+    components = [
+        change
+        for moment in left.keys() & right.keys()
+        for change in _components(moment, left[moment], right[moment])
+    ]
+    rows = [
+        change
+        for moment in left.keys() & right.keys()
+        for change in _rows(moment, left[moment], right[moment])
+    ]
     if not any("rows" in moment for moment in (*left.values(), *right.values())):
         rows = _rows("peak", old, new)
     return Diff(_sorted(peaks), _sorted(components), _sorted(rows), tuple(_settings(old, new)))
@@ -86,9 +122,14 @@ def _kind(document: Mapping[str, Any], word: str) -> str:
     schema = str(document.get("schema", ""))
     kind, _, version = schema.partition("/")
     if kind not in KINDS:
-        raise UsageError(f"the {word} document has schema '{shorten(schema, 40)}': expected {KINDS[0]}/1 or {KINDS[1]}/1")
+        raise UsageError(
+            f"the {word} document has schema '{shorten(schema, 40)}': expected {KINDS[0]}/1 or {KINDS[1]}/1"
+        )
     if version != "1":
-        raise UsageError(f"the {word} document is {shorten(schema, 40)}, this version reads {kind}/1: install a newer memplan")
+        raise UsageError(
+            f"the {word} document is {shorten(schema, 40)}, this version reads {kind}/1: install a newer "
+            "memplan"
+        )
     return kind.removeprefix("memplan.")
 
 
@@ -108,7 +149,11 @@ def _number(table: Any, key: str) -> int | None:
 
 
 def _peak(name: str, old: Any, new: Any) -> list[Change]:
-    return [change for key in PEAKS for change in _changed((name, key.removesuffix("_bytes")), _number(old, key), _number(new, key))]
+    return [
+        change
+        for key in PEAKS
+        for change in _changed((name, key.removesuffix("_bytes")), _number(old, key), _number(new, key))
+    ]
 
 
 def _moments(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -123,14 +168,22 @@ def _components(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return []
     names = [str(name) for name in {**left, **right}]
-    return [change for name in names for change in _changed((moment, name), _number(left, name) or 0, _number(right, name) or 0)]
+    return [
+        change
+        for name in names
+        for change in _changed((moment, name), _number(left, name) or 0, _number(right, name) or 0)
+    ]
 
 
 def _rows(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     left, right = _by_row(old.get("rows")), _by_row(new.get("rows"))
     if not left or not right:
         return []
-    return [change for key in left.keys() | right.keys() for change in _changed((moment, *key), left.get(key, 0), right.get(key, 0))]
+    return [
+        change
+        for key in left.keys() | right.keys()
+        for change in _changed((moment, *key), left.get(key, 0), right.get(key, 0))
+    ]
 
 
 def _by_row(rows: Any) -> dict[tuple[str, ...], int]:
@@ -148,5 +201,7 @@ def _settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str,
     left, right = old.get("setup"), new.get("setup")
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return []
-    known = (key for key in sorted(FIELDS) if key in left or key in right)  # a reader ignores keys that it does not know
+    known = (
+        key for key in sorted(FIELDS) if key in left or key in right
+    )  # a reader ignores keys that it does not know
     return [(key, left.get(key), right.get(key)) for key in known if left.get(key) != right.get(key)]

@@ -1,7 +1,9 @@
-"""torch's out-of-memory messages of every version, and the traceback around them: what was asked, what was held, at which moment.
+"""torch's out-of-memory messages of every version, and the traceback around them: what was asked, what was
+held, at which moment.
 
-The wording changed often (torch 0.4 to 2.15, CUDA, ROCm, XPU, MPS and the host); each form is a row of FORMS, its numbers are named
-groups. What a message does not say stays None. Sizes are bytes; torch's own units are binary (KiB, MiB, GiB), MPS's are decimal.
+The wording changed often (torch 0.4 to 2.15, CUDA, ROCm, XPU, MPS and the host); each form is a row of FORMS,
+its numbers are named groups. What a message does not say stays None. Sizes are bytes; torch's own units are
+binary (KiB, MiB, GiB), MPS's are decimal.
 """
 
 from __future__ import annotations
@@ -56,39 +58,72 @@ _TEXTS = {
     "torch 1.5 to 2.0": (*_CLASSIC, _size("reserved") + r" reserved in total by PyTorch"),
     "torch 1.0 to 1.4": (*_CLASSIC, _size("cached") + r" cached"),
     "MPS": _MPS,
-    "host memory": (r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d+(?: bytes)?)",),
+    "host memory": (
+        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d+(?: bytes)?)",
+    ),
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,
-    "the kernel's killer, host memory": (r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode\s*:?\s*-9\b",),
+    "the kernel's killer, host memory": (
+        r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode\s*:?\s*-9\b",
+    ),
     "no numbers": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
 }
 FORMS = {name: re.compile("".join(parts), re.IGNORECASE | re.DOTALL) for name, parts in _TEXTS.items()}
 """Every form, the most telling first."""
 
-NUMBERS = ("asked", "capacity", "free", "in_use", "allowed", "allocated", "private", "unallocated", "reserved", "cached", "other")
+NUMBERS = (
+    "asked",
+    "capacity",
+    "free",
+    "in_use",
+    "allowed",
+    "allocated",
+    "private",
+    "unallocated",
+    "reserved",
+    "cached",
+    "other",
+)
 
 MOMENTS: tuple[tuple[str, str], ...] = (
-    ("save", r"\bsave_(?:model|pretrained|checkpoint|state_dict)\b|_save_checkpoint|full_state_dict|merge_and_unload"),
+    (
+        "save",
+        r"\bsave_(?:model|pretrained|checkpoint|state_dict)\b|_save_checkpoint|full_state_dict|merge_and_unload",
+    ),
     ("evaluate", r"\bevaluation_loop\b|\bprediction_step\b|\bin evaluate\b"),
-    ("optimizer_step", r"optim(?:izer)?s?/[\w/]*\.py\"?, line \d+, in "
-                       r"(?:step|_init_group|_init_state|init_state|update_step|_multi_tensor\w*|_fused\w*)"
-                       r"|optimizer\.step\(|_foreach_\w+\(|_engine_step|lr_scheduler_step"),
-    ("backward", r"\bin backward\b|\.backward\(|Variable\._execution_engine\.run_backward|autograd/graph\.py"),
-    ("load", r"\bfrom_pretrained\b|_load_\w*(?:state_dict|model|pretrained)|core_model_loading|caching_allocator_warmup"
-             r"|\bdispatch_model\b|get_peft_model"
-             r"|prepare_model_for_kbit_training|in _apply\b|\bparam_applied\b|\.cuda\(|model\.to\("),
+    (
+        "optimizer_step",
+        r"optim(?:izer)?s?/[\w/]*\.py\"?, line \d+, in "
+        r"(?:step|_init_group|_init_state|init_state|update_step|_multi_tensor\w*|_fused\w*)"
+        r"|optimizer\.step\(|_foreach_\w+\(|_engine_step|lr_scheduler_step",
+    ),
+    (
+        "backward",
+        r"\bin backward\b|\.backward\(|Variable\._execution_engine\.run_backward|autograd/graph\.py",
+    ),
+    (
+        "load",
+        r"\bfrom_pretrained\b|_load_\w*(?:state_dict|model|pretrained)|core_model_loading|caching_allocator_warmup"
+        r"|\bdispatch_model\b|get_peft_model"
+        r"|prepare_model_for_kbit_training|in _apply\b|\bparam_applied\b|\.cuda\(|model\.to\(",
+    ),
     ("forward", r"\bin forward\b|\bmodel\(\*\*|compute_loss|\b_call_impl\b|modeling_\w+\.py"),
-)  # fmt: skip
-"""Moments by what a traceback's frames say; the first that matches wins: a checkpointed backward runs forwards too."""
+)
+"""Moments by what a traceback's frames say; the first that matches wins: a checkpointed backward runs
+forwards too.
+"""
 
 PLACES: tuple[tuple[str, str], ...] = (
-    ("the loss over the vocabulary", r"loss_utils\.py|cross_entropy|log_softmax|lm_head|convert_outputs_to_fp32|convert_to_fp32"),
+    (
+        "the loss over the vocabulary",
+        r"loss_utils\.py|cross_entropy|log_softmax|lm_head|convert_outputs_to_fp32|convert_to_fp32",
+    ),
     ("attention", r"scaled_dot_product_attention|eager_attention_forward|_flash_attention|softmax\("),
     ("quantised weights", r"bitsandbytes|dequantize|quantize_4bit"),
     ("adapters", r"peft/tuners|lora_[AB]"),
     ("the MLP", r"\bmlp\b|gate_proj|up_proj|down_proj|act_fn"),
     ("embeddings", r"embedding\("),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +147,9 @@ class OutOfMemory:
 
     @property
     def held(self) -> int | None:
-        """What the process held of the device when it failed: its own count where given, else what torch had reserved."""
+        """What the process held of the device when it failed: its own count where given, else what torch had
+        reserved.
+        """
         if self.in_use is not None:
             return self.in_use
         return self.reserved
@@ -120,26 +157,49 @@ class OutOfMemory:
     @property
     def cached(self) -> int | None:
         """Reserved by torch and not allocated to any tensor: fragmentation, if it did not serve the request."""
-        return None if self.reserved is None or self.allocated is None else max(0, self.reserved - self.allocated)
+        return (
+            None
+            if self.reserved is None or self.allocated is None
+            else max(0, self.reserved - self.allocated)
+        )
 
     @property
     def outside(self) -> int | None:
-        """What of the device neither torch in this process nor the free part explains: context, libraries and other processes."""
+        """What of the device neither torch in this process nor the free part explains: context, libraries and
+        other processes.
+        """
         if None in (self.capacity, self.free, self.reserved):
             return None
         return max(0, self.capacity - self.free - self.reserved)  # type: ignore[operator]
 
     @property
     def needed(self) -> int | None:
-        """The smallest device peak that would have served this request as things stood; the run may have gone on to need more."""
+        """The smallest device peak that would have served this request as things stood; the run may have gone
+        on to need more.
+        """
         return None if self.held is None or self.asked is None else self.held + self.asked
 
     def to_document(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "form": self.form, "device": self.device, "gpu": self.gpu, "asked_bytes": self.asked,
-                "capacity_bytes": self.capacity, "free_bytes": self.free, "in_use_bytes": self.in_use, "allocated_bytes": self.allocated,
-                "reserved_bytes": self.reserved, "cached_bytes": self.cached, "outside_bytes": self.outside, "allowed_bytes": self.allowed,
-                "other_processes_bytes": self.other_processes, "needed_bytes": self.needed, "moment": self.moment, "place": self.place,
-                "failures": self.failures}  # fmt: skip
+        return {
+            "schema": SCHEMA,
+            "form": self.form,
+            "device": self.device,
+            "gpu": self.gpu,
+            "asked_bytes": self.asked,
+            "capacity_bytes": self.capacity,
+            "free_bytes": self.free,
+            "in_use_bytes": self.in_use,
+            "allocated_bytes": self.allocated,
+            "reserved_bytes": self.reserved,
+            "cached_bytes": self.cached,
+            "outside_bytes": self.outside,
+            "allowed_bytes": self.allowed,
+            "other_processes_bytes": self.other_processes,
+            "needed_bytes": self.needed,
+            "moment": self.moment,
+            "place": self.place,
+            "failures": self.failures,
+        }
 
 
 def read_oom(log: str) -> OutOfMemory:
@@ -148,7 +208,8 @@ def read_oom(log: str) -> OutOfMemory:
     found = list(_matches(text))
     if not found:
         raise UsageError(
-            "no out-of-memory message in this log: expected torch's, such as 'CUDA out of memory. Tried to allocate 2.00 GiB ...'"
+            "no out-of-memory message in this log: expected torch's, such as 'CUDA out of memory. Tried to "
+            "allocate 2.00 GiB ...'"
         )
     form, match = min(found, key=lambda pair: (list(FORMS).index(pair[0]), pair[1].start()))
     telling = [other for other in found if other[0] == form]
@@ -158,15 +219,28 @@ def read_oom(log: str) -> OutOfMemory:
     before = text[max(0, match.start() - 20_000) : match.start()]
     frames = before[max(before.rfind("Traceback (most recent call last)"), 0) :]
     reserved = _reserved(sizes)
-    others = [_bytes(size) or 0 for size in re.findall(r"Process \d+ has ([0-9.]+ (?:bytes|[KMG]iB))", groups.get("others") or "")]
+    others = [
+        _bytes(size) or 0
+        for size in re.findall(r"Process \d+ has ([0-9.]+ (?:bytes|[KMG]iB))", groups.get("others") or "")
+    ]
     return OutOfMemory(
         form=form,
-        device=(groups.get("device") or ("host" if "host" in form else "CUDA")).upper().replace("HOST", "host"),
+        device=(groups.get("device") or ("host" if "host" in form else "CUDA"))
+        .upper()
+        .replace("HOST", "host"),
         gpu=int(groups["gpu"]) if groups.get("gpu") else None,
-        asked=sizes["asked"], capacity=sizes["capacity"], free=sizes["free"], in_use=sizes["in_use"], allocated=sizes["allocated"],
-        reserved=reserved, other_processes=sum(others) if others else None, allowed=sizes["allowed"],
-        moment=_first(MOMENTS, frames), place=_first(PLACES, _innermost(frames)), failures=len(telling),
-    )  # fmt: skip
+        asked=sizes["asked"],
+        capacity=sizes["capacity"],
+        free=sizes["free"],
+        in_use=sizes["in_use"],
+        allocated=sizes["allocated"],
+        reserved=reserved,
+        other_processes=sum(others) if others else None,
+        allowed=sizes["allowed"],
+        moment=_first(MOMENTS, frames),
+        place=_first(PLACES, _innermost(frames)),
+        failures=len(telling),
+    )
 
 
 def _matches(text: str) -> Iterator[tuple[str, re.Match[str]]]:
@@ -179,7 +253,9 @@ def _plain(log: str) -> str:
     """A log without colours, rank prefixes and line wraps inside a message."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", log)
     text = re.sub(r"^\[?(?:rank\s?\d+\]?:?|\[?\w+\d+\]:)\s?", "", text, flags=re.MULTILINE)
-    return re.sub(r"[ \t]*\n[ \t]*(?=(?:GiB|MiB|KiB|is |of which|Of the|Including|by PyTorch|and [0-9]))", " ", text)
+    return re.sub(
+        r"[ \t]*\n[ \t]*(?=(?:GiB|MiB|KiB|is |of which|Of the|Including|by PyTorch|and [0-9]))", " ", text
+    )
 
 
 def _bytes(text: str | None) -> int | None:
@@ -214,12 +290,16 @@ def explain(oom: OutOfMemory) -> list[str]:
     lines = []
     if oom.device == "host":
         return [
-            "the host ran out of memory, not the GPU: fewer data-loader workers, low_cpu_mem_usage, or a paged optimizer's states elsewhere"
+            "the host ran out of memory, not the GPU: fewer data-loader workers, low_cpu_mem_usage, or a "
+            "paged optimizer's states elsewhere"
         ]
     where = f" in {oom.moment.replace('_', ' ')}" if oom.moment else ""
     place = f", at {oom.place}" if oom.place else ""
     if oom.asked is not None:
-        lines.append(f"asked for {gib(oom.asked)}{where}{place}" + (f" with {gib(oom.free)} free" if oom.free is not None else ""))
+        lines.append(
+            f"asked for {gib(oom.asked)}{where}{place}"
+            + (f" with {gib(oom.free)} free" if oom.free is not None else "")
+        )
     elif where or place:
         lines.append(f"failed{where}{place}; the message names no sizes")
     else:
@@ -227,23 +307,34 @@ def explain(oom: OutOfMemory) -> list[str]:
     if oom.allocated is not None and oom.reserved is not None:
         lines.append(f"tensors held {gib(oom.allocated)} of the {gib(oom.reserved)} that torch had reserved")
     if oom.asked is not None and oom.cached is not None and oom.cached >= oom.asked:
-        lines.append(f"fragmentation: {gib(oom.cached)} were reserved and unused, no piece of it as large as {gib(oom.asked)}: "
-                     "PYTORCH_ALLOC_CONF=expandable_segments:True would have served this request")  # fmt: skip
+        lines.append(
+            f"fragmentation: {gib(oom.cached)} were reserved and unused, no piece of it as large as "
+            f"{gib(oom.asked)}: "
+            "PYTORCH_ALLOC_CONF=expandable_segments:True would have served this request"
+        )
     if oom.other_processes:
         lines.append(f"other processes held {gib(oom.other_processes)} of the card")
     elif oom.outside is not None and oom.outside > 2**30:
-        lines.append(f"{gib(oom.outside)} of the card were outside torch: the CUDA context, libraries and other processes")
+        lines.append(
+            f"{gib(oom.outside)} of the card were outside torch: the CUDA context, libraries and other "
+            "processes"
+        )
     if oom.allowed is not None:
-        lines.append(f"this process was allowed {gib(oom.allowed)} of the card (set_per_process_memory_fraction)")
+        lines.append(
+            f"this process was allowed {gib(oom.allowed)} of the card (set_per_process_memory_fraction)"
+        )
     if oom.needed is not None:
         lines.append(f"as things stood it needed {gib(oom.needed)}; the step may have gone on to need more")
     return lines
 
 
 def cards_that_hold(oom: OutOfMemory, most: int = 3) -> list[Gpu]:
-    """The smallest common cards that would have served the request as things stood; empty where the message gives no sizes."""
+    """The smallest common cards that would have served the request as things stood; empty where the message
+    gives no sizes.
+    """
     if oom.needed is None:
         return []
-    return sorted((gpu for gpu in gpus().values() if gpu.common and gpu.usable_bytes >= oom.needed), key=lambda gpu: gpu.usable_bytes)[
-        :most
-    ]
+    return sorted(
+        (gpu for gpu in gpus().values() if gpu.common and gpu.usable_bytes >= oom.needed),
+        key=lambda gpu: gpu.usable_bytes,
+    )[:most]

@@ -1,7 +1,8 @@
-"""What the report page computes with: the formula's own symbolic rows as JavaScript, one structure for each method and checkpointing.
+"""What the report page computes with: the formula's own symbolic rows as JavaScript, one structure for each
+method and checkpointing.
 
-The page does not hold a second formula: each structure's functions are emitted by `expr.javascript` from the expressions that `plan`
-evaluates, and a test compares the two on a grid. Sizes are bytes, as BigInt.
+The page does not hold a second formula: each structure's functions are emitted by `expr.javascript` from the
+expressions that `plan` evaluates, and a test compares the two on a grid. Sizes are bytes, as BigInt.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ def structures(spec: ModelSpec, setup: Setup) -> list[Structure]:
 
 
 def script(spec: ModelSpec, found: Iterable[Structure]) -> str:
-    """A JavaScript object: structure key -> {windows, regimes: [{single, windows, names, counts, f}]}; `f` gives the components of each
-    state of each moment, in COMPONENTS' order, for (B, S, R)."""
+    """A JavaScript object: structure key -> {windows, regimes: [{single, windows, names, counts, f}]}; `f`
+    gives the components of each state of each moment, in COMPONENTS' order, for (B, S, R).
+    """
     parts = [f"{json.dumps(entry.key)}: {_structure(symbolic(spec, entry.setup))}" for entry in found]
     return "({" + ",\n".join(parts) + "})"
 
@@ -71,10 +73,16 @@ def _structure(structure: Symbolic) -> str:
     for regime in structure.regimes():
         program = structure.program(regime)
         sizes = [size for states in program.moments.values() for state in states for size in state.components]
-        head = {"single": regime.single, "windows": list(regime.windows), "names": list(program.moments),
-                "counts": [len(states) for states in program.moments.values()]}  # fmt: skip
+        head = {
+            "single": regime.single,
+            "windows": list(regime.windows),
+            "names": list(program.moments),
+            "counts": [len(states) for states in program.moments.values()],
+        }
         regimes.append(json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}' + "}")
-    return '{"windows": ' + json.dumps(list(structure.windows)) + ', "regimes": [' + ",\n".join(regimes) + "]}"
+    return (
+        '{"windows": ' + json.dumps(list(structure.windows)) + ', "regimes": [' + ",\n".join(regimes) + "]}"
+    )
 
 
 def packed(text: str) -> str:
@@ -82,8 +90,16 @@ def packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
 
 
-def data(spec: ModelSpec, setup: Setup, prediction: Prediction, cards: Iterable[Gpu], gpu: Gpu, found: list[Structure],
-         error: float = 0.0, measured: dict[str, int] | None = None) -> dict[str, Any]:  # fmt: skip
+def data(
+    spec: ModelSpec,
+    setup: Setup,
+    prediction: Prediction,
+    cards: Iterable[Gpu],
+    gpu: Gpu,
+    found: list[Structure],
+    error: float = 0.0,
+    measured: dict[str, int] | None = None,
+) -> dict[str, Any]:
     """Everything else that the page's script needs, as JSON types."""
     longest = min(LONGEST, spec.max_positions or LONGEST)
     return {
@@ -102,12 +118,15 @@ def data(spec: ModelSpec, setup: Setup, prediction: Prediction, cards: Iterable[
             "method": setup.method,
             "checkpointing": setup.checkpointing,
             "card": gpu.name,
-        },  # fmt: skip
+        },
         "longest": longest,
         "segment": SEGMENT,
         "error": error,
         "uncounted": {entry.key: 0 if error else uncounted(entry.setup) for entry in found},
-        "cards": [{"name": card.name, "usable": card.usable_bytes, "context": card.context_bytes} for card in _with(cards, gpu)],
+        "cards": [
+            {"name": card.name, "usable": card.usable_bytes, "context": card.context_bytes}
+            for card in _with(cards, gpu)
+        ],
         "engine": prediction.engine,
         "measured": measured or {},
     }

@@ -1,7 +1,8 @@
-"""memplan fit: what fits a card, for each method; what to change; which method; which card. Formula only, a whole answer in under a second.
+"""memplan fit: what fits a card, for each method; what to change; which method; which card. Formula only, a
+whole answer in under a second.
 
-The parts are elsewhere: `frontier` (exact boundaries), `changes` (single changes and the waterfall), `decide` (the method), `cards` (which
-card, how many, which model). Here they become one answer.
+The parts are elsewhere: `frontier` (exact boundaries), `changes` (single changes and the waterfall), `decide`
+(the method), `cards` (which card, how many, which model). Here they become one answer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 @dataclass(frozen=True, slots=True)
 class MethodFit:
-    """What one method can do on the card. Boundaries are None where nothing fits; `error` says why a method could not be evaluated."""
+    """What one method can do on the card. Boundaries are None where nothing fits; `error` says why a method
+    could not be evaluated.
+    """
 
     method: str
     setup: Setup | None
@@ -52,12 +55,20 @@ class MethodFit:
     def to_document(self) -> dict[str, Any]:
         if self.error is not None:
             return {"method": self.method, "error": self.error}
-        return {"method": self.method, "device_bytes": self.device_bytes, "fits": self.fits, "verdict": self.verdict,
-                "largest_micro_batch": self.largest_batch, "longest_sequence": self.longest_sequence,
-                "trainable_parameters": self.trainable_parameters,
-                "checkpoint_bytes": self.checkpoint_bytes,
-                "frontier": [{"micro_batch": batch, "longest_sequence": sequence} for batch, sequence in self.frontier],
-                "cells": [cell.to_document() for cell in self.cells]}  # fmt: skip
+        return {
+            "method": self.method,
+            "device_bytes": self.device_bytes,
+            "fits": self.fits,
+            "verdict": self.verdict,
+            "largest_micro_batch": self.largest_batch,
+            "longest_sequence": self.longest_sequence,
+            "trainable_parameters": self.trainable_parameters,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "frontier": [
+                {"micro_batch": batch, "longest_sequence": sequence} for batch, sequence in self.frontier
+            ],
+            "cells": [cell.to_document() for cell in self.cells],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +96,44 @@ class Fit:
         return self.method(self.setup.method)
 
     def to_document(self) -> dict[str, Any]:
-        gpu = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "context_bytes": self.gpu.context_bytes}
+        gpu = {
+            "name": self.gpu.name,
+            "usable_bytes": self.gpu.usable_bytes,
+            "context_bytes": self.gpu.context_bytes,
+        }
         return {
-            "schema": SCHEMA, "memplan_version": __version__, "engine": "formula", "model": self.model, "gpu": gpu,
-            "setup": self.setup.to_document(), "worst_error": self.error or None, "methods": [fit.to_document() for fit in self.methods],
+            "schema": SCHEMA,
+            "memplan_version": __version__,
+            "engine": "formula",
+            "model": self.model,
+            "gpu": gpu,
+            "setup": self.setup.to_document(),
+            "worst_error": self.error or None,
+            "methods": [fit.to_document() for fit in self.methods],
             "changes": [effect.to_document() for effect in self.changes],
             "waterfall": [effect.to_document() for effect in self.waterfall],
-            "decision": self.decision.to_document(), "cards": self.cards.to_document(),
+            "decision": self.decision.to_document(),
+            "cards": self.cards.to_document(),
             "chosen_cards": self.chosen_cards.to_document() if self.chosen_cards else None,
-        }  # fmt: skip
+        }
 
 
-def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods: Iterable[str] = METHODS_COMPARED,
-        prefer: Prefer = "quality", tasks: int = 1, serve: bool = False) -> Fit:  # fmt: skip
-    """What fits `gpu` around `setup`, method by method. `error` is the formula's recorded worst error (a fraction), 0 for its bare numbers.
+def fit(
+    spec: ModelSpec,
+    setup: Setup,
+    gpu: Gpu,
+    *,
+    error: float = 0.0,
+    methods: Iterable[str] = METHODS_COMPARED,
+    prefer: Prefer = "quality",
+    tasks: int = 1,
+    serve: bool = False,
+) -> Fit:
+    """What fits `gpu` around `setup`, method by method. `error` is the formula's recorded worst error (a
+    fraction), 0 for its bare numbers.
 
-    Raises UsageError where the formula has no rule for the model, or the setup's own method cannot be evaluated.
+    Raises UsageError where the formula has no rule for the model, or the setup's own method cannot be
+    evaluated.
     """
     room = Room(gpu, error)
     trains = METHODS[setup.method].trains != "nothing"
@@ -111,7 +144,9 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
         raise UsageError(asked.error)
     able = [entry for entry in found if entry.error is None]
     candidates = {
-        entry.method: Candidate(entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room))
+        entry.method: Candidate(
+            entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room)
+        )
         for entry in able
     }
     decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else _held(asked)
@@ -132,11 +167,18 @@ def fit(spec: ModelSpec, setup: Setup, gpu: Gpu, *, error: float = 0.0, methods:
 def _held(asked: MethodFit) -> Decision:
     """Where nothing trains there is nothing to choose: whether weights and cache are held."""
     word = "fit" if asked.fits else "do not fit"
-    return Decision(asked.method if asked.fits else None, (f"weights and KV cache {word}: {gib(asked.device_bytes)} needed",))
+    return Decision(
+        asked.method if asked.fits else None,
+        (f"weights and KV cache {word}: {gib(asked.device_bytes)} needed",),
+    )
 
 
-def _cards_of(spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float) -> CardChoice | None:
-    """The smallest card for the method chosen, with the changes that it needs, where that is not what was asked for."""
+def _cards_of(
+    spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float
+) -> CardChoice | None:
+    """The smallest card for the method chosen, with the changes that it needs, where that is not what was
+    asked for.
+    """
     chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
     if chosen is None or (chosen is setup and not decision.fields):
         return None
@@ -144,28 +186,50 @@ def _cards_of(spec: ModelSpec, decision: Decision, able: list[MethodFit], setup:
 
 
 def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
-    """The mild changes with which a method fits, for those that the decision considers and that do not fit without."""
-    return None if entry.fits or entry.setup is None or entry.method not in CONSIDERED else remedy(spec, entry.setup, room)
+    """The mild changes with which a method fits, for those that the decision considers and that do not fit
+    without.
+    """
+    return (
+        None
+        if entry.fits or entry.setup is None or entry.method not in CONSIDERED
+        else remedy(spec, entry.setup, room)
+    )
 
 
-def method_fit(spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES) -> MethodFit:
-    """One method's boundaries on a card, what the person chose kept. A method that contradicts those choices has `error` set."""
+def method_fit(
+    spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES
+) -> MethodFit:
+    """One method's boundaries on a card, what the person chose kept. A method that contradicts those choices
+    has `error` set.
+    """
     try:
         this = setup if method == setup.method else changed(setup, {"method": method})
         structure = Structure(spec, this, room)
-        inventory, named = structure.symbolic.inventory, {"B": this.micro_batch, "S": this.sequence_length, "R": rank_of(this)}
+        inventory, named = (
+            structure.symbolic.inventory,
+            {"B": this.micro_batch, "S": this.sequence_length, "R": rank_of(this)},
+        )
         allocated = structure.allocated(this.micro_batch, this.sequence_length)
     except UsageError as problem:
         return MethodFit(method, None, error=str(problem))
     return MethodFit(
-        method, this, room.device_bytes(allocated), room.verdict(allocated), structure.largest_batch(), structure.longest_sequence(),
-        tuple(structure.frontier(batches)), tuple(structure.cells(batches)), inventory.trainable_parameters().evaluate(named),
+        method,
+        this,
+        room.device_bytes(allocated),
+        room.verdict(allocated),
+        structure.largest_batch(),
+        structure.longest_sequence(),
+        tuple(structure.frontier(batches)),
+        tuple(structure.cells(batches)),
+        inventory.trainable_parameters().evaluate(named),
         inventory.checkpoint_bytes().evaluate(named),
-    )  # fmt: skip
+    )
 
 
 def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[str]:
-    """In sentences, what would have fitted on a card: the largest micro-batch, the longest sequence, the best single changes."""
+    """In sentences, what would have fitted on a card: the largest micro-batch, the longest sequence, the best
+    single changes.
+    """
     room = Room(gpu, error)
     this = method_fit(spec, setup, setup.method, room)
     if this.error is not None:
@@ -173,13 +237,23 @@ def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[
     lines = []
     if this.fits:
         needed = f"{gib(this.device_bytes)} of {gib(gpu.usable_bytes)}"
-        lines.append(f"the formula predicts that this setup fits ({needed}): more was running, or memory was in pieces")
-    batch = "no micro-batch" if this.largest_batch is None else f"a micro-batch of at most {this.largest_batch}"
+        lines.append(
+            f"the formula predicts that this setup fits ({needed}): more was running, or memory was in pieces"
+        )
+    batch = (
+        "no micro-batch" if this.largest_batch is None else f"a micro-batch of at most {this.largest_batch}"
+    )
     lines.append(f"{batch} fits at {setup.sequence_length:,} tokens")
     if this.longest_sequence is not None:
-        lines.append(f"at a micro-batch of {setup.micro_batch}, sequences of at most {this.longest_sequence:,} tokens fit")
+        lines.append(
+            f"at a micro-batch of {setup.micro_batch}, sequences of at most {this.longest_sequence:,} "
+            "tokens fit"
+        )
     enough = [effect for effect in single_changes(spec, setup, room) if effect.fits][:3]
     if not enough and not this.fits:
         enough = waterfall(spec, setup, room)
         lines.append("no single change is enough; one after another:")
-    return lines + [f"{gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less" for effect in enough]
+    return lines + [
+        f"{gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less"
+        for effect in enough
+    ]

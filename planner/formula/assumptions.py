@@ -1,6 +1,7 @@
 """What a prediction assumed, and what a user should know before trusting it: sentences.
 
-Most follow from the model and the setup, so both engines say them; `of_formula` is what the formula alone leaves out.
+Most follow from the model and the setup, so both engines say them; `of_formula` is what the formula alone
+leaves out.
 """
 
 from __future__ import annotations
@@ -29,14 +30,23 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
         yield "no card named: kernels as on compute capability 8.0 (a t4 is judged with its own)"
     yield "steady state: the second step or a later one, when optimizer states and cuBLAS workspaces exist"
     if setup.method == "adalora" and setup.importance_buffers and setup.recipe != "raw":
-        yield "AdaLoRA prunes: a callback calls update_and_allocate, which no Trainer does by itself (else --set importance_buffers=false)"
+        yield (
+            "AdaLoRA prunes: a callback calls update_and_allocate, which no Trainer does by itself (else "
+            "--set importance_buffers=false)"
+        )
     if OPTIMIZERS[setup.optimizer].paged and METHODS[setup.method].trains != "nothing":
-        yield "paged states are counted on the host: while the card has room they move there, so nvidia-smi can show more"
+        yield (
+            "paged states are counted on the host: while the card has room they move there, so nvidia-smi "
+            "can show more"
+        )
 
 
 def of_formula(setup: Setup) -> Iterator[str]:
     """What the formula simplifies."""
-    yield "reserved is allocated rounded up to 2 MiB segments: the formula does not predict fragmentation (--engine trace does)"
+    yield (
+        "reserved is allocated rounded up to 2 MiB segments: the formula does not predict fragmentation "
+        "(--engine trace does)"
+    )
     if setup.allocator == "expandable":
         yield "expandable segments save fragmentation, which the formula does not count"
     if setup.attention == "sdpa-efficient":
@@ -44,8 +54,12 @@ def of_formula(setup: Setup) -> Iterator[str]:
 
 
 def _applies(about: str, setup: Setup) -> bool:
-    """Whether a word about a setting's default says anything of this setup: nobody chose the setting, and the method reads it."""
-    if setup.origins.get(about) in ("user", "import") or (about == "quant_type" and setup.quant_type == "none"):
+    """Whether a word about a setting's default says anything of this setup: nobody chose the setting, and the
+    method reads it.
+    """
+    if setup.origins.get(about) in ("user", "import") or (
+        about == "quant_type" and setup.quant_type == "none"
+    ):
         return False
     reads = METHODS[setup.method].reads
     return about in reads or not any(about in row.reads for row in METHODS.values())
@@ -55,41 +69,77 @@ def warnings(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     """What can surprise."""
     if spec is not None and setup.quant_type != "none":
         if spec.model_type in NEVER_QUANTISED:
-            yield f"transformers does not quantise the linear layers of {spec.architecture}: their class is not nn.Linear itself"
+            yield (
+                f"transformers does not quantise the linear layers of {spec.architecture}: their class is "
+                "not nn.Linear itself"
+            )
         yield from _unquantised_experts(spec, setup)
     yield from _no_bfloat16(setup)
     yield from _unscalable(setup)
     if METHODS[setup.method].trains == "last_layers" and setup.checkpointing != "none":
-        yield "only the last layers are trained: checkpointing keeps the inputs of frozen layers too and can need more memory than none"
+        yield (
+            "only the last layers are trained: checkpointing keeps the inputs of frozen layers too and can "
+            "need more memory than none"
+        )
 
 
 def _unquantised_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
-    """Experts that are 3-D parameters: transformers 5.23 integrations/bitsandbytes.py converts nn.Linear and Conv1D alone."""
+    """Experts that are 3-D parameters: transformers 5.23 integrations/bitsandbytes.py converts nn.Linear and
+    Conv1D alone.
+    """
     if not any(isinstance(layer.mlp, Moe) for _, layer in spec.layers):
         return
-    base = Inventory(spec, setup.with_(method="inference", modules_to_save=())).base  # without what the method adds
+    base = Inventory(
+        spec, setup.with_(method="inference", modules_to_save=())
+    ).base  # without what the method adds
     experts = [stored for stored in base if stored.role == "expert"]
     size = sum(itemsize(stored.dtype) * stored.elements.evaluate({}) * stored.count for stored in experts)
-    half = "; without the fp32 upcast of k-bit preparation they would take half (--set kbit_prepare=false)" if setup.kbit_prepare else ""
+    half = (
+        "; without the fp32 upcast of k-bit preparation they would take half (--set kbit_prepare=false)"
+        if setup.kbit_prepare
+        else ""
+    )
     yield (
-        f"{gib(size)} of expert weights stay in {experts[0].dtype}: they are 3-D parameters, and bitsandbytes quantises linear layers alone"
-        + half
+        f"{gib(size)} of expert weights stay in {experts[0].dtype}: they are 3-D parameters, and "
+        "bitsandbytes quantises linear layers alone" + half
     )
 
 
 def _unscalable(setup: Setup) -> Iterator[str]:
-    """What the Trainer's fp16 mixed precision cannot train: torch 2.13 amp/grad_scaler.py _unscale_grads_ refuses float16 gradients."""
-    trained = {"all": setup.weight_dtype, "last_layers": setup.weight_dtype, "adapter": setup.adapter_dtype}.get(
-        METHODS[setup.method].trains
-    )
-    if setup.recipe == "raw" or setup.autocast != "float16" or trained != "float16" or setup.trainable_dtype == "float32":
+    """What the Trainer's fp16 mixed precision cannot train: torch 2.13 amp/grad_scaler.py _unscale_grads_
+    refuses float16 gradients.
+    """
+    trained = {
+        "all": setup.weight_dtype,
+        "last_layers": setup.weight_dtype,
+        "adapter": setup.adapter_dtype,
+    }.get(METHODS[setup.method].trains)
+    if (
+        setup.recipe == "raw"
+        or setup.autocast != "float16"
+        or trained != "float16"
+        or setup.trainable_dtype == "float32"
+    ):
         return
-    yield "fp16 mixed precision does not train float16 weights ('Attempting to unscale FP16 gradients'): use float32 or bfloat16 ones"
+    yield (
+        "fp16 mixed precision does not train float16 weights ('Attempting to unscale FP16 gradients'): use "
+        "float32 or bfloat16 ones"
+    )
 
 
 def _no_bfloat16(setup: Setup) -> Iterator[str]:
-    """Cards before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80 and below."""
+    """Cards before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80
+    and below.
+    """
     gpu = find_gpu(setup.gpu) if setup.gpu else None
-    if gpu is None or gpu.capability is None or gpu.capability >= (8, 0) or "bfloat16" not in (setup.weight_dtype, setup.autocast):
+    if (
+        gpu is None
+        or gpu.capability is None
+        or gpu.capability >= (8, 0)
+        or "bfloat16" not in (setup.weight_dtype, setup.autocast)
+    ):
         return
-    yield f"{gpu.name} has no bfloat16 units: it is slow there, and fused attention refuses it (--dtype float16 --autocast float16)"
+    yield (
+        f"{gpu.name} has no bfloat16 units: it is slow there, and fused attention refuses it (--dtype "
+        "float16 --autocast float16)"
+    )

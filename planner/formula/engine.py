@@ -22,7 +22,9 @@ FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 
 
 def _structure(setup: Setup) -> Setup:
-    """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank part of the structure."""
+    """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank
+    part of the structure.
+    """
     optimizer = OPTIMIZERS[setup.optimizer]
     floors = optimizer.floors or setup.parallel.startswith("zero")
     free = {name: 1 for name in FREE if not (name == "rank" and floors)}
@@ -56,17 +58,23 @@ def _cached(key: _Key) -> Symbolic:
 
 
 def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
-    """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no rule."""
+    """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no
+    rule.
+    """
     return _cached(_Key(spec, _structure(setup)))
 
 
 def rank_of(setup: Setup) -> int:
-    """The rank that adapters have: AdaLoRA's initial one, which pruning only masks (peft 0.21 tuners/adalora/model.py)."""
+    """The rank that adapters have: AdaLoRA's initial one, which pruning only masks (peft 0.21
+    tuners/adalora/model.py).
+    """
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
 def plan(spec: ModelSpec, setup: Setup) -> Prediction:
-    """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the trace engine."""
+    """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the
+    trace engine.
+    """
     structure = symbolic(spec, setup)
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     named = dict(zip(SYMBOLS, values, strict=True))

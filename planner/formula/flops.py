@@ -1,8 +1,10 @@
-"""Floating-point operations of one training step: arithmetic on the model's matrices, to compare methods; not a time.
+"""Floating-point operations of one training step: arithmetic on the model's matrices, to compare methods; not
+a time.
 
-Per token a matrix of n weights costs 2n operations forward, 2n for the gradient of its input and 2n for its own where it is trained; the
-attention products cost 4 x S x A x D a layer forward (half of it under a causal kernel, taken here) and twice that backward. Gradient
-checkpointing runs the layers' forward once more. Dequantising adds few operations for each weight but no product: counted in elements.
+Per token a matrix of n weights costs 2n operations forward, 2n for the gradient of its input and 2n for its
+own where it is trained; the attention products cost 4 x S x A x D a layer forward (half of it under a causal
+kernel, taken here) and twice that backward. Gradient checkpointing runs the layers' forward once more.
+Dequantising adds few operations for each weight but no product: counted in elements.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from memplan.planner.tables.methods import METHODS
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Operations of one step over the whole micro-batch; `dequantised` elements are read out of 4 or 8 bits on the way."""
+    """Operations of one step over the whole micro-batch; `dequantised` elements are read out of 4 or 8 bits
+    on the way.
+    """
 
     forward: int
     backward: int
@@ -30,7 +34,9 @@ class StepCost:
 
 
 def matrix_parameters(spec: ModelSpec) -> tuple[int, int]:
-    """(weights that each token multiplies with in the layers, in the head); of experts only the chosen ones count."""
+    """(weights that each token multiplies with in the layers, in the head); of experts only the chosen ones
+    count.
+    """
     layers = 0
     for count, layer in spec.layers:
         weights = sum(linear.in_features * linear.out_features for linear in layer.linears())
@@ -54,10 +60,17 @@ def step_cost(spec: ModelSpec, setup: Setup) -> StepCost:
     """Operations of one training step of `setup`, micro-batch and sequence included."""
     tokens = setup.micro_batch * setup.sequence_length
     layers, head = matrix_parameters(spec)
-    attention = sum(2 * layer.attention.heads * layer.attention.head_dim * setup.sequence_length * count for count, layer in spec.layers)
+    attention = sum(
+        2 * layer.attention.heads * layer.attention.head_dim * setup.sequence_length * count
+        for count, layer in spec.layers
+    )
     method = METHODS[setup.method]
     inventory = Inventory(spec, setup)
-    adapters = inventory.trainable_parameters().evaluate({"R": setup.init_rank or setup.rank}) if method.trains == "adapter" else 0
+    adapters = (
+        inventory.trainable_parameters().evaluate({"R": setup.init_rank or setup.rank})
+        if method.trains == "adapter"
+        else 0
+    )
     forward = 2 * (layers + head + adapters) + attention
     own = {"all": layers + head, "adapter": adapters, "nothing": 0}.get(method.trains, 0)
     depth = spec.depth

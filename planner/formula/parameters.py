@@ -1,6 +1,8 @@
-"""What is resident through a run: base weights, quantisation constants, adapters, optimizer states, as symbolic rows.
+"""What is resident through a run: base weights, quantisation constants, adapters, optimizer states, as
+symbolic rows.
 
-R rank; N x K a weight's rows and columns; n its elements. Gradients are not here: they are born in the backward pass (activations.py).
+R rank; N x K a weight's rows and columns; n its elements. Gradients are not here: they are born in the
+backward pass (activations.py).
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ UPCAST: dict[str, tuple[str, ...]] = {
     "norms": ("norm",),
     "norms_and_embeddings": ("norm", "embedding", "head"),
 }  # upcast_modules
-NESTED_BLOCK = 256  # constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit: blocksize=256)
+# constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit:
+# blocksize=256)
+NESTED_BLOCK = 256
 
 
 class Inventory:
@@ -39,17 +43,23 @@ class Inventory:
         self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
         self.adapters = adapters(spec, setup)
         self.saved_modules = list(self._saved_modules())
-        self.all = [*self.base, *(t for adapter in self.adapters.values() for t in adapter.tensors), *self.saved_modules]
+        self.all = [
+            *self.base,
+            *(t for adapter in self.adapters.values() for t in adapter.tensors),
+            *self.saved_modules,
+        ]
         self.by_name = {(t.name, t.trained): t for t in self.all}
 
-    # ---- base weights -------------------------------------------------------------------------------------------------------------
+    # ---- base weights --------------------------------------------------------------------------------------
 
     def _first_trained(self) -> int:
         """The first decoder layer that is trained: 0 where all are, the depth where none is."""
         if self.method.trains == "last_layers":
             count = self.setup.trainable_layers or 0
             if count > self.spec.depth:
-                raise UsageError(f"trainable_layers {count} is more than the {self.spec.depth} layers of this model")
+                raise UsageError(
+                    f"trainable_layers {count} is more than the {self.spec.depth} layers of this model"
+                )
             return self.spec.depth - count
         return 0 if self.method.trains == "all" else self.spec.depth
 
@@ -58,7 +68,11 @@ class Inventory:
         setup = self.setup
         if tensor.role == "buffer" or tensor.dtype is not None:
             return tensor.dtype or "float32"
-        if setup.quant_type != "none" and tensor.role in ("linear", "conv1d") and self.spec.model_type not in NEVER_QUANTISED:
+        if (
+            setup.quant_type != "none"
+            and tensor.role in ("linear", "conv1d")
+            and self.spec.model_type not in NEVER_QUANTISED
+        ):
             return setup.quant_type
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
@@ -69,12 +83,23 @@ class Inventory:
         return setup.weight_dtype
 
     def _store(self, tensor: WeightTensor) -> Iterator[Stored]:
-        """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name that owns them."""
+        """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name
+        that owns them.
+        """
         if tensor.tied_to is not None:
             return
         dtype = self.stored_dtype(tensor)
         if tensor.role == "buffer":
-            yield Stored(tensor.name, tensor.shape, dtype, tensor.count, False, tensor.role, tensor.layers, logical=False)
+            yield Stored(
+                tensor.name,
+                tensor.shape,
+                dtype,
+                tensor.count,
+                False,
+                tensor.role,
+                tensor.layers,
+                logical=False,
+            )
             return
         if not tensor.layers:
             yield Stored(tensor.name, tensor.shape, dtype, 1, self.method.trains == "all", tensor.role)
@@ -85,7 +110,7 @@ class Inventory:
                 upcast = "float32" if trained and self.setup.trainable_dtype == "float32" else dtype
                 yield Stored(tensor.name, tensor.shape, upcast, len(layers), trained, tensor.role, layers)
 
-    # ---- what a method adds -------------------------------------------------------------------------------------------------------
+    # ---- what a method adds --------------------------------------------------------------------------------
 
     def _saved_modules(self) -> Iterator[Stored]:
         """PEFT's trained copies of whole modules (modules_to_save), in the dtype of the original."""
@@ -100,14 +125,27 @@ class Inventory:
                 dtype = self.stored_dtype(tensor)
                 if dtype in ("nf4", "fp4", "int8"):
                     raise UsageError(
-                        f"modules_to_save '{module}' is a quantised layer: the formula has no rule for that; use --engine trace"
+                        f"modules_to_save '{module}' is a quantised layer: the formula has no rule for "
+                        "that; use --engine trace"
                     )
                 dtype = "float32" if self.setup.trainable_dtype == "float32" else dtype
-                if dtype == "float32" and self.setup.adapter_dtype == "bfloat16" and self.setup.trainable_dtype != "float32":
+                if (
+                    dtype == "float32"
+                    and self.setup.adapter_dtype == "bfloat16"
+                    and self.setup.trainable_dtype != "float32"
+                ):
                     dtype = "bfloat16"  # cast with everything that is trained
-                yield Stored(f"{tensor.name} (trained copy)", tensor.shape, dtype, tensor.count, True, tensor.role, tensor.layers)
+                yield Stored(
+                    f"{tensor.name} (trained copy)",
+                    tensor.shape,
+                    dtype,
+                    tensor.count,
+                    True,
+                    tensor.role,
+                    tensor.layers,
+                )
 
-    # ---- counts -------------------------------------------------------------------------------------------------------------------
+    # ---- counts --------------------------------------------------------------------------------------------
 
     @property
     def trained(self) -> list[Stored]:
@@ -126,7 +164,7 @@ class Inventory:
         kept = self.trained if self.method.trains == "adapter" else [t for t in self.base if t.logical]
         return total(packed_bytes(t.elements, t.dtype) * t.count for t in kept)
 
-    # ---- rows ---------------------------------------------------------------------------------------------------------------------
+    # ---- rows ----------------------------------------------------------------------------------------------
 
     def weight_rows(self) -> list[SymbolicRow]:
         rows = []
@@ -134,7 +172,12 @@ class Inventory:
             why = "trained" if stored.trained else "a buffer" if not stored.logical else "frozen"
             if stored.role in ("adapter", "prompt"):
                 why = f"adapter of method {self.setup.method}"
-            elif self.setup.kbit_prepare and self.setup.quant_type != "none" and stored.dtype == "float32" and stored.logical:
+            elif (
+                self.setup.kbit_prepare
+                and self.setup.quant_type != "none"
+                and stored.dtype == "float32"
+                and stored.logical
+            ):
                 why = "not quantised, upcast to fp32 by prepare_model_for_kbit_training"
             rows.append(
                 SymbolicRow(
@@ -151,11 +194,19 @@ class Inventory:
         return rows
 
     def _constants(self, stored: Stored) -> Iterator[SymbolicRow]:
-        """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and an fp32 per 256 of them."""
+        """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and
+        an fp32 per 256 of them.
+        """
 
         def row(what: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
             return SymbolicRow(
-                f"{stored.name} {what}", shape, dtype, stored.count, product((*shape, itemsize(dtype), stored.count)), "weights", why
+                f"{stored.name} {what}",
+                shape,
+                dtype,
+                stored.count,
+                product((*shape, itemsize(dtype), stored.count)),
+                "weights",
+                why,
             )
 
         if stored.dtype == "int8":
@@ -163,13 +214,35 @@ class Inventory:
         if stored.dtype not in ("nf4", "fp4"):
             return
         blocks = ceil_div(stored.elements, self.setup.quant_block).constant or 0
-        yield row("4-bit code", (16,), "float32", "the 16 values that a 4-bit index means (bitsandbytes QuantState.code)")
+        yield row(
+            "4-bit code",
+            (16,),
+            "float32",
+            "the 16 values that a 4-bit index means (bitsandbytes QuantState.code)",
+        )
         if not self.setup.double_quant:
-            yield row("quantisation constants", (blocks,), "float32", f"absmax of each block of {self.setup.quant_block}")
+            yield row(
+                "quantisation constants",
+                (blocks,),
+                "float32",
+                f"absmax of each block of {self.setup.quant_block}",
+            )
             return
-        yield row("quantisation constants", (blocks,), "uint8", f"absmax of each block of {self.setup.quant_block}, quantised again")
-        yield row("nested code", (256,), "float32", "the values that a quantised constant means: each weight keeps a copy")
-        yield row("nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants")
+        yield row(
+            "quantisation constants",
+            (blocks,),
+            "uint8",
+            f"absmax of each block of {self.setup.quant_block}, quantised again",
+        )
+        yield row(
+            "nested code",
+            (256,),
+            "float32",
+            "the values that a quantised constant means: each weight keeps a copy",
+        )
+        yield row(
+            "nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants"
+        )
         yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
 
     def state_rows(self) -> list[SymbolicRow]:
@@ -202,7 +275,9 @@ class Inventory:
         elements = _needed(stored, self.setup) if optimizer.floors else None
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         for state, rule in optimizer.states:
-            for suffix, shape, dtype, pageable, size in states(rule, stored, elements, self.setup.recipe != "raw"):
+            for suffix, shape, dtype, pageable, size in states(
+                rule, stored, elements, self.setup.recipe != "raw"
+            ):
                 if (on_host and pageable) == paged:
                     yield SymbolicRow(
                         f"{stored.name} {state}{suffix}",

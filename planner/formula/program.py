@@ -1,7 +1,8 @@
-"""Symbolic: one discrete structure (model, method, recipe, every switch) as functions of micro-batch B, sequence length S and rank R.
+"""Symbolic: one discrete structure (model, method, recipe, every switch) as functions of micro-batch B,
+sequence length S and rank R.
 
-Its programs hold, for each moment, the rows that can be alive at its peak; the same rows are evaluated as Python ints, over NumPy arrays
-and as JavaScript for the report page.
+Its programs hold, for each moment, the rows that can be alive at its peak; the same rows are evaluated as
+Python ints, over NumPy arrays and as JavaScript for the report page.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 
 
 class State:
-    """One possible peak of a moment: its rows (the resident ones and the candidate's), their total, and their sums by component."""
+    """One possible peak of a moment: its rows (the resident ones and the candidate's), their total, and their
+    sums by component.
+    """
 
     def __init__(self, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
         self._resident, self._candidate = resident, candidate
@@ -50,7 +53,10 @@ class State:
     @cached_property
     def components(self) -> tuple[Expr, ...]:
         moving = self._candidate.components if self._candidate else {}
-        return tuple(total((*(r.size for r in self._resident if r.component == c), moving.get(c, 0))) for c in COMPONENTS)
+        return tuple(
+            total((*(r.size for r in self._resident if r.component == c), moving.get(c, 0)))
+            for c in COMPONENTS
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,9 @@ class Totals:
 
 
 class Program:
-    """The moments of one structure in one regime: evaluated once as they stand, or as expressions that are compiled when first used."""
+    """The moments of one structure in one regime: evaluated once as they stand, or as expressions that are
+    compiled when first used.
+    """
 
     def __init__(self, rank: Rank, device: Device, regime: Regime) -> None:
         self.resident = rank.resident()
@@ -77,17 +85,23 @@ class Program:
     def moments(self) -> dict[str, list[State]]:
         """For each moment every state that is the largest at some size."""
         found = candidates(self.tape, self.walked)
-        return {**self.loading, **{name: [State(self.resident, candidate) for candidate in found[name]] for name in self.walked}}
+        return {
+            **self.loading,
+            **{name: [State(self.resident, candidate) for candidate in found[name]] for name in self.walked},
+        }
 
     def once(self, values: tuple[int, int, int]) -> dict[str, int]:
-        """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the largest somewhere."""
+        """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the
+        largest somewhere.
+        """
         return {name: size for name, (size, _) in self._once(values).items()}
 
     def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, State | int]]:
         """For each moment its bytes and its state, or how many events of the log made that."""
         named = dict(zip(SYMBOLS, values, strict=True))
         found: dict[str, tuple[int, State | int]] = {
-            name: max(((s.size.evaluate(named), s) for s in states), key=itemgetter(0)) for name, states in self.loading.items()
+            name: max(((s.size.evaluate(named), s) for s in states), key=itemgetter(0))
+            for name, states in self.loading.items()
         }
         stays = sum(row.size.evaluate(named) for row in self.resident)
         for name, (size, position) in largest(self.tape, self.walked, named).items():
@@ -100,7 +114,10 @@ class Program:
 
     @cached_property
     def _components(self) -> dict[str, list[Any]]:
-        return {name: [compile_python(state.components, SYMBOLS) for state in states] for name, states in self.moments.items()}
+        return {
+            name: [compile_python(state.components, SYMBOLS) for state in states]
+            for name, states in self.moments.items()
+        }
 
     def chosen(self, values: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
         """For each moment the index and the bytes of its largest state."""
@@ -121,7 +138,10 @@ class Program:
     def arrays(self, batch: Any, sequence: Any, rank: Any) -> dict[str, Any]:
         """Allocated bytes by moment over NumPy arrays: the largest state of each cell."""
         named = {"B": batch, "S": sequence, "R": rank}
-        return {name: over_arrays([state.size for state in states], named, largest=True)[0] for name, states in self.moments.items()}
+        return {
+            name: over_arrays([state.size for state in states], named, largest=True)[0]
+            for name, states in self.moments.items()
+        }
 
     def components(self, values: tuple[int, int, int]) -> dict[str, dict[str, int]]:
         """Bytes of each component by moment."""
@@ -135,8 +155,14 @@ class Program:
         named = dict(zip(SYMBOLS, values, strict=True))
         chosen = {name: found for name, (_, found) in self._once(values).items()}
         states = states_after(self.tape, {found for found in chosen.values() if isinstance(found, int)})
-        rows = {name: (State(self.resident, states[found]) if isinstance(found, int) else found).rows for name, found in chosen.items()}
-        return tuple(Breakdown(name, tuple(row for symbolic in alive if (row := symbolic.at(named)).bytes)) for name, alive in rows.items())
+        rows = {
+            name: (State(self.resident, states[found]) if isinstance(found, int) else found).rows
+            for name, found in chosen.items()
+        }
+        return tuple(
+            Breakdown(name, tuple(row for symbolic in alive if (row := symbolic.at(named)).bytes))
+            for name, alive in rows.items()
+        )
 
 
 class Symbolic:
@@ -148,7 +174,9 @@ class Symbolic:
         self.rank = rank_of(spec, setup)
         self.inventory = self.rank.stored
         self.device = device_of(setup)
-        self.windows = tuple(sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None}))
+        self.windows = tuple(
+            sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None})
+        )
         self._programs: dict[Regime, Program] = {}
 
     def regime(self, batch: int, sequence: int) -> Regime:
@@ -162,11 +190,15 @@ class Symbolic:
         return known
 
     def totals(self, batch: int, sequence: int, rank: int) -> Totals:
-        """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns` gives."""
+        """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns`
+        gives.
+        """
         return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
 
     def peak_once(self, batch: int, sequence: int, rank: int) -> int:
-        """Peak allocated bytes at one size only: cheaper than `totals` where a structure is asked a single question."""
+        """Peak allocated bytes at one size only: cheaper than `totals` where a structure is asked a single
+        question.
+        """
         return max(self.program(self.regime(batch, sequence)).once((batch, sequence, rank)).values())
 
     def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
@@ -179,7 +211,9 @@ class Symbolic:
         return [Regime(single, cut) for single in (True, False) for cut in dict.fromkeys(cuts)]
 
     def grid(self, batch: Any, sequence: Any, rank: Any = 1) -> dict[str, Any]:
-        """Allocated bytes by moment, and `peak`, over arrays that broadcast together; each cell is what `totals` gives there."""
+        """Allocated bytes by moment, and `peak`, over arrays that broadcast together; each cell is what
+        `totals` gives there.
+        """
         import numpy
 
         batch, sequence, rank = (numpy.asarray(x) for x in (batch, sequence, rank))
@@ -199,18 +233,26 @@ class Symbolic:
         return result
 
     def javascript(self) -> str:
-        """A JavaScript function (B, S, R), BigInt each, that returns {moment: bytes} as BigInt, the same expressions in each regime."""
+        """A JavaScript function (B, S, R), BigInt each, that returns {moment: bytes} as BigInt, the same
+        expressions in each regime.
+        """
         parts = []
         for regime in self.regimes():
             program = self.program(regime)
             longer = [f"S >= {w}n" if w in regime.windows else f"S < {w}n" for w in self.windows]
             condition = " && ".join(["B === 1n" if regime.single else "B !== 1n", *longer])
-            sizes = javascript([state.size for states in program.moments.values() for state in states], SYMBOLS)
+            sizes = javascript(
+                [state.size for states in program.moments.values() for state in states], SYMBOLS
+            )
             counts = [len(states) for states in program.moments.values()]
-            parts.append(f"  if ({condition}) return collect({list(program.names)}, {counts}, ({sizes})(B, S, R));")
+            parts.append(
+                f"  if ({condition}) return collect({list(program.names)}, {counts}, ({sizes})(B, S, R));"
+            )
         collect = (
-            "  const collect = (names, counts, sizes) => { let at = 0; const found = {}; names.forEach((name, i) => { "
-            "found[name] = sizes.slice(at, at + counts[i]).reduce((a, b) => (a > b ? a : b)); at += counts[i]; }); return found; };"
+            "  const collect = (names, counts, sizes) => { let at = 0; const found = {}; "
+            "names.forEach((name, i) => { "
+            "found[name] = sizes.slice(at, at + counts[i]).reduce((a, b) => (a > b ? a : b)); at += "
+            "counts[i]; }); return found; };"
         )
         return "(B, S, R) => {\n" + collect + "\n" + "\n".join(parts) + "\n}"
 
@@ -222,11 +264,15 @@ def refuse(setup: Setup) -> None:
     }
     for what, refused in reasons.items():
         if refused:
-            raise UsageError(f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves")
+            raise UsageError(
+                f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves"
+            )
 
 
 def device_of(setup: Setup) -> Device:
-    """What the named card means for kernels; an A100's capability where none is named or a budget in bytes is."""
+    """What the named card means for kernels; an A100's capability where none is named or a budget in bytes
+    is.
+    """
     if setup.device == "cpu":
         return Device("cpu")
     capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None

@@ -24,4 +24,6 @@ class SymbolicRow:
     def at(self, values: Mapping[str, int]) -> Row:
         """The row where the symbols have values."""
         shape = tuple(d.evaluate(values) if isinstance(d, Expr) else d for d in self.shape)
-        return Row(self.name, shape, self.dtype, self.count, self.size.evaluate(values), self.component, self.why)
+        return Row(
+            self.name, shape, self.dtype, self.count, self.size.evaluate(values), self.component, self.why
+        )

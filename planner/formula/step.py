@@ -1,6 +1,8 @@
-"""One training step on the tape: embedding, layers, loss, backward, and what stays alive until the optimizer's step.
+"""One training step on the tape: embedding, layers, loss, backward, and what stays alive until the
+optimizer's step.
 
-The step is the second one: optimizer states and cuBLAS workspaces exist. Gradients exist in the forward only where they are accumulated.
+The step is the second one: optimizer states and cuBLAS workspaces exist. Gradients exist in the forward only
+where they are accumulated.
 """
 
 from __future__ import annotations
@@ -24,19 +26,32 @@ from memplan.planner.tables.optimizers import OPTIMIZERS
 
 __all__ = ["Regime", "run_step"]
 
-TRAINER_RECIPES = ("hf", "trl", "axolotl", "llamafactory", "paper")  # stacks on transformers' Trainer: it drops outputs before the backward
+TRAINER_RECIPES = (
+    "hf",
+    "trl",
+    "axolotl",
+    "llamafactory",
+    "paper",
+)  # stacks on transformers' Trainer: it drops outputs before the backward
 
 
 def run_step(inventory: Inventory, device: Device, regime: Regime, rank: Rank | None = None) -> Tape:
-    """The log of one step: moments forward, backward and optimizer_step. `rank`: what this process shares with others (nothing)."""
+    """The log of one step: moments forward, backward and optimizer_step. `rank`: what this process shares
+    with others (nothing).
+    """
     return _Step(inventory, device, regime, rank or Rank(inventory)).run()
 
 
 _LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
 FOREACH_LISTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "adamw_torch": (("square root of exp_avg_sq", _LIST),),  # optim/adam.py _multi_tensor_adam: exp_avg_sq_sqrt
+    "adamw_torch": (
+        ("square root of exp_avg_sq", _LIST),
+    ),  # optim/adam.py _multi_tensor_adam: exp_avg_sq_sqrt
     "rmsprop": (("square root of square_avg", _LIST),),  # optim/rmsprop.py _multi_tensor_rmsprop: avg
-    "adagrad": (("square root of sum", _LIST), ("scaled gradient", _LIST)),  # optim/adagrad.py _multi_tensor_adagrad: std, numerator
+    "adagrad": (
+        ("square root of sum", _LIST),
+        ("scaled gradient", _LIST),
+    ),  # optim/adagrad.py _multi_tensor_adagrad: std, numerator
 }
 
 
@@ -56,7 +71,7 @@ class _Step:
         if self.w.auto is not None:
             self.tape.casts = {}
 
-    # ---- the step -----------------------------------------------------------------------------------------------------------------
+    # ---- the step ------------------------------------------------------------------------------------------
 
     def run(self) -> Tape:
         t, setup = self.tape, self.setup
@@ -102,7 +117,9 @@ class _Step:
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
         self.decoder = Decoder(self.w, self.regime, self.around, self.resident[0])
         if self.device.kind == "cuda":
-            threads = ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
+            threads = (
+                ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
+            )
             self.resident += [
                 t.alloc(
                     f"cuBLAS workspace of the {thread} thread",
@@ -115,13 +132,18 @@ class _Step:
             ]
 
     def _kept(self) -> list[Tensor]:
-        """What the outputs of the step before hold: logits, and through the graph an embedding that was made to want a gradient."""
+        """What the outputs of the step before hold: logits, and through the graph an embedding that was made
+        to want a gradient.
+        """
         names = ["logits of the step before"] if self.setup.loss == "full" else []
         if self.setup.checkpointing != "none" and METHODS[self.setup.method].trains != "all":
             names += ["embeddings of the step before", "gradient of the embeddings of the step before"]
         if self.w.past and self.setup.loss == "full":
             names.append("keys and values of the step before")
-        return [self.tape.alloc(name, (), "float32", "the loop keeps its outputs", "activations") for name in names]
+        return [
+            self.tape.alloc(name, (), "float32", "the loop keeps its outputs", "activations")
+            for name in names
+        ]
 
     def _resize(self, before: list[Tensor], outputs: Tensor) -> None:
         """This step's tensors say how large the last one's were."""
@@ -136,12 +158,18 @@ class _Step:
     def _old_gradients(self) -> None:
         """Gradients of the micro-batches before, which this one is added to."""
         for stored in self.inventory.trained:
-            grad = self.tape.alloc(f"{stored.name} gradient", stored.shape, stored.dtype, "accumulated over micro-batches", "gradients")
+            grad = self.tape.alloc(
+                f"{stored.name} gradient",
+                stored.shape,
+                stored.dtype,
+                "accumulated over micro-batches",
+                "gradients",
+            )
             self.tape.log[-1] = (-1, {len(self.tape.infos) - 1: stored.count})
             self.resident.append(grad)
         self.w.accumulated = True
 
-    # ---- forward ------------------------------------------------------------------------------------------------------------------
+    # ---- forward -------------------------------------------------------------------------------------------
 
     def _forward(self) -> tuple[Tensor, Tensor]:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
@@ -156,7 +184,9 @@ class _Step:
             loss = WITHOUT_LOGITS[self.setup.loss](w, hidden)
         del hidden
         loss = self.around.leave("root", loss if logits is not None else self.around.leave("tail", loss))
-        if self.setup.method == "adalora" and self.setup.loss != "chunked":  # TRL takes the mean of its log-probabilities itself
+        if (
+            self.setup.method == "adalora" and self.setup.loss != "chunked"
+        ):  # TRL takes the mean of its log-probabilities itself
             loss = self._regularised(loss)
         t.forget_casts()
         self.decoder.outside.clear()
@@ -169,7 +199,9 @@ class _Step:
         return loss if logits is None else logits, loss
 
     def _regularised(self, loss: Tensor) -> Tensor:
-        """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters have one from the start."""
+        """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters
+        have one from the start.
+        """
         t, w = self.tape, self.w
         key = 0
         for block, times in self.decoder.blocks():
@@ -183,9 +215,11 @@ class _Step:
         return loss
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:
-        """The last token's logits and the KV cache of one forward, into which every layer's keys and values are copied.
+        """The last token's logits and the KV cache of one forward, into which every layer's keys and values
+        are copied.
 
-        transformers 5.23 cache_utils.py DynamicLayer; generation/utils.py asks for the last logits alone (logits_to_keep).
+        transformers 5.23 cache_utils.py DynamicLayer; generation/utils.py asks for the last logits alone
+        (logits_to_keep).
         """
         self.w.cache = []
         hidden = self.decoder.run()
@@ -193,7 +227,7 @@ class _Step:
         cache, self.w.cache = self.w.cache, None
         return logits, cache
 
-    # ---- optimizer ----------------------------------------------------------------------------------------------------------------
+    # ---- optimizer -----------------------------------------------------------------------------------------
 
     def _optimizer(self) -> None:
         """Temporaries of the optimizer's step over what is alive after the backward."""
@@ -206,27 +240,49 @@ class _Step:
         if setup.optimizer == "adafactor":
             self._adafactor(trained)
         elif setup.optimizer_mode == "foreach":
-            held = [made for what, why in FOREACH_LISTS.get(setup.optimizer, ()) for made in self._lists(what, why, trained)]
+            held = [
+                made
+                for what, why in FOREACH_LISTS.get(setup.optimizer, ())
+                for made in self._lists(what, why, trained)
+            ]
         elif setup.optimizer_mode == "loop" and setup.optimizer in FOREACH_LISTS:
-            held = [self.tape.alloc(f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time")
-                    for what, _ in FOREACH_LISTS[setup.optimizer]]  # fmt: skip
+            held = [
+                self.tape.alloc(
+                    f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time"
+                )
+                for what, _ in FOREACH_LISTS[setup.optimizer]
+            ]
         del held, made
 
     def _adafactor(self, trained: Sequence[Stored]) -> None:
-        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the update.
+        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the
+        update.
 
-        Each keeps its name until the next tensor's takes it (transformers 5.23 optimization.py Adafactor.step). Two layers stand for all.
+        Each keeps its name until the next tensor's takes it (transformers 5.23 optimization.py
+        Adafactor.step). Two layers stand for all.
         """
         layers = [stored for stored in trained if stored.count > 1]
         first = trained.index(layers[0]) if layers else len(trained)
-        order = [*trained[:first], *layers, *layers, *(stored for stored in trained[first:] if stored.count == 1)]
-        if self.setup.recipe in TRAINER_RECIPES:  # the Trainer's group of tensors that are not decayed comes last
+        order = [
+            *trained[:first],
+            *layers,
+            *layers,
+            *(stored for stored in trained[first:] if stored.count == 1),
+        ]
+        if (
+            self.setup.recipe in TRAINER_RECIPES
+        ):  # the Trainer's group of tensors that are not decayed comes last
             order.sort(key=lambda stored: stored.role in ("norm", "bias"))
         gradient = weight = update = None
         for stored in order:
 
             def made(what: str, stored: Stored = stored) -> Tensor:
-                return self.tape.alloc(f"{stored.name} {what}", stored.shape, "float32", "Adafactor works in fp32, one tensor at a time")
+                return self.tape.alloc(
+                    f"{stored.name} {what}",
+                    stored.shape,
+                    "float32",
+                    "Adafactor works in fp32, one tensor at a time",
+                )
 
             gradient = None
             gradient = made("gradient in fp32") if stored.dtype != "float32" else None
@@ -243,7 +299,9 @@ class _Step:
     def _lists(self, what: str, why: str, trained: Sequence[Stored]) -> list[Tensor]:
         made = []
         for stored in trained:
-            made.append(self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries"))
+            made.append(
+                self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries")
+            )
             index = len(self.tape.infos) - 1
             self.tape.log.append((-1, {index: stored.count - 1}))
         return made

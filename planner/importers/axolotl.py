@@ -45,28 +45,52 @@ def _checkpointing(key: str, value: Any) -> str:
 def _adapter(key: str, value: Any) -> str:
     word = text(key, value).lower()
     if word not in ("lora", "qlora", "none"):
-        raise UsageError(f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace")
+        raise UsageError(
+            f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace"
+        )
     return word
 
 
-LEGACY_ATTENTION = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager",
-                    "xformers_attention": "xformers", "flex_attention": "flex_attention", "sage_attention": "sage"}  # fmt: skip
+LEGACY_ATTENTION = {
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+    "xformers_attention": "xformers",
+    "flex_attention": "flex_attention",
+    "sage_attention": "sage",
+}
 
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
-    ("reward_model process_reward_model trl ebft vllm precompute_ref_log_probs", "another trainer or more models", "low"),
+    (
+        "reward_model process_reward_model trl ebft vllm precompute_ref_log_probs",
+        "another trainer or more models",
+        "low",
+    ),
     ("diffusion_lm diffusion trainer_cls hatchery", "another trainer, with its own loss", ""),
     ("experts_implementation llama4_linearized_experts", "how experts are held and computed", ""),
-    ("use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp4_grouped_mode", "a kernel of its own", ""),
+    (
+        "use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp4_grouped_mode",
+        "a kernel of its own",
+        "",
+    ),
     ("expert_parallel_size", "experts split across cards", "high"),
     ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
-    ("quantization model_quantization_config gptq use_onebitllms peft", "a quantisation other than bitsandbytes'", ""),
-    ("shrink_embeddings model_config overrides_of_model_config overrides_of_model_kwargs", "a changed model", ""),
+    (
+        "quantization model_quantization_config gptq use_onebitllms peft",
+        "a quantisation other than bitsandbytes'",
+        "",
+    ),
+    (
+        "shrink_embeddings model_config overrides_of_model_config overrides_of_model_kwargs",
+        "a changed model",
+        "",
+    ),
     ("llmcompressor", "a sparse model", ""),
     ("max_memory gpu_memory_limit", "layers on the CPU or on other cards", "high"),
     ("lisa_n_layers", "layers that take turns to train", "high"),
     ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state", ""),
-)  # fmt: skip
+)
 """Keys that move memory in ways that no Setup field follows, by reason."""
 
 RULES: dict[str, Rule] = {
@@ -111,7 +135,9 @@ RULES: dict[str, Rule] = {
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
     "rl": not_modelled("reinforcement and preference training hold further models", errs="low"),
-    "plugins": use("_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)),
+    "plugins": use(
+        "_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+    ),
     "quantize_moe_experts": not_modelled("experts in 4 or 8 bits", errs="high"),
     "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
     "lora_rank_pattern": not_modelled("ranks that differ by module"),
@@ -121,13 +147,17 @@ RULES: dict[str, Rule] = {
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
     "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
     "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
-    "selective_checkpointing": not_modelled("attention outputs kept, about one hidden state more per layer", errs="low"),
+    "selective_checkpointing": not_modelled(
+        "attention outputs kept, about one hidden state more per layer", errs="low"
+    ),
     "tiled_mlp": not_modelled("the MLP in tiles", errs="high"),
     "unfrozen_parameters": not_modelled("which parameters train", errs="high"),
     "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
     "relora": not_modelled("restarted adapters"),
-    "torch_compile": not_modelled("a compiled step frees and fuses tensors differently", ("auto",), errs="high"),
+    "torch_compile": not_modelled(
+        "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
+    ),
     "fp8": not_modelled("8-bit products keep scaled copies"),
     "qat": not_modelled("fake quantisation", errs="low"),
     "tensor_parallel_size": not_modelled("weights split across cards", (1,), errs="high"),
@@ -140,47 +170,82 @@ RULES: dict[str, Rule] = {
     "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
-    **{f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors", errs="high")
-       for name in ("mlp", "qkv", "o", "embedding")},
-    **{f"liger_{name}": not_modelled("a kernel that saves fewer tensors", errs="high")
-       for name in ("rope", "rms_norm", "layer_norm", "glu_activation", "swiglu", "cross_entropy", "rms_norm_gated", "use_token_scaling")},
-    **ignored("the optimizer's numbers, not its states", """
+    **{
+        f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors", errs="high")
+        for name in ("mlp", "qkv", "o", "embedding")
+    },
+    **{
+        f"liger_{name}": not_modelled("a kernel that saves fewer tensors", errs="high")
+        for name in (
+            "rope",
+            "rms_norm",
+            "layer_norm",
+            "glu_activation",
+            "swiglu",
+            "cross_entropy",
+            "rms_norm_gated",
+            "use_token_scaling",
+        )
+    },
+    **ignored(
+        "the optimizer's numbers, not its states",
+        """
         learning_rate lr_* cosine_* adam_* optim_args weight_decay max_grad_norm num_epochs max_steps warmup_* loraplus_*
         embedding_lr embedding_lr_scale dion_* qgalore_* relora_* jagged_* neftune_noise_alpha torchdistx_path
-    """),
-    **ignored("names data, templates or tokens", """
+    """,
+    ),
+    **ignored(
+        "names data, templates or tokens",
+        """
         datasets test_datasets dataset_* pretraining_dataset shuffle_* skip_prepare_dataset num_dataset_shards_to_save val_size
         val_set_size chat_template chat_template_* default_system_message special_tokens tokens added_tokens_overrides
         eot_tokens train_on_inputs group_by_length streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
         excess_length_strategy min_sample_len max_prompt_len balance_labels label_balance_* sample_packing_*
         multipack_real_batches use_pose pose_* pretrain_* pretraining_sample_concatenation preprocess_iterable
         fix_untrained_tokens total_num_tokens total_supervised_tokens
-    """),
-    **ignored("evaluation, saving and logging are outside the training step", """
+    """,
+    ),
+    **ignored(
+        "evaluation, saving and logging are outside the training step",
+        """
         eval_* evals_per_epoch save_* saves_per_epoch logging_* output_dir wandb_* use_wandb mlflow_* use_mlflow comet_*
         use_comet hub_* use_tensorboard use_otel_metrics otel_* trackio_* use_trackio swanlab_* use_swanlab
         early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better do_causal_lm_eval
         eval_causal_lm_metrics do_bench_eval bench_* loss_watchdog_* include_tokens_per_second include_tkps profiler_*
         sync_profiler_* generate_samples num_generation_samples generation_* auto_resume_from_checkpoints resume_from_checkpoint
         gradio_* save_safetensors
-    """),
-    **ignored("the tokenizer, or where the model comes from", """
+    """,
+    ),
+    **ignored(
+        "the tokenizer, or where the model comes from",
+        """
         tokenizer_* model_type type_of_model revision_of_model is_*_derived_model processor_type processor_kwargs strict
         experimental_skip_move_to_device use_kernels lora_model_dir cls_model_config
-    """),
-    **ignored("how data reaches the host, and randomness", """
+    """,
+    ),
+    **ignored(
+        "how data reaches the host, and randomness",
+        """
         dataloader_* remove_unused_columns seed full_determinism accelerator_config axolotl_config_path is_preprocess
         sample_packing_eff_est device_map device world_size local_rank low_cpu_mem_usage qlora_sharded_model_loading
-    """),
+    """,
+    ),
     **ignored("when ranks synchronise", "ddp ddp_* fsdp_final_state_dict_type deepcompile"),
-    **ignored("the cache between steps, not a step's peak", "gc_steps torch_empty_cache_steps gc_collect_steps"),
-    **ignored("precision of products, or a detail of a switch reported by itself", """
+    **ignored(
+        "the cache between steps, not a step's peak", "gc_steps torch_empty_cache_steps gc_collect_steps"
+    ),
+    **ignored(
+        "precision of products, or a detail of a switch reported by itself",
+        """
         tf32 torch_compile_* flash_attn_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
         fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings resize_token_embeddings_to_32x
         fa_varlen_kwargs_in_collator rl_beta heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
         lora_alpha_pattern peft_ensure_weight_tying s2_attention
-    """),
-    **ignored("parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"),
+    """,
+    ),
+    **ignored(
+        "parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"
+    ),
     **{name: not_modelled(why, errs=errs) for names_, why, errs in OTHERS for name in names_.split()},
     **ignored(
         "numbers of a loss, or details of a switch reported by itself",
@@ -193,13 +258,20 @@ RULES: dict[str, Rule] = {
     ),
     **ignored("where it runs", "use_ray ray_* resources_per_worker cloud dynamic_checkpoint"),
     **ignored("the environment of reinforcement learning, reported by rl", "nemo_gym_*"),
-    **ignored("details of a switch reported by itself", "expert_parallel_* eta_min debug base_model_ignore_patterns"),
-    **ignored("a setting that axolotl replaces or no longer reads", "torch_dtype gptq_groupsize gptq_model_v1 gptq_disable_exllama"),
-}  # fmt: skip
+    **ignored(
+        "details of a switch reported by itself", "expert_parallel_* eta_min debug base_model_ignore_patterns"
+    ),
+    **ignored(
+        "a setting that axolotl replaces or no longer reads",
+        "torch_dtype gptq_groupsize gptq_model_v1 gptq_disable_exllama",
+    ),
+}
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields of a run, axolotl's own defaults where the file is silent: 512 tokens, micro-batch 1, bf16 auto, no checkpointing."""
+    """Setup fields of a run, axolotl's own defaults where the file is silent: 512 tokens, micro-batch 1, bf16
+    auto, no checkpointing.
+    """
     facts.setdefault("micro_batch", 1)
     facts.setdefault("sequence_length", 512)
     _settle_precision(facts)
@@ -210,7 +282,11 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     _settle_loss(facts, warnings)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
-    if facts.get("_fsdp") or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_strategy")) or "_shards" in facts:
+    if (
+        facts.get("_fsdp")
+        or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_strategy"))
+        or "_shards" in facts
+    ):
         facts["gpus"] = facts.get("_shards", 1)
         settle_fsdp(facts, warnings)
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
@@ -225,13 +301,20 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
     elif facts.get("_chunked_loss"):
         facts["loss"] = "chunked"
     if cut:
-        warnings.append("cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is on the high side")
+        warnings.append(
+            "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is "
+            "on the high side"
+        )
     if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
-        warnings.append("a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled")
+        warnings.append(
+            "a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled"
+        )
 
 
 def _settle_precision(facts: Facts) -> None:
-    """loaders and builders: bf16 or bfloat16 -> bfloat16 weights, fp16 or float16 -> float16, neither -> float32."""
+    """loaders and builders: bf16 or bfloat16 -> bfloat16 weights, fp16 or float16 -> float16, neither ->
+    float32.
+    """
     fp16 = facts.get("_fp16", "false") in ("true", "full") or facts.get("_float16", False)
     bf16 = facts.get("_bf16", "false" if fp16 or facts.get("_float32") else "auto")
     if bf16 != "false" or facts.get("_bfloat16"):
@@ -269,22 +352,31 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         for name in ("rank", "alpha", "dropout", "modules_to_save"):
             facts.pop(name, None)
         if facts.get("_four_bit") or facts.get("_eight_bit"):
-            warnings.append("load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train")
+            warnings.append(
+                "load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train"
+            )
         return
     if facts.get("_eight_bit") and not four_bit:
         facts["quant_type"] = "int8"
     targets = patterns.settle(facts.get("_targets", ()), warnings)
     facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or None
     if facts["targets"] is None:
-        warnings.append("neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are assumed")
+        warnings.append(
+            "neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are "
+            "assumed"
+        )
         facts["targets"] = ("peft-default",)
     if facts.get("_upcast_adapters") is False and not facts.get("_fp32_gradients"):
         facts["adapter_dtype"] = facts["weight_dtype"]
     _settle_quantisation(facts, warnings)
 
 
-_BNB = {"bnb_4bit_quant_type": "quant_type", "bnb_4bit_use_double_quant": "double_quant", "bnb_4bit_compute_dtype": "compute_dtype",
-        "bnb_4bit_quant_storage": "quant_storage"}  # fmt: skip
+_BNB = {
+    "bnb_4bit_quant_type": "quant_type",
+    "bnb_4bit_use_double_quant": "double_quant",
+    "bnb_4bit_compute_dtype": "compute_dtype",
+    "bnb_4bit_quant_storage": "quant_storage",
+}
 
 
 def _settle_quantisation(facts: Facts, warnings: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""Optimizers and attention backends by the names that training files use: ours where there is a row, else the nearest, said aloud."""
+"""Optimizers and attention backends by the names that training files use: ours where there is a row, else the
+nearest, said aloud.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,29 @@ optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pyt
 flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit adam_mini badam
 """
 OTHER_OPTIMIZERS = frozenset((*WITHOUT_A_RULE, *_OTHERS.split()))
-"""Legal in transformers 5.23 (OptimizerNames), axolotl 0.21 (CustomSupportedOptimizers) or LLaMA-Factory 0.9.5; no row of ours."""
+"""Legal in transformers 5.23 (OptimizerNames), axolotl 0.21 (CustomSupportedOptimizers) or LLaMA-Factory
+0.9.5; no row of ours.
+"""
 
-SMALLER = ("4bit", "8bit", "fp8", "galore", "apollo", "lomo", "muon", "adam_mini", "badam", "came", "rmsprop", "lion", "sgd")
+SMALLER = (
+    "4bit",
+    "8bit",
+    "fp8",
+    "galore",
+    "apollo",
+    "lomo",
+    "muon",
+    "adam_mini",
+    "badam",
+    "came",
+    "rmsprop",
+    "lion",
+    "sgd",
+)
 LARGER = ("grokadamw",)
-"""Parts of names: states smaller than AdamW's two (quantised, projected, factored or a single one), and larger ones (a third)."""
+"""Parts of names: states smaller than AdamW's two (quantised, projected, factored or a single one), and
+larger ones (a third).
+"""
 
 _ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
 
@@ -35,15 +55,34 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
     """Replace an optimizer without a row by the one assumed, and say so."""
     name = facts.get("optimizer")
     if name is not None and name not in OPTIMIZERS:
-        side = "high" if any(word in name for word in SMALLER) else "low" if any(word in name for word in LARGER) else ""
+        side = (
+            "high"
+            if any(word in name for word in SMALLER)
+            else "low"
+            if any(word in name for word in LARGER)
+            else ""
+        )
         warnings.append(f"optimizer {name} has no row: adamw_torch_fused's states are assumed{SIDE[side]}")
         facts["optimizer"] = "adamw_torch_fused"
 
 
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash_attention_2"}
-_FLASH = ("flash_attention_3", "flash_attention_4", "flash_attention_torch", "sage", "varlen", "kernels-community/flash-attn2",
-          "kernels-community/flash-attn3", "kernels-community/vllm-flash-attn3")  # fmt: skip
-_NEAREST = {**dict.fromkeys(_FLASH, "flash_attention_2"), "xformers": "sdpa-efficient", "flex_attention": "sdpa", "fp8": "sdpa"}
+_FLASH = (
+    "flash_attention_3",
+    "flash_attention_4",
+    "flash_attention_torch",
+    "sage",
+    "varlen",
+    "kernels-community/flash-attn2",
+    "kernels-community/flash-attn3",
+    "kernels-community/vllm-flash-attn3",
+)
+_NEAREST = {
+    **dict.fromkeys(_FLASH, "flash_attention_2"),
+    "xformers": "sdpa-efficient",
+    "flex_attention": "sdpa",
+    "fp8": "sdpa",
+}
 
 
 def settle_attention(facts: Facts, warnings: list[str]) -> None:

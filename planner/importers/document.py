@@ -1,6 +1,8 @@
-"""Reading somebody's YAML or JSON without trusting it: bounded in size and depth, no tags, no repeated keys, nothing echoed.
+"""Reading somebody's YAML or JSON without trusting it: bounded in size and depth, no tags, no repeated keys,
+nothing echoed.
 
-A configuration file may hold tokens and passwords, so an error names the place and the problem, never the text found there.
+A configuration file may hold tokens and passwords, so an error names the place and the problem, never the
+text found there.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def read_text(path: Path) -> str:
             raise UsageError(f"'{name}' is not a file")
         size = path.stat().st_size
         if size > LARGEST_FILE:
-            raise UsageError(f"'{name}' has {size:,} bytes: a configuration file has at most {LARGEST_FILE:,}")
+            raise UsageError(
+                f"'{name}' has {size:,} bytes: a configuration file has at most {LARGEST_FILE:,}"
+            )
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"'{name}' is not text: byte {error.start} is not UTF-8") from None
@@ -60,7 +64,9 @@ def _parse_json(text: str, name: str) -> Any:
         table: dict[str, Any] = {}
         for key, value in pairs:
             if key in table:
-                raise UsageError(f"'{shorten(name)}' has the key '{shorten(key, 40)}' twice in one object: keep one")
+                raise UsageError(
+                    f"'{shorten(name)}' has the key '{shorten(key, 40)}' twice in one object: keep one"
+                )
             table[key] = value
         return table
 
@@ -101,7 +107,9 @@ def _parse_yaml(text: str, name: str) -> Any:
         raise UsageError(f"'{shorten(name)}' has {refusal} (line {refusal.line}): plain YAML only") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"'{shorten(name)}' is not valid YAML{line}: {_without_content(error.problem)}") from None
+        raise UsageError(
+            f"'{shorten(name)}' is not valid YAML{line}: {_without_content(error.problem)}"
+        ) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UsageError(f"'{shorten(name)}' is not valid YAML: {type(error).__name__}") from None
 
@@ -140,7 +148,12 @@ def _bounded_nodes(root: Any, name: str) -> None:
             for item in node.value:
                 yield from item if isinstance(item, tuple) else (item,)
 
-    _walk(root, name, inside, f"expands to more than {MOST_NODES:,} values: anchors may not multiply without end")
+    _walk(
+        root,
+        name,
+        inside,
+        f"expands to more than {MOST_NODES:,} values: anchors may not multiply without end",
+    )
 
 
 def _bounded(value: Any, name: str) -> None:

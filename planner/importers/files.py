@@ -1,6 +1,8 @@
-"""Training files: which format one is, and what it says as Setup fields. No framework is imported, nothing in a file is executed.
+"""Training files: which format one is, and what it says as Setup fields. No framework is imported, nothing in
+a file is executed.
 
-`read_training_file` is the way in; files that stand beside it (accelerate, DeepSpeed) are read too and merged under it.
+`read_training_file` is the way in; files that stand beside it (accelerate, DeepSpeed) are read too and merged
+under it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.importers import axolotl, hf, llamafactory, llamafactory_v1, own, peft, sharding, torchtune, trl
+from memplan.planner.importers import (
+    axolotl,
+    hf,
+    llamafactory,
+    llamafactory_v1,
+    own,
+    peft,
+    sharding,
+    torchtune,
+    trl,
+)
 from memplan.planner.importers.document import parse, read_text
 from memplan.planner.importers.fsdp import FSDP, settle_fsdp
 from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, setup_fields, walk
@@ -43,32 +55,79 @@ def _torchtune(document: Mapping[str, Any]) -> bool:
 
 
 def _trl(document: Mapping[str, Any]) -> bool:
-    """TRL's parser takes model, script and training arguments in one file; the handbooks built on it mix in keys of their own."""
-    own = ("dataset_name", "dataset_mixture", "dataset_mixer", "use_peft", "datasets", "max_length", "packing", "torch_dtype", "beta",
-           "attn_implementation", "chat_template")  # fmt: skip
+    """TRL's parser takes model, script and training arguments in one file; the handbooks built on it mix in
+    keys of their own.
+    """
+    own = (
+        "dataset_name",
+        "dataset_mixture",
+        "dataset_mixer",
+        "use_peft",
+        "datasets",
+        "max_length",
+        "packing",
+        "torch_dtype",
+        "beta",
+        "attn_implementation",
+        "chat_template",
+    )
     return "model_name_or_path" in document and any(key in document for key in own)
 
 
 def _deepspeed(document: Mapping[str, Any]) -> bool:
-    return "zero_optimization" in document or ("train_micro_batch_size_per_gpu" in document and "output_dir" not in document)
+    return "zero_optimization" in document or (
+        "train_micro_batch_size_per_gpu" in document and "output_dir" not in document
+    )
 
 
-FORMATS: dict[str, Format] = {row.name: row for row in (
-    Format("memplan", "a memplan setup or document", own.recognise, own.RULES, own.finish, own.read),
-    Format("peft", "PEFT adapter_config.json", _has("peft_type"), peft.LORA, peft.finish, peft.read),
-    Format("torchtune", "torchtune", _torchtune, torchtune.RULES, torchtune.finish),
-    Format("accelerate", "accelerate", _has("distributed_type", "compute_environment"), sharding.ACCELERATE,
-           sharding.finish_accelerate, trains=False),
-    Format("deepspeed", "DeepSpeed", _deepspeed,
-           sharding.DEEPSPEED, sharding.finish_deepspeed, trains=False),
-    Format("axolotl", "axolotl", _has("base_model", "micro_batch_size", "datasets", "sequence_len", "adapter"),
-           axolotl.RULES, axolotl.finish),
-    Format("llamafactory", "LLaMA-Factory", _has("model_name_or_path", "finetuning_type", "stage"),
-           llamafactory.RULES, llamafactory.finish),
-    Format("llamafactory-v1", "LLaMA-Factory v1", llamafactory_v1.recognise, llamafactory_v1.RULES, llamafactory_v1.finish),
-    Format("trl", "TRL", _trl, trl.RULES, trl.finish),
-    Format("hf", "transformers TrainingArguments", lambda d: "output_dir" in d or "per_device_train_batch_size" in d, hf.RULES, hf.finish),
-)}  # fmt: skip
+FORMATS: dict[str, Format] = {
+    row.name: row
+    for row in (
+        Format("memplan", "a memplan setup or document", own.recognise, own.RULES, own.finish, own.read),
+        Format("peft", "PEFT adapter_config.json", _has("peft_type"), peft.LORA, peft.finish, peft.read),
+        Format("torchtune", "torchtune", _torchtune, torchtune.RULES, torchtune.finish),
+        Format(
+            "accelerate",
+            "accelerate",
+            _has("distributed_type", "compute_environment"),
+            sharding.ACCELERATE,
+            sharding.finish_accelerate,
+            trains=False,
+        ),
+        Format(
+            "deepspeed", "DeepSpeed", _deepspeed, sharding.DEEPSPEED, sharding.finish_deepspeed, trains=False
+        ),
+        Format(
+            "axolotl",
+            "axolotl",
+            _has("base_model", "micro_batch_size", "datasets", "sequence_len", "adapter"),
+            axolotl.RULES,
+            axolotl.finish,
+        ),
+        Format(
+            "llamafactory",
+            "LLaMA-Factory",
+            _has("model_name_or_path", "finetuning_type", "stage"),
+            llamafactory.RULES,
+            llamafactory.finish,
+        ),
+        Format(
+            "llamafactory-v1",
+            "LLaMA-Factory v1",
+            llamafactory_v1.recognise,
+            llamafactory_v1.RULES,
+            llamafactory_v1.finish,
+        ),
+        Format("trl", "TRL", _trl, trl.RULES, trl.finish),
+        Format(
+            "hf",
+            "transformers TrainingArguments",
+            lambda d: "output_dir" in d or "per_device_train_batch_size" in d,
+            hf.RULES,
+            hf.finish,
+        ),
+    )
+}
 """Every format by name, in the order in which they are recognised: the narrow before the wide."""
 
 
@@ -87,7 +146,8 @@ def recognise(document: Mapping[str, Any]) -> Format | None:
 
 
 def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
-    """A training file, with the accelerate and DeepSpeed files that stand beside it or that it names. UsageError where it is none.
+    """A training file, with the accelerate and DeepSpeed files that stand beside it or that it names.
+    UsageError where it is none.
 
     Markdown and Python sources are read for their calls (`snippet.py`); everything else is YAML or JSON.
     """
@@ -113,7 +173,9 @@ def read_document(document: Mapping[str, Any], row: Format, source: str) -> Impo
     facts, keys, warnings = row.read(document, walk) if row.read else walk(row.rules, document)
     model, deepspeed = facts.get("_model"), facts.get("_deepspeed")
     fields = row.finish(facts, warnings)
-    imported = Imported(row.name, source, facts.get("_model", model), fields, keys, warnings, list(facts.get("_notes", ())))
+    imported = Imported(
+        row.name, source, facts.get("_model", model), fields, keys, warnings, list(facts.get("_notes", ()))
+    )
     if isinstance(deepspeed, Mapping):
         merge(imported, read_document(deepspeed, FORMATS["deepspeed"], f"{source}: deepspeed"))
     elif isinstance(deepspeed, str) and deepspeed:
@@ -131,7 +193,9 @@ def merge(base: Imported, other: Imported) -> None:
         if key not in base.fields or (sharding_only and key in ("parallel", "gpus")):
             base.fields[key] = value
     base.model = base.model or other.model
-    base.keys += [KeyReport(f"{other.source}: {report.key}", report.status, report.note) for report in other.keys]
+    base.keys += [
+        KeyReport(f"{other.source}: {report.key}", report.status, report.note) for report in other.keys
+    ]
     base.warnings += [f"{other.source}: {warning}" for warning in other.warnings]
 
 
@@ -147,7 +211,9 @@ def follow(imported: Imported, folder: Path, name: str) -> None:
         return
     stage = sharding.stage_in_name(Path(name).name)
     assumed = "data parallel is assumed" if stage is None else f"ZeRO-{stage}, as its name says"
-    imported.warnings.append(f"the DeepSpeed file {shorten(Path(name).name, 60)} is not beside this one: {assumed}")
+    imported.warnings.append(
+        f"the DeepSpeed file {shorten(Path(name).name, 60)} is not beside this one: {assumed}"
+    )
     imported.fields["parallel"] = "ddp" if stage is None else f"zero{stage}"
 
 

@@ -1,4 +1,6 @@
-"""FSDP's words, as accelerate, transformers and axolotl write them (with `fsdp_` or without): what they share and when they let go."""
+"""FSDP's words, as accelerate, transformers and axolotl write them (with `fsdp_` or without): what they share
+and when they let go.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,37 @@ from typing import Any
 
 from memplan.planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, not_modelled, use
 
-# torch's ShardingStrategy by number and name, and FSDP2's flag: (parallel, parameters go after the forward, shared within a node only)
+# torch's ShardingStrategy by number and name, and FSDP2's flag: (parallel, parameters go after the forward,
+# shared within a node only)
 STRATEGIES: dict[str, tuple[str, bool, bool]] = {
-    "1": ("fsdp", True, False), "full_shard": ("fsdp", True, False), "true": ("fsdp", True, False),
-    "2": ("fsdp", False, False), "shard_grad_op": ("fsdp", False, False), "false": ("fsdp", False, False),
-    "3": ("ddp", False, False), "no_shard": ("ddp", False, False),
-    "4": ("fsdp", True, True), "hybrid_shard": ("fsdp", True, True),
-    "5": ("fsdp", False, True), "hybrid_shard_zero2": ("fsdp", False, True),
-}  # fmt: skip
-WRAPPED = tuple(form for word in ("transformer_based_wrap", "transformer_auto_wrap_policy") for form in (word, word.upper()))
+    "1": ("fsdp", True, False),
+    "full_shard": ("fsdp", True, False),
+    "true": ("fsdp", True, False),
+    "2": ("fsdp", False, False),
+    "shard_grad_op": ("fsdp", False, False),
+    "false": ("fsdp", False, False),
+    "3": ("ddp", False, False),
+    "no_shard": ("ddp", False, False),
+    "4": ("fsdp", True, True),
+    "hybrid_shard": ("fsdp", True, True),
+    "5": ("fsdp", False, True),
+    "hybrid_shard_zero2": ("fsdp", False, True),
+}
+WRAPPED = tuple(
+    form
+    for word in ("transformer_based_wrap", "transformer_auto_wrap_policy")
+    for form in (word, word.upper())
+)
 
 
 def strategy(key: str, value: Any) -> tuple[str, bool, bool]:
     found = STRATEGIES.get(str(value).lower())
     if found is None:
-        raise bad(key, value, f"true, false or one of {', '.join(name for name in STRATEGIES if not name.isdigit())}")
+        raise bad(
+            key,
+            value,
+            f"true, false or one of {', '.join(name for name in STRATEGIES if not name.isdigit())}",
+        )
     return found
 
 
@@ -37,19 +55,26 @@ FSDP: dict[str, Rule] = {
     "fsdp_sharding_strategy": use("_strategy", strategy),
     "version": use("_fsdp_version", integer),
     "fsdp_version": use("_fsdp_version", integer),
-    **{name: not_modelled("units of another size: whole decoder layers are assumed", WRAPPED)
-       for name in ("auto_wrap_policy", "fsdp_auto_wrap_policy")},
+    **{
+        name: not_modelled("units of another size: whole decoder layers are assumed", WRAPPED)
+        for name in ("auto_wrap_policy", "fsdp_auto_wrap_policy")
+    },
     "fsdp_ignored_modules": not_modelled("modules that every rank holds whole", errs="low"),
     "mixed_precision_policy": not_modelled("a policy of its own for gathered and reduced dtypes", ({},)),
-    **ignored("which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling", """
+    **ignored(
+        "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling",
+        """
         *transformer_layer_cls_to_wrap *min_num_params *cpu_ram_efficient_loading *state_dict_type
         *sync_module_states *use_orig_params *backward_prefetch *forward_prefetch *cpu_offload_pin_memory *limit_all_gathers
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 
 def settle_fsdp(facts: Facts, warnings: list[str], version: int = 2) -> None:
-    """The Setup fields of FSDP's words, where FSDP is on. `version`: the stack's own where its file names none."""
+    """The Setup fields of FSDP's words, where FSDP is on. `version`: the stack's own where its file names
+    none.
+    """
     parallel, reshards, within = facts.get("_strategy", ("fsdp", True, False))
     facts["parallel"] = parallel
     if parallel != "fsdp":

@@ -1,4 +1,6 @@
-"""transformers' TrainingArguments (5.23), as JSON or as somebody's options: also the base of TRL's and LLaMA-Factory's tables."""
+"""transformers' TrainingArguments (5.23), as JSON or as somebody's options: also the base of TRL's and
+LLaMA-Factory's tables.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,20 @@ from typing import Any
 
 from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import STRATEGIES, settle_fsdp
-from memplan.planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, names, not_modelled, number, setup_fields, text, use
+from memplan.planner.importers.rules import (
+    Facts,
+    Rule,
+    bad,
+    flag,
+    ignored,
+    integer,
+    names,
+    not_modelled,
+    number,
+    setup_fields,
+    text,
+    use,
+)
 
 
 def keyword_arguments(key: str, value: Any) -> Mapping[str, Any]:
@@ -48,47 +63,77 @@ TRAINING: dict[str, Rule] = {
     "fsdp": use("_fsdp", sharded),
     "fsdp_config": Rule("used", "_fsdp_config", why="sharding details"),
     "deepspeed": use("_deepspeed", why="a file or a mapping"),
-    "parallelism_config": not_modelled("tensor, context and sequence parallelism divide weights and activations", errs="high"),
+    "parallelism_config": not_modelled(
+        "tensor, context and sequence parallelism divide weights and activations", errs="high"
+    ),
     "use_cpu": use("_cpu", flag),
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
-    **{name: not_modelled("a compiled step frees and fuses tensors differently", errs="high")
-       for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")},
-    "auto_find_batch_size": not_modelled("halves the batch after an out-of-memory error: the batch given is the one predicted"),
+    **{
+        name: not_modelled("a compiled step frees and fuses tensors differently", errs="high")
+        for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+    },
+    "auto_find_batch_size": not_modelled(
+        "halves the batch after an out-of-memory error: the batch given is the one predicted"
+    ),
     "liger_kernel_config": not_modelled("which Liger kernels are on"),
     "per_device_eval_batch_size": Rule("ignored", why="evaluation is not part of the training step"),
     "use_cache": not_modelled("a key-value cache kept while training"),
-    **ignored("when gradients are synchronised across ranks, not how many bytes a step holds", """
+    **ignored(
+        "when gradients are synchronised across ranks, not how many bytes a step holds",
+        """
         ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank
         average_tokens_across_devices accelerator_config
-    """),
-    **ignored("the optimizer's numbers, not its states", """
+    """,
+    ),
+    **ignored(
+        "the optimizer's numbers, not its states",
+        """
         learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2
         adam_epsilon max_grad_norm num_train_epochs max_steps optim_args label_smoothing_factor neftune_noise_alpha
-    """),
-    **ignored("evaluation, saving and logging are outside the training step", """
+    """,
+    ),
+    **ignored(
+        "evaluation, saving and logging are outside the training step",
+        """
         eval_* evaluation_strategy do_eval do_predict do_train prediction_loss_only include_for_metrics batch_eval_metrics
         bf16_full_eval fp16_full_eval eval_on_start save_* load_best_model_at_end metric_for_best_model greater_is_better
         logging_* log_* report_to run_name project trackio_* disable_tqdm output_dir overwrite_output_dir push_to_hub hub_*
         enable_jit_checkpoint resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip debug
         skip_memory_metrics include_num_input_tokens_seen include_tokens_per_second full_determinism label_names past_index
         jit_mode_eval include_inputs_for_metrics
-    """),
-    **ignored("how data reaches the host", """
+    """,
+    ),
+    **ignored(
+        "how data reaches the host",
+        """
         dataloader_* remove_unused_columns train_sampling_strategy length_column_name group_by_length seed data_seed
-    """),
+    """,
+    ),
     **ignored("the allocator's cache between steps, not a step's peak", "torch_empty_cache_steps"),
     **ignored("precision of products, not of tensors", "tf32 half_precision_backend"),
-    **ignored("transformers' own bookkeeping", """
+    **ignored(
+        "transformers' own bookkeeping",
+        """
         transformers_version _n_gpu n_gpu no_cuda mp_parameters tpu_* push_to_hub_* accelerator_config deepspeed_plugin
         distributed_state
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 """Every field of TrainingArguments (transformers 5.23 training_args.py)."""
 
 
-def settle(facts: Facts, warnings: list[str], *, batch: int = 8, checkpointing: bool | None = None, bf16: bool | None = False,
-           reentrant: bool = False) -> None:  # fmt: skip
-    """Turn the intermediate facts of TrainingArguments into Setup fields, with the stack's defaults where the file is silent."""
+def settle(
+    facts: Facts,
+    warnings: list[str],
+    *,
+    batch: int = 8,
+    checkpointing: bool | None = None,
+    bf16: bool | None = False,
+    reentrant: bool = False,
+) -> None:
+    """Turn the intermediate facts of TrainingArguments into Setup fields, with the stack's defaults where the
+    file is silent.
+    """
     facts["micro_batch"] = facts.get("_batch", batch)
     fp16 = facts.get("_fp16", False)
     if facts.get("_bf16", bool(bf16) and not fp16):
@@ -100,11 +145,16 @@ def settle(facts: Facts, warnings: list[str], *, batch: int = 8, checkpointing: 
     settle_checkpointing(facts, warnings, checkpointing, reentrant)
     if facts.get("_liger"):
         facts["loss"] = "fused"
-        warnings.append("only Liger's fused loss is modelled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
-                        ", so the prediction is on the high side")
+        warnings.append(
+            "only Liger's fused loss is modelled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
+            ", so the prediction is on the high side"
+        )
     if facts.get("_fsdp"):
         words = facts["_fsdp"].split()
-        facts.setdefault("_strategy", next((STRATEGIES[word] for word in words if word in STRATEGIES), STRATEGIES["full_shard"]))
+        facts.setdefault(
+            "_strategy",
+            next((STRATEGIES[word] for word in words if word in STRATEGIES), STRATEGIES["full_shard"]),
+        )
         facts["_fsdp_offload"] = facts.get("_fsdp_offload") or "offload" in words
         settle_fsdp(facts, warnings)
     if facts.get("_cpu"):
@@ -126,8 +176,15 @@ def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None
     if kwargs.pop("offload", False):
         facts["checkpoint_offload"] = True
     if kwargs.pop("selective", False):
-        warnings.append("selective checkpointing keeps attention outputs, about one hidden state more per layer: not modelled")
-    kwargs.pop("determinism_check", None), kwargs.pop("preserve_rng_state", None), kwargs.pop("every_n_layers", None)
+        warnings.append(
+            "selective checkpointing keeps attention outputs, about one hidden state more per layer: not "
+            "modelled"
+        )
+    (
+        kwargs.pop("determinism_check", None),
+        kwargs.pop("preserve_rng_state", None),
+        kwargs.pop("every_n_layers", None),
+    )
     if kwargs:
         warnings.append(f"checkpointing arguments {', '.join(sorted(map(str, kwargs)))} are not modelled")
 
@@ -139,7 +196,9 @@ def packed_rows(facts: Facts, warnings: list[str]) -> None:
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """TrainingArguments and the words that scripts built on them use for adapters; without such a word a Trainer trains every parameter."""
+    """TrainingArguments and the words that scripts built on them use for adapters; without such a word a
+    Trainer trains every parameter.
+    """
     settle(facts, warnings, checkpointing=False)
     quantised = bool(facts.get("_four_bit") or facts.get("_eight_bit"))
     if facts.get("_peft", quantised or any(name in facts for name in ADAPTER_FIELDS)):
@@ -147,11 +206,16 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["quant_type"] = ("nf4" if facts.get("_four_bit") else "int8") if quantised else None
     else:
         facts["method"] = "full"
-        facts["_notes"] = ["full fine-tuning: no word of adapters (--use_peft, --lora_r, ...); --method lora where the script adds them"]
+        facts["_notes"] = [
+            "full fine-tuning: no word of adapters (--use_peft, --lora_r, ...); --method lora where the "
+            "script adds them"
+        ]
         for name in ADAPTER_FIELDS:
             facts.pop(name, None)
         if quantised:
-            warnings.append("4-bit and 8-bit weights cannot be trained themselves: full fine-tuning in 16 bits is assumed")
+            warnings.append(
+                "4-bit and 8-bit weights cannot be trained themselves: full fine-tuning in 16 bits is assumed"
+            )
     return setup_fields(facts)
 
 
@@ -160,12 +224,20 @@ RULES: dict[str, Rule] = {
     **TRAINING,
     "model_name_or_path": use("_model", text),
     "max_seq_length": use("sequence_length", integer),
-    **{name: use("_peft", flag, "adapters") for name in ("use_peft", "use_peft_lora", "use_lora", "lora_enable", "lora")},
-    **{name: use("_four_bit", flag) for name in ("load_in_4bit", "use_4bit", "use_4bit_quantization", "q_lora", "qlora", "use_qlora")},
+    **{
+        name: use("_peft", flag, "adapters")
+        for name in ("use_peft", "use_peft_lora", "use_lora", "lora_enable", "lora")
+    },
+    **{
+        name: use("_four_bit", flag)
+        for name in ("load_in_4bit", "use_4bit", "use_4bit_quantization", "q_lora", "qlora", "use_qlora")
+    },
     **{name: use("_eight_bit", flag) for name in ("load_in_8bit", "use_8bit", "use_8bit_quantization")},
     **{name: use("rank", integer) for name in ("lora_r", "lora_rank")},
     "lora_alpha": use("alpha", number),
     "lora_dropout": use("dropout", number),
     **{name: use("targets", names) for name in ("lora_target_modules", "lora_targets")},
 }
-"""TrainingArguments, and the adapter options of well-known scripts on top of it (peft examples/sft, FastChat, LLaVA, Alpaca-LoRA)."""
+"""TrainingArguments, and the adapter options of well-known scripts on top of it (peft examples/sft, FastChat,
+LLaVA, Alpaca-LoRA).
+"""

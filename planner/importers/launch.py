@@ -1,6 +1,8 @@
-"""The launch line as typed: accelerate launch, torchrun, deepspeed, trl sft, axolotl train, llamafactory-cli train, python script.py.
+"""The launch line as typed: accelerate launch, torchrun, deepspeed, trl sft, axolotl train, llamafactory-cli
+train, python script.py.
 
-Words are read, never run. The launcher says how many ranks there are and what they share; the trainer's own words and files say the rest.
+Words are read, never run. The launcher says how many ranks there are and what they share; the trainer's own
+words and files say the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.importers.files import FORMATS, Format, follow, merge, read_document, read_mapping, read_training_file, recognise
+from memplan.planner.importers.files import (
+    FORMATS,
+    Format,
+    follow,
+    merge,
+    read_document,
+    read_mapping,
+    read_training_file,
+    recognise,
+)
 from memplan.planner.importers.fsdp import strategy
 from memplan.planner.importers.rules import Imported, integer, redacted
 from memplan.planner.importers.sharding import finish_accelerate
@@ -41,7 +52,9 @@ class Line:
 
 
 def read_launch(words: list[str], folder: Path | None = None) -> Imported:
-    """The setup that a launch line describes; files that it names are read, relative to `folder`. UsageError where it makes no sense."""
+    """The setup that a launch line describes; files that it names are read, relative to `folder`. UsageError
+    where it makes no sense.
+    """
     folder = folder or Path()
     line = _take_apart(list(words))
     imported = _program(line, folder)
@@ -49,7 +62,14 @@ def read_launch(words: list[str], folder: Path | None = None) -> Imported:
     if line.options.get("config_file"):
         merge(imported, read_training_file(folder / str(line.options["config_file"])))
     if line.options.get("deepspeed_config_file"):
-        merge(imported, read_document(read_mapping(folder / str(line.options["deepspeed_config_file"])), FORMATS["deepspeed"], "deepspeed"))
+        merge(
+            imported,
+            read_document(
+                read_mapping(folder / str(line.options["deepspeed_config_file"])),
+                FORMATS["deepspeed"],
+                "deepspeed",
+            ),
+        )
     for key, value in _sharding(line.options, imported).items():
         imported.fields[key] = value
     if ranks > 1:
@@ -70,9 +90,14 @@ def _take_apart(words: list[str]) -> Line:
             line.expandable = "expandable_segments:true" in value.lower().replace(" ", "")
         elif name == "CUDA_VISIBLE_DEVICES" and value:
             line.ranks = 1
-            line.notes.append(f"{len(value.split(','))} devices are visible; the launcher decides how many ranks run")
+            line.notes.append(
+                f"{len(value.split(','))} devices are visible; the launcher decides how many ranks run"
+            )
     if not words:
-        raise UsageError("no launch line: expected, for example, memplan -- accelerate launch -m axolotl.cli.train config.yaml")
+        raise UsageError(
+            "no launch line: expected, for example, memplan -- accelerate launch -m axolotl.cli.train "
+            "config.yaml"
+        )
     launcher = Path(words[0]).name
     if launcher == "env":
         return _take_apart(words[1:])
@@ -81,7 +106,9 @@ def _take_apart(words: list[str]) -> Line:
         line.ranks = integer("--num_processes", line.options.get("num_processes", 1))
     elif launcher == "torchrun" or words[1:3] == ["-m", "torch.distributed.run"]:
         _launcher(line, words[1 if launcher == "torchrun" else 3 :])
-        line.ranks = _count("--nproc_per_node", line.options.get("nproc_per_node", line.options.get("nproc-per-node", 1)))
+        line.ranks = _count(
+            "--nproc_per_node", line.options.get("nproc_per_node", line.options.get("nproc-per-node", 1))
+        )
         line.machines = _count("--nnodes", str(line.options.get("nnodes", 1)).split(":")[-1])
     elif launcher == "deepspeed":
         _launcher(line, words[1:])
@@ -163,11 +190,18 @@ def _program(line: Line, folder: Path) -> Imported:
         return _with_file(line, folder, "axolotl", skip=("train",))
     if name in ("llamafactory-cli", "lmf") or name.startswith("llamafactory"):
         return _with_file(line, folder, "llamafactory", skip=("train",))
-    if name == "trl" or name.startswith("trl.scripts") or (name.endswith(".py") and name.startswith(("sft", "dpo", "kto", "grpo"))):
+    if (
+        name == "trl"
+        or name.startswith("trl.scripts")
+        or (name.endswith(".py") and name.startswith(("sft", "dpo", "kto", "grpo")))
+    ):
         if name == "trl" and line.words[:1] and not line.words[0].startswith("-"):
             what = line.words.pop(0)
             if what != "sft":
-                line.notes.append(f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not modelled")
+                line.notes.append(
+                    f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not "
+                    "modelled"
+                )
         return _options(line, folder, "trl")
     if name in ("tune", "torchtune"):
         raise UsageError("torchtune's command line is not read: give its YAML file")
@@ -176,14 +210,20 @@ def _program(line: Line, folder: Path) -> Imported:
 
 
 def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Imported:
-    """A trainer whose first word is a file, with words that override it (`--micro-batch-size 2`, `cutoff_len=4096`)."""
+    """A trainer whose first word is a file, with words that override it (`--micro-batch-size 2`,
+    `cutoff_len=4096`).
+    """
     words = [word for word in line.words if word not in skip]
     if not words or words[0].startswith("-") or "=" in words[0]:
         return _options(line, folder, kind, words)
     document = read_mapping(folder / words[0])
     imported_from = Path(words[0]).name
     options = _pairs(words[1:])
-    launcher = {key: options.pop(key) for key in list(options) if key in ("num_processes", "launcher", "main_process_port")}
+    launcher = {
+        key: options.pop(key)
+        for key in list(options)
+        if key in ("num_processes", "launcher", "main_process_port")
+    }
     line.options |= launcher
     if "num_processes" in launcher:
         line.ranks = integer("--num-processes", launcher["num_processes"])
@@ -197,7 +237,9 @@ def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None
     if isinstance(config, str):
         options = {**read_mapping(folder / config), **options}
     if not options:
-        raise UsageError(f"the launch line gives {shorten(line.program, 40)} no options that memplan could read")
+        raise UsageError(
+            f"the launch line gives {shorten(line.program, 40)} no options that memplan could read"
+        )
     return _read(options, FORMATS[kind], "launch line", folder)
 
 
@@ -218,12 +260,19 @@ def _pairs(words: list[str]) -> dict[str, Any]:
         if not word.startswith("--"):
             key, equals, value = word.partition("=")
             if not equals:
-                raise UsageError(f"'{shorten(redacted(word), 40)}' is not an option: expected --key value or key=value")
+                raise UsageError(
+                    f"'{shorten(redacted(word), 40)}' is not an option: expected --key value or key=value"
+                )
             found[key.replace("-", "_")] = value
             continue
         key, equals, value = word[2:].partition("=")
         values = [value] if equals else []
-        while not equals and index < len(words) and not words[index].startswith("--") and not re.fullmatch(r"\w+=\S*", words[index]):
+        while (
+            not equals
+            and index < len(words)
+            and not words[index].startswith("--")
+            and not re.fullmatch(r"\w+=\S*", words[index])
+        ):
             values.append(words[index])
             index += 1
         key = key.replace("-", "_")

@@ -1,4 +1,6 @@
-"""LLaMA-Factory's YAML (0.9.5, v0 arguments): model, data, training and fine-tuning arguments in one flat table."""
+"""LLaMA-Factory's YAML (0.9.5, v0 arguments): model, data, training and fine-tuning arguments in one flat
+table.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from memplan.planner.importers.rules import (
 from memplan.planner.importers.trl import adapter_method
 from memplan.planner.tables.errors import UsageError
 
-ATTENTION = {"auto": "sdpa", "sdpa": "sdpa", "disabled": "eager", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+ATTENTION = {
+    "auto": "sdpa",
+    "sdpa": "sdpa",
+    "disabled": "eager",
+    "fa2": "flash_attention_2",
+    "fa3": "flash_attention_3",
+}
 
 QUANTISERS = ("bnb", "bitsandbytes", "hqq", "eetq", "gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
 
@@ -62,14 +70,18 @@ RULES: dict[str, Rule] = {
     "freeze_trainable_layers": use("trainable_layers", integer),
     "packing": use("_packing", flag),
     "neat_packing": use("_neat", flag, "several documents in one row, with a block mask"),
-    **{f"use_{name}": not_modelled(f"{name}'s optimizer states are smaller than AdamW's", errs="high")
-       for name in ("galore", "apollo", "badam", "adam_mini", "muon")},
+    **{
+        f"use_{name}": not_modelled(f"{name}'s optimizer states are smaller than AdamW's", errs="high")
+        for name in ("galore", "apollo", "badam", "adam_mini", "muon")
+    },
     "use_unsloth": not_modelled("Unsloth's own kernels and offloading", errs="high"),
     "upcast_lmhead_output": not_modelled("a second, float32 copy of the logits", errs="low"),
     "shift_attn": not_modelled("shifted sparse attention"),
     "mixture_of_depths": not_modelled("a different model"),
     "use_llama_pro": not_modelled("expanded blocks are what trains"),
-    "freeze_trainable_modules": not_modelled("only some modules of the last layers train", ("all",), errs="high"),
+    "freeze_trainable_modules": not_modelled(
+        "only some modules of the last layers train", ("all",), errs="high"
+    ),
     "freeze_extra_modules": not_modelled("modules outside the layers train too", errs="low"),
     "resize_vocab": not_modelled("a resized vocabulary makes embeddings and head trainable", errs="low"),
     "ref_model": not_modelled("a reference model is resident too", errs="low"),
@@ -79,53 +91,89 @@ RULES: dict[str, Rule] = {
     "use_kt": not_modelled("experts on the CPU through KTransformers", errs="high"),
     "use_mca": not_modelled("Megatron's trainer"),
     "use_hyper_parallel": not_modelled("its own parallelism"),
-    **{name: not_modelled("Megatron's parallelism", (1,), errs="high") for name in
-       ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size", "context_parallel_size",
-        "sequence_parallel", "use_distributed_optimizer")},
-    **ignored("Megatron's own switches, reported by use_mca", """
+    **{
+        name: not_modelled("Megatron's parallelism", (1,), errs="high")
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "expert_model_parallel_size",
+            "context_parallel_size",
+            "sequence_parallel",
+            "use_distributed_optimizer",
+        )
+    },
+    **ignored(
+        "Megatron's own switches, reported by use_mca",
+        """
         bias_activation_fusion apply_rope_fusion overlap_param_gather overlap_grad_reduce moe_grouped_gemm
         moe_token_dispatcher_type recompute_granularity mixed_precision use_packed_sequences
-    """),
+    """,
+    ),
     "fsdp_transformer_layer_cls_to_wrap": Rule("ignored", why="how the model is wrapped"),
     "fp8": not_modelled("8-bit products keep scaled copies"),
     "train_from_scratch": Rule("ignored", why="random weights have the same size"),
-    **ignored("details of something that is off, or reported where it is on", """
+    **ignored(
+        "details of something that is off, or reported where it is on",
+        """
         galore_* apollo_* badam_* oft_* module_dropout fp8_* kt_* hyper_parallel_args ref_model_* reward_model_* pissa_iter
         pissa_convert
-    """),
-    **ignored("numbers of the loss", """
+    """,
+    ),
+    **ignored(
+        "numbers of the loss",
+        """
         pref_* ppo_* dpo_label_smoothing kto_* simpo_gamma ld_alpha moe_aux_loss_coef use_dft_loss use_asft_loss asft_alpha
         use_eaft_loss eaft_alpha loraplus_*
-    """),
-    **ignored("data and templates", """
+    """,
+    ),
+    **ignored(
+        "data and templates",
+        """
         template dataset dataset_dir eval_dataset media_dir train_on_prompt mask_history streaming buffer_size mix_strategy
         interleave_probs overwrite_cache preprocessing_* max_samples eval_num_beams ignore_pad_token_for_loss val_size
         eval_on_each_dataset tool_format default_system enable_thinking preserve_thinking tokenized_path data_shared_file_system
         image_* video_* use_audio_in_video audio_sampling_rate crop_to_patches
-    """),
-    **ignored("the tokenizer, or where files come from", """
+    """,
+    ),
+    **ignored(
+        "the tokenizer, or where files come from",
+        """
         use_fast_tokenizer split_special_tokens add_tokens add_special_tokens new_special_tokens_config init_special_tokens
         model_revision low_cpu_mem_usage cache_dir adapter_folder offload_folder trust_remote_code hf_hub_token ms_hub_token
         om_hub_token print_param_status rope_scaling device_map quantization_device_map
-    """),
-    **ignored("export and inference", """
+    """,
+    ),
+    **ignored(
+        "export and inference",
+        """
         export_* infer_* vllm_* sglang_* use_kv_cache use_v1_kernels do_sample temperature top_p top_k num_beams max_new_tokens
         repetition_penalty length_penalty skip_special_tokens predict_with_generate generation_*
-    """),
-    **ignored("logging, plotting and profiling", """
+    """,
+    ),
+    **ignored(
+        "logging, plotting and profiling",
+        """
         plot_loss compute_accuracy disable_shuffling early_stopping_steps use_swanlab swanlab_* ray_*
         include_effective_tokens_per_second enable_torch_profiler profiler_* profile_modules master_addr master_port
         create_new_adapter
-    """),
-    **ignored("parts that a text model lacks", "freeze_vision_tower freeze_multi_modal_projector freeze_language_model"),
+    """,
+    ),
+    **ignored(
+        "parts that a text model lacks",
+        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
+    ),
     "max_length": Rule("ignored", why="generation only"),
-}  # fmt: skip
+}
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields of a run, LLaMA-Factory's own defaults where the file is silent: batch 8, 2,048 tokens, reentrant checkpointing."""
+    """Setup fields of a run, LLaMA-Factory's own defaults where the file is silent: batch 8, 2,048 tokens,
+    reentrant checkpointing.
+    """
     if facts.get("_stage", "sft") not in ("sft", "pt"):
-        warnings.append(f"stage {facts['_stage']}: the models and the loss beside the trained one are not modelled")
+        warnings.append(
+            f"stage {facts['_stage']}: the models and the loss beside the trained one are not modelled"
+        )
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
     if facts.get("_no_checkpointing"):
         facts["_checkpointing"] = False
@@ -134,7 +182,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["checkpoint_offload"] = True
     facts["sequence_length"] = facts.get("_length", 2048)
     if facts.get("_type") == "oft":
-        raise UsageError("finetuning_type oft has no row: give its adapter_config.json with --adapter and --engine trace")
+        raise UsageError(
+            "finetuning_type oft has no row: give its adapter_config.json with --adapter and --engine trace"
+        )
     _settle_method(facts, warnings)
     if facts.get("_neat"):
         packed_rows(facts, warnings)
@@ -167,7 +217,10 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
             facts.pop(name, None)
         return
     if facts.get("_quantiser", "bnb") not in ("bnb", "bitsandbytes") or bit not in (4, 8):
-        warnings.append(f"quantization_bit {bit} by {facts.get('_quantiser', 'bnb')} has no row: bitsandbytes 4-bit is assumed")
+        warnings.append(
+            f"quantization_bit {bit} by {facts.get('_quantiser', 'bnb')} has no row: bitsandbytes 4-bit is "
+            "assumed"
+        )
     if bit == 8:
         facts["quant_type"] = "int8"
         facts.pop("double_quant", None)

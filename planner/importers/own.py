@@ -1,4 +1,6 @@
-"""memplan's own files: a Setup as YAML or JSON with a `model` beside it, or a prediction's or measurement's document."""
+"""memplan's own files: a Setup as YAML or JSON with a `model` beside it, or a prediction's or measurement's
+document.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ DOCUMENTS = ("memplan.prediction/1", "memplan.measurement/1")
 
 
 def recognise(document: Mapping[str, Any]) -> bool:
-    """A document of ours, or a mapping of Setup fields: a model and at least one field, or at least two fields."""
+    """A document of ours, or a mapping of Setup fields: a model and at least one field, or at least two
+    fields.
+    """
     if document.get("schema") in DOCUMENTS:
         return isinstance(document.get("setup"), Mapping)
     fields = sum(key in FIELDS for key in document)
@@ -24,7 +28,9 @@ def read(document: Mapping[str, Any], _walk: Any = walk) -> tuple[Facts, list[Ke
     """Facts of a setup file; of a document its setup and its model's name, every other key left alone."""
     if document.get("schema") not in DOCUMENTS:
         return _walk(RULES, document)  # type: ignore[no-any-return]
-    facts, reports, warnings = _walk(RULES, {key: value for key, value in document["setup"].items() if key in RULES})
+    facts, reports, warnings = _walk(
+        RULES, {key: value for key, value in document["setup"].items() if key in RULES}
+    )
     model = document.get("model")
     name = model.get("name") if isinstance(model, Mapping) else None
     facts["_model"] = name if isinstance(name, str) else None

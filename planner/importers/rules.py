@@ -1,7 +1,9 @@
-"""The words that every importer is written in: a table from a file's key to a Setup field, or to the reason why it moves no memory.
+"""The words that every importer is written in: a table from a file's key to a Setup field, or to the reason
+why it moves no memory.
 
-Walking a document against such a table gives facts (field or intermediate name -> value) and one report for every key: used,
-ignored (known, moves no memory), not modelled (known, moves memory, memplan does not follow it) or unknown. Nothing is silent.
+Walking a document against such a table gives facts (field or intermediate name -> value) and one report for
+every key: used, ignored (known, moves no memory), not modelled (known, moves memory, memplan does not follow
+it) or unknown. Nothing is silent.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Rule:
 
 @dataclass(slots=True)
 class Imported:
-    """A training file as memplan understands it: `fields` go to `memplan.planner.inputs.setup.resolve(imported=...)`."""
+    """A training file as memplan understands it: `fields` go to
+    `memplan.planner.inputs.setup.resolve(imported=...)`.
+    """
 
     format: str
     source: str
@@ -56,18 +60,33 @@ class Imported:
     keys: list[KeyReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    beside: list[str] = field(default_factory=list)  # other files that this one names: an accelerate or DeepSpeed file
+    beside: list[str] = field(
+        default_factory=list
+    )  # other files that this one names: an accelerate or DeepSpeed file
 
     def by_status(self, status: Status) -> list[KeyReport]:
         return [report for report in self.keys if report.status == status]
 
     def to_document(self) -> dict[str, Any]:
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()}
-        return {"format": self.format, "source": self.source, "model": self.model, "fields": fields,
-                "keys": [report.to_document() for report in self.keys], "warnings": self.warnings, "notes": self.notes}  # fmt: skip
+        fields = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()
+        }
+        return {
+            "format": self.format,
+            "source": self.source,
+            "model": self.model,
+            "fields": fields,
+            "keys": [report.to_document() for report in self.keys],
+            "warnings": self.warnings,
+            "notes": self.notes,
+        }
 
 
-SIDE = {"": "", "high": ", so the prediction is on the high side", "low": ", so the prediction is on the low side"}
+SIDE = {
+    "": "",
+    "high": ", so the prediction is on the high side",
+    "low": ", so the prediction is on the low side",
+}
 
 
 def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
@@ -76,7 +95,9 @@ def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
 
 
 def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high", "low"] = "") -> Rule:
-    """A key that moves memory and that no Setup field follows: a warning where it is set to something that matters."""
+    """A key that moves memory and that no Setup field follows: a warning where it is set to something that
+    matters.
+    """
     return Rule("not_modelled", why=why, harmless=(None, False, "none", "None", "", 0, *harmless), errs=errs)
 
 
@@ -85,12 +106,18 @@ def nested(rules: Mapping[str, Rule]) -> Rule:
 
 
 def ignored(why: str, names: str) -> dict[str, Rule]:
-    """A table of keys (separated by blanks; `*` matches) that are known and move no memory of the training step."""
+    """A table of keys (separated by blanks; `*` matches) that are known and move no memory of the training
+    step.
+    """
     return {name: Rule("ignored", why=why) for name in names.split()}
 
 
-def walk(rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = "") -> tuple[Facts, list[KeyReport], list[str]]:
-    """Facts, one report for each key, and warnings, of a parsed document. UsageError where a used key's value makes no sense."""
+def walk(
+    rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = ""
+) -> tuple[Facts, list[KeyReport], list[str]]:
+    """Facts, one report for each key, and warnings, of a parsed document. UsageError where a used key's value
+    makes no sense.
+    """
     facts: Facts = {}
     reports: list[KeyReport] = []
     warnings: list[str] = []
@@ -99,7 +126,9 @@ def walk(rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = "
         rule = find_rule(rules, str(raw))
         if rule is None:
             reports.append(KeyReport(key, "unknown"))
-            close = nearest(str(raw), (name for name in rules if "*" not in name), 1) if len(str(raw)) > 3 else []
+            close = (
+                nearest(str(raw), (name for name in rules if "*" not in name), 1) if len(str(raw)) > 3 else []
+            )
             meant = f" (did you mean {close[0]}?)" if close else ""
             warnings.append(f"unknown key {key}{meant}: memplan does not know whether it moves memory")
         elif rule.inner is not None and isinstance(value, Mapping):
@@ -114,7 +143,9 @@ def walk(rules: Mapping[str, Rule], document: Mapping[Any, Any], prefix: str = "
             reports.append(KeyReport(key, "used", rule.why))
         elif rule.status == "not_modelled":
             harmless = any(value == item and type(value) is type(item) for item in rule.harmless)
-            reports.append(KeyReport(key, "ignored" if harmless else "not_modelled", "off" if harmless else rule.why))
+            reports.append(
+                KeyReport(key, "ignored" if harmless else "not_modelled", "off" if harmless else rule.why)
+            )
             if not harmless:
                 warnings.append(f"{key} is not modelled: {rule.why}{SIDE[rule.errs]}")
         elif rule.inner is not None:
@@ -128,7 +159,10 @@ def find_rule(rules: Mapping[str, Rule], key: str) -> Rule | None:
     """The rule for one key: its own, else that of a pattern, else None."""
     if key in rules:
         return rules[key]
-    return next((rule for pattern, rule in rules.items() if "*" in pattern and fnmatch.fnmatchcase(key, pattern)), None)
+    return next(
+        (rule for pattern, rule in rules.items() if "*" in pattern and fnmatch.fnmatchcase(key, pattern)),
+        None,
+    )
 
 
 def redacted(text: str) -> str:
@@ -204,9 +238,22 @@ def one_of_text(*legal: str) -> Reader:
     return one_of({word: word for word in legal})
 
 
-DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16", "float32": "float32",
-          "fp32": "float32", "float": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16", "torch.float32": "float32",
-          "torch.half": "float16", "torch.float": "float32", "auto": None}  # fmt: skip
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "float32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+    "torch.bfloat16": "bfloat16",
+    "torch.float16": "float16",
+    "torch.float32": "float32",
+    "torch.half": "float16",
+    "torch.float": "float32",
+    "auto": None,
+}
 dtype = one_of(DTYPES)
 STORAGE = {"uint8": "uint8", "torch.uint8": "uint8", **{key: value for key, value in DTYPES.items() if value}}
 

@@ -6,10 +6,35 @@ import re
 from typing import Any
 
 from memplan.planner.importers.fsdp import FSDP, settle_fsdp
-from memplan.planner.importers.rules import Facts, Rule, bad, flag, ignored, integer, nested, not_modelled, one_of_text, setup_fields, use
+from memplan.planner.importers.rules import (
+    Facts,
+    Rule,
+    bad,
+    flag,
+    ignored,
+    integer,
+    nested,
+    not_modelled,
+    one_of_text,
+    setup_fields,
+    use,
+)
 
-DISTRIBUTED = ("no", "multi_gpu", "multi_cpu", "fsdp", "deepspeed", "megatron_lm", "tpu", "xla", "multi_xpu", "multi_npu", "multi_mlu",
-               "multi_hpu")  # fmt: skip
+DISTRIBUTED = (
+    "no",
+    "multi_gpu",
+    "multi_cpu",
+    "fsdp",
+    "deepspeed",
+    "megatron_lm",
+    "tpu",
+    "xla",
+    "multi_xpu",
+    "multi_npu",
+    "multi_mlu",
+    "multi_hpu",
+)
+
 
 def _stage(key: str, value: Any) -> int:
     if str(value) not in ("0", "1", "2", "3"):
@@ -24,29 +49,45 @@ ACCELERATE: dict[str, Rule] = {
     "use_cpu": use("_cpu", flag),
     "gradient_accumulation_steps": use("gradient_accumulation", integer),
     "fsdp_config": nested(FSDP),
-    "deepspeed_config": nested({
-        "zero_stage": use("_stage", _stage),
-        "offload_optimizer_device": use("_offload_optimizer"),
-        "offload_param_device": use("_offload_param"),
-        "gradient_accumulation_steps": use("_ds_accumulation", lambda key, value: value),
-        "deepspeed_config_file": use("_deepspeed"),
-        "zero3_init_flag": Rule("ignored", why="how weights arrive, not what stays"),
-        **ignored("saving, launching or clipping", """
+    "deepspeed_config": nested(
+        {
+            "zero_stage": use("_stage", _stage),
+            "offload_optimizer_device": use("_offload_optimizer"),
+            "offload_param_device": use("_offload_param"),
+            "gradient_accumulation_steps": use("_ds_accumulation", lambda key, value: value),
+            "deepspeed_config_file": use("_deepspeed"),
+            "zero3_init_flag": Rule("ignored", why="how weights arrive, not what stays"),
+            **ignored(
+                "saving, launching or clipping",
+                """
         zero3_save_16bit_model gradient_clipping *_nvme_path deepspeed_multinode_launcher *hostfile *_filter
         deepspeed_moe_layer_cls_names seq_parallel_communication_data_type
-    """),
-    }),
-    "parallelism_config": not_modelled("tensor, context and sequence parallelism divide weights and activations", ({},)),
+    """,
+            ),
+        }
+    ),
+    "parallelism_config": not_modelled(
+        "tensor, context and sequence parallelism divide weights and activations", ({},)
+    ),
     "megatron_lm_config": not_modelled("Megatron-LM's own parallelism", ({},)),
     "fp8_config": not_modelled("8-bit products keep scaled copies", ({},)),
-    "dynamo_config": nested({"dynamo_backend": not_modelled("a compiled step frees and fuses tensors differently", ("no", "NO")),
-                             **ignored("how a compiled step is made", "dynamo_mode dynamo_use_*")}),
+    "dynamo_config": nested(
+        {
+            "dynamo_backend": not_modelled(
+                "a compiled step frees and fuses tensors differently", ("no", "NO")
+            ),
+            **ignored("how a compiled step is made", "dynamo_mode dynamo_use_*"),
+        }
+    ),
     "downcast_bf16": Rule("ignored", why="TPU only"),
-    **ignored("where ranks run and how they meet", """
+    **ignored(
+        "where ranks run and how they meet",
+        """
         compute_environment debug machine_rank num_machines gpu_ids main_process_* main_training_function rdzv_backend
         same_network enable_cpu_affinity tpu_* mpirun_config command_file commands zero_stage_note
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 
 NOWHERE = (None, False, "none", "None", "")
@@ -54,9 +95,14 @@ NOWHERE = (None, False, "none", "None", "")
 
 def _settle_offload(facts: Facts, warnings: list[str]) -> None:
     """DeepSpeed's offloading: optimizer states and masters, or parameters too (stage 3)."""
-    optimizer, parameters = (facts.get(key) not in NOWHERE for key in ("_offload_optimizer", "_offload_param"))
+    optimizer, parameters = (
+        facts.get(key) not in NOWHERE for key in ("_offload_optimizer", "_offload_param")
+    )
     if parameters and not optimizer:
-        warnings.append("parameters on the host with the optimizer on the device are not modelled: the device's numbers are upper bounds")
+        warnings.append(
+            "parameters on the host with the optimizer on the device are not modelled: the device's numbers "
+            "are upper bounds"
+        )
     elif optimizer and facts.get("_stage"):
         facts["offload"] = "all" if parameters and facts["_stage"] == 3 else "optimizer"
 
@@ -73,7 +119,9 @@ def finish_accelerate(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["device"] = "cpu"
     ranks = facts.get("_processes", 1)
     if kind == "fsdp":
-        settle_fsdp(facts, warnings, version=1)  # accelerate 1.15 commands/launch.py --fsdp_version, utils/dataclasses.py
+        settle_fsdp(
+            facts, warnings, version=1
+        )  # accelerate 1.15 commands/launch.py --fsdp_version, utils/dataclasses.py
     elif kind == "deepspeed":
         facts["parallel"] = f"zero{facts['_stage']}" if facts.get("_stage") else "ddp"
     elif ranks > 1:
@@ -103,11 +151,18 @@ _ENABLED = ignored(
     loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale auto_cast check_grad_overflow
 """,
 )
-_AUTO_BUCKETS = {"reduce_bucket_size": "zero_reduce_bucket", "stage3_prefetch_bucket_size": "zero_prefetch_bucket",
-                 "stage3_param_persistence_threshold": "zero_persistence_threshold"}  # fmt: skip
-_BUCKETS = {"stage3_max_live_parameters": "zero_live_parameters", "stage3_max_reuse_distance": "zero_reuse_distance",
-            "max_live_parameters": "zero_live_parameters", "max_reuse_distance": "zero_reuse_distance",
-            "sub_group_size": "zero_sub_group"}  # fmt: skip
+_AUTO_BUCKETS = {
+    "reduce_bucket_size": "zero_reduce_bucket",
+    "stage3_prefetch_bucket_size": "zero_prefetch_bucket",
+    "stage3_param_persistence_threshold": "zero_persistence_threshold",
+}
+_BUCKETS = {
+    "stage3_max_live_parameters": "zero_live_parameters",
+    "stage3_max_reuse_distance": "zero_reuse_distance",
+    "max_live_parameters": "zero_live_parameters",
+    "max_reuse_distance": "zero_reuse_distance",
+    "sub_group_size": "zero_sub_group",
+}
 
 
 def _elements(key: str, value: Any) -> int | str:
@@ -117,34 +172,58 @@ def _elements(key: str, value: Any) -> int | str:
     return 0 if value in (0, "0") and not isinstance(value, bool) else integer(key, value)
 
 
-_PLUS = ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
+_PLUS = (
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_gradients",
+    "zero_quantized_nontrainable_weights",
+)
 DEEPSPEED: dict[str, Rule] = {
-    "zero_optimization": nested({
-        "stage": use("_stage", _stage),
-        "offload_optimizer": nested({**_OFFLOAD, "device": use("_offload_optimizer")}),
-        "offload_param": nested({**_OFFLOAD, "device": use("_offload_param")}),
-        **{name: use(fact, _elements) for name, fact in _AUTO_BUCKETS.items()},
-        **{name: use(fact, _auto(_elements)) for name, fact in _BUCKETS.items()},
-        "overlap_comm": use("zero_overlap_comm", _auto(flag)),
-        "contiguous_gradients": not_modelled("gradients that are reduced one by one, without a bucket", (True,)),
-        "reduce_scatter": not_modelled("gradients that are reduced whole, without a copy in the order of ranks", (True,)),
-        **{name: not_modelled("ZeRO++ compresses or duplicates what is sent", (1,)) for name in _PLUS},
-        "zenflow": not_modelled("optimizer states split between card and host", errs="high"),
-        **ignored("how buckets are sent: parameters are gathered in place", """
+    "zero_optimization": nested(
+        {
+            "stage": use("_stage", _stage),
+            "offload_optimizer": nested({**_OFFLOAD, "device": use("_offload_optimizer")}),
+            "offload_param": nested({**_OFFLOAD, "device": use("_offload_param")}),
+            **{name: use(fact, _elements) for name, fact in _AUTO_BUCKETS.items()},
+            **{name: use(fact, _auto(_elements)) for name, fact in _BUCKETS.items()},
+            "overlap_comm": use("zero_overlap_comm", _auto(flag)),
+            "contiguous_gradients": not_modelled(
+                "gradients that are reduced one by one, without a bucket", (True,)
+            ),
+            "reduce_scatter": not_modelled(
+                "gradients that are reduced whole, without a copy in the order of ranks", (True,)
+            ),
+            **{name: not_modelled("ZeRO++ compresses or duplicates what is sent", (1,)) for name in _PLUS},
+            "zenflow": not_modelled("optimizer states split between card and host", errs="high"),
+            **ignored(
+                "how buckets are sent: parameters are gathered in place",
+                """
         allgather_bucket_size allgather_partitions round_robin_gradients
-    """),
-        **ignored("saving, or how weights arrive", """
+    """,
+            ),
+            **ignored(
+                "saving, or how weights arrive",
+                """
         stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save elastic_checkpoint
         load_from_fp32_weights ignore_unused_parameters cpu_offload* stage3_allgather_sequential
         stage3_partition_stream_chunk_size stage3_module_granularity_threshold memory_efficient_linear legacy_stage1
         stage3_model_persistence_threshold mics_* zeropp_loco_param gather_16bit_weights_on_model_save
-    """),
-    }),
+    """,
+            ),
+        }
+    ),
     "train_micro_batch_size_per_gpu": use("micro_batch", _auto(integer)),
     "gradient_accumulation_steps": use("gradient_accumulation", _auto(integer)),
-    "bf16": nested({"enabled": use("_bf16", _auto(flag)), **_ENABLED,
-                    **{name: not_modelled("16-bit master weights, gradients or states", errs="high")
-                       for name in ("bf16_master_weights_and_grads", "bf16_optimizer_states")}}),
+    "bf16": nested(
+        {
+            "enabled": use("_bf16", _auto(flag)),
+            **_ENABLED,
+            **{
+                name: not_modelled("16-bit master weights, gradients or states", errs="high")
+                for name in ("bf16_master_weights_and_grads", "bf16_optimizer_states")
+            },
+        }
+    ),
     "bfloat16": nested({"enabled": use("_bf16", _auto(flag)), **_ENABLED}),
     "fp16": nested({"enabled": use("_fp16", _auto(flag)), **_ENABLED}),
     "optimizer": nested({"type": use("_type"), **ignored("the optimizer's numbers", "params legacy_fusion")}),
@@ -155,14 +234,17 @@ DEEPSPEED: dict[str, Rule] = {
     "progressive_layer_drop": not_modelled("layers left out at random", errs="high"),
     "sparse_attention": not_modelled("sparse attention", errs="high"),
     "sequence_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
-    **ignored("the global batch, schedules, clipping, logging and profiling", """
+    **ignored(
+        "the global batch, schedules, clipping, logging and profiling",
+        """
         train_batch_size steps_per_print scheduler wall_clock_breakdown gradient_clipping prescale_gradients
         gradient_predivide_factor zero_allow_untested_optimizer zero_force_ds_cpu_optimizer flops_profiler tensorboard wandb
         csv_monitor comms_logger communication_data_type sparse_gradients dump_state autotuning checkpoint data_efficiency
         memory_breakdown aio elasticity disable_allgather seq_parallel_communication_data_type amp torch_autocast data_types
         curriculum_learning hybrid_engine compile _comment comms_config monitor_config cuda_visible_devices
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 
 def finish_deepspeed(facts: Facts, warnings: list[str]) -> dict[str, Any]:
@@ -174,13 +256,21 @@ def finish_deepspeed(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     elif facts.get("_fp16"):
         facts["autocast"] = "float16"
     _settle_offload(facts, warnings)
-    if facts.get("_type") and str(facts["_type"]).lower() not in ("adam", "adamw", "fusedadam", "cpuadam", "deepspeedcpuadam"):
+    if facts.get("_type") and str(facts["_type"]).lower() not in (
+        "adam",
+        "adamw",
+        "fusedadam",
+        "cpuadam",
+        "deepspeedcpuadam",
+    ):
         warnings.append("the DeepSpeed optimizer has no row: AdamW's states are assumed")
     return setup_fields(facts)
 
 
 def stage_in_name(name: str) -> int | None:
-    """The ZeRO stage that a file's name tells, as in 'zero3_bf16.json' or 'ds_z2_config.json'; None where it tells none."""
+    """The ZeRO stage that a file's name tells, as in 'zero3_bf16.json' or 'ds_z2_config.json'; None where it
+    tells none.
+    """
     lowered = name.lower()
     found = re.search(r"(?:zero|z|stage)[_-]?([123])", lowered)
     return int(found.group(1)) if found else None

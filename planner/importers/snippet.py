@@ -1,8 +1,10 @@
-"""Python that somebody wrote or pasted: the calls that move memory, read from its syntax tree. Nothing is imported and nothing runs.
+"""Python that somebody wrote or pasted: the calls that move memory, read from its syntax tree. Nothing is
+imported and nothing runs.
 
-Understands BitsAndBytesConfig, LoraConfig and its kin, from_pretrained, prepare_model_for_kbit_training, TrainingArguments and SFTConfig,
-gradient_checkpointing_enable and torch or bitsandbytes optimizers. Arguments must be literals, torch dtypes or names assigned once to such.
-Markdown, notebooks and prose are read through their fenced or cell code; the snippet with the most such calls is the one that counts.
+Understands BitsAndBytesConfig, LoraConfig and its kin, from_pretrained, prepare_model_for_kbit_training,
+TrainingArguments and SFTConfig, gradient_checkpointing_enable and torch or bitsandbytes optimizers. Arguments
+must be literals, torch dtypes or names assigned once to such. Markdown, notebooks and prose are read through
+their fenced or cell code; the snippet with the most such calls is the one that counts.
 """
 
 from __future__ import annotations
@@ -15,11 +17,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memplan.planner.importers import hf, trl
-from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, find_rule, integer, setup_fields, walk
+from memplan.planner.importers.rules import (
+    Facts,
+    Imported,
+    KeyReport,
+    Rule,
+    find_rule,
+    integer,
+    setup_fields,
+    walk,
+)
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTISATION
 from memplan.planner.tables.errors import UsageError, shorten
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python|py|python3|\{\.python\})[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^[ \t]*```[ \t]*(?:python|py|python3|\{\.python\})[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL
+)
 UNKNOWN = object()  # an argument that is neither a literal nor a name assigned once to one
 MOST_SOURCE = 10**6
 
@@ -37,14 +50,19 @@ class Code:
 
 
 def read_snippet(source: str, name: str) -> Imported:
-    """The setup that a piece of Python (or text with fenced Python) describes. UsageError where no call in it says anything."""
+    """The setup that a piece of Python (or text with fenced Python) describes. UsageError where no call in it
+    says anything.
+    """
     if len(source) > MOST_SOURCE:
         raise UsageError(f"'{shorten(name)}' has more than {MOST_SOURCE:,} characters of code")
     found = [_read(tree, name) for tree in _trees(source, name)]
     best = max(found, key=lambda code: code.calls, default=None)
     if best is None or not best.calls:
-        raise UsageError(f"'{shorten(name)}' has no call that memplan knows: expected from_pretrained, BitsAndBytesConfig, LoraConfig, "
-                         "TrainingArguments, SFTConfig, ...")  # fmt: skip
+        raise UsageError(
+            f"'{shorten(name)}' has no call that memplan knows: expected from_pretrained, "
+            "BitsAndBytesConfig, LoraConfig, "
+            "TrainingArguments, SFTConfig, ..."
+        )
     return _finish(best, name)
 
 
@@ -55,11 +73,16 @@ def _trees(source: str, name: str) -> Iterator[ast.Module]:
     failed = None
     for piece in pieces:
         try:
-            yield ast.parse("\n".join(line for line in piece.splitlines() if not line.lstrip().startswith(("%", "!"))))
+            yield ast.parse(
+                "\n".join(line for line in piece.splitlines() if not line.lstrip().startswith(("%", "!")))
+            )
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             failed = getattr(error, "lineno", None)
             if len(pieces) == 1:
-                raise UsageError(f"'{shorten(name)}' is not Python that can be read" + (f": line {failed}" if failed else "")) from None
+                raise UsageError(
+                    f"'{shorten(name)}' is not Python that can be read"
+                    + (f": line {failed}" if failed else "")
+                ) from None
 
 
 def _cells(source: str) -> list[str]:
@@ -89,7 +112,9 @@ def _read(tree: ast.Module, name: str) -> Code:
 
 
 def _literal(node: ast.expr, code: Code) -> Any:
-    """The value of a literal, of a torch dtype, of an enum member (its name) or of a name assigned once to such; UNKNOWN otherwise."""
+    """The value of a literal, of a torch dtype, of an enum member (its name) or of a name assigned once to
+    such; UNKNOWN otherwise.
+    """
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -105,8 +130,12 @@ def _literal(node: ast.expr, code: Code) -> Any:
     return UNKNOWN
 
 
-def _arguments(call: ast.Call, code: Code, called: str, rules: Mapping[str, Rule] | None = None) -> dict[str, Any]:
-    """Keyword arguments that can be read; the others get a warning, unless `rules` know that they move no memory."""
+def _arguments(
+    call: ast.Call, code: Code, called: str, rules: Mapping[str, Rule] | None = None
+) -> dict[str, Any]:
+    """Keyword arguments that can be read; the others get a warning, unless `rules` know that they move no
+    memory.
+    """
     found: dict[str, Any] = {}
     for keyword in call.keywords:
         value = UNKNOWN if keyword.arg is None else _literal(keyword.value, code)
@@ -134,7 +163,11 @@ def _from_pretrained(call: ast.Call, code: Code, called: str) -> bool:
     owner_name = getattr(owner, "id", getattr(owner, "attr", ""))
     if "Model" not in owner_name or "Peft" in owner_name:
         return False
-    named = [keyword.value for keyword in call.keywords if keyword.arg in ("pretrained_model_name_or_path", "model_name")]
+    named = [
+        keyword.value
+        for keyword in call.keywords
+        if keyword.arg in ("pretrained_model_name_or_path", "model_name")
+    ]
     first = next(iter([*call.args, *named]), None)
     model = UNKNOWN if first is None else _literal(first, code)
     if isinstance(model, str):
@@ -164,7 +197,9 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
     code.facts["_kbit"] = True
     if arguments.get("use_gradient_checkpointing", True):
         kwargs = arguments.get("gradient_checkpointing_kwargs") or {}
-        code.facts.setdefault("_kbit_checkpointing", "reentrant" if kwargs.get("use_reentrant", True) else "non_reentrant")
+        code.facts.setdefault(
+            "_kbit_checkpointing", "reentrant" if kwargs.get("use_reentrant", True) else "non_reentrant"
+        )
     code.keys.append(KeyReport(f"{called}()", "used", "fp32 norms, embeddings and head; checkpointing"))
     return True
 
@@ -179,7 +214,11 @@ def _enable(call: ast.Call, code: Code, called: str) -> bool:
 
 
 def _training(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_trainer"] = "trl" if called.startswith(("SFT", "DPO", "KTO", "GRPO", "ORPO")) else code.facts.get("_trainer", "hf")
+    code.facts["_trainer"] = (
+        "trl"
+        if called.startswith(("SFT", "DPO", "KTO", "GRPO", "ORPO"))
+        else code.facts.get("_trainer", "hf")
+    )
     if called not in ("SFTConfig", "TrainingArguments", "Seq2SeqTrainingArguments"):
         code.warnings.append(f"{called}: the models and the loss beside the trained one are not modelled")
     return _take(trl.RULES if code.facts["_trainer"] == "trl" else hf.RULES, call, code, called)
@@ -190,9 +229,20 @@ def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     return False  # its arguments are made elsewhere: by itself it says only which stack trains
 
 
-_OPTIMIZERS = {"AdamW": "adamw_torch", "Adam": "adamw_torch", "SGD": "sgd", "RMSprop": "rmsprop", "Adagrad": "adagrad",
-               "Adafactor": "adafactor", "AdamW8bit": "adamw_bnb_8bit", "Adam8bit": "adamw_bnb_8bit", "PagedAdamW8bit": "paged_adamw_8bit",
-               "PagedAdamW32bit": "paged_adamw_32bit", "PagedAdamW": "paged_adamw_32bit", "Lion8bit": "lion_8bit"}  # fmt: skip
+_OPTIMIZERS = {
+    "AdamW": "adamw_torch",
+    "Adam": "adamw_torch",
+    "SGD": "sgd",
+    "RMSprop": "rmsprop",
+    "Adagrad": "adagrad",
+    "Adafactor": "adafactor",
+    "AdamW8bit": "adamw_bnb_8bit",
+    "Adam8bit": "adamw_bnb_8bit",
+    "PagedAdamW8bit": "paged_adamw_8bit",
+    "PagedAdamW32bit": "paged_adamw_32bit",
+    "PagedAdamW": "paged_adamw_32bit",
+    "Lion8bit": "lion_8bit",
+}
 
 
 def _optimizer(call: ast.Call, code: Code, called: str) -> bool:
@@ -209,7 +259,17 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     **dict.fromkeys(("LoraConfig", "AdaLoraConfig"), _adapter),
     "prepare_model_for_kbit_training": _kbit,
     **dict.fromkeys(("gradient_checkpointing_enable", "activation_checkpointing_enable"), _enable),
-    **dict.fromkeys(("TrainingArguments", "Seq2SeqTrainingArguments", "SFTConfig", "DPOConfig", "KTOConfig", "GRPOConfig"), _training),
+    **dict.fromkeys(
+        (
+            "TrainingArguments",
+            "Seq2SeqTrainingArguments",
+            "SFTConfig",
+            "DPOConfig",
+            "KTOConfig",
+            "GRPOConfig",
+        ),
+        _training,
+    ),
     **dict.fromkeys(("Trainer", "SFTTrainer", "Seq2SeqTrainer"), _trainer),
     **dict.fromkeys(_OPTIMIZERS, _optimizer),
     "half": _sets(weight_dtype="float16"),
@@ -232,7 +292,12 @@ def _finish(code: Code, name: str) -> Imported:
     if fields["method"] != "full" and "targets" not in fields:
         fields["targets"] = ("peft-default",)
     if four_bit:  # what the snippet leaves out is the library's bare default, not the recipe's
-        bare = {"quant_type": "fp4", "double_quant": False, "compute_dtype": "float32", "quant_storage": "uint8"}
+        bare = {
+            "quant_type": "fp4",
+            "double_quant": False,
+            "compute_dtype": "float32",
+            "quant_storage": "uint8",
+        }
         fields = {**bare, **fields, "kbit_prepare": kbit}
     if kbit and "checkpointing" not in facts:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
@@ -247,9 +312,16 @@ def _method(facts: Facts, four_bit: bool) -> dict[str, Any]:
     if not facts.get("_peft"):
         return {"method": "qlora"} if four_bit else {"method": "full"}
     if facts.get("_type") == "ADALORA":
-        method: dict[str, Any] = {"method": "adalora", **({"quant_type": facts.get("quant_type", "fp4")} if four_bit else {})}
+        method: dict[str, Any] = {
+            "method": "adalora",
+            **({"quant_type": facts.get("quant_type", "fp4")} if four_bit else {}),
+        }
     else:
         method = {"method": trl.adapter_method(facts, True, four_bit)}
     if facts.get("_type") != "ADALORA":  # LoraConfig's own defaults, peft 0.21 tuners/lora/config.py
-        method |= {"rank": facts.get("rank", 8), "alpha": facts.get("alpha", 8), "dropout": facts.get("dropout", 0.0)}
+        method |= {
+            "rank": facts.get("rank", 8),
+            "alpha": facts.get("alpha", 8),
+            "dropout": facts.get("dropout", 0.0),
+        }
     return method | ({"quant_type": "int8"} if facts.get("_eight_bit") else {})

@@ -1,4 +1,6 @@
-"""The keyword arguments of the calls that a snippet is read for: BitsAndBytesConfig, from_pretrained and PEFT's configurations."""
+"""The keyword arguments of the calls that a snippet is read for: BitsAndBytesConfig, from_pretrained and
+PEFT's configurations.
+"""
 
 from __future__ import annotations
 

@@ -23,27 +23,67 @@ from memplan.planner.importers.rules import (
 )
 from memplan.planner.tables.errors import UsageError, shorten
 
-OPTIMIZERS = {"torch.optim.AdamW": "adamw_torch", "torch.optim.Adam": "adamw_torch", "torch.optim.SGD": "sgd",
-              "bitsandbytes.optim.PagedAdamW": "paged_adamw_32bit", "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
-              "bitsandbytes.optim.AdamW8bit": "adamw_bnb_8bit", "bitsandbytes.optim.Lion8bit": "lion_8bit"}  # fmt: skip
+OPTIMIZERS = {
+    "torch.optim.AdamW": "adamw_torch",
+    "torch.optim.Adam": "adamw_torch",
+    "torch.optim.SGD": "sgd",
+    "bitsandbytes.optim.PagedAdamW": "paged_adamw_32bit",
+    "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
+    "bitsandbytes.optim.AdamW8bit": "adamw_bnb_8bit",
+    "bitsandbytes.optim.Lion8bit": "lion_8bit",
+}
 COMPONENT = re.compile(r"torchtune\.models\.([a-z0-9_]+)\.(?:(qlora|lora|qdora|dora)_)?([a-z0-9_]+)")
-MODELS = {"llama3_1_8b": "llama-3.1-8b", "llama3_1_70b": "llama-3.1-70b", "llama3_1_405b": "llama-3.1-405b", "llama3_8b": "llama-3-8b",
-          "llama3_70b": "llama-3-70b", "llama3_2_1b": "llama-3.2-1b", "llama3_2_3b": "llama-3.2-3b", "llama3_3_70b": "llama-3.3-70b",
-          "llama2_7b": "llama-2-7b", "llama2_13b": "llama-2-13b", "llama2_70b": "llama-2-70b", "code_llama2_7b": "codellama-7b",
-          "code_llama2_13b": "codellama-13b", "mistral_7b": "mistral-7b", "qwen2_7b": "qwen2-7b", "qwen2_1_5b": "qwen2-1.5b",
-          "qwen2_0_5b": "qwen2-0.5b", "phi3_mini": "phi-3-mini", "phi4_14b": "phi-4", "gemma_2b": "gemma-2b", "gemma_7b": "gemma-7b",
-          "gemma2_2b": "gemma-2-2b", "gemma2_9b": "gemma-2-9b", "gemma2_27b": "gemma-2-27b",
-          **{f"qwen2_5_{size}{kind}": f"qwen2.5-{size.replace('_', '.')}" for size in ("0_5b", "1_5b", "3b", "7b", "14b", "32b", "72b")
-             for kind in ("", "_base", "_instruct")},
-          **{f"qwen3_{size}{kind}": f"qwen3-{size.replace('_', '.')}" for size in ("0_6b", "1_7b", "4b", "8b", "14b", "32b")
-             for kind in ("", "_base", "_instruct")}}  # fmt: skip
+MODELS = {
+    "llama3_1_8b": "llama-3.1-8b",
+    "llama3_1_70b": "llama-3.1-70b",
+    "llama3_1_405b": "llama-3.1-405b",
+    "llama3_8b": "llama-3-8b",
+    "llama3_70b": "llama-3-70b",
+    "llama3_2_1b": "llama-3.2-1b",
+    "llama3_2_3b": "llama-3.2-3b",
+    "llama3_3_70b": "llama-3.3-70b",
+    "llama2_7b": "llama-2-7b",
+    "llama2_13b": "llama-2-13b",
+    "llama2_70b": "llama-2-70b",
+    "code_llama2_7b": "codellama-7b",
+    "code_llama2_13b": "codellama-13b",
+    "mistral_7b": "mistral-7b",
+    "qwen2_7b": "qwen2-7b",
+    "qwen2_1_5b": "qwen2-1.5b",
+    "qwen2_0_5b": "qwen2-0.5b",
+    "phi3_mini": "phi-3-mini",
+    "phi4_14b": "phi-4",
+    "gemma_2b": "gemma-2b",
+    "gemma_7b": "gemma-7b",
+    "gemma2_2b": "gemma-2-2b",
+    "gemma2_9b": "gemma-2-9b",
+    "gemma2_27b": "gemma-2-27b",
+    **{
+        f"qwen2_5_{size}{kind}": f"qwen2.5-{size.replace('_', '.')}"
+        for size in ("0_5b", "1_5b", "3b", "7b", "14b", "32b", "72b")
+        for kind in ("", "_base", "_instruct")
+    },
+    **{
+        f"qwen3_{size}{kind}": f"qwen3-{size.replace('_', '.')}"
+        for size in ("0_6b", "1_7b", "4b", "8b", "14b", "32b")
+        for kind in ("", "_base", "_instruct")
+    },
+}
 """torchtune's builders -> the catalogue's names."""
 
 
 RENAMED = {"output_proj": "o_proj"}
-FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
-         "output_proj": "o_proj"}  # fmt: skip
-"""torchtune's module names -> those of transformers' models; Phi's hold several projections in one (modeling_phi3.py)."""
+FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "output_proj": "o_proj",
+}
+"""torchtune's module names -> those of transformers' models; Phi's hold several projections in one
+(modeling_phi3.py).
+"""
 
 
 def _component(key: str, value: Any) -> tuple[str, str]:
@@ -57,27 +97,50 @@ def _component(key: str, value: Any) -> tuple[str, str]:
 def _optimizer(key: str, value: Any) -> str:
     name = text(key, value)
     if name not in OPTIMIZERS:
-        raise UsageError(f"{key} '{shorten(name, 60)}' has no row: --optimizer NAME with a row, and a copy of the file without the key")
+        raise UsageError(
+            f"{key} '{shorten(name, 60)}' has no row: --optimizer NAME with a row, and a copy of the file "
+            "without the key"
+        )
     return OPTIMIZERS[name]
 
 
 _ANY: dict[str, Rule] = {"*": Rule("ignored", why="a part that the training step does not hold")}
 RULES: dict[str, Rule] = {
-    "model": nested({
-        "_component_": use("_component", _component),
-        "lora_attn_modules": use("_attention_targets", names),
-        "apply_lora_to_mlp": use("_mlp", flag),
-        "apply_lora_to_output": use("_output", flag),
-        "lora_rank": use("rank", integer),
-        "lora_alpha": use("alpha", number),
-        "lora_dropout": use("dropout", number),
-        "quantize_base": use("_quantise", flag),
-        "use_dora": use("_dora", flag),
-        **{name: not_modelled("a model of its own shape: name the nearest one, or give a config.json") for name in
-           ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "intermediate_dim")},
-        **ignored("where the tokenizer or the pictures come from, or a number", "image_size *_trainable max_seq_len attn_dropout norm_eps"),
-    }),
-    "tokenizer": nested({"_component_": Rule("ignored", why="the tokenizer"), "max_seq_len": use("sequence_length", integer), **_ANY}),
+    "model": nested(
+        {
+            "_component_": use("_component", _component),
+            "lora_attn_modules": use("_attention_targets", names),
+            "apply_lora_to_mlp": use("_mlp", flag),
+            "apply_lora_to_output": use("_output", flag),
+            "lora_rank": use("rank", integer),
+            "lora_alpha": use("alpha", number),
+            "lora_dropout": use("dropout", number),
+            "quantize_base": use("_quantise", flag),
+            "use_dora": use("_dora", flag),
+            **{
+                name: not_modelled("a model of its own shape: name the nearest one, or give a config.json")
+                for name in (
+                    "vocab_size",
+                    "num_layers",
+                    "num_heads",
+                    "num_kv_heads",
+                    "embed_dim",
+                    "intermediate_dim",
+                )
+            },
+            **ignored(
+                "where the tokenizer or the pictures come from, or a number",
+                "image_size *_trainable max_seq_len attn_dropout norm_eps",
+            ),
+        }
+    ),
+    "tokenizer": nested(
+        {
+            "_component_": Rule("ignored", why="the tokenizer"),
+            "max_seq_len": use("sequence_length", integer),
+            **_ANY,
+        }
+    ),
     "dataset": nested({"packed": use("_packed", flag), **_ANY}),
     "batch_size": use("micro_batch", integer),
     "gradient_accumulation_steps": use("gradient_accumulation", integer),
@@ -98,47 +161,72 @@ RULES: dict[str, Rule] = {
     "context_parallel_dim": not_modelled("sequences split across cards", (1,), errs="high"),
     "early_exit_loss": not_modelled("a loss after several layers: more logits", errs="low"),
     "layer_dropout": not_modelled("layers left out at random: the prediction is of a step with all of them"),
-    **{name: not_modelled("reinforcement learning holds further models and generates", errs="low") for name in
-       ("policy_model", "reward_and_value_model", "ref_checkpointer", "grpo_samples", "ppo_epochs", "orchestration")},
+    **{
+        name: not_modelled("reinforcement learning holds further models and generates", errs="low")
+        for name in (
+            "policy_model",
+            "reward_and_value_model",
+            "ref_checkpointer",
+            "grpo_samples",
+            "ppo_epochs",
+            "orchestration",
+        )
+    },
     "base_model_path": Rule("ignored", why="where the weights come from"),
     "fsdp": nested({"cpu_offload": not_modelled("shards on the host"), **_ANY}),
     "datasets": Rule("ignored", why="names data"),
     "dataloader": Rule("ignored", why="how data reaches the host"),
     "memory_efficient_fsdp_wrap": not_modelled("embeddings and head gathered by themselves", errs="high"),
-    **ignored("numbers of reinforcement learning, reported by its models", """
+    **ignored(
+        "numbers of reinforcement learning, reported by its models",
+        """
         inference postprocessing training forward_batch_size max_generated_tokens num_steps reward_functions name
         ppo_batch_size min_response_length penalise_no_eos reward_penalty stop_token_ids whiten_rewards gamma lmbda kl_coeff
         ref_policy_checkpointer value_checkpointer reward_checkpointer temperature top_k save_every_n_epochs debug_*
-    """),
+    """,
+    ),
     "enable_kv_cache": Rule("ignored", why="generation only"),
-    **ignored("files, schedules, logging and randomness", """
+    **ignored(
+        "files, schedules, logging and randomness",
+        """
         checkpointer resume_from_checkpoint save_adapter_weights_only output_dir seed shuffle lr_scheduler epochs
         max_steps_per_epoch clip_grad_norm metric_logger log_* profiler low_cpu_ram collate_fn fsdp_reshard_after_forward
         custom_sharded_layers cudnn_deterministic_mode quantizer dataset_val batch_size_val run_val_every_n_steps
         keep_last_n_checkpoints enable_async_checkpointing ac_mode ac_option teacher_checkpointer kd_ratio kd_loss
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """The nearest setup under recipe raw: everything, adapters and states included, in the file's dtype."""
     if "optimizer" not in facts:
-        raise UsageError("a torchtune file without an optimizer trains nothing: evaluation and generation are not predicted")
+        raise UsageError(
+            "a torchtune file without an optimizer trains nothing: evaluation and generation are not "
+            "predicted"
+        )
     word, model = facts.get("_component", ("full", ""))
     facts["_model"] = MODELS.get(model)
     if facts["_model"] is None and model:
-        warnings.append(f"torchtune's builder {model} has no model in the catalogue: name the model beside the file")
+        warnings.append(
+            f"torchtune's builder {model} has no model in the catalogue: name the model beside the file"
+        )
     facts.setdefault("weight_dtype", "bfloat16")
     facts["autocast"] = "none"
     facts.setdefault("micro_batch", 1)
     facts["checkpointing"] = "non_reentrant" if facts.get("_checkpointing") else "none"
     if "Chunked" in facts.get("_loss", ""):
-        warnings.append("torchtune's chunked loss keeps 16-bit logits whole and upcasts a chunk at a time: loss full is the nearest")
+        warnings.append(
+            "torchtune's chunked loss keeps 16-bit logits whole and upcasts a chunk at a time: loss full is "
+            "the nearest"
+        )
     if facts.get("_fused") and facts.get("optimizer") == "adamw_torch":
         facts["optimizer"] = "adamw_torch_fused"
     if facts.get("_device") == "cpu":
         facts["device"] = "cpu"
-    facts["method"] = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}[word]
+    facts["method"] = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}[
+        word
+    ]
     if facts.get("_dora"):
         facts["method"] = "dora"
     if word != "full":
@@ -148,12 +236,18 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         fused = FUSED if model.startswith(("phi3", "phi4")) else {}
         facts["targets"] = tuple(dict.fromkeys(fused.get(name, RENAMED.get(name, name)) for name in modules))
         if fused and facts["targets"] != modules:
-            warnings.append("the transformers model fuses projections that torchtune keeps apart: adapters on the fused ones are assumed")
+            warnings.append(
+                "the transformers model fuses projections that torchtune keeps apart: adapters on the fused "
+                "ones are assumed"
+            )
         if facts.get("_output"):
             warnings.append("apply_lora_to_output: an adapter on the head is not modelled")
     if word in ("qlora", "qdora") or facts.get("_quantise"):
         facts |= {"quant_type": "nf4", "double_quant": True, "kbit_prepare": False}
-        warnings.append("torchtune quantises with torchao's NF4: bitsandbytes' nf4 with double quantisation is the nearest")
+        warnings.append(
+            "torchtune quantises with torchao's NF4: bitsandbytes' nf4 with double quantisation is the "
+            "nearest"
+        )
     if facts.get("_packed"):
         facts["packed_documents"] = 2
     _attention(facts, model)
@@ -161,12 +255,16 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
 
 
 def _attention(facts: Facts, model: str) -> None:
-    """torchtune 0.6.1 modules/attention.py repeats grouped key and value heads before scaled_dot_product_attention, so that float32 takes
-    the memory-efficient kernel, where a grouped call would take the math path; Gemma 2 caps its scores by hand, which is eager attention.
+    """torchtune 0.6.1 modules/attention.py repeats grouped key and value heads before
+    scaled_dot_product_attention, so that float32 takes the memory-efficient kernel, where a grouped call
+    would take the math path; Gemma 2 caps its scores by hand, which is eager attention.
     """
     if model.startswith("gemma2"):
         facts["attention"] = "eager"
     elif facts["weight_dtype"] == "float32" and facts.get("device") != "cpu":
         facts["attention"] = "sdpa-efficient"
     else:
-        facts["_notes"] = ["torchtune saves grouped key and value heads once for every query head, transformers once for each group"]
+        facts["_notes"] = [
+            "torchtune saves grouped key and value heads once for every query head, transformers once for "
+            "each group"
+        ]

@@ -1,4 +1,6 @@
-"""TRL's `--config` YAML and its command line (1.16): ScriptArguments, SFTConfig and ModelConfig in one flat table."""
+"""TRL's `--config` YAML and its command line (1.16): ScriptArguments, SFTConfig and ModelConfig in one flat
+table.
+"""
 
 from __future__ import annotations
 
@@ -53,25 +55,38 @@ RULES: dict[str, Rule] = {
     "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "loss_type": not_modelled("a loss other than the fused negative log-likelihood", ("nll", "chunked_nll")),
     "beta": not_modelled("preference training holds a reference model and twice the rows", errs="low"),
-    **ignored("numbers and lengths of a preference loss, reported by beta", "max_prompt_length max_completion_length num_generations"),
-    **ignored("names data or a template, or which tokens count in the loss", """
+    **ignored(
+        "numbers and lengths of a preference loss, reported by beta",
+        "max_prompt_length max_completion_length num_generations",
+    ),
+    **ignored(
+        "names data or a template, or which tokens count in the loss",
+        """
         dataset_* datasets streaming chat_template test_split_size ignore_bias_buffers chat_template_path eos_token pad_token
         completion_only_loss assistant_only_loss shuffle_dataset truncation_mode eval_packing
-    """),
+    """,
+    ),
     "packing_strategy": use("_strategy", text),
-    **ignored("which revision, or which class for the adapter", "model_revision trust_remote_code lora_task_type env config"),
+    **ignored(
+        "which revision, or which class for the adapter",
+        "model_revision trust_remote_code lora_task_type env config",
+    ),
     "pad_to_multiple_of": Rule("ignored", why="the sequence length given is the longest row"),
     "router_aux_loss_coef": Rule("ignored", why="a scalar of the loss"),
-}  # fmt: skip
+}
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields of an SFT run, TRL's own defaults where the file is silent: batch 8, 1,024 tokens, float32 weights."""
+    """Setup fields of an SFT run, TRL's own defaults where the file is silent: batch 8, 1,024 tokens, float32
+    weights.
+    """
     init = facts.get("_init", {})
     if init.get("dtype", init.get("torch_dtype")) is not None:
         facts["_dtype"] = dtype("model_init_kwargs.dtype", init.get("dtype", init.get("torch_dtype")))
     if init.get("attn_implementation"):
-        facts.setdefault("attention", text("model_init_kwargs.attn_implementation", init["attn_implementation"]))
+        facts.setdefault(
+            "attention", text("model_init_kwargs.attn_implementation", init["attn_implementation"])
+        )
     facts["attention"] = facts.get("attention", ATTENTION["sdpa"])
     if "_dtype" in facts:  # auto is the checkpoint's own, which for today's models is bfloat16
         facts["weight_dtype"] = facts["_dtype"] or "bfloat16"
@@ -80,7 +95,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.get("_padding_free") or (facts.get("_packing") and facts.get("_strategy", "bfd") != "wrapped"):
         packed_rows(facts, warnings)
         if facts["attention"] != "flash_attention_2":
-            warnings.append("padding-free batches become one long row: its mask without flash attention is not modelled")
+            warnings.append(
+                "padding-free batches become one long row: its mask without flash attention is not modelled"
+            )
     peft = facts.get("_peft", False)
     quantised = facts.get("_four_bit") or facts.get("_eight_bit")
     if quantised and not peft:

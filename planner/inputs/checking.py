@@ -1,7 +1,7 @@
 """What a person may write in a Setup: pydantic enforces the annotations of Setup's fields, strictly.
 
-Apart from setup.py because making a pydantic model takes longer than a prediction: a setup that is made of our own tables' defaults
-alone is not checked at run time (a test checks them all).
+Apart from setup.py because making a pydantic model takes longer than a prediction: a setup that is made of
+our own tables' defaults alone is not checked at run time (a test checks them all).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def _model(record: type) -> type[BaseModel]:
 
 
 def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a record's fields (Setup's), each present and legal; lists and comma-separated text have become tuples of names.
+    """The values of a record's fields (Setup's), each present and legal; lists and comma-separated text have
+    become tuples of names.
 
     Raises UsageError naming the first field that is wrong, its value and what was expected.
     """

@@ -1,7 +1,9 @@
-"""Models by Hugging Face id: the local cache first, by path and without any library, then the hub through huggingface_hub.
+"""Models by Hugging Face id: the local cache first, by path and without any library, then the hub through
+huggingface_hub.
 
-Only config.json and the headers of cached safetensors files are read, never a weight, and nothing from a repository is run. `HF_HUB_CACHE`,
-`HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` are honoured; a failure is one NetworkError (exit code 3).
+Only config.json and the headers of cached safetensors files are read, never a weight, and nothing from a
+repository is run. `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and
+`TRANSFORMERS_OFFLINE` are honoured; a failure is one NetworkError (exit code 3).
 """
 
 from __future__ import annotations
@@ -21,13 +23,27 @@ from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}")
 LARGEST_HEADER = 100 * 2**20  # the safetensors format's own limit
 SECONDS = 10.0  # to wait for the hub's first word
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "U8": "uint8", "I16": "int16",
-          "I32": "int32", "I64": "int64", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # fmt: skip
+DTYPES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a checkpoint as its safetensors header has it; `dtype` in torch's words, or the header's where torch has none."""
+    """One tensor of a checkpoint as its safetensors header has it; `dtype` in torch's words, or the header's
+    where torch has none.
+    """
 
     name: str
     dtype: str
@@ -42,11 +58,15 @@ class StoredTensor:
 
 
 def find_config(repository: str) -> tuple[dict[str, Any], str]:
-    """The config.json of a repository and where it came from: the local cache, else the hub. Raises UsageError, NetworkError."""
+    """The config.json of a repository and where it came from: the local cache, else the hub. Raises
+    UsageError, NetworkError.
+    """
     check_name(repository)
     cached = cached_file(repository, "config.json")
     if cached is not None:
-        return _with_dtype(read_json(cached), lambda: list(cached_tensors(repository))), f"Hugging Face cache ({repository})"
+        return _with_dtype(
+            read_json(cached), lambda: list(cached_tensors(repository))
+        ), f"Hugging Face cache ({repository})"
     path = download(repository, "config.json")
     return _with_dtype(read_json(path), list), f"Hugging Face hub ({repository})"
 
@@ -66,20 +86,32 @@ def check_name(repository: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where the Hugging Face libraries keep downloads: HF_HUB_CACHE, HF_HOME/hub, else huggingface/hub under XDG_CACHE_HOME or ~/.cache."""
+    """Where the Hugging Face libraries keep downloads: HF_HUB_CACHE, HF_HOME/hub, else huggingface/hub under
+    XDG_CACHE_HOME or ~/.cache.
+    """
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     home = os.environ.get("HF_HOME")
-    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    base = (
+        Path(home)
+        if home
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    )
     return base.expanduser() / "hub"
 
 
 def cached_file(repository: str, name: str) -> Path | None:
-    """A file of a repository's main revision in the local cache, None where it is not there. Stays inside the cache folder."""
+    """A file of a repository's main revision in the local cache, None where it is not there. Stays inside the
+    cache folder.
+    """
     folder = cache_folder() / ("models--" + repository.replace("/", "--"))
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-        if not re.fullmatch(r"[0-9a-zA-Z._-]{1,80}", revision) or ".." in revision or not re.fullmatch(r"[\w.-]+", name):
+        if (
+            not re.fullmatch(r"[0-9a-zA-Z._-]{1,80}", revision)
+            or ".." in revision
+            or not re.fullmatch(r"[\w.-]+", name)
+        ):
             return None
         path = folder / "snapshots" / revision / name
         return path if path.is_file() and path.resolve().is_relative_to(folder.parent.resolve()) else None
@@ -105,9 +137,11 @@ def cached_tensors(repository: str) -> Iterator[StoredTensor]:
 
 
 def read_header(path: Path) -> Iterator[StoredTensor]:
-    """The tensors that a safetensors file's header lists; its data is not read. Raises UsageError where it is not such a file.
+    """The tensors that a safetensors file's header lists; its data is not read. Raises UsageError where it is
+    not such a file.
 
-    Format: 8 bytes little-endian length, then that many bytes of JSON (safetensors 0.8, format documentation).
+    Format: 8 bytes little-endian length, then that many bytes of JSON (safetensors 0.8, format
+    documentation).
     """
     try:
         with path.open("rb") as file:
@@ -121,7 +155,9 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
     for name, entry in _mapping(header).items():
         if name != "__metadata__":
             shape, dtype = _mapping(entry).get("shape"), _mapping(entry).get("dtype")
-            if not isinstance(shape, list) or not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape):
+            if not isinstance(shape, list) or not all(
+                isinstance(size, int) and 0 <= size < 2**40 for size in shape
+            ):
                 raise UsageError(f"'{shorten(path.name)}' has a tensor without a shape")
             yield StoredTensor(str(name), DTYPES.get(str(dtype), str(dtype)), tuple(shape))
 
@@ -131,7 +167,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _with_dtype(config: dict[str, Any], tensors: Any) -> dict[str, Any]:
-    """A config that names no dtype gets the one that most of its checkpoint is stored in, where a header says so."""
+    """A config that names no dtype gets the one that most of its checkpoint is stored in, where a header says
+    so.
+    """
     if config.get("dtype") or config.get("torch_dtype"):
         return config
     try:
@@ -144,19 +182,29 @@ def _with_dtype(config: dict[str, Any], tensors: Any) -> dict[str, Any]:
 
 def offline() -> bool:
     """Whether the environment forbids the network."""
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def download(repository: str, name: str) -> Path:
-    """One small file of a repository through the real client, into its cache. Raises NetworkError naming the remedy."""
+    """One small file of a repository through the real client, into its cache. Raises NetworkError naming the
+    remedy.
+    """
     client = _client(repository)
     endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
     try:
         url = client.hf_hub_url(repository, name, endpoint=endpoint)
         size = client.get_hf_file_metadata(url, token=token, timeout=SECONDS, endpoint=endpoint).size
         if size is not None and size > MOST_BYTES:
-            raise UsageError(f"{repository}: {name} has {size:,} bytes, more than a config of at most {MOST_BYTES:,} can have")
-        return Path(client.hf_hub_download(repository, name, token=token, endpoint=endpoint, etag_timeout=SECONDS))
+            raise UsageError(
+                f"{repository}: {name} has {size:,} bytes, more than a config of at most {MOST_BYTES:,} can "
+                "have"
+            )
+        return Path(
+            client.hf_hub_download(repository, name, token=token, endpoint=endpoint, etag_timeout=SECONDS)
+        )
     except MemplanError:
         raise
     except Exception as error:  # the client's errors come from several libraries: each ends as one message
@@ -165,13 +213,18 @@ def download(repository: str, name: str) -> Path:
 
 def _client(repository: str) -> Any:
     if offline():
-        raise NetworkError(f"{repository} is not in the local Hugging Face cache, and HF_HUB_OFFLINE forbids asking the hub: "
-                           "unset it, download the model's config.json first, or give its path")  # fmt: skip
+        raise NetworkError(
+            f"{repository} is not in the local Hugging Face cache, and HF_HUB_OFFLINE forbids asking the "
+            "hub: "
+            "unset it, download the model's config.json first, or give its path"
+        )
     try:
         import huggingface_hub
     except ImportError:
-        raise UsageError(f"{repository} is neither in the catalogue nor in the local cache, and asking the hub needs: "
-                         "pip install 'memplan[hub]'; or give the path of its config.json") from None  # fmt: skip
+        raise UsageError(
+            f"{repository} is neither in the catalogue nor in the local cache, and asking the hub needs: "
+            "pip install 'memplan[hub]'; or give the path of its config.json"
+        ) from None
     return huggingface_hub
 
 
@@ -184,21 +237,28 @@ ADVICE = {
 
 
 def explain(repository: str, name: str, error: BaseException) -> NetworkError:
-    """One sentence for whatever the client raised: gated, missing, refused, broken or silent, each with the next move."""
+    """One sentence for whatever the client raised: gated, missing, refused, broken or silent, each with the
+    next move.
+    """
     from huggingface_hub import errors
 
     where = f"{repository}: cannot read {name} from the hub"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return NetworkError(
-            f"{where}: it is gated: accept its licence on its page and set HF_TOKEN, or give a config.json's path"
+            f"{where}: it is gated: accept its licence on its page and set HF_TOKEN, or give a "
+            "config.json's path"
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return NetworkError(f"{where}: no connection to {_endpoint()}: check the network, or give the path of a config.json")
+        return NetworkError(
+            f"{where}: no connection to {_endpoint()}: check the network, or give the path of a config.json"
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return NetworkError(f"{where}: the repository is there, the file is not")
     if status is not None:
-        advice = ADVICE.get(status, "the hub has a fault of its own: try again later" if status >= 500 else "unexpected")
+        advice = ADVICE.get(
+            status, "the hub has a fault of its own: try again later" if status >= 500 else "unexpected"
+        )
         return NetworkError(f"{where}: HTTP {status}: {advice}")
     if isinstance(error, errors.NotASafetensorsRepoError):
         return NetworkError(f"{where}: it has no safetensors files")
@@ -206,7 +266,9 @@ def explain(repository: str, name: str, error: BaseException) -> NetworkError:
     if "Timeout" in word:
         return NetworkError(f"{where}: {_endpoint()} did not answer within {SECONDS:.0f} seconds")
     if "Connect" in word or "Network" in word:
-        return NetworkError(f"{where}: no connection to {_endpoint()}: check the network, or give the path of a config.json")
+        return NetworkError(
+            f"{where}: no connection to {_endpoint()}: check the network, or give the path of a config.json"
+        )
     return NetworkError(f"{where}: the answer was incomplete or not what the hub sends ({word}): try again")
 
 

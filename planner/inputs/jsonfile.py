@@ -23,11 +23,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read '{shorten(str(path))}': {error.strerror or error}") from None
     except json.JSONDecodeError as error:
-        raise UsageError(f"'{shorten(str(path))}' is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        raise UsageError(
+            f"'{shorten(str(path))}' is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from None
     except ValueError:
-        raise UsageError(f"'{shorten(str(path))}' is not JSON: not UTF-8 text, or a number of thousands of digits") from None
+        raise UsageError(
+            f"'{shorten(str(path))}' is not JSON: not UTF-8 text, or a number of thousands of digits"
+        ) from None
     except RecursionError:
         raise UsageError(f"'{shorten(str(path))}' is nested too deeply") from None
     if not isinstance(value, dict):
-        raise UsageError(f"'{shorten(str(path))}' holds a JSON {type(value).__name__}, expected an object with keys and values")
+        raise UsageError(
+            f"'{shorten(str(path))}' holds a JSON {type(value).__name__}, expected an object with keys and "
+            "values"
+        )
     return value

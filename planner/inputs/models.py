@@ -1,4 +1,6 @@
-"""find: a catalogue name, a Hugging Face id, a directory, a config.json, a dict or a ModelSpec -> Model. Reads at most two small files."""
+"""find: a catalogue name, a Hugging Face id, a directory, a config.json, a dict or a ModelSpec -> Model.
+Reads at most two small files.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, unknown
 
 CATALOG = Path(__file__).parent / "catalog"
-INDEX = "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
-# An entry is a config.json as its publisher has it, plus, where something must be said of it, {"memplan": {"note": ...}}.
+INDEX = (
+    "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
+)
+# An entry is a config.json as its publisher has it, plus, where something must be said of it, {"memplan":
+# {"note": ...}}.
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class Model:
 
 
 def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
-    """The Model that `model` names. A path wins over the catalogue only where it looks like a path or holds a '/'.
+    """The Model that `model` names. A path wins over the catalogue only where it looks like a path or holds a
+    '/'.
 
-    Raises UsageError for a name that is not known, a folder without config.json, or a file that is not a config.
+    Raises UsageError for a name that is not known, a folder without config.json, or a file that is not a
+    config.
     """
     if isinstance(model, Model):
         return model
@@ -61,11 +68,15 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
         return _from_hub(text)
     if _is_folder(text):
         return _from_path(_expanded(text))
-    raise unknown("model", text, names(), hint="A path to a config.json and a Hugging Face id (org/name) work too.")
+    raise unknown(
+        "model", text, names(), hint="A path to a config.json and a Hugging Face id (org/name) work too."
+    )
 
 
 def from_catalog(text: str) -> Model | None:
-    """The catalogue's entry under a file name, an alias or a Hugging Face id, in any case; None where there is none."""
+    """The catalogue's entry under a file name, an alias or a Hugging Face id, in any case; None where there
+    is none.
+    """
     key = text.strip().lower().replace("_", "-").replace(" ", "-")
     stem = key if _is_entry(key) else _by_alias().get(text.strip().lower(), _by_alias().get(key))
     if stem is None:
@@ -116,21 +127,30 @@ def _from_path(path: Path) -> Model:
     except (OSError, ValueError):
         raise UsageError(f"'{shorten(str(path))}' is not a usable path") from None
     if not exists:
-        raise UsageError(f"'{shorten(str(path))}' does not exist: expected a config.json or a folder that has one")
+        raise UsageError(
+            f"'{shorten(str(path))}' does not exist: expected a config.json or a folder that has one"
+        )
     target = path / "config.json" if is_folder else path
     if is_folder and not target.exists():
         raise UsageError(f"folder '{shorten(str(path))}' has no config.json")
     config = read_json(target)
     if "peft_type" in config and "model_type" not in config:
-        raise UsageError(f"'{shorten(str(target))}' is a PEFT adapter, not a model: name the base model and give this as --adapter")
+        raise UsageError(
+            f"'{shorten(str(target))}' is a PEFT adapter, not a model: name the base model and give this as "
+            "--adapter"
+        )
     folder = target.resolve().parent.name
     name = (folder if target.name == "config.json" else target.stem) or target.stem
     return Model(name, config, str(target))
 
 
 def _from_hub(text: str) -> Model:
-    """A Hugging Face id that the catalogue lacks: `memplan.planner.inputs.hub` looks in the local cache, then asks the hub."""
-    from memplan.planner.inputs.hub import find_config  # only here: most lookups need neither its imports nor the cache
+    """A Hugging Face id that the catalogue lacks: `memplan.planner.inputs.hub` looks in the local cache, then
+    asks the hub.
+    """
+    from memplan.planner.inputs.hub import (
+        find_config,
+    )  # only here: most lookups need neither its imports nor the cache
 
     try:
         config, source = find_config(text)

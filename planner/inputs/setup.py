@@ -13,14 +13,25 @@ from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
 from memplan.planner.tables.recipes import BASE, RECIPES
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
-    from memplan.planner.inputs.checking import Alpha, Bucket, Count, Dropout, Elements, FloatType, Gpus, Rank, Size
+    from memplan.planner.inputs.checking import (
+        Alpha,
+        Bucket,
+        Count,
+        Dropout,
+        Elements,
+        FloatType,
+        Gpus,
+        Rank,
+        Size,
+    )
 
 ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and remembers why.
+    """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and
+    remembers why.
 
     The annotations are the rules that `checking.check` makes pydantic enforce on what a person wrote.
     """
@@ -39,7 +50,9 @@ class Setup:
     rank: Rank
     alpha: Alpha
     dropout: Dropout
-    targets: tuple[str, ...]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
+    targets: tuple[
+        str, ...
+    ]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
     modules_to_save: tuple[str, ...]
     quant_type: Literal["none", "nf4", "fp4", "int8"]
     double_quant: bool
@@ -47,12 +60,16 @@ class Setup:
     quant_storage: Literal["uint8", "bfloat16", "float16", "float32"]
     compute_dtype: FloatType
     kbit_prepare: bool
-    upcast_modules: Literal["none", "norms", "norms_and_embeddings"]  # what the stack casts to fp32 once loaded, trained or not
+    upcast_modules: Literal[
+        "none", "norms", "norms_and_embeddings"
+    ]  # what the stack casts to fp32 once loaded, trained or not
     checkpointing: Literal["none", "non_reentrant", "reentrant"]
     checkpoint_every: Count
     checkpoint_offload: bool
     load: Literal["pretrained", "random"]
-    attention: Literal["eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"]
+    attention: Literal[
+        "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"
+    ]
     loss: Literal["full", "chunked", "fused"]
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
@@ -66,8 +83,12 @@ class Setup:
     fsdp_version: Literal[1, 2]
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
     gradient_as_bucket_view: bool  # ddp
-    offload: Literal["none", "optimizer", "all"]  # to the host: optimizer states and masters, or parameters too
-    zero_reduce_bucket: Bucket  # elements, as the next five; auto: what transformers puts for DeepSpeed's 'auto'
+    offload: Literal[
+        "none", "optimizer", "all"
+    ]  # to the host: optimizer states and masters, or parameters too
+    zero_reduce_bucket: (
+        Bucket  # elements, as the next five; auto: what transformers puts for DeepSpeed's 'auto'
+    )
     zero_prefetch_bucket: Bucket
     zero_persistence_threshold: Bucket
     zero_live_parameters: Elements
@@ -86,14 +107,18 @@ class Setup:
 
     def to_document(self) -> dict[str, Any]:
         """Every resolved field, JSON types only."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.values().items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.values().items()
+        }
 
     def values(self) -> dict[str, Any]:
         """Every field but the origins."""
         return {name: getattr(self, name) for name in FIELDS}
 
     def replaced(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed and checked again; origins of the changed fields become 'user'."""
+        """The same setup with some fields changed and checked again; origins of the changed fields become
+        'user'.
+        """
         values = {**self.values(), **changes}
         if "optimizer" in changes and "optimizer_mode" not in changes:
             values["optimizer_mode"] = _mode_of(values["optimizer"])
@@ -116,12 +141,20 @@ FIELDS: tuple[str, ...] = tuple(each.name for each in fields(Setup) if each.name
 NAMES = {"method", "recipe", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
 
 
-def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None = None, origin: str = "user",
-            imported: Mapping[str, Any] | None = None, trusted: bool = False) -> Setup:  # fmt: skip
-    """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with its origin.
+def resolve(
+    given: Mapping[str, Any] | None = None,
+    *,
+    max_positions: int | None = None,
+    origin: str = "user",
+    imported: Mapping[str, Any] | None = None,
+    trusted: bool = False,
+) -> Setup:
+    """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with
+    its origin.
 
-    What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given` where it is `trusted` because
-    it comes from a checked Setup (building pydantic's validator takes longer than a prediction). `max_positions` is the model's count of
+    What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given`
+    where it is `trusted` because it comes from a checked Setup (building pydantic's validator takes longer
+    than a prediction). `max_positions` is the model's count of
     *learned* positions, None where positions are computed: it bounds the sequence length.
     Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
     """
@@ -138,11 +171,21 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
         raise unknown("recipe", recipe, RECIPES)
     row = RECIPES[recipe]
     if row.only and method not in row.only:
-        raise UsageError(f"recipe '{recipe}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with --method {method}")
+        raise UsageError(
+            f"recipe '{recipe}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with "
+            f"--method {method}"
+        )
     layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("default", {**BASE, "method": method, "recipe": recipe, "sequence_length": min(2048, max_positions or 2048)}),
+        (
+            "default",
+            {**BASE, "method": method, "recipe": recipe, "sequence_length": min(2048, max_positions or 2048)},
+        ),
         (f"method {method}", METHODS[method].defaults),
-        *row.layers(method, METHODS[method].trains, METHODS[method].quantised or said.get("quant_type", "none") != "none"),
+        *row.layers(
+            method,
+            METHODS[method].trains,
+            METHODS[method].quantised or said.get("quant_type", "none") != "none",
+        ),
         ("import", imported),
         (origin, given),
     ]
@@ -154,13 +197,18 @@ def resolve(given: Mapping[str, Any] | None = None, *, max_positions: int | None
     for key, value, changes in row.when:
         if fields[key] == value:
             fields.update({name: changed for name, changed in changes.items() if name not in said})
-            origins.update({name: f"recipe {recipe} with {key} {value}" for name in changes if name not in said})
+            origins.update(
+                {name: f"recipe {recipe} with {key} {value}" for name in changes if name not in said}
+            )
     for name, (value, why) in _derived(fields, said).items():
         fields[name], origins[name] = value, why
     known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
     setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
     if max_positions is not None and setup.sequence_length > max_positions:
-        raise UsageError(f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this model learned")
+        raise UsageError(
+            f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this "
+            "model learned"
+        )
     return setup
 
 
@@ -176,9 +224,15 @@ def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tu
     if fields["method"] == "adalora" and "init_rank" not in said and "rank" in said:
         derived["init_rank"] = (said["rank"], "rank")
         if "target_rank" not in said:
-            derived["target_rank"] = (max(1, said["rank"] // 2) if isinstance(said["rank"], int) else said["rank"], "rank")
+            derived["target_rank"] = (
+                max(1, said["rank"] // 2) if isinstance(said["rank"], int) else said["rank"],
+                "rank",
+            )
     if "init_rank" in said and "target_rank" not in said and isinstance(said["init_rank"], int):
-        derived["target_rank"] = (min(fields["target_rank"] or said["init_rank"], said["init_rank"]), "init_rank")
+        derived["target_rank"] = (
+            min(fields["target_rank"] or said["init_rank"], said["init_rank"]),
+            "init_rank",
+        )
     if fields["method"] == "inference":
         derived["checkpointing"] = ("none", "method inference")
     return derived
@@ -191,7 +245,9 @@ def _mode_of(optimizer: Any) -> str:
 
 
 def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
-    """A Setup of these values, each checked. Raises UsageError naming the first that is wrong, and what was expected."""
+    """A Setup of these values, each checked. Raises UsageError naming the first that is wrong, and what was
+    expected.
+    """
     from memplan.planner.inputs.checking import check
 
     return Setup(**check(Setup, values), origins=dict(origins))
@@ -211,16 +267,37 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         raise unknown_optimizer(s.optimizer)
     method = METHODS[s.method]
     return [
-        (s.optimizer_mode not in row.modes,
-         f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is {' or '.join(row.modes)}"),
-        (method.quantised and s.quant_type == "none", f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8"),
-        (method.trains in ("all", "last_layers") and s.quant_type != "none",
-         f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'"),
-        (s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
-         f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from"),
-        ("targets" in method.reads and not s.targets, "targets names no module: expected names such as q_proj,v_proj, or all-linear"),
-        (s.gpus > 1 and s.parallel == "none", f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3"),
-        (s.packed_documents > s.sequence_length,
-         f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row"),
-        (s.packed_documents > 1 and s.padded, "packed_documents contradicts padded: a packed row has no padding"),
-    ]  # fmt: skip
+        (
+            s.optimizer_mode not in row.modes,
+            f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is "
+            f"{' or '.join(row.modes)}",
+        ),
+        (
+            method.quantised and s.quant_type == "none",
+            f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8",
+        ),
+        (
+            method.trains in ("all", "last_layers") and s.quant_type != "none",
+            f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'",
+        ),
+        (
+            s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
+            f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from",
+        ),
+        (
+            "targets" in method.reads and not s.targets,
+            "targets names no module: expected names such as q_proj,v_proj, or all-linear",
+        ),
+        (
+            s.gpus > 1 and s.parallel == "none",
+            f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
+        ),
+        (
+            s.packed_documents > s.sequence_length,
+            f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
+        ),
+        (
+            s.packed_documents > 1 and s.padded,
+            "packed_documents contradicts padded: a packed row has no padding",
+        ),
+    ]

@@ -1,8 +1,9 @@
 """ModelSpec: what a model is, parsed and checked once from its config.json (`families.read_config`).
 
-A spec is data: runs of equal decoder layers, each a norm / attention / MLP description whose linear layers carry their names and
-shapes. `tensors.py` lists its weights, `parameters.py` turns them into rows, `activations.py` walks it to find what a forward
-pass saves. Names inside a layer are relative to it: the weight is `{layer.prefix}.{index}.{name}.weight`.
+A spec is data: runs of equal decoder layers, each a norm / attention / MLP description whose linear layers
+carry their names and shapes. `tensors.py` lists its weights, `parameters.py` turns them into rows,
+`activations.py` walks it to find what a forward pass saves. Names inside a layer are relative to it: the
+weight is `{layer.prefix}.{index}.{name}.weight`.
 
 H hidden, I intermediate, L layers, V vocabulary, A heads, K key-value heads, D head size, E experts.
 """
@@ -17,7 +18,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A weight of `out_features` x `in_features` applied to activations; `conv1d` is GPT-2's transposed layer."""
+    """A weight of `out_features` x `in_features` applied to activations; `conv1d` is GPT-2's transposed
+    layer.
+    """
 
     name: str
     in_features: int
@@ -32,23 +35,32 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """The weight's shape as torch holds it."""
-        return (self.in_features, self.out_features) if self.kind == "conv1d" else (self.out_features, self.in_features)
+        return (
+            (self.in_features, self.out_features)
+            if self.kind == "conv1d"
+            else (self.out_features, self.in_features)
+        )
 
 
-# What a norm reads, which is also where the forward calls it. `pre_mlp` is what Llama calls post_attention_layernorm;
-# `post_attention` and `post_mlp` normalise a branch's output before it is added to the residual (Gemma 2, OLMo 2), except
-# in a layer with `post_norm`, where they normalise the sum (OPT-350m).
-Position = Literal["input", "pre_mlp", "post_attention", "post_mlp", "q", "k", "q_a", "kv_a", "embedding", "final"]
+# What a norm reads, which is also where the forward calls it. `pre_mlp` is what Llama calls
+# post_attention_layernorm; `post_attention` and `post_mlp` normalise a branch's output before it is added to
+# the residual (Gemma 2, OLMo 2), except in a layer with `post_norm`, where they normalise the sum (OPT-350m).
+Position = Literal[
+    "input", "pre_mlp", "post_attention", "post_mlp", "q", "k", "q_a", "kv_a", "embedding", "final"
+]
 
-# How the norm is written, which decides what it saves. plain: Llama's RMSNorm (float32 inside, cast back, times weight) or torch's
-# LayerNorm; gemma: float32 times (1 + float32 weight), cast last; late_cast: weight times float32, cast last (OLMo 2, gpt-oss);
-# manual: a LayerNorm spelled out in float32 (Cohere); float32: torch's layer_norm on a float32 copy (OLMo 1).
+# How the norm is written, which decides what it saves. plain: Llama's RMSNorm (float32 inside, cast back,
+# times weight) or torch's LayerNorm; gemma: float32 times (1 + float32 weight), cast last; late_cast: weight
+# times float32, cast last (OLMo 2, gpt-oss); manual: a LayerNorm spelled out in float32 (Cohere); float32:
+# torch's layer_norm on a float32 copy (OLMo 1).
 Style = Literal["plain", "gemma", "late_cast", "manual", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A normalisation over the last `size` elements, with or without its weight and bias (OLMo 1 has neither)."""
+    """A normalisation over the last `size` elements, with or without its weight and bias (OLMo 1 has
+    neither).
+    """
 
     name: str
     size: int
@@ -56,7 +68,9 @@ class Norm:
     weight: bool = True
     bias: bool = False
     position: Position = "input"
-    heads: int = 0  # > 0: the input is (B, S, heads, size), and the weight has heads x size elements where `per_head`
+    heads: int = (
+        0  # > 0: the input is (B, S, heads, size), and the weight has heads x size elements where `per_head`
+    )
     per_head: bool = False
     style: Style = "plain"
 
@@ -64,15 +78,18 @@ class Norm:
     def parameters(self) -> int:
         return self.size * (self.heads if self.per_head else 1) * (int(self.weight) + int(self.bias))
 
-# How rotary embedding is applied, which decides its temporaries and dtypes (transformers 5.23, each family's apply_rotary_pos_emb).
-# half: x cos + rotate_half(x) sin in x's dtype (Llama; Phi and GPT-NeoX on the first rotary_dim elements); half_float32: the same with
-# float32 tables, cast back (OLMo); pairs_float32: neighbours, on a float32 copy (Cohere); pairs: neighbours (GPT-J); interleaved:
-# pairs are brought together, then half (DeepSeek-V3); complex: as complex64 numbers (DeepSeek-V2); split: half-wide tables (gpt-oss).
+
+# How rotary embedding is applied, which decides its temporaries and dtypes (transformers 5.23, each family's
+# apply_rotary_pos_emb). half: x cos + rotate_half(x) sin in x's dtype (Llama; Phi and GPT-NeoX on the first
+# rotary_dim elements); half_float32: the same with float32 tables, cast back (OLMo); pairs_float32:
+# neighbours, on a float32 copy (Cohere); pairs: neighbours (GPT-J); interleaved: pairs are brought together,
+# then half (DeepSeek-V3); complex: as complex64 numbers (DeepSeek-V2); split: half-wide tables (gpt-oss).
 Rotary = Literal["half", "half_float32", "pairs", "pairs_float32", "interleaved", "complex", "split"]
 
-# How K key-value heads meet A query heads. grouped: as transformers' shared functions do (repeated, or enable_gqa); expanded: made
-# in full for every head before rotary embedding (Falcon 40B); broadcast: inside scaled_dot_product_attention, for which no fused backend
-# has a way, so that torch takes its math backend (Falcon 7B).
+# How K key-value heads meet A query heads. grouped: as transformers' shared functions do (repeated, or
+# enable_gqa); expanded: made in full for every head before rotary embedding (Falcon 40B); broadcast: inside
+# scaled_dot_product_attention, for which no fused backend has a way, so that torch takes its math backend
+# (Falcon 7B).
 KeyValues = Literal["grouped", "expanded", "broadcast"]
 
 
@@ -89,15 +106,20 @@ class Attention:
     window: int | None = None  # sliding window, in tokens
     rotary_dim: int = 0  # 0: no rotary embedding
     softcap: float | None = None
-    sinks: bool = False  # a learned logit per head beside the scores (gpt-oss): A parameters named self_attn.sinks
+    sinks: bool = (
+        False  # a learned logit per head beside the scores (gpt-oss): A parameters named self_attn.sinks
+    )
     kind: Literal["gqa", "mla"] = "gqa"
     alibi: bool = False
     rotary: Rotary = "half"
     kv: KeyValues = "grouped"
     masked: bool = False  # the mask is made also where is_causal says it all (Falcon)
-    sdpa: bool = True  # False: the class has no SDPA path, and transformers runs its eager code where nobody asks for another
+    # False: the class has no SDPA path, and transformers runs its eager code where nobody asks for another
+    sdpa: bool = True
     scaled_query: bool = False  # q is multiplied by a number before the attention call (OPT)
-    rotary_joined: bool = False  # q and k are concatenated of a rotated and a plain part, also where the plain part is empty
+    rotary_joined: bool = (
+        False  # q and k are concatenated of a rotated and a plain part, also where the plain part is empty
+    )
     rotary_named: bool = False  # the parts keep their names until the module returns
     eager: Literal["shared", "bloom", "gptj", "falcon"] = "shared"  # whose way of writing the scores op by op
 
@@ -111,7 +133,9 @@ class Mlp:
     gated: bool = True
     activation: str = "silu"
     fused_gate_up: bool = False
-    inline: bool = False  # written out in the decoder layer, whose name for the MLP's input is then its outputs' (OPT)
+    inline: bool = (
+        False  # written out in the decoder layer, whose name for the MLP's input is then its outputs' (OPT)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +145,17 @@ class Moe:
     experts: int
     top_k: int
     intermediate: int
-    parameters: tuple[tuple[str, tuple[int, ...]], ...]  # expert parameters by name and shape, as transformers holds them
+    parameters: tuple[
+        tuple[str, tuple[int, ...]], ...
+    ]  # expert parameters by name and shape, as transformers holds them
     router: tuple[tuple[str, tuple[int, ...]], ...] = ()
     shared: Mlp | None = None
     shared_gate: Linear | None = None
     gated: bool = True
     activation: str = "silu"
-    buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
+    buffers: tuple[
+        tuple[str, tuple[int, ...]], ...
+    ] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +170,9 @@ class Dropouts:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer. `parallel`: attention and MLP both read the residual stream, not each other's output (GPT-NeoX, Falcon)."""
+    """One decoder layer. `parallel`: attention and MLP both read the residual stream, not each other's output
+    (GPT-NeoX, Falcon).
+    """
 
     attention: Attention
     mlp: Mlp | Moe
@@ -150,11 +180,17 @@ class Layer:
     parallel: bool = False
     prefix: str = "model.layers"
     post_norm: bool = False
-    named_attention: bool = False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
-    scaled_branches: bool = False  # what a branch adds to the residual is multiplied by a number first (Granite)
+    named_attention: bool = (
+        False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
+    )
+    scaled_branches: bool = (
+        False  # what a branch adds to the residual is multiplied by a number first (Granite)
+    )
 
     def linears(self) -> Iterator[Linear]:
-        """Every nn.Linear / Conv1D of the layer, which is what adapters target and k-bit loading quantises (routers apart)."""
+        """Every nn.Linear / Conv1D of the layer, which is what adapters target and k-bit loading quantises
+        (routers apart).
+        """
         yield from self.attention.linears
         if isinstance(self.mlp, Mlp):
             yield from self.mlp.linears
@@ -199,8 +235,12 @@ class ModelSpec:
     final_norm: Norm | None
     head_bias: bool = False
     learned_positions: int | None = None  # rows of a learned position table (its offset included)
-    positions_by_row: bool = False  # counted from each row's mask, so that their embeddings are (B, S, H) (OPT)
-    max_positions: int | None = None  # longest sequence the learned positions allow; None where positions are computed
+    positions_by_row: bool = (
+        False  # counted from each row's mask, so that their embeddings are (B, S, H) (OPT)
+    )
+    max_positions: int | None = (
+        None  # longest sequence the learned positions allow; None where positions are computed
+    )
     projections: tuple[Linear, ...] = ()  # outside the layers: OPT's project_in / project_out
     extras: tuple[Extra, ...] = ()
     embedding_norm: Norm | None = None
@@ -226,22 +266,29 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """Elements of all parameters, tied ones counted once: what `sum(p.numel() for p in model.parameters())` gives."""
+        """Elements of all parameters, tied ones counted once: what `sum(p.numel() for p in
+        model.parameters())` gives.
+        """
         count = self.vocab * self.embedding_dim
         count += (0 if self.tied else self.vocab * self.embedding_dim) + (self.vocab if self.head_bias else 0)
         count += (self.learned_positions or 0) * self.hidden
         count += sum(n * layer.parameters for n, layer in self.layers)
         count += sum(linear.parameters for linear in self.projections)
         count += sum(norm.parameters for norm in (self.embedding_norm, self.final_norm) if norm is not None)
-        return count + sum(prod(e.shape) * (self.depth if e.per_layer else 1) for e in self.extras if e.kind == "parameter")
+        return count + sum(
+            prod(e.shape) * (self.depth if e.per_layer else 1) for e in self.extras if e.kind == "parameter"
+        )
 
 
 WITHOUT_KEY_VALUE_HEADS = ("gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon")
-"""Model types whose configuration has no num_key_value_heads: PEFT then makes keys and values of every head."""
+"""Model types whose configuration has no num_key_value_heads: PEFT then makes keys and values of every head.
+"""
 
 
 def prefix_sizes(spec: ModelSpec) -> tuple[int, int, int]:
-    """Layers, heads and width of the keys that PEFT makes for a model by itself (utils/other.py _prepare_prompt_learning_config)."""
+    """Layers, heads and width of the keys that PEFT makes for a model by itself (utils/other.py
+    _prepare_prompt_learning_config).
+    """
     attention = spec.layers[0][1].attention
     heads = attention.heads if spec.model_type in WITHOUT_KEY_VALUE_HEADS else attention.kv_heads
     return spec.depth, heads, heads * attention.head_dim

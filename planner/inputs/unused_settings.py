@@ -9,7 +9,9 @@ from memplan.planner.tables.methods import METHODS
 
 
 def unread(setup: Setup) -> Iterator[str]:
-    """One sentence for each choice of the user's own that this method does not read, such as a rank in full fine-tuning."""
+    """One sentence for each choice of the user's own that this method does not read, such as a rank in full
+    fine-tuning.
+    """
     method = METHODS[setup.method]
     known = {name for row in METHODS.values() for name in row.reads}
     for name, origin in setup.origins.items():

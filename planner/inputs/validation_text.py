@@ -20,7 +20,9 @@ KINDS = {"boolean": "true or false", "string": "a name", "object": "a mapping of
 
 
 def refusal(field: str, schema: Mapping[str, Any], shown: str) -> str:
-    """'micro_batch (--batch) is 0: expected a whole number from 1 to 10,000,000'; `schema` is the field's JSON schema."""
+    """'micro_batch (--batch) is 0: expected a whole number from 1 to 10,000,000'; `schema` is the field's
+    JSON schema.
+    """
     option = f" ({OPTION[field]})" if field in OPTION else ""
     return f"{field}{option} is {shown}: expected {WORDS.get(field) or in_words(schema)}"
 

@@ -22,7 +22,9 @@ _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cr
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is one that peft (0.21 mapping.py PEFT_TYPE_TO_PREFIX_MAPPING) or `bottleneck` gives to what it adds."""
+    """Whether a parameter's name is one that peft (0.21 mapping.py PEFT_TYPE_TO_PREFIX_MAPPING) or
+    `bottleneck` gives to what it adds.
+    """
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     marks = {prefix for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values() if prefix}
@@ -63,9 +65,13 @@ def clears_cache() -> bool:
 
 
 def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
-    """Gradient checkpointing as transformers switches it on; with frozen embeddings the layer inputs must ask for gradients."""
+    """Gradient checkpointing as transformers switches it on; with frozen embeddings the layer inputs must ask
+    for gradients.
+    """
     if setup.checkpoint_offload and setup.device == "cpu":
-        raise UsageError("checkpoint_offload moves layer inputs from a GPU to the host: device cpu has none to move")
+        raise UsageError(
+            "checkpoint_offload moves layer inputs from a GPU to the host: device cpu has none to move"
+        )
     kwargs: dict[str, Any] = {"use_reentrant": setup.checkpointing == "reentrant"}
     options: dict[str, Any] = {}
     if setup.checkpoint_every > 1:
@@ -97,9 +103,13 @@ def _unfreeze_last(model: nn.Module, count: int) -> None:
 
 
 def _upcast(model: Any, embeddings: bool) -> None:
-    """Norms (and embeddings, head) to fp32, trained or not (axolotl 0.21 loaders/model.py _configure_embedding_dtypes)."""
+    """Norms (and embeddings, head) to fp32, trained or not (axolotl 0.21 loaders/model.py
+    _configure_embedding_dtypes).
+    """
     for name, module in model.named_modules():
-        if "norm" in name.rsplit(".", 1)[-1] or (embeddings and any(part in name for part in ("lm_head", "embed_tokens", "wte"))):
+        if "norm" in name.rsplit(".", 1)[-1] or (
+            embeddings and any(part in name for part in ("lm_head", "embed_tokens", "wte"))
+        ):
             module.to(torch.float32)
 
 
@@ -109,7 +119,11 @@ def _cast_trained(model: nn.Module, setup: Setup) -> None:
             continue
         if setup.trainable_dtype == "float32" and parameter.dtype != torch.float32:
             parameter.data = parameter.data.to(torch.float32)
-        elif setup.adapter_dtype == "bfloat16" and METHODS[setup.method].trains == "adapter" and parameter.dtype == torch.float32:
+        elif (
+            setup.adapter_dtype == "bfloat16"
+            and METHODS[setup.method].trains == "adapter"
+            and parameter.dtype == torch.float32
+        ):
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
@@ -124,11 +138,15 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     _refuse_prompts(model, config, setup)
     try:
         with watcher.on_host(), _uninitialised(config, device):
-            adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=setup.adapter_dtype == "float32")
+            adapted = peft.get_peft_model(
+                model, config, autocast_adapter_dtype=setup.adapter_dtype == "float32"
+            )
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"peft cannot add {config.peft_type.value} to {type(model).__name__}: {reason(error)}") from None
+        raise UsageError(
+            f"peft cannot add {config.peft_type.value} to {type(model).__name__}: {reason(error)}"
+        ) from None
     prefix = layer_prefix(adapted)
     for path, module in adapted.named_modules():
         with watcher.scope(path, layer_number(prefix, path)):
@@ -147,14 +165,23 @@ def _refuse_prompts(model: Any, config: Any, setup: Setup) -> None:
     """UsageError for learned prompts where PEFT has no place for them."""
     kind = config.peft_type.value
     if config.is_prompt_learning and config.task_type is None:
-        raise UsageError(f"PEFT adds {kind} to causal and sequence-to-sequence language models: {type(model).__name__} is neither")
-    if kind in ("PREFIX_TUNING", "CARTRIDGE") and setup.checkpointing != "none":  # peft 0.21 peft_model.py _setup_prompt_encoder
-        raise UsageError(f"{kind} does not work with gradient checkpointing, which drops the cache that it is: use --no-checkpointing")
+        raise UsageError(
+            f"PEFT adds {kind} to causal and sequence-to-sequence language models: {type(model).__name__} "
+            "is neither"
+        )
+    if (
+        kind in ("PREFIX_TUNING", "CARTRIDGE") and setup.checkpointing != "none"
+    ):  # peft 0.21 peft_model.py _setup_prompt_encoder
+        raise UsageError(
+            f"{kind} does not work with gradient checkpointing, which drops the cache that it is: use "
+            "--no-checkpointing"
+        )
 
 
 def _uninitialised(config: Any, device: torch.device) -> AbstractContextManager[None]:
-    """peft makes LoRA's matrices with real values on the host before it moves them. On meta nobody reads them, and an expert layer's are
-    large."""
+    """peft makes LoRA's matrices with real values on the host before it moves them. On meta nobody reads
+    them, and an expert layer's are large.
+    """
     from transformers.initialization import no_init_weights
 
     quick = device.type == "meta" and config.peft_type.value == "LORA"
@@ -166,7 +193,9 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.device.type == device.type:
         return tensor
     made = tensor.detach().to(device)
-    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    return (
+        nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    )
 
 
 def peft_config(model: nn.Module, setup: Setup) -> Any:
@@ -182,16 +211,31 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
         return cls(num_virtual_tokens=setup.virtual_tokens, **common)
     if peft_type == "IA3":
         return peft.IA3Config(**common)
-    common.update(lora_alpha=setup.alpha, lora_dropout=float(setup.dropout), target_modules=_targets(model, setup.targets),
-                  modules_to_save=list(setup.modules_to_save) or None)  # fmt: skip
+    common.update(
+        lora_alpha=setup.alpha,
+        lora_dropout=float(setup.dropout),
+        target_modules=_targets(model, setup.targets),
+        modules_to_save=list(setup.modules_to_save) or None,
+    )
     if peft_type == "ADALORA":
-        return peft.AdaLoraConfig(init_r=setup.init_rank, target_r=setup.target_rank, total_step=1000, tinit=1, tfinal=500, deltaT=1,
-                                  **common)  # fmt: skip
-    return peft.LoraConfig(r=setup.rank, use_dora=setup.method == "dora", use_rslora=setup.method == "rslora", **common)
+        return peft.AdaLoraConfig(
+            init_r=setup.init_rank,
+            target_r=setup.target_rank,
+            total_step=1000,
+            tinit=1,
+            tfinal=500,
+            deltaT=1,
+            **common,
+        )
+    return peft.LoraConfig(
+        r=setup.rank, use_dora=setup.method == "dora", use_rslora=setup.method == "rslora", **common
+    )
 
 
 def _read_adapter(document: dict[str, Any]) -> Any:
-    """A parsed adapter_config.json as its peft configuration class; keys that the class does not know are dropped."""
+    """A parsed adapter_config.json as its peft configuration class; keys that the class does not know are
+    dropped.
+    """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = str(document.get("peft_type", "")).upper()
@@ -214,10 +258,16 @@ def _targets(model: nn.Module, targets: tuple[str, ...]) -> str | list[str] | No
     if targets == ("peft-default",):
         return None
     if targets == ("attention",):
-        names = {name.rpartition(".")[2] for name, module in model.named_modules()
-                 if _ATTENTION_PART.search(name) and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")}  # fmt: skip
+        names = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if _ATTENTION_PART.search(name)
+            and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        }
         if not names:
-            raise UsageError(f"targets 'attention' matches no linear layer of {type(model).__name__}: name the modules")
+            raise UsageError(
+                f"targets 'attention' matches no linear layer of {type(model).__name__}: name the modules"
+            )
         return sorted(names)
     return list(targets)
 

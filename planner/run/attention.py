@@ -19,7 +19,11 @@ def on_device(attention: str) -> AbstractContextManager[Any]:
     """What a real device needs for a Setup.attention: torch's own switch for a forced backend, else nothing."""
     if attention not in FORCED:
         return nullcontext()
-    names = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
-             "math": SDPBackend.MATH}  # fmt: skip
+    names = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
     switch: AbstractContextManager[Any] = sdpa_kernel([names[FORCED[attention]]])
     return switch

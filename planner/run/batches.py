@@ -11,17 +11,21 @@ from memplan.planner.tables.peft_types import PEFT_TYPES
 
 
 def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
-    """input_ids and labels, B x S int64 on the device; an attention mask where the stack's collator makes one or a row is padded.
+    """input_ids and labels, B x S int64 on the device; an attention mask where the stack's collator makes one
+    or a row is padded.
 
-    The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their own
-    (transformers 5.23 data/data_collator.py DataCollatorForLanguageModeling).
+    The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their
+    own (transformers 5.23 data/data_collator.py DataCollatorForLanguageModeling).
     """
     size = (setup.micro_batch, setup.sequence_length)
     vocab = getattr(config.get_text_config(), "vocab_size", 1000)
     ids = torch.randint(0, vocab, size, device=device)
     batch = {"input_ids": ids, "labels": ids}
     if setup.method == "inference":
-        return {"input_ids": ids, "logits_to_keep": 1}  # what generate passes (transformers 5.23 generation/utils.py)
+        return {
+            "input_ids": ids,
+            "logits_to_keep": 1,
+        }  # what generate passes (transformers 5.23 generation/utils.py)
     if setup.recipe != "raw":
         batch["labels"] = ids.clone()
     if setup.padded or (setup.recipe != "raw" and setup.packed_documents == 1):
@@ -37,8 +41,9 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
 
 
 def waiting(setup: Setup) -> int:
-    """Micro-batches on the device beside the one that runs: the Trainer fetches all of an optimizer step's at once (transformers 5.23
-    trainer.py get_batch_samples), a plain loop one by one."""
+    """Micro-batches on the device beside the one that runs: the Trainer fetches all of an optimizer step's at
+    once (transformers 5.23 trainer.py get_batch_samples), a plain loop one by one.
+    """
     return 0 if setup.recipe == "raw" or setup.method == "inference" else setup.gradient_accumulation - 1
 
 

@@ -1,4 +1,6 @@
-"""Bottleneck adapters (Houlsby et al. 2019, section 2.1): down-projection, non-linearity, up-projection, residual; peft has none."""
+"""Bottleneck adapters (Houlsby et al. 2019, section 2.1): down-projection, non-linearity, up-projection,
+residual; peft has none.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,26 @@ class Bottleneck(nn.Module):
 
 
 def add_bottlenecks(model: Any, size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """One adapter after the attention and one after the MLP of every decoder layer. UsageError where a layer has neither."""
+    """One adapter after the attention and one after the MLP of every decoder layer. UsageError where a layer
+    has neither.
+    """
     hidden = model.config.get_text_config().hidden_size
     count = 0
     for layer in layers_of(model):
         for name, module in list(layer.named_children()):
-            if "norm" in f"{name} {type(module).__name__}".lower() or not any(True for _ in module.parameters()):
+            if "norm" in f"{name} {type(module).__name__}".lower() or not any(
+                True for _ in module.parameters()
+            ):
                 continue  # GPT-2 calls its norms ln_1 and ln_2
-            weighted = [part for part in module.modules() if part._parameters and "norm" not in type(part).__name__.lower()]
+            weighted = [
+                part
+                for part in module.modules()
+                if part._parameters and "norm" not in type(part).__name__.lower()
+            ]
             if all(isinstance(part, nn.Linear) and part.out_features != hidden for part in weighted):
-                continue  # the first half of OPT's and BERT's MLP: what joins the residual stream is the output of the second
+                # the first half of OPT's and BERT's MLP: what joins the residual stream is the output of the
+                # second
+                continue
             module.bottleneck = Bottleneck(hidden, size, dtype, device)
             module.register_forward_hook(_after)
             count += 1

@@ -1,7 +1,8 @@
 """Config + Setup + device -> model, adapter, optimizer, batch: the same code on meta, cuda and cpu.
 
-The model's classes are transformers', the adapters peft's, the quantised layers bitsandbytes'. Weights are random and made on the device
-one by one, so that the allocator sees what it would see in a real load; their values move no memory.
+The model's classes are transformers', the adapters peft's, the quantised layers bitsandbytes'. Weights are
+random and made on the device one by one, so that the allocator sees what it would see in a real load; their
+values move no memory.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention))
 
 
-def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watcher | None = None,
-          model: nn.Module | None = None) -> Built:  # fmt: skip
+def build(
+    config: Mapping[str, Any],
+    setup: Setup,
+    device: str,
+    *,
+    watcher: Watcher | None = None,
+    model: nn.Module | None = None,
+) -> Built:
     """Model, adapter, optimizer and batch of `config` under `setup` on `device` ("meta", "cuda" or "cpu").
 
-    `model` is an `outline` made before (the trace prunes its layers). Raises UsageError where a library rejects the
-    config, the adapter or the method.
+    `model` is an `outline` made before (the trace prunes its layers). Raises UsageError where a library
+    rejects the config, the adapter or the method.
     """
     watcher = watcher or NoWatcher()
     where = torch.device(device)
@@ -52,10 +59,22 @@ def build(config: Mapping[str, Any], setup: Setup, device: str, *, watcher: Watc
             optimizer = make_optimizer(model, setup) if trainable else None
             batch = batches.make(base.config, setup, where)
             waiting = tuple(batches.make(base.config, setup, where) for _ in range(batches.waiting(setup)))
-    return Built(setup, device, base.config, base, model, trainable, optimizer, batch, waiting=waiting,
-                 rank_allocator=adapters.rank_allocator(model, setup),
-                 autocast=_autocast(setup, device), kernels=_kernels(setup, device), own=own,
-                 warnings=tuple(warnings))  # fmt: skip
+    return Built(
+        setup,
+        device,
+        base.config,
+        base,
+        model,
+        trainable,
+        optimizer,
+        batch,
+        waiting=waiting,
+        rank_allocator=adapters.rank_allocator(model, setup),
+        autocast=_autocast(setup, device),
+        kernels=_kernels(setup, device),
+        own=own,
+        warnings=tuple(warnings),
+    )
 
 
 def _autocast(setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -61,8 +61,12 @@ class Built:
     batch: dict[str, torch.Tensor]
     rank_allocator: Callable[[int], None] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    kernels: Callable[[], AbstractContextManager[Any]] = nullcontext  # the attention backend that the setup forces
-    waiting: tuple[dict[str, torch.Tensor], ...] = ()  # micro-batches of the same optimizer step that the stack has fetched already
+    kernels: Callable[[], AbstractContextManager[Any]] = (
+        nullcontext  # the attention backend that the setup forces
+    )
+    waiting: tuple[
+        dict[str, torch.Tensor], ...
+    ] = ()  # micro-batches of the same optimizer step that the stack has fetched already
     held: Any = None  # outputs that outlive their step
     warnings: tuple[str, ...] = ()  # what of the load could not be modelled
     own: frozenset[int] = frozenset()  # id of each parameter that the checkpoint holds, adapters' excluded

@@ -1,10 +1,11 @@
 """TRL's fused output projection: per-token log-probabilities from tiles of logits, never the whole of them.
 
-What trl 1.16 does (trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py ChunkedLogProbFunction), allocation by allocation: the
-hidden states that have a label, seven fp32 numbers a token, one tile of 4,096 tokens x 32,768 entries, the casts of a tile's operands;
-the backward makes each tile again and sums both gradients in fp32. TRL folds a tile with a Triton kernel, which allocates nothing: on
-meta and on a GPU nothing is folded (its numbers move no memory, torch's own operations would), on a CPU torch does it.
-B batch, S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
+What trl 1.16 does (trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py ChunkedLogProbFunction),
+allocation by allocation: the hidden states that have a label, seven fp32 numbers a token, one tile of 4,096
+tokens x 32,768 entries, the casts of a tile's operands; the backward makes each tile again and sums both
+gradients in fp32. TRL folds a tile with a Triton kernel, which allocates nothing: on meta and on a GPU
+nothing is folded (its numbers move no memory, torch's own operations would), on a CPU torch does it. B batch,
+S sequence, H hidden, V vocabulary, N = B x (S - 1) scored tokens.
 """
 
 from __future__ import annotations
@@ -28,13 +29,22 @@ LossOf = Callable[[torch.Tensor, torch.Tensor, nn.Linear, float | None], Any]
 
 @contextmanager
 def fused_head(model: Any, loss_of: LossOf) -> Iterator[None]:
-    """While active, calling `model` (a transformers causal language model) with labels gives a loss and no logits.
+    """While active, calling `model` (a transformers causal language model) with labels gives a loss and no
+    logits.
 
-    Raises UsageError for a model whose last hidden states are not its backbone's, times its output embeddings.
+    Raises UsageError for a model whose last hidden states are not its backbone's, times its output
+    embeddings.
     """
     if task_type(model) != "CAUSAL_LM" or model.base_model is model:
-        why = "is no causal language model" if model.base_model is not model else "has none under its base_model_prefix"
-        raise UsageError(f"a loss without logits needs a backbone's last hidden states: {type(model).__name__} {why}; use --loss full")
+        why = (
+            "is no causal language model"
+            if model.base_model is not model
+            else "has none under its base_model_prefix"
+        )
+        raise UsageError(
+            f"a loss without logits needs a backbone's last hidden states: {type(model).__name__} {why}; "
+            "use --loss full"
+        )
     own = model.__dict__.get("forward")
 
     def forward(labels: torch.Tensor, **inputs: Any) -> Any:
@@ -55,16 +65,21 @@ def softcap_of(config: Any) -> float | None:
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
-def loss_of(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap: float | None = None) -> dict[str, torch.Tensor]:
-    """The mean negative log-likelihood of the next tokens from last hidden states (B, S, H), with what SFTTrainer computes beside it.
+def loss_of(
+    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap: float | None = None
+) -> dict[str, torch.Tensor]:
+    """The mean negative log-likelihood of the next tokens from last hidden states (B, S, H), with what
+    SFTTrainer computes beside it.
 
-    The trainer asks for the entropy and for the most likely entries too, and takes the mean itself, beside the model's own loss
-    (trl 1.16 trainer/sft_trainer.py compute_loss).
+    The trainer asks for the entropy and for the most likely entries too, and takes the mean itself, beside
+    the model's own loss (trl 1.16 trainer/sft_trainer.py compute_loss).
     """
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != -100
     targets = labels.clamp(min=0).reshape(-1)
-    found = TiledLogProbabilities.apply(hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, targets, softcap)
+    found = TiledLogProbabilities.apply(
+        hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, targets, softcap
+    )
     log_probabilities, entropy, best = (each.view(mask.shape).masked_fill(~mask, 0) for each in found)  # type: ignore[union-attr]
     own = -log_probabilities.sum() / mask.sum().clamp(min=1)
     loss = (-log_probabilities).sum() / mask.sum().clamp(min=1)
@@ -73,21 +88,36 @@ def loss_of(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap
 
 
 class TiledLogProbabilities(torch.autograd.Function):
-    """log p(target), the entropy and whether the target is the most likely entry, of hidden (N, H) @ weight (V, H)^T, tile by tile."""
+    """log p(target), the entropy and whether the target is the most likely entry, of hidden (N, H) @ weight
+    (V, H)^T, tile by tile.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor,
-                softcap: float | None) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        softcap: float | None,
+    ) -> tuple[torch.Tensor, ...]:
         device, tokens = hidden.device, hidden.shape[0]
         ctx.compute = _compute_dtype(hidden)
         statistics = [
-            torch.full((tokens,), start, device=device, dtype=torch.float32) for start in (float("-inf"), 0, 0, 0, 0, float("-inf"), 0)
+            torch.full((tokens,), start, device=device, dtype=torch.float32)
+            for start in (float("-inf"), 0, 0, 0, 0, float("-inf"), 0)
         ]
         largest, total, weighted, _, _, before, chosen = statistics
         buffer = torch.empty((min(tokens, TOKENS), ENTRIES), device=device, dtype=ctx.compute)
         for rows, columns, tile, _, _ in _tiles(hidden, weight, bias, buffer, ctx.compute):
             if device.type == "cpu":
-                _fold(tile, targets[rows], [each[rows] for each in (largest, total, weighted, before, chosen)], columns.start, softcap)
+                _fold(
+                    tile,
+                    targets[rows],
+                    [each[rows] for each in (largest, total, weighted, before, chosen)],
+                    columns.start,
+                    softcap,
+                )
         log_total = largest + torch.log(total)
         probabilities = chosen - log_total
         entropy = log_total - weighted / total
@@ -102,9 +132,17 @@ class TiledLogProbabilities(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, *unused: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, targets, log_total, _ = ctx.saved_tensors
         device = hidden.device
-        of_hidden = torch.zeros(hidden.shape, device=device, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros(weight.shape, device=device, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros(bias.shape, device=device, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        of_hidden = (
+            torch.zeros(hidden.shape, device=device, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        )
+        of_weight = (
+            torch.zeros(weight.shape, device=device, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        )
+        of_bias = (
+            torch.zeros(bias.shape, device=device, dtype=torch.float32)
+            if bias is not None and ctx.needs_input_grad[2]
+            else None
+        )
         buffer = torch.empty((min(hidden.shape[0], TOKENS), ENTRIES), device=device, dtype=ctx.compute)
         grad = grad.float().contiguous()
         for rows, columns, tile, left, right in _tiles(hidden, weight, bias, buffer, ctx.compute):
@@ -121,13 +159,20 @@ class TiledLogProbabilities(torch.autograd.Function):
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """The products' dtype: autocast's where it is on for this device (the trace switches CUDA's on while it runs on meta)."""
+    """The products' dtype: autocast's where it is on for this device (the trace switches CUDA's on while it
+    runs on meta).
+    """
     kind = "cuda" if hidden.device.type == "meta" else hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _tiles(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, buffer: torch.Tensor,
-           compute: torch.dtype) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor, torch.Tensor]]:  # fmt: skip
+def _tiles(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    buffer: torch.Tensor,
+    compute: torch.dtype,
+) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(rows, columns, tile of logits, its rows of hidden, its rows of weight), each tile in the same buffer."""
     for first in range(0, hidden.shape[0], TOKENS):
         rows = slice(first, min(first + TOKENS, hidden.shape[0]))
@@ -143,15 +188,25 @@ def _tiles(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def _add_product(sums: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """sums += a @ b in fp32: one kernel on CUDA, with fp32 copies elsewhere (trl 1.16 kernels/chunked_logprob.py _addmm_fp32)."""
+    """sums += a @ b in fp32: one kernel on CUDA, with fp32 copies elsewhere (trl 1.16
+    kernels/chunked_logprob.py _addmm_fp32).
+    """
     if sums.device.type == "cpu":
         sums.addmm_(a.float(), b.float())
     elif sums.device.type == "cuda":
         torch.addmm(sums, a, b, out_dtype=torch.float32, out=sums)
 
 
-def _fold(tile: torch.Tensor, targets: torch.Tensor, statistics: list[torch.Tensor], start: int, softcap: float | None) -> None:
-    """One tile into the running maximum, sums of exponentials, largest entry before the target and target's logit, in place."""
+def _fold(
+    tile: torch.Tensor,
+    targets: torch.Tensor,
+    statistics: list[torch.Tensor],
+    start: int,
+    softcap: float | None,
+) -> None:
+    """One tile into the running maximum, sums of exponentials, largest entry before the target and target's
+    logit, in place.
+    """
     largest, total, weighted, before, chosen = statistics
     logits = tile.float() if softcap is None else softcap * torch.tanh(tile.float() / softcap)
     local = targets - start
@@ -167,8 +222,14 @@ def _fold(tile: torch.Tensor, targets: torch.Tensor, statistics: list[torch.Tens
     chosen.copy_(torch.where(inside, own, chosen))
 
 
-def _to_gradient(tile: torch.Tensor, targets: torch.Tensor, log_total: torch.Tensor, grad: torch.Tensor, start: int,
-                 softcap: float | None) -> None:  # fmt: skip
+def _to_gradient(
+    tile: torch.Tensor,
+    targets: torch.Tensor,
+    log_total: torch.Tensor,
+    grad: torch.Tensor,
+    start: int,
+    softcap: float | None,
+) -> None:
     """A tile of logits becomes the gradient of the loss with respect to it, in place."""
     bent = None if softcap is None else torch.tanh(tile.float() / softcap)
     logits = tile.float() if bent is None or softcap is None else softcap * bent

@@ -15,18 +15,25 @@ BITSANDBYTES = ("bitsandbytes",)
 
 
 def require(*names: str) -> None:
-    """UsageError with the exact install command where one of `names` (default: what every trace needs) is not installed."""
+    """UsageError with the exact install command where one of `names` (default: what every trace needs) is not
+    installed.
+    """
     missing = [name for name in names or TRACE if find_spec(name) is None]
     if missing:
-        raise UsageError(f"{', '.join(missing)} not installed: the trace engine runs the real libraries; pip install 'memplan[trace]'")
+        raise UsageError(
+            f"{', '.join(missing)} not installed: the trace engine runs the real libraries; pip install "
+            "'memplan[trace]'"
+        )
     _silence()
     if names == BITSANDBYTES:
         load("bitsandbytes")
 
 
 def load(name: str) -> Any:
-    """Import peft or bitsandbytes, which peft imports. bitsandbytes 0.50 backends/cpu/ops.py asks the hub for a CPU kernel while it is
-    imported, where the package `kernels` is installed: memplan touches no network, so that package is out of sight until it has been."""
+    """Import peft or bitsandbytes, which peft imports. bitsandbytes 0.50 backends/cpu/ops.py asks the hub for
+    a CPU kernel while it is imported, where the package `kernels` is installed: memplan touches no network,
+    so that package is out of sight until it has been.
+    """
     if "bitsandbytes" not in sys.modules and find_spec("bitsandbytes") is not None:
         _silence()
         seen = {key: sys.modules[key] for key in ("kernels",) if key in sys.modules}
@@ -40,4 +47,6 @@ def load(name: str) -> Any:
 
 
 def _silence() -> None:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of CPU kernels that it lacks: nothing about memory
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # on import it warns of CPU kernels that it lacks: nothing about memory

@@ -1,9 +1,11 @@
-"""Weights arrive on the device: made layer by layer, or as transformers' from_pretrained reads, converts and quantises a checkpoint.
+"""Weights arrive on the device: made layer by layer, or as transformers' from_pretrained reads, converts and
+quantises a checkpoint.
 
-`pretrained` follows transformers 5.17 to 5.23 (core_model_loading.py convert_and_load_state_dict_in_model): one block of the model's size
-is taken and dropped, then the checkpoint's tensors are read in the natural order of their names, each transform as soon as its
-tensors are there. A transform that makes one parameter of several tensors (experts stored one by one) is the library's own object, at
-work on these tensors: its copies are seen like any other. Threads read ahead of it, except where weights are quantised as they arrive;
+`pretrained` follows transformers 5.17 to 5.23 (core_model_loading.py convert_and_load_state_dict_in_model):
+one block of the model's size is taken and dropped, then the checkpoint's tensors are read in the natural
+order of their names, each transform as soon as its tensors are there. A transform that makes one parameter of
+several tensors (experts stored one by one) is the library's own object, at work on these tensors: its copies
+are seen like any other. Threads read ahead of it, except where weights are quantised as they arrive;
 `planner/trace/events/load_orders.py` has what that changes.
 """
 
@@ -46,25 +48,35 @@ class Slot:
 
     @property
     def persistent(self) -> bool:
-        return self.store is self.module._parameters or self.key not in self.module._non_persistent_buffers_set
+        return (
+            self.store is self.module._parameters or self.key not in self.module._non_persistent_buffers_set
+        )
 
 
 @dataclass(slots=True)
 class Step:
-    """One transform: the tensors of the checkpoint that it waits for, and the library's converter (None: it only takes its one tensor)."""
+    """One transform: the tensors of the checkpoint that it waits for, and the library's converter (None: it
+    only takes its one tensor).
+    """
 
     name: str  # the model's first tensor that it makes
-    sources: list[tuple[str, str, Tensor]] = field(default_factory=list)  # name in the checkpoint, the converter's pattern, a placeholder
+    sources: list[tuple[str, str, Tensor]] = field(
+        default_factory=list
+    )  # name in the checkpoint, the converter's pattern, a placeholder
     converter: Any = None
     read: dict[str, Tensor] = field(default_factory=dict)
 
 
-NOT_MERGED = ("transformers' conversion of this checkpoint could not be run: tensors that it merges while loading (experts stored one "
-              "by one) are predicted as if stored merged, and load_peak lacks the copies")  # fmt: skip
+NOT_MERGED = (
+    "transformers' conversion of this checkpoint could not be run: tensors that it merges while loading "
+    "(experts stored one "
+    "by one) are predicted as if stored merged, and load_peak lacks the copies"
+)
 
 
 def materialise(model: nn.Module, setup: Setup, device: torch.device, watcher: Reader) -> list[str]:
-    """Allocate every parameter and buffer on the device, quantised layers quantised as they are made; ties are kept.
+    """Allocate every parameter and buffer on the device, quantised layers quantised as they are made; ties
+    are kept.
 
     Returns warnings: what of the load could not be modelled.
     """
@@ -131,8 +143,9 @@ class _Loader:
         return warnings
 
     def _read(self, steps: list[Step]) -> Iterator[Step]:
-        """Steps as they become ready. Quantised on the way: each reads its own tensors; else all are read in the order of their names,
-        and the main thread finishes a step once the last of its tensors is there."""
+        """Steps as they become ready. Quantised on the way: each reads its own tensors; else all are read in
+        the order of their names, and the main thread finishes a step once the last of its tensors is there.
+        """
         sources = [(step, source) for step in steps for source in step.sources]
         if self.setup.quant_type == "none":
             sources.sort(key=lambda pair: _natural(pair[1][0]))
@@ -169,15 +182,23 @@ class _Loader:
 
 
 def steps_of(model: Any, stored: dict[str, Tensor]) -> list[Step] | None:
-    """The transforms of loading `stored` (the model's tensors by name), in the order in which transformers finishes them.
+    """The transforms of loading `stored` (the model's tensors by name), in the order in which transformers
+    finishes them.
 
-    What the checkpoint holds instead is the library's own answer: its conversion mapping, reversed. None where that fails, or does not
-    lead back to the model.
+    What the checkpoint holds instead is the library's own answer: its conversion mapping, reversed. None
+    where that fails, or does not lead back to the model.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key, revert_weight_conversion
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+        revert_weight_conversion,
+    )
 
-    conversions = [c for c in get_model_conversion_mapping(model, add_legacy=False) if type(c).__name__ != "PrefixChange"]
+    conversions = [
+        c for c in get_model_conversion_mapping(model, add_legacy=False) if type(c).__name__ != "PrefixChange"
+    ]
     converters = [c for c in conversions if isinstance(c, WeightConverter)]
     if not converters:
         return _plain(stored)
@@ -211,7 +232,9 @@ def _natural(name: str) -> Any:
 
 
 def _real(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor like a placeholder on the device, in the dtype that it has before it is quantised; random values where they are real."""
+    """A tensor like a placeholder on the device, in the dtype that it has before it is quantised; random
+    values where they are real.
+    """
     dtype = getattr(tensor, "memplan_dtype", tensor.dtype)
     made = torch.empty(tensor.shape, dtype=dtype, device=device)
     if device.type != "meta":
@@ -224,24 +247,30 @@ def _like(old: Tensor, made: Tensor) -> Tensor:
 
 
 _ELEMENT = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
-"""Bytes that transformers counts per element to be quantised (transformers 5.23 quantizers/quantizer_bnb_{4,8}bit.py
-quantized_element_size)."""
+"""Bytes that transformers counts per element to be quantised (transformers 5.23
+quantizers/quantizer_bnb_{4,8}bit.py quantized_element_size).
+"""
 
 
 def _warm_up(model: nn.Module, setup: Setup, device: torch.device) -> None:
-    """One block of the size of what will be loaded; freed at once, it stays reserved (transformers 5.23 modeling_utils.py
-    get_total_byte_count, caching_allocator_warmup)."""
+    """One block of the size of what will be loaded; freed at once, it stays reserved (transformers 5.23
+    modeling_utils.py get_total_byte_count, caching_allocator_warmup).
+    """
     sizes: dict[int, float] = {}
     for slot in slots_of(model):
         if slot.persistent:
             tensor = slot.tensor
-            element = _ELEMENT[setup.quant_type] if hasattr(tensor, "memplan_dtype") else tensor.element_size()
+            element = (
+                _ELEMENT[setup.quant_type] if hasattr(tensor, "memplan_dtype") else tensor.element_size()
+            )
             sizes[id(tensor)] = tensor.numel() * element
     torch.empty(int(sum(sizes.values()) // 2), dtype=torch.float16, device=device)
 
 
 def _rotary(model: nn.Module, device: torch.device) -> None:
-    """Rotary tables must be sane numbers on a real device: inverse frequencies, computed on the host and copied in."""
+    """Rotary tables must be sane numbers on a real device: inverse frequencies, computed on the host and
+    copied in.
+    """
     if device.type == "meta":
         return
     for module in model.modules():

@@ -1,4 +1,6 @@
-"""The forward pass up to the loss: the model's own (logits materialised), in TRL's tiles (chunked), or fused as Liger does it."""
+"""The forward pass up to the loss: the model's own (logits materialised), in TRL's tiles (chunked), or fused
+as Liger does it.
+"""
 
 from __future__ import annotations
 

@@ -16,9 +16,18 @@ require()
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-# Keys that say how a checkpoint was stored or which foreign code to run, not what the model is. `auto_map` would run a repository's code.
-NOT_ARCHITECTURE = ("auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path",
-                    "_attn_implementation")  # fmt: skip
+# Keys that say how a checkpoint was stored or which foreign code to run, not what the model is. `auto_map`
+# would run a repository's code.
+NOT_ARCHITECTURE = (
+    "auto_map",
+    "quantization_config",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "architectures",
+    "_name_or_path",
+    "_attn_implementation",
+)
 
 
 @contextmanager
@@ -39,7 +48,9 @@ def quiet() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """A library's exception as one readable line."""
-    if isinstance(error, NotImplementedError) and "data-independent" in str(error):  # torch 2.13 _meta_registrations.py
+    if isinstance(error, NotImplementedError) and "data-independent" in str(
+        error
+    ):  # torch 2.13 _meta_registrations.py
         return "its shapes depend on the values of tensors, which meta tensors do not have (nonzero)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines or isinstance(error, KeyError):  # whose text is the key alone
@@ -48,20 +59,25 @@ def reason(error: BaseException) -> str:
 
 
 def place(error: BaseException, model: nn.Module) -> str:
-    """" in PATH (its class)" of the innermost module whose code raised, "" where none did."""
+    """ " in PATH (its class)" of the innermost module whose code raised, "" where none did."""
     paths = {id(module): path for path, module in model.named_modules() if path}
     innermost = ""
     step = error.__traceback__
     while step is not None:
         module = step.tb_frame.f_locals.get("self")
         if id(module) in paths:
-            innermost = f" in {paths[id(module)]} ({type(module).__module__.partition('.')[0]}'s {type(module).__name__})"
+            innermost = (
+                f" in {paths[id(module)]} ({type(module).__module__.partition('.')[0]}'s "
+                f"{type(module).__name__})"
+            )
         step = step.tb_next
     return innermost
 
 
 def read_config(config: Mapping[str, Any]) -> Any:
-    """The transformers configuration object. UsageError for a model_type it does not know or values it rejects."""
+    """The transformers configuration object. UsageError for a model_type it does not know or values it
+    rejects.
+    """
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
@@ -69,7 +85,9 @@ def read_config(config: Mapping[str, Any]) -> Any:
         close = nearest(str(model_type), list(CONFIG_MAPPING.keys()))
         hint = f"did you mean {' or '.join(close)}?" if close else "a repository's own code is never run"
         raise UsageError(f"transformers knows no model_type {shorten(repr(model_type))}: {hint}")
-    fields = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and key != "model_type"}
+    fields = {
+        key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and key != "model_type"
+    }
     try:
         with quiet():
             made = CONFIG_MAPPING[model_type](**fields)
@@ -83,22 +101,38 @@ def read_config(config: Mapping[str, Any]) -> Any:
 
 def sub_configs(config: Any) -> list[Any]:
     """The configurations nested in one (a vision-language model's text part)."""
-    return [part for name in getattr(config, "sub_configs", {}) if (part := getattr(config, name, None)) is not None]
+    return [
+        part
+        for name in getattr(config, "sub_configs", {})
+        if (part := getattr(config, name, None)) is not None
+    ]
 
 
-_CAUSAL = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING")
+_CAUSAL = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+)
 _MASKED, _SEQ2SEQ = ("MODEL_FOR_MASKED_LM_MAPPING",), ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",)
 
 
 def model_class(config: Any) -> Any:
-    """The transformers class that trains on text: the causal language model, else the image-text model, used without images; an
-    encoder-decoder's own (T5), an encoder's masked language model (BERT)."""
+    """The transformers class that trains on text: the causal language model, else the image-text model, used
+    without images; an encoder-decoder's own (T5), an encoder's masked language model (BERT).
+    """
     encoder = not getattr(config, "is_decoder", False) and _listed(_MASKED, config) is not None
-    for tables in (_SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (), _MASKED if encoder else (), _CAUSAL):
+    for tables in (
+        _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (),
+        _MASKED if encoder else (),
+        _CAUSAL,
+    ):
         found = _listed(tables, config)
         if found is not None:
             return found
-    raise UsageError(f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on next-token loss")
+    raise UsageError(
+        f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on "
+        "next-token loss"
+    )
 
 
 def _listed(tables: tuple[str, ...], config: Any) -> Any | None:
@@ -113,22 +147,28 @@ def _listed(tables: tuple[str, ...], config: Any) -> Any | None:
 
 
 def task_type(model: Any) -> str | None:
-    """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits have no type of their own."""
+    """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits
+    have no type of their own.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
 def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module:
-    """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be built.
+    """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be
+    built.
 
-    A class without SDPA attention is built with its own eager one, which is what transformers does when nobody names one.
+    A class without SDPA attention is built with its own eager one, which is what transformers does when
+    nobody names one.
     """
     from transformers.initialization import no_init_weights
 
     made = read_config(config)
     cls = model_class(made)
-    if cls.config_class is type(made).sub_configs.get("text_config"):  # as transformers 5.23 auto_factory.py from_config does
+    if cls.config_class is type(made).sub_configs.get(
+        "text_config"
+    ):  # as transformers 5.23 auto_factory.py from_config does
         made = made.get_text_config()
     if attention == "sdpa" and not getattr(cls, "_supports_sdpa", True):
         attention = "eager"
@@ -140,7 +180,9 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"transformers cannot build {cls.__name__} from this config: {reason(error)}") from None
+        raise UsageError(
+            f"transformers cannot build {cls.__name__} from this config: {reason(error)}"
+        ) from None
     assert isinstance(model, nn.Module)
     for index, layer in enumerate(layers_of(model)):
         layer.memplan_index = index
@@ -148,18 +190,24 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
 
 
 def _all_on_meta(model: nn.Module) -> None:
-    """Some constructors make a tensor where `torch.device` does not reach (DiffLlama's lambdas, by torch.normal): loading places it too."""
+    """Some constructors make a tensor where `torch.device` does not reach (DiffLlama's lambdas, by
+    torch.normal): loading places it too.
+    """
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
-                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+                )
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = torch.empty_like(buffer, device="meta")
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The decoder layers: the ModuleList that holds the most parameters, with its path; None where there is none."""
+    """The decoder layers: the ModuleList that holds the most parameters, with its path; None where there is
+    none.
+    """
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):

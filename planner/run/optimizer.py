@@ -17,7 +17,9 @@ LR = 1e-5
 
 def _torch(cls: str, **fixed: Any) -> Callable[[Any, str], Any]:
     def make(groups: Any, mode: str) -> Any:
-        return getattr(torch.optim, cls)(groups, lr=LR, **fixed, **({"fused": True} if mode == "fused" else {"foreach": mode == "foreach"}))
+        return getattr(torch.optim, cls)(
+            groups, lr=LR, **fixed, **({"fused": True} if mode == "fused" else {"foreach": mode == "foreach"})
+        )
 
     return make
 
@@ -67,7 +69,9 @@ assert MAKERS.keys() == OPTIMIZERS.keys(), "every optimizer of the table can be 
 
 
 def make_optimizer(model: nn.Module, setup: Setup) -> Any:
-    """The optimizer over the trainable parameters: one group in a plain loop, the Trainer's two (decayed or not) elsewhere."""
+    """The optimizer over the trainable parameters: one group in a plain loop, the Trainer's two (decayed or
+    not) elsewhere.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if setup.recipe == "raw":
         return _by_itself(MAKERS[setup.optimizer]([p for _, p in named], setup.optimizer_mode))
@@ -86,8 +90,10 @@ def make_optimizer(model: nn.Module, setup: Setup) -> Any:
 
 
 def _by_itself(optimizer: Any) -> Any:
-    """bitsandbytes' optimizers ask one manager a process, which keeps what another model's training overrode, by a parameter's place in
-    its group (0.50 optim/optimizer.py GlobalOptimManager.index2config): ours gets one of its own."""
+    """bitsandbytes' optimizers ask one manager a process, which keeps what another model's training overrode,
+    by a parameter's place in its group (0.50 optim/optimizer.py GlobalOptimManager.index2config): ours gets
+    one of its own.
+    """
     if hasattr(optimizer, "mng"):
         optimizer.mng = object.__new__(type(optimizer.mng))  # its constructor refuses
         optimizer.mng.initialize()

@@ -1,6 +1,8 @@
-"""What is held, and by whom: the tensors of a model and of its optimizer by name, and what autograd saves for backward.
+"""What is held, and by whom: the tensors of a model and of its optimizer by name, and what autograd saves for
+backward.
 
-Facts about the libraries' objects, for whoever attributes memory: the trace to its storages, the profiler to the allocator's addresses.
+Facts about the libraries' objects, for whoever attributes memory: the trace to its storages, the profiler to
+the allocator's addresses.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def weights(model: Any) -> Named:
 
 
 def quantisation_constants(module: Any) -> Named:
-    """Block maxima, code tables, and those of the second quantisation (bitsandbytes 0.50 functional.py QuantState, nn/modules.py)."""
+    """Block maxima, code tables, and those of the second quantisation (bitsandbytes 0.50 functional.py
+    QuantState, nn/modules.py).
+    """
     weight = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
     for level, prefix in ((state, ""), (getattr(state, "state2", None), "nested_")):
@@ -50,9 +54,15 @@ def optimizer_states(built: Any, names: dict[int, str]) -> Named:
 
 
 def importance_buffers(model: Any) -> dict[str, Any]:
-    """AdaLoRA's moving averages, by parameter (peft 0.21 tuners/adalora/layer.py RankAllocator); empty for other methods."""
+    """AdaLoRA's moving averages, by parameter (peft 0.21 tuners/adalora/layer.py RankAllocator); empty for
+    other methods.
+    """
     allocator = getattr(getattr(model, "base_model", None), "rankallocator", None)
-    return {key: getattr(allocator, key) for key in ("ipt", "exp_avg_ipt", "exp_avg_unc") if hasattr(allocator, key)}
+    return {
+        key: getattr(allocator, key)
+        for key in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+        if hasattr(allocator, key)
+    }
 
 
 def tensors(value: Any, path: str = "") -> Named:
@@ -71,8 +81,9 @@ def tensors(value: Any, path: str = "") -> Named:
 def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """Call `note` with every tensor that autograd saves inside, recomputation under checkpointing included.
 
-    The hooks hand back the tensor itself, so no lifetime changes. Hooks that others push meanwhile (checkpointing does) would hide ours:
-    they are wrapped, and what they keep is noted too, where it is a tensor. Of a sparse tensor its parts are noted.
+    The hooks hand back the tensor itself, so no lifetime changes. Hooks that others push meanwhile
+    (checkpointing does) would hide ours: they are wrapped, and what they keep is noted too, where it is a
+    tensor. Of a sparse tensor its parts are noted.
     """
     module = torch._C._autograd
     push = module._push_saved_tensors_default_hooks

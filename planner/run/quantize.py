@@ -1,4 +1,6 @@
-"""bitsandbytes' 4-bit and 8-bit linear layers in place of plain ones, and their weights quantised as each is made."""
+"""bitsandbytes' 4-bit and 8-bit linear layers in place of plain ones, and their weights quantised as each is
+made.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from memplan.planner.run.extras import BITSANDBYTES, require
 
 
 def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
-    """Swap the linear layers that transformers would quantise for bitsandbytes' own, still on meta; returns their names.
+    """Swap the linear layers that transformers would quantise for bitsandbytes' own, still on meta; returns
+    their names.
 
-    Which: every nn.Linear and Conv1D but tied ones, the output embedding, the last parameter's module and what the class keeps in fp32
-    (transformers 5.23 quantizers/base.py get_keys_to_not_convert; integrations/bitsandbytes.py replace_with_bnb_linear).
+    Which: every nn.Linear and Conv1D but tied ones, the output embedding, the last parameter's module and
+    what the class keeps in fp32 (transformers 5.23 quantizers/base.py get_keys_to_not_convert;
+    integrations/bitsandbytes.py replace_with_bnb_linear).
     """
     if setup.quant_type == "none":
         return []
@@ -35,7 +39,8 @@ def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
     model.is_quantized = True  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.config._is_quantized = True  # 5.23 quantizers/base.py _assign_is_quantized: flash attention casts to the config's dtype
+            # 5.23 quantizers/base.py _assign_is_quantized: flash attention casts to the config's dtype
+            module.config._is_quantized = True
     setattr(model, "is_loaded_in_8bit" if setup.quant_type == "int8" else "is_loaded_in_4bit", True)
     model.quantization_method = "bitsandbytes"  # type: ignore[assignment]
     return names
@@ -48,30 +53,51 @@ def _placeholder(module: nn.Module, setup: Setup) -> nn.Module:
     fan_out, fan_in = (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
     bias = module.bias is not None
     if setup.quant_type == "int8":
-        made = bnb.nn.Linear8bitLt(fan_in, fan_out, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
+        made = bnb.nn.Linear8bitLt(
+            fan_in, fan_out, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta"
+        )
     else:
-        made = bnb.nn.Linear4bit(fan_in, fan_out, bias=bias, device="meta", compute_dtype=getattr(torch, setup.compute_dtype),
-                                 compress_statistics=setup.double_quant, quant_type=setup.quant_type,
-                                 quant_storage=getattr(torch, setup.quant_storage))  # fmt: skip
+        made = bnb.nn.Linear4bit(
+            fan_in,
+            fan_out,
+            bias=bias,
+            device="meta",
+            compute_dtype=getattr(torch, setup.compute_dtype),
+            compress_statistics=setup.double_quant,
+            quant_type=setup.quant_type,
+            quant_storage=getattr(torch, setup.quant_storage),
+        )
     made.weight.memplan_dtype = module.weight.dtype
     if bias:
-        made.bias = nn.Parameter(torch.empty(fan_out, dtype=module.weight.dtype, device="meta"), requires_grad=False)
+        made.bias = nn.Parameter(
+            torch.empty(fan_out, dtype=module.weight.dtype, device="meta"), requires_grad=False
+        )
     made.requires_grad_(False)
     return made
 
 
 def quantise(module: Any, setup: Setup, weight: torch.Tensor, *, pretrained: bool = False) -> None:
-    """Give a placeholder its weight: `weight`, on the device, quantised there by bitsandbytes; the caller drops the original.
+    """Give a placeholder its weight: `weight`, on the device, quantised there by bitsandbytes; the caller
+    drops the original.
 
-    `pretrained`: 8-bit weights then make a detour over the host, so that two of them are on the device at a time (transformers 5.23
-    integrations/bitsandbytes.py Bnb8bitQuantize).
+    `pretrained`: 8-bit weights then make a detour over the host, so that two of them are on the device at a
+    time (transformers 5.23 integrations/bitsandbytes.py Bnb8bitQuantize).
     """
     import bitsandbytes as bnb
 
     if setup.quant_type == "int8":
         source = torch.empty_like(weight).copy_(weight) if pretrained else weight
-        module.weight = bnb.nn.Int8Params(source, requires_grad=False, has_fp16_weights=False)._quantize(weight.device)
+        module.weight = bnb.nn.Int8Params(source, requires_grad=False, has_fp16_weights=False)._quantize(
+            weight.device
+        )
         return
-    made = bnb.nn.Params4bit(weight, requires_grad=False, blocksize=setup.quant_block, compress_statistics=setup.double_quant,
-                             quant_type=setup.quant_type, quant_storage=getattr(torch, setup.quant_storage), module=module)  # fmt: skip
+    made = bnb.nn.Params4bit(
+        weight,
+        requires_grad=False,
+        blocksize=setup.quant_block,
+        compress_statistics=setup.double_quant,
+        quant_type=setup.quant_type,
+        quant_storage=getattr(torch, setup.quant_storage),
+        module=module,
+    )
     module.weight = made._quantize(weight.device)

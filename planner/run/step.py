@@ -1,6 +1,7 @@
 """One training step, announcing its moments: the trace engine and the profiler run this same loop.
 
-Moments: forward, backward, optimizer_step (and update_and_allocate for AdaLoRA); with gradient accumulation, forward and backward repeat.
+Moments: forward, backward, optimizer_step (and update_and_allocate for AdaLoRA); with gradient accumulation,
+forward and backward repeat.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Announcer(Protocol):
 class Loop:
     """What a stack's loop holds on to and adds: each field moves memory.
 
-    holds_outputs: the forward's outputs live until the step ends (a function-local variable), not only until the loss is returned.
-    clips: gradients are clipped to a norm before the optimizer's step.
+    holds_outputs: the forward's outputs live until the step ends (a function-local variable), not only until
+    the loss is returned. clips: gradients are clipped to a norm before the optimizer's step.
     """
 
     holds_outputs: bool
@@ -34,7 +35,9 @@ class Loop:
 
 
 PLAIN = Loop(holds_outputs=True, clips=False)
-TRAINER = Loop(holds_outputs=False, clips=True)  # transformers 5.23 trainer.py compute_loss, training_step; max_grad_norm 1.0
+TRAINER = Loop(
+    holds_outputs=False, clips=True
+)  # transformers 5.23 trainer.py compute_loss, training_step; max_grad_norm 1.0
 LOOPS = {"raw": PLAIN}
 
 
@@ -90,7 +93,9 @@ def _run(built: Built, watcher: Announcer, step: int) -> None:
 
 
 def _to_fp32(outputs: Any) -> Any:
-    """What accelerate does to whatever the forward returns under mixed precision (accelerate 1.15 utils/operations.py convert_to_fp32)."""
+    """What accelerate does to whatever the forward returns under mixed precision (accelerate 1.15
+    utils/operations.py convert_to_fp32).
+    """
     from accelerate.utils.operations import convert_to_fp32
 
     return convert_to_fp32(outputs)

@@ -1,8 +1,9 @@
-"""Constants keep their values: what a program computes from them alone is computed on the host as well, so that shapes which depend on it
-are known (which labels count, where a mask is set). For adapters and models that need it; meta tensors have no values of their own.
+"""Constants keep their values: what a program computes from them alone is computed on the host as well, so
+that shapes which depend on it are known (which labels count, where a mask is set). For adapters and models
+that need it; meta tensors have no values of their own.
 
-Each meta storage whose content is known has a twin in host memory. An op whose tensors are all known runs on the twins too; one that
-writes anything else into a known storage ends that knowledge.
+Each meta storage whose content is known has a twin in host memory. An op whose tensors are all known runs on
+the twins too; one that writes anything else into a known storage ends that knowledge.
 
 Which experts a router chooses is known too, once it is asked for: every one equally often.
 """
@@ -18,10 +19,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 _ATEN = torch.ops.aten
-_FACTORIES = {_ATEN.zeros.default, _ATEN.ones.default, _ATEN.full.default, _ATEN.arange.default, _ATEN.arange.start,
-              _ATEN.arange.start_step, _ATEN.scalar_tensor.default, _ATEN.lift_fresh.default}  # fmt: skip
+_FACTORIES = {
+    _ATEN.zeros.default,
+    _ATEN.ones.default,
+    _ATEN.full.default,
+    _ATEN.arange.default,
+    _ATEN.arange.start,
+    _ATEN.arange.start_step,
+    _ATEN.scalar_tensor.default,
+    _ATEN.lift_fresh.default,
+}
 _TOKENS = {_ATEN.randint.default, _ATEN.randint.low}  # a batch: any token will do
-_MOST = {True: 1 << 20, False: 1 << 27}  # elements of a constant whose value is kept, by whether they are floating
+_MOST = {
+    True: 1 << 20,
+    False: 1 << 27,
+}  # elements of a constant whose value is kept, by whether they are floating
 
 Answer = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -57,7 +69,9 @@ class Values(dict[Any, Answer]):
         held = self._twins.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
         if held is None:
             return None
-        return torch.empty(0, dtype=tensor.dtype).set_(held, tensor.storage_offset(), tensor.shape, tensor.stride())
+        return torch.empty(0, dtype=tensor.dtype).set_(
+            held, tensor.storage_offset(), tensor.shape, tensor.stride()
+        )
 
     def _known(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = list(_tensors((args, kwargs)))
@@ -80,7 +94,9 @@ class Values(dict[Any, Answer]):
         return self._selected(func, args)
 
     def _balanced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The largest k of E unknown numbers a row: the E places in turn, so that all are chosen equally often."""
+        """The largest k of E unknown numbers a row: the E places in turn, so that all are chosen equally
+        often.
+        """
         made = func(*args, **kwargs)
         dim = args[2] if len(args) > 2 else kwargs.get("dim", -1)
         chosen = made[1].movedim(dim, -1)
@@ -94,7 +110,9 @@ class Values(dict[Any, Answer]):
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], placed: bool) -> Any:
         on_host = {**kwargs, "device": "cpu"} if placed else kwargs
         with torch.no_grad():
-            made = func(*tree_map_only(Tensor, self.value, args), **tree_map_only(Tensor, self.value, on_host))
+            made = func(
+                *tree_map_only(Tensor, self.value, args), **tree_map_only(Tensor, self.value, on_host)
+            )
         if next(_written(func, args), None) is not None:
             return args[0] if func._schema.returns else None
         if any(t.layout != torch.strided for t in _tensors(made)):
@@ -102,11 +120,15 @@ class Values(dict[Any, Answer]):
         if kwargs.get("device") is not None and not placed:
             return made  # copied to the host
 
-        shared = {self._twins[t.untyped_storage()._cdata]._cdata for t in _tensors((args, kwargs)) if t.is_meta}
+        shared = {
+            self._twins[t.untyped_storage()._cdata]._cdata for t in _tensors((args, kwargs)) if t.is_meta
+        }
 
         def on_meta(value: Tensor) -> Tensor:
             value = value.clone() if value.untyped_storage()._cdata in shared else value
-            return self.keep(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta"), value)
+            return self.keep(
+                torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta"), value
+            )
 
         return tree_map_only(Tensor, on_meta, made)
 
@@ -122,7 +144,10 @@ class Values(dict[Any, Answer]):
             mask = self.value(index)
             if mask is None:
                 return NotImplemented
-            places += [torch.empty(column.shape, dtype=torch.int64, device="meta") for column in mask.nonzero().unbind(1)]
+            places += [
+                torch.empty(column.shape, dtype=torch.int64, device="meta")
+                for column in mask.nonzero().unbind(1)
+            ]
         return func(args[0], places)
 
 

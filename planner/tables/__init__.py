@@ -1,1 +1,3 @@
-"""What a row adds to: methods, optimizers, recipes, GPUs, attention backends, peft types, dtypes, units, errors."""
+"""What a row adds to: methods, optimizers, recipes, GPUs, attention backends, peft types, dtypes, units,
+errors.
+"""

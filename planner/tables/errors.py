@@ -1,4 +1,6 @@
-"""Errors that a user can cause. Each carries the exit code of the command line's contract and one readable message."""
+"""Errors that a user can cause. Each carries the exit code of the command line's contract and one readable
+message.
+"""
 
 from __future__ import annotations
 

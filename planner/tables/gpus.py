@@ -1,4 +1,6 @@
-"""GPUS: what each card really offers, from gpus.json; and `find_gpu`, which also reads this machine's card or takes a size as a budget."""
+"""GPUS: what each card really offers, from gpus.json; and `find_gpu`, which also reads this machine's card or
+takes a size as a budget.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ _NOISE = ("nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "graphics",
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card, or a budget. `usable_bytes`: what one process can hold in all, CUDA context included; `source` says how that is known.
+    """One card, or a budget. `usable_bytes`: what one process can hold in all, CUDA context included;
+    `source` says how that is known.
 
-    `capability`: CUDA compute capability; `sms`: multiprocessors; `bandwidth_gbs`: 10^9 bytes/s; `bf16_tflops`: dense 16-bit rate, vendor's
-    figure; `context_bytes`: the CUDA context. None where not known, never 0.
+    `capability`: CUDA compute capability; `sms`: multiprocessors; `bandwidth_gbs`: 10^9 bytes/s;
+    `bf16_tflops`: dense 16-bit rate, vendor's figure; `context_bytes`: the CUDA context. None where not
+    known, never 0.
     """
 
     name: str
@@ -42,16 +46,27 @@ class Gpu:
 
     @property
     def verified(self) -> bool:
-        """Whether memplan's kernel facts hold for this card's vendor at all (NVIDIA); AMD and Apple are listed as unverified."""
+        """Whether memplan's kernel facts hold for this card's vendor at all (NVIDIA); AMD and Apple are
+        listed as unverified.
+        """
         return self.kind not in UNVERIFIED
 
     def to_document(self) -> dict[str, Any]:
         return {
-            "name": self.name, "usable_bytes": self.usable_bytes, "context_bytes": self.context_bytes, "source": self.source,
-            "context_source": self.context_source, "kind": self.kind, "marketing_gb": self.marketing_gb,
-            "capability": list(self.capability) if self.capability else None, "sms": self.sms, "bandwidth_gbs": self.bandwidth_gbs,
-            "bf16_tflops": self.bf16_tflops, "verified": self.verified, "aliases": list(self.aliases),
-        }  # fmt: skip
+            "name": self.name,
+            "usable_bytes": self.usable_bytes,
+            "context_bytes": self.context_bytes,
+            "source": self.source,
+            "context_source": self.context_source,
+            "kind": self.kind,
+            "marketing_gb": self.marketing_gb,
+            "capability": list(self.capability) if self.capability else None,
+            "sms": self.sms,
+            "bandwidth_gbs": self.bandwidth_gbs,
+            "bf16_tflops": self.bf16_tflops,
+            "verified": self.verified,
+            "aliases": list(self.aliases),
+        }
 
 
 @cache
@@ -98,7 +113,9 @@ def common_gpus() -> tuple[Gpu, ...]:
 
 @cache
 def _names() -> dict[str, str]:
-    """Every way to name a card -> its name: names and aliases first, then short forms that only one card has ('4090')."""
+    """Every way to name a card -> its name: names and aliases first, then short forms that only one card has
+    ('4090').
+    """
     names = {_plain(word): gpu.name for gpu in gpus().values() for word in (gpu.name, *gpu.aliases)}
     short: dict[str, set[str]] = {}
     for gpu in gpus().values():
@@ -106,7 +123,9 @@ def _names() -> dict[str, str]:
             for prefix in ("rtx-", "gtx-", "rx-", "jetson-", "apple-"):
                 if word.startswith(prefix):
                     short.setdefault(_plain(word.removeprefix(prefix)), set()).add(gpu.name)
-    return names | {word: min(owners) for word, owners in short.items() if len(owners) == 1 and word not in names}
+    return names | {
+        word: min(owners) for word, owners in short.items() if len(owners) == 1 and word not in names
+    }
 
 
 def _plain(text: str) -> str:
@@ -116,7 +135,9 @@ def _plain(text: str) -> str:
 
 
 def find_gpu(text: str) -> Gpu:
-    """The card of that name or alias, this machine's (`local`), or a size such as 23.5GiB as a budget. Raises UsageError."""
+    """The card of that name or alias, this machine's (`local`), or a size such as 23.5GiB as a budget. Raises
+    UsageError.
+    """
     if text.strip().lower() == "local":
         return local_gpu()
     name = _names().get(_plain(text))
@@ -135,18 +156,24 @@ def budget(text: str) -> Gpu:
     size = parse_size(text)
     if size < 64 * MIB:
         number = text.strip().rstrip("kmgtibKMGTIB")
-        raise UsageError(f"GPU budget '{shorten(text)}' is {size:,} bytes: expected at least 64 MiB, such as {shorten(number, 20)}GiB")
+        raise UsageError(
+            f"GPU budget '{shorten(text)}' is {size:,} bytes: expected at least 64 MiB, such as "
+            f"{shorten(number, 20)}GiB"
+        )
     context = _file()["context"]
     return Gpu(text.strip(), size, context["bytes"], "a budget given by the user", context["source"])
 
 
 @cache
 def local_gpu() -> Gpu:
-    """This machine's first visible card, with what is free on it now as usable bytes. Raises UsageError where there is none."""
+    """This machine's first visible card, with what is free on it now as usable bytes. Raises UsageError where
+    there is none.
+    """
     read = _from_nvml() or _from_nvidia_smi()
     if read is None:
         raise UsageError(
-            "--gpu local: neither NVML nor nvidia-smi finds a GPU here: name a card (memplan list gpus) or give a size such as 23.5GiB"
+            "--gpu local: neither NVML nor nvidia-smi finds a GPU here: name a card (memplan list gpus) or "
+            "give a size such as 23.5GiB"
         )
     device, free, total = read
     name = _names().get(_plain(device))
@@ -163,7 +190,9 @@ def _visible() -> int | str:
 
 
 def _from_nvml() -> tuple[str, int, int] | None:
-    """(device name, free bytes, total bytes) of the first visible GPU from NVML; None where NVML or a GPU is missing."""
+    """(device name, free bytes, total bytes) of the first visible GPU from NVML; None where NVML or a GPU is
+    missing.
+    """
     try:
         import pynvml
     except ImportError:
@@ -174,7 +203,11 @@ def _from_nvml() -> tuple[str, int, int] | None:
         return None
     try:
         which = _visible()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(which) if isinstance(which, int) else pynvml.nvmlDeviceGetHandleByUUID(which)
+        handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(which)
+            if isinstance(which, int)
+            else pynvml.nvmlDeviceGetHandleByUUID(which)
+        )
         name = pynvml.nvmlDeviceGetName(handle)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return name if isinstance(name, str) else name.decode(), int(memory.free), int(memory.total)
@@ -188,7 +221,12 @@ def _from_nvidia_smi() -> tuple[str, int, int] | None:
     """The same from nvidia-smi's CSV, whose sizes are MiB."""
     import subprocess
 
-    command = ["nvidia-smi", f"--id={_visible()}", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    command = [
+        "nvidia-smi",
+        f"--id={_visible()}",
+        "--query-gpu=name,memory.free,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         name, free, total = done.stdout.strip().splitlines()[0].rsplit(",", 2)

@@ -14,7 +14,9 @@ Trains = Literal["all", "last_layers", "adapter", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: what it trains, the PEFT type behind it, the Setup defaults it brings and the fields only it reads."""
+    """One method: what it trains, the PEFT type behind it, the Setup defaults it brings and the fields only
+    it reads.
+    """
 
     name: str
     trains: Trains
@@ -34,25 +36,67 @@ def _table(*rows: Method) -> dict[str, Method]:
 
 METHODS: dict[str, Method] = _table(
     Method("full", "all", summary="every parameter is trained"),
-    Method("freeze", "last_layers", defaults={"trainable_layers": 2}, reads=("trainable_layers",),
-           summary="the last n decoder layers are trained"),
-    Method("lora", "adapter", "LORA", reads=_LORA_READS, summary="low-rank adapters beside frozen linear layers"),
+    Method(
+        "freeze",
+        "last_layers",
+        defaults={"trainable_layers": 2},
+        reads=("trainable_layers",),
+        summary="the last n decoder layers are trained",
+    ),
+    Method(
+        "lora", "adapter", "LORA", reads=_LORA_READS, summary="low-rank adapters beside frozen linear layers"
+    ),
     Method("qlora", "adapter", "LORA", quantised=True, reads=_LORA_READS, summary="LoRA on a 4-bit base"),
-    Method("adalora", "adapter", "ADALORA",
-           defaults={"init_rank": 12, "target_rank": 8, "importance_buffers": True},
-           reads=(*_LORA_READS, "init_rank", "target_rank", "importance_buffers"),
-           summary="SVD-shaped adapters whose rank budget is pruned while training"),
+    Method(
+        "adalora",
+        "adapter",
+        "ADALORA",
+        defaults={"init_rank": 12, "target_rank": 8, "importance_buffers": True},
+        reads=(*_LORA_READS, "init_rank", "target_rank", "importance_buffers"),
+        summary="SVD-shaped adapters whose rank budget is pruned while training",
+    ),
     Method("dora", "adapter", "LORA", reads=_LORA_READS, summary="LoRA with a trained magnitude per output"),
-    Method("rslora", "adapter", "LORA", reads=_LORA_READS, summary="LoRA scaled by alpha / sqrt(r): the same memory"),
-    Method("lora+", "adapter", "LORA", reads=_LORA_READS, summary="LoRA with two learning rates: the same memory"),
+    Method(
+        "rslora",
+        "adapter",
+        "LORA",
+        reads=_LORA_READS,
+        summary="LoRA scaled by alpha / sqrt(r): the same memory",
+    ),
+    Method(
+        "lora+", "adapter", "LORA", reads=_LORA_READS, summary="LoRA with two learning rates: the same memory"
+    ),
     Method("lora-fa", "adapter", "LORA", reads=_LORA_READS, summary="LoRA with A frozen"),
-    Method("prefix-tuning", "adapter", "PREFIX_TUNING", defaults={"virtual_tokens": 20}, reads=("virtual_tokens",),
-           summary="trained keys and values before every layer"),
-    Method("prompt-tuning", "adapter", "PROMPT_TUNING", defaults={"virtual_tokens": 20}, reads=("virtual_tokens",),
-           summary="trained embeddings before the input"),
-    Method("ia3", "adapter", "IA3", reads=("targets", "modules_to_save", "adapter_dtype"),
-           summary="trained scales on keys, values and the MLP"),
-    Method("adapter", "adapter", None, defaults={"bottleneck": 64}, reads=("bottleneck",),
-           summary="bottleneck adapters after attention and MLP"),
+    Method(
+        "prefix-tuning",
+        "adapter",
+        "PREFIX_TUNING",
+        defaults={"virtual_tokens": 20},
+        reads=("virtual_tokens",),
+        summary="trained keys and values before every layer",
+    ),
+    Method(
+        "prompt-tuning",
+        "adapter",
+        "PROMPT_TUNING",
+        defaults={"virtual_tokens": 20},
+        reads=("virtual_tokens",),
+        summary="trained embeddings before the input",
+    ),
+    Method(
+        "ia3",
+        "adapter",
+        "IA3",
+        reads=("targets", "modules_to_save", "adapter_dtype"),
+        summary="trained scales on keys, values and the MLP",
+    ),
+    Method(
+        "adapter",
+        "adapter",
+        None,
+        defaults={"bottleneck": 64},
+        reads=("bottleneck",),
+        summary="bottleneck adapters after attention and MLP",
+    ),
     Method("inference", "nothing", summary="weights and KV cache, nothing trained"),
-)  # fmt: skip
+)

@@ -1,6 +1,7 @@
 """OPTIMIZERS: the state tensors that each optimizer keeps per trainable tensor, by Hugging Face name.
 
-Adding an optimizer is adding a row here; a test compares the row's bytes with `optimizer.state` after traced steps.
+Adding an optimizer is adding a row here; a test compares the row's bytes with `optimizer.state` after traced
+steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Mode = Literal["foreach", "fused", "loop"]
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """One optimizer: its states per trainable tensor and how its step walks the tensors (`modes`, default first)."""
+    """One optimizer: its states per trainable tensor and how its step walks the tensors (`modes`, default
+    first).
+    """
 
     name: str
     states: tuple[tuple[str, Rule], ...]
@@ -37,7 +40,9 @@ class Optimizer:
 
     @property
     def floors(self) -> bool:
-        """Whether the number of a tensor's elements decides how a state is kept: in 8 bits, or in pageable memory."""
+        """Whether the number of a tensor's elements decides how a state is kept: in 8 bits, or in pageable
+        memory.
+        """
         return self.paged or any(rule in ("blockwise8", "pair8") for _, rule in self.states)
 
 
@@ -56,20 +61,57 @@ _BNB_MIX = "bitsandbytes 0.50 optim/ademamix.py AdEMAMix.init_state"
 _BNB_RMS = "bitsandbytes 0.50 optim/rmsprop.py RMSprop, optim/optimizer.py Optimizer1State.init_state"
 
 OPTIMIZERS: dict[str, Optimizer] = _table(
-    Optimizer("adamw_torch", _ADAM_LIKE, ("foreach", "loop"), "torch", source="torch 2.13 optim/adam.py _init_group"),
-    Optimizer("adamw_torch_fused", (*_ADAM_LIKE, ("step", "step")), ("fused",), "torch", source="torch 2.13 optim/adam.py _init_group"),
-    Optimizer("sgd", (), ("foreach", "loop"), "torch", source="torch 2.13 optim/sgd.py (momentum 0, the Trainer's default)"),
-    Optimizer("rmsprop", (("square_avg", "like"),), ("foreach", "loop"), "torch", source="torch 2.13 optim/rmsprop.py"),
-    Optimizer("adagrad", (("sum", "like"),), ("foreach", "loop"), "torch", source="torch 2.13 optim/adagrad.py", at_once=True),
-    Optimizer("adafactor", (("factors", "factored"),), ("loop",), "transformers", source="transformers 5.23 optimization.py Adafactor"),
+    Optimizer(
+        "adamw_torch", _ADAM_LIKE, ("foreach", "loop"), "torch", source="torch 2.13 optim/adam.py _init_group"
+    ),
+    Optimizer(
+        "adamw_torch_fused",
+        (*_ADAM_LIKE, ("step", "step")),
+        ("fused",),
+        "torch",
+        source="torch 2.13 optim/adam.py _init_group",
+    ),
+    Optimizer(
+        "sgd",
+        (),
+        ("foreach", "loop"),
+        "torch",
+        source="torch 2.13 optim/sgd.py (momentum 0, the Trainer's default)",
+    ),
+    Optimizer(
+        "rmsprop",
+        (("square_avg", "like"),),
+        ("foreach", "loop"),
+        "torch",
+        source="torch 2.13 optim/rmsprop.py",
+    ),
+    Optimizer(
+        "adagrad",
+        (("sum", "like"),),
+        ("foreach", "loop"),
+        "torch",
+        source="torch 2.13 optim/adagrad.py",
+        at_once=True,
+    ),
+    Optimizer(
+        "adafactor",
+        (("factors", "factored"),),
+        ("loop",),
+        "transformers",
+        source="transformers 5.23 optimization.py Adafactor",
+    ),
     Optimizer("adamw_bnb_8bit", _ADAM_8, ("loop",), "bitsandbytes", source=_BNB),
     Optimizer("adamw_8bit", _ADAM_8, ("loop",), "bitsandbytes", source=_BNB),
     Optimizer("paged_adamw_8bit", _ADAM_8, ("loop",), "bitsandbytes", paged=True, source=_BNB),
     Optimizer("paged_adamw_32bit", _ADAM_32, ("loop",), "bitsandbytes", paged=True, source=_BNB),
     Optimizer("lion_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", source=_BNB1),
     Optimizer("lion_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", source=_BNB1),
-    Optimizer("paged_lion_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", paged=True, source=_BNB1),
-    Optimizer("paged_lion_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", paged=True, source=_BNB1),
+    Optimizer(
+        "paged_lion_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", paged=True, source=_BNB1
+    ),
+    Optimizer(
+        "paged_lion_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", paged=True, source=_BNB1
+    ),
     Optimizer("rmsprop_bnb", (("state1", "float32"),), ("loop",), "bitsandbytes", source=_BNB_RMS),
     Optimizer("rmsprop_bnb_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", source=_BNB_RMS),
     Optimizer("rmsprop_bnb_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", source=_BNB_RMS),
@@ -80,12 +122,30 @@ OPTIMIZERS: dict[str, Optimizer] = _table(
 )
 
 WITHOUT_A_RULE = (
-    "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "galore_adamw",
-    "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo",
-    "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "apollo_adamw_layerwise",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adamw_anyprecision",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "galore_adafactor",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise",
+    "galore_adafactor_layerwise",
+    "lomo",
+    "adalomo",
+    "grokadamw",
+    "schedule_free_radam",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "apollo_adamw",
+    "apollo_adamw_layerwise",
     "stable_adamw",
-)  # fmt: skip
-"""transformers' other optimizers (5.23 training_args.py OptimizerNames): names that are no mistake, whose states no row describes."""
+)
+"""transformers' other optimizers (5.23 training_args.py OptimizerNames): names that are no mistake, whose
+states no row describes.
+"""
 
 
 def unknown_optimizer(name: object) -> UsageError:
@@ -93,5 +153,9 @@ def unknown_optimizer(name: object) -> UsageError:
     if name not in WITHOUT_A_RULE:
         return unknown("optimizer", name, OPTIMIZERS)
     close = nearest(str(name), OPTIMIZERS)
-    tail = f"nearest by name {' or '.join(close)}" if close else f"expected one of {', '.join(sorted(OPTIMIZERS))}"
+    tail = (
+        f"nearest by name {' or '.join(close)}"
+        if close
+        else f"expected one of {', '.join(sorted(OPTIMIZERS))}"
+    )
     return UsageError(f"transformers knows '{name}', memplan has no rule for it yet: {tail}")

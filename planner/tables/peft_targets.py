@@ -1,5 +1,6 @@
-"""What PEFT targets by itself where a configuration names no modules, by model type: peft 0.21 utils/constants.py
-TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING. A test compares it with the installed peft.
+"""What PEFT targets by itself where a configuration names no modules, by model type: peft 0.21
+utils/constants.py TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING. A test compares it with the installed
+peft.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PEFT_TARGETS: dict[str, tuple[str, ...]] = {
     "mpt": ("Wqkv",),
     "codegen": ("qkv_proj",),
     "nemotron_h": ("q_proj", "k_proj", "v_proj", "o_proj"),
-}  # fmt: skip
+}
 
 IA3_TARGETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
@@ -29,12 +30,16 @@ IA3_TARGETS: dict[str, tuple[str, ...]] = {
     "phi": ("q_proj", "v_proj", "fc2"),
 }
 IA3_FEEDFORWARD = ("fc_out", "down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "mlp_down")
-"""What IA3 targets by itself, by model type, and which of all such names are feed-forward layers (peft 0.21 utils/constants.py
-TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING)."""
+"""What IA3 targets by itself, by model type, and which of all such names are feed-forward layers (peft 0.21
+utils/constants.py TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING).
+"""
 
 
 def peft_targets(model_type: str) -> tuple[str, ...]:
     """PEFT's own targets for one model type. UsageError where PEFT has none, as PEFT itself fails there."""
     if model_type not in PEFT_TARGETS:
-        raise UsageError(f"PEFT has no targets of its own for model_type '{shorten(model_type)}': name them, as in --targets all-linear")
+        raise UsageError(
+            f"PEFT has no targets of its own for model_type '{shorten(model_type)}': name them, as in "
+            "--targets all-linear"
+        )
     return PEFT_TARGETS[model_type]

@@ -1,7 +1,9 @@
-"""RECIPES: what each training stack's own defaults mean for memory, each with the file and version it was read in.
+"""RECIPES: what each training stack's own defaults mean for memory, each with the file and version it was
+read in.
 
-A recipe is a table of Setup fields; `methods` holds what it fixes for one method ("adapters" stands for every method that trains
-adapters, "quantised" for every quantised base). Adding a recipe is adding a row here; `docs/recipes.md` is generated from it.
+A recipe is a table of Setup fields; `methods` holds what it fixes for one method ("adapters" stands for every
+method that trains adapters, "quantised" for every quantised base). Adding a recipe is adding a row here;
+`docs/recipes.md` is generated from it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One training stack: Setup defaults, those per method, and where each was read (`ours` where it is our choice)."""
+    """One training stack: Setup defaults, those per method, and where each was read (`ours` where it is our
+    choice).
+    """
 
     name: str
     summary: str
@@ -21,7 +25,9 @@ class Recipe:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[tuple[str, str], ...] = ()  # (the setting whose default needs a word, or "" for the stack itself, the word)
+    notes: tuple[
+        tuple[str, str], ...
+    ] = ()  # (the setting whose default needs a word, or "" for the stack itself, the word)
     when: tuple[tuple[str, Any, Mapping[str, Any]], ...] = ()  # (field, value, what else then changes)
 
     def layers(self, method: str, trains: str, quantised: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -34,26 +40,75 @@ class Recipe:
 
 
 _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": ("all-linear",), "adapter_dtype": "float32"}
-_QUANT = {"quant_type": "nf4", "double_quant": True, "quant_block": 64, "quant_storage": "uint8", "compute_dtype": "bfloat16",
-          "kbit_prepare": True}  # fmt: skip
+_QUANT = {
+    "quant_type": "nf4",
+    "double_quant": True,
+    "quant_block": 64,
+    "quant_storage": "uint8",
+    "compute_dtype": "bfloat16",
+    "kbit_prepare": True,
+}
 
 _FP32_OUTPUTS = "accelerate 1.15 accelerator.py prepare_model -> convert_outputs_to_fp32"
-_KBIT = "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
-_OUR_QUANT = "nf4, double quantisation and bfloat16 compute are our choice for qlora (the library's bare defaults are fp4, single, float32)"
+_KBIT = (
+    "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
+)
+_OUR_QUANT = (
+    "nf4, double quantisation and bfloat16 compute are our choice for qlora (the library's bare defaults "
+    "are fp4, single, float32)"
+)
 
 BASE: dict[str, Any] = {
-    "micro_batch": 1, "padded": False, "packed_documents": 1, "gradient_accumulation": 1, "weight_dtype": "bfloat16", "autocast": "none",
-    **_LORA, "modules_to_save": (), "quant_type": "none", "double_quant": False, "quant_block": 64, "quant_storage": "uint8",
-    "compute_dtype": "bfloat16", "kbit_prepare": False, "upcast_modules": "none", "checkpointing": "none", "checkpoint_every": 1,
-    "checkpoint_offload": False, "load": "pretrained", "attention": "sdpa", "loss": "full", "optimizer": "adamw_torch",
-    "zero_grad": "before_forward", "retain_outputs": False, "outputs_fp32": False, "trainable_dtype": "weight", "allocator": "native",
-    "gpu": None, "gpus": 1, "parallel": "none", "fsdp_version": 2, "reshard_after_forward": True, "gradient_as_bucket_view": False,
+    "micro_batch": 1,
+    "padded": False,
+    "packed_documents": 1,
+    "gradient_accumulation": 1,
+    "weight_dtype": "bfloat16",
+    "autocast": "none",
+    **_LORA,
+    "modules_to_save": (),
+    "quant_type": "none",
+    "double_quant": False,
+    "quant_block": 64,
+    "quant_storage": "uint8",
+    "compute_dtype": "bfloat16",
+    "kbit_prepare": False,
+    "upcast_modules": "none",
+    "checkpointing": "none",
+    "checkpoint_every": 1,
+    "checkpoint_offload": False,
+    "load": "pretrained",
+    "attention": "sdpa",
+    "loss": "full",
+    "optimizer": "adamw_torch",
+    "zero_grad": "before_forward",
+    "retain_outputs": False,
+    "outputs_fp32": False,
+    "trainable_dtype": "weight",
+    "allocator": "native",
+    "gpu": None,
+    "gpus": 1,
+    "parallel": "none",
+    "fsdp_version": 2,
+    "reshard_after_forward": True,
+    "gradient_as_bucket_view": False,
     "offload": "none",
-    "zero_reduce_bucket": 5 * 10**8, "zero_prefetch_bucket": 5 * 10**7, "zero_persistence_threshold": 10**5,
-    "zero_live_parameters": 10**9, "zero_reuse_distance": 10**9, "zero_sub_group": 10**9, "zero_overlap_comm": None,
-    "init_rank": None, "target_rank": None, "importance_buffers": False,
-    "virtual_tokens": None, "trainable_layers": None, "bottleneck": None, "adapter": None, "device": "cuda",
-}  # fmt: skip
+    "zero_reduce_bucket": 5 * 10**8,
+    "zero_prefetch_bucket": 5 * 10**7,
+    "zero_persistence_threshold": 10**5,
+    "zero_live_parameters": 10**9,
+    "zero_reuse_distance": 10**9,
+    "zero_sub_group": 10**9,
+    "zero_overlap_comm": None,
+    "init_rank": None,
+    "target_rank": None,
+    "importance_buffers": False,
+    "virtual_tokens": None,
+    "trainable_layers": None,
+    "bottleneck": None,
+    "adapter": None,
+    "device": "cuda",
+}
 """The fallback of every field: what a plain loop does when nobody says otherwise."""
 
 BASE_SOURCES: dict[str, str] = {
@@ -73,56 +128,105 @@ BASE_SOURCES: dict[str, str] = {
     "fsdp_version": "transformers 5.23 training_args.py _process_fsdp_args; accelerate's own files and options say 1",
     "reshard_after_forward": "accelerate 1.15 utils/dataclasses.py FullyShardedDataParallelPlugin: true for FSDP2",
     "gradient_as_bucket_view": "torch 2.13 nn/parallel/distributed.py",
-    **dict.fromkeys(("zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold", "zero_live_parameters",
-                     "zero_reuse_distance", "zero_sub_group", "zero_overlap_comm"), "deepspeed 0.19.8 runtime/zero/config.py"),
+    **dict.fromkeys(
+        (
+            "zero_reduce_bucket",
+            "zero_prefetch_bucket",
+            "zero_persistence_threshold",
+            "zero_live_parameters",
+            "zero_reuse_distance",
+            "zero_sub_group",
+            "zero_overlap_comm",
+        ),
+        "deepspeed 0.19.8 runtime/zero/config.py",
+    ),
     "importance_buffers": "peft 0.21 tuners/adalora/layer.py RankAllocator.update_ipt, run by update_and_allocate",
 }
 """Where the fallbacks that come from a library were read; a field in no `sources` is our choice."""
 
 RECIPES: dict[str, Recipe] = {
     "raw": Recipe(
-        "raw", "a plain PyTorch loop",
+        "raw",
+        "a plain PyTorch loop",
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantised": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
-            "checkpointing": "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, reentrant",
+            "checkpointing": (
+                "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
+                "reentrant"
+            ),
             "optimizer_mode": "torch 2.13 optim/optimizer.py _default_to_fused_or_foreach: foreach on CUDA",
             "kbit_prepare": _KBIT,
         },
         notes=(("quant_type", _OUR_QUANT),),
     ),
     "hf": Recipe(
-        "hf", "transformers Trainer + PEFT",
+        "hf",
+        "transformers Trainer + PEFT",
         {"optimizer": "adamw_torch_fused", "autocast": "bfloat16", "outputs_fp32": True},
         methods={"quantised": {**_QUANT, "checkpointing": "non_reentrant"}},
         sources={
             "optimizer": "transformers 5.23 training_args.py optim",
             "outputs_fp32": _FP32_OUTPUTS,
-            "checkpointing": "transformers 5.23 modeling_utils.py gradient_checkpointing_enable: non-reentrant without kwargs",
+            "checkpointing": (
+                "transformers 5.23 modeling_utils.py gradient_checkpointing_enable: non-reentrant without "
+                "kwargs"
+            ),
             "kbit_prepare": _KBIT,
         },
-        notes=(("autocast", "bf16=True is our choice (the library's default is off)"),
-               ("quant_type", _OUR_QUANT),
-               ("micro_batch", "a micro-batch of 1 is our choice (the library's own per_device_train_batch_size is 8)")),
+        notes=(
+            ("autocast", "bf16=True is our choice (the library's default is off)"),
+            ("quant_type", _OUR_QUANT),
+            (
+                "micro_batch",
+                "a micro-batch of 1 is our choice (the library's own per_device_train_batch_size is 8)",
+            ),
+        ),
     ),
     "trl": Recipe(
-        "trl", "TRL's SFTTrainer (trl sft)",
-        {"optimizer": "adamw_torch_fused", "autocast": "bfloat16", "outputs_fp32": True, "weight_dtype": "float32",
-         "compute_dtype": "float32", "checkpointing": "non_reentrant", "loss": "chunked"},
+        "trl",
+        "TRL's SFTTrainer (trl sft)",
+        {
+            "optimizer": "adamw_torch_fused",
+            "autocast": "bfloat16",
+            "outputs_fp32": True,
+            "weight_dtype": "float32",
+            "compute_dtype": "float32",
+            "checkpointing": "non_reentrant",
+            "loss": "chunked",
+        },
         methods={
             "adapters": {"targets": ("peft-default",), "dropout": 0.05, "rank": 16, "alpha": 32},
-            "quantised": {**_QUANT, "double_quant": False, "compute_dtype": "float32", "kbit_prepare": False, "adapter_dtype": "bfloat16"},
+            "quantised": {
+                **_QUANT,
+                "double_quant": False,
+                "compute_dtype": "float32",
+                "kbit_prepare": False,
+                "adapter_dtype": "bfloat16",
+            },
         },
         sources={
-            "weight_dtype": "trl 1.16 trainer/utils.py create_model_from_path: dtype defaults to float32; trainer/model_config.py dtype",
-            "compute_dtype": "trl 1.16 trainer/utils.py get_quantization_config: bnb_4bit_compute_dtype is the model's dtype",
+            "weight_dtype": (
+                "trl 1.16 trainer/utils.py create_model_from_path: dtype defaults to float32; "
+                "trainer/model_config.py dtype"
+            ),
+            "compute_dtype": (
+                "trl 1.16 trainer/utils.py get_quantization_config: bnb_4bit_compute_dtype is the model's "
+                "dtype"
+            ),
             "double_quant": "trl 1.16 trainer/model_config.py use_bnb_nested_quant False",
             "quant_type": "trl 1.16 trainer/model_config.py bnb_4bit_quant_type nf4",
-            "kbit_prepare": "trl 1.16 trainer/sft_trainer.py calls get_peft_model directly; prepare_model_for_kbit_training is not called",
+            "kbit_prepare": (
+                "trl 1.16 trainer/sft_trainer.py calls get_peft_model directly; "
+                "prepare_model_for_kbit_training is not called"
+            ),
             "adapter_dtype": "trl 1.16 trainer/sft_trainer.py: the adapters of a quantised model are cast to bfloat16",
             "checkpointing": "trl 1.16 trainer/base_config.py gradient_checkpointing True, no kwargs: non-reentrant",
             "autocast": "trl 1.16 trainer/base_config.py: bf16 is True unless fp16 is set",
-            "loss": "trl 1.16 trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py: tiles of 4,096 tokens x 32,768 entries",
+            "loss": (
+                "trl 1.16 trainer/utils.py add_fused_lm_head, kernels/chunked_logprob.py: tiles of 4,096 "
+                "tokens x 32,768 entries"
+            ),
             "targets": "trl 1.16 trainer/model_config.py lora_target_modules None: peft 0.21 utils/constants.py",
             "dropout": "trl 1.16 trainer/model_config.py lora_dropout 0.05",
             "rank": "trl 1.16 trainer/model_config.py lora_r 16",
@@ -130,13 +234,24 @@ RECIPES: dict[str, Recipe] = {
             "optimizer": "transformers 5.23 training_args.py optim (TRL does not override it)",
             "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=(("weight_dtype", "TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them"),
-               ("sequence_length", "TRL's own max_length is 1024"),
-               ("micro_batch", "a micro-batch of 1 is our choice (TRL's own per_device_train_batch_size is 8)")),
+        notes=(
+            (
+                "weight_dtype",
+                "TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them",
+            ),
+            ("sequence_length", "TRL's own max_length is 1024"),
+            ("micro_batch", "a micro-batch of 1 is our choice (TRL's own per_device_train_batch_size is 8)"),
+        ),
     ),
     "axolotl": Recipe(
-        "axolotl", "axolotl",
-        {"optimizer": "adamw_torch_fused", "autocast": "bfloat16", "outputs_fp32": True, "allocator": "expandable"},
+        "axolotl",
+        "axolotl",
+        {
+            "optimizer": "adamw_torch_fused",
+            "autocast": "bfloat16",
+            "outputs_fp32": True,
+            "allocator": "expandable",
+        },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
             "freeze": {"upcast_modules": "norms_and_embeddings"},
@@ -144,66 +259,126 @@ RECIPES: dict[str, Recipe] = {
         },
         sources={
             "weight_dtype": "axolotl 0.21 utils/config/__init__.py: bf16 (auto) -> torch_dtype bfloat16",
-            "autocast": "axolotl 0.21 core/builders/base.py _configure_precision_settings: TrainingArguments(bf16=True)",
+            "autocast": (
+                "axolotl 0.21 core/builders/base.py _configure_precision_settings: "
+                "TrainingArguments(bf16=True)"
+            ),
             "optimizer": "axolotl 0.21 utils/schemas/training.py optimizer adamw_torch_fused",
             "allocator": "axolotl 0.21 utils/__init__.py set_pytorch_cuda_alloc_conf: expandable_segments:True",
             "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without adapter, FSDP or flash "
-                              "attention, norms, embeddings and head go to float32",
+            "attention, norms, embeddings and head go to float32",
             "double_quant": "axolotl 0.21 loaders/model.py: bnb_4bit_use_double_quant True",
             "quant_type": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_type nf4",
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
-            "kbit_prepare": "axolotl 0.21 loaders/model.py: prepare_model_for_kbit_training skips the embeddings, and the norms are cast "
-                            "back to torch_dtype (should_convert_embedding_dtypes)",
-            "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where true, use_reentrant False "
-                             "(utils/config/__init__.py)",
+            "kbit_prepare": "axolotl 0.21 loaders/model.py: prepare_model_for_kbit_training skips the "
+            "embeddings, and the norms are cast "
+            "back to torch_dtype (should_convert_embedding_dtypes)",
+            "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
+            "true, use_reentrant False "
+            "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=(("rank", "axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear layers are ours"),
-               ("dropout", "axolotl's LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors than PEFT's layers: "
-                         "they are not modelled, and the prediction is on the high side")),
-        when=(("attention", "flash_attention_2", {"upcast_modules": "none"}), ("parallel", "fsdp", {"upcast_modules": "none"})),
+        notes=(
+            (
+                "rank",
+                "axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear "
+                "layers are ours",
+            ),
+            (
+                "dropout",
+                "axolotl's LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors "
+                "than PEFT's layers: "
+                "they are not modelled, and the prediction is on the high side",
+            ),
+        ),
+        when=(
+            ("attention", "flash_attention_2", {"upcast_modules": "none"}),
+            ("parallel", "fsdp", {"upcast_modules": "none"}),
+        ),
     ),
     "llamafactory": Recipe(
-        "llamafactory", "LLaMA-Factory (v0 arguments)",
-        {"optimizer": "adamw_torch_fused", "autocast": "bfloat16", "outputs_fp32": True, "trainable_dtype": "float32",
-         "checkpointing": "reentrant"},
+        "llamafactory",
+        "LLaMA-Factory (v0 arguments)",
+        {
+            "optimizer": "adamw_torch_fused",
+            "autocast": "bfloat16",
+            "outputs_fp32": True,
+            "trainable_dtype": "float32",
+            "checkpointing": "reentrant",
+        },
         methods={
             "adapters": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ("all-linear",)},
             "quantised": {**_QUANT, "kbit_prepare": False, "quant_storage": "bfloat16"},
         },
         sources={
-            "weight_dtype": "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 -> compute_dtype bfloat16; model/patcher.py loads in it",
-            "autocast": "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 is the Trainer's, on in its examples (ours: the bare default is off)",
-            "trainable_dtype": "LLaMA-Factory 0.9.5 model/adapter.py init_adapter: trainable parameters go to float32 unless pure_bf16",
-            "checkpointing": "LLaMA-Factory 0.9.5 hparams/model_args.py disable_gradient_checkpointing False, use_reentrant_gc True; "
-                             "model/model_utils/checkpointing.py",
+            "weight_dtype": (
+                "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 -> compute_dtype bfloat16; model/patcher.py "
+                "loads in it"
+            ),
+            "autocast": (
+                "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 is the Trainer's, on in its examples (ours: "
+                "the bare default is off)"
+            ),
+            "trainable_dtype": (
+                "LLaMA-Factory 0.9.5 model/adapter.py init_adapter: trainable parameters go to float32 "
+                "unless pure_bf16"
+            ),
+            "checkpointing": "LLaMA-Factory 0.9.5 hparams/model_args.py disable_gradient_checkpointing "
+            "False, use_reentrant_gc True; "
+            "model/model_utils/checkpointing.py",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",
-            "targets": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_target 'all' (model/model_utils/misc.py)",
+            "targets": (
+                "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_target 'all' (model/model_utils/misc.py)"
+            ),
             "quant_type": "LLaMA-Factory 0.9.5 hparams/model_args.py quantization_type nf4",
             "double_quant": "LLaMA-Factory 0.9.5 hparams/model_args.py double_quantization True",
-            "quant_storage": "LLaMA-Factory 0.9.5 model/model_utils/quantization.py: bnb_4bit_quant_storage = compute_dtype",
-            "compute_dtype": "LLaMA-Factory 0.9.5 model/model_utils/quantization.py: bnb_4bit_compute_dtype = compute_dtype",
-            "kbit_prepare": "LLaMA-Factory 0.9.5 model/loader.py: its own prepare_model_for_training, which casts nothing by default",
+            "quant_storage": (
+                "LLaMA-Factory 0.9.5 model/model_utils/quantization.py: bnb_4bit_quant_storage = "
+                "compute_dtype"
+            ),
+            "compute_dtype": (
+                "LLaMA-Factory 0.9.5 model/model_utils/quantization.py: bnb_4bit_compute_dtype = "
+                "compute_dtype"
+            ),
+            "kbit_prepare": (
+                "LLaMA-Factory 0.9.5 model/loader.py: its own prepare_model_for_training, which casts "
+                "nothing by default"
+            ),
             "optimizer": "transformers 5.23 training_args.py optim (not overridden)",
             "outputs_fp32": _FP32_OUTPUTS,
         },
-        notes=(("micro_batch", "a micro-batch of 1 is our choice (the stack's own per_device_train_batch_size is 8)"),),
+        notes=(
+            (
+                "micro_batch",
+                "a micro-batch of 1 is our choice (the stack's own per_device_train_batch_size is 8)",
+            ),
+        ),
         when=(("parallel", "fsdp", {"checkpointing": "non_reentrant"}),),
     ),
     "paper": Recipe(
-        "paper", "QLoRA as its paper defines it",
+        "paper",
+        "QLoRA as its paper defines it",
         {"optimizer": "paged_adamw_32bit", "autocast": "bfloat16", "outputs_fp32": True},
-        methods={"qlora": {**_QUANT, "kbit_prepare": False, "rank": 64, "adapter_dtype": "bfloat16", "checkpointing": "non_reentrant"}},
+        methods={
+            "qlora": {
+                **_QUANT,
+                "kbit_prepare": False,
+                "rank": 64,
+                "adapter_dtype": "bfloat16",
+                "checkpointing": "non_reentrant",
+            }
+        },
         only=("qlora",),
         sources={
-            "rank": "Dettmers et al. 2023, section 4 and appendix B", "optimizer": "Dettmers et al. 2023, section 3, paged optimizers",
+            "rank": "Dettmers et al. 2023, section 4 and appendix B",
+            "optimizer": "Dettmers et al. 2023, section 3, paged optimizers",
             "double_quant": "Dettmers et al. 2023, section 3, double quantisation",
             "quant_type": "Dettmers et al. 2023, section 3, 4-bit NormalFloat",
             "adapter_dtype": "Dettmers et al. 2023, section 3, QLoRA: computation and adapters in bfloat16",
             "targets": "Dettmers et al. 2023, section 4: LoRA on all linear layers",
         },
     ),
-}  # fmt: skip
+}

@@ -1,11 +1,14 @@
-"""Which backend scaled_dot_product_attention takes on CUDA: the filters of PyTorch's own selection, as a table that both engines read.
+"""Which backend scaled_dot_product_attention takes on CUDA: the filters of PyTorch's own selection, as a
+table that both engines read.
 
-Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (read at 2026-09, against the header of torch 2.13) and
-aten/src/ATen/native/transformers/sdp_utils_cpp.h. Filters about nested tensors, ROCm and disabled backends are left out: they do not
-occur in the training steps modelled here. Order: flash, efficient, math; on Hopper and datacenter Blackwell cuDNN comes first
-(check_prefer_cudnn_attention: cuDNN newer than 9.15, which torch's wheels since 2.11 ship: 9.19 in 2.11, 9.20 in 2.13). Those for
-CUDA 12 ship an older cuDNN (PyTorch issue 169849) and take flash there: the two save the same tensors. cuDNN's filters differ between
-releases and were read in the machine code of the wheels for CUDA 13 too (check_cudnn_tensor_shapes, parts of can_use_cudnn_attention).
+Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (read at 2026-09, against the header of torch
+2.13) and aten/src/ATen/native/transformers/sdp_utils_cpp.h. Filters about nested tensors, ROCm and disabled
+backends are left out: they do not occur in the training steps modelled here. Order: flash, efficient, math;
+on Hopper and datacenter Blackwell cuDNN comes first (check_prefer_cudnn_attention: cuDNN newer than 9.15,
+which torch's wheels since 2.11 ship: 9.19 in 2.11, 9.20 in 2.13). Those for CUDA 12 ship an older cuDNN
+(PyTorch issue 169849) and take flash there: the two save the same tensors. cuDNN's filters differ between
+releases and were read in the machine code of the wheels for CUDA 13 too (check_cudnn_tensor_shapes, parts of
+can_use_cudnn_attention).
 """
 
 from __future__ import annotations
@@ -36,9 +39,13 @@ class Asked:
     gqa: bool = False
     trains: bool = True
     square: bool = True  # as many queries as keys
-    efficient_gqa: bool = False  # whether the memory-efficient kernel takes grouped heads: pytorch PR 191085, after torch 2.13
+    efficient_gqa: bool = (
+        False  # whether the memory-efficient kernel takes grouped heads: pytorch PR 191085, after torch 2.13
+    )
     torch: tuple[int, int] = (2, 13)  # the release whose filters are asked
-    unfit: frozenset[str] = frozenset()  # filters that the tensors' layout fails (the trace reads them; none in an ordinary call)
+    unfit: frozenset[str] = (
+        frozenset()
+    )  # filters that the tensors' layout fails (the trace reads them; none in an ordinary call)
 
 
 Check = Callable[[Asked], bool]
@@ -54,7 +61,11 @@ def _layout(name: str) -> Check:
     return check
 
 
-_four_dimensions, _same_batch, _not_empty = _layout("four_dimensions"), _layout("same_batch"), _layout("not_empty")
+_four_dimensions, _same_batch, _not_empty = (
+    _layout("four_dimensions"),
+    _layout("same_batch"),
+    _layout("not_empty"),
+)
 _unit_strides, _unit_strides_or_size_1 = _layout("unit_strides"), _layout("unit_strides_or_size_1")
 _mask_shape, _cudnn_lengths = _layout("mask_shape"), _layout("cudnn_lengths")
 
@@ -134,21 +145,59 @@ def _cudnn_dropout(a: Asked) -> bool:
 
 
 def _cudnn_shapes(a: Asked) -> bool:
-    """check_cudnn_tensor_shapes: head sizes are multiples of 8 up to 128; up to 256 on Hopper (cuDNN 9.10), and 192 with 128 for values on
-    datacenter Blackwell (cuDNN 9.11). Alike in torch 2.11 and 2.13; from 2.14 on Blackwell takes more sizes, which is not modelled."""
+    """check_cudnn_tensor_shapes: head sizes are multiples of 8 up to 128; up to 256 on Hopper (cuDNN 9.10),
+    and 192 with 128 for values on datacenter Blackwell (cuDNN 9.11). Alike in torch 2.11 and 2.13; from 2.14
+    on Blackwell takes more sizes, which is not modelled.
+    """
     size, _, value = a.sizes
-    limit = 256 if a.capability == (9, 0) else 192 if a.capability[0] == 10 and (size, value) == (192, 128) else 128
+    limit = (
+        256
+        if a.capability == (9, 0)
+        else 192
+        if a.capability[0] == 10 and (size, value) == (192, 128)
+        else 128
+    )
     return max(size, value) <= limit and size % 8 == 0 and value % 8 == 0
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "flash": (_four_dimensions, _no_mask, _flash_head_size, _ampere_to_blackwell, _flash_trains_head_size, _square_if_causal,
-              _low_precision, _same_batch, _heads_flash, _not_empty, _unit_strides_or_size_1),
-    "efficient": (_four_dimensions, _efficient_head_size, _not_empty, _unit_strides, _same_batch, _heads_efficient, _efficient_dtypes),
-    "cudnn": (_four_dimensions, _low_precision, _mask_shape, _ampere_to_blackwell, _cudnn_dropout, _not_empty, _unit_strides_or_size_1,
-              _same_batch, _heads_cudnn, _cudnn_shapes, _cudnn_lengths),
+    "flash": (
+        _four_dimensions,
+        _no_mask,
+        _flash_head_size,
+        _ampere_to_blackwell,
+        _flash_trains_head_size,
+        _square_if_causal,
+        _low_precision,
+        _same_batch,
+        _heads_flash,
+        _not_empty,
+        _unit_strides_or_size_1,
+    ),
+    "efficient": (
+        _four_dimensions,
+        _efficient_head_size,
+        _not_empty,
+        _unit_strides,
+        _same_batch,
+        _heads_efficient,
+        _efficient_dtypes,
+    ),
+    "cudnn": (
+        _four_dimensions,
+        _low_precision,
+        _mask_shape,
+        _ampere_to_blackwell,
+        _cudnn_dropout,
+        _not_empty,
+        _unit_strides_or_size_1,
+        _same_batch,
+        _heads_cudnn,
+        _cudnn_shapes,
+        _cudnn_lengths,
+    ),
     "math": (),
-}  # fmt: skip
+}
 
 
 def prefers_cudnn(capability: tuple[int, int]) -> bool:
@@ -157,7 +206,9 @@ def prefers_cudnn(capability: tuple[int, int]) -> bool:
 
 
 def choose(asked: Asked, forced: str | None = None) -> str | None:
-    """The backend CUDA takes: "cudnn", "flash", "efficient" or "math"; with `forced` (what `sdpa_kernel` allows) that one or None."""
+    """The backend CUDA takes: "cudnn", "flash", "efficient" or "math"; with `forced` (what `sdpa_kernel`
+    allows) that one or None.
+    """
     order = (forced,) if forced else BACKENDS if prefers_cudnn(asked.capability) else BACKENDS[1:]
     return next((backend for backend in order if reason(asked, backend) is None), None)
 
@@ -184,26 +235,45 @@ def refusal(asked: Asked, backend: str) -> str:
     found = str(reason(asked, backend))
     heads, size = asked.heads[0], asked.sizes[0]
     return (
-        f"attention sdpa-{backend} cannot run here: torch's filter '{found}' refuses {heads} heads of size {size} in {asked.dtype} on "
-        f"compute capability {major}.{minor}{f' ({WHY[found]})' if found in WHY else ''}; use --attention sdpa"
+        f"attention sdpa-{backend} cannot run here: torch's filter '{found}' refuses {heads} heads of size "
+        f"{size} in {asked.dtype} on "
+        f"compute capability {major}.{minor}{f' ({WHY[found]})' if found in WHY else ''}; use --attention "
+        "sdpa"
     )
 
 
 def refuses_flash2(capability: tuple[int, int], dtype: str, size: int = 0) -> str | None:
-    """Why the flash-attn package cannot run, None where it can: flash-attn 2.8 csrc/flash_attn/flash_api.cpp mha_fwd's checks."""
+    """Why the flash-attn package cannot run, None where it can: flash-attn 2.8 csrc/flash_attn/flash_api.cpp
+    mha_fwd's checks.
+    """
     if capability < (8, 0):
-        return f"flash_attention_2 needs compute capability 8.0 or later, found {capability[0]}.{capability[1]}: use --attention sdpa"
+        return (
+            "flash_attention_2 needs compute capability 8.0 or later, found "
+            f"{capability[0]}.{capability[1]}: use --attention sdpa"
+        )
     if dtype not in HALF:
-        return f"flash_attention_2 takes float16 or bfloat16, found {dtype}: use --autocast bfloat16, --dtype bfloat16 or --attention sdpa"
+        return (
+            f"flash_attention_2 takes float16 or bfloat16, found {dtype}: use --autocast bfloat16, --dtype "
+            "bfloat16 or --attention sdpa"
+        )
     if size > 256:
         return f"flash_attention_2 takes head sizes up to 256, found {size}: use --attention sdpa"
     return None
 
 
 def refuses_on_cpu(attention: str, dropout: float = 0.0) -> str | None:
-    """Why an attention setting cannot run on the CPU, None where it can. torch 2.13 aten/src/ATen/native/transformers/sdp_utils_cpp.cpp:
-    of the backends there are flash, without dropout, and math."""
+    """Why an attention setting cannot run on the CPU, None where it can. torch 2.13
+    aten/src/ATen/native/transformers/sdp_utils_cpp.cpp: of the backends there are flash, without dropout, and
+    math.
+    """
     backend = FORCED.get(attention)
-    if attention != "flash_attention_2" and backend not in ("efficient", "cudnn") and not (backend == "flash" and dropout):
+    if (
+        attention != "flash_attention_2"
+        and backend not in ("efficient", "cudnn")
+        and not (backend == "flash" and dropout)
+    ):
         return None
-    return f"attention {attention} cannot run on the CPU{' with dropout' if backend == 'flash' else ''}: use --attention sdpa"
+    return (
+        f"attention {attention} cannot run on the CPU{' with dropout' if backend == 'flash' else ''}: use "
+        "--attention sdpa"
+    )

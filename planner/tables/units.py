@@ -22,13 +22,19 @@ def gib(nbytes: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """A size that a person typed, in bytes: GB is 10^9, GiB is 2^30, a bare number is bytes. Raises UsageError."""
+    """A size that a person typed, in bytes: GB is 10^9, GiB is 2^30, a bare number is bytes. Raises
+    UsageError.
+    """
     match = _SIZE.fullmatch(text)
     unit = match.group(2).lower() if match else ""
     scale = {"": 1, "b": 1, **DECIMAL, **BINARY}.get(unit)
     if match is None or scale is None:
-        raise UsageError(f"'{shorten(text)}' is not a size: expected a number and a unit, such as 24GiB or 24GB")
+        raise UsageError(
+            f"'{shorten(text)}' is not a size: expected a number and a unit, such as 24GiB or 24GB"
+        )
     nbytes = float(match.group(1)) * scale
     if not 0.5 < nbytes < 2**60:
-        raise UsageError(f"'{shorten(text)}' is not a usable size: expected more than 0 and less than 2^60 bytes")
+        raise UsageError(
+            f"'{shorten(text)}' is not a usable size: expected more than 0 and less than 2^60 bytes"
+        )
     return round(nbytes)

@@ -1,10 +1,13 @@
-"""Attention as CUDA runs it, on meta tensors: the aten op of the backend that CUDA would choose, with its auxiliary tensors.
+"""Attention as CUDA runs it, on meta tensors: the aten op of the backend that CUDA would choose, with its
+auxiliary tensors.
 
-On meta, scaled_dot_product_attention always decomposes to its math path, which materialises the scores. Within `modelled(target)` a call
-with meta tensors takes the op of the target's backend instead, and autograd its backward op. Tensors on real devices are untouched.
+On meta, scaled_dot_product_attention always decomposes to its math path, which materialises the scores.
+Within `modelled(target)` a call with meta tensors takes the op of the target's backend instead, and autograd
+its backward op. Tensors on real devices are untouched.
 
-The composite around each backend (masks made additive, head sizes padded) follows aten/src/ATen/native/transformers/attention.cpp
-(torch 2.13); transformers' own layer (repeat_kv, enable_gqa, is_causal) runs as it is.
+The composite around each backend (masks made additive, head sizes padded) follows
+aten/src/ATen/native/transformers/attention.cpp (torch 2.13); transformers' own layer (repeat_kv, enable_gqa,
+is_causal) runs as it is.
 """
 
 from __future__ import annotations
@@ -36,23 +39,39 @@ def packages(attention: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def modelled(target: Target, attention: str = "sdpa", padding: int = 0, documents: int = 1) -> Iterator[None]:
-    """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the one `attention` forces.
+    """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the
+    one `attention` forces.
 
-    `padding` tokens of the batch and `documents` packed into a row are what FlashAttention-2 would read off the values of its masks.
+    `padding` tokens of the batch and `documents` packed into a row are what FlashAttention-2 would read off
+    the values of its masks.
 
     Raises UsageError at a call that the forced backend refuses, as torch would.
     """
     if attention == flash2.NAME:
-        refused = refuses_on_cpu(attention) if target.device == "cpu" else refuses_flash2(target.capability, "bfloat16")
+        refused = (
+            refuses_on_cpu(attention)
+            if target.device == "cpu"
+            else refuses_flash2(target.capability, "bfloat16")
+        )
         if refused:
             raise UsageError(refused)
     forced = FORCED.get(attention)
     outer = F.scaled_dot_product_attention
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-               scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
         if query.device.type != "meta":
-            return outer(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            return outer(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
         with lowered(query, key, value, attn_mask) as (query, key, value, attn_mask):
             call = Call(target, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
             if target.device == "cpu":
@@ -76,15 +95,19 @@ def modelled(target: Target, attention: str = "sdpa", padding: int = 0, document
         torch._C._nn.scaled_dot_product_attention = raw  # type: ignore[attr-defined]
 
 
-# One function a backend: the composite around its op. -------------------------------------------------------------------------------
+# One function a backend: the composite around its op. -------------------------------------------------------
 
 
 def _flash(c: Call, scale: float | None) -> Tensor:
-    """Head sizes are padded to a multiple of 8 and the output is cut back; the scale is that of the size given."""
+    """Head sizes are padded to a multiple of 8 and the output is cut back; the scale is that of the size
+    given.
+    """
     size = c.query.shape[-1]
     scale = size**-0.5 if scale is None else scale
     query, key, value = (_padded(t, 8) for t in c.tensors)
-    out = aten._scaled_dot_product_flash_attention(query, key, value, c.dropout, c.causal, False, scale=scale)[0]
+    out = aten._scaled_dot_product_flash_attention(
+        query, key, value, c.dropout, c.causal, False, scale=scale
+    )[0]
     return out if out.shape[-1] == size else out[..., :size]
 
 
@@ -95,16 +118,21 @@ def _efficient(c: Call, scale: float | None) -> Tensor:
             last = mask.shape[-1]
             mask = F.pad(mask, (0, 8 - last % 8))[..., :last]
         mask = mask.expand(c.query.shape[0], c.query.shape[1], c.query.shape[2], c.key.shape[2])
-    return aten._scaled_dot_product_efficient_attention(*c.tensors, mask, c.trains, c.dropout, c.causal, scale=scale)[0]
+    return aten._scaled_dot_product_efficient_attention(
+        *c.tensors, mask, c.trains, c.dropout, c.causal, scale=scale
+    )[0]
 
 
 def _cudnn(c: Call, scale: float | None) -> Tensor:
     mask = _additive(c.mask, c.query.dtype)
-    return aten._scaled_dot_product_cudnn_attention(*c.tensors, mask, c.trains, c.dropout, c.causal, False, scale=scale)[0]
+    return aten._scaled_dot_product_cudnn_attention(
+        *c.tensors, mask, c.trains, c.dropout, c.causal, False, scale=scale
+    )[0]
 
 
 def _math(c: Call, scale: float | None) -> Tensor:
-    """_scaled_dot_product_attention_math op by op: as one composite it would not add the mask in place on meta (accumulate.py says why).
+    """_scaled_dot_product_attention_math op by op: as one composite it would not add the mask in place on
+    meta (accumulate.py says why).
 
     16-bit inputs are computed in fp32; the scores are cast back too, for an output that nobody takes.
     """
@@ -131,7 +159,12 @@ def _math(c: Call, scale: float | None) -> Tensor:
     return out
 
 
-_BACKENDS: dict[str, Callable[[Call, float | None], Tensor]] = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": _math}
+_BACKENDS: dict[str, Callable[[Call, float | None], Tensor]] = {
+    "flash": _flash,
+    "efficient": _efficient,
+    "cudnn": _cudnn,
+    "math": _math,
+}
 
 
 def _cpu(c: Call, scale: float | None, attention: str) -> Tensor:
@@ -143,11 +176,16 @@ def _cpu(c: Call, scale: float | None, attention: str) -> Tensor:
     with on_device(attention):
         chosen = torch._fused_sdp_choice(*stand_ins, mask, c.dropout, c.causal, scale=scale, enable_gqa=c.gqa)
     if chosen == SDPBackend.ERROR.value:
-        raise UsageError(f"attention {attention} cannot run on the CPU: torch has no such kernel for these tensors; use --attention sdpa")
+        raise UsageError(
+            f"attention {attention} cannot run on the CPU: torch has no such kernel for these tensors; use "
+            "--attention sdpa"
+        )
     if chosen != SDPBackend.FLASH_ATTENTION.value:  # the only fused one there
         return _math(c, scale)
     mask = _additive(c.mask, c.query.dtype)
-    return aten._scaled_dot_product_flash_attention_for_cpu(*c.tensors, c.dropout, c.causal, attn_mask=mask, scale=scale)[0]
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        *c.tensors, c.dropout, c.causal, attn_mask=mask, scale=scale
+    )[0]
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
@@ -163,7 +201,11 @@ def _padded(tensor: Tensor, multiple: int) -> Tensor:
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """convert_boolean_attn_mask: a boolean mask becomes one of the query's dtype, as large as itself in elements."""
+    """convert_boolean_attn_mask: a boolean mask becomes one of the query's dtype, as large as itself in
+    elements.
+    """
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.where(mask.logical_not(), float("-inf"), torch.scalar_tensor(0.0, dtype=dtype, device=mask.device))
+    return torch.where(
+        mask.logical_not(), float("-inf"), torch.scalar_tensor(0.0, dtype=dtype, device=mask.device)
+    )

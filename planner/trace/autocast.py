@@ -1,9 +1,11 @@
-"""torch.autocast on meta tensors, as a CUDA device or the CPU does it: the same ops, cast by the same policies, with the weight cache.
+"""torch.autocast on meta tensors, as a CUDA device or the CPU does it: the same ops, cast by the same
+policies, with the weight cache.
 
-Real autocast works in the dispatcher, above autograd, but knows no meta tensors. `installed(device)` registers the same policies in
-Python under a dispatch key that no installed backend uses, and makes `torch.autocast`, its flags and queries understand the device
-"meta"; the region itself is then plain `torch.autocast("meta", dtype=...)`. Composite ops written in C++, checkpointing's recomputation
-(which re-enters the autocast state that it saw) and libraries that ask the flags need nothing of their own.
+Real autocast works in the dispatcher, above autograd, but knows no meta tensors. `installed(device)`
+registers the same policies in Python under a dispatch key that no installed backend uses, and makes
+`torch.autocast`, its flags and queries understand the device "meta"; the region itself is then plain
+`torch.autocast("meta", dtype=...)`. Composite ops written in C++, checkpointing's recomputation (which
+re-enters the autocast state that it saw) and libraries that ask the flags need nothing of their own.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from torch import Tensor
 
 from memplan.planner.trace.device.autocast_policies import cast_ops, policy_of
 
-_KEY = torch._C.DispatchKey.AutocastHPU  # borrowed: neither CUDA's nor the CPU's build of torch registers anything under it
+_KEY = (
+    torch._C.DispatchKey.AutocastHPU
+)  # borrowed: neither CUDA's nor the CPU's build of torch registers anything under it
 _NAME = "AutocastHPU"
+
 
 @dataclass
 class State:
@@ -41,12 +46,20 @@ class State:
         torch._C._dispatch_tls_set_dispatch_key_included(_KEY, enabled)
 
     def cast(self, value: Any, dtype: torch.dtype) -> Any:
-        """`cached_cast` of autocast_mode.cpp: eligible floating tensors to `dtype`, lists too; fp32 leaves that train are cast once."""
+        """`cached_cast` of autocast_mode.cpp: eligible floating tensors to `dtype`, lists too; fp32 leaves
+        that train are cast once.
+        """
         if isinstance(value, (list, tuple)):
             return [self.cast(item, dtype) for item in value]
         if not _eligible(value) or value.dtype == dtype:
             return value
-        cacheable = dtype == self.dtype and value.dtype == torch.float32 and value.requires_grad and value.is_leaf and not value._is_view()
+        cacheable = (
+            dtype == self.dtype
+            and value.dtype == torch.float32
+            and value.requires_grad
+            and value.is_leaf
+            and not value._is_view()
+        )
         if not (cacheable and self.cache_enabled):
             return value.to(dtype)
         held = self.cache.get(id(value))
@@ -57,7 +70,12 @@ class State:
 
 
 def _eligible(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_meta and value.is_floating_point() and value.dtype != torch.float64
+    return (
+        isinstance(value, Tensor)
+        and value.is_meta
+        and value.is_floating_point()
+        and value.dtype != torch.float64
+    )
 
 
 _state: State | None = None  # that of the innermost `installed`
@@ -65,7 +83,9 @@ _state: State | None = None  # that of the innermost `installed`
 
 @contextmanager
 def lowered(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """The tensors as an op of the `lower` policy sees them, and no autocast inside: for an op that is modelled in Python."""
+    """The tensors as an op of the `lower` policy sees them, and no autocast inside: for an op that is
+    modelled in Python.
+    """
     if _state is None or not _state.enabled:
         yield tensors
         return
@@ -76,7 +96,9 @@ def lowered(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 @contextmanager
 def installed(device: str) -> Iterator[None]:
-    """Within it, `torch.autocast` of "meta" and of `device` ("cuda" or "cpu") acts on meta tensors as on that real device."""
+    """Within it, `torch.autocast` of "meta" and of `device` ("cuda" or "cpu") acts on meta tensors as on that
+    real device.
+    """
     global _state
     outer, state = _state, State()
     fallback = torch.library.Library("_", "IMPL")
@@ -99,7 +121,7 @@ def installed(device: str) -> Iterator[None]:
         fallback._destroy()
 
 
-# One maker of kernels a policy: (op, state) -> what runs in the op's place. ----------------------------------------------------------
+# One maker of kernels a policy: (op, state) -> what runs in the op's place. ---------------------------------
 
 Kernel = Callable[..., Any]
 
@@ -118,7 +140,10 @@ def _promotes(op: Any, state: State) -> Kernel:
         for tensor in _tensors((*args, *kwargs.values())):
             if _eligible(tensor) and found != torch.float32:
                 if tensor.dtype not in (state.dtype, torch.float32):
-                    raise RuntimeError(f"Unexpected floating ScalarType {tensor.dtype} in at::autocast::prioritize to {state.dtype}")
+                    raise RuntimeError(
+                        f"Unexpected floating ScalarType {tensor.dtype} in at::autocast::prioritize to "
+                        f"{state.dtype}"
+                    )
                 found = tensor.dtype
         return _call(op, *_cast_all(state, found, args, kwargs))
 
@@ -150,23 +175,39 @@ def _appends_dtype(op: Any, state: State) -> Kernel:
 
 
 _KERNELS: dict[str, Callable[[Any, State], Kernel]] = {
-    "lower": _lower, "fp32": _fp32, "promotes": _promotes, "sets_dtype": _sets_dtype, "appends_dtype": _appends_dtype,
-}  # fmt: skip
+    "lower": _lower,
+    "fp32": _fp32,
+    "promotes": _promotes,
+    "sets_dtype": _sets_dtype,
+    "appends_dtype": _appends_dtype,
+}
 
 
 def _call(op: Any, args: Any, kwargs: Any) -> Any:
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
         out = op(*args, **kwargs)
     if isinstance(args, list):
-        args.reverse()  # a list lets its last item go first: C++ destroys the casts in reverse of the order in which it made them
+        # a list lets its last item go first: C++ destroys the casts in reverse of the order in which it made
+        # them
+        args.reverse()
     return out
 
 
-def _cast_all(state: State, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments cast, the last one first: autocast_mode.h casts them inside one call's argument list, which GCC, the compiler of
-    torch's wheels, evaluates from the right (seen in a real allocator's events: a bias, then the weight, then the input)."""
-    named = {key: state.cast(value, dtype) if isinstance(value, Tensor) else value for key, value in reversed(kwargs.items())}
-    cast = [state.cast(arg, dtype) if isinstance(arg, Tensor) or _holds_tensors(arg) else arg for arg in reversed(args)]
+def _cast_all(
+    state: State, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments cast, the last one first: autocast_mode.h casts them inside one call's argument list,
+    which GCC, the compiler of torch's wheels, evaluates from the right (seen in a real allocator's events: a
+    bias, then the weight, then the input).
+    """
+    named = {
+        key: state.cast(value, dtype) if isinstance(value, Tensor) else value
+        for key, value in reversed(kwargs.items())
+    }
+    cast = [
+        state.cast(arg, dtype) if isinstance(arg, Tensor) or _holds_tensors(arg) else arg
+        for arg in reversed(args)
+    ]
     return cast[::-1], named
 
 
@@ -182,19 +223,32 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-# What torch and transformers ask ----------------------------------------------------------------------------------------------------
+# What torch and transformers ask ----------------------------------------------------------------------------
 
 
 def _patches(device: str, state: State) -> list[tuple[Any, str, Any]]:
-    """(object, attribute, value in its place): the context manager, the flags and queries, and transformers' shortcut for meta."""
-    mode = importlib.import_module("torch.amp.autocast_mode")  # `torch.amp.autocast_mode` is the class in some versions
+    """(object, attribute, value in its place): the context manager, the flags and queries, and transformers'
+    shortcut for meta.
+    """
+    mode = importlib.import_module(
+        "torch.amp.autocast_mode"
+    )  # `torch.amp.autocast_mode` is the class in some versions
     real = mode.autocast
     init, enter, leave = real.__init__, real.__enter__, real.__exit__
-    enabled, dtype_of, available = torch.is_autocast_enabled, torch.get_autocast_dtype, mode.is_autocast_available
+    enabled, dtype_of, available = (
+        torch.is_autocast_enabled,
+        torch.get_autocast_dtype,
+        mode.is_autocast_available,
+    )
     ours = {"meta", device}
 
-    def made(self: Any, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True,
-             cache_enabled: bool | None = None) -> None:  # fmt: skip
+    def made(
+        self: Any,
+        device_type: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
+    ) -> None:
         if device_type not in ours:
             init(self, device_type, dtype, enabled, cache_enabled)
             return
@@ -206,7 +260,9 @@ def _patches(device: str, state: State) -> list[tuple[Any, str, Any]]:
     def entered(self: Any) -> Any:
         if self.device not in ours:
             return enter(self)
-        self._outer.append((state.enabled, state.dtype, state.cache_enabled, enabled(device), dtype_of(device)))
+        self._outer.append(
+            (state.enabled, state.dtype, state.cache_enabled, enabled(device), dtype_of(device))
+        )
         state.dtype, state.cache_enabled = self.fast_dtype, self._cache_enabled
         state.nesting += 1
         state.switch(self._enabled)
@@ -235,17 +291,31 @@ def _patches(device: str, state: State) -> list[tuple[Any, str, Any]]:
     def is_available(device_type: str) -> bool:
         return True if device_type == "meta" else bool(available(device_type))
 
-    def maybe_autocast(device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, cache_enabled: bool | None = None) -> Any:
+    def maybe_autocast(
+        device_type: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
+    ) -> Any:
         return real(device_type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
 
     found: list[tuple[Any, str, Any]] = [
-        (real, "__init__", made), (real, "__enter__", entered), (real, "__exit__", left),
-        (torch, "is_autocast_enabled", is_enabled), (torch, "get_autocast_dtype", get_dtype),
-        (torch.amp, "is_autocast_available", is_available), (mode, "is_autocast_available", is_available),
-    ]  # fmt: skip
-    # transformers 5.23 utils/generic.py: returns a null context for meta, under which real devices switch autocast off (rotary tables)
+        (real, "__init__", made),
+        (real, "__enter__", entered),
+        (real, "__exit__", left),
+        (torch, "is_autocast_enabled", is_enabled),
+        (torch, "get_autocast_dtype", get_dtype),
+        (torch.amp, "is_autocast_available", is_available),
+        (mode, "is_autocast_available", is_available),
+    ]
+    # transformers 5.23 utils/generic.py: returns a null context for meta, under which real devices switch
+    # autocast off (rotary tables)
     shortcut = getattr(sys.modules.get("transformers.utils.generic"), "maybe_autocast", None)
     if shortcut is not None:
         modules = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.")]
-        found += [(m, "maybe_autocast", maybe_autocast) for m in modules if getattr(m, "__dict__", {}).get("maybe_autocast") is shortcut]
+        found += [
+            (m, "maybe_autocast", maybe_autocast)
+            for m in modules
+            if getattr(m, "__dict__", {}).get("maybe_autocast") is shortcut
+        ]
     return found

@@ -1,4 +1,6 @@
-"""trace(config, setup): two training steps of the real libraries on meta tensors, replayed through the allocator."""
+"""trace(config, setup): two training steps of the real libraries on meta tensors, replayed through the
+allocator.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> Prediction:
     """Predict by running the real libraries on meta tensors.
 
-    `full` runs every layer instead of synthesising equal ones (the same prediction, slower: what the tests compare with). Raises UsageError
-    where a library rejects config, adapter or method, or is not installed.
+    `full` runs every layer instead of synthesising equal ones (the same prediction, slower: what the tests
+    compare with). Raises UsageError where a library rejects config, adapter or method, or is not installed.
     """
     return traced(config, setup, name, full=full)[0]
 
 
-def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> tuple[Prediction, Log]:
+def traced(
+    config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False
+) -> tuple[Prediction, Log]:
     """`trace`, with the events that the prediction was made from."""
     require()
     with _collecting_young_only():
@@ -38,8 +42,9 @@ def traced(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full
 
 @contextmanager
 def _collecting_young_only() -> Iterator[None]:
-    """The garbage collector leaves alone what is there already: torch and transformers are a million objects, which it would walk again
-    and again (a tenth of a trace's time)."""
+    """The garbage collector leaves alone what is there already: torch and transformers are a million objects,
+    which it would walk again and again (a tenth of a trace's time).
+    """
     frozen_by_others = gc.get_freeze_count()
     if not frozen_by_others:
         gc.freeze()
@@ -62,10 +67,16 @@ def _traced(config: Mapping[str, Any], setup: Setup, name: str, *, full: bool) -
     timeline = Timeline(log, setup, target)
     moments, peak, step_peak = timeline.moments()
     band = bands(log, setup, timeline.replay) if target.device == "cuda" else None
-    share, unknown = UnknownBytes(Kernels(target)).share((s.op, s.nbytes) for s in alive_after(log, timeline.replay.peaks().index))
+    share, unknown = UnknownBytes(Kernels(target)).share(
+        (s.op, s.nbytes) for s in alive_after(log, timeline.replay.peaks().index)
+    )
     smallest = timeline.smallest_capacity()
     usable = find_gpu(setup.gpu).usable_bytes if setup.gpu else None
-    expandable = timeline.expandable_capacity(usable) if usable is not None and smallest is not None and smallest > usable else None
+    expandable = (
+        timeline.expandable_capacity(usable)
+        if usable is not None and smallest is not None and smallest > usable
+        else None
+    )
     prediction = Prediction(
         engine="trace",
         model=ModelSummary(name, facts.architecture, facts.parameters),
@@ -80,10 +91,15 @@ def _traced(config: Mapping[str, Any], setup: Setup, name: str, *, full: bool) -
         smallest_capacity_bytes=smallest,
         assumptions=tuple(assumptions(spec, setup)),
         warnings=(*facts.warnings, *warnings(spec, setup)),
-        extra={"timeline": timeline.points(), "traced_layers": facts.traced_layers, "unknown_share": share,
-               "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown], **({"bands": band} if band else {}),
-               **({"expandable_capacity_bytes": expandable} if expandable else {})},
-    )  # fmt: skip
+        extra={
+            "timeline": timeline.points(),
+            "traced_layers": facts.traced_layers,
+            "unknown_share": share,
+            "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown],
+            **({"bands": band} if band else {}),
+            **({"expandable_capacity_bytes": expandable} if expandable else {}),
+        },
+    )
     return prediction, log
 
 

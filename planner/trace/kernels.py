@@ -1,12 +1,15 @@
-"""What CUDA kernels allocate beyond their outputs, and what meta allocates that they do not: one table, op -> rule, each with its source.
+"""What CUDA kernels allocate beyond their outputs, and what meta allocates that they do not: one table, op ->
+rule, each with its source.
 
-The trace's observer asks `Kernels(target)` at every op. A hidden allocation lives during the op, except a cuBLAS workspace, which stays.
-An op without a rule is *unknown*: it counts with its outputs alone, and `status` says so.
+The trace's observer asks `Kernels(target)` at every op. A hidden allocation lives during the op, except a
+cuBLAS workspace, which stays. An op without a rule is *unknown*: it counts with its outputs alone, and
+`status` says so.
 
-Shape legend: B batch, H heads, S query rows, T key rows, D head size, M x N x K a matrix product.
-Sources are files of PyTorch (aten/src/ATen, c10) where no library is named; (torch 2.13) marks what was read in that version's own headers,
-the rest was read in its repository between 2024 and 2026-09. What differs between releases was also read in the machine code of the wheels
-(torch 2.11 to 2.15 for CUDA 13): cuBLAS's workspaces, cuDNN's filters, which of the embedding gradient's two ways a release has. Headers of
+Shape legend: B batch, H heads, S query rows, T key rows, D head size, M x N x K a matrix product. Sources are
+files of PyTorch (aten/src/ATen, c10) where no library is named; (torch 2.13) marks what was read in that
+version's own headers, the rest was read in its repository between 2024 and 2026-09. What differs between
+releases was also read in the machine code of the wheels (torch 2.11 to 2.15 for CUDA 13): cuBLAS's
+workspaces, cuDNN's filters, which of the embedding gradient's two ways a release has. Headers of
 2.11 and 2.13 agree in the allocator's constants, reductions, scans and the memory-efficient kernels.
 """
 
@@ -25,7 +28,9 @@ from memplan.planner.trace.device.target import Target
 
 
 class Kernels:
-    """The rules for one target, and what they have to remember: which threads hold a cuBLAS workspace already."""
+    """The rules for one target, and what they have to remember: which threads hold a cuBLAS workspace
+    already.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -52,7 +57,9 @@ class Kernels:
         return [index for index in rule.order or range(count) if index < count and index not in rule.on_host]
 
     def status(self, op: Any) -> Status:
-        """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing and are known."""
+        """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing
+        and are known.
+        """
         if self.target.device != "cuda":
             return "measured"  # on the CPU the same ops run, and there is no caching allocator to please
         rule = self.rules.get(name_of(op))
@@ -61,10 +68,13 @@ class Kernels:
         return "source" if getattr(op, "is_view", False) else "unknown"
 
     def _workspaces(self, lt: bool) -> list[Hidden]:
-        """One workspace per (handle, stream): a thread takes its handle at its first product. Backward runs on autograd's own thread.
+        """One workspace per (handle, stream): a thread takes its handle at its first product. Backward runs
+        on autograd's own thread.
 
-        cuda/CublasHandlePool.cpp: up to torch 2.14 they are held for good; cuBLASLt has one of its own in 2.11, and shares cuBLAS's from
-        2.12 on (PyTorch PR 175879; both read in the wheels' machine code). From 2.15 on each product makes and frees one (PR 194311).
+        cuda/CublasHandlePool.cpp: up to torch 2.14 they are held for good; cuBLASLt has one of its own in
+        2.11, and shares cuBLAS's from
+        2.12 on (PyTorch PR 175879; both read in the wheels' machine code). From 2.15 on each product makes
+          and frees one (PR 194311).
         """
         thread = "main" if torch._C._current_autograd_node() is None else "autograd"
         size = cublas_workspace(self.target.capability, self.target.torch)
@@ -87,10 +97,12 @@ LT_WORKSPACE = 2**20  # parseCUDABlasLtWorkspaceSize: 1,024 KiB, where cuBLASLt 
 
 
 def cublas_workspace(capability: tuple[int, int], release: tuple[int, int]) -> int:
-    """Bytes of the workspace that PyTorch gives each cuBLAS handle, for a compute capability and a release of torch.
+    """Bytes of the workspace that PyTorch gives each cuBLAS handle, for a compute capability and a release of
+    torch.
 
-    cuda/CublasHandlePool.cpp parseChosenWorkspaceSize: 32 MiB on Hopper, on Blackwell too since torch 2.12 (read in the wheels' machine
-    code of 2.11 to 2.13), else :4096:2:16:8 = 8,519,680 bytes (measured twice on T4: cuda-vs-meta survey).
+    cuda/CublasHandlePool.cpp parseChosenWorkspaceSize: 32 MiB on Hopper, on Blackwell too since torch 2.12
+    (read in the wheels' machine code of 2.11 to 2.13), else :4096:2:16:8 = 8,519,680 bytes (measured twice on
+    T4: cuda-vs-meta survey).
     """
     large = capability == (9, 0) or (capability[0] in (9, 10, 11, 12) and release >= (2, 12))
     return 4096 * 8 * 1024 if large else 4096 * 1024 * 2 + 16 * 1024 * 8
@@ -107,9 +119,11 @@ class UnknownBytes:
         self.kernels = kernels
 
     def share(self, alive: Iterable[tuple[str, int]]) -> tuple[float, list[tuple[str, int]]]:
-        """(share of bytes, [(op, bytes)] of unknown ops, largest first), given (op, bytes) of each storage alive.
+        """(share of bytes, [(op, bytes)] of unknown ops, largest first), given (op, bytes) of each storage
+        alive.
 
-        An op is an OpOverload's text ("aten.mm.default"); a storage without an op (a workspace, a weight) counts as known.
+        An op is an OpOverload's text ("aten.mm.default"); a storage without an op (a workspace, a weight)
+        counts as known.
         """
         total = 0
         unknown: dict[str, int] = {}

@@ -1,7 +1,8 @@
 """Watches every device storage being created and freed while the real libraries run on meta tensors.
 
-A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its release, so the order of events is
-the allocator's own. What a kernel allocates beyond its outputs comes from the `hidden` table that the caller hands in.
+A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its
+release, so the order of events is the allocator's own. What a kernel allocates beyond its outputs comes from
+the `hidden` table that the caller hands in.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Unseen(Protocol):
 
 
 class Hidden(Protocol):
-    """What kernels allocate unseen, and which outputs they make on the device, in which order (planner/trace/kernels.py)."""
+    """What kernels allocate unseen, and which outputs they make on the device, in which order
+    (planner/trace/kernels.py).
+    """
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
     def order(self, op: Any, count: int) -> Sequence[int]: ...
@@ -36,7 +39,8 @@ class Hidden(Protocol):
 
 _ATEN = torch.ops.aten
 _FROM_HOST = {_ATEN.lift_fresh.default}  # torch.tensor(data) reaches the device through this alias op
-_INDEX = _ATEN.index.Tensor  # a Python list of indices reaches the device through no op (torch/csrc/autograd/python_variable_indexing.cpp)
+# a Python list of indices reaches the device through no op (torch/csrc/autograd/python_variable_indexing.cpp)
+_INDEX = _ATEN.index.Tensor
 
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]
@@ -47,28 +51,42 @@ class _Watch(weakref.ref):  # type: ignore[type-arg]
 
 
 class Observer(TorchDispatchMode):
-    """Records a Log. Use as a context manager around build and step; `announce` is what `step.run` calls for each moment."""
+    """Records a Log. Use as a context manager around build and step; `announce` is what `step.run` calls for
+    each moment.
+    """
 
-    def __init__(self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None) -> None:
+    def __init__(
+        self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None
+    ) -> None:
         super().__init__()
         calibrated()
         self.log = Log()
         self.hidden = hidden
         self.answers = answers or {}
         self.moment = "load"
-        self.settle: Callable[[str], None] = lambda moment: None  # called when a moment ends: who holds what now
-        self.host_bytes = 0  # the most that was held in host memory at once: paged optimizer states, offloaded activations
+        self.settle: Callable[[str], None] = lambda moment: (
+            None
+        )  # called when a moment ends: who holds what now
+        self.host_bytes = (
+            0  # the most that was held in host memory at once: paged optimizer states, offloaded activations
+        )
         self._on_host_now = 0
         self.modules: list[tuple[str, int | None]] = []  # the stack of modules whose forward is running
         self._alive: dict[int, _Watch] = {}
-        self._elsewhere: dict[int, _Watch] = {}  # outputs that a kernel makes on the host: seeds without dropout
+        self._elsewhere: dict[
+            int, _Watch
+        ] = {}  # outputs that a kernel makes on the host: seeds without dropout
         self._host = self._reading = False
-        self.inherited: int | None = None  # outside the layers: the layer whose tensors the last op there worked on
+        self.inherited: int | None = (
+            None  # outside the layers: the layer whose tensors the last op there worked on
+        )
         self._via = "code"
         self._layer: int | None = None  # the layer whose code runs; None outside the layers
-        self._nodes: dict[int, tuple[str, int | None, int | None]] = {}  # autograd sequence number -> `_where` of what made the node
+        self._nodes: dict[
+            int, tuple[str, int | None, int | None]
+        ] = {}  # autograd sequence number -> `_where` of what made the node
 
-    # -- what build and step call ------------------------------------------------------------------------------------------------------
+    # -- what build and step call ----------------------------------------------------------------------------
 
     @contextmanager
     def announce(self, moment: str, step: int = -1) -> Iterator[None]:
@@ -96,7 +114,9 @@ class Observer(TorchDispatchMode):
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
-        """Tensors made inside from nothing live on the host (peft creates adapters there); those made from device tensors do not."""
+        """Tensors made inside from nothing live on the host (peft creates adapters there); those made from
+        device tensors do not.
+        """
         outer, self._host = self._host, True
         try:
             yield
@@ -121,7 +141,11 @@ class Observer(TorchDispatchMode):
             made = torch.empty_like(tensor)
         finally:
             self._host = outer
-        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
+        return (
+            torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+            if isinstance(tensor, torch.nn.Parameter)
+            else made
+        )
 
     def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
         """Count `nbytes` of host memory for as long as `tensor` lives; returns it."""
@@ -140,7 +164,9 @@ class Observer(TorchDispatchMode):
         self.log.layers.append(None)
 
     def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor's storage is on the modelled device (and not one made on the host or before observation)."""
+        """Whether the tensor's storage is on the modelled device (and not one made on the host or before
+        observation).
+        """
         return tensor.untyped_storage()._cdata in self._alive
 
     def storage_of(self, tensor: torch.Tensor) -> Storage | None:
@@ -154,7 +180,9 @@ class Observer(TorchDispatchMode):
         if not self._host and not self.knows(tensor):
             where, layer, known = self._where()
             outer, self._via = self._via, "code" if layer is not None else "node"
-            self._born(tensor.untyped_storage(), tensor, str(_INDEX), where, known if layer is None else layer)
+            self._born(
+                tensor.untyped_storage(), tensor, str(_INDEX), where, known if layer is None else layer
+            )
             self._via = outer
 
     def freeze(self) -> None:
@@ -167,12 +195,28 @@ class Observer(TorchDispatchMode):
         return (storages[watch.id] for watch in self._alive.values())
 
     def add(self, name: str, nbytes: int, where: str, layer: int | None, persistent: bool) -> int:
-        """An allocation that no tensor shows (a workspace, a kernel's temporary); returns its id. What persists belongs to no layer."""
+        """An allocation that no tensor shows (a workspace, a kernel's temporary); returns its id. What
+        persists belongs to no layer.
+        """
         log = self.log
         sid = len(log.storages)
         home = None if persistent else layer
-        log.storages.append(Storage(sid, nbytes, name, where, home, (nbytes,), "uint8", self.moment, len(log.events), self._via,
-                                    "temporaries", name))  # fmt: skip
+        log.storages.append(
+            Storage(
+                sid,
+                nbytes,
+                name,
+                where,
+                home,
+                (nbytes,),
+                "uint8",
+                self.moment,
+                len(log.events),
+                self._via,
+                "temporaries",
+                name,
+            )
+        )
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
         return sid
@@ -185,9 +229,11 @@ class Observer(TorchDispatchMode):
         log.events.append((FREE, sid, storage.nbytes))
         log.layers.append(self._layer if self._layer is not None else storage.layer)
 
-    # -- what torch calls --------------------------------------------------------------------------------------------------------------
+    # -- what torch calls ------------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         answer = self.answers.get(func)
         out = NotImplemented if answer is None else answer(func, args, kwargs or {})
         if out is NotImplemented:
@@ -205,7 +251,9 @@ class Observer(TorchDispatchMode):
             layers = self._layers_of(args, len(outputs)) if known is None else [known] * max(len(outputs), 1)
         self._via = "code" if layers is None else "tensors" if known is None else "node"
         home = layers[0] if layers else self._layer
-        if self.modules:  # the autograd node that this op's forward just made: its backward belongs to the same module and layer
+        # the autograd node that this op's forward just made: its backward belongs to the same module and
+        # layer
+        if self.modules:
             self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (where, self._layer, home))  # type: ignore[attr-defined]
         if func is _INDEX:
             for index in args[1]:
@@ -222,8 +270,14 @@ class Observer(TorchDispatchMode):
     def _unseen(self, hidden: Unseen, where: str, layer: int | None) -> tuple[int, bool]:
         return self.add(hidden.name, hidden.nbytes, where, layer, hidden.persistent), hidden.persistent
 
-    def _outputs(self, func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor], where: str,
-                 layers: list[int | None] | None) -> None:  # fmt: skip
+    def _outputs(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        outputs: Sequence[torch.Tensor],
+        where: str,
+        layers: list[int | None] | None,
+    ) -> None:
         made = range(len(outputs)) if self.hidden is None else self.hidden.order(func, len(outputs))
         if len(made) < len(outputs):
             for tensor in (outputs[index] for index in range(len(outputs)) if index not in made):
@@ -255,8 +309,20 @@ class Observer(TorchDispatchMode):
         watch.key, watch.id = key, sid
         self._alive[key] = watch
         op = READ if self._reading else op
-        log.storages.append(Storage(sid, nbytes, op, where, layer, tuple(tensor.shape), str(tensor.dtype)[6:], self.moment, len(log.events),
-                                    self._via))  # fmt: skip
+        log.storages.append(
+            Storage(
+                sid,
+                nbytes,
+                op,
+                where,
+                layer,
+                tuple(tensor.shape),
+                str(tensor.dtype)[6:],
+                self.moment,
+                len(log.events),
+                self._via,
+            )
+        )
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
 
@@ -265,16 +331,18 @@ class Observer(TorchDispatchMode):
             self.drop(watch.id)
 
     def _where(self) -> tuple[str, int | None, int | None]:
-        """(module, layer whose code runs, layer whose tensors it works on): from the module stack, or from the autograd node whose backward
-        runs; None where not known."""
+        """(module, layer whose code runs, layer whose tensors it works on): from the module stack, or from
+        the autograd node whose backward runs; None where not known.
+        """
         if self.modules:
             return (*self.modules[-1], None)
         node = torch._C._current_autograd_node()
         return ("", None, None) if node is None else self._nodes.get(node._sequence_nr(), ("", None, None))
 
     def _layers_of(self, args: tuple[Any, ...], count: int) -> list[int | None]:
-        """Outside the layers, an output belongs to the layer of what it was made from: of the list element at its place, else of the first
-        tensor that has one; made from no tensor, to that of the op before."""
+        """Outside the layers, an output belongs to the layer of what it was made from: of the list element at
+        its place, else of the first tensor that has one; made from no tensor, to that of the op before.
+        """
         tensors = [arg for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
         found: list[int | None] = []
         for index in range(max(count, 1)):
@@ -297,7 +365,9 @@ _MAKES: dict[Any, bool] = {}
 
 
 def _makes(func: Any) -> bool:
-    """Whether the op can return storages of its own: false for views, in-place and out= variants, by its schema."""
+    """Whether the op can return storages of its own: false for views, in-place and out= variants, by its
+    schema.
+    """
     known = _MAKES.get(func)
     if known is None:
         returns = func._schema.returns

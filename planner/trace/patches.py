@@ -1,6 +1,8 @@
-"""What a library needs in order to run on meta tensors: one entry each, with the library's file and version. Undone on exit.
+"""What a library needs in order to run on meta tensors: one entry each, with the library's file and version.
+Undone on exit.
 
-A shim changes where a library refuses meta or asks a tensor for its value; never what it allocates on a real device.
+A shim changes where a library refuses meta or asks a tensor for its value; never what it allocates on a real
+device.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ _ATEN = torch.ops.aten
 
 
 def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any, Callable[..., Any]]:
-    """Ops that ask a tensor for its value: `mask.all()` is True for one full document to a row, `any()` of a search for faults False;
-    numbers are 0. `routed`: counts are those of balanced experts, and one that is not known ends the run.
+    """Ops that ask a tensor for its value: `mask.all()` is True for one full document to a row, `any()` of a
+    search for faults False; numbers are 0. `routed`: counts are those of balanced experts, and one that is
+    not known ends the run.
 
-    What a program copies to the host arrives as zeros (peft 0.21 tuners/adalora/layer.py mask_to_budget calls `tolist`).
-    transformers 5.23 masking_utils.py _ignore_causal_mask_sdpa asks `padding_mask.all()`; optimizers and schedules ask scalars.
+    What a program copies to the host arrives as zeros (peft 0.21 tuners/adalora/layer.py mask_to_budget calls
+    `tolist`). transformers 5.23 masking_utils.py _ignore_causal_mask_sdpa asks `padding_mask.all()`;
+    optimizers and schedules ask scalars.
     """
 
     def unknown(tensor: torch.Tensor) -> None:
@@ -60,9 +64,16 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
 
     def offloaded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """torch 2.13 autograd/graph.py save_on_cpu makes a copy in pinned memory; one element on the host stands for it."""
+        """torch 2.13 autograd/graph.py save_on_cpu makes a copy in pinned memory; one element on the host
+        stands for it.
+        """
         elements = math.prod(args[0])
-        if observer.moment != "forward" or torch.device(kwargs.get("device") or "cpu").type != "cpu" or not args[0] or not elements:
+        if (
+            observer.moment != "forward"
+            or torch.device(kwargs.get("device") or "cpu").type != "cpu"
+            or not args[0]
+            or not elements
+        ):
             return NotImplemented  # torch 2.11 makes a single number of its own there
         made = torch.empty(1, dtype=kwargs.get("dtype"))
         return observer.keep_on_host(made, elements * made.element_size()).expand(args[0])
@@ -84,7 +95,9 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
 
 
 def _fits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A real device's masked_fill refuses a number beyond its dtype (torch 2.13 c10/core/Scalar.h); meta's does not look."""
+    """A real device's masked_fill refuses a number beyond its dtype (torch 2.13 c10/core/Scalar.h); meta's
+    does not look.
+    """
     tensor, value = args[0], args[2]
     if tensor.is_floating_point() and math.isfinite(value) and abs(value) > torch.finfo(tensor.dtype).max:
         raise RuntimeError(f"value {value:.4g} cannot be converted to type {tensor.dtype} without overflow")
@@ -97,13 +110,16 @@ def _same(*positions: int) -> Callable[..., Any]:
     def check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         dtypes = [str(args[position].dtype).removeprefix("torch.") for position in positions]
         if len(set(dtypes)) > 1:
-            raise RuntimeError(f"{func._schema.name} expects tensors of the same dtype, but got {' and '.join(dtypes)}")
+            raise RuntimeError(
+                f"{func._schema.name} expects tensors of the same dtype, but got {' and '.join(dtypes)}"
+            )
         return NotImplemented
 
     return check
 
 
-# torch 2.13 native/LinearAlgebra.cpp, Convolution.cpp, TensorAdvancedIndexing.cpp: what real kernels check, and meta's Python ones do not.
+# torch 2.13 native/LinearAlgebra.cpp, Convolution.cpp, TensorAdvancedIndexing.cpp: what real kernels check,
+# and meta's Python ones do not.
 _REFUSALS: dict[Any, Callable[..., Any]] = {
     _ATEN.mm.default: _same(0, 1),
     _ATEN.bmm.default: _same(0, 1),
@@ -121,15 +137,19 @@ _REFUSALS: dict[Any, Callable[..., Any]] = {
 
 
 def _int8() -> dict[Any, Callable[..., Any]]:
-    """bitsandbytes 0.50 _ops.py int8_vectorwise_quant, int8_mixed_scaled_mm: how many columns hold outliers depends on values; random ones
-    have none."""
+    """bitsandbytes 0.50 _ops.py int8_vectorwise_quant, int8_mixed_scaled_mm: how many columns hold outliers
+    depends on values; random ones have none.
+    """
     require(*BITSANDBYTES)  # and so imported: it defines the ops
 
     def quantised(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = args[0]
         if not source.is_meta or not (args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)):
             return NotImplemented
-        rows = torch.empty(source.shape, dtype=torch.int8, device="meta"), torch.empty(source.shape[:-1].numel(), device="meta")
+        rows = (
+            torch.empty(source.shape, dtype=torch.int8, device="meta"),
+            torch.empty(source.shape[:-1].numel(), device="meta"),
+        )
         return (*rows, torch.empty(0, dtype=torch.int64, device="meta"))
 
     def product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -143,17 +163,25 @@ def _int8() -> dict[Any, Callable[..., Any]]:
 
 
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """torch 2.13 _meta_registrations.py refuses what CUDA takes (fp16, fp32). Rows of the output are padded to 16 bytes, as
-    aten/src/ATen/native/GroupedMMUtils.h create_grouped_gemm_output_tensor does."""
+    """torch 2.13 _meta_registrations.py refuses what CUDA takes (fp16, fp32). Rows of the output are padded
+    to 16 bytes, as aten/src/ATen/native/GroupedMMUtils.h create_grouped_gemm_output_tensor does.
+    """
     a, b = args[0], args[1]
     offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
     if not a.is_meta or a.dtype == torch.bfloat16:
         return NotImplemented
-    batch = (offsets.shape[0],) if a.dim() == b.dim() == 2 else (a.shape[0],) if a.dim() == b.dim() == 3 else ()
+    batch = (
+        (offsets.shape[0],) if a.dim() == b.dim() == 2 else (a.shape[0],) if a.dim() == b.dim() == 3 else ()
+    )
     rows, columns = a.shape[-2], b.shape[-1]
     unit = 16 // a.element_size()
     stride = -(-columns // unit) * unit
-    return torch.empty_strided((*batch, rows, columns), (*((rows * stride,) if batch else ()), stride, 1), dtype=a.dtype, device="meta")
+    return torch.empty_strided(
+        (*batch, rows, columns),
+        (*((rows * stride,) if batch else ()), stride, 1),
+        dtype=a.dtype,
+        device="meta",
+    )
 
 
 @contextmanager
@@ -167,21 +195,32 @@ def applied(observer: Observer, setup: Setup) -> Iterator[None]:
 
 @contextmanager
 def _torch_optimizers(observer: Observer, setup: Setup) -> Iterator[None]:
-    """torch 2.13 optim/optimizer.py and utils/_foreach_utils.py: fused and foreach paths are chosen by a list of device types; add meta."""
+    """torch 2.13 optim/optimizer.py and utils/_foreach_utils.py: fused and foreach paths are chosen by a list
+    of device types; add meta.
+    """
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
-    fused, foreach = _foreach_utils._get_fused_kernels_supported_devices, _foreach_utils._get_foreach_kernels_supported_devices
+    fused, foreach = (
+        _foreach_utils._get_fused_kernels_supported_devices,
+        _foreach_utils._get_foreach_kernels_supported_devices,
+    )
     with ExitStack() as stack:
         for module in (optimizer, _foreach_utils):
-            stack.enter_context(patch.object(module, "_get_fused_kernels_supported_devices", lambda: [*fused(), "meta"]))
-            stack.enter_context(patch.object(module, "_get_foreach_kernels_supported_devices", lambda: [*foreach(), "meta"]))
+            stack.enter_context(
+                patch.object(module, "_get_fused_kernels_supported_devices", lambda: [*fused(), "meta"])
+            )
+            stack.enter_context(
+                patch.object(module, "_get_foreach_kernels_supported_devices", lambda: [*foreach(), "meta"])
+            )
         yield
 
 
 @contextmanager
 def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
-    """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on the host's ledger."""
+    """bitsandbytes 0.50 functional.py get_paged: managed memory, invisible to the allocator; here a tensor on
+    the host's ledger.
+    """
     if setup.quant_type == "none" and OPTIMIZERS[setup.optimizer].library != "bitsandbytes":
         yield
         return
@@ -198,7 +237,11 @@ def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
     F.name2qmap.clear()
     try:
         with ExitStack() as stack:
-            for name, stand_in in (("get_paged", get_paged), ("prefetch_tensor", _nothing), ("fill", _nothing)):
+            for name, stand_in in (
+                ("get_paged", get_paged),
+                ("prefetch_tensor", _nothing),
+                ("fill", _nothing),
+            ):
                 stack.enter_context(patch.object(F, name, stand_in))
             yield
     finally:
@@ -213,7 +256,8 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 @contextmanager
 def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
-    """torch 2.13 torch/csrc/utils/tensor_new.cpp: torch.tensor(data, device=...) works beneath every dispatch mode; here it is seen.
+    """torch 2.13 torch/csrc/utils/tensor_new.cpp: torch.tensor(data, device=...) works beneath every dispatch
+    mode; here it is seen.
 
     bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantised weight so.
     """
@@ -221,11 +265,21 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
 
     def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
         made = original(*args, **kwargs)
-        return observer.to_device(made) if kwargs.get("device") is not None and made.is_meta and not observer._host else made
+        return (
+            observer.to_device(made)
+            if kwargs.get("device") is not None and made.is_meta and not observer._host
+            else made
+        )
 
     with patch.object(torch, "tensor", tensor):
         yield
 
 
-SHIMS = (_tensors_from_data, _torch_optimizers, shims_peft.moves_adapters, shims_peft.decomposes, shims_peft.copies_weights,
-         _bitsandbytes_paged)  # fmt: skip
+SHIMS = (
+    _tensors_from_data,
+    _torch_optimizers,
+    shims_peft.moves_adapters,
+    shims_peft.decomposes,
+    shims_peft.copies_weights,
+    _bitsandbytes_paged,
+)

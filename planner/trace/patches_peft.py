@@ -1,4 +1,6 @@
-"""What peft needs in order to run on meta tensors: entries of planner/trace/patches.py, each with the library's file and version."""
+"""What peft needs in order to run on meta tensors: entries of planner/trace/patches.py, each with the
+library's file and version.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +30,29 @@ def type_of(setup: Setup) -> PeftType:
 
 
 def refuse(setup: Setup) -> None:
-    """UsageError for an X-LoRA without its LoRA checkpoints: peft would look for them on the hub, or train nothing."""
+    """UsageError for an X-LoRA without its LoRA checkpoints: peft would look for them on the hub, or train
+    nothing.
+    """
     if type_of(setup).name != "XLORA":
         return
     folders = (setup.adapter or {}).get("adapters") or {}
     missing = [str(folder) for folder in folders.values() if not Path(str(folder)).is_dir()]
     if missing or not folders:
         named = f"no folder {', '.join(missing)}" if missing else "'adapters' names none"
-        raise UsageError(f"XLORA mixes trained LoRA checkpoints, and {named}: give their local folders under 'adapters'")
+        raise UsageError(
+            f"XLORA mixes trained LoRA checkpoints, and {named}: give their local folders under 'adapters'"
+        )
 
 
 def sparse() -> dict[Any, Callable[..., Any]]:
     """Ops that have no kernel for sparse meta tensors. What their CUDA kernels allocate inside is not known."""
 
     def added(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[0] if args[0].is_meta and isinstance(args[1], torch.Tensor) and args[1].is_sparse else NotImplemented
+        return (
+            args[0]
+            if args[0].is_meta and isinstance(args[1], torch.Tensor) and args[1].is_sparse
+            else NotImplemented
+        )
 
     def masked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         dense, mask = args
@@ -56,13 +66,19 @@ def sparse() -> dict[Any, Callable[..., Any]]:
     def dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
 
-    return {_ATEN.add_.Tensor: added, _ATEN.sparse_mask.default: masked, _ATEN._coalesce.default: coalesced, _ATEN._to_dense.default: dense}
+    return {
+        _ATEN.add_.Tensor: added,
+        _ATEN.sparse_mask.default: masked,
+        _ATEN._coalesce.default: coalesced,
+        _ATEN._to_dense.default: dense,
+    }
 
 
 @contextmanager
 def moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
-    """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real device, casting like it
-    does."""
+    """peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer: skips meta; move as for a real
+    device, casting like it does.
+    """
     if setup.adapter is None and METHODS[setup.method].peft_type is None:
         yield
         return
@@ -80,12 +96,18 @@ def moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
     def moved(self: Any, adapter_name: str, device: Any = None) -> None:
         before = [(holder, item.requires_grad, item.dtype) for holder, item in parameters(self, adapter_name)]
         original(self, adapter_name, device)
-        for holder, trained, dtype in before if setup.device == "cpu" else ():  # nothing is moved there: AdaLoRA's ranknum stays frozen
+        for holder, trained, dtype in (
+            before if setup.device == "cpu" else ()
+        ):  # nothing is moved there: AdaLoRA's ranknum stays frozen
             if holder[adapter_name].dtype == dtype:
                 holder[adapter_name].requires_grad_(trained)
         base = self.get_base_layer()
-        held = next((storage for p in base.parameters() if (storage := observer.storage_of(p)) is not None), None)
-        with observer.scope(held.module.rpartition(".")[0], held.layer) if held is not None else nullcontext():
+        held = next(
+            (storage for p in base.parameters() if (storage := observer.storage_of(p)) is not None), None
+        )
+        with (
+            observer.scope(held.module.rpartition(".")[0], held.layer) if held is not None else nullcontext()
+        ):
             move(self, base, adapter_name)
 
     def move(self: Any, base: Any, adapter_name: str) -> None:
@@ -107,7 +129,11 @@ def moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
             elif isinstance(item, torch.Tensor):
                 if dtype is not None and item.is_floating_point() and item.dtype != dtype:
                     cast = item.data.to(dtype)
-                    item = nn.Parameter(cast, requires_grad=item.requires_grad) if isinstance(item, nn.Parameter) else cast
+                    item = (
+                        nn.Parameter(cast, requires_grad=item.requires_grad)
+                        if isinstance(item, nn.Parameter)
+                        else cast
+                    )
                 holder[adapter_name] = observer.to_device(item)
 
     with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", moved):
@@ -116,8 +142,10 @@ def moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
 
 @contextmanager
 def copies_weights(observer: Observer, setup: Setup) -> Iterator[None]:
-    """bitsandbytes 0.50 nn/modules.py Params4bit.__deepcopy__ makes an empty tensor on the host and gives it the copy's bytes, which meta
-    refuses. peft 0.21 tuners/lora/dora.py update_layer copies every 4-bit layer so."""
+    """bitsandbytes 0.50 nn/modules.py Params4bit.__deepcopy__ makes an empty tensor on the host and gives it
+    the copy's bytes, which meta refuses. peft 0.21 tuners/lora/dora.py update_layer copies every 4-bit layer
+    so.
+    """
     if setup.quant_type not in ("nf4", "fp4"):
         yield
         return
@@ -125,7 +153,9 @@ def copies_weights(observer: Observer, setup: Setup) -> Iterator[None]:
     from bitsandbytes.nn import Params4bit
 
     def copied(self: Any, memo: dict[int, Any]) -> Any:
-        made = torch.Tensor._make_subclass(type(self), self.detach().as_subclass(torch.Tensor).clone(), self.requires_grad)
+        made = torch.Tensor._make_subclass(
+            type(self), self.detach().as_subclass(torch.Tensor).clone(), self.requires_grad
+        )
         made.__dict__.update({key: value for key, value in self.__dict__.items() if key != "quant_state"})
         made.quant_state = deepcopy(self.quant_state, memo)  # type: ignore[attr-defined]
         return made
@@ -136,10 +166,12 @@ def copies_weights(observer: Observer, setup: Setup) -> Iterator[None]:
 
 @contextmanager
 def decomposes(observer: Observer, setup: Setup) -> Iterator[None]:
-    """Adapters that start from a decomposition of the base weights: on the host it is skipped, what it moves there is not.
+    """Adapters that start from a decomposition of the base weights: on the host it is skipped, what it moves
+    there is not.
 
-    peft 0.21 tuners/frod/{model,layer}.py: singular vectors and a solve, in host memory. tuners/adamss/utils.py: which rows belong together
-    is found by k-means (scikit-learn); here equal runs of rows. Adapters of one rank have the same size however the rows fall.
+    peft 0.21 tuners/frod/{model,layer}.py: singular vectors and a solve, in host memory.
+    tuners/adamss/utils.py: which rows belong together is found by k-means (scikit-learn); here equal runs of
+    rows. Adapters of one rank have the same size however the rows fall.
     """
     kind = type_of(setup).name
     with ExitStack() as stack:
@@ -154,7 +186,11 @@ def decomposes(observer: Observer, setup: Setup) -> Iterator[None]:
                 return torch.zeros(W.shape), torch.zeros(W.shape[1])
 
             bar = model.tqdm
-            stack.enter_context(patch.object(model, "tqdm", lambda items, **options: bar(items, **{**options, "disable": True})))
+            stack.enter_context(
+                patch.object(
+                    model, "tqdm", lambda items, **options: bar(items, **{**options, "disable": True})
+                )
+            )
             stack.enter_context(patch.object(model, "_projection_from_weights", projection))
             stack.enter_context(patch.object(layer.FrodLayer, "_calculate_frod_u_and_lambda", solved))
         if kind == "ADAMSS":

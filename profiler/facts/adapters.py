@@ -1,4 +1,6 @@
-"""Facts about adapters, the Trainer and model loading, read by running PEFT, transformers and accelerate on tiny CPU models."""
+"""Facts about adapters, the Trainer and model loading, read by running PEFT, transformers and accelerate on
+tiny CPU models.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,22 @@ from memplan.profiler.said import said
 
 
 def _first_lora(model: Any) -> Any:
-    return next(module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "scaling"))
+    return next(
+        module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "scaling")
+    )
 
 
 def _b_starts_at_zero() -> Finding:
-    largest = max(float(p.detach().abs().max()) for n, p in with_adapter().named_parameters() if "lora_B" in n)
+    largest = max(
+        float(p.detach().abs().max()) for n, p in with_adapter().named_parameters() if "lora_B" in n
+    )
     return largest == 0.0, said("largest |B| after get_peft_model: {largest}", largest=largest)
 
 
 def _a_distribution(init: bool | str) -> Finding:
-    """A uniform distribution ends at sqrt(3) = 1.73 standard deviations; among 512 Gaussian values some lie far beyond."""
+    """A uniform distribution ends at sqrt(3) = 1.73 standard deviations; among 512 Gaussian values some lie
+    far beyond.
+    """
     weight = _first_lora(with_adapter(init_lora_weights=init)).lora_A["default"].weight.detach()
     reach = float(weight.abs().max() / weight.std())
     name = "uniform" if reach < 2 else "gaussian"
@@ -41,7 +49,10 @@ def _starts_equal() -> Finding:
 
 
 def _scaling() -> Finding:
-    pairs = [(r, a, _first_lora(with_adapter(r=r, lora_alpha=a)).scaling["default"]) for r, a in ((4, 16), (8, 16), (16, 8))]
+    pairs = [
+        (r, a, _first_lora(with_adapter(r=r, lora_alpha=a)).scaling["default"])
+        for r, a in ((4, 16), (8, 16), (16, 8))
+    ]
     return all(s == a / r for r, a, s in pairs), said(
         "{pairs}", pairs=tuple(said("r {r}, alpha {a}: scaling {s}", r=r, a=a, s=s) for r, a, s in pairs)
     )
@@ -49,22 +60,30 @@ def _scaling() -> Finding:
 
 def _product_order() -> Finding:
     layer = _first_lora(with_adapter(target_modules=["up_proj"]))
-    a, b, w = (tuple(m.weight.shape) for m in (layer.lora_A["default"], layer.lora_B["default"], layer.base_layer))
+    a, b, w = (
+        tuple(m.weight.shape) for m in (layer.lora_A["default"], layer.lora_B["default"], layer.base_layer)
+    )
     fits = {"BA": b[1] == a[0] and (b[0], a[1]) == w, "AB^T": a[1] == b[1] and (a[0], b[0]) == w}
-    return "+".join(name for name, ok in fits.items() if ok), said("A {a}, B {b}, W {w}", a=str(a), b=str(b), w=str(w))
+    return "+".join(name for name, ok in fits.items() if ok), said(
+        "A {a}, B {b}, W {w}", a=str(a), b=str(b), w=str(w)
+    )
 
 
 def _merged_parameters() -> Finding:
     before = sum(p.numel() for p in tiny_llama().parameters())
     merged = with_adapter().merge_and_unload()
     after = sum(p.numel() for p in merged.parameters())
-    return after - before, said("{after} parameters after merge_and_unload, {before} in the base", after=after, before=before)
+    return after - before, said(
+        "{after} parameters after merge_and_unload, {before} in the base", after=after, before=before
+    )
 
 
 def _merged_modules() -> Finding:
     plain = [type(m).__name__ for m in tiny_llama().modules()]
     merged = [type(m).__name__ for m in with_adapter().merge_and_unload().modules()]
-    compared = "{merged} modules after merging, {plain} in the base, of the same classes in the same order: {same}"
+    compared = (
+        "{merged} modules after merging, {plain} in the base, of the same classes in the same order: {same}"
+    )
     return plain == merged, said(compared, merged=len(merged), plain=len(plain), same=plain == merged)
 
 
@@ -73,24 +92,32 @@ def _adapter_dtype() -> Finding:
 
     model = with_adapter(tiny_llama().to(torch.bfloat16))
     dtype = str(_first_lora(model).lora_A["default"].weight.dtype).removeprefix("torch.")
-    return dtype, said("adapters on a bfloat16 base are {dtype} by default (autocast_adapter_dtype)", dtype=dtype)
+    return dtype, said(
+        "adapters on a bfloat16 base are {dtype} by default (autocast_adapter_dtype)", dtype=dtype
+    )
 
 
 def _default_targets() -> Finding:
     model = with_adapter(target_modules=None)
     names = sorted(model.peft_config["default"].target_modules)
-    return "+".join(names), said("LoraConfig without target_modules on Llama adapts {names}", names=", ".join(names))
+    return "+".join(names), said(
+        "LoraConfig without target_modules on Llama adapts {names}", names=", ".join(names)
+    )
 
 
 def _snippet_runs() -> Finding:
-    """The attention wrapper reads `in_features` of the module it wraps, which a linear layer has and an attention module has not."""
+    """The attention wrapper reads `in_features` of the module it wraps, which a linear layer has and an
+    attention module has not.
+    """
     import torch
 
     attention = tiny_llama().model.layers[0].self_attn
     others = {"LlamaAttention": attention, "torch.nn.MultiheadAttention": torch.nn.MultiheadAttention(64, 4)}
     having = [name for name, module in others.items() if hasattr(module, "in_features")]
     return bool(having), said(
-        "of {others}, these have in_features: {having}", having=", ".join(having) or said("none"), others=", ".join(others)
+        "of {others}, these have in_features: {having}",
+        having=", ".join(having) or said("none"),
+        others=", ".join(others),
     )
 
 
@@ -99,7 +126,9 @@ def _adalora_ranks(field: str) -> Probe:
         from peft import AdaLoraConfig
 
         config = AdaLoraConfig(total_step=100, peft_type="ADALORA")
-        return getattr(config, field), said("AdaLoraConfig: init_r {init}, target_r {target}", init=config.init_r, target=config.target_r)
+        return getattr(config, field), said(
+            "AdaLoraConfig: init_r {init}, target_r {target}", init=config.init_r, target=config.target_r
+        )
 
     return probe
 
@@ -108,14 +137,23 @@ def _adalora() -> Any:
     from peft import AdaLoraConfig, get_peft_model
 
     config = AdaLoraConfig(
-        init_r=4, target_r=1, tinit=1, tfinal=1, deltaT=1, total_step=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        init_r=4,
+        target_r=1,
+        tinit=1,
+        tfinal=1,
+        deltaT=1,
+        total_step=8,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(tiny_llama(), config)
 
 
 @cache
 def _pruned() -> tuple[int, int, int, int]:
-    """(adapter elements before, after pruning; smallest rank of a layer; total rank) over eight real steps of AdaLoRA."""
+    """(adapter elements before, after pruning; smallest rank of a layer; total rank) over eight real steps of
+    AdaLoRA.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -128,7 +166,9 @@ def _pruned() -> tuple[int, int, int, int]:
         optimizer.step()
         model.base_model.update_and_allocate(step)
         optimizer.zero_grad()
-    after = sum(p.numel() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n or "lora_E" in n)
+    after = sum(
+        p.numel() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n or "lora_E" in n
+    )
     ranks = [int((p != 0).sum()) for n, p in model.named_parameters() if "lora_E" in n]
     return before, after, min(ranks), sum(ranks)
 
@@ -141,7 +181,9 @@ def _adalora_kept() -> Finding:
 
 def _adalora_least_rank() -> Finding:
     _, _, least, total = _pruned()
-    return least, said("smallest rank of a layer after pruning to a total of {total}: {least}", total=total, least=least)
+    return least, said(
+        "smallest rank of a layer after pruning to a total of {total}: {least}", total=total, least=least
+    )
 
 
 def _adalora_merges() -> Finding:
@@ -162,7 +204,9 @@ def _trainer_optimizer() -> Finding:
 
 def _trainer_pages() -> Finding:
     name, evidence = _trainer_optimizer()
-    return "paged" in str(name), said("{evidence}; paging needs optim='paged_adamw_32bit' or another paged name", evidence=evidence)
+    return "paged" in str(name), said(
+        "{evidence}; paging needs optim='paged_adamw_32bit' or another paged name", evidence=evidence
+    )
 
 
 def _cache_kept() -> Finding:
@@ -173,11 +217,16 @@ def _cache_kept() -> Finding:
     out = model(input_ids=torch.arange(16).reshape(1, 16), use_cache=True)
     kept = getattr(out, "past_key_values", None)
     length = 0 if kept is None else int(kept.get_seq_length())
-    return length, said("a checkpointed training forward with use_cache=True returns a cache of {length} tokens", length=length)
+    return length, said(
+        "a checkpointed training forward with use_cache=True returns a cache of {length} tokens",
+        length=length,
+    )
 
 
 def _split_layers(device: str) -> Probe:
-    """Layers of a bf16 65B Llama that device_map='auto' places on a card with 23.5 GiB, beside 500 GiB of host memory."""
+    """Layers of a bf16 65B Llama that device_map='auto' places on a card with 23.5 GiB, beside 500 GiB of
+    host memory.
+    """
 
     def probe() -> Finding:
         import torch
@@ -185,15 +234,27 @@ def _split_layers(device: str) -> Probe:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
-            hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=64
+            hidden_size=8192,
+            intermediate_size=22016,
+            num_hidden_layers=80,
+            num_attention_heads=64,
+            num_key_value_heads=64,
         )
         with init_empty_weights():
             model = LlamaForCausalLM(config)
-        placed = infer_auto_device_map(model, {0: int(23.5 * 2**30), "cpu": 500 * 2**30}, no_split_module_classes=["LlamaDecoderLayer"],
-                                       dtype=torch.bfloat16)  # fmt: skip
+        placed = infer_auto_device_map(
+            model,
+            {0: int(23.5 * 2**30), "cpu": 500 * 2**30},
+            no_split_module_classes=["LlamaDecoderLayer"],
+            dtype=torch.bfloat16,
+        )
         on_gpu = sum(where == 0 for name, where in placed.items() if ".layers." in f".{name}")
         on_cpu = sum(where == "cpu" for name, where in placed.items() if ".layers." in f".{name}")
-        counted = said("{on_gpu} of 80 layers on the 23.5 GiB card, {on_cpu} in host memory", on_gpu=on_gpu, on_cpu=on_cpu)
+        counted = said(
+            "{on_gpu} of 80 layers on the 23.5 GiB card, {on_cpu} in host memory",
+            on_gpu=on_gpu,
+            on_cpu=on_cpu,
+        )
         return (on_gpu if device == "gpu" else on_cpu), counted
 
     return probe

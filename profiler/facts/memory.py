@@ -1,4 +1,6 @@
-"""Facts about what training holds: optimizer states, dequantised copies, the Trainer's paged optimizers. Read by running the libraries."""
+"""Facts about what training holds: optimizer states, dequantised copies, the Trainer's paged optimizers. Read
+by running the libraries.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,29 @@ from memplan.profiler.said import said
 
 
 def _copy_among_states() -> Finding:
-    """Whether AdamW's states hold the parameter again (a master copy): compared by value after one step on a bfloat16 parameter."""
+    """Whether AdamW's states hold the parameter again (a master copy): compared by value after one step on a
+    bfloat16 parameter.
+    """
     import torch
 
     parameter = torch.nn.Parameter(torch.randn(64, 64, dtype=torch.bfloat16))
     optimizer = torch.optim.AdamW([parameter])
     parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    states = {name: tensor for name, tensor in optimizer.state[parameter].items() if tensor.numel() == parameter.numel()}
-    copies = [name for name, tensor in states.items() if torch.allclose(tensor.float(), parameter.detach().float(), atol=1e-2)]
+    states = {
+        name: tensor
+        for name, tensor in optimizer.state[parameter].items()
+        if tensor.numel() == parameter.numel()
+    }
+    copies = [
+        name
+        for name, tensor in states.items()
+        if torch.allclose(tensor.float(), parameter.detach().float(), atol=1e-2)
+    ]
     told = tuple(f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in states.items())
-    return bool(copies), said("torch.optim.AdamW keeps for a bfloat16 parameter of this size: {states}", states=", ".join(told))
+    return bool(copies), said(
+        "torch.optim.AdamW keeps for a bfloat16 parameter of this size: {states}", states=", ".join(told)
+    )
 
 
 def _paged_names() -> Finding:
@@ -31,7 +45,9 @@ def _paged_names() -> Finding:
 
 
 def _copies_alive() -> Finding:
-    """The most 16-bit copies of 4-bit weights alive at once in a step with checkpointing, each watched until its storage is freed."""
+    """The most 16-bit copies of 4-bit weights alive at once in a step with checkpointing, each watched until
+    its storage is freed.
+    """
     import torch
     from bitsandbytes.nn import Linear4bit
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,7 +74,10 @@ def _copies_alive() -> Finding:
     tokens = torch.arange(16).reshape(1, 16)
     with Watch():
         model(input_ids=tokens, labels=tokens).loss.backward()
-    template = "of {layers} 4-bit layers, at most {most} had a 16-bit copy alive at once in a checkpointed step ({made} copies made)"
+    template = (
+        "of {layers} 4-bit layers, at most {most} had a 16-bit copy alive at once in a checkpointed step "
+        "({made} copies made)"
+    )
     return most, said(template, layers=layers, most=most, made=made)
 
 

@@ -1,4 +1,6 @@
-"""The tiny models and layers that facts are read from, on the CPU: a Llama, the same with adapters, the same in 4 bits."""
+"""The tiny models and layers that facts are read from, on the CPU: a Llama, the same with adapters, the same
+in 4 bits.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ def tiny_llama(**changes: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=128
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=128,
     )
     for key, value in changes.items():
         setattr(config, key, value)
@@ -27,12 +34,20 @@ def tiny_llama(**changes: Any) -> Any:
 
 
 def with_adapter(model: Any = None, **settings: Any) -> Any:
-    """`model` (default: a tiny Llama) with LoRA of rank 8 on queries and values, unless `settings` say otherwise."""
+    """`model` (default: a tiny Llama) with LoRA of rank 8 on queries and values, unless `settings` say
+    otherwise.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    settings = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+    settings = {
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+        **settings,
+    }
     return get_peft_model(tiny_llama() if model is None else model, LoraConfig(**settings))
 
 
@@ -42,19 +57,33 @@ def quantised(double: bool = True, kind: str = "nf4", rows: int = 64, columns: i
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     torch.manual_seed(0)
-    layer = Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, compress_statistics=double, quant_type=kind)
-    layer.weight = Params4bit(torch.randn(rows, columns), requires_grad=False, compress_statistics=double, quant_type=kind, blocksize=BLOCK)
+    layer = Linear4bit(
+        columns, rows, bias=False, compute_dtype=torch.float32, compress_statistics=double, quant_type=kind
+    )
+    layer.weight = Params4bit(
+        torch.randn(rows, columns),
+        requires_grad=False,
+        compress_statistics=double,
+        quant_type=kind,
+        blocksize=BLOCK,
+    )
     return layer.to("cpu")
 
 
 def quantised_llama() -> Any:
-    """A tiny bf16 Llama whose linear layers, the head apart, are 4-bit: what loading with BitsAndBytesConfig gives."""
+    """A tiny bf16 Llama whose linear layers, the head apart, are 4-bit: what loading with BitsAndBytesConfig
+    gives.
+    """
     import torch
 
     model = tiny_llama().to(torch.bfloat16)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], quantised(rows=module.out_features, columns=module.in_features))
+            setattr(
+                parent,
+                name.rpartition(".")[2],
+                quantised(rows=module.out_features, columns=module.in_features),
+            )
     model.is_loaded_in_4bit = True
     return model

@@ -1,4 +1,6 @@
-"""Facts about NF4 itself, read by quantising numbers with bitsandbytes on the CPU: what is stored, and what is lost."""
+"""Facts about NF4 itself, read by quantising numbers with bitsandbytes on the CPU: what is stored, and what
+is lost.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,30 @@ from memplan.profiler.said import said
 
 
 def _zero_point() -> Finding:
-    """Zero is stored exactly as zero and no per-block offset exists: absmax alone scales a block; the code book has an exact zero."""
+    """Zero is stored exactly as zero and no per-block offset exists: absmax alone scales a block; the code
+    book has an exact zero.
+    """
     state = quantised(double=False).weight.quant_state
-    per_block = [name for name, value in vars(state).items() if hasattr(value, "numel") and value.numel() == 64 * 64 // BLOCK]
+    per_block = [
+        name
+        for name, value in vars(state).items()
+        if hasattr(value, "numel") and value.numel() == 64 * 64 // BLOCK
+    ]
     codes = [round(float(c), 4) for c in state.code]
-    stored = "per-block tensors of the quantisation state: {names}; offset {offset}; exact 0 in the code: {exact}"
-    return state.offset is not None, said(stored, names=", ".join(per_block), offset=str(state.offset), exact=0.0 in codes)
+    stored = (
+        "per-block tensors of the quantisation state: {names}; offset {offset}; exact 0 in the code: {exact}"
+    )
+    return state.offset is not None, said(
+        stored, names=", ".join(per_block), offset=str(state.offset), exact=0.0 in codes
+    )
 
 
 def _code_bits() -> Finding:
     packed = quantised(rows=256, columns=256).weight.data
     bits = 8 * packed.nbytes / 2**16
-    return packed.nbytes / 2**16, said("{bytes} bytes of codes for 2^16 weights: {bits:g} bits each", bytes=packed.nbytes, bits=bits)
+    return packed.nbytes / 2**16, said(
+        "{bytes} bytes of codes for 2^16 weights: {bits:g} bits each", bytes=packed.nbytes, bits=bits
+    )
 
 
 def _constant_bits(nested: bool) -> Probe:
@@ -31,20 +45,27 @@ def _constant_bits(nested: bool) -> Probe:
         dtype, each = str(state.absmax.dtype).removeprefix("torch."), state.blocksize
         if not nested:
             return bits, said("block constants are {dtype}, one each {each} weights", dtype=dtype, each=each)
-        twice = "block constants are {dtype}, one each {each} weights, then one float32 each {second} constants"
+        twice = (
+            "block constants are {dtype}, one each {each} weights, then one float32 each {second} constants"
+        )
         return bits, said(twice, dtype=dtype, each=each, second=state.state2.blocksize)
 
     return probe
 
 
 def _bits_saved() -> Finding:
-    """Bits a weight of both states' tensors, code books and scalars apart; 2^20 weights, so that the second level's blocks are full."""
+    """Bits a weight of both states' tensors, code books and scalars apart; 2^20 weights, so that the second
+    level's blocks are full.
+    """
     sizes = []
     for nested in (False, True):
         state = quantised(double=nested, rows=1024, columns=1024).weight.quant_state
         sizes.append(state.absmax.nbytes + (state.state2.absmax.nbytes if nested else 0))
     saved = 8 * (sizes[0] - sizes[1]) / 2**20
-    counted = "constants of 2^20 weights: {single} bytes, double-quantised {double}: {saved:.4f} bits a weight saved"
+    counted = (
+        "constants of 2^20 weights: {single} bytes, double-quantised {double}: {saved:.4f} bits a weight "
+        "saved"
+    )
     return saved, said(counted, single=sizes[0], double=sizes[1], saved=saved)
 
 
@@ -57,21 +78,29 @@ def _samples() -> Any:
 
 
 def _bin_shares() -> Finding:
-    """Share of normal weights in the fullest of the 16 bins over that in the emptiest, after blockwise absmax scaling."""
+    """Share of normal weights in the fullest of the 16 bins over that in the emptiest, after blockwise absmax
+    scaling.
+    """
     import torch
     from bitsandbytes.functional import quantize_4bit
 
     packed, _ = quantize_4bit(_samples().reshape(512, 512), blocksize=BLOCK, quant_type="nf4")
     flat = packed.flatten()
-    counts = torch.bincount(torch.cat([flat >> 4, flat & 15]).long(), minlength=16).double() / (2 * flat.numel())
+    counts = torch.bincount(torch.cat([flat >> 4, flat & 15]).long(), minlength=16).double() / (
+        2 * flat.numel()
+    )
     least, most = float(counts.min()), float(counts.max())
-    shares = "of 2^18 normal weights the 16 bins hold between {least:.2f} % and {most:.2f} %; equal bins would hold 6.25 %"
+    shares = (
+        "of 2^18 normal weights the 16 bins hold between {least:.2f} % and {most:.2f} %; equal bins would "
+        "hold 6.25 %"
+    )
     return most / least, said(shares, least=100 * least, most=100 * most)
 
 
 def _error(kind: str, samples: Any) -> float:
-    """Root mean square error of quantising and dequantising, blocks of 64, the first weight of each block apart (an outlier may sit
-    there). int4: 15 even levels scaled by absmax."""
+    """Root mean square error of quantising and dequantising, blocks of 64, the first weight of each block
+    apart (an outlier may sit there). int4: 15 even levels scaled by absmax.
+    """
     if kind == "int4":
         blocks = samples.reshape(-1, BLOCK)
         scale = blocks.abs().amax(1, keepdim=True) / 7
@@ -86,16 +115,24 @@ def _error(kind: str, samples: Any) -> float:
 
 def _relative_error(other: str) -> Finding:
     nf4, theirs = _error("nf4", _samples()), _error(other, _samples())
-    errors = "root mean square error on normal weights: nf4 {nf4:.4f}, {other} {theirs:.4f} of a standard deviation"
+    errors = (
+        "root mean square error on normal weights: nf4 {nf4:.4f}, {other} {theirs:.4f} of a standard "
+        "deviation"
+    )
     return nf4 / theirs, said(errors, nf4=nf4, other=other, theirs=theirs)
 
 
 def _outlier_growth(other: str) -> Finding:
-    """How much one outlier of 10 standard deviations in every block multiplies the error of the *other* weights, nf4 over `other`."""
+    """How much one outlier of 10 standard deviations in every block multiplies the error of the *other*
+    weights, nf4 over `other`.
+    """
     spiked = _samples().clone().reshape(-1, BLOCK)
     spiked[:, 0] = 10.0
     growth = {kind: _error(kind, spiked.flatten()) / _error(kind, _samples()) for kind in ("nf4", other)}
-    grown = "an outlier of 10 sigma in every block multiplies the error by {nf4:.2f} (nf4), {theirs:.2f} ({other})"
+    grown = (
+        "an outlier of 10 sigma in every block multiplies the error by {nf4:.2f} (nf4), {theirs:.2f} "
+        "({other})"
+    )
     return growth["nf4"] / growth[other], said(grown, nf4=growth["nf4"], theirs=growth[other], other=other)
 
 

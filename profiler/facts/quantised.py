@@ -1,4 +1,6 @@
-"""Facts about 4-bit training, read by running bitsandbytes and PEFT on the CPU: defaults, gradients, reads, preparation, merging."""
+"""Facts about 4-bit training, read by running bitsandbytes and PEFT on the CPU: defaults, gradients, reads,
+preparation, merging.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,27 @@ def _config_default(field: str) -> Probe:
 
         value = getattr(BitsAndBytesConfig(load_in_4bit=True), field)
         text: Value = value if isinstance(value, bool) else str(value).removeprefix("torch.")
-        return text, said("BitsAndBytesConfig(load_in_4bit=True).{field} is {text}", field=field, text=str(text))
+        return text, said(
+            "BitsAndBytesConfig(load_in_4bit=True).{field} is {text}", field=field, text=str(text)
+        )
 
     return probe
 
 
 @cache
 def _gradients() -> tuple[bool, bool, bool]:
-    """(input has a gradient, 4-bit base has one, adapter has one) after a backward pass through a 4-bit layer with LoRA."""
+    """(input has a gradient, 4-bit base has one, adapter has one) after a backward pass through a 4-bit layer
+    with LoRA.
+    """
     import torch
 
     model = with_adapter(quantised_llama(), target_modules=["q_proj"])
     seen: list[Any] = []
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
     with _hooked(layer, seen):
-        model(input_ids=torch.arange(16).reshape(1, 16), labels=torch.arange(16).reshape(1, 16)).loss.backward()
+        model(
+            input_ids=torch.arange(16).reshape(1, 16), labels=torch.arange(16).reshape(1, 16)
+        ).loss.backward()
         flowed = bool(seen) and seen[0] is not None
     base = [p for n, p in model.named_parameters() if type(p).__name__ == "Params4bit"]
     adapters = [p for n, p in model.named_parameters() if "lora_" in n]
@@ -59,7 +67,9 @@ def _gradient(which: int, what: str) -> Probe:
 
 
 def _dequantisations(checkpointing: bool) -> Probe:
-    """Times one 4-bit weight is turned to 16 or 32 bits in one training step, counted at the library's two operators that read it."""
+    """Times one 4-bit weight is turned to 16 or 32 bits in one training step, counted at the library's two
+    operators that read it.
+    """
 
     def probe() -> Finding:
         import torch
@@ -69,8 +79,15 @@ def _dequantisations(checkpointing: bool) -> Probe:
 
         class Count(TorchDispatchMode):
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                if func.namespace == "bitsandbytes" and func._schema.name.split("::")[1] in ("gemm_4bit", "dequantize_4bit", "gemv_4bit"):
-                    packed = max((a for a in args if isinstance(a, torch.Tensor) and a.dtype == torch.uint8), key=lambda a: a.numel())
+                if func.namespace == "bitsandbytes" and func._schema.name.split("::")[1] in (
+                    "gemm_4bit",
+                    "dequantize_4bit",
+                    "gemv_4bit",
+                ):
+                    packed = max(
+                        (a for a in args if isinstance(a, torch.Tensor) and a.dtype == torch.uint8),
+                        key=lambda a: a.numel(),
+                    )
                     reads[packed.data_ptr()] += 1
                 return func(*args, **(kwargs or {}))
 
@@ -97,7 +114,9 @@ def _prepared() -> dict[str, Any]:
         warnings.simplefilter("ignore")
         model = prepare_model_for_kbit_training(quantised_llama())
     name = {"norms": "model.norm.weight", "head": "lm_head.weight", "embeddings": "model.embed_tokens.weight"}
-    found: dict[str, Any] = {key: str(model.get_parameter(path).dtype).removeprefix("torch.") for key, path in name.items()}
+    found: dict[str, Any] = {
+        key: str(model.get_parameter(path).dtype).removeprefix("torch.") for key, path in name.items()
+    }
     found["checkpointing"] = bool(model.is_gradient_checkpointing)
     return found
 
@@ -105,7 +124,9 @@ def _prepared() -> dict[str, Any]:
 def _prepare(what: str) -> Probe:
     def probe() -> Finding:
         value = _prepared()[what]
-        return value, said("after prepare_model_for_kbit_training: {what} {value}", what=said(what), value=value)
+        return value, said(
+            "after prepare_model_for_kbit_training: {what} {value}", what=said(what), value=value
+        )
 
     return probe
 
@@ -124,12 +145,17 @@ def _merge_warns() -> Finding:
         warnings.simplefilter("always")
         with_adapter(quantised_llama()).merge_adapter()
     rounding = [str(w.message) for w in caught if "rounding" in str(w.message)]
-    template = "merging into 4-bit weights dequantises, adds and quantises again; the library warns of rounding errors {times} times"
+    template = (
+        "merging into 4-bit weights dequantises, adds and quantises again; the library warns of rounding "
+        "errors {times} times"
+    )
     return bool(rounding), said(template, times=len(rounding))
 
 
 def _paged_minimum() -> Finding:
-    """The size from which a paged optimizer pages a state tensor, found by asking the library's own buffer function on meta tensors."""
+    """The size from which a paged optimizer pages a state tensor, found by asking the library's own buffer
+    function on meta tensors.
+    """
     import torch
     from bitsandbytes.optim import PagedAdamW32bit
 
@@ -138,7 +164,9 @@ def _paged_minimum() -> Finding:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _pages(optimizer, middle) else (middle, high)
-    return high, said("state tensors of at least {high:,} elements are paged, smaller ones stay on the card", high=high)
+    return high, said(
+        "state tensors of at least {high:,} elements are paged, smaller ones stay on the card", high=high
+    )
 
 
 def _pages(optimizer: Any, elements: int) -> bool:
@@ -184,7 +212,9 @@ def _product_dtypes(autocast: bool) -> tuple[str, ...]:
     class Look(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func._schema.name.split("::")[1] in ("mm", "addmm", "bmm", "linear", "gemm_4bit"):
-                dtypes.add(str(next(a for a in args if isinstance(a, torch.Tensor)).dtype).removeprefix("torch."))
+                dtypes.add(
+                    str(next(a for a in args if isinstance(a, torch.Tensor)).dtype).removeprefix("torch.")
+                )
             return func(*args, **(kwargs or {}))
 
     from peft import prepare_model_for_kbit_training
@@ -205,7 +235,11 @@ def _product_dtypes(autocast: bool) -> tuple[str, ...]:
 def _products(autocast: bool) -> Finding:
     dtypes = "+".join(_product_dtypes(autocast))
     how = said("under autocast" if autocast else "without autocast")
-    return dtypes, said("matrix products of a QLoRA forward after k-bit preparation {how} run in {dtypes}", how=how, dtypes=dtypes)
+    return dtypes, said(
+        "matrix products of a QLoRA forward after k-bit preparation {how} run in {dtypes}",
+        how=how,
+        dtypes=dtypes,
+    )
 
 
 QUANTISED: dict[str, tuple[Probe, str]] = {

@@ -1,6 +1,8 @@
-"""FACTS: mechanical facts read from the installed libraries, by name: a default, a dtype, a count, seen by running tiny CPU models.
+"""FACTS: mechanical facts read from the installed libraries, by name: a default, a dtype, a count, seen by
+running tiny CPU models.
 
-Each probe returns (value, evidence). They execute the library's own code, so a library that changes its mind changes the answer.
+Each probe returns (value, evidence). They execute the library's own code, so a library that changes its mind
+changes the answer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED, **MEMORY}
 
 @cache
 def read_fact(name: str) -> Finding:
-    """The value of a fact and where it was read. KeyError for an unknown name; ImportError where the library is not installed."""
+    """The value of a fact and where it was read. KeyError for an unknown name; ImportError where the library
+    is not installed.
+    """
     import torch
 
     probe, library = FACTS[name]
@@ -34,4 +38,6 @@ def read_fact(name: str) -> Finding:
             value, evidence = probe()
     finally:
         logging.disable(quiet)
-    return value, said("{evidence} ({library} {version})", evidence=evidence, library=library, version=version(library))
+    return value, said(
+        "{evidence} ({library} {version})", evidence=evidence, library=library, version=version(library)
+    )

@@ -1,7 +1,9 @@
-"""Single changes that make a setup smaller, what each saves and what it costs; and a waterfall, since savings do not add.
+"""Single changes that make a setup smaller, what each saves and what it costs; and a waterfall, since savings
+do not add.
 
-The changes that need no explanation are those of `suggest.py`; here are the others, the price of each, and the order of a waterfall.
-Every change is evaluated through the formula. A price in time is arithmetic on FLOPs or a library's own statement, and says which.
+The changes that need no explanation are those of `suggest.py`; here are the others, the price of each, and
+the order of a waterfall. Every change is evaluated through the formula. A price in time is arithmetic on
+FLOPs or a library's own statement, and says which.
 """
 
 from __future__ import annotations
@@ -24,22 +26,55 @@ def _adapter(setup: Setup) -> bool:
 
 
 EXTRA: tuple[Change, ...] = (
-    Change("quantise", "a 4-bit base: --set quant_type=nf4", lambda s: METHODS[s.method].trains == "nothing" and s.quant_type == "none",
-           lambda s: {"quant_type": "nf4"}),
-    Change("paged", "8-bit states in pageable memory: --optimizer paged_adamw_8bit", lambda s: s.optimizer.startswith("adamw_torch"),
-           lambda s: {"optimizer": "paged_adamw_8bit"}),
-    Change("fused", "the loss fused with the head, no logits: --loss fused", lambda s: s.loss == "full", lambda s: {"loss": "fused"}),
-    Change("factored", "factored states: --optimizer adafactor", lambda s: s.method in ("full", "freeze") and "adamw" in s.optimizer,
-           lambda s: {"optimizer": "adafactor"}),
-    Change("adapters", "adapters in bfloat16: --set adapter_dtype=bfloat16", lambda s: _adapter(s) and s.adapter_dtype == "float32",
-           lambda s: {"adapter_dtype": "bfloat16"}),
-    Change("weights", "weights in bfloat16: --dtype bfloat16", lambda s: s.weight_dtype == "float32",
-           lambda s: {"weight_dtype": "bfloat16"}),
-    Change("targets", "adapters on attention alone: --targets attention", lambda s: _adapter(s) and s.targets == ("all-linear",),
-           lambda s: {"targets": ("attention",)}),
-    Change("master", "no float32 copies of what trains: --set trainable_dtype=weight", lambda s: s.trainable_dtype == "float32",
-           lambda s: {"trainable_dtype": "weight"}),
-)  # fmt: skip
+    Change(
+        "quantise",
+        "a 4-bit base: --set quant_type=nf4",
+        lambda s: METHODS[s.method].trains == "nothing" and s.quant_type == "none",
+        lambda s: {"quant_type": "nf4"},
+    ),
+    Change(
+        "paged",
+        "8-bit states in pageable memory: --optimizer paged_adamw_8bit",
+        lambda s: s.optimizer.startswith("adamw_torch"),
+        lambda s: {"optimizer": "paged_adamw_8bit"},
+    ),
+    Change(
+        "fused",
+        "the loss fused with the head, no logits: --loss fused",
+        lambda s: s.loss == "full",
+        lambda s: {"loss": "fused"},
+    ),
+    Change(
+        "factored",
+        "factored states: --optimizer adafactor",
+        lambda s: s.method in ("full", "freeze") and "adamw" in s.optimizer,
+        lambda s: {"optimizer": "adafactor"},
+    ),
+    Change(
+        "adapters",
+        "adapters in bfloat16: --set adapter_dtype=bfloat16",
+        lambda s: _adapter(s) and s.adapter_dtype == "float32",
+        lambda s: {"adapter_dtype": "bfloat16"},
+    ),
+    Change(
+        "weights",
+        "weights in bfloat16: --dtype bfloat16",
+        lambda s: s.weight_dtype == "float32",
+        lambda s: {"weight_dtype": "bfloat16"},
+    ),
+    Change(
+        "targets",
+        "adapters on attention alone: --targets attention",
+        lambda s: _adapter(s) and s.targets == ("all-linear",),
+        lambda s: {"targets": ("attention",)},
+    ),
+    Change(
+        "master",
+        "no float32 copies of what trains: --set trainable_dtype=weight",
+        lambda s: s.trainable_dtype == "float32",
+        lambda s: {"trainable_dtype": "weight"},
+    ),
+)
 
 COSTS: dict[str, str] = {
     "checkpointing": "each layer's forward again: about a third more computation",
@@ -85,12 +120,16 @@ ORDER = (
 """A waterfall's order: what costs least first, what changes the training last."""
 
 MILD = ("half", "attention", "checkpointing", "loss", "optimizer")
-"""Changes that cost time or the last bits of optimizer states, and leave method, weights, batch and sequence alone."""
+"""Changes that cost time or the last bits of optimizer states, and leave method, weights, batch and sequence
+alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One change evaluated: what it saves, and the device bytes after it (in a waterfall: after it and all before it)."""
+    """One change evaluated: what it saves, and the device bytes after it (in a waterfall: after it and all
+    before it).
+    """
 
     kind: str
     text: str
@@ -101,9 +140,18 @@ class Effect:
     cost: str
 
     def to_document(self) -> dict[str, Any]:
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()}
-        return {"kind": self.kind, "change": self.text, "setup": fields, "saved_bytes": self.saved, "device_bytes": self.after,
-                "fits": self.fits, "cost": self.cost}  # fmt: skip
+        fields = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()
+        }
+        return {
+            "kind": self.kind,
+            "change": self.text,
+            "setup": fields,
+            "saved_bytes": self.saved,
+            "device_bytes": self.after,
+            "fits": self.fits,
+            "cost": self.cost,
+        }
 
 
 def device_bytes(spec: ModelSpec, setup: Setup, room: Room) -> int:
@@ -128,17 +176,31 @@ def _effects(spec: ModelSpec, setup: Setup, room: Room, before: int) -> Iterator
         except UsageError:  # contradicts what the person chose, or has no rule for this model
             continue
         after = room.device_bytes(allocated)
-        yield Effect(change.kind, change.text.format(**fields), fields, before - after, after, room.holds(allocated), COSTS[change.kind])
+        yield Effect(
+            change.kind,
+            change.text.format(**fields),
+            fields,
+            before - after,
+            after,
+            room.holds(allocated),
+            COSTS[change.kind],
+        )
 
 
 def waterfall(spec: ModelSpec, setup: Setup, room: Room, order: Iterable[str] = ORDER) -> list[Effect]:
-    """Changes one on top of another in `order` until it fits, each with what it saves there; what saves next to nothing is left out."""
+    """Changes one on top of another in `order` until it fits, each with what it saves there; what saves next
+    to nothing is left out.
+    """
     steps: list[Effect] = []
     current = setup
     before = device_bytes(spec, current, room)
     for kind in order:
         while not room.holds(peak_of(spec, current)):
-            able = (effect for effect in _effects(spec, current, room, before) if effect.kind == kind and _worth(effect))
+            able = (
+                effect
+                for effect in _effects(spec, current, room, before)
+                if effect.kind == kind and _worth(effect)
+            )
             best = max(able, key=lambda effect: effect.saved, default=None)
             if best is None:
                 break
@@ -158,12 +220,16 @@ def _worth(effect: Effect) -> bool:
 
 
 def remedy(spec: ModelSpec, setup: Setup, room: Room) -> Remedy | None:
-    """The mild changes that make a setup fit, None where they do not: what trains, and on what, stays as it is."""
+    """The mild changes that make a setup fit, None where they do not: what trains, and on what, stays as it
+    is.
+    """
     steps = waterfall(spec, setup, room, MILD)
     if not steps or not steps[-1].fits:
         return None
     words = tuple(step.text.partition(":")[0].partition(",")[0] for step in steps)
-    return Remedy(words, {key: value for step in steps for key, value in step.fields.items()}, steps[-1].after)
+    return Remedy(
+        words, {key: value for step in steps for key, value in step.fields.items()}, steps[-1].after
+    )
 
 
 SEVERAL = {"rank": "a smaller rank", "batch": "a smaller micro-batch", "sequence": "shorter sequences"}
@@ -176,7 +242,12 @@ def _merged(steps: list[Effect]) -> list[Effect]:
     for step in steps:
         if merged and merged[-1].kind == step.kind:
             text = f"{SEVERAL[step.kind]}: {step.text.partition(': ')[2]}"
-            merged[-1] = replace(step, text=text, fields={**merged[-1].fields, **step.fields}, saved=merged[-1].saved + step.saved)
+            merged[-1] = replace(
+                step,
+                text=text,
+                fields={**merged[-1].fields, **step.fields},
+                saved=merged[-1].saved + step.saved,
+            )
         else:
             merged.append(step)
     return merged

@@ -1,8 +1,10 @@
-"""Which method to choose: the decision flow of teaching texts (hardware, then task, then deployment), on numbers instead of adjectives.
+"""Which method to choose: the decision flow of teaching texts (hardware, then task, then deployment), on
+numbers instead of adjectives.
 
-The flow: full fine-tuning where the hardware allows it and quality on one task comes first; LoRA as the all-round choice, first for many
-tasks and for serving, since its adapters are small and merge without a trace; QLoRA where memory is what lacks. Quality, forgetting and
-latency are those texts' statements and are marked as not computed; everything in bytes is computed.
+The flow: full fine-tuning where the hardware allows it and quality on one task comes first; LoRA as the
+all-round choice, first for many tasks and for serving, since its adapters are small and merge without a
+trace; QLoRA where memory is what lacks. Quality, forgetting and latency are those texts' statements and are
+marked as not computed; everything in bytes is computed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ NOT_COMPUTED = "(said by the field, not computed)"
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """Mild changes that make a method fit: their names, the Setup fields that they set, the device peak with them."""
+    """Mild changes that make a method fit: their names, the Setup fields that they set, the device peak with
+    them.
+    """
 
     changes: tuple[str, ...]
     fields: Mapping[str, Any]
@@ -28,7 +32,8 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What the decision needs to know of one method: whether it fits, its device peak, and what training leaves behind for one task.
+    """What the decision needs to know of one method: whether it fits, its device peak, and what training
+    leaves behind for one task.
 
     `remedy`: the mild changes with which it fits where it does not as it is, None where they are not enough.
     """
@@ -46,7 +51,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The method chosen (None where none fits) and why, reason by reason; `fields`: the Setup fields without which it would not fit."""
+    """The method chosen (None where none fits) and why, reason by reason; `fields`: the Setup fields without
+    which it would not fit.
+    """
 
     method: str | None
     reasons: tuple[str, ...]
@@ -69,8 +76,12 @@ def order(prefer: Prefer, tasks: int, serve: bool) -> tuple[str, ...]:
     return ("full", "lora", "qlora")
 
 
-def decide(candidates: Mapping[str, Candidate], *, prefer: Prefer = "quality", tasks: int = 1, serve: bool = False) -> Decision:
-    """The first method of the flow's order that fits, with its reasons. `candidates` by method name; those missing are passed over."""
+def decide(
+    candidates: Mapping[str, Candidate], *, prefer: Prefer = "quality", tasks: int = 1, serve: bool = False
+) -> Decision:
+    """The first method of the flow's order that fits, with its reasons. `candidates` by method name; those
+    missing are passed over.
+    """
     reasons: list[str] = []
     wanted = [name for name in order(prefer, tasks, serve) if name in candidates]
     if serve or tasks > 1:
@@ -82,36 +93,58 @@ def decide(candidates: Mapping[str, Candidate], *, prefer: Prefer = "quality", t
             break
         reasons.append(f"{name} does not fit: {gib(candidate.device_bytes)} needed")
     if chosen is None:
-        return Decision(None, (*reasons, "no method fits, whatever mild changes are made: a larger card, several, or a smaller model"))
+        return Decision(
+            None,
+            (
+                *reasons,
+                "no method fits, whatever mild changes are made: a larger card, several, or a smaller model",
+            ),
+        )
     reasons += _because(chosen, candidates, prefer, tasks, serve)
     remedy = candidates[chosen].remedy
     return Decision(chosen, tuple(reasons), remedy.fields if remedy else {})
 
 
-def _because(chosen: str, candidates: Mapping[str, Candidate], prefer: Prefer, tasks: int, serve: bool) -> list[str]:
+def _because(
+    chosen: str, candidates: Mapping[str, Candidate], prefer: Prefer, tasks: int, serve: bool
+) -> list[str]:
     this = candidates[chosen]
     reasons = [f"{chosen} fits: {gib(this.device_bytes)} needed"]
     if not this.fits and this.remedy is not None:
         *most, last = this.remedy.changes
         changes = f"{', '.join(most)} and {last}" if most else last
-        reasons = [f"{chosen} fits with {changes}: {gib(this.remedy.device_bytes)} needed, {gib(this.device_bytes)} without"]
+        reasons = [
+            f"{chosen} fits with {changes}: {gib(this.remedy.device_bytes)} needed, "
+            f"{gib(this.device_bytes)} without"
+        ]
     if chosen == "full":
         reasons.append(f"quality on one task comes first, and every weight can move {NOT_COMPUTED}")
         reasons.append(f"it can also forget the most {NOT_COMPUTED}")
     if chosen == "lora":
-        reasons.append(f"adapters merge into the weights: no added latency when served {NOT_COMPUTED}" if serve
-                       else f"frozen weights forget less than full fine-tuning does {NOT_COMPUTED}")  # fmt: skip
+        reasons.append(
+            f"adapters merge into the weights: no added latency when served {NOT_COMPUTED}"
+            if serve
+            else f"frozen weights forget less than full fine-tuning does {NOT_COMPUTED}"
+        )
         if prefer == "speed":
             reasons.append("no weight is dequantised: fewer operations a step than QLoRA")
     if chosen == "qlora":
-        reasons.append("the 4-bit base leaves the most room" if prefer == "memory" else "the 4-bit base is what makes it fit")
+        reasons.append(
+            "the 4-bit base leaves the most room"
+            if prefer == "memory"
+            else "the 4-bit base is what makes it fit"
+        )
         if serve:
-            reasons.append(f"serving 4-bit weights dequantises them at every step; merging needs the 16-bit weights again {NOT_COMPUTED}")
+            reasons.append(
+                "serving 4-bit weights dequantises them at every step; merging needs the 16-bit weights "
+                f"again {NOT_COMPUTED}"
+            )
     if tasks > 1 and "full" in candidates:
         adapters, full = tasks * this.checkpoint_bytes, tasks * candidates["full"].checkpoint_bytes
         if chosen != "full":
             reasons.append(
-                f"{tasks} tasks keep {gib(adapters)} of adapters beside one base model, where full copies would keep {gib(full)}"
+                f"{tasks} tasks keep {gib(adapters)} of adapters beside one base model, where full copies "
+                f"would keep {gib(full)}"
             )
         else:
             reasons.append(f"{tasks} tasks keep {gib(full)} of full copies")

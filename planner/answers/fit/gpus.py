@@ -1,4 +1,6 @@
-"""Which card: the smallest that holds a setup, how many share it, the largest model that one holds, and the cheapest for several jobs."""
+"""Which card: the smallest that holds a setup, how many share it, the largest model that one holds, and the
+cheapest for several jobs.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ STRATEGIES = ("fsdp", "zero3", "zero2", "zero1", "ddp")
 
 @dataclass(frozen=True, slots=True)
 class CardChoice:
-    """The smallest common card that holds the setup alone, and what each card would need. None where no single common card does."""
+    """The smallest common card that holds the setup alone, and what each card would need. None where no
+    single common card does.
+    """
 
     smallest: str | None
     smallest_bytes: int | None
@@ -34,8 +38,12 @@ class CardChoice:
         return {"smallest": self.smallest, "device_bytes": self.smallest_bytes, "holding": list(self.holding)}
 
 
-def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None) -> CardChoice:
-    """The smallest card that holds `setup`, judged with its own kernels; `holding` are the larger ones, judged with the same."""
+def choose_cards(
+    spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None
+) -> CardChoice:
+    """The smallest card that holds `setup`, judged with its own kernels; `holding` are the larger ones,
+    judged with the same.
+    """
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
     stays = _stays(spec, setup)
     peaks: dict[object, int] = {}
@@ -53,19 +61,31 @@ def choose_cards(spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Itera
 
 
 def kernels(gpu: Gpu | None) -> tuple[bool, ...]:
-    """All that kernels ask of a card: cards of equal answers need the same memory. The assumed card's where none is known."""
-    return Device("cuda").kernels if gpu is None or gpu.capability is None else Device("cuda", gpu.capability).kernels
+    """All that kernels ask of a card: cards of equal answers need the same memory. The assumed card's where
+    none is known.
+    """
+    return (
+        Device("cuda").kernels
+        if gpu is None or gpu.capability is None
+        else Device("cuda", gpu.capability).kernels
+    )
 
 
 def older(gpu: Gpu) -> bool:
-    """Whether a card is older than what is assumed where none is named, and so takes other kernels (no bfloat16, no flash attention)."""
+    """Whether a card is older than what is assumed where none is named, and so takes other kernels (no
+    bfloat16, no flash attention).
+    """
     return gpu.capability is not None and gpu.capability < Device("cuda").capability
 
 
 def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Prediction:
-    """A formula's prediction that named no card, with the peak that an older card's own kernels give: what to judge that card by."""
+    """A formula's prediction that named no card, with the peak that an older card's own kernels give: what to
+    judge that card by.
+    """
     allocated = peak_of(spec, prediction.setup.with_(gpu=gpu.name))
-    return prediction.with_(peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=whole_segments(allocated)))
+    return prediction.with_(
+        peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=whole_segments(allocated))
+    )
 
 
 def _stays(spec: ModelSpec, setup: Setup) -> int:
@@ -76,7 +96,9 @@ def _stays(spec: ModelSpec, setup: Setup) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """How many cards share a setup under one strategy, and what one rank then needs. `count` is None where 1,024 do not hold it."""
+    """How many cards share a setup under one strategy, and what one rank then needs. `count` is None where
+    1,024 do not hold it.
+    """
 
     parallel: str
     count: int | None
@@ -84,17 +106,30 @@ class Shared:
     fits: bool
 
     def to_document(self) -> dict[str, Any]:
-        return {"parallel": self.parallel, "cards": self.count, "device_bytes": self.device_bytes, "fits": self.fits}
+        return {
+            "parallel": self.parallel,
+            "cards": self.count,
+            "device_bytes": self.device_bytes,
+            "fits": self.fits,
+        }
 
 
-def fewest_cards(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> int | None:
-    """How many of `gpu` hold the setup when they share it; 1 where one alone does. None where 1,024 do not, or there is no rule."""
+def fewest_cards(
+    spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp"
+) -> int | None:
+    """How many of `gpu` hold the setup when they share it; 1 where one alone does. None where 1,024 do not,
+    or there is no rule.
+    """
     found = share(spec, setup, gpu, error, parallel)
     return found.count if found is not None else None
 
 
-def share(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp") -> Shared | None:
-    """The fewest cards that hold the setup under one strategy, each with the setup's micro-batch. None where there is no rule for it."""
+def share(
+    spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp"
+) -> Shared | None:
+    """The fewest cards that hold the setup under one strategy, each with the setup's micro-batch. None where
+    there is no rule for it.
+    """
     room = Room(gpu, error)
 
     def allocated(count: int) -> int:
@@ -108,7 +143,9 @@ def share(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel:
         enough = 2
         while not room.holds(allocated(enough)):
             enough *= 2
-        few = enough // 2 + 1  # padding can make a count need a little more than one below it: the bisection finds one that holds
+        few = (
+            enough // 2 + 1
+        )  # padding can make a count need a little more than one below it: the bisection finds one that holds
         while few < enough:
             middle = (few + enough) // 2
             few, enough = (few, middle) if room.holds(allocated(middle)) else (middle + 1, enough)
@@ -132,7 +169,8 @@ def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: floa
 def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int] | None:
     """The catalogue's largest model that `setup` holds on a card, and its parameters; None where none does.
 
-    Models go from the largest down; one whose weights alone (in the setup's precision) do not fit is passed over without its step.
+    Models go from the largest down; one whose weights alone (in the setup's precision) do not fit is passed
+    over without its step.
     """
     room = Room(gpu, error)
     sized = sorted(((row["parameters"], name) for name, row in index().items()), reverse=True)
@@ -161,19 +199,33 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobsAnswer:
-    """Which card each job needs at least, the cheapest card for it, and the cheapest one card for all of them, by the prices given."""
+    """Which card each job needs at least, the cheapest card for it, and the cheapest one card for all of
+    them, by the prices given.
+    """
 
-    jobs: tuple[tuple[str, int, str | None, str | None], ...]  # name, device bytes on the smallest card, that card, cheapest card
+    jobs: tuple[
+        tuple[str, int, str | None, str | None], ...
+    ]  # name, device bytes on the smallest card, that card, cheapest card
     one_for_all: str | None
     prices: Mapping[str, float]
 
     def to_document(self) -> dict[str, Any]:
-        jobs = [{"name": name, "device_bytes": size, "smallest": smallest, "cheapest": cheapest,
-                 "price": self.prices.get(cheapest) if cheapest else None} for name, size, smallest, cheapest in self.jobs]  # fmt: skip
+        jobs = [
+            {
+                "name": name,
+                "device_bytes": size,
+                "smallest": smallest,
+                "cheapest": cheapest,
+                "price": self.prices.get(cheapest) if cheapest else None,
+            }
+            for name, size, smallest, cheapest in self.jobs
+        ]
         return {"jobs": jobs, "one_for_all": self.one_for_all, "prices": dict(self.prices)}
 
 
-def place_jobs(jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, float], error: float = 0.0) -> JobsAnswer:
+def place_jobs(
+    jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, float], error: float = 0.0
+) -> JobsAnswer:
     """Where to run several jobs. Cards without a price are considered only where no card has one."""
     pool = [gpu for gpu in cards if not prices or gpu.name in prices]
     rows: list[tuple[str, int, str | None, str | None]] = []
@@ -188,13 +240,25 @@ def place_jobs(jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, f
             if Room(gpu, error).holds(allocated):
                 holding[gpu.name] = gpu
         ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
-        on = ranked[0] if ranked else max(pool, key=lambda gpu: gpu.usable_bytes)  # no card holds it: what it would need on the largest
+        on = (
+            ranked[0] if ranked else max(pool, key=lambda gpu: gpu.usable_bytes)
+        )  # no card holds it: what it would need on the largest
         needed = sizes[on.name]
         cheapest = (
-            min(holding, key=lambda name: (prices.get(name, float("inf")), holding[name].usable_bytes), default=None) if prices else None
+            min(
+                holding,
+                key=lambda name: (prices.get(name, float("inf")), holding[name].usable_bytes),
+                default=None,
+            )
+            if prices
+            else None
         )
         rows.append((job.name, needed, ranked[0].name if ranked else None, cheapest))
         common = set(holding) if common is None else common & set(holding)
     by_name = {gpu.name: gpu for gpu in pool}
-    one = min(common or (), key=lambda name: (prices.get(name, float("inf")) if prices else 0, by_name[name].usable_bytes), default=None)
+    one = min(
+        common or (),
+        key=lambda name: (prices.get(name, float("inf")) if prices else 0, by_name[name].usable_bytes),
+        default=None,
+    )
     return JobsAnswer(tuple(rows), one, prices)

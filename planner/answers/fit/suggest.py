@@ -1,4 +1,6 @@
-"""Three changes that would help: single changes of a small table, each evaluated through the formula. `search.py` has the full search."""
+"""Three changes that would help: single changes of a small table, each evaluated through the formula.
+`search.py` has the full search.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ CHOSEN = ("user", "import")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change: words with the option that makes it, when it applies, the fields that it sets. At most one of a `kind` is shown."""
+    """One change: words with the option that makes it, when it applies, the fields that it sets. At most one
+    of a `kind` is shown.
+    """
 
     kind: str
     text: str
@@ -40,7 +44,12 @@ class Suggestion:
     device_bytes: int
 
     def to_document(self) -> dict[str, Any]:
-        return {"change": self.text, "setup": dict(self.fields), "saved_bytes": self.saved_bytes, "device_bytes": self.device_bytes}
+        return {
+            "change": self.text,
+            "setup": dict(self.fields),
+            "saved_bytes": self.saved_bytes,
+            "device_bytes": self.device_bytes,
+        }
 
 
 def _trains(setup: Setup) -> bool:
@@ -52,7 +61,9 @@ def _adapter(setup: Setup) -> bool:
 
 
 def lacks_bfloat16(setup: Setup) -> bool:
-    """Whether the card that the setup names is older than Ampere (compute capability 8.0), the first with bfloat16 products."""
+    """Whether the card that the setup names is older than Ampere (compute capability 8.0), the first with
+    bfloat16 products.
+    """
     capability = find_gpu(setup.gpu).capability if setup.gpu else None
     return capability is not None and capability < (8, 0)
 
@@ -65,7 +76,10 @@ CHANGES: tuple[Change, ...] = (
         lambda s: {"checkpointing": "non_reentrant"},
     ),
     Change(
-        "attention", "scaled-dot-product attention: --attention sdpa", lambda s: s.attention == "eager", lambda s: {"attention": "sdpa"}
+        "attention",
+        "scaled-dot-product attention: --attention sdpa",
+        lambda s: s.attention == "eager",
+        lambda s: {"attention": "sdpa"},
     ),
     Change(
         "half",
@@ -76,7 +90,9 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "optimizer",
         "8-bit optimizer states: --optimizer adamw_bnb_8bit",
-        lambda s: _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")) and s.parallel != "fsdp",  # no DTensor in bnb
+        lambda s: (
+            _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")) and s.parallel != "fsdp"
+        ),  # no DTensor in bnb
         lambda s: {"optimizer": "adamw_bnb_8bit"},
     ),
     Change(
@@ -98,15 +114,29 @@ CHANGES: tuple[Change, ...] = (
         lambda s: {"outputs_fp32": False},
     ),
     Change(
-        "loss", "chunked loss, logits never whole: --loss chunked", lambda s: _trains(s) and s.loss == "full", lambda s: {"loss": "chunked"}
+        "loss",
+        "chunked loss, logits never whole: --loss chunked",
+        lambda s: _trains(s) and s.loss == "full",
+        lambda s: {"loss": "chunked"},
     ),
     Change(
-        "method", "a 4-bit base: --method qlora", lambda s: s.method == "lora" and s.quant_type == "none", lambda s: {"method": "qlora"}
+        "method",
+        "a 4-bit base: --method qlora",
+        lambda s: s.method == "lora" and s.quant_type == "none",
+        lambda s: {"method": "qlora"},
     ),
     Change(
-        "method", "adapters instead of every weight: --method lora", lambda s: s.method in ("full", "freeze"), lambda s: {"method": "lora"}
+        "method",
+        "adapters instead of every weight: --method lora",
+        lambda s: s.method in ("full", "freeze"),
+        lambda s: {"method": "lora"},
     ),
-    Change("method", "adapters on a 4-bit base: --method qlora", lambda s: s.method in ("full", "freeze"), lambda s: {"method": "qlora"}),
+    Change(
+        "method",
+        "adapters on a 4-bit base: --method qlora",
+        lambda s: s.method in ("full", "freeze"),
+        lambda s: {"method": "qlora"},
+    ),
     Change(
         "rank",
         "half the rank: --rank {rank}",
@@ -129,23 +159,41 @@ CHANGES: tuple[Change, ...] = (
 
 
 def changed(setup: Setup, fields: Fields) -> Setup:
-    """`setup` with `fields`, where what nobody chose follows the new method's and recipe's defaults. Raises UsageError."""
+    """`setup` with `fields`, where what nobody chose follows the new method's and recipe's defaults. Raises
+    UsageError.
+    """
     chosen = {name: getattr(setup, name) for name, origin in setup.origins.items() if origin in CHOSEN}
     follows = {"optimizer_mode"} if "optimizer" in fields else set()
     keep = {name: value for name, value in chosen.items() if name not in follows}
-    given = {"sequence_length": setup.sequence_length, "recipe": setup.recipe, "method": setup.method, **keep, **fields}
+    given = {
+        "sequence_length": setup.sequence_length,
+        "recipe": setup.recipe,
+        "method": setup.method,
+        **keep,
+        **fields,
+    }
     return resolve(given, trusted=True)
 
 
-def suggest(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu | None = None, most: int = 3) -> tuple[Suggestion, ...]:
-    """At most `most` single changes that lower the peak by 1 % or more, those that make it fit `gpu` first, then the largest.
+def suggest(
+    spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu | None = None, most: int = 3
+) -> tuple[Suggestion, ...]:
+    """At most `most` single changes that lower the peak by 1 % or more, those that make it fit `gpu` first,
+    then the largest.
 
-    One of each kind; what each saves is the formula's, also beside a traced prediction. Savings do not add up: the peak is a maximum.
+    One of each kind; what each saves is the formula's, also beside a traced prediction. Savings do not add
+    up: the peak is a maximum.
     """
     before = peak_of(spec, setup)
     device = prediction.peak.device_bytes
-    found = [(kind, suggestion) for kind, suggestion in _evaluated(spec, setup, before, device) if suggestion.saved_bytes * 100 >= device]
-    found.sort(key=lambda pair: (gpu is not None and pair[1].device_bytes > gpu.usable_bytes, -pair[1].saved_bytes))
+    found = [
+        (kind, suggestion)
+        for kind, suggestion in _evaluated(spec, setup, before, device)
+        if suggestion.saved_bytes * 100 >= device
+    ]
+    found.sort(
+        key=lambda pair: (gpu is not None and pair[1].device_bytes > gpu.usable_bytes, -pair[1].saved_bytes)
+    )
     shown: dict[str, Suggestion] = {}
     for kind, suggestion in found:
         shown.setdefault(kind, suggestion)

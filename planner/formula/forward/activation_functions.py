@@ -16,7 +16,10 @@ def activation(name: str) -> Function:
     """The function of that name. UsageError where there is no rule for it."""
     found = ACTIVATIONS.get(name)
     if found is None:
-        raise UsageError(f"the formula has no rule for activation '{name}': use --engine trace, or one of {', '.join(ACTIVATIONS)}")
+        raise UsageError(
+            f"the formula has no rule for activation '{name}': use --engine trace, or one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
     return found
 
 
@@ -26,7 +29,9 @@ def _fused(kind: str) -> Function:
 
 
 def _new_gelu(w: Walk, x: Tensor) -> Tensor:
-    """0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))); autocast runs the power in fp32, and what follows is promoted."""
+    """0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))); autocast runs the power in fp32, and what follows is
+    promoted.
+    """
     t = w.t
     half = unary(t, "scale", x, "0.5 x")
     cube = unary(t, "scale", unary(t, "pow", w.wide(x), "cube"), "scaled cube")
@@ -56,7 +61,9 @@ def _fast_gelu(w: Walk, x: Tensor) -> Tensor:
 
 def _quick_gelu(w: Walk, x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x)."""
-    return mul(w.t, x, unary(w.t, "sigmoid", unary(w.t, "scale", x, "scaled x"), "sigmoid"), "activation output")
+    return mul(
+        w.t, x, unary(w.t, "sigmoid", unary(w.t, "scale", x, "scaled x"), "sigmoid"), "activation output"
+    )
 
 
 def _relu2(w: Walk, x: Tensor) -> Tensor:
@@ -68,7 +75,10 @@ def _bloom(w: Walk, x: Tensor) -> Tensor:
     """Bloom's own autograd function: saves x alone, and makes the polynomial again in the backward."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        held = [t.alloc("gelu gradient formula", grad.shape, grad.dtype, "a factor of the gradient formula") for _ in range(5)]
+        held = [
+            t.alloc("gelu gradient formula", grad.shape, grad.dtype, "a factor of the gradient formula")
+            for _ in range(5)
+        ]
         result = t.alloc("gradient of gelu's input", grad.shape, grad.dtype, "grad times the derivative")
         del held
         return [result]

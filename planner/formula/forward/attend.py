@@ -1,7 +1,9 @@
-"""Attention on the tape: the backends that CUDA chooses for scaled_dot_product_attention. Shapes as in heads.py.
+"""Attention on the tape: the backends that CUDA chooses for scaled_dot_product_attention. Shapes as in
+heads.py.
 
 Sources: transformers 5.23 integrations/sdpa_attention.py; torch 2.13
-aten/src/ATen/native/transformers/{attention.cpp, cuda/sdp_utils.cpp, cuda/attention_backward.cu, cuda/flash_attn/flash_api.cpp}.
+aten/src/ATen/native/transformers/{attention.cpp, cuda/sdp_utils.cpp, cuda/attention_backward.cu,
+cuda/flash_attn/flash_api.cpp}.
 """
 
 from __future__ import annotations
@@ -20,37 +22,60 @@ from memplan.planner.tables.sdp import FORCED, Asked, refusal, refuses_flash2, r
 
 
 def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it and its local variables."""
+    """The output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it and
+    its local variables.
+    """
     if eager(w, h.spec):
         return attend_eagerly(w, h, q, k, v)
     kv_heads = h.spec.kv_heads
     if h.spec.heads != kv_heads and not native_gqa(w, h):
         k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads
     backend = choose(w, h, q, k, v, kv_heads)
-    out = BACKENDS[backend](w, h, *(w.lower(x) for x in (q, k, v)))  # autocast's copies go when the call returns
-    by_head = backend == "math" or (backend != "efficient" and h.head_major)  # how the output lies in memory: as q does, or token by token
+    out = BACKENDS[backend](
+        w, h, *(w.lower(x) for x in (q, k, v))
+    )  # autocast's copies go when the call returns
+    by_head = backend == "math" or (
+        backend != "efficient" and h.head_major
+    )  # how the output lies in memory: as q does, or token by token
     return merge(w, h, out, by_head), None, []
 
 
 def native_gqa(w: Walk, h: Heads) -> bool:
-    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced `efficient` repeats them."""
+    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced
+    `efficient` repeats them.
+    """
     if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
         return True
     return h.mask is None and h.query_size == h.value_size <= 256 and w.setup.attention != "sdpa-efficient"
 
 
 def choose(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:
-    """The backend that the device takes for these tensors. Raises UsageError where CUDA refuses the one that a setup forces."""
+    """The backend that the device takes for these tensors. Raises UsageError where CUDA refuses the one that
+    a setup forces.
+    """
     dtype = w.auto or (q.dtype if q.dtype == k.dtype == v.dtype else "mixed")
-    if w.device.kind == "cpu":  # aten/src/ATen/native/transformers/sdp_utils_cpp.cpp: one fused kernel, without dropout
+    if (
+        w.device.kind == "cpu"
+    ):  # aten/src/ATen/native/transformers/sdp_utils_cpp.cpp: one fused kernel, without dropout
         if refused := refuses_on_cpu(w.setup.attention, h.dropout):
             raise UsageError(refused)
-        return "math" if h.dropout or w.setup.attention == "sdpa-math" else "flash" if h.mask is None else "efficient"
+        return (
+            "math"
+            if h.dropout or w.setup.attention == "sdpa-math"
+            else "flash"
+            if h.mask is None
+            else "efficient"
+        )
     if w.setup.attention == "flash_attention_2":
-        read = w.setup.weight_dtype if dtype == "float32" and not w.auto else dtype  # integrations/flash_attention.py get_target_dtype
+        read = (
+            w.setup.weight_dtype if dtype == "float32" and not w.auto else dtype
+        )  # integrations/flash_attention.py get_target_dtype
         refused = refuses_flash2(w.device.capability, read, h.query_size)
         if h.spec.alibi or h.spec.sinks:
-            refused = f"transformers has no flash_attention_2 with {'ALiBi' if h.spec.alibi else 'sinks'}: use --attention eager"
+            refused = (
+                f"transformers has no flash_attention_2 with {'ALiBi' if h.spec.alibi else 'sinks'}: use "
+                "--attention eager"
+            )
         if refused:
             raise UsageError(refused)
         return "flash"
@@ -82,14 +107,19 @@ def _fused(
     kind: str,
     scratch: Callable[[Tape, Tensor, Tensor, Tensor], list[Tensor]],
 ) -> Tensor:
-    """A fused backend: saves q, k, v, its output and a log-sum-exp per row; its backward makes dq, dk, dv and `scratch`."""
+    """A fused backend: saves q, k, v, its output and a log-sum-exp per row; its backward makes dq, dk, dv and
+    `scratch`.
+    """
     t = w.t
     b, a, s, _ = q.shape
     lse = t.alloc("log-sum-exp", (b, a, statistics), "float32", "one per query and head")
     shapes, dtype = (q.shape, k.shape, v.shape), q.dtype
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        grads = [t.alloc(f"gradient of {n}", shape, dtype, f"{kind} backward") for n, shape in zip(("q", "k", "v"), shapes, strict=True)]
+        grads = [
+            t.alloc(f"gradient of {n}", shape, dtype, f"{kind} backward")
+            for n, shape in zip(("q", "k", "v"), shapes, strict=True)
+        ]
         held = scratch(t, *grads)
         del held
         return grads
@@ -107,7 +137,9 @@ def _fused(
 
 
 def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention 2: an fp32 dq accumulator and row sums; with grouped heads also dk and dv for every query head (mha_bwd)."""
+    """FlashAttention 2: an fp32 dq accumulator and row sums; with grouped heads also dk and dv for every
+    query head (mha_bwd).
+    """
 
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
@@ -118,14 +150,19 @@ def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ]
         if a != dk.shape[1]:
             whole = (b, dk.shape[2], a, d)
-            held += [t.alloc(f"expanded d{n}", whole, dq.dtype, "one per query head before the sum over groups") for n in ("k", "v")]
+            held += [
+                t.alloc(f"expanded d{n}", whole, dq.dtype, "one per query head before the sum over groups")
+                for n in ("k", "v")
+            ]
         return held
 
     return _fused(w, h, q, k, v, q.shape[2], "flash", scratch)
 
 
 def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Memory-efficient attention: statistics padded to 32 rows; its backward keeps an fp32 dq for 16-bit inputs and a delta per row."""
+    """Memory-efficient attention: statistics padded to 32 rows; its backward keeps an fp32 dq for 16-bit
+    inputs and a delta per row.
+    """
     t = w.t
     masks = [] if h.mask is None else _aligned(w, _additive(w, h.mask, q.dtype))
 
@@ -133,7 +170,14 @@ def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, a, s, d = dq.shape
         held = [t.alloc("delta", (b, a, s), "float32", "row sums of the gradient")]
         if dq.dtype != "float32":
-            held.append(t.alloc("dq accumulator", (b, a, round_up(s, 64), round_up(d, 64)), "float32", "dq is summed in fp32"))
+            held.append(
+                t.alloc(
+                    "dq accumulator",
+                    (b, a, round_up(s, 64), round_up(d, 64)),
+                    "float32",
+                    "dq is summed in fp32",
+                )
+            )
         return held
 
     out = _fused(w, h, q, k, v, round_up(q.shape[2], 32), "efficient", scratch)
@@ -144,8 +188,10 @@ def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _cudnn(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """cuDNN's attention: one workspace in backward, of fp32 dq and row sums; with grouped heads dk and dv of every query head too, and on
-    all but Hopper and datacenter Blackwell dq once more (cuDNN's own answer: planner/trace/device/kernels_attention.py)."""
+    """cuDNN's attention: one workspace in backward, of fp32 dq and row sums; with grouped heads dk and dv of
+    every query head too, and on all but Hopper and datacenter Blackwell dq once more (cuDNN's own answer:
+    planner/trace/device/kernels_attention.py).
+    """
     t = w.t
     bias = None if h.mask is None else _additive(w, h.mask, q.dtype)
 
@@ -154,11 +200,23 @@ def _cudnn(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         held = [t.alloc("dq accumulator and row sums", (b, a, s, d + 1), "float32", "dq is summed in fp32")]
         if a != dk.shape[1]:
             held += [
-                t.alloc(f"expanded d{n}", (b, a, s, x.shape[3]), dq.dtype, "one per query head before the sum over groups")
+                t.alloc(
+                    f"expanded d{n}",
+                    (b, a, s, x.shape[3]),
+                    dq.dtype,
+                    "one per query head before the sum over groups",
+                )
                 for n, x in (("k", dk), ("v", dv))
             ]
         if w.device.capability[0] not in (9, 10):
-            held.append(t.alloc("dq accumulator of cuDNN's own", (b, a, round_up(s, 8), d), "float32", "its engine sums dq again"))
+            held.append(
+                t.alloc(
+                    "dq accumulator of cuDNN's own",
+                    (b, a, round_up(s, 8), d),
+                    "float32",
+                    "its engine sums dq again",
+                )
+            )
         return held
 
     out = _fused(w, h, q, k, v, q.shape[2], "cudnn", scratch)
@@ -168,7 +226,9 @@ def _cudnn(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _additive(w: Walk, mask: Tensor, dtype: str) -> Tensor:
-    """convert_boolean_attn_mask: a mask of the query's dtype, made in every call and saved by it; a float mask is taken as it is."""
+    """convert_boolean_attn_mask: a mask of the query's dtype, made in every call and saved by it; a float
+    mask is taken as it is.
+    """
     if mask.dtype != "bool":
         return mask
     inverted = w.t.alloc("inverted mask", mask.shape, "bool", "logical_not of the mask")
@@ -178,17 +238,26 @@ def _additive(w: Walk, mask: Tensor, dtype: str) -> Tensor:
 
 
 def _aligned(w: Walk, mask: Tensor) -> list[Tensor]:
-    """pad_bias: rows of the efficient kernel begin at multiples of 8; where S is none, the mask is made again with longer rows."""
+    """pad_bias: rows of the efficient kernel begin at multiples of 8; where S is none, the mask is made again
+    with longer rows.
+    """
     *front, columns = mask.shape
     padded = (*front, round_up(columns, 8))
     if mask.shape[1] == 1:
         return [w.t.alloc("additive mask", padded, mask.dtype, "rows padded to a multiple of 8")]
-    odd = exceeds(round_up(columns, 8) - columns, 0)  # one mask of all heads serves every layer unless it has to be padded
-    return [mask, w.t.alloc("padded ALiBi mask", (*padded, odd), mask.dtype, "rows padded to a multiple of 8")]
+    odd = exceeds(
+        round_up(columns, 8) - columns, 0
+    )  # one mask of all heads serves every layer unless it has to be padded
+    return [
+        mask,
+        w.t.alloc("padded ALiBi mask", (*padded, odd), mask.dtype, "rows padded to a multiple of 8"),
+    ]
 
 
 def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The composite: 16-bit inputs in fp32, q and k scaled, scores in full, the causal mask made as S x S, softmax, product, cast back."""
+    """The composite: 16-bit inputs in fp32, q and k scaled, scores in full, the causal mask made as S x S,
+    softmax, product, cast back.
+    """
     t, a = w.t, h.spec.heads
     dtype = q.dtype
     b, _, s, _ = q.shape
@@ -208,8 +277,13 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     wide = unary(t, "scale", keys, "scaled k")
     if shared and h.spec.kv == "broadcast":
         wide, values = repeat(w, h, wide), repeat(w, h, values)
-    repeated = h.mask is not None and h.spec.kv_heads not in (1, a)  # as for a backend without grouped heads: a copy of all heads
-    own = (shared and h.spec.kv != "broadcast") or repeated or (h.together and h.spec.kv_heads == a)  # a head's rows lie together
+    repeated = h.mask is not None and h.spec.kv_heads not in (
+        1,
+        a,
+    )  # as for a backend without grouped heads: a copy of all heads
+    own = (
+        (shared and h.spec.kv != "broadcast") or repeated or (h.together and h.spec.kv_heads == a)
+    )  # a head's rows lie together
     scores = bmm(t, fold(w, queries, False), fold(w, wide, own), square, "scores")
     del wide
     scores = _safe_softmax(t, scores)
@@ -231,16 +305,33 @@ def _interleave(w: Walk, h: Heads, x: Tensor) -> Tensor:
         x.dtype,
         name="repeated key or value",
         why="one copy for each query head",
-        backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")
+        ],
     )
 
 
 def _safe_softmax(t: Tape, scores: Tensor) -> Tensor:
-    """_safe_softmax: a softmax, the rows in which everything is masked, and a choice between them (attention.cpp)."""
-    held = [t.alloc("softmax before masking", scores.shape, scores.dtype, "rows in which all is masked become 0 afterwards"),
-            t.alloc("masked elements", scores.shape, "bool", "which elements are masked")]  # fmt: skip
+    """_safe_softmax: a softmax, the rows in which everything is masked, and a choice between them
+    (attention.cpp).
+    """
+    held = [
+        t.alloc(
+            "softmax before masking",
+            scores.shape,
+            scores.dtype,
+            "rows in which all is masked become 0 afterwards",
+        ),
+        t.alloc("masked elements", scores.shape, "bool", "which elements are masked"),
+    ]
     made = t.op(
-        "softmax", (scores,), scores.shape, scores.dtype, saves_output=True, name="attention probabilities", backward=softmax_backward
+        "softmax",
+        (scores,),
+        scores.shape,
+        scores.dtype,
+        saves_output=True,
+        name="attention probabilities",
+        backward=softmax_backward,
     )
     del held
     return made

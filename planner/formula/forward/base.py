@@ -1,6 +1,7 @@
 """The product with a base weight as it is stored: plain, 4-bit or 8-bit.
 
-N rows (outputs), K columns (inputs). Sources: bitsandbytes 0.50 nn/modules.py, autograd/_functions.py, backends/cuda/ops.py.
+N rows (outputs), K columns (inputs). Sources: bitsandbytes 0.50 nn/modules.py, autograd/_functions.py,
+backends/cuda/ops.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def base(w: Walk, layer: Linear, given: Tensor, prefix: str) -> Tensor:
 
 
 def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
-    """Linear4bit: the input in compute_dtype, N x K dequantised while it multiplies, nothing saved, N x K again for the gradient."""
+    """Linear4bit: the input in compute_dtype, N x K dequantised while it multiplies, nothing saved, N x K
+    again for the gradient.
+    """
     setup, t = w.setup, w.t
     x = cast(t, given, setup.compute_dtype)
     k_shape, n = x.shape, (layer.out_features, layer.in_features)
@@ -39,10 +42,15 @@ def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
             t.alloc("quantisation constants in fp32", blocks, "float32", "double quantisation undone")
             for _ in range(copies * setup.double_quant)
         ]
-        return [*constants, t.alloc("dequantised weight", n, dtype, "the whole weight in 16 bit, for one product")]
+        return [
+            *constants,
+            t.alloc("dequantised weight", n, dtype, "the whole weight in 16 bit, for one product"),
+        ]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        weight = dequantised(t, setup.weight_dtype, 1).pop()  # the constants go with the call of dequantize_4bit
+        weight = dequantised(
+            t, setup.weight_dtype, 1
+        ).pop()  # the constants go with the call of dequantize_4bit
         if setup.weight_dtype != grad.dtype:
             weight = t.alloc("dequantised weight", n, grad.dtype, "cast to the gradient's dtype")
         result = t.alloc("gradient of a linear layer's input", k_shape, grad.dtype, "grad @ weight")
@@ -56,7 +64,9 @@ def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
 
 
 def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
-    """Linear8bitLt: rows in int8, the input kept on the context, which checkpointing's hooks do not see, N x K for the gradient."""
+    """Linear8bitLt: rows in int8, the input kept on the context, which checkpointing's hooks do not see, N x
+    K for the gradient.
+    """
     t = w.t
     x_shape, dtype = given.shape, given.dtype
     half = cast(t, given, "float16")
@@ -71,7 +81,12 @@ def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     del outliers, half
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        weight = t.alloc("dequantised weight", (layer.out_features, layer.in_features), dtype, "the whole weight, for one product")
+        weight = t.alloc(
+            "dequantised weight",
+            (layer.out_features, layer.in_features),
+            dtype,
+            "the whole weight, for one product",
+        )
         result = t.alloc("gradient of a linear layer's input", x_shape, dtype, "grad @ weight")
         del weight
         return [result]
@@ -87,4 +102,8 @@ def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     return out
 
 
-KINDS: dict[str, Callable[[Walk, Linear, Tensor, Shape], Tensor]] = {"nf4": _four_bit, "fp4": _four_bit, "int8": _eight_bit}
+KINDS: dict[str, Callable[[Walk, Linear, Tensor, Shape], Tensor]] = {
+    "nf4": _four_bit,
+    "fp4": _four_bit,
+    "int8": _eight_bit,
+}

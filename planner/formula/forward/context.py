@@ -1,4 +1,6 @@
-"""What every part of the walk shares: the tape, the setup, the parameters of the layer at hand, autocast, the device's facts."""
+"""What every part of the walk shares: the tape, the setup, the parameters of the layer at hand, autocast, the
+device's facts.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,12 @@ from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
 
 MIB = 2**20
-WORKSPACE = 8_519_680  # bytes of a cuBLAS workspace: 4,096 KiB x 2 + 16 KiB x 8 (ATen/cuda/CublasHandlePool.cpp getChosenWorkspaceSize)
-WORKSPACE_HOPPER = 32 * MIB  # from compute capability 9.0 on (the same function, torch 2.12 and later; in 2.11 on Hopper alone)
+# bytes of a cuBLAS workspace: 4,096 KiB x 2 + 16 KiB x 8 (ATen/cuda/CublasHandlePool.cpp
+# getChosenWorkspaceSize)
+WORKSPACE = 8_519_680
+WORKSPACE_HOPPER = (
+    32 * MIB
+)  # from compute capability 9.0 on (the same function, torch 2.12 and later; in 2.11 on Hopper alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,14 @@ class Device:
 
     @property
     def kernels(self) -> tuple[bool, ...]:
-        """All that kernels ask of a capability (attend.py, workspace): cards of equal answers need the same memory."""
-        return (*(self.capability >= (major, 0) for major in (7, 8, 9)), self.capability[0] == 10, self.capability == (9, 0))
+        """All that kernels ask of a capability (attend.py, workspace): cards of equal answers need the same
+        memory.
+        """
+        return (
+            *(self.capability >= (major, 0) for major in (7, 8, 9)),
+            self.capability[0] == 10,
+            self.capability == (9, 0),
+        )
 
     @property
     def workspace(self) -> int:
@@ -36,7 +48,9 @@ class Device:
 
 
 class Walk:
-    """The state of one walk. `layer` is the walked layer's key (None outside the layers), `trained` whether it is trained."""
+    """The state of one walk. `layer` is the walked layer's key (None outside the layers), `trained` whether
+    it is trained.
+    """
 
     def __init__(
         self,
@@ -58,7 +72,9 @@ class Walk:
         self.accumulated = False
         self.cache: list[Tensor] | None = None  # keys and values of an inference
         self.past = 0  # virtual tokens that stand before every layer's own keys
-        self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = None  # a layer's keys and values behind those
+        self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
+            None  # a layer's keys and values behind those
+        )
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def weight(self, name: str) -> Tensor:
@@ -68,12 +84,18 @@ class Walk:
         if found is None:
             table = self.inventory.by_name
             copy = table.get((f"{name} (trained copy)", True))
-            if copy is None and self.inventory.spec.tied and name == f"{self.inventory.spec.head_name}.weight":
+            if (
+                copy is None
+                and self.inventory.spec.tied
+                and name == f"{self.inventory.spec.head_name}.weight"
+            ):
                 return self.weight(f"{self.inventory.spec.embedding_name}.weight")
             stored = copy or table.get((name, self.trained)) or table.get((name, not self.trained))
             if stored is None:
                 raise KeyError(name)
-            found = self.params[key] = Tensor(None, stored.shape, stored.dtype, None, stored.trained, stored.name)
+            found = self.params[key] = Tensor(
+                None, stored.shape, stored.dtype, None, stored.trained, stored.name
+            )
             if self.accumulated and stored.trained:
                 found.grad = Tensor(None, stored.shape, stored.dtype)  # there from the micro-batches before
         return found
@@ -88,17 +110,29 @@ class Walk:
             self.layer, self.trained = before
 
     def lower(self, x: Tensor) -> Tensor:
-        """What autocast's lower-precision ops make of an input; casts of trained fp32 weights are cached until autocast ends.
+        """What autocast's lower-precision ops make of an input; casts of trained fp32 weights are cached
+        until autocast ends.
 
         torch 2.13 ATen/autocast_mode.cpp cached_cast: the cache is for fp32 leaves that want a gradient.
         """
         if self.auto is None or x.dtype == self.auto:
             return x
         casts = self.t.casts
-        cached = casts is not None and x.buffer is None and x.dtype == "float32" and x.requires_grad and x.node is None
+        cached = (
+            casts is not None
+            and x.buffer is None
+            and x.dtype == "float32"
+            and x.requires_grad
+            and x.node is None
+        )
         if cached and id(x) in casts:  # type: ignore[operator]
             return casts[id(x)]  # type: ignore[index]
-        made = cast(self.t, x, self.auto, f"{x.name.rpartition('.')[2]} autocast copy" if x.buffer is None else "autocast copy")
+        made = cast(
+            self.t,
+            x,
+            self.auto,
+            f"{x.name.rpartition('.')[2]} autocast copy" if x.buffer is None else "autocast copy",
+        )
         if x.buffer is None and made.buffer is not None:
             made.buffer.info.component = "temporaries"
             made.buffer.info.why = "autocast's copy of a weight"

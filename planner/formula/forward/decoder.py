@@ -1,4 +1,5 @@
-"""From token ids to the last hidden states: embedding, positions, masks, rotary tables, the decoder layers, the final norm.
+"""From token ids to the last hidden states: embedding, positions, masks, rotary tables, the decoder layers,
+the final norm.
 
 What the model's forward keeps in local variables lives as long as it runs.
 """
@@ -26,7 +27,9 @@ from memplan.planner.tables.methods import METHODS
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the sequence."""
+    """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the
+    sequence.
+    """
 
     single: bool
     windows: tuple[int, ...] = ()  # those that cut the sequence
@@ -44,14 +47,18 @@ class Step:
     trained: bool
     checkpointed: bool
     sliding: bool
-    fed: bool = True  # whether its attention has a gradient: the first layer's has none where nothing before or inside it is trained
+    # whether its attention has a gradient: the first layer's has none where nothing before or inside it is
+    # trained
+    fed: bool = True
 
 
 Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of sliding layers
 
 
 class Decoder:
-    """One model under a regime of sizes; `run` walks it once. `leaf`: the shape and dtype of the layers' first input."""
+    """One model under a regime of sizes; `run` walks it once. `leaf`: the shape and dtype of the layers'
+    first input.
+    """
 
     def __init__(self, walk: Walk, regime: Regime, around: Around, ids: Tensor) -> None:
         self.w, self.t, self.regime, self.around, self.ids = walk, walk.t, regime, around, ids
@@ -59,8 +66,12 @@ class Decoder:
         self.leaf = ids
         self.fed = True
         self.prefix = Prefix(walk)
-        self.outside: list[Tensor] = []  # what PEFT's forward around the model's keeps until the loss is there
-        self.beside: Tensor | None = None  # what the last layer returned beside its hidden states, alive until the next one returns
+        self.outside: list[
+            Tensor
+        ] = []  # what PEFT's forward around the model's keeps until the loss is there
+        self.beside: Tensor | None = (
+            None  # what the last layer returned beside its hidden states, alive until the next one returns
+        )
 
     def run(self) -> Tensor:
         """The last hidden states, normed: (B, S, H)."""
@@ -70,8 +81,12 @@ class Decoder:
             self._prefix()
             w.join = self.prefix.join
         self.around.enter("embedding" if not spec.tied else "tail", self.ids)
-        embedded = embedding(t, self.ids, w.weight(f"{spec.embedding_name}.weight"), shape, "embeddings", w.device.kind)
-        own = any(e.name.endswith("embed_scale") for e in spec.extras)  # the embedding module multiplies by itself (Gemma)
+        embedded = embedding(
+            t, self.ids, w.weight(f"{spec.embedding_name}.weight"), shape, "embeddings", w.device.kind
+        )
+        own = any(
+            e.name.endswith("embed_scale") for e in spec.extras
+        )  # the embedding module multiplies by itself (Gemma)
         embedded = self._scaled(embedded) if own else embedded
         checkpointed = self.setup.checkpointing != "none"
         if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
@@ -84,7 +99,9 @@ class Decoder:
             embedded = self._scaled(embedded)
         hidden = embedded
         if spec.embedding_dim != spec.hidden:
-            hidden = linear(w, next(p for p in spec.projections if p.in_features == spec.embedding_dim), hidden)
+            hidden = linear(
+                w, next(p for p in spec.projections if p.in_features == spec.embedding_dim), hidden
+            )
         hidden, places = self._positions(hidden)
         if spec.embedding_norm is not None:
             hidden = norm(w, spec.embedding_norm, hidden)
@@ -113,20 +130,33 @@ class Decoder:
         del ids
         prompts = cast(t, prompts, embedded.dtype)
         size = (w.batch, w.sequence)
-        self.outside += [prompts, t.alloc("labels with virtual tokens", size, "int64", "-100 for virtual tokens")]
+        self.outside += [
+            prompts,
+            t.alloc("labels with virtual tokens", size, "int64", "-100 for virtual tokens"),
+        ]
         if "attention_mask" in batch_tensors(self.setup):
-            self.outside.append(t.alloc("mask with virtual tokens", size, "float32", "torch.ones joined to the batch's mask"))
-        self.outside.append(concatenate(t, (prompts, embedded), (*size, embedded.shape[-1]), "embeddings with virtual tokens"))
+            self.outside.append(
+                t.alloc("mask with virtual tokens", size, "float32", "torch.ones joined to the batch's mask")
+            )
+        self.outside.append(
+            concatenate(t, (prompts, embedded), (*size, embedded.shape[-1]), "embeddings with virtual tokens")
+        )
         return self.outside[-1]
 
     def _prefix(self) -> None:
-        """Keys and values of the virtual tokens, in the dtype of the model's first parameter (peft_model.py base_model_torch_dtype)."""
+        """Keys and values of the virtual tokens, in the dtype of the model's first parameter (peft_model.py
+        base_model_torch_dtype).
+        """
         stored, (_, heads, width) = self.inventory.adapters["prefix"].tensors[0], prefix_sizes(self.spec)
         dtype = self.w.weight(f"{self.spec.embedding_name}.weight").dtype
         counts = [(len(block), times) for block, times in self.blocks()]
         if "attention_mask" in batch_tensors(self.setup):
             shape = (self.w.batch, S + self.w.past)
-            self.outside.append(self.t.alloc("mask with virtual tokens", shape, "float32", "torch.ones joined to the batch's mask"))
+            self.outside.append(
+                self.t.alloc(
+                    "mask with virtual tokens", shape, "float32", "torch.ones joined to the batch's mask"
+                )
+            )
         self.prefix.make(stored.name, counts, heads, width // heads, dtype)
 
     def _scaled(self, hidden: Tensor) -> Tensor:
@@ -134,7 +164,9 @@ class Decoder:
         return unary(self.t, "scale", hidden, "scaled embeddings") if self.spec.scaled_embedding else hidden
 
     def _positions(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The embeddings with learned positions added, and those, which keep their name until the model returns."""
+        """The embeddings with learned positions added, and those, which keep their name until the model
+        returns.
+        """
         spec, w = self.spec, self.w
         if spec.learned_positions is None:
             return hidden, None
@@ -142,12 +174,16 @@ class Decoder:
         ids = self.t.alloc("position ids", (rows, w.sequence), "int64", "one for each place")
         shape, weight = (rows, w.sequence, spec.hidden), w.weight(f"{spec.position_name}.weight")
         table = embedding(self.t, ids, weight, shape, "position embeddings", w.device.kind)
-        return add(self.t, hidden, table, "embeddings with positions", (w.batch, w.sequence, spec.hidden)), table
+        return add(
+            self.t, hidden, table, "embeddings with positions", (w.batch, w.sequence, spec.hidden)
+        ), table
 
     def _tables(self, dtype: str) -> Tables:
-        """cos and sin, (1, S, D) in the hidden states' dtype (D / 2 where the model rotates halves apart), one pair for each kind of layer.
+        """cos and sin, (1, S, D) in the hidden states' dtype (D / 2 where the model rotates halves apart),
+        one pair for each kind of layer.
 
-        Gemma 3 and OLMo 3 keep a table for sliding layers and one for the others: each has its own inverse frequencies.
+        Gemma 3 and OLMo 3 keep a table for sliding layers and one for the others: each has its own inverse
+        frequencies.
         """
         rotary = [layer.attention for _, layer in self.spec.layers if layer.attention.rotary_dim]
         if not rotary or rotary[0].rotary == "pairs":  # made in every layer
@@ -157,9 +193,14 @@ class Decoder:
         wide = "float32" if rotary[0].rotary in ("half_float32", "pairs_float32", "complex") else dtype
         tables: Tables = {}
         for sliding in (False, True)[: max(1, min(2, len(kinds)))]:
-            rows = self.w.batch if self.setup.packed_documents > 1 else 1  # position ids of each row where documents are packed
+            rows = (
+                self.w.batch if self.setup.packed_documents > 1 else 1
+            )  # position ids of each row where documents are packed
             shape = (rows, self.w.sequence, dim)
-            cos, sin = (self.t.once(self.t.alloc(f"rotary {name}", shape, wide, "computed once for all layers")) for name in ("cos", "sin"))
+            cos, sin = (
+                self.t.once(self.t.alloc(f"rotary {name}", shape, wide, "computed once for all layers"))
+                for name in ("cos", "sin")
+            )
             tables[sliding] = (cos, sin)
             del cos, sin
         return tables
@@ -172,15 +213,21 @@ class Decoder:
         flash2 = setup.attention == "flash_attention_2"
         if self.spec.layers[0][1].attention.alibi and not by_hand and not flash2:
             whole = (w.batch, self.spec.layers[0][1].attention.heads, w.sequence, keys)
-            w.masks = {None: t.alloc("ALiBi mask", whole, dtype, "biases and causal mask of all heads, made once")}
+            w.masks = {
+                None: t.alloc("ALiBi mask", whole, dtype, "biases and causal mask of all heads, made once")
+            }
             return
         trains = METHODS[setup.method].trains != "nothing"
         plain = trains and (setup.padded or setup.packed_documents > 1)
-        by_row = plain or (trains and "attention_mask" in batch_tensors(setup))  # the batch's own mask is part of each one that is made
+        by_row = plain or (
+            trains and "attention_mask" in batch_tensors(setup)
+        )  # the batch's own mask is part of each one that is made
         always = w.past > 0 or any(layer.attention.masked for _, layer in self.spec.layers)
         kinds = {layer.attention.window for _, layer in self.spec.layers}
         used = {self.regime.window(layer) for _, layer in self.spec.layers}
-        apart = [-kind for kind in kinds if kind is not None and None in kinds and kind not in used]  # cut nothing, yet have their own mask
+        apart = [
+            -kind for kind in kinds if kind is not None and None in kinds and kind not in used
+        ]  # cut nothing, yet have their own mask
         for window in (None, *self.regime.windows, *apart):
             if window in (None, *self.regime.windows) and window not in used:
                 w.masks[window] = None
@@ -190,13 +237,17 @@ class Decoder:
             if not needed:
                 w.masks[window] = None
                 continue
-            boolean = t.alloc("attention mask", shape if by_row else (1, *shape[1:]), "bool", "which position sees which")
+            boolean = t.alloc(
+                "attention mask", shape if by_row else (1, *shape[1:]), "bool", "which position sees which"
+            )
             w.masks[window] = (
-                t.alloc("attention mask", shape, dtype, "0 or the lowest number") if by_hand else Tensor(boolean.buffer, shape, "bool")
+                t.alloc("attention mask", shape, dtype, "0 or the lowest number")
+                if by_hand
+                else Tensor(boolean.buffer, shape, "bool")
             )
             del boolean
 
-    # ---- layers -------------------------------------------------------------------------------------------------------------------
+    # ---- layers --------------------------------------------------------------------------------------------
 
     def _layers(self, first: list[Tensor], tables: Tables) -> Tensor:
         hidden = first.pop()  # its name is the layers' output's from the first one on
@@ -212,22 +263,40 @@ class Decoder:
     def _attention_trained(self) -> bool:
         """Whether something inside the first layer's attention is trained, before its output projection."""
         projections = self.spec.layers[0][1].attention.linears[:-1]
-        return self.inventory.first_trained == 0 or self.w.past > 0 or any(linear.name in self.inventory.adapters for linear in projections)
+        return (
+            self.inventory.first_trained == 0
+            or self.w.past > 0
+            or any(linear.name in self.inventory.adapters for linear in projections)
+        )
 
     def blocks(self) -> list[tuple[list[Step], int]]:
         """The layers as blocks, each with how often it is repeated in a row."""
         return compress(self._sequence())
 
     def _sequence(self) -> list[Step]:
-        """Every layer with whether it is trained and checkpointed, windows that do not cut the sequence taken off."""
+        """Every layer with whether it is trained and checkpointed, windows that do not cut the sequence taken
+        off.
+        """
         flat: list[Step] = []
         for count, layer in self.spec.layers:
             window = self.regime.window(layer)
-            same = layer if window == layer.attention.window else replace(layer, attention=replace(layer.attention, window=window))
+            same = (
+                layer
+                if window == layer.attention.window
+                else replace(layer, attention=replace(layer.attention, window=window))
+            )
             sliding = layer.attention.window is not None
             for index in range(len(flat), len(flat) + count):
                 checkpointed = self.setup.checkpointing != "none" and index % self.setup.checkpoint_every == 0
-                flat.append(Step(same, index >= self.inventory.first_trained, checkpointed, sliding, index > 0 or self.fed))
+                flat.append(
+                    Step(
+                        same,
+                        index >= self.inventory.first_trained,
+                        checkpointed,
+                        sliding,
+                        index > 0 or self.fed,
+                    )
+                )
         return flat
 
     def _one_layer(self, hidden: Tensor, step: Step, key: int, place: int, tables: Tables) -> Tensor:
@@ -239,7 +308,9 @@ class Decoder:
             try:
                 with w.at_layer(key, step.trained), self.t.inside(prefix):
                     given = self.around.enter("layer", given, place, key)
-                    out, *beside = decoder_layer(w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False)))
+                    out, *beside = decoder_layer(
+                        w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False))
+                    )
                     return [self.around.leave("layer", out, place, key), *beside]
             finally:
                 w.masks = before

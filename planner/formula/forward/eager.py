@@ -1,4 +1,6 @@
-"""Attention op by op, as each family's eager code writes it (transformers 5.23): scores in full, softmax, product."""
+"""Attention op by op, as each family's eager code writes it (transformers 5.23): scores in full, softmax,
+product.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,37 @@ from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Walk
 from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
-from memplan.planner.formula.tape.ops import Grads, add, bmm, cast, concatenate, copy, dropout, part_of, softmax_fp32, unary
+from memplan.planner.formula.tape.ops import (
+    Grads,
+    add,
+    bmm,
+    cast,
+    concatenate,
+    copy,
+    dropout,
+    part_of,
+    softmax_fp32,
+    unary,
+)
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention
 
-Attended = tuple[Tensor, Tensor, list[Tensor]]  # the output, the probabilities that the module returns, and its other local variables
+Attended = tuple[
+    Tensor, Tensor, list[Tensor]
+]  # the output, the probabilities that the module returns, and its other local variables
 
 
 def eager(w: Walk, spec: Attention) -> bool:
-    """Whether scores are made op by op: asked for, or the class has no SDPA path (capped scores, sinks): transformers falls back."""
+    """Whether scores are made op by op: asked for, or the class has no SDPA path (capped scores, sinks):
+    transformers falls back.
+    """
     return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and not spec.sdpa)
 
 
 def attend_eagerly(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    """The output (B, S, A x D_value), the probabilities, and what stays named until the attention module returns."""
+    """The output (B, S, A x D_value), the probabilities, and what stays named until the attention module
+    returns.
+    """
     return WRITTEN[h.spec.eager](w, h, q, k, v)
 
 
@@ -33,7 +52,12 @@ def _shared(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
         keys, values = k, v
     b, a, s, _ = q.shape
     square = (b, a, s, keys.shape[2])
-    scores = unary(t, "scale", bmm(t, fold(w, w.lower(q), False), fold(w, w.lower(keys), repeated), square, "raw scores"), "scores")
+    scores = unary(
+        t,
+        "scale",
+        bmm(t, fold(w, w.lower(q), False), fold(w, w.lower(keys), repeated), square, "raw scores"),
+        "scores",
+    )
     if h.spec.softcap is not None:
         scores = unary(t, "scale", scores, "scores / softcap")
         scores = unary(t, "tanh", scores, "tanh of scores")
@@ -45,13 +69,17 @@ def _shared(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     else:
         scores = cast(t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit")
     scores = dropout(t, scores, h.dropout)
-    out = bmm(t, w.lower(scores), fold(w, w.lower(values), repeated), (b, a, s, h.value_size), "attention output")
+    out = bmm(
+        t, w.lower(scores), fold(w, w.lower(values), repeated), (b, a, s, h.value_size), "attention output"
+    )
     out = merge(w, h, out, True)
     return out, scores, []
 
 
 def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
-    """gpt-oss: one more column of learned logits, the maximum taken off, softmax in the scores' dtype, the column dropped."""
+    """gpt-oss: one more column of learned logits, the maximum taken off, softmax in the scores' dtype, the
+    column dropped.
+    """
     t = w.t
     assert h.sinks is not None
     b, a, s, keys = scores.shape
@@ -70,7 +98,13 @@ def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
     del chosen
     combined = add(t, combined, largest, "scores less maximum")
     plain = t.op(
-        "softmax", (combined,), wide, combined.dtype, saves_output=True, name="attention probabilities", backward=softmax_backward
+        "softmax",
+        (combined,),
+        wide,
+        combined.dtype,
+        saves_output=True,
+        name="attention probabilities",
+        backward=softmax_backward,
     )
     return part_of(t, plain, scores.shape)
 
@@ -83,9 +117,13 @@ def _bloom(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     q, k, v = (fold(w, x, h.together and x is not q) for x in (q, k, v))
     raw = _scaled_product(t, w.lower(q), w.lower(k), square)
     scores = add(t, raw, h.mask, "masked scores", square) if h.mask is not None else raw
-    probabilities = cast(t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit")
+    probabilities = cast(
+        t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit"
+    )
     probabilities = dropout(t, probabilities, h.dropout)
-    out = merge(w, h, bmm(t, w.lower(probabilities), w.lower(v), (b, a, s, h.value_size), "attention output"), True)
+    out = merge(
+        w, h, bmm(t, w.lower(probabilities), w.lower(v), (b, a, s, h.value_size), "attention output"), True
+    )
     return out, probabilities, [raw, scores, q, k, v]
 
 
@@ -96,8 +134,16 @@ def _scaled_product(t: Tape, a: Tensor, b: Tensor, shape: tuple[object, ...]) ->
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = []
         for i, shape in enumerate(shapes):
-            made = t.alloc("gradient of a matmul's input", shape, grad.dtype, "grad @ the other factor") if node.needs(i) else None
-            grads.append(t.alloc("gradient of a matmul's input", shape, grad.dtype, "times the factor") if made is not None else None)
+            made = (
+                t.alloc("gradient of a matmul's input", shape, grad.dtype, "grad @ the other factor")
+                if node.needs(i)
+                else None
+            )
+            grads.append(
+                t.alloc("gradient of a matmul's input", shape, grad.dtype, "times the factor")
+                if made is not None
+                else None
+            )
         return grads
 
     saves = ([a] if b.requires_grad else []) + ([b] if a.requires_grad else [])
@@ -110,21 +156,35 @@ def _gptj(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
     queries, keys = cast(t, q, "float32", "fp32 copy of q"), cast(t, k, "float32", "fp32 copy of k")
-    scores = bmm(t, fold(w, w.lower(queries), False), fold(w, w.lower(keys), h.together), square, "raw scores")
+    scores = bmm(
+        t, fold(w, w.lower(queries), False), fold(w, w.lower(keys), h.together), square, "raw scores"
+    )
     scores = unary(t, "scale", scores, "scores")
     if h.mask is not None:
         scores = add(t, scores, h.mask, "masked scores", square)
     wide = w.wide(scores)
-    scores = t.op("softmax", (wide,), square, wide.dtype, saves_output=True, name="attention probabilities", backward=softmax_backward)
+    scores = t.op(
+        "softmax",
+        (wide,),
+        square,
+        wide.dtype,
+        saves_output=True,
+        name="attention probabilities",
+        backward=softmax_backward,
+    )
     del wide
     scores = dropout(t, cast(t, scores, v.dtype, "attention probabilities in 16 bit"), h.dropout)
-    out = bmm(t, w.lower(scores), fold(w, w.lower(v), h.together), (b, a, s, h.value_size), "attention output")
+    out = bmm(
+        t, w.lower(scores), fold(w, w.lower(v), h.together), (b, a, s, h.value_size), "attention output"
+    )
     del queries, keys
     return merge(w, h, out, True), scores, []
 
 
 def _falcon(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    """Falcon: softmax in the hidden states' dtype, scores scaled in place; with ALiBi fp32 scores, each step of them named."""
+    """Falcon: softmax in the hidden states' dtype, scores scaled in place; with ALiBi fp32 scores, each step
+    of them named.
+    """
     t = w.t
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
@@ -142,13 +202,23 @@ def _falcon(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
         scores = raw
     del raw
     scores = _in_place(t, scores)
-    wide = cast(t, scores if h.mask is None else add(t, scores, h.mask, "masked scores", square), h.hidden_dtype)
+    wide = cast(
+        t, scores if h.mask is None else add(t, scores, h.mask, "masked scores", square), h.hidden_dtype
+    )
     probabilities = t.op(
-        "softmax", (wide,), square, wide.dtype, saves_output=True, name="attention probabilities", backward=softmax_backward
+        "softmax",
+        (wide,),
+        square,
+        wide.dtype,
+        saves_output=True,
+        name="attention probabilities",
+        backward=softmax_backward,
     )
     del wide, scores
     probabilities = dropout(t, probabilities, h.dropout)
-    out = bmm(t, w.lower(probabilities), fold(w, w.lower(v), together), (b, a, s, h.value_size), "attention output")
+    out = bmm(
+        t, w.lower(probabilities), fold(w, w.lower(v), together), (b, a, s, h.value_size), "attention output"
+    )
     return merge(w, h, out, True), probabilities, named
 
 

@@ -1,7 +1,9 @@
-"""Mixtures of experts on the tape: router, grouped products, the weighted sum back (transformers 5.23 integrations/moe.py).
+"""Mixtures of experts on the tape: router, grouped products, the weighted sum back (transformers 5.23
+integrations/moe.py).
 
-N = B x S tokens, E experts, k experts a token, I intermediate size of one expert. Every expert's matrices are one 3-D parameter; a grouped
-product (grouped_mm, compute capability 8.0 and later) reads N x k rows sorted by expert, so sizes do not depend on the routing.
+N = B x S tokens, E experts, k experts a token, I intermediate size of one expert. Every expert's matrices are
+one 3-D parameter; a grouped product (grouped_mm, compute capability 8.0 and later) reads N x k rows sorted by
+expert, so sizes do not depend on the routing.
 """
 
 from __future__ import annotations
@@ -13,7 +15,18 @@ from memplan.planner.formula.forward.context import Walk
 from memplan.planner.formula.forward.linears import linear, merged
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.symbolic.expr import Sized, product
-from memplan.planner.formula.tape.ops import Grads, add, add_in_place, cast, concatenate, divide, matmul, mul, split, unary
+from memplan.planner.formula.tape.ops import (
+    Grads,
+    add,
+    add_in_place,
+    cast,
+    concatenate,
+    divide,
+    matmul,
+    mul,
+    split,
+    unary,
+)
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Linear, Moe
 
@@ -40,7 +53,7 @@ def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     return out.view(*given.shape)
 
 
-# ---- routers: (weights (N, k), indices (N, k)) -----------------------------------------------------------------------------------------
+# ---- routers: (weights (N, k), indices (N, k)) -------------------------------------------------------------
 
 Routed = tuple[Tensor, Tensor]
 
@@ -55,17 +68,33 @@ def _logits(w: Walk, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None = 
     name = moe.router[0][0].rpartition(".")[0]
     layer = Linear(name, int(moe.router[0][1][1]), moe.experts)
     return matmul(
-        t, w.lower(hidden), w.lower(weight), (hidden.shape[0], layer.out_features), None if bias is None else w.lower(bias), "router logits"
+        t,
+        w.lower(hidden),
+        w.lower(weight),
+        (hidden.shape[0], layer.out_features),
+        None if bias is None else w.lower(bias),
+        "router logits",
     )
 
 
 def _softmax(t: Tape, x: Tensor, dtype: str | None = None) -> Tensor:
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        both = [t.alloc("grad * softmax", grad.shape, grad.dtype), t.alloc("gradient of softmax's input", grad.shape, grad.dtype)]
+        both = [
+            t.alloc("grad * softmax", grad.shape, grad.dtype),
+            t.alloc("gradient of softmax's input", grad.shape, grad.dtype),
+        ]
         return [both.pop()]
 
     wide = cast(t, x, dtype or x.dtype)
-    return t.op("softmax", (wide,), x.shape, wide.dtype, saves_output=True, name="router probabilities", backward=backward)
+    return t.op(
+        "softmax",
+        (wide,),
+        x.shape,
+        wide.dtype,
+        saves_output=True,
+        name="router probabilities",
+        backward=backward,
+    )
 
 
 def _top(t: Tape, x: Tensor, k: int, name: str = "routing weights") -> Routed:
@@ -79,7 +108,9 @@ def _top(t: Tape, x: Tensor, k: int, name: str = "routing weights") -> Routed:
         x.dtype,
         saves=(indices,),
         name=name,
-        backward=lambda t, n, g: [t.alloc("gradient of topk's input", (rows, columns), g.dtype, "scattered into zeros")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of topk's input", (rows, columns), g.dtype, "scattered into zeros")
+        ],
     )
     return values, indices
 
@@ -88,12 +119,19 @@ def _normalised(t: Tape, values: Tensor) -> Tensor:
     """values /= their sum, in place."""
     rows, k = values.shape
     total = t.op(
-        "sum", (values,), (rows, 1), values.dtype, name="sum of weights", backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)]
+        "sum",
+        (values,),
+        (rows, 1),
+        values.dtype,
+        name="sum of weights",
+        backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)],
     )
     return divide(t, values, total, "normalised weights")
 
 
-def _probabilities(normal: Callable[[Walk], bool], narrow: bool) -> Callable[[Walk, Moe, Tensor, str], Routed]:
+def _probabilities(
+    normal: Callable[[Walk], bool], narrow: bool
+) -> Callable[[Walk, Moe, Tensor, str], Routed]:
     """softmax in fp32, the k largest, normalised or not, cast back or not (Mixtral, Qwen, OLMoE)."""
 
     def router(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
@@ -112,7 +150,9 @@ def _flag(key: str, default: bool) -> Callable[[Walk], bool]:
 
 
 def _sigmoid_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
-    """DeepSeek-V3: fp32 logits, sigmoid, a correction, the best groups, the k best of them; weights gathered from the scores."""
+    """DeepSeek-V3: fp32 logits, sigmoid, a correction, the best groups, the k best of them; weights gathered
+    from the scores.
+    """
     t = w.t
     scores = unary(t, "sigmoid", _logits(w, moe, hidden, prefix, "float32"), "router scores")
     shape = scores.shape
@@ -127,7 +167,9 @@ def _sigmoid_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
         "float32",
         saves=(indices,),
         name="routing weights",
-        backward=lambda t, n, g: [t.alloc("gradient of gather's input", shape, g.dtype, "scattered into zeros")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of gather's input", shape, g.dtype, "scattered into zeros")
+        ],
     )
     if _flag("norm_topk_prob", True)(w):
         values = _normalised(t, values)
@@ -201,11 +243,13 @@ ROUTERS: dict[str, Callable[[Walk, Moe, Tensor, str], Routed]] = {
 }
 
 
-# ---- the experts -----------------------------------------------------------------------------------------------------------------------
+# ---- the experts -------------------------------------------------------------------------------------------
 
 
 def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor, prefix: str) -> Tensor:
-    """grouped_mm_experts_forward: gather rows by expert, up, gate, down, weight, scatter back, sum over the k slots."""
+    """grouped_mm_experts_forward: gather rows by expert, up, gate, down, weight, scatter back, sum over the k
+    slots.
+    """
     t = w.t
     tokens, width = hidden.shape
     rows = tokens * moe.top_k
@@ -216,7 +260,9 @@ def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor
     slot_weights = _index(w, weights.view(rows), permutation, (rows,), "weights by expert")
     biased = "gate_up_proj_bias" in full
     wide = (rows, 2 * moe.intermediate if moe.gated else moe.intermediate)
-    up = merged(w, full["gate_up_proj" if "gate_up_proj" in full else "up_proj"], prefix)  # folded weights live to the end of the call
+    up = merged(
+        w, full["gate_up_proj" if "gate_up_proj" in full else "up_proj"], prefix
+    )  # folded weights live to the end of the call
     states = _grouped_mm(w, selected, up, wide, "up output")
     if biased:
         states = _add_bias(w, states, w.weight(prefix + full["gate_up_proj_bias"]), order)
@@ -241,14 +287,21 @@ def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor
 
 
 def _index(w: Walk, x: Tensor, index: Tensor, shape: Shape, name: str, saved: str | None = None) -> Tensor:
-    """x[index]: saves the index; its gradient is added into zeros of x's shape, after a sort of the indices (index_put_)."""
+    """x[index]: saves the index; its gradient is added into zeros of x's shape, after a sort of the indices
+    (index_put_).
+    """
     t = w.t
     whole, count = x.shape, index.shape
     kept = index if saved is None else t.alloc(saved, index.shape, "int64", "which row each slot reads")
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        result = t.alloc("gradient of a gather's input", whole, grad.dtype, "zeros that the rows are added into")
-        held = [t.alloc("sorted indices", count, "int64", "index_put_ with accumulation sorts first") for _ in range(3)]
+        result = t.alloc(
+            "gradient of a gather's input", whole, grad.dtype, "zeros that the rows are added into"
+        )
+        held = [
+            t.alloc("sorted indices", count, "int64", "index_put_ with accumulation sorts first")
+            for _ in range(3)
+        ]
         del held
         return [result]
 
@@ -256,7 +309,9 @@ def _index(w: Walk, x: Tensor, index: Tensor, shape: Shape, name: str, saved: st
 
 
 def _grouped_mm(w: Walk, x: Tensor, weight: Tensor, shape: Shape, name: str) -> Tensor:
-    """One product for each expert's rows: saves the rows where the experts are trained, the weights where the rows want a gradient."""
+    """One product for each expert's rows: saves the rows where the experts are trained, the weights where the
+    rows want a gradient.
+    """
     t = w.t
     x = cast(t, x, weight.dtype)
     x_shape, w_shape, w_name = x.shape, weight.shape, weight.name
@@ -264,7 +319,9 @@ def _grouped_mm(w: Walk, x: Tensor, weight: Tensor, shape: Shape, name: str) -> 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None]
         if node.needs(0):
-            grads[0] = t.alloc("gradient of the experts' input", x_shape, grad.dtype, "grad @ weight, expert by expert")
+            grads[0] = t.alloc(
+                "gradient of the experts' input", x_shape, grad.dtype, "grad @ weight, expert by expert"
+            )
         if node.needs(1):
             grads[1] = t.alloc(f"{w_name} gradient", w_shape, grad.dtype, "of all experts, used or not")
         return grads

@@ -17,10 +17,11 @@ TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
 
 
 def chunked_loss(w: Walk, given: Tensor) -> Tensor:
-    """TRL's fused output projection: logits in tiles of 4,096 tokens x 32,768 entries, made again in the backward, never whole.
+    """TRL's fused output projection: logits in tiles of 4,096 tokens x 32,768 entries, made again in the
+    backward, never whole.
 
-    Saves the hidden states that have a label and a log-sum-exp per token; gradients of hidden states and of a trained head are summed
-    in fp32 (trl 1.16 kernels/chunked_logprob.py ChunkedLogProbFunction).
+    Saves the hidden states that have a label and a log-sum-exp per token; gradients of hidden states and of a
+    trained head are summed in fp32 (trl 1.16 kernels/chunked_logprob.py ChunkedLogProbFunction).
     """
     t, spec = w.t, w.inventory.spec
     width = given.shape[-1]
@@ -39,27 +40,49 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
             given.dtype,
             alias=given if w.single else None,
             name="hidden states with a label",
-            backward=lambda t, n, g: [t.alloc("gradient of the last hidden states", whole, g.dtype, "zeros around the scored rows")],
+            backward=lambda t, n, g: [
+                t.alloc("gradient of the last hidden states", whole, g.dtype, "zeros around the scored rows")
+            ],
         )
 
         def tiles(t: Tape, keeps_left: bool) -> list[Tensor | None]:
-            """Every tile in turn, and what is still referred to after the last: an operand lives until the next one has been made."""
-            first, further = minimum(tokens, TOKEN_TILE), minimum(maximum(tokens, TOKEN_TILE) - TOKEN_TILE, TOKEN_TILE)
+            """Every tile in turn, and what is still referred to after the last: an operand lives until the
+            next one has been made.
+            """
+            first, further = (
+                minimum(tokens, TOKEN_TILE),
+                minimum(maximum(tokens, TOKEN_TILE) - TOKEN_TILE, TOKEN_TILE),
+            )
             buffer = t.alloc("tile of logits", (first, VOCABULARY_TILE), dtype, "one buffer for every tile")
             left = right = kept = None
-            for height, count in ((first, 1), (further, exceeds(tokens, TOKEN_TILE))):  # one more stands for all further tiles of tokens
+            for height, count in (
+                (first, 1),
+                (further, exceeds(tokens, TOKEN_TILE)),
+            ):  # one more stands for all further tiles of tokens
                 if given_dtype != dtype:
-                    left = t.alloc("tile of the hidden states", (height, width), dtype, "cast to the product's dtype")
+                    left = t.alloc(
+                        "tile of the hidden states", (height, width), dtype, "cast to the product's dtype"
+                    )
                 for start in range(0, spec.vocab, VOCABULARY_TILE):
                     if w_dtype != dtype:
                         shape = (min(VOCABULARY_TILE, spec.vocab - start), width)
-                        right = t.alloc("tile of the head", (*shape, count), dtype, "cast to the product's dtype")
+                        right = t.alloc(
+                            "tile of the head", (*shape, count), dtype, "cast to the product's dtype"
+                        )
                     kept = left if keeps_left else None
             return [buffer, right, kept]
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-            wide = [t.alloc("gradient of the hidden states in fp32", rows, "float32", "summed over the tiles") if node.needs(0) else None]
-            wide.append(t.alloc(f"{weight_name} gradient in fp32", w_shape, "float32", "summed over the tiles") if node.needs(1) else None)
+            wide = [
+                t.alloc("gradient of the hidden states in fp32", rows, "float32", "summed over the tiles")
+                if node.needs(0)
+                else None
+            ]
+            wide.append(
+                t.alloc(f"{weight_name} gradient in fp32", w_shape, "float32", "summed over the tiles")
+                if node.needs(1)
+                else None
+            )
             held = tiles(t, keeps_left=True)
             narrow: list[Tensor | None] = [None, None]
             if wide[0] is not None:
@@ -69,7 +92,9 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
             del held
             return narrow
 
-        statistics = [t.alloc("running statistics", (tokens,), "float32", "online log-sum-exp") for _ in range(7)]
+        statistics = [
+            t.alloc("running statistics", (tokens,), "float32", "online log-sum-exp") for _ in range(7)
+        ]
         held = tiles(t, keeps_left=False)
         log_z = t.alloc("log-sum-exp of the logits", (tokens,), "float32", "one per token")
         scores = t.op(
@@ -82,14 +107,23 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
             name="log-probabilities",
         )
         del held, statistics
-        return t.op("sum", (scores,), (), "float32", name="loss", backward=lambda t, n, g: [Tensor(g.buffer, (tokens,), "float32")])
+        return t.op(
+            "sum",
+            (scores,),
+            (),
+            "float32",
+            name="loss",
+            backward=lambda t, n, g: [Tensor(g.buffer, (tokens,), "float32")],
+        )
 
 
 def fused_loss(w: Walk, given: Tensor) -> Tensor:
-    """Liger's fused projection and loss: the gradients are made in the forward, a chunk of logits at a time, and saved.
+    """Liger's fused projection and loss: the gradients are made in the forward, a chunk of logits at a time,
+    and saved.
 
-    N = B x S; a chunk has next_power_of_2(ceil(N / ceil(V / H))) rows, at most N. A trained head's gradient is summed beside it
-    (liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py, transformers/model/loss_utils.py).
+    N = B x S; a chunk has next_power_of_2(ceil(N / ceil(V / H))) rows, at most N. A trained head's gradient
+    is summed beside it (liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py,
+    transformers/model/loss_utils.py).
     """
     t, spec = w.t, w.inventory.spec
     tokens, width = w.batch * w.sequence, spec.head.in_features
@@ -99,18 +133,41 @@ def fused_loss(w: Walk, given: Tensor) -> Tensor:
     dtype = w.auto or given.dtype
     with t.inside("loss: "):
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
-        made = [t.alloc("gradient of the hidden states", given.shape, given.dtype, "made in the forward, chunk by chunk")]
+        made = [
+            t.alloc(
+                "gradient of the hidden states",
+                given.shape,
+                given.dtype,
+                "made in the forward, chunk by chunk",
+            )
+        ]
         for p in inputs[1:]:
             if p.requires_grad:
-                made.append(t.alloc(f"{p.name} gradient", p.shape, p.dtype, "made in the forward, summed over the chunks"))
+                made.append(
+                    t.alloc(
+                        f"{p.name} gradient", p.shape, p.dtype, "made in the forward, summed over the chunks"
+                    )
+                )
         losses = t.alloc("losses", (tokens,), "float32", "one per token")
-        lower = [t.alloc(f"{dtype} copy of {name}", shape, dtype, "autocast's, made again in every chunk")
-                 for name, shape, wide in (("a chunk", (rows, width), given.dtype), ("the head", inputs[1].shape, inputs[1].dtype))
-                 if wide != dtype]  # fmt: skip
+        lower = [
+            t.alloc(f"{dtype} copy of {name}", shape, dtype, "autocast's, made again in every chunk")
+            for name, shape, wide in (
+                ("a chunk", (rows, width), given.dtype),
+                ("the head", inputs[1].shape, inputs[1].dtype),
+            )
+            if wide != dtype
+        ]
         logits = t.alloc("chunk of logits", (rows, spec.vocab), dtype, "one chunk at a time")
         del lower
         if inputs[1].dtype != dtype:
-            lower = [t.alloc(f"{dtype} copy of the head", inputs[1].shape, dtype, "autocast's, made again in every chunk")]
+            lower = [
+                t.alloc(
+                    f"{dtype} copy of the head",
+                    inputs[1].shape,
+                    dtype,
+                    "autocast's, made again in every chunk",
+                )
+            ]
         product = t.alloc("gradient of a chunk", (rows, width), dtype, "logits' gradient @ weight")
         lower = []
         del logits, product, lower
@@ -118,7 +175,10 @@ def fused_loss(w: Walk, given: Tensor) -> Tensor:
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
             saved = iter(node.saved)
-            return [Tensor(next(saved), shape, dtype) if i == 0 or wanted else None for i, (shape, dtype, wanted) in enumerate(shapes)]
+            return [
+                Tensor(next(saved), shape, dtype) if i == 0 or wanted else None
+                for i, (shape, dtype, wanted) in enumerate(shapes)
+            ]
 
         loss = t.op("fused loss", inputs, (), "float32", saves=made, backward=backward, name="loss")
         del shifted, losses

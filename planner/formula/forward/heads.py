@@ -1,7 +1,8 @@
 """What every way to attend shares: heads repeated, folded into the batch, and merged again.
 
-A heads, K key-value heads, D head size. q, k, v are (B, A or K, S, D) views of (B, S, heads, D) memory; a matmul folds B and A into one
-dimension, which such a view allows without a copy only where B = 1 (`Walk.single`).
+A heads, K key-value heads, D head size. q, k, v are (B, A or K, S, D) views of (B, S, heads, D) memory; a
+matmul folds B and A into one dimension, which such a view allows without a copy only where B = 1
+(`Walk.single`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from memplan.planner.inputs.spec import Attention
 
 @dataclass(slots=True)
 class Heads:
-    """What attention works on: `key_length` differs from the queries' where a cache or a prefix stands before them."""
+    """What attention works on: `key_length` differs from the queries' where a cache or a prefix stands before
+    them.
+    """
 
     spec: Attention
     query_size: int
@@ -30,8 +33,10 @@ class Heads:
 
 
 def cut_falcon(w: Walk, spec: Attention, fused: Tensor) -> list[Tensor]:
-    """Falcon's q, k, v of one matrix, each (B, S, heads x D): keys and values are indexed, which copies them; groups are spread over their
-    query heads at once, and queries between them are brought together (modeling_falcon.py _split_heads)."""
+    """Falcon's q, k, v of one matrix, each (B, S, heads x D): keys and values are indexed, which copies them;
+    groups are spread over their query heads at once, and queries between them are brought together
+    (modeling_falcon.py _split_heads).
+    """
     t, d = w.t, spec.head_dim
     front, groups = fused.shape[:-1], spec.kv_heads
     query = part_of(t, fused, (*front, spec.heads * d))
@@ -43,10 +48,23 @@ def cut_falcon(w: Walk, spec: Attention, fused: Tensor) -> list[Tensor]:
     narrow = key.shape
 
     def spread(x: Tensor, name: str) -> Tensor:
-        return t.op("spread", (x,), query.shape, x.dtype, name=name, why="one copy for each query head",
-                    backward=lambda t, n, g: [t.alloc("gradient of spread heads", narrow, g.dtype, "summed over the copies")])  # fmt: skip
+        return t.op(
+            "spread",
+            (x,),
+            query.shape,
+            x.dtype,
+            name=name,
+            why="one copy for each query head",
+            backward=lambda t, n, g: [
+                t.alloc("gradient of spread heads", narrow, g.dtype, "summed over the copies")
+            ],
+        )
 
-    return [copy(t, query, "queries brought together"), spread(key, "spread key"), spread(value, "spread value")]
+    return [
+        copy(t, query, "queries brought together"),
+        spread(key, "spread key"),
+        spread(value, "spread value"),
+    ]
 
 
 def _indexed(t: Tape, x: Tensor, shape: Shape, name: str) -> Tensor:
@@ -56,11 +74,22 @@ def _indexed(t: Tape, x: Tensor, shape: Shape, name: str) -> Tensor:
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         return [t.alloc("gradient of an indexed tensor", whole, grad.dtype, "zeros but for the indexed part")]
 
-    return t.op("index", (x,), shape, x.dtype, saves=(index,), name=name, why="indexed by a list, which copies", backward=backward)
+    return t.op(
+        "index",
+        (x,),
+        shape,
+        x.dtype,
+        saves=(index,),
+        name=name,
+        why="indexed by a list, which copies",
+        backward=backward,
+    )
 
 
 def repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
-    """repeat_kv: a contiguous copy with A heads (one head is only expanded, without bytes); its gradient is summed over the repeats."""
+    """repeat_kv: a contiguous copy with A heads (one head is only expanded, without bytes); its gradient is
+    summed over the repeats.
+    """
     b, kv, s, d = x.shape
     if kv == 1:
         return w.t.op(
@@ -69,7 +98,9 @@ def repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
             (b, h.spec.heads, s, d),
             x.dtype,
             alias=x,
-            backward=lambda t, n, g: [t.alloc("gradient of expanded heads", (b, 1, s, d), g.dtype, "summed over the heads")],
+            backward=lambda t, n, g: [
+                t.alloc("gradient of expanded heads", (b, 1, s, d), g.dtype, "summed over the heads")
+            ],
         )
     return w.t.op(
         "repeat_kv",
@@ -78,23 +109,35 @@ def repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
         x.dtype,
         name="repeated key or value",
         why="one copy for each query head",
-        backward=lambda t, n, g: [t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of repeated heads", (b, kv, s, d), g.dtype, "summed over the repeats")
+        ],
     )
 
 
 def fold(w: Walk, x: Tensor, contiguous: bool) -> Tensor:
     """The copy that matmul makes to fold batch and heads of a transposed view."""
-    return x if contiguous or w.single else copy(w.t, x, "folded copy", "matmul folds batch and heads of a transposed view")
+    return (
+        x
+        if contiguous or w.single
+        else copy(w.t, x, "folded copy", "matmul folds batch and heads of a transposed view")
+    )
 
 
 def merge(w: Walk, h: Heads, out: Tensor, contiguous: bool) -> Tensor:
     """(B, A, S, D) back to (B, S, A x D): a copy where the backend wrote head by head."""
     merged = (out.shape[0], out.shape[2], h.spec.heads * h.value_size)
-    return copy(w.t, out, "merged heads", "transposed back and made contiguous", merged) if contiguous else out.view(*merged)
+    return (
+        copy(w.t, out, "merged heads", "transposed back and made contiguous", merged)
+        if contiguous
+        else out.view(*merged)
+    )
 
 
 def softmax_backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-    product = t.alloc("grad * softmax", grad.shape, grad.dtype, "a full-size temporary of the softmax gradient")
+    product = t.alloc(
+        "grad * softmax", grad.shape, grad.dtype, "a full-size temporary of the softmax gradient"
+    )
     result = t.alloc("gradient of softmax's input", grad.shape, grad.dtype, "the scores' gradient")
     del product
     return [result]

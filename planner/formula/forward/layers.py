@@ -1,7 +1,8 @@
-"""A decoder layer on the tape: the order of calls and the local variables of transformers' decoder layers (5.23).
+"""A decoder layer on the tape: the order of calls and the local variables of transformers' decoder layers
+(5.23).
 
-B batch, S sequence, H hidden, I intermediate, A heads, K key-value heads, D head size. A module's arguments live until its call returns,
-which is why functions here take `given` and rebind another name.
+B batch, S sequence, H hidden, I intermediate, A heads, K key-value heads, D head size. A module's arguments
+live until its call returns, which is why functions here take `given` and rebind another name.
 """
 
 from __future__ import annotations
@@ -21,23 +22,31 @@ from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, p
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
 
-# ---- attention -------------------------------------------------------------------------------------------------------------------------
+# ---- attention ---------------------------------------------------------------------------------------------
 
 
 def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
-    """(B, S, heads x D) as (B, heads, S, D). Where the gradient comes back head by head, it is copied into token order (`copies`)."""
+    """(B, S, heads x D) as (B, heads, S, D). Where the gradient comes back head by head, it is copied into
+    token order (`copies`).
+    """
     whole = x.shape
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         return [
-            t.alloc("gradient in token order", whole, grad.dtype, "transposed back") if copies else Tensor(grad.buffer, whole, grad.dtype)
+            t.alloc("gradient in token order", whole, grad.dtype, "transposed back")
+            if copies
+            else Tensor(grad.buffer, whole, grad.dtype)
         ]
 
     return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
 
 
-def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-    """The attention module's output and what it returns beside it (eager's probabilities, which live as long as the layer's call)."""
+def attention(
+    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor | None]:
+    """The attention module's output and what it returns beside it (eager's probabilities, which live as long
+    as the layer's call).
+    """
     spec, t = layer.attention, w.t
     qkv = _mla if spec.kind == "mla" else _gqa
     with w.t.inside(f"{prefix}attention "):
@@ -66,7 +75,9 @@ def attention(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[T
 
 
 def _cached(w: Walk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an inference keeps of one layer: both are joined to an empty tensor in the keys' dtype (cache_utils.py DynamicLayer)."""
+    """What an inference keeps of one layer: both are joined to an empty tensor in the keys' dtype
+    (cache_utils.py DynamicLayer).
+    """
     assert w.cache is not None
     pairs = ((keys, keys.dtype, "keys"), (values, promote(keys.dtype, values.dtype), "values"))
     for x, dtype, what in pairs:
@@ -81,11 +92,17 @@ def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
     return next((n for n in norms if n.position == position), None)
 
 
-Projected = tuple[Tensor, Tensor, Tensor, list[Tensor]]  # q, k, v, and what else stays named until the module returns
+Projected = tuple[
+    Tensor, Tensor, Tensor, list[Tensor]
+]  # q, k, v, and what else stays named until the module returns
 
 
-def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Projected:
-    """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the model has them."""
+def _gqa(
+    w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> Projected:
+    """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the
+    model has them.
+    """
     t, a, kv, d = w.t, spec.heads, spec.kv_heads, spec.head_dim
     by_head = eager(w, spec) or w.setup.attention == "sdpa-math"
     turned = bool(spec.rotary_dim)
@@ -108,11 +125,15 @@ def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
         if position == "q" and spec.scaled_query:
             piece = unary(t, "scale", piece, "scaled q")
         own = [n for n in spec.norms if n.position == position]
-        if own and (own[0].heads or len(own) > 1):  # one norm of every head, or one for each (StableLM), whose sizes add up to the same
+        if own and (
+            own[0].heads or len(own) > 1
+        ):  # one norm of every head, or one for each (StableLM), whose sizes add up to the same
             piece = norm(w, own[0], piece.view(*piece.shape[:-1], heads, d), prefix).view(*piece.shape)
         elif own:
             piece = norm(w, own[0], piece, prefix)
-        made.append(_heads(w, piece, heads, d, copies=not falcon and (by_head or (turned and position != "v"))))
+        made.append(
+            _heads(w, piece, heads, d, copies=not falcon and (by_head or (turned and position != "v")))
+        )
         del piece
     del pieces
     q, k, v = made
@@ -126,8 +147,12 @@ def _gqa(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     return q, k, v, named
 
 
-def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> Projected:
-    """Multi-head latent attention (DeepSeek-V2/V3): q and kv through low-rank projections, the rotary part apart, k and v made in full."""
+def _mla(
+    w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> Projected:
+    """Multi-head latent attention (DeepSeek-V2/V3): q and kv through low-rank projections, the rotary part
+    apart, k and v made in full.
+    """
     t, a, rope = w.t, spec.heads, spec.rotary_dim
     value = spec.value_dim or spec.head_dim
     plain = spec.head_dim - rope
@@ -157,17 +182,26 @@ def _mla(w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Ten
     del normed
     k_pass, v = split(t, expanded, [(*q.shape[:-1], plain), (*q.shape[:-1], value)])
     spread = t.op(
-        "expand", (k_rot,), (*q.shape[:-1], rope), k_rot.dtype, alias=k_rot, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)]
+        "expand",
+        (k_rot,),
+        (*q.shape[:-1], rope),
+        k_rot.dtype,
+        alias=k_rot,
+        backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)],
     )
     k = concatenate(t, (k_pass, spread), q.shape, "key")
     return q, k, v, []
 
 
-# ---- the layer -------------------------------------------------------------------------------------------------------------------------
+# ---- the layer ---------------------------------------------------------------------------------------------
 
 
-def decoder_layer(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """One layer's output (B, S, H), and the attention probabilities where the family's layers return them beside it."""
+def decoder_layer(
+    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> list[Tensor]:
+    """One layer's output (B, S, H), and the attention probabilities where the family's layers return them
+    beside it.
+    """
     out, probabilities = (_parallel if layer.parallel else _sequential)(w, layer, given, prefix, tables)
     return [out, probabilities] if probabilities is not None and layer.attention.eager != "shared" else [out]
 
@@ -178,7 +212,9 @@ def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Ten
 
 
 def mlp(w: Walk, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
-    """The layer's MLP, dense or a mixture of experts, and the dropout after it. `given`: its input alone, which an inline one lets go."""
+    """The layer's MLP, dense or a mixture of experts, and the dropout after it. `given`: its input alone,
+    which an inline one lets go.
+    """
     if isinstance(layer.mlp, Mlp):
         out = dense_mlp(w, layer.mlp, given.pop() if layer.mlp.inline else given[0], prefix)
     else:
@@ -189,7 +225,9 @@ def mlp(w: Walk, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
 def _sequential(
     w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention, residual, MLP, residual; norms before (Llama), around (Gemma 2) or after each (OLMo 2), or on the sums (OPT-350m)."""
+    """Attention, residual, MLP, residual; norms before (Llama), around (Gemma 2) or after each (OLMo 2), or
+    on the sums (OPT-350m).
+    """
     t = w.t
     residual = given
     hidden = given
@@ -219,7 +257,9 @@ def _sequential(
     return hidden, probabilities
 
 
-def _parallel(w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+def _parallel(
+    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor | None]:
     """Attention and MLP of the same residual stream, both added (GPT-NeoX, Falcon, Cohere)."""
     t = w.t
     normed = _normed(w, layer, "input", given, prefix)

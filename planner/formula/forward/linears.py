@@ -1,7 +1,7 @@
 """A linear layer as a method leaves it: its base alone, or with an adapter beside it.
 
-N rows (outputs), K columns (inputs). Sources: peft 0.21 tuners/lora/{layer,bnb,dora,variants}.py, tuners/adalora/{layer,bnb}.py,
-tuners/ia3/layer.py.
+N rows (outputs), K columns (inputs). Sources: peft 0.21 tuners/lora/{layer,bnb,dora,variants}.py,
+tuners/adalora/{layer,bnb}.py, tuners/ia3/layer.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,28 @@ from memplan.planner.formula.forward.base import KINDS, base
 from memplan.planner.formula.forward.context import Walk
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.symbolic.expr import Sized
-from memplan.planner.formula.tape.ops import Grads, add, add_in_place, bmm, cast, copy, divide, dropout, matmul, mul, unary
+from memplan.planner.formula.tape.ops import (
+    Grads,
+    add,
+    add_in_place,
+    bmm,
+    cast,
+    copy,
+    divide,
+    dropout,
+    matmul,
+    mul,
+    unary,
+)
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
 from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD
 
 
 def linear(w: Walk, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:
-    """The layer's output for an input (..., K): (..., N). `prefix` is the path of the decoder layers, empty outside them."""
+    """The layer's output for an input (..., K): (..., N). `prefix` is the path of the decoder layers, empty
+    outside them.
+    """
     leaf = layer.name.rpartition(".")[2]
     with w.t.inside(f"{prefix}{leaf} "):
         adapter = w.inventory.adapters.get(layer.name)
@@ -42,7 +56,9 @@ def _four(w: Walk, layer: Linear, prefix: str) -> bool:
 
 
 def _adapter_input(w: Walk, layer: Linear, prefix: str, given: Tensor, dtype: str) -> Tensor:
-    """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (lora/layer.py, lora/bnb.py)."""
+    """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (lora/layer.py,
+    lora/bnb.py).
+    """
     if _quantised(w, layer, prefix) and w.auto is not None:
         return given
     return cast(w.t, given, dtype, f"{dtype} copy of the adapter's input")
@@ -71,7 +87,9 @@ def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
     x = _adapter_input(w, layer, prefix, given, a.dtype)
     if not _quantised(w, layer, prefix):
-        result = add(t, result, unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled"), "with adapter")
+        result = add(
+            t, result, unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled"), "with adapter"
+        )
         return cast(t, result, dtype)
     output = unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled")
     if w.auto is None:
@@ -110,7 +128,8 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
 
 
 def merged(w: Walk, name: str, prefix: str) -> Tensor:
-    """An expert or router parameter, with its adapter folded in where it has one: a whole second weight in every call.
+    """An expert or router parameter, with its adapter folded in where it has one: a whole second weight in
+    every call.
 
     peft 0.21 tuners/lora/layer.py ParamWrapper: baddbmm(W, B, A) for experts, W + B A for the router.
     """
@@ -130,7 +149,10 @@ def merged(w: Walk, name: str, prefix: str) -> Tensor:
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
             made: list[Tensor | None] = [None]
-            made += [t.alloc("gradient of a folded adapter", shape, grad.dtype, "grad @ the other factor") for shape in shapes]
+            made += [
+                t.alloc("gradient of a folded adapter", shape, grad.dtype, "grad @ the other factor")
+                for shape in shapes
+            ]
             return made
 
         return t.op(
@@ -146,7 +168,9 @@ def merged(w: Walk, name: str, prefix: str) -> Tensor:
 
 
 def orthogonality(w: Walk, prefix: str) -> Tensor | None:
-    """AdaLoRA's regularisation of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21 tuners/adalora/model.py forward)."""
+    """AdaLoRA's regularisation of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21
+    tuners/adalora/model.py forward).
+    """
     loss: Tensor | None = None
     for name, adapter in w.inventory.adapters.items():
         for short in ("lora_A", "lora_B"):
@@ -158,7 +182,9 @@ def orthogonality(w: Walk, prefix: str) -> Tensor | None:
 def _distance(w: Walk, p: Tensor, rank: Sized) -> Tensor:
     """norm(P P^T - I), R x R."""
     t, square = w.t, (rank, rank)
-    gram = bmm(t, w.lower(p), w.lower(p.view(*p.shape)), square, "P P^T")  # of a view such as the transpose autocast caches no copy
+    gram = bmm(
+        t, w.lower(p), w.lower(p.view(*p.shape)), square, "P P^T"
+    )  # of a view such as the transpose autocast caches no copy
     identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
     less = add(t, gram, identity, "P P^T - I")
     del gram, identity
@@ -170,7 +196,9 @@ def _distance(w: Walk, p: Tensor, rank: Sized) -> Tensor:
 
 
 def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
-    """DoRA: the norm of weight + B A per output row, and the result scaled by magnitude / norm; whole N x K weights are made for it."""
+    """DoRA: the norm of weight + B A per output row, and the result scaled by magnitude / norm; whole N x K
+    weights are made for it.
+    """
     t = w.t
     a, b, m = _parts(w, layer, prefix, "lora_A", "lora_B", "lora_magnitude_vector")
     result = base(w, layer, given, prefix)
@@ -182,7 +210,9 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     n, k = layer.out_features, layer.in_features
     identity = t.alloc("identity", (k, k), a.dtype, "DoRA multiplies the adapter out")
     low_rank_of_identity = _product(w, identity, a, a.shape[0], "lora_A of identity")
-    delta = _product(w, low_rank_of_identity, b, n, "B A")  # lives to the end of the call, with what its graph saved
+    delta = _product(
+        w, low_rank_of_identity, b, n, "B A"
+    )  # lives to the end of the call, with what its graph saved
     del identity, low_rank_of_identity
     delta = cast(t, delta, x.dtype)
     weight = w.weight(f"{prefix}{layer.name}.weight")
@@ -196,7 +226,11 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     dense = cast(t, dense.detach(), x.dtype, "weight in the adapter's dtype")
     scale = _magnitude_scale(w, m, dense, delta)
     low_rank = _low_rank(w, x, a, b)
-    plain = result if w.setup.dropout == 0 else matmul(t, w.lower(x), w.lower(dense), result.shape, None, "base of the dropped input")
+    plain = (
+        result
+        if w.setup.dropout == 0
+        else matmul(t, w.lower(x), w.lower(dense), result.shape, None, "base of the dropped input")
+    )
     left = mul(t, plain, unary(t, "shift", scale, "scale - 1"), "scaled base")
     right = unary(t, "scale", mul(t, low_rank, scale, "scaled adapter"), "scaled adapter")
     extra = add(t, left, right, "DoRA output")
@@ -245,7 +279,9 @@ def bottleneck(w: Walk, part: str, x: Tensor, prefix: str) -> Tensor:
         shape = (*x.shape[:-1], down.shape[0])
         narrow = matmul(t, w.lower(narrow), w.lower(down), shape, w.lower(down_bias), "down output")
         narrow = unary(t, "gelu", narrow, "gelu output")
-        wide = cast(t, matmul(t, w.lower(narrow), w.lower(up), x.shape, w.lower(up_bias), "up output"), x.dtype)
+        wide = cast(
+            t, matmul(t, w.lower(narrow), w.lower(up), x.shape, w.lower(up_bias), "up output"), x.dtype
+        )
         del narrow
         return add(t, x, wide, "with bottleneck")
 

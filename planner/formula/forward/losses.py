@@ -1,7 +1,8 @@
-"""From the last hidden states to the loss with whole logits: the output projection, logits and their copies, cross-entropy.
+"""From the last hidden states to the loss with whole logits: the output projection, logits and their copies,
+cross-entropy.
 
-V vocabulary. Sources: transformers 5.23 loss/loss_utils.py ForCausalLMLoss, accelerate 1.15 utils/operations.py convert_to_fp32,
-torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
+V vocabulary. Sources: transformers 5.23 loss/loss_utils.py ForCausalLMLoss, accelerate 1.15
+utils/operations.py convert_to_fp32, torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def head(w: Walk, given: Tensor) -> Tensor:
 
 
 def causal_loss(w: Walk, logits: Tensor) -> Tensor:
-    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood: 4 V bytes a token each, gradients too."""
+    """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood: 4 V bytes a token each,
+    gradients too.
+    """
     t = w.t
     with t.inside("loss: "):
         shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
@@ -52,10 +55,20 @@ def causal_loss(w: Walk, logits: Tensor) -> Tensor:
         shape = wide.shape
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-            return [t.alloc("gradient of the log-softmax", shape, "float32", "zeros but for the labels' places")]
+            return [
+                t.alloc("gradient of the log-softmax", shape, "float32", "zeros but for the labels' places")
+            ]
 
         weight = t.alloc("total weight", (), "float32", "how many labels count")
-        return t.op("nll_loss", (probabilities,), (), "float32", saves=(probabilities, shifted, weight), backward=backward, name="loss")
+        return t.op(
+            "nll_loss",
+            (probabilities,),
+            (),
+            "float32",
+            saves=(probabilities, shifted, weight),
+            backward=backward,
+            name="loss",
+        )
 
 
 def _same(name: str, why: str):  # type: ignore[no-untyped-def]

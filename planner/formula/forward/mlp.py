@@ -28,4 +28,9 @@ def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
         up_states = mul(t, up_states, act(w, gate), "gated")
         return linear(w, down, up_states, prefix)
     gate_proj, up_proj, down = mlp.linears
-    return linear(w, down, mul(t, act(w, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"), prefix)
+    return linear(
+        w,
+        down,
+        mul(t, act(w, linear(w, gate_proj, given, prefix)), linear(w, up_proj, given, prefix), "gated"),
+        prefix,
+    )

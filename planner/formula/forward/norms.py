@@ -22,7 +22,9 @@ def _normalised(w: Walk, x: Tensor) -> Tensor:
     """x * rsqrt(mean(x^2) + eps) of an fp32 x."""
     t = w.t
     variance = mean(t, unary(t, "pow", x, "squares"))
-    return mul(t, x, unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"), "normalised")
+    return mul(
+        t, x, unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"), "normalised"
+    )
 
 
 def _rms(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -57,21 +59,30 @@ def _manual(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) 
     centred = add(t, x, centre, "centred")
     variance = mean(t, unary(t, "pow", centred, "squares"))
     del centred
-    x = mul(t, add(t, x, centre, "centred"), unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"), "normalised")
+    x = mul(
+        t,
+        add(t, x, centre, "centred"),
+        unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"),
+        "normalised",
+    )
     if weight is not None:
         x = mul(t, x, cast(t, weight, "float32"), "scaled")
     return cast(t, x, given.dtype, "output")
 
 
 def _layer(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """torch's fused LayerNorm; autocast runs it in fp32, with fp32 copies of 16-bit input, weight and bias, and leaves the output fp32."""
+    """torch's fused LayerNorm; autocast runs it in fp32, with fp32 copies of 16-bit input, weight and bias,
+    and leaves the output fp32.
+    """
     wide = [None if p is None else w.wide(p) for p in (weight, bias)]
     return layer_norm(w.t, w.wide(given), wide[0], wide[1], "output")
 
 
 def _layer_float32(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """OLMo 1: the fused LayerNorm on an fp32 copy, cast back."""
-    return cast(w.t, layer_norm(w.t, cast(w.t, given, "float32"), weight, bias, "fp32 output"), given.dtype, "output")
+    return cast(
+        w.t, layer_norm(w.t, cast(w.t, given, "float32"), weight, bias, "fp32 output"), given.dtype, "output"
+    )
 
 
 STYLES: dict[tuple[str, str], Callable[[Walk, Tensor, Tensor | None, Tensor | None], Tensor]] = {

@@ -1,7 +1,8 @@
-"""Prefix tuning on the tape: keys and values of V virtual tokens, made before the model runs and joined before every layer's own.
+"""Prefix tuning on the tape: keys and values of V virtual tokens, made before the model runs and joined
+before every layer's own.
 
-Sources: peft 0.21 peft_model.py get_prompt and PeftModelForCausalLM.forward; transformers 5.23 cache_utils.py DynamicCache, DynamicLayer.
-V virtual tokens, L layers, K key-value heads, D head size.
+Sources: peft 0.21 peft_model.py get_prompt and PeftModelForCausalLM.forward; transformers 5.23 cache_utils.py
+DynamicCache, DynamicLayer. V virtual tokens, L layers, K key-value heads, D head size.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
 
 class Prefix:
-    """The cache that holds the prefix: `made` for the layers to come, `joined` what those before have made of it."""
+    """The cache that holds the prefix: `made` for the layers to come, `joined` what those before have made of
+    it.
+    """
 
     def __init__(self, w: Walk) -> None:
         self.w = w
@@ -20,8 +23,9 @@ class Prefix:
         self.joined: list[Tensor] = []
 
     def make(self, name: str, counts: list[tuple[int, int]], heads: int, size: int, dtype: str) -> None:
-        """Every layer's part of the table, (B, K, V, D) each of keys and values in the model's dtype; `counts`: layers of a block, and how
-        often it is repeated."""
+        """Every layer's part of the table, (B, K, V, D) each of keys and values in the model's dtype;
+        `counts`: layers of a block, and how often it is repeated.
+        """
         t, w = self.w.t, self.w
         table = w.weight(name)
         tokens, wide = table.shape
@@ -31,7 +35,9 @@ class Prefix:
         shape = whole.shape
 
         def joined(t: Tape, node: Node, grad: Tensor) -> Grads:
-            made = t.alloc("gradient of the prefix, layer by layer", shape, dtype, "the layers' gradients, concatenated")
+            made = t.alloc(
+                "gradient of the prefix, layer by layer", shape, dtype, "the layers' gradients, concatenated"
+            )
             back = t.alloc("gradient of the prefix", shape, dtype, "transposed back")
             del made
             return [back]
@@ -58,7 +64,15 @@ class Prefix:
             return [Tensor(grad.buffer, pair, grad.dtype)]  # type: ignore[arg-type]
 
         return [
-            t.op("cat", (both,), pair[1:], whole.dtype, backward=stacked, name=f"prefix {what}", why="the cache's first tokens")  # type: ignore[arg-type]
+            t.op(
+                "cat",
+                (both,),
+                pair[1:],
+                whole.dtype,
+                backward=stacked,
+                name=f"prefix {what}",
+                why="the cache's first tokens",
+            )  # type: ignore[arg-type]
             for what in ("keys", "values")
         ]
 
@@ -68,7 +82,9 @@ class Prefix:
         for i, (what, x) in enumerate(zip(("keys", "values"), own, strict=True)):
             b, heads, length, size = x.shape
             self.joined.append(
-                concatenate(self.w.t, (before[i], x), (b, heads, length + self.w.past, size), f"{what} with prefix")  # type: ignore[operator]
+                concatenate(
+                    self.w.t, (before[i], x), (b, heads, length + self.w.past, size), f"{what} with prefix"
+                )  # type: ignore[operator]
             )
             before[i] = x  # the prefix's own go
         return self.joined[-2:]

@@ -1,4 +1,6 @@
-"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.23, each apply_rotary_pos_emb)."""
+"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.23, each
+apply_rotary_pos_emb).
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,18 @@ from memplan.planner.formula.tape.ops import add, cast, concatenate, mul, part_o
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Attention
 
-FLOAT32 = ("half_float32", "pairs_float32", "complex")  # computed in fp32 and cast back; the others leave what tables and input promote to
+FLOAT32 = (
+    "half_float32",
+    "pairs_float32",
+    "complex",
+)  # computed in fp32 and cast back; the others leave what tables and input promote to
 SPLIT = ("split", "interleaved")  # both halves rotated apart, then concatenated
 
 
 def joined(spec: Attention) -> bool:
-    """Whether q and k are concatenated last, which leaves them head by head in memory (GPT-J rotates before it transposes)."""
+    """Whether q and k are concatenated last, which leaves them head by head in memory (GPT-J rotates before
+    it transposes).
+    """
     if spec.kind == "mla":
         return True
     if not spec.rotary_dim or spec.rotary == "pairs":
@@ -22,10 +30,13 @@ def joined(spec: Attention) -> bool:
     return spec.rotary_joined or spec.rotary_dim < spec.head_dim or spec.rotary in SPLIT
 
 
-def rotate(w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], named: list[Tensor] | None = None) -> Tensor:
+def rotate(
+    w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], named: list[Tensor] | None = None
+) -> Tensor:
     """q or k with its first `rotary_dim` features rotated and the others passed through.
 
-    The rotated part and what it was cut from are added to `named` where the family's code keeps names for them.
+    The rotated part and what it was cut from are added to `named` where the family's code keeps names for
+    them.
     """
     t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
     dim = min(spec.rotary_dim, size)
@@ -41,14 +52,20 @@ def rotate(w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], n
 
 
 def gathered(w: Walk, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    """GPT-J's sines and cosines, gathered in every layer from its own table of P positions, and what stays named beside them.
+    """GPT-J's sines and cosines, gathered in every layer from its own table of P positions, and what stays
+    named beside them.
 
     The table is repeated and the position ids are spread over its columns; both halves of `sincos` are views.
     """
     t, dim = w.t, spec.rotary_dim
     rows = w.batch if w.setup.packed_documents > 1 else 1
     positions = w.inventory.spec.max_positions or 1
-    table = t.alloc("repeated table of positions", (rows, positions, dim), "float32", "embed_positions.repeat in every layer")
+    table = t.alloc(
+        "repeated table of positions",
+        (rows, positions, dim),
+        "float32",
+        "embed_positions.repeat in every layer",
+    )
     ids = t.alloc("repeated position ids", (rows, w.sequence, dim), "int64", "what is gathered")
     wide = t.alloc("sines and cosines", (rows, w.sequence, dim), "float32", "gathered from the layer's table")
     sincos = cast(t, wide, dtype, "sines and cosines")
@@ -57,9 +74,16 @@ def gathered(w: Walk, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor
 
 
 def _interleaved(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """GPT-J: sines and cosines repeated for neighbours in every call, saved for the product with q and with k."""
+    """GPT-J: sines and cosines repeated for neighbours in every call, saved for the product with q and with
+    k.
+    """
     cos, sin = (
-        w.t.alloc(f"rotary {name}", (part.shape[0], part.shape[1], 1, x.shape[-1]), part.dtype, "repeat_interleave in every call")
+        w.t.alloc(
+            f"rotary {name}",
+            (part.shape[0], part.shape[1], 1, x.shape[-1]),
+            part.dtype,
+            "repeat_interleave in every call",
+        )
         for name, part in zip(("cos", "sin"), tables, strict=True)
     )
     return _together(w, x, (cos, sin))

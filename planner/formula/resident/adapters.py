@@ -24,7 +24,9 @@ Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The tensors that a method adds beside one layer, by their short name. `experts`: how many the layer holds in one parameter."""
+    """The tensors that a method adds beside one layer, by their short name. `experts`: how many the layer
+    holds in one parameter.
+    """
 
     kind: Kind
     tensors: tuple[Stored, ...]
@@ -35,7 +37,9 @@ class Adapter:
 
 
 def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
-    """Adapters by the linear layer, parameter or part of a layer that they sit on. UsageError for a target that matches nothing."""
+    """Adapters by the linear layer, parameter or part of a layer that they sit on. UsageError for a target
+    that matches nothing.
+    """
     if setup.method in ADDED:
         return {name: Adapter("added", tensors) for name, tensors in ADDED[setup.method](spec, setup).items()}
     if setup.method not in SHAPES:
@@ -45,8 +49,14 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     for linear, count, prefix in linears(spec):
         if linear.name in chosen:
             kind, shapes = SHAPES[setup.method](linear)
-            packed = setup.quant_type != "none" and linear.name != spec.head_name and spec.model_type not in NEVER_QUANTISED
-            found[linear.name] = Adapter(kind, _stored(setup, f"{prefix}{linear.name}", shapes, count, packed))
+            packed = (
+                setup.quant_type != "none"
+                and linear.name != spec.head_name
+                and spec.model_type not in NEVER_QUANTISED
+            )
+            found[linear.name] = Adapter(
+                kind, _stored(setup, f"{prefix}{linear.name}", shapes, count, packed)
+            )
     for name, (shape, rank, count, prefix) in experts.items():
         held = shape[0] if len(shape) == 3 else 1
         rows, columns = shape[-2:]
@@ -60,21 +70,37 @@ def _stored(setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = 
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
         frozen = ("ranknum",)
     return tuple(
-        Stored(f"{name}.{short}", shape, adapter_dtype(setup, packed, short not in frozen), count, short not in frozen, "adapter")
+        Stored(
+            f"{name}.{short}",
+            shape,
+            adapter_dtype(setup, packed, short not in frozen),
+            count,
+            short not in frozen,
+            "adapter",
+        )
         for short, shape in shapes
     )
 
 
 def adapter_dtype(setup: Setup, packed: bool, trained: bool) -> str:
-    """The dtype of an adapter's tensor: float32 where PEFT's cast is on, else the base's own where that is a floating one.
+    """The dtype of an adapter's tensor: float32 where PEFT's cast is on, else the base's own where that is a
+    floating one.
 
-    peft 0.21 tuners/tuners_utils.py cast_adapter_dtype, _move_adapter_to_device_of_base_layer. What is still float32 and trained goes to
-    bfloat16 where the stack casts it.
+    peft 0.21 tuners/tuners_utils.py cast_adapter_dtype, _move_adapter_to_device_of_base_layer. What is still
+    float32 and trained goes to bfloat16 where the stack casts it.
     """
     if setup.adapter_dtype == "float32" or (trained and setup.trainable_dtype == "float32"):
         return "float32"
-    base = setup.weight_dtype if not packed else "float32" if setup.quant_storage == "uint8" else setup.quant_storage
-    return setup.adapter_dtype if base == "float32" and trained and setup.adapter_dtype == "bfloat16" else base
+    base = (
+        setup.weight_dtype
+        if not packed
+        else "float32"
+        if setup.quant_storage == "uint8"
+        else setup.quant_storage
+    )
+    return (
+        setup.adapter_dtype if base == "float32" and trained and setup.adapter_dtype == "bfloat16" else base
+    )
 
 
 def linears(spec: ModelSpec) -> Iterator[tuple[Linear, int, str]]:
@@ -89,23 +115,30 @@ def linears(spec: ModelSpec) -> Iterator[tuple[Linear, int, str]]:
     yield from ((linear, 1, "") for linear in (*spec.projections, spec.head))
 
 
-# ---- targets ---------------------------------------------------------------------------------------------------------------------------
+# ---- targets -----------------------------------------------------------------------------------------------
 
 
 def targets(spec: ModelSpec, setup: Setup) -> set[str]:
     """The names of the linear layers that adapters sit on. UsageError for a target that matches nothing."""
-    attention = {linear.name.rpartition(".")[2] for _, layer in spec.layers for linear in layer.attention.linears}
+    attention = {
+        linear.name.rpartition(".")[2] for _, layer in spec.layers for linear in layer.attention.linears
+    }
     known = {linear.name for linear, _, _ in linears(spec)}
     moved = set(_moved(spec, setup))
     chosen: set[str] = set()
     for target in named_targets(spec, setup):
         if target == "all-linear" and spec.model_type in TUPLES:
             name = TUPLES[spec.model_type]
-            raise UsageError(f"targets all-linear covers {name}, which returns a tuple: PEFT's layer fails there; use --targets attention")
+            raise UsageError(
+                f"targets all-linear covers {name}, which returns a tuple: PEFT's layer fails there; use "
+                "--targets attention"
+            )
         if target == "all-linear":
             chosen |= {name for name in known - {spec.head_name} if name.rpartition(".")[2] not in moved}
         elif target == "attention":
-            chosen |= {name for name in known if name.rpartition(".")[2] in attention}  # GPT-2 calls two layers c_proj
+            chosen |= {
+                name for name in known if name.rpartition(".")[2] in attention
+            }  # GPT-2 calls two layers c_proj
         elif target not in moved:
             found = {name for name in known if name == target or name.endswith("." + target)}
             if not found:
@@ -118,17 +151,21 @@ def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     """The targets as a user names them; IA3 has its own for each model type, which are what PEFT takes."""
     if setup.method == "ia3":
         if spec.model_type not in IA3_TARGETS:
-            raise UsageError(f"PEFT has no IA3 targets for model_type '{spec.model_type}': give an adapter file to --engine trace")
+            raise UsageError(
+                f"PEFT has no IA3 targets for model_type '{spec.model_type}': give an adapter file to "
+                "--engine trace"
+            )
         return IA3_TARGETS[spec.model_type]
     return peft_targets(spec.model_type) if setup.targets == ("peft-default",) else setup.targets
 
 
-# Linear layers of a class of their own that return more than a tensor (transformers 5.23 models/phimoe PhimoeTopKRouter): peft 0.21
-# tuners/lora/layer.py Linear.forward reads the output's dtype.
+# Linear layers of a class of their own that return more than a tensor (transformers 5.23 models/phimoe
+# PhimoeTopKRouter): peft 0.21 tuners/lora/layer.py Linear.forward reads the output's dtype.
 TUPLES = {"phimoe": "mlp.router"}
 
-# Model types whose experts were linear layers before transformers 5: peft 0.21 utils/transformers_weight_conversion.py turns such
-# targets into the fused parameters, with twice the rank for the fused gate and up. Model type -> old name -> parameter.
+# Model types whose experts were linear layers before transformers 5: peft 0.21
+# utils/transformers_weight_conversion.py turns such targets into the fused parameters, with twice the rank
+# for the fused gate and up. Model type -> old name -> parameter.
 _FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj", "gate": "weight"}
 MOVED: dict[str, dict[str, str]] = {
     "mixtral": {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj", "gate": "weight"},
@@ -142,7 +179,9 @@ def _moved(spec: ModelSpec, setup: Setup) -> dict[str, str]:
 
 
 def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, ...], int, int, str]]:
-    """Expert and router parameters that adapters sit on: name -> (shape, ranks fused into one, layers, prefix)."""
+    """Expert and router parameters that adapters sit on: name -> (shape, ranks fused into one, layers,
+    prefix).
+    """
     moved = _moved(spec, setup)
     wanted: dict[str, int] = {}
     for target in named_targets(spec, setup):
@@ -152,7 +191,10 @@ def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, 
     if not wanted:
         return {}
     if setup.method == "dora":
-        raise UsageError("peft has no DoRA for the parameters of experts: name targets outside them, such as --targets attention")
+        raise UsageError(
+            "peft has no DoRA for the parameters of experts: name targets outside them, such as --targets "
+            "attention"
+        )
     if wanted.get("gate_up_proj") == 1:
         raise UsageError("gate and up projections of the experts are one parameter: target both or neither")
     found: dict[str, tuple[tuple[int, ...], int, int, str]] = {}
@@ -169,12 +211,20 @@ def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, 
 def no_target(target: str, known: set[str]) -> UsageError:
     leaves = {name.rpartition(".")[2] for name in known}
     if target in ("embed_tokens", "wte", "embed_in"):
-        return UsageError(f"target '{target}' is an embedding: the formula has no rule for adapters on embeddings; use --engine trace")
+        return UsageError(
+            f"target '{target}' is an embedding: the formula has no rule for adapters on embeddings; use "
+            "--engine trace"
+        )
     close = nearest(target, leaves)
-    return unknown("target", target, leaves | {"all-linear", "attention"}, "" if close else "(targets are names of linear layers)")
+    return unknown(
+        "target",
+        target,
+        leaves | {"all-linear", "attention"},
+        "" if close else "(targets are names of linear layers)",
+    )
 
 
-# ---- shapes by method ------------------------------------------------------------------------------------------------------------------
+# ---- shapes by method --------------------------------------------------------------------------------------
 
 
 def _lora(linear: Linear) -> tuple[Kind, Shapes]:
@@ -188,10 +238,16 @@ def _dora(linear: Linear) -> tuple[Kind, Shapes]:
 def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
     """A, E, B and the number of ranks.
 
-    `ranknum` is made without a gradient but becomes a trained parameter when it is moved to the base layer's device or dtype (peft 0.21
-    tuners/tuners_utils.py _move_adapter_to_device_of_base_layer): everywhere but on an fp32 base on the CPU.
+    `ranknum` is made without a gradient but becomes a trained parameter when it is moved to the base layer's
+    device or dtype (peft 0.21 tuners/tuners_utils.py _move_adapter_to_device_of_base_layer): everywhere but
+    on an fp32 base on the CPU.
     """
-    return "adalora", (("lora_A", (R, linear.in_features)), ("lora_E", (R, 1)), ("lora_B", (linear.out_features, R)), ("ranknum", (1,)))
+    return "adalora", (
+        ("lora_A", (R, linear.in_features)),
+        ("lora_E", (R, 1)),
+        ("lora_B", (linear.out_features, R)),
+        ("ranknum", (1,)),
+    )
 
 
 def _ia3(linear: Linear) -> tuple[Kind, Shapes]:

@@ -10,20 +10,28 @@ from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
-# Model types whose checkpoints hold every expert apart: gate and up are stacked, then joined (transformers 5.23 conversion_mapping.py).
+# Model types whose checkpoints hold every expert apart: gate and up are stacked, then joined (transformers
+# 5.23 conversion_mapping.py).
 EXPERTS_APART = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
 
 
 def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
-    """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantised one exists in 16 bit until its 4-bit copy is made.
+    """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantised one exists in 16 bit until
+    its 4-bit copy is made.
 
-    transformers 5.23 core_model_loading.py loads tensors that are quantised on the fly one after the other; peft 0.21 utils/other.py casts
-    the rest to fp32 one after the other, each old copy freed as the new one takes its place.
+    transformers 5.23 core_model_loading.py loads tensors that are quantised on the fly one after the other;
+    peft 0.21 utils/other.py casts the rest to fp32 one after the other, each old copy freed as the new one
+    takes its place.
     """
     resident = inventory.weight_rows()
     setup = inventory.setup
-    load = [*resident, *(SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
-                         for name, shape in batch_shapes(setup, B))]  # fmt: skip
+    load = [
+        *resident,
+        *(
+            SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
+            for name, shape in batch_shapes(setup, B)
+        ),
+    ]
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
         load += inventory.state_rows()
     peaks = [load]
@@ -31,27 +39,60 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
     if quantised:
         largest = max(quantised, key=lambda t: t.elements.constant or 0)
         base = [row for row in resident if not row.why.startswith("adapter of")]
-        peaks.append([*base, _one(largest.name, largest.shape, setup.weight_dtype, "the largest weight before it is quantised")])
+        peaks.append(
+            [
+                *base,
+                _one(
+                    largest.name,
+                    largest.shape,
+                    setup.weight_dtype,
+                    "the largest weight before it is quantised",
+                ),
+            ]
+        )
     cast = (setup.kbit_prepare and quantised) or setup.upcast_modules != "none"
-    upcast = [t for t in inventory.base if cast and setup.weight_dtype != "float32" and t.dtype == "float32" and t.logical]
+    upcast = [
+        t
+        for t in inventory.base
+        if cast and setup.weight_dtype != "float32" and t.dtype == "float32" and t.logical
+    ]
     if upcast:
         largest = max(upcast, key=lambda t: t.elements.constant or 0)
         base = [row for row in resident if not row.why.startswith("adapter of")]
-        peaks.append([*base, _one(largest.name, largest.shape, setup.weight_dtype, "the largest tensor that is upcast, in its old dtype")])
+        peaks.append(
+            [
+                *base,
+                _one(
+                    largest.name,
+                    largest.shape,
+                    setup.weight_dtype,
+                    "the largest tensor that is upcast, in its old dtype",
+                ),
+            ]
+        )
     joined = [t for t in inventory.base if t.role == "expert" and t.name.endswith("gate_up_proj")]
     if joined and setup.load == "pretrained" and inventory.spec.model_type in EXPERTS_APART and not upcast:
         base = [row for row in resident if not row.why.startswith("adapter of")]
-        halves = _one(joined[0].name, joined[0].shape, setup.weight_dtype, "gate and up of one layer's experts, before they are joined")
+        halves = _one(
+            joined[0].name,
+            joined[0].shape,
+            setup.weight_dtype,
+            "gate and up of one layer's experts, before they are joined",
+        )
         peaks.append([*base, halves])
     return {"load_peak": peaks, "load": [load]}
 
 
 def _one(name: str, shape: tuple[object, ...], dtype: str, why: str) -> SymbolicRow:
-    return SymbolicRow(f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why)  # type: ignore[arg-type]
+    return SymbolicRow(
+        f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why
+    )  # type: ignore[arg-type]
 
 
 def batch_tensors(setup: Setup) -> list[str]:
-    """The int64 (B, S) tensors of a batch: a plain loop has one for inputs and labels, the stacks' collators make labels and a mask."""
+    """The int64 (B, S) tensors of a batch: a plain loop has one for inputs and labels, the stacks' collators
+    make labels and a mask.
+    """
     if METHODS[setup.method].trains == "nothing":
         return ["input_ids"]
     plain = setup.recipe == "raw"
@@ -64,9 +105,18 @@ def batch_tensors(setup: Setup) -> list[str]:
 
 
 def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]]]:
-    """(name, shape) of all that is held of batches of `rows` rows: the Trainer has every micro-batch of an optimizer step at once
-    (transformers 5.23 trainer.py get_batch_samples)."""
+    """(name, shape) of all that is held of batches of `rows` rows: the Trainer has every micro-batch of an
+    optimizer step at once (transformers 5.23 trainer.py get_batch_samples).
+    """
     names = batch_tensors(setup)
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
-    waits = METHODS[setup.method].trains != "nothing" and setup.recipe != "raw" and setup.gradient_accumulation > 1
-    return [*found, ("micro-batches that wait", (len(names) * (setup.gradient_accumulation - 1), rows, S))] if waits else found
+    waits = (
+        METHODS[setup.method].trains != "nothing"
+        and setup.recipe != "raw"
+        and setup.gradient_accumulation > 1
+    )
+    return (
+        [*found, ("micro-batches that wait", (len(names) * (setup.gradient_accumulation - 1), rows, S))]
+        if waits
+        else found
+    )

@@ -8,13 +8,18 @@ from memplan.planner.formula.resident.parameter_spec import Stored
 from memplan.planner.formula.symbolic.expr import Sized
 from memplan.planner.tables.optimizers import Rule
 
-FLOOR_8BIT = 4096  # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
-FLOOR_PAGED = 100_000  # elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() < 1e5`)
+# elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
+FLOOR_8BIT = 4096
+# elements; smaller states are not paged (bitsandbytes 0.50 optim/optimizer.py get_state_buffer: `p.numel() <
+# 1e5`)
+FLOOR_PAGED = 100_000
 BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
 
 EMBEDDINGS = ("embedding", "position", "prompt")  # roles of nn.Embedding weights
 
-State = tuple[str, tuple[Sized, ...], str, bool, str]  # suffix, shape, dtype, whether a paged optimizer pages it, its size in words
+State = tuple[
+    str, tuple[Sized, ...], str, bool, str
+]  # suffix, shape, dtype, whether a paged optimizer pages it, its size in words
 
 
 def _like(stored: Stored, elements: int | None) -> list[State]:
@@ -28,7 +33,9 @@ def _float32(stored: Stored, elements: int | None) -> list[State]:
 def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
     assert elements is not None
     if elements < FLOOR_8BIT:
-        return [("", stored.shape, "float32", True, f"32-bit, since it has fewer than {FLOOR_8BIT:,} elements")]
+        return [
+            ("", stored.shape, "float32", True, f"32-bit, since it has fewer than {FLOOR_8BIT:,} elements")
+        ]
     constants = (-(-elements // BLOCK_8BIT),)
     return [
         ("", stored.shape, "uint8", True, f"1 B an element, in blocks of {BLOCK_8BIT}"),
@@ -37,7 +44,15 @@ def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
 
 
 def _embedding8(stored: Stored, elements: int | None) -> list[State]:
-    return [("", stored.shape, "float32", True, "32-bit: the Trainer exempts embeddings (transformers 5.23 trainer.py create_optimizer)")]
+    return [
+        (
+            "",
+            stored.shape,
+            "float32",
+            True,
+            "32-bit: the Trainer exempts embeddings (transformers 5.23 trainer.py create_optimizer)",
+        )
+    ]
 
 
 def _step(stored: Stored, elements: int | None) -> list[State]:
@@ -45,17 +60,24 @@ def _step(stored: Stored, elements: int | None) -> list[State]:
 
 
 def _factored(stored: Stored, elements: int | None) -> list[State]:
-    """Adafactor: row and column means over the last two dimensions, a full tensor for vectors, and each tensor's root mean square."""
+    """Adafactor: row and column means over the last two dimensions, a full tensor for vectors, and each
+    tensor's root mean square.
+    """
     scale: State = (" RMS", (1,), "float32", False, "one fp32")
     if len(stored.shape) < 2:
         return [*_float32(stored, elements), scale]
     *front, rows, columns = stored.shape
     means = (("rows", (*front, rows), "columns"), ("columns", (*front, columns), "rows"))
-    return [*((f" {what}", shape, "float32", False, f"fp32 means over {over}") for what, shape, over in means), scale]
+    return [
+        *((f" {what}", shape, "float32", False, f"fp32 means over {over}") for what, shape, over in means),
+        scale,
+    ]
 
 
 PAIRS: dict[Rule, Rule] = {"pair32": "float32", "pair8": "blockwise8"}
-"""Rules whose tensors are twice those of another, stacked (bitsandbytes 0.50 optim/ademamix.py: `_get_state_double_buffer`, absmax1)."""
+"""Rules whose tensors are twice those of another, stacked (bitsandbytes 0.50 optim/ademamix.py:
+`_get_state_double_buffer`, absmax1).
+"""
 STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
     "like": _like,
     "float32": _float32,
@@ -67,11 +89,15 @@ STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
 
 
 def states(rule: Rule, stored: Stored, elements: int | None, trainer: bool) -> list[State]:
-    """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer made the optimizer."""
+    """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer
+    made the optimizer.
+    """
     if rule in PAIRS:
         single = states(PAIRS[rule], stored, elements, trainer)
-        return [(suffix, (2, *shape), dtype, pageable, f"{size}; two of them: a fast and a slow average")
-                for suffix, shape, dtype, pageable, size in single]  # fmt: skip
+        return [
+            (suffix, (2, *shape), dtype, pageable, f"{size}; two of them: a fast and a slow average")
+            for suffix, shape, dtype, pageable, size in single
+        ]
     if rule == "blockwise8" and trainer and stored.role in EMBEDDINGS:
         return _embedding8(stored, elements)
     return STATES[rule](stored, elements)

@@ -1,4 +1,6 @@
-"""weight_tensors: every parameter and buffer of a ModelSpec, named as transformers names it, one entry for each kind of tensor."""
+"""weight_tensors: every parameter and buffer of a ModelSpec, named as transformers names it, one entry for
+each kind of tensor.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,30 @@ from typing import Literal
 
 from memplan.planner.inputs.spec import Layer, Linear, ModelSpec, Moe, Norm
 
-# linear / conv1d: the weight of an nn.Linear / Conv1D in a layer or a projection: what adapters target and k-bit loading quantises.
-# expert: a 3-D (or 2-D bias) parameter of all experts; router: the routing layer's own; head: the output projection's weight.
-# bias: the bias of a linear or of the head; scalar: any other parameter (attention sinks).
-Role = Literal["linear", "conv1d", "expert", "router", "embedding", "position", "head", "norm", "bias", "scalar", "buffer"]
+# linear / conv1d: the weight of an nn.Linear / Conv1D in a layer or a projection: what adapters target and
+# k-bit loading quantises. expert: a 3-D (or 2-D bias) parameter of all experts; router: the routing layer's
+# own; head: the output projection's weight. bias: the bias of a linear or of the head; scalar: any other
+# parameter (attention sinks).
+Role = Literal[
+    "linear",
+    "conv1d",
+    "expert",
+    "router",
+    "embedding",
+    "position",
+    "head",
+    "norm",
+    "bias",
+    "scalar",
+    "buffer",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightTensor:
-    """One kind of tensor. `*` in the name stands for the layer's index, which is in `layers` (empty outside the layers)."""
+    """One kind of tensor. `*` in the name stands for the layer's index, which is in `layers` (empty outside
+    the layers).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +66,8 @@ class WeightTensor:
 
 
 def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
-    """Every tensor of the model in the order embeddings, layers, final norm, head, buffers; equal tensors of several layers are one entry.
+    """Every tensor of the model in the order embeddings, layers, final norm, head, buffers; equal tensors of
+    several layers are one entry.
 
     The sum of elements x count over entries that are neither tied nor buffers is `spec.parameters`.
     """
@@ -64,17 +82,23 @@ def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
     yield from _layer_tensors(spec)
     if spec.final_norm is not None:
         yield from _norm(spec.final_norm, "")
-    yield WeightTensor(f"{spec.head_name}.weight", spec.head.shape, "head", tied_to=embedding if spec.tied else None)
+    yield WeightTensor(
+        f"{spec.head_name}.weight", spec.head.shape, "head", tied_to=embedding if spec.tied else None
+    )
     if spec.head_bias:
         yield WeightTensor(f"{spec.head_name}.bias", (spec.vocab,), "bias")
     every = tuple(range(spec.depth))
     for extra in spec.extras:
         role: Role = "buffer" if extra.kind == "buffer" else "scalar"
-        yield WeightTensor(extra.name, extra.shape, role, layers=every if extra.per_layer else (), dtype=extra.dtype)
+        yield WeightTensor(
+            extra.name, extra.shape, role, layers=every if extra.per_layer else (), dtype=extra.dtype
+        )
 
 
 def _layer_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
-    """The layers' tensors: those with the same name, shape and role are merged over all layers that have them."""
+    """The layers' tensors: those with the same name, shape and role are merged over all layers that have
+    them.
+    """
     merged: dict[WeightTensor, list[int]] = {}
     seen: dict[Layer, list[WeightTensor]] = {}
     start = 0
@@ -99,7 +123,9 @@ def _one_layer(layer: Layer) -> Iterator[WeightTensor]:
     if isinstance(layer.mlp, Moe):
         yield from (WeightTensor(prefix + name, shape, "router") for name, shape in layer.mlp.router)
         yield from (WeightTensor(prefix + name, shape, "expert") for name, shape in layer.mlp.parameters)
-        yield from (WeightTensor(prefix + name, shape, "buffer", dtype="float32") for name, shape in layer.mlp.buffers)
+        yield from (
+            WeightTensor(prefix + name, shape, "buffer", dtype="float32") for name, shape in layer.mlp.buffers
+        )
 
 
 def _linear(linear: Linear, prefix: str) -> Iterator[WeightTensor]:

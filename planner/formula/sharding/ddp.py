@@ -1,7 +1,8 @@
 """A replica under DistributedDataParallel: everything that one GPU holds, and the reducer's buckets.
 
-Read in torch 2.13 csrc/distributed/c10d/reducer.cpp, which makes the buckets as the model is wrapped and asks for no number of ranks:
-`initialize_buckets`, `mark_variable_ready_dense`. Whether a stack wraps at all is `sharding.wraps`.
+Read in torch 2.13 csrc/distributed/c10d/reducer.cpp, which makes the buckets as the model is wrapped and asks
+for no number of ranks: `initialize_buckets`, `mark_variable_ready_dense`. Whether a stack wraps at all is
+`sharding.wraps`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from memplan.planner.tables.dtypes import itemsize
 
 
 class Views(Around):
-    """gradient_as_bucket_view: a gradient is copied into its bucket and becomes a view of it, and its own bytes go."""
+    """gradient_as_bucket_view: a gradient is copied into its bucket and becomes a view of it, and its own
+    bytes go.
+    """
 
     def __init__(self, rank: Rank, walk: Walk) -> None:
         if rank.setup.gradient_as_bucket_view:
@@ -36,12 +39,23 @@ class Ddp(Rank):
     def loading(self) -> Loading:
         """The buckets are made when the model is wrapped, before the first step."""
         buckets = self.buckets()
-        return {name: [[*rows, *(buckets if rows is states[0] else ())] for rows in states] for name, states in super().loading().items()}
+        return {
+            name: [[*rows, *(buckets if rows is states[0] else ())] for rows in states]
+            for name, states in super().loading().items()
+        }
 
     def buckets(self) -> list[SymbolicRow]:
         """All gradients once more, whatever bucket_cap_mb cuts them into."""
         why = "DDP copies gradients into buckets for the all-reduce"
         return [
-            SymbolicRow(f"{t.name} bucket", t.shape, t.dtype, t.count, product((*t.shape, itemsize(t.dtype), t.count)), "temporaries", why)
+            SymbolicRow(
+                f"{t.name} bucket",
+                t.shape,
+                t.dtype,
+                t.count,
+                product((*t.shape, itemsize(t.dtype), t.count)),
+                "temporaries",
+                why,
+            )
             for t in self.stored.trained
         ]

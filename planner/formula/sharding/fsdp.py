@@ -1,8 +1,8 @@
 """One rank under FSDP2: which modules are units, what is kept of each tensor, in which dtypes.
 
-Sources: torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py (`_init_sharded_param`: dim 0 in chunks of ceil(d / N), rank 0 always a
-whole one), accelerate 1.15 utils/fsdp_utils.py `fsdp2_prepare_model` (units, float32 masters, 4-bit weights). Buffers, quantisation
-constants and step counters are whole on every rank.
+Sources: torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py (`_init_sharded_param`: dim 0 in chunks of
+ceil(d / N), rank 0 always a whole one), accelerate 1.15 utils/fsdp_utils.py `fsdp2_prepare_model` (units,
+float32 masters, 4-bit weights). Buffers, quantisation constants and step counters are whole on every rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FOUR_BIT = ("nf4", "fp4")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One parameter of a unit: what rank 0 keeps, the dtype it computes in, its elements gathered (padded to a multiple of N)."""
+    """One parameter of a unit: what rank 0 keeps, the dtype it computes in, its elements gathered (padded to
+    a multiple of N).
+    """
 
     name: str
     kept: Stored
@@ -40,21 +42,29 @@ class Member:
 
 
 class Fsdp(Rank):
-    """A rank that keeps its part of every parameter, gradient and optimizer state, and gathers one unit after the other to compute."""
+    """A rank that keeps its part of every parameter, gradient and optimizer state, and gathers one unit after
+    the other to compute.
+    """
 
     def __init__(self, stored: Inventory, seen: Inventory) -> None:
         super().__init__(stored, seen)
         self.offloaded = self.setup.offload == "all"
         self.computed = {t.name: t.dtype for t in seen.all}
 
-    # ---- what is kept -------------------------------------------------------------------------------------------------------------
+    # ---- what is kept --------------------------------------------------------------------------------------
 
     def shared(self, stored: Stored) -> bool:
-        """Whether ranks share a tensor: not buffers, and not 4-bit weights that are stored as uint8, which accelerate leaves out."""
-        return stored.role != "buffer" and not (stored.dtype in FOUR_BIT and self.setup.quant_storage == "uint8")
+        """Whether ranks share a tensor: not buffers, and not 4-bit weights that are stored as uint8, which
+        accelerate leaves out.
+        """
+        return stored.role != "buffer" and not (
+            stored.dtype in FOUR_BIT and self.setup.quant_storage == "uint8"
+        )
 
     def shard(self, stored: Stored) -> Stored:
-        """What rank 0 keeps of a tensor: ceil(d / N) of dimension 0. A packed 4-bit weight is one column of its storage dtype."""
+        """What rank 0 keeps of a tensor: ceil(d / N) of dimension 0. A packed 4-bit weight is one column of
+        its storage dtype.
+        """
         if not self.shared(stored):
             return stored
         if stored.dtype in FOUR_BIT:
@@ -65,7 +75,9 @@ class Fsdp(Rank):
     def _weights(self) -> list[SymbolicRow]:
         """Every parameter as this rank keeps it: shards, and whole what is not shared."""
         left, rows = list(self.stored.all), []
-        for row in self.stored.weight_rows():  # each tensor, then its quantisation constants: attributes, which fully_shard does not see
+        for row in (
+            self.stored.weight_rows()
+        ):  # each tensor, then its quantisation constants: attributes, which fully_shard does not see
             one = left.pop(0) if left and left[0].name == row.name else None
             rows.append(self._part_row(one, row) if one is not None and self.shared(one) else row)
         return rows
@@ -73,7 +85,15 @@ class Fsdp(Rank):
     def _part_row(self, tensor: Stored, row: SymbolicRow) -> SymbolicRow:
         kept = self.shard(tensor)
         size = product((*kept.shape, itemsize(kept.dtype), kept.count))
-        return SymbolicRow(row.name, kept.shape, kept.dtype, kept.count, size, "weights", f"this rank's part of dimension 0, {row.why}")
+        return SymbolicRow(
+            row.name,
+            kept.shape,
+            kept.dtype,
+            kept.count,
+            size,
+            "weights",
+            f"this rank's part of dimension 0, {row.why}",
+        )
 
     def _states(self) -> list[SymbolicRow]:
         return [row for tensor in self.parts() for row in self.stored.states_of(tensor, paged=False)]
@@ -90,8 +110,12 @@ class Fsdp(Rank):
         return [row for row in rows if not self._on_host(row)]
 
     def _on_host(self, row: SymbolicRow) -> bool:
-        """CPUOffloadPolicy keeps shards, their gradients and their states on the host (torch 2.13 _fully_shard/_fsdp_api.py)."""
-        return self.offloaded and (row.component == "optimizer_states" or row.why.startswith("this rank's part"))
+        """CPUOffloadPolicy keeps shards, their gradients and their states on the host (torch 2.13
+        _fully_shard/_fsdp_api.py).
+        """
+        return self.offloaded and (
+            row.component == "optimizer_states" or row.why.startswith("this rank's part")
+        )
 
     def host(self) -> list[SymbolicRow]:
         paged = [row for tensor in self.parts() for row in self.stored.states_of(tensor, paged=True)]
@@ -101,8 +125,10 @@ class Fsdp(Rank):
         return [*paged, *kept, *(gradient_row(tensor) for tensor in self.parts())]
 
     def loading(self) -> Loading:
-        """Shards stay. While a unit is cut it is whole on the device; a quantised model is whole there on every rank until all is cut, also
-        with cpu_ram_efficient_loading, which neither library heeds then (transformers 5.23 quantizer_bnb_4bit.py `update_device_map`)."""
+        """Shards stay. While a unit is cut it is whole on the device; a quantised model is whole there on
+        every rank until all is cut, also with cpu_ram_efficient_loading, which neither library heeds then
+        (transformers 5.23 quantizer_bnb_4bit.py `update_device_map`).
+        """
         batch = load_candidates(self.stored)["load"][0][len(self.stored.weight_rows()) :]
         assert len(batch) == len(batch_shapes(self.setup, B))
         kept = [row for row in self._weights() if not self._on_host(row)]
@@ -113,16 +139,32 @@ class Fsdp(Rank):
         return {"load_peak": [load, [*kept, self._whole_unit()]], "load": [load]}
 
     def _cut(self) -> list[SymbolicRow]:
-        """The parts that exist beside the whole model: all of them where accelerate cuts it, since its state_dict holds each whole tensor
-        until the last unit is wrapped (fsdp2_prepare_model `original_sd`); a layer's where a plain loop does; offloaded, the largest."""
+        """The parts that exist beside the whole model: all of them where accelerate cuts it, since its
+        state_dict holds each whole tensor until the last unit is wrapped (fsdp2_prepare_model `original_sd`);
+        a layer's where a plain loop does; offloaded, the largest.
+        """
         parts = [tensor for tensor in self.stored.all if self.shared(tensor)]
         if self.offloaded:
-            parts = [replace(max(parts, key=lambda t: t.elements.evaluate({"R": self.setup.rank})), layers=(), count=1)]
+            parts = [
+                replace(
+                    max(parts, key=lambda t: t.elements.evaluate({"R": self.setup.rank})), layers=(), count=1
+                )
+            ]
         elif self.setup.recipe == "raw":
             parts = [replace(tensor, layers=(), count=1) for tensor in parts if 0 in self.layers(tensor)]
         kept = [(tensor.name, self.shard(tensor)) for tensor in parts]
-        return [SymbolicRow(f"{name} (this rank's part)", t.shape, t.dtype, t.count, product((*t.shape, itemsize(t.dtype), t.count)),
-                            "temporaries", "cut from the whole tensor, which is still there") for name, t in kept]  # fmt: skip
+        return [
+            SymbolicRow(
+                f"{name} (this rank's part)",
+                t.shape,
+                t.dtype,
+                t.count,
+                product((*t.shape, itemsize(t.dtype), t.count)),
+                "temporaries",
+                "cut from the whole tensor, which is still there",
+            )
+            for name, t in kept
+        ]
 
     def _whole_unit(self) -> SymbolicRow:
         """The largest unit as it is before it is cut."""
@@ -130,15 +172,26 @@ class Fsdp(Rank):
         for tensor in self.stored.all:
             for place in self.layers(tensor) or (None,):
                 key = (self.unit(tensor), place)
-                sizes[key] = sizes.get(key, 0) + tensor.elements.evaluate({"R": self.setup.rank}) * itemsize(tensor.dtype)
+                sizes[key] = sizes.get(key, 0) + tensor.elements.evaluate({"R": self.setup.rank}) * itemsize(
+                    tensor.dtype
+                )
         (unit, _), size = max(sizes.items(), key=lambda item: item[1])
-        return SymbolicRow(f"{unit} before it is cut", (size,), "uint8", 1, as_expr(size), "temporaries", "fully_shard moves one module to "
-                           "the device, then keeps a part")  # fmt: skip
+        return SymbolicRow(
+            f"{unit} before it is cut",
+            (size,),
+            "uint8",
+            1,
+            as_expr(size),
+            "temporaries",
+            "fully_shard moves one module to the device, then keeps a part",
+        )
 
-    # ---- units --------------------------------------------------------------------------------------------------------------------
+    # ---- units ---------------------------------------------------------------------------------------------
 
     def unit(self, tensor: Stored) -> str:
-        """The unit that a tensor belongs to. A plain loop wraps layers and the model; accelerate also embedding, final norm and head."""
+        """The unit that a tensor belongs to. A plain loop wraps layers and the model; accelerate also
+        embedding, final norm and head.
+        """
         if self.layers(tensor):
             return LAYER
         name, spec = tensor.name, self.spec
@@ -148,17 +201,31 @@ class Fsdp(Rank):
             return TAIL if spec.tied else EMBEDDING
         if name.startswith(f"{spec.head_name}."):
             return TAIL
-        return TAIL if spec.final_norm is not None and name.startswith(f"{spec.final_norm.name}.") and self._finds_norm() else ROOT
+        return (
+            TAIL
+            if spec.final_norm is not None
+            and name.startswith(f"{spec.final_norm.name}.")
+            and self._finds_norm()
+            else ROOT
+        )
 
     def _finds_norm(self) -> bool:
-        """Whether accelerate's `_find_final_norm` finds it: only a direct child of the base model, and not behind PEFT's wrapper."""
+        """Whether accelerate's `_find_final_norm` finds it: only a direct child of the base model, and not
+        behind PEFT's wrapper.
+        """
         norm = self.spec.final_norm
-        return norm is not None and norm.name.count(".") == 1 and METHODS[self.setup.method].trains != "adapter"
+        return (
+            norm is not None and norm.name.count(".") == 1 and METHODS[self.setup.method].trains != "adapter"
+        )
 
     def members(self, unit: str, place: int | None) -> Iterator[Member]:
         """The shared tensors of one unit."""
         for tensor in self.stored.all:
-            if self.shared(tensor) and self.unit(tensor) == unit and (place is None or place in self.layers(tensor)):
+            if (
+                self.shared(tensor)
+                and self.unit(tensor) == unit
+                and (place is None or place in self.layers(tensor))
+            ):
                 kept = self.shard(tensor)
                 computed = kept.dtype if tensor.dtype in FOUR_BIT else self.computed[tensor.name]
                 yield Member(tensor.name, kept, computed, product(kept.shape) * self.ranks, tensor.trained)
@@ -166,4 +233,6 @@ class Fsdp(Rank):
 
 def gradient_row(kept: Stored) -> SymbolicRow:
     size = product((*kept.shape, itemsize(kept.dtype), kept.count))
-    return SymbolicRow(f"{kept.name} gradient", kept.shape, kept.dtype, kept.count, size, "gradients", "this rank's part")
+    return SymbolicRow(
+        f"{kept.name} gradient", kept.shape, kept.dtype, kept.count, size, "gradients", "this rank's part"
+    )

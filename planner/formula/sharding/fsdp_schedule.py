@@ -1,12 +1,16 @@
 """The schedule of FSDP2 on the tape: when a unit is gathered, when it goes, when its gradients are cut.
 
-Written after torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_state.py, event by event:
+Written after torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_state.py, event by
+event:
 
-* forward: the all-gather's flat output, then the unit's parameters copied out of it. The flat output is held until the *next* unit has
-  copied (implicit prefetch), the parameters until the unit's forward ends (`reshard_after_forward`). The outermost unit keeps them.
-* backward: before a unit the next one below is gathered ahead (`_backward_prefetch`). After it parameters go, whole gradients are copied
-  into the reduce-scatter's input, go, and leave this rank's part. The input is held until the next unit is there.
-* gradient accumulation under accelerate's `no_sync` reduces nothing: whole gradients stay on every rank until the last micro-batch.
+* forward: the all-gather's flat output, then the unit's parameters copied out of it. The flat output is held
+  until the *next* unit has copied (implicit prefetch), the parameters until the unit's forward ends
+  (`reshard_after_forward`). The outermost unit keeps them.
+* backward: before a unit the next one below is gathered ahead (`_backward_prefetch`). After it parameters go,
+  whole gradients are copied into the reduce-scatter's input, go, and leave this rank's part. The input is
+  held until the next unit is there.
+* gradient accumulation under accelerate's `no_sync` reduces nothing: whole gradients stay on every rank until
+  the last micro-batch.
 """
 
 from __future__ import annotations
@@ -52,13 +56,19 @@ class Units(Around):
         self.reducing: Tensor | None = None  # reduce-scatter input of the unit before
         self.parts: list[Tensor] = []  # sharded gradients
         self.backward = False
-        self.waiting: dict[str, int] = {}  # gradients of earlier micro-batches, by the tensor's name: the tape's index
-        self.syncs = self.setup.recipe == "raw"  # a plain loop reduces in every micro-batch, accelerate in the last one
+        self.waiting: dict[
+            str, int
+        ] = {}  # gradients of earlier micro-batches, by the tensor's name: the tape's index
+        self.syncs = (
+            self.setup.recipe == "raw"
+        )  # a plain loop reduces in every micro-batch, accelerate in the last one
 
-    # ---- places of the step -------------------------------------------------------------------------------------------------------
+    # ---- places of the step --------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Before the forward: gradients of the micro-batches before, then the units that are gathered at the model's own forward."""
+        """Before the forward: gradients of the micro-batches before, then the units that are gathered at the
+        model's own forward.
+        """
         if self.setup.gradient_accumulation > 1:
             for tensor in self.rank.stored.trained:
                 self._wait(tensor)
@@ -68,13 +78,19 @@ class Units(Around):
     def _wait(self, tensor: Stored) -> None:
         seen = next(t for t in self.rank.seen.trained if t.name == tensor.name)
         one = self.rank.shard(tensor) if self.syncs else seen
-        why = "accumulated over micro-batches" if self.syncs else "whole: no_sync reduces nothing before the last micro-batch"
+        why = (
+            "accumulated over micro-batches"
+            if self.syncs
+            else "whole: no_sync reduces nothing before the last micro-batch"
+        )
         made = self.t.alloc(f"{one.name} gradient", one.shape, one.dtype, why, "gradients")
         self.t.log[-1] = (-1, {len(self.t.infos) - 1: tensor.count})
         self.waiting[tensor.name] = len(self.t.infos) - 1
         self.parts.append(made)
 
-    def enter(self, unit: str, given: Tensor | None, place: int | None = None, key: int | None = None) -> Tensor:  # type: ignore[override]
+    def enter(
+        self, unit: str, given: Tensor | None, place: int | None = None, key: int | None = None
+    ) -> Tensor:  # type: ignore[override]
         one = self._unit(unit, place, key)
         if one is None or (one.state == BEFORE and self.backward):
             if one is not None and one.whole is None:  # gathered again for a recomputation
@@ -113,7 +129,7 @@ class Units(Around):
             one.gathering = None
         self.reducing = None
 
-    # ---- events -------------------------------------------------------------------------------------------------------------------
+    # ---- events --------------------------------------------------------------------------------------------
 
     def _unit(self, unit: str, place: int | None, key: int | None) -> Unit | None:
         """The unit that a module is, None where it has no parameters of its own."""
@@ -135,7 +151,9 @@ class Units(Around):
         if len(kinds) == 1:
             made = self.t.alloc(name, (total(n for n, _ in parts),), kinds.pop(), why, "temporaries")
         else:
-            made = self.t.alloc(name, (total(nbytes(n, dtype) for n, dtype in parts),), "uint8", why, "temporaries")
+            made = self.t.alloc(
+                name, (total(nbytes(n, dtype) for n, dtype in parts),), "uint8", why, "temporaries"
+            )
         self.t.scope = scope
         return made
 
@@ -144,9 +162,15 @@ class Units(Around):
         if unit.whole is not None or unit.gathering is not None:
             return
         moved = [m for m in unit.members if self.rank.offloaded or m.computed != m.kept.dtype]
-        cast = self._alloc(unit, "shards to gather", [(m.part, m.computed) for m in moved], "cast or moved") if moved else None
+        cast = (
+            self._alloc(unit, "shards to gather", [(m.part, m.computed) for m in moved], "cast or moved")
+            if moved
+            else None
+        )
         why = "the all-gather's flat output, copied out into the parameters"
-        unit.gathering = self._alloc(unit, "all-gather output", [(m.gathered, m.computed) for m in unit.members], why)
+        unit.gathering = self._alloc(
+            unit, "all-gather output", [(m.gathered, m.computed) for m in unit.members], why
+        )
         del cast
 
     def _copy_out(self, unit: Unit) -> None:
@@ -156,7 +180,9 @@ class Units(Around):
         if unit.state == FORWARD:
             self.held = None
         why = "the unit's parameters, whole while it computes"
-        unit.whole = self._alloc(unit, "gathered parameters", [(m.gathered, m.computed) for m in unit.members], why)
+        unit.whole = self._alloc(
+            unit, "gathered parameters", [(m.gathered, m.computed) for m in unit.members], why
+        )
         if unit.state == FORWARD:
             self.held = unit.gathering
         unit.gathering = None
@@ -176,7 +202,11 @@ class Units(Around):
         unit.state = AFTER
         unit.whole = None
         names = {m.name for m in unit.members if m.trained}
-        grads = [p for (key, _), p in self.w.params.items() if key == unit.key and p.name in names and p.grad is not None]
+        grads = [
+            p
+            for (key, _), p in self.w.params.items()
+            if key == unit.key and p.name in names and p.grad is not None
+        ]
         self.reducing = None
         if not grads:
             return
@@ -193,22 +223,30 @@ class Units(Around):
         self.reducing = given
 
     def _last(self, unit: Unit, grads: list[Tensor]) -> Tensor | None:
-        """The last whole gradient, which a loop variable of `foreach_reduce` keeps until it returns: the head's, the embedding's, an
-        adapter's. In a layer that is trained in full it is most often a norm's or a bias's, and is not counted."""
+        """The last whole gradient, which a loop variable of `foreach_reduce` keeps until it returns: the
+        head's, the embedding's, an adapter's. In a layer that is trained in full it is most often a norm's or
+        a bias's, and is not counted.
+        """
         if unit.name == "layer" and not any(m.kept.role == "adapter" for m in unit.members):
             return None
         by_name = {p.name: p.grad for p in grads}
         return next((by_name[m.name] for m in reversed(unit.members) if m.name in by_name), None)
 
     def _parts(self, unit: Unit, reduced: list[Member]) -> None:
-        """The output of the reduce-scatter, cast to the dtype that is kept: views of it are this rank's gradients."""
+        """The output of the reduce-scatter, cast to the dtype that is kept: views of it are this rank's
+        gradients.
+        """
         narrow = [(m.part, m.computed) for m in reduced if m.computed != m.kept.dtype]
         made = self._alloc(unit, "reduce-scatter output", narrow, "before it is cast") if narrow else None
         scope, self.t.scope = self.t.scope, ""
         why = "this rank's part of a gradient, in the dtype that is kept"
-        kept = [self.t.alloc(f"{m.name} gradient", m.kept.shape, m.kept.dtype, why, "gradients") for m in reduced]
+        kept = [
+            self.t.alloc(f"{m.name} gradient", m.kept.shape, m.kept.dtype, why, "gradients") for m in reduced
+        ]
         self.t.scope = scope
-        if not (self.rank.offloaded or (self.syncs and self.waiting)):  # moved to the host, or added to what is there
+        if not (
+            self.rank.offloaded or (self.syncs and self.waiting)
+        ):  # moved to the host, or added to what is there
             self.parts += kept
         del kept, made
 
@@ -221,4 +259,3 @@ class Units(Around):
             return [Tensor(grad.buffer, shape, dtype)]
 
         return self.t.op(name, (given,), shape, dtype, alias=given, backward=backward)
-

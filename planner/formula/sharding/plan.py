@@ -1,7 +1,7 @@
 """Rank: what one of N processes holds, and what happens around its step. Here: one that holds everything.
 
-`ddp.py` has the replica that exchanges gradients, `fsdp.py` and `zero.py` the ranks that share. N ranks; rank 0 is described where ranks
-differ: it holds the most.
+`ddp.py` has the replica that exchanges gradients, `fsdp.py` and `zero.py` the ranks that share. N ranks; rank
+0 is described where ranks differ: it holds the most.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Around:
     accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
 
     def enter(self, unit: str, given: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
-        """Before a module that is sharded as one unit runs; `place` is the layer's index, `key` that of the walked layer."""
+        """Before a module that is sharded as one unit runs; `place` is the layer's index, `key` that of the
+        walked layer.
+        """
         return given
 
     def leave(self, unit: str, out: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
@@ -53,7 +55,9 @@ Schedule = Callable[[Any, Walk], Around]
 
 
 class Rank:
-    """One process that holds everything. `stored`: the tensors as they are kept; `seen`: as forward and backward compute with them."""
+    """One process that holds everything. `stored`: the tensors as they are kept; `seen`: as forward and
+    backward compute with them.
+    """
 
     def __init__(self, stored: Inventory, seen: Inventory | None = None) -> None:
         self.stored, self.seen = stored, seen or stored
@@ -78,7 +82,9 @@ class Rank:
         return self.stored.trained
 
     def layers(self, tensor: Stored) -> tuple[int, ...]:
-        """The decoder layers that have it: an adapter is where the weight (or the experts' parameter) that it sits on is."""
+        """The decoder layers that have it: an adapter is where the weight (or the experts' parameter) that it
+        sits on is.
+        """
         module = tensor.name.rpartition(".")[0]
         return tensor.layers or self.base_layers.get(f"{module}.weight") or self.base_layers.get(module) or ()
 

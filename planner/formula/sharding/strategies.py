@@ -1,9 +1,11 @@
-"""One rank's share under DDP, FSDP2 and ZeRO: what each strategy divides, what it adds, and what it cannot do.
+"""One rank's share under DDP, FSDP2 and ZeRO: what each strategy divides, what it adds, and what it cannot
+do.
 
-`PARALLEL` is the table. The schedules and rows are in `planner/formula/sharding/`: `plan.py` (one GPU), `ddp.py`, `fsdp.py`,
-`zero.py`, and the `*_schedule.py` beside them; `wiring.py` chooses. A Setup says how many ranks there are (`gpus`) and what they do (`parallel`); every number is of one rank, the
-one that holds the most where they differ. Of two setups that follow from it, `stored` says in which dtypes tensors are kept, `seen` in
-which forward and backward compute.
+`PARALLEL` is the table. The schedules and rows are in `planner/formula/sharding/`: `plan.py` (one GPU),
+`ddp.py`, `fsdp.py`, `zero.py`, and the `*_schedule.py` beside them; `wiring.py` chooses. A Setup says how
+many ranks there are (`gpus`) and what they do (`parallel`); every number is of one rank, the one that holds
+the most where they differ. Of two setups that follow from it, `stored` says in which dtypes tensors are kept,
+`seen` in which forward and backward compute.
 """
 
 from __future__ import annotations
@@ -34,30 +36,65 @@ PARALLEL: dict[str, Parallel] = {
     row.name: row
     for row in (
         Parallel("none", (), (), ""),
-        Parallel("ddp", (),
-                 ("gradient buckets: all gradients once more, however bucket_cap_mb cuts them; gradient_as_bucket_view: in their place",
-                  "nothing with one process, except in a plain loop (recipe raw): accelerate does not wrap it"),
-                 "torch 2.13 csrc/distributed/c10d/reducer.cpp; accelerate 1.15 prepare_model"),
-        Parallel("fsdp", ("parameters", "gradients", "optimizer states"),
-                 ("the unit that computes, gathered; the all-gather's output, of this unit in the forward and of the next in the backward",
-                  "a unit's whole gradients and the reduce-scatter's input",
-                  "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit weights)",
-                  "in the load peak, a quantised model whole beside its parts: it is loaded onto every card, and accelerate holds what it "
-                  "cuts (loaders of their own, such as axolotl's qlora_sharded_model_loading, are not modelled)"),
-                 "torch 2.13 distributed/fsdp/_fully_shard; accelerate 1.15 utils/fsdp_utils.py fsdp2_prepare_model", ("none", "all")),
-        Parallel("zero1", ("optimizer states",),
-                 ("float32 masters, divided too", "the reduce bucket, from the first gradient to the end of the backward"),
-                 "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py", ("none", "optimizer")),
-        Parallel("zero2", ("gradients", "optimizer states"),
-                 ("float32 masters, divided too", "the reduce bucket, twice with overlap_comm"),
-                 "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py", ("none", "optimizer")),
-        Parallel("zero3", ("parameters", "gradients", "optimizer states"),
-                 ("float32 masters, divided too", "the reduce bucket, all through", "small parameters, whole on every rank",
-                  "gathered parameters: what computes, what is prefetched, and what is used again soon"),
-                 "deepspeed 0.19.8 runtime/zero/{stage3,partition_parameters,partitioned_param_coordinator}.py",
-                 ("none", "optimizer", "all")),
+        Parallel(
+            "ddp",
+            (),
+            (
+                "gradient buckets: all gradients once more, however bucket_cap_mb cuts them; "
+                "gradient_as_bucket_view: in their place",
+                "nothing with one process, except in a plain loop (recipe raw): accelerate does not wrap it",
+            ),
+            "torch 2.13 csrc/distributed/c10d/reducer.cpp; accelerate 1.15 prepare_model",
+        ),
+        Parallel(
+            "fsdp",
+            ("parameters", "gradients", "optimizer states"),
+            (
+                "the unit that computes, gathered; the all-gather's output, of this unit in the forward and "
+                "of the next in the backward",
+                "a unit's whole gradients and the reduce-scatter's input",
+                "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
+                "weights)",
+                "in the load peak, a quantised model whole beside its parts: it is loaded onto every card, "
+                "and accelerate holds what it "
+                "cuts (loaders of their own, such as axolotl's qlora_sharded_model_loading, are not "
+                "modelled)",
+            ),
+            "torch 2.13 distributed/fsdp/_fully_shard; accelerate 1.15 utils/fsdp_utils.py "
+            "fsdp2_prepare_model",
+            ("none", "all"),
+        ),
+        Parallel(
+            "zero1",
+            ("optimizer states",),
+            (
+                "float32 masters, divided too",
+                "the reduce bucket, from the first gradient to the end of the backward",
+            ),
+            "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py",
+            ("none", "optimizer"),
+        ),
+        Parallel(
+            "zero2",
+            ("gradients", "optimizer states"),
+            ("float32 masters, divided too", "the reduce bucket, twice with overlap_comm"),
+            "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py",
+            ("none", "optimizer"),
+        ),
+        Parallel(
+            "zero3",
+            ("parameters", "gradients", "optimizer states"),
+            (
+                "float32 masters, divided too",
+                "the reduce bucket, all through",
+                "small parameters, whole on every rank",
+                "gathered parameters: what computes, what is prefetched, and what is used again soon",
+            ),
+            "deepspeed 0.19.8 runtime/zero/{stage3,partition_parameters,partitioned_param_coordinator}.py",
+            ("none", "optimizer", "all"),
+        ),
     )
-}  # fmt: skip
+}
 SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
 
 
@@ -69,34 +106,60 @@ def refuse_sharding(setup: Setup) -> None:
 
 
 def refuse_tracing(setup: Setup) -> None:
-    """Raise UsageError where the trace, which runs one process, would answer for one rank of several that share."""
+    """Raise UsageError where the trace, which runs one process, would answer for one rank of several that
+    share.
+    """
     if setup.parallel in SHARDED:
         raise UsageError(
-            f"the trace runs one process and cannot show a rank's share under {setup.parallel}: use --engine formula, or --gpus 1 "
+            f"the trace runs one process and cannot show a rank's share under {setup.parallel}: use "
+            "--engine formula, or --gpus 1 "
             "--set parallel=none for one GPU that holds everything"
         )
 
 
 def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
     sharded, row = s.parallel in SHARDED, PARALLEL[s.parallel]
-    yield (s.offload not in row.offloads, f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}")
-    yield sharded and s.method == "inference", f"inference under {s.parallel} has no rule: predict one GPU with --set parallel=none"
-    yield (sharded and s.method == "adalora",
-           f"adalora reads its adapters outside the modules' forward, where {s.parallel} has only parts of them: use ddp")  # fmt: skip
-    yield (s.parallel == "fsdp" and s.optimizer == "adafactor",
-           "adafactor's row and column means over a part of a tensor have no rule: choose an adamw optimizer, or zero2")  # fmt: skip
-    yield (s.parallel == "fsdp" and s.quant_type == "int8",
-           "int8 weights under fsdp have no rule: use ddp, or nf4 with quant_storage bfloat16")  # fmt: skip
-    yield (s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
-           f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded tensors (DTensor), and torch stops the "
-           "run; choose --optimizer adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1")  # fmt: skip
+    yield (
+        s.offload not in row.offloads,
+        f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}",
+    )
+    yield (
+        sharded and s.method == "inference",
+        f"inference under {s.parallel} has no rule: predict one GPU with --set parallel=none",
+    )
+    yield (
+        sharded and s.method == "adalora",
+        f"adalora reads its adapters outside the modules' forward, where {s.parallel} has only parts of "
+        "them: use ddp",
+    )
+    yield (
+        s.parallel == "fsdp" and s.optimizer == "adafactor",
+        "adafactor's row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
+        "or zero2",
+    )
+    yield (
+        s.parallel == "fsdp" and s.quant_type == "int8",
+        "int8 weights under fsdp have no rule: use ddp, or nf4 with quant_storage bfloat16",
+    )
+    yield (
+        s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
+        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded tensors "
+        "(DTensor), and torch stops the "
+        "run; choose --optimizer adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
+    )
     wide = compute_dtype(s)
-    yield (s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
-           f"quant_storage {s.quant_storage} would be cast to {wide} by mixed precision, which breaks packed weights: set "
-           f"quant_storage={wide}")  # fmt: skip
+    yield (
+        s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
+        f"quant_storage {s.quant_storage} would be cast to {wide} by mixed precision, which breaks packed "
+        "weights: set "
+        f"quant_storage={wide}",
+    )
     storage = s.quant_storage if s.quant_type in FOUR_BIT else s.quant_type
-    yield (s.parallel == "zero3" and s.quant_type != "none" and storage != wide,
-           f"zero3 cannot divide weights stored as {storage}: set quant_storage={wide} (nf4 or fp4), or use zero2, which keeps them whole")
+    yield (
+        s.parallel == "zero3" and s.quant_type != "none" and storage != wide,
+        f"zero3 cannot divide weights stored as {storage}: set quant_storage={wide} (nf4 or fp4), or use "
+        "zero2, which keeps them whole",
+    )
 
 
 def compute_dtype(setup: Setup) -> str:
@@ -107,31 +170,48 @@ def compute_dtype(setup: Setup) -> str:
 def seen(setup: Setup) -> Setup:
     """What forward and backward compute with.
 
-    Under FSDP2 accelerate does not wrap the forward in autocast: a MixedPrecisionPolicy casts parameters as they are gathered, and inputs
-    (accelerate 1.15 accelerator.py `_prepare_fsdp2`; torch 2.13 _fsdp_api.py). DeepSpeed converts the whole module (runtime/engine.py
-    `_configure_distributed_model`); neither converts outputs to float32.
+    Under FSDP2 accelerate does not wrap the forward in autocast: a MixedPrecisionPolicy casts parameters as
+    they are gathered, and inputs (accelerate 1.15 accelerator.py `_prepare_fsdp2`; torch 2.13 _fsdp_api.py).
+    DeepSpeed converts the whole module (runtime/engine.py `_configure_distributed_model`); neither converts
+    outputs to float32.
     """
     if setup.parallel not in SHARDED:
         return setup
     if setup.parallel == "fsdp" and setup.autocast == "none":
         return setup.with_(outputs_fp32=False)
     dtype = compute_dtype(setup)
-    return setup.with_(autocast="none", outputs_fp32=False, weight_dtype=dtype, adapter_dtype=dtype, trainable_dtype="weight",
-                          upcast_modules="none", kbit_prepare=False)  # fmt: skip
+    return setup.with_(
+        autocast="none",
+        outputs_fp32=False,
+        weight_dtype=dtype,
+        adapter_dtype=dtype,
+        trainable_dtype="weight",
+        upcast_modules="none",
+        kbit_prepare=False,
+    )
 
 
 def stored(setup: Setup) -> Setup:
-    """How parameters are kept: float32 for what is trained under accelerate's FSDP2 with mixed precision, unless weights are 4-bit
-    (accelerate 1.15 utils/fsdp_utils.py); DeepSpeed keeps what it computes with, and float32 masters beside it."""
+    """How parameters are kept: float32 for what is trained under accelerate's FSDP2 with mixed precision,
+    unless weights are 4-bit (accelerate 1.15 utils/fsdp_utils.py); DeepSpeed keeps what it computes with, and
+    float32 masters beside it.
+    """
     if setup.parallel.startswith("zero"):
         return seen(setup)
-    upcast = setup.parallel == "fsdp" and setup.autocast != "none" and setup.recipe != "raw" and setup.quant_type not in FOUR_BIT
+    upcast = (
+        setup.parallel == "fsdp"
+        and setup.autocast != "none"
+        and setup.recipe != "raw"
+        and setup.quant_type not in FOUR_BIT
+    )
     return setup.with_(trainable_dtype="float32") if upcast else setup
 
 
 def wraps(setup: Setup) -> bool:
-    """Whether the stack wraps the model for the strategy named: accelerate, which all but a plain loop use, makes no DDP of one process
-    (accelerate 1.15 accelerator.py `prepare_model` asks `multi_device`: more than one process); a loop that calls DDP itself does."""
+    """Whether the stack wraps the model for the strategy named: accelerate, which all but a plain loop use,
+    makes no DDP of one process (accelerate 1.15 accelerator.py `prepare_model` asks `multi_device`: more than
+    one process); a loop that calls DDP itself does.
+    """
     return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or setup.recipe == "raw")
 
 
@@ -140,20 +220,35 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
     if setup.parallel == "none":
         return ()
     if not wraps(setup):
-        return (f"{setup.parallel} with one process: accelerate, which recipe {setup.recipe} prepares its model with, does not wrap it, so "
-                "this is one GPU without buckets: --gpus N says how many run",)  # fmt: skip
-    buckets = "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and " if engine != "formula" else ""
+        return (
+            f"{setup.parallel} with one process: accelerate, which recipe {setup.recipe} prepares its model "
+            "with, does not wrap it, so "
+            "this is one GPU without buckets: --gpus N says how many run",
+        )
+    buckets = (
+        "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and "
+        if engine != "formula"
+        else ""
+    )
     found = [f"{setup.parallel}: {buckets}NCCL's buffers are not in the total; {UNRECORDED}"]
     if setup.gpus == 1:
         found.append(f"{setup.parallel} with one rank shares nothing: --gpus N says how many run")
     if setup.parallel == "fsdp" and setup.fsdp_version == 1:
-        found.append("FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a few elements a unit")
+        found.append(
+            "FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a "
+            "few elements a unit"
+        )
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
-        found.append("4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
-                     f"{compute_dtype(setup)} shares them)")  # fmt: skip
+        found.append(
+            "4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
+            f"{compute_dtype(setup)} shares them)"
+        )
     if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.recipe != "raw":
-        found.append("gradient accumulation under fsdp keeps whole gradients on every rank: accelerate's no_sync reduces them in the "
-                     "last micro-batch only")  # fmt: skip
+        found.append(
+            "gradient accumulation under fsdp keeps whole gradients on every rank: accelerate's no_sync "
+            "reduces them in the "
+            "last micro-batch only"
+        )
     return tuple(found)
 
 
@@ -184,8 +279,15 @@ def page() -> str:
     for row in PARALLEL.values():
         if row.name == "none":
             continue
-        lines += [f"## {row.name}", "", f"Divides: {', '.join(row.divides) or 'nothing'}. Offloading (`--set offload=...`): "
-                  f"{', '.join(row.offloads)}. Read in {row.source}.", "", "Adds on each rank:", ""]  # fmt: skip
+        lines += [
+            f"## {row.name}",
+            "",
+            f"Divides: {', '.join(row.divides) or 'nothing'}. Offloading (`--set offload=...`): "
+            f"{', '.join(row.offloads)}. Read in {row.source}.",
+            "",
+            "Adds on each rank:",
+            "",
+        ]
         lines += [f"* {what}" for what in row.adds] + [""]
     return "\n".join(lines)
 

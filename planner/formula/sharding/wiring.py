@@ -12,7 +12,9 @@ from memplan.planner.inputs.spec import ModelSpec
 
 
 def rank_of(spec: ModelSpec, setup: Setup) -> Rank:
-    """One rank's share under the setup's strategy. Raises UsageError where the strategy has no rule for the setup."""
+    """One rank's share under the setup's strategy. Raises UsageError where the strategy has no rule for the
+    setup.
+    """
     refuse_sharding(setup)
     if not wraps(setup):
         return Rank(Inventory(spec, setup))
@@ -23,7 +25,9 @@ def rank_of(spec: ModelSpec, setup: Setup) -> Rank:
 
 
 def _kinds() -> dict[str, tuple[Callable[..., Rank], Schedule]]:
-    """Strategy -> its plan and its schedule. Loaded only where ranks share: a prediction for one GPU does not pay for them."""
+    """Strategy -> its plan and its schedule. Loaded only where ranks share: a prediction for one GPU does not
+    pay for them.
+    """
     from memplan.planner.formula.sharding.ddp import Ddp, Replica
     from memplan.planner.formula.sharding.fsdp import Fsdp
     from memplan.planner.formula.sharding.fsdp_schedule import Units

@@ -1,9 +1,11 @@
-"""One rank under DeepSpeed's ZeRO: flat partitions in fp32, the bucket that gradients pass through, parameters that are gathered.
+"""One rank under DeepSpeed's ZeRO: flat partitions in fp32, the bucket that gradients pass through,
+parameters that are gathered.
 
-P parameters trained, N ranks. Read in deepspeed 0.19.8 runtime/zero/: stage_1_and_2.py (stages 1 and 2), stage3.py and
-partition_parameters.py (stage 3). The last rank is described in stages 1 and 2, whose partition of gradients is there first. Left out:
-gradient norms (a number a tensor), and a second flat copy of the parameters while stages 1 and 2 are set up, which DeepSpeed makes on the
-host where the card has no room for it.
+P parameters trained, N ranks. Read in deepspeed 0.19.8 runtime/zero/: stage_1_and_2.py (stages 1 and 2),
+stage3.py and partition_parameters.py (stage 3). The last rank is described in stages 1 and 2, whose partition
+of gradients is there first. Left out: gradient norms (a number a tensor), and a second flat copy of the
+parameters while stages 1 and 2 are set up, which DeepSpeed makes on the host where the card has no room for
+it.
 """
 
 from __future__ import annotations
@@ -18,10 +20,17 @@ from memplan.planner.formula.sharding.plan import Loading, Rank, nbytes, part
 from memplan.planner.formula.symbolic.expr import Expr, ceil_div, round_up, total
 from memplan.planner.tables.dtypes import itemsize
 
-ALIGNED = 2  # elements: partitions start at multiples of 4 bytes (stage_1_and_2.py nccl_start_alignment_factor)
-AUTO = {"zero_reduce_bucket": lambda hidden: hidden * hidden, "zero_prefetch_bucket": lambda hidden: 9 * hidden * hidden // 10,
-        "zero_persistence_threshold": lambda hidden: 10 * hidden}  # fmt: skip
-"""What transformers 5.23 integrations/deepspeed.py `trainer_config_finalize` puts for 'auto' (accelerate 1.15 does the same)."""
+ALIGNED = (
+    2  # elements: partitions start at multiples of 4 bytes (stage_1_and_2.py nccl_start_alignment_factor)
+)
+AUTO = {
+    "zero_reduce_bucket": lambda hidden: hidden * hidden,
+    "zero_prefetch_bucket": lambda hidden: 9 * hidden * hidden // 10,
+    "zero_persistence_threshold": lambda hidden: 10 * hidden,
+}
+"""What transformers 5.23 integrations/deepspeed.py `trainer_config_finalize` puts for 'auto' (accelerate 1.15
+does the same).
+"""
 
 
 class Zero(Rank):
@@ -40,21 +49,31 @@ class Zero(Rank):
         given = getattr(self.setup, name)
         return int(AUTO[name](self.spec.hidden)) if given == "auto" else int(given)
 
-    # ---- partitions ---------------------------------------------------------------------------------------------------------------
+    # ---- partitions ----------------------------------------------------------------------------------------
 
     def groups(self) -> list[tuple[str, list[Stored]]]:
-        """The optimizer's groups: the Trainer decays matrices and leaves norms and biases alone, a plain loop has one group."""
+        """The optimizer's groups: the Trainer decays matrices and leaves norms and biases alone, a plain loop
+        has one group.
+        """
         trained = self.stored.trained
         if self.setup.recipe == "raw":
             return [("all", trained)]
         plain = [t for t in trained if t.role in ("norm", "bias")]
-        return [(name, group) for name, group in (("decayed", [t for t in trained if t not in plain]), ("not decayed", plain)) if group]
+        return [
+            (name, group)
+            for name, group in (("decayed", [t for t in trained if t not in plain]), ("not decayed", plain))
+            if group
+        ]
 
     def partition(self, group: Sequence[Stored]) -> Expr:
-        """Elements of one rank's partition: the flat group padded to a multiple of 2 N, or each tensor to a multiple of N (stage 3)."""
+        """Elements of one rank's partition: the flat group padded to a multiple of 2 N, or each tensor to a
+        multiple of N (stage 3).
+        """
         if self.stage == 3:
             return total(self.part(t) * t.count for t in group)
-        return ceil_div(round_up(total(t.elements * t.count for t in group), ALIGNED * self.ranks), self.ranks)
+        return ceil_div(
+            round_up(total(t.elements * t.count for t in group), ALIGNED * self.ranks), self.ranks
+        )
 
     def stepped(self) -> Sequence[Stored]:
         return [] if self.offloaded else self.partitions()
@@ -65,16 +84,27 @@ class Zero(Rank):
 
     def partitions(self) -> list[Stored]:
         """The flat partitions, which are what the optimizer sees."""
-        return [Stored(f"fp32 partition ({name})", (self.partition(group),), "float32", 1, True, "flat") for name, group in self.groups()]
+        return [
+            Stored(f"fp32 partition ({name})", (self.partition(group),), "float32", 1, True, "flat")
+            for name, group in self.groups()
+        ]
 
-    # ---- rows ---------------------------------------------------------------------------------------------------------------------
+    # ---- rows ----------------------------------------------------------------------------------------------
 
     def weights(self) -> list[SymbolicRow]:
         """Stages 1 and 2: every parameter on every rank, and what pads a flat group to a multiple of 2 N."""
         pads = []
         for name, group in self.groups():
             padding = self.partition(group) * self.ranks - total(t.elements * t.count for t in group)
-            pads.append(self._flat(f"padding of the flat parameters ({name})", padding, self.dtype, "weights", "a multiple of 2 N"))
+            pads.append(
+                self._flat(
+                    f"padding of the flat parameters ({name})",
+                    padding,
+                    self.dtype,
+                    "weights",
+                    "a multiple of 2 N",
+                )
+            )
         return [*self.stored.weight_rows(), *pads]
 
     def masters(self) -> list[SymbolicRow]:
@@ -85,7 +115,9 @@ class Zero(Rank):
         return [row for t in self.partitions() for row in self.stored.states_of(t, paged=False)]
 
     def buffers(self) -> list[SymbolicRow]:
-        """What stays through the run for communication: a buffer as large as the largest parameter where optimizers are on the host."""
+        """What stays through the run for communication: a buffer as large as the largest parameter where
+        optimizers are on the host.
+        """
         if not self.offloaded:
             return []
         why = "as large as the largest parameter"
@@ -96,11 +128,15 @@ class Zero(Rank):
         return max((self.count(t) for t in self.stored.trained), default=0)
 
     def count(self, tensor: Stored) -> int:
-        """Elements as a number: the rank is part of a ZeRO structure, since thresholds decide (formula.py `_structure`)."""
+        """Elements as a number: the rank is part of a ZeRO structure, since thresholds decide (formula.py
+        `_structure`).
+        """
         return tensor.elements.evaluate({"R": self.setup.rank})
 
     def places(self, tensor: Stored) -> tuple[int, ...]:
-        """Where a tensor is in the order of the model: its layers; -1 before them (embeddings), the depth after them (norm, head)."""
+        """Where a tensor is in the order of the model: its layers; -1 before them (embeddings), the depth
+        after them (norm, head).
+        """
         layers = self.layers(tensor)
         if layers:
             return layers
@@ -108,7 +144,11 @@ class Zero(Rank):
         return (-1,) if tensor.name.startswith(first) else (self.spec.depth,)
 
     def resident(self) -> list[SymbolicRow]:
-        return [*self.weights(), *self.buffers(), *([] if self.offloaded else [*self.masters(), *self.states()])]
+        return [
+            *self.weights(),
+            *self.buffers(),
+            *([] if self.offloaded else [*self.masters(), *self.states()]),
+        ]
 
     def loading(self) -> Loading:
         """Masters are made with the optimizer, its states in the first step."""
@@ -123,9 +163,13 @@ class Zero(Rank):
             return paged
         why = "this rank's part, on the host"
         own = self.partitions()
-        return [*paged, *self.masters(), *self.states(),
-                *(self._flat(f"{t.name} gradient", t.elements, "float32", "gradients", why) for t in own),
-                *(self._flat(f"{t.name} copy back", t.elements, self.dtype, "temporaries", why) for t in own)]  # fmt: skip
+        return [
+            *paged,
+            *self.masters(),
+            *self.states(),
+            *(self._flat(f"{t.name} gradient", t.elements, "float32", "gradients", why) for t in own),
+            *(self._flat(f"{t.name} copy back", t.elements, self.dtype, "temporaries", why) for t in own),
+        ]
 
     @staticmethod
     def _flat(name: str, elements: Expr | int, dtype: str, component: str, why: str) -> SymbolicRow:
@@ -141,7 +185,9 @@ class Zero3(Zero):
 
     def weights(self) -> list[SymbolicRow]:
         left, rows = list(self.stored.all), []
-        for row in self.stored.weight_rows():  # each tensor, then its quantisation constants, which stay whole
+        for (
+            row
+        ) in self.stored.weight_rows():  # each tensor, then its quantisation constants, which stay whole
             one = left.pop(0) if left and left[0].name == row.name else None
             if one is None or one.role == "buffer":
                 rows.append(row)
@@ -149,8 +195,17 @@ class Zero3(Zero):
             if self.setup.offload != "all":
                 rows.append(self._part_row(one))
             if self.persistent(one):
-                rows.append(SymbolicRow(f"{row.name} (whole)", row.shape, row.dtype, row.count, row.size, "weights",
-                                        "small enough to stay whole: stage3_param_persistence_threshold"))  # fmt: skip
+                rows.append(
+                    SymbolicRow(
+                        f"{row.name} (whole)",
+                        row.shape,
+                        row.dtype,
+                        row.count,
+                        row.size,
+                        "weights",
+                        "small enough to stay whole: stage3_param_persistence_threshold",
+                    )
+                )
         return rows
 
     def _part_row(self, tensor: Stored) -> SymbolicRow:
@@ -161,13 +216,30 @@ class Zero3(Zero):
             elements = ceil_div(elements, 2 * itemsize(dtype))
         kept = part(elements, self.ranks)
         size = nbytes(kept, dtype) * tensor.count
-        return SymbolicRow(tensor.name, (kept,), dtype, tensor.count, size, "weights", "this rank's part of the flattened parameter")
+        return SymbolicRow(
+            tensor.name,
+            (kept,),
+            dtype,
+            tensor.count,
+            size,
+            "weights",
+            "this rank's part of the flattened parameter",
+        )
 
     def buffers(self) -> list[SymbolicRow]:
         """The reduce bucket and the flat gradients of this rank's parts are there from the beginning."""
-        bucket = self._flat("reduce bucket", self.bucket("zero_reduce_bucket"), self.dtype, "temporaries", "contiguous_gradients")
+        bucket = self._flat(
+            "reduce bucket",
+            self.bucket("zero_reduce_bucket"),
+            self.dtype,
+            "temporaries",
+            "contiguous_gradients",
+        )
         why = "one flat buffer for this rank's parts of all gradients"
-        parts = [self._flat(f"gradients ({name})", self.partition(group), self.dtype, "gradients", why) for name, group in self.groups()]
+        parts = [
+            self._flat(f"gradients ({name})", self.partition(group), self.dtype, "gradients", why)
+            for name, group in self.groups()
+        ]
         return [bucket, *([] if self.offloaded else parts)]
 
     def gathered_elements(self, tensor: Stored) -> int:
@@ -176,11 +248,15 @@ class Zero3(Zero):
         return -(-self.count(tensor) // self.ranks) * self.ranks * bits // (8 * itemsize(self.dtype))
 
     def loading(self) -> Loading:
-        """Parameters are cut one by one as they are made (zero.Init, which from_pretrained enters under the Trainer)."""
+        """Parameters are cut one by one as they are made (zero.Init, which from_pretrained enters under the
+        Trainer).
+        """
         load = super().loading()["load"][0]
         largest = max((t for t in self.stored.base if t.role != "buffer"), key=self.count)
         elements = self.gathered_elements(largest)
-        whole = self._flat(f"{largest.name} before it is cut", elements, self.dtype, "temporaries", "the largest parameter")
+        whole = self._flat(
+            f"{largest.name} before it is cut", elements, self.dtype, "temporaries", "the largest parameter"
+        )
         return {"load_peak": [[*load, whole]], "load": [load]}
 
     def host(self) -> list[SymbolicRow]:

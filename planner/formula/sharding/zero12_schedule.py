@@ -1,9 +1,11 @@
-"""ZeRO's stages 1 and 2 on the tape: the reduce bucket that gradients pass through, and this rank's partition of them.
+"""ZeRO's stages 1 and 2 on the tape: the reduce bucket that gradients pass through, and this rank's partition
+of them.
 
-Read in deepspeed 0.19.8 runtime/zero/stage_1_and_2.py: `setup_buckets`, `reduce_independent_p_g_buckets_and_remove_grads`,
-`copy_grads_in_partition`, `reduce_gradients`, `step`. The bucket comes with the first gradient and goes after the backward. Stage 2 copies
-each gradient into it and drops it; stage 1 keeps all whole until the backward is done. The partition's gradients are whole tensors: those
-that lie across its beginning count in full.
+Read in deepspeed 0.19.8 runtime/zero/stage_1_and_2.py: `setup_buckets`,
+`reduce_independent_p_g_buckets_and_remove_grads`, `copy_grads_in_partition`, `reduce_gradients`, `step`. The
+bucket comes with the first gradient and goes after the backward. Stage 2 copies each gradient into it and
+drops it; stage 1 keeps all whole until the backward is done. The partition's gradients are whole tensors:
+those that lie across its beginning count in full.
 """
 
 from __future__ import annotations
@@ -37,13 +39,21 @@ class Buckets(Around):
             return
         if self.rank.stage == 1:
             for stored in self.rank.seen.trained:
-                made = self._alloc(f"{stored.name} gradient", stored.shape, stored.dtype, "accumulated over micro-batches", "gradients")
+                made = self._alloc(
+                    f"{stored.name} gradient",
+                    stored.shape,
+                    stored.dtype,
+                    "accumulated over micro-batches",
+                    "gradients",
+                )
                 self.t.log[-1] = (-1, {len(self.t.infos) - 1: stored.count})
                 self.before.append(made)
             self.w.accumulated = True
         elif not self.rank.offloaded:
             partition = total(t.elements for t in self.rank.partitions())
-            self.own = self._alloc("partition of gradients", (partition,), self.dtype, "of the micro-batches before", "gradients")
+            self.own = self._alloc(
+                "partition of gradients", (partition,), self.dtype, "of the micro-batches before", "gradients"
+            )
 
     def begin_backward(self) -> None:
         self.t.taken = self.taken
@@ -55,14 +65,19 @@ class Buckets(Around):
         self.large = None
         if not self.bucket:
             why = "gradients on their way to be reduced: zero_reduce_bucket"
-            self.bucket = [self._alloc("reduce bucket", (self.size,), self.dtype, why) for _ in range(2 if self.rank.overlaps else 1)]
+            self.bucket = [
+                self._alloc("reduce bucket", (self.size,), self.dtype, why)
+                for _ in range(2 if self.rank.overlaps else 1)
+            ]
             if self.rank.stage == 2:
                 self._partition()
         if self.rank.stage == 2:
             self.drop(leaf)
 
     def drop(self, leaf: Tensor) -> None:
-        """The gradient is a view of the bucket now; one that is larger than it stays until it is reduced, with the next one."""
+        """The gradient is a view of the bucket now; one that is larger than it stays until it is reduced,
+        with the next one.
+        """
         elements = self.elements(leaf)
         if elements > self.size:
             self.large = leaf.grad
@@ -86,7 +101,16 @@ class Buckets(Around):
         for index, change in self.t.log:
             left.update({index: change} if index >= 0 else change)
         wholes = {f"{name} gradient" for name in self.names}
-        self.t.log.append((-1, {index: -count for index, count in left.items() if count and self.t.infos[index].name in wholes}))
+        self.t.log.append(
+            (
+                -1,
+                {
+                    index: -count
+                    for index, count in left.items()
+                    if count and self.t.infos[index].name in wholes
+                },
+            )
+        )
 
     def begin_optimizer(self) -> list[Tensor]:
         """The partition flattened once more, then in fp32, which is the gradient that the optimizer sees."""
@@ -94,12 +118,20 @@ class Buckets(Around):
             self.own = None
             return []
         sizes = [t.elements for t in self.rank.partitions()]
-        return self.widened(max(sizes, key=lambda size: size.evaluate({"R": self.setup.rank})), len(sizes) > 1)
+        return self.widened(
+            max(sizes, key=lambda size: size.evaluate({"R": self.setup.rank})), len(sizes) > 1
+        )
 
     def widened(self, elements: Expr, keep: bool) -> list[Tensor]:
         """fp32 gradients of a group; the partition stays while another group has views of it."""
-        flat = self._alloc("flat gradients", (elements,), self.dtype, "of one group of the partition") if self.dtype != "float32" else None
-        wide = self._alloc("fp32 gradients", (elements,), "float32", "of one group of the partition", "gradients")
+        flat = (
+            self._alloc("flat gradients", (elements,), self.dtype, "of one group of the partition")
+            if self.dtype != "float32"
+            else None
+        )
+        wide = self._alloc(
+            "fp32 gradients", (elements,), "float32", "of one group of the partition", "gradients"
+        )
         del flat
         own, self.own = self.own, None
         return [wide, own] if keep and own is not None else [wide]
@@ -107,13 +139,23 @@ class Buckets(Around):
     def _partition(self) -> None:
         if not self.rank.offloaded:
             size = total(t.elements for t in self.rank.partitions()) + self._across()
-            self.own = self._alloc("gradients of this rank's partition", (size,), self.dtype, "whole tensors", "gradients")
+            self.own = self._alloc(
+                "gradients of this rank's partition", (size,), self.dtype, "whole tensors", "gradients"
+            )
 
     def _across(self) -> Expr:
-        """Elements of the tensor that lies across the beginning of the last partition, as far as they are another rank's."""
+        """Elements of the tensor that lies across the beginning of the last partition, as far as they are
+        another rank's.
+        """
         more = 0
         for (_, group), flat in zip(self.rank.groups(), self.rank.partitions(), strict=True):
-            sizes = sorted(((place, order, self.rank.count(t)) for order, t in enumerate(group) for place in self.rank.places(t)))
+            sizes = sorted(
+                (
+                    (place, order, self.rank.count(t))
+                    for order, t in enumerate(group)
+                    for place in self.rank.places(t)
+                )
+            )
             wanted = flat.elements.evaluate({"R": self.setup.rank})
             padding = wanted * self.rank.ranks - sum(size for _, _, size in sizes)
             held = 0
@@ -122,7 +164,9 @@ class Buckets(Around):
             more += held + padding - wanted
         return const(more)
 
-    def _alloc(self, name: str, shape: tuple[Expr | int, ...], dtype: str, why: str, component: str = "temporaries") -> Tensor:
+    def _alloc(
+        self, name: str, shape: tuple[Expr | int, ...], dtype: str, why: str, component: str = "temporaries"
+    ) -> Tensor:
         scope, self.t.scope = self.t.scope, ""
         made = self.t.alloc(name, shape, dtype, why, component)
         self.t.scope = scope

@@ -1,10 +1,11 @@
 """What ZeRO-3 has gathered at once: its coordinator's decisions over one step, module by module.
 
-Written after deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py (`fetch_sub_module`, `release_sub_module`,
-`__params_to_release`) and partition_parameters.py (`AllGatherCoalescedHandle`): a module's parameters are gathered before it runs, later
-ones ahead, up to `prefetch_bucket` more with every module until `live_parameters` are there; one is kept after its module where it is used
-again within `reuse_distance` elements. Several that are gathered together arrive in one flat buffer and are copied out of it; the buffer
-goes when the last of them was waited for.
+Written after deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py (`fetch_sub_module`,
+`release_sub_module`, `__params_to_release`) and partition_parameters.py (`AllGatherCoalescedHandle`): a
+module's parameters are gathered before it runs, later ones ahead, up to `prefetch_bucket` more with every
+module until `live_parameters` are there; one is kept after its module where it is used again within
+`reuse_distance` elements. Several that are gathered together arrive in one flat buffer and are copied out of
+it; the buffer goes when the last of them was waited for.
 """
 
 from __future__ import annotations
@@ -40,9 +41,15 @@ class Fetched:
 
 
 def fetched(blocks: Sequence[tuple[Sequence[Module], bool]], limits: Limits) -> Fetched:
-    """`blocks`: runs of modules in forward order, and whether the backward recomputes them first (a checkpointed layer)."""
+    """`blocks`: runs of modules in forward order, and whether the backward recomputes them first (a
+    checkpointed layer).
+    """
     forward = [module for block, _ in blocks for module in block]
-    backward = [module for block, recomputed in reversed(blocks) for module in (*(block if recomputed else ()), *reversed(block))]
+    backward = [
+        module
+        for block, recomputed in reversed(blocks)
+        for module in (*(block if recomputed else ()), *reversed(block))
+    ]
     peaks = list(_walk([*forward, *backward], limits))
     return Fetched(max(peaks[: len(forward)], default=0), max(peaks[len(forward) :], default=0))
 
@@ -89,7 +96,9 @@ class _State:
     """Which parameters are there, in flat buffers or on their own."""
 
     def __init__(self) -> None:
-        self.waiting: dict[Parameter, list[Parameter]] = {}  # the group that each was gathered with, until it is waited for
+        self.waiting: dict[
+            Parameter, list[Parameter]
+        ] = {}  # the group that each was gathered with, until it is waited for
         self.copied: dict[Parameter, None] = {}
         self.flat = 0
         self.copies = 0

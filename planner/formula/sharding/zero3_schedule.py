@@ -1,7 +1,9 @@
-"""ZeRO's stage 3 on the tape: gathered parameters in each pass, gradients through the bucket that is always there.
+"""ZeRO's stage 3 on the tape: gathered parameters in each pass, gradients through the bucket that is always
+there.
 
-Read in deepspeed 0.19.8 runtime/zero/stage3.py: `__add_grad_to_ipg_bucket`, `__avg_scatter_grads` (its reduce-scatter interleaves the
-bucket's gradients in a copy, runtime/comm/coalesced_collectives.py), `_prepare_fp32_grad_for_sub_group`.
+Read in deepspeed 0.19.8 runtime/zero/stage3.py: `__add_grad_to_ipg_bucket`, `__avg_scatter_grads` (its
+reduce-scatter interleaves the bucket's gradients in a copy, runtime/comm/coalesced_collectives.py),
+`_prepare_fp32_grad_for_sub_group`.
 """
 
 from __future__ import annotations
@@ -53,14 +55,22 @@ class Gathered(Buckets):
         if self.rank.offloaded:
             return []
         largest = max(t.elements.evaluate({"R": self.setup.rank}) for t in self.rank.partitions())
-        return self.widened(const(min(largest, self.setup.zero_sub_group + self.rank.largest() // self.rank.ranks)), keep=False)
+        return self.widened(
+            const(min(largest, self.setup.zero_sub_group + self.rank.largest() // self.rank.ranks)),
+            keep=False,
+        )
 
     def _interleaved(self) -> None:
-        copy = self._alloc("gradients interleaved by rank", (min(self.size, self.total),), self.dtype, "a copy of the bucket")
+        copy = self._alloc(
+            "gradients interleaved by rank", (min(self.size, self.total),), self.dtype, "a copy of the bucket"
+        )
         del copy
 
     def _live(self, elements: int) -> Tensor:
-        why = "what computes, what is prefetched and what is used again soon: zero_prefetch_bucket, zero_reuse_distance"
+        why = (
+            "what computes, what is prefetched and what is used again soon: zero_prefetch_bucket, "
+            "zero_reuse_distance"
+        )
         return self._alloc("gathered parameters", (elements,), self.dtype, why)
 
     def _most(self) -> Fetched:
@@ -71,12 +81,18 @@ class Gathered(Buckets):
                 continue
             for place in self.rank.places(tensor):
                 module = tensor.name.rpartition(".")[0]
-                blocks.setdefault(place, {}).setdefault(module, []).append(Parameter(self.rank.gathered_elements(tensor)))
+                blocks.setdefault(place, {}).setdefault(module, []).append(
+                    Parameter(self.rank.gathered_elements(tensor))
+                )
         checkpointed = self.setup.checkpointing != "none"
         runs: list[tuple[list[Module], bool]] = []
         for place in sorted(blocks):
             inside = 0 <= place < self.rank.spec.depth
             recomputed = checkpointed and inside and place % self.setup.checkpoint_every == 0
             runs.append(([tuple(module) for module in blocks[place].values()], recomputed))
-        limits = Limits(self.rank.bucket("zero_prefetch_bucket"), self.setup.zero_live_parameters, self.setup.zero_reuse_distance)
+        limits = Limits(
+            self.rank.bucket("zero_prefetch_bucket"),
+            self.setup.zero_live_parameters,
+            self.setup.zero_reuse_distance,
+        )
         return fetched(runs, limits)

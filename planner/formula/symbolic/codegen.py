@@ -1,6 +1,7 @@
 """Symbolic sizes as code: one walk, two languages.
 
-Three evaluators agree exactly: Python ints, NumPy int64 arrays (object arrays where a value could pass 2^63), and JavaScript on BigInt.
+Three evaluators agree exactly: Python ints, NumPy int64 arrays (object arrays where a value could pass 2^63),
+and JavaScript on BigInt.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ class _Emitter:
         parts = []
         for monomial, coefficient in expr.terms.items():
             name = self.monomial(monomial) if monomial else ""
-            parts.append(self.number(coefficient) if not monomial else name if coefficient == 1 else f"{self.number(coefficient)} * {name}")
+            parts.append(
+                self.number(coefficient)
+                if not monomial
+                else name
+                if coefficient == 1
+                else f"{self.number(coefficient)} * {name}"
+            )
         return " + ".join(parts) or self.number(0)
 
     def monomial(self, monomial: Monomial) -> str:
@@ -66,9 +73,11 @@ class _Emitter:
 
 
 def compile_python(exprs: Sequence[Expr], symbols: Sequence[str], largest: bool = False) -> Any:
-    """A function of the symbols, in that order, that returns the tuple of values, or their `largest`. It takes ints or NumPy arrays.
+    """A function of the symbols, in that order, that returns the tuple of values, or their `largest`. It
+    takes ints or NumPy arrays.
 
-    Arrays are exact only below 2^63: `grid` checks that before it calls. The code is made of numbers and of names given here, nothing else.
+    Arrays are exact only below 2^63: `grid` checks that before it calls. The code is made of numbers and of
+    names given here, nothing else.
     """
     emitter = _Emitter(_PYTHON, symbols)
     results = [emitter.expr(expr) for expr in exprs]
@@ -85,7 +94,9 @@ def compile_python(exprs: Sequence[Expr], symbols: Sequence[str], largest: bool 
 
 
 def javascript(exprs: Sequence[Expr], symbols: Sequence[str]) -> str:
-    """A JavaScript arrow function of BigInt arguments, in that order, that returns an array of BigInt: exact at any size."""
+    """A JavaScript arrow function of BigInt arguments, in that order, that returns an array of BigInt: exact
+    at any size.
+    """
     emitter = _Emitter(_JAVASCRIPT, symbols)
     results = [emitter.expr(expr) for expr in exprs]
     lines = ["  const _max = (a, b) => (a > b ? a : b);", *emitter.lines]
@@ -101,9 +112,11 @@ def _largest(a: Any, b: Any) -> Any:
 
 
 def grid(exprs: Sequence[Expr], values: Mapping[str, Any], largest: bool = False) -> list[Any]:
-    """The values of expressions (or the `largest` alone) over arrays that broadcast together: int64 where all are below 2^62, else objects.
+    """The values of expressions (or the `largest` alone) over arrays that broadcast together: int64 where all
+    are below 2^62, else objects.
 
-    The bound is the sum of the absolute terms at the largest value of each symbol, which no intermediate result can pass.
+    The bound is the sum of the absolute terms at the largest value of each symbol, which no intermediate
+    result can pass.
     """
     import numpy
 
@@ -124,6 +137,10 @@ def _bound(expr: Expr, largest: Mapping[str, int]) -> int:
         size = abs(coefficient)
         for atom in monomial:
             operands = getattr(atom, "operands", ())
-            size *= max(_bound(operand, largest) for operand in operands) // atom.divisor + 1 if operands else largest[atom]  # type: ignore[attr-defined]
+            size *= (
+                max(_bound(operand, largest) for operand in operands) // atom.divisor + 1
+                if operands
+                else largest[atom]
+            )  # type: ignore[attr-defined]
         total += size
     return total

@@ -1,7 +1,9 @@
-"""Symbolic sizes: integer expressions in a few positive integers (B micro-batch, S sequence length, R rank, ...).
+"""Symbolic sizes: integer expressions in a few positive integers (B micro-batch, S sequence length, R rank,
+...).
 
-An expression is a sum of monomials with integer coefficients over *atoms*: a symbol, a ceil-division or a max. It is immutable and
-canonical (equal polynomials are equal objects by `==`). A formula is written once, as expressions; emit.py turns them into code.
+An expression is a sum of monomials with integer coefficients over *atoms*: a symbol, a ceil-division or a
+max. It is immutable and canonical (equal polynomials are equal objects by `==`). A formula is written once,
+as expressions; emit.py turns them into code.
 """
 
 from __future__ import annotations
@@ -14,20 +16,26 @@ Sized = Union["Expr", int]
 
 
 class Atom(str):
-    """An indivisible factor of a monomial: a symbol (no operands), `ceil` of operands[0] / divisor, or `max` of the operands."""
+    """An indivisible factor of a monomial: a symbol (no operands), `ceil` of operands[0] / divisor, or `max`
+    of the operands.
+    """
 
     kind: str
     operands: tuple[Expr, ...]
     divisor: int
 
-    def __new__(cls, text: str, kind: str = "symbol", operands: tuple[Expr, ...] = (), divisor: int = 1) -> Atom:
+    def __new__(
+        cls, text: str, kind: str = "symbol", operands: tuple[Expr, ...] = (), divisor: int = 1
+    ) -> Atom:
         atom = super().__new__(cls, text)
         atom.kind, atom.operands, atom.divisor = kind, operands, divisor
         return atom
 
 
 class Expr:
-    """A polynomial with integer coefficients over atoms: `terms` maps a sorted tuple of atoms to its coefficient, zeros left out."""
+    """A polynomial with integer coefficients over atoms: `terms` maps a sorted tuple of atoms to its
+    coefficient, zeros left out.
+    """
 
     __slots__ = ("_hash", "terms")
 
@@ -101,11 +109,13 @@ class Expr:
         return {str(a) for monomial in self.terms for atom in monomial for a in _leaves(atom)}
 
     def covers(self, other: Expr) -> bool:
-        """True where no coefficient of `other` is larger: then self >= other for all atoms >= 0. False says nothing."""
+        """True where no coefficient of `other` is larger: then self >= other for all atoms >= 0. False says
+        nothing.
+        """
         mine = self.terms
-        return all(coefficient <= mine.get(monomial, 0) for monomial, coefficient in other.terms.items()) and all(
-            coefficient >= 0 for monomial, coefficient in mine.items() if monomial not in other.terms
-        )
+        return all(
+            coefficient <= mine.get(monomial, 0) for monomial, coefficient in other.terms.items()
+        ) and all(coefficient >= 0 for monomial, coefficient in mine.items() if monomial not in other.terms)
 
 
 def symbol(name: str) -> Expr:
@@ -142,7 +152,9 @@ def total(parts: Iterable[Sized]) -> Expr:
 
 
 def ceil_div(value: Sized, divisor: int) -> Expr:
-    """ceil(value / divisor) for a positive divisor; folded where it divides every coefficient, or where value is a number."""
+    """ceil(value / divisor) for a positive divisor; folded where it divides every coefficient, or where value
+    is a number.
+    """
     if divisor < 1:
         raise ValueError(f"divisor {divisor}: expected a positive integer")
     expr = as_expr(value)

@@ -1,4 +1,6 @@
-"""Gradient checkpointing on the tape, as torch/utils/checkpoint.py (2.13) does it: non-reentrant with early stop, and reentrant."""
+"""Gradient checkpointing on the tape, as torch/utils/checkpoint.py (2.13) does it: non-reentrant with early
+stop, and reentrant.
+"""
 
 from __future__ import annotations
 
@@ -78,14 +80,18 @@ class _Held(_Holder):
 
 
 def _on_host(tape: Tape, given: Tensor) -> Tensor:
-    """The same tensor without device bytes: save_on_cpu keeps it in pinned host memory (transformers 5.23 modeling_utils.py)."""
+    """The same tensor without device bytes: save_on_cpu keeps it in pinned host memory (transformers 5.23
+    modeling_utils.py).
+    """
     tape.host = tape.host + tape.size(given.shape, given.dtype) * tape.times
     return Tensor(None, given.shape, given.dtype, given.edge(), given.requires_grad, given.name)
 
 
 def _back(tape: Tape, given: Tensor) -> Tensor:
     """Copied to the device again for the recomputation."""
-    made = tape.alloc("layer input brought back", given.shape, given.dtype, "offloaded between forward and backward")
+    made = tape.alloc(
+        "layer input brought back", given.shape, given.dtype, "offloaded between forward and backward"
+    )
     return Tensor(made.buffer, given.shape, given.dtype, given.node, given.requires_grad, given.name)
 
 
@@ -116,15 +122,24 @@ def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> l
     tape.sequence += 1
 
     def backward(tape: Tape, node: Node, grad: Tensor) -> list[Tensor | None]:
-        kept = tape.alloc("layer input brought back", shape, dtype, "offloaded before").buffer if offload else node.saved[0]
-        zeros = [tape.alloc("zero gradient", *each, "of what the layer returns beside its output") for each in besides]
+        kept = (
+            tape.alloc("layer input brought back", shape, dtype, "offloaded before").buffer
+            if offload
+            else node.saved[0]
+        )
+        zeros = [
+            tape.alloc("zero gradient", *each, "of what the layer returns beside its output")
+            for each in besides
+        ]
         leaf = Tensor(kept, shape, dtype, None, True, "layer input")
         del kept
         enabled, tape.grad_enabled = tape.grad_enabled, True
         casts, tape.casts = tape.casts, {} if tape.casts is not None else None
         again = body(leaf)
         tape.grad_enabled, tape.casts = enabled, casts
-        tape.backward(again[0], Tensor(grad.buffer, grad.shape, grad.dtype), tuple(zip(again[1:], zeros, strict=True)))
+        tape.backward(
+            again[0], Tensor(grad.buffer, grad.shape, grad.dtype), tuple(zip(again[1:], zeros, strict=True))
+        )
         return [Tensor(leaf.grad.buffer, shape, dtype) if leaf.grad is not None else None]
 
     node = Node("checkpoint", tape.sequence, (given.edge(),), backward, ((shape, dtype),))
@@ -136,4 +151,7 @@ def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> l
     return out
 
 
-CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor, bool], list[Tensor]]] = {"non_reentrant": non_reentrant, "reentrant": reentrant}
+CHECKPOINTS: dict[str, Callable[[Tape, Body, Tensor, bool], list[Tensor]]] = {
+    "non_reentrant": non_reentrant,
+    "reentrant": reentrant,
+}

@@ -1,4 +1,6 @@
-"""The graph that a tape grows: buffers that count their own births and deaths, tensors that look at them, nodes that lead back."""
+"""The graph that a tape grows: buffers that count their own births and deaths, tensors that look at them,
+nodes that lead back.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is 
 
 @dataclass(slots=True)
 class Info:
-    """What the rows say of a buffer. `component` None: activations where something saved it, else temporaries."""
+    """What the rows say of a buffer. `component` None: activations where something saved it, else
+    temporaries.
+    """
 
     name: str
     shape: Shape
@@ -58,17 +62,39 @@ class Tensor:
     __slots__ = ("buffer", "dtype", "grad", "leaf", "name", "node", "requires_grad", "shape", "viewed")
 
     def __init__(
-        self, buffer: Buffer | None, shape: Shape, dtype: str, node: Node | None = None, requires_grad: bool = False, name: str = ""
+        self,
+        buffer: Buffer | None,
+        shape: Shape,
+        dtype: str,
+        node: Node | None = None,
+        requires_grad: bool = False,
+        name: str = "",
     ) -> None:
-        self.buffer, self.shape, self.dtype, self.node, self.requires_grad, self.name = buffer, shape, dtype, node, requires_grad, name
-        self.viewed = False  # of a gradient: another tensor's view, which keeps that tensor, so that nothing is added to it in place
+        self.buffer, self.shape, self.dtype, self.node, self.requires_grad, self.name = (
+            buffer,
+            shape,
+            dtype,
+            node,
+            requires_grad,
+            name,
+        )
+        # of a gradient: another tensor's view, which keeps that tensor, so that nothing is added to it in
+        # place
+        self.viewed = False
         self.grad: Tensor | None = None
-        self.leaf: Callable[[], Node | None] | None = None  # a weak reference: the graph owns its accumulation nodes
+        self.leaf: Callable[[], Node | None] | None = (
+            None  # a weak reference: the graph owns its accumulation nodes
+        )
 
     def view(self, *shape: Sized) -> Tensor:
         """The same bytes and the same place in the graph under another shape (a view node costs nothing)."""
         return Tensor(
-            self.buffer, shape, self.dtype, self.node if self.node or not self.requires_grad else self.edge(), self.requires_grad, self.name
+            self.buffer,
+            shape,
+            self.dtype,
+            self.node if self.node or not self.requires_grad else self.edge(),
+            self.requires_grad,
+            self.name,
         )
 
     def detach(self) -> Tensor:
@@ -91,20 +117,48 @@ class Tensor:
         return self.buffer is None or sys.getrefcount(self.buffer) > 2
 
 
-Backward = Callable[[Any, "Node", Tensor], Sequence[Tensor | None]]  # (the tape, the node, the incoming gradient)
+Backward = Callable[
+    [Any, "Node", Tensor], Sequence[Tensor | None]
+]  # (the tape, the node, the incoming gradient)
 
 
 class Node:
-    """One operation of the graph: where its gradients go, what it saved, and how it makes its inputs' gradients."""
+    """One operation of the graph: where its gradients go, what it saved, and how it makes its inputs'
+    gradients.
+    """
 
-    __slots__ = ("__weakref__", "backward", "edges", "kept", "metas", "name", "saved", "scope", "sequence", "target")
+    __slots__ = (
+        "__weakref__",
+        "backward",
+        "edges",
+        "kept",
+        "metas",
+        "name",
+        "saved",
+        "scope",
+        "sequence",
+        "target",
+    )
 
     def __init__(
-        self, name: str, sequence: int, edges: tuple[Node | None, ...], backward: Backward | None, metas: tuple[tuple[Shape, str], ...]
+        self,
+        name: str,
+        sequence: int,
+        edges: tuple[Node | None, ...],
+        backward: Backward | None,
+        metas: tuple[tuple[Shape, str], ...],
     ) -> None:
-        self.name, self.sequence, self.edges, self.backward, self.metas = name, sequence, edges, backward, metas
+        self.name, self.sequence, self.edges, self.backward, self.metas = (
+            name,
+            sequence,
+            edges,
+            backward,
+            metas,
+        )
         self.saved: list[Any] = []
-        self.kept: list[Buffer] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node
+        self.kept: list[
+            Buffer
+        ] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node
         self.target: Tensor | None = None
         self.scope = ""
 

@@ -1,8 +1,10 @@
-"""What each operation saves for its backward pass, what it makes, and what it needs while it runs (torch 2.13).
+"""What each operation saves for its backward pass, what it makes, and what it needs while it runs (torch
+2.13).
 
-Saved tensors and gradient formulas: tools/autograd/derivatives.yaml and csrc/autograd/FunctionsManual.cpp. C++ temporaries live to the end
-of the full expression, which is why a formula such as pow's holds three tensors at once. Gradients are made in the dtype that the formula
-gives; the engine then sums them over broadcast dimensions and casts them to the input's dtype.
+Saved tensors and gradient formulas: tools/autograd/derivatives.yaml and csrc/autograd/FunctionsManual.cpp.
+C++ temporaries live to the end of the full expression, which is why a formula such as pow's holds three
+tensors at once. Gradients are made in the dtype that the formula gives; the engine then sums them over
+broadcast dimensions and casts them to the input's dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ Grads = Sequence[Tensor | None]
 
 
 def promote(a: str, b: str) -> str:
-    """The dtype of an operation on two floating dtypes: the wider one, float32 for the two 16-bit ones together."""
+    """The dtype of an operation on two floating dtypes: the wider one, float32 for the two 16-bit ones
+    together.
+    """
     if a == b:
         return a
     return "float32"
@@ -27,9 +31,10 @@ def _alias(tensor: Tensor) -> Tensor:
     return Tensor(tensor.buffer, tensor.shape, tensor.dtype)
 
 
-# ---- elementwise ----------------------------------------------------------------------------------------------------------------------
+# ---- elementwise -------------------------------------------------------------------------------------------
 
-# kind: (what its gradient reads, how many extra tensors of the output's size the gradient formula holds beside the result)
+# kind: (what its gradient reads, how many extra tensors of the output's size the gradient formula holds
+# beside the result)
 UNARY: dict[str, tuple[str, int]] = {
     "silu": ("input", 0),
     "gelu": ("input", 0),
@@ -52,13 +57,25 @@ def unary(t: Tape, kind: str, x: Tensor, name: str = "") -> Tensor:
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         if reads == "alias":
             return [_alias(grad)]
-        held = [t.alloc(f"{kind} gradient formula", grad.shape, grad.dtype, "a factor of the gradient formula") for _ in range(extra)]
+        held = [
+            t.alloc(f"{kind} gradient formula", grad.shape, grad.dtype, "a factor of the gradient formula")
+            for _ in range(extra)
+        ]
         result = t.alloc(f"gradient of {kind}'s input", grad.shape, grad.dtype, "grad times the derivative")
         del held
         return [result]
 
     saves = (x,) if reads == "input" else (_NUMBER,) if reads == "number" else ()
-    return t.op(kind, (x,), x.shape, x.dtype, saves=saves, saves_output=reads == "output", backward=backward, name=name)
+    return t.op(
+        kind,
+        (x,),
+        x.shape,
+        x.dtype,
+        saves=saves,
+        saves_output=reads == "output",
+        backward=backward,
+        name=name,
+    )
 
 
 _NUMBER = Tensor(None, (), "float64")
@@ -66,7 +83,14 @@ _NUMBER = Tensor(None, (), "float64")
 
 def add(t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = None) -> Tensor:
     """a + b: saves nothing; both gradients are the incoming one."""
-    return t.op("add", (a, b), shape or a.shape, promote(a.dtype, b.dtype), backward=lambda t, n, g: [_alias(g), _alias(g)], name=name)
+    return t.op(
+        "add",
+        (a, b),
+        shape or a.shape,
+        promote(a.dtype, b.dtype),
+        backward=lambda t, n, g: [_alias(g), _alias(g)],
+        name=name,
+    )
 
 
 def add_in_place(t: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -74,27 +98,47 @@ def add_in_place(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     return t.op("add_", (a, b), a.shape, a.dtype, backward=lambda t, n, g: [_alias(g), _alias(g)], alias=a)
 
 
-def mul(t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = None, dtype: str | None = None) -> Tensor:
+def mul(
+    t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = None, dtype: str | None = None
+) -> Tensor:
     """a * b: saves each factor that the other's gradient reads."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         wide = [promote(grad.dtype, b_dtype), promote(grad.dtype, a_dtype)]
         return [
-            t.alloc("gradient of a factor", grad.shape, wide[i], "grad times the other factor") if node.needs(i) else None for i in (0, 1)
+            t.alloc("gradient of a factor", grad.shape, wide[i], "grad times the other factor")
+            if node.needs(i)
+            else None
+            for i in (0, 1)
         ]
 
     a_dtype, b_dtype = a.dtype, b.dtype
     saves = ([a] if b.requires_grad else []) + ([b] if a.requires_grad else [])
-    return t.op("mul", (a, b), shape or a.shape, dtype or promote(a.dtype, b.dtype), saves=saves, backward=backward, name=name)
+    return t.op(
+        "mul",
+        (a, b),
+        shape or a.shape,
+        dtype or promote(a.dtype, b.dtype),
+        saves=saves,
+        backward=backward,
+        name=name,
+    )
 
 
 def divide(t: Tape, a: Tensor, b: Tensor, name: str = "") -> Tensor:
-    """a / b: saves the divisor, and the dividend where the divisor is trained, whose gradient -grad * ((a / b) / b) holds four tensors."""
+    """a / b: saves the divisor, and the dividend where the divisor is trained, whose gradient -grad * ((a /
+    b) / b) holds four tensors.
+    """
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None]
         if node.needs(1):  # the divisor's comes first
-            held = [t.alloc("divisor gradient formula", grad.shape, grad.dtype, "a factor of -grad * ((a / b) / b)") for _ in range(3)]
+            held = [
+                t.alloc(
+                    "divisor gradient formula", grad.shape, grad.dtype, "a factor of -grad * ((a / b) / b)"
+                )
+                for _ in range(3)
+            ]
             grads[1] = t.alloc("gradient of the divisor", grad.shape, grad.dtype, "before it is summed")
             del held
         if node.needs(0):
@@ -102,7 +146,9 @@ def divide(t: Tape, a: Tensor, b: Tensor, name: str = "") -> Tensor:
         return grads
 
     saves = ([b] if a.requires_grad or b.requires_grad else []) + ([a] if b.requires_grad else [])
-    return t.op("divide", (a, b), a.shape, promote(a.dtype, b.dtype), saves=saves, backward=backward, name=name)
+    return t.op(
+        "divide", (a, b), a.shape, promote(a.dtype, b.dtype), saves=saves, backward=backward, name=name
+    )
 
 
 def cast(t: Tape, x: Tensor, dtype: str, name: str = "") -> Tensor:
@@ -122,8 +168,12 @@ def cast(t: Tape, x: Tensor, dtype: str, name: str = "") -> Tensor:
 
 
 def copy(t: Tape, x: Tensor, name: str, why: str = "", shape: Shape | None = None) -> Tensor:
-    """A contiguous copy (clone, contiguous, reshape of a transposed tensor): saves nothing; its gradient is a view of the incoming one."""
-    return t.op("copy", (x,), shape or x.shape, x.dtype, name=name, why=why, backward=lambda t, n, g: [_alias(g)])
+    """A contiguous copy (clone, contiguous, reshape of a transposed tensor): saves nothing; its gradient is a
+    view of the incoming one.
+    """
+    return t.op(
+        "copy", (x,), shape or x.shape, x.dtype, name=name, why=why, backward=lambda t, n, g: [_alias(g)]
+    )
 
 
 def mean(t: Tape, x: Tensor) -> Tensor:
@@ -134,25 +184,32 @@ def mean(t: Tape, x: Tensor) -> Tensor:
         (x,),
         (*shape[:-1], 1),
         x.dtype,
-        backward=lambda t, n, g: [t.alloc("gradient of mean's input", shape, g.dtype, "expanded and divided by the count")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of mean's input", shape, g.dtype, "expanded and divided by the count")
+        ],
     )
 
 
 def dropout(t: Tape, x: Tensor, p: float) -> Tensor:
-    """Dropout: CUDA's fused one saves a boolean mask, the CPU noise of the input's dtype; nothing for p = 0 or while not training.
+    """Dropout: CUDA's fused one saves a boolean mask, the CPU noise of the input's dtype; nothing for p = 0
+    or while not training.
 
     ATen/native/Dropout.cpp.
     """
     if p == 0 or not t.training:
         return x
-    mask = t.alloc("dropout mask", x.shape, "bool" if t.fused_dropout else x.dtype, "which elements were dropped")
+    mask = t.alloc(
+        "dropout mask", x.shape, "bool" if t.fused_dropout else x.dtype, "which elements were dropped"
+    )
     return t.op(
         "dropout",
         (x,),
         x.shape,
         x.dtype,
         saves=(mask,),
-        backward=lambda t, n, g: [t.alloc("gradient of dropout's input", g.shape, g.dtype, "grad times the mask")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of dropout's input", g.shape, g.dtype, "grad times the mask")
+        ],
     )
 
 
@@ -179,15 +236,22 @@ def part_of(t: Tape, x: Tensor, shape: Shape) -> Tensor:
         x.dtype,
         alias=x,
         backward=lambda t, n, g: [
-            t.alloc("gradient of a sliced tensor", whole, g.dtype, "zeros of the whole shape around the slice's gradient")
+            t.alloc(
+                "gradient of a sliced tensor",
+                whole,
+                g.dtype,
+                "zeros of the whole shape around the slice's gradient",
+            )
         ],
     )
 
 
 def split(t: Tape, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    """chunk / split / unbind: views. The gradients meet in one tensor of the whole shape, made when the last of them arrives.
+    """chunk / split / unbind: views. The gradients meet in one tensor of the whole shape, made when the last
+    of them arrives.
 
-    The pieces are one node with several outputs in torch; here each piece has a node, and a common node below makes the whole.
+    The pieces are one node with several outputs in torch; here each piece has a node, and a common node below
+    makes the whole.
     """
     whole = x.shape
     common = t.op(
@@ -196,17 +260,29 @@ def split(t: Tape, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         whole,
         x.dtype,
         alias=x,
-        backward=lambda t, n, g: [t.alloc("gradient of a split tensor", whole, g.dtype, "the pieces' gradients, concatenated")],
+        backward=lambda t, n, g: [
+            t.alloc("gradient of a split tensor", whole, g.dtype, "the pieces' gradients, concatenated")
+        ],
     )
     return [
-        t.op("piece", (common,), shape, x.dtype, alias=x, backward=lambda t, n, g: [Tensor(g.buffer, whole, g.dtype)]) for shape in shapes
+        t.op(
+            "piece",
+            (common,),
+            shape,
+            x.dtype,
+            alias=x,
+            backward=lambda t, n, g: [Tensor(g.buffer, whole, g.dtype)],
+        )
+        for shape in shapes
     ]
 
 
-# ---- matrix products ------------------------------------------------------------------------------------------------------------------
+# ---- matrix products ---------------------------------------------------------------------------------------
 
 
-def matmul(t: Tape, x: Tensor, weight: Tensor, shape: Shape, bias: Tensor | None = None, name: str = "") -> Tensor:
+def matmul(
+    t: Tape, x: Tensor, weight: Tensor, shape: Shape, bias: Tensor | None = None, name: str = ""
+) -> Tensor:
     """x @ weight^T (+ bias): saves x where the weight is trained, the weight where x wants a gradient."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
@@ -215,7 +291,9 @@ def matmul(t: Tape, x: Tensor, weight: Tensor, shape: Shape, bias: Tensor | None
             grads[1] = weight_grad = t.alloc("gradient of the weight", w_shape, grad.dtype, "grad^T @ input")
             weight_grad.viewed = True  # transposed back
         if node.needs(0):
-            grads[0] = x_grad = t.alloc("gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight")
+            grads[0] = x_grad = t.alloc(
+                "gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight"
+            )
             x_grad.viewed = len(x_shape) > 2  # a matrix product, seen in the input's shape
         if len(node.edges) > 2 and node.needs(2):
             grads[2] = _alias(grad)
@@ -232,7 +310,9 @@ def bmm(t: Tape, a: Tensor, b: Tensor, shape: Shape, name: str = "") -> Tensor:
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         return [
-            t.alloc("gradient of a matmul's input", s, grad.dtype, "grad @ the other factor") if node.needs(i) else None
+            t.alloc("gradient of a matmul's input", s, grad.dtype, "grad @ the other factor")
+            if node.needs(i)
+            else None
             for i, s in enumerate(shapes)
         ]
 
@@ -241,11 +321,13 @@ def bmm(t: Tape, a: Tensor, b: Tensor, shape: Shape, name: str = "") -> Tensor:
     return t.op("bmm", (a, b), shape, a.dtype, saves=saves, backward=backward, name=name)
 
 
-# ---- norms, embeddings, softmax -------------------------------------------------------------------------------------------------------
+# ---- norms, embeddings, softmax ----------------------------------------------------------------------------
 
 
 def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None, name: str = "") -> Tensor:
-    """The fused layer norm: saves its input, and mean and 1 / deviation per token in fp32 (ATen/native/cuda/layer_norm_kernel.cu)."""
+    """The fused layer norm: saves its input, and mean and 1 / deviation per token in fp32
+    (ATen/native/cuda/layer_norm_kernel.cu).
+    """
     rows = x.shape[:-1]
     mean_, rstd = (t.alloc(f"layer norm {what}", rows, "float32", "per token") for what in ("mean", "rstd"))
     shape = x.shape
@@ -253,30 +335,50 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None, n
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = (
-            [t.alloc("gradient of layer norm's input", shape, grad.dtype, "fused kernel")] if node.needs(0) else [None]
+            [t.alloc("gradient of layer norm's input", shape, grad.dtype, "fused kernel")]
+            if node.needs(0)
+            else [None]
         )
         for i, p in enumerate(names, 1):
             grads.append(t.alloc(f"{p[0]} gradient", p[1], p[2], "fused kernel") if node.needs(i) else None)
         return grads
 
     names = [(p.name, p.shape, p.dtype) for p in given]
-    return t.op("layer_norm", (x, *given), shape, x.dtype, saves=(x, mean_, rstd, *given), backward=backward, name=name)
+    return t.op(
+        "layer_norm",
+        (x, *given),
+        shape,
+        x.dtype,
+        saves=(x, mean_, rstd, *given),
+        backward=backward,
+        name=name,
+    )
 
 
 def embedding(t: Tape, ids: Tensor, weight: Tensor, shape: Shape, name: str, device: str = "cuda") -> Tensor:
     """Rows of a table: saves the ids; the gradient is a whole dense table (embedding_dense_backward).
 
-    Beyond 3,072 ids CUDA sums ten rows at most of equal ids in fp32 first (ATen/native/cuda/EmbeddingBackwardKernel.cu).
+    Beyond 3,072 ids CUDA sums ten rows at most of equal ids in fp32 first
+    (ATen/native/cuda/EmbeddingBackwardKernel.cu).
     """
     w_shape, w_name, i_shape = weight.shape, weight.name, ids.shape
     count = product(i_shape)
     partial = exceeds(count, 3072) * (ceil_div(maximum(count, 9) - 9, 10) + minimum(count, w_shape[0]))
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        order = [t.alloc("sorted ids", i_shape, "int64", "sorting the ids before the scatter") for _ in range(2)]
+        order = [
+            t.alloc("sorted ids", i_shape, "int64", "sorting the ids before the scatter") for _ in range(2)
+        ]
         table = t.alloc(f"{w_name} gradient", w_shape, grad.dtype, "a dense table: every row, used or not")
         if device == "cuda":
-            order.append(t.alloc("partial sums of the table's gradient", (partial, shape[-1]), "float32", "ten rows of equal ids each"))
+            order.append(
+                t.alloc(
+                    "partial sums of the table's gradient",
+                    (partial, shape[-1]),
+                    "float32",
+                    "ten rows of equal ids each",
+                )
+            )
         del order
         return [table]
 
@@ -286,17 +388,30 @@ def embedding(t: Tape, ids: Tensor, weight: Tensor, shape: Shape, name: str, dev
 def softmax_fp32(t: Tape, x: Tensor, device: str = "cuda") -> Tensor:
     """softmax(x, dtype=float32): saves its fp32 output.
 
-    For a float16 input CUDA fuses the cast (half_to_float, ATen/native/SoftMax.cpp); bfloat16 is first cast to an fp32 tensor. The backward
-    makes grad * output in full (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `grad * output`).
+    For a float16 input CUDA fuses the cast (half_to_float, ATen/native/SoftMax.cpp); bfloat16 is first cast
+    to an fp32 tensor. The backward makes grad * output in full (ATen/native/cuda/SoftMax.cu,
+    softmax_backward_cuda_out: `grad * output`).
     """
     source = x.dtype
     fused = source == "float16" and device == "cuda"
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        product = t.alloc("grad * softmax", grad.shape, grad.dtype, "a full-size temporary of the softmax gradient")
-        result = t.alloc("gradient of softmax's input", grad.shape, source if fused else grad.dtype, "the scores' gradient")
+        product = t.alloc(
+            "grad * softmax", grad.shape, grad.dtype, "a full-size temporary of the softmax gradient"
+        )
+        result = t.alloc(
+            "gradient of softmax's input", grad.shape, source if fused else grad.dtype, "the scores' gradient"
+        )
         del product
         return [result]
 
     wide = x if fused else cast(t, x, "float32", "fp32 scores")
-    return t.op("softmax", (wide,), x.shape, "float32", saves_output=True, backward=backward, name="attention probabilities")
+    return t.op(
+        "softmax",
+        (wide,),
+        x.shape,
+        "float32",
+        saves_output=True,
+        backward=backward,
+        name="attention probabilities",
+    )

@@ -1,7 +1,9 @@
-"""From a tape's log to the largest state of each moment: at given sizes (`largest`), or at any (`candidates`).
+"""From a tape's log to the largest state of each moment: at given sizes (`largest`), or at any
+(`candidates`).
 
-A state can be the largest only where a birth is followed by a death. Of those, a state is dropped where another one of the same moment is
-least as large for every value of the symbols (no coefficient is smaller): what is left is a handful, and the peak is their maximum.
+A state can be the largest only where a birth is followed by a death. Of those, a state is dropped where
+another one of the same moment is least as large for every value of the symbols (no coefficient is smaller):
+what is left is a handful, and the peak is their maximum.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Candidate:
 
 
 def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """For each moment the bytes of its largest state where the symbols have these values, and how many events of the log made it."""
+    """For each moment the bytes of its largest state where the symbols have these values, and how many events
+    of the log made it.
+    """
     known: dict[int, int] = {}  # by identity: a tape makes one expression for each shape and dtype
     sizes = []
     for info in tape.infos:
@@ -55,8 +59,10 @@ def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> 
         if value is None:
             value = known[id(info.size)] = info.size.evaluate(values)
         sizes.append(value)
-    changes = (sizes[index] * change if index >= 0 else sum([sizes[each] * count for each, count in change.items()])
-               for index, change in tape.log)  # fmt: skip
+    changes = (
+        sizes[index] * change if index >= 0 else sum([sizes[each] * count for each, count in change.items()])
+        for index, change in tape.log
+    )
     alive = [0, *accumulate(changes)]  # after so many events
     ends = [position for position, _ in tape.marks[1:]]
     best = dict.fromkeys(moments, (-1, 0))
@@ -69,14 +75,18 @@ def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> 
 
 
 def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[Candidate]]:
-    """The possible peaks of each moment. A moment that is marked several times (gradient accumulation) is one."""
+    """The possible peaks of each moment. A moment that is marked several times (gradient accumulation) is
+    one.
+    """
     kept = _positions(tape, moments)
     states = states_after(tape, {position for pairs in kept.values() for _, position in pairs})
     return {moment: [states[position] for _, position in pairs] for moment, pairs in kept.items()}
 
 
 def _positions(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[tuple[Terms, int]]]:
-    """For each moment the states that no other covers: bytes alive, and the position in the log (after that many events)."""
+    """For each moment the states that no other covers: bytes alive, and the position in the log (after that
+    many events).
+    """
     sizes = [info.size.terms for info in tape.infos]
     kept: dict[str, list[tuple[Terms, int]]] = {moment: [] for moment in moments}
     marks = [*tape.marks, (len(tape.log), "")]
@@ -143,7 +153,9 @@ def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     for index, count in alive.items():
         info = infos[index]
         component = _component(info)
-        why = f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
+        why = (
+            f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
+        )
         key = (info.name, info.shape, info.dtype, component, why)
         counts[key] += count
         sizes[key] = info.size

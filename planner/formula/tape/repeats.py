@@ -1,4 +1,6 @@
-"""Equal layers as blocks: what is walked once and repeated, so that a model of a hundred layers costs as much as one of a dozen."""
+"""Equal layers as blocks: what is walked once and repeated, so that a model of a hundred layers costs as much
+as one of a dozen.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ Step = TypeVar("Step")
 
 
 def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:
-    """The layers as blocks with how often each is repeated in a row: the first and last of a run alone, the middle as one."""
+    """The layers as blocks with how often each is repeated in a row: the first and last of a run alone, the
+    middle as one.
+    """
     blocks: list[tuple[list[Step], int]] = []
     i = 0
     while i < len(sequence):
@@ -24,10 +28,15 @@ def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:
 
 
 def _period(sequence: list[Step], start: int, longest: int = 8) -> tuple[int, int]:
-    """The shortest period with which the layers from `start` on repeat at least five times, and how many times they do."""
+    """The shortest period with which the layers from `start` on repeat at least five times, and how many
+    times they do.
+    """
     for period in range(1, longest + 1):
         repeats = 1
-        while sequence[start : start + period] == sequence[start + period * repeats : start + period * (repeats + 1)]:
+        while (
+            sequence[start : start + period]
+            == sequence[start + period * repeats : start + period * (repeats + 1)]
+        ):
             repeats += 1
         if repeats >= 5:
             return period, repeats

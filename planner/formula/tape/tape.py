@@ -1,11 +1,14 @@
-"""A symbolic autograd tape: tensors whose sizes are expressions, with PyTorch's rules for what lives how long.
+"""A symbolic autograd tape: tensors whose sizes are expressions, with PyTorch's rules for what lives how
+long.
 
-The walk of a model (layers.py) is ordinary Python code over `Tensor`s, in the order and with the local variables of the library that it
-describes. A tensor's bytes live as long as something refers to its `Buffer`: a local variable, a saved tensor, a gradient under way. Every
-birth and death goes into a log; peaks.py reads the largest states out of it. Equal layers are walked once and their effect repeated.
+The walk of a model (layers.py) is ordinary Python code over `Tensor`s, in the order and with the local
+variables of the library that it describes. A tensor's bytes live as long as something refers to its `Buffer`:
+a local variable, a saved tensor, a gradient under way. Every birth and death goes into a log; peaks.py reads
+the largest states out of it. Equal layers are walked once and their effect repeated.
 
-Lifetimes follow torch 2.13: csrc/autograd/engine.cpp (order by sequence number, inputs freed after a node, then its saved tensors),
-input_buffer.cpp (accumulation in place where nobody else holds the gradient), accumulate_grad.h (gradients are stolen, not copied).
+Lifetimes follow torch 2.13: csrc/autograd/engine.cpp (order by sequence number, inputs freed after a node,
+then its saved tensors), input_buffer.cpp (accumulation in place where nobody else holds the gradient),
+accumulate_grad.h (gradients are stolen, not copied).
 """
 
 from __future__ import annotations
@@ -18,7 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.formula.symbolic.expr import Expr, const, product
-from memplan.planner.formula.tape.nodes import FIRST, Backward, Buffer, Info, Node, Shape, Tensor, dependencies, mark_saved
+from memplan.planner.formula.tape.nodes import (
+    FIRST,
+    Backward,
+    Buffer,
+    Info,
+    Node,
+    Shape,
+    Tensor,
+    dependencies,
+    mark_saved,
+)
 from memplan.planner.tables.dtypes import itemsize
 
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
@@ -39,7 +52,9 @@ class Tape:
     """The log of one training step, and the switches that the rules read while they write it."""
 
     def __init__(self) -> None:
-        self.log: list[tuple[int, Any]] = []  # (buffer index, +1 / -1), or (-1, {index: count}) for repeated layers
+        self.log: list[
+            tuple[int, Any]
+        ] = []  # (buffer index, +1 / -1), or (-1, {index: count}) for repeated layers
         self.infos: list[Info] = []
         self.marks: list[tuple[int, str]] = []  # (position in the log, name of the moment that begins there)
         self.grad_enabled = True
@@ -53,10 +68,12 @@ class Tape:
         self.times = 1  # how many layers the one that is being walked stands for
         self.host: Expr = const(0)  # bytes that offloading puts in host memory
         self.casts: dict[int, Tensor] | None = None  # autocast's cache of weight copies
-        self.taken: Callable[[Tensor], None] | None = None  # what happens to a leaf whose gradient has just come
+        self.taken: Callable[[Tensor], None] | None = (
+            None  # what happens to a leaf whose gradient has just come
+        )
         self._sizes: dict[tuple[Shape, str], Expr] = {}
 
-    # ---- buffers ------------------------------------------------------------------------------------------------------------------
+    # ---- buffers -------------------------------------------------------------------------------------------
 
     def size(self, shape: Shape, dtype: str) -> Expr:
         """Bytes of a contiguous tensor."""
@@ -66,7 +83,9 @@ class Tape:
             known = self._sizes[key] = product((*shape, itemsize(dtype)))
         return known
 
-    def alloc(self, name: str, shape: Shape, dtype: str, why: str = "", component: str | None = None) -> Tensor:
+    def alloc(
+        self, name: str, shape: Shape, dtype: str, why: str = "", component: str | None = None
+    ) -> Tensor:
         """A new buffer and the tensor that holds it, outside the graph."""
         self.infos.append(Info(self.scope + name, shape, dtype, self.size(shape, dtype), why, component))
         return Tensor(Buffer(self, len(self.infos) - 1), shape, dtype, None, False, name)
@@ -87,7 +106,7 @@ class Tape:
     def mark(self, moment: str) -> None:
         self.marks.append((len(self.log), moment))
 
-    # ---- recording ----------------------------------------------------------------------------------------------------------------
+    # ---- recording -----------------------------------------------------------------------------------------
 
     def op(
         self,
@@ -103,15 +122,27 @@ class Tape:
         why: str = "",
         alias: Tensor | None = None,
     ) -> Tensor:
-        """Run one operation: save inputs, make the output (or alias a buffer), save the output, add a node where a gradient is wanted."""
+        """Run one operation: save inputs, make the output (or alias a buffer), save the output, add a node
+        where a gradient is wanted.
+        """
         node = None
         if self.grad_enabled and any([tensor.requires_grad for tensor in inputs]):
             self.sequence += 1
-            node = Node(kind, self.sequence, tuple(t.edge() for t in inputs), backward, tuple((t.shape, t.dtype) for t in inputs))
+            node = Node(
+                kind,
+                self.sequence,
+                tuple(t.edge() for t in inputs),
+                backward,
+                tuple((t.shape, t.dtype) for t in inputs),
+            )
             node.scope = self.scope
             for tensor in saves:
                 self.save(node, tensor)
-        out = alias.detach() if alias is not None else self.alloc(name or f"{kind} output", shape, dtype, why or f"made by {kind}")
+        out = (
+            alias.detach()
+            if alias is not None
+            else self.alloc(name or f"{kind} output", shape, dtype, why or f"made by {kind}")
+        )
         out.shape, out.dtype = shape, dtype
         if node is not None:
             out.node, out.requires_grad = node, True
@@ -146,11 +177,13 @@ class Tape:
         finally:
             self.scope = before
 
-    # ---- repetition ---------------------------------------------------------------------------------------------------------------
+    # ---- repetition ----------------------------------------------------------------------------------------
 
     @contextmanager
     def repeat(self, times: int) -> Iterator[None]:
-        """What is walked inside happens `times` times in a row: its net effect is repeated here, and again in the backward pass."""
+        """What is walked inside happens `times` times in a row: its net effect is repeated here, and again in
+        the backward pass.
+        """
         low, start, self.times = self.sequence + 1, len(self.log), times
         yield
         self.times = 1
@@ -182,7 +215,9 @@ class Tape:
                 net[index] += change
             else:
                 net.update(change)
-        change = {index: count * (times - 1) for index, count in net.items() if count and not self.infos[index].once}
+        change = {
+            index: count * (times - 1) for index, count in net.items() if count and not self.infos[index].once
+        }
         self.log.append((-1, change))
         return change
 
@@ -198,10 +233,11 @@ class Tape:
                 self._jump(region.start, region.times)
             self.regions.pop()
 
-    # ---- backward -----------------------------------------------------------------------------------------------------------------
+    # ---- backward ------------------------------------------------------------------------------------------
 
     def backward(self, root: Tensor, grad: Tensor, besides: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
-        """Run the graph below `root` as torch's engine does. Only the outermost call crosses repeated regions.
+        """Run the graph below `root` as torch's engine does. Only the outermost call crosses repeated
+        regions.
 
         `besides`: tensors inside that graph whose gradients start from more than nothing.
         """
@@ -215,7 +251,9 @@ class Tape:
 
     _running = 0
 
-    def _run(self, root: Tensor, grad: Tensor, outermost: bool, besides: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _run(
+        self, root: Tensor, grad: Tensor, outermost: bool, besides: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
         first = root.edge()
         if first is None:
             return
@@ -258,16 +296,25 @@ class Tape:
         held = [unpack(self) if callable(unpack := saved) else saved for saved in node.saved]
         self.scope = node.scope
         results = list(node.backward(self, node, incoming))
-        held.clear()  # what a checkpoint's hook brought back goes with the formula; the node's own saved tensors when it is done
+        # what a checkpoint's hook brought back goes with the formula; the node's own saved tensors when it is
+        # done
+        held.clear()
         for position, result in enumerate(results):
             if result is None or node.edges[position] is None:
                 results[position] = None
                 continue
             shape, dtype = node.metas[position]
             if result.shape != shape and self.size(result.shape, "int8") != self.size(shape, "int8"):
-                result = self.alloc(f"gradient of {node.name}'s input", shape, result.dtype, "summed over the broadcast dimensions")
+                result = self.alloc(
+                    f"gradient of {node.name}'s input",
+                    shape,
+                    result.dtype,
+                    "summed over the broadcast dimensions",
+                )
             if result.dtype != dtype:
-                result = self.alloc(f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype")
+                result = self.alloc(
+                    f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype"
+                )
             if result.buffer is incoming.buffer:
                 result.viewed = incoming.viewed or result.shape != incoming.shape
             results[position] = result
@@ -280,10 +327,14 @@ class Tape:
             pending[edge] = kept = Tensor(grad.buffer, grad.shape, grad.dtype)
             kept.viewed = grad.viewed
         elif old.shared or old.viewed:
-            pending[edge] = self.alloc("gradient sum", old.shape, old.dtype, "two gradients of one tensor added")
+            pending[edge] = self.alloc(
+                "gradient sum", old.shape, old.dtype, "two gradients of one tensor added"
+            )
 
     def _into_leaf(self, leaf: Tensor, grad: Tensor) -> None:
-        """Into a leaf: the first gradient is taken over, or copied where someone else holds it; later ones are added in place."""
+        """Into a leaf: the first gradient is taken over, or copied where someone else holds it; later ones
+        are added in place.
+        """
         if leaf.grad is None:
             self._take(leaf, grad)
         if self.taken is not None:

@@ -1,4 +1,6 @@
-"""What families are made of: attention, MLP and norm builders, and `assemble`, which turns layers into a ModelSpec."""
+"""What families are made of: attention, MLP and norm builders, and `assemble`, which turns layers into a
+ModelSpec.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,18 @@ from itertools import groupby
 from typing import Any, Literal
 
 from memplan.planner.inputs.families.fields import Fields
-from memplan.planner.inputs.spec import Attention, Dropouts, Extra, Layer, Linear, Mlp, ModelSpec, Norm, Position, Style
+from memplan.planner.inputs.spec import (
+    Attention,
+    Dropouts,
+    Extra,
+    Layer,
+    Linear,
+    Mlp,
+    ModelSpec,
+    Norm,
+    Position,
+    Style,
+)
 
 NormKind = Literal["rms", "layer"]
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -18,32 +31,65 @@ def hidden_of(c: Fields) -> int:
     return c.size("hidden_size", "n_embd", "n_embed")
 
 
-def norms(c: Fields, *rows: tuple[str, Position], kind: NormKind = "rms", weight: bool = True, bias: bool = False,
-          style: Style = "plain") -> tuple[Norm, ...]:  # fmt: skip
+def norms(
+    c: Fields,
+    *rows: tuple[str, Position],
+    kind: NormKind = "rms",
+    weight: bool = True,
+    bias: bool = False,
+    style: Style = "plain",
+) -> tuple[Norm, ...]:
     """One norm over the hidden size for each (name, position)."""
     size = hidden_of(c)
     return tuple(Norm(name, size, kind, weight, bias, position, style=style) for name, position in rows)
 
 
-def pre_norm(c: Fields, kind: NormKind = "rms", weight: bool = True, bias: bool = False, style: Style = "plain") -> tuple[Norm, ...]:
-    """Llama's pair: one norm before attention, one before the MLP (which transformers calls post_attention_layernorm)."""
-    rows: tuple[tuple[str, Position], ...] = (("input_layernorm", "input"), ("post_attention_layernorm", "pre_mlp"))
+def pre_norm(
+    c: Fields, kind: NormKind = "rms", weight: bool = True, bias: bool = False, style: Style = "plain"
+) -> tuple[Norm, ...]:
+    """Llama's pair: one norm before attention, one before the MLP (which transformers calls
+    post_attention_layernorm).
+    """
+    rows: tuple[tuple[str, Position], ...] = (
+        ("input_layernorm", "input"),
+        ("post_attention_layernorm", "pre_mlp"),
+    )
     return norms(c, *rows, kind=kind, weight=weight, bias=bias, style=style)
 
 
-def final_norm(c: Fields, name: str = "model.norm", kind: NormKind = "rms", weight: bool = True, bias: bool = False,
-               style: Style = "plain") -> Norm:  # fmt: skip
+def final_norm(
+    c: Fields,
+    name: str = "model.norm",
+    kind: NormKind = "rms",
+    weight: bool = True,
+    bias: bool = False,
+    style: Style = "plain",
+) -> Norm:
     return norms(c, (name, "final"), kind=kind, weight=weight, bias=bias, style=style)[0]
 
 
 def qk_norms(a: int, k: int, d: int, style: Style = "plain", prefix: str = "self_attn.") -> tuple[Norm, ...]:
     """An RMS norm over each head of q and of k, shared by the heads (Qwen 3, Gemma 3)."""
-    return (Norm(f"{prefix}q_norm", d, position="q", heads=a, style=style), Norm(f"{prefix}k_norm", d, position="k", heads=k, style=style))
+    return (
+        Norm(f"{prefix}q_norm", d, position="q", heads=a, style=style),
+        Norm(f"{prefix}k_norm", d, position="k", heads=k, style=style),
+    )
 
 
-def gqa(c: Fields, *, qkv_bias: bool = False, o_bias: bool = False, kv_default: int | None = None, head_dim: int | None = None,
-        assumed: int | None = None, window: int | None = None, out: str = "o_proj", kv: str | None = "num_key_value_heads",
-        own_dim: bool = True, **more: Any) -> Attention:  # fmt: skip
+def gqa(
+    c: Fields,
+    *,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    kv_default: int | None = None,
+    head_dim: int | None = None,
+    assumed: int | None = None,
+    window: int | None = None,
+    out: str = "o_proj",
+    kv: str | None = "num_key_value_heads",
+    own_dim: bool = True,
+    **more: Any,
+) -> Attention:
     """Separate q, k, v and output projections with rotary embedding."""
     hidden = hidden_of(c)
     a, k, d = c.heads(kv=kv, kv_default=kv_default, head_dim=head_dim, assumed=assumed, own_dim=own_dim)
@@ -58,7 +104,14 @@ def gqa(c: Fields, *, qkv_bias: bool = False, o_bias: bool = False, kv_default: 
     return Attention(a, k, d, linears, window=window, **more)
 
 
-def gated_mlp(c: Fields, *, bias: bool = False, intermediate: int | None = None, prefix: str = "mlp", activation: str | None = None) -> Mlp:
+def gated_mlp(
+    c: Fields,
+    *,
+    bias: bool = False,
+    intermediate: int | None = None,
+    prefix: str = "mlp",
+    activation: str | None = None,
+) -> Mlp:
     """gate_proj and up_proj to the intermediate size, down_proj back."""
     hidden, inner = hidden_of(c), intermediate or c.size("intermediate_size")
     linears = (
@@ -69,15 +122,29 @@ def gated_mlp(c: Fields, *, bias: bool = False, intermediate: int | None = None,
     return Mlp(inner, linears, activation=activation or c.activation("hidden_act", default="silu"))
 
 
-def plain_mlp(c: Fields, up: str, down: str, inner: int, activation: str, *, bias: bool,
-              kind: Literal["linear", "conv1d"] = "linear") -> Mlp:  # fmt: skip
+def plain_mlp(
+    c: Fields,
+    up: str,
+    down: str,
+    inner: int,
+    activation: str,
+    *,
+    bias: bool,
+    kind: Literal["linear", "conv1d"] = "linear",
+) -> Mlp:
     """Two linear layers with an activation between them."""
     hidden = hidden_of(c)
-    return Mlp(inner, (Linear(up, hidden, inner, bias, kind), Linear(down, inner, hidden, bias, kind)), gated=False, activation=activation)
+    return Mlp(
+        inner,
+        (Linear(up, hidden, inner, bias, kind), Linear(down, inner, hidden, bias, kind)),
+        gated=False,
+        activation=activation,
+    )
 
 
 def windows(c: Fields, count: int, default: int | None, slides: Callable[[int], bool]) -> list[int | None]:
-    """The sliding window of each layer: from layer_types where the config lists them, else where `slides(index)`.
+    """The sliding window of each layer: from layer_types where the config lists them, else where
+    `slides(index)`.
 
     `default` is the config class's sliding_window; an explicit null switches every window off.
     """
@@ -87,16 +154,30 @@ def windows(c: Fields, count: int, default: int | None, slides: Callable[[int], 
 
 
 def rotary_buffers(dim: int, prefix: str = "model.rotary_emb.") -> tuple[Extra, ...]:
-    """The float32 inverse frequencies that a rotary embedding keeps, twice (transformers 5: inv_freq and original_inv_freq)."""
-    return tuple(Extra(f"{prefix}{name}", ((dim + 1) // 2,), "buffer", "float32") for name in ("inv_freq", "original_inv_freq"))
+    """The float32 inverse frequencies that a rotary embedding keeps, twice (transformers 5: inv_freq and
+    original_inv_freq).
+    """
+    return tuple(
+        Extra(f"{prefix}{name}", ((dim + 1) // 2,), "buffer", "float32")
+        for name in ("inv_freq", "original_inv_freq")
+    )
 
 
-def assemble(c: Fields, architecture: str, layers: Sequence[Layer], *, tied: bool = False, final: Norm | None = None,
-             extras: tuple[Extra, ...] | None = None, vocab: int | None = None, **more: Any) -> ModelSpec:  # fmt: skip
+def assemble(
+    c: Fields,
+    architecture: str,
+    layers: Sequence[Layer],
+    *,
+    tied: bool = False,
+    final: Norm | None = None,
+    extras: tuple[Extra, ...] | None = None,
+    vocab: int | None = None,
+    **more: Any,
+) -> ModelSpec:
     """The ModelSpec of `layers`; `tied` is the config class's default for tie_word_embeddings.
 
-    `final` defaults to an RMS norm named model.norm, `extras` to the rotary buffers of the first layer that has any, `vocab`
-    to vocab_size.
+    `final` defaults to an RMS norm named model.norm, `extras` to the rotary buffers of the first layer that
+    has any, `vocab` to vocab_size.
     """
     hidden = hidden_of(c)
     if extras is None:
@@ -106,7 +187,10 @@ def assemble(c: Fields, architecture: str, layers: Sequence[Layer], *, tied: boo
         more["dropouts"] = Dropouts(attention=c.fraction("attention_dropout"))
     vocab = vocab or c.size("vocab_size")
     if c.has("quantization_config"):
-        c.notes.append("the checkpoint is stored quantised: memplan plans with the weight dtype and quantisation of the setup instead")
+        c.notes.append(
+            "the checkpoint is stored quantised: memplan plans with the weight dtype and quantisation of "
+            "the setup instead"
+        )
     return ModelSpec(
         name=c.name,
         model_type=str(c.config.get("model_type")),

@@ -1,4 +1,6 @@
-"""Fields: checked reads of a parsed config.json. A user's mistake is one UsageError naming the key, the value and what was expected."""
+"""Fields: checked reads of a parsed config.json. A user's mistake is one UsageError naming the key, the value
+and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,28 @@ MOST_HEADS = 65_536
 
 # The names in transformers' ACT2FN (transformers/activations.py, 5.23).
 ACTIVATIONS = (
-    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh", "laplace",
-    "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh", "xielu",
-)  # fmt: skip
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_pytorch_tanh",
+    "gelu_python_tanh",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "swish",
+    "tanh",
+    "xielu",
+)
 
 
 class Fields:
@@ -30,23 +51,37 @@ class Fields:
         return self.config.get(key) is not None
 
     def refuse(self, key: str, value: object, expected: str) -> NoReturn:
-        """Raise the UsageError for `key`; a missing key is answered with similar keys that the config does have."""
+        """Raise the UsageError for `key`; a missing key is answered with similar keys that the config does
+        have.
+        """
         if value is None:
             close = [k for k in nearest(key, (k for k in self.config if isinstance(k, str))) if k != key]
             hint = f" (the config has {', '.join(shorten(k, 40) for k in close)})" if close else ""
-            raise UsageError(f"config of '{shorten(self.name)}': key {key} is missing, expected {expected}{hint}")
+            raise UsageError(
+                f"config of '{shorten(self.name)}': key {key} is missing, expected {expected}{hint}"
+            )
         raise UsageError(f"config of '{shorten(self.name)}': {key} = {_shown(value)}, expected {expected}")
 
-    def size(self, *keys: str, default: int | None = None, assumed: int | None = None, least: int = 1, most: int = MOST_SIZE) -> int:
+    def size(
+        self,
+        *keys: str,
+        default: int | None = None,
+        assumed: int | None = None,
+        least: int = 1,
+        most: int = MOST_SIZE,
+    ) -> int:
         """An integer in [least, most] under the first of `keys` that is present.
 
-        `default` is what the config class computes from other keys, and stays silent; `assumed` is a plain number
-        in the config class that publishers rely on by leaving the key out, and leaves a note.
+        `default` is what the config class computes from other keys, and stays silent; `assumed` is a plain
+        number in the config class that publishers rely on by leaving the key out, and leaves a note.
         """
         key = next((k for k in keys if self.has(k)), keys[0])
         value = self.config.get(key)
         if value is None and assumed is not None:
-            self.notes.append(f"{key} {assumed}: transformers' default for {self.config.get('model_type')}, as the config leaves it out")
+            self.notes.append(
+                f"{key} {assumed}: transformers' default for {self.config.get('model_type')}, as the config "
+                "leaves it out"
+            )
         value = next((v for v in (value, default, assumed) if v is not None), None)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.refuse(key, value, f"an integer from {least} to {most}")
@@ -117,17 +152,27 @@ class Fields:
         value = self.config.get(key)
         if value is None:
             return frozenset()
-        if not isinstance(value, list) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value):
+        if not isinstance(value, list) or any(
+            isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value
+        ):
             self.refuse(key, value, f"a list of layer indices below {count}")
         return frozenset(value)
 
-    def heads(self, *, kv: str | None = "num_key_value_heads", kv_default: int | None = None, head_dim: int | None = None,
-              assumed: int | None = None, own_dim: bool = True) -> tuple[int, int, int]:  # fmt: skip
-        """(A, K, D): attention heads, key-value heads and head size, checked against each other and against hidden_size.
+    def heads(
+        self,
+        *,
+        kv: str | None = "num_key_value_heads",
+        kv_default: int | None = None,
+        head_dim: int | None = None,
+        assumed: int | None = None,
+        own_dim: bool = True,
+    ) -> tuple[int, int, int]:
+        """(A, K, D): attention heads, key-value heads and head size, checked against each other and against
+        hidden_size.
 
-        `kv_default` and `head_dim` are the config class's own defaults (None: as many key-value heads as heads, and
-        hidden_size / heads); `assumed` is A where publishers leave even that out. `kv` None and `own_dim` False are for
-        families whose modeling code does not read num_key_value_heads or head_dim.
+        `kv_default` and `head_dim` are the config class's own defaults (None: as many key-value heads as
+        heads, and hidden_size / heads); `assumed` is A where publishers leave even that out. `kv` None and
+        `own_dim` False are for families whose modeling code does not read num_key_value_heads or head_dim.
         """
         a = self.size("num_attention_heads", "n_head", assumed=assumed, most=MOST_HEADS)
         k = self.size(kv, default=None if kv_default else a, assumed=kv_default) if kv else a
@@ -137,7 +182,9 @@ class Fields:
         if d is None:
             hidden = self.size("hidden_size", "n_embd", "n_embed")
             if hidden % a:
-                self.refuse("num_attention_heads", a, f"a divisor of hidden_size {hidden}, as there is no head_dim")
+                self.refuse(
+                    "num_attention_heads", a, f"a divisor of hidden_size {hidden}, as there is no head_dim"
+                )
             d = hidden // a
         return a, k, d
 

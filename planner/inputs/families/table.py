@@ -1,7 +1,8 @@
-"""FAMILIES: model_type -> the function that reads its config.json into a ModelSpec. Adding a family is adding one function and its row.
+"""FAMILIES: model_type -> the function that reads its config.json into a ModelSpec. Adding a family is adding
+one function and its row.
 
-Each follows transformers' modeling file of that name, which a test compares with the model built on the meta device. The
-order of linear layers is the order in which the forward calls them.
+Each follows transformers' modeling file of that name, which a test compares with the model built on the meta
+device. The order of linear layers is the order in which the forward calls them.
 """
 
 from __future__ import annotations
@@ -51,17 +52,22 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
     "starcoder2": gpt.starcoder2,
 }
 
-# Language parts of vision-language models that have the layers of another family, and configs that keep the language model's keys
-# beside `vision_config` (Qwen2-VL's, as published).
+# Language parts of vision-language models that have the layers of another family, and configs that keep the
+# language model's keys beside `vision_config` (Qwen2-VL's, as published).
 SAME_AS = {
-    "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
-}  # fmt: skip
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
 NESTED = ("text_config", "language_config", "llm_config")
 
 
 def read_config(config: Mapping[str, Any], name: str = "model") -> ModelSpec:
-    """The ModelSpec of a parsed config.json; of a vision-language config, that of its language part, with a note that says so.
+    """The ModelSpec of a parsed config.json; of a vision-language config, that of its language part, with a
+    note that says so.
 
     Raises UsageError naming the key, the value and what was expected.
     """
@@ -71,22 +77,31 @@ def read_config(config: Mapping[str, Any], name: str = "model") -> ModelSpec:
         fields.refuse("model_type", model_type, "a name such as 'llama'")
     if fields.config is not config:
         outer = shorten(str(config.get("model_type")), 40)
-        fields.notes.append(f"the language part ({shorten(model_type, 40)}) of a {outer} config: vision or audio parts are not counted")
+        fields.notes.append(
+            f"the language part ({shorten(model_type, 40)}) of a {outer} config: vision or audio parts are "
+            "not counted"
+        )
     family = FAMILIES.get(model_type)
     if family is None:
         close = nearest(model_type, FAMILIES)
         like = f" (nearest: {', '.join(close)})" if close else ""
-        raise UsageError(f"the formula has no rule for model_type '{shorten(model_type)}'{like}: use --engine trace, "
-                         "which runs the transformers class itself")  # fmt: skip
+        raise UsageError(
+            f"the formula has no rule for model_type '{shorten(model_type)}'{like}: use --engine trace, "
+            "which runs the transformers class itself"
+        )
     return family(fields)
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The text model's own config inside a vision-language config; `config` itself where there is none or it is a text model."""
+    """The text model's own config inside a vision-language config; `config` itself where there is none or it
+    is a text model.
+    """
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return config
-    inner = next((config[key] for key in NESTED if isinstance(config.get(key), Mapping) and config[key]), None)
+    inner = next(
+        (config[key] for key in NESTED if isinstance(config.get(key), Mapping) and config[key]), None
+    )
     if inner is not None:
         shared = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
         return _renamed({**shared, **inner})

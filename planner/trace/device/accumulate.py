@@ -1,11 +1,11 @@
 """Where backward works in place on a real device and never does on meta.
 
-Every meta tensor, and every tensor under a dispatch mode, counts as "subclass-like" (ATen/TensorSubclassLikeUtils.h, torch 2.13), and code
-that asks that question then makes a new tensor:
-* the engine's sum of two gradients (torch/csrc/autograd/input_buffer.cpp accumulate, can_accumulate_inplace): in place if the earlier one
-  is dense and the engine holds its last reference;
-* formulas that fill a tensor of zeros (torch/csrc/autograd/FunctionsManual.cpp index_backward, ATen's gather_backward and
-  value_selecting_reduction_backward): in place always.
+Every meta tensor, and every tensor under a dispatch mode, counts as "subclass-like"
+(ATen/TensorSubclassLikeUtils.h, torch 2.13), and code that asks that question then makes a new tensor:
+* the engine's sum of two gradients (torch/csrc/autograd/input_buffer.cpp accumulate, can_accumulate_inplace):
+  in place if the earlier one is dense and the engine holds its last reference;
+* formulas that fill a tensor of zeros (torch/csrc/autograd/FunctionsManual.cpp index_backward, ATen's
+  gather_backward and value_selecting_reduction_backward): in place always.
 Found by aligning the events of a real allocator with predicted ones.
 """
 
@@ -20,7 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _ATEN = torch.ops.aten
 _ADD = _ATEN.add.Tensor
-_FILLS = {_ATEN.index_put.default, _ATEN.scatter.src, _ATEN.scatter.value, _ATEN.scatter_add.default, _ATEN.index_add.default}
+_FILLS = {
+    _ATEN.index_put.default,
+    _ATEN.scatter.src,
+    _ATEN.scatter.value,
+    _ATEN.scatter_add.default,
+    _ATEN.index_add.default,
+}
 
 
 def into_first(func: Any, args: tuple[Any, ...]) -> bool:
@@ -49,7 +55,9 @@ def _holders(tensor: Tensor) -> tuple[int, int]:
 
 @cache
 def calibrated() -> tuple[int, int]:
-    """The counts of a gradient that only the engine holds: read off a sum where nobody else can. Call it first where no mode is active."""
+    """The counts of a gradient that only the engine holds: read off a sum where nobody else can. Call it
+    first where no mode is active.
+    """
     probe = _Probe()
     with torch.enable_grad():
         leaf = torch.ones(2, device="meta", requires_grad=True)
@@ -63,7 +71,9 @@ def calibrated() -> tuple[int, int]:
 class _Probe(TorchDispatchMode):
     counts = (0, 0)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is _ADD and not torch.is_grad_enabled():
             self.counts = _holders(args[0])
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
 """Which ops autocast casts, and how: the tables of CUDA and of the CPU.
 
-Which: those for which the installed torch has an autocast kernel of that device; its dispatcher is asked. How: from
-aten/src/ATen/autocast_mode.h (CUDA; torch 2.13) and aten/src/ATen/autocast_mode.cpp (CPU).
+Which: those for which the installed torch has an autocast kernel of that device; its dispatcher is asked.
+How: from aten/src/ATen/autocast_mode.h (CUDA; torch 2.13) and aten/src/ATen/autocast_mode.cpp (CPU).
 """
 
 from __future__ import annotations
@@ -30,14 +30,19 @@ SETS_DTYPE = _names("prod softmax log_softmax cumprod cumsum linalg_vector_norm 
 APPENDS_DTYPE = _names("norm")
 """CUDA only: as SETS_DTYPE, through another overload."""
 PROMOTES = {
-    "cuda": _names("addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add"),
+    "cuda": _names(
+        "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add"
+    ),
     "cpu": _names("stack cat index_copy"),
 }
-"""Inputs are cast to the widest floating dtype among them. Every other op that a device casts runs in fp32."""
+"""Inputs are cast to the widest floating dtype among them. Every other op that a device casts runs in fp32.
+"""
 
 
 def policy_of(device: str, op: str) -> str:
-    """'lower', 'sets_dtype', 'appends_dtype', 'promotes' or 'fp32': how a device's autocast treats an op (its name without overload)."""
+    """'lower', 'sets_dtype', 'appends_dtype', 'promotes' or 'fp32': how a device's autocast treats an op (its
+    name without overload).
+    """
     if op in LOWER:
         return "lower"
     if op in PROMOTES[device]:
@@ -54,4 +59,10 @@ def cast_ops(device: str) -> tuple[str, ...]:
     """Every aten op that the installed torch casts on a device, as 'name' or 'name.overload', sorted."""
     key = _KEYS[device]
     names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::"))
-    return tuple(sorted(name.removeprefix("aten::") for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)))
+    return tuple(
+        sorted(
+            name.removeprefix("aten::")
+            for name in names
+            if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        )
+    )

@@ -1,6 +1,8 @@
-"""Composite ops that take another branch where `is_cuda()`: on meta they would decompose as on the CPU, with other tensors saved.
+"""Composite ops that take another branch where `is_cuda()`: on meta they would decompose as on the CPU, with
+other tensors saved.
 
-`as_on_cuda()` gives these ops their CUDA decomposition on meta tensors, for every caller, through the dispatcher. Undone on exit.
+`as_on_cuda()` gives these ops their CUDA decomposition on meta tensors, for every caller, through the
+dispatcher. Undone on exit.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def _log_softmax(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> 
 
 
 def _dropout(tensor: Tensor, p: float, train: bool) -> Tensor:
-    """native/Dropout.cpp dropout: the fused kernel saves a mask of one byte an element, not noise of the input's dtype."""
+    """native/Dropout.cpp dropout: the fused kernel saves a mask of one byte an element, not noise of the
+    input's dtype.
+    """
     if p == 0 or not train or tensor.numel() == 0:
         return tensor
     if p == 1:
@@ -39,14 +43,20 @@ def _dropout(tensor: Tensor, p: float, train: bool) -> Tensor:
     return aten.native_dropout.default(tensor, p, train)[0]
 
 
-def _rms_norm(tensor: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """native/layer_norm.cpp rms_norm: fused where the weight has the input's dtype, else the composite of fp32 ops."""
+def _rms_norm(
+    tensor: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """native/layer_norm.cpp rms_norm: fused where the weight has the input's dtype, else the composite of
+    fp32 ops.
+    """
     if weight is None or weight.dtype == tensor.dtype:
         return _FusedRmsNorm.apply(tensor, weight, len(normalized_shape))
     return _composite_rms_norm(tensor, normalized_shape, weight, eps)
 
 
-def _composite_rms_norm(tensor: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float | None) -> Tensor:
+def _composite_rms_norm(
+    tensor: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float | None
+) -> Tensor:
     """native/layer_norm.cpp rms_norm_composite: squares, mean and product in fp32 for 16-bit inputs."""
     wide = tensor.to(torch.float32) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     dims = list(range(-len(normalized_shape), 0))
@@ -57,7 +67,9 @@ def _composite_rms_norm(tensor: Tensor, normalized_shape: Any, weight: Tensor | 
 
 
 class _FusedRmsNorm(torch.autograd.Function):  # type: ignore[misc]
-    """_fused_rms_norm and its backward (native/cuda/layer_norm_kernel.cu): saves the input, the weight and one fp32 number a row."""
+    """_fused_rms_norm and its backward (native/cuda/layer_norm_kernel.cu): saves the input, the weight and
+    one fp32 number a row.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, weight: Tensor | None, dims: int) -> Tensor:

@@ -1,10 +1,12 @@
-"""FlashAttention-2 on meta: the flash-attn package's own functions, every tensor that they make and none of their arithmetic.
+"""FlashAttention-2 on meta: the flash-attn package's own functions, every tensor that they make and none of
+their arithmetic.
 
-`installed()` gives them to transformers in the package's place, so that its own integration runs around them: which models support the
-package, their flash classes and branches, casts, padded head sizes, unpadded and packed rows.
-Source: flash-attn 2.8 flash_attn_interface.py (FlashAttnFunc, FlashAttnVarlenFunc), csrc/flash_attn/flash_api.cpp (mha_fwd, mha_bwd,
-mha_varlen_bwd), bert_padding.py; transformers 5.23 modeling_flash_attention_utils.py.
-Left out: the split-key buffers of a forward with too few blocks to fill the card (inference shapes).
+`installed()` gives them to transformers in the package's place, so that its own integration runs around them:
+which models support the package, their flash classes and branches, casts, padded head sizes, unpadded and
+packed rows. Source: flash-attn 2.8 flash_attn_interface.py (FlashAttnFunc, FlashAttnVarlenFunc),
+csrc/flash_attn/flash_api.cpp (mha_fwd, mha_bwd, mha_varlen_bwd), bert_padding.py; transformers 5.23
+modeling_flash_attention_utils.py. Left out: the split-key buffers of a forward with too few blocks to fill
+the card (inference shapes).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ NAME = "flash_attention_2"
 
 @dataclass(slots=True)
 class Tokens:
-    """What values would tell on a real device: padding tokens of the batch, documents packed into one row, entries that a search finds."""
+    """What values would tell on a real device: padding tokens of the batch, documents packed into one row,
+    entries that a search finds.
+    """
 
     padding: int = 0
     documents: int = 1
@@ -42,16 +46,30 @@ TOKENS = Tokens()
 def installed() -> Iterator[None]:
     """Within it, transformers finds the flash-attn package installed, and it is the functions below.
 
-    Raises UsageError for an architecture that names another kernel in its place (`_compatible_flash_implementations`: gpt-oss has sinks).
+    Raises UsageError for an architecture that names another kernel in its place
+    (`_compatible_flash_implementations`: gpt-oss has sinks).
     """
     from transformers import modeling_flash_attention_utils as utils
 
     def functions(implementation: str | None, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         if implementation != NAME:
-            raise UsageError(f"transformers takes {implementation} here for {NAME}, which memplan does not model: use --attention eager")
-        return flash_attn_func, flash_attn_varlen_func, None, pad_input, _finds(_real_tokens)(utils._unpad_input)
+            raise UsageError(
+                f"transformers takes {implementation} here for {NAME}, which memplan does not model: use "
+                "--attention eager"
+            )
+        return (
+            flash_attn_func,
+            flash_attn_varlen_func,
+            None,
+            pad_input,
+            _finds(_real_tokens)(utils._unpad_input),
+        )
 
-    state = [name for name in vars(utils) if name == "_loaded_implementation" or (name.startswith("_") and name.endswith("_fn"))]
+    state = [
+        name
+        for name in vars(utils)
+        if name == "_loaded_implementation" or (name.startswith("_") and name.endswith("_fn"))
+    ]
     with ExitStack() as stack:
         for version in utils.FLASH_ATTENTION_COMPATIBILITY_MATRIX.values():
             stack.enter_context(patch.dict(version, general_availability_check=lambda: True))
@@ -60,15 +78,25 @@ def installed() -> Iterator[None]:
         stack.enter_context(patch.object(utils, "_lazy_imports", functions))
         for name, read in _READ.items():
             stack.enter_context(patch.object(utils, name, read(getattr(utils, name))))
-        for module in [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]:
-            if "is_flash_attn_available" in vars(module):  # Falcon, GPT-J and GPT-Neo import the rest where it said yes
-                stack.enter_context(patch.object(module, "_flash_attention_forward", utils._flash_attention_forward, create=True))
+        for module in [
+            module for name, module in sys.modules.items() if name.startswith("transformers.models.")
+        ]:
+            if "is_flash_attn_available" in vars(
+                module
+            ):  # Falcon, GPT-J and GPT-Neo import the rest where it said yes
+                stack.enter_context(
+                    patch.object(
+                        module, "_flash_attention_forward", utils._flash_attention_forward, create=True
+                    )
+                )
         utils.lazy_import_flash_attention(NAME)  # a layer of an older kind asks for whatever is loaded
         yield
 
 
 def nonzero(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The answer to `aten.nonzero` while transformers looks for real tokens or beginnings of documents, which are counted."""
+    """The answer to `aten.nonzero` while transformers looks for real tokens or beginnings of documents, which
+    are counted.
+    """
     if not args[0].is_meta or TOKENS.found is None:
         return NotImplemented
     return torch.empty((TOKENS.found, args[0].dim()), dtype=torch.int64, device="meta")
@@ -101,22 +129,45 @@ _READ: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "prepare_fa_kwargs_from_position_ids": _finds(lambda positions: TOKENS.documents),
     "_is_packed_sequence": _is_packed,
 }
-"""Functions of transformers that read values: the original runs, for its tensors, and the batch's Tokens answer."""
+"""Functions of transformers that read values: the original runs, for its tensors, and the batch's Tokens
+answer.
+"""
 
 
-# The package's functions, by their names and the parameters that transformers looks for. -----------------------------------------------
+# The package's functions, by their names and the parameters that transformers looks for. --------------------
 
 
-def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
-                    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, deterministic: bool = False) -> Tensor:  # fmt: skip
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    deterministic: bool = False,
+) -> Tensor:
     """(B, S, H, D) of query, (B, S, K, D) of key and value -> (B, S, H, D)."""
     return _flash(q, k, v, None)
 
 
-def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
-                           max_seqlen_k: int, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
-                           window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, deterministic: bool = False,
-                           block_table: Tensor | None = None) -> Tensor:  # fmt: skip
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    deterministic: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor:
     """Rows of all documents in one: (T, H, D) of query, (T, K, D) of key and value -> (T, H, D)."""
     return _flash(q, k, v, (cu_seqlens_q, cu_seqlens_k))
 
@@ -128,7 +179,9 @@ def pad_input(values: Tensor, indices: Tensor, batch: int, length: int) -> Tenso
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
-    refused = refuses_flash2((8, 0), str(query.dtype).removeprefix("torch."), query.shape[-1])  # the card was asked before
+    refused = refuses_flash2(
+        (8, 0), str(query.dtype).removeprefix("torch."), query.shape[-1]
+    )  # the card was asked before
     if refused:
         raise UsageError(refused)
     out: Tensor = _Flash.apply(query, key, value, *(bounds or ()))
@@ -152,7 +205,9 @@ class _Scatter(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _Flash(torch.autograd.Function):  # type: ignore[misc]
-    """FlashAttnFunc (no bounds) and FlashAttnVarlenFunc: outputs, what is saved, and the backward's accumulators."""
+    """FlashAttnFunc (no bounds) and FlashAttnVarlenFunc: outputs, what is saved, and the backward's
+    accumulators.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *bounds: Tensor) -> Tensor:

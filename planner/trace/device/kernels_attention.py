@@ -1,4 +1,6 @@
-"""What the fused attention kernels allocate beyond their outputs: accumulators, statistics, workspaces. Shapes are (B, H, S, D)."""
+"""What the fused attention kernels allocate beyond their outputs: accumulators, statistics, workspaces.
+Shapes are (B, H, S, D).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def _contiguous(name: str, tensor: torch.Tensor) -> Iterator[Hidden]:
 
 
 def flash_forward(c: Call) -> Iterator[Hidden]:
-    """Split keys where a forward has too few blocks to fill the card: fp32 partial outputs and statistics (set_params_splitkv)."""
+    """Split keys where a forward has too few blocks to fill the card: fp32 partial outputs and statistics
+    (set_params_splitkv).
+    """
     query, key = c.args[0], c.args[1]
     dropout = c.args[3] if len(c.args) > 3 else 0.0
     splits = flash_splits(query, key, c.target.sms) if dropout == 0 else 1
@@ -31,7 +35,9 @@ def flash_forward(c: Call) -> Iterator[Hidden]:
 
 
 def flash_splits(query: torch.Tensor, key: torch.Tensor, sms: int) -> int:
-    """num_splits_heuristic of flash_api.cpp: the fewest splits within 85 % of the best wave efficiency; 1 where blocks fill the card."""
+    """num_splits_heuristic of flash_api.cpp: the fewest splits within 85 % of the best wave efficiency; 1
+    where blocks fill the card.
+    """
     batch, heads, rows, size = query.shape
     block_n = 256 if size <= 64 else 128 if size <= 128 else 64
     key_blocks = -(-key.shape[2] // block_n)
@@ -50,7 +56,9 @@ def flash_splits(query: torch.Tensor, key: torch.Tensor, sms: int) -> int:
 
 
 def flash_backward(c: Call) -> Iterator[Hidden]:
-    """fp32 accumulator of dQ and row statistics, rows rounded to 128 and size to 32; per-head dK and dV under grouped heads."""
+    """fp32 accumulator of dQ and row statistics, rows rounded to 128 and size to 32; per-head dK and dV under
+    grouped heads.
+    """
     grad, query, key = c.args[0], c.args[1], c.args[2]
     batch, heads, rows, size = query.shape
     yield from _contiguous("gradient", grad)
@@ -66,7 +74,9 @@ def flash_backward(c: Call) -> Iterator[Hidden]:
 
 
 def efficient_forward(c: Call) -> Iterator[Hidden]:
-    """kernel_forward.h: heads of more than 128 leave registers, so a 16-bit result is accumulated in an fp32 buffer."""
+    """kernel_forward.h: heads of more than 128 leave registers, so a 16-bit result is accumulated in an fp32
+    buffer.
+    """
     query, value = c.args[0], c.args[2]
     if query.element_size() == 2 and value.shape[-1] > 128:
         batch, heads, rows, _ = query.shape
@@ -74,7 +84,9 @@ def efficient_forward(c: Call) -> Iterator[Hidden]:
 
 
 def efficient_backward(c: Call) -> Iterator[Hidden]:
-    """delta, and a workspace: tiles that accumulate dQ across blocks of keys; dK and dV too where heads leave registers."""
+    """delta, and a workspace: tiles that accumulate dQ across blocks of keys; dK and dV too where heads leave
+    registers.
+    """
     grad, query, key, value = c.args[:4]
     batch, heads, rows, size = query.shape
     yield from _contiguous("gradient", grad)
@@ -86,14 +98,22 @@ def efficient_backward(c: Call) -> Iterator[Hidden]:
     else:  # by aten ops: fp32 casts where needed, their product, its sum, the sum's transposed copy
         yield Hidden("fp32 gradient times output", grad.numel() * 4 * (3 if half else 1))
         yield Hidden("delta", 2 * delta)
-    yield Hidden("workspace", efficient_workspace(c.target.capability, half, (batch, heads, rows, key.shape[2], size, value.shape[-1])))
+    yield Hidden(
+        "workspace",
+        efficient_workspace(
+            c.target.capability, half, (batch, heads, rows, key.shape[2], size, value.shape[-1])
+        ),
+    )
 
 
-def efficient_workspace(capability: tuple[int, int], half: bool, shape: tuple[int, int, int, int, int, int]) -> int:
-    """Bytes of mem_eff_attention/kernel_backward.h Params::workspace_size for (B, H, S, T, D of keys, D of values), torch 2.11 to 2.15.
+def efficient_workspace(
+    capability: tuple[int, int], half: bool, shape: tuple[int, int, int, int, int, int]
+) -> int:
+    """Bytes of mem_eff_attention/kernel_backward.h Params::workspace_size for (B, H, S, T, D of keys, D of
+    values), torch 2.11 to 2.15.
 
-    The tile's shape hardly moves the sum, its total area does; heads that leave registers add dK and dV of a block of keys, as often as
-    keys are split.
+    The tile's shape hardly moves the sum, its total area does; heads that leave registers add dK and dV of a
+    block of keys, as often as keys are split.
     """
     batch, heads, rows, keys, size, value_size = shape
     block_i, block_j, in_registers = _backward_tile(capability, half, max(size, value_size))
@@ -106,9 +126,11 @@ def efficient_workspace(capability: tuple[int, int], half: bool, shape: tuple[in
 
 
 def _backward_tile(capability: tuple[int, int], half: bool, largest: int) -> tuple[int, int, bool]:
-    """(queries, keys, whether dK and dV stay in registers) of the kernel taken: the first of mem_eff_attention/kernels/cutlassB.h whose
-    largest head size and shared memory fit. 64 x 64 up to head size 64, 128 rows beyond where the architecture allows, 128 columns where
-    products are preloaded, for which cards with 99 KiB of shared memory a block have too little."""
+    """(queries, keys, whether dK and dV stay in registers) of the kernel taken: the first of
+    mem_eff_attention/kernels/cutlassB.h whose largest head size and shared memory fit. 64 x 64 up to head
+    size 64, 128 rows beyond where the architecture allows, 128 columns where products are preloaded, for
+    which cards with 99 KiB of shared memory a block have too little.
+    """
     limit = 64 if largest <= 64 else 128 if largest <= 128 else 65536
     wide = capability >= (8, 0) or (capability >= (7, 0) and half)
     if half and limit == 128 and (capability in ((8, 6), (8, 9)) or capability[0] == 12):
@@ -134,13 +156,19 @@ def cudnn_backward(c: Call) -> Iterator[Hidden]:
     yield Hidden("fp32 dQ, row sums and cuDNN's own workspace", batch * heads * rows * (size + 1) * 4 + own)
 
 
-def cudnn_workspace(capability: tuple[int, int], itemsize: int, query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
-    """Bytes that a cuDNN plan of the backward asks for beyond the frontend's share, given (B, H, S, D) of queries, keys and values.
+def cudnn_workspace(
+    capability: tuple[int, int], itemsize: int, query: Sequence[int], key: Sequence[int], value: Sequence[int]
+) -> int:
+    """Bytes that a cuDNN plan of the backward asks for beyond the frontend's share, given (B, H, S, D) of
+    queries, keys and values.
 
-    No source says it, but cuDNN itself does: plans can be built without a GPU, from a card's properties, and asked (cuDNN 9.19, 9.20,
-    9.26 through cudnn-frontend 1.18, 1.22 and 1.23; head sizes 16 to 256, lengths 1 to 2,048, masks, both layouts, H200, B200, A100, A10,
-    L40S, RTX 5090). Grouped heads take dK and dV of every query head; all engines but Hopper's and datacenter Blackwell's, which wants more
-    than 128 queries and keys, dQ once more, in rows of eight. Random shapes were told the same: 39 on H200, 39 on B200, 14 on A100.
+    No source says it, but cuDNN itself does: plans can be built without a GPU, from a card's properties, and
+    asked (cuDNN 9.19, 9.20,
+    9.26 through cudnn-frontend 1.18, 1.22 and 1.23; head sizes 16 to 256, lengths 1 to 2,048, masks, both
+      layouts, H200, B200, A100, A10,
+    L40S, RTX 5090). Grouped heads take dK and dV of every query head; all engines but Hopper's and datacenter
+    Blackwell's, which wants more than 128 queries and keys, dQ once more, in rows of eight. Random shapes
+    were told the same: 39 on H200, 39 on B200, 14 on A100.
     """
     batch, heads, rows, size = query
     grouped = key[1] != heads or value[1] != heads

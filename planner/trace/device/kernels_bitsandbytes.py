@@ -16,7 +16,9 @@ from memplan.planner.trace.device.rule import Call, Hidden, bytes_of
 
 
 def gemm_4bit(c: Call) -> Iterator[Hidden]:
-    """Beyond what the fused kernel serves, N x K weights are dequantised in the input's dtype, nested absmax twice in fp32."""
+    """Beyond what the fused kernel serves, N x K weights are dequantised in the input's dtype, nested absmax
+    twice in fp32.
+    """
     inputs, packed, shape = c.args[0], c.args[1], c.args[2]
     absmax_8bit = c.args[7] if len(c.args) > 7 else None
     if _fused(c):
@@ -32,7 +34,9 @@ def gemm_4bit(c: Call) -> Iterator[Hidden]:
 
 
 def gemm_4bit_product(c: Call) -> str:
-    """The library that multiplies: none where the fused kernel does, else F.linear's, which fuses a bias in cuBLASLt."""
+    """The library that multiplies: none where the fused kernel does, else F.linear's, which fuses a bias in
+    cuBLASLt.
+    """
     if _fused(c):
         return ""
     return "cublaslt" if len(c.args) > 6 and c.args[6] is not None else "cublas"
@@ -41,11 +45,16 @@ def gemm_4bit_product(c: Call) -> str:
 def _fused(c: Call) -> bool:
     inputs, shape = c.args[0], c.args[2]
     rows = inputs.numel() // inputs.shape[-1]
-    return fused_gemm_4bit(c.target.capability, c.target.sms, inputs.dtype, rows, shape[0], shape[1], c.args[4])
+    return fused_gemm_4bit(
+        c.target.capability, c.target.sms, inputs.dtype, rows, shape[0], shape[1], c.args[4]
+    )
 
 
-def fused_gemm_4bit(capability: tuple[int, int], sms: int, dtype: torch.dtype, m: int, n: int, k: int, blocksize: int) -> bool:
-    """Whether M x K times the N x K weights runs without dequantising them: the installed library's own rule, run for another card.
+def fused_gemm_4bit(
+    capability: tuple[int, int], sms: int, dtype: torch.dtype, m: int, n: int, k: int, blocksize: int
+) -> bool:
+    """Whether M x K times the N x K weights runs without dequantising them: the installed library's own rule,
+    run for another card.
 
     False for a version of bitsandbytes that has no fused kernel.
     """
@@ -57,16 +66,22 @@ def fused_gemm_4bit(capability: tuple[int, int], sms: int, dtype: torch.dtype, m
 
 @cache
 def _library_rule() -> tuple[Callable[[tuple[int, int], int], Callable[..., bool]] | None, int]:
-    """(capability, sms) -> _gemm_4bit_use_custom_cuda of the installed bitsandbytes, and the most rows that it is asked about.
+    """(capability, sms) -> _gemm_4bit_use_custom_cuda of the installed bitsandbytes, and the most rows that
+    it is asked about.
 
-    The module itself cannot be imported without CUDA, so the one function is taken from its source and given the card's properties.
+    The module itself cannot be imported without CUDA, so the one function is taken from its source and given
+    the card's properties.
     """
     spec = importlib.util.find_spec("bitsandbytes")
     if spec is None or spec.origin is None:
         return None, 0
     path = Path(spec.origin).parent / "backends/cuda/ops.py"
     tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
-    wanted: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_gemm_4bit_use_custom_cuda"]
+    wanted: list[ast.stmt] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "_gemm_4bit_use_custom_cuda"
+    ]
     if not wanted:
         return None, 0
     for node in wanted:
@@ -76,7 +91,11 @@ def _library_rule() -> tuple[Callable[[tuple[int, int], int], Callable[..., bool
 
     @cache
     def for_card(capability: tuple[int, int], sms: int) -> Callable[..., bool]:
-        names: dict[str, Any] = {"torch": torch, "_gpu_dispatch_props": lambda index: (sms, *capability), **numbers}
+        names: dict[str, Any] = {
+            "torch": torch,
+            "_gpu_dispatch_props": lambda index: (sms, *capability),
+            **numbers,
+        }
         exec(code, names)
         found: Callable[..., bool] = names["_gemm_4bit_use_custom_cuda"]
         return found
@@ -88,7 +107,11 @@ def _numbers(tree: ast.Module) -> dict[str, int]:
     """Module-level integer constants, the first value of each (CUDA's branch stands before ROCm's)."""
     found: dict[str, int] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, int)
+        ):
             for target in node.targets:
                 if isinstance(target, ast.Name) and target.id.lower().startswith("_gemm_4bit"):
                     found.setdefault(target.id, node.value.value)

@@ -1,7 +1,9 @@
-"""CPU_RULES: what CPU kernels allocate unseen, for traces of the CPU device. One row an op, each with the file that says so.
+"""CPU_RULES: what CPU kernels allocate unseen, for traces of the CPU device. One row an op, each with the
+file that says so.
 
-oneDNN's scratchpads (bfloat16 products) and the packing buffers of the CPU's fused attention are left out: their sizes depend on the
-processor's instruction set and the number of threads. They live inside one op; measurements list them as unmatched events.
+oneDNN's scratchpads (bfloat16 products) and the packing buffers of the CPU's fused attention are left out:
+their sizes depend on the processor's instruction set and the number of threads. They live inside one op;
+measurements list them as unmatched events.
 """
 
 from __future__ import annotations
@@ -15,26 +17,35 @@ from torch import Tensor
 
 from memplan.planner.trace.device.rule import Call, Hidden, Rule
 
-_ITERATOR = "TensorIterator.cpp compute_types: on CPU, operands that are not of the common dtype are cast into temporaries"
+_ITERATOR = (
+    "TensorIterator.cpp compute_types: on CPU, operands that are not of the common dtype are cast into "
+    "temporaries"
+)
 _REDUCE = "native/ReduceOpsUtils.h make_reduction: off CUDA the input is cast to the result's dtype first"
 _BNB = "bitsandbytes 0.50 backends/default/ops.py _gemm_4bit_default_impl, which serves the CPU"
 
 
 def _promoted(c: Call) -> Iterator[Hidden]:
-    """Temporaries in the common dtype: of an in-place op's output first, then of each input that needs a cast."""
+    """Temporaries in the common dtype: of an in-place op's output first, then of each input that needs a
+    cast.
+    """
     left, right = c.args[0], c.args[1] if len(c.args) > 1 else c.args[0]
     common = torch.result_type(left, right)
     if c.outputs and c.outputs[0] is left and left.dtype != common:
         yield Hidden(f"{common} result before the cast", left.numel() * common.itemsize, before=True)
     for operand in (left, right):
         if isinstance(operand, Tensor) and operand.dtype != common and operand.dim() > 0:
-            yield Hidden(f"{str(common)[6:]} copy of an operand", operand.numel() * common.itemsize, before=True)
+            yield Hidden(
+                f"{str(common)[6:]} copy of an operand", operand.numel() * common.itemsize, before=True
+            )
 
 
 def _reduced(c: Call) -> Iterator[Hidden]:
     (source, result) = (c.args[0], c.outputs[0])
     if source.dtype != result.dtype and source.is_floating_point():
-        yield Hidden(f"{str(result.dtype)[6:]} copy of the input", source.numel() * result.element_size(), before=True)
+        yield Hidden(
+            f"{str(result.dtype)[6:]} copy of the input", source.numel() * result.element_size(), before=True
+        )
 
 
 def _gemm_4bit(c: Call) -> Iterator[Hidden]:
@@ -48,14 +59,20 @@ def _gemm_4bit(c: Call) -> Iterator[Hidden]:
 
 
 CPU_RULES: dict[str, Rule] = {
-    **{f"aten::{name}{place}": Rule(_ITERATOR, _promoted) for name in ("add", "sub", "mul", "div", "pow") for place in ("", "_")},
+    **{
+        f"aten::{name}{place}": Rule(_ITERATOR, _promoted)
+        for name in ("add", "sub", "mul", "div", "pow")
+        for place in ("", "_")
+    },
     **{f"aten::{name}": Rule(_REDUCE, _reduced) for name in ("sum", "mean", "prod")},
     "bitsandbytes::gemm_4bit": Rule(_BNB, _gemm_4bit),
 }
 
 
 def layer_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """CPU's statistics are of the weight's dtype, CUDA's and meta's are fp32 (native/layer_norm.cpp layer_norm_cpu, torch 2.13)."""
+    """CPU's statistics are of the weight's dtype, CUDA's and meta's are fp32 (native/layer_norm.cpp
+    layer_norm_cpu, torch 2.13).
+    """
     out, mean, rstd = func(*args, **kwargs)
     source, weight = args[0], args[2]
     kept = source.dtype if weight is None else weight.dtype

@@ -1,4 +1,6 @@
-"""RULES: op -> what its CUDA kernel allocates unseen. One row an op, each with the file that says so. See kernels.py for the terms."""
+"""RULES: op -> what its CUDA kernel allocates unseen. One row an op, each with the file that says so. See
+kernels.py for the terms.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,22 @@ from memplan.planner.trace.device.kernels_attention import (
     flash_backward,
     flash_forward,
 )
-from memplan.planner.trace.device.kernels_bitsandbytes import gemm_4bit, gemm_4bit_product, int8_scaled_mm, int8_vectorwise_quant
+from memplan.planner.trace.device.kernels_bitsandbytes import (
+    gemm_4bit,
+    gemm_4bit_product,
+    int8_scaled_mm,
+    int8_vectorwise_quant,
+)
 from memplan.planner.trace.device.reduction import reduction
 from memplan.planner.trace.device.rule import Call, Hidden, Rule, bytes_of
 
-# Products --------------------------------------------------------------------------------------------------------------------------
+# Products ---------------------------------------------------------------------------------------------------
 
 
 def _unfit_for_cublas(matrix: Any) -> bool:
-    """prepare_matrix_for_cublas, prepare_batch_matrix_for_cublas: neither of the last two dimensions is dense, or they overlap."""
+    """prepare_matrix_for_cublas, prepare_batch_matrix_for_cublas: neither of the last two dimensions is
+    dense, or they overlap.
+    """
     if not isinstance(matrix, Tensor) or matrix.dim() < 2 or matrix.numel() == 0:
         return False
     (rows, columns), (down, along) = matrix.shape[-2:], matrix.stride()[-2:]
@@ -40,20 +49,29 @@ def _copies_for_cublas(c: Call) -> Iterator[Hidden]:
 
 
 def product(c: Call) -> str:
-    """The library that runs a product: cuBLAS, but cuBLASLt for an addmm whose bias is one row (isInputCompliesAddmmCudaLt)."""
+    """The library that runs a product: cuBLAS, but cuBLASLt for an addmm whose bias is one row
+    (isInputCompliesAddmmCudaLt).
+    """
     if len(c.args) < 3 or not all(isinstance(arg, Tensor) and arg.is_floating_point() for arg in c.args[:3]):
         return "cublas"
     bias, left, right = c.args[:3]
     row = bias.dim() > 0 and bias.numel() == bias.shape[-1] and bias.is_contiguous()
-    fused = row and left.dim() == right.dim() == 2 and bias.shape[-1] == right.shape[1] and min(*left.shape, *right.shape) > 1
+    fused = (
+        row
+        and left.dim() == right.dim() == 2
+        and bias.shape[-1] == right.shape[1]
+        and min(*left.shape, *right.shape) > 1
+    )
     return "cublaslt" if fused else "cublas"
 
 
-# Softmax, normalisation, embedding -------------------------------------------------------------------------------------------------
+# Softmax, normalisation, embedding --------------------------------------------------------------------------
 
 
 def _softmax_backward(c: Call) -> Iterator[Hidden]:
-    """softmax_backward_cuda_out: grad * output, whole, in the product's dtype (fp32 under half_to_float), which is not grad_input's."""
+    """softmax_backward_cuda_out: grad * output, whole, in the product's dtype (fp32 under half_to_float),
+    which is not grad_input's.
+    """
     grad, output = c.args[0], c.args[1]
     dtype = torch.promote_types(grad.dtype, output.dtype)
     yield Hidden("grad * output", output.numel() * dtype.itemsize)
@@ -72,7 +90,9 @@ def _contiguous_first(*positions: int) -> Any:
 
 
 def _safe_softmax(c: Call) -> Iterator[Hidden]:
-    """A softmax, the fully masked rows found (one byte an element), and a choice between them: the op's output is the last."""
+    """A softmax, the fully masked rows found (one byte an element), and a choice between them: the op's
+    output is the last.
+    """
     out = c.outputs[0]
     yield Hidden("softmax before masking", bytes_of(out), before=True)
     yield Hidden("masked elements", out.numel(), before=True)
@@ -82,8 +102,10 @@ SMALL_SORT = 4096  # should_use_small_sort: so many elements are sorted in place
 
 
 def _sort(c: Call) -> Iterator[Hidden]:
-    """In place up to SMALL_SORT elements, after a range is copied into the indices; beyond, by cub's radix sort, whose scratch holds keys
-    and values once more. Few segments are sorted as one, with the segment beside each index (segmented_sort_pairs_by_full_sort)."""
+    """In place up to SMALL_SORT elements, after a range is copied into the indices; beyond, by cub's radix
+    sort, whose scratch holds keys and values once more. Few segments are sorted as one, with the segment
+    beside each index (segmented_sort_pairs_by_full_sort).
+    """
     source = c.args[0]
     dim = c.args[1] if len(c.args) > 1 and isinstance(c.args[1], int) else -1
     if source.dim() == 0 or source.numel() == 0:
@@ -118,11 +140,13 @@ def _logsumexp(c: Call) -> Iterator[Hidden]:
 
 
 def _embedding_backward(c: Call) -> Iterator[Hidden]:
-    """Up to 3,072 indices: none but copies. Beyond: indices are sorted, equal ones make a segment, and sums of up to ten rows of a segment
-    are kept in fp32. Where few rows are hit very often, they are summed by atomics in an fp32 copy of the result instead.
+    """Up to 3,072 indices: none but copies. Beyond: indices are sorted, equal ones make a segment, and sums
+    of up to ten rows of a segment are kept in fp32. Where few rows are hit very often, they are summed by
+    atomics in an fp32 copy of the result instead.
 
-    cuda/Embedding.cu embedding_dense_backward_cuda; cuda/EmbeddingBackwardKernel.cu embedding_backward_cuda_kernel (its choice between the
-    two is in the wheels of torch 2.11 to 2.15). cub's own scratch is left out (a few KiB).
+    cuda/Embedding.cu embedding_dense_backward_cuda; cuda/EmbeddingBackwardKernel.cu
+    embedding_backward_cuda_kernel (its choice between the two is in the wheels of torch 2.11 to 2.15). cub's
+    own scratch is left out (a few KiB).
     """
     grad, indices, rows = c.args[:3]
     if not grad.is_contiguous():
@@ -143,18 +167,22 @@ def _embedding_backward(c: Call) -> Iterator[Hidden]:
         yield Hidden("partial sums of embedding gradients", partial * width * max(4, grad.element_size()))
 
 
-# Lists -----------------------------------------------------------------------------------------------------------------------------
+# Lists ------------------------------------------------------------------------------------------------------
 
 
 def _foreach_norm(c: Call) -> Iterator[Hidden]:
-    """foreach_tensor_norm_cuda: one fp32 partial per chunk of 65,536 elements of the largest tensor, for every tensor."""
+    """foreach_tensor_norm_cuda: one fp32 partial per chunk of 65,536 elements of the largest tensor, for
+    every tensor.
+    """
     tensors = c.args[0]
     chunks = max((-(-t.numel() // 65536) for t in tensors), default=0)
     yield Hidden("partial norms", len(tensors) * chunks * 4)
 
 
 def _index_put(c: Call) -> Iterator[Hidden]:
-    """index_put_ with accumulate: linear indices, a range, both sorted (cuda/Indexing.cu index_put_with_sort_kernel)."""
+    """index_put_ with accumulate: linear indices, a range, both sorted (cuda/Indexing.cu
+    index_put_with_sort_kernel).
+    """
     indices = [i for i in c.args[1] if isinstance(i, Tensor)]
     accumulate = len(c.args) > 3 and c.args[3]
     if not accumulate or not indices:
@@ -163,9 +191,11 @@ def _index_put(c: Call) -> Iterator[Hidden]:
     yield Hidden("indices and their order", 4 * count * 8)
 
 
-# The table -------------------------------------------------------------------------------------------------------------------------
+# The table --------------------------------------------------------------------------------------------------
 
-_LOOPS = Rule("native/cuda/CUDALoops.cuh (torch 2.13): elementwise kernels cast in registers and allocate nothing")
+_LOOPS = Rule(
+    "native/cuda/CUDALoops.cuh (torch 2.13): elementwise kernels cast in registers and allocate nothing"
+)
 _FACTORY = Rule("native/cuda/TensorFactories.cu, native/TensorFactories.cpp: the output alone")
 _LISTS = Rule("native/cuda/MultiTensorApply.cuh (torch 2.13): chunk tables travel in kernel arguments")
 _GEMM = Rule("native/cuda/Blas.cpp, cuda/CublasHandlePool.cpp", _copies_for_cublas, matmul=product)
@@ -202,59 +232,137 @@ RULES: dict[str, Rule] = {
     **{f"aten::{name}{end}": _LOOPS for name in _POINTWISE for end in ("", "_")},
     **{f"aten::{name}": _FACTORY for name in _FACTORIES},
     **{f"aten::{name}{end}": _LISTS for name in _FOREACH for end in ("", "_")},
-    **{f"aten::{name}": _GEMM for name in ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "_addmm_activation")},
-    **{f"aten::{name}": Rule("native/TensorShape.cpp, native/cuda/CUDAScalar.cu, native/cuda/AmpKernels.cu: views, host numbers, in place")
-       for name in _NOTHING},
+    **{
+        f"aten::{name}": _GEMM
+        for name in ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "_addmm_activation")
+    },
+    **{
+        f"aten::{name}": Rule(
+            "native/TensorShape.cpp, native/cuda/CUDAScalar.cu, native/cuda/AmpKernels.cu: views, host "
+            "numbers, in place"
+        )
+        for name in _NOTHING
+    },
     **{f"aten::{name}": _REDUCE for name in _REDUCTIONS},
-    **{f"aten::{name}": _GATHER for name in ("gather", "index_select", "embedding", "index", "scatter", "scatter_", "scatter_add",
-                                             "scatter_add_", "index_add", "index_add_", "slice_backward", "select_backward")},
+    **{
+        f"aten::{name}": _GATHER
+        for name in (
+            "gather",
+            "index_select",
+            "embedding",
+            "index",
+            "scatter",
+            "scatter_",
+            "scatter_add",
+            "scatter_add_",
+            "index_add",
+            "index_add_",
+            "slice_backward",
+            "select_backward",
+        )
+    },
     "aten::cat": Rule("native/cuda/Shape.cu: the output alone"),
     "aten::stack": Rule("native/TensorShape.cpp: a cat of views"),
     "aten::_softmax": Rule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
     "aten::_log_softmax": Rule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
-    "aten::_softmax_backward_data": Rule("native/cuda/SoftMax.cu softmax_backward_cuda_out (measured on T4: cuda-vs-meta survey)",
-                                         _softmax_backward, status="measured"),
-    "aten::_log_softmax_backward_data": Rule("native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)),
+    "aten::_softmax_backward_data": Rule(
+        "native/cuda/SoftMax.cu softmax_backward_cuda_out (measured on T4: cuda-vs-meta survey)",
+        _softmax_backward,
+        status="measured",
+    ),
+    "aten::_log_softmax_backward_data": Rule(
+        "native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)
+    ),
     "aten::_safe_softmax": Rule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
     "aten::constant_pad_nd": Rule("native/PadNd.cpp: filled and copied into, the output alone"),
     "aten::flip": Rule("native/TensorTransformations.cpp flip: the output alone"),
-    "aten::cumsum": Rule("native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension", _contiguous_first(0)),
-    "aten::sort": Rule("native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", _sort),
-    "aten::topk": Rule("native/cuda/TensorTopK.cpp topk_out_cuda; left out: selection by many blocks, of rows beyond 20,000", _topk),
-    "aten::kthvalue": Rule("native/cuda/Sorting.cpp kthvalue_out_impl_cuda: selection by radix, the outputs alone"),
-    "aten::histc": Rule("native/cuda/SummaryOps.cu CUDA_tensor_histogram: counted in shared memory, into the output"),
-    "aten::_grouped_mm": Rule("native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group into the "
-                              "output; left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)", matmul=product),
+    "aten::cumsum": Rule(
+        "native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension",
+        _contiguous_first(0),
+    ),
+    "aten::sort": Rule(
+        "native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", _sort
+    ),
+    "aten::topk": Rule(
+        "native/cuda/TensorTopK.cpp topk_out_cuda; left out: selection by many blocks, of rows beyond 20,000",
+        _topk,
+    ),
+    "aten::kthvalue": Rule(
+        "native/cuda/Sorting.cpp kthvalue_out_impl_cuda: selection by radix, the outputs alone"
+    ),
+    "aten::histc": Rule(
+        "native/cuda/SummaryOps.cu CUDA_tensor_histogram: counted in shared memory, into the output"
+    ),
+    "aten::_grouped_mm": Rule(
+        "native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group "
+        "into the "
+        "output; left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)",
+        matmul=product,
+    ),
     "aten::nll_loss_forward": Rule("native/cuda/Loss.cu: output and total weight"),
     "aten::nll_loss_backward": Rule("native/cuda/Loss.cu: the gradient alone"),
     "aten::native_layer_norm": Rule("native/cuda/layer_norm_kernel.cu", _contiguous_first(0)),
     "aten::native_layer_norm_backward": Rule(
-        "native/cuda/layer_norm_kernel.cu; left out: GammaBetaBackward's partial buffers (up to 4 MiB, beyond 65,536 rows of narrow "
-        "layers only)", _contiguous_first(0)),
-    "aten::embedding_dense_backward": Rule("native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", _embedding_backward),
+        "native/cuda/layer_norm_kernel.cu; left out: GammaBetaBackward's partial buffers (up to 4 MiB, "
+        "beyond 65,536 rows of narrow "
+        "layers only)",
+        _contiguous_first(0),
+    ),
+    "aten::embedding_dense_backward": Rule(
+        "native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", _embedding_backward
+    ),
     "aten::_foreach_norm": Rule("native/cuda/ForeachReduceOp.cu", _foreach_norm),
-    **{f"aten::{name}": Rule("native/cuda/Indexing.cu", _index_put) for name in ("index_put", "index_put_", "_index_put_impl_",
-                                                                                 "_unsafe_index_put")},
+    **{
+        f"aten::{name}": Rule("native/cuda/Indexing.cu", _index_put)
+        for name in ("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
+    },
     "aten::logsumexp": Rule("native/ReduceOps.cpp logsumexp_out_impl", _logsumexp),
-    "aten::_scaled_dot_product_flash_attention": Rule("native/transformers/cuda/flash_attn/flash_api.cpp mha_fwd", flash_forward),
-    "aten::_scaled_dot_product_flash_attention_backward": Rule("native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd", flash_backward),
+    "aten::_scaled_dot_product_flash_attention": Rule(
+        "native/transformers/cuda/flash_attn/flash_api.cpp mha_fwd", flash_forward
+    ),
+    "aten::_scaled_dot_product_flash_attention_backward": Rule(
+        "native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd", flash_backward
+    ),
     "aten::_scaled_dot_product_efficient_attention": Rule(
-        "native/transformers/cuda/attention.cu _efficient_attention_forward: random state on the host", efficient_forward, on_host=(2, 3)),
+        "native/transformers/cuda/attention.cu _efficient_attention_forward: random state on the host",
+        efficient_forward,
+        on_host=(2, 3),
+    ),
     "aten::_scaled_dot_product_efficient_attention_backward": Rule(
-        "native/transformers/cuda/attention_backward.cu, mem_eff_attention/kernel_backward.h workspace_size", efficient_backward),
+        "native/transformers/cuda/attention_backward.cu, mem_eff_attention/kernel_backward.h workspace_size",
+        efficient_backward,
+    ),
     "aten::_scaled_dot_product_cudnn_attention": Rule(
-        "native/cudnn/MHA.cpp run_cudnn_SDP_fprop; cuDNN's answer to get_workspace_size (kernels_attention.py)", cudnn_forward),
+        "native/cudnn/MHA.cpp run_cudnn_SDP_fprop; cuDNN's answer to get_workspace_size "
+        "(kernels_attention.py)",
+        cudnn_forward,
+    ),
     "aten::_scaled_dot_product_cudnn_attention_backward": Rule(
-        "native/cudnn/MHA.cpp run_cudnn_SDP_bprop; cudnn-frontend 1.18 node/scaled_dot_product_flash_attention.h "
-        "get_fe_workspace_size_node; cuDNN's answer to get_workspace_size (kernels_attention.py)", cudnn_backward),
-    "bitsandbytes::gemm_4bit": Rule("bitsandbytes 0.50 backends/cuda/ops.py _dequant_linear_fallback", gemm_4bit, matmul=gemm_4bit_product),
+        "native/cudnn/MHA.cpp run_cudnn_SDP_bprop; cudnn-frontend 1.18 "
+        "node/scaled_dot_product_flash_attention.h "
+        "get_fe_workspace_size_node; cuDNN's answer to get_workspace_size (kernels_attention.py)",
+        cudnn_backward,
+    ),
+    "bitsandbytes::gemm_4bit": Rule(
+        "bitsandbytes 0.50 backends/cuda/ops.py _dequant_linear_fallback", gemm_4bit, matmul=gemm_4bit_product
+    ),
     "bitsandbytes::dequantize_4bit": Rule("bitsandbytes 0.50 backends/cuda/ops.py: the output alone"),
     "bitsandbytes::dequantize_blockwise": Rule("bitsandbytes 0.50 backends/cuda/ops.py: the output alone"),
-    "bitsandbytes::quantize_4bit": Rule("bitsandbytes 0.50 backends/cuda/ops.py: the scales first", _contiguous_first(0), order=(1, 0)),
-    "bitsandbytes::quantize_blockwise": Rule("bitsandbytes 0.50 backends/cuda/ops.py: scales first", _contiguous_first(0), order=(1, 0)),
-    "bitsandbytes::int8_scaled_mm": Rule("bitsandbytes 0.50 backends/default/ops.py, backends/cuda/ops.py", int8_scaled_mm),
-    "bitsandbytes::int8_mixed_scaled_mm": Rule("bitsandbytes 0.50 backends/default/ops.py, no outlier columns", int8_scaled_mm),
-    "bitsandbytes::int8_vectorwise_quant": Rule("bitsandbytes 0.50 backends/cuda/ops.py", int8_vectorwise_quant, order=(1, 0, 2)),
+    "bitsandbytes::quantize_4bit": Rule(
+        "bitsandbytes 0.50 backends/cuda/ops.py: the scales first", _contiguous_first(0), order=(1, 0)
+    ),
+    "bitsandbytes::quantize_blockwise": Rule(
+        "bitsandbytes 0.50 backends/cuda/ops.py: scales first", _contiguous_first(0), order=(1, 0)
+    ),
+    "bitsandbytes::int8_scaled_mm": Rule(
+        "bitsandbytes 0.50 backends/default/ops.py, backends/cuda/ops.py", int8_scaled_mm
+    ),
+    "bitsandbytes::int8_mixed_scaled_mm": Rule(
+        "bitsandbytes 0.50 backends/default/ops.py, no outlier columns", int8_scaled_mm
+    ),
+    "bitsandbytes::int8_vectorwise_quant": Rule(
+        "bitsandbytes 0.50 backends/cuda/ops.py", int8_vectorwise_quant, order=(1, 0, 2)
+    ),
     "bitsandbytes::optimizer_update_8bit_blockwise": _BNB_UPDATE,
     "bitsandbytes::optimizer_update_32bit": _BNB_UPDATE,
-}  # fmt: skip
+}

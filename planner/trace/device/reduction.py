@@ -1,7 +1,8 @@
-"""The global-memory buffers of CUDA reductions: setReduceConfig of native/cuda/Reduce.cuh (torch 2.13), for dense inputs.
+"""The global-memory buffers of CUDA reductions: setReduceConfig of native/cuda/Reduce.cuh (torch 2.13), for
+dense inputs.
 
-A reduction with few outputs and many inputs splits each output over thread blocks, which meet in a buffer. Left out: inputs beyond 32-bit
-indexing, which are reduced in parts.
+A reduction with few outputs and many inputs splits each output over thread blocks, which meet in a buffer.
+Left out: inputs beyond 32-bit indexing, which are reduced in parts.
 """
 
 from __future__ import annotations
@@ -15,22 +16,30 @@ from memplan.planner.trace.device.rule import Call, Hidden
 
 MAX_THREADS = 512
 THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
-"""maxThreadsPerMultiProcessor where it is not 2048 (CUDA programming guide, technical specifications by compute capability)."""
+"""maxThreadsPerMultiProcessor where it is not 2048 (CUDA programming guide, technical specifications by
+compute capability).
+"""
 
 
 def reduction(c: Call) -> Iterator[Hidden]:
-    """Staging buffer and semaphores of one sum, mean, norm, amax, ... : the first argument is reduced to the output's elements."""
+    """Staging buffer and semaphores of one sum, mean, norm, amax, ... : the first argument is reduced to the
+    output's elements.
+    """
     source, out = c.args[0], c.outputs[0]
     if not isinstance(source, Tensor) or source.numel() == 0 or out.numel() == 0:
         return
     accumulate = max(4, source.element_size()) if source.is_floating_point() else source.element_size()
-    buffer, semaphores = buffers(source, _reduced(c.args, out), accumulate, c.target.sms, THREADS_PER_SM.get(c.target.capability, 2048))
+    buffer, semaphores = buffers(
+        source, _reduced(c.args, out), accumulate, c.target.sms, THREADS_PER_SM.get(c.target.capability, 2048)
+    )
     yield Hidden("partial results", buffer)
     yield Hidden("semaphores", semaphores)
 
 
 def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:
-    """Which dimensions of the source are reduced: the list of dimensions among the arguments, else what the output's shape says."""
+    """Which dimensions of the source are reduced: the list of dimensions among the arguments, else what the
+    output's shape says.
+    """
     source = args[0]
     listed = next((arg for arg in args[1:] if isinstance(arg, (list, tuple))), None)
     if listed:
@@ -44,7 +53,9 @@ def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:
 
 
 def _coalesced(source: Tensor, reduced: list[bool]) -> list[tuple[int, int, bool]]:
-    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbours merged; sizes of 1 dropped."""
+    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbours
+    merged; sizes of 1 dropped.
+    """
     dims = [(s, st, r) for s, st, r in zip(source.shape, source.stride(), reduced, strict=True) if s != 1]
     dims.sort(key=lambda d: (not d[2], d[1]))
     merged: list[tuple[int, int, bool]] = []
@@ -64,8 +75,12 @@ def _up(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def buffers(source: Tensor, reduced: list[bool], accumulate: int, sms: int, threads_per_sm: int) -> tuple[int, int]:
-    """(bytes of the staging buffer, bytes of the semaphores); (0, 0) where each output stays within one block."""
+def buffers(
+    source: Tensor, reduced: list[bool], accumulate: int, sms: int, threads_per_sm: int
+) -> tuple[int, int]:
+    """(bytes of the staging buffer, bytes of the semaphores); (0, 0) where each output stays within one
+    block.
+    """
     dims = _coalesced(source, reduced)
     inputs = outputs = 1
     for size, _, flag in dims:
@@ -78,7 +93,9 @@ def buffers(source: Tensor, reduced: list[bool], accumulate: int, sms: int, thre
     first, second = (inputs, outputs) if along else (outputs, inputs)
     if (dims[0] if along else dims[inner])[1] == 1:
         if along and first >= 128 and inner == 1:
-            first //= 8 if source.element_size() == 2 else 4  # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
+            first //= (
+                8 if source.element_size() == 2 else 4
+            )  # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
         elif not along:
             vector = 4
             for number in (dims[inner][0], *(d[1] for i, d in enumerate(dims) if i != inner)):

@@ -1,4 +1,6 @@
-"""What is known of one op's memory: Rule, the Call that it is asked about, and the Hidden allocations that it answers with."""
+"""What is known of one op's memory: Rule, the Call that it is asked about, and the Hidden allocations that it
+answers with.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Status = Literal["measured", "source", "unknown"]
 
 
 class Hidden(NamedTuple):
-    """An allocation that no tensor shows. `persistent`: it is never freed. `before`: it is made before the op's outputs are."""
+    """An allocation that no tensor shows. `persistent`: it is never freed. `before`: it is made before the
+    op's outputs are.
+    """
 
     name: str
     nbytes: int
@@ -35,13 +39,16 @@ Finder = Callable[[Call], Iterable[Hidden]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live on the host on CUDA, and the
-    order in which it makes its outputs where that is not theirs."""
+    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live
+    on the host on CUDA, and the order in which it makes its outputs where that is not theirs.
+    """
 
     source: str
     hidden: Finder | None = None
     on_host: tuple[int, ...] = ()
-    matmul: Callable[[Call], str] | None = None  # "cublas" or "cublaslt", whose workspace the running thread holds; "" without a product
+    matmul: Callable[[Call], str] | None = (
+        None  # "cublas" or "cublaslt", whose workspace the running thread holds; "" without a product
+    )
     status: Status = "source"
     order: tuple[int, ...] = ()
 

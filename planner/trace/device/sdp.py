@@ -1,4 +1,6 @@
-"""A call of scaled_dot_product_attention on tensors, as the questions of planner/tables/sdp.py: which backend takes it, and why not."""
+"""A call of scaled_dot_product_attention on tensors, as the questions of planner/tables/sdp.py: which backend
+takes it, and why not.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of scaled_dot_product_attention: (batch, heads, sequence, head size) tensors and its options, on a target."""
+    """One call of scaled_dot_product_attention: (batch, heads, sequence, head size) tensors and its options,
+    on a target.
+    """
 
     target: Target
     query: torch.Tensor
@@ -56,7 +60,9 @@ class Call:
         )
 
     def _layout(self) -> dict[str, bool]:
-        """The filters about dimensions, strides and lengths (planner/tables/sdp.py names them), and whether these tensors pass."""
+        """The filters about dimensions, strides and lengths (planner/tables/sdp.py names them), and whether
+        these tensors pass.
+        """
         q, k, mask = self.query, self.key, self.mask
         strides = all(t.stride(-1) == 1 for t in self.tensors)
         mask_stride = mask is None or mask.stride(-1) == 1
@@ -67,7 +73,9 @@ class Call:
             "unit_strides": strides and mask_stride,
             "unit_strides_or_size_1": (strides or q.shape[-1] == 1) and mask_stride,
             "mask_shape": self._mask_fits(),
-            "cudnn_lengths": max(q.shape[0], q.shape[-3]) <= 65535 and k.shape[-2] != 1 and not (self.dropout and q.shape[-2] == 1),
+            "cudnn_lengths": max(q.shape[0], q.shape[-3]) <= 65535
+            and k.shape[-2] != 1
+            and not (self.dropout and q.shape[-2] == 1),
         }
 
     def _mask_fits(self) -> bool:
@@ -82,16 +90,20 @@ class Call:
 
 @cache
 def native_gqa_in_efficient() -> bool:
-    """Whether the memory-efficient kernel takes grouped heads: pytorch PR 191085; torch 2.13 and older refuse them.
+    """Whether the memory-efficient kernel takes grouped heads: pytorch PR 191085; torch 2.13 and older refuse
+    them.
 
-    Read from the C++ header that the installed torch ships: its filter template got a parameter in that change.
+    Read from the C++ header that the installed torch ships: its filter template got a parameter in that
+    change.
     """
     header = Path(torch.__file__).parent / "include/ATen/native/transformers/sdp_utils_cpp.h"
     return header.is_file() and "supports_mqa" in header.read_text(encoding="utf-8", errors="replace")
 
 
 def choose(call: Call, forced: str | None = None) -> str | None:
-    """The backend CUDA takes: "cudnn", "flash", "efficient" or "math"; with `forced` (what `sdpa_kernel` allows) that one or None."""
+    """The backend CUDA takes: "cudnn", "flash", "efficient" or "math"; with `forced` (what `sdpa_kernel`
+    allows) that one or None.
+    """
     return sdp.choose(call.asked(), forced)
 
 

@@ -23,7 +23,9 @@ def installed() -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What kernels choose by: device type, compute capability, number of multiprocessors (None on CPU), torch's release."""
+    """What kernels choose by: device type, compute capability, number of multiprocessors (None on CPU),
+    torch's release.
+    """
 
     device: Literal["cuda", "cpu"]
     capability: tuple[int, int] = (8, 0)
@@ -39,4 +41,10 @@ def target_of(setup: Setup) -> Target:
         return Target("cpu", name="cpu")
     card = find_gpu(setup.gpu) if setup.gpu else gpus()[DEFAULT_GPU]
     fallback = gpus()[DEFAULT_GPU]
-    return Target("cuda", card.capability or fallback.capability or (8, 0), card.sms or fallback.sms or 108, card.context_bytes, card.name)
+    return Target(
+        "cuda",
+        card.capability or fallback.capability or (8, 0),
+        card.sms or fallback.sms or 108,
+        card.context_bytes,
+        card.name,
+    )

@@ -1,8 +1,8 @@
 """Which component each storage belongs to: decided by what ends up holding it.
 
-weights: parameters, buffers, quantisation constants. gradients: `.grad`. optimizer_states: the optimizer's tensors and AdaLoRA's importance
-buffers. activations: saved for backward (seen by autograd's own hooks, recomputation included), the batch, and what outlives its forward.
-temporaries: the rest.
+weights: parameters, buffers, quantisation constants. gradients: `.grad`. optimizer_states: the optimizer's
+tensors and AdaLoRA's importance buffers. activations: saved for backward (seen by autograd's own hooks,
+recomputation included), the batch, and what outlives its forward. temporaries: the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from memplan.planner.run.built import Built
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
 
-_RANK: dict[str, int] = {component: rank for rank, component in enumerate(COMPONENTS)}  # weights win over gradients win over ...
+_RANK: dict[str, int] = {
+    component: rank for rank, component in enumerate(COMPONENTS)
+}  # weights win over gradients win over ...
 
 
 def claim(observer: Observer, tensor: Any, component: str, name: str = "") -> None:

@@ -1,10 +1,11 @@
 """Depth costs nothing: trace a few layers and synthesise the full event stream, event for event.
 
-Layers of equal structure repeat with a period. Of each long run of repeats three are kept (first, middle, last), and the middle one
-stands for all between. Events carry the decoder layer in whose code they happened, so a stream is made of *sweeps* over the layers
-(forward, backward, one per list of the optimizer) with events outside between them; stretching repeats the middle's events with its
-neighbours shifted. A second trace, one repeat longer, proves each stretch: the synthesised stream must equal it, else the caller traces
-at full depth. Its differences also give the sizes that grow with depth (a stack of all gradient norms).
+Layers of equal structure repeat with a period. Of each long run of repeats three are kept (first, middle,
+last), and the middle one stands for all between. Events carry the decoder layer in whose code they happened,
+so a stream is made of *sweeps* over the layers (forward, backward, one per list of the optimizer) with events
+outside between them; stretching repeats the middle's events with its neighbours shifted. A second trace, one
+repeat longer, proves each stretch: the synthesised stream must equal it, else the caller traces at full
+depth. Its differences also give the sizes that grow with depth (a stack of all gradient norms).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, Event, Log, Mar
 
 __all__ = ["COPIES", "NotPeriodic", "Run", "kept_layers", "prune", "runs", "signatures", "templates"]
 
-Name = tuple[int | None, str, int, int]  # (layer, how that is known, sweep, number among those of its kind): the same at every depth
+Name = tuple[
+    int | None, str, int, int
+]  # (layer, how that is known, sweep, number among those of its kind): the same at every depth
 
 
 class NotPeriodic(Exception):
@@ -36,7 +39,9 @@ class _Segment:
 
 
 def _borders(log: Log) -> list[int]:
-    return sorted({0, len(log.events), *(mark.begin for mark in log.marks), *(mark.end for mark in log.marks)})
+    return sorted(
+        {0, len(log.events), *(mark.begin for mark in log.marks), *(mark.end for mark in log.marks)}
+    )
 
 
 def sweeps_of(log: Log) -> list[list[_Segment]]:
@@ -45,8 +50,10 @@ def sweeps_of(log: Log) -> list[list[_Segment]]:
 
 
 def names_of(log: Log, sweeps: Sequence[list[_Segment]]) -> list[Name]:
-    """Each storage's name. Numbers count from the last one back: what a layer hands to its neighbour it makes last, and only the outermost
-    layers make more before it (the final norm's gradients are made from the last layer's tensors)."""
+    """Each storage's name. Numbers count from the last one back: what a layer hands to its neighbour it makes
+    last, and only the outermost layers make more before it (the final norm's gradients are made from the last
+    layer's tensors).
+    """
     ends = [sweep[-1].end for sweep in sweeps]
     counts: dict[tuple[int | None, str, int], int] = {}
     found: list[Name] = []
@@ -72,13 +79,19 @@ def _segments(log: Log) -> Iterator[list[_Segment]]:
 
 
 def _late_frees(log: Log, segments: list[_Segment]) -> list[_Segment]:
-    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops a tensor of the last round in the
-    midst of the
-    next one, it belongs to that round (more than two at a time are a list's)."""
+    """Outside the layers a free is known by its storage's layer. Where a loop over layers drops a tensor of
+    the last round in the midst of the next one, it belongs to that round (more than two at a time are a
+    list's).
+    """
     found: list[_Segment] = []
     for segment in segments:
         last = log.events[found[-1].begin : found[-1].end] if found else []
-        if len(found) > 1 and found[-2].layer == segment.layer and len(last) <= 2 and all(kind == FREE for kind, _, _ in last):
+        if (
+            len(found) > 1
+            and found[-2].layer == segment.layer
+            and len(last) <= 2
+            and all(kind == FREE for kind, _, _ in last)
+        ):
             found[-2:] = [_Segment(segment.layer, found[-2].begin, segment.end)]
         else:
             found.append(segment)
@@ -86,8 +99,9 @@ def _late_frees(log: Log, segments: list[_Segment]) -> list[_Segment]:
 
 
 def _sweeps(segments: list[_Segment]) -> Iterator[list[_Segment]]:
-    """Groups of segments: one outside the layers, or a sweep over layers in one direction, with what is outside between two of them
-    inside."""
+    """Groups of segments: one outside the layers, or a sweep over layers in one direction, with what is
+    outside between two of them inside.
+    """
     index = 0
     while index < len(segments):
         if segments[index].layer is None:
@@ -129,9 +143,13 @@ class _Stretch:
         self.log = Log(ops=dict(small.ops))
         self.origins: list[int] = []
         self.ids: dict[Name, int] = {}
-        self.single = {layer: place for place, layer in enumerate(stand_ins) if list(stand_ins).count(layer) == 1}
+        self.single = {
+            layer: place for place, layer in enumerate(stand_ins) if list(stand_ins).count(layer) == 1
+        }
         gaps = [place for place in range(1, len(stand_ins)) if stand_ins[place] != stand_ins[place - 1] + 1]
-        self.reach = max((1 + stand_ins[place - 1] - stand_ins[place] for place in gaps), default=1)  # the longest period
+        self.reach = max(
+            (1 + stand_ins[place - 1] - stand_ins[place] for place in gaps), default=1
+        )  # the longest period
 
     def run(self) -> Log:
         edges: dict[int, int] = {0: 0}
@@ -140,7 +158,9 @@ class _Stretch:
             self._sweep(sweep)
             edges[sweep[-1].end] = len(self.log.events)
         edges.setdefault(len(self.small.events), len(self.log.events))
-        self.log.marks = [Mark(mark.step, mark.moment, edges[mark.begin], edges[mark.end]) for mark in self.small.marks]
+        self.log.marks = [
+            Mark(mark.step, mark.moment, edges[mark.begin], edges[mark.end]) for mark in self.small.marks
+        ]
         return self.log
 
     def _sweep(self, sweep: list[_Segment]) -> None:
@@ -181,7 +201,13 @@ class _Stretch:
                 nbytes = log.storages[new].nbytes
                 log.storages[new].died = len(log.events)
             log.events.append((kind, new, nbytes))
-            log.layers.append(context if context is None else place if place is not None else self._places(context, None, None)[0])
+            log.layers.append(
+                context
+                if context is None
+                else place
+                if place is not None
+                else self._places(context, None, None)[0]
+            )
 
     def _alive(self, names: list[Name]) -> int:
         for name in names:
@@ -191,9 +217,10 @@ class _Stretch:
         raise NotPeriodic(f"storage {names[0]} is freed before it is made")
 
     def _places(self, layer: int | None, home: int | None, place: int | None) -> list[int | None]:
-        """Where the small model's `layer` may lie when the code of its layer `home`, which met it, runs at `place`: as far away
-        as there, or,
-        for a layer that nothing repeats, where that one is (gradients of the residual stream live from the last layer to the first)."""
+        """Where the small model's `layer` may lie when the code of its layer `home`, which met it, runs at
+        `place`: as far away as there, or, for a layer that nothing repeats, where that one is (gradients of
+        the residual stream live from the last layer to the first).
+        """
         if layer is None:
             return [None]
         fixed: list[int | None] = [self.single[layer]] if layer in self.single else []
@@ -211,13 +238,15 @@ def _like(storage: Storage, new: int, nbytes: int, layer: int | None, born: int)
 
 
 def stretch(small: Log, stand_ins: Sequence[int], sizes: dict[int, int] | None = None) -> Log:
-    """The stream of a model whose layer p behaves as the small model's layer stand_ins[p]; `sizes` replaces the bytes of some of the small
-    log's storages. Raises NotPeriodic."""
+    """The stream of a model whose layer p behaves as the small model's layer stand_ins[p]; `sizes` replaces
+    the bytes of some of the small log's storages. Raises NotPeriodic.
+    """
     return _Stretch(small, stand_ins, sizes or {}).run()
 
 
 def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[int, int]:
-    """Bytes that storages of the small log (by id) gain with one more repeat, found by comparing the stretched stream with the traced one.
+    """Bytes that storages of the small log (by id) gain with one more repeat, found by comparing the
+    stretched stream with the traced one.
 
     Raises NotPeriodic where they differ in anything but the sizes of storages that do not repeat.
     """
@@ -237,7 +266,9 @@ def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[int, int]:
 
 
 def sizes_at(small: Log, layout: Sequence[Run], gains: Sequence[dict[int, int]]) -> dict[int, int]:
-    """Bytes at full depth of the small log's storages that grow: `gains` holds one table for each reducible run."""
+    """Bytes at full depth of the small log's storages that grow: `gains` holds one table for each reducible
+    run.
+    """
     found: dict[int, int] = {}
     for run, table in zip((r for r in layout if r.reducible), gains, strict=True):
         for sid, gain in table.items():
@@ -248,8 +279,9 @@ def sizes_at(small: Log, layout: Sequence[Run], gains: Sequence[dict[int, int]])
 def canonical(events: Sequence[Event]) -> list[Event]:
     """A log's stream with frees that follow one another in one order, so that equal streams are equal lists.
 
-    (CPython defers deallocation in chains of more than 50 objects, so the order in which a deep graph of Python autograd functions dies
-    depends on its depth. The allocator merges freed blocks: without an allocation between, their order leaves no trace.)
+    (CPython defers deallocation in chains of more than 50 objects, so the order in which a deep graph of
+    Python autograd functions dies depends on its depth. The allocator merges freed blocks: without an
+    allocation between, their order leaves no trace.)
     """
     found: list[Event] = []
     for frees, group in groupby(events, key=lambda event: event[0] == FREE):

@@ -1,4 +1,6 @@
-"""Which layers of a model repeat, which few of them are kept, and which of those stands for each of the others."""
+"""Which layers of a model repeat, which few of them are kept, and which of those stands for each of the
+others.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +32,39 @@ class Run:
 
 
 def signatures(layers: nn.ModuleList, marks: Callable[[int], Any] = lambda index: None) -> list[Any]:
-    """What distinguishes each layer: its tree of classes, tensors and settings, and `marks(index)` (a setup's view of that layer)."""
+    """What distinguishes each layer: its tree of classes, tensors and settings, and `marks(index)` (a setup's
+    view of that layer).
+    """
     return [(_signature(layer), marks(index)) for index, layer in enumerate(layers)]
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
     return tuple(
-        (path, type(module).__name__,
-         tuple((k, tuple(t.shape), t.dtype) for store in (module._parameters, module._buffers) for k, t in store.items() if t is not None),
-         tuple(sorted((k, v) for k, v in vars(module).items() if k not in _POSITION and isinstance(v, (int, str, float)))))
+        (
+            path,
+            type(module).__name__,
+            tuple(
+                (k, tuple(t.shape), t.dtype)
+                for store in (module._parameters, module._buffers)
+                for k, t in store.items()
+                if t is not None
+            ),
+            tuple(
+                sorted(
+                    (k, v)
+                    for k, v in vars(module).items()
+                    if k not in _POSITION and isinstance(v, (int, str, float))
+                )
+            ),
+        )
         for path, module in layer.named_modules()
-    )  # fmt: skip
+    )
 
 
 def runs(signs: Sequence[Any]) -> list[Run]:
-    """The layers as consecutive runs of repeats; at each place the period that covers most, the shortest of equals."""
+    """The layers as consecutive runs of repeats; at each place the period that covers most, the shortest of
+    equals.
+    """
     numbers: dict[Any, int] = {}
     ids = [numbers.setdefault(sign, len(numbers)) for sign in signs]
     found: list[Run] = []
@@ -64,12 +84,17 @@ def runs(signs: Sequence[Any]) -> list[Run]:
 
 def kept_layers(layout: Sequence[Run], longer: int | None = None) -> list[int]:
     """Indices of the layers to build; run number `longer` keeps one repeat more."""
-    return [run.start + i for number, run in enumerate(layout) for i in range(run.period * run.kept(number == longer))]
+    return [
+        run.start + i
+        for number, run in enumerate(layout)
+        for i in range(run.period * run.kept(number == longer))
+    ]
 
 
 def templates(layout: Sequence[Run], full: bool, longer: int | None = None) -> list[int]:
-    """For each layer of the target (the full model, or the small one with run `longer` extended) the small model's layer that stands
-    for it."""
+    """For each layer of the target (the full model, or the small one with run `longer` extended) the small
+    model's layer that stands for it.
+    """
     found: list[int] = []
     base = 0
     for number, run in enumerate(layout):
@@ -82,7 +107,9 @@ def templates(layout: Sequence[Run], full: bool, longer: int | None = None) -> l
     return found
 
 
-def prune(parent: nn.Module, name: str, layers: nn.ModuleList, keep: Sequence[int], configs: Sequence[Any]) -> None:
+def prune(
+    parent: nn.Module, name: str, layers: nn.ModuleList, keep: Sequence[int], configs: Sequence[Any]
+) -> None:
     """Leave only the layers `keep` in the model, renumbered; each remembers its place as `memplan_index`."""
     depth = len(layers)
     for new, old in enumerate(keep):

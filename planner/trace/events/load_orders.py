@@ -1,10 +1,11 @@
 """The orders in which threads may load the same weights, each replayed: what identical runs differ by.
 
-transformers 5 reads the checkpoint on min(4, CPUs) threads while the main thread converts or quantises what has arrived
-(core_model_loading.py convert_and_load_state_dict_in_model). How far they run ahead of it, and in which order they end, is the
-machine's affair: another order cuts the cached segments into other blocks, of which a remainder of up to 1 MiB each is never split
-off. So identical loads differ in what they hold, and the training step finds other gaps to reuse. Weights that are quantised as they
-arrive are read one by one since transformers 5.4 (its pull request 44576); before, and for every other load still, by the threads.
+transformers 5 reads the checkpoint on min(4, CPUs) threads while the main thread converts or quantises what
+has arrived (core_model_loading.py convert_and_load_state_dict_in_model). How far they run ahead of it, and in
+which order they end, is the machine's affair: another order cuts the cached segments into other blocks, of
+which a remainder of up to 1 MiB each is never split off. So identical loads differ in what they hold, and the
+training step finds other gaps to reuse. Weights that are quantised as they arrive are read one by one since
+transformers 5.4 (its pull request 44576); before, and for every other load still, by the threads.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from memplan.planner.trace.events.log import ALLOC, FREE, READ, Event, Log
 
 WORKERS = 4  # transformers 5.23 core_model_loading.py GLOBAL_WORKERS
 AHEAD = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 0.0)
-"""How often the threads' next tensor comes before the main thread's next quantisation, from never behind to all read first. Merging
-checkpoint tensors only launches copies, so without quantisation the main thread keeps up with the disk: 0."""
+"""How often the threads' next tensor comes before the main thread's next quantisation, from never behind to
+all read first. Merging checkpoint tensors only launches copies, so without quantisation the main thread keeps
+up with the disk: 0.
+"""
 ORDERS = 12  # whose load is replayed; of these
 STEPS = 3  # are replayed to the end: those that leave the least, the most, and between
 FEW = 4  # orders of a load that quantises nothing: only the ends of the threads differ, by little
@@ -41,8 +44,9 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The events of a pretrained load: `reads[i]` brings the checkpoint's tensor number i, `work[i]` is what the main thread does before it
-    waits for the next."""
+    """The events of a pretrained load: `reads[i]` brings the checkpoint's tensor number i, `work[i]` is what
+    the main thread does before it waits for the next.
+    """
 
     begin: int
     end: int
@@ -66,8 +70,9 @@ def _is_read(log: Log, event: Event) -> bool:
 
 
 def reordered(load: Load, ahead: float, random: Random) -> list[Event]:
-    """The load's events in one order that the threads allow: tensor i + 1 may come before the work on tensor i, that work never before
-    tensors 0 to i are there."""
+    """The load's events in one order that the threads allow: tensor i + 1 may come before the work on tensor
+    i, that work never before tensors 0 to i are there.
+    """
     made: list[Event] = []
     started: list[int] = []
     count = len(load.reads)
@@ -91,20 +96,30 @@ def reordered(load: Load, ahead: float, random: Random) -> list[Event]:
 
 
 def orders(log: Log, setup: Setup, count: int) -> Iterator[list[Event]]:
-    """The log's events up to the end of its load, in `count` other orders; none where no thread reads, or where order does not matter."""
+    """The log's events up to the end of its load, in `count` other orders; none where no thread reads, or
+    where order does not matter.
+    """
     load = load_of(log) if setup.load == "pretrained" else None
-    if load is None or not any(event[0] == FREE for work in load.work for event in work):  # nothing that is freed leaves no gap
+    if load is None or not any(
+        event[0] == FREE for work in load.work for event in work
+    ):  # nothing that is freed leaves no gap
         return
     random = Random(0)
     for number in range(count):
         ahead = AHEAD[number % len(AHEAD)] if setup.quant_type != "none" else 0.0
-        yield [*log.events[: load.begin], *reordered(load, ahead, random), *log.events[load.end : log.marks[0].end]]
+        yield [
+            *log.events[: load.begin],
+            *reordered(load, ahead, random),
+            *log.events[load.end : log.marks[0].end],
+        ]
 
 
 def bands(log: Log, setup: Setup, predicted: Replay) -> dict[str, Any] | None:
-    """What the orders of a pretrained load leave open, as the prediction's document has it; None where every order ends alike.
+    """What the orders of a pretrained load leave open, as the prediction's document has it; None where every
+    order ends alike.
 
-    load: allocated bytes after loading; load_peak, step_peak: the largest while loading and after; reserved: the largest reserved after it.
+    load: allocated bytes after loading; load_peak, step_peak: the largest while loading and after; reserved:
+    the largest reserved after it.
     """
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
     loads = []
@@ -127,7 +142,11 @@ def bands(log: Log, setup: Setup, predicted: Replay) -> dict[str, Any] | None:
     }
     if all(band.low == band.high for band in made.values()):
         return None
-    return {"why": _why(setup), "orders": len(loads) + 1, **{name: band.to_document() for name, band in made.items()}}
+    return {
+        "why": _why(setup),
+        "orders": len(loads) + 1,
+        **{name: band.to_document() for name, band in made.items()},
+    }
 
 
 def _band(values: list[int]) -> Band:
@@ -141,4 +160,7 @@ def _after(run: Replay, first: int) -> tuple[int, int]:
 def _why(setup: Setup) -> str:
     if setup.quant_type == "none":
         return "threads read the checkpoint, and the order in which they end differs from run to run"
-    return "transformers quantises weights one by one from 5.4 on, as predicted; before, threads read ahead and identical runs differed"
+    return (
+        "transformers quantises weights one by one from 5.4 on, as predicted; before, threads read ahead "
+        "and identical runs differed"
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
-READ = "read from the checkpoint"  # the op of a tensor that loading brings to the device, by threads where the library has some
+# the op of a tensor that loading brings to the device, by threads where the library has some
+READ = "read from the checkpoint"
 Event = tuple[str, int, int]  # kind, storage id, bytes
 
 
 @dataclass(slots=True)
 class Storage:
-    """One device storage: what made it, where, when; `component` is settled later, from what ends up holding it."""
+    """One device storage: what made it, where, when; `component` is settled later, from what ends up holding
+    it.
+    """
 
     id: int
     nbytes: int
@@ -22,7 +25,9 @@ class Storage:
     dtype: str
     moment: str
     born: int  # index of its allocation among the events
-    via: str = "code"  # how its layer is known: "code" of that layer, an autograd "node" made outside, or the "tensors" it was made from
+    # how its layer is known: "code" of that layer, an autograd "node" made outside, or the "tensors" it was
+    # made from
+    via: str = "code"
     component: str = ""
     name: str = ""
     saved: bool = False
@@ -41,10 +46,14 @@ class Mark:
 
 @dataclass
 class Log:
-    """What an observed run leaves: the events in order, the storages by id, the context of each event, and the moments."""
+    """What an observed run leaves: the events in order, the storages by id, the context of each event, and
+    the moments.
+    """
 
     events: list[Event] = field(default_factory=list)
     storages: list[Storage] = field(default_factory=list)
-    layers: list[int | None] = field(default_factory=list)  # the decoder layer in whose code each event happened
+    layers: list[int | None] = field(
+        default_factory=list
+    )  # the decoder layer in whose code each event happened
     marks: list[Mark] = field(default_factory=list)
     ops: dict[str, int] = field(default_factory=dict)  # how often each op ran

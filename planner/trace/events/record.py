@@ -1,5 +1,6 @@
-"""Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or synthesised from a few
-layers."""
+"""Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or
+synthesised from a few layers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.run import batches, step
 from memplan.planner.run.build import build, outline
 from memplan.planner.run.built import Built, logical_numel
-from memplan.planner.run.model import layer_list, layer_number, layer_prefix, place, quiet, reason, sub_configs
+from memplan.planner.run.model import (
+    layer_list,
+    layer_number,
+    layer_prefix,
+    place,
+    quiet,
+    reason,
+    sub_configs,
+)
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.trace import attention, autocast
 from memplan.planner.trace import patches as shims
@@ -30,7 +39,14 @@ from memplan.planner.trace.kernels import Kernels
 from memplan.planner.trace.observe import Observer
 
 STEPS = 2  # optimizer states appear in the first: the second is the steady one
-_NAMES_LAYERS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "layer_replication", "layer_indexes")
+_NAMES_LAYERS = (
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "layer_indexes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +63,24 @@ class Facts:
     warnings: tuple[str, ...] = ()
 
 
-BALANCED = "shapes depend on which experts are chosen: the trace takes every expert equally often, a real router does not"
+BALANCED = (
+    "shapes depend on which experts are chosen: the trace takes every expert equally often, a real router "
+    "does not"
+)
 
 
 class StepFailed(UsageError):
     """A training step that a library could not run."""
 
 
-def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False) -> tuple[Log, Facts]:
-    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised where that is proved exact.
+def record(
+    config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False
+) -> tuple[Log, Facts]:
+    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised
+    where that is proved exact.
 
-    A step that fails is tried once more with values: a router's choice decides shapes where no grouped product hides it.
+    A step that fails is tried once more with values: a router's choice decides shapes where no grouped
+    product hides it.
     """
     shims_peft.refuse(setup)
     try:
@@ -70,7 +93,9 @@ def record(config: Mapping[str, Any], setup: Setup, target: Target, *, full: boo
     return log, replace(facts, warnings=(*facts.warnings, BALANCED))
 
 
-def _recorded(config: Mapping[str, Any], setup: Setup, target: Target, full: bool, routed: bool) -> tuple[Log, Facts]:
+def _recorded(
+    config: Mapping[str, Any], setup: Setup, target: Target, full: bool, routed: bool
+) -> tuple[Log, Facts]:
     if not full:
         try:
             found = _synthesised(config, setup, target, routed)
@@ -87,8 +112,12 @@ def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
         return outline(config, setup)
 
 
-def _synthesised(config: Mapping[str, Any], setup: Setup, target: Target, routed: bool) -> tuple[Log, Facts] | None:
-    """The full log from a few layers; None where nothing repeats often enough. Raises depth.NotPeriodic where it does not stretch."""
+def _synthesised(
+    config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
+) -> tuple[Log, Facts] | None:
+    """The full log from a few layers; None where nothing repeats often enough. Raises depth.NotPeriodic where
+    it does not stretch.
+    """
     if _names_layers(setup):
         return None
     model = _outline(config, setup)
@@ -97,7 +126,9 @@ def _synthesised(config: Mapping[str, Any], setup: Setup, target: Target, routed
         return None
     layout = depth.runs(depth.signatures(found[1], _marks(model, setup, len(found[1]))))
     reducible = [number for number, run in enumerate(layout) if run.reducible]
-    cost = len(depth.kept_layers(layout)) + sum(len(depth.kept_layers(layout, number)) for number in reducible)
+    cost = len(depth.kept_layers(layout)) + sum(
+        len(depth.kept_layers(layout, number)) for number in reducible
+    )
     if not reducible or cost >= len(found[1]):
         return None
     small, facts = _observe(_cut(model, layout, None), config, setup, target, routed)
@@ -107,20 +138,33 @@ def _synthesised(config: Mapping[str, Any], setup: Setup, target: Target, routed
         gains.append(depth.growth(small, log, depth.templates(layout, full=False, longer=number)))
         longer.append(counts)
     made = depth.stretch(small, depth.templates(layout, full=True), depth.sizes_at(small, layout, gains))
-    return made, _grown(facts, longer, [layout[number] for number in reducible], len(depth.kept_layers(layout)))
+    return made, _grown(
+        facts, longer, [layout[number] for number in reducible], len(depth.kept_layers(layout))
+    )
 
 
 def _names_layers(setup: Setup) -> bool:
     """Whether the adapter treats layers by number, so that a shorter model would get another adapter."""
     adapter = setup.adapter or {}
-    chosen = (*setup.targets, *setup.modules_to_save, str(adapter.get("target_modules", "")), str(adapter.get("exclude_modules", "")))
-    return any(adapter.get(key) for key in _NAMES_LAYERS) or any(re.search(r"\d+\\?\.", text) for text in chosen)
+    chosen = (
+        *setup.targets,
+        *setup.modules_to_save,
+        str(adapter.get("target_modules", "")),
+        str(adapter.get("exclude_modules", "")),
+    )
+    return any(adapter.get(key) for key in _NAMES_LAYERS) or any(
+        re.search(r"\d+\\?\.", text) for text in chosen
+    )
 
 
 def _marks(model: Any, setup: Setup, count: int) -> Any:
     """How the setup and the config's per-layer lists tell layers apart."""
-    lists = [value for config in (model.config, *sub_configs(model.config)) for value in vars(config).values()
-             if isinstance(value, (list, tuple)) and len(value) == count]  # fmt: skip
+    lists = [
+        value
+        for config in (model.config, *sub_configs(model.config))
+        for value in vars(config).values()
+        if isinstance(value, (list, tuple)) and len(value) == count
+    ]
 
     def marks(index: int) -> Any:
         trained = setup.method != "freeze" or index >= count - (setup.trainable_layers or 1)
@@ -132,15 +176,25 @@ def _marks(model: Any, setup: Setup, count: int) -> Any:
 def _cut(model: Any, layout: list[depth.Run], longer: int | None) -> Any:
     path, layers = layer_list(model) or ("", nn.ModuleList())
     parent, _, name = path.rpartition(".")
-    depth.prune(model.get_submodule(parent), name, layers, depth.kept_layers(layout, longer), (model.config, *sub_configs(model.config)))
+    depth.prune(
+        model.get_submodule(parent),
+        name,
+        layers,
+        depth.kept_layers(layout, longer),
+        (model.config, *sub_configs(model.config)),
+    )
     return model
 
 
 def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: int) -> Facts:
     """Counts at full depth: each further repeat of a run adds what the first one added."""
+
     def at_depth(name: str) -> int:
         base = getattr(small, name)
-        gains = ((getattr(more, name) - base, run.repeats - depth.COPIES) for more, run in zip(longer, layout, strict=True))
+        gains = (
+            (getattr(more, name) - base, run.repeats - depth.COPIES)
+            for more, run in zip(longer, layout, strict=True)
+        )
         return int(base + sum(gain * further for gain, further in gains))
 
     counts = {field.name: at_depth(field.name) for field in fields(Facts) if field.type == "int"}
@@ -149,15 +203,26 @@ def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: i
 
 @contextmanager
 def watching(observer: Observer, setup: Setup, target: Target) -> Iterator[None]:
-    """While active, libraries run on meta as on `target`, and `observer` sees every storage that they make and drop."""
+    """While active, libraries run on meta as on `target`, and `observer` sees every storage that they make
+    and drop.
+    """
     kernels = attention.modelled(target, setup.attention, batches.padding(setup), setup.packed_documents)
     with ExitStack() as stack:
-        for context in (quiet(), autocast.installed(target.device), _composites(target), kernels, shims.applied(observer, setup), observer):
+        for context in (
+            quiet(),
+            autocast.installed(target.device),
+            _composites(target),
+            kernels,
+            shims.applied(observer, setup),
+            observer,
+        ):
             stack.enter_context(context)
         yield
 
 
-def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target, routed: bool) -> tuple[Log, Facts]:
+def _observe(
+    model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
+) -> tuple[Log, Facts]:
     """Build on `model` and run `STEPS` steps under an observer. StepFailed where a library cannot."""
     observer = Observer(Kernels(target))
     observer.answers = shims.answers(setup, observer, routed)
@@ -173,7 +238,9 @@ def _observe(model: nn.Module, config: Mapping[str, Any], setup: Setup, target: 
             raise
         except Exception as error:
             found = reason(error) + place(error, built.model)
-            raise StepFailed(f"{type(built.base).__name__} cannot run a training step with this setup: {found}") from error
+            raise StepFailed(
+                f"{type(built.base).__name__} cannot run a training step with this setup: {found}"
+            ) from error
         attribute.claim_weights(observer, built)
         attribute.settle_rest(observer.log.storages)
         facts = _facts(built, observer)
@@ -202,8 +269,9 @@ def _composites(target: Target) -> AbstractContextManager[None]:
 
 @contextmanager
 def named_modules(observer: Observer, model: torch.nn.Module) -> Iterator[None]:
-    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included: checkpointing stops
-    early)."""
+    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included:
+    checkpointing stops early).
+    """
     prefix = layer_prefix(model)
     table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
     stack = observer.modules

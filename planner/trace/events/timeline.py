@@ -29,7 +29,9 @@ class Timeline:
     def __init__(self, log: Log, setup: Setup, target: Target) -> None:
         self.log, self.setup, self.target = log, setup, target
         self.steps = max((mark.step for mark in log.marks), default=-1)
-        self.replay = _exact(log.events) if target.device == "cpu" else replay(log.events, mode=setup.allocator)
+        self.replay = (
+            _exact(log.events) if target.device == "cpu" else replay(log.events, mode=setup.allocator)
+        )
 
     def moments(self) -> tuple[tuple[Breakdown, ...], Peak, Peak]:
         """(breakdowns, the peak over everything, the peak over the steady step)."""
@@ -54,7 +56,11 @@ class Timeline:
         steps = run.peaks(begin, end)
         breakdowns = tuple(Breakdown(name, self.rows_at(index)) for name, index in rows)
         peak = Peak(where, everything.allocated, everything.reserved, self.target.context_bytes)
-        return breakdowns, peak, Peak(self._moment_of(steps.index), steps.allocated, steps.reserved, self.target.context_bytes)
+        return (
+            breakdowns,
+            peak,
+            Peak(self._moment_of(steps.index), steps.allocated, steps.reserved, self.target.context_bytes),
+        )
 
     def _moment_of(self, index: int) -> str:
         for mark in self.log.marks:
@@ -71,35 +77,46 @@ class Timeline:
             total[0] += 1
             total[1] += storage.nbytes
             total[2] += self.replay.block_bytes[storage.id]
-        rows = [Row(name, shape, dtype, count, nbytes, component, why, block)  # type: ignore[arg-type]
-                for (component, name, shape, dtype, why), (count, nbytes, block) in groups.items()]  # fmt: skip
+        rows = [
+            Row(name, shape, dtype, count, nbytes, component, why, block)  # type: ignore[arg-type]
+            for (component, name, shape, dtype, why), (count, nbytes, block) in groups.items()
+        ]
         return tuple(sorted(rows, key=lambda row: -row.charged))
 
     def smallest_capacity(self) -> int | None:
         """The smallest card that survives release-and-retry, CUDA context included; None on CPU."""
         if self.target.device == "cpu":
             return None
-        return smallest_capacity(self.log.events, self.setup.allocator, self.replay) + self.target.context_bytes
+        return (
+            smallest_capacity(self.log.events, self.setup.allocator, self.replay) + self.target.context_bytes
+        )
 
     def expandable_capacity(self, usable: int) -> int | None:
-        """A card's size in bytes, CUDA context included, that survives with expandable segments; None where `usable` bytes do not, or where
-        they are what was replayed. One replay, for a card that does not survive without them."""
+        """A card's size in bytes, CUDA context included, that survives with expandable segments; None where
+        `usable` bytes do not, or where they are what was replayed. One replay, for a card that does not
+        survive without them.
+        """
         if self.target.device == "cpu" or self.setup.allocator == "expandable":
             return None
         run = replay(self.log.events, mode="expandable", capacity=usable - self.target.context_bytes)
         return None if run.oom is not None else max(run.reserved) + self.target.context_bytes
 
     def points(self) -> dict[str, Any]:
-        """Allocated and reserved bytes against event index, thinned to at most POINTS maxima, with the moments."""
+        """Allocated and reserved bytes against event index, thinned to at most POINTS maxima, with the
+        moments.
+        """
         allocated, reserved = self.replay.allocated, self.replay.reserved
         stride = max(1, -(-len(allocated) // POINTS))
         starts = range(0, len(allocated), stride)
         return {
-            "events": len(allocated), "stride": stride,
+            "events": len(allocated),
+            "stride": stride,
             "allocated": [max(allocated[i : i + stride]) for i in starts],
             "reserved": [max(reserved[i : i + stride]) for i in starts],
-            "moments": [{"step": m.step, "moment": m.moment, "begin": m.begin, "end": m.end} for m in self.log.marks],
-        }  # fmt: skip
+            "moments": [
+                {"step": m.step, "moment": m.moment, "begin": m.begin, "end": m.end} for m in self.log.marks
+            ],
+        }
 
 
 def alive_after(log: Log, index: int) -> Iterable[Storage]:
