@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.answers.verdict import close_calls, judge
-from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
@@ -129,11 +129,11 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     engine = engine or ("formula" if setup.adapter is None else "trace")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
-    sharding.refuse_sharding(setup)
+    strategies.refuse_sharding(setup)
     if engine == "trace":
-        sharding.refuse_tracing(setup)
+        strategies.refuse_tracing(setup)
     prediction = ENGINES[engine](model, setup)
-    found = (*unread(setup), *sharding.warnings(engine, setup))
+    found = (*unread(setup), *strategies.warnings(engine, setup))
     prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
@@ -142,11 +142,11 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     alike = close_calls(prediction, [gpu for its, gpu in pairs if its is prediction])
     close = (alike, *(close_calls(its, [gpu]) for its, gpu in pairs if its is not prediction))
     prediction = prediction.with_(warnings=(*prediction.warnings, *filter(None, close)))
-    if sharding.wraps(
+    if strategies.wraps(
         setup
     ):  # the band of a verdict is one GPU's, for want of another; the error of the number is not known
         prediction = prediction.with_(
-            accuracy=Accuracy(evidence=sharding.UNRECORDED, device_error=prediction.accuracy.margin)
+            accuracy=Accuracy(evidence=strategies.UNRECORDED, device_error=prediction.accuracy.margin)
         )
     return prediction.with_(gpus=verdicts)
 

@@ -41,7 +41,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Attribution:
     """`address` belongs to `component` at the mark of that label."""
 
     label: str
@@ -84,7 +84,7 @@ class History:
 
     events: list[Event] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[Attribution] = field(default_factory=list)
     segments: list[tuple[int, str, int]] = field(
         default_factory=list
     )  # (events before, reserved | released, bytes), CUDA only

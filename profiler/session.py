@@ -16,7 +16,7 @@ from typing import Any
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
 from memplan.profiler.evidence import Evidence, completed, failure_of
-from memplan.profiler.history import LOADED, Claim, History, mark_label
+from memplan.profiler.history import LOADED, Attribution, History, mark_label
 from memplan.profiler.nvml import ALL, Usage, look, of_this_process
 from memplan.profiler.record import Failure
 
@@ -52,7 +52,7 @@ class Session:
     counters: list[tuple[int, str, dict[str, int]]] = field(
         default_factory=list
     )  # step, moment, the device's counters at its end
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[Attribution] = field(default_factory=list)
     history: History = field(default_factory=History)
     moment: str = "load_peak"
 
@@ -105,7 +105,7 @@ class Session:
     def _steps(self) -> None:
         from memplan.planner.run import step as loop
         from memplan.planner.run.build import build
-        from memplan.profiler.claims_of import after_moment, loaded, saved_tensors
+        from memplan.profiler.attribution import after_moment, loaded, saved_tensors
 
         built = build(self.config, self.setup, self.device)
         self._counts(built)
@@ -144,7 +144,7 @@ class Session:
         """A storage that autograd saves: once per address and block is enough, claims of weights come first."""
         label = f"saved {len(self.claims)}"
         self.recorder.mark(label)
-        self.claims.append(Claim(label, address, "activations"))
+        self.claims.append(Attribution(label, address, "activations"))
 
     def _counts(self, built: Any) -> None:
         from memplan.planner.run.built import logical_numel
@@ -206,7 +206,7 @@ class Watcher:
     """
 
     session: Session
-    claim: Callable[[str, str], list[Claim]]
+    claim: Callable[[str, str], list[Attribution]]
     seen: dict[tuple[int, str], int] = field(default_factory=dict)
 
     @contextlib.contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from memplan.planner.formula.forward.context import Device
-from memplan.planner.formula.parameters import Inventory
-from memplan.planner.formula.step import Regime, run_step
+from memplan.planner.formula.parameters import ParameterTable
+from memplan.planner.formula.step import Guard, run_step
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.setup import resolve
 
@@ -94,7 +94,7 @@ def predicted(config: dict[str, Any], **fields: Any) -> int:
         sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None})
     )
     tape = run_step(
-        Inventory(spec, setup), Device("cpu"), Regime(False, tuple(w for w in windows if w <= SEQUENCE))
+        ParameterTable(spec, setup), Device("cpu"), Guard(False, tuple(w for w in windows if w <= SEQUENCE))
     )
     end = next(position for position, moment in tape.marks if moment == "backward")
     alive: dict[int, int] = {}
@@ -192,7 +192,9 @@ def test_adalora_trains_ranknum_once_it_is_moved() -> None:
         setup = resolve(
             {"method": "adalora", "recipe": "raw", "device": "cpu", "weight_dtype": str(dtype)[6:]}
         )
-        ours = [t.trained for t in Inventory(read_config(LLAMA), setup).all if t.name.endswith("ranknum")]
+        ours = [
+            t.trained for t in ParameterTable(read_config(LLAMA), setup).all if t.name.endswith("ranknum")
+        ]
         assert set(trained) == set(ours) == {dtype is torch.bfloat16}
 
 

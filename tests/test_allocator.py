@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.planner.allocator.native import OutOfMemory, Undecided, round_size
-from memplan.planner.allocator.replay import MODES, Course, Peaks, Replay, replay, smallest_capacity
+from memplan.planner.allocator.replay import MODES, Peaks, Replay, RunningReplay, replay, smallest_capacity
 
 MIB = 2**20
 BOTH = pytest.mark.parametrize("mode", ["native", "expandable"])
@@ -283,11 +283,11 @@ def test_capacities_followed_together_go_the_way_of_each(mode, events, bounds, f
     """
     most = max(replay(events, mode=mode).reserved, default=0)
     least, middle, highest = (round(most * part) for part in sorted(bounds))
-    together = Course(mode, highest, fraction)
-    together.allocator.certain = least
+    together = RunningReplay(mode, highest, fraction)
+    together.allocator.lower_bound = least
     with suppress(Undecided):
         together.run(events)
-    forked = together.fork(middle)
+    forked = together.copy(middle)
     before, after = (
         together.result,
         forked.run(events[together.position :]) if together.result.oom is None else Replay(),

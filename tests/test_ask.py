@@ -12,7 +12,7 @@ import memplan
 from memplan.cli.main import run
 from memplan.planner.answers.verdict import close_calls
 from memplan.planner.formula import assumptions
-from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.errors import UsageError
@@ -20,7 +20,7 @@ from memplan.planner.tables.gpus import find_gpu
 from memplan.validate.answer import answer
 from memplan.validate.ask import read
 from memplan.validate.chinese import warning_in, warnings
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.summary import summary_line
 
 
@@ -174,12 +174,12 @@ def test_what_is_asked_for(sentence, wanted):
 
 
 def test_the_largest_is_exact_and_comes_first():
-    lab = Lab()
-    found = answer(read("what batch size can I use for qlora 7b on 24gb"), lab)
+    context = EvaluationContext()
+    found = answer(read("what batch size can I use for qlora 7b on 24gb"), context)
     largest = dict(found.boundaries)["micro_batch"].boundaries[0].low
     assert summary_line(found)["en"].startswith(f"micro-batch up to {largest}:")
-    assert answer(read(f"qlora 7b on 24gb batch {largest}"), lab).verdict == "fits"
-    assert answer(read(f"qlora 7b on 24gb batch {largest + 1}"), lab).verdict == "no"
+    assert answer(read(f"qlora 7b on 24gb batch {largest}"), context).verdict == "fits"
+    assert answer(read(f"qlora 7b on 24gb batch {largest + 1}"), context).verdict == "no"
 
 
 def test_where_no_method_is_named_the_richest_that_fits_is_chosen_and_said():
@@ -206,11 +206,11 @@ def test_the_language_is_the_questions_unless_said():
 
 
 def test_the_verdict_flips_exactly_at_the_boundary():
-    lab = Lab()
-    found = answer(read("33B QLoRA 4090"), lab)
+    context = EvaluationContext()
+    found = answer(read("33B QLoRA 4090"), context)
     boundary = dict(found.boundaries)["sequence_length"].boundaries[0]
-    assert answer(read(f"33B QLoRA 4090 seq {boundary.low}"), lab).verdict == "fits"
-    assert answer(read(f"33B QLoRA 4090 seq {boundary.high}"), lab).verdict == "no"
+    assert answer(read(f"33B QLoRA 4090 seq {boundary.low}"), context).verdict == "fits"
+    assert answer(read(f"33B QLoRA 4090 seq {boundary.high}"), context).verdict == "no"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_the_command_prints_both_languages_and_its_document(capsys):
 def warned(model: str, gpu: str | None = None, engine: str = "formula", **fields: object) -> list[str]:
     """What a prediction warns of: all that an answer can say too."""
     spec, setup = find(model).spec(), resolve({"sequence_length": 512, "gpu": gpu, **fields})
-    return [*assumptions.warnings(spec, setup), *sharding.warnings(engine, setup)]
+    return [*assumptions.warnings(spec, setup), *strategies.warnings(engine, setup)]
 
 
 def test_every_warning_of_a_prediction_has_its_chinese():

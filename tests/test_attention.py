@@ -16,7 +16,7 @@ from memplan.planner.tables.errors import UsageError  # noqa: E402
 from memplan.planner.trace.attention import modelled, packages  # noqa: E402
 from memplan.planner.trace.device import flash2  # noqa: E402
 from memplan.planner.trace.device.composites import as_on_cuda  # noqa: E402
-from memplan.planner.trace.device.sdp import Call, choose, native_gqa_in_efficient, reason  # noqa: E402
+from memplan.planner.trace.device.sdp import AttentionCall, choose, native_gqa_in_efficient, reason  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
 
 T4, A100, CPU = Target("cuda", (7, 5), 40), Target("cuda", (8, 0), 108), Target("cpu")
@@ -61,39 +61,41 @@ def mask(*shape):
 )
 def test_the_backend_that_cuda_takes(target, dtype, size, masked, expected):
     q = tensor(size=size, dtype=dtype)
-    assert choose(Call(target, q, q, q, mask() if masked else None)) == expected
+    assert choose(AttentionCall(target, q, q, q, mask() if masked else None)) == expected
 
 
 def test_grouped_heads_need_a_backend_that_takes_them():
     q, kv = tensor(8), tensor(2)
-    assert choose(Call(A100, q, kv, kv, gqa=True)) == "flash"
-    assert choose(Call(A100, q, kv, kv, gqa=False)) == "math", "unequal heads without enable_gqa"
+    assert choose(AttentionCall(A100, q, kv, kv, gqa=True)) == "flash"
+    assert choose(AttentionCall(A100, q, kv, kv, gqa=False)) == "math", "unequal heads without enable_gqa"
     q, kv = tensor(8, dtype=HALF), tensor(2, dtype=HALF)
-    assert choose(Call(T4, q, kv, kv, gqa=True)) == ("efficient" if native_gqa_in_efficient() else "math")
+    assert choose(AttentionCall(T4, q, kv, kv, gqa=True)) == (
+        "efficient" if native_gqa_in_efficient() else "math"
+    )
 
 
 def test_what_a_training_call_asks_beyond_inference():
     with torch.no_grad():
         q = tensor(size=200)
-        assert choose(Call(RTX4090, q, q, q)) == "flash"
+        assert choose(AttentionCall(RTX4090, q, q, q)) == "flash"
     q = tensor(size=256)
-    assert choose(Call(RTX4090, q, q, q, dropout=0.1)) == "efficient"
+    assert choose(AttentionCall(RTX4090, q, q, q, dropout=0.1)) == "efficient"
     now, before = (replace(H100, torch=release) for release in ((2, 12), (2, 11)))
-    assert choose(Call(now, tensor(), tensor(), tensor(), dropout=0.1)) == "flash", (
+    assert choose(AttentionCall(now, tensor(), tensor(), tensor(), dropout=0.1)) == "flash", (
         "cuDNN's dropout has steps of 1/16"
     )
-    assert choose(Call(before, tensor(), tensor(), tensor(), dropout=0.1)) == "cudnn", (
+    assert choose(AttentionCall(before, tensor(), tensor(), tensor(), dropout=0.1)) == "cudnn", (
         "which torch 2.11 did not ask"
     )
     short, long = tensor(rows=64), tensor(rows=128)
-    assert choose(Call(A100, short, long, long, causal=True)) == "efficient", (
+    assert choose(AttentionCall(A100, short, long, long, causal=True)) == "efficient", (
         "flash aligns a causal mask to the other corner"
     )
 
 
 def test_a_forced_backend_runs_or_is_refused_with_a_reason():
     q = tensor(dtype=HALF)
-    call = Call(T4, q, q, q)
+    call = AttentionCall(T4, q, q, q)
     assert choose(call, "math") == "math" and choose(call, "flash") is None
     assert reason(call, "flash") == "ampere_to_blackwell"
     message = "sdpa-flash cannot run here.*ampere_to_blackwell.*compute capability 7.5"

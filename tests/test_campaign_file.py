@@ -9,8 +9,7 @@ import pytest
 from campaign_fakes import TINY
 
 from memplan.planner.tables.errors import UsageError
-from memplan.profiler import case_matrix as caselist
-from memplan.profiler import record
+from memplan.profiler import case_matrix, record
 from memplan.profiler.case_matrix import expand, parse_duration
 
 ROOT = Path(__file__).parents[1]
@@ -97,19 +96,19 @@ def test_a_wrong_file_is_one_message(change: dict[str, Any], says: str) -> None:
 
 def test_a_file_that_is_missing_or_no_yaml_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        caselist.read(tmp_path / "none.yaml")
+        case_matrix.read(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("cases: [\n  {model: a")
     with pytest.raises(UsageError, match="is not YAML"):
-        caselist.read(broken)
+        case_matrix.read(broken)
     broken.write_text("- 1")
     with pytest.raises(UsageError, match="a campaign is a mapping"):
-        caselist.read(broken)
+        case_matrix.read(broken)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "campaigns").glob("*.yaml")))
 def test_the_shipped_campaigns_resolve(name: str) -> None:
-    cases = caselist.read(ROOT / "campaigns" / name).cases
+    cases = case_matrix.read(ROOT / "campaigns" / name).cases
     assert len(cases) >= 12
     assert len({record.slug(case.name) for case in cases}) == len(cases)
 

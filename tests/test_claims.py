@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from memplan.planner.tables.errors import UsageError
-from memplan.profiler.said import said
+from memplan.profiler.localized_message import said
 from memplan.validate.arithmetic import calculate
 from memplan.validate.checks import CHECKS, Found
 from memplan.validate.chinese import in_language, sentences
 from memplan.validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
 from memplan.validate.claimsfile import Claim, Over, Part
 from memplan.validate.engines import Missing
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.sweep import PartResult, check_part, holds
 
 pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
@@ -36,13 +36,13 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def lab(shipped):
-    return Lab(models=shipped.models)
+def context(shipped):
+    return EvaluationContext(models=shipped.models)
 
 
 @pytest.fixture(scope="module")
-def results(shipped, lab):
-    return {result.claim.id: result for result in check(shipped, lab)}
+def results(shipped, context):
+    return {result.claim.id: result for result in check(shipped, context)}
 
 
 def test_all_seventy_claims_are_there_in_order(shipped):
@@ -140,7 +140,7 @@ def mutations(part: Part, result: PartResult) -> Iterator[Part]:
         yield from (replace(part, model=model) for model in ("smollm2-135m", "llama-3.1-405b"))
 
 
-def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], lab: Lab) -> bool:
+def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], context: EvaluationContext) -> bool:
     """Whether changing one deciding part, or all of them alike, changes the claim's verdict."""
     deciding = [
         n for n, part in enumerate(claim.parts) if part.decides and parts[n].verdict != "not_checkable"
@@ -152,29 +152,29 @@ def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], lab: Lab) -
     for changed in tries:
         mutated = replace(claim, parts=tuple(changed.get(n, part) for n, part in enumerate(claim.parts)))
         try:
-            if check_claim(mutated, lab).verdict != verdict:
+            if check_claim(mutated, context).verdict != verdict:
                 return True
         except UsageError:
             continue
     return False
 
 
-def test_every_checkable_verdict_can_be_flipped(shipped, results, lab):
+def test_every_checkable_verdict_can_be_flipped(shipped, results, context):
     stuck = [
         c.id
         for c in shipped.claims
         if results[c.id].verdict != "not_checkable"
-        and not flips(c, results[c.id].verdict, results[c.id].parts, lab)
+        and not flips(c, results[c.id].verdict, results[c.id].parts, context)
     ]
     assert stuck == []
 
 
-def test_what_is_told_in_chinese_is_chinese(shipped, results, lab):
+def test_what_is_told_in_chinese_is_chinese(shipped, results, context):
     """Every sentence that the shipped claims say has a translation, with the same numbers; what stays in
     Latin letters are names.
     """
     spoken = [part.evidence for result in results.values() for part in result.parts]
-    spoken += [check_conflict(conflict, lab).evidence for conflict in shipped.conflicts]
+    spoken += [check_conflict(conflict, context).evidence for conflict in shipped.conflicts]
     templates = {template for evidence in spoken for template in evidence.templates()}
     worded = {t for t in templates if re.search(r"[a-z]{3}", re.sub(r"{[^}]*}", "", t))}
     names = {t for t in worded if re.fullmatch(r"[a-z_]+", t)}  # a field or a dtype may stay as it is
@@ -188,8 +188,8 @@ def test_a_translation_keeps_every_number():
     assert [english for english, chinese in sentences().items() if fields(english) != fields(chinese)] == []
 
 
-def test_conflicts_name_who_is_right(shipped, lab):
-    clashes = {conflict.id: check_conflict(conflict, lab) for conflict in shipped.conflicts}
+def test_conflicts_name_who_is_right(shipped, context):
+    clashes = {conflict.id: check_conflict(conflict, context) for conflict in shipped.conflicts}
     quantised = clashes["what-is-quantised"]
     assert quantised.contradict and [side.verdict for side in quantised.sides] == ["refuted", "supported"]
     assert clashes["65b-load"].contradict and [s.verdict for s in clashes["65b-load"].sides] == [
@@ -264,31 +264,33 @@ def test_the_verdict_of_a_claim_follows_from_its_parts(parts, verdict):
 def test_a_boundary_is_exact_and_both_ways(monkeypatch):
     """Against a check whose truth changes twice, at 37 and at 700."""
 
-    def stepped(given: Part, lab: Lab) -> Found:
+    def stepped(given: Part, context: EvaluationContext) -> Found:
         at = given.setup["sequence_length"]
         return Found(37 <= at < 700, said("{at}", at=at))
 
     monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=stepped))
-    outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), Lab())
+    outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), EvaluationContext())
     assert outcome.verdict == "depends"
     assert [(b.low, b.high, b.low_holds) for b in outcome.boundaries] == [(36, 37, False), (699, 700, True)]
     assert outcome.condition.startswith("does not hold up to sequence_length 36, holds from 37")
-    further = check_part(part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), Lab())
+    further = check_part(
+        part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), EvaluationContext()
+    )
     assert further.verdict == "supported" and further.boundaries[0].high == 700
     assert further.said("zh") == "序列长度到 699 成立，从 700 起不成立"
 
 
 def test_what_is_missing_is_said_and_never_guessed(monkeypatch):
-    def absent(given: Part, lab: Lab) -> Found:
+    def absent(given: Part, context: EvaluationContext) -> Found:
         if given.model == "b":
             raise Missing("no b")
         return Found(True, said("fine"))
 
     monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=absent))
-    some = check_part(part(True, over=Over("model", values=("a", "b"))), Lab())
+    some = check_part(part(True, over=Over("model", values=("a", "b"))), EvaluationContext())
     assert some.verdict == "supported" and "not checkable for b: no b" in str(some.evidence)
     assert "b 无法检验" in some.evidence.text(in_language("zh"))
-    none = check_part(part(True, over=Over("model", values=("b",))), Lab())
+    none = check_part(part(True, over=Over("model", values=("b",))), EvaluationContext())
     assert none.verdict == "not_checkable" and str(none.evidence) == "missing: no b"
 
 

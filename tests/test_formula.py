@@ -190,7 +190,7 @@ def test_what_the_formula_cannot_do_names_the_next_move(fields: dict[str, Any], 
 
 
 def test_grid_equals_single_predictions_across_regimes() -> None:
-    spec = find("mistral-7b").spec()  # a sliding window of 4,096: two regimes of S, and two of B
+    spec = find("mistral-7b").spec()  # a sliding window of 4,096: two guards of S, and two of B
     structure = symbolic(spec, resolve({"method": "lora"}))
     batches, lengths = [1, 2, 5], [64, 4095, 4096, 9000]
     import numpy

@@ -84,7 +84,7 @@ def test_larger_sizes_never_need_less(
     _, structure = built(family, 5, fields)
     larger = list(sizes)
     larger[("batch", "sequence", "rank").index(axis)] += more
-    program = structure.program(structure.regime(larger[0], larger[1]))
+    program = structure.program(structure.guard(larger[0], larger[1]))
     small, large = program.totals(sizes), program.totals((larger[0], larger[1], larger[2]))
     assert all(large.moments[name] >= small.moments[name] for name in small.moments)
 
@@ -122,7 +122,7 @@ def saved_at_backward(structure: Symbolic, sizes: tuple[int, int, int]) -> int:
     """Bytes that are kept for the backward when it begins."""
     from memplan.planner.formula.step import run_step
 
-    tape = run_step(structure.inventory, structure.device, structure.regime(sizes[0], sizes[1]))
+    tape = run_step(structure.parameter_table, structure.device, structure.guard(sizes[0], sizes[1]))
     end = next(position for position, moment in tape.marks if moment == "backward")
     alive: dict[int, int] = {}
     for index, change in tape.log[:end]:

@@ -10,7 +10,7 @@ from memplan.planner.trace.device.kernels_attention import cudnn_workspace, effi
 from memplan.planner.trace.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
 from memplan.planner.trace.device.kernels_table import RULES, product  # noqa: E402
 from memplan.planner.trace.device.reduction import buffers  # noqa: E402
-from memplan.planner.trace.device.rule import Call  # noqa: E402
+from memplan.planner.trace.device.rule import OpCall  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
 from memplan.planner.trace.kernels import Kernels, UnknownBytes, cublas_workspace, name_of, schema_name  # noqa: E402
 
@@ -95,7 +95,7 @@ def test_a_fused_bias_has_a_workspace_of_its_own_in_torch_2_11():
         (meta(1), meta(4, 8), meta(8, 1)),
         (meta(8), meta(8, 8)),
     ):
-        assert product(Call(A100, matrix, [])) == "cublas"
+        assert product(OpCall(A100, matrix, [])) == "cublas"
 
 
 def test_workspaces_are_made_and_freed_with_each_product_from_torch_2_15_on():
@@ -332,7 +332,7 @@ def test_gemm_4bit_dequantises_beyond_the_fused_kernel():
     before = replace(A100, torch=(2, 11))
     library = RULES["bitsandbytes::gemm_4bit"].matmul
     calls = args, (*args, meta(256)), (meta(1, 1, 512), *args[1:])
-    assert [library(Call(before, call, [])) for call in calls] == ["cublas", "cublaslt", ""], (
+    assert [library(OpCall(before, call, [])) for call in calls] == ["cublas", "cublaslt", ""], (
         "no product beside the fused kernel"
     )
 

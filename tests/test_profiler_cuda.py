@@ -22,7 +22,7 @@ from memplan.profiler.align import Step, align
 from memplan.profiler.evidence import Evidence, completed, failure_of, measured_moments
 from memplan.profiler.history import (
     LOADED,
-    Claim,
+    Attribution,
     Event,
     History,
     Mark,
@@ -121,7 +121,7 @@ def run_steps(cuda: FakeCuda) -> Evidence:
     cuda.free(before)
     counters: list[tuple[int, str, dict[str, int]]] = [(-1, "load", recorder.counters() or {})]
     recorder.mark(LOADED)
-    claims = [Claim(LOADED, weight, "weights"), Claim(LOADED, small, "weights")]
+    claims = [Attribution(LOADED, weight, "weights"), Attribution(LOADED, small, "weights")]
     recorder.reset_peaks()
     recorder.mark(mark_label(2, "forward", 0, "begin"))
     saved = cuda.alloc(2 * MIB)
@@ -134,7 +134,7 @@ def run_steps(cuda: FakeCuda) -> Evidence:
     cuda.free(saved)
     recorder.mark(mark_label(2, "backward", 0, "end"))
     counters.append((2, "backward", recorder.counters() or {}))
-    claims.append(Claim(mark_label(2, "backward", 0, "end"), gradient, "gradients"))
+    claims.append(Attribution(mark_label(2, "backward", 0, "end"), gradient, "gradients"))
     history = recorder.stop()
     history.claims = claims
     return Evidence("cuda", SETUP, history, counters, 500 * MIB, 2)
@@ -240,7 +240,7 @@ def test_a_block_is_owned_for_its_whole_life_and_addresses_are_reused() -> None:
     history = History(
         events,
         [Mark(LOADED, 1), Mark("later", 4)],
-        [Claim(LOADED, 1, "weights"), Claim("later", 1, "gradients")],
+        [Attribution(LOADED, 1, "weights"), Attribution("later", 1, "gradients")],
     )
     blocks = blocks_of(events)
     own(history, blocks)

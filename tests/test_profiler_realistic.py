@@ -25,7 +25,7 @@ from memplan.profiler import measure, nvml
 from memplan.profiler.align import Step
 from memplan.profiler.cases import predicted_step
 from memplan.profiler.evidence import Evidence, measured_moments
-from memplan.profiler.history import LOADED, Claim, mark_label
+from memplan.profiler.history import LOADED, Attribution, mark_label
 from memplan.profiler.nvml import Usage
 from memplan.profiler.recorders import CudaRecorder
 
@@ -74,13 +74,13 @@ def played(fake: FakeCuda, traced: Traced, every: int = 0) -> Evidence:
     recorder.reset_peaks()
     recorder.start()
     addresses: dict[int, int] = {}
-    claims: list[Claim] = []
+    claims: list[Attribution] = []
     counters: list[tuple[int, str, dict[str, int]]] = []
     steps = [mark for mark in log.marks if mark.step >= 0]
 
     def claim(label: str, component: str) -> None:
         alive = [s for s in log.storages if s.id in addresses and s.component == component]
-        claims.extend(Claim(label, addresses[s.id], component) for s in alive)
+        claims.extend(Attribution(label, addresses[s.id], component) for s in alive)
 
     for index in range(len(log.events) + 1):
         for mark in steps:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memplan.profiler import case_matrix as caselist
-from memplan.profiler import record
+from memplan.profiler import case_matrix, record
 
 ROOT = Path(__file__).parents[1]
 RECORDS, PROBLEMS = record.scan(ROOT / "measurements")
@@ -19,7 +18,7 @@ def test_every_file_is_a_record() -> None:
 
 
 def test_the_cpu_campaign_is_recorded_whole() -> None:
-    cases = caselist.read(ROOT / "campaigns" / "cpu.yaml").cases
+    cases = case_matrix.read(ROOT / "campaigns" / "cpu.yaml").cases
     recorded = {(m.case, m.setup.to_document()["method"]) for path, m in RECORDS if path.parent.name == "cpu"}
     assert recorded == {(case.name, case.setup.method) for case in cases}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memplan.profiler import case_matrix as caselist
+from memplan.profiler import case_matrix
 from memplan.profiler.rehearsal import rehearsal, small_config
 
 ROOT = Path(__file__).parents[1]
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_every_shipped_campaign_becomes_a_rehearsal_on_the_cpu() -> None:
     for path in (ROOT / "campaigns").glob("*.yaml"):
-        full = caselist.read(path).cases
-        small = rehearsal(caselist.read(path)).cases
+        full = case_matrix.read(path).cases
+        small = rehearsal(case_matrix.read(path)).cases
         assert {case.model for case in small} == {case.model for case in full}
         assert {case.setup.method for case in small} == {case.setup.method for case in full}
         for case in small:
@@ -71,7 +71,7 @@ def test_a_rehearsal_runs(model: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from memplan.profiler.measure import profile
 
-    cases = rehearsal(caselist.read(ROOT / "campaigns" / "h200.yaml")).cases
+    cases = rehearsal(case_matrix.read(ROOT / "campaigns" / "h200.yaml")).cases
     case = next(c for c in cases if c.model == model and c.setup.method != "full")
     measured = profile(case.config, case.setup, steps=1)
     assert measured.outcome == "ok", measured.failure

@@ -24,8 +24,8 @@ from memplan.planner.prediction import (
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.units import MIB
 from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement
-from memplan.validate.bank import known_rows
 from memplan.validate.reconcile import Predicted, Reconciliation, reconcile
+from memplan.validate.reference_rows import known_rows
 
 MODELS = ("qwen2.5-0.5b", "llama-3.2-1b", "llama-2-7b")
 SETUPS = (

@@ -47,11 +47,11 @@ const structures = require("fs").readFileSync(process.argv[2], "utf8");
 const all = eval(structures), points = JSON.parse(require("fs").readFileSync(process.argv[3], "utf8"));
 const answers = points.map(([key, batch, seq, rank]) => {
   const structure = all[key], windows = structure.windows.filter((w) => seq >= w).join();
-  const regime = structure.regimes.find((r) => r.single === (batch === 1) && r.windows.join() === windows);
-  const sizes = regime.f(BigInt(batch), BigInt(seq), BigInt(rank)), found = {};
+  const guard = structure.guards.find((r) => r.single === (batch === 1) && r.windows.join() === windows);
+  const sizes = guard.f(BigInt(batch), BigInt(seq), BigInt(rank)), found = {};
   let at = 0;
-  regime.names.forEach((name, i) => {
-    for (let k = 0; k < regime.counts[i]; k++, at += WIDTH) {
+  guard.names.forEach((name, i) => {
+    for (let k = 0; k < guard.counts[i]; k++, at += WIDTH) {
       const parts = sizes.slice(at, at + WIDTH), total = parts.reduce((a, b) => a + b, 0n);
       if (!found[name] || total > BigInt(found[name].total)) found[name] = { total: String(total), parts: parts.map(String) };
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from memplan.planner.formula.engine import plan
-from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 
@@ -113,21 +113,21 @@ def test_accelerate_does_not_wrap_one_process():
         for extra in ({"parallel": "ddp"}, {})
     )
     assert alone.peak == single.peak and alone.moments == single.moments
-    assert any("does not wrap" in line for line in sharding.warnings("formula", alone.setup))
+    assert any("does not wrap" in line for line in strategies.warnings("formula", alone.setup))
     assert not any("one rank of" in line for line in alone.assumptions)
 
 
 def test_the_page_of_strategies_is_not_stale():
     page = (Path(__file__).parent.parent / "docs" / "parallel.md").read_text(encoding="utf-8")
-    assert page == sharding.page(), (
+    assert page == strategies.page(), (
         "run: python -m memplan.planner.formula.sharding.strategies > docs/parallel.md"
     )
 
 
 def test_one_rank_alone_and_the_older_fsdp_are_said():
-    alone = sharding.warnings("formula", resolve({"parallel": "zero2"}))
+    alone = strategies.warnings("formula", resolve({"parallel": "zero2"}))
     assert any("--gpus N" in warning for warning in alone)
-    eight = sharding.warnings(
+    eight = strategies.warnings(
         "formula", resolve({"parallel": "fsdp", "gpus": 8, "optimizer": "adamw_bnb_8bit", "fsdp_version": 1})
     )
     assert any("FSDP1" in warning for warning in eight) and not any(

@@ -14,7 +14,7 @@ pytest.importorskip("peft")
 from memplan.planner.allocator.replay import replay
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.trace.device.target import target_of
-from memplan.planner.trace.events import layer_extrapolation as depth
+from memplan.planner.trace.events import layer_extrapolation
 from memplan.planner.trace.events.record import record
 
 pytestmark = pytest.mark.trace
@@ -206,7 +206,7 @@ def same_as_every_layer(config: dict[str, Any], fields: dict[str, Any]) -> None:
     assert counted.traced_layers is not None and counted.traced_layers < config["num_hidden_layers"], (
         "nothing was synthesised"
     )
-    assert depth.canonical(quick.events) == depth.canonical(whole.events)
+    assert layer_extrapolation.canonical(quick.events) == layer_extrapolation.canonical(whole.events)
     assert [(m.step, m.moment, m.begin, m.end) for m in quick.marks] == [
         (m.step, m.moment, m.begin, m.end) for m in whole.marks
     ]
@@ -230,15 +230,20 @@ def test_long_periods_and_hybrids(config: dict[str, Any], fields: dict[str, Any]
 
 
 def test_runs_cover_the_layers_in_order() -> None:
-    assert depth.runs("aaabbbbbbbb") == [
-        depth.Run(0, 1, 1),
-        depth.Run(1, 1, 1),
-        depth.Run(2, 1, 1),
-        depth.Run(3, 1, 8),
+    assert layer_extrapolation.runs("aaabbbbbbbb") == [
+        layer_extrapolation.Run(0, 1, 1),
+        layer_extrapolation.Run(1, 1, 1),
+        layer_extrapolation.Run(2, 1, 1),
+        layer_extrapolation.Run(3, 1, 8),
     ]
-    assert depth.runs("sfsfsfsfsfs") == [depth.Run(0, 2, 5), depth.Run(10, 1, 1)]
-    layout = depth.runs("a" * 10)
-    assert depth.kept_layers(layout) == [0, 1, 2] and depth.templates(layout, full=True) == [0, *[1] * 8, 2]
+    assert layer_extrapolation.runs("sfsfsfsfsfs") == [
+        layer_extrapolation.Run(0, 2, 5),
+        layer_extrapolation.Run(10, 1, 1),
+    ]
+    layout = layer_extrapolation.runs("a" * 10)
+    assert layer_extrapolation.kept_layers(layout) == [0, 1, 2] and layer_extrapolation.templates(
+        layout, full=True
+    ) == [0, *[1] * 8, 2]
 
 
 def test_a_stream_that_differs_is_not_stretched() -> None:
@@ -246,9 +251,9 @@ def test_a_stream_that_differs_is_not_stretched() -> None:
     setup = resolve({"recipe": "raw", "sequence_length": 32, "method": "lora", "load": "random"})
     small, _ = record({**LLAMA, "num_hidden_layers": 3}, setup, target_of(setup), full=True)
     longer, _ = record({**LLAMA, "num_hidden_layers": 4}, setup, target_of(setup), full=True)
-    layout = depth.runs("a" * 10)
-    stand_ins = depth.templates(layout, full=False, longer=0)
-    assert depth.growth(small, longer, stand_ins) == {}
+    layout = layer_extrapolation.runs("a" * 10)
+    stand_ins = layer_extrapolation.templates(layout, full=False, longer=0)
+    assert layer_extrapolation.growth(small, longer, stand_ins) == {}
     position = next(
         i
         for i, (kind, sid, _) in enumerate(longer.events)
@@ -256,5 +261,5 @@ def test_a_stream_that_differs_is_not_stretched() -> None:
     )
     kind, sid, nbytes = longer.events[position]
     longer.events[position] = (kind, sid, 2 * nbytes)
-    with pytest.raises(depth.NotPeriodic):
-        depth.growth(small, longer, stand_ins)
+    with pytest.raises(layer_extrapolation.NotPeriodic):
+        layer_extrapolation.growth(small, longer, stand_ins)

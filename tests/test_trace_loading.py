@@ -26,7 +26,7 @@ from memplan.planner.run import adapters, loading
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.engine import trace
-from memplan.planner.trace.events import load_orders as orders
+from memplan.planner.trace.events import load_orders
 from memplan.planner.trace.events.log import ALLOC, FREE, READ, Log
 from memplan.planner.trace.events.record import record
 
@@ -179,7 +179,7 @@ def test_an_order_keeps_every_event_and_what_each_waits_for(work: list[int], ahe
     done = tuple(
         tuple((ALLOC, 1000 + 10 * number + i, 1) for i in range(count)) for number, count in enumerate(work)
     )
-    made = orders.reordered(orders.Load(0, 0, reads, done), ahead, Random(seed))
+    made = load_orders.reordered(load_orders.Load(0, 0, reads, done), ahead, Random(seed))
     assert sorted(made) == sorted([*reads, *(event for events in done for event in events)])
     place = {event[1]: index for index, event in enumerate(made)}
     own = [event[1] for events in done for event in events]
@@ -190,7 +190,7 @@ def test_an_order_keeps_every_event_and_what_each_waits_for(work: list[int], ahe
         assert all(place[event[1]] > max(place[key] for key in range(number + 1)) for event in events)
     finished = [key for _, key, _ in made if key < 1000]
     assert all(
-        finished.index(key) >= key - orders.WORKERS + 1 for key in range(len(work))
+        finished.index(key) >= key - load_orders.WORKERS + 1 for key in range(len(work))
     )  # a thread is busy with at most one
 
 
@@ -238,7 +238,7 @@ def test_published_loads_of_one_quantised_model_lie_in_its_band() -> None:
     )
     log = record(find("tinyllama-1.1b").config, setup, target_of(setup))[0]
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
-    band = orders.bands(log, setup, replay(log.events))
+    band = load_orders.bands(log, setup, replay(log.events))
     assert band is not None and len(measured) == 6
     low, high = ((band["load"][end] - 512 * 8) / MIB for end in ("low_bytes", "high_bytes"))
     assert high - low < 0.02 * low

@@ -17,7 +17,7 @@ from memplan.planner.inputs.setup import resolve  # noqa: E402
 from memplan.planner.run.extras import find_spec  # noqa: E402
 from memplan.planner.tables.errors import UsageError  # noqa: E402
 from memplan.planner.tables.peft_types import PEFT_TYPES  # noqa: E402
-from memplan.planner.trace import patches_peft as shims_peft  # noqa: E402
+from memplan.planner.trace import patches_peft  # noqa: E402
 from memplan.render import adapter_docs  # noqa: E402
 
 LLAMA = {
@@ -157,7 +157,7 @@ def test_an_adapter_holds_what_the_real_one_holds(kind, held, checkpoints, monke
             held.traced(LLAMA, setup_of(kind))
         return
     if kind == "ADAMSS":  # the real one's clusters follow from the weights' values
-        monkeypatch.setattr("peft.tuners.adamss.layer.clustering_Z", shims_peft.even_clusters)
+        monkeypatch.setattr("peft.tuners.adamss.layer.clustering_Z", patches_peft.even_clusters)
     if kind == "XLORA":
         monkeypatch.setitem(FIELDS, kind, checkpoints)
     found, truth = held.traced(LLAMA, setup_of(kind)), held.real(LLAMA, setup_of(kind))

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.trace import patches as shims
+from memplan.planner.trace import patches
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.events.log import Log
 from memplan.planner.trace.events.record import STEPS, record, watching
@@ -210,7 +210,7 @@ def quantised_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def watched(config: dict[str, Any], setup: Setup) -> Log:
     target = target_of(setup)
     observer = Observer(Kernels(target))
-    observer.answers = shims.answers(setup, observer)
+    observer.answers = patches.answers(setup, observer)
     with watching(observer, setup, target):
         script(config, setup, observer)
     return observer.log

@@ -31,7 +31,7 @@ from memplan.planner.run.build import outline
 from memplan.planner.run.loading import materialise
 from memplan.planner.run.model import quiet
 from memplan.planner.run.quantize import replace_linears
-from memplan.planner.trace import patches as shims
+from memplan.planner.trace import patches
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.events.log import Log
 from memplan.planner.trace.events.record import STEPS, record, watching
@@ -197,7 +197,7 @@ def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
 
     target, meta = target_of(s), torch.device("meta")
     observer = Observer(Kernels(target))
-    observer.answers = shims.answers(s, observer)
+    observer.answers = patches.answers(s, observer)
     windows = Windows(observer.log)
     model = outline(CONFIG, s)
     with observer.on_host(), quiet():

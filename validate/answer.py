@@ -11,17 +11,17 @@ from typing import Any
 from memplan.planner import __version__
 from memplan.planner.answers.fit.gpus import choose_cards
 from memplan.planner.answers.verdict import close_calls, device_bytes, judge
-from memplan.planner.formula.sharding import strategies as sharding
+from memplan.planner.formula.sharding import strategies
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.validate.ask import Question
-from memplan.validate.byhand import Line, by_hand
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Over, Part
+from memplan.validate.derivation import Line, by_hand
 from memplan.validate.engines import Missing
+from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.evidence import accuracy_of
-from memplan.validate.lab import Lab
 from memplan.validate.reading import Assumption
 from memplan.validate.sweep import PartResult, check_part
 
@@ -122,13 +122,13 @@ class Answer:
         }
 
 
-def answer(question: Question, lab: Lab | None = None) -> Answer:
+def answer(question: Question, context: EvaluationContext | None = None) -> Answer:
     """The answer by the formula. Raises UsageError where the sentence asks for what contradicts itself or
     cannot be predicted.
     """
-    lab = lab or Lab()
-    question = _chosen(question, lab)
-    cards = _cards(question, lab) if question.wanted == "cards" and question.gpu else ()
+    context = context or EvaluationContext()
+    question = _chosen(question, context)
+    cards = _cards(question, context) if question.wanted == "cards" and question.gpu else ()
     if cards:
         enough = next((b for b in cards if b.verdict == "fits"), cards[-1])
         question = replace(
@@ -141,18 +141,18 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
         )
     fields = shared(question.fields)
     question = _told(question, fields)
-    prediction = _predicted(question, fields, lab)
+    prediction = _predicted(question, fields, context)
     boundaries: list[tuple[str, PartResult]] = []
     verdict, usable, device = "", None, prediction.peak.device_bytes
-    warnings = [*prediction.warnings, *sharding.warnings("formula", prediction.setup)]
+    warnings = [*prediction.warnings, *strategies.warnings("formula", prediction.setup)]
     if question.gpu is not None:
-        gpu = lab.gpu(question.gpu)
+        gpu = context.gpu(question.gpu)
         verdict, usable, device = (
             judge(prediction, gpu).verdict,
             gpu.usable_bytes,
             device_bytes(prediction, gpu),
         )
-        boundaries = _boundaries(question, prediction, lab)
+        boundaries = _boundaries(question, prediction, context)
         warnings += filter(None, [close_calls(prediction, [gpu])])
         if not gpu.verified:
             warnings.append(
@@ -160,14 +160,14 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
                 "unverified"
             )
     smallest = choose_cards(
-        lab.spec(question.model), prediction.setup, accuracy_of(prediction).margin
+        context.spec(question.model), prediction.setup, accuracy_of(prediction).margin
     ).smallest
     derivation = (
-        tuple(by_hand(lab.spec(question.model), prediction))
+        tuple(by_hand(context.spec(question.model), prediction))
         if fields.get("parallel", "none") == "none"
         else ()
     )
-    told = (tuple(boundaries), _beside(question, lab), tuple(cards), derivation, tuple(warnings))
+    told = (tuple(boundaries), _beside(question, context), tuple(cards), derivation, tuple(warnings))
     return Answer(question, prediction, verdict, device, usable, smallest, *told)
 
 
@@ -195,9 +195,9 @@ def _told(question: Question, fields: Mapping[str, Any]) -> Question:
     return replace(question, fields=fields, assumptions=(*question.assumptions, said))
 
 
-def _predicted(question: Question, fields: Mapping[str, Any], lab: Lab) -> Prediction:
+def _predicted(question: Question, fields: Mapping[str, Any], context: EvaluationContext) -> Prediction:
     try:
-        return lab.predict(question.model, _on(question, fields))
+        return context.predict(question.model, _on(question, fields))
     except Missing as missing:
         raise UsageError(f"ask: {missing}") from None
 
@@ -207,25 +207,27 @@ def _on(question: Question, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields if question.gpu is None else {**fields, "gpu": question.gpu}
 
 
-def _need(question: Question, fields: Mapping[str, Any], lab: Lab) -> tuple[int, str] | None:
+def _need(
+    question: Question, fields: Mapping[str, Any], context: EvaluationContext
+) -> tuple[int, str] | None:
     """(bytes on the device, verdict) of another setup of the question; None where it has no prediction."""
     try:
-        prediction = lab.predict(question.model, _on(question, shared(fields)))
+        prediction = context.predict(question.model, _on(question, shared(fields)))
     except (Missing, UsageError):
         return None
     if question.gpu is None:
         return prediction.peak.device_bytes, ""
-    gpu = lab.gpu(question.gpu)
+    gpu = context.gpu(question.gpu)
     return device_bytes(prediction, gpu), judge(prediction, gpu).verdict
 
 
-def _chosen(question: Question, lab: Lab) -> Question:
+def _chosen(question: Question, context: EvaluationContext) -> Question:
     """Where no method was named and a card was: the richest that fits (full, LoRA, QLoRA), said as such."""
     if not question.open_method or question.gpu is None or question.wanted:
         return question
 
     def fit(changes: Mapping[str, Any]) -> bool:
-        found = _need(question, {**question.fields, **changes}, lab)
+        found = _need(question, {**question.fields, **changes}, context)
         return found is not None and found[1] == "fits"
 
     what, changes = next((row for row in METHODS_BESIDE if fit(row[1])), METHODS_BESIDE[-1])
@@ -236,7 +238,7 @@ def _chosen(question: Question, lab: Lab) -> Question:
     return replace(question, fields={**question.fields, **changes}, assumptions=(*kept, said))
 
 
-def _beside(question: Question, lab: Lab) -> tuple[Beside, ...]:
+def _beside(question: Question, context: EvaluationContext) -> tuple[Beside, ...]:
     """The usual methods on the same model, shape and cards."""
     if METHODS[question.fields["method"]].trains == "nothing":
         return ()
@@ -256,7 +258,7 @@ def _beside(question: Question, lab: Lab) -> tuple[Beside, ...]:
     }
     found = []
     for what, changes in METHODS_BESIDE:
-        need = _need(question, {**kept, **changes}, lab)
+        need = _need(question, {**kept, **changes}, context)
         if need is not None:
             found.append(Beside(what, *need))
     return tuple(found)
@@ -269,12 +271,12 @@ def _strategy(question: Question, count: int) -> str:
     return said if said != "none" else "fsdp"
 
 
-def _cards(question: Question, lab: Lab) -> list[Beside]:
+def _cards(question: Question, context: EvaluationContext) -> list[Beside]:
     """One card, then two, four, ...: what each holds, up to the first that fits."""
     found: list[Beside] = []
     for count in COUNTS:
         need = _need(
-            question, {**question.fields, "gpus": count, "parallel": _strategy(question, count)}, lab
+            question, {**question.fields, "gpus": count, "parallel": _strategy(question, count)}, context
         )
         if need is not None:
             found.append(Beside(str(count), *need))
@@ -283,9 +285,11 @@ def _cards(question: Question, lab: Lab) -> list[Beside]:
     return found
 
 
-def _boundaries(question: Question, prediction: Prediction, lab: Lab) -> list[tuple[str, PartResult]]:
+def _boundaries(
+    question: Question, prediction: Prediction, context: EvaluationContext
+) -> list[tuple[str, PartResult]]:
     """Where the verdict flips: by sequence, by batch, and with checkpointing on where it is off."""
-    limit = lab.spec(question.model).max_positions or LONGEST
+    limit = context.spec(question.model).max_positions or LONGEST
     asked = [("sequence_length", dict(question.fields), limit), ("micro_batch", dict(question.fields), 4096)]
     found = []
     if prediction.setup.checkpointing == "none" and METHODS[prediction.setup.method].trains != "nothing":
@@ -307,5 +311,5 @@ def _boundaries(question: Question, prediction: Prediction, lab: Lab) -> list[tu
             if fields.get("checkpointing") == question.fields.get("checkpointing")
             else f"{name}, checkpointing on"
         )
-        found.append((label, check_part(part, lab)))
+        found.append((label, check_part(part, context)))
     return found

@@ -14,11 +14,11 @@ from typing import Any
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.tables.units import gib
-from memplan.profiler.said import Said, said
+from memplan.profiler.localized_message import LocalizedMessage, said
 from memplan.validate.arithmetic import calculate
 from memplan.validate.claimsfile import UNITS, Part
 from memplan.validate.engines import Missing
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.matching import comparable, find_records, hint
 from memplan.validate.numbers import Value, amount, number, word
 from memplan.validate.quantities import Term, read_term
@@ -29,7 +29,7 @@ class Found:
     """What a check found, in the part's unit, and the numbers it came from in words."""
 
     value: Value
-    evidence: Said
+    evidence: LocalizedMessage
 
 
 def _default(part: Part) -> Term:
@@ -47,13 +47,13 @@ def _default(part: Part) -> Term:
     )
 
 
-def quantity(part: Part, lab: Lab) -> Found:
+def quantity(part: Part, context: EvaluationContext) -> Found:
     """A sum of terms (`of`, or the part's own `quantity`), divided by the sum of `per` where given."""
     default = _default(part)
     above = [read_term(table, default) for table in part.args.get("of", ({},))]
     below = [read_term(table, replace(default, times=1)) for table in part.args.get("per", ())]
-    top = sum(term.value(lab) for term in above)
-    bottom = sum(term.value(lab) for term in below) if below else 1
+    top = sum(term.value(context) for term in above)
+    bottom = sum(term.value(context) for term in below) if below else 1
     if bottom == 0:
         raise Missing("nothing to divide by: the quantity under `per` is 0")
     value = top / bottom / UNITS[part.unit]
@@ -73,7 +73,7 @@ _IN_BYTES = {"peak", "step_peak", "device", "rows", "checkpoint", "host", "usabl
 CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of GiB would hide it
 
 
-def fits(part: Part, lab: Lab) -> Found:
+def fits(part: Part, context: EvaluationContext) -> Found:
     """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is
     said).
     """
@@ -81,8 +81,8 @@ def fits(part: Part, lab: Lab) -> Found:
 
     if not part.model or not part.gpu:
         raise UsageError("this check needs a model and a gpu")
-    gpu = lab.gpu(part.gpu)
-    prediction = lab.predict(
+    gpu = context.gpu(part.gpu)
+    prediction = context.predict(
         part.model, {**part.setup, "gpu": gpu.name}, part.engine
     )  # the card chooses kernels
     verdict = judge(prediction, gpu).verdict
@@ -101,9 +101,9 @@ def fits(part: Part, lab: Lab) -> Found:
     )
 
 
-def setup_field(part: Part, lab: Lab) -> Found:
+def setup_field(part: Part, context: EvaluationContext) -> Found:
     """The resolved value of a Setup field: what a method and recipe really mean."""
-    document = lab.setup(part.model or "llama-7b", part.setup).to_document()
+    document = context.setup(part.model or "llama-7b", part.setup).to_document()
     name = part.args["field"]
     if name not in document:
         raise unknown("Setup field", name, document)
@@ -120,11 +120,11 @@ def setup_field(part: Part, lab: Lab) -> Found:
     return Found(text, said(template, name=name, value=word(text), recipe=recipe, source=source))
 
 
-def row_dtype(part: Part, lab: Lab) -> Found:
+def row_dtype(part: Part, context: EvaluationContext) -> Found:
     """The dtypes of the rows of that name, sorted and joined by +."""
     import fnmatch
 
-    prediction = lab.predict(part.model, part.setup, part.engine)
+    prediction = context.predict(part.model, part.setup, part.engine)
     moment = part.args.get("moment", prediction.step_peak.moment)
     rows = [row for row in prediction.moment(moment).rows if fnmatch.fnmatch(row.name, part.args["row"])]
     if not rows:
@@ -146,7 +146,7 @@ def row_dtype(part: Part, lab: Lab) -> Found:
 NOT_INSTALLED = "{library} is not installed (pip install 'memplan[trace]')"
 
 
-def library_fact(part: Part, lab: Lab) -> Found:
+def library_fact(part: Part, context: EvaluationContext) -> Found:
     """A fact read from the installed libraries by a named probe of `profiler/facts/table.py`."""
     try:
         from memplan.profiler.facts.table import FACTS, read_fact
@@ -164,18 +164,18 @@ def library_fact(part: Part, lab: Lab) -> Found:
     return Found(value, evidence)
 
 
-def arithmetic(part: Part, lab: Lab) -> Found:
+def arithmetic(part: Part, context: EvaluationContext) -> Found:
     value = calculate(part.args["expression"]) / UNITS[part.unit]
     return Found(value, said("{sum} = {value}", sum=part.args["expression"], value=amount(value, part.unit)))
 
 
-def time_ratio(part: Part, lab: Lab) -> dict[str, Found]:
+def time_ratio(part: Part, context: EvaluationContext) -> dict[str, Found]:
     """By model and GPU: median step time of records that match `slow` over that of records that match `fast`,
     everything else alike.
     """
     ratios: dict[str, list[float]] = {}
-    for one in find_records(lab.records, part.args["slow"]):
-        for other in find_records(lab.records, part.args["fast"]):
+    for one in find_records(context.records, part.args["slow"]):
+        for other in find_records(context.records, part.args["fast"]):
             if comparable(one, other) and one.step_seconds and other.step_seconds:
                 ratio = statistics.median(one.step_seconds) / statistics.median(other.step_seconds)
                 ratios.setdefault(f"{one.model.get('name')} ({one.environment.get('gpu')})", []).append(ratio)
@@ -194,7 +194,7 @@ def _median_ratio(part: Part, ratios: list[float]) -> Found:
     return Found(value, said(template, median=median, pairs=len(ratios), low=min(ratios), high=max(ratios)))
 
 
-def measured(part: Part, lab: Lab) -> Found:
+def measured(part: Part, context: EvaluationContext) -> Found:
     """`metric` of the recorded runs that match: outcome, peak, reserved, seconds; the median where it is a
     number.
     """
@@ -203,7 +203,7 @@ def measured(part: Part, lab: Lab) -> Found:
         raise unknown("metric of a record", name, METRICS)
     values = [
         value
-        for record in find_records(lab.records, part.args["match"])
+        for record in find_records(context.records, part.args["match"])
         if (value := METRICS[name](record)) is not None
     ]
     if not values:
@@ -225,7 +225,7 @@ METRICS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def published(part: Part, lab: Lab) -> Found:
+def published(part: Part, context: EvaluationContext) -> Found:
     """A figure that others published, by its id in published.toml."""
     from memplan.validate.published import figures
 
@@ -239,7 +239,7 @@ def published(part: Part, lab: Lab) -> Found:
     )
 
 
-def published_times(part: Part, lab: Lab) -> dict[str, Found]:
+def published_times(part: Part, context: EvaluationContext) -> dict[str, Found]:
     """By model and card: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
     from memplan.validate.published import times
 
@@ -258,7 +258,7 @@ def published_times(part: Part, lab: Lab) -> dict[str, Found]:
     return found
 
 
-def quality(part: Part, lab: Lab) -> Found:
+def quality(part: Part, context: EvaluationContext) -> Found:
     """What memory cannot decide: always missing, saying which evidence would decide it."""
     raise Missing(said(part.args["needs"].replace("{", "{{").replace("}", "}}")))
 
@@ -269,10 +269,10 @@ class Kind:
     keys in the file.
     """
 
-    run: Callable[[Part, Lab], Found] | None
+    run: Callable[[Part, EvaluationContext], Found] | None
     reads: Mapping[str, tuple[type, ...]]
     needs: tuple[str, ...] = ()
-    each: Callable[[Part, Lab], dict[str, Found]] | None = None
+    each: Callable[[Part, EvaluationContext], dict[str, Found]] | None = None
 
 
 CHECKS: dict[str, Kind] = {

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from memplan.profiler.said import Translate, english
+from memplan.profiler.localized_message import Translate, english
 
 
 @cache

@@ -11,11 +11,11 @@ from typing import Any
 
 from memplan.planner import __version__
 from memplan.planner.tables.errors import UsageError
-from memplan.profiler.said import Said
+from memplan.profiler.localized_message import LocalizedMessage
 from memplan.validate.checks import CHECKS
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.numbers import shown, word
 from memplan.validate.sweep import Boundary, PartResult, Verdict, check_part, holds
 
@@ -71,7 +71,7 @@ class ConflictResult:
     conflict: Conflict
     contradict: bool
     sides: tuple[SideResult, ...]
-    evidence: Said
+    evidence: LocalizedMessage
     condition: tuple[Boundary, ...] = ()
 
     def said(self, lang: str = "en") -> str:
@@ -123,14 +123,14 @@ def combine(parts: Iterable[PartResult]) -> Verdict:
     return "supported" if required else "not_checkable"
 
 
-def check_claim(claim: Claim, lab: Lab) -> ClaimResult:
+def check_claim(claim: Claim, context: EvaluationContext) -> ClaimResult:
     """The verdict of one claim. Raises UsageError for what its file got wrong, naming file, line, claim and
     part.
     """
     results = []
     for part in claim.parts:
         try:
-            results.append(check_part(part, lab))
+            results.append(check_part(part, context))
         except UsageError as error:
             where = f"{part.place.path}, line {part.place.blame(str(error))}: " if part.place else ""
             raise UsageError(f"{where}claim '{claim.id}', part '{part.what}': {error}") from None
@@ -182,25 +182,27 @@ def claim_text(part: Part, lang: str = "en") -> str:
     return f"{about}{relation}{word(part.claimed).text(translate)}{unit}"
 
 
-def check(file: ClaimsFile, lab: Lab, progress: Callable[[str], None] | None = None) -> list[ClaimResult]:
+def check(
+    file: ClaimsFile, context: EvaluationContext, progress: Callable[[str], None] | None = None
+) -> list[ClaimResult]:
     """Every claim of a file, in its order."""
     results = []
     for claim in file.claims:
         if progress is not None:
             progress(claim.id)
-        results.append(check_claim(claim, lab))
+        results.append(check_claim(claim, context))
     return results
 
 
-def check_conflict(conflict: Conflict, lab: Lab) -> ConflictResult:
+def check_conflict(conflict: Conflict, context: EvaluationContext) -> ConflictResult:
     """Each side's word against one and the same arbiter."""
     sides: list[SideResult] = []
-    evidence, condition = Said(""), tuple[Boundary, ...]()
+    evidence, condition = LocalizedMessage(""), tuple[Boundary, ...]()
     for side in conflict.sides:
         part = replace(
             conflict.arbiter, claimed=side.claimed, relation=side.relation, tolerance=side.tolerance
         )
-        result = check_part(part, lab)
+        result = check_part(part, context)
         sides.append(SideResult(side.document, side.quote, side.claimed, side.relation, result.verdict))
         evidence, condition = result.evidence, result.boundaries
     return ConflictResult(conflict, _exclude(conflict), tuple(sides), evidence, condition)

@@ -16,10 +16,10 @@ from memplan.planner.inputs.models import find
 from memplan.planner.prediction import Row
 from memplan.planner.tables.errors import UsageError
 from memplan.profiler.record import Measurement, load, scan
-from memplan.validate.bank import known_rows
 from memplan.validate.development import is_rows, read_rows
 from memplan.validate.engines import Missing, by_formula, by_trace
 from memplan.validate.reconcile import Predicted, Reconciliation, reconcile
+from memplan.validate.reference_rows import known_rows
 
 ENGINES = ("formula", "trace")
 

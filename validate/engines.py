@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
-from memplan.profiler.said import Said, said
+from memplan.profiler.localized_message import LocalizedMessage, said
 
 if TYPE_CHECKING:
     from memplan.planner.inputs.models import Model
@@ -18,9 +18,13 @@ Engine = Callable[["Model", Setup], Prediction]
 class Missing(Exception):
     """A check that cannot be made: `said` says what is missing. It becomes `not_checkable`, never a guess."""
 
-    def __init__(self, what: Said | str, **values: Any) -> None:
+    def __init__(self, what: LocalizedMessage | str, **values: Any) -> None:
         self.said = (
-            what if isinstance(what, Said) else said(what, **values) if values else said("{what}", what=what)
+            what
+            if isinstance(what, LocalizedMessage)
+            else said(what, **values)
+            if values
+            else said("{what}", what=what)
         )
         super().__init__(str(self.said))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memplan.profiler.said import Said, said
+from memplan.profiler.localized_message import LocalizedMessage, said
 
 Value = int | float | bool | str
 
@@ -28,7 +28,7 @@ def shown(value: Value, unit: str = "", unlike: float | None = None) -> str:
     return f"{number(value, unlike)}{'' if unit in ('', 'x', '%') else ' '}{unit}"
 
 
-def amount(value: Value, unit: str = "", unlike: float | None = None) -> Said:
+def amount(value: Value, unit: str = "", unlike: float | None = None) -> LocalizedMessage:
     """A value and its unit as a sentence."""
     if isinstance(value, bool | str):
         return word(value)
@@ -39,7 +39,7 @@ def amount(value: Value, unit: str = "", unlike: float | None = None) -> Said:
     )
 
 
-def word(value: Value) -> Said:
+def word(value: Value) -> LocalizedMessage:
     """A value as a sentence: yes, no and none are words of a language."""
     text = shown(value)
     return said(text) if text in ("yes", "no", "none") else said("{value}", value=text)

@@ -16,7 +16,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.validate.claimsfile import UNITS
 from memplan.validate.engines import Missing
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 
 SHIPPED = Path(__file__).with_name("published.toml")
 SCHEMA = "memplan.published/1"
@@ -121,14 +121,14 @@ def figures() -> tuple[Figure, ...]:
 
 def score(engine: str = "formula", wanted: Sequence[Figure] | None = None) -> list[Score]:
     """Every figure predicted by one engine, worst error first, then those that it cannot predict."""
-    lab = Lab()
-    scores = [_score(figure, engine, lab) for figure in (figures() if wanted is None else wanted)]
+    context = EvaluationContext()
+    scores = [_score(figure, engine, context) for figure in (figures() if wanted is None else wanted)]
     return sorted(scores, key=lambda s: (s.error is None, -abs(s.error or 0.0), s.figure.id))
 
 
-def _score(figure: Figure, engine: str, lab: Lab) -> Score:
+def _score(figure: Figure, engine: str, context: EvaluationContext) -> Score:
     try:
-        return Score(figure, engine, _predicted(figure, lab.predict(figure.model, figure.setup, engine)))
+        return Score(figure, engine, _predicted(figure, context.predict(figure.model, figure.setup, engine)))
     except Missing as missing:
         return Score(figure, engine, None, str(missing))
 

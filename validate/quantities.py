@@ -16,7 +16,7 @@ from memplan.planner.inputs.spec import Layer, Mlp
 from memplan.planner.prediction import COMPONENTS, Row
 from memplan.planner.tables.errors import UsageError, shorten, unknown
 from memplan.validate.engines import Missing
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Term:
     row: str = ""
     times: float = 1
 
-    def value(self, lab: Lab) -> float:
-        return self.times * QUANTITIES[self.quantity](self, lab)
+    def value(self, context: EvaluationContext) -> float:
+        return self.times * QUANTITIES[self.quantity](self, context)
 
 
 TERM_KEYS = {
@@ -75,14 +75,14 @@ def read_term(table: Any, default: Term) -> Term:
     return term
 
 
-def _prediction(term: Term, lab: Lab) -> Any:
+def _prediction(term: Term, context: EvaluationContext) -> Any:
     if not term.model:
         raise UsageError(f"quantity '{term.quantity}' needs a model")
-    return lab.predict(term.model, term.setup, term.engine)
+    return context.predict(term.model, term.setup, term.engine)
 
 
-def _rows(term: Term, lab: Lab) -> tuple[Row, ...]:
-    prediction = _prediction(term, lab)
+def _rows(term: Term, context: EvaluationContext) -> tuple[Row, ...]:
+    prediction = _prediction(term, context)
     try:
         rows = prediction.moment(term.moment or prediction.step_peak.moment).rows
     except KeyError:
@@ -100,8 +100,8 @@ def _rows(term: Term, lab: Lab) -> tuple[Row, ...]:
     return chosen
 
 
-def _layers(term: Term, lab: Lab) -> list[Layer]:
-    return [layer for count, layer in lab.spec(term.model).layers for _ in range(count)]
+def _layers(term: Term, context: EvaluationContext) -> list[Layer]:
+    return [layer for count, layer in context.spec(term.model).layers for _ in range(count)]
 
 
 def _mlp_parameters(layer: Layer) -> int:
@@ -117,60 +117,64 @@ def _mlp_parameters(layer: Layer) -> int:
     return shared + total
 
 
-def _linear_parameters(term: Term, lab: Lab) -> int:
+def _linear_parameters(term: Term, context: EvaluationContext) -> int:
     """Weights of every linear layer inside the blocks (what 4-bit loading quantises) without biases."""
     return sum(
-        linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears()
+        linear.in_features * linear.out_features
+        for layer in _layers(term, context)
+        for linear in layer.linears()
     )
 
 
-def _largest_linear(term: Term, lab: Lab) -> int:
+def _largest_linear(term: Term, context: EvaluationContext) -> int:
     return max(
-        linear.in_features * linear.out_features for layer in _layers(term, lab) for linear in layer.linears()
+        linear.in_features * linear.out_features
+        for layer in _layers(term, context)
+        for linear in layer.linears()
     )
 
 
-def _kv_elements(term: Term, lab: Lab) -> int:
+def _kv_elements(term: Term, context: EvaluationContext) -> int:
     """Elements of keys and values of every layer, a token: L x 2 x kv heads x head size."""
-    return sum(2 * layer.attention.kv_heads * layer.attention.head_dim for layer in _layers(term, lab))
+    return sum(2 * layer.attention.kv_heads * layer.attention.head_dim for layer in _layers(term, context))
 
 
-def _matmul_flops(term: Term, lab: Lab) -> int:
+def _matmul_flops(term: Term, context: EvaluationContext) -> int:
     """Matrix-product FLOPs of one training step a token, attention scores apart: forward 2 a weight, backward
     2 for the input's gradient and 2 for the weight's where it trains, recomputation 2 more under
     checkpointing (factors: Kaplan et al. 2020, section 2.1).
     """
-    spec, setup = lab.spec(term.model), lab.setup(term.model, term.setup)
-    base = _linear_parameters(term, lab) + spec.hidden * spec.vocab
-    trained = base if setup.method == "full" else _prediction(term, lab).trainable_parameters
-    recompute = 2 * _linear_parameters(term, lab) if setup.checkpointing != "none" else 0
+    spec, setup = context.spec(term.model), context.setup(term.model, term.setup)
+    base = _linear_parameters(term, context) + spec.hidden * spec.vocab
+    trained = base if setup.method == "full" else _prediction(term, context).trainable_parameters
+    recompute = 2 * _linear_parameters(term, context) if setup.checkpointing != "none" else 0
     if setup.method == "full":
         return 6 * base + recompute
     return 4 * base + 6 * trained + recompute
 
 
-QUANTITIES: dict[str, Callable[[Term, Lab], float]] = {
-    "peak": lambda t, lab: _prediction(t, lab).peak.allocated_bytes,
-    "step_peak": lambda t, lab: _prediction(t, lab).step_peak.allocated_bytes,
-    "device": lambda t, lab: _prediction(t, lab).peak.device_bytes,
-    "rows": lambda t, lab: sum(row.charged for row in _rows(t, lab)),
-    "row_elements": lambda t, lab: sum(_elements(row) for row in _rows(t, lab)),
-    "checkpoint": lambda t, lab: _prediction(t, lab).checkpoint_bytes,
-    "host": lambda t, lab: _prediction(t, lab).host_bytes,
-    "trainable_parameters": lambda t, lab: _prediction(t, lab).trainable_parameters,
-    "total_parameters": lambda t, lab: _prediction(t, lab).total_parameters,
-    "parameters": lambda t, lab: _prediction(t, lab).model.parameters,
-    "mlp_parameters": lambda t, lab: sum(_mlp_parameters(layer) for layer in _layers(t, lab)),
-    "attention_parameters": lambda t, lab: sum(
-        linear.parameters for layer in _layers(t, lab) for linear in layer.attention.linears
+QUANTITIES: dict[str, Callable[[Term, EvaluationContext], float]] = {
+    "peak": lambda t, context: _prediction(t, context).peak.allocated_bytes,
+    "step_peak": lambda t, context: _prediction(t, context).step_peak.allocated_bytes,
+    "device": lambda t, context: _prediction(t, context).peak.device_bytes,
+    "rows": lambda t, context: sum(row.charged for row in _rows(t, context)),
+    "row_elements": lambda t, context: sum(_elements(row) for row in _rows(t, context)),
+    "checkpoint": lambda t, context: _prediction(t, context).checkpoint_bytes,
+    "host": lambda t, context: _prediction(t, context).host_bytes,
+    "trainable_parameters": lambda t, context: _prediction(t, context).trainable_parameters,
+    "total_parameters": lambda t, context: _prediction(t, context).total_parameters,
+    "parameters": lambda t, context: _prediction(t, context).model.parameters,
+    "mlp_parameters": lambda t, context: sum(_mlp_parameters(layer) for layer in _layers(t, context)),
+    "attention_parameters": lambda t, context: sum(
+        linear.parameters for layer in _layers(t, context) for linear in layer.attention.linears
     ),
     "linear_parameters": _linear_parameters,
     "largest_linear": _largest_linear,
     "kv_elements": _kv_elements,
-    "layers": lambda t, lab: lab.spec(t.model).depth,
+    "layers": lambda t, context: context.spec(t.model).depth,
     "matmul_flops": _matmul_flops,
-    "usable": lambda t, lab: lab.gpu(t.gpu).usable_bytes,
-    "one": lambda t, lab: 1,
+    "usable": lambda t, context: context.gpu(t.gpu).usable_bytes,
+    "one": lambda t, context: 1,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from memplan.planner.prediction import Row
 from memplan.planner.tables.units import gib
-from memplan.validate.siblings import expected_rows
+from memplan.validate.consistency import expected_rows
 
 TOTAL = "allocated"
 MOST_SUSPECTS = 3

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memplan.planner.tables.errors import UsageError
-from memplan.profiler.said import Said, said
+from memplan.profiler.localized_message import LocalizedMessage, said
 from memplan.validate.checks import CHECKS, Found
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claimed, Over, Part
 from memplan.validate.engines import Missing
-from memplan.validate.lab import Lab
+from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.numbers import Value, number, shown
 
 Verdict = Literal["supported", "refuted", "depends", "not_checkable"]
@@ -61,7 +61,7 @@ class Boundary:
         }
 
 
-def _names(names: tuple[str, ...]) -> Said:
+def _names(names: tuple[str, ...]) -> LocalizedMessage:
     """Names in a list: the sign between them is the language's."""
     listed = said("{name}", name=names[0])
     for name in names[1:]:
@@ -78,7 +78,7 @@ class PartResult:
     part: Part
     verdict: Verdict
     found: Value | None
-    evidence: Said
+    evidence: LocalizedMessage
     boundaries: tuple[Boundary, ...] = ()
 
     @property
@@ -138,24 +138,28 @@ def holds(found: Value, claimed: Claimed, relation: str, tolerance: float) -> bo
     return comparisons[relation](found, claimed)
 
 
-def check_part(part: Part, lab: Lab) -> PartResult:
+def check_part(part: Part, context: EvaluationContext) -> PartResult:
     """The verdict of one part. Raises UsageError for what the file got wrong; what is missing becomes
     not_checkable.
     """
     try:
         if part.over is None and CHECKS[part.check].each is not None:
-            return _over_each(part, lab)
+            return _over_each(part, context)
         if part.over is None:
-            point = _point(part, None, lab)
+            point = _point(part, None, context)
             return PartResult(
                 part, "supported" if point.holds else "refuted", point.found.value, point.found.evidence
             )
-        return _over_values(part, part.over, lab) if part.over.values else _over_range(part, part.over, lab)
+        return (
+            _over_values(part, part.over, context)
+            if part.over.values
+            else _over_range(part, part.over, context)
+        )
     except Missing as missing:
         return PartResult(part, "not_checkable", None, said("missing: {what}", what=missing.said))
 
 
-def _point(part: Part, at: Any, lab: Lab) -> Point:
+def _point(part: Part, at: Any, context: EvaluationContext) -> Point:
     if part.over is not None:
         part = _bound(part, part.over.key, at)
     run = CHECKS[part.check].run
@@ -163,7 +167,7 @@ def _point(part: Part, at: Any, lab: Lab) -> Point:
         raise UsageError(
             f"over: a check of kind {part.check} takes none: it goes over every recorded model by itself"
         )
-    found = run(part, lab)
+    found = run(part, context)
     return Point(at, found, holds(found.value, part.claimed, part.relation, part.tolerance))
 
 
@@ -176,11 +180,11 @@ def _bound(part: Part, key: str, value: Any) -> Part:
     raise UsageError(f"over.key is '{key}': expected model, gpu or setup.FIELD")
 
 
-def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
+def _over_values(part: Part, over: Over, context: EvaluationContext) -> PartResult:
     points, unknown_at, reason = [], [], said("")
     for value in over.values:
         try:
-            points.append(_point(part, value, lab))
+            points.append(_point(part, value, context))
         except Missing as missing:
             unknown_at.append(_name(value))
             reason = missing.said
@@ -198,13 +202,13 @@ def _over_values(part: Part, over: Over, lab: Lab) -> PartResult:
     return replace(result, evidence=also)
 
 
-def _over_each(part: Part, lab: Lab) -> PartResult:
+def _over_each(part: Part, context: EvaluationContext) -> PartResult:
     """A check that finds several things at once, each under its own name."""
     each = CHECKS[part.check].each
     assert each is not None
     points = [
         Point(name, found, holds(found.value, part.claimed, part.relation, part.tolerance))
-        for name, found in each(part, lab).items()
+        for name, found in each(part, context).items()
     ]
     return _of_points(part, part.check, points)
 
@@ -222,7 +226,7 @@ def _of_points(part: Part, key: str, points: list[Point]) -> PartResult:
     )
 
 
-def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
+def _over_range(part: Part, over: Over, context: EvaluationContext) -> PartResult:
     """Sampled on a geometric grid, then bisected at every change: exact to one unit of the field that the
     text leaves open.
     """
@@ -231,9 +235,9 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
         {round(over.low * (over.high / over.low) ** (i / steps)) for i in range(steps + 1)}
         | {over.low, over.high}
     )
-    points = [_point(part, at, lab) for at in grid]
+    points = [_point(part, at, context) for at in grid]
     changes = [
-        _change(part, a, b, lab) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds
+        _change(part, a, b, context) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds
     ]
     name = over.key.removeprefix("setup.")
     if changes:
@@ -242,7 +246,7 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
     last = points[-1]
     evidence = said("{points}", points=(_at(name, points[0]), _at(name, last)))
     verdict: Verdict = "supported" if last.holds else "refuted"
-    beyond = _beyond(part, over, last, lab)
+    beyond = _beyond(part, over, last, context)
     found = last.found.value if isinstance(last.found.value, bool) else None
     if beyond is None:
         return PartResult(part, verdict, found, evidence)
@@ -250,27 +254,27 @@ def _over_range(part: Part, over: Over, lab: Lab) -> PartResult:
     return PartResult(part, verdict, found, evidence, (_boundary(name, *beyond),))
 
 
-def _at(name: str, point: Point) -> Said:
+def _at(name: str, point: Point) -> LocalizedMessage:
     return said(
         "{name} {at}: {evidence}", name=said(name), at=number(point.at), evidence=point.found.evidence
     )
 
 
-def _beyond(part: Part, over: Over, last: Point, lab: Lab) -> tuple[Point, Point] | None:
+def _beyond(part: Part, over: Over, last: Point, context: EvaluationContext) -> tuple[Point, Point] | None:
     """The change beyond the range that decides, up to `explore`; None where there is none."""
     at = last
     while at.at < over.explore:
-        further = _point(part, min(at.at * 2, over.explore), lab)
+        further = _point(part, min(at.at * 2, over.explore), context)
         if further.holds != at.holds:
-            return _change(part, at, further, lab)
+            return _change(part, at, further, context)
         at = further
     return None
 
 
-def _change(part: Part, low: Point, high: Point, lab: Lab) -> tuple[Point, Point]:
+def _change(part: Part, low: Point, high: Point, context: EvaluationContext) -> tuple[Point, Point]:
     """The neighbouring points between which the part's truth changes."""
     while high.at - low.at > 1:
-        middle = _point(part, (low.at + high.at) // 2, lab)
+        middle = _point(part, (low.at + high.at) // 2, context)
         low, high = (middle, high) if middle.holds == low.holds else (low, middle)
     return low, high
 

@@ -67,9 +67,9 @@ def command(
     """
     if unpack:
         return _unpack(file, out, as_json)
-    from memplan.profiler import case_matrix as caselist
+    from memplan.profiler import case_matrix
 
-    cases = caselist.read(file, device)
+    cases = case_matrix.read(file, device)
     if only:
         chosen = tuple(case for case in cases.cases if only in case.name)
         if not chosen:
@@ -77,14 +77,14 @@ def command(
                 f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list "
                 "shows them"
             )
-        cases = caselist.CaseList(cases.name, cases.device, chosen)
+        cases = case_matrix.CaseList(cases.name, cases.device, chosen)
     if rehearse:
         from memplan.profiler.rehearsal import rehearsal
 
         cases = rehearsal(cases)
     if list_cases:
         return _list(cases, as_json)
-    seconds = caselist.parse_duration(budget) if budget else None
+    seconds = case_matrix.parse_duration(budget) if budget else None
     from memplan.profiler.campaign import run
     from memplan.render.campaign import Display, summary_lines
 

@@ -44,7 +44,7 @@ def command(
     """
     from memplan.validate.claims import check, check_conflict, load, to_document
     from memplan.validate.collect import recorded
-    from memplan.validate.lab import Lab
+    from memplan.validate.evaluation_context import EvaluationContext
 
     claims = load(file)
     if only:
@@ -54,9 +54,11 @@ def command(
             if name not in have:
                 raise unknown("claim", name, have)
         claims = replace(claims, claims=tuple(claim for claim in claims.claims if claim.id in wanted))
-    lab = Lab(models=claims.models, records=recorded(Path(measurements) if measurements else None))
-    results = [] if conflicts and not as_json else check(claims, lab)
-    clashes = [check_conflict(conflict, lab) for conflict in claims.conflicts] if conflicts else None
+    context = EvaluationContext(
+        models=claims.models, records=recorded(Path(measurements) if measurements else None)
+    )
+    results = [] if conflicts and not as_json else check(claims, context)
+    clashes = [check_conflict(conflict, context) for conflict in claims.conflicts] if conflicts else None
     if as_json:
         from memplan.render.json import write
 

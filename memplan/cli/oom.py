@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from memplan.cli.options import HELP
-from memplan.planner.answers.oom import MOST_TEXT, OutOfMemory, cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom import MOST_TEXT, OutOfMemoryMessage, cards_that_hold, explain, read_oom
 from memplan.planner.tables.errors import UsageError, shorten
 
 
@@ -72,7 +72,7 @@ def _read(log: Path | None) -> str:
         raise UsageError(f"cannot read '{shorten(str(log))}': {error.strerror}") from None
 
 
-def _advice(oom: OutOfMemory, model: str, options: dict[str, Any]) -> list[str]:
+def _advice(oom: OutOfMemoryMessage, model: str, options: dict[str, Any]) -> list[str]:
     """What would have fitted on the card of the message, by the formula."""
     from memplan.cli.subject import read_subject
     from memplan.planner.answers.search import advise

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.tables.units import gib
-from memplan.profiler.said import Translate
+from memplan.profiler.localized_message import Translate
 from memplan.validate.answer import Answer, Beside
 from memplan.validate.chinese import in_language, warning_in
 from memplan.validate.summary import summary_line

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memplan.planner.answers.diff import Change, Diff
+from memplan.planner.answers.diff import Diff, Difference
 from memplan.planner.tables.units import gib
 
 MOST_ROWS = 12
@@ -26,7 +26,7 @@ def diff_screen(found: Diff) -> list[RenderableType]:
     return [*parts, *_settings(found)]
 
 
-def _table(title: str, changes: Sequence[Change]) -> Table:
+def _table(title: str, changes: Sequence[Difference]) -> Table:
     table = Table(
         box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style="bold"
     )

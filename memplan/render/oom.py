@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from memplan.planner.answers.oom import OutOfMemory, explain
+from memplan.planner.answers.oom import OutOfMemoryMessage, explain
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
 from memplan.render.console import show
 
 
-def oom_screen(oom: OutOfMemory, cards: Sequence[Gpu], advice: Sequence[str]) -> None:
+def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[str]) -> None:
     """What was asked, held and free, then the sentences, then which cards would have held it and what would
     have fitted.
     """

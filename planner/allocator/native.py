@@ -121,15 +121,15 @@ class Undecided(Exception):
 class Native:
     """The allocator of the default mode: one cudaMalloc a segment; `reserved` and `retries` are its counters.
 
-    `certain` is `capacity`, or less where several capacities are followed at once, from `certain` to
+    `lower_bound` is `capacity`, or less where several capacities are followed at once, from `lower_bound` to
     `capacity`: then a request that they would answer differently raises Undecided, and may be asked again of
-    a twin that has one of them.
+    a copied that has one of them.
     """
 
     expandable = False
 
     def __init__(self, capacity: int | None = None, fraction: bool = False) -> None:
-        self.capacity = self.certain = 1 << 62 if capacity is None else capacity
+        self.capacity = self.lower_bound = 1 << 62 if capacity is None else capacity
         self.fraction = fraction
         self.reserved = self.retries = self._wanted = 0
         self.small, self.large = Pool(True), Pool(False)
@@ -176,13 +176,13 @@ class Native:
                 pool.remove(block)
                 self.reserved -= block.size
 
-    def twin(self, used: Iterable[Block], capacity: int) -> tuple[Native, dict[Block, Block]]:
+    def copy(self, used: Iterable[Block], capacity: int) -> tuple[Native, dict[Block, Block]]:
         """(an allocator in the same state with a capacity of its own, its block for each of ours); `used` are
         all the blocks in use.
         """
-        twin = type(self)(capacity, self.fraction)
-        twin.reserved, twin.retries, twin._lowest = self.reserved, self.retries, self._lowest
-        pools = {self.small: twin.small, self.large: twin.large}
+        copied = type(self)(capacity, self.fraction)
+        copied.reserved, copied.retries, copied._lowest = self.reserved, self.retries, self._lowest
+        pools = {self.small: copied.small, self.large: copied.large}
         others = (blocks for pool in pools for blocks in (pool.at.values(), pool.unmapped))
         made = {
             block: Block(
@@ -201,12 +201,12 @@ class Native:
             pool.order = ours.order.copy()
             pool.at = {address: made[block] for address, block in ours.at.items()}
             pool.unmapped = [made[block] for block in ours.unmapped]
-        return twin, made
+        return copied, made
 
     def _refused(self, wanted: int) -> bool:
         """Whether the driver refuses to let what is reserved grow to `wanted` bytes; raises Undecided."""
         self._wanted = wanted
-        if wanted <= self.certain:
+        if wanted <= self.lower_bound:
             return False
         if wanted <= self.capacity:
             raise Undecided

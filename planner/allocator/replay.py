@@ -75,7 +75,7 @@ class Replay:
         return Peaks(highest, max(self.reserved[first:stop]), first + window.index(highest))
 
 
-class Course:
+class RunningReplay:
     """A replay under way: `run` takes it further, `fork` makes another that goes on from where this one is."""
 
     def __init__(self, mode: Mode = "native", capacity: int | None = None, fraction: bool = False) -> None:
@@ -90,10 +90,10 @@ class Course:
         """How many events have been served."""
         return self.begun + len(self.result.allocated)
 
-    def fork(self, capacity: int) -> Course:
+    def copy(self, capacity: int) -> RunningReplay:
         """A course in the same state, under a capacity of its own in bytes; its `result` begins here."""
-        other = Course.__new__(Course)
-        other.allocator, made = self.allocator.twin(self.live.values(), capacity)
+        other = RunningReplay.__new__(RunningReplay)
+        other.allocator, made = self.allocator.copy(self.live.values(), capacity)
         other.live = {key: made[block] for key, block in self.live.items()}
         other.current, other.begun, other.result = self.current, self.position, Replay()
         return other
@@ -150,7 +150,7 @@ def replay(
     bytes ignored). Ends at the first request that does not fit after release-and-retry. Raises KeyError for a
     free of an id that is not alive and for an unknown kind or mode, ValueError for an id allocated twice.
     """
-    return Course(mode, capacity, fraction).run(events)
+    return RunningReplay(mode, capacity, fraction).run(events)
 
 
 def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded: Replay | None = None) -> int:
@@ -179,7 +179,7 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded:
     # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing
     # before it
     lacking = failed
-    together = Course(mode)  # as far as all capacities still in question go the same way
+    together = RunningReplay(mode)  # as far as all capacities still in question go the same way
     width = 0
     while survives - failed > max(1, survives // PRECISION):
         slow = survives - failed > width // 2 > 0  # the guess did not halve what is left: halve it
@@ -191,10 +191,13 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded:
             if survives - lacking <= 1
             else (survives + lacking) // 2
         )
-        together.allocator.certain, together.allocator.capacity = (failed + 1) * unit, (survives - 1) * unit
+        together.allocator.lower_bound, together.allocator.capacity = (
+            (failed + 1) * unit,
+            (survives - 1) * unit,
+        )
         with suppress(Undecided):
             together.run(events[together.position :])
-        tried = together.fork(middle * unit).run(events[together.position :])
+        tried = together.copy(middle * unit).run(events[together.position :])
         if tried.oom is None:  # what it reserved at most is enough for the same course
             survives = max(failed + 1, min(middle, -(-max(tried.reserved, default=0) // unit)))
             lacking = lacking if lacking < survives - 1 else failed

@@ -18,7 +18,7 @@ PEAKS = ("allocated_bytes", "reserved_bytes", "device_bytes")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Difference:
     """One number of two documents: `what` says which, in the order moment, component, row."""
 
     what: tuple[str, ...]
@@ -50,16 +50,16 @@ class Diff:
     fraction.
     """
 
-    peaks: tuple[Change, ...]
-    components: tuple[Change, ...]
-    rows: tuple[Change, ...]
+    peaks: tuple[Difference, ...]
+    components: tuple[Difference, ...]
+    rows: tuple[Difference, ...]
     settings: tuple[tuple[str, Any, Any], ...]
 
     @property
     def grown(self) -> float:
         return max((change.fraction for change in self.peaks if change.fraction is not None), default=0.0)
 
-    def beyond(self, fraction: float) -> list[Change]:
+    def beyond(self, fraction: float) -> list[Difference]:
         """The peaks and moments that grew by more than a fraction."""
         return [
             change
@@ -133,14 +133,14 @@ def _kind(document: Mapping[str, Any], word: str) -> str:
     return kind.removeprefix("memplan.")
 
 
-def _sorted(changes: list[Change]) -> tuple[Change, ...]:
+def _sorted(changes: list[Difference]) -> tuple[Difference, ...]:
     return tuple(sorted(changes, key=lambda change: (-abs(change.moved), change.what)))
 
 
-def _changed(what: tuple[str, ...], old: int | None, new: int | None) -> list[Change]:
+def _changed(what: tuple[str, ...], old: int | None, new: int | None) -> list[Difference]:
     if old is None or new is None or old == new:
         return []
-    return [Change(what, old, new)]
+    return [Difference(what, old, new)]
 
 
 def _number(table: Any, key: str) -> int | None:
@@ -148,7 +148,7 @@ def _number(table: Any, key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _peak(name: str, old: Any, new: Any) -> list[Change]:
+def _peak(name: str, old: Any, new: Any) -> list[Difference]:
     return [
         change
         for key in PEAKS
@@ -163,7 +163,7 @@ def _moments(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {str(moment.get("name")): moment for moment in moments if isinstance(moment, Mapping)}
 
 
-def _components(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def _components(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     left, right = old.get("components"), new.get("components")
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return []
@@ -175,7 +175,7 @@ def _components(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     ]
 
 
-def _rows(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def _rows(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     left, right = _by_row(old.get("rows")), _by_row(new.get("rows"))
     if not left or not right:
         return []

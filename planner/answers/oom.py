@@ -127,7 +127,7 @@ PLACES: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfMemory:
+class OutOfMemoryMessage:
     """One out-of-memory failure. Sizes in bytes; None where the message does not say."""
 
     form: str
@@ -202,7 +202,7 @@ class OutOfMemory:
         }
 
 
-def read_oom(log: str) -> OutOfMemory:
+def read_oom(log: str) -> OutOfMemoryMessage:
     """The first out-of-memory failure of a log. UsageError where there is none."""
     text = _plain(log[-MOST_TEXT:])
     found = list(_matches(text))
@@ -223,7 +223,7 @@ def read_oom(log: str) -> OutOfMemory:
         _bytes(size) or 0
         for size in re.findall(r"Process \d+ has ([0-9.]+ (?:bytes|[KMG]iB))", groups.get("others") or "")
     ]
-    return OutOfMemory(
+    return OutOfMemoryMessage(
         form=form,
         device=(groups.get("device") or ("host" if "host" in form else "CUDA"))
         .upper()
@@ -285,7 +285,7 @@ def _innermost(frames: str) -> str:
     return "\n".join(frames.splitlines()[-8:])
 
 
-def explain(oom: OutOfMemory) -> list[str]:
+def explain(oom: OutOfMemoryMessage) -> list[str]:
     """What happened, sentence by sentence, from the numbers that the message has."""
     lines = []
     if oom.device == "host":
@@ -328,7 +328,7 @@ def explain(oom: OutOfMemory) -> list[str]:
     return lines
 
 
-def cards_that_hold(oom: OutOfMemory, most: int = 3) -> list[Gpu]:
+def cards_that_hold(oom: OutOfMemoryMessage, most: int = 3) -> list[Gpu]:
     """The smallest common cards that would have served the request as things stood; empty where the message
     gives no sizes.
     """

@@ -31,7 +31,7 @@ LONGEST = 131072
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class ReportStructure:
     """One discrete structure of the page: its key and the setup behind it."""
 
     method: str
@@ -43,10 +43,10 @@ class Structure:
         return f"{self.method}|{self.checkpointing}"
 
 
-def structures(spec: ModelSpec, setup: Setup) -> list[Structure]:
+def structures(spec: ModelSpec, setup: Setup) -> list[ReportStructure]:
     """Every method with and without checkpointing that the formula has a rule for; the setup's own first."""
     checkpointed = setup.checkpointing if setup.checkpointing != "none" else "non_reentrant"
-    found: list[Structure] = []
+    found: list[ReportStructure] = []
     for method in dict.fromkeys((setup.method, *METHODS_SHOWN)):
         for word in dict.fromkeys((setup.checkpointing, "none", checkpointed)):
             own = method == setup.method and word == setup.checkpointing
@@ -56,12 +56,12 @@ def structures(spec: ModelSpec, setup: Setup) -> list[Structure]:
             except UsageError:
                 continue
             if this.checkpointing == word:
-                found.append(Structure(method, word, this))
+                found.append(ReportStructure(method, word, this))
     return found
 
 
-def script(spec: ModelSpec, found: Iterable[Structure]) -> str:
-    """A JavaScript object: structure key -> {windows, regimes: [{single, windows, names, counts, f}]}; `f`
+def script(spec: ModelSpec, found: Iterable[ReportStructure]) -> str:
+    """A JavaScript object: structure key -> {windows, guards: [{single, windows, names, counts, f}]}; `f`
     gives the components of each state of each moment, in COMPONENTS' order, for (B, S, R).
     """
     parts = [f"{json.dumps(entry.key)}: {_structure(symbolic(spec, entry.setup))}" for entry in found]
@@ -69,20 +69,18 @@ def script(spec: ModelSpec, found: Iterable[Structure]) -> str:
 
 
 def _structure(structure: Symbolic) -> str:
-    regimes = []
-    for regime in structure.regimes():
-        program = structure.program(regime)
+    guards = []
+    for guard in structure.guards():
+        program = structure.program(guard)
         sizes = [size for states in program.moments.values() for state in states for size in state.components]
         head = {
-            "single": regime.single,
-            "windows": list(regime.windows),
+            "single": guard.single,
+            "windows": list(guard.windows),
             "names": list(program.moments),
             "counts": [len(states) for states in program.moments.values()],
         }
-        regimes.append(json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}' + "}")
-    return (
-        '{"windows": ' + json.dumps(list(structure.windows)) + ', "regimes": [' + ",\n".join(regimes) + "]}"
-    )
+        guards.append(json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}' + "}")
+    return '{"windows": ' + json.dumps(list(structure.windows)) + ', "guards": [' + ",\n".join(guards) + "]}"
 
 
 def packed(text: str) -> str:
@@ -96,7 +94,7 @@ def data(
     prediction: Prediction,
     cards: Iterable[Gpu],
     gpu: Gpu,
-    found: list[Structure],
+    found: list[ReportStructure],
     error: float = 0.0,
     measured: dict[str, int] | None = None,
 ) -> dict[str, Any]:

@@ -205,8 +205,8 @@ def method_fit(
     try:
         this = setup if method == setup.method else changed(setup, {"method": method})
         structure = Structure(spec, this, room)
-        inventory, named = (
-            structure.symbolic.inventory,
+        parameter_table, named = (
+            structure.symbolic.parameter_table,
             {"B": this.micro_batch, "S": this.sequence_length, "R": rank_of(this)},
         )
         allocated = structure.allocated(this.micro_batch, this.sequence_length)
@@ -221,8 +221,8 @@ def method_fit(
         structure.longest_sequence(),
         tuple(structure.frontier(batches)),
         tuple(structure.cells(batches)),
-        inventory.trainable_parameters().evaluate(named),
-        inventory.checkpoint_bytes().evaluate(named),
+        parameter_table.trainable_parameters().evaluate(named),
+        parameter_table.checkpoint_bytes().evaluate(named),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
@@ -89,7 +89,7 @@ def _unquantised_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     """
     if not any(isinstance(layer.mlp, Moe) for _, layer in spec.layers):
         return
-    base = Inventory(
+    base = ParameterTable(
         spec, setup.with_(method="inference", modules_to_save=())
     ).base  # without what the method adds
     experts = [stored for stored in base if stored.role == "expert"]

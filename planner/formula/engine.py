@@ -80,15 +80,15 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     named = dict(zip(SYMBOLS, values, strict=True))
     moments = structure.breakdowns(*values)
     context = context_bytes(setup.gpu) if setup.device == "cuda" else 0
-    inventory = structure.inventory
-    host = structure.program(structure.regime(values[0], values[1])).host.evaluate(named)
+    parameter_table = structure.parameter_table
+    host = structure.program(structure.guard(values[0], values[1])).host.evaluate(named)
     return Prediction(
         engine="formula",
         model=ModelSummary(spec.name, spec.architecture, spec.parameters),
         setup=setup,
-        trainable_parameters=inventory.trainable_parameters().evaluate(named),
-        total_parameters=inventory.total_parameters().evaluate(named),
-        checkpoint_bytes=inventory.checkpoint_bytes().evaluate(named),
+        trainable_parameters=parameter_table.trainable_parameters().evaluate(named),
+        total_parameters=parameter_table.total_parameters().evaluate(named),
+        checkpoint_bytes=parameter_table.checkpoint_bytes().evaluate(named),
         peak=_peak(moments, context),
         step_peak=_peak([m for m in moments if m.moment in STEP_MOMENTS], context),
         moments=moments,

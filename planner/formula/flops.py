@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Mlp, ModelSpec, Moe
 from memplan.planner.tables.methods import METHODS
@@ -65,9 +65,9 @@ def step_cost(spec: ModelSpec, setup: Setup) -> StepCost:
         for count, layer in spec.layers
     )
     method = METHODS[setup.method]
-    inventory = Inventory(spec, setup)
+    parameter_table = ParameterTable(spec, setup)
     adapters = (
-        inventory.trainable_parameters().evaluate({"R": setup.init_rank or setup.rank})
+        parameter_table.trainable_parameters().evaluate({"R": setup.init_rank or setup.rank})
         if method.trains == "adapter"
         else 0
     )

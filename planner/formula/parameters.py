@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
-from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, Stored
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
@@ -23,7 +23,7 @@ from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 B, S = symbol("B"), symbol("S")
-__all__ = ["B", "R", "S", "Inventory", "Stored", "packed_bytes"]
+__all__ = ["B", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
 UPCAST: dict[str, tuple[str, ...]] = {
     "none": (),
     "norms": ("norm",),
@@ -34,7 +34,7 @@ UPCAST: dict[str, tuple[str, ...]] = {
 NESTED_BLOCK = 256
 
 
-class Inventory:
+class ParameterTable:
     """Every resident parameter of a model under a setup, and what the walk asks of it."""
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
@@ -82,7 +82,7 @@ class Inventory:
             return "float32"
         return setup.weight_dtype
 
-    def _store(self, tensor: WeightTensor) -> Iterator[Stored]:
+    def _store(self, tensor: WeightTensor) -> Iterator[ParameterSpec]:
         """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name
         that owns them.
         """
@@ -90,7 +90,7 @@ class Inventory:
             return
         dtype = self.stored_dtype(tensor)
         if tensor.role == "buffer":
-            yield Stored(
+            yield ParameterSpec(
                 tensor.name,
                 tensor.shape,
                 dtype,
@@ -102,17 +102,19 @@ class Inventory:
             )
             return
         if not tensor.layers:
-            yield Stored(tensor.name, tensor.shape, dtype, 1, self.method.trains == "all", tensor.role)
+            yield ParameterSpec(tensor.name, tensor.shape, dtype, 1, self.method.trains == "all", tensor.role)
             return
         for trained in (False, True):
             layers = tuple(i for i in tensor.layers if (i >= self.first_trained) == trained)
             if layers:
                 upcast = "float32" if trained and self.setup.trainable_dtype == "float32" else dtype
-                yield Stored(tensor.name, tensor.shape, upcast, len(layers), trained, tensor.role, layers)
+                yield ParameterSpec(
+                    tensor.name, tensor.shape, upcast, len(layers), trained, tensor.role, layers
+                )
 
     # ---- what a method adds --------------------------------------------------------------------------------
 
-    def _saved_modules(self) -> Iterator[Stored]:
+    def _saved_modules(self) -> Iterator[ParameterSpec]:
         """PEFT's trained copies of whole modules (modules_to_save), in the dtype of the original."""
         if self.method.trains != "adapter" or "modules_to_save" not in self.method.reads:
             return
@@ -135,7 +137,7 @@ class Inventory:
                     and self.setup.trainable_dtype != "float32"
                 ):
                     dtype = "bfloat16"  # cast with everything that is trained
-                yield Stored(
+                yield ParameterSpec(
                     f"{tensor.name} (trained copy)",
                     tensor.shape,
                     dtype,
@@ -148,7 +150,7 @@ class Inventory:
     # ---- counts --------------------------------------------------------------------------------------------
 
     @property
-    def trained(self) -> list[Stored]:
+    def trained(self) -> list[ParameterSpec]:
         return [stored for stored in self.all if stored.trained]
 
     def trainable_parameters(self) -> Expr:
@@ -193,7 +195,7 @@ class Inventory:
             rows += self._constants(stored)
         return rows
 
-    def _constants(self, stored: Stored) -> Iterator[SymbolicRow]:
+    def _constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
         """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and
         an fp32 per 256 of them.
         """
@@ -269,7 +271,7 @@ class Inventory:
         """Optimizer states that a paged optimizer puts in managed memory, which torch does not count."""
         return [row for stored in self.trained for row in self.states_of(stored, paged=True)]
 
-    def states_of(self, stored: Stored, paged: bool) -> Iterator[SymbolicRow]:
+    def states_of(self, stored: ParameterSpec, paged: bool) -> Iterator[SymbolicRow]:
         """The optimizer states of one tensor, on the device or in managed memory."""
         optimizer = OPTIMIZERS[self.setup.optimizer]
         elements = _needed(stored, self.setup) if optimizer.floors else None
@@ -297,7 +299,7 @@ def packed_bytes(elements: Sized, dtype: str) -> Expr:
     return as_expr(elements) * itemsize(dtype)
 
 
-def _needed(stored: Stored, setup: Setup) -> int:
+def _needed(stored: ParameterSpec, setup: Setup) -> int:
     """Elements as a number: a floor decides here, so the rank is part of the discrete structure."""
     rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
     return stored.elements.evaluate({"R": rank})

@@ -15,13 +15,13 @@ from typing import Any
 
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Rank
-from memplan.planner.formula.sharding.wiring import rank_of
-from memplan.planner.formula.step import Regime, run_step
+from memplan.planner.formula.sharding.plan import ShardingPlan
+from memplan.planner.formula.sharding.wiring import sharding_plan
+from memplan.planner.formula.step import Guard, run_step
 from memplan.planner.formula.symbolic.codegen import compile_python, javascript
 from memplan.planner.formula.symbolic.codegen import grid as over_arrays
 from memplan.planner.formula.symbolic.expr import Expr, total
-from memplan.planner.formula.tape.peaks import Candidate, candidates, largest, states_after
+from memplan.planner.formula.tape.peaks import TapePeak, candidates, largest, states_after
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import COMPONENTS, Breakdown
@@ -33,12 +33,12 @@ SYMBOLS = ("B", "S", "R")
 STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 
 
-class State:
+class PeakCandidate:
     """One possible peak of a moment: its rows (the resident ones and the candidate's), their total, and their
     sums by component.
     """
 
-    def __init__(self, resident: Sequence[SymbolicRow], candidate: Candidate | None = None) -> None:
+    def __init__(self, resident: Sequence[SymbolicRow], candidate: TapePeak | None = None) -> None:
         self._resident, self._candidate = resident, candidate
 
     @cached_property
@@ -69,25 +69,30 @@ class Totals:
 
 
 class Program:
-    """The moments of one structure in one regime: evaluated once as they stand, or as expressions that are
+    """The moments of one structure in one guard: evaluated once as they stand, or as expressions that are
     compiled when first used.
     """
 
-    def __init__(self, rank: Rank, device: Device, regime: Regime) -> None:
+    def __init__(self, rank: ShardingPlan, device: Device, guard: Guard) -> None:
         self.resident = rank.resident()
-        self.loading = {name: [State(rows) for rows in states] for name, states in rank.loading().items()}
+        self.loading = {
+            name: [PeakCandidate(rows) for rows in states] for name, states in rank.loading().items()
+        }
         self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
         self.names = (*self.loading, *self.walked)
-        self.tape = run_step(rank.seen, device, regime, rank)
+        self.tape = run_step(rank.seen, device, guard, rank)
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
 
     @cached_property
-    def moments(self) -> dict[str, list[State]]:
+    def moments(self) -> dict[str, list[PeakCandidate]]:
         """For each moment every state that is the largest at some size."""
         found = candidates(self.tape, self.walked)
         return {
             **self.loading,
-            **{name: [State(self.resident, candidate) for candidate in found[name]] for name in self.walked},
+            **{
+                name: [PeakCandidate(self.resident, candidate) for candidate in found[name]]
+                for name in self.walked
+            },
         }
 
     def once(self, values: tuple[int, int, int]) -> dict[str, int]:
@@ -96,10 +101,10 @@ class Program:
         """
         return {name: size for name, (size, _) in self._once(values).items()}
 
-    def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, State | int]]:
+    def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, PeakCandidate | int]]:
         """For each moment its bytes and its state, or how many events of the log made that."""
         named = dict(zip(SYMBOLS, values, strict=True))
-        found: dict[str, tuple[int, State | int]] = {
+        found: dict[str, tuple[int, PeakCandidate | int]] = {
             name: max(((s.size.evaluate(named), s) for s in states), key=itemgetter(0))
             for name, states in self.loading.items()
         }
@@ -156,7 +161,7 @@ class Program:
         chosen = {name: found for name, (_, found) in self._once(values).items()}
         states = states_after(self.tape, {found for found in chosen.values() if isinstance(found, int)})
         rows = {
-            name: (State(self.resident, states[found]) if isinstance(found, int) else found).rows
+            name: (PeakCandidate(self.resident, states[found]) if isinstance(found, int) else found).rows
             for name, found in chosen.items()
         }
         return tuple(
@@ -171,44 +176,44 @@ class Symbolic:
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
         refuse(setup)
         self.spec, self.setup = spec, setup
-        self.rank = rank_of(spec, setup)
-        self.inventory = self.rank.stored
+        self.rank = sharding_plan(spec, setup)
+        self.parameter_table = self.rank.stored
         self.device = device_of(setup)
         self.windows = tuple(
             sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None})
         )
-        self._programs: dict[Regime, Program] = {}
+        self._programs: dict[Guard, Program] = {}
 
-    def regime(self, batch: int, sequence: int) -> Regime:
+    def guard(self, batch: int, sequence: int) -> Guard:
         """Which discrete facts hold at these sizes."""
-        return Regime(batch == 1, tuple(w for w in self.windows if sequence >= w))
+        return Guard(batch == 1, tuple(w for w in self.windows if sequence >= w))
 
-    def program(self, regime: Regime) -> Program:
-        known = self._programs.get(regime)
+    def program(self, guard: Guard) -> Program:
+        known = self._programs.get(guard)
         if known is None:
-            known = self._programs[regime] = Program(self.rank, self.device, regime)
+            known = self._programs[guard] = Program(self.rank, self.device, guard)
         return known
 
     def totals(self, batch: int, sequence: int, rank: int) -> Totals:
         """Allocated bytes by moment, and the peak, at these sizes: the sums of the rows that `breakdowns`
         gives.
         """
-        return self.program(self.regime(batch, sequence)).totals((batch, sequence, rank))
+        return self.program(self.guard(batch, sequence)).totals((batch, sequence, rank))
 
     def peak_once(self, batch: int, sequence: int, rank: int) -> int:
         """Peak allocated bytes at one size only: cheaper than `totals` where a structure is asked a single
         question.
         """
-        return max(self.program(self.regime(batch, sequence)).once((batch, sequence, rank)).values())
+        return max(self.program(self.guard(batch, sequence)).once((batch, sequence, rank)).values())
 
     def breakdowns(self, batch: int, sequence: int, rank: int) -> tuple[Breakdown, ...]:
         """The rows alive at the peak of each moment."""
-        return self.program(self.regime(batch, sequence)).breakdowns((batch, sequence, rank))
+        return self.program(self.guard(batch, sequence)).breakdowns((batch, sequence, rank))
 
-    def regimes(self) -> list[Regime]:
-        """Every regime that some size can be in."""
+    def guards(self) -> list[Guard]:
+        """Every guard that some size can be in."""
         cuts = [tuple(w for w in self.windows if w <= cut) for cut in (0, *self.windows)]
-        return [Regime(single, cut) for single in (True, False) for cut in dict.fromkeys(cuts)]
+        return [Guard(single, cut) for single in (True, False) for cut in dict.fromkeys(cuts)]
 
     def grid(self, batch: Any, sequence: Any, rank: Any = 1) -> dict[str, Any]:
         """Allocated bytes by moment, and `peak`, over arrays that broadcast together; each cell is what
@@ -219,14 +224,14 @@ class Symbolic:
         batch, sequence, rank = (numpy.asarray(x) for x in (batch, sequence, rank))
         shape = numpy.broadcast_shapes(batch.shape, sequence.shape, rank.shape)
         result: dict[str, Any] = {}
-        for regime in self.regimes():
+        for guard in self.guards():
             longer = numpy.ones(sequence.shape, bool)
             for window in self.windows:
-                longer &= (sequence >= window) if window in regime.windows else (sequence < window)
-            where = numpy.broadcast_to(((batch == 1) == regime.single) & longer, shape)
+                longer &= (sequence >= window) if window in guard.windows else (sequence < window)
+            where = numpy.broadcast_to(((batch == 1) == guard.single) & longer, shape)
             if not where.any():
                 continue
-            for name, values in self.program(regime).arrays(batch, sequence, rank).items():
+            for name, values in self.program(guard).arrays(batch, sequence, rank).items():
                 values = numpy.broadcast_to(values, shape)
                 result[name] = numpy.where(where, values, result[name]) if name in result else values.copy()
         result["peak"] = numpy.maximum.reduce(list(result.values()))
@@ -234,13 +239,13 @@ class Symbolic:
 
     def javascript(self) -> str:
         """A JavaScript function (B, S, R), BigInt each, that returns {moment: bytes} as BigInt, the same
-        expressions in each regime.
+        expressions in each guard.
         """
         parts = []
-        for regime in self.regimes():
-            program = self.program(regime)
-            longer = [f"S >= {w}n" if w in regime.windows else f"S < {w}n" for w in self.windows]
-            condition = " && ".join(["B === 1n" if regime.single else "B !== 1n", *longer])
+        for guard in self.guards():
+            program = self.program(guard)
+            longer = [f"S >= {w}n" if w in guard.windows else f"S < {w}n" for w in self.windows]
+            condition = " && ".join(["B === 1n" if guard.single else "B !== 1n", *longer])
             sizes = javascript(
                 [state.size for states in program.moments.values() for state in states], SYMBOLS
             )

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memplan.planner.formula.forward.context import Device, Walk
-from memplan.planner.formula.forward.decoder import Decoder, Regime
+from memplan.planner.formula.forward.context import Context, Device
+from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
 from memplan.planner.formula.forward.linears import orthogonality
 from memplan.planner.formula.forward.losses import causal_loss, logits_of
-from memplan.planner.formula.parameters import B, Inventory, S
+from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes
-from memplan.planner.formula.resident.parameter_spec import Stored
-from memplan.planner.formula.sharding.plan import Rank
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
-__all__ = ["Regime", "run_step"]
+__all__ = ["Guard", "run_step"]
 
 TRAINER_RECIPES = (
     "hf",
@@ -35,11 +35,13 @@ TRAINER_RECIPES = (
 )  # stacks on transformers' Trainer: it drops outputs before the backward
 
 
-def run_step(inventory: Inventory, device: Device, regime: Regime, rank: Rank | None = None) -> Tape:
+def run_step(
+    parameter_table: ParameterTable, device: Device, guard: Guard, rank: ShardingPlan | None = None
+) -> Tape:
     """The log of one step: moments forward, backward and optimizer_step. `rank`: what this process shares
     with others (nothing).
     """
-    return _Step(inventory, device, regime, rank or Rank(inventory)).run()
+    return _Step(parameter_table, device, guard, rank or ShardingPlan(parameter_table)).run()
 
 
 _LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
@@ -56,17 +58,19 @@ FOREACH_LISTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class _Step:
-    def __init__(self, inventory: Inventory, device: Device, regime: Regime, rank: Rank) -> None:
-        self.inventory, self.setup, self.rank = inventory, inventory.setup, rank
-        self.regime, self.device = regime, device
+    def __init__(
+        self, parameter_table: ParameterTable, device: Device, guard: Guard, rank: ShardingPlan
+    ) -> None:
+        self.parameter_table, self.setup, self.rank = parameter_table, parameter_table.setup, rank
+        self.guard, self.device = guard, device
         self.tape = Tape()
         self.tape.fused_dropout = device.kind == "cuda"
         self.tape.training = METHODS[self.setup.method].trains != "nothing"
-        batch: Expr = const(1) if regime.single else B
+        batch: Expr = const(1) if guard.single else B
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
-        self.w = Walk(self.tape, self.setup, inventory, device, batch, S + longer, regime.single, {})
-        self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in inventory.adapters else 0
-        self.around = rank.around(self.w)
+        self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
+        self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
+        self.hooks = rank.hooks(self.w)
         self.resident: list[Tensor] = []
         if self.w.auto is not None:
             self.tape.casts = {}
@@ -83,7 +87,7 @@ class _Step:
             t.mark("end")
             del answer
             return t
-        if setup.gradient_accumulation > 1 and self.around.accumulates:
+        if setup.gradient_accumulation > 1 and self.hooks.accumulates:
             self._old_gradients()
         dropped = setup.recipe in TRAINER_RECIPES
         before: list[Tensor] = []
@@ -98,9 +102,9 @@ class _Step:
             outputs = None
         t.mark("backward")
         t.casts = None
-        self.around.begin_backward()
+        self.hooks.begin_backward()
         t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
-        self.around.end_backward()
+        self.hooks.end_backward()
         with t.dropping():
             del loss  # and with it the graph, whose contexts hold what no hook can see
         t.mark("optimizer_step")
@@ -115,7 +119,7 @@ class _Step:
         t = self.tape
         batch = batch_shapes(self.setup, self.w.batch)
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
-        self.decoder = Decoder(self.w, self.regime, self.around, self.resident[0])
+        self.decoder = Decoder(self.w, self.guard, self.hooks, self.resident[0])
         if self.device.kind == "cuda":
             threads = (
                 ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
@@ -151,13 +155,13 @@ class _Step:
             like = outputs if kept.name.startswith("logits") else self.decoder.leaf
             if kept.name.startswith("keys"):
                 *_, like = self.decoder.prefix.joined
-                self.tape.resize(kept, (2 * self.inventory.spec.depth, *like.shape), like.dtype)
+                self.tape.resize(kept, (2 * self.parameter_table.spec.depth, *like.shape), like.dtype)
             else:
                 self.tape.resize(kept, like.shape, like.dtype)
 
     def _old_gradients(self) -> None:
         """Gradients of the micro-batches before, which this one is added to."""
-        for stored in self.inventory.trained:
+        for stored in self.parameter_table.trained:
             grad = self.tape.alloc(
                 f"{stored.name} gradient",
                 stored.shape,
@@ -174,16 +178,16 @@ class _Step:
     def _forward(self) -> tuple[Tensor, Tensor]:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
-        self.around.begin()
+        self.hooks.begin()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.loss == "full":
-            logits = self.around.leave("tail", logits_of(w, hidden))
+            logits = self.hooks.leave("tail", logits_of(w, hidden))
             loss = causal_loss(w, logits)
         else:
             loss = WITHOUT_LOGITS[self.setup.loss](w, hidden)
         del hidden
-        loss = self.around.leave("root", loss if logits is not None else self.around.leave("tail", loss))
+        loss = self.hooks.leave("root", loss if logits is not None else self.hooks.leave("tail", loss))
         if (
             self.setup.method == "adalora" and self.setup.loss != "chunked"
         ):  # TRL takes the mean of its log-probabilities itself
@@ -232,7 +236,7 @@ class _Step:
     def _optimizer(self) -> None:
         """Temporaries of the optimizer's step over what is alive after the backward."""
         setup, trained = self.setup, self.rank.stepped()
-        made = self.around.begin_optimizer()
+        made = self.hooks.begin_optimizer()
         if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
             return  # kernels that work in place
         largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
@@ -254,7 +258,7 @@ class _Step:
             ]
         del held, made
 
-    def _adafactor(self, trained: Sequence[Stored]) -> None:
+    def _adafactor(self, trained: Sequence[ParameterSpec]) -> None:
         """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the
         update.
 
@@ -276,7 +280,7 @@ class _Step:
         gradient = weight = update = None
         for stored in order:
 
-            def made(what: str, stored: Stored = stored) -> Tensor:
+            def made(what: str, stored: ParameterSpec = stored) -> Tensor:
                 return self.tape.alloc(
                     f"{stored.name} {what}",
                     stored.shape,
@@ -296,7 +300,7 @@ class _Step:
             del negative
         del gradient, weight, update
 
-    def _lists(self, what: str, why: str, trained: Sequence[Stored]) -> list[Tensor]:
+    def _lists(self, what: str, why: str, trained: Sequence[ParameterSpec]) -> list[Tensor]:
         made = []
         for stored in trained:
             made.append(

@@ -120,7 +120,7 @@ class Attention:
     rotary_joined: bool = (
         False  # q and k are concatenated of a rotated and a plain part, also where the plain part is empty
     )
-    rotary_named: bool = False  # the parts keep their names until the module returns
+    rotary_kept_alive: bool = False  # the parts keep their names until the module returns
     eager: Literal["shared", "bloom", "gptj", "falcon"] = "shared"  # whose way of writing the scores op by op
 
 
@@ -180,7 +180,7 @@ class Layer:
     parallel: bool = False
     prefix: str = "model.layers"
     post_norm: bool = False
-    named_attention: bool = (
+    attention_kept_alive: bool = (
         False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
     )
     scaled_branches: bool = (

@@ -54,7 +54,7 @@ class Slot:
 
 
 @dataclass(slots=True)
-class Step:
+class LoadStep:
     """One transform: the tensors of the checkpoint that it waits for, and the library's converter (None: it
     only takes its one tensor).
     """
@@ -142,7 +142,7 @@ class _Loader:
                 self._place(name, _real(self.waiting[name][0].tensor, self.device))
         return warnings
 
-    def _read(self, steps: list[Step]) -> Iterator[Step]:
+    def _read(self, steps: list[LoadStep]) -> Iterator[LoadStep]:
         """Steps as they become ready. Quantised on the way: each reads its own tensors; else all are read in
         the order of their names, and the main thread finishes a step once the last of its tensors is there.
         """
@@ -158,7 +158,7 @@ class _Loader:
                 yield due
                 due = next(ahead, None)
 
-    def _finish(self, step: Step) -> None:
+    def _finish(self, step: LoadStep) -> None:
         with self.watcher.scope(step.name, layer_number(self.prefix, step.name)):
             if step.converter is None:
                 self._place(step.name, step.read.pop(step.sources[0][0]))
@@ -181,7 +181,7 @@ class _Loader:
             slot.store[slot.key] = made
 
 
-def steps_of(model: Any, stored: dict[str, Tensor]) -> list[Step] | None:
+def steps_of(model: Any, stored: dict[str, Tensor]) -> list[LoadStep] | None:
     """The transforms of loading `stored` (the model's tensors by name), in the order in which transformers
     finishes them.
 
@@ -208,7 +208,7 @@ def steps_of(model: Any, stored: dict[str, Tensor]) -> list[Step] | None:
         checkpoint = revert_weight_conversion(model, dict(stored))
     except Exception:  # whatever a quantised or unusual model makes the library's many operations raise
         return None
-    steps: dict[str, Step] = {}
+    steps: dict[str, LoadStep] = {}
     for key in sorted(checkpoint, key=_natural):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, stored)
         if name not in stored and key in stored:
@@ -216,13 +216,13 @@ def steps_of(model: Any, stored: dict[str, Tensor]) -> list[Step] | None:
         if name not in stored:
             return None
         if name not in steps:
-            steps[name] = Step(name, converter=deepcopy(by_pattern[pattern]) if pattern else None)
+            steps[name] = LoadStep(name, converter=deepcopy(by_pattern[pattern]) if pattern else None)
         steps[name].sources.append((key, pattern or key, checkpoint[key]))
     return list(steps.values())
 
 
-def _plain(stored: dict[str, Tensor]) -> list[Step]:
-    return [Step(name, [(name, name, stored[name])]) for name in sorted(stored, key=_natural)]
+def _plain(stored: dict[str, Tensor]) -> list[LoadStep]:
+    return [LoadStep(name, [(name, name, stored[name])]) for name in sorted(stored, key=_natural)]
 
 
 def _natural(name: str) -> Any:

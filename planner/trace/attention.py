@@ -25,7 +25,7 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.sdp import FORCED, refusal, refuses_flash2, refuses_on_cpu
 from memplan.planner.trace.autocast import lowered
 from memplan.planner.trace.device import flash2
-from memplan.planner.trace.device.sdp import HALF, Call, choose
+from memplan.planner.trace.device.sdp import HALF, AttentionCall, choose
 from memplan.planner.trace.device.target import Target
 
 aten = torch.ops.aten
@@ -73,7 +73,7 @@ def modelled(target: Target, attention: str = "sdpa", padding: int = 0, document
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         with lowered(query, key, value, attn_mask) as (query, key, value, attn_mask):
-            call = Call(target, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            call = AttentionCall(target, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
             if target.device == "cpu":
                 return _cpu(call, scale, attention)
             backend = choose(call, forced)
@@ -98,7 +98,7 @@ def modelled(target: Target, attention: str = "sdpa", padding: int = 0, document
 # One function a backend: the composite around its op. -------------------------------------------------------
 
 
-def _flash(c: Call, scale: float | None) -> Tensor:
+def _flash(c: AttentionCall, scale: float | None) -> Tensor:
     """Head sizes are padded to a multiple of 8 and the output is cut back; the scale is that of the size
     given.
     """
@@ -111,7 +111,7 @@ def _flash(c: Call, scale: float | None) -> Tensor:
     return out if out.shape[-1] == size else out[..., :size]
 
 
-def _efficient(c: Call, scale: float | None) -> Tensor:
+def _efficient(c: AttentionCall, scale: float | None) -> Tensor:
     mask = _additive(c.mask, c.query.dtype)
     if mask is not None:
         if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
@@ -123,14 +123,14 @@ def _efficient(c: Call, scale: float | None) -> Tensor:
     )[0]
 
 
-def _cudnn(c: Call, scale: float | None) -> Tensor:
+def _cudnn(c: AttentionCall, scale: float | None) -> Tensor:
     mask = _additive(c.mask, c.query.dtype)
     return aten._scaled_dot_product_cudnn_attention(
         *c.tensors, mask, c.trains, c.dropout, c.causal, False, scale=scale
     )[0]
 
 
-def _math(c: Call, scale: float | None) -> Tensor:
+def _math(c: AttentionCall, scale: float | None) -> Tensor:
     """_scaled_dot_product_attention_math op by op: as one composite it would not add the mask in place on
     meta (accumulate.py says why).
 
@@ -159,7 +159,7 @@ def _math(c: Call, scale: float | None) -> Tensor:
     return out
 
 
-_BACKENDS: dict[str, Callable[[Call, float | None], Tensor]] = {
+_BACKENDS: dict[str, Callable[[AttentionCall, float | None], Tensor]] = {
     "flash": _flash,
     "efficient": _efficient,
     "cudnn": _cudnn,
@@ -167,7 +167,7 @@ _BACKENDS: dict[str, Callable[[Call, float | None], Tensor]] = {
 }
 
 
-def _cpu(c: Call, scale: float | None, attention: str) -> Tensor:
+def _cpu(c: AttentionCall, scale: float | None, attention: str) -> Tensor:
     """The CPU's choice is the installed torch's own, asked with tensors of these shapes that hold no memory."""
     if refused := refuses_on_cpu(attention, c.dropout):
         raise UsageError(refused)

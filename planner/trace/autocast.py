@@ -31,7 +31,7 @@ _NAME = "AutocastHPU"
 
 
 @dataclass
-class State:
+class AutocastState:
     """The emulated autocast: what torch keeps per thread and device."""
 
     enabled: bool = False
@@ -78,7 +78,7 @@ def _eligible(value: Any) -> bool:
     )
 
 
-_state: State | None = None  # that of the innermost `installed`
+_state: AutocastState | None = None  # that of the innermost `installed`
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def installed(device: str) -> Iterator[None]:
     real device.
     """
     global _state
-    outer, state = _state, State()
+    outer, state = _state, AutocastState()
     fallback = torch.library.Library("_", "IMPL")
     library = torch.library.Library("aten", "IMPL")
     fallback.fallback(torch.library.fallthrough_kernel, _NAME)
@@ -126,15 +126,15 @@ def installed(device: str) -> Iterator[None]:
 Kernel = Callable[..., Any]
 
 
-def _lower(op: Any, state: State) -> Kernel:
+def _lower(op: Any, state: AutocastState) -> Kernel:
     return lambda *args, **kwargs: _call(op, *_cast_all(state, state.dtype, args, kwargs))
 
 
-def _fp32(op: Any, state: State) -> Kernel:
+def _fp32(op: Any, state: AutocastState) -> Kernel:
     return lambda *args, **kwargs: _call(op, *_cast_all(state, torch.float32, args, kwargs))
 
 
-def _promotes(op: Any, state: State) -> Kernel:
+def _promotes(op: Any, state: AutocastState) -> Kernel:
     def run(*args: Any, **kwargs: Any) -> Any:
         found = state.dtype
         for tensor in _tensors((*args, *kwargs.values())):
@@ -150,7 +150,7 @@ def _promotes(op: Any, state: State) -> Kernel:
     return run
 
 
-def _sets_dtype(op: Any, state: State) -> Kernel:
+def _sets_dtype(op: Any, state: AutocastState) -> Kernel:
     arguments = op._schema.arguments
     position = next(i for i, argument in enumerate(arguments) if argument.name == "dtype")
     keyword = arguments[position].kwarg_only
@@ -165,7 +165,7 @@ def _sets_dtype(op: Any, state: State) -> Kernel:
     return run
 
 
-def _appends_dtype(op: Any, state: State) -> Kernel:
+def _appends_dtype(op: Any, state: AutocastState) -> Kernel:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not _eligible(args[0]):
             return _call(op, args, kwargs)
@@ -174,7 +174,7 @@ def _appends_dtype(op: Any, state: State) -> Kernel:
     return run
 
 
-_KERNELS: dict[str, Callable[[Any, State], Kernel]] = {
+_KERNELS: dict[str, Callable[[Any, AutocastState], Kernel]] = {
     "lower": _lower,
     "fp32": _fp32,
     "promotes": _promotes,
@@ -194,7 +194,7 @@ def _call(op: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _cast_all(
-    state: State, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]
+    state: AutocastState, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
     """The arguments cast, the last one first: autocast_mode.h casts them inside one call's argument list,
     which GCC, the compiler of torch's wheels, evaluates from the right (seen in a real allocator's events: a
@@ -226,7 +226,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 # What torch and transformers ask ----------------------------------------------------------------------------
 
 
-def _patches(device: str, state: State) -> list[tuple[Any, str, Any]]:
+def _patches(device: str, state: AutocastState) -> list[tuple[Any, str, Any]]:
     """(object, attribute, value in its place): the context manager, the flags and queries, and transformers'
     shortcut for meta.
     """

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from memplan.planner.trace.device.kernels_cpu import CPU_RULES
 from memplan.planner.trace.device.kernels_table import RULES
-from memplan.planner.trace.device.rule import Call, Hidden, Status
+from memplan.planner.trace.device.rule import OpCall, Status, Workspace
 from memplan.planner.trace.device.target import Target
 
 
@@ -37,12 +37,12 @@ class Kernels:
         self.rules = RULES if target.device == "cuda" else CPU_RULES
         self._held: set[str] = set()
 
-    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> list[Hidden]:
+    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> list[Workspace]:
         """The hidden allocations of one call, in the order in which the kernel makes them."""
         rule = self.rules.get(name_of(op))
         if rule is None:
             return []
-        call = Call(self.target, args, outputs)
+        call = OpCall(self.target, args, outputs)
         found = list(rule.hidden(call)) if rule.hidden is not None else []
         library = rule.matmul(call) if rule.matmul is not None and not _product_is_empty(outputs) else ""
         if library:
@@ -67,7 +67,7 @@ class Kernels:
             return rule.status
         return "source" if getattr(op, "is_view", False) else "unknown"
 
-    def _workspaces(self, lt: bool) -> list[Hidden]:
+    def _workspaces(self, lt: bool) -> list[Workspace]:
         """One workspace per (handle, stream): a thread takes its handle at its first product. Backward runs
         on autograd's own thread.
 
@@ -79,10 +79,14 @@ class Kernels:
         thread = "main" if torch._C._current_autograd_node() is None else "autograd"
         size = cublas_workspace(self.target.capability, self.target.torch)
         if self.target.torch >= (2, 15):
-            return [Hidden("cuBLASLt workspace", LT_WORKSPACE) if lt else Hidden("cuBLAS workspace", size)]
-        wanted = [Hidden(f"cuBLAS workspace of the {thread} thread", size, persistent=True)]
+            return [
+                Workspace("cuBLASLt workspace", LT_WORKSPACE) if lt else Workspace("cuBLAS workspace", size)
+            ]
+        wanted = [Workspace(f"cuBLAS workspace of the {thread} thread", size, persistent=True)]
         if lt and self.target.torch < (2, 12):
-            wanted.append(Hidden(f"cuBLASLt workspace of the {thread} thread", LT_WORKSPACE, persistent=True))
+            wanted.append(
+                Workspace(f"cuBLASLt workspace of the {thread} thread", LT_WORKSPACE, persistent=True)
+            )
         made = [workspace for workspace in wanted if workspace.name not in self._held]
         self._held.update(workspace.name for workspace in made)
         return made

@@ -19,7 +19,7 @@ from memplan.planner.trace.device.accumulate import calibrated, into_first
 from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
 
 
-class Unseen(Protocol):
+class KernelFacts(Protocol):
     """An allocation that no tensor shows."""
 
     name: str
@@ -28,7 +28,7 @@ class Unseen(Protocol):
     before: bool  # made before the op's outputs
 
 
-class Hidden(Protocol):
+class WorkspaceLike(Protocol):
     """What kernels allocate unseen, and which outputs they make on the device, in which order
     (planner/trace/kernels.py).
     """
@@ -56,7 +56,7 @@ class Observer(TorchDispatchMode):
     """
 
     def __init__(
-        self, hidden: Hidden | None = None, answers: dict[Any, Callable[..., Any]] | None = None
+        self, hidden: WorkspaceLike | None = None, answers: dict[Any, Callable[..., Any]] | None = None
     ) -> None:
         super().__init__()
         calibrated()
@@ -64,7 +64,7 @@ class Observer(TorchDispatchMode):
         self.hidden = hidden
         self.answers = answers or {}
         self.moment = "load"
-        self.settle: Callable[[str], None] = lambda moment: (
+        self.finalize: Callable[[str], None] = lambda moment: (
             None
         )  # called when a moment ends: who holds what now
         self.host_bytes = (
@@ -101,7 +101,7 @@ class Observer(TorchDispatchMode):
             self._layer = self.inherited = None
             mark.end = len(self.log.events)
             self.moment = outer
-            self.settle(moment)
+            self.finalize(moment)
 
     @contextmanager
     def scope(self, module: str, layer: int | None) -> Iterator[None]:
@@ -173,7 +173,7 @@ class Observer(TorchDispatchMode):
         watch = self._alive.get(tensor.untyped_storage()._cdata)
         return None if watch is None else self.log.storages[watch.id]
 
-    def meet(self, tensor: torch.Tensor | None) -> None:
+    def register(self, tensor: torch.Tensor | None) -> None:
         """A device tensor that no op has shown counts as made now."""
         if tensor is None or not tensor.is_meta or tensor.untyped_storage()._cdata in self._elsewhere:
             return
@@ -257,7 +257,7 @@ class Observer(TorchDispatchMode):
             self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (where, self._layer, home))  # type: ignore[attr-defined]
         if func is _INDEX:
             for index in args[1]:
-                self.meet(index)
+                self.register(index)
         temporary = [self._unseen(u, where, home) for u in unseen if u.before]
         if fresh:
             self._outputs(func, args, outputs, where, layers)
@@ -267,7 +267,7 @@ class Observer(TorchDispatchMode):
                 self.drop(sid)
         return out
 
-    def _unseen(self, hidden: Unseen, where: str, layer: int | None) -> tuple[int, bool]:
+    def _unseen(self, hidden: KernelFacts, where: str, layer: int | None) -> tuple[int, bool]:
         return self.add(hidden.name, hidden.nbytes, where, layer, hidden.persistent), hidden.persistent
 
     def _outputs(

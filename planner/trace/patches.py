@@ -1,7 +1,7 @@
 """What a library needs in order to run on meta tensors: one entry each, with the library's file and version.
 Undone on exit.
 
-A shim changes where a library refuses meta or asks a tensor for its value; never what it allocates on a real
+A patch changes where a library refuses meta or asks a tensor for its value; never what it allocates on a real
 device.
 """
 
@@ -19,7 +19,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, require
 from memplan.planner.run.values import Values
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.trace import patches_peft as shims_peft
+from memplan.planner.trace import patches_peft
 from memplan.planner.trace.device import flash2
 from memplan.planner.trace.device.kernels_cpu import layer_norm
 from memplan.planner.trace.observe import Observer
@@ -89,8 +89,8 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         **({_ATEN.empty.memory_format: offloaded} if setup.checkpoint_offload else {}),
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
     }
-    adapter = shims_peft.type_of(setup)
-    found.update(shims_peft.sparse() if adapter.sparse else {})
+    adapter = patches_peft.type_of(setup)
+    found.update(patches_peft.sparse() if adapter.sparse else {})
     return Values(found, routed) if adapter.values or routed else found
 
 
@@ -186,10 +186,10 @@ def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 @contextmanager
 def applied(observer: Observer, setup: Setup) -> Iterator[None]:
-    """Every shim for the time of one trace."""
+    """Every patch for the time of one trace."""
     with ExitStack() as stack:
-        for shim in SHIMS:
-            stack.enter_context(shim(observer, setup))
+        for patch in SHIMS:
+            stack.enter_context(patch(observer, setup))
         yield
 
 
@@ -278,8 +278,8 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
 SHIMS = (
     _tensors_from_data,
     _torch_optimizers,
-    shims_peft.moves_adapters,
-    shims_peft.decomposes,
-    shims_peft.copies_weights,
+    patches_peft.moves_adapters,
+    patches_peft.decomposes,
+    patches_peft.copies_weights,
     _bitsandbytes_paged,
 )

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from memplan.profiler.facts.models import Finding, Probe, tiny_llama, with_adapter
-from memplan.profiler.said import said
+from memplan.profiler.localized_message import said
 
 
 def _first_lora(model: Any) -> Any:

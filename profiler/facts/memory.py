@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 from memplan.profiler.facts.models import Finding, Probe, quantised_llama, with_adapter
-from memplan.profiler.said import said
+from memplan.profiler.localized_message import said
 
 
 def _copy_among_states() -> Finding:

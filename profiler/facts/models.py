@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memplan.profiler.said import Said
+from memplan.profiler.localized_message import LocalizedMessage
 
 Value = int | float | bool | str
-Finding = tuple[Value, Said]
+Finding = tuple[Value, LocalizedMessage]
 Probe = Callable[[], Finding]
 """Reads one fact: (its value, where it was seen)."""
 BLOCK = 64

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 from memplan.profiler.facts.models import BLOCK, Finding, Probe, quantised
-from memplan.profiler.said import said
+from memplan.profiler.localized_message import said
 
 
 def _zero_point() -> Finding:

@@ -16,8 +16,8 @@ from memplan.profiler.facts.adapters import ADAPTERS
 from memplan.profiler.facts.memory import MEMORY
 from memplan.profiler.facts.models import Finding, Probe
 from memplan.profiler.facts.nf4 import NF4
-from memplan.profiler.facts.quantised import QUANTISED
-from memplan.profiler.said import said
+from memplan.profiler.facts.quantized import QUANTISED
+from memplan.profiler.localized_message import said
 
 FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED, **MEMORY}
 

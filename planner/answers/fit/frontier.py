@@ -59,7 +59,7 @@ class Room:
 
 def peak_bytes(structure: Symbolic, batch: int, sequence: int, rank: int) -> int:
     """Peak allocated bytes without their components: what a search asks thousands of times."""
-    chosen = structure.program(structure.regime(batch, sequence)).chosen((batch, sequence, rank))
+    chosen = structure.program(structure.guard(batch, sequence)).chosen((batch, sequence, rank))
     return max(size for _, size in chosen.values())
 
 

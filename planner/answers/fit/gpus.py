@@ -12,7 +12,7 @@ from memplan.planner.answers.fit.frontier import Room, peak_of
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.formula.engine import rank_of, whole_segments
 from memplan.planner.formula.forward.context import Device
-from memplan.planner.formula.sharding.wiring import rank_of as rank_share
+from memplan.planner.formula.sharding.wiring import sharding_plan
 from memplan.planner.inputs.models import find, index
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -90,7 +90,7 @@ def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Predi
 
 def _stays(spec: ModelSpec, setup: Setup) -> int:
     """Bytes of the weights that stay on the device, as one rank keeps them: less than any peak."""
-    rows = rank_share(spec, setup).resident()
+    rows = sharding_plan(spec, setup).resident()
     return sum(row.size.evaluate({"R": rank_of(setup)}) for row in rows if row.component == "weights")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.tape.ops import Grads, add, mul, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables.errors import UsageError
 
-Function = Callable[[Walk, Tensor], Tensor]
+Function = Callable[[Context, Tensor], Tensor]
 
 
 def activation(name: str) -> Function:
@@ -28,13 +28,13 @@ def _fused(kind: str) -> Function:
     return lambda w, x: unary(w.t, kind, x, "activation output")
 
 
-def _new_gelu(w: Walk, x: Tensor) -> Tensor:
+def _new_gelu(w: Context, x: Tensor) -> Tensor:
     """0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))); autocast runs the power in fp32, and what follows is
     promoted.
     """
     t = w.t
     half = unary(t, "scale", x, "0.5 x")
-    cube = unary(t, "scale", unary(t, "pow", w.wide(x), "cube"), "scaled cube")
+    cube = unary(t, "scale", unary(t, "pow", w.autocast_fp32(x), "cube"), "scaled cube")
     inner = add(t, x, cube, "polynomial")
     del cube
     inner = unary(t, "scale", inner, "scaled polynomial")
@@ -44,7 +44,7 @@ def _new_gelu(w: Walk, x: Tensor) -> Tensor:
     return mul(t, half, curve, "activation output")
 
 
-def _fast_gelu(w: Walk, x: Tensor) -> Tensor:
+def _fast_gelu(w: Context, x: Tensor) -> Tensor:
     """0.5 * x * (1 + tanh(c * x * (1 + 0.044715 * x * x)))."""
     t = w.t
     half = unary(t, "scale", x, "0.5 x")
@@ -59,19 +59,19 @@ def _fast_gelu(w: Walk, x: Tensor) -> Tensor:
     return mul(t, half, curve, "activation output")
 
 
-def _quick_gelu(w: Walk, x: Tensor) -> Tensor:
+def _quick_gelu(w: Context, x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x)."""
     return mul(
         w.t, x, unary(w.t, "sigmoid", unary(w.t, "scale", x, "scaled x"), "sigmoid"), "activation output"
     )
 
 
-def _relu2(w: Walk, x: Tensor) -> Tensor:
+def _relu2(w: Context, x: Tensor) -> Tensor:
     """relu(x)^2."""
     return unary(w.t, "pow", unary(w.t, "relu", x, "relu"), "activation output")
 
 
-def _bloom(w: Walk, x: Tensor) -> Tensor:
+def _bloom(w: Context, x: Tensor) -> Tensor:
     """Bloom's own autograd function: saves x alone, and makes the polynomial again in the backward."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import attend_eagerly, eager
 from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
 from memplan.planner.formula.symbolic.expr import Sized, exceeds, round_up
@@ -21,7 +21,9 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.sdp import FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
 
 
-def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+def attend(
+    w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The output (B, S, A x D_value) and, for eager, the probabilities that the module returns beside it and
     its local variables.
     """
@@ -32,7 +34,7 @@ def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
         k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads
     backend = choose(w, h, q, k, v, kv_heads)
     out = BACKENDS[backend](
-        w, h, *(w.lower(x) for x in (q, k, v))
+        w, h, *(w.autocast_low(x) for x in (q, k, v))
     )  # autocast's copies go when the call returns
     by_head = backend == "math" or (
         backend != "efficient" and h.head_major
@@ -40,7 +42,7 @@ def attend(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     return merge(w, h, out, by_head), None, []
 
 
-def native_gqa(w: Walk, h: Heads) -> bool:
+def native_gqa(w: Context, h: Heads) -> bool:
     """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced
     `efficient` repeats them.
     """
@@ -49,7 +51,7 @@ def native_gqa(w: Walk, h: Heads) -> bool:
     return h.mask is None and h.query_size == h.value_size <= 256 and w.setup.attention != "sdpa-efficient"
 
 
-def choose(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:
+def choose(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:
     """The backend that the device takes for these tensors. Raises UsageError where CUDA refuses the one that
     a setup forces.
     """
@@ -98,7 +100,7 @@ def choose(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) ->
 
 
 def _fused(
-    w: Walk,
+    w: Context,
     h: Heads,
     q: Tensor,
     k: Tensor,
@@ -136,7 +138,7 @@ def _fused(
     )
 
 
-def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 2: an fp32 dq accumulator and row sums; with grouped heads also dk and dv for every
     query head (mha_bwd).
     """
@@ -159,7 +161,7 @@ def _flash(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _fused(w, h, q, k, v, q.shape[2], "flash", scratch)
 
 
-def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _efficient(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Memory-efficient attention: statistics padded to 32 rows; its backward keeps an fp32 dq for 16-bit
     inputs and a delta per row.
     """
@@ -187,7 +189,7 @@ def _efficient(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _cudnn(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _cudnn(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """cuDNN's attention: one workspace in backward, of fp32 dq and row sums; with grouped heads dk and dv of
     every query head too, and on all but Hopper and datacenter Blackwell dq once more (cuDNN's own answer:
     planner/trace/device/kernels_attention.py).
@@ -225,7 +227,7 @@ def _cudnn(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _additive(w: Walk, mask: Tensor, dtype: str) -> Tensor:
+def _additive(w: Context, mask: Tensor, dtype: str) -> Tensor:
     """convert_boolean_attn_mask: a mask of the query's dtype, made in every call and saved by it; a float
     mask is taken as it is.
     """
@@ -237,7 +239,7 @@ def _additive(w: Walk, mask: Tensor, dtype: str) -> Tensor:
     return made
 
 
-def _aligned(w: Walk, mask: Tensor) -> list[Tensor]:
+def _aligned(w: Context, mask: Tensor) -> list[Tensor]:
     """pad_bias: rows of the efficient kernel begin at multiples of 8; where S is none, the mask is made again
     with longer rows.
     """
@@ -254,7 +256,7 @@ def _aligned(w: Walk, mask: Tensor) -> list[Tensor]:
     ]
 
 
-def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _math(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The composite: 16-bit inputs in fp32, q and k scaled, scores in full, the causal mask made as S x S,
     softmax, product, cast back.
     """
@@ -282,7 +284,7 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         a,
     )  # as for a backend without grouped heads: a copy of all heads
     own = (
-        (shared and h.spec.kv != "broadcast") or repeated or (h.together and h.spec.kv_heads == a)
+        (shared and h.spec.kv != "broadcast") or repeated or (h.repeated and h.spec.kv_heads == a)
     )  # a head's rows lie together
     scores = bmm(t, fold(w, queries, False), fold(w, wide, own), square, "scores")
     del wide
@@ -295,7 +297,7 @@ def _math(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _interleave(w: Walk, h: Heads, x: Tensor) -> Tensor:
+def _interleave(w: Context, h: Heads, x: Tensor) -> Tensor:
     """repeat_interleave, which enable_gqa means on the math path: a copy for each query head."""
     b, kv, s, d = x.shape
     return w.t.op(
@@ -337,7 +339,7 @@ def _safe_softmax(t: Tape, scores: Tensor) -> Tensor:
     return made
 
 
-BACKENDS: dict[str, Callable[[Walk, Heads, Tensor, Tensor, Tensor], Tensor]] = {
+BACKENDS: dict[str, Callable[[Context, Heads, Tensor, Tensor, Tensor], Tensor]] = {
     "flash": _flash,
     "efficient": _efficient,
     "cudnn": _cudnn,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.symbolic.expr import ceil_div
 from memplan.planner.formula.tape.ops import Grads, cast, matmul
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
 
 
-def base(w: Walk, layer: Linear, given: Tensor, prefix: str) -> Tensor:
+def base(w: Context, layer: Linear, given: Tensor, prefix: str) -> Tensor:
     """The base layer alone."""
     name = f"{prefix}{layer.name}"
     weight = w.weight(f"{name}.weight")
@@ -24,11 +24,13 @@ def base(w: Walk, layer: Linear, given: Tensor, prefix: str) -> Tensor:
     kind = KINDS.get(weight.dtype)
     if kind is not None:
         return kind(w, layer, given, shape)
-    low = w.lower(given)
-    return matmul(w.t, low, w.lower(weight), shape, None if bias is None else w.lower(bias), "output")
+    low = w.autocast_low(given)
+    return matmul(
+        w.t, low, w.autocast_low(weight), shape, None if bias is None else w.autocast_low(bias), "output"
+    )
 
 
-def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     """Linear4bit: the input in compute_dtype, N x K dequantised while it multiplies, nothing saved, N x K
     again for the gradient.
     """
@@ -63,7 +65,7 @@ def _four_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     return cast(t, out, given.dtype)
 
 
-def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     """Linear8bitLt: rows in int8, the input kept on the context, which checkpointing's hooks do not see, N x
     K for the gradient.
     """
@@ -102,7 +104,7 @@ def _eight_bit(w: Walk, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     return out
 
 
-KINDS: dict[str, Callable[[Walk, Linear, Tensor, Shape], Tensor]] = {
+KINDS: dict[str, Callable[[Context, Linear, Tensor, Shape], Tensor]] = {
     "nf4": _four_bit,
     "fp4": _four_bit,
     "int8": _eight_bit,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.symbolic.expr import Expr
 from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
@@ -47,7 +47,7 @@ class Device:
         return WORKSPACE_HOPPER if self.capability >= (9, 0) else WORKSPACE
 
 
-class Walk:
+class Context:
     """The state of one walk. `layer` is the walked layer's key (None outside the layers), `trained` whether
     it is trained.
     """
@@ -56,14 +56,14 @@ class Walk:
         self,
         tape: Tape,
         setup: Setup,
-        inventory: Inventory,
+        parameter_table: ParameterTable,
         device: Device,
         batch: Expr,
         sequence: Expr,
         single: bool,
         causal: dict[int | None, Tensor | None],
     ):
-        self.t, self.setup, self.inventory, self.device = tape, setup, inventory, device
+        self.t, self.setup, self.parameter_table, self.device = tape, setup, parameter_table, device
         self.batch, self.sequence, self.single = batch, sequence, single
         self.masks = causal  # the attention mask by window
         self.auto = None if setup.autocast == "none" else setup.autocast
@@ -82,14 +82,14 @@ class Walk:
         key = (self.layer, name)
         found = self.params.get(key)
         if found is None:
-            table = self.inventory.by_name
+            table = self.parameter_table.by_name
             copy = table.get((f"{name} (trained copy)", True))
             if (
                 copy is None
-                and self.inventory.spec.tied
-                and name == f"{self.inventory.spec.head_name}.weight"
+                and self.parameter_table.spec.tied
+                and name == f"{self.parameter_table.spec.head_name}.weight"
             ):
-                return self.weight(f"{self.inventory.spec.embedding_name}.weight")
+                return self.weight(f"{self.parameter_table.spec.embedding_name}.weight")
             stored = copy or table.get((name, self.trained)) or table.get((name, not self.trained))
             if stored is None:
                 raise KeyError(name)
@@ -109,7 +109,7 @@ class Walk:
         finally:
             self.layer, self.trained = before
 
-    def lower(self, x: Tensor) -> Tensor:
+    def autocast_low(self, x: Tensor) -> Tensor:
         """What autocast's lower-precision ops make of an input; casts of trained fp32 weights are cached
         until autocast ends.
 
@@ -140,6 +140,6 @@ class Walk:
             casts[id(x)] = made  # type: ignore[index]
         return made
 
-    def wide(self, x: Tensor) -> Tensor:
+    def autocast_fp32(self, x: Tensor) -> Tensor:
         """What autocast's fp32 ops (layer_norm, softmax, log_softmax, pow, ...) make of an input."""
         return cast(self.t, x, "float32") if self.auto is not None else x

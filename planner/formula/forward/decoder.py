@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
 from memplan.planner.formula.forward.layers import decoder_layer
 from memplan.planner.formula.forward.linears import linear
@@ -16,7 +16,7 @@ from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.prefix import Prefix
 from memplan.planner.formula.parameters import S
 from memplan.planner.formula.resident.loading import batch_tensors
-from memplan.planner.formula.sharding.plan import Around
+from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.tape.checkpoint import CHECKPOINTS
 from memplan.planner.formula.tape.ops import add, cast, concatenate, dropout, embedding, unary
 from memplan.planner.formula.tape.repeats import compress
@@ -26,7 +26,7 @@ from memplan.planner.tables.methods import METHODS
 
 
 @dataclass(frozen=True, slots=True)
-class Regime:
+class Guard:
     """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the
     sequence.
     """
@@ -40,7 +40,7 @@ class Regime:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepInterpreter:
     """One decoder layer of the walk, and what of its place decides its bytes."""
 
     layer: Layer
@@ -49,22 +49,26 @@ class Step:
     sliding: bool
     # whether its attention has a gradient: the first layer's has none where nothing before or inside it is
     # trained
-    fed: bool = True
+    requires_grad: bool = True
 
 
 Tables = dict[bool, tuple[Tensor, Tensor]]  # rotary cos and sin; True: those of sliding layers
 
 
 class Decoder:
-    """One model under a regime of sizes; `run` walks it once. `leaf`: the shape and dtype of the layers'
+    """One model under a guard of sizes; `run` walks it once. `leaf`: the shape and dtype of the layers'
     first input.
     """
 
-    def __init__(self, walk: Walk, regime: Regime, around: Around, ids: Tensor) -> None:
-        self.w, self.t, self.regime, self.around, self.ids = walk, walk.t, regime, around, ids
-        self.setup, self.spec, self.inventory = walk.setup, walk.inventory.spec, walk.inventory
+    def __init__(self, walk: Context, guard: Guard, around: StrategyHooks, ids: Tensor) -> None:
+        self.w, self.t, self.guard, self.hooks, self.ids = walk, walk.t, guard, around, ids
+        self.setup, self.spec, self.parameter_table = (
+            walk.setup,
+            walk.parameter_table.spec,
+            walk.parameter_table,
+        )
         self.leaf = ids
-        self.fed = True
+        self.requires_grad = True
         self.prefix = Prefix(walk)
         self.outside: list[
             Tensor
@@ -80,7 +84,7 @@ class Decoder:
         if w.past:
             self._prefix()
             w.join = self.prefix.join
-        self.around.enter("embedding" if not spec.tied else "tail", self.ids)
+        self.hooks.enter("embedding" if not spec.tied else "tail", self.ids)
         embedded = embedding(
             t, self.ids, w.weight(f"{spec.embedding_name}.weight"), shape, "embeddings", w.device.kind
         )
@@ -91,8 +95,8 @@ class Decoder:
         checkpointed = self.setup.checkpointing != "none"
         if checkpointed and METHODS[self.setup.method].trains != "all" and t.grad_enabled:
             embedded.requires_grad, embedded.name = True, "embeddings"
-        embedded = self.around.leave("embedding", embedded)
-        if "prompt" in self.inventory.adapters:
+        embedded = self.hooks.leave("embedding", embedded)
+        if "prompt" in self.parameter_table.adapters:
             embedded = self._prompted(embedded)
         self.leaf = Tensor(None, embedded.shape, embedded.dtype)
         if not own:
@@ -107,11 +111,11 @@ class Decoder:
             hidden = norm(w, spec.embedding_norm, hidden)
         hidden = dropout(t, hidden, spec.dropouts.embedding)
         self._masks(embedded.dtype)
-        self.fed = hidden.requires_grad or self._attention_trained()
+        self.requires_grad = hidden.requires_grad or self._attention_trained()
         tables = self._tables(hidden.dtype)
         first = [hidden]
         del hidden
-        hidden = self.around.enter("tail", self._layers(first, tables))
+        hidden = self.hooks.enter("tail", self._layers(first, tables))
         if spec.final_norm is not None:
             hidden = norm(w, spec.final_norm, hidden)
         self.beside = None
@@ -124,7 +128,7 @@ class Decoder:
     def _prompted(self, embedded: Tensor) -> Tensor:
         """Virtual tokens joined before the embeddings (peft 0.21 peft_model.py forward)."""
         t, w = self.t, self.w
-        table = w.weight(self.inventory.adapters["prompt"].tensors[0].name)
+        table = w.weight(self.parameter_table.adapters["prompt"].tensors[0].name)
         ids = t.alloc("virtual token ids", (w.batch, table.shape[0]), "int64", "0 to V - 1 for each row")
         prompts = embedding(t, ids, table, (w.batch, *table.shape), "prompts", w.device.kind)
         del ids
@@ -147,7 +151,10 @@ class Decoder:
         """Keys and values of the virtual tokens, in the dtype of the model's first parameter (peft_model.py
         base_model_torch_dtype).
         """
-        stored, (_, heads, width) = self.inventory.adapters["prefix"].tensors[0], prefix_sizes(self.spec)
+        stored, (_, heads, width) = (
+            self.parameter_table.adapters["prefix"].tensors[0],
+            prefix_sizes(self.spec),
+        )
         dtype = self.w.weight(f"{self.spec.embedding_name}.weight").dtype
         counts = [(len(block), times) for block, times in self.blocks()]
         if "attention_mask" in batch_tensors(self.setup):
@@ -224,12 +231,12 @@ class Decoder:
         )  # the batch's own mask is part of each one that is made
         always = w.past > 0 or any(layer.attention.masked for _, layer in self.spec.layers)
         kinds = {layer.attention.window for _, layer in self.spec.layers}
-        used = {self.regime.window(layer) for _, layer in self.spec.layers}
+        used = {self.guard.window(layer) for _, layer in self.spec.layers}
         apart = [
             -kind for kind in kinds if kind is not None and None in kinds and kind not in used
         ]  # cut nothing, yet have their own mask
-        for window in (None, *self.regime.windows, *apart):
-            if window in (None, *self.regime.windows) and window not in used:
+        for window in (None, *self.guard.windows, *apart):
+            if window in (None, *self.guard.windows) and window not in used:
                 w.masks[window] = None
                 continue
             needed = not flash2 and (by_hand or plain or always or (window is not None and window > 0))
@@ -264,22 +271,22 @@ class Decoder:
         """Whether something inside the first layer's attention is trained, before its output projection."""
         projections = self.spec.layers[0][1].attention.linears[:-1]
         return (
-            self.inventory.first_trained == 0
+            self.parameter_table.first_trained == 0
             or self.w.past > 0
-            or any(linear.name in self.inventory.adapters for linear in projections)
+            or any(linear.name in self.parameter_table.adapters for linear in projections)
         )
 
-    def blocks(self) -> list[tuple[list[Step], int]]:
+    def blocks(self) -> list[tuple[list[StepInterpreter], int]]:
         """The layers as blocks, each with how often it is repeated in a row."""
         return compress(self._sequence())
 
-    def _sequence(self) -> list[Step]:
+    def _sequence(self) -> list[StepInterpreter]:
         """Every layer with whether it is trained and checkpointed, windows that do not cut the sequence taken
         off.
         """
-        flat: list[Step] = []
+        flat: list[StepInterpreter] = []
         for count, layer in self.spec.layers:
-            window = self.regime.window(layer)
+            window = self.guard.window(layer)
             same = (
                 layer
                 if window == layer.attention.window
@@ -289,17 +296,19 @@ class Decoder:
             for index in range(len(flat), len(flat) + count):
                 checkpointed = self.setup.checkpointing != "none" and index % self.setup.checkpoint_every == 0
                 flat.append(
-                    Step(
+                    StepInterpreter(
                         same,
-                        index >= self.inventory.first_trained,
+                        index >= self.parameter_table.first_trained,
                         checkpointed,
                         sliding,
-                        index > 0 or self.fed,
+                        index > 0 or self.requires_grad,
                     )
                 )
         return flat
 
-    def _one_layer(self, hidden: Tensor, step: Step, key: int, place: int, tables: Tables) -> Tensor:
+    def _one_layer(
+        self, hidden: Tensor, step: StepInterpreter, key: int, place: int, tables: Tables
+    ) -> Tensor:
         """The layer that is walked as `key`; `place` is its index in the model."""
         w, prefix, masks = self.w, f"{step.layer.prefix}.*.", self.w.masks
 
@@ -307,11 +316,11 @@ class Decoder:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
             try:
                 with w.at_layer(key, step.trained), self.t.inside(prefix):
-                    given = self.around.enter("layer", given, place, key)
+                    given = self.hooks.enter("layer", given, place, key)
                     out, *beside = decoder_layer(
                         w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False))
                     )
-                    return [self.around.leave("layer", out, place, key), *beside]
+                    return [self.hooks.leave("layer", out, place, key), *beside]
             finally:
                 w.masks = before
 

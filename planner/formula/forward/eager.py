@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
 from memplan.planner.formula.tape.ops import (
     Grads,
@@ -28,24 +28,24 @@ Attended = tuple[
 ]  # the output, the probabilities that the module returns, and its other local variables
 
 
-def eager(w: Walk, spec: Attention) -> bool:
+def eager(w: Context, spec: Attention) -> bool:
     """Whether scores are made op by op: asked for, or the class has no SDPA path (capped scores, sinks):
     transformers falls back.
     """
     return w.setup.attention == "eager" or (w.setup.attention.startswith("sdpa") and not spec.sdpa)
 
 
-def attend_eagerly(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    """The output (B, S, A x D_value), the probabilities, and what stays named until the attention module
+def attend_eagerly(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
+    """The output (B, S, A x D_value), the probabilities, and what stays kept_alive until the attention module
     returns.
     """
     return WRITTEN[h.spec.eager](w, h, q, k, v)
 
 
-def _shared(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
+def _shared(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     """eager_attention_forward of models/llama/modeling_llama.py, which most families share."""
     t = w.t
-    repeated = h.spec.kv_heads not in (1, h.spec.heads) or (h.together and h.spec.kv_heads == h.spec.heads)
+    repeated = h.spec.kv_heads not in (1, h.spec.heads) or (h.repeated and h.spec.kv_heads == h.spec.heads)
     if h.spec.heads != h.spec.kv_heads:
         keys, values = repeat(w, h, k), repeat(w, h, v)
     else:
@@ -55,7 +55,13 @@ def _shared(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     scores = unary(
         t,
         "scale",
-        bmm(t, fold(w, w.lower(q), False), fold(w, w.lower(keys), repeated), square, "raw scores"),
+        bmm(
+            t,
+            fold(w, w.autocast_low(q), False),
+            fold(w, w.autocast_low(keys), repeated),
+            square,
+            "raw scores",
+        ),
         "scores",
     )
     if h.spec.softcap is not None:
@@ -70,13 +76,17 @@ def _shared(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
         scores = cast(t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit")
     scores = dropout(t, scores, h.dropout)
     out = bmm(
-        t, w.lower(scores), fold(w, w.lower(values), repeated), (b, a, s, h.value_size), "attention output"
+        t,
+        w.autocast_low(scores),
+        fold(w, w.autocast_low(values), repeated),
+        (b, a, s, h.value_size),
+        "attention output",
     )
     out = merge(w, h, out, True)
     return out, scores, []
 
 
-def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
+def _with_sinks(w: Context, h: Heads, scores: Tensor) -> Tensor:
     """gpt-oss: one more column of learned logits, the maximum taken off, softmax in the scores' dtype, the
     column dropped.
     """
@@ -109,20 +119,23 @@ def _with_sinks(w: Walk, h: Heads, scores: Tensor) -> Tensor:
     return part_of(t, plain, scores.shape)
 
 
-def _bloom(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    """BLOOM: heads folded first, one product that adds the ALiBi biases; the scores stay named."""
+def _bloom(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
+    """BLOOM: heads folded first, one product that adds the ALiBi biases; the scores stay kept_alive."""
     t = w.t
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
-    q, k, v = (fold(w, x, h.together and x is not q) for x in (q, k, v))
-    raw = _scaled_product(t, w.lower(q), w.lower(k), square)
+    q, k, v = (fold(w, x, h.repeated and x is not q) for x in (q, k, v))
+    raw = _scaled_product(t, w.autocast_low(q), w.autocast_low(k), square)
     scores = add(t, raw, h.mask, "masked scores", square) if h.mask is not None else raw
     probabilities = cast(
         t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit"
     )
     probabilities = dropout(t, probabilities, h.dropout)
     out = merge(
-        w, h, bmm(t, w.lower(probabilities), w.lower(v), (b, a, s, h.value_size), "attention output"), True
+        w,
+        h,
+        bmm(t, w.autocast_low(probabilities), w.autocast_low(v), (b, a, s, h.value_size), "attention output"),
+        True,
     )
     return out, probabilities, [raw, scores, q, k, v]
 
@@ -150,19 +163,23 @@ def _scaled_product(t: Tape, a: Tensor, b: Tensor, shape: tuple[object, ...]) ->
     return t.op("baddbmm", (a, b), shape, a.dtype, saves=saves, backward=backward, name="raw scores")  # type: ignore[arg-type]
 
 
-def _gptj(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
+def _gptj(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     """GPT-J: queries and keys in fp32, softmax in the scores' dtype, which autocast makes fp32."""
     t = w.t
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
     queries, keys = cast(t, q, "float32", "fp32 copy of q"), cast(t, k, "float32", "fp32 copy of k")
     scores = bmm(
-        t, fold(w, w.lower(queries), False), fold(w, w.lower(keys), h.together), square, "raw scores"
+        t,
+        fold(w, w.autocast_low(queries), False),
+        fold(w, w.autocast_low(keys), h.repeated),
+        square,
+        "raw scores",
     )
     scores = unary(t, "scale", scores, "scores")
     if h.mask is not None:
         scores = add(t, scores, h.mask, "masked scores", square)
-    wide = w.wide(scores)
+    wide = w.autocast_fp32(scores)
     scores = t.op(
         "softmax",
         (wide,),
@@ -175,29 +192,35 @@ def _gptj(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     del wide
     scores = dropout(t, cast(t, scores, v.dtype, "attention probabilities in 16 bit"), h.dropout)
     out = bmm(
-        t, w.lower(scores), fold(w, w.lower(v), h.together), (b, a, s, h.value_size), "attention output"
+        t,
+        w.autocast_low(scores),
+        fold(w, w.autocast_low(v), h.repeated),
+        (b, a, s, h.value_size),
+        "attention output",
     )
     del queries, keys
     return merge(w, h, out, True), scores, []
 
 
-def _falcon(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
+def _falcon(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     """Falcon: softmax in the hidden states' dtype, scores scaled in place; with ALiBi fp32 scores, each step
-    of them named.
+    of them kept_alive.
     """
     t = w.t
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
-    together = h.together and k.shape[1] == a
+    repeated = h.repeated and k.shape[1] == a
     if k.shape[1] != a:
         k, v = repeat(w, h, k), repeat(w, h, v)
-    raw = bmm(t, fold(w, w.lower(q), False), fold(w, w.lower(k), together), square, "raw scores")
-    named: list[Tensor] = []
+    raw = bmm(
+        t, fold(w, w.autocast_low(q), False), fold(w, w.autocast_low(k), repeated), square, "raw scores"
+    )
+    kept_alive: list[Tensor] = []
     if h.spec.alibi:
         scores = cast(t, raw, "float32", "fp32 scores")
-        named = [raw, scores]
+        kept_alive = [raw, scores]
         scores = copy(t, scores, "scores with ALiBi")
-        named.append(scores)
+        kept_alive.append(scores)
     else:
         scores = raw
     del raw
@@ -217,9 +240,13 @@ def _falcon(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     del wide, scores
     probabilities = dropout(t, probabilities, h.dropout)
     out = bmm(
-        t, w.lower(probabilities), fold(w, w.lower(v), together), (b, a, s, h.value_size), "attention output"
+        t,
+        w.autocast_low(probabilities),
+        fold(w, w.autocast_low(v), repeated),
+        (b, a, s, h.value_size),
+        "attention output",
     )
-    return merge(w, h, out, True), probabilities, named
+    return merge(w, h, out, True), probabilities, kept_alive
 
 
 def _in_place(t: Tape, x: Tensor) -> Tensor:
@@ -231,7 +258,7 @@ def _in_place(t: Tape, x: Tensor) -> Tensor:
     return t.op("scale_", (x,), x.shape, x.dtype, alias=x, backward=backward)
 
 
-WRITTEN: dict[str, Callable[[Walk, Heads, Tensor, Tensor, Tensor], Attended]] = {
+WRITTEN: dict[str, Callable[[Context, Heads, Tensor, Tensor, Tensor], Attended]] = {
     "shared": _shared,
     "bloom": _bloom,
     "gptj": _gptj,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.activation_functions import activation
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear, merged
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.symbolic.expr import Sized, product
@@ -31,7 +31,7 @@ from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Linear, Moe
 
 
-def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
+def mixture(w: Context, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     """The experts' weighted output, with the shared experts' added."""
     t = w.t
     tokens = product(given.shape[:-1])
@@ -40,7 +40,7 @@ def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     if moe.shared is not None and moe.shared_gate is not None:
         gated = dense_mlp(w, moe.shared, hidden, prefix)
     with t.inside(f"{prefix}router "):
-        weights, indices = ROUTERS[w.inventory.spec.model_type](w, moe, hidden, prefix)
+        weights, indices = ROUTERS[w.parameter_table.spec.model_type](w, moe, hidden, prefix)
     with t.inside(f"{prefix}experts "):
         out = _grouped(w, moe, hidden, weights, indices, prefix)
     del weights, indices
@@ -58,7 +58,7 @@ def mixture(w: Walk, moe: Moe, given: Tensor, prefix: str) -> Tensor:
 Routed = tuple[Tensor, Tensor]
 
 
-def _logits(w: Walk, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None = None) -> Tensor:
+def _logits(w: Context, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None = None) -> Tensor:
     """hidden @ router^T (+ bias), in fp32 where the family casts both first."""
     t = w.t
     weight = merged(w, moe.router[0][0], prefix)
@@ -69,10 +69,10 @@ def _logits(w: Walk, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None = 
     layer = Linear(name, int(moe.router[0][1][1]), moe.experts)
     return matmul(
         t,
-        w.lower(hidden),
-        w.lower(weight),
+        w.autocast_low(hidden),
+        w.autocast_low(weight),
         (hidden.shape[0], layer.out_features),
-        None if bias is None else w.lower(bias),
+        None if bias is None else w.autocast_low(bias),
         "router logits",
     )
 
@@ -130,11 +130,11 @@ def _normalised(t: Tape, values: Tensor) -> Tensor:
 
 
 def _probabilities(
-    normal: Callable[[Walk], bool], narrow: bool
-) -> Callable[[Walk, Moe, Tensor, str], Routed]:
+    normal: Callable[[Context], bool], narrow: bool
+) -> Callable[[Context, Moe, Tensor, str], Routed]:
     """softmax in fp32, the k largest, normalised or not, cast back or not (Mixtral, Qwen, OLMoE)."""
 
-    def router(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
+    def router(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
         t = w.t
         logits = _logits(w, moe, hidden, prefix)
         values, indices = _top(t, _softmax(t, logits, "float32"), moe.top_k)
@@ -145,11 +145,11 @@ def _probabilities(
     return router
 
 
-def _flag(key: str, default: bool) -> Callable[[Walk], bool]:
-    return lambda w: bool(w.inventory.spec.config.get(key, default))
+def _flag(key: str, default: bool) -> Callable[[Context], bool]:
+    return lambda w: bool(w.parameter_table.spec.config.get(key, default))
 
 
-def _sigmoid_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
+def _sigmoid_groups(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     """DeepSeek-V3: fp32 logits, sigmoid, a correction, the best groups, the k best of them; weights gathered
     from the scores.
     """
@@ -176,11 +176,11 @@ def _sigmoid_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     return unary(t, "scale", values, "scaled weights"), indices
 
 
-def _softmax_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
+def _softmax_groups(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     """DeepSeek-V2: fp32 logits and softmax; group-limited where the config says so."""
     t = w.t
     scores = _softmax(t, _logits(w, moe, hidden, prefix, "float32"))
-    if w.inventory.spec.config.get("topk_method") == "group_limited_greedy":
+    if w.parameter_table.spec.config.get("topk_method") == "group_limited_greedy":
         mask = t.alloc("group mask", scores.shape, "bool", "experts of the groups left out")
         scores = t.op(
             "masked_fill",
@@ -195,10 +195,10 @@ def _softmax_groups(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     return unary(t, "scale", values, "scaled weights"), indices
 
 
-def _top_softmax(wide: bool) -> Callable[[Walk, Moe, Tensor, str], Routed]:
+def _top_softmax(wide: bool) -> Callable[[Context, Moe, Tensor, str], Routed]:
     """The k largest logits first, softmax of those (gpt-oss; Granite in fp32)."""
 
-    def router(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
+    def router(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
         t = w.t
         logits = _logits(w, moe, hidden, prefix)
         values, indices = _top(t, cast(t, logits, "float32") if wide else logits, moe.top_k, "largest logits")
@@ -207,7 +207,7 @@ def _top_softmax(wide: bool) -> Callable[[Walk, Moe, Tensor, str], Routed]:
     return router
 
 
-def _sparsemixer(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
+def _sparsemixer(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     """Phi-3.5-MoE: two rounds of masked softmax, each with its own chosen expert."""
     t = w.t
     logits = _logits(w, moe, hidden, prefix)
@@ -230,7 +230,7 @@ def _sparsemixer(w: Walk, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     return values, t.alloc("chosen experts", (rows, moe.top_k), "int64", "one per token and slot")
 
 
-ROUTERS: dict[str, Callable[[Walk, Moe, Tensor, str], Routed]] = {
+ROUTERS: dict[str, Callable[[Context, Moe, Tensor, str], Routed]] = {
     "mixtral": _probabilities(lambda w: True, narrow=False),
     "qwen2_moe": _probabilities(_flag("norm_topk_prob", False), narrow=True),
     "qwen3_moe": _probabilities(_flag("norm_topk_prob", False), narrow=True),
@@ -246,7 +246,7 @@ ROUTERS: dict[str, Callable[[Walk, Moe, Tensor, str], Routed]] = {
 # ---- the experts -------------------------------------------------------------------------------------------
 
 
-def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor, prefix: str) -> Tensor:
+def _grouped(w: Context, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor, prefix: str) -> Tensor:
     """grouped_mm_experts_forward: gather rows by expert, up, gate, down, weight, scatter back, sum over the k
     slots.
     """
@@ -286,7 +286,7 @@ def _grouped(w: Walk, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor
     return cast(t, summed, hidden.dtype)
 
 
-def _index(w: Walk, x: Tensor, index: Tensor, shape: Shape, name: str, saved: str | None = None) -> Tensor:
+def _index(w: Context, x: Tensor, index: Tensor, shape: Shape, name: str, saved: str | None = None) -> Tensor:
     """x[index]: saves the index; its gradient is added into zeros of x's shape, after a sort of the indices
     (index_put_).
     """
@@ -308,7 +308,7 @@ def _index(w: Walk, x: Tensor, index: Tensor, shape: Shape, name: str, saved: st
     return t.op("index", (x,), shape, x.dtype, saves=(kept,), name=name, backward=backward)
 
 
-def _grouped_mm(w: Walk, x: Tensor, weight: Tensor, shape: Shape, name: str) -> Tensor:
+def _grouped_mm(w: Context, x: Tensor, weight: Tensor, shape: Shape, name: str) -> Tensor:
     """One product for each expert's rows: saves the rows where the experts are trained, the weights where the
     rows want a gradient.
     """
@@ -330,12 +330,12 @@ def _grouped_mm(w: Walk, x: Tensor, weight: Tensor, shape: Shape, name: str) -> 
     return t.op("grouped_mm", (x, weight), shape, x.dtype, saves=saves, backward=backward, name=name)
 
 
-def _add_bias(w: Walk, states: Tensor, bias: Tensor, order: Tensor) -> Tensor:
+def _add_bias(w: Context, states: Tensor, bias: Tensor, order: Tensor) -> Tensor:
     """out.add_(bias[expert of each row])."""
     return add_in_place(w.t, states, _index(w, bias, order, states.shape, "bias by row"))
 
 
-def _gate(w: Walk, moe: Moe, states: Tensor) -> Tensor:
+def _gate(w: Context, moe: Moe, states: Tensor) -> Tensor:
     """act(gate) * up on the two halves; gpt-oss's clamped form on interleaved ones."""
 
     t = w.t

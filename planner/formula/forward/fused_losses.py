@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.symbolic.expr import ceil_div, exceeds, maximum, minimum, power_of_two
 from memplan.planner.formula.tape.ops import Grads, cast
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
@@ -16,14 +16,14 @@ from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
 
 
-def chunked_loss(w: Walk, given: Tensor) -> Tensor:
+def chunked_loss(w: Context, given: Tensor) -> Tensor:
     """TRL's fused output projection: logits in tiles of 4,096 tokens x 32,768 entries, made again in the
     backward, never whole.
 
     Saves the hidden states that have a label and a log-sum-exp per token; gradients of hidden states and of a
     trained head are summed in fp32 (trl 1.16 kernels/chunked_logprob.py ChunkedLogProbFunction).
     """
-    t, spec = w.t, w.inventory.spec
+    t, spec = w.t, w.parameter_table.spec
     width = given.shape[-1]
     tokens = w.batch * (w.sequence - 1)
     rows = (tokens, width)
@@ -117,7 +117,7 @@ def chunked_loss(w: Walk, given: Tensor) -> Tensor:
         )
 
 
-def fused_loss(w: Walk, given: Tensor) -> Tensor:
+def fused_loss(w: Context, given: Tensor) -> Tensor:
     """Liger's fused projection and loss: the gradients are made in the forward, a chunk of logits at a time,
     and saved.
 
@@ -125,7 +125,7 @@ def fused_loss(w: Walk, given: Tensor) -> Tensor:
     is summed beside it (liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py,
     transformers/model/loss_utils.py).
     """
-    t, spec = w.t, w.inventory.spec
+    t, spec = w.t, w.parameter_table.spec
     tokens, width = w.batch * w.sequence, spec.head.in_features
     rows = minimum(tokens, power_of_two(ceil_div(tokens, -(-spec.vocab // width))))
     names = [f"{spec.head_name}.weight", *([f"{spec.head_name}.bias"] if spec.head_bias else [])]
@@ -185,4 +185,7 @@ def fused_loss(w: Walk, given: Tensor) -> Tensor:
         return loss
 
 
-WITHOUT_LOGITS: dict[str, Callable[[Walk, Tensor], Tensor]] = {"chunked": chunked_loss, "fused": fused_loss}
+WITHOUT_LOGITS: dict[str, Callable[[Context, Tensor], Tensor]] = {
+    "chunked": chunked_loss,
+    "fused": fused_loss,
+}

@@ -2,14 +2,14 @@
 
 A heads, K key-value heads, D head size. q, k, v are (B, A or K, S, D) views of (B, S, heads, D) memory; a
 matmul folds B and A into one dimension, which such a view allows without a copy only where B = 1
-(`Walk.single`).
+(`Context.single`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.tape.ops import Grads, copy, part_of
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Attention
@@ -29,10 +29,10 @@ class Heads:
     sinks: Tensor | None = None
     head_major: bool = False  # whether q lies head by head in memory, as concatenation leaves it
     hidden_dtype: str = "bfloat16"  # of the module's input
-    together: bool = False  # whether a cache made keys and values, whose rows of one head lie together
+    repeated: bool = False  # whether a cache made keys and values, whose rows of one head lie together
 
 
-def cut_falcon(w: Walk, spec: Attention, fused: Tensor) -> list[Tensor]:
+def cut_falcon(w: Context, spec: Attention, fused: Tensor) -> list[Tensor]:
     """Falcon's q, k, v of one matrix, each (B, S, heads x D): keys and values are indexed, which copies them;
     groups are spread over their query heads at once, and queries between them are brought together
     (modeling_falcon.py _split_heads).
@@ -86,7 +86,7 @@ def _indexed(t: Tape, x: Tensor, shape: Shape, name: str) -> Tensor:
     )
 
 
-def repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
+def repeat(w: Context, h: Heads, x: Tensor) -> Tensor:
     """repeat_kv: a contiguous copy with A heads (one head is only expanded, without bytes); its gradient is
     summed over the repeats.
     """
@@ -115,7 +115,7 @@ def repeat(w: Walk, h: Heads, x: Tensor) -> Tensor:
     )
 
 
-def fold(w: Walk, x: Tensor, contiguous: bool) -> Tensor:
+def fold(w: Context, x: Tensor, contiguous: bool) -> Tensor:
     """The copy that matmul makes to fold batch and heads of a transposed view."""
     return (
         x
@@ -124,7 +124,7 @@ def fold(w: Walk, x: Tensor, contiguous: bool) -> Tensor:
     )
 
 
-def merge(w: Walk, h: Heads, out: Tensor, contiguous: bool) -> Tensor:
+def merge(w: Context, h: Heads, out: Tensor, contiguous: bool) -> Tensor:
     """(B, A, S, D) back to (B, S, A x D): a copy where the backend wrote head by head."""
     merged = (out.shape[0], out.shape[2], h.spec.heads * h.value_size)
     return (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memplan.planner.formula.forward.attend import attend
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
 from memplan.planner.formula.forward.experts import mixture
 from memplan.planner.formula.forward.heads import Heads, cut_falcon
@@ -25,7 +25,7 @@ from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
 # ---- attention ---------------------------------------------------------------------------------------------
 
 
-def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
+def _heads(w: Context, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
     """(B, S, heads x D) as (B, heads, S, D). Where the gradient comes back head by head, it is copied into
     token order (`copies`).
     """
@@ -42,7 +42,7 @@ def _heads(w: Walk, x: Tensor, heads: int, size: int, copies: bool) -> Tensor:
 
 
 def attention(
-    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None]:
     """The attention module's output and what it returns beside it (eager's probabilities, which live as long
     as the layer's call).
@@ -50,7 +50,7 @@ def attention(
     spec, t = layer.attention, w.t
     qkv = _mla if spec.kind == "mla" else _gqa
     with w.t.inside(f"{prefix}attention "):
-        q, k, v, named = qkv(w, spec, given, prefix, tables)
+        q, k, v, kept_alive = qkv(w, spec, given, prefix, tables)
         if w.join is not None and w.layer is not None:
             k, v = w.join(w.layer, [k, v])
         if w.cache is not None and spec.kind != "mla":
@@ -61,20 +61,20 @@ def attention(
             spec.head_dim,
             spec.value_dim or spec.head_dim,
             w.masks[spec.window],
-            w.inventory.spec.dropouts.attention if t.training else 0.0,
+            w.parameter_table.spec.dropouts.attention if t.training else 0.0,
             sinks,
             head_major=joined(spec),
             hidden_dtype=given.dtype,
-            together=w.past > 0 or w.cache is not None,
+            repeated=w.past > 0 or w.cache is not None,
         )
         out, probabilities, local = attend(w, heads, q, k, v)
     hidden = linear(w, spec.linears[-1], out, prefix)
-    hidden = dropout(t, hidden, w.inventory.spec.dropouts.attention_output)
-    del named, local
+    hidden = dropout(t, hidden, w.parameter_table.spec.dropouts.attention_output)
+    del kept_alive, local
     return bottleneck(w, "attention", hidden, prefix), probabilities
 
 
-def _cached(w: Walk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _cached(w: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """What an inference keeps of one layer: both are joined to an empty tensor in the keys' dtype
     (cache_utils.py DynamicLayer).
     """
@@ -94,25 +94,25 @@ def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
 
 Projected = tuple[
     Tensor, Tensor, Tensor, list[Tensor]
-]  # q, k, v, and what else stays named until the module returns
+]  # q, k, v, and what else stays kept_alive until the module returns
 
 
 def _gqa(
-    w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> Projected:
     """q, k, v from three projections or one fused one, with norms on q and k and rotary embedding where the
     model has them.
     """
     t, a, kv, d = w.t, spec.heads, spec.kv_heads, spec.head_dim
     by_head = eager(w, spec) or w.setup.attention == "sdpa-math"
-    turned = bool(spec.rotary_dim)
+    rotates = bool(spec.rotary_dim)
     counts, falcon = (a, kv, kv), spec.eager == "falcon"
-    named: list[Tensor] = []
+    kept_alive: list[Tensor] = []
     if len(spec.linears) == 2:
         fused = linear(w, spec.linears[0], given, prefix)
         if falcon:
             pieces, counts = cut_falcon(w, spec, fused), (a, kv, kv) if spec.kv == "broadcast" else (a, a, a)
-            named.append(fused)
+            kept_alive.append(fused)
         else:
             pieces = split(t, fused, [(*given.shape[:-1], n * d) for n in counts])
         del fused
@@ -132,7 +132,7 @@ def _gqa(
         elif own:
             piece = norm(w, own[0], piece, prefix)
         made.append(
-            _heads(w, piece, heads, d, copies=not falcon and (by_head or (turned and position != "v")))
+            _heads(w, piece, heads, d, copies=not falcon and (by_head or (rotates and position != "v")))
         )
         del piece
     del pieces
@@ -140,15 +140,15 @@ def _gqa(
     del made
     if spec.rotary == "pairs":
         tables, beside = gathered(w, spec, k.dtype)
-        named += [*tables, *beside]
+        kept_alive += [*tables, *beside]
         del beside
-    if tables is not None and turned:
-        q, k = (rotate(w, x, spec, tables, named if spec.rotary_named else None) for x in (q, k))
-    return q, k, v, named
+    if tables is not None and rotates:
+        q, k = (rotate(w, x, spec, tables, kept_alive if spec.rotary_kept_alive else None) for x in (q, k))
+    return q, k, v, kept_alive
 
 
 def _mla(
-    w: Walk, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context, spec: Attention, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> Projected:
     """Multi-head latent attention (DeepSeek-V2/V3): q and kv through low-rank projections, the rotary part
     apart, k and v made in full.
@@ -197,7 +197,7 @@ def _mla(
 
 
 def decoder_layer(
-    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> list[Tensor]:
     """One layer's output (B, S, H), and the attention probabilities where the family's layers return them
     beside it.
@@ -206,12 +206,12 @@ def decoder_layer(
     return [out, probabilities] if probabilities is not None and layer.attention.eager != "shared" else [out]
 
 
-def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:
+def _normed(w: Context, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:
     spec = _named(layer.norms, position)
     return x if spec is None else norm(w, spec, x, prefix)
 
 
-def mlp(w: Walk, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
+def mlp(w: Context, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
     """The layer's MLP, dense or a mixture of experts, and the dropout after it. `given`: its input alone,
     which an inline one lets go.
     """
@@ -219,11 +219,11 @@ def mlp(w: Walk, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
         out = dense_mlp(w, layer.mlp, given.pop() if layer.mlp.inline else given[0], prefix)
     else:
         out = mixture(w, layer.mlp, given[0], prefix)
-    return bottleneck(w, "mlp", dropout(w.t, out, w.inventory.spec.dropouts.mlp_output), prefix)
+    return bottleneck(w, "mlp", dropout(w.t, out, w.parameter_table.spec.dropouts.mlp_output), prefix)
 
 
 def _sequential(
-    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention, residual, MLP, residual; norms before (Llama), around (Gemma 2) or after each (OLMo 2), or
     on the sums (OPT-350m).
@@ -233,7 +233,7 @@ def _sequential(
     hidden = given
     hidden = _normed(w, layer, "input", hidden, prefix)
     hidden, probabilities = attention(w, layer, hidden, prefix, tables)
-    named = hidden if layer.named_attention else None
+    kept_alive = hidden if layer.attention_kept_alive else None
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     if layer.scaled_branches:
@@ -253,12 +253,12 @@ def _sequential(
     hidden = add(t, residual, hidden, "layer output")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
-    del named
+    del kept_alive
     return hidden, probabilities
 
 
 def _parallel(
-    w: Walk, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention and MLP of the same residual stream, both added (GPT-NeoX, Falcon, Cohere)."""
     t = w.t

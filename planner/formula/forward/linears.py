@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.base import KINDS, base
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.symbolic.expr import Sized
 from memplan.planner.formula.tape.ops import (
@@ -30,32 +30,32 @@ from memplan.planner.inputs.spec import Linear
 from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD
 
 
-def linear(w: Walk, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:
+def linear(w: Context, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:
     """The layer's output for an input (..., K): (..., N). `prefix` is the path of the decoder layers, empty
     outside them.
     """
     leaf = layer.name.rpartition(".")[2]
     with w.t.inside(f"{prefix}{leaf} "):
-        adapter = w.inventory.adapters.get(layer.name)
+        adapter = w.parameter_table.adapters.get(layer.name)
         if adapter is None:
             return base(w, layer, given, prefix)
         return WITH_ADAPTER[adapter.kind](w, layer, adapter, given, prefix)
 
 
-def _parts(w: Walk, layer: Linear, prefix: str, *short: str) -> list[Tensor]:
+def _parts(w: Context, layer: Linear, prefix: str, *short: str) -> list[Tensor]:
     return [w.weight(f"{prefix}{layer.name}.{s}") for s in short]
 
 
-def _quantised(w: Walk, layer: Linear, prefix: str) -> bool:
+def _quantised(w: Context, layer: Linear, prefix: str) -> bool:
     """Whether this layer's base is quantised: peft then takes its bitsandbytes class."""
     return w.weight(f"{prefix}{layer.name}.weight").dtype in KINDS
 
 
-def _four(w: Walk, layer: Linear, prefix: str) -> bool:
+def _four(w: Context, layer: Linear, prefix: str) -> bool:
     return w.weight(f"{prefix}{layer.name}.weight").dtype in ("nf4", "fp4")
 
 
-def _adapter_input(w: Walk, layer: Linear, prefix: str, given: Tensor, dtype: str) -> Tensor:
+def _adapter_input(w: Context, layer: Linear, prefix: str, given: Tensor, dtype: str) -> Tensor:
     """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (lora/layer.py,
     lora/bnb.py).
     """
@@ -64,20 +64,20 @@ def _adapter_input(w: Walk, layer: Linear, prefix: str, given: Tensor, dtype: st
     return cast(w.t, given, dtype, f"{dtype} copy of the adapter's input")
 
 
-def _product(w: Walk, x: Tensor, weight: Tensor, features: object, name: str) -> Tensor:
-    return matmul(w.t, w.lower(x), w.lower(weight), (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
+def _product(w: Context, x: Tensor, weight: Tensor, features: object, name: str) -> Tensor:
+    return matmul(w.t, w.autocast_low(x), w.autocast_low(weight), (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
 
 
-def _low_rank(w: Walk, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _low_rank(w: Context, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """lora_B(lora_A(x))."""
     return _product(w, _product(w, x, a, a.shape[0], "lora_A output"), b, b.shape[0], "lora_B output")
 
 
-def _dropped(w: Walk, x: Tensor) -> Tensor:
+def _dropped(w: Context, x: Tensor) -> Tensor:
     return dropout(w.t, x, float(w.setup.dropout))
 
 
-def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+def _lora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
     """LoRA: result + lora_B(lora_A(dropout(x))) * scaling; a 4-bit base's result is cloned first."""
     t = w.t
     a, b = _parts(w, layer, prefix, "lora_A", "lora_B")
@@ -97,7 +97,7 @@ def _lora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     return add(t, result, output, "with adapter")
 
 
-def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+def _adalora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
     """AdaLoRA: result += (dropout(x) @ (lora_A * lora_E).T @ lora_B.T) * scaling / ranknum.
 
     peft 0.21 leaves `ranknum` trained, so the division saves the adapter's whole output for its gradient.
@@ -127,7 +127,7 @@ def _adalora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     return add_in_place(t, result, output)
 
 
-def merged(w: Walk, name: str, prefix: str) -> Tensor:
+def merged(w: Context, name: str, prefix: str) -> Tensor:
     """An expert or router parameter, with its adapter folded in where it has one: a whole second weight in
     every call.
 
@@ -135,13 +135,13 @@ def merged(w: Walk, name: str, prefix: str) -> Tensor:
     """
     t = w.t
     weight = w.weight(f"{prefix}{name}")
-    adapter = w.inventory.adapters.get(name)
+    adapter = w.parameter_table.adapters.get(name)
     if adapter is None:
         return weight
     with t.inside(f"{name.rpartition('.')[2]} "):
         a, b = (w.weight(f"{prefix}{name}.{short}") for short in ("lora_A", "lora_B"))
         if adapter.experts == 1:
-            delta = matmul(t, w.lower(b), w.lower(a), weight.shape, None, "B A")
+            delta = matmul(t, w.autocast_low(b), w.autocast_low(a), weight.shape, None, "B A")
             delta = cast(t, unary(t, "scale", delta, "scaled B A"), weight.dtype)
             return add(t, weight, delta, "weight with adapter", weight.shape)
         low = [cast(t, x, weight.dtype, "16-bit copy of the adapter") for x in (b, a)]
@@ -167,23 +167,23 @@ def merged(w: Walk, name: str, prefix: str) -> Tensor:
         )
 
 
-def orthogonality(w: Walk, prefix: str) -> Tensor | None:
+def orthogonality(w: Context, prefix: str) -> Tensor | None:
     """AdaLoRA's regularisation of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21
     tuners/adalora/model.py forward).
     """
     loss: Tensor | None = None
-    for name, adapter in w.inventory.adapters.items():
+    for name, adapter in w.parameter_table.adapters.items():
         for short in ("lora_A", "lora_B"):
             size = _distance(w, w.weight(f"{prefix}{name}.{short}"), adapter.tensor("lora_A").shape[0])
             loss = size if loss is None else add(w.t, loss, size, "regularisation")
     return loss
 
 
-def _distance(w: Walk, p: Tensor, rank: Sized) -> Tensor:
+def _distance(w: Context, p: Tensor, rank: Sized) -> Tensor:
     """norm(P P^T - I), R x R."""
     t, square = w.t, (rank, rank)
     gram = bmm(
-        t, w.lower(p), w.lower(p.view(*p.shape)), square, "P P^T"
+        t, w.autocast_low(p), w.autocast_low(p.view(*p.shape)), square, "P P^T"
     )  # of a view such as the transpose autocast caches no copy
     identity = t.alloc("identity", square, gram.dtype, "what P P^T should be")
     less = add(t, gram, identity, "P P^T - I")
@@ -192,10 +192,12 @@ def _distance(w: Walk, p: Tensor, rank: Sized) -> Tensor:
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         return [t.alloc("gradient of norm's input", square, "float32", "grad * input / norm")]
 
-    return t.op("norm", (w.wide(less),), (), "float32", saves=(less,), name="norm", backward=backward)
+    return t.op(
+        "norm", (w.autocast_fp32(less),), (), "float32", saves=(less,), name="norm", backward=backward
+    )
 
 
-def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+def _dora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
     """DoRA: the norm of weight + B A per output row, and the result scaled by magnitude / norm; whole N x K
     weights are made for it.
     """
@@ -229,7 +231,9 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     plain = (
         result
         if w.setup.dropout == 0
-        else matmul(t, w.lower(x), w.lower(dense), result.shape, None, "base of the dropped input")
+        else matmul(
+            t, w.autocast_low(x), w.autocast_low(dense), result.shape, None, "base of the dropped input"
+        )
     )
     left = mul(t, plain, unary(t, "shift", scale, "scale - 1"), "scaled base")
     right = unary(t, "scale", mul(t, low_rank, scale, "scaled adapter"), "scaled adapter")
@@ -240,7 +244,7 @@ def _dora(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) 
     return cast(t, result, dtype)
 
 
-def _magnitude_scale(w: Walk, m: Tensor, dense: Tensor, delta: Tensor) -> Tensor:
+def _magnitude_scale(w: Context, m: Tensor, dense: Tensor, delta: Tensor) -> Tensor:
     """magnitude / norm(weight + scaling B A), one per output row; the norm is a constant of the graph."""
     t, n = w.t, dense.shape[0]
     with t.no_grad():
@@ -254,7 +258,7 @@ def _magnitude_scale(w: Walk, m: Tensor, dense: Tensor, delta: Tensor) -> Tensor
     return t.op("divide", (m,), (n,), "float32", saves=(m, norm), name="magnitude / norm", backward=backward)
 
 
-def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
+def _ia3(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:
     """IA3: the output times a vector; a feed-forward layer's input instead."""
     t = w.t
     (vector,) = _parts(w, layer, prefix, "ia3_l")
@@ -267,9 +271,9 @@ def _ia3(w: Walk, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -
     return cast(t, mul(t, result, vector, "scaled output"), dtype)
 
 
-def bottleneck(w: Walk, part: str, x: Tensor, prefix: str) -> Tensor:
+def bottleneck(w: Context, part: str, x: Tensor, prefix: str) -> Tensor:
     """x + up(gelu(down(x))) after the attention or the MLP, where the method is `adapter`; else x."""
-    adapter = w.inventory.adapters.get(part)
+    adapter = w.parameter_table.adapters.get(part)
     if adapter is None:
         return x
     t = w.t
@@ -277,16 +281,22 @@ def bottleneck(w: Walk, part: str, x: Tensor, prefix: str) -> Tensor:
         down, down_bias, up, up_bias = (w.weight(tensor.name) for tensor in adapter.tensors)
         narrow = cast(t, x, down.dtype, "input of the bottleneck")
         shape = (*x.shape[:-1], down.shape[0])
-        narrow = matmul(t, w.lower(narrow), w.lower(down), shape, w.lower(down_bias), "down output")
+        narrow = matmul(
+            t, w.autocast_low(narrow), w.autocast_low(down), shape, w.autocast_low(down_bias), "down output"
+        )
         narrow = unary(t, "gelu", narrow, "gelu output")
         wide = cast(
-            t, matmul(t, w.lower(narrow), w.lower(up), x.shape, w.lower(up_bias), "up output"), x.dtype
+            t,
+            matmul(
+                t, w.autocast_low(narrow), w.autocast_low(up), x.shape, w.autocast_low(up_bias), "up output"
+            ),
+            x.dtype,
         )
         del narrow
         return add(t, x, wide, "with bottleneck")
 
 
-WITH_ADAPTER: dict[str, Callable[[Walk, Linear, Adapter, Tensor, str], Tensor]] = {
+WITH_ADAPTER: dict[str, Callable[[Context, Linear, Adapter, Tensor, str], Tensor]] = {
     "lora": _lora,
     "dora": _dora,
     "adalora": _adalora,

@@ -7,14 +7,14 @@ utils/operations.py convert_to_fp32, torch 2.13 ATen/native/LossNLL.cpp, ATen/na
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear
 from memplan.planner.formula.tape.ops import Grads, cast, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
 
-def logits_of(w: Walk, given: Tensor) -> Tensor:
-    t, spec = w.t, w.inventory.spec
+def logits_of(w: Context, given: Tensor) -> Tensor:
+    t, spec = w.t, w.parameter_table.spec
     with t.inside("logits: "):
         logits = head(w, given)
         if spec.logit_softcap is not None:
@@ -29,12 +29,12 @@ def logits_of(w: Walk, given: Tensor) -> Tensor:
     return logits
 
 
-def head(w: Walk, given: Tensor) -> Tensor:
+def head(w: Context, given: Tensor) -> Tensor:
     """lm_head, whose weight is the embedding's where they are tied."""
-    return linear(w, w.inventory.spec.head, given)
+    return linear(w, w.parameter_table.spec.head, given)
 
 
-def causal_loss(w: Walk, logits: Tensor) -> Tensor:
+def causal_loss(w: Context, logits: Tensor) -> Tensor:
     """ForCausalLMLoss: logits in fp32, log-softmax (saved), negative log likelihood: 4 V bytes a token each,
     gradients too.
     """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from memplan.planner.formula.forward.activation_functions import activation
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear
 from memplan.planner.formula.tape.ops import mul, split
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Mlp
 
 
-def dense_mlp(w: Walk, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
+def dense_mlp(w: Context, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
     """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x)))."""
     t, act = w.t, activation(mlp.activation)
     if not mlp.gated:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.tape.ops import add, cast, layer_norm, mean, mul, unary
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Norm
 
 
-def norm(w: Walk, spec: Norm, given: Tensor, prefix: str = "") -> Tensor:
+def norm(w: Context, spec: Norm, given: Tensor, prefix: str = "") -> Tensor:
     """The normalised input, in the input's dtype (in fp32 where autocast runs layer_norm)."""
     weight = w.weight(f"{prefix}{spec.name}.weight") if spec.weight else None
     bias = w.weight(f"{prefix}{spec.name}.bias") if spec.bias else None
@@ -18,7 +18,7 @@ def norm(w: Walk, spec: Norm, given: Tensor, prefix: str = "") -> Tensor:
         return STYLES[spec.kind, spec.style](w, given, weight, bias)
 
 
-def _normalised(w: Walk, x: Tensor) -> Tensor:
+def _normalised(w: Context, x: Tensor) -> Tensor:
     """x * rsqrt(mean(x^2) + eps) of an fp32 x."""
     t = w.t
     variance = mean(t, unary(t, "pow", x, "squares"))
@@ -27,7 +27,7 @@ def _normalised(w: Walk, x: Tensor) -> Tensor:
     )
 
 
-def _rms(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _rms(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Llama: weight * (normalised fp32, cast back)."""
     x = cast(w.t, given, "float32")
     x = _normalised(w, x)  # keeps its name until the output is made
@@ -35,7 +35,7 @@ def _rms(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> 
     return low if weight is None else mul(w.t, low, weight, "output")
 
 
-def _gemma(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _gemma(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Gemma: normalised fp32 * (1 + weight in fp32), cast back last."""
     output = _normalised(w, cast(w.t, given, "float32"))
     if weight is not None:
@@ -43,7 +43,7 @@ def _gemma(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -
     return cast(w.t, output, given.dtype, "output")
 
 
-def _late_cast(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _late_cast(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """OLMo 2, gpt-oss: weight * normalised fp32, cast back last."""
     x = cast(w.t, given, "float32")
     x = _normalised(w, x)
@@ -51,7 +51,7 @@ def _late_cast(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | Non
     return cast(w.t, scaled, given.dtype, "output")
 
 
-def _manual(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _manual(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Cohere: a LayerNorm spelled out in fp32."""
     t = w.t
     x = cast(t, given, "float32")
@@ -70,22 +70,22 @@ def _manual(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) 
     return cast(t, x, given.dtype, "output")
 
 
-def _layer(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _layer(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """torch's fused LayerNorm; autocast runs it in fp32, with fp32 copies of 16-bit input, weight and bias,
     and leaves the output fp32.
     """
-    wide = [None if p is None else w.wide(p) for p in (weight, bias)]
-    return layer_norm(w.t, w.wide(given), wide[0], wide[1], "output")
+    wide = [None if p is None else w.autocast_fp32(p) for p in (weight, bias)]
+    return layer_norm(w.t, w.autocast_fp32(given), wide[0], wide[1], "output")
 
 
-def _layer_float32(w: Walk, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _layer_float32(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """OLMo 1: the fused LayerNorm on an fp32 copy, cast back."""
     return cast(
         w.t, layer_norm(w.t, cast(w.t, given, "float32"), weight, bias, "fp32 output"), given.dtype, "output"
     )
 
 
-STYLES: dict[tuple[str, str], Callable[[Walk, Tensor, Tensor | None, Tensor | None], Tensor]] = {
+STYLES: dict[tuple[str, str], Callable[[Context, Tensor, Tensor | None, Tensor | None], Tensor]] = {
     ("rms", "plain"): _rms,
     ("rms", "gemma"): _gemma,
     ("rms", "late_cast"): _late_cast,

@@ -7,7 +7,7 @@ DynamicCache, DynamicLayer. V virtual tokens, L layers, K key-value heads, D hea
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.tape.ops import Grads, cast, concatenate, embedding
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
@@ -17,7 +17,7 @@ class Prefix:
     it.
     """
 
-    def __init__(self, w: Walk) -> None:
+    def __init__(self, w: Context) -> None:
         self.w = w
         self.made: dict[int, list[Tensor]] = {}
         self.joined: list[Tensor] = []
@@ -67,12 +67,12 @@ class Prefix:
             t.op(
                 "cat",
                 (both,),
-                pair[1:],
+                pair[1:],  # type: ignore[arg-type]
                 whole.dtype,
                 backward=stacked,
                 name=f"prefix {what}",
                 why="the cache's first tokens",
-            )  # type: ignore[arg-type]
+            )
             for what in ("keys", "values")
         ]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.tape.ops import add, cast, concatenate, mul, part_of, unary
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Attention
@@ -31,11 +31,15 @@ def joined(spec: Attention) -> bool:
 
 
 def rotate(
-    w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], named: list[Tensor] | None = None
+    w: Context,
+    x: Tensor,
+    spec: Attention,
+    tables: tuple[Tensor, Tensor],
+    kept_alive: list[Tensor] | None = None,
 ) -> Tensor:
     """q or k with its first `rotary_dim` features rotated and the others passed through.
 
-    The rotated part and what it was cut from are added to `named` where the family's code keeps names for
+    The rotated part and what it was cut from are added to `kept_alive` where the family's code keeps names for
     them.
     """
     t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
@@ -43,23 +47,23 @@ def rotate(
     front = x.shape[:-1]
     wide = cast(t, x, "float32", "fp32 copy for rotary") if spec.rotary in ("pairs_float32", "complex") else x
     rotated = wide if dim == size else part_of(t, wide, (*front, dim))
-    out = WRITTEN.get(spec.rotary, _together)(w, rotated, tables)
-    if named is not None:
-        named += [out, x]
+    out = WRITTEN.get(spec.rotary, _in_order)(w, rotated, tables)
+    if kept_alive is not None:
+        kept_alive += [out, x]
     if dim != size or spec.rotary_joined:
         out = concatenate(t, (out, part_of(t, wide, (*front, size - dim))), x.shape, "rotary output")
     return cast(t, out, x.dtype, "rotary output") if spec.rotary in FLOAT32 else out
 
 
-def gathered(w: Walk, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+def gathered(w: Context, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     """GPT-J's sines and cosines, gathered in every layer from its own table of P positions, and what stays
-    named beside them.
+    kept_alive beside them.
 
     The table is repeated and the position ids are spread over its columns; both halves of `sincos` are views.
     """
     t, dim = w.t, spec.rotary_dim
     rows = w.batch if w.setup.packed_documents > 1 else 1
-    positions = w.inventory.spec.max_positions or 1
+    positions = w.parameter_table.spec.max_positions or 1
     table = t.alloc(
         "repeated table of positions",
         (rows, positions, dim),
@@ -73,7 +77,7 @@ def gathered(w: Walk, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor
     return (sincos.view(*half), sincos.view(*half)), [table, ids]
 
 
-def _interleaved(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def _interleaved(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """GPT-J: sines and cosines repeated for neighbours in every call, saved for the product with q and with
     k.
     """
@@ -86,22 +90,22 @@ def _interleaved(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         )
         for name, part in zip(("cos", "sin"), tables, strict=True)
     )
-    return _together(w, x, (cos, sin))
+    return _in_order(w, x, (cos, sin))
 
 
-def _together(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def _in_order(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """x * cos + rotate_half(x) * sin."""
     t, half = w.t, (*x.shape[:-1], int(x.shape[-1]) // 2)  # type: ignore[arg-type]
     cos, sin = tables
 
-    def turned() -> Tensor:
+    def rotated_half() -> Tensor:
         first, second = part_of(t, x, half), part_of(t, x, half)
         return concatenate(t, (unary(t, "neg", second, "negated half"), first), x.shape, "rotated halves")
 
-    return add(t, mul(t, x, cos, "x cos"), mul(t, turned(), sin, "x sin"), "rotary output")
+    return add(t, mul(t, x, cos, "x cos"), mul(t, rotated_half(), sin, "x sin"), "rotary output")
 
 
-def _apart(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def _apart(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """cat(first * cos - second * sin, second * cos + first * sin)."""
     t, half = w.t, (*x.shape[:-1], int(x.shape[-1]) // 2)  # type: ignore[arg-type]
     cos, sin = tables
@@ -111,12 +115,12 @@ def _apart(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return concatenate(t, (left, right), x.shape, "rotary output")
 
 
-def _complex(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def _complex(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Pairs as complex numbers times complex frequencies (DeepSeek-V2): one product of the fp32 input's size."""
     return mul(w.t, x, tables[0], "rotary product")
 
 
-WRITTEN: dict[str, Callable[[Walk, Tensor, tuple[Tensor, Tensor]], Tensor]] = {
+WRITTEN: dict[str, Callable[[Context, Tensor, tuple[Tensor, Tensor]], Tensor]] = {
     **dict.fromkeys(SPLIT, _apart),
     "complex": _complex,
     "pairs": _interleaved,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memplan.planner.formula.resident.added import ADDED
-from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, Stored
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized, symbol
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
@@ -29,10 +29,10 @@ class Adapter:
     """
 
     kind: Kind
-    tensors: tuple[Stored, ...]
+    tensors: tuple[ParameterSpec, ...]
     experts: int = 0
 
-    def tensor(self, short: str) -> Stored:
+    def tensor(self, short: str) -> ParameterSpec:
         return next(t for t in self.tensors if t.name.rpartition(".")[2] == short)
 
 
@@ -65,12 +65,14 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     return found
 
 
-def _stored(setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False) -> tuple[Stored, ...]:
+def _stored(
+    setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False
+) -> tuple[ParameterSpec, ...]:
     frozen = FROZEN.get(setup.method, ())
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
         frozen = ("ranknum",)
     return tuple(
-        Stored(
+        ParameterSpec(
             f"{name}.{short}",
             shape,
             adapter_dtype(setup, packed, short not in frozen),

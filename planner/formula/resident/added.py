@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Layer, Mlp, ModelSpec, prefix_sizes
 from memplan.planner.tables.errors import UsageError
 
 
-def bottlenecks(spec: ModelSpec, setup: Setup) -> dict[str, tuple[Stored, ...]]:
+def bottlenecks(spec: ModelSpec, setup: Setup) -> dict[str, tuple[ParameterSpec, ...]]:
     """The tensors after the attention and after the MLP of every layer (Houlsby et al. 2019, section 2.1), by
     that part's name.
     """
@@ -28,7 +28,9 @@ def bottlenecks(spec: ModelSpec, setup: Setup) -> dict[str, tuple[Stored, ...]]:
     prefix = f"{spec.layers[0][1].prefix}.*."
     return {
         part: tuple(
-            Stored(f"{prefix}{module}.bottleneck.{name}", shape, _dtype(setup), spec.depth, True, "adapter")
+            ParameterSpec(
+                f"{prefix}{module}.bottleneck.{name}", shape, _dtype(setup), spec.depth, True, "adapter"
+            )
             for name, shape in shapes
         )
         for part, module in _modules(spec.layers[0][1])
@@ -42,7 +44,7 @@ def _modules(layer: Layer) -> Iterator[tuple[str, str]]:
     yield "mlp", last.partition(".")[0]
 
 
-def prompts(spec: ModelSpec, setup: Setup) -> dict[str, tuple[Stored, ...]]:
+def prompts(spec: ModelSpec, setup: Setup) -> dict[str, tuple[ParameterSpec, ...]]:
     """The virtual tokens' embeddings, V x H (peft 0.21 tuners/prompt_tuning/model.py PromptEmbedding)."""
     if spec.embedding_dim != spec.hidden:
         raise UsageError(
@@ -50,10 +52,12 @@ def prompts(spec: ModelSpec, setup: Setup) -> dict[str, tuple[Stored, ...]]:
             "size to them"
         )
     shape = (setup.virtual_tokens or 20, spec.hidden)
-    return {"prompt": (Stored("prompt_encoder.embedding.weight", shape, _dtype(setup), 1, True, "prompt"),)}
+    return {
+        "prompt": (ParameterSpec("prompt_encoder.embedding.weight", shape, _dtype(setup), 1, True, "prompt"),)
+    }
 
 
-def prefixes(spec: ModelSpec, setup: Setup) -> dict[str, tuple[Stored, ...]]:
+def prefixes(spec: ModelSpec, setup: Setup) -> dict[str, tuple[ParameterSpec, ...]]:
     """Keys and values of V virtual tokens for every layer in one table, V x (L x 2 x K x D) (peft 0.21
     tuners/prefix_tuning/model.py PrefixEncoder without projection).
 
@@ -74,14 +78,16 @@ def prefixes(spec: ModelSpec, setup: Setup) -> dict[str, tuple[Stored, ...]]:
             "method"
         )
     shape = (setup.virtual_tokens or 20, depth * 2 * width)
-    return {"prefix": (Stored("prompt_encoder.embedding.weight", shape, _dtype(setup), 1, True, "prompt"),)}
+    return {
+        "prefix": (ParameterSpec("prompt_encoder.embedding.weight", shape, _dtype(setup), 1, True, "prompt"),)
+    }
 
 
 def _dtype(setup: Setup) -> str:
     return "float32" if setup.trainable_dtype == "float32" else setup.adapter_dtype
 
 
-ADDED: dict[str, Callable[[ModelSpec, Setup], dict[str, tuple[Stored, ...]]]] = {
+ADDED: dict[str, Callable[[ModelSpec, Setup], dict[str, tuple[ParameterSpec, ...]]]] = {
     "adapter": bottlenecks,
     "prompt-tuning": prompts,
     "prefix-tuning": prefixes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memplan.planner.formula.parameters import B, Inventory, S
+from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Sized, product
 from memplan.planner.inputs.setup import Setup
@@ -15,7 +15,7 @@ from memplan.planner.tables.optimizers import OPTIMIZERS
 EXPERTS_APART = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
 
 
-def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
+def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[SymbolicRow]]]:
     """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantised one exists in 16 bit until
     its 4-bit copy is made.
 
@@ -23,8 +23,8 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
     peft 0.21 utils/other.py casts the rest to fp32 one after the other, each old copy freed as the new one
     takes its place.
     """
-    resident = inventory.weight_rows()
-    setup = inventory.setup
+    resident = parameter_table.weight_rows()
+    setup = parameter_table.setup
     load = [
         *resident,
         *(
@@ -33,9 +33,9 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
         ),
     ]
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
-        load += inventory.state_rows()
+        load += parameter_table.state_rows()
     peaks = [load]
-    quantised = [t for t in inventory.base if t.dtype in ("nf4", "fp4", "int8")]
+    quantised = [t for t in parameter_table.base if t.dtype in ("nf4", "fp4", "int8")]
     if quantised:
         largest = max(quantised, key=lambda t: t.elements.constant or 0)
         base = [row for row in resident if not row.why.startswith("adapter of")]
@@ -53,7 +53,7 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
     cast = (setup.kbit_prepare and quantised) or setup.upcast_modules != "none"
     upcast = [
         t
-        for t in inventory.base
+        for t in parameter_table.base
         if cast and setup.weight_dtype != "float32" and t.dtype == "float32" and t.logical
     ]
     if upcast:
@@ -70,8 +70,13 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
                 ),
             ]
         )
-    joined = [t for t in inventory.base if t.role == "expert" and t.name.endswith("gate_up_proj")]
-    if joined and setup.load == "pretrained" and inventory.spec.model_type in EXPERTS_APART and not upcast:
+    joined = [t for t in parameter_table.base if t.role == "expert" and t.name.endswith("gate_up_proj")]
+    if (
+        joined
+        and setup.load == "pretrained"
+        and parameter_table.spec.model_type in EXPERTS_APART
+        and not upcast
+    ):
         base = [row for row in resident if not row.why.startswith("adapter of")]
         halves = _one(
             joined[0].name,
@@ -83,10 +88,10 @@ def load_candidates(inventory: Inventory) -> dict[str, list[list[SymbolicRow]]]:
     return {"load_peak": peaks, "load": [load]}
 
 
-def _one(name: str, shape: tuple[object, ...], dtype: str, why: str) -> SymbolicRow:
+def _one(name: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
     return SymbolicRow(
         f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why
-    )  # type: ignore[arg-type]
+    )
 
 
 def batch_tensors(setup: Setup) -> list[str]:

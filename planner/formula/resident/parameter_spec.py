@@ -1,4 +1,4 @@
-"""Stored: one kind of resident parameter."""
+"""ParameterSpec: one kind of resident parameter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEVER_QUANTISED = ("falcon",)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ParameterSpec:
     """One kind of resident parameter: how many, in which dtype it is stored, whether it is trained."""
 
     name: str

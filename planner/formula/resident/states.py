@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized
 from memplan.planner.tables.optimizers import Rule
 
@@ -22,15 +22,15 @@ State = tuple[
 ]  # suffix, shape, dtype, whether a paged optimizer pages it, its size in words
 
 
-def _like(stored: Stored, elements: int | None) -> list[State]:
+def _like(stored: ParameterSpec, elements: int | None) -> list[State]:
     return [("", stored.shape, stored.dtype, True, "in the parameter's dtype")]
 
 
-def _float32(stored: Stored, elements: int | None) -> list[State]:
+def _float32(stored: ParameterSpec, elements: int | None) -> list[State]:
     return [("", stored.shape, "float32", True, "4 B an element")]
 
 
-def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
+def _blockwise8(stored: ParameterSpec, elements: int | None) -> list[State]:
     assert elements is not None
     if elements < FLOOR_8BIT:
         return [
@@ -43,7 +43,7 @@ def _blockwise8(stored: Stored, elements: int | None) -> list[State]:
     ]
 
 
-def _embedding8(stored: Stored, elements: int | None) -> list[State]:
+def _embedding8(stored: ParameterSpec, elements: int | None) -> list[State]:
     return [
         (
             "",
@@ -55,11 +55,11 @@ def _embedding8(stored: Stored, elements: int | None) -> list[State]:
     ]
 
 
-def _step(stored: Stored, elements: int | None) -> list[State]:
+def _step(stored: ParameterSpec, elements: int | None) -> list[State]:
     return [("", (1,), "float32", False, "the step count")]
 
 
-def _factored(stored: Stored, elements: int | None) -> list[State]:
+def _factored(stored: ParameterSpec, elements: int | None) -> list[State]:
     """Adafactor: row and column means over the last two dimensions, a full tensor for vectors, and each
     tensor's root mean square.
     """
@@ -78,7 +78,7 @@ PAIRS: dict[Rule, Rule] = {"pair32": "float32", "pair8": "blockwise8"}
 """Rules whose tensors are twice those of another, stacked (bitsandbytes 0.50 optim/ademamix.py:
 `_get_state_double_buffer`, absmax1).
 """
-STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
+STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
     "like": _like,
     "float32": _float32,
     "blockwise8": _blockwise8,
@@ -88,7 +88,7 @@ STATES: dict[Rule, Callable[[Stored, int | None], list[State]]] = {
 }
 
 
-def states(rule: Rule, stored: Stored, elements: int | None, trainer: bool) -> list[State]:
+def states(rule: Rule, stored: ParameterSpec, elements: int | None, trainer: bool) -> list[State]:
     """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer
     made the optimizer.
     """

@@ -7,22 +7,22 @@ for no number of ranks: `initialize_buckets`, `mark_variable_ready_dense`. Wheth
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Around, Loading, Rank
+from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, StrategyHooks
 from memplan.planner.formula.symbolic.expr import product
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.tables.dtypes import itemsize
 
 
-class Views(Around):
+class DdpHooks(StrategyHooks):
     """gradient_as_bucket_view: a gradient is copied into its bucket and becomes a view of it, and its own
     bytes go.
     """
 
-    def __init__(self, rank: Rank, walk: Walk) -> None:
+    def __init__(self, rank: ShardingPlan, walk: Context) -> None:
         if rank.setup.gradient_as_bucket_view:
-            self.names = {t.name for t in walk.inventory.trained}
+            self.names = {t.name for t in walk.parameter_table.trained}
             walk.t.taken = self._viewed
 
     def _viewed(self, leaf: Tensor) -> None:
@@ -30,7 +30,7 @@ class Views(Around):
             leaf.grad = Tensor(None, leaf.shape, leaf.dtype)
 
 
-class Ddp(Rank):
+class DdpPlan(ShardingPlan):
     """One of N equal ranks, which average their gradients."""
 
     def resident(self) -> list[SymbolicRow]:

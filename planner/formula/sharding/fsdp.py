@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from memplan.planner.formula.parameters import B, Inventory
+from memplan.planner.formula.parameters import B, ParameterTable
 from memplan.planner.formula.resident.loading import batch_shapes, load_candidates
-from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Loading, Rank, part
+from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, part
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, ceil_div, product
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -30,7 +30,7 @@ class Member:
     """
 
     name: str
-    kept: Stored
+    kept: ParameterSpec
     computed: str
     gathered: Expr
     trained: bool
@@ -41,19 +41,19 @@ class Member:
         return product(self.kept.shape)
 
 
-class Fsdp(Rank):
+class FsdpPlan(ShardingPlan):
     """A rank that keeps its part of every parameter, gradient and optimizer state, and gathers one unit after
     the other to compute.
     """
 
-    def __init__(self, stored: Inventory, seen: Inventory) -> None:
+    def __init__(self, stored: ParameterTable, seen: ParameterTable) -> None:
         super().__init__(stored, seen)
         self.offloaded = self.setup.offload == "all"
         self.computed = {t.name: t.dtype for t in seen.all}
 
     # ---- what is kept --------------------------------------------------------------------------------------
 
-    def shared(self, stored: Stored) -> bool:
+    def shared(self, stored: ParameterSpec) -> bool:
         """Whether ranks share a tensor: not buffers, and not 4-bit weights that are stored as uint8, which
         accelerate leaves out.
         """
@@ -61,7 +61,7 @@ class Fsdp(Rank):
             stored.dtype in FOUR_BIT and self.setup.quant_storage == "uint8"
         )
 
-    def shard(self, stored: Stored) -> Stored:
+    def shard(self, stored: ParameterSpec) -> ParameterSpec:
         """What rank 0 keeps of a tensor: ceil(d / N) of dimension 0. A packed 4-bit weight is one column of
         its storage dtype.
         """
@@ -82,7 +82,7 @@ class Fsdp(Rank):
             rows.append(self._part_row(one, row) if one is not None and self.shared(one) else row)
         return rows
 
-    def _part_row(self, tensor: Stored, row: SymbolicRow) -> SymbolicRow:
+    def _part_row(self, tensor: ParameterSpec, row: SymbolicRow) -> SymbolicRow:
         kept = self.shard(tensor)
         size = product((*kept.shape, itemsize(kept.dtype), kept.count))
         return SymbolicRow(
@@ -98,11 +98,11 @@ class Fsdp(Rank):
     def _states(self) -> list[SymbolicRow]:
         return [row for tensor in self.parts() for row in self.stored.states_of(tensor, paged=False)]
 
-    def parts(self) -> list[Stored]:
+    def parts(self) -> list[ParameterSpec]:
         """What this rank keeps of each trained tensor."""
         return [self.shard(tensor) for tensor in self.stored.trained]
 
-    def stepped(self) -> Sequence[Stored]:
+    def stepped(self) -> Sequence[ParameterSpec]:
         return [] if self.offloaded else self.parts()
 
     def resident(self) -> list[SymbolicRow]:
@@ -188,7 +188,7 @@ class Fsdp(Rank):
 
     # ---- units ---------------------------------------------------------------------------------------------
 
-    def unit(self, tensor: Stored) -> str:
+    def unit(self, tensor: ParameterSpec) -> str:
         """The unit that a tensor belongs to. A plain loop wraps layers and the model; accelerate also
         embedding, final norm and head.
         """
@@ -231,7 +231,7 @@ class Fsdp(Rank):
                 yield Member(tensor.name, kept, computed, product(kept.shape) * self.ranks, tensor.trained)
 
 
-def gradient_row(kept: Stored) -> SymbolicRow:
+def gradient_row(kept: ParameterSpec) -> SymbolicRow:
     size = product((*kept.shape, itemsize(kept.dtype), kept.count))
     return SymbolicRow(
         f"{kept.name} gradient", kept.shape, kept.dtype, kept.count, size, "gradients", "this rank's part"

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from memplan.planner.formula.forward.context import Walk
-from memplan.planner.formula.resident.parameter_spec import Stored
-from memplan.planner.formula.sharding.fsdp import Fsdp, Member
-from memplan.planner.formula.sharding.plan import Around, nbytes
+from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.sharding.fsdp import FsdpPlan, Member
+from memplan.planner.formula.sharding.plan import StrategyHooks, nbytes
 from memplan.planner.formula.symbolic.expr import Expr, total
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
@@ -42,12 +42,12 @@ class Unit:
     runs: list[int] = field(default_factory=list)  # indices in the order of forwards
 
 
-class Units(Around):
+class FsdpSchedule(StrategyHooks):
     """Every unit of one walk, and what they share: held buffers and the order of forwards."""
 
     accumulates = False
 
-    def __init__(self, rank: Fsdp, walk: Walk) -> None:
+    def __init__(self, rank: FsdpPlan, walk: Context) -> None:
         self.rank, self.w, self.t = rank, walk, walk.t
         self.setup = rank.setup
         self.units: dict[tuple[str, int | None], Unit] = {}
@@ -75,7 +75,7 @@ class Units(Around):
             self.w.accumulated = not self.syncs
         self.enter("root", None)
 
-    def _wait(self, tensor: Stored) -> None:
+    def _wait(self, tensor: ParameterSpec) -> None:
         seen = next(t for t in self.rank.seen.trained if t.name == tensor.name)
         one = self.rank.shard(tensor) if self.syncs else seen
         why = (
@@ -122,7 +122,7 @@ class Units(Around):
         self.backward = True
 
     def end_backward(self) -> None:
-        """Units whose inputs wanted no gradient are reduced last, then the last buffers go."""
+        """FsdpSchedule whose inputs wanted no gradient are reduced last, then the last buffers go."""
         for one in sorted(self.units.values(), key=lambda unit: unit.name != "root"):
             if one.state != AFTER:
                 self._after(one)

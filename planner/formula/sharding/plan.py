@@ -1,4 +1,4 @@
-"""Rank: what one of N processes holds, and what happens around its step. Here: one that holds everything.
+"""ShardingPlan: what one of N processes holds, and what happens around its step. Here: one that holds everything.
 
 `ddp.py` has the replica that exchanges gradients, `fsdp.py` and `zero.py` the ranks that share. N ranks; rank
 0 is described where ranks differ: it holds the most.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memplan.planner.formula.forward.context import Walk
-from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.loading import load_candidates
-from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, ceil_div, product
 from memplan.planner.formula.tape.tape import Tensor
@@ -21,7 +21,7 @@ from memplan.planner.tables.dtypes import itemsize
 Loading = dict[str, list[list[SymbolicRow]]]
 
 
-class Around:
+class StrategyHooks:
     """What a strategy does at the places of a step where it can act. This one does nothing."""
 
     accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
@@ -50,16 +50,16 @@ class Around:
         return []
 
 
-Schedule = Callable[[Any, Walk], Around]
+Schedule = Callable[[Any, Context], StrategyHooks]
 """What makes a strategy's hooks of its rank (of the strategy's own class) and the walk."""
 
 
-class Rank:
+class ShardingPlan:
     """One process that holds everything. `stored`: the tensors as they are kept; `seen`: as forward and
     backward compute with them.
     """
 
-    def __init__(self, stored: Inventory, seen: Inventory | None = None) -> None:
+    def __init__(self, stored: ParameterTable, seen: ParameterTable | None = None) -> None:
         self.stored, self.seen = stored, seen or stored
         self.setup, self.spec, self.ranks = stored.setup, stored.spec, stored.setup.gpus
         self.base_layers = {t.name: t.layers for t in stored.base}
@@ -77,20 +77,20 @@ class Rank:
         """Rows in host memory."""
         return self.stored.host_rows()
 
-    def stepped(self) -> Sequence[Stored]:
+    def stepped(self) -> Sequence[ParameterSpec]:
         """The tensors that the optimizer steps through, as this rank holds them."""
         return self.stored.trained
 
-    def layers(self, tensor: Stored) -> tuple[int, ...]:
+    def layers(self, tensor: ParameterSpec) -> tuple[int, ...]:
         """The decoder layers that have it: an adapter is where the weight (or the experts' parameter) that it
         sits on is.
         """
         module = tensor.name.rpartition(".")[0]
         return tensor.layers or self.base_layers.get(f"{module}.weight") or self.base_layers.get(module) or ()
 
-    def around(self, walk: Walk) -> Around:
+    def hooks(self, walk: Context) -> StrategyHooks:
         """What this rank does around one walked step."""
-        return self.schedule(self, walk) if self.schedule is not None else Around()
+        return self.schedule(self, walk) if self.schedule is not None else StrategyHooks()
 
 
 def part(size: Sized, ranks: int) -> Sized:

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.parameters import Inventory
-from memplan.planner.formula.sharding.plan import Rank, Schedule
+from memplan.planner.formula.parameters import ParameterTable
+from memplan.planner.formula.sharding.plan import Schedule, ShardingPlan
 from memplan.planner.formula.sharding.strategies import refuse_sharding, seen, stored, wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 
 
-def rank_of(spec: ModelSpec, setup: Setup) -> Rank:
+def sharding_plan(spec: ModelSpec, setup: Setup) -> ShardingPlan:
     """One rank's share under the setup's strategy. Raises UsageError where the strategy has no rule for the
     setup.
     """
     refuse_sharding(setup)
     if not wraps(setup):
-        return Rank(Inventory(spec, setup))
+        return ShardingPlan(ParameterTable(spec, setup))
     plan, schedule = _kinds()[setup.parallel]
-    rank = plan(Inventory(spec, stored(setup)), Inventory(spec, seen(setup)))
+    rank = plan(ParameterTable(spec, stored(setup)), ParameterTable(spec, seen(setup)))
     rank.schedule = schedule
     return rank
 
 
-def _kinds() -> dict[str, tuple[Callable[..., Rank], Schedule]]:
+def _kinds() -> dict[str, tuple[Callable[..., ShardingPlan], Schedule]]:
     """Strategy -> its plan and its schedule. Loaded only where ranks share: a prediction for one GPU does not
     pay for them.
     """
-    from memplan.planner.formula.sharding.ddp import Ddp, Replica
-    from memplan.planner.formula.sharding.fsdp import Fsdp
-    from memplan.planner.formula.sharding.fsdp_schedule import Units
-    from memplan.planner.formula.sharding.zero import Zero, Zero3
-    from memplan.planner.formula.sharding.zero3_schedule import Gathered
-    from memplan.planner.formula.sharding.zero12_schedule import Buckets
+    from memplan.planner.formula.sharding.ddp import DdpHooks, DdpPlan
+    from memplan.planner.formula.sharding.fsdp import FsdpPlan
+    from memplan.planner.formula.sharding.fsdp_schedule import FsdpSchedule
+    from memplan.planner.formula.sharding.zero import Zero3Plan, ZeroPlan
+    from memplan.planner.formula.sharding.zero3_schedule import Zero3Schedule
+    from memplan.planner.formula.sharding.zero12_schedule import Zero12Schedule
 
     return {
-        "ddp": (Ddp, Replica),
-        "fsdp": (Fsdp, Units),
-        "zero1": (Zero, Buckets),
-        "zero2": (Zero, Buckets),
-        "zero3": (Zero3, Gathered),
+        "ddp": (DdpPlan, DdpHooks),
+        "fsdp": (FsdpPlan, FsdpSchedule),
+        "zero1": (ZeroPlan, Zero12Schedule),
+        "zero2": (ZeroPlan, Zero12Schedule),
+        "zero3": (Zero3Plan, Zero3Schedule),
     }

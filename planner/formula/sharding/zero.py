@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memplan.planner.formula.parameters import Inventory
+from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.loading import load_candidates
-from memplan.planner.formula.resident.parameter_spec import Stored
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Loading, Rank, nbytes, part
+from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, nbytes, part
 from memplan.planner.formula.symbolic.expr import Expr, ceil_div, round_up, total
 from memplan.planner.tables.dtypes import itemsize
 
@@ -33,10 +33,10 @@ does the same).
 """
 
 
-class Zero(Rank):
+class ZeroPlan(ShardingPlan):
     """What the three stages have in common: fp32 masters and optimizer states of one partition."""
 
-    def __init__(self, stored: Inventory, seen: Inventory) -> None:
+    def __init__(self, stored: ParameterTable, seen: ParameterTable) -> None:
         super().__init__(stored, seen)
         self.stage = int(self.setup.parallel[-1])
         self.dtype = seen.setup.weight_dtype
@@ -51,7 +51,7 @@ class Zero(Rank):
 
     # ---- partitions ----------------------------------------------------------------------------------------
 
-    def groups(self) -> list[tuple[str, list[Stored]]]:
+    def groups(self) -> list[tuple[str, list[ParameterSpec]]]:
         """The optimizer's groups: the Trainer decays matrices and leaves norms and biases alone, a plain loop
         has one group.
         """
@@ -65,7 +65,7 @@ class Zero(Rank):
             if group
         ]
 
-    def partition(self, group: Sequence[Stored]) -> Expr:
+    def partition(self, group: Sequence[ParameterSpec]) -> Expr:
         """Elements of one rank's partition: the flat group padded to a multiple of 2 N, or each tensor to a
         multiple of N (stage 3).
         """
@@ -75,17 +75,17 @@ class Zero(Rank):
             round_up(total(t.elements * t.count for t in group), ALIGNED * self.ranks), self.ranks
         )
 
-    def stepped(self) -> Sequence[Stored]:
+    def stepped(self) -> Sequence[ParameterSpec]:
         return [] if self.offloaded else self.partitions()
 
-    def part(self, tensor: Stored) -> Expr:
+    def part(self, tensor: ParameterSpec) -> Expr:
         """Stage 3: elements that a rank keeps of one tensor."""
         return ceil_div(tensor.elements, self.ranks)
 
-    def partitions(self) -> list[Stored]:
+    def partitions(self) -> list[ParameterSpec]:
         """The flat partitions, which are what the optimizer sees."""
         return [
-            Stored(f"fp32 partition ({name})", (self.partition(group),), "float32", 1, True, "flat")
+            ParameterSpec(f"fp32 partition ({name})", (self.partition(group),), "float32", 1, True, "flat")
             for name, group in self.groups()
         ]
 
@@ -127,13 +127,13 @@ class Zero(Rank):
         """Elements of the largest trained tensor."""
         return max((self.count(t) for t in self.stored.trained), default=0)
 
-    def count(self, tensor: Stored) -> int:
+    def count(self, tensor: ParameterSpec) -> int:
         """Elements as a number: the rank is part of a ZeRO structure, since thresholds decide (formula.py
         `_structure`).
         """
         return tensor.elements.evaluate({"R": self.setup.rank})
 
-    def places(self, tensor: Stored) -> tuple[int, ...]:
+    def places(self, tensor: ParameterSpec) -> tuple[int, ...]:
         """Where a tensor is in the order of the model: its layers; -1 before them (embeddings), the depth
         after them (norm, head).
         """
@@ -176,10 +176,10 @@ class Zero(Rank):
         return SymbolicRow(name, (elements,), dtype, 1, nbytes(elements, dtype), component, why)  # type: ignore[arg-type]
 
 
-class Zero3(Zero):
+class Zero3Plan(ZeroPlan):
     """Stage 3: every parameter in N parts, padded one by one; small ones whole beside their part."""
 
-    def persistent(self, tensor: Stored) -> bool:
+    def persistent(self, tensor: ParameterSpec) -> bool:
         """Whether a parameter stays whole on every rank (parameter_offload.py `mark_persistent_parameters`)."""
         return tensor.role != "buffer" and self.count(tensor) <= self.bucket("zero_persistence_threshold")
 
@@ -208,7 +208,7 @@ class Zero3(Zero):
                 )
         return rows
 
-    def _part_row(self, tensor: Stored) -> SymbolicRow:
+    def _part_row(self, tensor: ParameterSpec) -> SymbolicRow:
         """1 / N of a parameter, rounded up; a packed 4-bit one in its storage dtype."""
         dtype, elements = tensor.dtype, tensor.elements
         if dtype in ("nf4", "fp4"):
@@ -242,7 +242,7 @@ class Zero3(Zero):
         ]
         return [bucket, *([] if self.offloaded else parts)]
 
-    def gathered_elements(self, tensor: Stored) -> int:
+    def gathered_elements(self, tensor: ParameterSpec) -> int:
         """Elements of a gathered parameter, padded to a multiple of N, counted in the dtype that computes."""
         bits = 4 if tensor.dtype in ("nf4", "fp4") else 8 * itemsize(tensor.dtype)
         return -(-self.count(tensor) // self.ranks) * self.ranks * bits // (8 * itemsize(self.dtype))

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections import Counter
 
-from memplan.planner.formula.forward.context import Walk
-from memplan.planner.formula.sharding.plan import Around
-from memplan.planner.formula.sharding.zero import Zero
+from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.sharding.plan import StrategyHooks
+from memplan.planner.formula.sharding.zero import ZeroPlan
 from memplan.planner.formula.symbolic.expr import Expr, const, total
 from memplan.planner.formula.tape.tape import Tensor
 
 
-class Buckets(Around):
+class Zero12Schedule(StrategyHooks):
     """Stages 1 and 2."""
 
     accumulates = False
 
-    def __init__(self, rank: Zero, walk: Walk) -> None:
+    def __init__(self, rank: ZeroPlan, walk: Context) -> None:
         self.rank, self.w, self.t = rank, walk, walk.t
         self.setup, self.dtype = rank.setup, rank.dtype
         self.size = rank.bucket("zero_reduce_bucket")

@@ -8,20 +8,20 @@ reduce-scatter interleaves the bucket's gradients in a copy, runtime/comm/coales
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward.context import Walk
-from memplan.planner.formula.sharding.zero import Zero3
+from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.sharding.zero import Zero3Plan
 from memplan.planner.formula.sharding.zero3_prefetch import Fetched, Limits, Module, Parameter, fetched
-from memplan.planner.formula.sharding.zero12_schedule import Buckets
+from memplan.planner.formula.sharding.zero12_schedule import Zero12Schedule
 from memplan.planner.formula.symbolic.expr import const
 from memplan.planner.formula.tape.tape import Tensor
 
 
-class Gathered(Buckets):
+class Zero3Schedule(Zero12Schedule):
     """Stage 3."""
 
-    def __init__(self, rank: Zero3, walk: Walk) -> None:
+    def __init__(self, rank: Zero3Plan, walk: Context) -> None:
         super().__init__(rank, walk)
-        self.rank: Zero3 = rank
+        self.rank: Zero3Plan = rank
         self.live: Tensor | None = None
         self.total = sum(rank.count(t) * t.count for t in rank.stored.trained)
         self.most = self._most()

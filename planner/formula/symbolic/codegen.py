@@ -137,10 +137,11 @@ def _bound(expr: Expr, largest: Mapping[str, int]) -> int:
         size = abs(coefficient)
         for atom in monomial:
             operands = getattr(atom, "operands", ())
-            size *= (
-                max(_bound(operand, largest) for operand in operands) // atom.divisor + 1
-                if operands
-                else largest[atom]
-            )  # type: ignore[attr-defined]
+            if operands:
+                size *= (
+                    max(_bound(operand, largest) for operand in operands) // getattr(atom, "divisor", 1) + 1
+                )
+            else:
+                size *= largest[atom]
         total += size
     return total

@@ -24,7 +24,7 @@ Terms = dict[Monomial, int]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TapePeak:
     """One state of a moment: which buffers are alive; its bytes and its rows are made when asked for."""
 
     infos: list[Info]
@@ -74,7 +74,7 @@ def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> 
     return best
 
 
-def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[Candidate]]:
+def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[TapePeak]]:
     """The possible peaks of each moment. A moment that is marked several times (gradient accumulation) is
     one.
     """
@@ -127,14 +127,14 @@ def _covers(large: Terms, small: Terms) -> bool:
     return all(coefficient >= 0 or monomial in small for monomial, coefficient in large.items())
 
 
-def states_after(tape: Tape, wanted: set[int]) -> dict[int, Candidate]:
+def states_after(tape: Tape, wanted: set[int]) -> dict[int, TapePeak]:
     """What is alive after so many events of the log, for each wanted number of them."""
-    states: dict[int, Candidate] = {}
+    states: dict[int, TapePeak] = {}
     alive: Counter[int] = Counter()
     for position, (index, change) in enumerate([*tape.log, (-1, {})]):
         if position in wanted:
             now = {index: count for index, count in alive.items() if count}
-            states[position] = Candidate(tape.infos, now)
+            states[position] = TapePeak(tape.infos, now)
         if index < 0:
             alive.update(change)
         else:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-Step = TypeVar("Step")
+StepInterpreter = TypeVar("StepInterpreter")
 
 
-def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:
+def compress(sequence: list[StepInterpreter]) -> list[tuple[list[StepInterpreter], int]]:
     """The layers as blocks with how often each is repeated in a row: the first and last of a run alone, the
     middle as one.
     """
-    blocks: list[tuple[list[Step], int]] = []
+    blocks: list[tuple[list[StepInterpreter], int]] = []
     i = 0
     while i < len(sequence):
         period, repeats = _period(sequence, i)
@@ -27,7 +27,7 @@ def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:
     return blocks
 
 
-def _period(sequence: list[Step], start: int, longest: int = 8) -> tuple[int, int]:
+def _period(sequence: list[StepInterpreter], start: int, longest: int = 8) -> tuple[int, int]:
     """The shortest period with which the layers from `start` on repeat at least five times, and how many
     times they do.
     """

@@ -44,7 +44,7 @@ def _gpt_layer(c: Fields, kv: int, kind: Literal["linear", "conv1d"], activation
         kind=kind,
     )
     pair = norms(c, ("ln_1", "input"), ("ln_2", "pre_mlp"), kind="layer", bias=True)
-    return Layer(Attention(a, kv, d, linears), mlp, pair, prefix="transformer.h", named_attention=True)
+    return Layer(Attention(a, kv, d, linears), mlp, pair, prefix="transformer.h", attention_kept_alive=True)
 
 
 def _gpt_dropouts(c: Fields, default: float) -> Dropouts:
@@ -119,7 +119,7 @@ def gptj(c: Fields) -> ModelSpec:
     )
     one = norms(c, ("ln_1", "input"), kind="layer", bias=True)
     attention = Attention(
-        a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False, rotary_named=True, eager="gptj"
+        a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False, rotary_kept_alive=True, eager="gptj"
     )
     layer = Layer(attention, mlp, one, parallel=True, prefix="transformer.h")
     angles = Extra(
@@ -263,7 +263,7 @@ def falcon(c: Fields) -> ModelSpec:
         own = norms(c, ("ln_attn", "input"), ("ln_mlp", "pre_mlp"), kind="layer", bias=True)
     else:
         own = norms(c, ("input_layernorm", "input"), kind="layer", bias=True)
-    layer = Layer(attention, mlp, own, parallel=parallel, prefix="transformer.h", named_attention=True)
+    layer = Layer(attention, mlp, own, parallel=parallel, prefix="transformer.h", attention_kept_alive=True)
     drop = c.fraction(
         "attention_dropout"
     )  # on the scores with ALiBi alone, and after attention where the layer is not parallel
@@ -334,7 +334,7 @@ def stablelm(c: Fields) -> ModelSpec:
     attention = gqa(c, kv_default=32, own_dim=False, qkv_bias=c.flag("use_qkv_bias", False))
     a, k, d = attention.heads, attention.kv_heads, attention.head_dim
     attention = replace(
-        attention, rotary_dim=c.rotary(d, default=0.25), rotary_joined=True, rotary_named=True
+        attention, rotary_dim=c.rotary(d, default=0.25), rotary_joined=True, rotary_kept_alive=True
     )
     if c.flag("qk_layernorm", False):
         q = tuple(Norm(f"self_attn.q_layernorm.norms.{i}", d, "layer", position="q") for i in range(a))
@@ -343,7 +343,7 @@ def stablelm(c: Fields) -> ModelSpec:
     parallel = c.flag("use_parallel_residual", False)
     pair = pre_norm(c, "layer", bias=True)
     layer = Layer(
-        attention, gated_mlp(c), pair[:1] if parallel else pair, parallel=parallel, named_attention=True
+        attention, gated_mlp(c), pair[:1] if parallel else pair, parallel=parallel, attention_kept_alive=True
     )
     return assemble(
         c,
@@ -360,7 +360,9 @@ def phi(c: Fields) -> ModelSpec:
     """
     attention = gqa(c, qkv_bias=True, o_bias=True, out="dense")
     d = attention.head_dim
-    attention = replace(attention, rotary_dim=c.rotary(d, default=0.5), rotary_joined=True, rotary_named=True)
+    attention = replace(
+        attention, rotary_dim=c.rotary(d, default=0.5), rotary_joined=True, rotary_kept_alive=True
+    )
     if c.flag("qk_layernorm", False):
         own = (
             Norm("self_attn.q_layernorm", d, "layer", bias=True, position="q", heads=attention.heads),

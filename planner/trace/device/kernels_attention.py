@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from memplan.planner.trace.device.rule import Call, Hidden, bytes_of
+from memplan.planner.trace.device.rule import OpCall, Workspace, bytes_of
 
 
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _contiguous(name: str, tensor: torch.Tensor) -> Iterator[Hidden]:
+def _contiguous(name: str, tensor: torch.Tensor) -> Iterator[Workspace]:
     """The backward calls .contiguous() on this tensor seen as (B, S, H, D)."""
     if not tensor.transpose(1, 2).is_contiguous():
-        yield Hidden(f"contiguous {name}", bytes_of(tensor), before=True)
+        yield Workspace(f"contiguous {name}", bytes_of(tensor), before=True)
 
 
-def flash_forward(c: Call) -> Iterator[Hidden]:
+def flash_forward(c: OpCall) -> Iterator[Workspace]:
     """Split keys where a forward has too few blocks to fill the card: fp32 partial outputs and statistics
     (set_params_splitkv).
     """
@@ -30,8 +30,8 @@ def flash_forward(c: Call) -> Iterator[Hidden]:
     splits = flash_splits(query, key, c.target.sms) if dropout == 0 else 1
     if splits > 1:
         batch, heads, rows, size = query.shape
-        yield Hidden("split statistics", splits * batch * heads * rows * 4)
-        yield Hidden("split outputs", splits * batch * heads * rows * _up(size, 32) * 4)
+        yield Workspace("split statistics", splits * batch * heads * rows * 4)
+        yield Workspace("split outputs", splits * batch * heads * rows * _up(size, 32) * 4)
 
 
 def flash_splits(query: torch.Tensor, key: torch.Tensor, sms: int) -> int:
@@ -55,7 +55,7 @@ def flash_splits(query: torch.Tensor, key: torch.Tensor, sms: int) -> int:
     return next((n + 1 for n, value in enumerate(efficiency) if value and value >= 0.85 * best), 1)
 
 
-def flash_backward(c: Call) -> Iterator[Hidden]:
+def flash_backward(c: OpCall) -> Iterator[Workspace]:
     """fp32 accumulator of dQ and row statistics, rows rounded to 128 and size to 32; per-head dK and dV under
     grouped heads.
     """
@@ -65,25 +65,25 @@ def flash_backward(c: Call) -> Iterator[Hidden]:
     if len(c.args) > 4:  # native/transformers/cuda/attention_backward.cu _flash_attention_backward
         yield from _contiguous("output", c.args[4])
     rounded = _up(rows, 128)
-    yield Hidden("softmax statistics", batch * heads * rounded * 4)
-    yield Hidden("dQ accumulator", batch * rounded * heads * _up(size, 32) * 4)
+    yield Workspace("softmax statistics", batch * heads * rounded * 4)
+    yield Workspace("dQ accumulator", batch * rounded * heads * _up(size, 32) * 4)
     if key.shape[1] != heads:
         expanded = batch * key.shape[2] * heads * size * key.element_size()
-        yield Hidden("per-head dK", expanded)
-        yield Hidden("per-head dV", expanded)
+        yield Workspace("per-head dK", expanded)
+        yield Workspace("per-head dV", expanded)
 
 
-def efficient_forward(c: Call) -> Iterator[Hidden]:
+def efficient_forward(c: OpCall) -> Iterator[Workspace]:
     """kernel_forward.h: heads of more than 128 leave registers, so a 16-bit result is accumulated in an fp32
     buffer.
     """
     query, value = c.args[0], c.args[2]
     if query.element_size() == 2 and value.shape[-1] > 128:
         batch, heads, rows, _ = query.shape
-        yield Hidden("fp32 output accumulator", batch * heads * rows * value.shape[-1] * 4)
+        yield Workspace("fp32 output accumulator", batch * heads * rows * value.shape[-1] * 4)
 
 
-def efficient_backward(c: Call) -> Iterator[Hidden]:
+def efficient_backward(c: OpCall) -> Iterator[Workspace]:
     """delta, and a workspace: tiles that accumulate dQ across blocks of keys; dK and dV too where heads leave
     registers.
     """
@@ -94,11 +94,11 @@ def efficient_backward(c: Call) -> Iterator[Hidden]:
     registers = max(size, value.shape[-1]) <= 128
     delta = batch * heads * rows * 4
     if half and (registers or not (7, 0) <= c.target.capability < (7, 5)):  # kKernelComputesDelta
-        yield Hidden("delta", delta)
+        yield Workspace("delta", delta)
     else:  # by aten ops: fp32 casts where needed, their product, its sum, the sum's transposed copy
-        yield Hidden("fp32 gradient times output", grad.numel() * 4 * (3 if half else 1))
-        yield Hidden("delta", 2 * delta)
-    yield Hidden(
+        yield Workspace("fp32 gradient times output", grad.numel() * 4 * (3 if half else 1))
+        yield Workspace("delta", 2 * delta)
+    yield Workspace(
         "workspace",
         efficient_workspace(
             c.target.capability, half, (batch, heads, rows, key.shape[2], size, value.shape[-1])
@@ -140,20 +140,22 @@ def _backward_tile(capability: tuple[int, int], half: bool, largest: int) -> tup
     return block_i, 128 if preloaded else 64, half and limit <= block_i
 
 
-def cudnn_forward(c: Call) -> Iterator[Hidden]:
+def cudnn_forward(c: OpCall) -> Iterator[Workspace]:
     """What cuDNN asks for its own bookkeeping: nothing but on Hopper."""
     if c.target.capability[0] == 9:
-        yield Hidden("workspace", 256)
+        yield Workspace("workspace", 256)
 
 
-def cudnn_backward(c: Call) -> Iterator[Hidden]:
+def cudnn_backward(c: OpCall) -> Iterator[Workspace]:
     """One allocation: the frontend's fp32 dQ and row sums, and cuDNN's own part (cudnn_workspace)."""
     grad, query, key, value = c.args[:4]
     if grad.stride(-1) != 1:
-        yield Hidden("contiguous gradient", bytes_of(grad))
+        yield Workspace("contiguous gradient", bytes_of(grad))
     batch, heads, rows, size = query.shape
     own = cudnn_workspace(c.target.capability, query.element_size(), query.shape, key.shape, value.shape)
-    yield Hidden("fp32 dQ, row sums and cuDNN's own workspace", batch * heads * rows * (size + 1) * 4 + own)
+    yield Workspace(
+        "fp32 dQ, row sums and cuDNN's own workspace", batch * heads * rows * (size + 1) * 4 + own
+    )
 
 
 def cudnn_workspace(

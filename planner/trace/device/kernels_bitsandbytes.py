@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from memplan.planner.trace.device.rule import Call, Hidden, bytes_of
+from memplan.planner.trace.device.rule import OpCall, Workspace, bytes_of
 
 
-def gemm_4bit(c: Call) -> Iterator[Hidden]:
+def gemm_4bit(c: OpCall) -> Iterator[Workspace]:
     """Beyond what the fused kernel serves, N x K weights are dequantised in the input's dtype, nested absmax
     twice in fp32.
     """
@@ -23,17 +23,17 @@ def gemm_4bit(c: Call) -> Iterator[Hidden]:
     absmax_8bit = c.args[7] if len(c.args) > 7 else None
     if _fused(c):
         if not inputs.is_contiguous():
-            yield Hidden("contiguous input", bytes_of(inputs), before=True)
+            yield Workspace("contiguous input", bytes_of(inputs), before=True)
         return
     if absmax_8bit is not None:
-        yield Hidden("dequantised absmax", absmax_8bit.numel() * 4, before=True)
-        yield Hidden("absmax plus offset", absmax_8bit.numel() * 4, before=True)
+        yield Workspace("dequantised absmax", absmax_8bit.numel() * 4, before=True)
+        yield Workspace("absmax plus offset", absmax_8bit.numel() * 4, before=True)
     if not packed.is_contiguous():
-        yield Hidden("contiguous weights", bytes_of(packed), before=True)
-    yield Hidden("dequantised weights", prod(shape) * inputs.element_size(), before=True)
+        yield Workspace("contiguous weights", bytes_of(packed), before=True)
+    yield Workspace("dequantised weights", prod(shape) * inputs.element_size(), before=True)
 
 
-def gemm_4bit_product(c: Call) -> str:
+def gemm_4bit_product(c: OpCall) -> str:
     """The library that multiplies: none where the fused kernel does, else F.linear's, which fuses a bias in
     cuBLASLt.
     """
@@ -42,7 +42,7 @@ def gemm_4bit_product(c: Call) -> str:
     return "cublaslt" if len(c.args) > 6 and c.args[6] is not None else "cublas"
 
 
-def _fused(c: Call) -> bool:
+def _fused(c: OpCall) -> bool:
     inputs, shape = c.args[0], c.args[2]
     rows = inputs.numel() // inputs.shape[-1]
     return fused_gemm_4bit(
@@ -118,18 +118,18 @@ def _numbers(tree: ast.Module) -> dict[str, int]:
     return found
 
 
-def int8_scaled_mm(c: Call) -> Iterator[Hidden]:
+def int8_scaled_mm(c: OpCall) -> Iterator[Workspace]:
     """The int32 product, then an fp16 result, converted where another dtype is wanted."""
     out = c.outputs[0]
-    yield Hidden("int32 product", out.numel() * 4, before=True)
+    yield Workspace("int32 product", out.numel() * 4, before=True)
     if out.dtype != torch.float16:
-        yield Hidden("fp16 result", out.numel() * 2, before=True)
+        yield Workspace("fp16 result", out.numel() * 2, before=True)
 
 
-def int8_vectorwise_quant(c: Call) -> Iterator[Hidden]:
+def int8_vectorwise_quant(c: OpCall) -> Iterator[Workspace]:
     """With a threshold, |A| is compared with it: one fp16 copy, one byte an element for the outcome."""
     inputs = c.args[0]
     threshold = c.args[1] if len(c.args) > 1 else 0.0
     if threshold > 0:
-        yield Hidden("absolute values", bytes_of(inputs))
-        yield Hidden("outliers", inputs.numel())
+        yield Workspace("absolute values", bytes_of(inputs))
+        yield Workspace("outliers", inputs.numel())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memplan.planner.trace.device.rule import Call, Hidden, Rule
+from memplan.planner.trace.device.rule import KernelRule, OpCall, Workspace
 
 _ITERATOR = (
     "TensorIterator.cpp compute_types: on CPU, operands that are not of the common dtype are cast into "
@@ -25,47 +25,47 @@ _REDUCE = "native/ReduceOpsUtils.h make_reduction: off CUDA the input is cast to
 _BNB = "bitsandbytes 0.50 backends/default/ops.py _gemm_4bit_default_impl, which serves the CPU"
 
 
-def _promoted(c: Call) -> Iterator[Hidden]:
+def _promoted(c: OpCall) -> Iterator[Workspace]:
     """Temporaries in the common dtype: of an in-place op's output first, then of each input that needs a
     cast.
     """
     left, right = c.args[0], c.args[1] if len(c.args) > 1 else c.args[0]
     common = torch.result_type(left, right)
     if c.outputs and c.outputs[0] is left and left.dtype != common:
-        yield Hidden(f"{common} result before the cast", left.numel() * common.itemsize, before=True)
+        yield Workspace(f"{common} result before the cast", left.numel() * common.itemsize, before=True)
     for operand in (left, right):
         if isinstance(operand, Tensor) and operand.dtype != common and operand.dim() > 0:
-            yield Hidden(
+            yield Workspace(
                 f"{str(common)[6:]} copy of an operand", operand.numel() * common.itemsize, before=True
             )
 
 
-def _reduced(c: Call) -> Iterator[Hidden]:
+def _reduced(c: OpCall) -> Iterator[Workspace]:
     (source, result) = (c.args[0], c.outputs[0])
     if source.dtype != result.dtype and source.is_floating_point():
-        yield Hidden(
+        yield Workspace(
             f"{str(result.dtype)[6:]} copy of the input", source.numel() * result.element_size(), before=True
         )
 
 
-def _gemm_4bit(c: Call) -> Iterator[Hidden]:
+def _gemm_4bit(c: OpCall) -> Iterator[Workspace]:
     """The weights dequantised in the input's dtype; with nested statistics, the fp32 block maxima twice."""
     inputs, shape = c.args[0], c.args[2]
     nested = c.args[7] if len(c.args) > 7 else None
     if nested is not None:
-        yield Hidden("dequantised absmax", nested.numel() * 4, before=True)
-        yield Hidden("absmax plus offset", nested.numel() * 4, before=True)
-    yield Hidden("dequantised weights", prod(shape) * inputs.element_size(), before=True)
+        yield Workspace("dequantised absmax", nested.numel() * 4, before=True)
+        yield Workspace("absmax plus offset", nested.numel() * 4, before=True)
+    yield Workspace("dequantised weights", prod(shape) * inputs.element_size(), before=True)
 
 
-CPU_RULES: dict[str, Rule] = {
+CPU_RULES: dict[str, KernelRule] = {
     **{
-        f"aten::{name}{place}": Rule(_ITERATOR, _promoted)
+        f"aten::{name}{place}": KernelRule(_ITERATOR, _promoted)
         for name in ("add", "sub", "mul", "div", "pow")
         for place in ("", "_")
     },
-    **{f"aten::{name}": Rule(_REDUCE, _reduced) for name in ("sum", "mean", "prod")},
-    "bitsandbytes::gemm_4bit": Rule(_BNB, _gemm_4bit),
+    **{f"aten::{name}": KernelRule(_REDUCE, _reduced) for name in ("sum", "mean", "prod")},
+    "bitsandbytes::gemm_4bit": KernelRule(_BNB, _gemm_4bit),
 }
 
 

@@ -25,7 +25,7 @@ from memplan.planner.trace.device.kernels_bitsandbytes import (
     int8_vectorwise_quant,
 )
 from memplan.planner.trace.device.reduction import reduction
-from memplan.planner.trace.device.rule import Call, Hidden, Rule, bytes_of
+from memplan.planner.trace.device.rule import KernelRule, OpCall, Workspace, bytes_of
 
 # Products ---------------------------------------------------------------------------------------------------
 
@@ -42,13 +42,13 @@ def _unfit_for_cublas(matrix: Any) -> bool:
     return not (row_major or column_major)
 
 
-def _copies_for_cublas(c: Call) -> Iterator[Hidden]:
+def _copies_for_cublas(c: OpCall) -> Iterator[Workspace]:
     for operand in c.args[-2:] if len(c.args) > 2 else c.args:
         if _unfit_for_cublas(operand):
-            yield Hidden("contiguous copy for cuBLAS", bytes_of(operand))
+            yield Workspace("contiguous copy for cuBLAS", bytes_of(operand))
 
 
-def product(c: Call) -> str:
+def product(c: OpCall) -> str:
     """The library that runs a product: cuBLAS, but cuBLASLt for an addmm whose bias is one row
     (isInputCompliesAddmmCudaLt).
     """
@@ -68,40 +68,40 @@ def product(c: Call) -> str:
 # Softmax, normalisation, embedding --------------------------------------------------------------------------
 
 
-def _softmax_backward(c: Call) -> Iterator[Hidden]:
+def _softmax_backward(c: OpCall) -> Iterator[Workspace]:
     """softmax_backward_cuda_out: grad * output, whole, in the product's dtype (fp32 under half_to_float),
     which is not grad_input's.
     """
     grad, output = c.args[0], c.args[1]
     dtype = torch.promote_types(grad.dtype, output.dtype)
-    yield Hidden("grad * output", output.numel() * dtype.itemsize)
+    yield Workspace("grad * output", output.numel() * dtype.itemsize)
 
 
 def _contiguous_first(*positions: int) -> Any:
     """The kernel calls .contiguous() on these arguments."""
 
-    def finder(c: Call) -> Iterator[Hidden]:
+    def finder(c: OpCall) -> Iterator[Workspace]:
         for position in positions:
             tensor = c.args[position] if position < len(c.args) else None
             if isinstance(tensor, Tensor) and not tensor.is_contiguous():
-                yield Hidden("contiguous copy", bytes_of(tensor), before=True)
+                yield Workspace("contiguous copy", bytes_of(tensor), before=True)
 
     return finder
 
 
-def _safe_softmax(c: Call) -> Iterator[Hidden]:
+def _safe_softmax(c: OpCall) -> Iterator[Workspace]:
     """A softmax, the fully masked rows found (one byte an element), and a choice between them: the op's
     output is the last.
     """
     out = c.outputs[0]
-    yield Hidden("softmax before masking", bytes_of(out), before=True)
-    yield Hidden("masked elements", out.numel(), before=True)
+    yield Workspace("softmax before masking", bytes_of(out), before=True)
+    yield Workspace("masked elements", out.numel(), before=True)
 
 
 SMALL_SORT = 4096  # should_use_small_sort: so many elements are sorted in place
 
 
-def _sort(c: Call) -> Iterator[Hidden]:
+def _sort(c: OpCall) -> Iterator[Workspace]:
     """In place up to SMALL_SORT elements, after a range is copied into the indices; beyond, by cub's radix
     sort, whose scratch holds keys and values once more. Few segments are sorted as one, with the segment
     beside each index (segmented_sort_pairs_by_full_sort).
@@ -113,33 +113,33 @@ def _sort(c: Call) -> Iterator[Hidden]:
     along, size = source.shape[dim], source.element_size()
     segments, count = source.numel() // along, source.numel()
     if along <= SMALL_SORT:
-        yield Hidden("range of indices", along * 8)
+        yield Workspace("range of indices", along * 8)
         return
     if segments == 1 or along >= 1_000_000:
-        yield Hidden("range of indices", along * 8)
-        yield Hidden("cub's keys and values", along * (size + 8))
+        yield Workspace("range of indices", along * 8)
+        yield Workspace("cub's keys and values", along * (size + 8))
     elif segments < 128:
-        yield Hidden("indices and segments, twice", 2 * count * 8)
-        yield Hidden("sorted keys", count * size)
-        yield Hidden("cub's keys and values", count * (size + 8))
+        yield Workspace("indices and segments, twice", 2 * count * 8)
+        yield Workspace("sorted keys", count * size)
+        yield Workspace("cub's keys and values", count * (size + 8))
     else:
-        yield Hidden("ranges of indices", count * 8)
-        yield Hidden("cub's keys and values", count * (size + 8))
+        yield Workspace("ranges of indices", count * 8)
+        yield Workspace("cub's keys and values", count * (size + 8))
 
 
-def _topk(c: Call) -> Iterator[Hidden]:
+def _topk(c: OpCall) -> Iterator[Workspace]:
     """What was selected is sorted in place; beyond SMALL_SORT of them through a sort, a gather and copies."""
     values, indices = c.outputs[0], c.outputs[1]
     if c.args[1] > SMALL_SORT:
-        yield Hidden("sorted values and indices", bytes_of(values) + 2 * bytes_of(indices))
+        yield Workspace("sorted values and indices", bytes_of(values) + 2 * bytes_of(indices))
 
 
-def _logsumexp(c: Call) -> Iterator[Hidden]:
+def _logsumexp(c: OpCall) -> Iterator[Workspace]:
     """The input less its maxima is exponentiated in a tensor of its own."""
-    yield Hidden("shifted exponentials", bytes_of(c.args[0]))
+    yield Workspace("shifted exponentials", bytes_of(c.args[0]))
 
 
-def _embedding_backward(c: Call) -> Iterator[Hidden]:
+def _embedding_backward(c: OpCall) -> Iterator[Workspace]:
     """Up to 3,072 indices: none but copies. Beyond: indices are sorted, equal ones make a segment, and sums
     of up to ten rows of a segment are kept in fp32. Where few rows are hit very often, they are summed by
     atomics in an fp32 copy of the result instead.
@@ -150,36 +150,36 @@ def _embedding_backward(c: Call) -> Iterator[Hidden]:
     """
     grad, indices, rows = c.args[:3]
     if not grad.is_contiguous():
-        yield Hidden("contiguous copy", bytes_of(grad), before=True)
+        yield Workspace("contiguous copy", bytes_of(grad), before=True)
     count, width = indices.numel(), grad.shape[-1]
     if count <= 3072:
         return
     segments, word = min(count, rows), indices.element_size()
     partial = count // 10 + segments
-    yield Hidden("sorted and original indices", 2 * count * word, before=True)
-    yield Hidden("segment tables", (count + 2 * segments + partial) * word)
+    yield Workspace("sorted and original indices", 2 * count * word, before=True)
+    yield Workspace("segment tables", (count + 2 * segments + partial) * word)
     warps = -(-width // 32) * 32
     blocks = -(-segments * warps // min(warps, 1024))
     if blocks < 4 * c.target.sms and partial > 4 * blocks:
-        yield Hidden("segments of partial sums", partial * word)
-        yield Hidden("embedding gradients in fp32", rows * width * 4 if grad.element_size() < 4 else 0)
+        yield Workspace("segments of partial sums", partial * word)
+        yield Workspace("embedding gradients in fp32", rows * width * 4 if grad.element_size() < 4 else 0)
     else:
-        yield Hidden("partial sums of embedding gradients", partial * width * max(4, grad.element_size()))
+        yield Workspace("partial sums of embedding gradients", partial * width * max(4, grad.element_size()))
 
 
 # Lists ------------------------------------------------------------------------------------------------------
 
 
-def _foreach_norm(c: Call) -> Iterator[Hidden]:
+def _foreach_norm(c: OpCall) -> Iterator[Workspace]:
     """foreach_tensor_norm_cuda: one fp32 partial per chunk of 65,536 elements of the largest tensor, for
     every tensor.
     """
     tensors = c.args[0]
     chunks = max((-(-t.numel() // 65536) for t in tensors), default=0)
-    yield Hidden("partial norms", len(tensors) * chunks * 4)
+    yield Workspace("partial norms", len(tensors) * chunks * 4)
 
 
-def _index_put(c: Call) -> Iterator[Hidden]:
+def _index_put(c: OpCall) -> Iterator[Workspace]:
     """index_put_ with accumulate: linear indices, a range, both sorted (cuda/Indexing.cu
     index_put_with_sort_kernel).
     """
@@ -188,20 +188,20 @@ def _index_put(c: Call) -> Iterator[Hidden]:
     if not accumulate or not indices:
         return
     count = max(i.numel() for i in indices)
-    yield Hidden("indices and their order", 4 * count * 8)
+    yield Workspace("indices and their order", 4 * count * 8)
 
 
 # The table --------------------------------------------------------------------------------------------------
 
-_LOOPS = Rule(
+_LOOPS = KernelRule(
     "native/cuda/CUDALoops.cuh (torch 2.13): elementwise kernels cast in registers and allocate nothing"
 )
-_FACTORY = Rule("native/cuda/TensorFactories.cu, native/TensorFactories.cpp: the output alone")
-_LISTS = Rule("native/cuda/MultiTensorApply.cuh (torch 2.13): chunk tables travel in kernel arguments")
-_GEMM = Rule("native/cuda/Blas.cpp, cuda/CublasHandlePool.cpp", _copies_for_cublas, matmul=product)
-_REDUCE = Rule("native/cuda/Reduce.cuh (torch 2.13): setReduceConfig, global_memory_size", reduction)
-_GATHER = Rule("native/cuda/IndexKernel.cu, native/cuda/ScatterGatherKernel.cu: the output alone")
-_BNB_UPDATE = Rule("bitsandbytes 0.50 backends/cuda/ops.py: in place, through raw pointers")
+_FACTORY = KernelRule("native/cuda/TensorFactories.cu, native/TensorFactories.cpp: the output alone")
+_LISTS = KernelRule("native/cuda/MultiTensorApply.cuh (torch 2.13): chunk tables travel in kernel arguments")
+_GEMM = KernelRule("native/cuda/Blas.cpp, cuda/CublasHandlePool.cpp", _copies_for_cublas, matmul=product)
+_REDUCE = KernelRule("native/cuda/Reduce.cuh (torch 2.13): setReduceConfig, global_memory_size", reduction)
+_GATHER = KernelRule("native/cuda/IndexKernel.cu, native/cuda/ScatterGatherKernel.cu: the output alone")
+_BNB_UPDATE = KernelRule("bitsandbytes 0.50 backends/cuda/ops.py: in place, through raw pointers")
 
 
 def _names(text: str) -> list[str]:
@@ -228,7 +228,7 @@ _FOREACH = _names("""
 _NOTHING = _names("_unsafe_view set_ _local_scalar_dense _amp_update_scale_")
 _REDUCTIONS = _names("sum mean amax amin max min argmax argmin norm linalg_vector_norm prod any all")
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, KernelRule] = {
     **{f"aten::{name}{end}": _LOOPS for name in _POINTWISE for end in ("", "_")},
     **{f"aten::{name}": _FACTORY for name in _FACTORIES},
     **{f"aten::{name}{end}": _LISTS for name in _FOREACH for end in ("", "_")},
@@ -237,7 +237,7 @@ RULES: dict[str, Rule] = {
         for name in ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "_addmm_activation")
     },
     **{
-        f"aten::{name}": Rule(
+        f"aten::{name}": KernelRule(
             "native/TensorShape.cpp, native/cuda/CUDAScalar.cu, native/cuda/AmpKernels.cu: views, host "
             "numbers, in place"
         )
@@ -261,106 +261,108 @@ RULES: dict[str, Rule] = {
             "select_backward",
         )
     },
-    "aten::cat": Rule("native/cuda/Shape.cu: the output alone"),
-    "aten::stack": Rule("native/TensorShape.cpp: a cat of views"),
-    "aten::_softmax": Rule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
-    "aten::_log_softmax": Rule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
-    "aten::_softmax_backward_data": Rule(
+    "aten::cat": KernelRule("native/cuda/Shape.cu: the output alone"),
+    "aten::stack": KernelRule("native/TensorShape.cpp: a cat of views"),
+    "aten::_softmax": KernelRule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
+    "aten::_log_softmax": KernelRule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
+    "aten::_softmax_backward_data": KernelRule(
         "native/cuda/SoftMax.cu softmax_backward_cuda_out (measured on T4: cuda-vs-meta survey)",
         _softmax_backward,
         status="measured",
     ),
-    "aten::_log_softmax_backward_data": Rule(
+    "aten::_log_softmax_backward_data": KernelRule(
         "native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)
     ),
-    "aten::_safe_softmax": Rule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
-    "aten::constant_pad_nd": Rule("native/PadNd.cpp: filled and copied into, the output alone"),
-    "aten::flip": Rule("native/TensorTransformations.cpp flip: the output alone"),
-    "aten::cumsum": Rule(
+    "aten::_safe_softmax": KernelRule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
+    "aten::constant_pad_nd": KernelRule("native/PadNd.cpp: filled and copied into, the output alone"),
+    "aten::flip": KernelRule("native/TensorTransformations.cpp flip: the output alone"),
+    "aten::cumsum": KernelRule(
         "native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension",
         _contiguous_first(0),
     ),
-    "aten::sort": Rule(
+    "aten::sort": KernelRule(
         "native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", _sort
     ),
-    "aten::topk": Rule(
+    "aten::topk": KernelRule(
         "native/cuda/TensorTopK.cpp topk_out_cuda; left out: selection by many blocks, of rows beyond 20,000",
         _topk,
     ),
-    "aten::kthvalue": Rule(
+    "aten::kthvalue": KernelRule(
         "native/cuda/Sorting.cpp kthvalue_out_impl_cuda: selection by radix, the outputs alone"
     ),
-    "aten::histc": Rule(
+    "aten::histc": KernelRule(
         "native/cuda/SummaryOps.cu CUDA_tensor_histogram: counted in shared memory, into the output"
     ),
-    "aten::_grouped_mm": Rule(
+    "aten::_grouped_mm": KernelRule(
         "native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group "
         "into the "
         "output; left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)",
         matmul=product,
     ),
-    "aten::nll_loss_forward": Rule("native/cuda/Loss.cu: output and total weight"),
-    "aten::nll_loss_backward": Rule("native/cuda/Loss.cu: the gradient alone"),
-    "aten::native_layer_norm": Rule("native/cuda/layer_norm_kernel.cu", _contiguous_first(0)),
-    "aten::native_layer_norm_backward": Rule(
+    "aten::nll_loss_forward": KernelRule("native/cuda/Loss.cu: output and total weight"),
+    "aten::nll_loss_backward": KernelRule("native/cuda/Loss.cu: the gradient alone"),
+    "aten::native_layer_norm": KernelRule("native/cuda/layer_norm_kernel.cu", _contiguous_first(0)),
+    "aten::native_layer_norm_backward": KernelRule(
         "native/cuda/layer_norm_kernel.cu; left out: GammaBetaBackward's partial buffers (up to 4 MiB, "
         "beyond 65,536 rows of narrow "
         "layers only)",
         _contiguous_first(0),
     ),
-    "aten::embedding_dense_backward": Rule(
+    "aten::embedding_dense_backward": KernelRule(
         "native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", _embedding_backward
     ),
-    "aten::_foreach_norm": Rule("native/cuda/ForeachReduceOp.cu", _foreach_norm),
+    "aten::_foreach_norm": KernelRule("native/cuda/ForeachReduceOp.cu", _foreach_norm),
     **{
-        f"aten::{name}": Rule("native/cuda/Indexing.cu", _index_put)
+        f"aten::{name}": KernelRule("native/cuda/Indexing.cu", _index_put)
         for name in ("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
     },
-    "aten::logsumexp": Rule("native/ReduceOps.cpp logsumexp_out_impl", _logsumexp),
-    "aten::_scaled_dot_product_flash_attention": Rule(
+    "aten::logsumexp": KernelRule("native/ReduceOps.cpp logsumexp_out_impl", _logsumexp),
+    "aten::_scaled_dot_product_flash_attention": KernelRule(
         "native/transformers/cuda/flash_attn/flash_api.cpp mha_fwd", flash_forward
     ),
-    "aten::_scaled_dot_product_flash_attention_backward": Rule(
+    "aten::_scaled_dot_product_flash_attention_backward": KernelRule(
         "native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd", flash_backward
     ),
-    "aten::_scaled_dot_product_efficient_attention": Rule(
+    "aten::_scaled_dot_product_efficient_attention": KernelRule(
         "native/transformers/cuda/attention.cu _efficient_attention_forward: random state on the host",
         efficient_forward,
         on_host=(2, 3),
     ),
-    "aten::_scaled_dot_product_efficient_attention_backward": Rule(
+    "aten::_scaled_dot_product_efficient_attention_backward": KernelRule(
         "native/transformers/cuda/attention_backward.cu, mem_eff_attention/kernel_backward.h workspace_size",
         efficient_backward,
     ),
-    "aten::_scaled_dot_product_cudnn_attention": Rule(
+    "aten::_scaled_dot_product_cudnn_attention": KernelRule(
         "native/cudnn/MHA.cpp run_cudnn_SDP_fprop; cuDNN's answer to get_workspace_size "
         "(kernels_attention.py)",
         cudnn_forward,
     ),
-    "aten::_scaled_dot_product_cudnn_attention_backward": Rule(
+    "aten::_scaled_dot_product_cudnn_attention_backward": KernelRule(
         "native/cudnn/MHA.cpp run_cudnn_SDP_bprop; cudnn-frontend 1.18 "
         "node/scaled_dot_product_flash_attention.h "
         "get_fe_workspace_size_node; cuDNN's answer to get_workspace_size (kernels_attention.py)",
         cudnn_backward,
     ),
-    "bitsandbytes::gemm_4bit": Rule(
+    "bitsandbytes::gemm_4bit": KernelRule(
         "bitsandbytes 0.50 backends/cuda/ops.py _dequant_linear_fallback", gemm_4bit, matmul=gemm_4bit_product
     ),
-    "bitsandbytes::dequantize_4bit": Rule("bitsandbytes 0.50 backends/cuda/ops.py: the output alone"),
-    "bitsandbytes::dequantize_blockwise": Rule("bitsandbytes 0.50 backends/cuda/ops.py: the output alone"),
-    "bitsandbytes::quantize_4bit": Rule(
+    "bitsandbytes::dequantize_4bit": KernelRule("bitsandbytes 0.50 backends/cuda/ops.py: the output alone"),
+    "bitsandbytes::dequantize_blockwise": KernelRule(
+        "bitsandbytes 0.50 backends/cuda/ops.py: the output alone"
+    ),
+    "bitsandbytes::quantize_4bit": KernelRule(
         "bitsandbytes 0.50 backends/cuda/ops.py: the scales first", _contiguous_first(0), order=(1, 0)
     ),
-    "bitsandbytes::quantize_blockwise": Rule(
+    "bitsandbytes::quantize_blockwise": KernelRule(
         "bitsandbytes 0.50 backends/cuda/ops.py: scales first", _contiguous_first(0), order=(1, 0)
     ),
-    "bitsandbytes::int8_scaled_mm": Rule(
+    "bitsandbytes::int8_scaled_mm": KernelRule(
         "bitsandbytes 0.50 backends/default/ops.py, backends/cuda/ops.py", int8_scaled_mm
     ),
-    "bitsandbytes::int8_mixed_scaled_mm": Rule(
+    "bitsandbytes::int8_mixed_scaled_mm": KernelRule(
         "bitsandbytes 0.50 backends/default/ops.py, no outlier columns", int8_scaled_mm
     ),
-    "bitsandbytes::int8_vectorwise_quant": Rule(
+    "bitsandbytes::int8_vectorwise_quant": KernelRule(
         "bitsandbytes 0.50 backends/cuda/ops.py", int8_vectorwise_quant, order=(1, 0, 2)
     ),
     "bitsandbytes::optimizer_update_8bit_blockwise": _BNB_UPDATE,

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from memplan.planner.trace.device.rule import Call, Hidden
+from memplan.planner.trace.device.rule import OpCall, Workspace
 
 MAX_THREADS = 512
 THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
@@ -21,7 +21,7 @@ compute capability).
 """
 
 
-def reduction(c: Call) -> Iterator[Hidden]:
+def reduction(c: OpCall) -> Iterator[Workspace]:
     """Staging buffer and semaphores of one sum, mean, norm, amax, ... : the first argument is reduced to the
     output's elements.
     """
@@ -32,8 +32,8 @@ def reduction(c: Call) -> Iterator[Hidden]:
     buffer, semaphores = buffers(
         source, _reduced(c.args, out), accumulate, c.target.sms, THREADS_PER_SM.get(c.target.capability, 2048)
     )
-    yield Hidden("partial results", buffer)
-    yield Hidden("semaphores", semaphores)
+    yield Workspace("partial results", buffer)
+    yield Workspace("semaphores", semaphores)
 
 
 def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:

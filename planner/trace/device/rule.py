@@ -1,4 +1,4 @@
-"""What is known of one op's memory: Rule, the Call that it is asked about, and the Hidden allocations that it
+"""What is known of one op's memory: KernelRule, the OpCall that it is asked about, and the Workspace allocations that it
 answers with.
 """
 
@@ -15,7 +15,7 @@ from memplan.planner.trace.device.target import Target
 Status = Literal["measured", "source", "unknown"]
 
 
-class Hidden(NamedTuple):
+class Workspace(NamedTuple):
     """An allocation that no tensor shows. `persistent`: it is never freed. `before`: it is made before the
     op's outputs are.
     """
@@ -26,7 +26,7 @@ class Hidden(NamedTuple):
     before: bool = False
 
 
-class Call(NamedTuple):
+class OpCall(NamedTuple):
     """One op at work: its arguments, its outputs, and the device it is modelled on."""
 
     target: Target
@@ -34,11 +34,11 @@ class Call(NamedTuple):
     outputs: Sequence[Tensor]
 
 
-Finder = Callable[[Call], Iterable[Hidden]]
+Finder = Callable[[OpCall], Iterable[Workspace]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class KernelRule:
     """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live
     on the host on CUDA, and the order in which it makes its outputs where that is not theirs.
     """
@@ -46,7 +46,7 @@ class Rule:
     source: str
     hidden: Finder | None = None
     on_host: tuple[int, ...] = ()
-    matmul: Callable[[Call], str] | None = (
+    matmul: Callable[[OpCall], str] | None = (
         None  # "cublas" or "cublaslt", whose workspace the running thread holds; "" without a product
     )
     status: Status = "source"

@@ -17,7 +17,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AttentionCall:
     """One call of scaled_dot_product_attention: (batch, heads, sequence, head size) tensors and its options,
     on a target.
     """
@@ -100,13 +100,13 @@ def native_gqa_in_efficient() -> bool:
     return header.is_file() and "supports_mqa" in header.read_text(encoding="utf-8", errors="replace")
 
 
-def choose(call: Call, forced: str | None = None) -> str | None:
+def choose(call: AttentionCall, forced: str | None = None) -> str | None:
     """The backend CUDA takes: "cudnn", "flash", "efficient" or "math"; with `forced` (what `sdpa_kernel`
     allows) that one or None.
     """
     return sdp.choose(call.asked(), forced)
 
 
-def reason(call: Call, backend: str) -> str | None:
+def reason(call: AttentionCall, backend: str) -> str | None:
     """The first filter that refuses this call, None where the backend takes it."""
     return sdp.reason(call.asked(), backend)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from memplan.planner.prediction import COMPONENTS
-from memplan.planner.run import owners as held
+from memplan.planner.run import owners
 from memplan.planner.run.built import Built
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
@@ -24,7 +24,7 @@ _RANK: dict[str, int] = {
 }  # weights win over gradients win over ...
 
 
-def claim(observer: Observer, tensor: Any, component: str, name: str = "") -> None:
+def attribute(observer: Observer, tensor: Any, component: str, name: str = "") -> None:
     """Give the tensor's storage to a component unless one that ranks higher holds it."""
     if not isinstance(tensor, torch.Tensor) or not tensor.is_meta:
         return
@@ -35,18 +35,18 @@ def claim(observer: Observer, tensor: Any, component: str, name: str = "") -> No
         storage.component, storage.name = component, name
 
 
-def claim_weights(observer: Observer, built: Built) -> None:
+def attribute_weights(observer: Observer, built: Built) -> None:
     """Parameters, buffers and the constants of quantised weights; the batch."""
-    claim_all(observer, held.weights(built.model), "weights")
-    claim_all(observer, held.tensors(built.batch, "batch"), "activations")
+    attribute_all(observer, owners.weights(built.model), "weights")
+    attribute_all(observer, owners.tensors(built.batch, "batch"), "activations")
 
 
-def claim_all(observer: Observer, named: held.Named, component: str) -> None:
+def attribute_all(observer: Observer, named: owners.Named, component: str) -> None:
     for name, tensor in named:
-        claim(observer, tensor, component, name)
+        attribute(observer, tensor, component, name)
 
 
-def claim_after(observer: Observer, built: Built) -> Callable[[str], None]:
+def attribute_after(observer: Observer, built: Built) -> Callable[[str], None]:
     """What a finished moment leaves behind, claimed for the component that holds it."""
     names = {id(p): name for name, p in built.model.named_parameters()}
 
@@ -56,9 +56,9 @@ def claim_after(observer: Observer, built: Built) -> Callable[[str], None]:
                 if not storage.component and storage.moment == "forward":
                     storage.component = "activations"
         elif moment == "backward":
-            claim_all(observer, held.gradients(built.trainable, names), "gradients")
-        elif moment in held.STEPPED:
-            claim_all(observer, held.optimizer_states(built, names), "optimizer_states")
+            attribute_all(observer, owners.gradients(built.trainable, names), "gradients")
+        elif moment in owners.STEPPED:
+            attribute_all(observer, owners.optimizer_states(built, names), "optimizer_states")
 
     return after
 
@@ -69,15 +69,15 @@ def saved_for_backward(observer: Observer) -> AbstractContextManager[None]:
     def mark(tensor: torch.Tensor) -> None:
         if not tensor.is_meta:
             return
-        observer.meet(tensor)  # a list of indices is saved before the op that takes it runs
+        observer.register(tensor)  # a list of indices is saved before the op that takes it runs
         storage = observer.storage_of(tensor)
         if storage is not None and not storage.component:
             storage.component, storage.saved = "activations", True
 
-    return held.saved_for_backward(mark)
+    return owners.saved_for_backward(mark)
 
 
-def settle_rest(storages: list[Storage]) -> None:
+def finalize_rest(storages: list[Storage]) -> None:
     """What nothing claimed is temporary."""
     for storage in storages:
         if not storage.component:

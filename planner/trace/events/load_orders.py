@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from memplan.planner.allocator.replay import Course, Replay
+from memplan.planner.allocator.replay import Replay, RunningReplay
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.trace.events.log import ALLOC, FREE, READ, Event, Log
 
@@ -124,7 +124,7 @@ def bands(log: Log, setup: Setup, predicted: Replay) -> dict[str, Any] | None:
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
     loads = []
     for order in orders(log, setup, ORDERS if setup.quant_type != "none" else FEW):
-        course = Course(setup.allocator)
+        course = RunningReplay(setup.allocator)
         run = course.run([*order, *log.events[len(order) : first]])
         loads.append((run.allocated[-1], max(run.allocated), course))
     if not loads:

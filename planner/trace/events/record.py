@@ -27,13 +27,10 @@ from memplan.planner.run.model import (
     sub_configs,
 )
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.trace import attention, autocast
-from memplan.planner.trace import patches as shims
-from memplan.planner.trace import patches_peft as shims_peft
+from memplan.planner.trace import attention, autocast, patches, patches_peft
 from memplan.planner.trace.device.composites import as_on_cuda
 from memplan.planner.trace.device.target import Target
-from memplan.planner.trace.events import attribute
-from memplan.planner.trace.events import layer_extrapolation as depth
+from memplan.planner.trace.events import attribute, layer_extrapolation
 from memplan.planner.trace.events.log import Log
 from memplan.planner.trace.kernels import Kernels
 from memplan.planner.trace.observe import Observer
@@ -82,7 +79,7 @@ def record(
     A step that fails is tried once more with values: a router's choice decides shapes where no grouped
     product hides it.
     """
-    shims_peft.refuse(setup)
+    patches_peft.refuse(setup)
     try:
         return _recorded(config, setup, target, full, routed=False)
     except StepFailed as failure:
@@ -101,7 +98,7 @@ def _recorded(
             found = _synthesised(config, setup, target, routed)
             if found is not None:
                 return found
-        except depth.NotPeriodic:
+        except layer_extrapolation.NotPeriodic:
             pass
     return _observe(_outline(config, setup), config, setup, target, routed)
 
@@ -115,7 +112,7 @@ def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
 def _synthesised(
     config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
 ) -> tuple[Log, Facts] | None:
-    """The full log from a few layers; None where nothing repeats often enough. Raises depth.NotPeriodic where
+    """The full log from a few layers; None where nothing repeats often enough. Raises layer_extrapolation.NotPeriodic where
     it does not stretch.
     """
     if _names_layers(setup):
@@ -124,10 +121,12 @@ def _synthesised(
     found = layer_list(model)
     if found is None:
         return None
-    layout = depth.runs(depth.signatures(found[1], _marks(model, setup, len(found[1]))))
+    layout = layer_extrapolation.runs(
+        layer_extrapolation.signatures(found[1], _marks(model, setup, len(found[1])))
+    )
     reducible = [number for number, run in enumerate(layout) if run.reducible]
-    cost = len(depth.kept_layers(layout)) + sum(
-        len(depth.kept_layers(layout, number)) for number in reducible
+    cost = len(layer_extrapolation.kept_layers(layout)) + sum(
+        len(layer_extrapolation.kept_layers(layout, number)) for number in reducible
     )
     if not reducible or cost >= len(found[1]):
         return None
@@ -135,11 +134,19 @@ def _synthesised(
     gains, longer = [], []
     for number in reducible:
         log, counts = _observe(_cut(_outline(config, setup), layout, number), config, setup, target, routed)
-        gains.append(depth.growth(small, log, depth.templates(layout, full=False, longer=number)))
+        gains.append(
+            layer_extrapolation.growth(
+                small, log, layer_extrapolation.templates(layout, full=False, longer=number)
+            )
+        )
         longer.append(counts)
-    made = depth.stretch(small, depth.templates(layout, full=True), depth.sizes_at(small, layout, gains))
+    made = layer_extrapolation.stretch(
+        small,
+        layer_extrapolation.templates(layout, full=True),
+        layer_extrapolation.sizes_at(small, layout, gains),
+    )
     return made, _grown(
-        facts, longer, [layout[number] for number in reducible], len(depth.kept_layers(layout))
+        facts, longer, [layout[number] for number in reducible], len(layer_extrapolation.kept_layers(layout))
     )
 
 
@@ -173,26 +180,26 @@ def _marks(model: Any, setup: Setup, count: int) -> Any:
     return marks
 
 
-def _cut(model: Any, layout: list[depth.Run], longer: int | None) -> Any:
+def _cut(model: Any, layout: list[layer_extrapolation.Run], longer: int | None) -> Any:
     path, layers = layer_list(model) or ("", nn.ModuleList())
     parent, _, name = path.rpartition(".")
-    depth.prune(
+    layer_extrapolation.prune(
         model.get_submodule(parent),
         name,
         layers,
-        depth.kept_layers(layout, longer),
+        layer_extrapolation.kept_layers(layout, longer),
         (model.config, *sub_configs(model.config)),
     )
     return model
 
 
-def _grown(small: Facts, longer: list[Facts], layout: list[depth.Run], traced: int) -> Facts:
+def _grown(small: Facts, longer: list[Facts], layout: list[layer_extrapolation.Run], traced: int) -> Facts:
     """Counts at full depth: each further repeat of a run adds what the first one added."""
 
     def at_depth(name: str) -> int:
         base = getattr(small, name)
         gains = (
-            (getattr(more, name) - base, run.repeats - depth.COPIES)
+            (getattr(more, name) - base, run.repeats - layer_extrapolation.COPIES)
             for more, run in zip(longer, layout, strict=True)
         )
         return int(base + sum(gain * further for gain, further in gains))
@@ -213,7 +220,7 @@ def watching(observer: Observer, setup: Setup, target: Target) -> Iterator[None]
             autocast.installed(target.device),
             _composites(target),
             kernels,
-            shims.applied(observer, setup),
+            patches.applied(observer, setup),
             observer,
         ):
             stack.enter_context(context)
@@ -225,11 +232,11 @@ def _observe(
 ) -> tuple[Log, Facts]:
     """Build on `model` and run `STEPS` steps under an observer. StepFailed where a library cannot."""
     observer = Observer(Kernels(target))
-    observer.answers = shims.answers(setup, observer, routed)
+    observer.answers = patches.answers(setup, observer, routed)
     with watching(observer, setup, target):
         built = build(config, setup, "meta", watcher=observer, model=model)
-        attribute.claim_weights(observer, built)
-        observer.settle = attribute.claim_after(observer, built)
+        attribute.attribute_weights(observer, built)
+        observer.finalize = attribute.attribute_after(observer, built)
         try:
             with named_modules(observer, built.model), attribute.saved_for_backward(observer):
                 for index in range(STEPS):
@@ -241,8 +248,8 @@ def _observe(
             raise StepFailed(
                 f"{type(built.base).__name__} cannot run a training step with this setup: {found}"
             ) from error
-        attribute.claim_weights(observer, built)
-        attribute.settle_rest(observer.log.storages)
+        attribute.attribute_weights(observer, built)
+        attribute.finalize_rest(observer.log.storages)
         facts = _facts(built, observer)
         observer.freeze()
     return observer.log, facts

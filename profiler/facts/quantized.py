@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from memplan.profiler.facts.models import Finding, Probe, Value, quantised_llama, tiny_llama, with_adapter
-from memplan.profiler.said import said
+from memplan.profiler.localized_message import said
 
 
 def _config_default(field: str) -> Probe:

@@ -16,7 +16,7 @@ def english(template: str) -> str:
 
 
 @dataclass(frozen=True)
-class Said:
+class LocalizedMessage:
     """`template` in English with {names}; `values` are numbers, words, other sentences, or tuples of them,
     which are listed.
     """
@@ -34,18 +34,18 @@ class Said:
         inner = [
             v for value in self.values.values() for v in (value if isinstance(value, tuple) else (value,))
         ]
-        return [self.template, *(t for v in inner if isinstance(v, Said) for t in v.templates())]
+        return [self.template, *(t for v in inner if isinstance(v, LocalizedMessage) for t in v.templates())]
 
     def __str__(self) -> str:
         return self.text()
 
 
-def said(template: str, **values: Any) -> Said:
-    return Said(template, values)
+def said(template: str, **values: Any) -> LocalizedMessage:
+    return LocalizedMessage(template, values)
 
 
 def _shown(value: Any, translate: Translate) -> Any:
-    if isinstance(value, Said):
+    if isinstance(value, LocalizedMessage):
         return value.text(translate)
     if isinstance(value, tuple):
         return translate("; ").join(str(_shown(one, translate)) for one in value)

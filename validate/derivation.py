@@ -12,7 +12,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Mlp, ModelSpec
 from memplan.planner.prediction import Breakdown, Prediction, Row
 from memplan.planner.tables.methods import METHODS
-from memplan.profiler.said import Said, said
+from memplan.profiler.localized_message import LocalizedMessage, said
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN = 5  # the largest tensors of a component that are written out
@@ -23,7 +23,7 @@ class Line:
     """One step: what, the arithmetic, and its bytes. `of_which` marks what the line before already holds."""
 
     what: str  # English, and the key of its Chinese
-    arithmetic: Said
+    arithmetic: LocalizedMessage
     bytes: int
     of_which: bool = False
 
@@ -80,7 +80,7 @@ def _product(row: Row) -> str:
     return f"{count}{shape} x {width:g}"
 
 
-def _of_size(count: int, width: int, alive: int) -> Said:
+def _of_size(count: int, width: int, alive: int) -> LocalizedMessage:
     whole = said("{count:,} x {width} B", count=count, width=width)
     if alive >= count * width:
         return whole

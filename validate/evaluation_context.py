@@ -1,4 +1,4 @@
-"""The lab that checks work in: predictions asked for once, models and GPUs by name, and recorded
+"""The context that checks work in: predictions asked for once, models and GPUs by name, and recorded
 measurements.
 
 Checks never call an engine themselves, so a claim's verdict depends on nothing but its parts and what this
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from memplan.profiler.record import Measurement
 
 
-class Lab:
+class EvaluationContext:
     """Predictions by (model, setup, engine), each made once."""
 
     def __init__(

@@ -12,30 +12,30 @@ from typing import Any
 
 import torch
 
-from memplan.planner.run import owners as held
-from memplan.profiler.history import LOADED, Claim
+from memplan.planner.run import owners
+from memplan.profiler.history import LOADED, Attribution
 
 
-def loaded(built: Any) -> list[Claim]:
+def loaded(built: Any) -> list[Attribution]:
     """Weights (parameters, buffers, quantisation constants) and the batch, once everything is built."""
     return [
-        *_claims(LOADED, held.weights(built.model), "weights"),
-        *_claims(LOADED, held.tensors(built.batch, "batch"), "activations"),
+        *_claims(LOADED, owners.weights(built.model), "weights"),
+        *_claims(LOADED, owners.tensors(built.batch, "batch"), "activations"),
     ]
 
 
-def after_moment(built: Any) -> Callable[[str, str], list[Claim]]:
+def after_moment(built: Any) -> Callable[[str, str], list[Attribution]]:
     """(moment, mark) -> what is held after that moment."""
     names = {id(parameter): name for name, parameter in built.model.named_parameters()}
 
-    def claims(moment: str, label: str) -> list[Claim]:
+    def claims(moment: str, label: str) -> list[Attribution]:
         if moment == "backward":
-            return _claims(label, held.gradients(built.trainable, names), "gradients")
-        if moment in held.STEPPED:
+            return _claims(label, owners.gradients(built.trainable, names), "gradients")
+        if moment in owners.STEPPED:
             return [
-                *_claims(label, held.optimizer_states(built, names), "optimizer_states"),
+                *_claims(label, owners.optimizer_states(built, names), "optimizer_states"),
                 *_claims(
-                    label, held.weights(built.model), "weights"
+                    label, owners.weights(built.model), "weights"
                 ),  # AdaLoRA puts new tensors in place of its masked ones
             ]
         return []
@@ -51,10 +51,10 @@ def saved_tensors(note: Callable[[int], None]) -> AbstractContextManager[None]:
         if address:
             note(address)
 
-    return held.saved_for_backward(seen)
+    return owners.saved_for_backward(seen)
 
 
-def _claims(label: str, tensors: held.Named, component: str) -> list[Claim]:
+def _claims(label: str, tensors: owners.Named, component: str) -> list[Attribution]:
     """Claims for the storages of named tensors."""
     found = ((name, tensor.untyped_storage().data_ptr()) for name, tensor in tensors)
-    return [Claim(label, address, component, name) for name, address in found if address]
+    return [Attribution(label, address, component, name) for name, address in found if address]
