@@ -18,6 +18,7 @@ from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
+from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError
 
 torch = pytest.importorskip("torch")
@@ -159,7 +160,7 @@ def real(
             model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
         )
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
         if method == "lora":
             model.enable_input_require_grads()
     model = shard(model, mixed, reshards)

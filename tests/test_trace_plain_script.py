@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.run.renamed import renamed
 from memplan.planner.trace import patches
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.events.log import Log
@@ -158,9 +159,7 @@ def script(config: dict[str, Any], s: Setup, observer: Observer) -> None:
         )
         model = peft.get_peft_model(model, lora)
     if s.checkpointing != "none":
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": s.checkpointing == "reentrant"}
-        )
+        renamed(model, "activation_checkpointing_enable")({"use_reentrant": s.checkpointing == "reentrant"})
         if s.method != "full":
             model.enable_input_require_grads()
     model.train()

@@ -15,6 +15,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
 from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
+from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
 
@@ -78,9 +79,8 @@ def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
         options["every_n_layers"] = setup.checkpoint_every
     if setup.checkpoint_offload:
         options["offload"] = True
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        enable(kwargs, **options)
+        renamed(model, "activation_checkpointing_enable")(kwargs, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{type(model).__name__} cannot checkpoint activations: {reason(error)}") from None
     for layer in layers_of(model):

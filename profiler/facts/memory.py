@@ -7,6 +7,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from memplan.planner.run.renamed import renamed
 from memplan.profiler.facts.models import Finding, Probe, quantised_llama, with_adapter
 from memplan.profiler.localized_message import said
 
@@ -70,7 +71,7 @@ def _copies_alive() -> Finding:
     model = with_adapter(quantised_llama()).train()
     layers = sum(isinstance(module, Linear4bit) for module in model.modules())
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
     tokens = torch.arange(16).reshape(1, 16)
     with Watch():
         model(input_ids=tokens, labels=tokens).loss.backward()

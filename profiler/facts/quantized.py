@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
+from memplan.planner.run.renamed import renamed
 from memplan.profiler.facts.models import Finding, Probe, Value, quantised_llama, tiny_llama, with_adapter
 from memplan.profiler.localized_message import said
 
@@ -94,7 +95,7 @@ def _dequantisations(checkpointing: bool) -> Probe:
         model = with_adapter(quantised_llama()).train()
         if checkpointing:
             model.enable_input_require_grads()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
         tokens = torch.arange(16).reshape(1, 16)
         with Count():
             model(input_ids=tokens, labels=tokens).loss.backward()
@@ -117,7 +118,7 @@ def _prepared() -> dict[str, Any]:
     found: dict[str, Any] = {
         key: str(model.get_parameter(path).dtype).removeprefix("torch.") for key, path in name.items()
     }
-    found["checkpointing"] = bool(model.is_gradient_checkpointing)
+    found["checkpointing"] = bool(renamed(model, "is_activation_checkpointing"))
     return found
 
 
