@@ -4,6 +4,7 @@ the trace's tests.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):  # the same examples on every day: what fails there fails here, with CI=1
+    settings.load_profile("ci")
 
 
 @dataclass
