@@ -87,7 +87,7 @@ def test_best_fit_takes_the_smallest_block_that_serves():
     assert replay(events).block_bytes[2] == 30 * MIB, "1 MiB is left over: not split"
 
 
-def test_freed_neighbours_merge():
+def test_freed_neighbors_merge():
     events = [
         alloc(0, 4 * MIB),
         alloc(1, 4 * MIB),
@@ -231,7 +231,7 @@ def test_invariants(mode, events, capacity):
                 if previous is not None:
                     assert previous.address + previous.size == b.address
                     assert not (previous.free and b.free and previous.mapped == b.mapped), (
-                        "free neighbours are merged"
+                        "free neighbors are merged"
                     )
                 previous = b
         assert allocator.reserved == sum(b.size for b in everything.values() if b.mapped)

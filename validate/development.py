@@ -74,8 +74,8 @@ def read_rows(path: Path) -> list[Measurement]:
 
 
 def setup_of(row: Mapping[str, Any]) -> Setup:
-    """The Setup of a row: a plain loop, k-bit preparation when quantised, outputs freed after each step."""
-    quantised = row["method"] == "qlora"
+    """The Setup of a row: a plain loop, k-bit preparation when quantized, outputs freed after each step."""
+    quantized = row["method"] == "qlora"
     return resolve(
         {
             "method": row["method"],
@@ -83,9 +83,9 @@ def setup_of(row: Mapping[str, Any]) -> Setup:
             "gpu": "t4",
             "weight_dtype": row["weight_dtype"],
             "autocast": "none",
-            "quant_type": "nf4" if quantised else "none",
+            "quant_type": "nf4" if quantized else "none",
             "double_quant": bool(row.get("double_quant")),
-            "kbit_prepare": quantised,
+            "kbit_prepare": quantized,
             "rank": row["rank"],
             "alpha": row["lora_alpha"],
             "dropout": row["lora_dropout"],
@@ -96,9 +96,9 @@ def setup_of(row: Mapping[str, Any]) -> Setup:
             "attention": "eager" if row["attention"] == "eager" else "sdpa-efficient",
             "optimizer": "adamw_torch",
             "optimizer_mode": "foreach",
-            # fp16: no warm-up block, the slack of these loads is one segment a tensor; quantised:
+            # fp16: no warm-up block, the slack of these loads is one segment a tensor; quantized:
             # from_pretrained's own order
-            "load": "pretrained" if quantised else "random",
+            "load": "pretrained" if quantized else "random",
         }
     )
 

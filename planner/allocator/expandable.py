@@ -108,11 +108,11 @@ class Expandable(Native):
             pool.add(self._cut(block, stop))
         self.reserved -= block.size
         block.mapped = False
-        for neighbour in (block.next, block.previous):
-            if neighbour is not None and not neighbour.mapped:
-                lower, upper = (block, neighbour) if neighbour is block.next else (neighbour, block)
-                if neighbour in pool.unmapped:
-                    pool.unmapped.remove(neighbour)
+        for neighbor in (block.next, block.previous):
+            if neighbor is not None and not neighbor.mapped:
+                lower, upper = (block, neighbor) if neighbor is block.next else (neighbor, block)
+                if neighbor in pool.unmapped:
+                    pool.unmapped.remove(neighbor)
                 self._absorb(lower, upper)
                 block = lower
         pool.unmapped.append(block)

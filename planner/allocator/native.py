@@ -45,7 +45,7 @@ def segment_size(size: int) -> int:
 
 
 class Block:
-    """A range of one segment: in use, free, or (expandable mode) unmapped; neighbours are linked in address
+    """A range of one segment: in use, free, or (expandable mode) unmapped; neighbors are linked in address
     order.
     """
 
@@ -155,7 +155,7 @@ class Native:
         return block
 
     def release(self, block: Block) -> Block:
-        """Return a block to its pool, merged with free neighbours; the free block that results."""
+        """Return a block to its pool, merged with free neighbors; the free block that results."""
         pool, before, after = block.pool, block.previous, block.next
         if before is not None and before.free and before.mapped:
             pool.remove(before)
