@@ -77,6 +77,7 @@ class Setup:
     retain_outputs: bool
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
+    torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memplan.planner.tables.torch_versions import NEWEST
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -86,6 +88,7 @@ BASE: dict[str, Any] = {
     "outputs_fp32": False,
     "trainable_dtype": "weight",
     "allocator": "native",
+    "torch": NEWEST,
     "gpu": None,
     "gpus": 1,
     "parallel": "none",
@@ -122,6 +125,7 @@ BASE_SOURCES: dict[str, str] = {
     "optimizer": "ours: torch.optim.AdamW in its default form",
     "zero_grad": "transformers 5.23 trainer.py zeroes after the step, before the next forward: the same moments",
     "allocator": "torch 2.13 c10/cuda/CUDAAllocatorConfig.h: expandable_segments is off",
+    "torch": "the newest version whose allocator was compared with its own CUDA build (planner/tables/torch_versions.py)",
     "trainable_layers": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_trainable_layers 2",
     "init_rank": "peft 0.21 tuners/adalora/config.py init_r 12",
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",

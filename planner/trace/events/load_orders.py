@@ -17,6 +17,7 @@ from typing import Any
 
 from memplan.planner.allocator.replay import Replay, RunningReplay
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.trace.events.log import ALLOC, FREE, READ, Event, Log
 
 WORKERS = 4  # transformers 5.23 core_model_loading.py GLOBAL_WORKERS
@@ -124,7 +125,7 @@ def bands(log: Log, setup: Setup, predicted: Replay) -> dict[str, Any] | None:
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
     loads = []
     for order in orders(log, setup, ORDERS if setup.quant_type != "none" else FEW):
-        course = RunningReplay(setup.allocator)
+        course = RunningReplay(setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
         run = course.run([*order, *log.events[len(order) : first]])
         loads.append((run.allocated[-1], max(run.allocated), course))
     if not loads:
