@@ -31,7 +31,7 @@ DIFFERENTIAL = (
     "test_formula_sweep.py",  # formula == trace over random setups
     "test_trace_architectures.py",  # trace == real steps on a CPU, per architecture
     "test_trace_peft.py",  # the same, per adapter type
-    "test_trace_quantised.py",
+    "test_trace_quantized.py",
     "test_trace_trainer.py",  # transformers' and TRL's trainers == the trace's own step
     "test_recipes_stack.py",  # defaults of the recipes == the stacks' own
 )

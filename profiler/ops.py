@@ -204,7 +204,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def shapes_of(value: Any) -> str:
-    """The tensors among arguments as text, equal neighbours counted once: 'bfloat16[64, 128] bfloat16[128,
+    """The tensors among arguments as text, equal neighbors counted once: 'bfloat16[64, 128] bfloat16[128,
     256]'.
     """
     likes = [str(like) for like in _likes(value)]

@@ -103,7 +103,7 @@ def real(config: dict[str, Any], setup: Any) -> Held:
     from memplan.planner.run.build import build
     from memplan.planner.run.built import logical_numel
     from memplan.planner.run.model import quiet
-    from memplan.planner.run.owners import quantisation_constants
+    from memplan.planner.run.owners import quantization_constants
 
     with quiet():
         built = build(config, setup, "cpu")
@@ -116,7 +116,7 @@ def real(config: dict[str, Any], setup: Any) -> Held:
     constants = [
         (f"{path}.{key}", tensor)
         for path, module in modules
-        for key, tensor in quantisation_constants(module)
+        for key, tensor in quantization_constants(module)
     ]
     for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers(), *constants]:
         weights.setdefault(tensor.untyped_storage()._cdata, (name, tensor.untyped_storage().nbytes()))

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop  # noqa: E402
 
 from memplan.planner.run.renamed import renamed  # noqa: E402
-from memplan.planner.trace.attention import modelled  # noqa: E402
+from memplan.planner.trace.attention import modeled  # noqa: E402
 from memplan.planner.trace.autocast import installed  # noqa: E402
 from memplan.planner.trace.device.autocast_policies import (  # noqa: E402
     APPENDS_DTYPE,
@@ -118,7 +118,7 @@ def saved_by(model, device, where):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_meta_saves_what_the_real_cpu_saves(family, lora, checkpointing):
     real = saved_by(model_of(family, lora, checkpointing, "cpu"), "cpu", "cpu")
-    with installed("cpu"), modelled(Target("cpu")):
+    with installed("cpu"), modeled(Target("cpu")):
         ours = saved_by(model_of(family, lora, checkpointing, "meta"), "meta", "meta")
     assert ours[0] == real[0], f"only real {real[0] - ours[0]}, only meta {ours[0] - real[0]}"
     assert ours[1:] == real[1:]

@@ -81,7 +81,7 @@ def test_the_opt_350m_example_is_off_in_all_three_numbers(results):
     assert found(results, "41", "trainable share").found == pytest.approx(0.2369, abs=5e-5)
 
 
-def test_double_quantisation_saves_three_eighths_of_a_bit(results):
+def test_double_quantization_saves_three_eighths_of_a_bit(results):
     """32 / 64 bits of constants become 8 / 64 + 32 / (64 x 256)."""
     exact = 32 / 64 - 8 / 64 - 32 / (64 * 256)
     part = found(results, "9", "bits saved per parameter")
@@ -190,8 +190,8 @@ def test_a_translation_keeps_every_number():
 
 def test_conflicts_name_who_is_right(shipped, context):
     clashes = {conflict.id: check_conflict(conflict, context) for conflict in shipped.conflicts}
-    quantised = clashes["what-is-quantised"]
-    assert quantised.contradict and [side.verdict for side in quantised.sides] == ["refuted", "supported"]
+    quantized = clashes["what-is-quantized"]
+    assert quantized.contradict and [side.verdict for side in quantized.sides] == ["refuted", "supported"]
     assert clashes["65b-load"].contradict and [s.verdict for s in clashes["65b-load"].sides] == [
         "refuted",
         "supported",

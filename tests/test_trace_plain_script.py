@@ -120,7 +120,7 @@ def script(config: dict[str, Any], s: Setup, observer: Observer) -> None:
         whole = AutoConfig.for_model(**config, use_cache=False)
         model: Any = AutoModelForCausalLM.from_config(whole, dtype=dtype, attn_implementation=s.attention)
         if s.method == "qlora":
-            quantised_linears(model, dtype)
+            quantized_linears(model, dtype)
     placeholders = {
         id(t): t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())
     }
@@ -196,7 +196,7 @@ def script(config: dict[str, Any], s: Setup, observer: Observer) -> None:
     observer.freeze()
 
 
-def quantised_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def quantized_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and "lm_head" not in name:
             parent, _, leaf = name.rpartition(".")

@@ -29,7 +29,7 @@ from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.run.build import outline
-from memplan.planner.run.loading import materialise
+from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import quiet
 from memplan.planner.run.quantize import replace_linears
 from memplan.planner.run.renamed import argument
@@ -212,7 +212,7 @@ def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
         if s.recipe == "trl":
             stack.enter_context(tiles_as_triton_folds_them())
         with observer.announce("load"):
-            materialise(model, s, meta, observer)
+            materialize(model, s, meta, observer)
         real = transformers.TrainingArguments.device
         stack.enter_context(
             patch.object(

@@ -39,7 +39,7 @@ def _adapters(setup: Setup) -> bool:
 
 
 def _axolotl(model: str, s: Setup) -> dict[str, Any]:
-    quantised = s.quant_type in ("nf4", "fp4")
+    quantized = s.quant_type in ("nf4", "fp4")
     document: dict[str, Any] = {
         "base_model": model,
         "datasets": [{"path": "YOUR_DATASET", "type": "alpaca"}],
@@ -47,7 +47,7 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
     }
     if _adapters(s):
         document |= {
-            "adapter": "qlora" if quantised else "lora",
+            "adapter": "qlora" if quantized else "lora",
             "lora_r": s.rank,
             "lora_alpha": s.alpha,
             "lora_dropout": s.dropout,
@@ -67,8 +67,8 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
             "lora_o_kernel": False,
             "lora_embedding_kernel": False,
         }
-    document |= {"load_in_4bit": quantised, "load_in_8bit": s.quant_type == "int8"}
-    if quantised:
+    document |= {"load_in_4bit": quantized, "load_in_8bit": s.quant_type == "int8"}
+    if quantized:
         document["bnb_config_kwargs"] = {
             "bnb_4bit_quant_type": s.quant_type,
             "bnb_4bit_use_double_quant": s.double_quant,
@@ -282,7 +282,7 @@ def _settled(stack: str, setup: Setup) -> tuple[str, ...]:
 
 
 def hub_id(model: Model) -> str:
-    """The id under which training stacks find a model: the catalogue's first Hugging Face id, else the name
+    """The id under which training stacks find a model: the catalog's first Hugging Face id, else the name
     as given.
     """
     row = index().get(model.name)

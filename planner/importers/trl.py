@@ -96,20 +96,20 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         packed_rows(facts, warnings)
         if facts["attention"] != "flash_attention_2":
             warnings.append(
-                "padding-free batches become one long row: its mask without flash attention is not modelled"
+                "padding-free batches become one long row: its mask without flash attention is not modeled"
             )
     peft = facts.get("_peft", False)
-    quantised = facts.get("_four_bit") or facts.get("_eight_bit")
-    if quantised and not peft:
+    quantized = facts.get("_four_bit") or facts.get("_eight_bit")
+    if quantized and not peft:
         warnings.append("load_in_4bit and load_in_8bit train nothing without use_peft: adapters are assumed")
-    facts["method"] = adapter_method(facts, bool(peft or quantised), bool(facts.get("_four_bit")))
+    facts["method"] = adapter_method(facts, bool(peft or quantized), bool(facts.get("_four_bit")))
     if facts.get("_eight_bit"):
         facts["quant_type"] = "int8"
     if facts.get("_offload"):
-        warnings.append("activation_offloading moves saved tensors to the host: not modelled")
+        warnings.append("activation_offloading moves saved tensors to the host: not modeled")
     if facts.pop("_liger", False):
         facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
-    if not peft and not quantised:
+    if not peft and not quantized:
         for name in ("rank", "alpha", "dropout", "targets", "modules_to_save"):
             facts.pop(name, None)
     if not facts.get("_four_bit"):

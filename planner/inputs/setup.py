@@ -77,6 +77,7 @@ class Setup:
     retain_outputs: bool
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
+    torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -184,7 +185,7 @@ def resolve(
         *row.layers(
             method,
             METHODS[method].trains,
-            METHODS[method].quantised or said.get("quant_type", "none") != "none",
+            METHODS[method].quantized or said.get("quant_type", "none") != "none",
         ),
         ("import", imported),
         (origin, given),
@@ -273,8 +274,8 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             f"{' or '.join(row.modes)}",
         ),
         (
-            method.quantised and s.quant_type == "none",
-            f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8",
+            method.quantized and s.quant_type == "none",
+            f"method '{s.method}' needs a quantized base: set quant_type to nf4, fp4 or int8",
         ),
         (
             method.trains in ("all", "last_layers") and s.quant_type != "none",

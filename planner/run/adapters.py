@@ -137,7 +137,7 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     config = peft_config(model, setup)
     _refuse_prompts(model, config, setup)
     try:
-        with watcher.on_host(), _uninitialised(config, device):
+        with watcher.on_host(), _uninitialized(config, device):
             adapted = peft.get_peft_model(
                 model, config, autocast_adapter_dtype=setup.adapter_dtype == "float32"
             )
@@ -178,7 +178,7 @@ def _refuse_prompts(model: Any, config: Any, setup: Setup) -> None:
         )
 
 
-def _uninitialised(config: Any, device: torch.device) -> AbstractContextManager[None]:
+def _uninitialized(config: Any, device: torch.device) -> AbstractContextManager[None]:
     """peft makes LoRA's matrices with real values on the host before it moves them. On meta nobody reads
     them, and an expert layer's are large.
     """

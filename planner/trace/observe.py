@@ -1,6 +1,6 @@
 """Watches every device storage being created and freed while the real libraries run on meta tensors.
 
-A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its
+A storage's first sight among an op's outputs is its allocation; the finalizer of a weak reference is its
 release, so the order of events is the allocator's own. What a kernel allocates beyond its outputs comes from
 the `hidden` table that the caller hands in.
 """
@@ -164,7 +164,7 @@ class Observer(TorchDispatchMode):
         self.log.layers.append(None)
 
     def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor's storage is on the modelled device (and not one made on the host or before
+        """Whether the tensor's storage is on the modeled device (and not one made on the host or before
         observation).
         """
         return tensor.untyped_storage()._cdata in self._alive

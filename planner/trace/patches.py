@@ -142,7 +142,7 @@ def _int8() -> dict[Any, Callable[..., Any]]:
     """
     require(*BITSANDBYTES)  # and so imported: it defines the ops
 
-    def quantised(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def quantized(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = args[0]
         if not source.is_meta or not (args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)):
             return NotImplemented
@@ -159,7 +159,7 @@ def _int8() -> dict[Any, Callable[..., Any]]:
         return torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=source.dtype, device="meta"), None
 
     ops = torch.ops.bitsandbytes
-    return {ops.int8_vectorwise_quant.default: quantised, ops.int8_mixed_scaled_mm.default: product}
+    return {ops.int8_vectorwise_quant.default: quantized, ops.int8_mixed_scaled_mm.default: product}
 
 
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -259,7 +259,7 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
     """torch 2.13 torch/csrc/utils/tensor_new.cpp: torch.tensor(data, device=...) works beneath every dispatch
     mode; here it is seen.
 
-    bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantised weight so.
+    bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantized weight so.
     """
     original = torch.tensor
 

@@ -53,7 +53,7 @@ def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:
 
 
 def _coalesced(source: Tensor, reduced: list[bool]) -> list[tuple[int, int, bool]]:
-    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbours
+    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbors
     merged; sizes of 1 dropped.
     """
     dims = [(s, st, r) for s, st, r in zip(source.shape, source.stride(), reduced, strict=True) if s != 1]
