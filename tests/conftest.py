@@ -142,6 +142,19 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --cov, the lines that run are noted in the first case of each test alone: noting them takes more than
+    running them, and the other cases of a parametrized test run the same lines.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    for item in items:
+        function = getattr(item, "originalname", item.name)
+        key = (item.path, getattr(item, "cls", None), function)
+        if key in seen or hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker(pytest.mark.no_cover)
+        seen.add(key)
+
+
 @pytest.fixture(autouse=True)
 def overrides_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Trainer's 8-bit optimizer leaves its overrides in bitsandbytes' one manager a process, by place: each
