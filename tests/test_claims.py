@@ -45,8 +45,9 @@ def results(shipped, context):
     return {result.claim.id: result for result in check(shipped, context)}
 
 
-def test_all_seventy_claims_are_there_in_order(shipped):
-    assert [claim.id for claim in shipped.claims] == [str(n) for n in range(1, 71)]
+def test_the_seventy_claims_are_there_in_order_and_others_after_them(shipped):
+    assert len(shipped.claims) >= 70
+    assert [claim.id for claim in shipped.claims] == [str(n) for n, _ in enumerate(shipped.claims, 1)]
     assert all(claim.sources and claim.zh and claim.parts for claim in shipped.claims)
     assert all(part.zh for claim in shipped.claims for part in claim.parts)
 
