@@ -53,8 +53,8 @@ def pip(*args: str | Path) -> None:
 
 
 def copy_of_this_tree(folder: Path, links: bool = True) -> Path:
-    """A copy to build in, so that nothing is left behind. Without `links` each is a text file: git writes that
-    on a file system that has none.
+    """A copy to build in, so that nothing is left behind. Without `links` each of them is a text file, which
+    git writes on a file system that has none.
     """
     ignore = shutil.ignore_patterns("__pycache__", ".*cache", ".git", ".venv", "build", "dist", "*.egg-info")
     shutil.copytree(ROOT, folder, symlinks=True, ignore=ignore)
@@ -159,8 +159,8 @@ Environment = Callable[..., Path]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
-    """environment(*words): the Python of a new virtual environment after `pip install` of those words. It sees
-    the libraries of this interpreter, but no editable installation of memplan among them.
+    """environment(*words): the Python of a new virtual environment after `pip install` of those words. It
+    sees the libraries of this interpreter, but no editable installation of memplan among them.
     """
 
     def made(*words: str | Path) -> Path:
