@@ -150,7 +150,7 @@ def _listening(seen: _Seen) -> Iterator[None]:
                 seen.calls[key].calls += 1
             else:
                 likes, named = _described((args, kwargs or {}))
-                seen.calls[key] = Call(func, likes, named, _known(self.hidden, func, args, outputs))
+                seen.calls[key] = Call(func, likes, named, _known(self.kernels, func, args, outputs))
         return out
 
     Observer.__torch_dispatch__ = noting  # type: ignore[method-assign]

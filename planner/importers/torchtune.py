@@ -224,24 +224,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["optimizer"] = "adamw_torch_fused"
     if facts.get("_device") == "cpu":
         facts["device"] = "cpu"
-    facts["method"] = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}[
-        word
-    ]
-    if facts.get("_dora"):
-        facts["method"] = "dora"
+    facts["method"] = "dora" if facts.get("_dora") else METHOD_OF[word]
     if word != "full":
-        facts["adapter_dtype"] = facts["weight_dtype"]
-        mlp = ("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ()
-        modules = (*facts.get("_attention_targets", ("q_proj", "v_proj")), *mlp)
-        fused = FUSED if model.startswith(("phi3", "phi4")) else {}
-        facts["targets"] = tuple(dict.fromkeys(fused.get(name, RENAMED.get(name, name)) for name in modules))
-        if fused and facts["targets"] != modules:
-            warnings.append(
-                "the transformers model fuses projections that torchtune keeps apart: adapters on the fused "
-                "ones are assumed"
-            )
-        if facts.get("_output"):
-            warnings.append("apply_lora_to_output: an adapter on the head is not modeled")
+        _adapters(facts, model, warnings)
     if word in ("qlora", "qdora") or facts.get("_quantize"):
         facts |= {"quant_type": "nf4", "double_quant": True, "kbit_prepare": False}
         warnings.append(
@@ -252,6 +237,26 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["packed_documents"] = 2
     _attention(facts, model)
     return {**setup_fields(facts), "recipe": "raw"}
+
+
+METHOD_OF = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}
+"""The first word of a builder's name -> memplan's method."""
+
+
+def _adapters(facts: Facts, model: str, warnings: list[str]) -> None:
+    """Adapters in the file's dtype, on the transformers modules that torchtune's names stand for."""
+    facts["adapter_dtype"] = facts["weight_dtype"]
+    mlp = ("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ()
+    modules = (*facts.get("_attention_targets", ("q_proj", "v_proj")), *mlp)
+    fused = FUSED if model.startswith(("phi3", "phi4")) else {}
+    facts["targets"] = tuple(dict.fromkeys(fused.get(name, RENAMED.get(name, name)) for name in modules))
+    if fused and facts["targets"] != modules:
+        warnings.append(
+            "the transformers model fuses projections that torchtune keeps apart: adapters on the fused "
+            "ones are assumed"
+        )
+    if facts.get("_output"):
+        warnings.append("apply_lora_to_output: an adapter on the head is not modeled")
 
 
 def _attention(facts: Facts, model: str) -> None:
