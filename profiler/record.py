@@ -18,11 +18,12 @@ from typing import Any, Literal, cast, get_args
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import FIELDS, Setup, checked
+from memplan.planner.inputs.textfile import read_text
 from memplan.planner.prediction import COMPONENTS, Peak, check_schema
-from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.recipes import BASE
 from memplan.profiler.expect import expect, part, sequence
-from memplan.profiler.files import line_of, read_document, write_document
+from memplan.profiler.files import LARGEST, line_of, read_document, write_document
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
 Outcome = Literal["ok", "oom", "error"]
@@ -226,7 +227,7 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     check_schema(document, MEASUREMENT_SCHEMA)
     outcome = document.get("outcome")
     if outcome not in get_args(Outcome):
-        raise UsageError(f"outcome is {shorten(repr(outcome))}, expected {', '.join(get_args(Outcome))}")
+        raise UsageError(f"outcome is {shown(outcome)}, expected {', '.join(get_args(Outcome))}")
     moments = expect(document, "moments", (list,)) or []
     environment = expect(document, "environment", (dict,), True)
     if environment.get("versions") is not None:
@@ -262,7 +263,7 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
         and document.get("memplan_version") == __version__
     ):
         raise UsageError(
-            f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was "
+            f"identity is {shown(stored)}, its content gives {measurement.identity}: the record was "
             "edited or cut"
         )
     return measurement
@@ -291,7 +292,7 @@ def load(path: Path | str) -> Measurement:
     try:
         return from_document(document)
     except UsageError as error:
-        line = line_of(path.read_text(encoding="utf-8"), str(error))
+        line = line_of(read_text(path, LARGEST), str(error))
         raise UsageError(f"{path}{f', line {line}' if line else ''}: {error}") from None
 
 

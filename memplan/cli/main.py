@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from memplan.planner import __version__
-from memplan.planner.tables.errors import MemplanError
+from memplan.planner.tables.errors import MemplanError, tidy
 
 COMMANDS: dict[str, str] = {
     "plan": "memplan.cli.plan:command",
@@ -127,7 +127,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"memplan: {message}", file=sys.stderr)
+    print(f"memplan: {tidy(message)}", file=sys.stderr)
     return code
 
 

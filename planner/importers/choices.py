@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers.rules import SIDE, Facts, redacted, text
+from memplan.planner.importers.rules import SIDE, Facts, text
 from memplan.planner.tables.errors import unknown
 from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
 
@@ -47,7 +47,7 @@ def optimizer(key: str, value: Any) -> str:
     name = text(key, value).lower()
     name = _ALIASES.get(name, name)
     if name not in OPTIMIZERS and name not in OTHER_OPTIMIZERS:
-        raise unknown(f"{key}: optimizer", redacted(name), (*OPTIMIZERS, *OTHER_OPTIMIZERS))
+        raise unknown(f"{key}: optimizer", name, (*OPTIMIZERS, *OTHER_OPTIMIZERS))
     return name
 
 
@@ -92,7 +92,7 @@ def settle_attention(facts: Facts, warnings: list[str]) -> None:
         return
     base = str(name).split("@")[0].split(":")[0].lower()
     if base not in _NEAREST and base not in ATTENTION:
-        raise unknown("attention implementation", redacted(str(name)), (*ATTENTION, *_NEAREST))
+        raise unknown("attention implementation", str(name), (*ATTENTION, *_NEAREST))
     facts["attention"] = ATTENTION.get(base) or _NEAREST[base]
     if base in _NEAREST:
         warnings.append(f"attention {base} is not modelled: {facts['attention']}, the nearest, is assumed")

@@ -13,7 +13,7 @@ from typing import Any
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.jsonfile import read_json
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, unknown
+from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, shown, unknown
 
 CATALOG = Path(__file__).parent / "catalog"
 INDEX = (
@@ -57,7 +57,7 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
     if isinstance(model, Path):
         return _from_path(model)
     if not isinstance(model, str) or not model.strip():
-        raise UsageError(f"model {shorten(repr(model))}: expected a name, a path, a dict or a ModelSpec")
+        raise UsageError(f"model {shown(model)}: expected a name, a path, a dict or a ModelSpec")
     text = model.strip()
     if _looks_like_path(text):
         return _from_path(_expanded(text))
