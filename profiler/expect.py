@@ -34,7 +34,7 @@ def part(kind: type, document: Any, key: str) -> Any:
     names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
     known = {name: document[name] for name in names if name in document}
     for name, value in known.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
         if value is not None and names[name].startswith("int") and not whole:
             raise UsageError(f"{key}.{name} is {shown(value)}, expected a whole number of bytes")
         if name == "components" and value is not None:
@@ -51,5 +51,5 @@ def sizes(value: Any, key: str) -> None:
     if not isinstance(value, Mapping):
         raise UsageError(f"{key} is {shown(value)}, expected an object")
     for name, nbytes in value.items():
-        if not isinstance(nbytes, int) or isinstance(nbytes, bool):
+        if not isinstance(nbytes, int) or isinstance(nbytes, bool) or abs(nbytes) >= 2**63:
             raise UsageError(f"{key}.{name} is {shown(nbytes)}, expected a whole number of bytes")

@@ -169,6 +169,7 @@ class _Event:
     only: str
     bytes: int
     count: int
+    where: str = ""
 
 
 _STRUCTURED = ("setup", "failure", "peak", "step_peak", "moments", "extra")
@@ -229,16 +230,14 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     if outcome not in get_args(Outcome):
         raise UsageError(f"outcome is {shown(outcome)}, expected {', '.join(get_args(Outcome))}")
     moments = expect(document, "moments", (list,)) or []
-    environment = expect(document, "environment", (dict,), True)
-    if environment.get("versions") is not None:
-        expect({"environment.versions": environment["versions"]}, "environment.versions", (dict,))
+    environment = _typed(document, "environment", _ENVIRONMENT)
     for i, event in enumerate(
         expect(expect(document, "alignment", (dict,)) or {}, "unmatched", (list,)) or ()
     ):
         part(_Event, event or {}, f"alignment.unmatched[{i}]")
     measurement = Measurement(
         case=expect(document, "case", (str,), True),
-        model=expect(document, "model", (dict,), True),
+        model=_typed(document, "model", _MODEL),
         setup=read_setup(expect(document, "setup", (dict,), True)),
         environment=environment,
         outcome=cast(Outcome, outcome),
@@ -269,6 +268,28 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     return measurement
 
 
+def _typed(document: Mapping[str, Any], key: str, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """An object of a record, of which what is read has its type."""
+    found: dict[str, Any] = expect(document, key, (dict,), True)
+    for name, kind in kinds.items():
+        expect({f"{key}.{name}": found.get(name)}, f"{key}.{name}", kind)
+    return found
+
+
+_MODEL: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "config": (dict,),
+    "architecture": (str,),
+    "parameters": (int,),
+}
+_ENVIRONMENT: dict[str, tuple[type, ...]] = {
+    "device": (str,),
+    "gpu": (str,),
+    "capability": (list,),
+    "total_bytes": (int,),
+    "context_bytes": (int,),
+    "versions": (dict,),
+}
 _PLAIN: dict[str, tuple[type, ...]] = {
     "trainable_parameters": (int,),
     "total_parameters": (int,),

@@ -59,11 +59,19 @@ LONGEST_ECHO = 60
 """Characters of a value that a message shows."""
 LONGEST_WORD = 100
 """Characters without a blank that a message may have: a value, its key and the punctuation around them."""
-SECRET = re.compile(
-    r"(?<![A-Za-z0-9])(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|AKIA|xox[bap]-|eyJ)[A-Za-z0-9_\-.]{6,}"
+_PREFIXES = (
+    "hf_[A-Za-z0-9]{10}",
+    "sk-[A-Za-z0-9_-]{10}",
+    "gh[pousr]_[A-Za-z0-9]{10}",
+    "github_pat_[A-Za-z0-9]{10}",
+    "glpat-[A-Za-z0-9]{10}",
+    "AKIA[A-Z0-9]{10}",
+    "xox[bap]-[A-Za-z0-9]{10}",
+    "eyJ[A-Za-z0-9_-]{10}",
 )
+SECRET = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_PREFIXES)})[A-Za-z0-9_.-]*")
 """What looks like a token: the prefixes of Hugging Face, OpenAI and Anthropic, GitHub, GitLab, AWS, Slack and
-JSON web tokens.
+JSON web tokens, each with ten characters after it. `hf_bf16.json` is a file.
 """
 
 
