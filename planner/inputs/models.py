@@ -178,3 +178,18 @@ def _index() -> dict[str, dict[str, Any]]:
 @cache
 def _by_alias() -> dict[str, str]:
     return {name.lower(): stem for stem, row in _index().items() for name in (*row["ids"], *row["aliases"])}
+
+
+def named(text: str) -> Model:
+    """`find` for a name alone, a catalog entry or a Hugging Face id: no path of this machine is looked at.
+    Raises UsageError, NetworkError.
+    """
+    text = text.strip()
+    found = from_catalog(text)
+    if found is not None:
+        return found
+    if text.count("/") == 1:
+        return _from_hub(text)
+    raise unknown(
+        "model", text, names(), hint="A Hugging Face id (org/name) works too; files: memplan report."
+    )
