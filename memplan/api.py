@@ -17,7 +17,7 @@ from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
 from memplan.planner.prediction import Accuracy, Prediction
-from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 from memplan.planner.tables.tested_versions import newer_than_tested
 
@@ -98,7 +98,7 @@ def setup_gpu(text: Any) -> str:
     are. Raises UsageError.
     """
     if not isinstance(text, str):
-        raise UsageError(f"gpu {text!r}: expected a card's name or a size such as 23.5GiB")
+        raise UsageError(f"gpu {shown(text)}: expected a card's name or a size such as 23.5GiB")
     gpu = find_gpu(text)
     return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 

@@ -4,9 +4,15 @@ around them.
 
 # ruff: noqa: E501 -- messages as torch prints them
 
+import io
+import os
+import time
+
 import pytest
 
+from memplan.cli import main
 from memplan.planner.answers.oom import cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom_log import read_log
 from memplan.planner.tables.errors import UsageError
 
 MIB, GIB = 2**20, 2**30
@@ -321,3 +327,75 @@ def test_the_command_reads_standard_input_and_a_file(tmp_path):
     (tmp_path / "train.log").write_text(log)
     assert run([str(tmp_path / "train.log")], "").output == shown.output
     assert '"schema": "memplan.oom/1"' in run(["--json"], log).output
+
+
+MESSAGE = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 "
+    "GiB of which 11.06 MiB is free. Of the allocated memory 22.90 GiB is allocated by PyTorch, and 194.87 MiB is "
+    "reserved by PyTorch but unallocated.\n"
+)
+
+
+def read_bytes(data: bytes):
+    return read_oom(read_log(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("after", [0, 100, 2**20, 40 * 2**20])
+@pytest.mark.parametrize("before", [0, 2**20 - 300, 2 * 2**20 - 10, 30 * 2**20])
+def test_a_message_is_found_wherever_in_the_log_it_stands(before, after):
+    trace = b'Traceback (most recent call last)\n  File "x.py", line 3, in backward\n'
+    log = b"step\n" * (before // 5) + trace + MESSAGE.encode() + b"done\n" * (after // 5)
+    found = read_bytes(log)
+    assert (found.asked, found.moment, found.failures) == (2 * GIB, "backward", 1)
+
+
+def test_failures_far_apart_are_counted():
+    assert read_bytes((MESSAGE.encode() + b"x" * 100_000) * 200).failures == 200
+
+
+@pytest.mark.parametrize(
+    "filler", [" ", "\t\n", "\n", "GiB ", "9", "a9", "[", "\x1b[", "exitcode", "Process 1 has "]
+)
+def test_the_time_is_linear_in_the_log(filler):
+    """Eight times the log takes less than thirty times as long: a quadratic pattern takes sixty-four."""
+
+    def seconds(count: int) -> float:
+        text = MESSAGE + filler * (count // len(filler)) + MESSAGE
+        start = time.perf_counter()
+        read_bytes(text.encode())
+        return time.perf_counter() - start
+
+    once = min(seconds(20_000) for _ in range(3))
+    assert min(seconds(160_000) for _ in range(2)) < 30 * once + 0.1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("23.65 GiB", "1073741824.00 GiB"), ("2.00 GiB", "9" * 300 + " GiB"), ("22.90", "9" * 40)],
+)
+def test_a_size_that_no_gpu_has_is_not_believed(old, new):
+    with pytest.raises(UsageError, match="more than any GPU has") as caught:
+        read_bytes(MESSAGE.replace(old, new).encode())
+    assert len(str(caught.value)) < 200
+
+
+def test_a_request_that_overflowed_is_believed():
+    assert read_bytes(MESSAGE.replace("2.00 GiB", "17179869184.00 GiB").encode()).asked == 2**64
+
+
+def test_an_endless_log_ends_with_a_message():
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return bytes(size)
+
+    with pytest.raises(UsageError, match="more than 268,435,456 bytes"):
+        read_log(Endless())
+
+
+def test_a_pipe_or_a_missing_standard_input_does_not_block(tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "pipe.log")
+    assert main.run(["oom", str(tmp_path / "pipe.log")]) == 2
+    assert "a pipe or a device" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    assert main.run(["oom"]) == 2
+    assert "no log" in capsys.readouterr().err

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from memplan.cli.options import HELP
-from memplan.planner.answers.oom import MOST_TEXT, OutOfMemoryMessage, cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom import OutOfMemoryMessage, cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom_log import read_log
+from memplan.planner.inputs.textfile import open_regular, reason
 from memplan.planner.tables.errors import UsageError, shorten
 
 
@@ -59,17 +61,16 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
 
 
 def _read(log: Path | None) -> str:
-    if log is None:
-        if sys.stdin.isatty():
-            raise UsageError("no log: give a file, or pipe one in, as in memplan oom < train.log")
-        return sys.stdin.buffer.read(MOST_TEXT).decode("utf-8", errors="replace")
     try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - MOST_TEXT))
-            return file.read().decode("utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"cannot read '{shorten(str(log))}': {error.strerror}") from None
+        if log is not None:
+            with open_regular(log) as file:
+                return read_log(file)
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("no log: give a file, or pipe one in, as in memplan oom < train.log")
+        return read_log(sys.stdin.buffer)
+    except (OSError, ValueError) as error:
+        name = "standard input" if log is None else f"'{shorten(str(log))}'"
+        raise UsageError(f"cannot read {name}: {reason(error)}") from None
 
 
 def _advice(oom: OutOfMemoryMessage, model: str, options: dict[str, Any]) -> list[str]:

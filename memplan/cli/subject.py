@@ -75,9 +75,10 @@ def is_training_file(text: str) -> bool:
         return True
     if not text.endswith(".json") or not Path(text).is_file():
         return False
-    from memplan.planner.importers.files import read_mapping, recognize
+    from memplan.planner.importers.files import recognize
+    from memplan.planner.inputs.jsonfile import read_json
 
-    content = read_mapping(Path(text))
+    content = read_json(Path(text))
     return "model_type" not in content and recognize(content) is not None
 
 

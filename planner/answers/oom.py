@@ -13,24 +13,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from memplan.planner.tables.errors import UsageError
+from memplan.planner.answers.oom_log import plain
+from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, gpus
 from memplan.planner.tables.units import gib
 
 SCHEMA = "memplan.oom/1"
-MOST_TEXT = 16 * 2**20
+MOST_ASKED = 2**64
+"""A request that has overflowed may be as large as a 64-bit number."""
+MOST_HELD = 2**44
+"""16 TiB: no GPU has as much."""
 UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 def _size(name: str) -> str:
-    return rf"(?P<{name}>[0-9]+(?:\.[0-9]+)?\s?(?:bytes|[KMG]iB|[KMG]B))"
+    return rf"(?P<{name}>[0-9]{{1,999}}(?:\.[0-9]{{1,99}})?\s?(?:bytes|[KMG]iB|[KMG]B))"
 
 
 _ASKED = r"Tried to allocate " + _size("asked")
 _DEVICE = r"(?P<device>CUDA|HIP|XPU) out of memory\.\s+"
 _MODERN = (
     _DEVICE + _ASKED,
-    r"\.\s+GPU (?P<gpu>\d+) has a total capac?i?ty of " + _size("capacity"),
+    r"\.\s+GPU (?P<gpu>\d{1,6}) has a total capac?i?ty of " + _size("capacity"),
     r"(?: of which " + _size("free") + r" is free)?\.?\s*",
     r"(?P<others>(?:Process \d+ has [0-9.]+ (?:bytes|[KMG]iB) memory in use\.\s*)*)",
     r"(?:Including non-PyTorch memory, this process has " + _size("in_use") + r" memory in use\.\s*)?",
@@ -41,7 +45,7 @@ _MODERN = (
 )
 _CLASSIC = (
     r"(?:(?P<device>CUDA|HIP) out of memory\.\s+)?" + _ASKED,
-    r" \(GPU (?P<gpu>\d+); " + _size("capacity") + r" total capacity; ",
+    r" \(GPU (?P<gpu>\d{1,6}); " + _size("capacity") + r" total capacity; ",
     _size("allocated") + r" already allocated; " + _size("free") + r" free; ",
     r"(?:" + _size("allowed") + r" allowed; )?",
 )
@@ -59,12 +63,12 @@ _TEXTS = {
     "torch 1.0 to 1.4": (*_CLASSIC, _size("cached") + r" cached"),
     "MPS": _MPS,
     "host memory": (
-        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d+(?: bytes)?)",
+        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d{1,999}(?: bytes)?)",
     ),
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,
     "the kernel's killer, host memory": (
-        r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode\s*:?\s*-9\b",
+        r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode ?:? ?-9\b",
     ),
     "no numbers": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
 }
@@ -204,7 +208,7 @@ class OutOfMemoryMessage:
 
 def read_oom(log: str) -> OutOfMemoryMessage:
     """The first out-of-memory failure of a log. UsageError where there is none."""
-    text = _plain(log[-MOST_TEXT:])
+    text = plain(log)
     found = list(_matches(text))
     if not found:
         raise UsageError(
@@ -215,12 +219,12 @@ def read_oom(log: str) -> OutOfMemoryMessage:
     telling = [other for other in found if other[0] == form]
     form, match = telling[0]
     groups = match.groupdict()
-    sizes = {name: _bytes(groups.get(name)) for name in NUMBERS}
+    sizes = {name: _believed(name, groups.get(name)) for name in NUMBERS}
     before = text[max(0, match.start() - 20_000) : match.start()]
     frames = before[max(before.rfind("Traceback (most recent call last)"), 0) :]
     reserved = _reserved(sizes)
     others = [
-        _bytes(size) or 0
+        _believed("others", size) or 0
         for size in re.findall(r"Process \d+ has ([0-9.]+ (?:bytes|[KMG]iB))", groups.get("others") or "")
     ]
     return OutOfMemoryMessage(
@@ -249,22 +253,24 @@ def _matches(text: str) -> Iterator[tuple[str, re.Match[str]]]:
             yield name, match
 
 
-def _plain(log: str) -> str:
-    """A log without colors, rank prefixes and line wraps inside a message."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", log)
-    text = re.sub(r"^\[?(?:rank\s?\d+\]?:?|\[?\w+\d+\]:)\s?", "", text, flags=re.MULTILINE)
-    return re.sub(
-        r"[ \t]*\n[ \t]*(?=(?:GiB|MiB|KiB|is |of which|Of the|Including|by PyTorch|and [0-9]))", " ", text
-    )
+def _believed(name: str, text: str | None) -> int | None:
+    """The bytes that a message names. UsageError where no GPU has as much: the message is garbled."""
+    size = _bytes(text)
+    if size is not None and size > (MOST_ASKED if name == "asked" else MOST_HELD):
+        raise UsageError(
+            f"the out-of-memory message names {shorten(text or '')}, more than any GPU has: is the log whole?"
+        )
+    return size
 
 
 def _bytes(text: str | None) -> int | None:
     if not text:
         return None
-    match = re.fullmatch(r"([0-9.]+)\s?([A-Za-z]*)", text.strip())
-    if match is None or match.group(1).count(".") > 1:
+    match = re.fullmatch(r"([0-9]+)(\.[0-9]+)?\s?([A-Za-z]*)", text.strip())
+    if match is None:
         return None
-    return round(float(match.group(1)) * UNITS[match.group(2).lower() or "bytes"])
+    scale = UNITS[match.group(3).lower() or "bytes"]
+    return int(match.group(1)) * scale + round(float(match.group(2) or 0) * scale)
 
 
 def _reserved(sizes: dict[str, int | None]) -> int | None:

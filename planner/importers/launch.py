@@ -24,7 +24,7 @@ from memplan.planner.importers.files import (
     recognize,
 )
 from memplan.planner.importers.fsdp import strategy
-from memplan.planner.importers.rules import Imported, integer, redacted
+from memplan.planner.importers.rules import Imported, integer
 from memplan.planner.importers.sharding import finish_accelerate
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -259,9 +259,7 @@ def _pairs(words: list[str]) -> dict[str, Any]:
         if not word.startswith("--"):
             key, equals, value = word.partition("=")
             if not equals:
-                raise UsageError(
-                    f"'{shorten(redacted(word), 40)}' is not an option: expected --key value or key=value"
-                )
+                raise UsageError(f"'{shorten(word)}' is not an option: expected --key value or key=value")
             found[key.replace("-", "_")] = value
             continue
         key, equals, value = word[2:].partition("=")

@@ -28,6 +28,7 @@ from memplan.planner.importers.rules import (
     walk,
 )
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
+from memplan.planner.inputs.jsonfile import parse_json
 from memplan.planner.tables.errors import UsageError, shorten
 
 FENCE = re.compile(
@@ -87,9 +88,9 @@ def _trees(source: str, name: str) -> Iterator[ast.Module]:
 
 def _cells(source: str) -> list[str]:
     try:
-        cells = json.loads(source).get("cells", [])
+        cells = parse_json(source, "the notebook", infinity=True).get("cells", [])
         code = ["".join(cell.get("source", [])) for cell in cells if cell.get("cell_type") == "code"]
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (json.JSONDecodeError, AttributeError, TypeError):
         raise UsageError("the notebook is not valid JSON with cells") from None
     return ["\n".join(code)]
 
@@ -196,7 +197,8 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
     arguments = _arguments(call, code, called)
     code.facts["_kbit"] = True
     if arguments.get("use_gradient_checkpointing", True):
-        kwargs = arguments.get("gradient_checkpointing_kwargs") or {}
+        key = "gradient_checkpointing_kwargs"
+        kwargs = hf.keyword_arguments(f"{called}({key})", arguments.get(key) or {})
         code.facts.setdefault(
             "_kbit_checkpointing", "reentrant" if kwargs.get("use_reentrant", True) else "non_reentrant"
         )
@@ -206,9 +208,10 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
 
 def _enable(call: ast.Call, code: Code, called: str) -> bool:
     code.facts["_checkpointing"] = True
-    kwargs = _arguments(call, code, called).get(f"{called.removesuffix('_enable')}_kwargs")
+    key = f"{called.removesuffix('_enable')}_kwargs"
+    kwargs = _arguments(call, code, called).get(key)
     if kwargs:
-        code.facts["_checkpointing_kwargs"] = kwargs
+        code.facts["_checkpointing_kwargs"] = hf.keyword_arguments(f"{called}({key})", kwargs)
     code.keys.append(KeyReport(f"{called}()", "used"))
     return True
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.importers import peft
-from memplan.planner.importers.rules import DTYPES, Rule, ignored, not_modelled, redacted, use
-from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.importers.rules import DTYPES, Rule, ignored, not_modelled, use
+from memplan.planner.tables.errors import UsageError, shown
 
 
 def _dtype(key: str, value: Any) -> str | None:
     if str(value) not in DTYPES:
-        raise UsageError(f"{key} is {shorten(redacted(str(value)), 40)}: expected a torch dtype")
+        raise UsageError(f"{key} is {shown(value)}: expected a torch dtype")
     return DTYPES[str(value)]
 
 

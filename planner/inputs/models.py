@@ -13,7 +13,7 @@ from typing import Any
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.jsonfile import read_json
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, unknown
+from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, shown, unknown
 
 CATALOG = Path(__file__).parent / "catalog"
 INDEX = (
@@ -57,7 +57,7 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
     if isinstance(model, Path):
         return _from_path(model)
     if not isinstance(model, str) or not model.strip():
-        raise UsageError(f"model {shorten(repr(model))}: expected a name, a path, a dict or a ModelSpec")
+        raise UsageError(f"model {shown(model)}: expected a name, a path, a dict or a ModelSpec")
     text = model.strip()
     if _looks_like_path(text):
         return _from_path(_expanded(text))
@@ -178,3 +178,18 @@ def _index() -> dict[str, dict[str, Any]]:
 @cache
 def _by_alias() -> dict[str, str]:
     return {name.lower(): stem for stem, row in _index().items() for name in (*row["ids"], *row["aliases"])}
+
+
+def named(text: str) -> Model:
+    """`find` for a name alone, a catalog entry or a Hugging Face id: no path of this machine is looked at.
+    Raises UsageError, NetworkError.
+    """
+    text = text.strip()
+    found = from_catalog(text)
+    if found is not None:
+        return found
+    if text.count("/") == 1:
+        return _from_hub(text)
+    raise unknown(
+        "model", text, names(), hint="A Hugging Face id (org/name) works too; files: memplan report."
+    )
