@@ -18,7 +18,7 @@ from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
 from memplan.planner.prediction import Accuracy, Prediction
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
+from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
 
 if TYPE_CHECKING:
     from memplan.profiler.callback import MemoryCallback
@@ -134,7 +134,17 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         sharding.refuse_tracing(setup)
     prediction = ENGINES[engine](model, setup)
     found = (*unread(setup), *sharding.warnings(engine, setup))
-    prediction = prediction.with_(warnings=(*prediction.warnings, *found))
+    said = (
+        model.note,
+        said_of(find_gpu(setup.gpu)) if setup.gpu else "",
+    )  # the formula knows the former itself
+    prediction = prediction.with_(
+        warnings=(*prediction.warnings, *found),
+        assumptions=(
+            *(text for text in said if text and text not in prediction.assumptions),
+            *prediction.assumptions,
+        ),
+    )
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
     pairs = list(judged(model, prediction))
