@@ -113,7 +113,7 @@ _PREFERRED = (
 
 
 def _in_formula(name: str) -> bool:
-    """Whether the formula knows the entry's family: a size alone names no model that only a trace can answer."""
+    """Whether the formula knows the entry's family: a size alone names no model that only a trace answers."""
     model = from_catalog(name)
     return model is not None and model.config["model_type"] in FAMILIES
 
