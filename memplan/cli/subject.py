@@ -19,7 +19,7 @@ from memplan.planner.tables.errors import UsageError, shorten
 if TYPE_CHECKING:
     from memplan.planner.importers.rules import Imported
 
-TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md")
+TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md", ".sh", ".bash", ".slurm", ".sbatch")
 
 
 @dataclass(frozen=True, slots=True)

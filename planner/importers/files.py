@@ -20,8 +20,10 @@ from memplan.planner.importers import (
     own,
     peft,
     sharding,
+    swift,
     torchtune,
     trl,
+    unsloth,
 )
 from memplan.planner.importers.document import parse, read_text
 from memplan.planner.importers.fsdp import FSDP, settle_fsdp
@@ -119,6 +121,8 @@ FORMATS: dict[str, Format] = {
             llamafactory_v1.finish,
         ),
         Format("trl", "TRL", _trl, trl.RULES, trl.finish),
+        Format("swift", "ms-swift", swift.recognise, swift.RULES, swift.finish),
+        Format("unsloth", "Unsloth", unsloth.recognise, unsloth.RULES, unsloth.finish, unsloth.read),
         Format(
             "hf",
             "transformers TrainingArguments",
@@ -155,6 +159,10 @@ def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
         from memplan.planner.importers.snippet import read_snippet
 
         return read_snippet(read_text(path), path.name)
+    if path.suffix in (".sh", ".bash", ".slurm", ".sbatch"):
+        from memplan.planner.importers.shell import read_shell
+
+        return read_shell(read_text(path), path.name, path.parent)
     document = read_mapping(path)
     row = recognise(document)
     if row is None:
