@@ -159,10 +159,6 @@ def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
         from memplan.planner.importers.snippet import read_snippet
 
         return read_snippet(read_text(path), path.name)
-    if path.suffix in (".sh", ".bash", ".slurm", ".sbatch"):
-        from memplan.planner.importers.shell import read_shell
-
-        return read_shell(read_text(path), path.name, path.parent)
     document = read_mapping(path)
     row = recognise(document)
     if row is None:

@@ -26,6 +26,7 @@ from memplan.planner.importers.files import (
 from memplan.planner.importers.fsdp import strategy
 from memplan.planner.importers.rules import Imported, integer, redacted
 from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
+from memplan.planner.importers.words import pairs, read_script
 from memplan.planner.tables.errors import UsageError, shorten
 
 ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
@@ -229,7 +230,7 @@ def _program(line: Line, folder: Path) -> Imported:
     is_trl = name == "trl" or name.startswith("trl.scripts")
     script = folder / line.program
     if not is_trl and name.endswith(".py") and script.is_file():
-        found = _script(line, script)
+        found = read_script(script, line.words)
         if found is not None:
             return found
     if is_trl or (name.endswith(".py") and name.startswith(("sft", *BESIDE))):
@@ -256,49 +257,6 @@ BESIDE = {
     "gkd": "the teacher model is",
 }
 """What TRL's scripts hold beside the trained model in a supervised step (TRL 1.16, trainer/)."""
-PARSERS = ("HfArgumentParser", "TrlParser")
-
-
-def _script(line: Line, path: Path) -> Imported | None:
-    """What the program itself says, with the words that follow it; None where its words are transformers' own
-    options, or where nothing in it can be read.
-    """
-    from memplan.planner.importers.document import read_text
-    from memplan.planner.importers.snippet import read_snippet
-
-    source = read_text(path)
-    if any(parser in source for parser in PARSERS):
-        return None
-    given = {key: read_word(value) for key, value in _pairs(_named(line.words)).items()}
-    try:
-        return read_snippet(source, path.name, given)
-    except UsageError:
-        if not line.words:
-            raise
-        return None
-
-
-def _named(words: list[str]) -> list[str]:
-    """A program's own words without those that stand for themselves."""
-    first = next(
-        (index for index, word in enumerate(words) if word.startswith("--") or "=" in word), len(words)
-    )
-    return words[first:]
-
-
-def read_word(value: Any) -> Any:
-    """A word as Python would have it: numbers and booleans are not text."""
-    if not isinstance(value, str):
-        return value
-    lowered = value.lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    for kind in (int, float):
-        try:
-            return kind(value) if len(value) < 20 else value
-        except ValueError:
-            continue
-    return value
 
 
 def _own_words(line: Line, folder: Path, name: str) -> Imported:
@@ -321,7 +279,7 @@ def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Im
         return _options(line, folder, kind, words)
     document = read_mapping(folder / words[0])
     imported_from = Path(words[0]).name
-    options = _pairs(words[1:])
+    options = pairs(words[1:])
     launcher = {
         key: options.pop(key)
         for key in list(options)
@@ -335,7 +293,7 @@ def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Im
 
 
 def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None) -> Imported:
-    options = _pairs(line.words if words is None else words)
+    options = pairs(line.words if words is None else words)
     config = options.pop("config", None)
     if isinstance(config, str):
         options = {**read_mapping(folder / config), **options}
@@ -351,36 +309,3 @@ def _read(document: Mapping[str, Any], row: Format, source: str, folder: Path) -
     for name in imported.beside:
         follow(imported, folder, name)
     return imported
-
-
-def _pairs(words: list[str]) -> dict[str, Any]:
-    """--key value, --key=value, --flag, --key a b c, and key=value, as a document; later ones win."""
-    found: dict[str, Any] = {}
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
-        if not word.startswith("--"):
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise UsageError(
-                    f"'{shorten(redacted(word), 40)}' is not an option: expected --key value or key=value"
-                )
-            found[key.replace("-", "_")] = value
-            continue
-        key, equals, value = word[2:].partition("=")
-        values = [value] if equals else []
-        while (
-            not equals
-            and index < len(words)
-            and not words[index].startswith("--")
-            and not re.fullmatch(r"\w+=\S*", words[index])
-        ):
-            values.append(words[index])
-            index += 1
-        key = key.replace("-", "_")
-        if key.startswith("no_") and not values:
-            found[key.removeprefix("no_")] = False
-        else:
-            found[key] = True if not values else values[0] if len(values) == 1 else values
-    return found

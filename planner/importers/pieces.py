@@ -1,5 +1,5 @@
-"""A file that people wrote -> its pieces of Python and of shell: fenced blocks of a text, cells of a notebook,
-or the whole file. What cannot be read is named, and the rest is read.
+"""A file that people wrote -> its pieces of Python and of shell: fenced blocks of a text, cells of a
+notebook, or the whole file. What cannot be read is named, and the rest is read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ TIMED = ("%%time", "%%timeit", "%%capture", "%%script", "%%python")
 
 @dataclass(slots=True)
 class Pieces:
-    """`trees`: Python that was parsed, each to be read by itself; `shell`: text in which launch lines may stand;
-    `skipped`: what could not be read, in words.
+    """`trees`: Python that was parsed, each to be read by itself; `shell`: text in which launch lines may
+    stand; `skipped`: what could not be read, in words.
     """
 
     trees: list[ast.Module] = field(default_factory=list)
@@ -70,7 +70,7 @@ def _text(source: str, name: str, shell: str) -> Pieces:
 
 
 def _notebook(source: str) -> Pieces:
-    """A notebook's code cells, in order, as one module; a cell that cannot be parsed is left out and named."""
+    """A notebook's code cells, in order, as one module; one that cannot be parsed is left out and named."""
     try:
         cells = json.loads(source).get("cells", [])
         code = [
@@ -97,7 +97,7 @@ def _notebook(source: str) -> Pieces:
 
 
 def _cell(text: str) -> tuple[str, str]:
-    """(Python, shell) of a cell: magics and shell escapes are no Python, with the lines that continue them."""
+    """(Python, shell) of a cell: magics and shell escapes are no Python, nor the lines that continue them."""
     lines = text.splitlines()
     first = next((line.strip() for line in lines if line.strip()), "")
     if first.startswith("%%") and not first.startswith(TIMED):

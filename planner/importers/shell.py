@@ -1,5 +1,5 @@
-"""Launch lines inside a text: shell scripts, fenced blocks of a README, shell cells of a notebook. Lines are read,
-never run; what a variable holds is known only where the text assigns it once, plainly.
+"""Launch lines inside a text: shell scripts, fenced blocks of a README, shell cells of a notebook. Lines are
+read, never run; what a variable holds is known only where the text assigns it, plainly.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from memplan.planner.importers.launch import read_launch
 from memplan.planner.importers.rules import Imported
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -31,11 +32,9 @@ NO_TRAINING = ("pip", "venv", "http.server", "accelerate.commands.config", "json
 
 
 def read_shell(text: str, name: str, folder: Path | None = None) -> Imported:
-    """What the launch line in a text starts: the one that says most, where there are several. UsageError where
-    none can be read, with the reason of the first.
+    """What the launch line in a text starts: the one that says most, where there are several. UsageError
+    where none can be read, with the reason of the first.
     """
-    from memplan.planner.importers.launch import read_launch  # it reads scripts, which may hold such a text
-
     found: list[Imported] = []
     refused: UsageError | None = None
     for words in launch_lines(text):
@@ -98,7 +97,7 @@ def _starts(words: list[str]) -> bool:
 
 
 def _expanded(text: str, known: dict[str, str]) -> str:
-    """Variables that were assigned, or have a default, put in; the others stay, and are named by who reads."""
+    """Variables that were assigned or have a default put in; the others stay, for the reader to name."""
 
     def value(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(3)

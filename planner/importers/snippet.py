@@ -22,7 +22,6 @@ from memplan.planner.importers.rules import (
     KeyReport,
     Rule,
     find_rule,
-    integer,
     redacted,
     setup_fields,
     walk,
@@ -52,10 +51,6 @@ def read_snippet(source: str, name: str, given: Mapping[str, Any] | None = None)
     found = [_read(tree, given) for tree in pieces.trees]
     best = max(found, key=lambda code: code.calls, default=None)
     if best is None or not best.calls:
-        if pieces.shell:
-            from memplan.planner.importers.shell import read_shell  # it reads scripts, and they come here
-
-            return read_shell(pieces.shell, name)
         raise UsageError(
             f"'{shorten(name)}' has no call that memplan knows: expected from_pretrained, "
             "BitsAndBytesConfig, LoraConfig, "
@@ -307,8 +302,8 @@ def _finish(code: Code, name: str) -> Imported:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
     elif "_checkpointing" not in facts and stack == "raw":
         fields["checkpointing"] = "none"
-    if "max_seq_length" in facts:
-        fields["sequence_length"] = integer("max_seq_length", facts["max_seq_length"])
+    if "_length" in facts:
+        fields["sequence_length"] = facts["_length"]
     notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
     known = facts.get("_model")
     return Imported("python", name, known, fields, code.keys, code.warnings, [] if known else notes)

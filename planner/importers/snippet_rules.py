@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.importers import peft
-from memplan.planner.importers.rules import DTYPES, Rule, ignored, not_modelled, redacted, use
+from memplan.planner.importers.rules import DTYPES, Rule, ignored, integer, not_modelled, redacted, use
 from memplan.planner.tables.errors import UsageError, shorten
 
 
@@ -37,7 +37,7 @@ PRETRAINED: dict[str, Rule] = {
     "load_in_4bit": use("_four_bit", lambda key, value: bool(value)),
     "load_in_8bit": use("_eight_bit", lambda key, value: bool(value)),
     "device_map": Rule("ignored", why="one card is assumed"),
-    "max_seq_length": use("max_seq_length"),
+    "max_seq_length": use("_length", integer),
     "full_finetuning": not_modelled("every parameter is trained, in Unsloth's own way"),
     "fast_inference": not_modelled("a generation engine beside the trainer", errs="low"),
     "use_cache": Rule("ignored", why="checkpointing turns the cache off, and a loss needs none"),

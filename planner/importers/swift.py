@@ -1,5 +1,5 @@
-"""ms-swift's command line and its YAML (4.6, swift/arguments and swift/trainers/arguments.py): transformers' training
-arguments, with words of its own for the model, adapters and quantization.
+"""ms-swift's command line and its YAML (4.6, swift/arguments and swift/trainers/arguments.py): transformers'
+training arguments, with words of its own for the model, adapters and quantization.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ RULES: dict[str, Rule] = {
     **ignored(
         "names data or a template, or which tokens count in the loss",
         """
-        dataset* val_dataset* split_dataset_ratio system template* truncation_strategy max_pixels num_train_epochs
-        streaming load_from_cache_file loss_scale agent_template response_prefix columns custom_* model_author
-        model_name model_type task_type use_hf model_revision hub_token lazy_tokenize strict
+        dataset* val_dataset* split_dataset_ratio system template* truncation_strategy max_pixels
+        num_train_epochs streaming load_from_cache_file loss_scale agent_template response_prefix columns
+        custom_* model_author         model_name model_type task_type use_hf model_revision hub_token lazy_tokenize strict
         """,
     ),
     **ignored("vision parts are not counted", "freeze_aligner aligner_lr vit_lr"),
@@ -81,8 +81,8 @@ def recognise(document: Mapping[str, Any]) -> bool:
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields, ms-swift's defaults where the words are silent: LoRA of rank 8 on every linear layer, batch 1,
-    checkpointing, the checkpoint's dtype.
+    """Setup fields, ms-swift's defaults where the words are silent: LoRA of rank 8 on every linear layer,
+    batch 1, checkpointing, the checkpoint's dtype.
     """
     settle(facts, warnings, batch=1, checkpointing=True, bf16=True)
     if facts.get("_dtype"):

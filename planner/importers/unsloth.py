@@ -1,5 +1,5 @@
-"""Unsloth's command line (unsloth train, unsloth_cli/config.py of August 2026) and its configuration file: model,
-training and lora.
+"""Unsloth's command line (unsloth train, unsloth_cli/config.py of August 2026) and its configuration file:
+model, training and lora.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ RULES: dict[str, Rule] = {
     **ignored(
         "data, logging and the optimizer's numbers",
         """
-        dataset local_dataset format_type output_dir num_epochs learning_rate warmup_steps max_steps save_steps weight_decay
-        random_seed packing train_on_completions enable_* wandb_* tensorboard_dir hf_token use_loftq vision_all_linear
-        finetune_* config dry_run
+        dataset local_dataset format_type output_dir num_epochs learning_rate warmup_steps max_steps
+        save_steps weight_decay random_seed packing train_on_completions enable_* wandb_* tensorboard_dir
+        hf_token use_loftq vision_all_linear finetune_* config dry_run
         """,
     ),
 }
@@ -67,8 +67,8 @@ def read(
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields, with Unsloth's defaults where the words are silent: 4-bit LoRA of rank 64, batch 2, 2,048
-    tokens, adamw_8bit.
+    """Setup fields, with Unsloth's defaults where the words are silent: 4-bit LoRA of rank 64, batch 2,
+    2,048 tokens, adamw_8bit.
     """
     checkpoint = str(facts.get("_checkpoint", "unsloth")).lower() not in ("none", "false")
     settle(facts, warnings, batch=2, checkpointing=checkpoint, bf16=True)
@@ -86,6 +86,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         for name in ("rank", "alpha", "dropout", "targets"):
             facts.pop(name, None)
     warnings.append(
-        "Unsloth's own kernels and checkpointing are not modelled: recipe hf, the nearest, is on the high side"
+        "Unsloth's own kernels and checkpointing are not modelled: the recipe hf, the nearest, is on the high "
+        "side"
     )
     return {**setup_fields(facts), "recipe": "hf"}

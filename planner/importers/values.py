@@ -26,8 +26,8 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 @dataclass(slots=True)
 class Values:
-    """The values of a module: `names` are variables, `fields` what a settings object has, `given` the words of
-    a launch line, which go before defaults.
+    """The values of a module: `names` are variables, `fields` what a settings object has, `given` the words
+    of a launch line, which go before defaults.
     """
 
     names: dict[str, Any] = field(default_factory=dict)
@@ -83,17 +83,21 @@ def _assigned(values: Values, node: ast.Assign | ast.AnnAssign) -> None:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     if isinstance(node, ast.AnnAssign) and node.value is None:
         return
-    for target in targets:
+    pairs: list[tuple[ast.expr, ast.expr | None]] = [(target, node.value) for target in targets]
+    for target, value in pairs:  # which grows where several names are assigned at once: a, b = 1, 2
         if isinstance(target, ast.Name):
             known = target.id in values.names
-            values.names[target.id] = UNKNOWN if known else values.of(node.value)
-            _object(values, node.value)
+            values.names[target.id] = UNKNOWN if known else values.of(value)
+            _object(values, value)
         elif isinstance(target, ast.Attribute):  # args.rank = 8
-            _settle(values.fields, target.attr, values.of(node.value))
+            _settle(values.fields, target.attr, values.of(value))
+        elif isinstance(target, ast.Tuple):
+            each = value.elts if isinstance(value, ast.Tuple) else [None] * len(target.elts)
+            pairs += zip(target.elts, each, strict=False)
 
 
 def _object(values: Values, node: ast.expr | None) -> None:
-    """Keywords of what makes a settings object: Namespace(rank=8), SimpleNamespace, a class with such a field."""
+    """Keywords of what makes a settings object: Namespace(rank=8), SimpleNamespace, a class of the file."""
     if not isinstance(node, ast.Call):
         return
     plain = _called(node) in ("Namespace", "SimpleNamespace", "DictConfig", "EasyDict", "dict")
