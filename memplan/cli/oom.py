@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from memplan.cli.options import HELP
-from memplan.planner.answers.oom import MOST_TEXT, OutOfMemory, cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom import MOST_TEXT, OutOfMemory, read_oom
+from memplan.planner.answers.oom_explain import cards_that_hold, explain
 from memplan.planner.tables.errors import UsageError, shorten
 
 
@@ -35,7 +36,9 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
     A log without such a message is exit code 2.
     """
     oom = read_oom(_read(log))
-    advice = _advice(oom, model, options) if model else []
+    on_host = oom.device == "host"
+    advice = _advice(oom, model, options) if model and not on_host else []
+    sentences = explain(oom, _checkpoint_bytes(model) if model and on_host else None)
     cards = cards_that_hold(oom)
     if as_json:
         from memplan.planner import __version__
@@ -47,7 +50,7 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
                 "schema": document.pop("schema"),
                 "memplan_version": __version__,
                 **document,
-                "explanation": explain(oom),
+                "explanation": sentences,
                 "cards": [gpu.name for gpu in cards],
                 "advice": advice,
             }
@@ -55,7 +58,7 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
         return
     from memplan.render.oom import oom_screen
 
-    oom_screen(oom, cards, advice)
+    oom_screen(oom, cards, (*sentences, *advice))
 
 
 def _read(log: Path | None) -> str:
@@ -70,6 +73,13 @@ def _read(log: Path | None) -> str:
             return file.read().decode("utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"cannot read '{shorten(str(log))}': {error.strerror}") from None
+
+
+def _checkpoint_bytes(model: str) -> int:
+    """The bytes of a model in 16 bits, as its checkpoint most often has it."""
+    from memplan.cli.subject import read_subject
+
+    return 2 * read_subject(model, {}).model.spec().parameters
 
 
 def _advice(oom: OutOfMemory, model: str, options: dict[str, Any]) -> list[str]:
