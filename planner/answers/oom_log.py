@@ -25,6 +25,8 @@ SIGNS = (
     b"oom-kill",
     b"oomkilled",
     b"exitcode",
+    b"killed",
+    b"sigkill",
 )
 """One of these, in any case, is in every message that `oom.FORMS` knows."""
 

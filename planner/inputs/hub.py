@@ -239,7 +239,7 @@ def _client(repository: str) -> Any:
     except ImportError:
         raise UsageError(
             f"{repository} is neither in the catalog nor in the local cache, and asking the hub needs: "
-            "pip install 'memplan[hub]'; or give the path of its config.json"
+            "pip install huggingface_hub; or give the path of its config.json"
         ) from None
     return huggingface_hub
 
