@@ -217,7 +217,6 @@ class Extra:
     shape: tuple[int, ...]
     kind: Literal["parameter", "buffer"] = "parameter"
     dtype: str | None = None  # None: the model's dtype
-    per_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +274,7 @@ class ModelSpec:
         count += sum(n * layer.parameters for n, layer in self.layers)
         count += sum(linear.parameters for linear in self.projections)
         count += sum(norm.parameters for norm in (self.embedding_norm, self.final_norm) if norm is not None)
-        return count + sum(
-            prod(e.shape) * (self.depth if e.per_layer else 1) for e in self.extras if e.kind == "parameter"
-        )
+        return count + sum(prod(e.shape) for e in self.extras if e.kind == "parameter")
 
 
 WITHOUT_KEY_VALUE_HEADS = ("gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon")

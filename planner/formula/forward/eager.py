@@ -151,7 +151,9 @@ def _scaled_product(t: Tape, a: Tensor, b: Tensor, shape: tuple[object, ...]) ->
 
 
 def _gptj(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    """GPT-J: queries and keys in fp32, softmax in the scores' dtype, which autocast makes fp32."""
+    """GPT-J: products of fp32 copies of queries and keys, softmax in the scores' dtype, which autocast makes
+    fp32 (transformers 5.24 models/gptj/modeling_gptj.py eager_attention_forward).
+    """
     t = w.t
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
@@ -159,6 +161,7 @@ def _gptj(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     scores = bmm(
         t, fold(w, w.lower(queries), False), fold(w, w.lower(keys), h.together), square, "raw scores"
     )
+    del queries, keys
     scores = unary(t, "scale", scores, "scores")
     if h.mask is not None:
         scores = add(t, scores, h.mask, "masked scores", square)
@@ -177,7 +180,6 @@ def _gptj(w: Walk, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
     out = bmm(
         t, w.lower(scores), fold(w, w.lower(v), h.together), (b, a, s, h.value_size), "attention output"
     )
-    del queries, keys
     return merge(w, h, out, True), scores, []
 
 

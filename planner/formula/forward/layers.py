@@ -17,8 +17,8 @@ from memplan.planner.formula.forward.heads import Heads, cut_falcon
 from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
-from memplan.planner.formula.forward.rotary import gathered, joined, rotate
-from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, promote, split, unary
+from memplan.planner.formula.forward.rotary import joined, rotate
+from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
 
@@ -75,13 +75,12 @@ def attention(
 
 
 def _cached(w: Walk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an inference keeps of one layer: both are joined to an empty tensor in the keys' dtype
-    (cache_utils.py DynamicLayer).
+    """What an inference keeps of one layer: each is joined to an empty tensor of its own dtype (transformers
+    5.24 cache_utils.py DynamicLayer; 5.23 took the keys' dtype for both).
     """
     assert w.cache is not None
-    pairs = ((keys, keys.dtype, "keys"), (values, promote(keys.dtype, values.dtype), "values"))
-    for x, dtype, what in pairs:
-        made = w.t.op("cat", (x,), x.shape, dtype, name=f"cached {what}", why="the KV cache")
+    for x, what in ((keys, "keys"), (values, "values")):
+        made = w.t.op("cat", (x,), x.shape, x.dtype, name=f"cached {what}", why="the KV cache")
         if made.buffer is not None:
             made.buffer.info.component = "activations"
         w.cache.append(made)
@@ -138,10 +137,6 @@ def _gqa(
     del pieces
     q, k, v = made
     del made
-    if spec.rotary == "pairs":
-        tables, beside = gathered(w, spec, k.dtype)
-        named += [*tables, *beside]
-        del beside
     if tables is not None and turned:
         q, k = (rotate(w, x, spec, tables, named if spec.rotary_named else None) for x in (q, k))
     return q, k, v, named
@@ -193,6 +188,9 @@ def _mla(
     return q, k, v, []
 
 
+RETURNED = ("bloom", "falcon")  # families whose layers return the attention probabilities (transformers 5.24)
+
+
 # ---- the layer ---------------------------------------------------------------------------------------------
 
 
@@ -203,7 +201,8 @@ def decoder_layer(
     beside it.
     """
     out, probabilities = (_parallel if layer.parallel else _sequential)(w, layer, given, prefix, tables)
-    return [out, probabilities] if probabilities is not None and layer.attention.eager != "shared" else [out]
+    beside = probabilities is not None and layer.attention.eager in RETURNED
+    return [out, probabilities] if beside and probabilities is not None else [out]
 
 
 def _normed(w: Walk, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.23, each
+"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.24, each
 apply_rotary_pos_emb).
 """
 
@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Walk
+from memplan.planner.formula.symbolic.expr import Sized
 from memplan.planner.formula.tape.ops import add, cast, concatenate, mul, part_of, unary
-from memplan.planner.formula.tape.tape import Tensor
+from memplan.planner.formula.tape.tape import Shape, Tensor
 from memplan.planner.inputs.spec import Attention
 
 FLOAT32 = (
@@ -51,26 +52,30 @@ def rotate(
     return cast(t, out, x.dtype, "rotary output") if spec.rotary in FLOAT32 else out
 
 
-def gathered(w: Walk, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    """GPT-J's sines and cosines, gathered in every layer from its own table of P positions, and what stays
-    named beside them.
-
-    The table is repeated and the position ids are spread over its columns; both halves of `sincos` are views.
+def made_tables(w: Walk, spec: Attention, rows: Sized, dtype: str) -> tuple[Tensor, Tensor]:
+    """cos and sin of `rows` x S positions, made once for all layers: in the hidden states' dtype or in fp32,
+    D / 2 wide where halves are rotated apart.
     """
     t, dim = w.t, spec.rotary_dim
-    rows = w.batch if w.setup.packed_documents > 1 else 1
-    positions = w.inventory.spec.max_positions or 1
-    table = t.alloc(
-        "repeated table of positions",
-        (rows, positions, dim),
-        "float32",
-        "embed_positions.repeat in every layer",
+    if spec.rotary == "pairs":
+        return _indexed_table(w, (rows, w.sequence, dim), dtype)
+    shape = (rows, w.sequence, dim // 2 if spec.rotary == "split" else dim)
+    wide = "float32" if spec.rotary in FLOAT32 else dtype
+    cos, sin = (
+        t.once(t.alloc(f"rotary {name}", shape, wide, "computed once for all layers"))
+        for name in ("cos", "sin")
     )
-    ids = t.alloc("repeated position ids", (rows, w.sequence, dim), "int64", "what is gathered")
-    wide = t.alloc("sines and cosines", (rows, w.sequence, dim), "float32", "gathered from the layer's table")
-    sincos = cast(t, wide, dtype, "sines and cosines")
-    half = (rows, w.sequence, dim // 2)
-    return (sincos.view(*half), sincos.view(*half)), [table, ids]
+    return cos, sin
+
+
+def _indexed_table(w: Walk, shape: Shape, dtype: str) -> tuple[Tensor, Tensor]:
+    """GPT-J's sines and cosines: rows of the model's one table, taken by position, cast to the hidden states'
+    dtype and split into two views (transformers 5.24 models/gptj/modeling_gptj.py GPTJRotaryEmbedding).
+    """
+    t, half = w.t, (*shape[:-1], int(shape[-1]) // 2)  # type: ignore[arg-type]
+    wide = t.alloc("sines and cosines", shape, "float32", "indexed by position, once for all layers")
+    sincos = t.once(cast(t, wide, dtype, "sines and cosines"))
+    return sincos.view(*half), sincos.view(*half)
 
 
 def _interleaved(w: Walk, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

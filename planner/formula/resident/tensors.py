@@ -87,12 +87,9 @@ def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
     )
     if spec.head_bias:
         yield WeightTensor(f"{spec.head_name}.bias", (spec.vocab,), "bias")
-    every = tuple(range(spec.depth))
     for extra in spec.extras:
         role: Role = "buffer" if extra.kind == "buffer" else "scalar"
-        yield WeightTensor(
-            extra.name, extra.shape, role, layers=every if extra.per_layer else (), dtype=extra.dtype
-        )
+        yield WeightTensor(extra.name, extra.shape, role, dtype=extra.dtype)
 
 
 def _layer_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
