@@ -153,6 +153,7 @@ class Moe:
     shared_gate: Linear | None = None
     gated: bool = True
     activation: str = "silu"
+    router_dtype: str | None = None  # of the router's parameters; None: the model's
     buffers: tuple[
         tuple[str, tuple[int, ...]], ...
     ] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
@@ -183,6 +184,7 @@ class Layer:
     named_attention: bool = (
         False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
     )
+    named_norm: bool = False  # the attention's normed input keeps its name too (StableLM)
     scaled_branches: bool = (
         False  # what a branch adds to the residual is multiplied by a number first (Granite)
     )

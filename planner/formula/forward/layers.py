@@ -138,7 +138,7 @@ def _gqa(
     q, k, v = made
     del made
     if tables is not None and turned:
-        q, k = (rotate(w, x, spec, tables, named if spec.rotary_named else None) for x in (q, k))
+        q, k = rotate(w, (q, k), spec, tables, named if spec.rotary_named else None)
     return q, k, v, named
 
 
@@ -169,7 +169,7 @@ def _mla(
     normed = norm(w, kv_norm, latent, prefix) if kv_norm is not None else latent
     k_rot = k_rot.view(w.batch, 1, front[1], rope)
     if tables is not None:
-        q_rot, k_rot = (rotate(w, x, spec, tables) for x in (q_rot, k_rot))
+        q_rot, k_rot = rotate(w, (q_rot, k_rot), spec, tables)
     if w.cache is not None:  # what is cached is the latent, before keys and values are made of it
         normed, k_rot = _cached(w, normed, k_rot)
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
@@ -229,10 +229,11 @@ def _sequential(
     """
     t = w.t
     residual = given
-    hidden = given
-    hidden = _normed(w, layer, "input", hidden, prefix)
-    hidden, probabilities = attention(w, layer, hidden, prefix, tables)
-    named = hidden if layer.named_attention else None
+    normed = _normed(w, layer, "input", given, prefix)
+    hidden, probabilities = attention(w, layer, normed, prefix, tables)
+    named = [hidden] if layer.named_attention else []
+    named += [normed] if layer.named_norm else []
+    del normed
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     if layer.scaled_branches:
@@ -241,10 +242,10 @@ def _sequential(
     if layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     residual = hidden
-    normed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
+    passed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
     del hidden
-    hidden = mlp(w, layer, normed, prefix)
-    normed.clear()
+    hidden = mlp(w, layer, passed, prefix)
+    passed.clear()
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
     if layer.scaled_branches:
@@ -264,7 +265,11 @@ def _parallel(
     normed = _normed(w, layer, "input", given, prefix)
     attended, probabilities = attention(w, layer, normed, prefix, tables)
     second = _named(layer.norms, "pre_mlp")
-    hidden = mlp(w, layer, [norm(w, second, given, prefix) if second is not None else normed], prefix)
+    passed = [normed if second is None else norm(w, second, given, prefix)]
+    if not layer.named_attention:  # GPT-NeoX names neither norm's output
+        del normed
+    hidden = mlp(w, layer, passed, prefix)
+    passed.clear()
     hidden = add(t, hidden, attended, "branches")
     hidden = add(t, hidden, given, "layer output")
     return hidden, probabilities

@@ -17,6 +17,7 @@ FLOAT32 = (
     "pairs_float32",
     "complex",
 )  # computed in fp32 and cast back; the others leave what tables and input promote to
+COPIED = ("pairs_float32", "complex")  # q and k are copied in fp32 first
 SPLIT = ("split", "interleaved")  # both halves rotated apart, then concatenated
 
 
@@ -32,24 +33,43 @@ def joined(spec: Attention) -> bool:
 
 
 def rotate(
-    w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], named: list[Tensor] | None = None
-) -> Tensor:
-    """q or k with its first `rotary_dim` features rotated and the others passed through.
+    w: Walk,
+    pair: tuple[Tensor, Tensor],
+    spec: Attention,
+    tables: tuple[Tensor, Tensor],
+    named: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """q and k, each with its first `rotary_dim` features rotated and the others passed through.
 
-    The rotated part and what it was cut from are added to `named` where the family's code keeps names for
+    fp32 copies of both are made first, and both results are cast back last; complex ones one by one. The
+    rotated parts and what they were cut from are added to `named` where the family's code keeps names for
     them.
     """
+    t = w.t
+    wide = [cast(t, x, "float32", "fp32 copy for rotary") for x in pair] if spec.rotary in COPIED else [*pair]
+    made = []
+    for x, copied in zip(pair, wide, strict=True):
+        out = _rotated(w, copied, spec, tables, named)
+        made.append(cast(t, out, x.dtype, "rotary output") if spec.rotary == "complex" else out)
+        del out
+    if spec.rotary in FLOAT32:
+        return [cast(t, out, x.dtype, "rotary output") for out, x in zip(made, pair, strict=True)]
+    return made
+
+
+def _rotated(
+    w: Walk, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], named: list[Tensor] | None
+) -> Tensor:
     t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
     dim = min(spec.rotary_dim, size)
     front = x.shape[:-1]
-    wide = cast(t, x, "float32", "fp32 copy for rotary") if spec.rotary in ("pairs_float32", "complex") else x
-    rotated = wide if dim == size else part_of(t, wide, (*front, dim))
+    rotated = x if dim == size else part_of(t, x, (*front, dim))
     out = WRITTEN.get(spec.rotary, _together)(w, rotated, tables)
     if named is not None:
         named += [out, x]
     if dim != size or spec.rotary_joined:
-        out = concatenate(t, (out, part_of(t, wide, (*front, size - dim))), x.shape, "rotary output")
-    return cast(t, out, x.dtype, "rotary output") if spec.rotary in FLOAT32 else out
+        out = concatenate(t, (out, part_of(t, x, (*front, size - dim))), x.shape, "rotary output")
+    return out
 
 
 def made_tables(w: Walk, spec: Attention, rows: Sized, dtype: str) -> tuple[Tensor, Tensor]:
@@ -60,7 +80,10 @@ def made_tables(w: Walk, spec: Attention, rows: Sized, dtype: str) -> tuple[Tens
     if spec.rotary == "pairs":
         return _indexed_table(w, (rows, w.sequence, dim), dtype)
     shape = (rows, w.sequence, dim // 2 if spec.rotary == "split" else dim)
-    wide = "float32" if spec.rotary in FLOAT32 else dtype
+    if spec.rotary == "complex":  # as many complex64 frequencies as pairs
+        both = t.once(t.alloc("rotary frequencies", shape, "float32", "complex, once for all layers"))
+        return both, both
+    wide = "float32" if spec.rotary == "half_float32" else dtype
     cos, sin = (
         t.once(t.alloc(f"rotary {name}", shape, wide, "computed once for all layers"))
         for name in ("cos", "sin")

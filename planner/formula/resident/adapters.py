@@ -57,15 +57,25 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
             found[linear.name] = Adapter(
                 kind, _stored(setup, f"{prefix}{linear.name}", shapes, count, packed)
             )
+    routers = _router_dtypes(spec)
     for name, (shape, rank, count, prefix) in experts.items():
         held = shape[0] if len(shape) == 3 else 1
         rows, columns = shape[-2:]
         shapes = (("lora_A", (R * (rank * held), columns)), ("lora_B", (rows, R * (rank * held))))
-        found[name] = Adapter("lora", _stored(setup, f"{prefix}{name}", shapes, count), held)
+        stored = _stored(setup, f"{prefix}{name}", shapes, count, base=routers.get(name))
+        found[name] = Adapter("lora", stored, held)
     return found
 
 
-def _stored(setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False) -> tuple[Stored, ...]:
+def _router_dtypes(spec: ModelSpec) -> dict[str, str | None]:
+    """The dtypes of routers' parameters by name; None: the model's."""
+    mixtures = (layer.mlp for _, layer in spec.layers if isinstance(layer.mlp, Moe))
+    return {name: moe.router_dtype for moe in mixtures for name, _ in moe.router}
+
+
+def _stored(
+    setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False, base: str | None = None
+) -> tuple[Stored, ...]:
     frozen = FROZEN.get(setup.method, ())
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
         frozen = ("ranknum",)
@@ -73,7 +83,7 @@ def _stored(setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = 
         Stored(
             f"{name}.{short}",
             shape,
-            adapter_dtype(setup, packed, short not in frozen),
+            adapter_dtype(setup, packed, short not in frozen, base),
             count,
             short not in frozen,
             "adapter",
@@ -82,16 +92,16 @@ def _stored(setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = 
     )
 
 
-def adapter_dtype(setup: Setup, packed: bool, trained: bool) -> str:
+def adapter_dtype(setup: Setup, packed: bool, trained: bool, base: str | None = None) -> str:
     """The dtype of an adapter's tensor: float32 where PEFT's cast is on, else the base's own where that is a
-    floating one.
+    floating one (`base`: where it is not the model's).
 
     peft 0.21 tuners/tuners_utils.py cast_adapter_dtype, _move_adapter_to_device_of_base_layer. What is still
     float32 and trained goes to bfloat16 where the stack casts it.
     """
     if setup.adapter_dtype == "float32" or (trained and setup.trainable_dtype == "float32"):
         return "float32"
-    base = (
+    base = base or (
         setup.weight_dtype
         if not packed
         else "float32"

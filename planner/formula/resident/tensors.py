@@ -118,7 +118,10 @@ def _one_layer(layer: Layer) -> Iterator[WeightTensor]:
     if layer.attention.sinks:
         yield WeightTensor(f"{prefix}self_attn.sinks", (layer.attention.heads,), "scalar")
     if isinstance(layer.mlp, Moe):
-        yield from (WeightTensor(prefix + name, shape, "router") for name, shape in layer.mlp.router)
+        yield from (
+            WeightTensor(prefix + name, shape, "router", dtype=layer.mlp.router_dtype)
+            for name, shape in layer.mlp.router
+        )
         yield from (WeightTensor(prefix + name, shape, "expert") for name, shape in layer.mlp.parameters)
         yield from (
             WeightTensor(prefix + name, shape, "buffer", dtype="float32") for name, shape in layer.mlp.buffers

@@ -349,7 +349,12 @@ def stablelm(c: Fields) -> ModelSpec:
     parallel = c.flag("use_parallel_residual", False)
     pair = pre_norm(c, "layer", bias=True)
     layer = Layer(
-        attention, gated_mlp(c), pair[:1] if parallel else pair, parallel=parallel, named_attention=True
+        attention,
+        gated_mlp(c),
+        pair[:1] if parallel else pair,
+        parallel=parallel,
+        named_attention=True,
+        named_norm=True,
     )
     return assemble(
         c,

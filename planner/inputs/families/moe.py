@@ -142,6 +142,8 @@ def _deepseek(c: Fields, architecture: str, first: int, corrected: bool, rotary:
     moe = replace(
         moe,
         shared=gated_mlp(c, intermediate=shared, prefix="mlp.shared_experts"),
+        # transformers 5.24 modeling_deepseek_v{2,3}.py _keep_in_fp32_modules_strict: gate.weight
+        router_dtype="float32",
         buffers=(("mlp.gate.e_score_correction_bias", (moe.experts,)),) if corrected else (),
     )
     plain: Mlp | None = gated_mlp(c) if dense else None
