@@ -149,8 +149,8 @@ def resolve(
     imported: Mapping[str, Any] | None = None,
     trusted: bool = False,
 ) -> Setup:
-    """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with
-    its origin.
+    """Fill every field: base < method < recipe < recipe for that method < what the method keeps of its own <
+    imported file < `given`, each with its origin.
 
     What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given`
     where it is `trusted` because it comes from a checked Setup (building pydantic's validator takes longer
@@ -186,6 +186,7 @@ def resolve(
             METHODS[method].trains,
             METHODS[method].quantised or said.get("quant_type", "none") != "none",
         ),
+        (f"method {method}", METHODS[method].over_recipe),
         ("import", imported),
         (origin, given),
     ]

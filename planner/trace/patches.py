@@ -279,6 +279,7 @@ SHIMS = (
     _tensors_from_data,
     _torch_optimizers,
     shims_peft.moves_adapters,
+    shims_peft.counts_masks,
     shims_peft.decomposes,
     shims_peft.copies_weights,
     _bitsandbytes_paged,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from memplan.planner.formula.forward.context import Walk
 from memplan.planner.formula.symbolic.expr import ceil_div, exceeds, maximum, minimum, power_of_two
 from memplan.planner.formula.tape.ops import Grads, cast
-from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 
 # trl 1.16 kernels/chunked_logprob.py TOKEN_CHUNK_SIZE, trainer/utils.py _CHUNKED_LOGPROB_CHUNK_SIZE
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
@@ -170,7 +170,10 @@ def fused_loss(w: Walk, given: Tensor) -> Tensor:
             ]
         product = t.alloc("gradient of a chunk", (rows, width), dtype, "logits' gradient @ weight")
         lower = []
-        del logits, product, lower
+        del product
+        if inputs[1].requires_grad and (inputs[1].dtype != dtype or w.device.kind == "cpu"):
+            lower = _product_beside(t, inputs[1], (rows, width), given.dtype, dtype)
+        del logits, lower
         shapes = [(p.shape, p.dtype, p.requires_grad) for p in inputs]
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
@@ -183,6 +186,19 @@ def fused_loss(w: Walk, given: Tensor) -> Tensor:
         loss = t.op("fused loss", inputs, (), "float32", saves=made, backward=backward, name="loss")
         del shifted, losses
         return loss
+
+
+def _product_beside(t: Tape, weight: Tensor, chunk: Shape, given: str, dtype: str) -> list[Tensor]:
+    """What a chunk's part of the head's gradient needs where it cannot be added by the product itself: the
+    product (V x H) in the logits' dtype and its fp32 copy (liger-kernel 0.8.5
+    ops/fused_linear_cross_entropy.py: grad_weight += torch.mm(...).float()).
+    """
+    why = "a chunk's part of the head's gradient"
+    made = [t.alloc(f"{dtype} copy of a chunk", chunk, dtype, why)] if given != dtype else []
+    made.append(t.alloc("product of a chunk", weight.shape, dtype, why))
+    if dtype != "float32":
+        made.append(t.alloc("product of a chunk in fp32", weight.shape, "float32", why))
+    return made
 
 
 WITHOUT_LOGITS: dict[str, Callable[[Walk, Tensor], Tensor]] = {"chunked": chunked_loss, "fused": fused_loss}

@@ -15,7 +15,8 @@ from memplan.planner.formula.symbolic.expr import Sized, symbol
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
 from memplan.planner.tables.errors import UsageError, nearest, unknown
-from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS, peft_targets
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.peft_targets import ia3_feedforward, peft_targets
 
 R = symbol("R")
 Kind = Literal["lora", "dora", "adalora", "ia3", "added"]
@@ -48,7 +49,7 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     found = {}
     for linear, count, prefix in linears(spec):
         if linear.name in chosen:
-            kind, shapes = SHAPES[setup.method](linear)
+            kind, shapes = SHAPES[setup.method](linear, spec.model_type)
             packed = (
                 setup.quant_type != "none"
                 and linear.name != spec.head_name
@@ -158,15 +159,10 @@ def targets(spec: ModelSpec, setup: Setup) -> set[str]:
 
 
 def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
-    """The targets as a user names them; IA3 has its own for each model type, which are what PEFT takes."""
-    if setup.method == "ia3":
-        if spec.model_type not in IA3_TARGETS:
-            raise UsageError(
-                f"PEFT has no IA3 targets for model_type '{spec.model_type}': give an adapter file to "
-                "--engine trace"
-            )
-        return IA3_TARGETS[spec.model_type]
-    return peft_targets(spec.model_type) if setup.targets == ("peft-default",) else setup.targets
+    """The targets as a user names them, or PEFT's own for the method and the model type."""
+    if setup.targets != ("peft-default",):
+        return setup.targets
+    return peft_targets(spec.model_type, METHODS[setup.method].peft_type)
 
 
 # Linear layers of a class of their own that return more than a tensor (transformers 5.23 models/phimoe
@@ -237,15 +233,15 @@ def no_target(target: str, known: set[str]) -> UsageError:
 # ---- shapes by method --------------------------------------------------------------------------------------
 
 
-def _lora(linear: Linear) -> tuple[Kind, Shapes]:
+def _lora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
     return "lora", (("lora_A", (R, linear.in_features)), ("lora_B", (linear.out_features, R)))
 
 
-def _dora(linear: Linear) -> tuple[Kind, Shapes]:
-    return "dora", (*_lora(linear)[1], ("lora_magnitude_vector", (linear.out_features,)))
+def _dora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
+    return "dora", (*_lora(linear, model_type)[1], ("lora_magnitude_vector", (linear.out_features,)))
 
 
-def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
+def _adalora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
     """A, E, B and the number of ranks.
 
     `ranknum` is made without a gradient but becomes a trained parameter when it is moved to the base layer's
@@ -260,12 +256,12 @@ def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
     )
 
 
-def _ia3(linear: Linear) -> tuple[Kind, Shapes]:
-    forward = linear.name.rpartition(".")[2] in IA3_FEEDFORWARD
+def _ia3(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
+    forward = linear.name.endswith(ia3_feedforward(model_type))
     return "ia3", (("ia3_l", (linear.in_features if forward else linear.out_features,)),)
 
 
-SHAPES: dict[str, Callable[[Linear], tuple[Kind, Shapes]]] = {
+SHAPES: dict[str, Callable[[Linear, str], tuple[Kind, Shapes]]] = {
     **dict.fromkeys(("lora", "qlora", "rslora", "lora+", "lora-fa"), _lora),
     "dora": _dora,
     "adalora": _adalora,

@@ -46,6 +46,8 @@ _NAMES_LAYERS = (
     "alpha_pattern",
     "layer_replication",
     "layer_indexes",
+    "adapter_layers",  # ADAPTION_PROMPT: the last so many
+    "num_layers",  # learned prompts: keys and values of so many
 )
 
 
