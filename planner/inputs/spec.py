@@ -254,6 +254,7 @@ class ModelSpec:
     head_name: str = "lm_head"
     dropouts: Dropouts = Dropouts()
     scaled_embedding: bool = False  # multiplied by a number (Granite) or by a buffer (Gemma)
+    empty_window_mask: bool = False  # a mask of window 0 is made that no layer reads (Qwen2-MoE)
     scaled_logits: bool = False  # multiplied or divided by a number (Cohere, Granite)
 
     @property

@@ -217,11 +217,12 @@ class Decoder:
         apart = [
             -kind for kind in kinds if kind is not None and None in kinds and kind not in used
         ]  # cut nothing, yet have their own mask
-        for window in (None, *self.regime.windows, *apart):
+        unread = [0] if self.spec.empty_window_mask else []
+        for window in (None, *self.regime.windows, *apart, *unread):
             if window in (None, *self.regime.windows) and window not in used:
                 w.masks[window] = None
                 continue
-            needed = not flash2 and (by_hand or plain or always or (window is not None and window > 0))
+            needed = not flash2 and (by_hand or plain or always or (window is not None and window >= 0))
             shape = (w.batch, 1, w.sequence, keys)
             if not needed:
                 w.masks[window] = None

@@ -83,7 +83,10 @@ def qwen2_moe(c: Fields) -> ModelSpec:
             replace(layer, attention=replace(attention, window=w))
             for layer, w in zip(layers, slides, strict=True)
         ]
-    return assemble(c, "Qwen2MoeForCausalLM", layers)
+    # transformers 5.24 configuration_qwen2_moe.py sets sliding_window to 0 where none slides, and
+    # modeling_qwen2_moe.py makes the sliding mask all the same
+    unread = not c.flag("use_sliding_window", False)
+    return assemble(c, "Qwen2MoeForCausalLM", layers, empty_window_mask=unread)
 
 
 def qwen3_moe(c: Fields) -> ModelSpec:
