@@ -74,11 +74,11 @@ def shrunk(config: Mapping[str, Any], rng: random.Random) -> Config:
         "qk_nope_head_dim": 32,
         "qk_rope_head_dim": 16,
         "v_head_dim": 32,
-        "pad_token_id": 0,
     }
     small = {
         key: changed[key] if key in changed and value is not None else value for key, value in config.items()
     }
+    small["pad_token_id"] = 0  # a class's own default may lie beyond the small vocabulary (Phi-3)
     depth = next(small[key] for key in _DEPTH if key in small)
     return {
         key: value[:depth] if key in ("layer_types", "no_rope_layers") and value else value

@@ -37,7 +37,7 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
     prediction, log = traced(case["config"], setup, case["model"])
     document = prediction.to_document()
     document.pop("timeline", None)
-    write_gzip(events_file(Path(path)), {"moments": predicted_step(log)})
+    write_gzip(events_file(Path(path)), {"moments": predicted_step(log, setup.gradient_accumulation)})
     write_document(
         Path(path), {"schema": PREDICTED_SCHEMA, "for": identity, "prediction": document}, replace=True
     )
@@ -54,18 +54,23 @@ def history_file(prediction: Path) -> Path:
     return prediction.with_name(prediction.name.removesuffix(".prediction.json") + ".history.json.gz")
 
 
-def predicted_step(log: Any) -> dict[str, list[list[Any]]]:
+def predicted_step(log: Any, micro_steps: int = 1) -> dict[str, list[list[Any]]]:
     """The last traced step's events by moment: [kind, bytes, "module: op"]. Events between two moments belong
-    to the earlier one.
+    to the earlier one; the last traced micro-step's stand for those of all further ones.
     """
     steps = [mark for mark in log.marks if mark.step >= 0]
     last = max((mark.step for mark in steps), default=-1)
     marks = [mark for mark in steps if mark.step == last]
+    ends = [*(mark.begin for mark in marks[1:]), *(mark.end for mark in marks[-1:])]
+    spans = [(mark.moment, mark.begin, end) for mark, end in zip(marks, ends, strict=True)]
+    passes = [i for i, (moment, _, _) in enumerate(spans) if moment in ("forward", "backward")]
+    missing = micro_steps - len(passes) // 2
+    if len(passes) > 1 and missing > 0:
+        spans[passes[-1] + 1 : passes[-1] + 1] = [spans[i] for i in passes[-2:]] * missing
     found: dict[str, list[list[Any]]] = {}
-    for index, mark in enumerate(marks):
-        end = marks[index + 1].begin if index + 1 < len(marks) else mark.end
-        into = found.setdefault(mark.moment, [])
-        for kind, number, nbytes in log.events[mark.begin : end]:
+    for moment, begin, end in spans:
+        into = found.setdefault(moment, [])
+        for kind, number, nbytes in log.events[begin:end]:
             storage = log.storages[number]
             op = (
                 storage.name if storage.component == "temporaries" and storage.name else storage.op

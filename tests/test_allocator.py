@@ -276,6 +276,59 @@ def test_the_smallest_capacity_is_a_boundary(mode, ties, events):
         assert replay(events, mode=mode, ties=ties, capacity=smallest - 2 * MIB).oom is not None
 
 
+def picture(allocator):
+    """All that decides how an allocator goes on: counters, and every block that is not in use with its
+    neighbors.
+    """
+    pools = (allocator.small, allocator.large)
+    idle = sorted(
+        (
+            b.address,
+            b.size,
+            b.free,
+            b.mapped,
+            *(n and (n.address, n.size, n.free) for n in (b.previous, b.next)),
+        )
+        for pool in pools
+        for b in (*pool.at.values(), *pool.unmapped)
+    )
+    return allocator.reserved, allocator.retries, [list(pool.order) for pool in pools], str(idle)
+
+
+@BOTH
+def test_a_request_that_capacities_answer_differently_leaves_the_cache(mode):
+    """30 MiB cached, 50 more asked for: 80 fit under no capacity of the range, so the cache has to go; then 50
+    fit under some of them and not under others.
+    """
+    for least, most in ((40, 70), (45, 60)):
+        course = RunningReplay(mode, most * MIB)
+        course.allocator.lower_bound = least * MIB
+        course.run([alloc(0, 30 * MIB), free(0)])
+        before = picture(course.allocator)
+        with pytest.raises(Undecided):
+            course.run([alloc(1, 50 * MIB)])
+        assert picture(course.allocator) == before and course.allocator.retries == 0
+        assert course.position == 2 and not course.live
+
+
+@BOTH
+@settings(max_examples=100, deadline=None)
+@given(events=streams(), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)), fraction=st.booleans())
+def test_an_undecided_request_changes_nothing(mode, events, bounds, fraction):
+    most = max(replay(events, mode=mode).reserved, default=0)
+    least, highest = (round(most * part) for part in sorted(bounds))
+    course = RunningReplay(mode, highest, fraction)
+    course.allocator.lower_bound = least
+    for event in events:
+        before = picture(course.allocator)
+        try:
+            if course.run([event]).oom is not None:
+                return
+        except Undecided:
+            assert picture(course.allocator) == before
+            return
+
+
 @BOTH
 @TIES
 @settings(max_examples=80, deadline=None)
@@ -305,6 +358,7 @@ def test_capacities_followed_together_go_the_way_of_each(mode, ties, events, bou
         and before.reserved + after.reserved == alone.reserved
     )
     assert before.block_bytes | after.block_bytes == alone.block_bytes
+    assert forked.allocator.retries == alone.retries
     assert (after.oom if before.oom is None else before.oom) == alone.oom
     assert forked.allocator.retries == alone.retries
 

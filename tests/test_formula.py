@@ -231,6 +231,21 @@ TRACED: list[tuple[str, dict[str, Any]]] = [
     ("opt", {"method": "adalora", "recipe": "hf", "checkpointing": "non_reentrant"}),
     ("llama", {"method": "adalora", "recipe": "raw", "targets": ["q_proj", "lm_head"]}),
     ("deepseek_v2", {"method": "adalora", "recipe": "raw"}),
+    ("gptj", {"method": "full", "recipe": "hf", "loss": "fused", "weight_dtype": "float32"}),
+    (
+        "llama",
+        {"method": "lora", "recipe": "trl", "loss": "fused", "weight_dtype": "float32"}
+        | {"autocast": "bfloat16", "modules_to_save": "lm_head"},
+    ),
+    ("llama", {"method": "ia3", "recipe": "hf", "targets": "all-linear"}),
+    ("llama", {"method": "ia3", "recipe": "hf", "targets": "q_proj,down_proj", "modules_to_save": "lm_head"}),
+    ("gpt2", {"method": "ia3", "recipe": "raw", "targets": "attention"}),
+    ("granite", {"method": "ia3", "recipe": "raw", "targets": "v_proj,down_proj"}),
+    ("opt 125m", {"method": "adalora", "recipe": "trl"}),
+    (
+        "deepseek_v3",
+        {"method": "lora", "recipe": "raw", "adapter_dtype": "bfloat16", "weight_dtype": "bfloat16"},
+    ),
 ]
 TINY: dict[str, Any] = {
     "hidden_size": 256,
@@ -276,6 +291,34 @@ FALCON: dict[str, Any] = {
 }
 
 
+GPT = {"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 512, "vocab_size": 8192}
+DEEPSEEK_V3: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "n_routed_experts": 8,
+    "num_local_experts": 8,
+    "moe_intermediate_size": 96,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_group": 1,
+    "topk_group": 1,
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "falcon": FALCON,
+    "gptj": GPT | {"rotary_dim": 16},
+    "gpt2": GPT,
+    "opt": OPT,
+    "opt 125m": {**TINY, "ffn_dim": 640, "word_embed_proj_dim": 256, "max_position_embeddings": 512},
+    "deepseek_v3": TINY | DEEPSEEK_V3,
+    "deepseek_v2": DEEPSEEK,
+}
+
+
 @pytest.mark.trace
 @pytest.mark.parametrize(
     ("family", "fields"), TRACED, ids=lambda value: value if isinstance(value, str) else value["method"]
@@ -290,8 +333,7 @@ def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
         pytest.importorskip("bitsandbytes")
     from memplan.planner.trace.engine import trace
 
-    shapes = {"falcon": FALCON, "opt": OPT, "deepseek_v2": DEEPSEEK}
-    config = {"model_type": family, **shapes.get(family, TINY)}
+    config = {"model_type": family.split()[0], **SMALL.get(family, TINY)}
     setup = resolve({"micro_batch": 2, "sequence_length": 512, **fields})
     traced, planned = trace(config, setup), plan(read_config(config), setup)
     assert (
@@ -301,3 +343,39 @@ def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
     for name in ("forward", "backward", "optimizer_step"):
         expected = sum(row.bytes for row in traced.moment(name).rows)
         assert planned.moment(name).allocated_bytes == pytest.approx(expected, rel=1e-3), name
+
+
+def test_ia3_sits_where_it_is_told_to() -> None:
+    """One number for each output of attention and gate, for each input of a feed-forward layer."""
+    count = {
+        targets: predict(
+            "llama-7b", method="ia3", **({"targets": targets} if targets else {})
+        ).trainable_parameters
+        for targets in ("", "q_proj", "all-linear", "down_proj")
+    }
+    assert count == {
+        "": 32 * (4096 + 4096 + 11008),  # PEFT's own: k_proj, v_proj, down_proj
+        "q_proj": 32 * 4096,
+        "all-linear": 32 * (4 * 4096 + 3 * 11008),
+        "down_proj": 32 * 11008,
+    }
+
+
+def test_an_inferences_values_keep_their_own_dtype() -> None:
+    """An fp32 StableLM under 16-bit autocast: rotary tables make fp32 keys, the projection makes 16-bit values
+    (transformers 5.24 cache_utils.py DynamicLayer).
+    """
+    rows = (
+        predict(
+            "stablelm-2-1.6b",
+            method="inference",
+            recipe="raw",
+            weight_dtype="float32",
+            autocast="bfloat16",
+            sequence_length=256,
+        )
+        .moment("forward")
+        .rows
+    )
+    dtypes = {row.name.rpartition(" ")[2]: row.dtype for row in rows if "cached" in row.name}
+    assert dtypes == {"keys": "float32", "values": "bfloat16"}

@@ -5,6 +5,7 @@ its tier of the trace.
 from __future__ import annotations
 
 import importlib.util
+import random
 import statistics
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from memplan.planner.inputs.models import find, index
 from memplan.planner.prediction import Breakdown, Row
 
 for library in ("torch", "transformers", "peft", "bitsandbytes"):
@@ -60,6 +62,28 @@ def test_every_moment_of_the_step_is_within_the_tier(
 def test_trained_and_total_parameters_are_equal(sample: list[dict[str, Any]]) -> None:
     for case in sample:
         assert not [line for line in case.get("parameters", ()) if not line.startswith("host_bytes")], case
+
+
+FAMILIES = sorted({find(name).config["model_type"] for name in index()})
+KINDS: dict[str, dict[str, Any]] = {
+    "inference": {"method": "inference", "recipe": "raw"},
+    "full": {"method": "full", "recipe": "hf", "checkpointing": "none", "attention": "eager", "padded": True},
+    "qlora": {"method": "qlora", "recipe": "hf", "checkpointing": "reentrant", "targets": "attention"},
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k == "inference" else pytest.mark.slow) for k in KINDS]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_holds_what_the_libraries_hold(script: ModuleType, family: str, kind: str) -> None:
+    """One small model of each family: forward, backward and optimizer step within 0.1 % of the trace."""
+    config = script.shrunk(find(script.families()[family][0]).config, random.Random(family))
+    setup = script.legal(config, {"micro_batch": 2, "sequence_length": 256, **KINDS[kind]})
+    found = script.compare(config, setup)
+    moments = {name: m["error"] for name, m in found["moments"].items() if name in script.STEP}
+    assert moments == pytest.approx(dict.fromkeys(moments, 0), abs=1e-3), found["rows"]
+    assert found["parameters"] == []
 
 
 def test_rows_that_differ_are_named(script: ModuleType) -> None:

@@ -223,3 +223,23 @@ def test_peft_default_targets_equal_the_installed_peft():
     from memplan.planner.tables.peft_targets import PEFT_TARGETS
 
     assert {name: tuple(THEIRS[name]) for name in PEFT_TARGETS} == PEFT_TARGETS
+
+
+def test_adalora_and_ia3_have_tables_of_their_own():
+    constants = pytest.importorskip("peft.utils.constants")
+    from memplan.planner.tables.peft_targets import ADALORA_TARGETS, IA3_TARGETS, ia3_feedforward
+
+    adalora = constants.TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING
+    ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+    forward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
+    assert {name: tuple(adalora[name]) for name in ADALORA_TARGETS} == ADALORA_TARGETS
+    ours = {"mistral", "mixtral", "falcon", "phi", "stablelm", "phi3", "olmo2"}
+    assert not ours & set(adalora), "the formula refuses what PEFT refuses"
+
+    def leaf(names):
+        return sorted(name.rpartition(".")[2] for name in names)
+
+    apart = {"gpt_neox", "mixtral"}  # gpt_neox: as its layers are named; mixtral: has no w2 any more
+    for name in set(IA3_TARGETS) - apart:
+        assert leaf(IA3_TARGETS[name]) == leaf(ia3[name]), name
+        assert leaf(ia3_feedforward(name)) == leaf(forward[name]), name

@@ -19,6 +19,7 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.engine import trace
 from memplan.planner.trace.events.record import record
+from memplan.profiler.cases import predicted_step
 
 pytestmark = pytest.mark.trace
 
@@ -156,6 +157,38 @@ def test_every_setting_runs_and_adds_up(fields: dict[str, Any]) -> None:
     assert (
         found.smallest_capacity_bytes is not None and found.smallest_capacity_bytes <= found.peak.device_bytes
     )
+
+
+@pytest.mark.parametrize("micro_steps", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "lora", "recipe": "hf", "checkpointing": "reentrant"},
+        {"method": "full", "recipe": "raw", "retain_outputs": True, "zero_grad": "after_step"},
+        {"method": "adalora", "recipe": "hf", "init_rank": 4, "target_rank": 2, "loss": "chunked"},
+    ],
+    ids=lambda fields: fields["method"],
+)
+def test_two_micro_steps_hold_what_all_of_them_hold(fields: dict[str, Any], micro_steps: int) -> None:
+    """Every moment's bytes by component, both peaks, what is reserved, and the smallest card: equal."""
+    setup = setup_of(**fields, gradient_accumulation=micro_steps)
+    quick, whole = trace(SMALL, setup), trace(SMALL, setup, full=True)
+    for moment in whole.moments:
+        mine = quick.moment(moment.moment)
+        assert (mine.allocated_bytes, mine.components) == (moment.allocated_bytes, moment.components)
+    assert (quick.peak, quick.step_peak) == (whole.peak, whole.step_peak)
+    assert quick.smallest_capacity_bytes == whole.smallest_capacity_bytes
+
+
+def test_the_events_of_further_micro_steps_are_the_seconds() -> None:
+    """What a measurement of the whole step is laid beside, event by event."""
+    setup = setup_of(method="lora", recipe="hf", gradient_accumulation=5)
+    quick, whole = (record(SMALL, setup, target_of(setup), full=full)[0] for full in (False, True))
+    assert len(whole.events) > 1.5 * len(quick.events), "all five are run"
+    assert predicted_step(quick, 5) == predicted_step(whole, 5)
+    asked = setup_of(method="inference")
+    log, _ = record(SMALL, asked, target_of(asked))
+    assert predicted_step(log, 1) == predicted_step(log)
 
 
 def test_retained_outputs_live_through_the_next_forward() -> None:

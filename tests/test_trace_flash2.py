@@ -28,7 +28,6 @@ OTHER_REASONS = {
 }
 OLD_CLASSES = (
     "falcon",
-    "gptj",
     "gpt_neo",
 )  # a table of attention classes, one of which calls the package itself
 

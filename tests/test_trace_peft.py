@@ -179,6 +179,34 @@ def test_so_does_one_with_checkpointing(kind, held):
     assert found.differences(truth) == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("ADAPTION_PROMPT", {"adapter_len": 4, "adapter_layers": 6}),
+        ("PREFIX_TUNING", {**PROMPT, "num_layers": 8, "num_attention_heads": 4, "token_dim": 32}),
+        ("LORA", {**LINEAR, "layers_to_transform": [0, 7]}),
+    ],
+)
+def test_an_adapter_that_counts_layers_traces_at_full_depth(kind, fields, held):
+    """Eight layers, of which an ordinary adapter's trace would run fewer."""
+    deep = {**LLAMA, "num_hidden_layers": 8}
+    setup = setup_of(kind, adapter={"peft_type": kind, "task_type": "CAUSAL_LM", **fields})
+    found, truth = held.traced(deep, setup), held.real(deep, setup)
+    assert signed(found.saved, truth.saved) == HOST_COPIES.get(kind, ({}, ""))[0]
+    found.saved = truth.saved
+    assert found.differences(truth) == {}
+
+
+@pytest.mark.parametrize("hidden", [32, 1088])
+def test_shira_counts_its_mask_in_layers_of_any_size(hidden):
+    """r (in + out) trained numbers a layer, and two int32 indices for each (peft 0.21 tuners/shira/layer.py)."""
+    from memplan.planner.trace.engine import trace
+
+    config = {**LLAMA, "hidden_size": hidden}
+    found = trace(config, setup_of("SHIRA", optimizer="sgd"))
+    assert found.trainable_parameters == 2 * 2 * 4 * (hidden + hidden)
+
+
 @pytest.mark.parametrize("kind", ["CARTRIDGE", "PREFIX_TUNING"])
 def test_a_prefix_with_checkpointing_fails_in_both(kind, held):
     """transformers 5.23 drops the cache under checkpointing, so the mask is longer than the keys: no real

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain, count
 from typing import Literal
 
@@ -120,8 +121,19 @@ class OutOfMemory(Exception):
 
 class Undecided(Exception):
     """A request that some of the capacities still in question would serve and others not; nothing was done
-    for it that any would not do.
+    for it.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What an allocator goes back to: counters, and the fields of each block and pool."""
+
+    reserved: int
+    retries: int
+    lowest: int
+    blocks: list[tuple[Block, int, int, int, Block | None, Block | None, bool, bool]]
+    pools: list[tuple[Pool, list[int], dict[int, Block], list[Block]]]
 
 
 class Native:
@@ -149,13 +161,7 @@ class Native:
         pool = self.small if size <= SMALL_LIMIT else self.large
         block = pool.take(size)
         if block is None:
-            block = self._grow(pool, size)
-            if block is None:
-                self.empty_cache()
-                self.retries += 1
-                block = self._grow(pool, size)
-                if block is None:
-                    raise OutOfMemory(self._wanted)
+            block = self._grow_or_retry(pool, size)
         rest = block.size - size
         if rest > SMALL_LIMIT or (rest >= MIN_BLOCK and (pool.small or self.expandable)):
             self._split(block, size, rest)
@@ -215,6 +221,44 @@ class Native:
             pool.at = {tie: made[block] for tie, block in ours.at.items()}
             pool.unmapped = [made[block] for block in ours.unmapped]
         return copied, made
+
+    def _grow_or_retry(self, pool: Pool, size: int) -> Block:
+        """A new segment's block, after the cache was released if need be; raises OutOfMemory, and Undecided
+        with the state as it was.
+        """
+        before = self._state() if self.lower_bound < self.capacity else None
+        try:
+            block = self._grow(pool, size)
+            if block is None:
+                self.empty_cache()
+                self.retries += 1
+                block = self._grow(pool, size)
+        except Undecided:
+            assert before is not None
+            self._restore(before)
+            raise
+        if block is None:
+            raise OutOfMemory(self._wanted)
+        return block
+
+    def _state(self) -> _State:
+        """All that growing and releasing change: counters, pools, blocks not in use and their neighbors."""
+        idle = [b for pool in (self.small, self.large) for b in (*pool.at.values(), *pool.unmapped)]
+        beside = (b for block in idle for b in (block.previous, block.next) if b is not None)
+        blocks = [
+            (b, b.address, b.size, b.tie, b.previous, b.next, b.free, b.mapped)
+            for b in dict.fromkeys(chain(idle, beside))
+        ]
+        pools = [(p, p.order.copy(), p.at.copy(), p.unmapped.copy()) for p in (self.small, self.large)]
+        return _State(self.reserved, self.retries, self._lowest, blocks, pools)
+
+    def _restore(self, state: _State) -> None:
+        self.reserved, self.retries, self._lowest = state.reserved, state.retries, state.lowest
+        for block, address, size, tie, previous, after, free, mapped in state.blocks:
+            block.address, block.size, block.tie, block.free, block.mapped = address, size, tie, free, mapped
+            block.previous, block.next = previous, after
+        for pool, order, at, unmapped in state.pools:
+            pool.order, pool.at, pool.unmapped = order, at, unmapped
 
     def _refused(self, wanted: int) -> bool:
         """Whether the driver refuses to let what is reserved grow to `wanted` bytes; raises Undecided."""

@@ -150,8 +150,8 @@ def resolve(
     imported: Mapping[str, Any] | None = None,
     trusted: bool = False,
 ) -> Setup:
-    """Fill every field: base < method < recipe < recipe for that method < imported file < `given`, each with
-    its origin.
+    """Fill every field: base < method < recipe < recipe for that method < what the method keeps of its own <
+    imported file < `given`, each with its origin.
 
     What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given`
     where it is `trusted` because it comes from a checked Setup (building pydantic's validator takes longer
@@ -213,6 +213,7 @@ def _defaults(said: Mapping[str, Any], max_positions: int | None) -> Iterator[tu
     yield f"method {method}", row.defaults
     quantized = row.quantized or said.get("quant_type", "none") != "none"
     yield from RECIPES[recipe].layers(method, row.trains, quantized)
+    yield f"method {method}", row.over_recipe
 
 
 def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:

@@ -153,6 +153,7 @@ class Moe:
     shared_gate: Linear | None = None
     gated: bool = True
     activation: str = "silu"
+    router_dtype: str | None = None  # of the router's parameters; None: the model's
     buffers: tuple[
         tuple[str, tuple[int, ...]], ...
     ] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
@@ -183,6 +184,7 @@ class Layer:
     attention_kept_alive: bool = (
         False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
     )
+    named_norm: bool = False  # the attention's normed input keeps its name too (StableLM)
     scaled_branches: bool = (
         False  # what a branch adds to the residual is multiplied by a number first (Granite)
     )
@@ -217,7 +219,6 @@ class Extra:
     shape: tuple[int, ...]
     kind: Literal["parameter", "buffer"] = "parameter"
     dtype: str | None = None  # None: the model's dtype
-    per_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,7 @@ class ModelSpec:
     head_name: str = "lm_head"
     dropouts: Dropouts = Dropouts()
     scaled_embedding: bool = False  # multiplied by a number (Granite) or by a buffer (Gemma)
+    empty_window_mask: bool = False  # a mask of window 0 is made that no layer reads (Qwen2-MoE)
     scaled_logits: bool = False  # multiplied or divided by a number (Cohere, Granite)
 
     @property
@@ -275,9 +277,7 @@ class ModelSpec:
         count += sum(n * layer.parameters for n, layer in self.layers)
         count += sum(linear.parameters for linear in self.projections)
         count += sum(norm.parameters for norm in (self.embedding_norm, self.final_norm) if norm is not None)
-        return count + sum(
-            prod(e.shape) * (self.depth if e.per_layer else 1) for e in self.extras if e.kind == "parameter"
-        )
+        return count + sum(prod(e.shape) for e in self.extras if e.kind == "parameter")
 
 
 WITHOUT_KEY_VALUE_HEADS = ("gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon")

@@ -18,6 +18,7 @@ from memplan.planner.run.model import layer_number, layer_place, layer_prefix, l
 from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
 
 _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cross_attn)(\.|$)")
 
@@ -209,13 +210,14 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
     if peft_type in ("PREFIX_TUNING", "PROMPT_TUNING"):
         cls = peft.PrefixTuningConfig if peft_type == "PREFIX_TUNING" else peft.PromptTuningConfig
         return cls(num_virtual_tokens=setup.virtual_tokens, **common)
+    common.update(
+        target_modules=_targets(model, setup.targets), modules_to_save=list(setup.modules_to_save) or None
+    )
     if peft_type == "IA3":
-        return peft.IA3Config(**common)
+        return peft.IA3Config(feedforward_modules=_feedforward(model, common["target_modules"]), **common)
     common.update(
         lora_alpha=setup.alpha,
         lora_dropout=float(setup.dropout),
-        target_modules=_targets(model, setup.targets),
-        modules_to_save=list(setup.modules_to_save) or None,
     )
     if peft_type == "ADALORA":
         return peft.AdaLoraConfig(
@@ -270,6 +272,15 @@ def _targets(model: nn.Module, targets: tuple[str, ...]) -> str | list[str] | No
             )
         return sorted(names)
     return list(targets)
+
+
+def _feedforward(model: Any, targets: str | list[str] | None) -> list[str] | None:
+    """IA3's feed-forward layers: None where PEFT has its own for the model type, whose targets or others are
+    asked for; it fails without any.
+    """
+    if targets is None or model.config.model_type in IA3_TARGETS:
+        return None
+    return [name for name in IA3_FEEDFORWARD if targets == "all-linear" or name in targets]
 
 
 def rank_allocator(model: Any, setup: Setup) -> Callable[[int], None] | None:

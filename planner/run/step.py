@@ -46,13 +46,17 @@ def loop_of(recipe: str) -> Loop:
     return LOOPS.get(recipe, TRAINER)
 
 
-def run(built: Built, watcher: Announcer, step: int = 0) -> None:
-    """Run training step number `step` (from 0) of `built`, announcing each moment to `watcher`."""
+def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None) -> None:
+    """Run training step number `step` (from 0) of `built`, announcing each moment to `watcher`.
+
+    `most`: run no more than so many micro-steps of gradient accumulation; None: all that the setup has.
+    """
+    count = built.setup.gradient_accumulation
     with built.kernels():
-        _run(built, watcher, step)
+        _run(built, watcher, step, count if most is None else min(count, most))
 
 
-def _run(built: Built, watcher: Announcer, step: int) -> None:
+def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     setup, optimizer, loop = built.setup, built.optimizer, loop_of(built.setup.recipe)
     if optimizer is None:
         built.held = None  # the cache of an answer goes before the next prompt is read
@@ -64,7 +68,7 @@ def _run(built: Built, watcher: Announcer, step: int) -> None:
     if setup.zero_grad == "before_forward":
         optimizer.zero_grad(set_to_none=True)
     outputs: Any = None
-    for _ in range(setup.gradient_accumulation):
+    for _ in range(micro_steps):
         with watcher.announce("forward", step):
             with built.autocast():
                 outputs = losses.forward(built)

@@ -24,6 +24,7 @@ class Method:
     quantized: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
+    over_recipe: Mapping[str, Any] = field(default_factory=dict)  # defaults that a recipe's do not replace
     summary: str = ""
 
 
@@ -88,6 +89,7 @@ METHODS: dict[str, Method] = _table(
         "adapter",
         "IA3",
         reads=("targets", "modules_to_save", "adapter_dtype"),
+        over_recipe={"targets": ("peft-default",)},
         summary="trained scales on keys, values and the MLP",
     ),
     Method(

@@ -61,7 +61,11 @@ _SPECIAL = (
     PeftType("MULTITASK_PROMPT_TUNING", per_task=True),
     PeftType("POLY", per_task=True),
     PeftType("PREFIX_TUNING", note=_CHECKPOINTING),
-    PeftType("SHIRA", values="where the mask is set (tuners/shira/layer.py update_layer)", sparse=True),
+    PeftType(
+        "SHIRA",
+        sparse=True,
+        note="how many places the mask sets is counted, not where they are (tuners/shira/layer.py update_layer)",
+    ),
     PeftType("VBLORA", note="its logits are taken as finite (tuners/vblora/layer.py)"),
     PeftType(
         "WAVEFT", values="which coefficients lie inside the matrix (tuners/waveft/layer.py get_delta_weight)"

@@ -286,6 +286,7 @@ PATCHES = (
     _tensors_from_data,
     _torch_optimizers,
     patches_peft.moves_adapters,
+    patches_peft.counts_masks,
     patches_peft.decomposes,
     patches_peft.copies_weights,
     _bitsandbytes_paged,

@@ -19,6 +19,7 @@ from memplan.planner.run.extras import load
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_types import ORDINARY, PEFT_TYPES, PeftType
+from memplan.planner.trace.device import flash2
 from memplan.planner.trace.observe import Observer
 
 _ATEN = torch.ops.aten
@@ -66,12 +67,45 @@ def sparse() -> dict[Any, Callable[..., Any]]:
     def dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
 
+    def places(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not args[0].is_meta or not _SET:
+            return flash2.nonzero(func, args, kwargs)
+        return torch.empty((_SET[-1], args[0].dim()), dtype=torch.int64, device="meta")
+
     return {
+        _ATEN.nonzero.default: places,
         _ATEN.add_.Tensor: added,
         _ATEN.sparse_mask.default: masked,
         _ATEN._coalesce.default: coalesced,
         _ATEN._to_dense.default: dense,
     }
+
+
+_SET: list[int] = []  # how many places the mask of the SHiRA layer in the making sets
+
+
+@contextmanager
+def counts_masks(observer: Observer, setup: Setup) -> Iterator[None]:
+    """peft 0.21 tuners/shira/layer.py update_layer asks where its mask is set: it sets r (in + out) places,
+    and refuses a layer that has fewer.
+    """
+    if type_of(setup).name != "SHIRA":
+        yield
+        return
+    load("peft")
+    from peft.tuners.shira.layer import ShiraLayer
+
+    original = ShiraLayer.update_layer
+
+    def counted(self: Any, adapter_name: str, mask: Any, r: int, *args: Any, **kwargs: Any) -> None:
+        _SET.append(r * (self.in_features + self.out_features))
+        try:
+            original(self, adapter_name, mask, r, *args, **kwargs)
+        finally:
+            _SET.pop()
+
+    with patch.object(ShiraLayer, "update_layer", counted):
+        yield
 
 
 @contextmanager

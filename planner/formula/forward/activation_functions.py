@@ -1,4 +1,4 @@
-"""Activation functions op by op, as transformers 5.23 activations.py and the bloom modeling file write them."""
+"""Activation functions op by op, as transformers 5.24 activations.py and modeling_bloom.py write them."""
 
 from __future__ import annotations
 
@@ -72,18 +72,24 @@ def _relu2(w: Context, x: Tensor) -> Tensor:
 
 
 def _bloom(w: Context, x: Tensor) -> Tensor:
-    """Bloom's own autograd function: saves x alone, and makes the polynomial again in the backward."""
+    """Bloom's own autograd function: saves x alone, and makes the polynomial again in the backward.
+
+    bloom_gelu_forward holds four tensors of x's size before its output, bloom_gelu_back five before the
+    gradient (counted in the order in which Python evaluates their one-line formulas).
+    """
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         held = [
             t.alloc("gelu gradient formula", grad.shape, grad.dtype, "a factor of the gradient formula")
             for _ in range(5)
         ]
+        del held[2:]  # the curve and the derivative keep their names
         result = t.alloc("gradient of gelu's input", grad.shape, grad.dtype, "grad times the derivative")
         del held
         return [result]
 
-    held = [w.t.alloc("gelu formula", x.shape, x.dtype, "a factor of the formula") for _ in range(2)]
+    held = [w.t.alloc("gelu formula", x.shape, x.dtype, "a factor of the formula") for _ in range(4)]
+    del held[2:]  # half of x and 1 + tanh are multiplied last
     out = w.t.op("gelu", (x,), x.shape, x.dtype, saves=(x,), backward=backward, name="activation output")
     del held
     return out

@@ -14,6 +14,7 @@ from memplan.planner.formula.forward.layers import decoder_layer
 from memplan.planner.formula.forward.linears import linear
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.prefix import Prefix
+from memplan.planner.formula.forward.rotary import made_tables
 from memplan.planner.formula.parameters import S
 from memplan.planner.formula.resident.loading import batch_tensors
 from memplan.planner.formula.sharding.plan import StrategyHooks
@@ -186,31 +187,19 @@ class Decoder:
         ), table
 
     def _tables(self, dtype: str) -> Tables:
-        """cos and sin, (1, S, D) in the hidden states' dtype (D / 2 where the model rotates halves apart),
-        one pair for each kind of layer.
+        """cos and sin, one pair for each kind of layer.
 
         Gemma 3 and OLMo 3 keep a table for sliding layers and one for the others: each has its own inverse
         frequencies.
         """
         rotary = [layer.attention for _, layer in self.spec.layers if layer.attention.rotary_dim]
-        if not rotary or rotary[0].rotary == "pairs":  # made in every layer
+        if not rotary:
             return {}
         kinds = [e for e in self.spec.extras if e.name.endswith("inv_freq") and "original" not in e.name]
-        dim = rotary[0].rotary_dim // (2 if rotary[0].rotary == "split" else 1)
-        wide = "float32" if rotary[0].rotary in ("half_float32", "pairs_float32", "complex") else dtype
-        tables: Tables = {}
-        for sliding in (False, True)[: max(1, min(2, len(kinds)))]:
-            rows = (
-                self.w.batch if self.setup.packed_documents > 1 else 1
-            )  # position ids of each row where documents are packed
-            shape = (rows, self.w.sequence, dim)
-            cos, sin = (
-                self.t.once(self.t.alloc(f"rotary {name}", shape, wide, "computed once for all layers"))
-                for name in ("cos", "sin")
-            )
-            tables[sliding] = (cos, sin)
-            del cos, sin
-        return tables
+        # position ids of each row where documents are packed
+        rows = self.w.batch if self.setup.packed_documents > 1 else 1
+        several = (False, True)[: max(1, min(2, len(kinds)))]
+        return {sliding: made_tables(self.w, rotary[0], rows, dtype) for sliding in several}
 
     def _masks(self, dtype: str) -> None:
         """One mask for each kind of layer: none where is_causal says it all (masking_utils.py)."""
@@ -235,11 +224,12 @@ class Decoder:
         apart = [
             -kind for kind in kinds if kind is not None and None in kinds and kind not in used
         ]  # cut nothing, yet have their own mask
-        for window in (None, *self.guard.windows, *apart):
+        unread = [0] if self.spec.empty_window_mask else []
+        for window in (None, *self.guard.windows, *apart, *unread):
             if window in (None, *self.guard.windows) and window not in used:
                 w.masks[window] = None
                 continue
-            needed = not flash2 and (by_hand or plain or always or (window is not None and window > 0))
+            needed = not flash2 and (by_hand or plain or always or (window is not None and window >= 0))
             shape = (w.batch, 1, w.sequence, keys)
             if not needed:
                 w.masks[window] = None

@@ -164,7 +164,9 @@ def _scaled_product(t: Tape, a: Tensor, b: Tensor, shape: tuple[object, ...]) ->
 
 
 def _gptj(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    """GPT-J: queries and keys in fp32, softmax in the scores' dtype, which autocast makes fp32."""
+    """GPT-J: products of fp32 copies of queries and keys, softmax in the scores' dtype, which autocast makes
+    fp32 (transformers 5.24 models/gptj/modeling_gptj.py eager_attention_forward).
+    """
     t = w.t
     b, a, s, _ = q.shape
     square = (b, a, s, k.shape[2])
@@ -176,6 +178,7 @@ def _gptj(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
         square,
         "raw scores",
     )
+    del queries, keys
     scores = unary(t, "scale", scores, "scores")
     if h.mask is not None:
         scores = add(t, scores, h.mask, "masked scores", square)
@@ -198,7 +201,6 @@ def _gptj(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
         (b, a, s, h.value_size),
         "attention output",
     )
-    del queries, keys
     return merge(w, h, out, True), scores, []
 
 

@@ -258,19 +258,20 @@ def _grouped(w: Context, moe: Moe, hidden: Tensor, weights: Tensor, indices: Ten
     permutation = t.alloc("permutation", (rows,), "int64", "slots sorted by expert")
     selected = _index(w, hidden, permutation, (rows, width), "rows by expert", "gather index")
     slot_weights = _index(w, weights.view(rows), permutation, (rows,), "weights by expert")
-    biased = "gate_up_proj_bias" in full
     wide = (rows, 2 * moe.intermediate if moe.gated else moe.intermediate)
     up = merged(
         w, full["gate_up_proj" if "gate_up_proj" in full else "up_proj"], prefix
     )  # folded weights live to the end of the call
+    bias = _biases(w, full, "gate_up_proj_bias", prefix, order, wide)  # the name holds until the next ones
     states = _grouped_mm(w, selected, up, wide, "up output")
-    if biased:
-        states = _add_bias(w, states, w.weight(prefix + full["gate_up_proj_bias"]), order)
+    if bias is not None:
+        states = add_in_place(t, states, bias)
     states = _gate(w, moe, states)
     down = merged(w, full["down_proj"], prefix)
+    bias = _biases(w, full, "down_proj_bias", prefix, order, (rows, width))
     states = _grouped_mm(w, states, down, (rows, width), "down output")
-    if biased:
-        states = _add_bias(w, states, w.weight(prefix + full["down_proj_bias"]), order)
+    if bias is not None:
+        states = add_in_place(t, states, bias)
     weighted = mul(t, states, slot_weights.view(rows, 1), "weighted output")
     inverse = t.alloc("inverse permutation", (rows,), "int64", "back to the tokens' order")
     weighted = _index(w, weighted, inverse, (rows, width), "output by token")
@@ -330,9 +331,11 @@ def _grouped_mm(w: Context, x: Tensor, weight: Tensor, shape: Shape, name: str) 
     return t.op("grouped_mm", (x, weight), shape, x.dtype, saves=saves, backward=backward, name=name)
 
 
-def _add_bias(w: Context, states: Tensor, bias: Tensor, order: Tensor) -> Tensor:
-    """out.add_(bias[expert of each row])."""
-    return add_in_place(w.t, states, _index(w, bias, order, states.shape, "bias by row"))
+def _biases(
+    w: Context, full: dict[str, str], name: str, prefix: str, order: Tensor, shape: Shape
+) -> Tensor | None:
+    """The bias of each row's expert, where the experts have biases (gpt-oss)."""
+    return _index(w, w.weight(prefix + full[name]), order, shape, "bias by row") if name in full else None
 
 
 def _gate(w: Context, moe: Moe, states: Tensor) -> Tensor:

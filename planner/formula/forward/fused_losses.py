@@ -5,12 +5,12 @@ N tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.symbolic.expr import ceil_div, exceeds, maximum, minimum, power_of_two
-from memplan.planner.formula.tape.ops import Grads, cast
-from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.formula.symbolic.expr import Sized, ceil_div, exceeds, maximum, minimum, power_of_two
+from memplan.planner.formula.tape.ops import Grads, cast, promote
+from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 
 # trl 1.16 kernels/chunked_logprob.py TOKEN_CHUNK_SIZE, trainer/utils.py _CHUNKED_LOGPROB_CHUNK_SIZE
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
@@ -130,7 +130,6 @@ def fused_loss(w: Context, given: Tensor) -> Tensor:
     rows = minimum(tokens, power_of_two(ceil_div(tokens, -(-spec.vocab // width))))
     names = [f"{spec.head_name}.weight", *([f"{spec.head_name}.bias"] if spec.head_bias else [])]
     inputs = (given, *(w.weight(name) for name in names))
-    dtype = w.auto or given.dtype
     with t.inside("loss: "):
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
         made = [
@@ -149,28 +148,8 @@ def fused_loss(w: Context, given: Tensor) -> Tensor:
                     )
                 )
         losses = t.alloc("losses", (tokens,), "float32", "one per token")
-        lower = [
-            t.alloc(f"{dtype} copy of {name}", shape, dtype, "autocast's, made again in every chunk")
-            for name, shape, wide in (
-                ("a chunk", (rows, width), given.dtype),
-                ("the head", inputs[1].shape, inputs[1].dtype),
-            )
-            if wide != dtype
-        ]
-        logits = t.alloc("chunk of logits", (rows, spec.vocab), dtype, "one chunk at a time")
-        del lower
-        if inputs[1].dtype != dtype:
-            lower = [
-                t.alloc(
-                    f"{dtype} copy of the head",
-                    inputs[1].shape,
-                    dtype,
-                    "autocast's, made again in every chunk",
-                )
-            ]
-        product = t.alloc("gradient of a chunk", (rows, width), dtype, "logits' gradient @ weight")
-        lower = []
-        del logits, product, lower
+        _chunk(w, inputs, rows, 1)
+        _chunk(w, inputs, rows, exceeds(tokens, rows))  # stands for all further ones
         shapes = [(p.shape, p.dtype, p.requires_grad) for p in inputs]
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
@@ -183,6 +162,48 @@ def fused_loss(w: Context, given: Tensor) -> Tensor:
         loss = t.op("fused loss", inputs, (), "float32", saves=made, backward=backward, name="loss")
         del shifted, losses
         return loss
+
+
+def _chunk(w: Context, inputs: Sequence[Tensor], rows: Sized, times: Sized) -> None:
+    """One chunk: logits, their gradient's products with the head and, for a trained head, with the chunk.
+
+    `inputs`: hidden states, head and its bias if any; `times`: 1, or 0 where there is no such chunk. Under
+    autocast the transposed head is copied in every chunk, and what the second product makes of a trained
+    fp32 head stays in autocast's cache (ATen/autocast_mode.cpp cached_cast: leaves, not views).
+    """
+    t, (given, weight, *bias) = w.t, inputs
+    dtype, (vocab, width) = w.auto or given.dtype, weight.shape
+
+    def made(name: str, shape: Shape, dtype: str, why: str) -> Tensor:
+        return t.alloc(name, (*shape, times), dtype, why)
+
+    lower = [
+        made(f"{dtype} copy of {name}", shape, dtype, "autocast's, made again in every chunk")
+        for name, shape, wide in (
+            ("a chunk", (rows, width), given.dtype),
+            ("the head", weight.shape, weight.dtype),
+        )
+        if wide != dtype
+    ]
+    logits = made("chunk of logits", (rows, vocab), dtype, "one chunk at a time")
+    lower.clear()
+    if bias:
+        wide = promote(dtype, bias[0].dtype)
+        logits = made("chunk of logits with bias", (rows, vocab), wide, "a sum, in the wider dtype")
+    if logits.dtype != dtype:
+        lower = [made(f"{dtype} copy of logits", (rows, vocab), dtype, "autocast's, for the product")]
+    with t.no_grad():
+        lower.append(w.autocast_low(weight))
+    product = made("gradient of a chunk", (rows, width), dtype, "logits' gradient @ weight")
+    lower.clear()
+    del product
+    if weight.requires_grad:
+        if given.dtype != logits.dtype:
+            lower = [made(f"{logits.dtype} copy of a chunk", (rows, width), logits.dtype, "for the product")]
+        if weight.dtype != logits.dtype:  # else the product is added by its own kernel (addmm)
+            why = "a chunk's part of the head's gradient, before it is added (torch.mm(...).float())"
+            lower.append(made("product of a chunk", weight.shape, dtype, why))
+            lower.append(made("product of a chunk in fp32", weight.shape, "float32", why))
 
 
 WITHOUT_LOGITS: dict[str, Callable[[Context, Tensor], Tensor]] = {

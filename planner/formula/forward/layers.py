@@ -17,8 +17,8 @@ from memplan.planner.formula.forward.heads import Heads, cut_falcon
 from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
-from memplan.planner.formula.forward.rotary import gathered, joined, rotate
-from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, promote, split, unary
+from memplan.planner.formula.forward.rotary import joined, rotate
+from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
 
@@ -75,13 +75,12 @@ def attention(
 
 
 def _cached(w: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an inference keeps of one layer: both are joined to an empty tensor in the keys' dtype
-    (cache_utils.py DynamicLayer).
+    """What an inference keeps of one layer: each is joined to an empty tensor of its own dtype (transformers
+    5.24 cache_utils.py DynamicLayer; 5.23 took the keys' dtype for both).
     """
     assert w.cache is not None
-    pairs = ((keys, keys.dtype, "keys"), (values, promote(keys.dtype, values.dtype), "values"))
-    for x, dtype, what in pairs:
-        made = w.t.op("cat", (x,), x.shape, dtype, name=f"cached {what}", why="the KV cache")
+    for x, what in ((keys, "keys"), (values, "values")):
+        made = w.t.op("cat", (x,), x.shape, x.dtype, name=f"cached {what}", why="the KV cache")
         if made.buffer is not None:
             made.buffer.info.component = "activations"
         w.cache.append(made)
@@ -138,12 +137,8 @@ def _gqa(
     del pieces
     q, k, v = made
     del made
-    if spec.rotary == "pairs":
-        tables, beside = gathered(w, spec, k.dtype)
-        kept_alive += [*tables, *beside]
-        del beside
     if tables is not None and rotates:
-        q, k = (rotate(w, x, spec, tables, kept_alive if spec.rotary_kept_alive else None) for x in (q, k))
+        q, k = rotate(w, (q, k), spec, tables, kept_alive if spec.rotary_kept_alive else None)
     return q, k, v, kept_alive
 
 
@@ -174,7 +169,7 @@ def _mla(
     normed = norm(w, kv_norm, latent, prefix) if kv_norm is not None else latent
     k_rot = k_rot.view(w.batch, 1, front[1], rope)
     if tables is not None:
-        q_rot, k_rot = (rotate(w, x, spec, tables) for x in (q_rot, k_rot))
+        q_rot, k_rot = rotate(w, (q_rot, k_rot), spec, tables)
     if w.cache is not None:  # what is cached is the latent, before keys and values are made of it
         normed, k_rot = _cached(w, normed, k_rot)
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
@@ -193,6 +188,9 @@ def _mla(
     return q, k, v, []
 
 
+RETURNED = ("bloom", "falcon")  # families whose layers return the attention probabilities (transformers 5.24)
+
+
 # ---- the layer ---------------------------------------------------------------------------------------------
 
 
@@ -203,7 +201,8 @@ def decoder_layer(
     beside it.
     """
     out, probabilities = (_parallel if layer.parallel else _sequential)(w, layer, given, prefix, tables)
-    return [out, probabilities] if probabilities is not None and layer.attention.eager != "shared" else [out]
+    beside = probabilities is not None and layer.attention.eager in RETURNED
+    return [out, probabilities] if beside and probabilities is not None else [out]
 
 
 def _normed(w: Context, layer: Layer, position: str, x: Tensor, prefix: str) -> Tensor:
@@ -230,10 +229,11 @@ def _sequential(
     """
     t = w.t
     residual = given
-    hidden = given
-    hidden = _normed(w, layer, "input", hidden, prefix)
-    hidden, probabilities = attention(w, layer, hidden, prefix, tables)
-    kept_alive = hidden if layer.attention_kept_alive else None
+    normed = _normed(w, layer, "input", given, prefix)
+    hidden, probabilities = attention(w, layer, normed, prefix, tables)
+    kept_alive = [hidden] if layer.attention_kept_alive else []
+    kept_alive += [normed] if layer.named_norm else []
+    del normed
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     if layer.scaled_branches:
@@ -242,10 +242,10 @@ def _sequential(
     if layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     residual = hidden
-    normed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
+    passed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
     del hidden
-    hidden = mlp(w, layer, normed, prefix)
-    normed.clear()
+    hidden = mlp(w, layer, passed, prefix)
+    passed.clear()
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
     if layer.scaled_branches:
@@ -265,7 +265,11 @@ def _parallel(
     normed = _normed(w, layer, "input", given, prefix)
     attended, probabilities = attention(w, layer, normed, prefix, tables)
     second = _named(layer.norms, "pre_mlp")
-    hidden = mlp(w, layer, [norm(w, second, given, prefix) if second is not None else normed], prefix)
+    passed = [normed if second is None else norm(w, second, given, prefix)]
+    if not layer.attention_kept_alive:  # GPT-NeoX names neither norm's output
+        del normed
+    hidden = mlp(w, layer, passed, prefix)
+    passed.clear()
     hidden = add(t, hidden, attended, "branches")
     hidden = add(t, hidden, given, "layer output")
     return hidden, probabilities

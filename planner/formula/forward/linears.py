@@ -27,7 +27,7 @@ from memplan.planner.formula.tape.ops import (
 )
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
-from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD
+from memplan.planner.tables.peft_targets import ia3_feedforward
 
 
 def linear(w: Context, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:
@@ -265,7 +265,7 @@ def _ia3(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: str
     """IA3: the output times a vector; a feed-forward layer's input instead."""
     t = w.t
     (vector,) = _parts(w, layer, prefix, "ia3_l")
-    if layer.name.rpartition(".")[2] in IA3_FEEDFORWARD:
+    if layer.name.endswith(ia3_feedforward(w.parameter_table.spec.model_type)):
         wide = cast(t, given, vector.dtype, "input in the vector's dtype")
         scaled = cast(t, mul(t, wide, vector, "scaled input"), given.dtype)
         return base(w, layer, scaled, prefix)

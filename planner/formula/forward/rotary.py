@@ -1,4 +1,4 @@
-"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.23, each
+"""Rotary embedding op by op: how a family writes it decides its temporaries (transformers 5.24, each
 apply_rotary_pos_emb).
 """
 
@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.symbolic.expr import Sized
 from memplan.planner.formula.tape.ops import add, cast, concatenate, mul, part_of, unary
-from memplan.planner.formula.tape.tape import Tensor
+from memplan.planner.formula.tape.tape import Shape, Tensor
 from memplan.planner.inputs.spec import Attention
 
 FLOAT32 = (
@@ -16,6 +17,7 @@ FLOAT32 = (
     "pairs_float32",
     "complex",
 )  # computed in fp32 and cast back; the others leave what tables and input promote to
+COPIED = ("pairs_float32", "complex")  # q and k are copied in fp32 first
 SPLIT = ("split", "interleaved")  # both halves rotated apart, then concatenated
 
 
@@ -32,49 +34,71 @@ def joined(spec: Attention) -> bool:
 
 def rotate(
     w: Context,
-    x: Tensor,
+    pair: tuple[Tensor, Tensor],
     spec: Attention,
     tables: tuple[Tensor, Tensor],
     kept_alive: list[Tensor] | None = None,
-) -> Tensor:
-    """q or k with its first `rotary_dim` features rotated and the others passed through.
+) -> list[Tensor]:
+    """q and k, each with its first `rotary_dim` features rotated and the others passed through.
 
-    The rotated part and what it was cut from are added to `kept_alive` where the family's code keeps names for
+    fp32 copies of both are made first, and both results are cast back last; complex ones one by one. The
+    rotated parts and what they were cut from are added to `kept_alive` where the family's code keeps names for
     them.
     """
+    t = w.t
+    wide = [cast(t, x, "float32", "fp32 copy for rotary") for x in pair] if spec.rotary in COPIED else [*pair]
+    made = []
+    for x, copied in zip(pair, wide, strict=True):
+        out = _rotated(w, copied, spec, tables, kept_alive)
+        made.append(cast(t, out, x.dtype, "rotary output") if spec.rotary == "complex" else out)
+        del out
+    if spec.rotary in FLOAT32:
+        return [cast(t, out, x.dtype, "rotary output") for out, x in zip(made, pair, strict=True)]
+    return made
+
+
+def _rotated(
+    w: Context, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], kept_alive: list[Tensor] | None
+) -> Tensor:
     t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
     dim = min(spec.rotary_dim, size)
     front = x.shape[:-1]
-    wide = cast(t, x, "float32", "fp32 copy for rotary") if spec.rotary in ("pairs_float32", "complex") else x
-    rotated = wide if dim == size else part_of(t, wide, (*front, dim))
+    rotated = x if dim == size else part_of(t, x, (*front, dim))
     out = WRITTEN.get(spec.rotary, _in_order)(w, rotated, tables)
     if kept_alive is not None:
         kept_alive += [out, x]
     if dim != size or spec.rotary_joined:
-        out = concatenate(t, (out, part_of(t, wide, (*front, size - dim))), x.shape, "rotary output")
-    return cast(t, out, x.dtype, "rotary output") if spec.rotary in FLOAT32 else out
+        out = concatenate(t, (out, part_of(t, x, (*front, size - dim))), x.shape, "rotary output")
+    return out
 
 
-def gathered(w: Context, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    """GPT-J's sines and cosines, gathered in every layer from its own table of P positions, and what stays
-    kept_alive beside them.
-
-    The table is repeated and the position ids are spread over its columns; both halves of `sincos` are views.
+def made_tables(w: Context, spec: Attention, rows: Sized, dtype: str) -> tuple[Tensor, Tensor]:
+    """cos and sin of `rows` x S positions, made once for all layers: in the hidden states' dtype or in fp32,
+    D / 2 wide where halves are rotated apart.
     """
     t, dim = w.t, spec.rotary_dim
-    rows = w.batch if w.setup.packed_documents > 1 else 1
-    positions = w.parameter_table.spec.max_positions or 1
-    table = t.alloc(
-        "repeated table of positions",
-        (rows, positions, dim),
-        "float32",
-        "embed_positions.repeat in every layer",
+    if spec.rotary == "pairs":
+        return _indexed_table(w, (rows, w.sequence, dim), dtype)
+    shape = (rows, w.sequence, dim // 2 if spec.rotary == "split" else dim)
+    if spec.rotary == "complex":  # as many complex64 frequencies as pairs
+        both = t.once(t.alloc("rotary frequencies", shape, "float32", "complex, once for all layers"))
+        return both, both
+    wide = "float32" if spec.rotary == "half_float32" else dtype
+    cos, sin = (
+        t.once(t.alloc(f"rotary {name}", shape, wide, "computed once for all layers"))
+        for name in ("cos", "sin")
     )
-    ids = t.alloc("repeated position ids", (rows, w.sequence, dim), "int64", "what is gathered")
-    wide = t.alloc("sines and cosines", (rows, w.sequence, dim), "float32", "gathered from the layer's table")
-    sincos = cast(t, wide, dtype, "sines and cosines")
-    half = (rows, w.sequence, dim // 2)
-    return (sincos.view(*half), sincos.view(*half)), [table, ids]
+    return cos, sin
+
+
+def _indexed_table(w: Context, shape: Shape, dtype: str) -> tuple[Tensor, Tensor]:
+    """GPT-J's sines and cosines: rows of the model's one table, taken by position, cast to the hidden states'
+    dtype and split into two views (transformers 5.24 models/gptj/modeling_gptj.py GPTJRotaryEmbedding).
+    """
+    t, half = w.t, (*shape[:-1], int(shape[-1]) // 2)  # type: ignore[arg-type]
+    wide = t.alloc("sines and cosines", shape, "float32", "indexed by position, once for all layers")
+    sincos = t.once(cast(t, wide, dtype, "sines and cosines"))
+    return sincos.view(*half), sincos.view(*half)
 
 
 def _interleaved(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

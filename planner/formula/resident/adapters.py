@@ -15,7 +15,8 @@ from memplan.planner.formula.symbolic.expr import Sized, symbol
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
 from memplan.planner.tables.errors import UsageError, nearest, unknown
-from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS, peft_targets
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.peft_targets import ia3_feedforward, peft_targets
 
 R = symbol("R")
 Kind = Literal["lora", "dora", "adalora", "ia3", "added"]
@@ -48,7 +49,7 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     found = {}
     for linear, count, prefix in linears(spec):
         if linear.name in chosen:
-            kind, shapes = SHAPES[setup.method](linear)
+            kind, shapes = SHAPES[setup.method](linear, spec.model_type)
             packed = (
                 setup.quant_type != "none"
                 and linear.name != spec.head_name
@@ -57,16 +58,24 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
             found[linear.name] = Adapter(
                 kind, _stored(setup, f"{prefix}{linear.name}", shapes, count, packed)
             )
+    routers = _router_dtypes(spec)
     for name, (shape, rank, count, prefix) in experts.items():
         held = shape[0] if len(shape) == 3 else 1
         rows, columns = shape[-2:]
         shapes = (("lora_A", (R * (rank * held), columns)), ("lora_B", (rows, R * (rank * held))))
-        found[name] = Adapter("lora", _stored(setup, f"{prefix}{name}", shapes, count), held)
+        stored = _stored(setup, f"{prefix}{name}", shapes, count, base=routers.get(name))
+        found[name] = Adapter("lora", stored, held)
     return found
 
 
+def _router_dtypes(spec: ModelSpec) -> dict[str, str | None]:
+    """The dtypes of routers' parameters by name; None: the model's."""
+    mixtures = (layer.mlp for _, layer in spec.layers if isinstance(layer.mlp, Moe))
+    return {name: moe.router_dtype for moe in mixtures for name, _ in moe.router}
+
+
 def _stored(
-    setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False
+    setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False, base: str | None = None
 ) -> tuple[ParameterSpec, ...]:
     frozen = FROZEN.get(setup.method, ())
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
@@ -75,7 +84,7 @@ def _stored(
         ParameterSpec(
             f"{name}.{short}",
             shape,
-            adapter_dtype(setup, packed, short not in frozen),
+            adapter_dtype(setup, packed, short not in frozen, base),
             count,
             short not in frozen,
             "adapter",
@@ -84,16 +93,16 @@ def _stored(
     )
 
 
-def adapter_dtype(setup: Setup, packed: bool, trained: bool) -> str:
+def adapter_dtype(setup: Setup, packed: bool, trained: bool, base: str | None = None) -> str:
     """The dtype of an adapter's tensor: float32 where PEFT's cast is on, else the base's own where that is a
-    floating one.
+    floating one (`base`: where it is not the model's).
 
     peft 0.21 tuners/tuners_utils.py cast_adapter_dtype, _move_adapter_to_device_of_base_layer. What is still
     float32 and trained goes to bfloat16 where the stack casts it.
     """
     if setup.adapter_dtype == "float32" or (trained and setup.trainable_dtype == "float32"):
         return "float32"
-    base = (
+    base = base or (
         setup.weight_dtype
         if not packed
         else "float32"
@@ -150,15 +159,10 @@ def targets(spec: ModelSpec, setup: Setup) -> set[str]:
 
 
 def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
-    """The targets as a user names them; IA3 has its own for each model type, which are what PEFT takes."""
-    if setup.method == "ia3":
-        if spec.model_type not in IA3_TARGETS:
-            raise UsageError(
-                f"PEFT has no IA3 targets for model_type '{spec.model_type}': give an adapter file to "
-                "--engine trace"
-            )
-        return IA3_TARGETS[spec.model_type]
-    return peft_targets(spec.model_type) if setup.targets == ("peft-default",) else setup.targets
+    """The targets as a user names them, or PEFT's own for the method and the model type."""
+    if setup.targets != ("peft-default",):
+        return setup.targets
+    return peft_targets(spec.model_type, METHODS[setup.method].peft_type)
 
 
 # Linear layers of a class of their own that return more than a tensor (transformers 5.23 models/phimoe
@@ -229,15 +233,15 @@ def no_target(target: str, known: set[str]) -> UsageError:
 # ---- shapes by method --------------------------------------------------------------------------------------
 
 
-def _lora(linear: Linear) -> tuple[Kind, Shapes]:
+def _lora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
     return "lora", (("lora_A", (R, linear.in_features)), ("lora_B", (linear.out_features, R)))
 
 
-def _dora(linear: Linear) -> tuple[Kind, Shapes]:
-    return "dora", (*_lora(linear)[1], ("lora_magnitude_vector", (linear.out_features,)))
+def _dora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
+    return "dora", (*_lora(linear, model_type)[1], ("lora_magnitude_vector", (linear.out_features,)))
 
 
-def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
+def _adalora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
     """A, E, B and the number of ranks.
 
     `ranknum` is made without a gradient but becomes a trained parameter when it is moved to the base layer's
@@ -252,12 +256,12 @@ def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
     )
 
 
-def _ia3(linear: Linear) -> tuple[Kind, Shapes]:
-    forward = linear.name.rpartition(".")[2] in IA3_FEEDFORWARD
+def _ia3(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
+    forward = linear.name.endswith(ia3_feedforward(model_type))
     return "ia3", (("ia3_l", (linear.in_features if forward else linear.out_features,)),)
 
 
-SHAPES: dict[str, Callable[[Linear], tuple[Kind, Shapes]]] = {
+SHAPES: dict[str, Callable[[Linear, str], tuple[Kind, Shapes]]] = {
     **dict.fromkeys(("lora", "qlora", "rslora", "lora+", "lora-fa"), _lora),
     "dora": _dora,
     "adalora": _adalora,

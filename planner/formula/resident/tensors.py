@@ -87,12 +87,9 @@ def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
     )
     if spec.head_bias:
         yield WeightTensor(f"{spec.head_name}.bias", (spec.vocab,), "bias")
-    every = tuple(range(spec.depth))
     for extra in spec.extras:
         role: Role = "buffer" if extra.kind == "buffer" else "scalar"
-        yield WeightTensor(
-            extra.name, extra.shape, role, layers=every if extra.per_layer else (), dtype=extra.dtype
-        )
+        yield WeightTensor(extra.name, extra.shape, role, dtype=extra.dtype)
 
 
 def _layer_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
@@ -121,7 +118,10 @@ def _one_layer(layer: Layer) -> Iterator[WeightTensor]:
     if layer.attention.sinks:
         yield WeightTensor(f"{prefix}self_attn.sinks", (layer.attention.heads,), "scalar")
     if isinstance(layer.mlp, Moe):
-        yield from (WeightTensor(prefix + name, shape, "router") for name, shape in layer.mlp.router)
+        yield from (
+            WeightTensor(prefix + name, shape, "router", dtype=layer.mlp.router_dtype)
+            for name, shape in layer.mlp.router
+        )
         yield from (WeightTensor(prefix + name, shape, "expert") for name, shape in layer.mlp.parameters)
         yield from (
             WeightTensor(prefix + name, shape, "buffer", dtype="float32") for name, shape in layer.mlp.buffers

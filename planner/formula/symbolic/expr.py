@@ -191,7 +191,7 @@ def minimum(a: Sized, b: Sized) -> Expr:
     return as_expr(a) + b - maximum(a, b)
 
 
-def exceeds(value: Sized, bound: int) -> Expr:
+def exceeds(value: Sized, bound: Sized) -> Expr:
     """1 where value > bound, else 0, for values below 2^60."""
     return ceil_div(maximum(value, bound) - bound, 2**60)
 

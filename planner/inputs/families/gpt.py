@@ -96,8 +96,8 @@ def gpt_bigcode(c: Fields) -> ModelSpec:
 
 
 def gptj(c: Fields) -> ModelSpec:
-    """GPT-J: attention and MLP in parallel on one norm, a table of rotary angles in every layer, a bias on
-    the head.
+    """GPT-J: attention and MLP in parallel on one norm, one table of rotary angles (in every layer before
+    transformers 5.24), a bias on the head.
     """
     hidden = hidden_of(c)
     a, _, d = c.heads(kv=None, own_dim=False)
@@ -119,12 +119,18 @@ def gptj(c: Fields) -> ModelSpec:
     )
     one = norms(c, ("ln_1", "input"), kind="layer", bias=True)
     attention = Attention(
-        a, a, d, linears, rotary_dim=rotary, rotary="pairs", sdpa=False, rotary_kept_alive=True, eager="gptj"
+        a,
+        a,
+        d,
+        linears,
+        rotary_dim=rotary,
+        rotary="pairs",
+        rotary_joined=True,
+        rotary_kept_alive=True,
+        eager="gptj",
     )
     layer = Layer(attention, mlp, one, parallel=True, prefix="transformer.h")
-    angles = Extra(
-        "transformer.h.*.attn.embed_positions", (positions, rotary), "buffer", "float32", per_layer=True
-    )
+    angles = Extra("transformer.rotary_emb.embed_positions", (positions, rotary), "buffer", "float32")
     return assemble(
         c,
         "GPTJForCausalLM",
@@ -343,7 +349,12 @@ def stablelm(c: Fields) -> ModelSpec:
     parallel = c.flag("use_parallel_residual", False)
     pair = pre_norm(c, "layer", bias=True)
     layer = Layer(
-        attention, gated_mlp(c), pair[:1] if parallel else pair, parallel=parallel, attention_kept_alive=True
+        attention,
+        gated_mlp(c),
+        pair[:1] if parallel else pair,
+        parallel=parallel,
+        attention_kept_alive=True,
+        named_norm=True,
     )
     return assemble(
         c,

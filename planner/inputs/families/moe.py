@@ -83,7 +83,10 @@ def qwen2_moe(c: Fields) -> ModelSpec:
             replace(layer, attention=replace(attention, window=w))
             for layer, w in zip(layers, slides, strict=True)
         ]
-    return assemble(c, "Qwen2MoeForCausalLM", layers)
+    # transformers 5.24 configuration_qwen2_moe.py sets sliding_window to 0 where none slides, and
+    # modeling_qwen2_moe.py makes the sliding mask all the same
+    unread = not c.flag("use_sliding_window", False)
+    return assemble(c, "Qwen2MoeForCausalLM", layers, empty_window_mask=unread)
 
 
 def qwen3_moe(c: Fields) -> ModelSpec:
@@ -142,6 +145,8 @@ def _deepseek(c: Fields, architecture: str, first: int, corrected: bool, rotary:
     moe = replace(
         moe,
         shared=gated_mlp(c, intermediate=shared, prefix="mlp.shared_experts"),
+        # transformers 5.24 modeling_deepseek_v{2,3}.py _keep_in_fp32_modules_strict: gate.weight
+        router_dtype="float32",
         buffers=(("mlp.gate.e_score_correction_bias", (moe.experts,)),) if corrected else (),
     )
     plain: Mlp | None = gated_mlp(c) if dense else None

@@ -36,6 +36,7 @@ from memplan.planner.trace.kernels import Kernels
 from memplan.planner.trace.observe import Observer
 
 STEPS = 2  # optimizer states appear in the first: the second is the steady one
+MICRO_STEPS = 2  # of gradient accumulation: the first makes gradients, the second and all others add to them
 _NAMES_LAYERS = (
     "layers_to_transform",
     "layers_pattern",
@@ -43,6 +44,8 @@ _NAMES_LAYERS = (
     "alpha_pattern",
     "layer_replication",
     "layer_indexes",
+    "adapter_layers",  # ADAPTION_PROMPT: the last so many
+    "num_layers",  # learned prompts: keys and values of so many
 )
 
 
@@ -73,8 +76,9 @@ class StepFailed(UsageError):
 def record(
     config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False
 ) -> tuple[Log, Facts]:
-    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesized
-    where that is proved exact.
+    """The log of building and `STEPS` steps. `full` runs every layer and every micro-step of gradient
+    accumulation; otherwise equal layers are synthesized where that is proved exact, and `MICRO_STEPS`
+    micro-steps are run while the batches of the others are held.
 
     A step that fails is tried once more with values: a router's choice decides shapes where no grouped
     product hides it.
@@ -100,7 +104,7 @@ def _recorded(
                 return found
         except layer_extrapolation.NotPeriodic:
             pass
-    return _observe(_outline(config, setup), config, setup, target, routed)
+    return _observe(_outline(config, setup), config, setup, target, routed, None if full else MICRO_STEPS)
 
 
 def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
@@ -228,9 +232,16 @@ def watching(observer: Observer, setup: Setup, target: Target) -> Iterator[None]
 
 
 def _observe(
-    model: nn.Module, config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
+    model: nn.Module,
+    config: Mapping[str, Any],
+    setup: Setup,
+    target: Target,
+    routed: bool,
+    micro_steps: int | None = MICRO_STEPS,
 ) -> tuple[Log, Facts]:
-    """Build on `model` and run `STEPS` steps under an observer. StepFailed where a library cannot."""
+    """Build on `model` and run `STEPS` steps of at most `micro_steps` micro-steps under an observer.
+    StepFailed where a library cannot.
+    """
     observer = Observer(Kernels(target))
     observer.answers = patches.answers(setup, observer, routed)
     with watching(observer, setup, target):
@@ -240,7 +251,7 @@ def _observe(
         try:
             with named_modules(observer, built.model), attribute.saved_for_backward(observer):
                 for index in range(STEPS):
-                    step.run(built, observer, index)
+                    step.run(built, observer, index, micro_steps)
         except UsageError:
             raise
         except Exception as error:
