@@ -110,14 +110,22 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class GpuVerdict:
-    """Whether a prediction fits one card: `headroom_bytes` is usable minus predicted device bytes, negative
-    where it does not fit.
+    """Whether a prediction fits one GPU: `headroom_bytes` is usable minus predicted device bytes, negative
+    where it does not fit. A GPU that cannot run the setup has neither, and `why`.
     """
 
     name: str
     usable_bytes: int
-    verdict: Literal["fits", "tight", "no"]
-    headroom_bytes: int
+    verdict: Literal["fits", "tight", "no"] | None
+    headroom_bytes: int | None
+    why: str | None = None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Device bytes that the prediction takes on this GPU; ValueError where it cannot run there."""
+        if self.headroom_bytes is None:
+            raise ValueError(f"{self.name}: {self.why}")
+        return self.usable_bytes - self.headroom_bytes
 
     def to_document(self) -> dict[str, Any]:
         return {
@@ -125,6 +133,7 @@ class GpuVerdict:
             "usable_bytes": self.usable_bytes,
             "verdict": self.verdict,
             "headroom_bytes": self.headroom_bytes,
+            **({"why": self.why} if self.why is not None else {}),
         }
 
 

@@ -148,7 +148,7 @@ def answer(question: Question, lab: Lab | None = None) -> Answer:
     if question.gpu is not None:
         gpu = lab.gpu(question.gpu)
         verdict, usable, device = (
-            judge(prediction, gpu).verdict,
+            str(judge(prediction, gpu).verdict),
             gpu.usable_bytes,
             device_bytes(prediction, gpu),
         )
@@ -216,7 +216,7 @@ def _need(question: Question, fields: Mapping[str, Any], lab: Lab) -> tuple[int,
     if question.gpu is None:
         return prediction.peak.device_bytes, ""
     gpu = lab.gpu(question.gpu)
-    return device_bytes(prediction, gpu), judge(prediction, gpu).verdict
+    return device_bytes(prediction, gpu), str(judge(prediction, gpu).verdict)
 
 
 def _chosen(question: Question, lab: Lab) -> Question:

@@ -102,10 +102,12 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
     """
     if subject.setup.gpu is not None:
         return subject, find_gpu(subject.setup.gpu)
-    from memplan.planner.answers.fit.gpus import choose_cards
+    from memplan.planner.answers.fit.gpus import cannot_run, choose_cards
 
     chosen = choose_cards(subject.model.spec(), subject.setup).smallest
-    gpu = find_gpu(chosen) if chosen else common_gpus()[-1]
+    spec, setup = subject.model.spec(), subject.setup
+    able = [gpu for gpu in common_gpus() if cannot_run(spec, setup, gpu) is None]
+    gpu = find_gpu(chosen) if chosen else (able or common_gpus())[-1]
     return replace(subject, setup=subject.setup.with_(gpu=gpu.name)), gpu
 
 

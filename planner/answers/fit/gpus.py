@@ -10,7 +10,7 @@ from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, peak_of
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.formula.engine import rank_of, whole_segments
+from memplan.planner.formula.engine import rank_of, symbolic, whole_segments
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.sharding.wiring import rank_of as rank_share
 from memplan.planner.inputs.models import find, index
@@ -51,11 +51,17 @@ def choose_cards(
         room = Room(gpu, error)
         if not room.holds(stays):  # a kernel less to ask about
             continue
+        if cannot_run(spec, setup, gpu) is not None:
+            continue
         kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
         if kernels not in peaks:
             peaks[kernels] = peak_of(spec, setup.with_(gpu=gpu.name) if gpu.capability is not None else setup)
         if room.holds(peaks[kernels]):
-            larger = tuple(card.name for card in ordered[start:] if Room(card, error).holds(peaks[kernels]))
+            larger = tuple(
+                card.name
+                for card in ordered[start:]
+                if Room(card, error).holds(peaks[kernels]) and cannot_run(spec, setup, card) is None
+            )
             return CardChoice(gpu.name, room.device_bytes(peaks[kernels]), larger)
     return CardChoice(None, None, ())
 
@@ -76,6 +82,27 @@ def older(gpu: Gpu) -> bool:
     bfloat16, no flash attention).
     """
     return gpu.capability is not None and gpu.capability < Device("cuda").capability
+
+
+NARROW = ("sdpa-flash", "sdpa-cudnn")
+"""Attentions that a GPU newer than the assumed one may refuse for a head size (planner/tables/sdp.py)."""
+
+
+def cannot_run(spec: ModelSpec, setup: Setup, gpu: Gpu) -> str | None:
+    """Why a GPU cannot run a setup that others can, such as FlashAttention 2 on a T4; None where it can.
+
+    The GPU that the setup names is left out of the question: naming one that cannot run it is an error. Asked
+    of the formula, and only where a GPU's kernels could differ in it.
+    """
+    forced = setup.attention not in ("eager", "sdpa")
+    if gpu.capability is None or not forced or not (older(gpu) or setup.attention in NARROW):
+        return None
+    try:
+        structure = symbolic(spec, setup.with_(gpu=gpu.name))
+        structure.program(structure.regime(setup.micro_batch, setup.sequence_length))
+    except UsageError as refused:
+        return str(refused)
+    return None
 
 
 def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Prediction:
@@ -233,15 +260,22 @@ def place_jobs(
     for job in jobs:
         holding = {}
         sizes = {}
+        refused: list[str] = []
         for gpu in pool:
+            if (why := cannot_run(job.spec, job.setup, gpu)) is not None:
+                refused.append(f"{gpu.name}: {why}")
+                continue
             own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
             allocated = peak_of(job.spec, own)
             sizes[gpu.name] = Room(gpu, error).device_bytes(allocated)
             if Room(gpu, error).holds(allocated):
                 holding[gpu.name] = gpu
+        if not sizes:
+            raise UsageError(f"job {job.name}: no GPU asked about can run it: {'; '.join(refused)}")
         ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
+        able = [gpu for gpu in pool if gpu.name in sizes]
         on = (
-            ranked[0] if ranked else max(pool, key=lambda gpu: gpu.usable_bytes)
+            ranked[0] if ranked else max(able, key=lambda gpu: gpu.usable_bytes)
         )  # no card holds it: what it would need on the largest
         needed = sizes[on.name]
         cheapest = (
