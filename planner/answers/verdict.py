@@ -1,11 +1,13 @@
-"""The verdict: fits, tight or no, of one prediction for one card.
+"""The verdict: fits, tight or no, of one prediction for one GPU; every command asks `judge`.
 
-trace    fits: the predicted device peak is within the card; no: even the smallest capacity that survives the allocator's replay is not;
-         tight: between (the allocator would release its cache and retry, or needs expandable segments).
-formula  has no replay: the band is its recorded error (the worst over recorded runs, of the allocated or the device peak) on both
-         sides of its device peak. Without recorded runs there is no band and the comparison is exact, which
-         its evidence says: `close_calls` says beside such a `fits` where what the formula does not count
-         could undo it.
+low   the smallest capacity that survives the replay through the caching allocator, which releases its cache
+      and asks again (with expandable segments too, where that was looked at);
+high  what the allocator reserves where nothing bounds it.
+Both with the GPU's CUDA context, and widened by the engine's error of reserved (MARGIN, or what recorded runs
+say where that is more). usable >= high: fits; usable < low: no; between: tight.
+
+A setup that several GPUs share is not replayed: low and high are then its estimate, and `close_calls` says
+beside a `fits` what fragmentation could undo.
 """
 
 from __future__ import annotations
@@ -20,37 +22,57 @@ from memplan.planner.tables.gpus import Gpu
 Word = Literal["fits", "tight", "no"]
 
 UNCOUNTED = {"others": 0.199, "4-bit base": 0.224}
-"""What the native allocator reserves beyond its tensors, as a share of them: P95 of seeded traces of
-catalogue models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36 with 4-bit ones; medians
-4.3 and 6.6 %, the worst 36 % in both (`benchmarks/fragmentation.py 140 --seed 2`; torch 2.13, transformers
-5.23, bitsandbytes 0.50). It widens no verdict: it decides what is said beside one.
+"""What the native allocator reserves beyond its tensors, as a share of them, where nothing is replayed: P95
+of seeded traces of catalog models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36 with
+4-bit ones; medians 4.3 and 6.6 %, the worst 36 % in both (`benchmarks/fragmentation.py 140 --seed 2`; torch
+2.13, transformers 5.23, bitsandbytes 0.50). It widens no verdict: it decides what is said beside one.
+"""
+
+MARGIN = {"formula": 0.04, "trace": 0.0}
+"""The P95 error of an engine's reserved bytes, as a share: the formula's against the trace
+(`benchmarks/reserved.py`, docs in its table); of the trace, whose reference are GPU runs, what is recorded of
+those (`Prediction.accuracy`), none of them our own so far.
 """
 
 
 def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
-    """Predicted device peak on this card, bytes: what the allocator reserves plus this card's CUDA context."""
+    """Predicted device peak on this GPU, bytes: what the allocator reserves plus this GPU's CUDA context."""
     return prediction.peak.reserved_bytes + gpu.context_bytes
 
 
-def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
-    """(least, most) device bytes, between which a card's capacity makes the verdict tight."""
-    device = device_bytes(prediction, gpu)
-    if prediction.smallest_capacity_bytes is not None:
-        survive = [prediction.smallest_capacity_bytes, *filter(None, [expandable_capacity(prediction)])]
-        return min(min(survive) - prediction.peak.context_bytes + gpu.context_bytes, device), device
-    slack = round(prediction.peak.allocated_bytes * prediction.accuracy.margin)
-    return device - slack, device + slack
+def margin(prediction: Prediction) -> float:
+    """By which share a prediction's reserved bytes may be off."""
+    replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
+    return max(prediction.accuracy.margin, MARGIN[prediction.engine] if replayed else 0.0)
+
+
+def high_bytes(prediction: Prediction, gpu: Gpu) -> int:
+    """What a GPU must have so that the run surely fits, bytes: reserved without a bound, widened."""
+    return device_bytes(prediction, gpu) + round(prediction.peak.reserved_bytes * margin(prediction))
+
+
+def low_bytes(prediction: Prediction, gpu: Gpu) -> int:
+    """Below what the run surely does not fit, bytes: the smallest capacity that survives, widened. Several
+    replays, where the formula has not been asked before.
+    """
+    survive = prediction.capacity_bytes
+    if survive is None:
+        survive = prediction.peak.device_bytes
+    elif (expandable := expandable_capacity(prediction)) is not None:
+        survive = min(survive, expandable)
+    bare = min(survive - prediction.peak.context_bytes, prediction.peak.reserved_bytes)
+    return bare - round(bare * margin(prediction)) + gpu.context_bytes
 
 
 def expandable_capacity(prediction: Prediction) -> int | None:
-    """A card's size in bytes that survives with expandable segments; the trace looks where the card it names
+    """A GPU's size in bytes that survives with expandable segments; the trace looks where the GPU it names
     is too small without.
     """
     return prediction.extra.get("expandable_capacity_bytes")
 
 
 def needs_expandable(prediction: Prediction, gpu: Gpu) -> bool:
-    """Whether a card holds the run with expandable segments only: release-and-retry does not save it in
+    """Whether a GPU holds the run with expandable segments only: release-and-retry does not save it in
     native mode.
     """
     smallest = prediction.smallest_capacity_bytes
@@ -65,9 +87,24 @@ def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
     """fits / tight / no of `prediction` on `gpu`, with headroom = usable - predicted device bytes (negative
     where it does not fit).
     """
-    least, most = band(prediction, gpu)
-    word: Word = "fits" if most <= gpu.usable_bytes else "no" if least > gpu.usable_bytes else "tight"
-    return GpuVerdict(gpu.name, gpu.usable_bytes, word, gpu.usable_bytes - device_bytes(prediction, gpu))
+    high = high_bytes(prediction, gpu)
+    floor = prediction.peak.allocated_bytes * (1 - margin(prediction)) + gpu.context_bytes
+    word: Word
+    if high <= gpu.usable_bytes:
+        word = "fits"
+    elif floor > gpu.usable_bytes:  # no capacity below what is allocated survives: nothing to replay
+        word = "no"
+    else:
+        word = "no" if low_bytes(prediction, gpu) > gpu.usable_bytes else "tight"
+    headroom = gpu.usable_bytes - device_bytes(prediction, gpu)
+    return GpuVerdict(
+        gpu.name,
+        gpu.usable_bytes,
+        word,
+        headroom,
+        high_bytes=high,
+        low=lambda: low_bytes(prediction, gpu),
+    )
 
 
 def uncounted(setup: Setup) -> float:
@@ -87,7 +124,7 @@ def close_calls(prediction: Prediction, gpus: Iterable[Gpu]) -> str | None:
 
     A replay and a recorded error's band count fragmentation already; expandable segments leave next to none.
     """
-    if prediction.smallest_capacity_bytes is not None or prediction.accuracy.margin:
+    if prediction.smallest_capacity_bytes is not None or prediction.survival or prediction.accuracy.margin:
         return None
     rooms = ((gpu.name, gpu.usable_bytes - device_bytes(prediction, gpu), gpu.usable_bytes) for gpu in gpus)
     share = uncounted(prediction.setup)

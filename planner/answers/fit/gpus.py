@@ -10,7 +10,7 @@ from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, peak_of
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.formula.engine import rank_of, symbolic, whole_segments
+from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.sharding.wiring import rank_of as rank_share
 from memplan.planner.inputs.models import find, index
@@ -109,9 +109,11 @@ def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Predi
     """A formula's prediction that named no card, with the peak that an older card's own kernels give: what to
     judge that card by.
     """
-    allocated = peak_of(spec, prediction.setup.with_(gpu=gpu.name))
+    setup = prediction.setup.with_(gpu=gpu.name)
+    allocated, run = peak_of(spec, setup), replay_of(spec, setup)
+    reserved = whole_segments(allocated) if run is None else run.reserved_bytes
     return prediction.with_(
-        peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=whole_segments(allocated))
+        peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=reserved), survival=run
     )
 
 

@@ -33,7 +33,7 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
-class Structure:
+class Run:
     """One structure's tapes as events of every layer: `single` is a micro-batch that finds no gradients,
     `again` one that adds to those of micro-batches before (None where a step has one).
     """
@@ -58,6 +58,7 @@ class Structure:
         gradients: list[int] = []
         norms = len(in_groups(self.inventory, layers_of)) if trains and setup.recipe in TRAINER_RECIPES else 0
         for step in range(STEPS):
+            out.steady = len(out.events)
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
                 gradients = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-EMPTY_CACHE = 1 << 60  # stands among events where the cache is given back
+from memplan.planner.allocator.unbounded import EMPTY_CACHE
 
 
 class Events:
     """`events`: an id at its birth, ~id at its release, EMPTY_CACHE, in order; `sizes[id]`: bytes asked for."""
 
     def __init__(self) -> None:
+        self.steady = 0  # where the steady step begins
         self.events: list[int] = []
         self.sizes: list[int] = []
 

@@ -36,7 +36,12 @@ class Load:
     """Writes the events of one build into `out`."""
 
     def __init__(self, inventory: Inventory, values: Values, out: Events, layers_of: Any) -> None:
-        self.inventory, self.setup, self.spec, self.values = inventory, inventory.setup, inventory.spec, values
+        self.inventory, self.setup, self.spec, self.values = (
+            inventory,
+            inventory.setup,
+            inventory.spec,
+            values,
+        )
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(inventory.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
@@ -100,7 +105,9 @@ class Load:
         out, n = self.out, self.elements(stored)
         read = out.alloc(n * itemsize(self.setup.weight_dtype))
         if stored.dtype == "int8":
-            made = [out.alloc(n * itemsize(self.setup.weight_dtype))] if self.setup.load == "pretrained" else []
+            made = (
+                [out.alloc(n * itemsize(self.setup.weight_dtype))] if self.setup.load == "pretrained" else []
+            )
             if self.setup.weight_dtype != "float16":
                 made.append(out.alloc(n * 2))
             out.alloc(stored.shape[0] * 4)  # type: ignore[operator,arg-type]
@@ -195,7 +202,9 @@ class Load:
 def states(inventory: Inventory, values: Values, out: Events, layers_of: Any) -> None:
     """Optimizer states, parameter by parameter, as the first step makes them."""
     sizes = {
-        id(stored): [row.size.evaluate(values) // row.count for row in inventory.states_of(stored, paged=False)]
+        id(stored): [
+            row.size.evaluate(values) // row.count for row in inventory.states_of(stored, paged=False)
+        ]
         for stored in inventory.trained
     }
     for stored, _ in in_groups(inventory, layers_of):

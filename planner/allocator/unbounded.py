@@ -1,0 +1,147 @@
+"""The native allocator without a bound, in one loop: what is allocated and reserved at most.
+
+The same rules, in the same order of addresses, as `planner/allocator/native.py`, which says where they come
+from; a test compares the two. No request is refused here, so that nothing has to be undone or told apart, and
+a step of a hundred layers takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+from memplan.planner.allocator.native import (
+    LARGE_LIMIT,
+    LARGE_ROUND,
+    LARGE_SEGMENT,
+    SMALL_LIMIT,
+    SMALL_SEGMENT,
+)
+
+EMPTY_CACHE = 1 << 60
+"""What stands among events where the cache is given back (`torch.cuda.empty_cache`)."""
+_SHIFT = 48
+_LOWEST = ((1 << _SHIFT) - 1) // LARGE_ROUND * LARGE_ROUND
+_ADDRESS, _SIZE, _BEFORE, _AFTER, _FREE, _POOL = range(6)  # of a block, which is a list: quick to make
+Block = list[Any]
+
+
+class Unbounded:
+    """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool in best-fit
+    order: by size, then address.
+    """
+
+    def __init__(self) -> None:
+        self.allocated = self.reserved = 0
+        self._lowest = _LOWEST
+        self._small: tuple[list[int], list[Block]] = ([], [])
+        self._large: tuple[list[int], list[Block]] = ([], [])
+        self._live: list[Block | None] = []
+
+    def run(self, events: Sequence[int], sizes: Sequence[int]) -> tuple[int, int]:
+        """(most allocated, most reserved) bytes over these events, which go on from those before. An event is
+        an id at its birth, ~id at its release, or EMPTY_CACHE; `sizes[id]`: bytes asked for.
+        """
+        live = self._live
+        live.extend([None] * (len(sizes) - len(live)))
+        small, large = self._small, self._large
+        allocated, reserved, lowest = self.allocated, self.reserved, self._lowest
+        most, most_reserved = allocated, reserved
+        for event in events:
+            if event >= 0:
+                if event == EMPTY_CACHE:
+                    self.reserved = reserved
+                    self._empty_cache()
+                    reserved = self.reserved
+                    continue
+                asked = sizes[event]
+                if not asked:  # an empty storage asks for nothing
+                    continue
+                size = (asked + 511) & ~511
+                pool = small if size <= SMALL_LIMIT else large
+                keys, blocks = pool
+                place = bisect_left(keys, size << _SHIFT)
+                if place < len(keys):
+                    del keys[place]
+                    block = blocks.pop(place)
+                    rest = block[_SIZE] - size
+                    block[_FREE] = False
+                else:
+                    segment = (
+                        SMALL_SEGMENT
+                        if size <= SMALL_LIMIT
+                        else LARGE_SEGMENT
+                        if size < LARGE_LIMIT
+                        else -(-size // LARGE_ROUND) * LARGE_ROUND
+                    )
+                    lowest -= segment
+                    reserved += segment
+                    if reserved > most_reserved:
+                        most_reserved = reserved
+                    block = [lowest, segment, None, None, False, pool]
+                    rest = segment - size
+                if rest and (pool is small or rest > SMALL_LIMIT):
+                    address, after = block[_ADDRESS] + size, block[_AFTER]
+                    cut: Block = [address, rest, block, after, True, pool]
+                    if after is not None:
+                        after[_BEFORE] = cut
+                    block[_AFTER] = cut
+                    block[_SIZE] = size
+                    key = rest << _SHIFT | address
+                    place = bisect_left(keys, key)
+                    keys.insert(place, key)
+                    blocks.insert(place, cut)
+                    allocated += size
+                else:
+                    allocated += block[_SIZE]
+                live[event] = block
+                if allocated > most:
+                    most = allocated
+            else:
+                found = live[~event]
+                if found is None:
+                    continue
+                block = found
+                live[~event] = None
+                address, size, before, after, _, pool = block
+                keys, blocks = pool
+                allocated -= size
+                if before is not None and before[_FREE]:
+                    place = bisect_left(keys, before[_SIZE] << _SHIFT | before[_ADDRESS])
+                    del keys[place]
+                    del blocks[place]
+                    size += before[_SIZE]
+                    before[_AFTER] = after
+                    if after is not None:
+                        after[_BEFORE] = before
+                    block, address = before, before[_ADDRESS]
+                if after is not None and after[_FREE]:
+                    place = bisect_left(keys, after[_SIZE] << _SHIFT | after[_ADDRESS])
+                    del keys[place]
+                    del blocks[place]
+                    size += after[_SIZE]
+                    beyond = after[_AFTER]
+                    block[_AFTER] = beyond
+                    if beyond is not None:
+                        beyond[_BEFORE] = block
+                block[_SIZE] = size
+                block[_FREE] = True
+                key = size << _SHIFT | address
+                place = bisect_left(keys, key)
+                keys.insert(place, key)
+                blocks.insert(place, block)
+        self.allocated, self.reserved, self._lowest = allocated, reserved, lowest
+        return most, most_reserved
+
+    def _empty_cache(self) -> None:
+        """Give every segment that holds no block in use back to the driver (`release_cached_blocks`)."""
+        for keys, blocks in (self._large, self._small):
+            kept = [
+                (key, block)
+                for key, block in zip(keys, blocks, strict=True)
+                if block[_BEFORE] is not None or block[_AFTER] is not None
+            ]
+            self.reserved -= sum(block[_SIZE] for block in blocks) - sum(block[_SIZE] for _, block in kept)
+            keys[:] = [key for key, _ in kept]
+            blocks[:] = [block for _, block in kept]
