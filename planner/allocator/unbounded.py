@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from memplan.planner.allocator.native import (
     LARGE_LIMIT,
@@ -23,16 +23,17 @@ EMPTY_CACHE = 1 << 60
 """What stands among events where the cache is given back (`torch.cuda.empty_cache`)."""
 _SHIFT = 48
 _LOWEST = ((1 << _SHIFT) - 1) // LARGE_ROUND * LARGE_ROUND
-_ADDRESS, _SIZE, _BEFORE, _AFTER, _FREE, _POOL = range(6)  # of a block, which is a list: quick to make
+_TIE, _SIZE, _BEFORE, _AFTER, _FREE, _POOL, _ADDRESS = range(7)  # of a block, which is a list: quick to make
 Block = list[Any]
 
 
 class Unbounded:
     """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool in best-fit
-    order: by size, then address.
+    order: by size, then `ties`, the lowest address or the block object that was created first (torch 2.12).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ties: Literal["address", "creation"] = "address") -> None:
+        self._by_creation, self._created = ties == "creation", 0
         self.allocated = self.reserved = 0
         self._lowest = _LOWEST
         self._small: tuple[list[int], list[Block]] = ([], [])
@@ -48,6 +49,7 @@ class Unbounded:
         small, large = self._small, self._large
         allocated, reserved, lowest = self.allocated, self.reserved, self._lowest
         most, most_reserved = allocated, reserved
+        by_creation, created = self._by_creation, self._created
         for event in events:
             if event >= 0:
                 if event == EMPTY_CACHE:
@@ -79,16 +81,22 @@ class Unbounded:
                     reserved += segment
                     if reserved > most_reserved:
                         most_reserved = reserved
-                    block = [lowest, segment, None, None, False, pool]
+                    block = [created if by_creation else lowest, segment, None, None, False, pool, lowest]
+                    created += 1
                     rest = segment - size
                 if rest and (pool is small or rest > SMALL_LIMIT):
                     address, after = block[_ADDRESS] + size, block[_AFTER]
-                    cut: Block = [address, rest, block, after, True, pool]
+                    tie = address
+                    if by_creation:  # the request gets a new object, the remainder keeps the old one
+                        tie = block[_TIE]
+                        block[_TIE] = created
+                        created += 1
+                    cut: Block = [tie, rest, block, after, True, pool, address]
                     if after is not None:
                         after[_BEFORE] = cut
                     block[_AFTER] = cut
                     block[_SIZE] = size
-                    key = rest << _SHIFT | address
+                    key = rest << _SHIFT | tie
                     place = bisect_left(keys, key)
                     keys.insert(place, key)
                     blocks.insert(place, cut)
@@ -104,20 +112,22 @@ class Unbounded:
                     continue
                 block = found
                 live[~event] = None
-                address, size, before, after, _, pool = block
+                tie, size, before, after, _, pool, _ = block
                 keys, blocks = pool
                 allocated -= size
                 if before is not None and before[_FREE]:
-                    place = bisect_left(keys, before[_SIZE] << _SHIFT | before[_ADDRESS])
+                    place = bisect_left(keys, before[_SIZE] << _SHIFT | before[_TIE])
                     del keys[place]
                     del blocks[place]
                     size += before[_SIZE]
                     before[_AFTER] = after
                     if after is not None:
                         after[_BEFORE] = before
-                    block, address = before, before[_ADDRESS]
+                    if by_creation:  # the object of the block being freed stays
+                        before[_TIE] = tie
+                    block, tie = before, before[_TIE]
                 if after is not None and after[_FREE]:
-                    place = bisect_left(keys, after[_SIZE] << _SHIFT | after[_ADDRESS])
+                    place = bisect_left(keys, after[_SIZE] << _SHIFT | after[_TIE])
                     del keys[place]
                     del blocks[place]
                     size += after[_SIZE]
@@ -127,11 +137,11 @@ class Unbounded:
                         beyond[_BEFORE] = block
                 block[_SIZE] = size
                 block[_FREE] = True
-                key = size << _SHIFT | address
+                key = size << _SHIFT | tie
                 place = bisect_left(keys, key)
                 keys.insert(place, key)
                 blocks.insert(place, block)
-        self.allocated, self.reserved, self._lowest = allocated, reserved, lowest
+        self.allocated, self.reserved, self._lowest, self._created = allocated, reserved, lowest, created
         return most, most_reserved
 
     def _empty_cache(self) -> None:

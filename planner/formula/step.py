@@ -199,23 +199,20 @@ class _Step:
         return loss if logits is None else logits, loss
 
     def _regularised(self, loss: Tensor) -> Tensor:
-        """The loss with AdaLoRA's regularisation of every adapter, in the order of the model's modules: its
-        gradients come first, so all adapters have one from the start.
+        """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters
+        have one from the start.
         """
-        t, w, spec = self.tape, self.w, self.parameter_table.spec
-        loss = self._with_part(loss, orthogonality(w, spec.projections))
+        t, w = self.tape, self.w
         key = 0
         for block, times in self.decoder.blocks():
             with t.repeat(times):
                 for step in block:
                     with w.at_layer(key, step.trained):
-                        part = orthogonality(w, step.layer.linears(), f"{step.layer.prefix}.*.")
-                        loss = self._with_part(loss, part)
+                        part = orthogonality(w, f"{step.layer.prefix}.*.")
                     key += 1
-        return self._with_part(loss, orthogonality(w, [spec.head]))
-
-    def _with_part(self, loss: Tensor, part: Tensor | None) -> Tensor:
-        return loss if part is None else add(self.tape, loss, part, "loss")
+                    if part is not None:
+                        loss = add(t, loss, part, "loss")
+        return loss
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:
         """The last token's logits and the KV cache of one forward, into which every layer's keys and values

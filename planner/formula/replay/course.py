@@ -6,12 +6,14 @@ thread, gradients go when they are zeroed, the norms of clipping are one number 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load import Load, Values, batch, in_groups, states
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
+from memplan.planner.formula.resident.parameter_spec import Stored
 from memplan.planner.formula.sharding.plan import Rank
 from memplan.planner.formula.step import TRAINER_RECIPES
 from memplan.planner.formula.tape.tape import Info, Tape
@@ -50,7 +52,7 @@ class Run:
     def events(self, values: Values) -> Events:
         """The run at these sizes."""
         out = Events()
-        setup, layers_of = self.setup, self.rank.layers
+        setup, layers_of = self.setup, self.layers
         Load(self.inventory, values, out, layers_of).run()
         batch(self.inventory, values, out)
         trains = METHODS[setup.method].trains != "nothing"
@@ -58,6 +60,7 @@ class Run:
         gradients: list[int] = []
         norms = len(in_groups(self.inventory, layers_of)) if trains and setup.recipe in TRAINER_RECIPES else 0
         for step in range(STEPS):
+            out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
@@ -85,11 +88,15 @@ class Run:
                 kept = []
         return out
 
+    def layers(self, stored: Stored) -> Sequence[int]:
+        """The decoder layers that have a tensor: the first ones for what is beside no weight (bottlenecks)."""
+        return self.rank.layers(stored) or (range(stored.count) if stored.count > 1 else ())
+
     def _states(self, values: Values, out: Events) -> None:
         from memplan.planner.tables.optimizers import OPTIMIZERS
 
         if not OPTIMIZERS[self.setup.optimizer].at_once:
-            states(self.inventory, values, out, self.rank.layers)
+            states(self.inventory, values, out, self.layers)
 
     def _micro_batch(
         self, made: _Pass, tape: Tape, values: Values, out: Events, *, first: bool

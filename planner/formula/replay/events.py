@@ -12,6 +12,7 @@ class Events:
 
     def __init__(self) -> None:
         self.steady = 0  # where the steady step begins
+        self.spans: list[tuple[str, int]] = []  # what ends where among the events
         self.events: list[int] = []
         self.sizes: list[int] = []
 
@@ -23,6 +24,10 @@ class Events:
 
     def free(self, *ids: int) -> None:
         self.events += [~each for each in ids]
+
+    def ends(self, what: str) -> None:
+        """Say that something ends here."""
+        self.spans.append((what, len(self.events)))
 
     def through(self, nbytes: int) -> None:
         """Something that comes and goes at once."""
