@@ -145,7 +145,9 @@ def _peak(moments: Sequence[Breakdown], context: int, reserved: int | None) -> P
     """The largest moment; `reserved` None: nothing was replayed, and segments are taken to be full."""
     largest = max(moments, key=lambda m: m.allocated_bytes)
     allocated = largest.allocated_bytes
-    return Peak(largest.moment, allocated, whole_segments(allocated) if reserved is None else reserved, context)
+    return Peak(
+        largest.moment, allocated, whole_segments(allocated) if reserved is None else reserved, context
+    )
 
 
 def whole_segments(allocated: int) -> int:

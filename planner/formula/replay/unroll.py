@@ -6,6 +6,7 @@ Here the layer's events are written out as often as it occurs. What a layer free
 * in the backward, one that the same layer's forward made: layers run in reverse there;
 * what the layer before it (in the order of the pass) handed on: the walked log frees the previous block's
   buffer in its place, which is of the same kind, since equal layers stand before and after a repeated one;
+* what another repeated part of the same layers made (a prefix's keys): layer by layer;
 * one for all layers (`Info.once`, and whatever has no counterpart): the last layer of the pass frees it.
 """
 
@@ -60,7 +61,7 @@ class _Unroller:
         self.end = next((position for position, name in tape.marks if name == "end"), len(tape.log))
         self.made = Unrolled()
         self.now: dict[int, int] = {}  # buffer -> the id that it stands for where no layer is repeated
-        self.apart: dict[int, list[int]] = {}  # buffer of a repeated forward -> its id in each layer
+        self.apart: dict[int, list[int]] = {}  # buffer of a repeated layer -> its id in each
         self.together: dict[int, list[int]] = {}  # buffer -> ids that were made at once
         self.alive: set[int] = set()
 
@@ -165,6 +166,8 @@ class _Unroller:
                     self._death(self.now.get(index))
                 elif index in handed:
                     self._death(apart[handed[index]][number - 1])
+                elif len(self.apart.get(index, ())) == times:
+                    self._death(self.apart[index][number])
                 elif number == times - 1:
                     self._death(self.now.get(index))
         self.apart.update(apart)
@@ -192,10 +195,12 @@ class _Unroller:
                     self._death(self.apart[handed][number - 1] if number else self.now.get(index))
                 elif index in layer.back:
                     self._death(before.get(layer.back[index]) if before else self.now.get(index))
+                elif len(self.apart.get(index, ())) == times:
+                    self._death(self.apart[index][number])
                 elif number == 0:
                     self._death(self.now.get(index))
             before = own
-        self.apart.update(kept)
+        self.apart.update((index, ids[::-1]) for index, ids in kept.items())
         self.now.update(before)
 
 
