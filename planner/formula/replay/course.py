@@ -20,7 +20,8 @@ from memplan.planner.formula.tape.tape import Info, Tape
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
-_PRODUCTS = ("matmul", "linear", "bmm")
+_PRODUCTS = ("matmul", "linear", "bmm")  # how the tape says what made a buffer
+_INTO = ("tile of logits", "chunk of logits")  # what a product is written into
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ def _first_products(made: _Pass, tape: Tape) -> list[int | None]:
     spans = ((made.marks["forward"], backward), (backward, len(made.events)))
 
     def product(info: Info) -> bool:
-        return info.why.endswith(_PRODUCTS) or "grad @" in info.why
+        return info.why.endswith(_PRODUCTS) or "grad @" in info.why or info.name.endswith(_INTO)
 
     found: list[int | None] = []
     for start, stop in spans:
