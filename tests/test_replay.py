@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memplan.planner.allocator.quick import EMPTY_CACHE, Quick, smallest_capacity, survives
 from memplan.planner.allocator.replay import replay
-from memplan.planner.allocator.unbounded import EMPTY_CACHE, Unbounded
+from memplan.planner.allocator.replay import smallest_capacity as other_capacity
 from memplan.planner.formula.engine import plan, rank_of, replay_of, symbolic
 from memplan.planner.formula.replay.unroll import unroll
 from memplan.planner.formula.tape.tape import Tape
@@ -115,11 +116,15 @@ def test_the_quick_allocator_is_the_other_one(steps: list[tuple[int, int, int]])
         for e in events
     ]
     run = replay(old)
-    quick = Unbounded()
+    quick = Quick()
     half = len(events) // 2
     first, second = quick.run(events[:half], sizes), quick.run(events[half:], sizes)
     assert max(first[0], second[0]) == max(run.allocated, default=0)
     assert max(first[1], second[1]) == max(run.reserved, default=0)
+    capacity = smallest_capacity(events, sizes, max(run.reserved, default=0))
+    assert capacity == other_capacity(old)
+    for bound in (capacity, capacity - 2**21, capacity + 2**21):
+        assert survives(events, sizes, bound) == (replay(old, capacity=bound).oom is None)
     assert (quick.allocated, quick.reserved) == ((run.allocated[-1], run.reserved[-1]) if events else (0, 0))
 
 

@@ -64,6 +64,14 @@ def low_bytes(prediction: Prediction, gpu: Gpu) -> int:
     return bare - round(bare * margin(prediction)) + gpu.context_bytes
 
 
+def _survives(prediction: Prediction, gpu: Gpu) -> bool:
+    """Whether a GPU has `low_bytes`: one replay where the smallest capacity has not been asked for."""
+    if prediction.survival is None or prediction.smallest_capacity_bytes is not None:
+        return low_bytes(prediction, gpu) <= gpu.usable_bytes
+    room = gpu.usable_bytes - gpu.context_bytes
+    return prediction.survival.survives(round(room / (1 - margin(prediction))))
+
+
 def expandable_capacity(prediction: Prediction) -> int | None:
     """A GPU's size in bytes that survives with expandable segments; the trace looks where the GPU it names
     is too small without.
@@ -95,7 +103,7 @@ def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
     elif floor > gpu.usable_bytes:  # no capacity below what is allocated survives: nothing to replay
         word = "no"
     else:
-        word = "no" if low_bytes(prediction, gpu) > gpu.usable_bytes else "tight"
+        word = "tight" if _survives(prediction, gpu) else "no"
     headroom = gpu.usable_bytes - device_bytes(prediction, gpu)
     return GpuVerdict(
         gpu.name,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from memplan.planner.allocator import quick
+from memplan.planner.allocator.quick import EMPTY_CACHE, Quick
 from memplan.planner.allocator.replay import Event, Mode, replay, smallest_capacity
-from memplan.planner.allocator.unbounded import EMPTY_CACHE, Unbounded
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load import Values
 
@@ -46,12 +47,19 @@ class Replayed:
         """The smallest capacity that survives with release-and-retry; several replays."""
         mode = mode or self.mode
         if mode not in self._capacities:
-            self._capacities[mode] = smallest_capacity(self.as_events, mode)
+            run = self.events
+            self._capacities[mode] = (
+                quick.smallest_capacity(run.events, run.sizes, self.reserved_bytes)
+                if mode == self.mode == "native"
+                else smallest_capacity(self.as_events, mode)
+            )
         return self._capacities[mode]
 
     def survives(self, capacity: int, mode: Mode | None = None) -> bool:
         """Whether the run survives under a capacity; one replay."""
-        return replay(self.as_events, mode=mode or self.mode, capacity=capacity).oom is None
+        if (mode or self.mode) == "native":
+            return quick.survives(self.events.events, self.events.sizes, capacity)
+        return replay(self.as_events, mode="expandable", capacity=capacity).oom is None
 
 
 def replayed(run: Run, values: Values, mode: Mode) -> Replayed:
@@ -60,7 +68,7 @@ def replayed(run: Run, values: Values, mode: Mode) -> Replayed:
     found = Replayed(mode, events)
     cut = events.steady
     if mode == "native":
-        allocator = Unbounded()
+        allocator = Quick()
         before = allocator.run(events.events[:cut], events.sizes)
         after = allocator.run(events.events[cut:], events.sizes)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from memplan.planner.allocator.unbounded import EMPTY_CACHE
+from memplan.planner.allocator.quick import EMPTY_CACHE
 
 
 class Events:
