@@ -11,7 +11,7 @@ from memplan import api
 from memplan.cli.options import plan_options
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import Suggestion, suggest
-from memplan.planner.answers.verdict import needs_expandable
+from memplan.planner.answers.verdict import what_it_takes
 from memplan.planner.inputs.models import Model
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
@@ -81,25 +81,11 @@ def print_screen(
     show(*parts, console=console)
 
 
-def _tight(prediction: Prediction, gpu: Gpu) -> str:
-    if needs_expandable(prediction, gpu):
-        return (
-            "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even "
-            "after its cache is released"
-        )
-    if prediction.smallest_capacity_bytes is not None:
-        return (
-            "the allocator has to release its cache and ask again, which is slow; expandable segments would "
-            "help"
-        )
-    return "within the prediction's own margin of what is usable; expandable segments would help"
-
-
 def exit_code(prediction: Prediction, gpu: Gpu | None) -> int:
     """1 where the card named is too small; 0 otherwise, with a warning on standard error where it is tight."""
     if gpu is None:
         return 0
     verdict = prediction.gpus[0]
     if verdict.verdict == "tight":
-        print(f"memplan: tight on {verdict.name}: {_tight(prediction, gpu)}", file=sys.stderr)
+        print(f"memplan: tight on {verdict.name}: {what_it_takes(prediction, gpu)}", file=sys.stderr)
     return EXIT_DOES_NOT_FIT if verdict.verdict == "no" else 0

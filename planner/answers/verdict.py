@@ -13,10 +13,11 @@ beside a `fits` what fragmentation could undo.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import GpuVerdict, Prediction
+from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu
 
 Word = Literal["fits", "tight", "no"]
@@ -28,48 +29,73 @@ of seeded traces of catalog models of 1 to 80 billion parameters, 99 with 16- or
 2.13, transformers 5.23, bitsandbytes 0.50). It widens no verdict: it decides what is said beside one.
 """
 
-MARGIN = {"formula": 0.04, "trace": 0.0}
-"""The P95 error of an engine's reserved bytes, as a share: the formula's against the trace
-(`benchmarks/reserved.py`, docs in its table); of the trace, whose reference are GPU runs, what is recorded of
-those (`Prediction.accuracy`), none of them our own so far.
+MARGIN = {"formula": 0.0243, "trace": 0.0}
+"""The P95 error of an engine's reserved bytes, as a share. The formula's is against the trace, over 86 random
+setups (`benchmarks/reserved.py 120 --seed 71`: median 0.00 %, worst 15.1 %; torch 2.13, transformers 5.24,
+peft 0.21.2, bitsandbytes 0.50). The trace's reference are GPU runs: what is recorded of those counts
+(`Prediction.accuracy`).
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one run needs, in bytes without the CUDA context: allocated and reserved at most without a bound;
+    `capacity`, the smallest that survives, where it is known, and `survival`, which can be asked. `margin`:
+    by which share the engine may be off.
+    """
+
+    allocated: int
+    reserved: int
+    margin: float = 0.0
+    capacity: int | None = None
+    survival: Survival | None = None
+
+    def device_bytes(self, gpu: Gpu) -> int:
+        """What the allocator reserves plus this GPU's CUDA context."""
+        return self.reserved + gpu.context_bytes
+
+    def high_bytes(self, gpu: Gpu) -> int:
+        """What a GPU must have so that the run surely fits."""
+        return self.device_bytes(gpu) + round(self.reserved * self.margin)
+
+    def low_bytes(self, gpu: Gpu) -> int:
+        """Below what the run surely does not fit; several replays, where it has not been asked before."""
+        bare = self.capacity
+        if bare is None:
+            bare = self.reserved if self.survival is None else self.survival.smallest_capacity()
+        bare = min(bare, self.reserved)
+        return bare - round(bare * self.margin) + gpu.context_bytes
+
+    def word(self, gpu: Gpu) -> Word:
+        """The verdict on a GPU; at most one replay."""
+        if self.high_bytes(gpu) <= gpu.usable_bytes:
+            return "fits"
+        room = gpu.usable_bytes - gpu.context_bytes
+        if self.allocated * (1 - self.margin) > room:  # no less survives: nothing to replay
+            return "no"
+        if self.capacity is None and self.survival is not None:
+            return "tight" if self.survival.survives(round(room / (1 - self.margin))) else "no"
+        return "tight" if self.low_bytes(gpu) <= gpu.usable_bytes else "no"
+
+
+def need_of(prediction: Prediction) -> Need:
+    """What a prediction says that its run needs."""
+    capacity = prediction.smallest_capacity_bytes
+    if capacity is not None:
+        capacity = min(capacity, expandable_capacity(prediction) or capacity) - prediction.peak.context_bytes
+    peak = prediction.peak
+    return Need(peak.allocated_bytes, peak.reserved_bytes, margin(prediction), capacity, prediction.survival)
+
+
 def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
-    """Predicted device peak on this GPU, bytes: what the allocator reserves plus this GPU's CUDA context."""
-    return prediction.peak.reserved_bytes + gpu.context_bytes
+    """Predicted device peak on this GPU, bytes."""
+    return need_of(prediction).device_bytes(gpu)
 
 
 def margin(prediction: Prediction) -> float:
     """By which share a prediction's reserved bytes may be off."""
     replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
     return max(prediction.accuracy.margin, MARGIN[prediction.engine] if replayed else 0.0)
-
-
-def high_bytes(prediction: Prediction, gpu: Gpu) -> int:
-    """What a GPU must have so that the run surely fits, bytes: reserved without a bound, widened."""
-    return device_bytes(prediction, gpu) + round(prediction.peak.reserved_bytes * margin(prediction))
-
-
-def low_bytes(prediction: Prediction, gpu: Gpu) -> int:
-    """Below what the run surely does not fit, bytes: the smallest capacity that survives, widened. Several
-    replays, where the formula has not been asked before.
-    """
-    survive = prediction.capacity_bytes
-    if survive is None:
-        survive = prediction.peak.device_bytes
-    elif (expandable := expandable_capacity(prediction)) is not None:
-        survive = min(survive, expandable)
-    bare = min(survive - prediction.peak.context_bytes, prediction.peak.reserved_bytes)
-    return bare - round(bare * margin(prediction)) + gpu.context_bytes
-
-
-def _survives(prediction: Prediction, gpu: Gpu) -> bool:
-    """Whether a GPU has `low_bytes`: one replay where the smallest capacity has not been asked for."""
-    if prediction.survival is None or prediction.smallest_capacity_bytes is not None:
-        return low_bytes(prediction, gpu) <= gpu.usable_bytes
-    room = gpu.usable_bytes - gpu.context_bytes
-    return prediction.survival.survives(round(room / (1 - margin(prediction))))
 
 
 def expandable_capacity(prediction: Prediction) -> int | None:
@@ -79,40 +105,55 @@ def expandable_capacity(prediction: Prediction) -> int | None:
     return prediction.extra.get("expandable_capacity_bytes")
 
 
-def needs_expandable(prediction: Prediction, gpu: Gpu) -> bool:
-    """Whether a GPU holds the run with expandable segments only: release-and-retry does not save it in
-    native mode.
-    """
-    smallest = prediction.smallest_capacity_bytes
-    return (
-        smallest is not None
-        and expandable_capacity(prediction) is not None
-        and smallest - prediction.peak.context_bytes + gpu.context_bytes > gpu.usable_bytes
-    )
-
-
 def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
     """fits / tight / no of `prediction` on `gpu`, with headroom = usable - predicted device bytes (negative
     where it does not fit).
     """
-    high = high_bytes(prediction, gpu)
-    floor = prediction.peak.allocated_bytes * (1 - margin(prediction)) + gpu.context_bytes
-    word: Word
-    if high <= gpu.usable_bytes:
-        word = "fits"
-    elif floor > gpu.usable_bytes:  # no capacity below what is allocated survives: nothing to replay
-        word = "no"
-    else:
-        word = "tight" if _survives(prediction, gpu) else "no"
-    headroom = gpu.usable_bytes - device_bytes(prediction, gpu)
+    need = need_of(prediction)
     return GpuVerdict(
         gpu.name,
         gpu.usable_bytes,
-        word,
-        headroom,
-        high_bytes=high,
-        low=lambda: low_bytes(prediction, gpu),
+        need.word(gpu),
+        gpu.usable_bytes - need.device_bytes(gpu),
+        high_bytes=need.high_bytes(gpu),
+        low=lambda: need.low_bytes(gpu),
     )
+
+
+def what_it_takes(prediction: Prediction, gpu: Gpu) -> str:
+    """What a tight verdict takes: the cache released now and then, expandable segments, or a smaller batch."""
+    room, need = gpu.usable_bytes - gpu.context_bytes, need_of(prediction)
+    if need.reserved <= room:
+        return (
+            f"within the {need.margin:.1%} by which what is reserved may be off; expandable segments or a "
+            "smaller batch leave room"
+        )
+    native, expandable = _survivors(prediction, room)
+    if native:
+        return (
+            "the allocator has to release its cache and ask again, which is slow; expandable segments would "
+            "help"
+        )
+    if expandable:
+        return (
+            "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even "
+            "after its cache is released"
+        )
+    return (
+        f"it survives only if the prediction is too high by some of its {need.margin:.1%}: a smaller batch or "
+        "shorter sequences are safe"
+    )
+
+
+def _survivors(prediction: Prediction, room: int) -> tuple[bool, bool]:
+    """Whether so many bytes survive in the setup's own mode, and with expandable segments."""
+    if prediction.smallest_capacity_bytes is not None:
+        bare = prediction.smallest_capacity_bytes - prediction.peak.context_bytes
+        return bare <= room, expandable_capacity(prediction) is not None
+    if prediction.survival is None:
+        return False, False
+    native = prediction.survival.survives(room)
+    return native, native or prediction.survival.survives(room, "expandable")
 
 
 def uncounted(setup: Setup) -> float:

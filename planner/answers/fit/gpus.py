@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memplan.planner.answers.fit.frontier import Room, peak_of
+from memplan.planner.answers.fit.frontier import Room, need, peak_of
 from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.verdict import Need
 from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.sharding.wiring import rank_of as rank_share
@@ -46,7 +47,7 @@ def choose_cards(
     """
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
     stays = _stays(spec, setup)
-    peaks: dict[object, int] = {}
+    needs: dict[object, Need] = {}
     for start, gpu in enumerate(ordered):
         room = Room(gpu, error)
         if not room.holds(stays):  # a kernel less to ask about
@@ -54,15 +55,16 @@ def choose_cards(
         if cannot_run(spec, setup, gpu) is not None:
             continue
         kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
-        if kernels not in peaks:
-            peaks[kernels] = peak_of(spec, setup.with_(gpu=gpu.name) if gpu.capability is not None else setup)
-        if room.holds(peaks[kernels]):
+        if kernels not in needs:
+            own = setup.with_(gpu=gpu.name) if gpu.capability is not None else setup
+            needs[kernels] = need(spec, own, error)
+        if needs[kernels].word(gpu) == "fits":
             larger = tuple(
                 card.name
                 for card in ordered[start:]
-                if Room(card, error).holds(peaks[kernels]) and cannot_run(spec, setup, card) is None
+                if needs[kernels].word(card) == "fits" and cannot_run(spec, setup, card) is None
             )
-            return CardChoice(gpu.name, room.device_bytes(peaks[kernels]), larger)
+            return CardChoice(gpu.name, needs[kernels].device_bytes(gpu), larger)
     return CardChoice(None, None, ())
 
 
@@ -165,8 +167,9 @@ def share(
         return peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel if count > 1 else "none"}))
 
     try:
-        if room.holds(allocated(1)):
-            return Shared("none", 1, room.device_bytes(allocated(1)), True)
+        alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
+        if alone.word(gpu) == "fits":
+            return Shared("none", 1, alone.device_bytes(gpu), True)
         if not room.holds(allocated(MOST_CARDS)):
             return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False)
         enough = 2
@@ -210,7 +213,8 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
             spec = find(name).spec()
             if spec.max_positions is not None and setup.sequence_length > spec.max_positions:
                 continue
-            if room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup)):
+            may = room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup))
+            if may and need(spec, setup, error).word(gpu) == "fits":
                 return name, parameters
         except UsageError:
             continue
@@ -268,9 +272,9 @@ def place_jobs(
                 refused.append(f"{gpu.name}: {why}")
                 continue
             own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
-            allocated = peak_of(job.spec, own)
-            sizes[gpu.name] = Room(gpu, error).device_bytes(allocated)
-            if Room(gpu, error).holds(allocated):
+            needed = need(job.spec, own, error)
+            sizes[gpu.name] = needed.device_bytes(gpu)
+            if needed.word(gpu) == "fits":
                 holding[gpu.name] = gpu
         if not sizes:
             raise UsageError(f"job {job.name}: no GPU asked about can run it: {'; '.join(refused)}")
@@ -279,7 +283,7 @@ def place_jobs(
         on = (
             ranked[0] if ranked else max(able, key=lambda gpu: gpu.usable_bytes)
         )  # no card holds it: what it would need on the largest
-        needed = sizes[on.name]
+        size = sizes[on.name]
         cheapest = (
             min(
                 holding,
@@ -289,7 +293,7 @@ def place_jobs(
             if prices
             else None
         )
-        rows.append((job.name, needed, ranked[0].name if ranked else None, cheapest))
+        rows.append((job.name, size, ranked[0].name if ranked else None, cheapest))
         common = set(holding) if common is None else common & set(holding)
     by_name = {gpu.name: gpu for gpu in pool}
     one = min(

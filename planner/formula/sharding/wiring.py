@@ -28,7 +28,7 @@ def _kinds() -> dict[str, tuple[Callable[..., Rank], Schedule]]:
     """Strategy -> its plan and its schedule. Loaded only where ranks share: a prediction for one GPU does not
     pay for them.
     """
-    from memplan.planner.formula.sharding.ddp import Ddp, Replica
+    from memplan.planner.formula.sharding.ddp import Ddp, Views
     from memplan.planner.formula.sharding.fsdp import Fsdp
     from memplan.planner.formula.sharding.fsdp_schedule import Units
     from memplan.planner.formula.sharding.zero import Zero, Zero3
@@ -36,7 +36,7 @@ def _kinds() -> dict[str, tuple[Callable[..., Rank], Schedule]]:
     from memplan.planner.formula.sharding.zero12_schedule import Buckets
 
     return {
-        "ddp": (Ddp, Replica),
+        "ddp": (Ddp, Views),
         "fsdp": (Fsdp, Units),
         "zero1": (Zero, Buckets),
         "zero2": (Zero, Buckets),
