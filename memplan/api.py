@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memplan.planner.answers.verdict import close_calls, judge
+from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies as sharding
 from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
@@ -154,7 +154,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         prediction = prediction.with_(
             accuracy=Accuracy(evidence=sharding.UNRECORDED, device_error=prediction.accuracy.margin)
         )
-    return prediction.with_(gpus=verdicts)
+    return withhold(prediction.with_(gpus=verdicts), tuple(not_modelled(prediction)))
 
 
 def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | str, Gpu]]:

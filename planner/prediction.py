@@ -111,7 +111,8 @@ class Peak:
 @dataclass(frozen=True, slots=True)
 class GpuVerdict:
     """Whether a prediction fits one GPU: `headroom_bytes` is usable minus predicted device bytes, negative
-    where it does not fit. A GPU that cannot run the setup has neither, and `why`.
+    where it does not fit. A GPU that cannot run the setup has neither, and `why`; where something is not
+    counted, there is no verdict but `no`, and `why` says what.
     """
 
     name: str
@@ -227,6 +228,7 @@ class Prediction:
     moments: tuple[Breakdown, ...]
     host_bytes: int = 0
     smallest_capacity_bytes: int | None = None
+    not_modelled: tuple[str, ...] = ()  # what is not counted: a non-empty one has no verdict of `fits`
     gpus: tuple[GpuVerdict, ...] = ()
     accuracy: Accuracy = Accuracy()
     assumptions: tuple[str, ...] = ()
@@ -276,6 +278,7 @@ class Prediction:
             **({"rows": [row.to_document() for row in self.peak_rows]} if explain else {}),
             "host_bytes": self.host_bytes,
             "smallest_capacity_bytes": self.capacity_bytes,
+            "not_modelled": list(self.not_modelled),
             "gpus": [gpu.to_document() for gpu in self.gpus],
             "accuracy": self.accuracy.to_document(),
             "assumptions": list(self.assumptions),

