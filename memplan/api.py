@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memplan.planner.answers.verdict import close_calls, judge
+from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
-from memplan.planner.prediction import Accuracy, Prediction
+from memplan.planner.prediction import Accuracy, GpuVerdict, Prediction
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
 from memplan.planner.tables.tested_versions import newer_than_tested
@@ -148,8 +148,14 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     )
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
-    pairs = list(judged(model, prediction))
-    verdicts = tuple(judge(its, gpu) for its, gpu in pairs)
+    judgments = list(judged(model, prediction))
+    verdicts = tuple(
+        judge(its, gpu)
+        if isinstance(its, Prediction)
+        else GpuVerdict(gpu.name, gpu.usable_bytes, None, None, its)
+        for its, gpu in judgments
+    )
+    pairs = [(its, gpu) for its, gpu in judgments if isinstance(its, Prediction)]
     alike = close_calls(prediction, [gpu for its, gpu in pairs if its is prediction])
     close = (alike, *(close_calls(its, [gpu]) for its, gpu in pairs if its is not prediction))
     prediction = prediction.with_(warnings=(*prediction.warnings, *filter(None, close)))
@@ -159,14 +165,14 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         prediction = prediction.with_(
             accuracy=Accuracy(evidence=strategies.UNRECORDED, device_error=prediction.accuracy.margin)
         )
-    return prediction.with_(gpus=verdicts)
+    return withhold(prediction.with_(gpus=verdicts), tuple(not_modelled(prediction)))
 
 
-def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction, Gpu]]:
-    """The cards to judge, each with the prediction to judge it by: the one that the setup names, else the
-    common ones; none on a CPU.
+def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | str, Gpu]]:
+    """The GPUs to judge, each with the prediction to judge it by, or why it cannot run the setup: the one
+    that the setup names, else the common ones; none on a CPU.
 
-    A card older than what is assumed where none is named has kernels of its own: the formula is asked again,
+    A GPU older than what is assumed where none is named has kernels of its own: the formula is asked again,
     the trace (seconds) is not.
     """
     setup = prediction.setup
@@ -175,10 +181,13 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction, G
     if setup.gpu:
         yield prediction, find_gpu(setup.gpu)
         return
-    from memplan.planner.answers.fit.gpus import older, with_its_kernels
+    from memplan.planner.answers.fit.gpus import cannot_run, older, with_its_kernels
 
+    spec = _spec(model)
     for gpu in common_gpus():
-        if not older(gpu):
+        if spec is not None and (why := cannot_run(spec, setup, gpu)) is not None:
+            yield why, gpu
+        elif not older(gpu):
             yield prediction, gpu
         elif prediction.engine == "formula":
             yield with_its_kernels(model.spec(), prediction, gpu), gpu

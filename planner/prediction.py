@@ -5,9 +5,9 @@ Data flows one way: rows -> moments (breakdowns) -> peak -> verdict. All sizes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import Setup
@@ -110,14 +110,30 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class GpuVerdict:
-    """Whether a prediction fits one card: `headroom_bytes` is usable minus predicted device bytes, negative
-    where it does not fit.
+    """Whether a prediction fits one GPU: `headroom_bytes` is usable minus predicted device bytes, negative
+    where it does not fit. A GPU that cannot run the setup has neither, and `why`; where something is not
+    counted, there is no verdict but `no`, and `why` says what.
     """
 
     name: str
     usable_bytes: int
-    verdict: Literal["fits", "tight", "no"]
-    headroom_bytes: int
+    verdict: Literal["fits", "tight", "no"] | None
+    headroom_bytes: int | None
+    why: str | None = None
+    high_bytes: int | None = None
+    low: Callable[[], int] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def low_bytes(self) -> int | None:
+        """The smallest capacity that survives here, context included; asked of a replay when first wanted."""
+        return self.low() if self.low is not None else None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Device bytes that the prediction takes on this GPU; ValueError where it cannot run there."""
+        if self.headroom_bytes is None:
+            raise ValueError(f"{self.name}: {self.why}")
+        return self.usable_bytes - self.headroom_bytes
 
     def to_document(self) -> dict[str, Any]:
         return {
@@ -125,6 +141,9 @@ class GpuVerdict:
             "usable_bytes": self.usable_bytes,
             "verdict": self.verdict,
             "headroom_bytes": self.headroom_bytes,
+            "low_bytes": self.low_bytes,
+            "high_bytes": self.high_bytes,
+            **({"why": self.why} if self.why is not None else {}),
         }
 
 
@@ -180,9 +199,23 @@ class ModelSummary:
         }
 
 
+class Survival(Protocol):
+    """A run that can be replayed under a bound, in bytes without the CUDA context."""
+
+    def smallest_capacity(self, mode: Literal["native", "expandable"] | None = None) -> int:
+        """The smallest capacity that survives, in an allocator mode (the setup's own)."""
+        ...
+
+    def survives(self, capacity: int, mode: Literal["native", "expandable"] | None = None) -> bool:
+        """Whether the run survives under a capacity."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one engine predicts for one model and setup."""
+    """What one engine predicts for one model and setup. `survival`: its run, where the smallest capacity is
+    worked out only when asked for.
+    """
 
     engine: Literal["formula", "trace"]
     model: ModelSummary
@@ -195,6 +228,7 @@ class Prediction:
     moments: tuple[Breakdown, ...]
     host_bytes: int = 0
     smallest_capacity_bytes: int | None = None
+    not_modelled: tuple[str, ...] = ()  # what is not counted: a non-empty one has no verdict of `fits`
     gpus: tuple[GpuVerdict, ...] = ()
     accuracy: Accuracy = Accuracy()
     assumptions: tuple[str, ...] = ()
@@ -202,6 +236,14 @@ class Prediction:
     extra: Mapping[str, Any] = field(
         default_factory=dict
     )  # engine-specific additions: bands, timeline, unknown ops
+    survival: Survival | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """The smallest capacity that survives, CUDA context included; None where nothing was replayed."""
+        if self.smallest_capacity_bytes is not None or self.survival is None:
+            return self.smallest_capacity_bytes
+        return self.survival.smallest_capacity() + self.peak.context_bytes
 
     def moment(self, name: str) -> Breakdown:
         """The breakdown of one moment; KeyError where the prediction has none of that name."""
@@ -235,7 +277,8 @@ class Prediction:
             "moments": [moment.to_document(explain) for moment in self.moments],
             **({"rows": [row.to_document() for row in self.peak_rows]} if explain else {}),
             "host_bytes": self.host_bytes,
-            "smallest_capacity_bytes": self.smallest_capacity_bytes,
+            "smallest_capacity_bytes": self.capacity_bytes,
+            "not_modelled": list(self.not_modelled),
             "gpus": [gpu.to_document() for gpu in self.gpus],
             "accuracy": self.accuracy.to_document(),
             "assumptions": list(self.assumptions),

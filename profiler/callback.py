@@ -18,10 +18,12 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from memplan.planner.answers.verdict import judge, what_it_takes
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
 from memplan.profiler.environment import describe
 from memplan.profiler.history import highest, levels
@@ -154,7 +156,15 @@ class MemoryCallback(TrainerCallback):
             self._report(f"memplan: this training will need about {gib(needed)}")
             return
         sentence = f"this training needs about {gib(needed)} of the {gib(capacity)} there are"
-        if needed <= capacity:
+        word = "fits" if needed <= capacity else "no"
+        if device == "cuda":
+            there = Gpu("this GPU", capacity, self.prediction.peak.context_bytes, "free now", "predicted")
+            word = str(judge(self.prediction, there).verdict)
+            if word == "tight":
+                takes = what_it_takes(self.prediction, there)
+                self._report(f"memplan: {sentence}: it is tight: {takes}")
+                return
+        if word == "fits":
             self._report(f"memplan: {sentence}: it fits")
             return
         if self._on_misfit == "stop":

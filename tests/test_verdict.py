@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from memplan import api
+from memplan.cli.main import run
 from memplan.planner.answers.verdict import UNCOUNTED, close_calls, judge, uncounted
+from memplan.planner.inputs.models import find
 from memplan.planner.prediction import Accuracy
-from memplan.planner.tables.gpus import budget
+from memplan.planner.tables.gpus import budget, common_gpus
 from memplan.planner.tables.units import GIB
 from memplan.validate.answer import answer
 from memplan.validate.ask import read
@@ -82,3 +84,77 @@ def test_where_no_card_is_named_each_is_judged_as_if_it_were(fields):
             name: verdict.verdict for name, verdict in unnamed.items()
         }
         assert unnamed["t4"] == api.plan(model, **fields, gpu="t4").gpus[0]
+
+
+FORCED = {"method": "qlora", "attention": "flash_attention_2"}
+WHY = "flash_attention_2 needs compute capability 8.0 or later, found 7.5"
+
+
+def test_a_gpu_that_nobody_named_and_that_cannot_run_the_setup_is_listed_with_why():
+    found = {verdict.name: verdict for verdict in api.plan("llama-7b", **FORCED).gpus}
+    assert list(found) == [gpu.name for gpu in common_gpus()]
+    t4 = found.pop("t4").to_document()
+    assert t4["verdict"] is None and t4["headroom_bytes"] is None and t4["why"].startswith(WHY)
+    for name, verdict in found.items():
+        assert verdict.verdict == api.plan("llama-7b", **FORCED, gpu=name).gpus[0].verdict
+        assert "why" not in verdict.to_document()
+
+
+def test_a_newer_gpu_may_refuse_a_head_size_too():
+    """PyTorch's flash has no backward for heads of 193 to 224 on 8.6 to 8.9 and 12.x (check_flash_attention_
+    head_size_requires_grad), and takes them on an A100.
+    """
+    document = dict(find("llama-7b").config, head_dim=208, name_or_path="heads-of-208")
+    found = {verdict.name: verdict for verdict in api.plan(document, attention="sdpa-flash").gpus}
+    refused = {name for name, verdict in found.items() if verdict.why is not None}
+    assert refused == {"t4", "rtx-3060", "rtx-3070", "rtx-3090", "rtx-4080", "rtx-4090", "rtx-5090"} | {
+        "a10g",
+        "l4",
+        "l40s",
+    }
+    assert "flash_trains_head_size" in str(found["rtx-4090"].why)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "sdpa-flash", "sdpa-cudnn"])
+@pytest.mark.parametrize("command", [[], ["compare"], ["fit", "--gpu", "l40s"], ["report"]])
+def test_no_command_fails_for_a_gpu_that_nobody_named(command, attention, tmp_path, capsys):
+    """axolotl's example files state an attention in 213 of 250 cases."""
+    file = tmp_path / "axolotl.yaml"
+    file.write_text(
+        "base_model: meta-llama/Llama-3.1-8B\nload_in_4bit: true\nadapter: qlora\nlora_target_linear: true\n"
+        "sequence_len: 8192\nmicro_batch_size: 1\nbf16: auto\ngradient_checkpointing: true\n"
+        f"attn_implementation: {'flash_attention_2' if attention == 'flash_attention_2' else 'sdpa'}\n"
+        "datasets: [{path: mine, type: alpaca}]\n"
+    )
+    forced = [] if attention == "flash_attention_2" else ["--attention", attention]
+    output = ["-o", str(tmp_path / "page.html")] if command == ["report"] else ["--json"]
+    assert run([*command, str(file), *forced, *output]) == 0, capsys.readouterr().err
+
+
+def test_the_screen_says_which_gpu_cannot_run_it(capsys):
+    assert run(["llama-7b", "--method", "qlora", "--attention", "flash_attention_2"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"cannot run: t4 ({WHY}" in text and "fits: rtx-3070" in text
+
+
+@pytest.mark.parametrize("command", [[], ["compare"], ["fit"], ["report", "-o", "page.html"]])
+def test_a_gpu_that_was_named_and_cannot_run_the_setup_is_an_error(command, capsys):
+    asked = [*command, "llama-7b", "--method", "qlora", "--attention", "flash_attention_2", "--gpu", "t4"]
+    assert run(asked) == 2
+    assert WHY in capsys.readouterr().err
+
+
+def test_an_answer_in_a_sentence_passes_over_what_cannot_run():
+    """Each needs between 12 and 14.5 GiB: the T4 is the smallest GPU that holds so much."""
+    asked = "llama 13b qlora fp16, 2k tokens, batch size 2"
+    assert answer(read(asked)).smallest_card == "t4"
+    assert answer(read(f"{asked}, flash attention 2")).smallest_card == "rtx-4080"
+
+
+def test_jobs_go_to_gpus_that_can_run_them(tmp_path, capsys):
+    file = tmp_path / "jobs.yaml"
+    file.write_text("jobs: [{model: llama-7b, method: qlora, attention: flash_attention_2}]\n")
+    assert run(["fit", str(file), "--json"]) == 0
+    file.write_text(file.read_text() + "prices: {t4: 0.2}\n")
+    assert run(["fit", str(file), "--json"]) == 2
+    assert "no GPU asked about can run it: t4: flash_attention_2" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
     if question.gpu is not None:
         gpu = context.gpu(question.gpu)
         verdict, usable, device = (
-            judge(prediction, gpu).verdict,
+            str(judge(prediction, gpu).verdict),
             gpu.usable_bytes,
             device_bytes(prediction, gpu),
         )
@@ -218,7 +218,7 @@ def _need(
     if question.gpu is None:
         return prediction.peak.device_bytes, ""
     gpu = context.gpu(question.gpu)
-    return device_bytes(prediction, gpu), judge(prediction, gpu).verdict
+    return device_bytes(prediction, gpu), str(judge(prediction, gpu).verdict)
 
 
 def _chosen(question: Question, context: EvaluationContext) -> Question:

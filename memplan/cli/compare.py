@@ -58,7 +58,7 @@ def command(
     """
     subject = read_subject(model, options)
     if other is not None:
-        return _pair(subject, read_subject(other, options), options["engine"], as_json)
+        return _pair(subject, read_subject(other, options), options["engine"], as_json, options["strict"])
     from memplan.planner.answers.compare import METHODS_COMPARED, columns, compare_document
 
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
@@ -101,20 +101,22 @@ def command(
             *compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width),
             console=console,
         )
-    return _exit_code(column.prediction for column in found if column.prediction is not None)
+    return _exit_code(
+        (column.prediction for column in found if column.prediction is not None), options["strict"]
+    )
 
 
-def _exit_code(predictions: Iterable[Prediction]) -> int:
-    """1 where a card was named and no prediction for it says that it fits or is tight."""
+def _exit_code(predictions: Iterable[Prediction], strict: bool) -> int:
+    """1 where a GPU was named and no prediction for it says that it fits or may; with `strict`, that it fits."""
     verdicts = [
         prediction.gpus[0].verdict
         for prediction in predictions
         if prediction.setup.gpu is not None and prediction.gpus
     ]
-    return EXIT_DOES_NOT_FIT if verdicts and all(verdict == "no" for verdict in verdicts) else 0
+    return EXIT_DOES_NOT_FIT if verdicts and all(v == "no" or strict and v != "fits" for v in verdicts) else 0
 
 
-def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) -> int:
+def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool, strict: bool) -> int:
     from memplan.planner.answers.compare import SCHEMA, components_of, differences
 
     engine = engine or (
@@ -156,7 +158,7 @@ def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool) ->
 
         files = tuple(subject.imported.source if subject.imported else "" for subject in (first, second))
         show(*pair_screen(one, two, found, model_bytes, (files[0], files[1])))
-    return _exit_code((one, two))
+    return _exit_code((one, two), strict)
 
 
 def _side(prediction: Prediction) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
         click.echo(f"memplan: {line}", err=True)
     if stack != "peft":
         verdict = api.predict(subject.model, emitted.setup).gpus[0]
-        needed = f"{gib(verdict.usable_bytes - verdict.headroom_bytes)} of {gib(verdict.usable_bytes)}"
+        needed = f"{gib(verdict.needed_bytes)} of {gib(verdict.usable_bytes)}"
         if verdict.verdict == "no":
             again = (
                 f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that "

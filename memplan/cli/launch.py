@@ -24,4 +24,4 @@ def command(words: tuple[str, ...], explain: bool, as_json: bool, **options: Any
         raise UsageError(
             "nothing stands after --: expected a launch line, such as memplan -- accelerate launch train.py"
         )
-    return answer(read_launch_line(words, options), options["engine"], explain, as_json)
+    return answer(read_launch_line(words, options), options, explain, as_json)

@@ -108,6 +108,9 @@ _OPTIONS = (
         help="cuda or cpu: where to run (profile), whose kernels to model (plan). Default: cuda.",
     ),
 )
+_STRICT = click.option(
+    "--strict", is_flag=True, help="Exit 1 where a GPU is tight, not only where it is too small."
+)
 _JSON = click.option(
     "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
 )
@@ -122,7 +125,7 @@ def plan_options(command: Command) -> Command:
 
 def setup_options(command: Command) -> Command:
     """The same without --json, for a command whose answer is a page."""
-    for option in reversed(_OPTIONS):
+    for option in (_STRICT, *reversed(_OPTIONS)):
         command = option(command)
     return command
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -11,11 +12,12 @@ from memplan import api
 from memplan.cli.options import plan_options
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import Suggestion, suggest
-from memplan.planner.answers.verdict import needs_expandable
+from memplan.planner.answers.verdict import what_it_takes
 from memplan.planner.inputs.models import Model
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, find_gpu
+from memplan.planner.tables.units import gib
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -36,13 +38,13 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
             f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as "
             "compare, comes first"
         )
-    return answer(read_subject(model, options), options["engine"], explain, as_json)
+    return answer(read_subject(model, options), options, explain, as_json)
 
 
-def answer(subject: Subject, engine: str | None, explain: bool, as_json: bool) -> int:
+def answer(subject: Subject, options: Mapping[str, Any], explain: bool, as_json: bool) -> int:
     """Predict, print, and return the exit code: what `plan` does once its subject is known."""
     found, setup = subject.model, subject.setup
-    prediction = subject.annotate(api.predict(found, setup, engine))
+    prediction = subject.annotate(api.predict(found, setup, options["engine"]))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     if as_json:
         from memplan.render.json import write
@@ -50,7 +52,7 @@ def answer(subject: Subject, engine: str | None, explain: bool, as_json: bool) -
         write(prediction.to_document(explain))
     else:
         print_screen(prediction, gpu, help_with(found, prediction, gpu), explain)
-    return exit_code(prediction, gpu)
+    return exit_code(prediction, gpu, options["strict"])
 
 
 def help_with(found: Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:
@@ -81,25 +83,16 @@ def print_screen(
     show(*parts, console=console)
 
 
-def _tight(prediction: Prediction, gpu: Gpu) -> str:
-    if needs_expandable(prediction, gpu):
-        return (
-            "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even "
-            "after its cache is released"
-        )
-    if prediction.smallest_capacity_bytes is not None:
-        return (
-            "the allocator has to release its cache and ask again, which is slow; expandable segments would "
-            "help"
-        )
-    return "within the prediction's own margin of what is usable; expandable segments would help"
-
-
-def exit_code(prediction: Prediction, gpu: Gpu | None) -> int:
-    """1 where the card named is too small; 0 otherwise, with a warning on standard error where it is tight."""
+def exit_code(prediction: Prediction, gpu: Gpu | None, strict: bool = False) -> int:
+    """1 where the GPU named is too small; 0 otherwise, with a warning on standard error where it is tight or
+    something is not counted: with `strict` that is 1 too.
+    """
     if gpu is None:
         return 0
     verdict = prediction.gpus[0]
     if verdict.verdict == "tight":
-        print(f"memplan: tight on {verdict.name}: {_tight(prediction, gpu)}", file=sys.stderr)
-    return EXIT_DOES_NOT_FIT if verdict.verdict == "no" else 0
+        print(f"memplan: tight on {verdict.name}: {what_it_takes(prediction, gpu)}", file=sys.stderr)
+    if verdict.verdict is None:
+        print(f"memplan: at least {gib(verdict.needed_bytes)}; {verdict.why}", file=sys.stderr)
+    uncertain = strict and verdict.verdict != "fits"
+    return EXIT_DOES_NOT_FIT if uncertain or verdict.verdict == "no" else 0

@@ -75,7 +75,7 @@ def command(
         for path in (path for path in (png, svg) if path is not None):
             write_file(path, draw(subject.model.spec(), subject.setup, prediction, gpu, path))
             click.echo(f"wrote {shorten(str(path))}", err=True)
-    return exit_code(prediction, gpu if named else None)
+    return exit_code(prediction, gpu if named else None, options["strict"])
 
 
 def _predict(subject: Subject, engine: str | None = None) -> Prediction:
@@ -102,10 +102,12 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
     """
     if subject.setup.gpu is not None:
         return subject, find_gpu(subject.setup.gpu)
-    from memplan.planner.answers.fit.gpus import choose_cards
+    from memplan.planner.answers.fit.gpus import cannot_run, choose_cards
 
     chosen = choose_cards(subject.model.spec(), subject.setup).smallest
-    gpu = find_gpu(chosen) if chosen else common_gpus()[-1]
+    spec, setup = subject.model.spec(), subject.setup
+    able = [gpu for gpu in common_gpus() if cannot_run(spec, setup, gpu) is None]
+    gpu = find_gpu(chosen) if chosen else (able or common_gpus())[-1]
     return replace(subject, setup=subject.setup.with_(gpu=gpu.name)), gpu
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memplan import api
 from memplan.cli.options import file_fields, given_fields
+from memplan.planner.answers.verdict import withhold
 from memplan.planner.inputs.models import Model
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
@@ -39,11 +40,12 @@ class Subject:
         if self.imported is None:
             return prediction
         notes = (f"read as {self.imported.format} from {self.imported.source}", *self.imported.notes)
-        return prediction.with_(
+        found = prediction.with_(
             assumptions=(*notes, *prediction.assumptions),
             warnings=(*prediction.warnings, *self.imported.warnings),
             extra={**prediction.extra, "import": self.imported.to_document()},
         )
+        return withhold(found, self.imported.not_modelled())
 
 
 def read_subject(model: str, options: Mapping[str, Any]) -> Subject:

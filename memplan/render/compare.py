@@ -147,7 +147,7 @@ def _short(text: str) -> str:
 
 def _verdict(prediction: Prediction) -> Text:
     words = {"fits": ("yes", "green"), "tight": ("tight", "yellow"), "no": ("no", "red")}
-    text, style = words[prediction.gpus[0].verdict]
+    text, style = words.get(str(prediction.gpus[0].verdict), ("at least", "yellow"))
     return Text(text, style=style)
 
 

@@ -225,8 +225,9 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
         "fits": "fits",
         "tight": "fits only if the allocator gives back its cache, or with expandable segments",
         "no": "does not fit",
+        "None": f"at least; {verdict.why}",
     }
-    text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[verdict.verdict]}"
+    text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[str(verdict.verdict)]}"
     if prediction.smallest_capacity_bytes is not None:
         text += f"; the smallest card that survives has {gib(prediction.smallest_capacity_bytes)}"
     return Text(text)

@@ -43,8 +43,8 @@ def page(
         raise UsageError(
             f"the formula has no rule for {spec.name} under method {setup.method}: a page needs it"
         )
-    error, offered = prediction.accuracy.margin, tuple(cards)
-    values = data(spec, setup, prediction, offered, gpu, found, error, measured)
+    room, offered = Room(gpu, prediction.accuracy.margin).around(spec, setup), tuple(cards)
+    values = data(spec, setup, prediction, offered, gpu, found, room, measured)
     components = prediction.moment(prediction.peak.moment).components
     parts = {
         "TITLE": escape(f"{spec.name}: memory of {setup.method} fine-tuning"),
@@ -63,7 +63,7 @@ def page(
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
         "NOTES": _items((*prediction.assumptions, *_other_cards(gpu, offered))),
         "WARNINGS": _warnings(prediction.warnings),
-        "CHANGES": _changes(spec, setup, Room(gpu, error)),
+        "CHANGES": _changes(spec, setup, room),
         "FOOTER": escape(
             f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: "
             "the formula"

@@ -40,7 +40,7 @@ def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: 
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _step(left, prediction, gpu)
-    _heat(right, spec, setup, Room(gpu, prediction.accuracy.margin))
+    _heat(right, spec, setup, Room(gpu, prediction.accuracy.margin).around(spec, setup))
     title = (
         f"{spec.name}, {setup.method}, micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens "
         f"on {gpu.name}"

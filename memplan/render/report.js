@@ -37,8 +37,9 @@
     for (const each in found) if (name === null || found[each].total > found[name].total) name = each;
     return { moment: name, allocated: found[name].total, components: found[name].components, moments: found };
   }
-  const device = (allocated, card) => Math.ceil(allocated / data.segment) * data.segment + card.context;
-  const fits = (allocated, card) => device(allocated, card) + Math.round(allocated * data.error) <= card.usable;
+  const reserved = (allocated) => Math.ceil(Math.round(allocated * (1 + data.spread)) / data.segment) * data.segment;
+  const device = (allocated, card) => reserved(allocated) + card.context;
+  const fits = (allocated, card) => device(allocated, card) + Math.round(reserved(allocated) * data.error) <= card.usable;
 
   // ---- helpers
   const GIB = 2 ** 30;
@@ -91,7 +92,7 @@
     by("batch-value").textContent = state.batch; by("seq-value").textContent = state.seq.toLocaleString("en"); by("rank-value").textContent = state.rank;
     by("rank").disabled = data.trains[state.method] !== "adapter";
     const room = card.usable - needed, share = data.uncounted[keyOf(state.method)], close = ok && room < now.allocated * share;
-    const word = ok ? "fits" : needed - Math.round(now.allocated * data.error) > card.usable ? "no" : "tight";
+    const word = ok ? "fits" : now.allocated * (1 - data.error) + card.context > card.usable ? "no" : "tight";
     by("verdict").className = "verdict " + (close ? "tight" : word);
     by("verdict").replaceChildren(node("span", { class: "pill" }, { fits: "fits ", tight: "tight on ", no: "does not fit " }[word] + card.name), node("b", {}, gib(needed)),
       node("span", { class: "muted" }, "of " + gib(card.usable) + " usable, " + (room >= 0 ? gib(room) + " free" : gib(-room) + " short") +

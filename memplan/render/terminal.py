@@ -14,7 +14,7 @@ from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import COMPONENTS, Breakdown, Prediction
+from memplan.planner.prediction import COMPONENTS, Breakdown, GpuVerdict, Prediction
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB, gib
 from memplan.render.bar import key_of, ruler, stacked_bar
@@ -63,30 +63,55 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
     if gpu is None:
         where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
         line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
-        if prediction.gpus and all(verdict.verdict == "no" for verdict in prediction.gpus):
-            largest = max(prediction.gpus, key=lambda verdict: verdict.usable_bytes)
-            return line.append(
+        able = [verdict for verdict in prediction.gpus if verdict.verdict is not None]
+        if able and all(v.verdict == "no" for v in able) and not prediction.not_modelled:
+            largest = max(able, key=lambda verdict: verdict.usable_bytes)
+            line.append(
                 f"\ndoes not fit any common card: the largest, {largest.name}, has "
                 f"{gib(largest.usable_bytes)} usable",
                 style="not bold",
             )
-        for word, (text, style) in WORDS.items():
-            names = [verdict.name for verdict in prediction.gpus if verdict.verdict == word]
-            if names:
-                line.append("\n").append(text, style=style).append(": " + ", ".join(names), style="not bold")
+        else:
+            for word, (text, style) in WORDS.items():
+                names = [verdict.name for verdict in able if verdict.verdict == word]
+                if names:
+                    line.append("\n").append(text, style=style).append(
+                        ": " + ", ".join(names), style="not bold"
+                    )
+        if prediction.not_modelled:
+            line = Text("needs at least").append(line[len("needs") :])
+            line.append("\n").append("no verdict", style="bold yellow").append(
+                f": not counted: {'; '.join(prediction.not_modelled)}", style="not bold"
+            )
+        for which, why in unable(prediction.gpus):
+            line.append("\n").append("cannot run", style="bold red").append(
+                f": {which} ({why})", style="not bold"
+            )
         return line
     verdict = prediction.gpus[0]
+    if verdict.verdict is None:
+        return Text("no verdict", style="bold yellow").append(
+            f" {verdict.name}: at least {gib(verdict.needed_bytes)} needed of {gib(verdict.usable_bytes)} "
+            f"usable; {verdict.why}",
+            style="not bold",
+        )
     text, style = WORDS[verdict.verdict]
-    needed = verdict.usable_bytes - verdict.headroom_bytes
-    room = (
-        f"{gib(verdict.headroom_bytes)} free"
-        if verdict.headroom_bytes >= 0
-        else f"{gib(-verdict.headroom_bytes)} short"
-    )
+    needed = verdict.needed_bytes
+    spare = verdict.usable_bytes - needed
+    room = f"{gib(spare)} free" if spare >= 0 else f"{gib(-spare)} short"
     return Text(text, style=style).append(
         f" {verdict.name}: {gib(needed)} needed of {gib(verdict.usable_bytes)} usable, {room}",
         style="not bold",
     )
+
+
+def unable(gpus: Sequence[GpuVerdict]) -> list[tuple[str, str]]:
+    """The GPUs that cannot run the setup, by reason: (names, why)."""
+    reasons: dict[str, list[str]] = {}
+    for verdict in gpus:
+        if verdict.headroom_bytes is None and verdict.why is not None:
+            reasons.setdefault(verdict.why, []).append(verdict.name)
+    return [(", ".join(names), why) for why, names in reasons.items()]
 
 
 def subject_line(prediction: Prediction) -> Text:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.planner.answers.fit.frontier import Room
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.verdict import uncounted
 from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic
@@ -95,7 +96,7 @@ def data(
     cards: Iterable[Gpu],
     gpu: Gpu,
     found: list[ReportStructure],
-    error: float = 0.0,
+    room: Room,
     measured: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Everything else that the page's script needs, as JSON types."""
@@ -119,8 +120,11 @@ def data(
         },
         "longest": longest,
         "segment": SEGMENT,
-        "error": error,
-        "uncounted": {entry.key: 0 if error else uncounted(entry.setup) for entry in found},
+        "error": room.error,
+        "spread": room.spread,
+        "uncounted": {
+            entry.key: 0 if room.error or prediction.survival else uncounted(entry.setup) for entry in found
+        },
         "cards": [
             {"name": card.name, "usable": card.usable_bytes, "context": card.context_bytes}
             for card in _with(cards, gpu)

@@ -14,7 +14,7 @@ from typing import Any
 from memplan.planner import __version__
 from memplan.planner.answers.fit.changes import Effect, remedy, single_changes, waterfall
 from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, Prefer, Remedy, decide
-from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure
+from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure, need
 from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.verdict import Word
@@ -135,7 +135,7 @@ def fit(
     Raises UsageError where the formula has no rule for the model, or the setup's own method cannot be
     evaluated.
     """
-    room = Room(gpu, error)
+    room = Room(gpu, error).around(spec, setup)
     trains = METHODS[setup.method].trains != "nothing"
     names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
     found = tuple(method_fit(spec, setup, name, room) for name in names)
@@ -204,19 +204,20 @@ def method_fit(
     """
     try:
         this = setup if method == setup.method else changed(setup, {"method": method})
+        room = room.around(spec, this)
+        asked = need(spec, this, room.error)
         structure = Structure(spec, this, room)
         parameter_table, named = (
             structure.symbolic.parameter_table,
             {"B": this.micro_batch, "S": this.sequence_length, "R": rank_of(this)},
         )
-        allocated = structure.allocated(this.micro_batch, this.sequence_length)
     except UsageError as problem:
         return MethodFit(method, None, error=str(problem))
     return MethodFit(
         method,
         this,
-        room.device_bytes(allocated),
-        room.verdict(allocated),
+        asked.device_bytes(room.gpu),
+        asked.word(room.gpu),
         structure.largest_batch(),
         structure.longest_sequence(),
         tuple(structure.frontier(batches)),

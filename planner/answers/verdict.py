@@ -1,73 +1,185 @@
-"""The verdict: fits, tight or no, of one prediction for one card.
+"""The verdict: fits, tight or no, of one prediction for one GPU; every command asks `judge`.
 
-trace    fits: the predicted device peak is within the card; no: even the smallest capacity that survives the allocator's replay is not;
-         tight: between (the allocator would release its cache and retry, or needs expandable segments).
-formula  has no replay: the band is its recorded error (the worst over recorded runs, of the allocated or the device peak) on both
-         sides of its device peak. Without recorded runs there is no band and the comparison is exact, which
-         its evidence says: `close_calls` says beside such a `fits` where what the formula does not count
-         could undo it.
+low   the smallest capacity that survives the replay through the caching allocator, which releases its cache
+      and asks again (with expandable segments too, where that was looked at);
+high  what the allocator reserves where nothing bounds it.
+Both with the GPU's CUDA context, and widened by the engine's error of reserved (MARGIN, or what recorded runs
+say where that is more). usable >= high: fits; usable < low: no; between: tight.
+
+What is not modeled (another trainer, another vendor's kernels) makes all of it a lower bound: `withhold`.
+
+A setup that several GPUs share is not replayed: low and high are then its estimate, and `close_calls` says
+beside a `fits` what fragmentation could undo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import GpuVerdict, Prediction
-from memplan.planner.tables.gpus import Gpu
+from memplan.planner.prediction import GpuVerdict, Prediction, Survival
+from memplan.planner.tables.gpus import Gpu, find_gpu
 
 Word = Literal["fits", "tight", "no"]
 
 UNCOUNTED = {"others": 0.199, "4-bit base": 0.224}
-"""What the native allocator reserves beyond its tensors, as a share of them: P95 of seeded traces of
-catalog models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36 with 4-bit ones; medians
-4.3 and 6.6 %, the worst 36 % in both (`benchmarks/fragmentation.py 140 --seed 2`; torch 2.13, transformers
-5.23, bitsandbytes 0.50). It widens no verdict: it decides what is said beside one.
+"""What the native allocator reserves beyond its tensors, as a share of them, where nothing is replayed: P95
+of seeded traces of catalog models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36 with
+4-bit ones; medians 4.3 and 6.6 %, the worst 36 % in both (`benchmarks/fragmentation.py 140 --seed 2`; torch
+2.13, transformers 5.23, bitsandbytes 0.50). It widens no verdict: it decides what is said beside one.
+"""
+
+MARGIN = {"formula": 0.0243, "trace": 0.0}
+"""The P95 error of an engine's reserved bytes, as a share. The formula's is against the trace, over 86 random
+setups (`benchmarks/reserved.py 120 --seed 71`: median 0.00 %, worst 15.1 %; torch 2.13, transformers 5.24,
+peft 0.21.2, bitsandbytes 0.50). The trace's reference are GPU runs: what is recorded of those counts
+(`Prediction.accuracy`).
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one run needs, in bytes without the CUDA context: allocated and reserved at most without a bound;
+    `capacity`, the smallest that survives, where it is known, and `survival`, which can be asked. `margin`:
+    by which share the engine may be off.
+    """
+
+    allocated: int
+    reserved: int
+    margin: float = 0.0
+    capacity: int | None = None
+    survival: Survival | None = None
+
+    def device_bytes(self, gpu: Gpu) -> int:
+        """What the allocator reserves plus this GPU's CUDA context."""
+        return self.reserved + gpu.context_bytes
+
+    def high_bytes(self, gpu: Gpu) -> int:
+        """What a GPU must have so that the run surely fits."""
+        return self.device_bytes(gpu) + round(self.reserved * self.margin)
+
+    def low_bytes(self, gpu: Gpu) -> int:
+        """Below what the run surely does not fit; several replays, where it has not been asked before."""
+        bare = self.capacity
+        if bare is None:
+            bare = self.reserved if self.survival is None else self.survival.smallest_capacity()
+        bare = min(bare, self.reserved)
+        return bare - round(bare * self.margin) + gpu.context_bytes
+
+    def word(self, gpu: Gpu) -> Word:
+        """The verdict on a GPU; at most one replay."""
+        if self.high_bytes(gpu) <= gpu.usable_bytes:
+            return "fits"
+        room = gpu.usable_bytes - gpu.context_bytes
+        if self.allocated * (1 - self.margin) > room:  # no less survives: nothing to replay
+            return "no"
+        if self.capacity is None and self.survival is not None:
+            return "tight" if self.survival.survives(round(room / (1 - self.margin))) else "no"
+        return "tight" if self.low_bytes(gpu) <= gpu.usable_bytes else "no"
+
+
+def need_of(prediction: Prediction) -> Need:
+    """What a prediction says that its run needs."""
+    capacity = prediction.smallest_capacity_bytes
+    if capacity is not None:
+        capacity = min(capacity, expandable_capacity(prediction) or capacity) - prediction.peak.context_bytes
+    peak = prediction.peak
+    return Need(peak.allocated_bytes, peak.reserved_bytes, margin(prediction), capacity, prediction.survival)
+
+
 def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
-    """Predicted device peak on this card, bytes: what the allocator reserves plus this card's CUDA context."""
-    return prediction.peak.reserved_bytes + gpu.context_bytes
+    """Predicted device peak on this GPU, bytes."""
+    return need_of(prediction).device_bytes(gpu)
 
 
-def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
-    """(least, most) device bytes, between which a card's capacity makes the verdict tight."""
-    device = device_bytes(prediction, gpu)
-    if prediction.smallest_capacity_bytes is not None:
-        survive = [prediction.smallest_capacity_bytes, *filter(None, [expandable_capacity(prediction)])]
-        return min(min(survive) - prediction.peak.context_bytes + gpu.context_bytes, device), device
-    slack = round(prediction.peak.allocated_bytes * prediction.accuracy.margin)
-    return device - slack, device + slack
+def margin(prediction: Prediction) -> float:
+    """By which share a prediction's reserved bytes may be off."""
+    replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
+    return max(prediction.accuracy.margin, MARGIN[prediction.engine] if replayed else 0.0)
 
 
 def expandable_capacity(prediction: Prediction) -> int | None:
-    """A card's size in bytes that survives with expandable segments; the trace looks where the card it names
+    """A GPU's size in bytes that survives with expandable segments; the trace looks where the GPU it names
     is too small without.
     """
     return prediction.extra.get("expandable_capacity_bytes")
-
-
-def needs_expandable(prediction: Prediction, gpu: Gpu) -> bool:
-    """Whether a card holds the run with expandable segments only: release-and-retry does not save it in
-    native mode.
-    """
-    smallest = prediction.smallest_capacity_bytes
-    return (
-        smallest is not None
-        and expandable_capacity(prediction) is not None
-        and smallest - prediction.peak.context_bytes + gpu.context_bytes > gpu.usable_bytes
-    )
 
 
 def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
     """fits / tight / no of `prediction` on `gpu`, with headroom = usable - predicted device bytes (negative
     where it does not fit).
     """
-    least, most = band(prediction, gpu)
-    word: Word = "fits" if most <= gpu.usable_bytes else "no" if least > gpu.usable_bytes else "tight"
-    return GpuVerdict(gpu.name, gpu.usable_bytes, word, gpu.usable_bytes - device_bytes(prediction, gpu))
+    need = need_of(prediction)
+    return GpuVerdict(
+        gpu.name,
+        gpu.usable_bytes,
+        need.word(gpu),
+        gpu.usable_bytes - need.device_bytes(gpu),
+        high_bytes=need.high_bytes(gpu),
+        low=lambda: need.low_bytes(gpu),
+    )
+
+
+def not_modelled(prediction: Prediction) -> Iterator[str]:
+    """What the prediction itself does not count."""
+    gpu = find_gpu(prediction.setup.gpu) if prediction.setup.gpu is not None else None
+    if gpu is not None and not gpu.verified:
+        yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
+    if unknown := prediction.extra.get("unknown_ops"):
+        yield f"workspaces of {', '.join(sorted({entry['op'] for entry in unknown}))}"
+
+
+def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:
+    """The prediction as a lower bound: what fits, but for `names`, has no verdict; what does not fit does not."""
+    missing = tuple(dict.fromkeys((*prediction.not_modelled, *names)))
+    if not missing:
+        return prediction
+    why = f"not counted: {'; '.join(missing)}"
+    return prediction.with_(
+        not_modelled=missing,
+        gpus=tuple(
+            v if v.verdict == "no" or v.headroom_bytes is None else replace(v, verdict=None, why=why)
+            for v in prediction.gpus
+        ),
+    )
+
+
+def what_it_takes(prediction: Prediction, gpu: Gpu) -> str:
+    """What a tight verdict takes: the cache released now and then, expandable segments, or a smaller batch."""
+    room, need = gpu.usable_bytes - gpu.context_bytes, need_of(prediction)
+    if need.reserved <= room:
+        return (
+            f"within the {need.margin:.1%} by which what is reserved may be off; expandable segments or a "
+            "smaller batch leave room"
+        )
+    native, expandable = _survivors(prediction, room)
+    if native:
+        return (
+            "the allocator has to release its cache and ask again, which is slow; expandable segments would "
+            "help"
+        )
+    if expandable:
+        return (
+            "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even "
+            "after its cache is released"
+        )
+    return (
+        f"it survives only if the prediction is too high by some of its {need.margin:.1%}: a smaller batch or "
+        "shorter sequences are safe"
+    )
+
+
+def _survivors(prediction: Prediction, room: int) -> tuple[bool, bool]:
+    """Whether so many bytes survive in the setup's own mode, and with expandable segments."""
+    if prediction.smallest_capacity_bytes is not None:
+        bare = prediction.smallest_capacity_bytes - prediction.peak.context_bytes
+        return bare <= room, expandable_capacity(prediction) is not None
+    if prediction.survival is None:
+        return False, False
+    native = prediction.survival.survives(room)
+    return native, native or prediction.survival.survives(room, "expandable")
 
 
 def uncounted(setup: Setup) -> float:
@@ -87,7 +199,7 @@ def close_calls(prediction: Prediction, gpus: Iterable[Gpu]) -> str | None:
 
     A replay and a recorded error's band count fragmentation already; expandable segments leave next to none.
     """
-    if prediction.smallest_capacity_bytes is not None or prediction.accuracy.margin:
+    if prediction.smallest_capacity_bytes is not None or prediction.survival or prediction.accuracy.margin:
         return None
     rooms = ((gpu.name, gpu.usable_bytes - device_bytes(prediction, gpu), gpu.usable_bytes) for gpu in gpus)
     share = uncounted(prediction.setup)

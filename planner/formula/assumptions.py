@@ -43,12 +43,11 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
 
 def of_formula(setup: Setup) -> Iterator[str]:
     """What the formula simplifies."""
-    yield (
-        "reserved is allocated rounded up to 2 MiB segments: the formula does not predict fragmentation "
-        "(--engine trace does)"
-    )
-    if setup.allocator == "expandable":
-        yield "expandable segments save fragmentation, which the formula does not count"
+    if setup.parallel != "none":
+        yield (
+            "several GPUs: reserved is allocated rounded up to 2 MiB segments, since the allocator is "
+            "replayed for one GPU only: fragmentation is not counted"
+        )
     if setup.attention == "sdpa-efficient":
         yield "sdpa-efficient: grouped key and value heads are repeated before the call"
 

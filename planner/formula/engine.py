@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
 from memplan.planner.formula.program import STEP_MOMENTS, SYMBOLS, Symbolic
@@ -15,7 +16,14 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
 from memplan.planner.tables.gpus import context_bytes
+from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
+
+if TYPE_CHECKING:
+    from memplan.planner.formula.forward.decoder import Guard
+    from memplan.planner.formula.replay.course import Run
+    from memplan.planner.formula.replay.engine import Replayed
 
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
@@ -71,6 +79,51 @@ def rank_of(setup: Setup) -> int:
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
+def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
+    """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
+    written out for, and on a CPU, which has no such allocator. UsageError where the formula has no rule.
+    """
+    if setup.parallel != "none" or setup.device != "cuda":
+        return None
+    return _replayed(_Key(spec, setup))
+
+
+@lru_cache(maxsize=8)
+def _replayed(asked: _Key) -> Replayed:
+    """The same, kept for a while: a verdict, its boundary and its document ask for one run."""
+    from memplan.planner.formula.replay.engine import replayed
+
+    spec, setup = asked.spec, asked.setup
+    values = dict(zip(SYMBOLS, (setup.micro_batch, setup.sequence_length, rank_of(setup)), strict=True))
+    return replayed(
+        _run(_Key(spec, _structure(setup)), values["B"], values["S"]),
+        values,
+        setup.allocator,
+        TORCH_VERSIONS[setup.torch].equal_blocks,
+    )
+
+
+def _run(key: _Key, batch: int, sequence: int) -> Run:
+    """The events of a structure's run, in the guard of these sizes; a step of several micro-batches has two
+    kinds of them.
+    """
+    structure = _cached(key)
+    guard = structure.guard(batch, sequence)
+    return _cached_run(key, guard)
+
+
+@lru_cache(maxsize=64)
+def _cached_run(key: _Key, guard: Guard) -> Run:
+    from memplan.planner.formula.replay.course import Run
+
+    structure = _cached(key)
+    tape = structure.program(guard).tape
+    if key.setup.gradient_accumulation == 1 or METHODS[key.setup.method].trains == "nothing":
+        return Run(structure.rank, tape, None)
+    alone = symbolic(key.spec, key.setup.with_(gradient_accumulation=1))
+    return Run(structure.rank, alone.program(guard).tape, tape)
+
+
 def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the
     trace engine.
@@ -82,6 +135,8 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     context = context_bytes(setup.gpu) if setup.device == "cuda" else 0
     parameter_table = structure.parameter_table
     host = structure.program(structure.guard(values[0], values[1])).host.evaluate(named)
+    run = replay_of(spec, setup)
+    steps = [m for m in moments if m.moment in STEP_MOMENTS]
     return Prediction(
         engine="formula",
         model=ModelSummary(spec.name, spec.architecture, spec.parameters),
@@ -89,21 +144,25 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
         trainable_parameters=parameter_table.trainable_parameters().evaluate(named),
         total_parameters=parameter_table.total_parameters().evaluate(named),
         checkpoint_bytes=parameter_table.checkpoint_bytes().evaluate(named),
-        peak=_peak(moments, context),
-        step_peak=_peak([m for m in moments if m.moment in STEP_MOMENTS], context),
+        peak=_peak(moments, context, run.reserved_bytes if run else None),
+        step_peak=_peak(steps, context, run.step_reserved_bytes if run else None),
         moments=moments,
         host_bytes=host,
         assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup)),
         warnings=tuple(warnings(spec, setup)),
+        survival=run,
     )
 
 
-def _peak(moments: Sequence[Breakdown], context: int) -> Peak:
+def _peak(moments: Sequence[Breakdown], context: int, reserved: int | None) -> Peak:
+    """The largest moment; `reserved` None: nothing was replayed, and segments are taken to be full."""
     largest = max(moments, key=lambda m: m.allocated_bytes)
     allocated = largest.allocated_bytes
-    return Peak(largest.moment, allocated, whole_segments(allocated), context)
+    return Peak(
+        largest.moment, allocated, whole_segments(allocated) if reserved is None else reserved, context
+    )
 
 
 def whole_segments(allocated: int) -> int:
-    """What the formula takes as reserved, bytes: `allocated` in whole segments, without fragmentation."""
+    """What is reserved at least, bytes: `allocated` in whole segments, without fragmentation."""
     return -(-allocated // SEGMENT) * SEGMENT

@@ -66,6 +66,16 @@ class Imported:
     def by_status(self, status: Status) -> list[KeyReport]:
         return [report for report in self.keys if report.status == status]
 
+    def not_modelled(self) -> list[str]:
+        """What the file asks for that is not counted, and that could make the run need more."""
+        high = tuple(f"{report.key} is not modeled" for report in self.by_status("not_modelled"))
+        less = [w for w in self.warnings if w.startswith(high) and w.endswith(SIDE["high"])]
+        return [
+            f"{report.key} ({report.note})"
+            for report in self.by_status("not_modelled")
+            if not any(w.startswith(f"{report.key} is not modeled") for w in less)
+        ]
+
     def to_document(self) -> dict[str, Any]:
         fields = {
             key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()

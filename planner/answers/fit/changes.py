@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner.answers.fit.decide import Remedy
-from memplan.planner.answers.fit.frontier import Room, peak_of
+from memplan.planner.answers.fit.frontier import Room, need, peak_of
 from memplan.planner.answers.fit.suggest import CHANGES, Change, changed
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -225,6 +225,9 @@ def remedy(spec: ModelSpec, setup: Setup, room: Room) -> Remedy | None:
     """
     steps = waterfall(spec, setup, room, MILD)
     if not steps or not steps[-1].fits:
+        return None
+    fields = {key: value for step in steps for key, value in step.fields.items()}
+    if need(spec, changed(setup, fields), room.error).word(room.gpu) != "fits":
         return None
     words = tuple(step.text.partition(":")[0].partition(",")[0] for step in steps)
     return Remedy(

@@ -1,25 +1,29 @@
-"""What fits a card, exactly: the largest micro-batch at a sequence length, the longest sequence at a
-micro-batch, and the line between.
+"""What fits a card: the largest micro-batch at a sequence length, the longest sequence at a micro-batch, and
+the line between.
 
-Every answer is a bisection over the same compiled expressions that `plan` evaluates (`formula.symbolic`), so
-a boundary is exact for the formula: one step further does not fit. Sizes are bytes; a boundary is None where
-not even the smallest size fits.
+Every answer is a bisection over the same compiled expressions that `plan` evaluates (`formula.symbolic`),
+with as much reserved beside the tensors as the replay of a setup nearby says. At a boundary of the setup's
+own micro-batch or sequence length the replay itself says `fits`, and one a hundredth further was not found.
+Sizes are bytes; a boundary is None where not even the smallest size fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from memplan.planner.answers.verdict import Word
-from memplan.planner.formula.engine import rank_of, symbolic, whole_segments
+from memplan.planner.answers.verdict import MARGIN, Need
+from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.gpus import Gpu
 
 MOST_BATCH = 4096
+CONFIRMATIONS = 4  # sizes that the replay is asked about for one boundary
+CLOSE = 0.01  # a boundary is looked for to this share of it
+STEP = 0.002  # by which share more is left beside the tensors where a guess did not fit
 MOST_TOKENS = 2**24
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SEQUENCES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -27,33 +31,33 @@ SEQUENCES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a card leaves for tensors. `error` is the formula's recorded worst error: with it, `holds` says
-    only what surely fits.
+    """What a GPU leaves for tensors. `error`: by which share the formula may be off; `spread`: what the
+    allocator reserves beyond its tensors, as a share of them, taken from the replay of one setup for others
+    like it.
     """
 
     gpu: Gpu
     error: float = 0.0
+    spread: float = 0.0
+
+    def around(self, spec: ModelSpec, setup: Setup) -> Room:
+        """The same room for setups like this one."""
+        found = need(spec, setup, self.error)
+        return replace(self, error=found.margin, spread=max(0.0, found.reserved / found.allocated - 1))
+
+    def reserved(self, allocated: int) -> int:
+        """What is reserved for so many allocated bytes."""
+        return whole_segments(round(allocated * (1 + self.spread)))
 
     def device_bytes(self, allocated: int) -> int:
-        """Device bytes of so many allocated ones, as `plan` counts them: whole segments and this card's
-        context.
-        """
-        return whole_segments(allocated) + self.gpu.context_bytes
+        """Device bytes of so many allocated ones: what is reserved, and this GPU's context."""
+        return self.reserved(allocated) + self.gpu.context_bytes
 
     def holds(self, allocated: int) -> bool:
-        """True where the verdict for so many allocated bytes is `fits` (verdict.py: the recorded error on
-        top).
-        """
-        return self.device_bytes(allocated) + round(allocated * self.error) <= self.gpu.usable_bytes
-
-    def verdict(self, allocated: int) -> Word:
-        """fits, tight or no, as `judge` says of a formula's prediction with so many allocated bytes."""
-        if self.holds(allocated):
-            return "fits"
+        """True where so many allocated bytes fit (verdict.py: widened by the error)."""
         return (
-            "no"
-            if self.device_bytes(allocated) - round(allocated * self.error) > self.gpu.usable_bytes
-            else "tight"
+            self.device_bytes(allocated) + round(self.reserved(allocated) * self.error)
+            <= self.gpu.usable_bytes
         )
 
 
@@ -68,41 +72,89 @@ def peak_of(spec: ModelSpec, setup: Setup) -> int:
     return symbolic(spec, setup).peak_once(setup.micro_batch, setup.sequence_length, rank_of(setup))
 
 
+def need(spec: ModelSpec, setup: Setup, error: float = 0.0) -> Need:
+    """What the formula says that a setup needs, replayed where one GPU runs it."""
+    allocated, run = peak_of(spec, setup), replay_of(spec, setup)
+    if run is None:
+        return Need(allocated, whole_segments(allocated), error)
+    return Need(allocated, run.reserved_bytes, max(error, MARGIN["formula"]), survival=run)
+
+
 class Structure:
     """One model and setup as a function of micro-batch and sequence length, on one card."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, room: Room) -> None:
         self.spec, self.setup, self.room = spec, setup, room
+        self.wide = room  # with what is reserved beside the tensors at the last boundary that was replayed
         self.symbolic: Symbolic = symbolic(spec, setup)
         self.rank = rank_of(setup)
+        self._longest: dict[int, int | None] = {}
 
     def allocated(self, batch: int, sequence: int) -> int:
         """Peak allocated bytes."""
         return peak_bytes(self.symbolic, batch, sequence, self.rank)
 
     def fits(self, batch: int, sequence: int) -> bool:
-        return self.room.holds(self.allocated(batch, sequence))
+        return self.wide.holds(self.allocated(batch, sequence))
 
     def largest_batch(self, sequence: int | None = None) -> int | None:
         """The largest micro-batch that fits at a sequence length (the setup's), up to 4,096; None where a
-        micro-batch of 1 does not.
+        micro-batch of 1 does not. The replay confirms it.
         """
         tokens = sequence or self.setup.sequence_length
-        return boundary(lambda batch: self.fits(batch, tokens), MOST_BATCH)
+        return self._confirmed(
+            lambda room: boundary(lambda batch: room.holds(self.allocated(batch, tokens)), MOST_BATCH),
+            lambda batch: self.setup.with_(micro_batch=batch, sequence_length=tokens),
+        )
 
     def longest_sequence(self, batch: int | None = None) -> int | None:
         """The longest sequence that fits at a micro-batch (the setup's), within learned positions; None where
-        1 token does not.
+        1 token does not. The replay confirms it.
         """
-        rows = batch or self.setup.micro_batch
-        return boundary(
-            lambda sequence: self.fits(rows, sequence),
-            min(MOST_TOKENS, self.spec.max_positions or MOST_TOKENS),
+        rows, most = batch or self.setup.micro_batch, min(MOST_TOKENS, self.spec.max_positions or MOST_TOKENS)
+        if rows in self._longest:
+            return self._longest[rows]
+        found = self._longest[rows] = self._confirmed(
+            lambda room: boundary(lambda sequence: room.holds(self.allocated(rows, sequence)), most),
+            lambda sequence: self.setup.with_(micro_batch=rows, sequence_length=sequence),
         )
+        return found
+
+    def _confirmed(self, most: Callable[[Room], int | None], at: Callable[[int], Setup]) -> int | None:
+        """The largest size at which the replay says `fits`, to CLOSE of it: what is reserved beside the tensors
+        at one guess leads to the next.
+        """
+        room, best = self.room, None
+        for _ in range(CONFIRMATIONS):
+            found = most(room)
+            if found is None or found == best:
+                break
+            here = need(self.spec, at(found), room.error)
+            spread = here.reserved / here.allocated - 1
+            fits = here.word(room.gpu) == "fits"
+            if fits and (best is None or found > best):
+                best, self.wide = found, replace(room, spread=spread)
+            room = replace(room, spread=spread if fits else max(spread, room.spread + STEP))
+            following = most(room)
+            if fits and (following is None or following <= found * (1 + CLOSE)):
+                break
+        return best
 
     def frontier(self, batches: Iterable[int] = BATCHES) -> list[tuple[int, int | None]]:
-        """(micro-batch, longest sequence) along the line of what fits."""
-        return [(batch, self.longest_sequence(batch)) for batch in batches]
+        """(micro-batch, longest sequence) along the line of what fits: of the setup's own micro-batch what the
+        replay confirms, of others with as much beside the tensors as there.
+        """
+        longest = self.longest_sequence()
+        most = min(MOST_TOKENS, self.spec.max_positions or MOST_TOKENS)
+        return [
+            (
+                batch,
+                longest
+                if batch == self.setup.micro_batch
+                else boundary(lambda sequence, batch=batch: self.fits(batch, sequence), most),  # type: ignore[misc]
+            )
+            for batch in batches
+        ]
 
     def cells(self, batches: Iterable[int] = BATCHES, sequences: Iterable[int] = SEQUENCES) -> list[Cell]:
         """Device bytes and whether they fit, over a grid of micro-batches and sequence lengths, by one NumPy
@@ -118,7 +170,7 @@ class Structure:
             "peak"
         ]
         return [
-            Cell(batch, sequence, self.room.device_bytes(int(peaks[i, j])), self.room.holds(int(peaks[i, j])))
+            Cell(batch, sequence, self.wide.device_bytes(int(peaks[i, j])), self.wide.holds(int(peaks[i, j])))
             for i, batch in enumerate(rows)
             for j, sequence in enumerate(columns)
         ]

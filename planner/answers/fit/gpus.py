@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memplan.planner.answers.fit.frontier import Room, peak_of
+from memplan.planner.answers.fit.frontier import Room, need, peak_of
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.formula.engine import rank_of, whole_segments
+from memplan.planner.answers.verdict import Need
+from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.sharding.wiring import sharding_plan
 from memplan.planner.inputs.models import find, index
@@ -46,17 +47,24 @@ def choose_cards(
     """
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
     stays = _stays(spec, setup)
-    peaks: dict[object, int] = {}
+    needs: dict[object, Need] = {}
     for start, gpu in enumerate(ordered):
         room = Room(gpu, error)
         if not room.holds(stays):  # a kernel less to ask about
             continue
+        if cannot_run(spec, setup, gpu) is not None:
+            continue
         kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
-        if kernels not in peaks:
-            peaks[kernels] = peak_of(spec, setup.with_(gpu=gpu.name) if gpu.capability is not None else setup)
-        if room.holds(peaks[kernels]):
-            larger = tuple(card.name for card in ordered[start:] if Room(card, error).holds(peaks[kernels]))
-            return CardChoice(gpu.name, room.device_bytes(peaks[kernels]), larger)
+        if kernels not in needs:
+            own = setup.with_(gpu=gpu.name) if gpu.capability is not None else setup
+            needs[kernels] = need(spec, own, error)
+        if needs[kernels].word(gpu) == "fits":
+            larger = tuple(
+                card.name
+                for card in ordered[start:]
+                if needs[kernels].word(card) == "fits" and cannot_run(spec, setup, card) is None
+            )
+            return CardChoice(gpu.name, needs[kernels].device_bytes(gpu), larger)
     return CardChoice(None, None, ())
 
 
@@ -78,13 +86,36 @@ def older(gpu: Gpu) -> bool:
     return gpu.capability is not None and gpu.capability < Device("cuda").capability
 
 
+NARROW = ("sdpa-flash", "sdpa-cudnn")
+"""Attentions that a GPU newer than the assumed one may refuse for a head size (planner/tables/sdp.py)."""
+
+
+def cannot_run(spec: ModelSpec, setup: Setup, gpu: Gpu) -> str | None:
+    """Why a GPU cannot run a setup that others can, such as FlashAttention 2 on a T4; None where it can.
+
+    The GPU that the setup names is left out of the question: naming one that cannot run it is an error. Asked
+    of the formula, and only where a GPU's kernels could differ in it.
+    """
+    forced = setup.attention not in ("eager", "sdpa")
+    if gpu.capability is None or not forced or not (older(gpu) or setup.attention in NARROW):
+        return None
+    try:
+        structure = symbolic(spec, setup.with_(gpu=gpu.name))
+        structure.program(structure.guard(setup.micro_batch, setup.sequence_length))
+    except UsageError as refused:
+        return str(refused)
+    return None
+
+
 def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Prediction:
     """A formula's prediction that named no card, with the peak that an older card's own kernels give: what to
     judge that card by.
     """
-    allocated = peak_of(spec, prediction.setup.with_(gpu=gpu.name))
+    setup = prediction.setup.with_(gpu=gpu.name)
+    allocated, run = peak_of(spec, setup), replay_of(spec, setup)
+    reserved = whole_segments(allocated) if run is None else run.reserved_bytes
     return prediction.with_(
-        peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=whole_segments(allocated))
+        peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=reserved), survival=run
     )
 
 
@@ -136,8 +167,9 @@ def share(
         return peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel if count > 1 else "none"}))
 
     try:
-        if room.holds(allocated(1)):
-            return Shared("none", 1, room.device_bytes(allocated(1)), True)
+        alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
+        if alone.word(gpu) == "fits":
+            return Shared("none", 1, alone.device_bytes(gpu), True)
         if not room.holds(allocated(MOST_CARDS)):
             return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False)
         enough = 2
@@ -181,7 +213,8 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
             spec = find(name).spec()
             if spec.max_positions is not None and setup.sequence_length > spec.max_positions:
                 continue
-            if room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup)):
+            may = room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup))
+            if may and need(spec, setup, error).word(gpu) == "fits":
                 return name, parameters
         except UsageError:
             continue
@@ -233,17 +266,24 @@ def place_jobs(
     for job in jobs:
         holding = {}
         sizes = {}
+        refused: list[str] = []
         for gpu in pool:
+            if (why := cannot_run(job.spec, job.setup, gpu)) is not None:
+                refused.append(f"{gpu.name}: {why}")
+                continue
             own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
-            allocated = peak_of(job.spec, own)
-            sizes[gpu.name] = Room(gpu, error).device_bytes(allocated)
-            if Room(gpu, error).holds(allocated):
+            needed = need(job.spec, own, error)
+            sizes[gpu.name] = needed.device_bytes(gpu)
+            if needed.word(gpu) == "fits":
                 holding[gpu.name] = gpu
+        if not sizes:
+            raise UsageError(f"job {job.name}: no GPU asked about can run it: {'; '.join(refused)}")
         ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
+        able = [gpu for gpu in pool if gpu.name in sizes]
         on = (
-            ranked[0] if ranked else max(pool, key=lambda gpu: gpu.usable_bytes)
+            ranked[0] if ranked else max(able, key=lambda gpu: gpu.usable_bytes)
         )  # no card holds it: what it would need on the largest
-        needed = sizes[on.name]
+        size = sizes[on.name]
         cheapest = (
             min(
                 holding,
@@ -253,7 +293,7 @@ def place_jobs(
             if prices
             else None
         )
-        rows.append((job.name, needed, ranked[0].name if ranked else None, cheapest))
+        rows.append((job.name, size, ranked[0].name if ranked else None, cheapest))
         common = set(holding) if common is None else common & set(holding)
     by_name = {gpu.name: gpu for gpu in pool}
     one = min(

@@ -46,6 +46,18 @@ class Region:
     times: int
     extra: dict[int, int]  # what the other layers left behind in the forward, by buffer
     start: int | None = None
+    forward: Span | None = None
+    backward: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a repeated layer did once, forwards or backwards: events [start, stop) of the log, whose event
+    `stop` stands for the other layers.
+    """
+
+    start: int
+    stop: int
 
 
 class Tape:
@@ -57,6 +69,7 @@ class Tape:
         ] = []  # (buffer index, +1 / -1), or (-1, {index: count}) for repeated layers
         self.infos: list[Info] = []
         self.marks: list[tuple[int, str]] = []  # (position in the log, name of the moment that begins there)
+        self.dropped: set[int] = set()  # events of the log that free what other layers still have
         self.grad_enabled = True
         self.fused_dropout = True  # as on CUDA
         self.training = True  # dropout drops
@@ -188,7 +201,10 @@ class Tape:
         yield
         self.times = 1
         if times > 1:
-            self.walked.append(Region(low, self.sequence + 1, times, self._jump(start, times)))
+            stop = len(self.log)
+            extra = self._jump(start, times)
+            span = Span(start, stop)
+            self.walked.append(Region(low, self.sequence + 1, times, extra, forward=span))
             self.regions.append(self.walked[-1])
 
     @contextmanager
@@ -200,6 +216,7 @@ class Tape:
         for region in self.walked:
             gone = {index: -count for index, count in region.extra.items() if index in freed}
             if gone:
+                self.dropped.add(len(self.log))
                 self.log.append((-1, gone))
 
     def forget_casts(self) -> None:
@@ -230,6 +247,7 @@ class Tape:
             if sequence >= region.low and not closing:
                 return
             if region.start is not None:
+                region.backward = Span(region.start, len(self.log))
                 self._jump(region.start, region.times)
             self.regions.pop()
 

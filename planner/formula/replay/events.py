@@ -1,0 +1,42 @@
+"""A sequence of allocations and frees under way, with sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from memplan.planner.allocator.quick import EMPTY_CACHE
+
+
+class Events:
+    """`events`: an id at its birth, ~id at its release, EMPTY_CACHE, in order; `sizes[id]`: bytes asked for."""
+
+    def __init__(self) -> None:
+        self.steady = 0  # where the steady step begins
+        self.spans: list[tuple[str, int]] = []  # what ends where among the events
+        self.events: list[int] = []
+        self.sizes: list[int] = []
+
+    def alloc(self, nbytes: int) -> int:
+        made = len(self.sizes)
+        self.sizes.append(nbytes)
+        self.events.append(made)
+        return made
+
+    def free(self, *ids: int) -> None:
+        self.events += [~each for each in ids]
+
+    def ends(self, what: str) -> None:
+        """Say that something ends here."""
+        self.spans.append((what, len(self.events)))
+
+    def through(self, nbytes: int) -> None:
+        """Something that comes and goes at once."""
+        self.free(self.alloc(nbytes))
+
+    def empty_cache(self) -> None:
+        self.events.append(EMPTY_CACHE)
+
+    def extend(self, events: Iterable[int], sizes: Sequence[int], base: int) -> None:
+        """Events whose ids count from 0, as ids from `base` on, which `sizes` belong to."""
+        self.events += [each + base if each >= 0 else each - base for each in events]
+        self.sizes += sizes

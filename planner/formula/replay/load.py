@@ -1,0 +1,264 @@
+"""The events of building: weights read in transformers' order and quantized one by one, upcasts, adapters,
+optimizer states that are there at once, the batch.
+
+As `planner/run/{loading,quantize,adapters}.py` do it with the libraries; sources are named there. n elements,
+N x K rows and columns of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
+from memplan.planner.formula.replay.events import Events
+from memplan.planner.formula.resident.adapters import Adapter
+from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.resident.tensors import weight_tensors
+from memplan.planner.formula.symbolic.expr import Expr, as_expr
+from memplan.planner.inputs.spec import Moe
+from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS
+
+QUANTIZED = ("nf4", "fp4", "int8")
+_ELEMENT = {"nf4": 1, "fp4": 1, "int8": 2}
+"""Half bytes that transformers' warm-up counts for an element (planner/run/loading.py _ELEMENT)."""
+_CODE = 16 * 4  # bytes of bitsandbytes' QuantState.code
+_NESTED_CODE = 256 * 4  # bytes of the nested code
+
+Values = Mapping[str, int]
+Each = tuple[ParameterSpec, int]  # one tensor: its kind, and its layer (-1 outside the layers)
+
+
+class Load:
+    """Writes the events of one build into `out`."""
+
+    def __init__(self, parameter_table: ParameterTable, values: Values, out: Events, layers_of: Any) -> None:
+        self.parameter_table, self.setup, self.spec, self.values = (
+            parameter_table,
+            parameter_table.setup,
+            parameter_table.spec,
+            values,
+        )
+        self.out, self.layers_of = out, layers_of
+        self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
+        self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
+        self._elements: dict[int, int] = {}
+
+    def run(self) -> None:
+        self._weights()
+        self._prepare()
+        self._adapters()
+        self._cast_trained()
+        if OPTIMIZERS[self.setup.optimizer].at_once and METHODS[self.setup.method].trains != "nothing":
+            states(self.parameter_table, self.values, self.out, self.layers_of)
+
+    def elements(self, stored: ParameterSpec) -> int:
+        known = self._elements.get(id(stored))
+        if known is None:
+            known = self._elements[id(stored)] = stored.elements.evaluate(self.values)
+        return known
+
+    # ---- the checkpoint ------------------------------------------------------------------------------------
+
+    def arrives(self, stored: ParameterSpec) -> str:
+        """The dtype in which a base tensor comes from the checkpoint."""
+        return self.own.get(stored.name) or self.setup.weight_dtype
+
+    def _weights(self) -> None:
+        kinds = [stored for stored in self.parameter_table.base if stored.role != "buffer"]
+        if self.setup.load == "pretrained":
+            if self.setup.device == "cuda":
+                self.out.through(self._warm_up(kinds))
+            for each in sorted(_each(kinds), key=_natural):
+                self._read(each)
+        else:
+            for each in sorted(_each(kinds), key=lambda each: each[0].dtype not in QUANTIZED):
+                self._read(each)
+        for stored, layer in _each(s for s in self.parameter_table.base if s.role == "buffer"):
+            self._keep(stored, layer, stored.dtype)
+
+    def _warm_up(self, kinds: Sequence[ParameterSpec]) -> int:
+        """Bytes of the block that stays reserved: those of all that will be loaded."""
+        halves = sum(
+            self.elements(s) * s.count * (_ELEMENT.get(s.dtype) or 2 * itemsize(self.arrives(s)))
+            for s in kinds
+        )
+        return halves // 4 * 2
+
+    def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
+        nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
+        self.held[id(stored), layer] = self.out.alloc(nbytes)
+
+    def _read(self, each: Each) -> None:
+        stored, layer = each
+        if stored.dtype in QUANTIZED:
+            self._quantize(stored, layer)
+        elif self._apart(stored):
+            self._merge(stored, layer)
+        else:
+            self._keep(stored, layer, self.arrives(stored))
+
+    def _quantize(self, stored: ParameterSpec, layer: int) -> None:
+        out, n = self.out, self.elements(stored)
+        read = out.alloc(n * itemsize(self.setup.weight_dtype))
+        if stored.dtype == "int8":
+            made = (
+                [out.alloc(n * itemsize(self.setup.weight_dtype))] if self.setup.load == "pretrained" else []
+            )
+            if self.setup.weight_dtype != "float16":
+                made.append(out.alloc(n * 2))
+            out.alloc(stored.shape[0] * 4)  # type: ignore[operator,arg-type]
+            self.held[id(stored), layer] = out.alloc(n)
+            out.free(*reversed(made), read)
+            return
+        blocks = -(-n // self.setup.quant_block)
+        absmax = out.alloc(blocks * 4)
+        self.held[id(stored), layer] = out.alloc(-(-n // 2))
+        out.alloc(_CODE)
+        if self.setup.double_quant:
+            out.alloc(4)
+            centered = out.alloc(blocks * 4)
+            out.alloc(-(-blocks // NESTED_BLOCK) * 4)
+            out.alloc(blocks)
+            out.alloc(_NESTED_CODE)
+            out.free(centered, absmax)
+        out.free(read)
+
+    def _apart(self, stored: ParameterSpec) -> bool:
+        return (
+            stored.role == "expert"
+            and self.setup.load == "pretrained"
+            and self.spec.model_type in EXPERTS_APART
+        )
+
+    def _merge(self, stored: ParameterSpec, layer: int) -> None:
+        """Every expert's own tensors are read, then stacked; gate and up are joined (transformers
+        core_model_loading.py MergeModulelist, Concatenate).
+        """
+        out, nbytes = self.out, self.elements(stored) * itemsize(self.arrives(stored))
+        experts = next(layer.mlp.experts for _, layer in self.spec.layers if isinstance(layer.mlp, Moe))
+        halves = 2 if stored.name.endswith("gate_up_proj") else 1
+        read = [out.alloc(nbytes // experts // halves) for _ in range(experts * halves)]
+        stacked = []
+        for half in range(halves):
+            stacked.append(out.alloc(nbytes // halves))
+            out.free(*read[half * experts : (half + 1) * experts])
+        if halves == 2:
+            whole = out.alloc(nbytes)
+            out.free(*stacked)
+            stacked = [whole]
+        self.held[id(stored), layer] = stacked[0]
+
+    # ---- what a stack does to them -------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """What is not quantized goes to fp32 tensor by tensor, and the cache goes (peft 0.20
+        prepare_model_for_kbit_training).
+        """
+        setup = self.setup
+        kbit = setup.kbit_prepare and setup.quant_type != "none"
+        if kbit or setup.upcast_modules != "none":
+            for stored, layer in _in_order(self.parameter_table.base):
+                upcast = stored.role != "buffer" and stored.dtype == "float32" and not stored.trained
+                if upcast and self.arrives(stored) != "float32":
+                    self._recast(stored, layer)
+        if kbit:
+            self.out.empty_cache()
+
+    def _recast(self, stored: ParameterSpec, layer: int) -> None:
+        old = self.held[id(stored), layer]
+        self._keep(stored, layer, stored.dtype)
+        self.out.free(old)
+
+    def _adapters(self) -> None:
+        """PEFT makes every tensor, then casts those that are trained in fp32, one after the other."""
+        tensors = [t for adapter in self._ordered() for t in adapter.tensors]
+        first = self.setup.weight_dtype
+        every = [*_in_order([(t, self.layers_of(t)) for t in tensors])]
+        cast = self.setup.method not in ("adapter",)
+        for stored, layer in every:
+            self._keep(stored, layer, first if cast and stored.dtype != first else stored.dtype)
+        for stored in self.parameter_table.saved_modules:
+            for layer in stored.layers or (-1,):
+                self._keep(stored, layer, stored.dtype)
+        if cast:
+            for stored, layer in every:
+                if stored.dtype != first:
+                    self._recast(stored, layer)
+
+    def _ordered(self) -> list[Adapter]:
+        return list(self.parameter_table.adapters.values())
+
+    def _cast_trained(self) -> None:
+        """Trained weights in fp32 where the stack wants them so: each is cast in turn."""
+        for stored, layer in _in_order(self.parameter_table.base):
+            if stored.trained and stored.dtype == "float32" and self.arrives(stored) != "float32":
+                self._recast(stored, layer)
+
+
+def states(parameter_table: ParameterTable, values: Values, out: Events, layers_of: Any) -> None:
+    """Optimizer states, parameter by parameter, as the first step makes them."""
+    sizes = {
+        id(stored): [
+            row.size.evaluate(values) // row.count for row in parameter_table.states_of(stored, paged=False)
+        ]
+        for stored in parameter_table.trained
+    }
+    for stored, _ in in_groups(parameter_table, layers_of):
+        for nbytes in sizes[id(stored)]:
+            out.alloc(nbytes)
+
+
+def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
+    """Every trained tensor in the optimizer's order: in a plain loop as the model has them, else those that
+    are decayed first (transformers trainer.py create_optimizer: no biases, no norms).
+    """
+    found = _in_order([(stored, layers_of(stored)) for stored in parameter_table.trained])
+    if parameter_table.setup.recipe == "raw":
+        return found
+    return sorted(found, key=lambda each: each[0].role in ("norm", "bias"))
+
+
+def batch(parameter_table: ParameterTable, values: Values, out: Events) -> None:
+    """The batch, and what waits behind it."""
+    rows = as_expr(values["B"])
+    for _, shape in batch_shapes(parameter_table.setup, rows):
+        size = 8
+        for part in shape:
+            size *= part.evaluate(values) if isinstance(part, Expr) else part
+        out.alloc(size)
+
+
+# ---- orders ------------------------------------------------------------------------------------------------
+
+
+def _each(kinds: Iterable[ParameterSpec]) -> Iterator[Each]:
+    for stored in kinds:
+        for layer in stored.layers or (-1,):
+            yield stored, layer
+
+
+def _natural(each: Each) -> tuple[Any, ...]:
+    """transformers' dot_natural_key of the tensor's name, its layer filled in."""
+    stored, layer = each
+    return tuple(
+        (0, layer) if part == "*" else (0, int(part)) if part.isdigit() else (1, part)
+        for part in stored.name.split(".")
+    )
+
+
+def _in_order(kinds: Sequence[ParameterSpec] | Sequence[tuple[ParameterSpec, Sequence[int]]]) -> list[Each]:
+    """Every tensor module by module: what stands before the layers, layer by layer, what stands after."""
+    pairs = [(kind, kind.layers) if isinstance(kind, ParameterSpec) else kind for kind in kinds]
+    layered = [number for number, (_, layers) in enumerate(pairs) if layers]
+    last = layered[-1] if layered else -1
+    keyed = [
+        ((0 if layers else -1 if number < last else 1), layer, number, stored)
+        for number, (stored, layers) in enumerate(pairs)
+        for layer in (layers or (-1,))
+    ]
+    keyed.sort(key=lambda entry: entry[:3])
+    return [(stored, layer) for _, layer, _, stored in keyed]
