@@ -48,9 +48,24 @@ API int nvmlDeviceGetPowerUsage(UNUSED void *device, unsigned *to) { *to = 50000
 API int nvmlDeviceGetEnforcedPowerLimit(UNUSED void *device, unsigned *to) { *to = 400000; return SUCCESS; }
 API int nvmlDeviceGetClockInfo(UNUSED void *device, UNUSED int kind, unsigned *to) { *to = 1500; return SUCCESS; }
 API int nvmlDeviceGetMinorNumber(void *device, unsigned *to) { *to = (unsigned)index_of(device); return SUCCESS; }
+
+/* One process holds the device: this one. An entry begins with its id and its bytes; version 2 adds two instances. */
+static int this_process(void *device, unsigned *count, void *to, int with_instances) {
+    size_t free_bytes, total;
+    unsigned room = *count;
+    *count = 1;
+    if (!room || !to) return 7; /* insufficient size */
+    stub_memory(index_of(device), &free_bytes, &total);
+    *(unsigned *)to = (unsigned)getpid();
+    ((unsigned long long *)to)[1] = total - free_bytes;
+    if (with_instances) memset((char *)to + 16, 255, 8);
+    return SUCCESS;
+}
 static int none(UNUSED void *device, unsigned *count, UNUSED void *to) { *count = 0; return SUCCESS; }
-API int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *n, void *to) { return none(d, n, to); }
-API int nvmlDeviceGetComputeRunningProcesses_v2(void *d, unsigned *n, void *to) { return none(d, n, to); }
+API int nvmlDeviceGetComputeRunningProcesses(void *d, unsigned *n, void *to) { return this_process(d, n, to, 0); }
+API int nvmlDeviceGetComputeRunningProcesses_v2(void *d, unsigned *n, void *to) { return this_process(d, n, to, 1); }
+API int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *n, void *to) { return this_process(d, n, to, 1); }
+API int nvmlDeviceGetGraphicsRunningProcesses(void *d, unsigned *n, void *to) { return none(d, n, to); }
 API int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *n, void *to) { return none(d, n, to); }
 API int nvmlDeviceGetCpuAffinity(UNUSED void *device, unsigned words, unsigned long *to) { memset(to, 255, words * sizeof *to); return SUCCESS; }
 API int nvmlDeviceGetNvLinkState(UNUSED void *device, UNUSED unsigned link, UNUSED int *active) { return 3; /* not supported */ }
