@@ -22,6 +22,7 @@ from memplan.profiler.dryrun.symbols import Symbol, listing, looked_up, needed, 
 
 SOURCES = Path(__file__).with_name("stubs")
 MEMORY = "libmemplan_stub_memory.so"
+ARCHITECTURES = "architectures.txt"
 DRIVER, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
 PARTS = {
     "libcudart": "cudart.c",
@@ -44,7 +45,9 @@ def check_machine() -> None:
         )
 
 
-def stub_libraries(site: Path, torch_version: str, cuda: str, cache: Path | None = None) -> Path:
+def stub_libraries(
+    python: Path, site: Path, torch_version: str, cuda: str, cache: Path | None = None
+) -> Path:
     """The folder with the stub libraries for the environment with that site-packages folder, compiled where needed.
 
     A folder that stands under its final name is whole: it is written beside and renamed, under a lock.
@@ -56,7 +59,7 @@ def stub_libraries(site: Path, torch_version: str, cuda: str, cache: Path | None
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / "lock"):
             if not kept.is_dir():
-                _build(site, cuda, kept)
+                _build(python, site, cuda, kept)
     return kept
 
 
@@ -79,12 +82,16 @@ def compiler() -> list[str]:
 
 def sources_for(libraries: set[str], symbols: set[Symbol]) -> dict[str, tuple[str, str]]:
     """Library -> (C source, linker's version script, empty where it has no versions)."""
-    by_library: dict[str, dict[str, set[str]]] = {name: defaultdict(set) for name in libraries | {DRIVER, NVML}}
+    by_library: dict[str, dict[str, set[str]]] = {
+        name: defaultdict(set) for name in libraries | {DRIVER, NVML}
+    }
     for symbol in symbols:
         by_library.setdefault(symbol.library, defaultdict(set))[symbol.version].add(symbol.name)
     extra = (SOURCES / "driver_names.txt").read_text(encoding="utf-8").split()
     by_library[DRIVER][""].update(extra)
-    return {name: (_source(name, versions), _script(versions)) for name, versions in sorted(by_library.items())}
+    return {
+        name: (_source(name, versions), _script(versions)) for name, versions in sorted(by_library.items())
+    }
 
 
 def _source(library: str, versions: dict[str, set[str]]) -> str:
@@ -95,7 +102,7 @@ def _source(library: str, versions: dict[str, set[str]]) -> str:
     if stem in PARTS:
         lines.append(f'#include "{PARTS[stem]}"')
         names = [name for name in names if name not in defined_in(PARTS[stem])]
-    lines += [f'API __attribute__((weak)) int {name}(void) {{ return SUCCESS; }}' for name in names]
+    lines += [f"API __attribute__((weak)) int {name}(void) {{ return SUCCESS; }}" for name in names]
     return "\n".join(lines) + "\n"
 
 
@@ -113,15 +120,32 @@ def _script(versions: dict[str, set[str]]) -> str:
     )
 
 
-def _build(site: Path, cuda: str, kept: Path) -> None:
+def _build(python: Path, site: Path, cuda: str, kept: Path) -> None:
     libraries, symbols = needed(shared_objects(site), int(cuda.split(".")[0]))
     symbols |= {Symbol(NVML if name.startswith("nvml") else DRIVER, "", name) for name in looked_up(site)}
     with tempfile.TemporaryDirectory(prefix="build-", dir=kept.parent) as name:
         folder = Path(name)
         made = folder / "lib"
         made.mkdir()
-        command = [*compiler(), "-shared", "-fPIC", "-O1", "-w", f"-DSTUB_CUDA={_number(cuda)}", f"-I{SOURCES}"]
-        _compile([*command, f"-Wl,-soname,{MEMORY}", "-o", str(made / MEMORY), str(SOURCES / "memory.c"), "-lpthread"])
+        command = [
+            *compiler(),
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-w",
+            f"-DSTUB_CUDA={_number(cuda)}",
+            f"-I{SOURCES}",
+        ]
+        _compile(
+            [
+                *command,
+                f"-Wl,-soname,{MEMORY}",
+                "-o",
+                str(made / MEMORY),
+                str(SOURCES / "memory.c"),
+                "-lpthread",
+            ]
+        )
         for library, (source, script) in sources_for(libraries, symbols).items():
             (folder / "stub.c").write_text(source, encoding="utf-8")
             words = [*command, f"-Wl,-soname,{library}", "-o", str(made / library), str(folder / "stub.c")]
@@ -131,13 +155,38 @@ def _build(site: Path, cuda: str, kept: Path) -> None:
                 words.append(f"-Wl,--version-script={folder / 'stub.map'}")
             _compile(words)
         (made / "libcuda.so").symlink_to(DRIVER)  # what a linker looks for
+        (made / ARCHITECTURES).write_text(_architectures(python, preload(made)), encoding="utf-8")
         made.rename(kept)
+
+
+def _architectures(python: Path, libraries: str) -> str:
+    """The compute capabilities that torch has kernels for, as torch tells over the new stubs: '75 80 86 90'."""
+    ask = "import torch; print(*(name.split('_')[1] for name in torch.cuda.get_arch_list()))"
+    command = [str(python), "-c", ask]
+    around = {**os.environ, "LD_PRELOAD": libraries}
+    around.pop("CUDA_VISIBLE_DEVICES", None)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=around)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise UsageError(f"torch of {python} does not start over the stub libraries: {shorten(last[0], 300)}")
+    return done.stdout.strip()
+
+
+def architecture(folder: Path, capability: tuple[int, int]) -> int | None:
+    """Whose kernels a GPU of that compute capability runs: the newest of its generation that is not newer than it."""
+    words = re.findall(r"\d+", (folder / ARCHITECTURES).read_text(encoding="utf-8"))
+    wanted = capability[0] * 10 + capability[1]
+    return max(
+        (int(word) for word in words if int(word) <= wanted and int(word) // 10 == wanted // 10), default=None
+    )
 
 
 def _compile(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise UsageError(f"the C compiler {command[0]} could not build the stub libraries: {shorten(done.stderr.strip(), 300)}")
+        raise UsageError(
+            f"the C compiler {command[0]} could not build the stub libraries: {shorten(done.stderr.strip(), 300)}"
+        )
 
 
 def _number(cuda: str) -> int:

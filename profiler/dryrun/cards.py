@@ -38,26 +38,29 @@ MULTIPROCESSORS: dict[tuple[int, int], Multiprocessor] = {
 MOST_GPUS = 16
 
 
-def card_environment(gpu: Gpu | None, count: int, cuda: str, bounded: bool = True) -> dict[str, str]:
-    """The variables for `count` GPUs of a kind (None: an Ampere GPU). Not `bounded`: memory never runs out.
-
-    Raises UsageError where the CUDA build of torch has no kernels for it.
-    """
-    capability = (gpu.capability if gpu else None) or AMPERE
+def check_card(gpu: Gpu | None, count: int) -> None:
+    """Raises UsageError for what is no GPU of NVIDIA's that torch's CUDA build runs on, or too many of them."""
     if gpu is not None and not gpu.verified:
         raise UsageError(f"{gpu.name} is no NVIDIA GPU: a dry run is of torch's CUDA build")
-    if capability not in MULTIPROCESSORS or (int(cuda.split(".")[0]) >= 13 and capability < (7, 5)):
-        raise UsageError(
-            f"{gpu.name if gpu else ''} has compute capability {capability[0]}.{capability[1]}: torch's build for CUDA "
-            f"{cuda} has no kernels for it"
-        )
     if not 1 <= count <= MOST_GPUS:
         raise UsageError(f"--gpus {count}: expected 1 to {MOST_GPUS} on one machine")
-    core = MULTIPROCESSORS[capability]
+
+
+def capability_of(gpu: Gpu | None) -> tuple[int, int]:
+    return (gpu.capability if gpu else None) or AMPERE
+
+
+def card_environment(gpu: Gpu | None, count: int, architecture: int, bounded: bool = True) -> dict[str, str]:
+    """The variables for `count` GPUs of a kind (None: an Ampere GPU) that run kernels of that architecture. Not
+    `bounded`: memory never runs out.
+    """
+    major, minor = capability_of(gpu)
+    core = MULTIPROCESSORS[major, minor]
     total = gpu.usable_bytes if gpu is not None and bounded else EVERYTHING - (64 << 30)
     return {
         "MEMPLAN_STUB_NAME": device_name(gpu),
-        "MEMPLAN_STUB_CAPABILITY": f"{capability[0]}{capability[1]}",
+        "MEMPLAN_STUB_CAPABILITY": f"{major}{minor}",
+        "MEMPLAN_STUB_ARCHITECTURE": str(architecture),
         "MEMPLAN_STUB_MULTIPROCESSORS": str((gpu.sms if gpu else None) or 108),
         "MEMPLAN_STUB_SHARED_PER_MULTIPROCESSOR": str(core.shared_bytes),
         "MEMPLAN_STUB_THREADS_PER_MULTIPROCESSOR": str(core.threads),

@@ -46,7 +46,9 @@ def find_interpreter(named: str | None) -> Interpreter:
     path = Path(os.path.abspath(found))
     origin = _torch_of(path)
     if origin is None:
-        raise UsageError(f"{path} has no torch. An environment for dry runs:\n{MAKE}\nthen: --python cuda-env/bin/python")
+        raise UsageError(
+            f"{path} has no torch. An environment for dry runs:\n{MAKE}\nthen: --python cuda-env/bin/python"
+        )
     site = Path(origin).parent.parent
     text = (Path(origin).parent / "version.py").read_text(encoding="utf-8")
     version = _value(text, "__version__") or "unknown"

@@ -15,7 +15,12 @@ from pathlib import Path
 INSIDE = Path(__file__).with_name("inside")
 GRACE = 3.0
 """Seconds between asking a program to end and ending it."""
-_DROPPED = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK", "CUDA_LAUNCH_BLOCKING")
+_DROPPED = (
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "CUDA_LAUNCH_BLOCKING",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,12 @@ def _started(
     command: Sequence[str], around: dict[str, str], output: object, mark: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=around, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=around,
+        start_new_session=True,
     )
     try:
         yield process

@@ -128,7 +128,9 @@ def _undefined(elf: Any) -> list[tuple[str, int]]:
     found = []
     for row, (name, _, _, where, _, _) in enumerate(struct.iter_unpack(f"{order}IBBHQQ", table.data())):
         if where == 0 and name:
-            found.append((names[name : names.index(b"\0", name)].decode("ascii", "replace"), indices[row] & 0x7FFF))
+            found.append(
+                (names[name : names.index(b"\0", name)].decode("ascii", "replace"), indices[row] & 0x7FFF)
+            )
     return found
 
 

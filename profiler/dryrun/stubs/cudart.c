@@ -181,11 +181,11 @@ API int cudaEventElapsedTime(float *ms, const struct timespec *a, const struct t
 }
 
 API int cudaFuncGetAttributes(void *to, UNUSED const void *function) {
-    int *words = to, version = stub_card()->major * 10 + stub_card()->minor;
+    int *words = to;
     memset(to, 0, FUNCTION_BYTES);
     words[6] = 1024; /* maxThreadsPerBlock */
     words[7] = 32;   /* numRegs */
-    words[8] = words[9] = version; /* ptxVersion, binaryVersion */
+    words[8] = words[9] = stub_card()->architecture; /* ptxVersion, binaryVersion */
     words[11] = 49152; /* maxDynamicSharedSizeBytes */
     return SUCCESS;
 }

@@ -36,6 +36,7 @@ static void read_environment(void) {
     snprintf(card.name, sizeof card.name, "%s", name ? name : "stub GPU");
     card.major = capability / 10;
     card.minor = capability % 10;
+    card.architecture = (int)number("MEMPLAN_STUB_ARCHITECTURE", capability);
     card.multiprocessors = (int)number("MEMPLAN_STUB_MULTIPROCESSORS", 108);
     card.total_bytes = (size_t)number("MEMPLAN_STUB_TOTAL_BYTES", 80L << 30);
     card.context_bytes = (size_t)number("MEMPLAN_STUB_CONTEXT_BYTES", 0);

@@ -24,7 +24,7 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 }
 
 struct card { /* what programs ask of a device; read once from the environment */
     char name[128];
-    int major, minor, multiprocessors, threads_per_multiprocessor, blocks_per_multiprocessor;
+    int major, minor, architecture, multiprocessors, threads_per_multiprocessor, blocks_per_multiprocessor;
     int shared_per_multiprocessor, shared_per_block_optin, l2_bytes, bus_bits;
     size_t total_bytes, context_bytes;
 };

@@ -2,7 +2,15 @@
 
 import torch
 
-_MERGED = ("allocated_bytes", "reserved_bytes", "active_bytes", "requested_bytes", "allocation", "segment", "active")
+_MERGED = (
+    "allocated_bytes",
+    "reserved_bytes",
+    "active_bytes",
+    "requested_bytes",
+    "allocation",
+    "segment",
+    "active",
+)
 
 
 class Counters:

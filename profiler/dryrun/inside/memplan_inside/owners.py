@@ -34,7 +34,9 @@ def inside(name, value, depth=3, seen=None):
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from inside(name, item, depth - 1, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)) and not callable(value):
+    elif (
+        hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)) and not callable(value)
+    ):
         for key, item in vars(value).items():
             yield from inside(f"{name}.{key}", item, depth - 1, seen)
 

@@ -30,12 +30,20 @@ def write(watch):
         "cuda": torch.version.cuda,
         "steps": max(watch.counts.values(), default=0),
         "optimizers": len(watch.counts),
-        "expandable": "expandable_segments:true" in os.environ.get("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")).lower(),
+        "expandable": "expandable_segments:true"
+        in os.environ.get("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")).lower(),
         "moments": watch.moments,
         "marks": watch.marks,
         "claims": watch.claims,
         "notes": sorted(values.notes),
-        "events": [[_event(entry, lines) for entry in trace if entry["action"] in _KINDS or entry["action"] in _SEGMENTS] for trace in traces],
+        "events": [
+            [
+                _event(entry, lines)
+                for entry in trace
+                if entry["action"] in _KINDS or entry["action"] in _SEGMENTS
+            ]
+            for trace in traces
+        ],
         "lines": lines.table,
     }
     path = os.path.join(os.environ["MEMPLAN_DRYRUN_REPORTS"], f"report-{watch.process}.json")

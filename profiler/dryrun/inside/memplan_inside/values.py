@@ -112,7 +112,10 @@ def _floating(tensor):
 
 
 def _kernel(name, op, kernel):
-    writes = any(argument.is_out or (argument.alias_info is not None and argument.alias_info.is_write) for argument in op._schema.arguments)
+    writes = any(
+        argument.is_out or (argument.alias_info is not None and argument.alias_info.is_write)
+        for argument in op._schema.arguments
+    )
     creates, call, places = name in CREATE, kernel.call_boxed, _promoting(op)
 
     def run(keyset, *args, **kwargs):
@@ -137,14 +140,18 @@ def _promoting(op):
     found = [
         place
         for place, argument in enumerate(arguments)
-        if str(argument.type) == "Tensor" and not argument.kwarg_only and argument.name not in ("condition", "mask")
+        if str(argument.type) == "Tensor"
+        and not argument.kwarg_only
+        and argument.name not in ("condition", "mask")
     ]
     return found if len(found) > 1 else []
 
 
 def _with_tensors(args, places):
     """Numbers as tensors again, of a dtype that changes the result's no more than a number does."""
-    like = next((args[place] for place in places if place < len(args) and isinstance(args[place], torch.Tensor)), None)
+    like = next(
+        (args[place] for place in places if place < len(args) and isinstance(args[place], torch.Tensor)), None
+    )
     args = list(args)
     for place in places:
         if place < len(args) and type(args[place]) in _NUMBERS:

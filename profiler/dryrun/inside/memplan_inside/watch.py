@@ -35,7 +35,9 @@ class Watch:
 
     def cuda_started(self):
         """torch has initialized CUDA: from here on the allocator's history is kept."""
-        torch.cuda.memory._memplan_record(enabled="all", context="alloc", stacks="python", max_entries=report.MOST_EVENTS)
+        torch.cuda.memory._memplan_record(
+            enabled="all", context="alloc", stacks="python", max_entries=report.MOST_EVENTS
+        )
         self.started = True
         self.begin(self.moment)
         self.wait_for_forward()
@@ -166,7 +168,10 @@ def install():
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     memory = torch.cuda.memory
-    memory._memplan_record, memory._record_memory_history = memory._record_memory_history, lambda *a, **k: None
+    memory._memplan_record, memory._record_memory_history = (
+        memory._record_memory_history,
+        lambda *a, **k: None,
+    )
     WATCH.counters.take_over()
     torch.cuda._lazy_call(WATCH.cuda_started)
     register_optimizer_step_pre_hook(WATCH.optimizer_begins)
@@ -260,7 +265,9 @@ def progress(text):
     if now - WATCH.noticed > 0.1:
         WATCH.noticed = now
         try:
-            with open(os.path.join(os.environ["MEMPLAN_DRYRUN_REPORTS"], f"progress-{WATCH.process}"), "w") as file:
+            with open(
+                os.path.join(os.environ["MEMPLAN_DRYRUN_REPORTS"], f"progress-{WATCH.process}"), "w"
+            ) as file:
                 file.write(text)
         except OSError:
             pass
