@@ -1,9 +1,9 @@
 """Published runs of one card dry-run: `python benchmarks/published_dryrun.py --python CUDA_PYTHON [FILE]`.
 
-Each run of FILE (default ../shared/published/t4_lora_qlora.json: model, method, dtypes, rank, batch, `measured_mib` per
-moment) is a plain training script, run over stub libraries with random weights. Keys and values are expanded before
-the call, as transformers did when those runs were made. Differences are dry run minus measured, in MiB. Nothing here
-runs on a GPU.
+Each run of FILE (default ../shared/published/t4_lora_qlora.json: model, method, dtypes, rank, batch,
+`measured_mib` per moment) is a plain training script, run over stub libraries with random weights. Keys and
+values are expanded before the call, as transformers did when those runs were made. Differences are dry run
+minus measured, in MiB. Nothing here runs on a GPU.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ import transformers.integrations.sdpa_attention as sdpa_attention
 sdpa_attention.use_gqa_in_sdpa = lambda *a, **k: False
 run = json.loads(sys.argv[2])
 dtype = getattr(torch, run["weight_dtype"])
-options = {"dtype": dtype, "attn_implementation": "eager" if run["attention"] == "eager" else "sdpa", "device_map": {"": 0}}
+attention = "eager" if run["attention"] == "eager" else "sdpa"
+options = {"dtype": dtype, "attn_implementation": attention, "device_map": {"": 0}}
 if run["method"] == "qlora":
     options["quantization_config"] = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=bool(run["double_quant"]))
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], **options)
 model.config.use_cache = False
+how = {"use_reentrant": False}
 if run["method"] == "qlora":
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = prepare_model_for_kbit_training(model, True, how)
 else:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     model.enable_input_require_grads()
-model = get_peft_model(model, LoraConfig(r=run["rank"], lora_alpha=run["lora_alpha"], lora_dropout=run["lora_dropout"], target_modules=run["targets"], task_type="CAUSAL_LM"))
+adapter = LoraConfig(
+    r=run["rank"], lora_alpha=run["lora_alpha"], lora_dropout=run["lora_dropout"],
+    target_modules=run["targets"], task_type="CAUSAL_LM")
+model = get_peft_model(model, adapter)
 model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 def step():
@@ -75,12 +80,8 @@ def dry_run(run: Mapping[str, Any], python: str) -> dict[str, float]:
         for moment in found.moments
         if moment.name in MOMENTS
     }
-    return {
-        **seen,
-        "peak_allocated": found.allocated_bytes / MIB,
-        "peak_reserved": found.reserved_bytes / MIB,
-        "seconds": float(0),
-    }
+    peaks = {"peak_allocated": found.allocated_bytes / MIB, "peak_reserved": found.reserved_bytes / MIB}
+    return {**seen, **peaks}
 
 
 def main() -> None:
@@ -93,11 +94,16 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in json.loads(arguments.file.read_text()):
         attention = "eager" if run["attention"] == "eager" else "sdpa"
-        label = f"{run['model'].split('/')[1][:14]:14} {run['method']:5} {attention:5} b{run['micro_batch']} s{run['sequence']}"
+        label = f"{run['model'].split('/')[1][:14]:14} {run['method']:5} {attention:5} "
+        label += f"b{run['micro_batch']} s{run['sequence']}"
         if arguments.only not in label:
             continue
         found, measured = dry_run(run, arguments.python), run["measured_mib"]
-        cells = [f"{name} {found[name]:8.1f} ({found[name] - measured[name]:+7.2f})" for name in measured if name in found]
+        cells = [
+            f"{name} {found[name]:8.1f} ({found[name] - measured[name]:+7.2f})"
+            for name in measured
+            if name in found
+        ]
         print(label, "  ".join(cells), flush=True)
 
 

@@ -17,8 +17,8 @@ from memplan.profiler.record import MEASURED_COMPONENTS
 from memplan.render.terminal import SPACING, WORDS, label, number, paragraph
 
 CANNOT_SEE = (
-    "a dry run over stub libraries, not a GPU measurement. It cannot see the CUDA context (taken from the GPU table), "
-    "what CUDA's libraries allocate inside themselves, time, or floating-point values."
+    "a dry run over stub libraries, not a GPU measurement. It cannot see the CUDA context (taken from the "
+    "GPU table), what CUDA's libraries allocate inside themselves, time, or floating-point values."
 )
 
 
@@ -53,7 +53,8 @@ def verdict(done: Rehearsed) -> Text:
         )
     text, style = WORDS["fits" if done.fits else "no"]
     if done.fits:
-        rest = f" {gpu.name} (dry run): {gib(used)} of {gib(gpu.usable_bytes)} usable, {gib(gpu.usable_bytes - used)} free"
+        rest = f" {gpu.name} (dry run): {gib(used)} of {gib(gpu.usable_bytes)} usable"
+        rest += f", {gib(gpu.usable_bytes - used)} free"
         return Text(text, style=style).append(rest, style="not bold")
     line = Text(text, style=style).append(f" {gpu.name} (dry run): ", style="not bold")
     if done.unbounded is None:
@@ -79,13 +80,13 @@ def refused_sentence(refused: Refused) -> str:
     free = f", {gib(refused.free_bytes)} free" if refused.free_bytes is not None else ""
     where = f" at {place(refused.line)}" if refused.line else ""
     return (
-        f"in {label(refused.moment)}{where}: asked for {asked} with {gib(refused.allocated_bytes)} allocated, "
-        f"{gib(refused.reserved_bytes)} reserved{free} (torch.OutOfMemoryError)."
+        f"in {label(refused.moment)}{where}: asked for {asked} with {gib(refused.allocated_bytes)} "
+        f"allocated, {gib(refused.reserved_bytes)} reserved{free} (torch.OutOfMemoryError)."
     )
 
 
 def moment_table(found: Observation, context_bytes: int, width: int) -> Table:
-    """Components by moment in GiB, as the table of a prediction; narrow screens lose blanks, then decimals."""
+    """Components by moment in GiB, as the table of a prediction; narrow screens lose blanks, decimals."""
     console = Console(width=1000)
     for blanks, digits, _ in SPACING:
         table = _moment_table(found, context_bytes, blanks, digits)
@@ -122,7 +123,8 @@ def sentences(done: Rehearsed, found: Observation) -> list[RenderableType]:
     lines = [
         (
             "Peak",
-            f"in {label(found.peak_moment)}{at}: {gib(found.allocated_bytes)} allocated, {gib(found.reserved_bytes)} reserved.",
+            f"in {label(found.peak_moment)}{at}: {gib(found.allocated_bytes)} allocated, "
+            f"{gib(found.reserved_bytes)} reserved.",
         )
     ]
     if found.largest:

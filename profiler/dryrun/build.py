@@ -48,7 +48,8 @@ def check_machine() -> None:
 def stub_libraries(
     python: Path, site: Path, torch_version: str, cuda: str, cache: Path | None = None
 ) -> Path:
-    """The folder with the stub libraries for the environment with that site-packages folder, compiled where needed.
+    """The folder with the stub libraries for the environment with that site-packages folder, compiled where
+    needed.
 
     A folder that stands under its final name is whole: it is written beside and renamed, under a lock.
     """
@@ -70,7 +71,9 @@ def preload(folder: Path) -> str:
 
 
 def compiler() -> list[str]:
-    """The command of a C compiler: the system's, else the one that the package ziglang brings. Raises UsageError."""
+    """The command of a C compiler: the system's, else the one that the package ziglang brings. Raises
+    UsageError.
+    """
     named = os.environ.get("CC", "").split()
     for words in ([named] if named else []) + [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(words[0]):
@@ -160,7 +163,7 @@ def _build(python: Path, site: Path, cuda: str, kept: Path) -> None:
 
 
 def _architectures(python: Path, libraries: str) -> str:
-    """The compute capabilities that torch has kernels for, as torch tells over the new stubs: '75 80 86 90'."""
+    """The compute capabilities that torch has kernels for, as torch tells over the stubs: '75 80 86'."""
     ask = "import torch; print(*(name.split('_')[1] for name in torch.cuda.get_arch_list()))"
     command = [str(python), "-c", ask]
     around = {**os.environ, "LD_PRELOAD": libraries}
@@ -173,7 +176,9 @@ def _architectures(python: Path, libraries: str) -> str:
 
 
 def architecture(folder: Path, capability: tuple[int, int]) -> int | None:
-    """Whose kernels a GPU of that compute capability runs: the newest of its generation that is not newer than it."""
+    """Whose kernels a GPU of that compute capability runs: the newest of its generation that is not newer
+    than it.
+    """
     words = re.findall(r"\d+", (folder / ARCHITECTURES).read_text(encoding="utf-8"))
     wanted = capability[0] * 10 + capability[1]
     return max(
@@ -185,7 +190,8 @@ def _compile(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise UsageError(
-            f"the C compiler {command[0]} could not build the stub libraries: {shorten(done.stderr.strip(), 300)}"
+            f"the C compiler {command[0]} could not build the stub libraries: "
+            f"{shorten(done.stderr.strip(), 300)}"
         )
 
 

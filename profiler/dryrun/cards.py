@@ -15,7 +15,9 @@ EVERYTHING = 4 << 40
 
 @dataclass(frozen=True, slots=True)
 class Multiprocessor:
-    """What one multiprocessor has, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+    """What one multiprocessor has, by compute capability (CUDA C++ Programming Guide, technical
+    specifications).
+    """
 
     shared_bytes: int
     threads: int
@@ -39,7 +41,7 @@ MOST_GPUS = 16
 
 
 def check_card(gpu: Gpu | None, count: int) -> None:
-    """Raises UsageError for what is no GPU of NVIDIA's that torch's CUDA build runs on, or too many of them."""
+    """Raises UsageError for a GPU that torch's CUDA build does not run on, or too many of them."""
     if gpu is not None and not gpu.verified:
         raise UsageError(f"{gpu.name} is no NVIDIA GPU: a dry run is of torch's CUDA build")
     if not 1 <= count <= MOST_GPUS:
@@ -51,8 +53,8 @@ def capability_of(gpu: Gpu | None) -> tuple[int, int]:
 
 
 def card_environment(gpu: Gpu | None, count: int, architecture: int, bounded: bool = True) -> dict[str, str]:
-    """The variables for `count` GPUs of a kind (None: an Ampere GPU) that run kernels of that architecture. Not
-    `bounded`: memory never runs out.
+    """The variables for `count` GPUs of a kind (None: an Ampere GPU) that run kernels of that architecture.
+    Not `bounded`: memory never runs out.
     """
     major, minor = capability_of(gpu)
     core = MULTIPROCESSORS[major, minor]

@@ -1,8 +1,8 @@
 """What the caching allocator charges for each block, from the addresses of a real history.
 
-A block is as large as was asked for, in multiples of 512 bytes, unless what would remain of the free block is too
-small to be split off (c10/cuda/CUDACachingAllocator.cpp should_split). Where free blocks lie follows from the
-addresses, whatever rule chose among them, so that this holds for every version of torch.
+A block is as large as was asked for, in multiples of 512 bytes, unless what would remain of the free block is
+too small to be split off (c10/cuda/CUDACachingAllocator.cpp should_split). Where free blocks lie follows from
+the addresses, whatever rule chose among them, so that this holds for every version of torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Row = Sequence[int]
 
 
 def charged(events: Sequence[Row], expandable: bool = False) -> dict[int, int]:
-    """Place of each allocation among the events -> bytes of its block. Events: (kind, address, bytes, ...)."""
+    """Place of each allocation among the events -> bytes of its block. Events: (kind, address, bytes)."""
     free = _Free()
     live: dict[int, int] = {}
     found = {}

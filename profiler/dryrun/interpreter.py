@@ -30,7 +30,7 @@ print(json.dumps([spec.origin if spec else None, sys.version_info[:2]]))
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """`path`: the executable; `site`: the folder that holds torch; versions as torch's own file states them."""
+    """`path`: the executable; `site`: the folder that holds torch; versions as torch's file states them."""
 
     path: Path
     site: Path
@@ -39,7 +39,7 @@ class Interpreter:
 
 
 def find_interpreter(named: str | None) -> Interpreter:
-    """The interpreter of that path, or the running one. Raises UsageError unless its torch is a CUDA build."""
+    """The interpreter of that path, or the running one. UsageError unless its torch is a CUDA build."""
     found = shutil.which(named) if named else sys.executable
     if not found:
         raise UsageError(f"--python {shorten(named or '')}: there is no such executable")
@@ -56,8 +56,8 @@ def find_interpreter(named: str | None) -> Interpreter:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if cuda is None:
         raise UsageError(
-            f"{path} has torch {version}, a build without CUDA: a dry run needs the CUDA build (no GPU is needed). "
-            f"An environment for dry runs:\n{MAKE}\nthen: --python cuda-env/bin/python"
+            f"{path} has torch {version}, a build without CUDA: a dry run needs the CUDA build (no GPU "
+            f"is needed). An environment for dry runs:\n{MAKE}\nthen: --python cuda-env/bin/python"
         )
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
         raise UsageError(f"{path} has torch {version}: a dry run needs {OLDEST[0]}.{OLDEST[1]} or later")
@@ -82,7 +82,9 @@ def _value(text: str, name: str) -> str | None:
 
 
 def resolve(command: Sequence[str], interpreter: Interpreter) -> list[str]:
-    """The command with its first word found: `python` is the interpreter, other words are looked for beside it first."""
+    """The command with its first word found: `python` is the interpreter, other words are looked for beside
+    it first.
+    """
     first, rest = command[0], list(command[1:])
     if re.fullmatch(r"python[\d.]*", os.path.basename(first)):
         return [str(interpreter.path), *rest]

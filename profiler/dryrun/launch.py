@@ -1,4 +1,6 @@
-"""Runs the program over the stub libraries in a process group of its own, and ends all of it whatever happens."""
+"""Runs the program over the stub libraries in a process group of its own, and ends all of it whatever
+happens.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _DROPPED = (
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the program ended: its status (negative: a signal), None where time ran out; what it printed; its reports."""
+    """How the program ended: its status (negative: a signal), None where time ran out; what it printed; its
+    reports.
+    """
 
     status: int | None
     output: str
@@ -41,7 +45,7 @@ def run_program(
     deadline: float,
     notice: Callable[[str], None],
 ) -> Ended:
-    """Run it to its end or the deadline (seconds). `notice` is told now and then what the program is doing."""
+    """Run it to its end or the deadline (seconds). `notice` is told what the program is doing."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="memplan-dry-run-") as name:
         folder = Path(name)
@@ -54,7 +58,9 @@ def run_program(
 
 
 def program_environment(variables: Mapping[str, str], preload: str, reports: Path) -> dict[str, str]:
-    """The program's environment: its own, with the stubs before everything and our folder first on Python's path."""
+    """The program's environment: its own, with the stubs before everything and our folder first on Python's
+    path.
+    """
     kept = {key: value for key, value in os.environ.items() if key not in _DROPPED}
     path = [str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])]
     own = {
@@ -94,7 +100,7 @@ def _wait(process: subprocess.Popen[bytes], end: float, tick: Callable[[], None]
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Nothing that was started stays: the group first, then whatever left it but still carries our variable."""
+    """Nothing that was started stays: the group, then what left it but still carries our variable."""
     if process.poll() is None:
         _signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

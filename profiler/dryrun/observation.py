@@ -1,4 +1,5 @@
-"""What a dry run saw: moments, peaks, components and the line of the peak, from the report that the program left.
+"""What a dry run saw: moments, peaks, components and the line of the peak, from the report that the program
+left.
 
 No torch here. An Observation is no measurement: nothing ran on a GPU.
 """
@@ -31,14 +32,18 @@ SCHEMA = "memplan.dry-run/1"
 LOAD = "load"
 LARGEST = 3
 WORKSPACES = (8519680, 32 * MIB)
-"""What torch keeps for a cuBLAS handle, by generation (aten/src/ATen/cuda/CUDABlas.cpp, CublasHandlePool.cpp)."""
+"""What torch keeps for a cuBLAS handle, by generation (aten/src/ATen/cuda/CUDABlas.cpp,
+CublasHandlePool.cpp).
+"""
 _KINDS = {ALLOC: "alloc", FREE: "free", OOM: "oom"}
 Report = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class SeenMoment:
-    """The peaks inside one moment, over every step; `components` (with `unattributed`) add up to `allocated_bytes`."""
+    """The peaks inside one moment, over every step; `components` (with `unattributed`) add up to
+    `allocated_bytes`.
+    """
 
     name: str
     allocated_bytes: int
@@ -49,7 +54,9 @@ class SeenMoment:
 
 @dataclass(frozen=True, slots=True)
 class LargeBlock:
-    """One of the largest blocks at the peak that are neither weights nor optimizer states, and who asked for it."""
+    """One of the largest blocks at the peak that are neither weights nor optimizer states, and who asked for
+    it.
+    """
 
     nbytes: int
     component: str
@@ -71,7 +78,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One process's dry run on one device. `outcome`: stopped (after the steps), ended (by itself), oom, error."""
+    """One process's dry run on one device. `outcome`: stopped (after the steps), ended (by itself), oom,
+    error.
+    """
 
     outcome: str
     steps: int
@@ -108,8 +117,8 @@ class Observation:
 
 
 def observe(reports: Sequence[Report]) -> Observation | None:
-    """The observation of the process that trained: the lowest rank among those that took most steps. None: nobody used
-    CUDA.
+    """The observation of the process that trained: the lowest rank among those that took most steps. None:
+    nobody used CUDA.
     """
     used = [report for report in reports if any(report["events"])]
     if not used:
@@ -166,7 +175,9 @@ class _Reader:
         return running
 
     def _own(self) -> None:
-        """Claims at hooks first, then what a forward pass or a recomputation leaves behind; workspaces of cuBLAS apart."""
+        """Claims at hooks first, then what a forward pass or a recomputation leaves behind; workspaces of
+        cuBLAS apart.
+        """
         marks, claims = [], []
         for index, (step, moment, edge, _) in enumerate(self.report["marks"]):
             label = f"mark {index}" if edge == "claim" else mark_label(step, moment, index, edge)
@@ -184,7 +195,9 @@ class _Reader:
         self._recomputed()
 
     def _workspaces(self, history: History) -> None:
-        """A block of a workspace's size that a step makes and nobody frees is the workspace of a cuBLAS handle."""
+        """A block of a workspace's size that a step makes and nobody frees is the workspace of a cuBLAS
+        handle.
+        """
         first = next((span.begin for span in history.spans() if span.step >= 0), len(self.events))
         named = {claim.address for claim in history.claims}
         for block in self.blocks:
@@ -235,7 +248,9 @@ class _Reader:
         )
 
     def _moments(self) -> list[tuple[SeenMoment, int, str]]:
-        """Each moment's largest over the steps, in order of first appearance: (moment, place of its peak, line)."""
+        """Each moment's largest over the steps, in order of first appearance: (moment, place of its peak,
+        line).
+        """
         found: dict[str, tuple[SeenMoment, int, str]] = {}
         for moment in self.report["moments"]:
             counters = moment["counters"][self.device]
@@ -286,5 +301,7 @@ class _Reader:
 
 
 def short_line(line: str) -> str:
-    """A source line without the folders above its package: 'transformers/models/llama/modeling_llama.py:473 forward'."""
+    """A source line without the folders above its package: 'transformers/models/llama/modeling_llama.py:473
+    forward'.
+    """
     return re.sub(r"^.*/(?:site|dist)-packages/", "", line)

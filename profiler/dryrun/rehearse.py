@@ -1,4 +1,6 @@
-"""One dry run from a command line to its observation; after running out of memory, a second one without a bound."""
+"""One dry run from a command line to its observation; after running out of memory, a second one without a
+bound.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.tables.errors import MemplanError, shorten
+from memplan.planner.tables.errors import MemplanError, UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, common_gpus, context_bytes
 from memplan.profiler.dryrun.build import architecture, preload, stub_libraries
 from memplan.profiler.dryrun.cards import MULTIPROCESSORS, capability_of, card_environment, check_card
@@ -22,8 +24,9 @@ from memplan.profiler.dryrun.observation import Observation, observe
 OUTPUT_SHOWN = 80
 """Lines of a failed program's own output that are repeated."""
 _OFFLINE = re.compile(
-    r"ConnectionError|MaxRetryError|LocalEntryNotFoundError|Name or service not known|Temporary failure in name"
-    r"|OfflineModeIsEnabled|GatedRepoError|couldn't connect to|We couldn't connect|Cannot reach|ConnectTimeout|ProxyError"
+    r"ConnectionError|MaxRetryError|LocalEntryNotFoundError|Name or service not known"
+    r"|Temporary failure in name|OfflineModeIsEnabled|GatedRepoError|couldn't connect to|ConnectTimeout"
+    r"|ProxyError"
 )
 
 
@@ -144,8 +147,8 @@ def _kernels(gpu: Gpu | None, interpreter: Interpreter, folder: Path) -> int:
     found = architecture(folder, wanted)
     if found is None or wanted not in MULTIPROCESSORS:
         raise UsageError(
-            f"torch {interpreter.torch} has no kernels for {gpu.name if gpu else 'a GPU'} (compute capability "
-            f"{wanted[0]}.{wanted[1]})"
+            f"torch {interpreter.torch} has no kernels for {gpu.name if gpu else 'a GPU'} (compute "
+            f"capability {wanted[0]}.{wanted[1]})"
         )
     return found
 
@@ -165,8 +168,8 @@ def _checked(request: Rehearsal, ended: Ended, found: Observation | None) -> Obs
         raise _why(line, ended)
     if found is None:
         raise _failed(
-            f"'{shorten(line)}' ended without using CUDA: nothing to observe (does it run under another Python than "
-            "--python, or on the CPU by its own settings?)",
+            f"'{shorten(line)}' ended without using CUDA: nothing to observe (does it run under another "
+            "Python than --python, or on the CPU by its own settings?)",
             ended,
         )
     if not found.steps:

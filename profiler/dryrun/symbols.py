@@ -1,4 +1,6 @@
-"""Which CUDA libraries the shared objects of an environment link, and which symbols of which version they need there."""
+"""Which CUDA libraries the shared objects of an environment link, and which symbols of which version they
+need there.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def listing(site: Path) -> list[str]:
 
 
 def needed(paths: Iterable[Path], major: int) -> tuple[set[str], set[Symbol]]:
-    """(sonames of CUDA libraries that are linked, symbols that are needed of them) for that major version of CUDA.
+    """(sonames of CUDA libraries that are linked, symbols that are needed of them) for that major version of
+    CUDA.
 
     What links another version's runtime (bitsandbytes brings one library for each) is left out.
     """
@@ -78,7 +81,9 @@ def needed(paths: Iterable[Path], major: int) -> tuple[set[str], set[Symbol]]:
 
 
 def looked_up(site: Path) -> set[str]:
-    """The driver's and NVML's functions that torch looks up by name while it runs: the names are text in its library."""
+    """The driver's and NVML's functions that torch looks up by name while it runs: the names are text in its
+    library.
+    """
     path = site / "torch" / "lib" / "libc10_cuda.so"
     if not path.is_file():
         return set()
@@ -118,7 +123,9 @@ def _family(name: str, linked: set[str]) -> str:
 
 
 def _undefined(elf: Any) -> list[tuple[str, int]]:
-    """(name, index of its version) of every undefined dynamic symbol. Read whole: torch's libraries have 10^5."""
+    """(name, index of its version) of every undefined dynamic symbol. Read whole: torch's libraries have
+    10^5.
+    """
     table = elf.get_section_by_name(".dynsym")
     names = elf.get_section(table["sh_link"]).data()
     order = "<" if elf.little_endian else ">"

@@ -1,4 +1,4 @@
-"""Found first on PYTHONPATH in a dry run: starts the observer, then runs the environment's own sitecustomize."""
+"""Found first on PYTHONPATH in a dry run: starts the observer, then runs the environment's own."""
 
 import importlib.machinery
 import importlib.util

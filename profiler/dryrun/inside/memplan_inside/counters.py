@@ -14,7 +14,9 @@ _MERGED = (
 
 
 class Counters:
-    """Peaks are taken and begun anew at each moment; what the program asks for is the peak since its own reset."""
+    """Peaks are taken and begun anew at each moment; what the program asks for is the peak since its own
+    reset.
+    """
 
     def __init__(self):
         self._seen = {}  # device -> {(statistic, pool): peak since the program's reset}

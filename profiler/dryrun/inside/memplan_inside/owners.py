@@ -17,7 +17,9 @@ def address(tensor):
 
 
 def inside(name, value, depth=3, seen=None):
-    """(name, tensor) of a value and of what it keeps in lists, dictionaries and attributes (a quantization state)."""
+    """(name, tensor) of a value and of what it keeps in lists, dictionaries and attributes (a quantization
+    state).
+    """
     seen = set() if seen is None else seen
     if id(value) in seen or depth < 0:
         return

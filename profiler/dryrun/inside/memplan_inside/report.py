@@ -1,4 +1,6 @@
-"""What one process leaves: its moments, the allocator's history with the lines that asked, and who owned what."""
+"""What one process leaves: its moments, the allocator's history with the lines that asked, and who owned
+what.
+"""
 
 import json
 import os
@@ -74,7 +76,9 @@ class _Lines:
 
 
 def _event(entry, lines):
-    """[kind, address or free bytes, bytes] and, of an allocation: the user's line, the library's line, recomputed or not."""
+    """[kind, address or free bytes, bytes] and, of an allocation: the user's line, the library's line,
+    recomputed or not.
+    """
     action = entry["action"]
     kind = _KINDS.get(action, _SEGMENTS.get(action))
     address = entry.get("device_free" if action == "oom" else "addr", 0)

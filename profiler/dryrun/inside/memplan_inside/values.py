@@ -1,8 +1,8 @@
 """True values of integer and Boolean tensors, where no kernel computes anything.
 
-Device memory is readable host memory in a dry run. After each listed op has made its allocations as on a GPU, the same
-op is run on the CPU over the same memory, so that every branch that a program takes on a mask, a label, a length or a
-count is the branch that it takes on a GPU. Floating-point values stay unknown.
+Device memory is readable host memory in a dry run. After each listed op has made its allocations as on a GPU,
+the same op is run on the CPU over the same memory, so that every branch that a program takes on a mask, a
+label, a length or a count is the branch that it takes on a GPU. Floating-point values stay unknown.
 """
 
 import contextlib
@@ -14,18 +14,23 @@ import warnings
 import torch
 
 MOST, MOST_FLOATING = 1 << 24, 1 << 12
-"""Elements: what is larger stays unknown. Of floating-point tensors only the constants of small ones are written."""
+"""Elements: what is larger stays unknown. Of floating-point tensors only the constants of small ones are
+written.
+"""
 OPS = """
-eq ne lt le gt ge any all sum prod max min amax amin aminmax argmax argmin cumsum cumprod where masked_fill_
-index _index_put_impl_ gather scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_select
-index_fill_ index_add index_add_ index_copy index_copy_ cat roll flip tril triu tril_ triu_ tril_indices triu_indices eye
-clamp clamp_ clamp_min clamp_max clamp_min_ clamp_max_ minimum maximum add add_ sub sub_ rsub mul mul_ div div_ remainder
-remainder_ floor_divide floor_divide_ bitwise_and bitwise_and_ bitwise_or bitwise_or_ bitwise_xor bitwise_xor_ bitwise_not
-bitwise_not_ logical_and logical_and_ logical_or logical_or_ logical_not logical_not_ logical_xor bitwise_left_shift
-bitwise_right_shift __lshift__ __rshift__ neg neg_ abs abs_ sign sgn pow sort topk kthvalue searchsorted bucketize isin
-masked_scatter_ masked_select take put_ count_nonzero arange linspace fill_ zero_ copy_ random_ randperm
-repeat_interleave square isposinf isneginf
-""".split()
+eq ne lt le gt ge any all sum prod max min amax amin aminmax argmax argmin cumsum cumprod where
+masked_fill_ index _index_put_impl_ gather scatter scatter_ scatter_add scatter_add_ scatter_reduce
+scatter_reduce_ index_select index_fill_ index_add index_add_ index_copy index_copy_ cat roll flip tril
+triu tril_ triu_ tril_indices triu_indices eye clamp clamp_ clamp_min clamp_max clamp_min_ clamp_max_
+minimum maximum add add_ sub sub_ rsub mul mul_ div div_ remainder remainder_ floor_divide floor_divide_
+bitwise_and bitwise_and_ bitwise_or bitwise_or_ bitwise_xor bitwise_xor_ bitwise_not bitwise_not_
+logical_and logical_and_ logical_or logical_or_ logical_not logical_not_ logical_xor bitwise_left_shift
+bitwise_right_shift __lshift__ __rshift__ neg neg_ abs abs_ sign sgn pow sort topk kthvalue searchsorted
+bucketize isin masked_scatter_ masked_select take put_ count_nonzero arange linspace fill_ zero_ copy_
+random_ randperm repeat_interleave square isposinf isneginf
+"""
+"""Ops whose integer and Boolean results are computed: those that programs make masks, labels and counts with.
+"""
 _NUMBERS = (int, float, bool, complex)
 CREATE = {"arange", "fill_", "zero_", "eye", "linspace", "tril_indices", "triu_indices"}
 """These know their values whatever the dtype."""
@@ -37,7 +42,9 @@ _kept = []
 
 
 def install():
-    """Put the kernels in place. Where torch cannot hand out its own kernels (before 2.10), values stay unknown."""
+    """Put the kernels in place. Where torch cannot hand out its own kernels (before 2.10), values stay
+    unknown.
+    """
     if not hasattr(torch.library, "get_kernel") or os.environ.get("MEMPLAN_DRYRUN_VALUES") == "0":
         notes["integer and Boolean values are unknown: torch.library.get_kernel came with torch 2.10"] = 1
         return
@@ -45,7 +52,7 @@ def install():
     _kept.append(library)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in OPS:
+        for name in OPS.split():
             packet = getattr(torch.ops.aten, name, None)
             for overload in packet.overloads() if packet is not None else ():
                 _override(library, name, getattr(packet, overload))
@@ -135,7 +142,9 @@ def _kernel(name, op, kernel):
 
 
 def _promoting(op):
-    """Places of the tensors that decide the result's dtype together: a number there arrives as a Python number."""
+    """Places of the tensors that decide the result's dtype together: a number there arrives as a Python
+    number.
+    """
     arguments = op._schema.arguments
     found = [
         place
@@ -206,7 +215,9 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
 
 
 def _fill_unknown(name, args, outputs):
-    """An integer or Boolean result of floating-point values: finite, different from infinity, evenly spread, else 0."""
+    """An integer or Boolean result of floating-point values: finite, different from infinity, evenly spread,
+    else 0.
+    """
     for tensor in outputs:
         if _floating(tensor) or not _readable(tensor):
             continue

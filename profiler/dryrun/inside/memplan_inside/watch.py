@@ -1,5 +1,6 @@
 """Follows the training through torch's hooks: moments, steps, who owns which block, and where to stop."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -87,7 +88,9 @@ class Watch:
                 self.claims.append([place, address, component, name])
 
     def wait_for_forward(self):
-        """One call of a module with gradients begins a forward pass; the hook then goes, so that compiled code has none."""
+        """One call of a module with gradients begins a forward pass; the hook then goes, so that compiled
+        code has none.
+        """
         if self.hook is None:
             self.hook = torch.nn.modules.module.register_module_forward_pre_hook(self._forward)
 
@@ -252,10 +255,8 @@ def ended():
 def _leave():
     """End the process here and now: nothing of the program runs any more."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):
             stream.flush()
-        except Exception:
-            pass
     os._exit(0)
 
 

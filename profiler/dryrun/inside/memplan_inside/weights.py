@@ -1,7 +1,7 @@
 """--random-weights: from_pretrained reads a checkpoint that holds nothing, made from the config.
 
-The file has a real header and a hole for its data, so that transformers loads it as it loads any checkpoint: in its
-order, with its warm-up, its quantization and its device map.
+The file has a real header and a hole for its data, so that transformers loads it as it loads any checkpoint:
+in its order, with its warm-up, its quantization and its device map.
 """
 
 import copy
