@@ -138,7 +138,8 @@ def test_memory_of_the_stubs(site: Path, tmp_path: Path, fake_torch: None) -> No
     script = f"""
 import ctypes
 memory = ctypes.CDLL({str(folder / build.MEMORY)!r}, mode=ctypes.RTLD_GLOBAL)
-runtime, driver = ctypes.CDLL({str(folder / "libcudart.so.13")!r}), ctypes.CDLL({str(folder / "libcuda.so.1")!r})
+runtime = ctypes.CDLL({str(folder / "libcudart.so.13")!r})
+driver = ctypes.CDLL({str(folder / "libcuda.so.1")!r})
 MIB = 1 << 20
 def free():
     a, b = ctypes.c_size_t(), ctypes.c_size_t()

@@ -27,7 +27,7 @@ bitwise_and bitwise_and_ bitwise_or bitwise_or_ bitwise_xor bitwise_xor_ bitwise
 logical_and logical_and_ logical_or logical_or_ logical_not logical_not_ logical_xor bitwise_left_shift
 bitwise_right_shift __lshift__ __rshift__ neg neg_ abs abs_ sign sgn pow sort topk kthvalue searchsorted
 bucketize isin masked_scatter_ masked_select take put_ count_nonzero arange linspace fill_ zero_ copy_
-random_ randperm repeat_interleave square isposinf isneginf
+random_ randperm bincount repeat_interleave square isposinf isneginf
 """
 """Ops whose integer and Boolean results are computed: those that programs make masks, labels and counts with.
 """
@@ -56,6 +56,8 @@ def install():
             packet = getattr(torch.ops.aten, name, None)
             for overload in packet.overloads() if packet is not None else ():
                 _override(library, name, getattr(packet, overload))
+        for name in ("_unique2", "unique_consecutive", "unique_dim", "equal"):
+            _override_with(library, getattr(torch.ops.aten, name).default, _replaced)
         _override_with(library, torch.ops.aten.nonzero.default, _nonzero)
         _override_with(library, torch.ops.aten._local_scalar_dense.default, _scalar)
 
@@ -244,6 +246,26 @@ def _spread(target, size):
     width = target.shape[-1]
     rows = torch.arange(target.numel() // width).reshape(*target.shape[:-1], 1)
     target.copy_((rows * width + torch.arange(width)) % size)
+
+
+def _replaced(op, kernel):
+    """Results whose size or value is read back from the device inside the kernel: made anew."""
+
+    def run(keyset, *args, **kwargs):
+        result = kernel.call_boxed(keyset, *args, **kwargs)
+        with _quietly():
+            seen = []
+            cpu = _on_cpu(args, seen)
+            if all(not _floating(tensor) and tensor.numel() <= MOST for tensor in seen):
+                made = op(*cpu, **kwargs)
+                result = (
+                    made if isinstance(made, bool) else tuple(tensor.to(seen[0].device) for tensor in made)
+                )
+            elif isinstance(result, bool):
+                result = seen[0].data_ptr() == seen[1].data_ptr()
+        return result
+
+    return run
 
 
 def _nonzero(op, kernel):
