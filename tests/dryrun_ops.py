@@ -81,7 +81,12 @@ def cases(device):
             (packed == 0).cumsum(-1),
             (packed[:, 1:] != packed[:, :-1] + 1).any(),
         ),
-        "sort": lambda: (ids.sort(dim=-1), ids.argsort(-1, stable=True), ids.flatten().unique(), ids.topk(2)),
+        "sort": lambda: (
+            ids.sort(dim=-1),
+            ids.argsort(dim=-1, stable=True),
+            ids.flatten().unique(),
+            ids.topk(2),
+        ),
         "unique": lambda: (
             ids.unique(return_counts=True),
             packed.unique_consecutive(),
