@@ -212,7 +212,6 @@ API void stub_forget_answer(void) { answer_waits = 0; }
 
 API void stub_copy(void *to, const void *from, size_t bytes) {
     if (answer_waits && (bytes == 4 || bytes == 8) && stub_owner(to) < 0) {
-        answer_waits = 0;
         memcpy(to, &answer, bytes); /* both architectures are little-endian */
     } else if (bytes <= SMALL_COPY) {
         memmove(to, from, bytes);

@@ -55,7 +55,7 @@ extern void stub_discard(void *address, size_t bytes);
 extern void stub_copy(void *to, const void *from, size_t bytes);
 extern void stub_fill(void *to, int value, size_t bytes);
 extern int stub_attribute(int *value, int attribute);
-extern void stub_answer(long long value); /* the next copy of 4 or 8 bytes to the host reads this value */
+extern void stub_answer(long long value); /* copies of 4 or 8 bytes to the host read this value, until it is forgotten */
 extern void stub_forget_answer(void);
 extern int stub_threads_on(int block);    /* blocks of that many threads that one multiprocessor holds */
 #endif

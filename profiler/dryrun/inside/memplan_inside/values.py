@@ -36,6 +36,13 @@ CREATE = {"arange", "fill_", "zero_", "eye", "linspace", "tril_indices", "triu_i
 """These know their values whatever the dtype."""
 COMPARE = {"eq": False, "ne": True}
 
+SIZED = {
+    "nonzero": lambda made: made.shape[0],
+    "_unique2": lambda made: made[0].shape[0],
+    "unique_consecutive": lambda made: made[0].shape[0],
+}
+"""Op -> how many entries its result has, given that result."""
+
 notes = {}
 _unknown = set()
 _kept = []
@@ -56,9 +63,9 @@ def install():
             packet = getattr(torch.ops.aten, name, None)
             for overload in packet.overloads() if packet is not None else ():
                 _override(library, name, getattr(packet, overload))
-        for name in ("_unique2", "unique_consecutive", "unique_dim", "equal"):
-            _override_with(library, getattr(torch.ops.aten, name).default, _replaced)
-        _override_with(library, torch.ops.aten.nonzero.default, _nonzero)
+        for name, count_of in SIZED.items():
+            _override_with(library, getattr(torch.ops.aten, name).default, _sized(count_of))
+        _override_with(library, torch.ops.aten.equal.default, _equal)
         _override_with(library, torch.ops.aten._local_scalar_dense.default, _scalar)
 
 
@@ -248,43 +255,61 @@ def _spread(target, size):
     target.copy_((rows * width + torch.arange(width)) % size)
 
 
-def _replaced(op, kernel):
-    """Results whose size or value is read back from the device inside the kernel: made anew."""
+class _Answer:
+    """While it lasts, counts that a kernel reads back from the device are `count`."""
 
-    def run(keyset, *args, **kwargs):
-        result = kernel.call_boxed(keyset, *args, **kwargs)
+    memory = None
+
+    def __init__(self, count):
+        self.count = count
+
+    def __enter__(self):
+        if _Answer.memory is None:
+            _Answer.memory = ctypes.CDLL("libmemplan_stub_memory.so")
+            _Answer.memory.stub_answer.argtypes = [ctypes.c_longlong]
+        if self.count is not None:
+            _Answer.memory.stub_answer(self.count)
+
+    def __exit__(self, *error):
+        _Answer.memory.stub_forget_answer()
+
+
+def _sized(count_of):
+    """Ops whose result is as large as a count that they read back: it gets the true one, then the true values."""
+
+    def make(op, kernel):
+        def run(keyset, *args, **kwargs):
+            made = count = None
+            with _quietly():
+                seen = []
+                cpu = _on_cpu(args, seen)
+                if all(not _floating(tensor) and 0 < tensor.numel() <= MOST for tensor in seen):
+                    made = op(*cpu, **kwargs)
+                    count = count_of(made)
+            with _Answer(count):
+                result = kernel.call_boxed(keyset, *args, **kwargs)
+            if made is not None:
+                with _quietly():
+                    for tensor, value in zip(_tensors((result,)), _tensors((made,)), strict=True):
+                        if tensor.numel():
+                            view(tensor).copy_(value)
+            return result
+
+        return run
+
+    return make
+
+
+def _equal(op, kernel):
+    """Floating-point tensors are equal to themselves alone."""
+
+    def run(keyset, left, right):
+        result = kernel.call_boxed(keyset, left, right)
         with _quietly():
-            seen = []
-            cpu = _on_cpu(args, seen)
-            if all(not _floating(tensor) and tensor.numel() <= MOST for tensor in seen):
-                made = op(*cpu, **kwargs)
-                result = (
-                    made if isinstance(made, bool) else tuple(tensor.to(seen[0].device) for tensor in made)
-                )
-            elif isinstance(result, bool):
-                result = seen[0].data_ptr() == seen[1].data_ptr()
-        return result
-
-    return run
-
-
-def _nonzero(op, kernel):
-    """The count is read back from the device before the output is allocated: it gets the true one."""
-    answer = ctypes.CDLL("libmemplan_stub_memory.so").stub_answer
-    answer.argtypes = [ctypes.c_longlong]
-    forget = ctypes.CDLL("libmemplan_stub_memory.so").stub_forget_answer
-
-    def run(keyset, tensor):
-        found = None
-        if not _floating(tensor) and 0 < tensor.numel() <= MOST and _readable(tensor):
-            with _quietly():
-                found = view(tensor).nonzero()
-                answer(found.shape[0])
-        result = kernel.call_boxed(keyset, tensor)
-        forget()
-        if found is not None and result.numel():
-            with _quietly():
-                view(result).copy_(found)
+            if _floating(left) or left.numel() > MOST:
+                result = left.data_ptr() == right.data_ptr()
+            else:
+                result = op(*_on_cpu((left, right), []))
         return result
 
     return run
