@@ -62,7 +62,7 @@ def verdict(done: Rehearsed) -> Text:
     names = [card.name for card in done.holding()]
     would = f"; {names[0]} would" if names else "; no common GPU has that"
     needed = gib(done.unbounded.reserved_bytes + done.context_bytes)
-    return line.append(f"{needed} needed of {gib(gpu.usable_bytes)} usable{would}", style="not bold")
+    return line.append(f"{needed} of {gib(gpu.usable_bytes)} usable{would}", style="not bold")
 
 
 def subject(done: Rehearsed) -> Text:

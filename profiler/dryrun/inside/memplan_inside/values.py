@@ -275,7 +275,7 @@ class _Answer:
 
 
 def _sized(count_of):
-    """Ops whose result is as large as a count that they read back: it gets the true one, then the true values."""
+    """Ops whose result is as large as a count that they read back: it gets the true one."""
 
     def make(op, kernel):
         def run(keyset, *args, **kwargs):
