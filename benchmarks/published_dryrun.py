@@ -53,9 +53,9 @@ def step():
     ids = torch.randint(0, model.config.vocab_size, (run["micro_batch"], run["sequence"]), device="cuda")
     out = model(input_ids=ids, labels=ids)
     out.loss.backward()
-    del out
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    del out  # outputs live until the step ends
 for _ in range(3):
     step()
 '''  # fmt: skip

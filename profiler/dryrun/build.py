@@ -30,7 +30,8 @@ PARTS = {
     "libnvidia-ml": "nvml.c",
     "libcublas": "blas.c",
     "libcublasLt": "blas.c",
-    **dict.fromkeys(("libcudnn", "libnccl", "libnvrtc", "libcusparse", "libcusolver"), "others.c"),
+    "libnccl": "nccl.c",
+    **dict.fromkeys(("libcudnn", "libnvrtc", "libcusparse", "libcusolver"), "others.c"),
 }
 """Library -> the source that holds what it does; every other symbol that is needed of it is a success."""
 MACHINES = ("x86_64", "aarch64")

@@ -1,4 +1,4 @@
-/* cuDNN, NCCL, NVRTC and the solvers: versions and handles. */
+/* cuDNN, NVRTC and the solvers: versions and handles. */
 #include "stub.h"
 
 #if defined LIB_cudnn
@@ -6,15 +6,6 @@ API size_t cudnnGetVersion(void) { return 91000; }
 API size_t cudnnGetCudartVersion(void) { return STUB_CUDA; }
 API int cudnnCreate(void **handle) { *handle = stub_handle(); return SUCCESS; }
 API const char *cudnnGetErrorString(UNUSED int s) { return "status of a stub"; }
-#elif defined LIB_nccl
-API int ncclGetVersion(int *version) { *version = 22707; return SUCCESS; }
-API const char *ncclGetErrorString(UNUSED int s) { return "status of a stub"; }
-API const char *ncclGetLastError(UNUSED void *c) { return ""; }
-API int ncclCommInitRank(void **made) { *made = stub_handle(); return SUCCESS; }
-API int ncclCommInitRankConfig(void **made) { *made = stub_handle(); return SUCCESS; }
-API int ncclCommGetAsyncError(UNUSED void *c, int *state) { *state = 0; return SUCCESS; }
-API int ncclMemAlloc(void **address, size_t bytes) { return stub_allocate(address, bytes) ? 1 : 0; }
-API int ncclMemFree(void *address) { return stub_free(address); }
 #elif defined LIB_nvrtc
 API int nvrtcVersion(int *major, int *minor) { *major = STUB_CUDA / 1000; *minor = STUB_CUDA % 1000 / 10; return SUCCESS; }
 API int nvrtcCreateProgram(void **made) { *made = stub_handle(); return SUCCESS; }

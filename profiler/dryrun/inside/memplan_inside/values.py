@@ -322,7 +322,7 @@ def _scalar(op, kernel):
         value = kernel.call_boxed(keyset, tensor)
         if isinstance(value, float) and not math.isfinite(value):
             return 0.0
-        if not _floating(tensor) and tensor.data_ptr() in _unknown:
+        if tensor.dtype is torch.bool and tensor.data_ptr() in _unknown:
             from memplan_inside.watch import user_line
 
             notes[f"depends on values: {user_line()}"] = 1

@@ -12,7 +12,7 @@ from memplan_inside import owners, report
 from memplan_inside.counters import Counters
 
 GAP = "gap"
-"""Between what hooks announce; it belongs to the moment that comes next."""
+"""Between what hooks announce: before an optimizer's step it belongs to that, else to what was before."""
 _SKIPPED = (os.path.dirname(os.path.abspath(__file__)), "<frozen", "<string>", "<eval")
 
 
@@ -29,7 +29,7 @@ class Watch:
         self.started = self.done = False
         self.outcome, self.error, self.noticed = "ended", None, 0.0
         self.hook = None
-        self.line = ""
+        self.line, self.before = "", "load"
 
     def mine(self):
         return self.started and not self.done and os.getpid() == self.process
@@ -67,11 +67,14 @@ class Watch:
     def enter(self, moment):
         if not self.mine():
             return
-        if self.moment == GAP and moment != GAP:
-            self.moment = moment
-            return
         if self.moment == moment:
             return
+        if self.moment == GAP:
+            if moment == "optimizer_step":
+                self.moment = moment
+                return
+            self.moment = self.before
+        self.before = self.moment
         self.end()
         self.begin(moment)
 
@@ -118,7 +121,7 @@ class Watch:
                 self.step = 0
                 self.begin("backward")
             else:
-                if self.moment == GAP:
+                if self.moment == GAP:  # no hook was waiting for the forward pass
                     self.moment = "forward"
                 self.enter("backward")
             progress(f"step {self.step + 1}: backward")
@@ -148,6 +151,7 @@ class Watch:
             self.finish()
             _leave()
         if not self.depth:
+            self.before = "optimizer_step"
             self.end()
             self.step = max(self.counts.values())
             self.begin(GAP)
@@ -158,7 +162,7 @@ class Watch:
         if not self.mine():
             return
         if self.moment == GAP:
-            self.moment = "optimizer_step" if self.step >= 0 else "load"
+            self.moment = self.before
         self.end()
         self.claim("weights", owners.all_weights())
         self.done = True
