@@ -1,7 +1,7 @@
 """The formula against the trace over random setups: `python benchmarks/formula_vs_trace.py N --seed S [--out
 FILE]`, worst first.
 
-Each case is a model (from the catalogue, or one of its families shrunk to a few small layers) and a setup in
+Each case is a model (from the catalog, or one of its families shrunk to a few small layers) and a setup in
 which some fields differ from their recipe's defaults. `tensors` compares bytes of tensors, which the
 formula's rules owe; `allocated` compares with the allocator's blocks, whose rounding the formula leaves out.
 FILE keeps one JSON document a line; a run goes on where the file ends.
@@ -26,7 +26,7 @@ from memplan.planner.prediction import COMPONENTS, Breakdown, Prediction
 from memplan.planner.tables.errors import UsageError
 
 STEP = ("forward", "backward", "optimizer_step")
-LARGEST = 40 * 10**9  # parameters of a catalogue model in the sweep
+LARGEST = 40 * 10**9  # parameters of a catalog model in the sweep
 Config = dict[str, Any]
 
 
@@ -87,7 +87,7 @@ def shrunk(config: Mapping[str, Any], rng: random.Random) -> Config:
 
 
 def families() -> dict[str, list[str]]:
-    """The catalogue's entries by model_type."""
+    """The catalog's entries by model_type."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(index()):
         found[find(name).config["model_type"]].append(name)

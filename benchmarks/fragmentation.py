@@ -3,9 +3,9 @@ count, over seeded setups.
 
 python benchmarks/fragmentation.py [COUNT] [--seed N]
 
-Draws catalogue models of 1 to 80 billion parameters with setups as people write them, traces each (nothing is
+Draws catalog models of 1 to 80 billion parameters with setups as people write them, traces each (nothing is
 allocated), and prints peak reserved minus peak allocated, as a share of the allocated bytes: median, P95 and
-worst, over 4-bit bases (whose loading and dequantising leave holes of every size) and over the others.
+worst, over 4-bit bases (whose loading and dequantizing leave holes of every size) and over the others.
 planner/answers/verdict.py UNCOUNTED cites the P95.
 """
 
@@ -29,7 +29,7 @@ RECIPES = ("raw", "hf", "hf", "trl", "axolotl", "llamafactory")
 
 
 def case(seed: int, number: int) -> tuple[str, dict[str, Any]]:
-    """Case `number` of a seed: a catalogue model's name and the setup's fields."""
+    """Case `number` of a seed: a catalog model's name and the setup's fields."""
     rng = random.Random(f"{seed}-{number}")
     least, most = PARAMETERS
     name = rng.choice(sorted(name for name, row in index().items() if least <= row["parameters"] <= most))
@@ -78,9 +78,9 @@ def main() -> None:
             f"{share:7.2%}  {name}: {' '.join(f'{key}={value}' for key, value in fields.items())}", flush=True
         )
     print(f"\n{time.perf_counter() - began:.0f} s")
-    for quantised, each in found.items():
+    for quantized, each in found.items():
         if each:
-            print(f"{'4-bit base' if quantised else 'others':10}  {len(each)} traces: {summary(each)}")
+            print(f"{'4-bit base' if quantized else 'others':10}  {len(each)} traces: {summary(each)}")
 
 
 def summary(values: list[float]) -> str:

@@ -77,11 +77,11 @@ q = json.load(sys.stdin)
 if q["method"] not in ("full", "lora", "qlora"):
     print("null"); sys.exit()
 dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[q["weight_dtype"]]
-quantised = {"none": "none", "nf4": "nf4_double_quant" if q["double_quant"] else "nf4", "int8": "int8"}.get(q["quant_type"], "none")
+quantized = {"none": "none", "nf4": "nf4_double_quant" if q["double_quant"] else "nf4", "int8": "int8"}.get(q["quant_type"], "none")
 scope = "all_linear" if q["targets"] == ["all-linear"] or len(q["targets"]) > 4 else "attention"
 words = [os.path.join(os.path.dirname(sys.executable), "canifinetune"), "estimate", "--model", q["folder"], "--gpu-vram-gb", "80",
          "--method", q["method"], "--seq-len", str(q["sequence_length"]), "--micro-batch-size", str(q["micro_batch"]),
-         "--lora-rank", str(q["rank"]), "--target-scope", scope, "--quantization", quantised, "--base-dtype", dtype,
+         "--lora-rank", str(q["rank"]), "--target-scope", scope, "--quantization", quantized, "--base-dtype", dtype,
          "--optimizer", "adamw_torch", "--attn", "eager" if q["attention"] == "eager" else "sdpa",
          "--gradient-checkpointing" if q["checkpointing"] != "none" else "--no-gradient-checkpointing", "--offline", "--json"]
 found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["memory"]

@@ -6,7 +6,7 @@ verdicts and seconds, side by side.
 
 Each peer lives in its own virtual environment under DIR (made and filled from the package index where it is
 missing) and is asked offline; torch's MemTracker runs in the environment of this script. A question that a
-peer cannot be asked (no quantisation, no such method) is a dash, never a zero. What is compared is allocated
+peer cannot be asked (no quantization, no such method) is a dash, never a zero. What is compared is allocated
 memory, so a peer's own overhead for context and safety is left out there; its verdicts are judged with it.
 `--update` puts the scores of those asked into benchmarks/peers.json, each with its day, and writes
 docs/peers.md from that file: no cell of the page is typed. Times are processor seconds, which a busy machine

@@ -3,7 +3,7 @@ worst first.
 
 FILE is a list of runs as JSON: model, method, gpu, dtypes, rank, batch and `measured_mib` per moment.
 Default: ../shared/published/t4_lora_qlora.json, which is no part of the project: absent, the script says so
-and ends. Errors are (predicted - measured) / measured of the allocated peak. Loads of one quantised model
+and ends. Errors are (predicted - measured) / measured of the allocated peak. Loads of one quantized model
 differ by up to 1 % between identical runs.
 """
 

@@ -4,9 +4,9 @@ first.
 FILE is a list of runs as JSON: model, method, gpu, dtypes, rank, batch and `measured_mib` per moment.
 Default: ../shared/published/t4_lora_qlora.json. Errors are (predicted - measured) / measured; those of
 forward, backward and optimizer after subtracting the difference of the loads, which identical runs do not
-reproduce either (one quantised model's loads were measured at 1070 to 1078 MiB). The prediction is the
-engine's as it is: weights quantised one by one, the cache emptied after k-bit preparation, as the libraries
-of today do. Those of the runs loaded on threads and left the cache alone, so that a quantised run's band is
+reproduce either (one quantized model's loads were measured at 1070 to 1078 MiB). The prediction is the
+engine's as it is: weights quantized one by one, the cache emptied after k-bit preparation, as the libraries
+of today do. Those of the runs loaded on threads and left the cache alone, so that a quantized run's band is
 what many orders of such a load span. A second table lists every difference beyond 1 MiB of allocated or 5 %
 of reserved, worst first, and whether the band holds what was measured; docs/mismatches.md explains them.
 """
@@ -37,7 +37,7 @@ ORDERS = 48  # of a threaded load
 
 
 def predicted_mib(run: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """What the trace predicts for each name of `measured_mib`, and for a quantised run what each order of a
+    """What the trace predicts for each name of `measured_mib`, and for a quantized run what each order of a
     threaded load gives, sorted.
     """
     tokens = run["micro_batch"] * run["sequence"]
@@ -165,7 +165,7 @@ def main() -> None:
     for _, label, text in sorted(texts, reverse=True):
         print(f"{label:40}{text}")
     banded = [(measured, found) for _, _, measured, *_, found in rows if len(found["after_load"]) > 1]
-    print(f"\nmeasured inside the band of {ORDERS} orders, of {len(banded)} quantised runs")
+    print(f"\nmeasured inside the band of {ORDERS} orders, of {len(banded)} quantized runs")
     for name in names:
         print(f"{name:16} {sum(within(measured[name], found[name]) for measured, found in banded)}")
 

@@ -19,6 +19,7 @@ from memplan.planner.inputs.unused_settings import unread
 from memplan.planner.prediction import Accuracy, Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
+from memplan.planner.tables.tested_versions import newer_than_tested
 
 if TYPE_CHECKING:
     from memplan.profiler.callback import MemoryCallback
@@ -133,7 +134,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     if engine == "trace":
         strategies.refuse_tracing(setup)
     prediction = ENGINES[engine](model, setup)
-    found = (*unread(setup), *strategies.warnings(engine, setup))
+    found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     prediction = prediction.with_(warnings=(*prediction.warnings, *found))
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))

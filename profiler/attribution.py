@@ -17,7 +17,7 @@ from memplan.profiler.history import LOADED, Attribution
 
 
 def loaded(built: Any) -> list[Attribution]:
-    """Weights (parameters, buffers, quantisation constants) and the batch, once everything is built."""
+    """Weights (parameters, buffers, quantization constants) and the batch, once everything is built."""
     return [
         *_claims(LOADED, owners.weights(built.model), "weights"),
         *_claims(LOADED, owners.tensors(built.batch, "batch"), "activations"),

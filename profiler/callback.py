@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
+from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.units import gib
 from memplan.profiler.environment import describe
@@ -261,9 +262,10 @@ def setup_of(args: Any, model: Any, sequence_length: int, device: Literal["cuda"
 
 
 def _checkpointing(args: Any) -> str:
-    if not args.gradient_checkpointing:
+    if not renamed(args, "activation_checkpointing"):
         return "none"
-    return "reentrant" if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") else "non_reentrant"
+    options = renamed(args, "activation_checkpointing_kwargs") or {}
+    return "reentrant" if options.get("use_reentrant") else "non_reentrant"
 
 
 def _plain(value: Any) -> Any:

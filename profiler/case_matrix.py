@@ -173,7 +173,7 @@ def _case(fields: dict[str, Any], defaults: Mapping[str, Any], models: Mapping[s
 
 
 def label(model: str, setup: Setup, said: Mapping[str, Any], cap: Any = None) -> str:
-    """A short name that tells a case from its neighbours: model, method, shape, and every other choice that
+    """A short name that tells a case from its neighbors: model, method, shape, and every other choice that
     was made.
     """
     parts = [model, setup.method, f"b{setup.micro_batch}", f"s{setup.sequence_length}"]

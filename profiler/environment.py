@@ -1,7 +1,7 @@
 """What a measurement ran on: GPU, driver, CUDA, library versions, and the allocator's mode as the allocator
 itself reports it.
 
-`describe` asks the device and so initialises CUDA: it runs in a case's own process, never in the parent that
+`describe` asks the device and so initializes CUDA: it runs in a case's own process, never in the parent that
 cases are forked from.
 """
 
@@ -64,7 +64,7 @@ def require(names: tuple[str, ...] = ("torch", "transformers", "accelerate")) ->
 
 
 def require_device(device: str) -> None:
-    """UsageError where `device` cannot be used by this process. Initialises CUDA."""
+    """UsageError where `device` cannot be used by this process. Initializes CUDA."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -139,7 +139,7 @@ def mode_of(settings: Mapping[str, Any]) -> str | None:
 
 
 def set_allocator(mode: Literal["native", "expandable"]) -> None:
-    """Choose the allocator's mode for this process, before anything is allocated. Initialises no CUDA.
+    """Choose the allocator's mode for this process, before anything is allocated. Initializes no CUDA.
 
     torch 2.11 reads PYTORCH_CUDA_ALLOC_CONF before PYTORCH_ALLOC_CONF (c10/cuda/CUDAAllocatorConfig.h
     instance): the older name goes. The setter works where the environment was read already; what came of it

@@ -13,6 +13,7 @@ from memplan.planner.allocator.replay import replay
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.tables.units import parse_size
 from memplan.profiler.align import Step, align, measured_step
 from memplan.profiler.history import (
@@ -197,7 +198,11 @@ class _Places:
             return
         own(history, self._blocks)
         events = storage_events(history.events, self._blocks)
-        replayed = replay(events, mode=evidence.setup.allocator)
+        replayed = replay(
+            events,
+            mode=evidence.setup.allocator,
+            ties=TORCH_VERSIONS[evidence.setup.torch].equal_blocks,
+        )
         self._charged = replayed.block_bytes
         levels_replayed = iter(replayed.allocated)
         known = {block.born for block in self._blocks} | {block.died for block in self._blocks}

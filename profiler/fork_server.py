@@ -1,8 +1,8 @@
-"""The process that cases are forked from. It imports the heavy libraries once, initialises no device, and
+"""The process that cases are forked from. It imports the heavy libraries once, initializes no device, and
 runs no tensor operation.
 
 Importing torch, transformers and accelerate costs seconds, forking milliseconds. CUDA cannot be used in a
-process forked from one that has initialised it, so nothing here may ask for the device; bitsandbytes, and so
+process forked from one that has initialized it, so nothing here may ask for the device; bitsandbytes, and so
 peft, does when imported: the child imports those.
 
 It reads one JSON request a line on standard input and answers on standard output; `isolate.py` is its client.
@@ -43,7 +43,7 @@ PRELOAD_CPU = (*PRELOAD, "peft", "bitsandbytes")
 """What it imports for cases on the CPU, with every GPU hidden from it."""
 ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """With it, a library that asks torch.cuda.is_available() while it is imported is answered by NVML, which
-initialises no CUDA (torch 2.11 cuda/__init__.py is_available).
+initializes no CUDA (torch 2.11 cuda/__init__.py is_available).
 """
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FIRST_TO_GO = "1000"  # proc_pid_oom_score_adj(5)

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.torch_versions import nearest
 from memplan.planner.tables.units import gib
 from memplan.profiler.align import Step
 from memplan.profiler.environment import describe, require, require_device, set_allocator
@@ -70,6 +71,7 @@ def profile(
     environment = describe(device)
     _limit(cap, environment, device)
     own = setup if setup.device == device else setup.replaced(device=device)
+    own = own.with_(torch=nearest(str(environment["versions"]["torch"])))
     session = Session(dict(config), own, device, steps, snapshot, before)
     mode = (environment["allocator"] or {}).get("mode")
     if mode not in (None, setup.allocator):

@@ -56,7 +56,7 @@ class DeviceBytes:
 
 
 def look() -> Usage:
-    """The GPU that this process uses, as NVML or nvidia-smi see it now. Initialises no CUDA."""
+    """The GPU that this process uses, as NVML or nvidia-smi see it now. Initializes no CUDA."""
     with _nvml() as found:
         if found is not None:
             return _from_nvml(*found)

@@ -16,7 +16,7 @@ MOST_PROBES = 10
 
 
 def unit_of(predicted: int) -> int:
-    """The step between neighbouring caps around a predicted boundary, in bytes: a multiple of 2 MiB, about a
+    """The step between neighboring caps around a predicted boundary, in bytes: a multiple of 2 MiB, about a
     thousandth of it.
     """
     return max(1, predicted // PRECISION // UNIT) * UNIT
@@ -34,7 +34,7 @@ def predicted_cap(prediction: Mapping[str, Any] | None) -> int | None:
 
 def next_cap(predicted: int, survived: Mapping[int, bool], most: int) -> int | None:
     """The cap to measure next, given what earlier caps did; None once the boundary lies between two
-    neighbours, or cannot be told.
+    neighbors, or cannot be told.
 
     predicted: bytes, the first cap. survived: cap -> whether the run got through. most: the device's bytes.
     Distances from the predicted cap double until it is between a cap that survives and one that does not;

@@ -150,7 +150,7 @@ def _listening(seen: _Seen) -> Iterator[None]:
                 seen.calls[key].calls += 1
             else:
                 likes, named = _described((args, kwargs or {}))
-                seen.calls[key] = Call(func, likes, named, _known(self.hidden, func, args, outputs))
+                seen.calls[key] = Call(func, likes, named, _known(self.kernels, func, args, outputs))
         return out
 
     Observer.__torch_dispatch__ = noting  # type: ignore[method-assign]
@@ -204,7 +204,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def shapes_of(value: Any) -> str:
-    """The tensors among arguments as text, equal neighbours counted once: 'bfloat16[64, 128] bfloat16[128,
+    """The tensors among arguments as text, equal neighbors counted once: 'bfloat16[64, 128] bfloat16[128,
     256]'.
     """
     likes = [str(like) for like in _likes(value)]

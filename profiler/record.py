@@ -21,6 +21,7 @@ from memplan.planner.inputs.setup import FIELDS, Setup, checked
 from memplan.planner.prediction import COMPONENTS, Peak, check_schema
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.recipes import BASE
+from memplan.planner.tables.torch_versions import nearest
 from memplan.profiler.expect import expect, part, sequence
 from memplan.profiler.files import line_of, read_document, write_document
 
@@ -181,8 +182,8 @@ def identity_of(
     what = {
         "model": config,
         "setup": {
-            key: value for key, value in fields if value != _BASE.get(key)
-        },  # so that a field added later keeps old identities
+            key: value for key, value in fields if key != "torch" and value != _BASE.get(key)
+        },  # so that a field added later keeps old identities; torch's version is among the versions
         "cap": cap_bytes,
         "steps": steps,
         "gpu": environment.get("gpu"),
@@ -219,6 +220,14 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
         raise UsageError(f"setup.{error}") from None
 
 
+def _measured_setup(document: Mapping[str, Any], environment: Mapping[str, Any]) -> Setup:
+    """The Setup of a record: what it ran on says whose allocator that was, where the record does not."""
+    setup, version = read_setup(document), (environment.get("versions") or {}).get("torch")
+    if "torch" in document or not isinstance(version, str):
+        return setup
+    return setup.with_(torch=nearest(version))
+
+
 def from_document(document: Mapping[str, Any]) -> Measurement:
     """A Measurement from its document. Keys that this version does not know are dropped; UsageError names
     what is missing or wrong.
@@ -238,7 +247,7 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     measurement = Measurement(
         case=expect(document, "case", (str,), True),
         model=expect(document, "model", (dict,), True),
-        setup=read_setup(expect(document, "setup", (dict,), True)),
+        setup=_measured_setup(expect(document, "setup", (dict,), True), environment),
         environment=environment,
         outcome=cast(Outcome, outcome),
         steps=expect(document, "steps", (int,), True),

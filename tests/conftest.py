@@ -4,6 +4,7 @@ the trace's tests.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):  # the same examples on every day: what fails there fails here, with CI=1
+    settings.load_profile("ci")
 
 
 @dataclass
@@ -97,7 +103,7 @@ def real(config: dict[str, Any], setup: Any) -> Held:
     from memplan.planner.run.build import build
     from memplan.planner.run.built import logical_numel
     from memplan.planner.run.model import quiet
-    from memplan.planner.run.owners import quantisation_constants
+    from memplan.planner.run.owners import quantization_constants
 
     with quiet():
         built = build(config, setup, "cpu")
@@ -110,7 +116,7 @@ def real(config: dict[str, Any], setup: Any) -> Held:
     constants = [
         (f"{path}.{key}", tensor)
         for path, module in modules
-        for key, tensor in quantisation_constants(module)
+        for key, tensor in quantization_constants(module)
     ]
     for name, tensor in [*built.model.named_parameters(), *built.model.named_buffers(), *constants]:
         weights.setdefault(tensor.untyped_storage()._cdata, (name, tensor.untyped_storage().nbytes()))
@@ -134,6 +140,19 @@ def real(config: dict[str, Any], setup: Any) -> Held:
 
 def _bytes(tensors: Iterable[Any]) -> int:
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --cov, the lines that run are noted in the first case of each test alone: noting them takes more than
+    running them, and the other cases of a parametrized test run the same lines.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    for item in items:
+        function = getattr(item, "originalname", item.name)
+        key = (item.path, getattr(item, "cls", None), function)
+        if key in seen or hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker(pytest.mark.no_cover)
+        seen.add(key)
 
 
 @pytest.fixture(autouse=True)

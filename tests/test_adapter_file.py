@@ -186,9 +186,9 @@ def test_what_agrees_or_changes_only_what_stands_around_the_adapter_is_no_contra
     plain = memplan.plan("llama-7b", adapter=RSLORA)
     same = memplan.plan("llama-7b", adapter=RSLORA, rank=64, targets="v_proj,q_proj", alpha=16)
     assert same.peak == plain.peak
-    quantised = memplan.plan("llama-7b", adapter=RSLORA, method="qlora")
+    quantized = memplan.plan("llama-7b", adapter=RSLORA, method="qlora")
     assert (
-        quantised.setup.quant_type == "nf4" and quantised.setup.rank == 64 and quantised.engine == "formula"
+        quantized.setup.quant_type == "nf4" and quantized.setup.rank == 64 and quantized.engine == "formula"
     )
     assert settings(RSLORA, under={"method": "qlora"})["method"] == "qlora"
     assert settings(RSLORA, under={"method": "full"})["method"] == "rslora"

@@ -73,7 +73,7 @@ def test_what_is_read(sentence, model, gpu, fields):
         ("x" * 501, "1 to 500 characters"),
         ("QLoRA on 48GB?", "no model in the sentence"),
         ("65B QLoRA with 17 widgets", "'17' was not understood"),
-        ("999B LoRA", "no model of about 999b in the catalogue"),
+        ("999B LoRA", "no model of about 999b in the catalog"),
         ("7B LoRA 30%", "'30%' was not understood"),
     ],
 )
@@ -141,9 +141,9 @@ def test_more_words_are_read(sentence, fields):
 @pytest.mark.parametrize(
     "sentence, words",
     [
-        ("Qwen2.5-VL-7B lora 48GB", "'qwen2.5-vl-7b' is not in the catalogue"),
-        ("chatglm3-6b lora", "'chatglm3-6b' is not in the catalogue"),
-        ("7B lora gptq 24GB", "'gptq': weights quantised that way"),
+        ("Qwen2.5-VL-7B lora 48GB", "'qwen2.5-vl-7b' is not in the catalog"),
+        ("chatglm3-6b lora", "'chatglm3-6b' is not in the catalog"),
+        ("7B lora gptq 24GB", "'gptq': weights quantized that way"),
         ("70B full with cpu offload", "'cpu offload': offloading is a setting"),
         ("7B full int8", "an 8-bit base is for LoRA"),
         ("7B lora fsdp A100", "fsdp on how many cards"),

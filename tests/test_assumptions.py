@@ -41,7 +41,7 @@ def test_the_grad_scaler_does_refuse_them() -> None:
         scaler.unscale_(optimizer)
 
 
-def test_experts_stay_unquantised_whatever_the_method() -> None:
+def test_experts_stay_unquantized_whatever_the_method() -> None:
     assert "expert weights stay" in said("mixtral-8x7b", method="qlora")
     assert "expert weights stay" not in said("mixtral-8x7b", method="lora")
     assert "expert weights stay" not in said("llama-7b", method="qlora")

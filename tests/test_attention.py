@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from memplan.planner.run.attention import implementation, on_device
 from memplan.planner.tables.errors import UsageError  # noqa: E402
-from memplan.planner.trace.attention import modelled, packages  # noqa: E402
+from memplan.planner.trace.attention import modeled, packages  # noqa: E402
 from memplan.planner.trace.device import flash2  # noqa: E402
 from memplan.planner.trace.device.composites import as_on_cuda  # noqa: E402
 from memplan.planner.trace.device.sdp import AttentionCall, choose, native_gqa_in_efficient, reason  # noqa: E402
@@ -99,7 +99,7 @@ def test_a_forced_backend_runs_or_is_refused_with_a_reason():
     assert choose(call, "math") == "math" and choose(call, "flash") is None
     assert reason(call, "flash") == "ampere_to_blackwell"
     message = "sdpa-flash cannot run here.*ampere_to_blackwell.*compute capability 7.5"
-    with modelled(T4, "sdpa-flash"), pytest.raises(UsageError, match=message):
+    with modeled(T4, "sdpa-flash"), pytest.raises(UsageError, match=message):
         F.scaled_dot_product_attention(q, q, q)
 
 
@@ -140,13 +140,13 @@ def test_no_backend_but_math_saves_the_scores():
     }
     for target, nbytes in expected.items():
         q, k, v = (tensor(dtype=HALF) for _ in range(3))
-        with modelled(target):
+        with modeled(target):
             assert (
                 saved(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True))[0]
                 == nbytes
             ), target
     q, k, v = (tensor(dtype=HALF) for _ in range(3))
-    with modelled(T4, "sdpa-math"):
+    with modeled(T4, "sdpa-math"):
         assert saved(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))[0] > B * H * S * S * 4
 
 
@@ -167,7 +167,7 @@ def test_the_math_path_is_torchs_own(options, dtype):
     """
     found = []
     options = {**options, **({"attn_mask": mask()} if options.get("attn_mask") else {})}
-    for context in (nullcontext(), modelled(T4, "sdpa-math")):
+    for context in (nullcontext(), modeled(T4, "sdpa-math")):
         q, k, v = (
             tensor(heads, dtype=dtype) for heads in ((8, 2, 2) if options.get("enable_gqa") else (8, 8, 8))
         )
@@ -186,11 +186,11 @@ def test_the_math_path_is_torchs_own(options, dtype):
 
 def test_a_boolean_mask_becomes_an_additive_one_of_the_querys_dtype():
     q = tensor(rows=100, dtype=HALF)
-    with modelled(A100):
+    with modeled(A100):
         _, ops, _ = saved(lambda: F.scaled_dot_product_attention(q, q, q, attn_mask=mask(2, 1, 100, 100)))
     assert "aten::where" in ops and "aten::constant_pad_nd" in ops, "100 keys are padded to a stride of 104"
     q = tensor(dtype=HALF)
-    with modelled(A100):
+    with modeled(A100):
         _, ops, _ = saved(lambda: F.scaled_dot_product_attention(q, q, q, attn_mask=mask()))
     assert "aten::where" in ops and "aten::constant_pad_nd" not in ops
 
@@ -198,7 +198,7 @@ def test_a_boolean_mask_becomes_an_additive_one_of_the_querys_dtype():
 def test_real_tensors_and_what_follows_are_untouched():
     real = F.scaled_dot_product_attention
     q = torch.randn(1, 2, 4, 8)
-    with modelled(A100):
+    with modeled(A100):
         inside = F.scaled_dot_product_attention(q, q, q)
     assert F.scaled_dot_product_attention is real and torch.equal(inside, real(q, q, q))
 
@@ -220,7 +220,7 @@ def test_on_cpu_what_is_saved_equals_the_real_cpu(dropout, dtype, masked, kv_hea
         return saved(lambda: F.scaled_dot_product_attention(q, k, v, **options))
 
     nbytes, ops, _ = run("cpu")
-    with modelled(CPU):
+    with modeled(CPU):
         on_meta, meta_ops, _ = run("meta")
     assert on_meta == nbytes
     assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in meta_ops) == (
@@ -255,7 +255,7 @@ def test_names_for_transformers():
 def test_the_cpu_takes_a_forced_backend_where_torch_does(attention):
     def attends(device):
         q = tensor(dtype=FP32, device=device)
-        with modelled(CPU, attention), on_device(attention) if device == "cpu" else nullcontext():
+        with modeled(CPU, attention), on_device(attention) if device == "cpu" else nullcontext():
             return F.scaled_dot_product_attention(q, q, q)
 
     try:
@@ -334,15 +334,15 @@ def attends(mask, position_ids):
 
 def test_transformers_unpads_and_packs_around_flash_attention_2():
     positions = torch.zeros(1, 96, dtype=torch.int64, device="meta")
-    with modelled(A100, "flash_attention_2", padding=12):
+    with modeled(A100, "flash_attention_2", padding=12):
         ops, out = attends(torch.ones(1, 96, dtype=torch.bool, device="meta"), positions)
     assert tuple(out.shape) == (1, 96, 8, 64) and "aten::index" in ops
-    with modelled(A100, "flash_attention_2", documents=3):
+    with modeled(A100, "flash_attention_2", documents=3):
         ops, out = attends(None, positions)
     assert tuple(out.shape) == (1, 96, 8, 64) and ops.count("aten::clone") == 3, (
         "transposed views are made contiguous to be flattened"
     )
-    with modelled(A100, "flash_attention_2"):
+    with modeled(A100, "flash_attention_2"):
         assert "aten::clone" not in attends(None, positions)[0]
     assert (flash2.TOKENS.padding, flash2.TOKENS.documents, flash2.TOKENS.found) == (0, 1, None)
 

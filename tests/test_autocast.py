@@ -16,16 +16,17 @@ import torch.nn.functional as F  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop  # noqa: E402
 
-from memplan.planner.trace.attention import modelled  # noqa: E402
+from memplan.planner.run.renamed import renamed  # noqa: E402
+from memplan.planner.trace.attention import modeled  # noqa: E402
 from memplan.planner.trace.autocast import installed  # noqa: E402
-from memplan.planner.trace.device.autocast_policies import (
+from memplan.planner.trace.device.autocast_policies import (  # noqa: E402
     APPENDS_DTYPE,
     LOWER,
     PROMOTES,
     SETS_DTYPE,
     cast_ops,
     policy_of,
-)  # noqa: E402
+)
 from memplan.planner.trace.device.composites import as_on_cuda  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
 
@@ -64,9 +65,7 @@ def model_of(family, lora, checkpointing, device):
                 model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
             )
     if checkpointing != "none":
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"}
-        )
+        renamed(model, "activation_checkpointing_enable")({"use_reentrant": checkpointing == "reentrant"})
         if lora:
             model.enable_input_require_grads()
     return model.train()
@@ -119,7 +118,7 @@ def saved_by(model, device, where):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_meta_saves_what_the_real_cpu_saves(family, lora, checkpointing):
     real = saved_by(model_of(family, lora, checkpointing, "cpu"), "cpu", "cpu")
-    with installed("cpu"), modelled(Target("cpu")):
+    with installed("cpu"), modeled(Target("cpu")):
         ours = saved_by(model_of(family, lora, checkpointing, "meta"), "meta", "meta")
     assert ours[0] == real[0], f"only real {real[0] - ours[0]}, only meta {ours[0] - real[0]}"
     assert ours[1:] == real[1:]

@@ -1,4 +1,4 @@
-"""Every catalogue entry equals the model that transformers builds from it on meta: each tensor's name and
+"""Every catalog entry equals the model that transformers builds from it on meta: each tensor's name and
 shape, and the total.
 """
 

@@ -3,11 +3,30 @@ taken.
 """
 
 import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
-spec = importlib.util.spec_from_file_location("skips", Path(__file__).parent.parent / ".ci" / "skips.py")
-skips = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(skips)
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(path: str) -> ModuleType:
+    """A script of this repository that is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+skips = script(".ci/skips.py")
+drift = script("benchmarks/drift.py")
 
 GOOD = (
     "SKIPPED [2] tests/test_report_browser.py:21: chromium and chromium-driver are not installed\n10 "
@@ -28,3 +47,41 @@ def test_a_missing_library_may_not():
 
 def test_skips_that_the_log_does_not_list_are_wrong():
     assert skips.wrong("10 passed, 4 skipped in 3.0s") and skips.wrong("pytest did not get so far")
+
+
+@pytest.mark.parametrize("command", [r"^try=\$\(grep -m1 -E '(.*)'", r'^develop=\$\(grep -m1 -E "(.*)"'])
+def test_it_runs_readmes_own_commands(command: str):
+    pattern = re.search(command, (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE).group(1)
+    assert re.search(pattern, (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE), pattern
+
+
+def test_hypothesis_runs_the_same_examples_there(tmp_path: Path):
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_profile.py").write_text(
+        "from hypothesis import settings\ndef test(): assert settings().derandomize\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "test_profile.py"]
+    environment = {**os.environ, "CI": "true", "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.test_spec" name="test_sizes[gptj-25]"><failure message="
+assert 3 == 4">...</failure></testcase>
+<testcase classname="tests.test_spec" name="test_other"/>
+<testcase classname="tests.test_spec" name="test_third"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_drift_says_what_moved(tmp_path: Path):
+    (tmp_path / "report.xml").write_text(REPORT)
+    moved = drift.Outcome("test_spec::test_sizes[gptj-25]", "assert 3 == 4")
+    assert drift.failures(tmp_path / "report.xml") == ([moved], 2)
+    tested = {"torch": "2.13.0", "peft": "0.21.2", "trl": "1.16.0"}
+    lines = list(drift.moved_libraries(tested, {"torch": "2.13.0+cpu", "peft": "0.22.0"}))
+    assert len(lines) == 1 and lines[0].startswith("peft") and lines[0].endswith("0.21.2 -> 0.22.0")
+
+
+def test_the_differential_tests_exist():
+    assert all((ROOT / "tests" / name).is_file() for name in drift.DIFFERENTIAL)

@@ -45,8 +45,9 @@ def results(shipped, context):
     return {result.claim.id: result for result in check(shipped, context)}
 
 
-def test_all_seventy_claims_are_there_in_order(shipped):
-    assert [claim.id for claim in shipped.claims] == [str(n) for n in range(1, 71)]
+def test_the_seventy_claims_are_there_in_order_and_others_after_them(shipped):
+    assert len(shipped.claims) >= 70
+    assert [claim.id for claim in shipped.claims] == [str(n) for n, _ in enumerate(shipped.claims, 1)]
     assert all(claim.sources and claim.zh and claim.parts for claim in shipped.claims)
     assert all(part.zh for claim in shipped.claims for part in claim.parts)
 
@@ -81,7 +82,7 @@ def test_the_opt_350m_example_is_off_in_all_three_numbers(results):
     assert found(results, "41", "trainable share").found == pytest.approx(0.2369, abs=5e-5)
 
 
-def test_double_quantisation_saves_three_eighths_of_a_bit(results):
+def test_double_quantization_saves_three_eighths_of_a_bit(results):
     """32 / 64 bits of constants become 8 / 64 + 32 / (64 x 256)."""
     exact = 32 / 64 - 8 / 64 - 32 / (64 * 256)
     part = found(results, "9", "bits saved per parameter")
@@ -190,8 +191,8 @@ def test_a_translation_keeps_every_number():
 
 def test_conflicts_name_who_is_right(shipped, context):
     clashes = {conflict.id: check_conflict(conflict, context) for conflict in shipped.conflicts}
-    quantised = clashes["what-is-quantised"]
-    assert quantised.contradict and [side.verdict for side in quantised.sides] == ["refuted", "supported"]
+    quantized = clashes["what-is-quantized"]
+    assert quantized.contradict and [side.verdict for side in quantized.sides] == ["refuted", "supported"]
     assert clashes["65b-load"].contradict and [s.verdict for s in clashes["65b-load"].sides] == [
         "refuted",
         "supported",
@@ -202,7 +203,9 @@ def test_conflicts_name_who_is_right(shipped, context):
 
 def test_the_document_keeps_to_the_contract(shipped, results):
     document = json.loads(json.dumps(to_document(shipped, list(results.values()))))
-    assert document["schema"] == "memplan.claims/1" and sum(document["summary"].values()) == 70
+    assert document["schema"] == "memplan.claims/1" and sum(document["summary"].values()) == len(
+        shipped.claims
+    )
     for claim in document["claims"]:
         assert set(claim) >= {"id", "reading", "sources", "verdict", "parts", "evidence"}
         assert all(

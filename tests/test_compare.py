@@ -35,7 +35,7 @@ def test_columns_are_the_predictions_of_each_method(llama):
     assert found[1].prediction.peak == plan(llama, setup).peak
     assert found[0].trainable_share == 1.0 and 0 < found[3].trainable_share < 0.01
     assert found[3].precision() == {
-        "base": "nf4 + double quantisation",
+        "base": "nf4 + double quantization",
         "adapter": "float32",
         "computation": "bfloat16",
     }
@@ -80,7 +80,7 @@ def test_flops_of_a_matrix_are_six_and_four_operations_a_weight(llama):
     assert full.total / (6 * (layers + head) * 8) == pytest.approx(1, rel=1e-3)
     assert lora.total / (4 * (layers + head) * 8) == pytest.approx(1, rel=1e-2)
     assert checkpointed.recomputed == pytest.approx(2 * layers * 8, rel=1e-3)
-    assert qlora.dequantised == 3 * layers and lora.dequantised == 0  # forward, recomputation, backward
+    assert qlora.dequantized == 3 * layers and lora.dequantized == 0  # forward, recomputation, backward
     assert step_cost(llama, resolve({"method": "inference", **short})).backward == 0
 
 

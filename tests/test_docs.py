@@ -32,10 +32,10 @@ def shown_outputs() -> list[tuple[str, str]]:
     return pairs
 
 
-def test_the_first_screen_has_the_two_commands():
-    first = README[:2500]
-    assert "\npip install . && memplan llama-7b --method qlora\n" in first
-    assert "\npip install -e '.[dev]' && pytest\n" in first
+def test_readme_has_the_two_commands():
+    assert "\npip install . && memplan llama-7b --method qlora\n" in README[:2500]
+    contributing = README.partition("\n## Contributing\n")[2]
+    assert "\npip install -e '.[dev]' -c constraints.txt && pytest\n" in contributing
 
 
 def test_readme_shows_output():

@@ -212,7 +212,7 @@ def test_the_real_client_fetches_a_config_with_the_token_and_then_finds_it_cache
 @pytest.mark.parametrize(
     ("mood", "message"),
     [
-        ("gated", "it is gated: accept its licence"),
+        ("gated", "it is gated: accept its license"),
         ("unknown", "HTTP 401: the hub does not know this repository"),
         ("forbidden", "HTTP 403: your token may not read it"),
         ("missing", "the repository is there, the file is not"),

@@ -129,7 +129,7 @@ def test_a_torchtune_file_that_generates_is_refused(tmp_path):
         read_training_file(path)
 
 
-def test_every_torchtune_builder_names_an_entry_of_the_catalogue():
+def test_every_torchtune_builder_names_an_entry_of_the_catalog():
     from memplan.planner.importers.torchtune import MODELS
     from memplan.planner.inputs.models import names
 

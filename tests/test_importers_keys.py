@@ -100,14 +100,14 @@ def test_every_bitsandbytes_setting_of_the_installed_transformers_is_known():
 
     from transformers import BitsAndBytesConfig
 
-    from memplan.planner.importers.snippet_rules import QUANTISATION
+    from memplan.planner.importers.snippet_rules import QUANTIZATION
 
     parameters = [
         name
         for name in inspect.signature(BitsAndBytesConfig.__init__).parameters
         if name not in ("self", "kwargs")
     ]
-    assert [name for name in parameters if find_rule(QUANTISATION, name) is None] == []
+    assert [name for name in parameters if find_rule(QUANTIZATION, name) is None] == []
 
 
 def test_the_page_of_formats_is_not_stale():

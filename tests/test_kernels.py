@@ -306,7 +306,7 @@ def test_efficient_attention_accumulates_wide_heads_in_fp32_and_keeps_its_random
     assert list(Kernels(T4).order(op, 4)) == [0, 1] and list(Kernels(CPU).order(op, 4)) == [0, 1, 2, 3]
 
 
-def test_gemm_4bit_dequantises_beyond_the_fused_kernel():
+def test_gemm_4bit_dequantizes_beyond_the_fused_kernel():
     bnb = pytest.importorskip("bitsandbytes")
     op = torch.ops.bitsandbytes.gemm_4bit.default
     assert bnb is not None
@@ -319,12 +319,12 @@ def test_gemm_4bit_dequantises_beyond_the_fused_kernel():
         "nf4",
     )
     out = [meta(4, 1024, 256)]
-    assert hidden(A100, op, *args, outputs=out) == {"dequantised weights": 256 * 512 * 2}
+    assert hidden(A100, op, *args, outputs=out) == {"dequantized weights": 256 * 512 * 2}
     nested = (*args, None, meta(2048, dtype=torch.uint8))
     assert hidden(A100, op, *nested, outputs=out) == {
-        "dequantised absmax": 8192,
+        "dequantized absmax": 8192,
         "absmax plus offset": 8192,
-        "dequantised weights": 262144,
+        "dequantized weights": 262144,
     }
     assert hidden(A100, op, meta(1, 1, 512), *args[1:], outputs=[meta(1, 1, 256)]) == {}, (
         "one row is served by the fused kernel"

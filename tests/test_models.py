@@ -132,7 +132,7 @@ def test_a_folder_without_config_a_binary_file_a_huge_file_and_a_pipe(tmp_path):
         find(tmp_path / "pipe.json")
 
 
-def test_an_id_that_is_nowhere_names_the_catalogues_nearest():
+def test_an_id_that_is_nowhere_names_the_catalogs_nearest():
     with pytest.raises(NetworkError, match="meta-llama/Llama-3.1-8B"):
         find("meta-llama/Llama-3.1-8")
 

@@ -251,7 +251,7 @@ def test_the_traceback_tells_the_moment(moment):
             "the loss over the vocabulary",
         ),
         ("sdpa_attention.py\n  attn = torch.nn.functional.scaled_dot_product_attention(", "attention"),
-        ("bitsandbytes/autograd/_functions.py\n  F.dequantize_4bit(B)", "quantised weights"),
+        ("bitsandbytes/autograd/_functions.py\n  F.dequantize_4bit(B)", "quantized weights"),
         ("modeling_llama.py\n  down_proj = self.down_proj(self.act_fn(", "the MLP"),
     ],
 )
@@ -259,7 +259,7 @@ def test_the_innermost_frames_tell_the_place(frame, place):
     assert read_oom(f"Traceback (most recent call last):\n  {frame}\n{MODERN}").place == place
 
 
-def test_colours_rank_prefixes_and_wrapped_lines():
+def test_colors_rank_prefixes_and_wrapped_lines():
     words = MODERN.replace("11.06 MiB is free", "11.06 MiB\n is free").replace(
         "CUDA out", "\x1b[31mCUDA\x1b[0m out"
     )

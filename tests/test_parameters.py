@@ -45,7 +45,7 @@ def test_llama_2_7b_in_16_and_4_bit() -> None:
     assert packed == linear // 2
 
 
-def test_double_quantisation_saves_0_373_bits_a_parameter() -> None:
+def test_double_quantization_saves_0_373_bits_a_parameter() -> None:
     linear = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     once, twice = (
         sum(
@@ -62,7 +62,7 @@ def test_double_quantisation_saves_0_373_bits_a_parameter() -> None:
 
 @pytest.mark.parametrize(("recipe", "gib"), [("paper", 5.31), ("raw", 7.27)])
 def test_llama_3_8b_static_weights_by_recipe(recipe: str, gib: float) -> None:
-    """NF4 with double quantisation and bf16 embeddings, or fp32 ones after k-bit preparation (survey's
+    """NF4 with double quantization and bf16 embeddings, or fp32 ones after k-bit preparation (survey's
     arithmetic, 0.01 GiB).
     """
     found = parameter_table("llama-3.1-8b", method="qlora", recipe=recipe)

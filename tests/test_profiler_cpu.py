@@ -166,7 +166,7 @@ def test_the_events_of_one_step_are_aligned(measured: dict[str, tuple[Path, Meas
 
 
 def test_the_check_fails_where_attention_is_not_the_cpus_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On meta, SDPA decomposes to its math path, which materialises the scores: the prediction is then wrong,
+    """On meta, SDPA decomposes to its math path, which materializes the scores: the prediction is then wrong,
     and the check says so.
     """
     from memplan.planner.trace import attention

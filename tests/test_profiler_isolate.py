@@ -52,7 +52,7 @@ def test_every_end_is_a_report(
     assert isolation.run("builtins:eval", ["[1, 'zwei']"]).result == [1, "zwei"]
 
 
-def test_a_crash_costs_no_neighbour(isolation: Isolation) -> None:
+def test_a_crash_costs_no_neighbor(isolation: Isolation) -> None:
     slow = isolation.submit("builtins:eval", ["__import__('time').sleep(0.5) or 'here'"])
     bad = isolation.submit("os:abort")
     reports = {report.id: report for report in (isolation.wait(), isolation.wait()) if report}
@@ -134,7 +134,7 @@ def _wait_gone(pid: int) -> None:
 
 @pytest.mark.trace
 def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
-    """On a machine that says it has a GPU: importing what the nursery imports initialises nothing, importing
+    """On a machine that says it has a GPU: importing what the nursery imports initializes nothing, importing
     bitsandbytes does.
     """
     script = """
@@ -146,12 +146,12 @@ def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
             asked.append("is_available")
             return True
 
-        def initialise(*_, **__):
+        def initialize(*_, **__):
             asked.append("_lazy_init")
-            raise RuntimeError("CUDA is being initialised")
+            raise RuntimeError("CUDA is being initialized")
 
         torch.cuda.is_available = available
-        torch.cuda._lazy_init = initialise
+        torch.cuda._lazy_init = initialize
         torch.cuda.device_count = lambda: 1
         torch._C._cuda_getCurrentRawStream = lambda device: 0  # a CPU build has none
         from memplan.profiler.fork_server import PRELOAD, preload

@@ -50,7 +50,7 @@ def test_every_op_of_the_step_is_replayed(document: dict[str, Any]) -> None:
 
 
 def test_hidden_bytes_are_what_the_table_says_where_it_says_something(document: dict[str, Any]) -> None:
-    """The 4-bit product dequantises its weights inside one op: the table knows them, the replay finds at
+    """The 4-bit product dequantizes its weights inside one op: the table knows them, the replay finds at
     least them.
     """
     products = [row for row in document["ops"] if row["op"] == "bitsandbytes.gemm_4bit.default"]

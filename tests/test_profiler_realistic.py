@@ -259,8 +259,8 @@ def test_profile_on_a_card_from_end_to_end(mirrored: FakeCuda, tmp_path: Path) -
 
 
 def test_a_4_bit_model_is_built_in_little_more_than_its_own_size(mirrored: FakeCuda) -> None:
-    """Layer by layer, quantised as made, random fills in place: over what stays lies one layer in 16 bits and
-    its quantisation's scraps.
+    """Layer by layer, quantized as made, random fills in place: over what stays lies one layer in 16 bits and
+    its quantization's scraps.
     """
     m = measure.profile(WIDE, setup_of(method="qlora", sequence_length=16), steps=1)
     assert (m.outcome, m.failure and m.failure.message) == ("ok", None)

@@ -43,7 +43,7 @@ def test_every_key_of_a_recipe_is_a_setting_and_sources_name_settings(recipe):
     }
     assert keys <= set(FIELDS)
     assert set(row.sources) <= set(FIELDS) and set(BASE_SOURCES) <= set(BASE)
-    assert set(row.methods) <= {*METHODS, "adapters", "quantised"}
+    assert set(row.methods) <= {*METHODS, "adapters", "quantized"}
 
 
 @pytest.mark.parametrize("recipe", ["trl", "axolotl", "llamafactory", "hf"])
@@ -171,7 +171,7 @@ def test_a_condition_changes_a_default_but_never_what_the_user_said():
     assert resolve({**sharded, "checkpointing": "none"}).checkpointing == "none"
 
 
-def test_quantised_defaults_apply_to_a_quantised_dora_too():
+def test_quantized_defaults_apply_to_a_quantized_dora_too():
     assert resolve({"recipe": "trl", "method": "dora", "quant_type": "nf4"}).adapter_dtype == "bfloat16"
     assert resolve({"recipe": "trl", "method": "dora"}).adapter_dtype == "float32"
 
@@ -181,17 +181,17 @@ def test_trl_rows_equal_the_installed_trl():
     from trl.trainer.base_config import _BaseConfig
     from trl.trainer.model_config import ModelConfig
 
-    theirs, full, quantised = (
+    theirs, full, quantized = (
         ModelConfig(),
         resolve({"recipe": "trl", "method": "lora"}),
         resolve({"recipe": "trl", "method": "qlora"}),
     )
-    assert theirs.dtype == full.weight_dtype == quantised.compute_dtype
+    assert theirs.dtype == full.weight_dtype == quantized.compute_dtype
     assert (theirs.lora_r, theirs.lora_alpha, theirs.lora_dropout) == (full.rank, full.alpha, full.dropout)
     assert theirs.lora_target_modules is None and full.targets == ("peft-default",)
     assert (
-        theirs.bnb_4bit_quant_type == quantised.quant_type
-        and theirs.use_bnb_nested_quant is quantised.double_quant
+        theirs.bnb_4bit_quant_type == quantized.quant_type
+        and theirs.use_bnb_nested_quant is quantized.double_quant
     )
     fields = _BaseConfig.__dataclass_fields__
     assert fields["gradient_checkpointing"].default is True and full.checkpointing != "none"

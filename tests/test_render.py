@@ -119,7 +119,7 @@ def test_peak_is_explained_by_its_largest_rows():
 
 def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():
     text = " ".join(screen(prediction()).split())
-    assert "recipe hf: nf4 weights with double quantisation" in text and "sdpa attention" in text
+    assert "recipe hf: nf4 weights with double quantization" in text and "sdpa attention" in text
     made = prediction().with_(setup=resolve({"method": "qlora", "attention": "eager"}))
     assert "eager attention" not in screen(made)
 
@@ -189,7 +189,7 @@ def test_ascii_when_the_stream_is_ascii():
     assert raw.getvalue().decode("ascii").count("W") > 20
 
 
-def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch):
+def test_color_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" not in screen(prediction())
     monkeypatch.setenv("FORCE_COLOR", "1")

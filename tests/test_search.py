@@ -177,14 +177,14 @@ def candidates(**fits):
             {"full": True, "lora": True, "qlora": True},
             {"prefer": "speed"},
             "lora",
-            "no weight is dequantised",
+            "no weight is dequantized",
         ),
         ({"full": True, "lora": True, "qlora": True}, {"serve": True}, "lora", "no added latency"),
         (
             {"full": True, "lora": False, "qlora": True},
             {"serve": True},
             "qlora",
-            "dequantises them at every step",
+            "dequantizes them at every step",
         ),
         ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks keep"),
         ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks keep"),
@@ -436,7 +436,7 @@ def test_cards_whose_kernels_answer_alike_need_the_same_memory(name):
 def test_serving_is_asked_of_inference_alone(llama):
     found = fit(llama, resolve({"method": "inference"}), find_gpu("t4"))
     assert [entry.method for entry in found.methods] == ["inference"] and found.decision.method is None
-    assert any(effect.kind == "quantise" and effect.fits for effect in found.changes)
+    assert any(effect.kind == "quantize" and effect.fits for effect in found.changes)
     assert fit(llama, resolve({"method": "inference"}), find_gpu("l4")).decision.method == "inference"
 
 

@@ -18,6 +18,7 @@ from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
+from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError
 
 torch = pytest.importorskip("torch")
@@ -159,7 +160,7 @@ def real(
             model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
         )
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
         if method == "lora":
             model.enable_input_require_grads()
     model = shard(model, mixed, reshards)
@@ -282,7 +283,7 @@ def test_a_rank_holds_what_fully_shard_makes_it_hold(name: str, ranks: Any):
     assert watch.peaks["optimizer_step"] == peaks["optimizer_step"]
 
 
-def quantised(storage: str) -> Any:
+def quantized(storage: str) -> Any:
     """A tiny Llama as from_pretrained leaves it for QLoRA: linear layers in 4 bits on the device, adapters on
     top.
     """
@@ -302,7 +303,7 @@ def quantised(storage: str) -> Any:
             given = bnb.nn.Params4bit(
                 module.weight.data, requires_grad=False, quant_type="nf4", quant_storage=made, module=new
             )
-            new.weight = given.to("cpu")  # which quantises
+            new.weight = given.to("cpu")  # which quantizes
             setattr(model.model.layers.get_submodule(parent), child, new)
     return peft.get_peft_model(
         model, peft.LoraConfig(r=RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
@@ -320,10 +321,10 @@ def tensors_of(model: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("storage, count", [("bfloat16", 2), ("bfloat16", 3), ("uint8", 2)])
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantised_model_is_whole_beside_its_parts_while_it_is_cut(storage: str, count: int, ranks: Any):
+def test_a_quantized_model_is_whole_beside_its_parts_while_it_is_cut(storage: str, count: int, ranks: Any):
     pytest.importorskip("bitsandbytes")
     ranks(count)
-    model, watch = quantised(storage), observer()
+    model, watch = quantized(storage), observer()
     for tensor in tensors_of(model):
         watch.note(tensor)
     watch.moment = "whole"

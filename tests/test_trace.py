@@ -93,7 +93,7 @@ def test_adalora_costs_twelve_bytes_a_parameter_over_lora() -> None:
     assert held(setup.replaced(importance_buffers=False), "ipt", "exp_avg_unc") == 0
 
 
-def test_double_quantisation_saves_0_373_bits_a_parameter() -> None:
+def test_double_quantization_saves_0_373_bits_a_parameter() -> None:
     """8 bits a block of 64 and 32 a block of 256 x 64, in place of 32 a block of 64 (Dettmers et al. 2023,
     section 3).
     """

@@ -1,4 +1,4 @@
-"""Depth costs nothing, and changes nothing: the stream synthesised from a few layers is the stream of every
+"""Depth costs nothing, and changes nothing: the stream synthesized from a few layers is the stream of every
 layer, event for event.
 """
 
@@ -204,7 +204,7 @@ def same_as_every_layer(config: dict[str, Any], fields: dict[str, Any]) -> None:
     quick, counted = record(config, setup, target)
     whole, facts = record(config, setup, target, full=True)
     assert counted.traced_layers is not None and counted.traced_layers < config["num_hidden_layers"], (
-        "nothing was synthesised"
+        "nothing was synthesized"
     )
     assert layer_extrapolation.canonical(quick.events) == layer_extrapolation.canonical(whole.events)
     assert [(m.step, m.moment, m.begin, m.end) for m in quick.marks] == [
@@ -217,7 +217,7 @@ def same_as_every_layer(config: dict[str, Any], fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("config", "fields"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_synthesised_stream_is_the_traced_one(config: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_synthesized_stream_is_the_traced_one(config: dict[str, Any], fields: dict[str, Any]) -> None:
     same_as_every_layer(config, fields)
 
 

@@ -1,4 +1,4 @@
-"""Known costs, derived by the trace: AdaLoRA's importance buffers, and what QLoRA's double quantisation
+"""Known costs, derived by the trace: AdaLoRA's importance buffers, and what QLoRA's double quantization
 saves.
 """
 
@@ -74,7 +74,7 @@ def test_the_rank_allocator_itself_holds_them():
     assert sum(buffers.values()) == 12 * adapter_elements(built.model)
 
 
-def test_double_quantisation_saves_0_373_bits_to_a_parameter(held):
+def test_double_quantization_saves_0_373_bits_to_a_parameter(held):
     """QLoRA, section 3: 32/64 bits to a parameter become 8/64 + 32/(64 x 256)."""
     pytest.importorskip("bitsandbytes")
     wide = {
@@ -85,18 +85,18 @@ def test_double_quantisation_saves_0_373_bits_to_a_parameter(held):
         "num_key_value_heads": 32,
     }
     single, double = (held.traced(wide, setup_of("qlora", double_quant=on)) for on in (False, True))
-    quantised = 2 * sum(
+    quantized = 2 * sum(
         nbytes
         for name, nbytes in single.weights.items()
         if nbytes and name.endswith("_proj.base_layer.weight")
     )
-    assert quantised == 2 * (4 * 4096 * 4096 + 3 * 4096 * 8192)
+    assert quantized == 2 * (4 * 4096 * 4096 + 3 * 4096 * 8192)
 
     def constants(held_bytes, *parts):
         return sum(nbytes for name, nbytes in held_bytes.weights.items() if name.endswith(parts))
 
     blocks = constants(single, "weight.absmax") - constants(double, "weight.absmax", "weight.nested_absmax")
-    assert 8 * blocks / quantised == 32 / 64 - 8 / 64 - 32 / (64 * 256) == pytest.approx(0.373, abs=1e-4)
+    assert 8 * blocks / quantized == 32 / 64 - 8 / 64 - 32 / (64 * 256) == pytest.approx(0.373, abs=1e-4)
     tables = constants(double, "weight.nested_code", "weight.nested_offset", "weight.offset")
     assert sum(single.weights.values()) - sum(double.weights.values()) == blocks - tables
-    assert 8 * tables / quantised < 0.001
+    assert 8 * tables / quantized < 0.001

@@ -84,7 +84,7 @@ def live_bytes(log: Log) -> list[int]:
 # -- the library's order -------------------------------------------------------------------------------------
 
 
-def test_tensors_are_read_in_the_natural_order_of_their_names_and_quantised_one_by_one() -> None:
+def test_tensors_are_read_in_the_natural_order_of_their_names_and_quantized_one_by_one() -> None:
     log = log_of(WIDE | {"num_hidden_layers": 11}, setup_of(method="qlora"))
     reads = [s for s in log.storages if s.op == READ]
     layers = [s.layer for s in reads if s.layer is not None]
@@ -219,7 +219,7 @@ def test_no_band_where_no_order_is_open(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published runs are not here")
-def test_published_loads_of_one_quantised_model_lie_in_its_band() -> None:
+def test_published_loads_of_one_quantized_model_lie_in_its_band() -> None:
     """Six loads of one model measured 1070 to 1078 MiB; the batch was made after they were measured."""
     runs = [
         run

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.run.renamed import renamed
 from memplan.planner.trace import patches
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.events.log import Log
@@ -119,7 +120,7 @@ def script(config: dict[str, Any], s: Setup, observer: Observer) -> None:
         whole = AutoConfig.for_model(**config, use_cache=False)
         model: Any = AutoModelForCausalLM.from_config(whole, dtype=dtype, attn_implementation=s.attention)
         if s.method == "qlora":
-            quantised_linears(model, dtype)
+            quantized_linears(model, dtype)
     placeholders = {
         id(t): t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())
     }
@@ -158,9 +159,7 @@ def script(config: dict[str, Any], s: Setup, observer: Observer) -> None:
         )
         model = peft.get_peft_model(model, lora)
     if s.checkpointing != "none":
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": s.checkpointing == "reentrant"}
-        )
+        renamed(model, "activation_checkpointing_enable")({"use_reentrant": s.checkpointing == "reentrant"})
         if s.method != "full":
             model.enable_input_require_grads()
     model.train()
@@ -197,7 +196,7 @@ def script(config: dict[str, Any], s: Setup, observer: Observer) -> None:
     observer.freeze()
 
 
-def quantised_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def quantized_linears(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and "lm_head" not in name:
             parent, _, leaf = name.rpartition(".")

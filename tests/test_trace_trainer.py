@@ -6,6 +6,7 @@ event; they keep a handful of single numbers more.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.run.build import outline
-from memplan.planner.run.loading import materialise
+from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import quiet
 from memplan.planner.run.quantize import replace_linears
+from memplan.planner.run.renamed import argument
 from memplan.planner.trace import patches
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.events.log import Log
@@ -148,8 +150,11 @@ def trainer_of(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
         "disable_tqdm": True,
         "optim": s.optimizer,
         "dataloader_pin_memory": False,
-        "gradient_checkpointing": s.checkpointing != "none",
-        "gradient_checkpointing_kwargs": {"use_reentrant": s.checkpointing == "reentrant"},
+    }
+    known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    common[argument("activation_checkpointing", known)] = s.checkpointing != "none"
+    common[argument("activation_checkpointing_kwargs", known)] = {
+        "use_reentrant": s.checkpointing == "reentrant"
     }
     if s.recipe == "hf":
         return transformers.Trainer(
@@ -207,7 +212,7 @@ def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
         if s.recipe == "trl":
             stack.enter_context(tiles_as_triton_folds_them())
         with observer.announce("load"):
-            materialise(model, s, meta, observer)
+            materialize(model, s, meta, observer)
         real = transformers.TrainingArguments.device
         stack.enter_context(
             patch.object(

@@ -156,7 +156,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
         warnings += filter(None, [close_calls(prediction, [gpu])])
         if not gpu.verified:
             warnings.append(
-                f"{gpu.name}: no run on this vendor's cards is recorded, and its kernels are not modelled: "
+                f"{gpu.name}: no run on this vendor's cards is recorded, and its kernels are not modeled: "
                 "unverified"
             )
     smallest = choose_cards(

@@ -92,7 +92,7 @@ def _spelling(reading: Reading) -> None:
 
 
 def _one_apart(word: str, known: str) -> bool:
-    """Whether one letter more, less, other, or two neighbours swapped make `word` the known one; its first
+    """Whether one letter more, less, other, or two neighbors swapped make `word` the known one; its first
     letter must be right.
     """
     if word[0] != known[0] or abs(len(word) - len(known)) > 1 or word == known:
@@ -153,7 +153,7 @@ def _all_read(reading: Reading) -> None:
 
 
 def _agree(reading: Reading) -> None:
-    """What one word means beside another: an 8-bit base is quantised, mixed precision is said of what trains
+    """What one word means beside another: an 8-bit base is quantized, mixed precision is said of what trains
     in full.
     """
     fields = reading.fields

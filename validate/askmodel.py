@@ -1,4 +1,4 @@
-"""Which model a question speaks of: a name of the catalogue, or a size such as 65B or 650亿."""
+"""Which model a question speaks of: a name of the catalog, or a size such as 65B or 650亿."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from memplan.planner.inputs.models import from_catalog, index, names
 from memplan.planner.tables.errors import UsageError, nearest, shorten
 from memplan.validate.reading import Assumption, B, E, Reading
 
-NEAR = 0.12  # a size such as "33B" is the catalogue's nearest model within this share of its parameters
+NEAR = 0.12  # a size such as "33B" is the catalog's nearest model within this share of its parameters
 
 
 def model_of(reading: Reading) -> str:
-    """A catalogue name, longest first; else a size in parameters."""
+    """A catalog name, longest first; else a size in parameters."""
     known = {word.lower(): word for word in (*names(), *(i for row in index().values() for i in row["ids"]))}
     for word in sorted(known, key=len, reverse=True):
         pattern = r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
@@ -40,14 +40,14 @@ def model_of(reading: Reading) -> str:
 
 
 def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> None:
-    """`chatglm3-6b` is no 6B Llama: a name that the catalogue lacks is refused, not read as its size."""
+    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not read as its size."""
     match = re.search(r"(?<![a-z0-9])([a-z][a-z0-9.]*(?:[-_][a-z0-9.]+)*)([-_ ]?)$", before)
     if match and (match.group(2) in ("-", "_") or re.search(r"\d", match.group(1))):
         name = f"{match.group(1)}{match.group(2)}{size}"
         close = nearest(name, known)
         raise UsageError(
             f"ask: '{shorten(name)}' is not in the "
-            f"catalogue{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
+            f"catalog{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
             "(memplan plan takes any Hugging Face id or config.json)"
         )
 
@@ -87,7 +87,7 @@ _PREFERRED = (
 
 
 def _nearest(count: float, words: str) -> str:
-    """The preferred model nearest in parameters, else any model of the catalogue. Raises UsageError where
+    """The preferred model nearest in parameters, else any model of the catalog. Raises UsageError where
     none is near.
     """
     sizes = {name: int(row["parameters"]) for name, row in index().items()}
@@ -100,6 +100,6 @@ def _nearest(count: float, words: str) -> str:
             return min(near, key=lambda name: abs(sizes[name] - count)) if pool is not named else near[0]
     closest = sorted(sizes, key=lambda name: abs(sizes[name] - count))[:3]
     raise UsageError(
-        f"ask: no model of about {shorten(words)} in the catalogue: the nearest are {', '.join(closest)}; "
+        f"ask: no model of about {shorten(words)} in the catalog: the nearest are {', '.join(closest)}; "
         "memplan plan takes any config.json"
     )

@@ -2,7 +2,7 @@
 key and the value.
 
 A file holds `[[claim]]` tables, each with `[[claim.part]]` tables; `[models.NAME]` tables describe models
-that the catalogue lacks. A part without `case` must hold for the claim to be true; parts with a `case` are
+that the catalog lacks. A part without `case` must hold for the claim to be true; parts with a `case` are
 alternative readings of what the text leaves open. `decides = false` marks a part that only informs. Nothing
 in a file is executed.
 """

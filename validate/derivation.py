@@ -102,7 +102,7 @@ def _weights(setup: Setup, spec: ModelSpec, prediction: Prediction) -> list[Line
     rest = parameters - linear - experts
     lines = [
         Line(
-            "quantised linear layers with constants",
+            "quantized linear layers with constants",
             said("{count:,} x {bits:.3f} bits", count=linear, bits=bits),
             round(linear * bits / 8),
         )
@@ -110,7 +110,7 @@ def _weights(setup: Setup, spec: ModelSpec, prediction: Prediction) -> list[Line
     if experts:
         lines.append(
             Line(
-                "experts, which are not quantised",
+                "experts, which are not quantized",
                 said("{count:,} x {width} B", count=experts, width=other),
                 experts * other,
             )
@@ -126,7 +126,7 @@ def _weights(setup: Setup, spec: ModelSpec, prediction: Prediction) -> list[Line
 
 
 def _bits(setup: Setup) -> float:
-    """Bits a weight: four and a share of a block's constant, quantised again or not (QLoRA, section 3); eight
+    """Bits a weight: four and a share of a block's constant, quantized again or not (QLoRA, section 3); eight
     for LLM.int8().
     """
     if setup.quant_type == "int8":

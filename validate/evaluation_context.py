@@ -43,7 +43,7 @@ class EvaluationContext:
         self.records = tuple(records)
 
     def model(self, name: str) -> Model:
-        """A model by the file's own [models.NAME], a catalogue alias or a path. Raises UsageError for an
+        """A model by the file's own [models.NAME], a catalog alias or a path. Raises UsageError for an
         unknown name.
         """
         if name not in self._models:

@@ -220,7 +220,7 @@ def _same_family(one: str, other: str) -> bool:
 
 def _kind(method: str) -> tuple[str, bool]:
     row = METHODS.get(method)
-    return (row.trains, row.quantised) if row else ("?", False)
+    return (row.trains, row.quantized) if row else ("?", False)
 
 
 def summary(runs: Sequence[Run]) -> Mapping[str, int]:

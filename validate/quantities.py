@@ -118,7 +118,7 @@ def _mlp_parameters(layer: Layer) -> int:
 
 
 def _linear_parameters(term: Term, context: EvaluationContext) -> int:
-    """Weights of every linear layer inside the blocks (what 4-bit loading quantises) without biases."""
+    """Weights of every linear layer inside the blocks (what 4-bit loading quantizes) without biases."""
     return sum(
         linear.in_features * linear.out_features
         for layer in _layers(term, context)

@@ -25,7 +25,7 @@ _SAMPLES = (
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where a part's truth changes: between neighbouring values of a range, or between named values (`yes`
+    """Where a part's truth changes: between neighboring values of a range, or between named values (`yes`
     and `no`).
     """
 
@@ -272,7 +272,7 @@ def _beyond(part: Part, over: Over, last: Point, context: EvaluationContext) -> 
 
 
 def _change(part: Part, low: Point, high: Point, context: EvaluationContext) -> tuple[Point, Point]:
-    """The neighbouring points between which the part's truth changes."""
+    """The neighboring points between which the part's truth changes."""
     while high.at - low.at > 1:
         middle = _point(part, (low.at + high.at) // 2, context)
         low, high = (middle, high) if middle.holds == low.holds else (low, middle)

@@ -125,9 +125,9 @@ WANTED: tuple[tuple[str, str], ...] = (
 )
 
 UNANSWERED: tuple[tuple[str, str], ...] = (
-    (r"gptq|awq|gguf|exl2|aqlm|hqq", "weights quantised that way are not predicted: nf4, fp4 and int8 are"),
-    (r"unsloth", "its kernels are not modelled: ask without it for the nearest answer (hf)"),
-    (r"vllm|sglang|tensorrt", "serving engines are not modelled: ask for inference alone"),
+    (r"gptq|awq|gguf|exl2|aqlm|hqq", "weights quantized that way are not predicted: nf4, fp4 and int8 are"),
+    (r"unsloth", "its kernels are not modeled: ask without it for the nearest answer (hf)"),
+    (r"vllm|sglang|tensorrt", "serving engines are not modeled: ask for inference alone"),
     (
         r"tensor[- ]parallel\w*|pipeline[- ]parallel\w*|张量并行|流水线并行|megatron",
         "tensor and pipeline parallelism are not predicted: fsdp, zero1 to zero3 and ddp are",

@@ -40,7 +40,7 @@ EXIT_DOES_NOT_FIT = 1
     "--methods", metavar="A,B,...", help="The methods to set side by side. Default: full,lora,adalora,qlora."
 )
 @click.option(
-    "--largest-model", is_flag=True, help="With --gpu: the catalogue's largest model for each method."
+    "--largest-model", is_flag=True, help="With --gpu: the catalog's largest model for each method."
 )
 def command(
     model: str,

@@ -53,7 +53,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     "--largest-model",
     "want_largest",
     is_flag=True,
-    help="Also: the catalogue's largest model for this method and card.",
+    help="Also: the catalog's largest model for this method and card.",
 )
 @click.option(
     "--emit",

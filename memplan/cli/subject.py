@@ -75,10 +75,10 @@ def is_training_file(text: str) -> bool:
         return True
     if not text.endswith(".json") or not Path(text).is_file():
         return False
-    from memplan.planner.importers.files import read_mapping, recognise
+    from memplan.planner.importers.files import read_mapping, recognize
 
     content = read_mapping(Path(text))
-    return "model_type" not in content and recognise(content) is not None
+    return "model_type" not in content and recognize(content) is not None
 
 
 def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:

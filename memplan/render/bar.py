@@ -1,5 +1,5 @@
 """One stacked bar, scaled to a card: a segment for each component, a mark where usable memory ends. Glyphs
-differ: no colour needed.
+differ: no color needed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from rich.text import Text
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How one segment is drawn: a block glyph, an ASCII one, a colour."""
+    """How one segment is drawn: a block glyph, an ASCII one, a color."""
 
     glyph: str
     ascii: str
-    colour: str
+    color: str
 
 
 STYLES: dict[str, Style] = {
@@ -34,7 +34,7 @@ STYLES: dict[str, Style] = {
 def key_of(name: str, ascii_only: bool) -> Text:
     """The glyph of one segment, for a legend."""
     style = STYLES[name]
-    return Text(style.ascii if ascii_only else style.glyph, style=style.colour)
+    return Text(style.ascii if ascii_only else style.glyph, style=style.color)
 
 
 def stacked_bar(
@@ -50,15 +50,15 @@ def stacked_bar(
         end = min(width, round(total * width / scale))
         style = STYLES[name]
         glyph = style.ascii if ascii_only else style.glyph
-        cells[position:end] = [(glyph, style.colour)] * max(0, end - position)
+        cells[position:end] = [(glyph, style.color)] * max(0, end - position)
         position = max(position, end)
     free = "." if ascii_only else "·"
     cells = [(free, "dim") if cell == (" ", "") else cell for cell in cells]
     if usable is not None and usable <= scale:
         cells[min(width - 1, round(usable * width / scale))] = ("|", "bold red")
     bar = Text()
-    for glyph, colour in cells:
-        bar.append(glyph, style=colour or None)
+    for glyph, color in cells:
+        bar.append(glyph, style=color or None)
     return bar
 
 

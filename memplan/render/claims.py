@@ -98,15 +98,15 @@ def conflict_table(results: Sequence[ConflictResult], lang: str = "en") -> Itera
                 )
             )
         lines.append(Text(f"{words['arbiter']}: {result.said(lang)}"))
-        word, colour = (words["contradict"], "red") if result.contradict else (words["agree"], "green")
-        yield _block(conflict.id, word, colour, lines)
+        word, color = (words["contradict"], "red") if result.contradict else (words["agree"], "green")
+        yield _block(conflict.id, word, color, lines)
 
 
-def _block(name: str, verdict: str, colour: str, lines: Iterable[Text]) -> Table:
+def _block(name: str, verdict: str, color: str, lines: Iterable[Text]) -> Table:
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=min(18, max(3, len(name))), overflow="fold")
     grid.add_column(width=13)
     grid.add_column(ratio=1, overflow="fold")
     body = Text("\n").join(lines)
-    grid.add_row(Text(name, style="bold"), Text(verdict, style=colour), body)
+    grid.add_row(Text(name, style="bold"), Text(verdict, style=color), body)
     return grid

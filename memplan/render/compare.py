@@ -87,8 +87,8 @@ def _table(able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None) -
         ),
         (f"FLOPs, {first.method} = 1", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
         (
-            "dequantised a step",
-            [count(c.cost.dequantised) if c.cost and c.cost.dequantised else "-" for c in able],
+            "dequantized a step",
+            [count(c.cost.dequantized) if c.cost and c.cost.dequantized else "-" for c in able],
         ),
         (
             "merging needs",
@@ -142,7 +142,7 @@ def _of(column: Column) -> Prediction:
 
 
 def _short(text: str) -> str:
-    return text.replace(" + double quantisation", " dq")
+    return text.replace(" + double quantization", " dq")
 
 
 def _verdict(prediction: Prediction) -> Text:

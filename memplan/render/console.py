@@ -1,4 +1,4 @@
-"""The one Console: 80 columns unless the terminal says otherwise, colour only where it is wanted, nothing
+"""The one Console: 80 columns unless the terminal says otherwise, color only where it is wanted, nothing
 guessed from content.
 """
 
@@ -14,7 +14,7 @@ NARROWEST, WIDEST = 60, 120
 
 
 def make_console(stream: IO[str] | None = None, width: int | None = None) -> Console:
-    """A Console on `stream` (standard output). NO_COLOR, FORCE_COLOR, COLUMNS and pipes are honoured, the
+    """A Console on `stream` (standard output). NO_COLOR, FORCE_COLOR, COLUMNS and pipes are honored, the
     latter by rich itself.
     """
     stream = stream or sys.stdout

@@ -193,7 +193,7 @@ def card_lines(
     if largest is not None:
         lines.append(
             Text(
-                f"largest model in the catalogue for {fit.setup.method} on {fit.gpu.name}: {largest[0]} "
+                f"largest model in the catalog for {fit.setup.method} on {fit.gpu.name}: {largest[0]} "
                 f"({count(largest[1])} parameters)"
             )
         )

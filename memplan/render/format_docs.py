@@ -14,7 +14,7 @@ from memplan.planner.importers.rules import Rule
 INTRO = """# Training files that memplan reads
 
 `memplan FILE` and `memplan -- LAUNCH LINE` take a run as it stands. This page is generated from the importers' tables. Every key of a
-file is reported (`--json`, `import.keys`) as **used**, **ignored** (known, moves no memory of the training step), **not modelled**
+file is reported (`--json`, `import.keys`) as **used**, **ignored** (known, moves no memory of the training step), **not modeled**
 (known, moves memory, and nothing follows it: a warning where it is on) or **unknown** (a warning). `*` stands for any characters. No
 framework is imported, nothing is executed, and values that were not used are never shown.
 
@@ -37,7 +37,7 @@ def _format(row: Format) -> str:
         "Used: " + ", ".join(f"`{key}`" for key, rule in entries if rule.status == "used") + ".",
         "",
     ]
-    for status, title in (("not_modelled", "Not modelled"), ("ignored", "Ignored")):
+    for status, title in (("not_modelled", "Not modeled"), ("ignored", "Ignored")):
         reasons: dict[str, list[str]] = {}
         for key, rule in entries:
             if rule.status == status:

@@ -69,7 +69,7 @@ FOOT = {
         "usable: what a process can hold, CUDA context included. reported: by torch's own out-of-memory "
         "messages; "
         "derived: from the nominal size, on the low side; budget: memory shared with the system. "
-        "TFLOPS: dense 16-bit, vendor's figure. unverified: kernels of this vendor are not modelled."
+        "TFLOPS: dense 16-bit, vendor's figure. unverified: kernels of this vendor are not modeled."
     ),
     "models": "Any Hugging Face id, folder or config.json works too.",
 }

@@ -225,7 +225,7 @@ def number(nbytes: int | None, digits: int = 2) -> str:
 
 
 def sentences(prediction: Prediction) -> list[RenderableType]:
-    """Where the peak is and why, what was assumed, accuracy, and what else to know: one labelled paragraph
+    """Where the peak is and why, what was assumed, accuracy, and what else to know: one labeled paragraph
     each.
     """
     lines = [
@@ -292,7 +292,7 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
     if setup.quant_type == "none":
         base.append((("weight_dtype",), f"{setup.weight_dtype} weights"))
     else:
-        double = " with double quantisation" if setup.double_quant else ""
+        double = " with double quantization" if setup.double_quant else ""
         base.append(
             (
                 ("quant_type", "double_quant", "weight_dtype"),
@@ -302,7 +302,7 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
         base.append(
             (
                 ("kbit_prepare",),
-                "fp32 upcast of what is not quantised" if setup.kbit_prepare else "no fp32 upcast",
+                "fp32 upcast of what is not quantized" if setup.kbit_prepare else "no fp32 upcast",
             )
         )
     if setup.method == "inference":

@@ -8,7 +8,15 @@ the card).
 
 from __future__ import annotations
 
-from memplan.planner.allocator.native import LARGE_SEGMENT, SMALL_SEGMENT, Block, Native, Pool, segment_size
+from memplan.planner.allocator.native import (
+    LARGE_SEGMENT,
+    SMALL_SEGMENT,
+    Block,
+    Native,
+    Pool,
+    Ties,
+    segment_size,
+)
 
 
 class Expandable(Native):
@@ -18,13 +26,14 @@ class Expandable(Native):
 
     expandable = True
 
-    def __init__(self, capacity: int | None = None, fraction: bool = False) -> None:
-        super().__init__(capacity, fraction)
+    def __init__(self, capacity: int | None = None, fraction: bool = False, ties: Ties = "address") -> None:
+        super().__init__(capacity, fraction, ties)
         for pool, start in (
             (self.small, 0),
             (self.large, LARGE_SEGMENT << 22),
         ):  # addresses are multiples of the granule
             pool.unmapped = [Block(start, 1 << 46, pool, mapped=False)]
+            self._number(pool.unmapped[0])
 
     def empty_cache(self) -> None:
         """Unmap every granule that lies inside a free block (`release_blocks`, `unmap_block`)."""
@@ -82,6 +91,7 @@ class Expandable(Native):
         index = pool.unmapped.index(block)
         if size < block.size:
             rest = Block(block.address + size, block.size - size, pool, mapped=False)
+            self._number(rest)
             rest.previous, rest.next = block, block.next
             if rest.next is not None:
                 rest.next.previous = rest
@@ -103,17 +113,24 @@ class Expandable(Native):
         if start > block.address:
             before = block
             block = self._cut(before, start)
+            if self.ties == "creation":
+                block.tie = before.tie
+                self._number(before)
             pool.add(before)
         if stop < block.address + block.size:
-            pool.add(self._cut(block, stop))
+            after = self._cut(block, stop)
+            self._number(after)
+            pool.add(after)
         self.reserved -= block.size
         block.mapped = False
-        for neighbour in (block.next, block.previous):
-            if neighbour is not None and not neighbour.mapped:
-                lower, upper = (block, neighbour) if neighbour is block.next else (neighbour, block)
-                if neighbour in pool.unmapped:
-                    pool.unmapped.remove(neighbour)
+        for neighbor in (block.next, block.previous):
+            if neighbor is not None and not neighbor.mapped:
+                lower, upper = (block, neighbor) if neighbor is block.next else (neighbor, block)
+                if neighbor in pool.unmapped:
+                    pool.unmapped.remove(neighbor)
                 self._absorb(lower, upper)
+                if self.ties == "creation":
+                    lower.tie = block.tie
                 block = lower
         pool.unmapped.append(block)
         pool.unmapped.sort(key=lambda b: b.address)

@@ -19,6 +19,7 @@ from memplan.planner.allocator.native import (
     Native,
     OutOfMemory,
     Pool,
+    Ties,
     Undecided,
     round_size,
 )
@@ -78,8 +79,14 @@ class Replay:
 class RunningReplay:
     """A replay under way: `run` takes it further, `fork` makes another that goes on from where this one is."""
 
-    def __init__(self, mode: Mode = "native", capacity: int | None = None, fraction: bool = False) -> None:
-        self.allocator = MODES[mode](capacity, fraction)
+    def __init__(
+        self,
+        mode: Mode = "native",
+        capacity: int | None = None,
+        fraction: bool = False,
+        ties: Ties = "address",
+    ) -> None:
+        self.allocator = MODES[mode](capacity, fraction, ties)
         self.live: dict[int, Block] = {}
         self.current = 0  # allocated bytes
         self.begun = 0  # events that were served before a fork
@@ -138,7 +145,12 @@ class RunningReplay:
 
 
 def replay(
-    events: Iterable[Event], *, mode: Mode = "native", capacity: int | None = None, fraction: bool = False
+    events: Iterable[Event],
+    *,
+    mode: Mode = "native",
+    capacity: int | None = None,
+    fraction: bool = False,
+    ties: Ties = "address",
 ) -> Replay:
     """Replay events in order under a capacity in bytes on what is reserved (None: no bound).
 
@@ -150,10 +162,15 @@ def replay(
     bytes ignored). Ends at the first request that does not fit after release-and-retry. Raises KeyError for a
     free of an id that is not alive and for an unknown kind or mode, ValueError for an id allocated twice.
     """
-    return RunningReplay(mode, capacity, fraction).run(events)
+    return RunningReplay(mode, capacity, fraction, ties).run(events)
 
 
-def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded: Replay | None = None) -> int:
+def smallest_capacity(
+    events: Sequence[Event],
+    mode: Mode = "native",
+    unbounded: Replay | None = None,
+    ties: Ties = "address",
+) -> int:
     """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with
     release-and-retry.
 
@@ -163,7 +180,7 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded:
     a capacity, where the caller has it.
     """
     unit = SMALL_SEGMENT
-    unbounded = unbounded or replay(events, mode=mode)
+    unbounded = unbounded or replay(events, mode=mode, ties=ties)
     if not unbounded.allocated:
         return 0
     live = most = 0
@@ -179,7 +196,7 @@ def smallest_capacity(events: Sequence[Event], mode: Mode = "native", unbounded:
     # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing
     # before it
     lacking = failed
-    together = RunningReplay(mode)  # as far as all capacities still in question go the same way
+    together = RunningReplay(mode, ties=ties)  # as far as all capacities still in question go the same way
     width = 0
     while survives - failed > max(1, survives // PRECISION):
         slow = survives - failed > width // 2 > 0  # the guess did not halve what is left: halve it

@@ -56,7 +56,7 @@ class Column:
         base = (
             setup.weight_dtype
             if setup.quant_type == "none"
-            else setup.quant_type + (" + double quantisation" if setup.double_quant else "")
+            else setup.quant_type + (" + double quantization" if setup.double_quant else "")
         )
         adapter = setup.adapter_dtype if METHODS[setup.method].trains == "adapter" else "-"
         compute = (
@@ -80,7 +80,7 @@ class Column:
             "gpus": [gpu.to_document() for gpu in self.prediction.gpus],
             "checkpoint_bytes": self.prediction.checkpoint_bytes,
             "flops": self.cost.total,
-            "dequantised_elements": self.cost.dequantised,
+            "dequantized_elements": self.cost.dequantized,
             "merge": self.merge,
             "merge_bytes": self.merge_bytes,
             "largest_model": {"name": self.largest[0], "parameters": self.largest[1]}
@@ -193,7 +193,7 @@ def differences(first: Setup, second: Setup, device_bytes: Callable[[Setup], int
     """Every difference of two setups of one model and what it moves; the `then` add up to the whole
     difference of the two.
 
-    Fields that cannot differ alone (a method and its quantisation) go together. `recipe` comes last, where it
+    Fields that cannot differ alone (a method and its quantization) go together. `recipe` comes last, where it
     moves anything beyond its fields: whether the stack's loop drops the outputs before the backward, for one.
     """
     pending = [name for name in FIELDS if name != "recipe" and getattr(first, name) != getattr(second, name)]

@@ -119,7 +119,7 @@ PLACES: tuple[tuple[str, str], ...] = (
         r"loss_utils\.py|cross_entropy|log_softmax|lm_head|convert_outputs_to_fp32|convert_to_fp32",
     ),
     ("attention", r"scaled_dot_product_attention|eager_attention_forward|_flash_attention|softmax\("),
-    ("quantised weights", r"bitsandbytes|dequantize|quantize_4bit"),
+    ("quantized weights", r"bitsandbytes|dequantize|quantize_4bit"),
     ("adapters", r"peft/tuners|lora_[AB]"),
     ("the MLP", r"\bmlp\b|gate_proj|up_proj|down_proj|act_fn"),
     ("embeddings", r"embedding\("),
@@ -250,7 +250,7 @@ def _matches(text: str) -> Iterator[tuple[str, re.Match[str]]]:
 
 
 def _plain(log: str) -> str:
-    """A log without colours, rank prefixes and line wraps inside a message."""
+    """A log without colors, rank prefixes and line wraps inside a message."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", log)
     text = re.sub(r"^\[?(?:rank\s?\d+\]?:?|\[?\w+\d+\]:)\s?", "", text, flags=re.MULTILINE)
     return re.sub(

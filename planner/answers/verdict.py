@@ -21,7 +21,7 @@ Word = Literal["fits", "tight", "no"]
 
 UNCOUNTED = {"others": 0.199, "4-bit base": 0.224}
 """What the native allocator reserves beyond its tensors, as a share of them: P95 of seeded traces of
-catalogue models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36 with 4-bit ones; medians
+catalog models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36 with 4-bit ones; medians
 4.3 and 6.6 %, the worst 36 % in both (`benchmarks/fragmentation.py 140 --seed 2`; torch 2.13, transformers
 5.23, bitsandbytes 0.50). It widens no verdict: it decides what is said beside one.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.planner.formula.parameters import ParameterTable
-from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -68,12 +68,12 @@ def _applies(about: str, setup: Setup) -> bool:
 def warnings(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     """What can surprise."""
     if spec is not None and setup.quant_type != "none":
-        if spec.model_type in NEVER_QUANTISED:
+        if spec.model_type in NEVER_QUANTIZED:
             yield (
-                f"transformers does not quantise the linear layers of {spec.architecture}: their class is "
+                f"transformers does not quantize the linear layers of {spec.architecture}: their class is "
                 "not nn.Linear itself"
             )
-        yield from _unquantised_experts(spec, setup)
+        yield from _unquantized_experts(spec, setup)
     yield from _no_bfloat16(setup)
     yield from _unscalable(setup)
     if METHODS[setup.method].trains == "last_layers" and setup.checkpointing != "none":
@@ -83,7 +83,7 @@ def warnings(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
         )
 
 
-def _unquantised_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
+def _unquantized_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     """Experts that are 3-D parameters: transformers 5.23 integrations/bitsandbytes.py converts nn.Linear and
     Conv1D alone.
     """
@@ -101,7 +101,7 @@ def _unquantised_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     )
     yield (
         f"{gib(size)} of expert weights stay in {experts[0].dtype}: they are 3-D parameters, and "
-        "bitsandbytes quantises linear layers alone" + half
+        "bitsandbytes quantizes linear layers alone" + half
     )
 
 

@@ -4,7 +4,7 @@ a time.
 Per token a matrix of n weights costs 2n operations forward, 2n for the gradient of its input and 2n for its
 own where it is trained; the attention products cost 4 x S x A x D a layer forward (half of it under a causal
 kernel, taken here) and twice that backward. Gradient checkpointing runs the layers' forward once more.
-Dequantising adds few operations for each weight but no product: counted in elements.
+Dequantizing adds few operations for each weight but no product: counted in elements.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from memplan.planner.tables.methods import METHODS
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Operations of one step over the whole micro-batch; `dequantised` elements are read out of 4 or 8 bits
+    """Operations of one step over the whole micro-batch; `dequantized` elements are read out of 4 or 8 bits
     on the way.
     """
 
     forward: int
     backward: int
     recomputed: int
-    dequantised: int
+    dequantized: int
 
     @property
     def total(self) -> int:
@@ -88,5 +88,5 @@ def step_cost(spec: ModelSpec, setup: Setup) -> StepCost:
         else (2 * (layers + adapters) + attention) // setup.checkpoint_every
     )
     reads = 1 + (method.trains != "nothing") + (recomputed > 0)
-    dequantised = layers * reads if setup.quant_type != "none" else 0
-    return StepCost(forward * tokens, backward * tokens, recomputed * tokens, dequantised)
+    dequantized = layers * reads if setup.quant_type != "none" else 0
+    return StepCost(forward * tokens, backward * tokens, recomputed * tokens, dequantized)

@@ -1,4 +1,4 @@
-"""What is resident through a run: base weights, quantisation constants, adapters, optimizer states, as
+"""What is resident through a run: base weights, quantization constants, adapters, optimizer states, as
 symbolic rows.
 
 R rank; N x K a weight's rows and columns; n its elements. Gradients are not here: they are born in the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
-from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, ParameterSpec
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
@@ -29,7 +29,7 @@ UPCAST: dict[str, tuple[str, ...]] = {
     "norms": ("norm",),
     "norms_and_embeddings": ("norm", "embedding", "head"),
 }  # upcast_modules
-# constants for each fp32 constant of double quantisation (bitsandbytes 0.50 functional.py quantize_4bit:
+# constants for each fp32 constant of double quantization (bitsandbytes 0.50 functional.py quantize_4bit:
 # blocksize=256)
 NESTED_BLOCK = 256
 
@@ -71,7 +71,7 @@ class ParameterTable:
         if (
             setup.quant_type != "none"
             and tensor.role in ("linear", "conv1d")
-            and self.spec.model_type not in NEVER_QUANTISED
+            and self.spec.model_type not in NEVER_QUANTIZED
         ):
             return setup.quant_type
         if setup.kbit_prepare and setup.quant_type != "none":
@@ -127,7 +127,7 @@ class ParameterTable:
                 dtype = self.stored_dtype(tensor)
                 if dtype in ("nf4", "fp4", "int8"):
                     raise UsageError(
-                        f"modules_to_save '{module}' is a quantised layer: the formula has no rule for "
+                        f"modules_to_save '{module}' is a quantized layer: the formula has no rule for "
                         "that; use --engine trace"
                     )
                 dtype = "float32" if self.setup.trainable_dtype == "float32" else dtype
@@ -180,7 +180,7 @@ class ParameterTable:
                 and stored.dtype == "float32"
                 and stored.logical
             ):
-                why = "not quantised, upcast to fp32 by prepare_model_for_kbit_training"
+                why = "not quantized, upcast to fp32 by prepare_model_for_kbit_training"
             rows.append(
                 SymbolicRow(
                     stored.name,
@@ -196,7 +196,7 @@ class ParameterTable:
         return rows
 
     def _constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
-        """Quantisation constants: per 4-bit block an fp32 absmax, or with double quantisation a byte each and
+        """Quantization constants: per 4-bit block an fp32 absmax, or with double quantization a byte each and
         an fp32 per 256 of them.
         """
 
@@ -224,23 +224,23 @@ class ParameterTable:
         )
         if not self.setup.double_quant:
             yield row(
-                "quantisation constants",
+                "quantization constants",
                 (blocks,),
                 "float32",
                 f"absmax of each block of {self.setup.quant_block}",
             )
             return
         yield row(
-            "quantisation constants",
+            "quantization constants",
             (blocks,),
             "uint8",
-            f"absmax of each block of {self.setup.quant_block}, quantised again",
+            f"absmax of each block of {self.setup.quant_block}, quantized again",
         )
         yield row(
             "nested code",
             (256,),
             "float32",
-            "the values that a quantised constant means: each weight keeps a copy",
+            "the values that a quantized constant means: each weight keeps a copy",
         )
         yield row(
             "nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants"

@@ -191,7 +191,7 @@ class _Step:
         if (
             self.setup.method == "adalora" and self.setup.loss != "chunked"
         ):  # TRL takes the mean of its log-probabilities itself
-            loss = self._regularised(loss)
+            loss = self._regularized(loss)
         t.forget_casts()
         self.decoder.outside.clear()
         if logits is None or self.setup.recipe in TRAINER_RECIPES:
@@ -202,8 +202,8 @@ class _Step:
             loss = unary(t, "scale", loss, "loss")
         return loss if logits is None else logits, loss
 
-    def _regularised(self, loss: Tensor) -> Tensor:
-        """The loss with AdaLoRA's regularisation of every layer: its gradients come first, so all adapters
+    def _regularized(self, loss: Tensor) -> Tensor:
+        """The loss with AdaLoRA's regularization of every layer: its gradients come first, so all adapters
         have one from the start.
         """
         t, w = self.tape, self.w

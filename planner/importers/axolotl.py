@@ -78,7 +78,7 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
     ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
     (
         "quantization model_quantization_config gptq use_onebitllms peft",
-        "a quantisation other than bitsandbytes'",
+        "a quantization other than bitsandbytes'",
         "",
     ),
     (
@@ -159,7 +159,7 @@ RULES: dict[str, Rule] = {
         "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
     ),
     "fp8": not_modelled("8-bit products keep scaled copies"),
-    "qat": not_modelled("fake quantisation", errs="low"),
+    "qat": not_modelled("fake quantization", errs="low"),
     "tensor_parallel_size": not_modelled("weights split across cards", (1,), errs="high"),
     "context_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
     "sequence_parallel_degree": not_modelled("sequences split across cards", (1,), errs="high"),
@@ -307,7 +307,7 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
         )
     if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
         warnings.append(
-            "a plugin other than Liger and cut cross-entropy is on: what it changes is not modelled"
+            "a plugin other than Liger and cut cross-entropy is on: what it changes is not modeled"
         )
 
 
@@ -368,7 +368,7 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         facts["targets"] = ("peft-default",)
     if facts.get("_upcast_adapters") is False and not facts.get("_fp32_gradients"):
         facts["adapter_dtype"] = facts["weight_dtype"]
-    _settle_quantisation(facts, warnings)
+    _settle_quantization(facts, warnings)
 
 
 _BNB = {
@@ -379,10 +379,10 @@ _BNB = {
 }
 
 
-def _settle_quantisation(facts: Facts, warnings: list[str]) -> None:
+def _settle_quantization(facts: Facts, warnings: list[str]) -> None:
     for key, value in (facts.get("_bnb") or {}).items():
         name = _BNB.get(str(key))
         if name is None:
-            warnings.append(f"bnb_config_kwargs.{str(key)[:40]} is not modelled")
+            warnings.append(f"bnb_config_kwargs.{str(key)[:40]} is not modeled")
         else:
             facts[name] = value.removeprefix("torch.") if isinstance(value, str) else value

@@ -35,7 +35,7 @@ SMALLER = (
     "sgd",
 )
 LARGER = ("grokadamw",)
-"""Parts of names: states smaller than AdamW's two (quantised, projected, factored or a single one), and
+"""Parts of names: states smaller than AdamW's two (quantized, projected, factored or a single one), and
 larger ones (a third).
 """
 
@@ -95,4 +95,4 @@ def settle_attention(facts: Facts, warnings: list[str]) -> None:
         raise unknown("attention implementation", redacted(str(name)), (*ATTENTION, *_NEAREST))
     facts["attention"] = ATTENTION.get(base) or _NEAREST[base]
     if base in _NEAREST:
-        warnings.append(f"attention {base} is not modelled: {facts['attention']}, the nearest, is assumed")
+        warnings.append(f"attention {base} is not modeled: {facts['attention']}, the nearest, is assumed")

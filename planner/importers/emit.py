@@ -25,6 +25,7 @@ UNSAID = (
     "device",
     "load",
     "allocator",
+    "torch",
     "retain_outputs",
     "zero_grad",
     "optimizer_mode",
@@ -38,74 +39,64 @@ def _adapters(setup: Setup) -> bool:
     return METHODS[setup.method].trains == "adapter"
 
 
+Part = tuple[bool, dict[str, Any]]
+
+
+def _said(*parts: Part) -> dict[str, Any]:
+    """The settings of every part whose condition holds, in order; a later one wins."""
+    return {key: value for holds, settings in parts if holds for key, value in settings.items()}
+
+
 def _axolotl(model: str, s: Setup) -> dict[str, Any]:
-    quantised = s.quant_type in ("nf4", "fp4")
-    document: dict[str, Any] = {
-        "base_model": model,
-        "datasets": [{"path": "YOUR_DATASET", "type": "alpaca"}],
-        "output_dir": "./outputs",
-    }
-    if _adapters(s):
-        document |= {
-            "adapter": "qlora" if quantised else "lora",
-            "lora_r": s.rank,
-            "lora_alpha": s.alpha,
-            "lora_dropout": s.dropout,
-        }
-        document |= (
-            {"lora_target_linear": True}
-            if s.targets == ("all-linear",)
-            else {"lora_target_modules": list(s.targets)}
-        )
-        document |= {"lora_modules_to_save": list(s.modules_to_save)} if s.modules_to_save else {}
-        document |= {"peft_use_dora": True} if s.method == "dora" else {}
-        document |= {"peft_use_rslora": True} if s.method == "rslora" else {}
-        document |= {"peft_autocast_adapter_dtype": False} if s.adapter_dtype != "float32" else {}
-        document |= {
-            "lora_mlp_kernel": False,
-            "lora_qkv_kernel": False,
-            "lora_o_kernel": False,
-            "lora_embedding_kernel": False,
-        }
-    document |= {"load_in_4bit": quantised, "load_in_8bit": s.quant_type == "int8"}
-    if quantised:
-        document["bnb_config_kwargs"] = {
-            "bnb_4bit_quant_type": s.quant_type,
-            "bnb_4bit_use_double_quant": s.double_quant,
-            "bnb_4bit_quant_storage": s.quant_storage,
-        }
-    document |= {
-        "sequence_len": s.sequence_length,
-        "micro_batch_size": s.micro_batch,
-        "gradient_accumulation_steps": s.gradient_accumulation,
-        "sample_packing": s.packed_documents > 1,
-        "optimizer": s.optimizer,
-        "learning_rate": 0.0002,
-        "num_epochs": 1,
-    }
-    document |= {"bf16": "full" if s.autocast == "none" else True} if s.weight_dtype == "bfloat16" else {}
-    document |= {"bf16": False, "fp16": True} if s.weight_dtype == "float16" else {}
-    document |= {"bf16": False, "float32": True} if s.weight_dtype == "float32" else {}
-    document["gradient_checkpointing"] = "offload" if s.checkpoint_offload else s.checkpointing != "none"
-    if s.checkpointing != "none":
-        document["gradient_checkpointing_kwargs"] = {"use_reentrant": s.checkpointing == "reentrant"}
-    document["attn_implementation"] = s.attention.split("-")[0]
-    document |= (
-        {"liger_fused_linear_cross_entropy": True, "plugins": ["axolotl.integrations.liger.LigerPlugin"]}
-        if s.loss == "fused"
-        else {}
+    quantized, adapters = s.quant_type in ("nf4", "fp4"), _adapters(s)
+    everywhere = s.targets == ("all-linear",)
+    kernels = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+    fused = {"liger_fused_linear_cross_entropy": True, "plugins": ["axolotl.integrations.liger.LigerPlugin"]}
+    fsdp = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": s.gpus}
+    return _said(
+        (True, {"base_model": model, "datasets": [{"path": "YOUR_DATASET", "type": "alpaca"}]}),
+        (True, {"output_dir": "./outputs"}),
+        (adapters, {"adapter": "qlora" if quantized else "lora", "lora_r": s.rank}),
+        (adapters, {"lora_alpha": s.alpha, "lora_dropout": s.dropout}),
+        (adapters and everywhere, {"lora_target_linear": True}),
+        (adapters and not everywhere, {"lora_target_modules": list(s.targets)}),
+        (adapters and bool(s.modules_to_save), {"lora_modules_to_save": list(s.modules_to_save)}),
+        (adapters and s.method == "dora", {"peft_use_dora": True}),
+        (adapters and s.method == "rslora", {"peft_use_rslora": True}),
+        (adapters and s.adapter_dtype != "float32", {"peft_autocast_adapter_dtype": False}),
+        (adapters, dict.fromkeys(kernels, False)),
+        (True, {"load_in_4bit": quantized, "load_in_8bit": s.quant_type == "int8"}),
+        (quantized, {"bnb_config_kwargs": _four_bit(s)}),
+        (True, {"sequence_len": s.sequence_length, "micro_batch_size": s.micro_batch}),
+        (True, {"gradient_accumulation_steps": s.gradient_accumulation}),
+        (True, {"sample_packing": s.packed_documents > 1, "optimizer": s.optimizer}),
+        (True, {"learning_rate": 0.0002, "num_epochs": 1}),
+        (s.weight_dtype == "bfloat16", {"bf16": "full" if s.autocast == "none" else True}),
+        (s.weight_dtype == "float16", {"bf16": False, "fp16": True}),
+        (s.weight_dtype == "float32", {"bf16": False, "float32": True}),
+        (True, {"gradient_checkpointing": "offload" if s.checkpoint_offload else s.checkpointing != "none"}),
+        (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s)}),
+        (True, {"attn_implementation": s.attention.split("-")[0]}),
+        (s.loss == "fused", fused),
+        (s.loss == "chunked", {"chunked_cross_entropy": True}),
+        (s.parallel == "fsdp", fsdp),
     )
-    document |= {"chunked_cross_entropy": True} if s.loss == "chunked" else {}
-    document |= (
-        {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": s.gpus}
-        if s.parallel == "fsdp"
-        else {}
-    )
-    return document
+
+
+def _four_bit(s: Setup) -> dict[str, Any]:
+    return {
+        "bnb_4bit_quant_type": s.quant_type,
+        "bnb_4bit_use_double_quant": s.double_quant,
+        "bnb_4bit_quant_storage": s.quant_storage,
+    }
+
+
+def _reentrant(s: Setup) -> dict[str, Any]:
+    return {"use_reentrant": s.checkpointing == "reentrant"}
 
 
 def _training(s: Setup) -> dict[str, Any]:
-    document: dict[str, Any] = {
+    return {
         "per_device_train_batch_size": s.micro_batch,
         "gradient_accumulation_steps": s.gradient_accumulation,
         "optim": s.optimizer,
@@ -115,84 +106,60 @@ def _training(s: Setup) -> dict[str, Any]:
         "bf16": s.autocast == "bfloat16",
         "fp16": s.autocast == "float16",
     }
-    return document
 
 
 def _trl(model: str, s: Setup) -> dict[str, Any]:
-    document = {
-        "model_name_or_path": model,
-        "dataset_name": "YOUR_DATASET",
-        "dtype": s.weight_dtype,
-        "max_length": s.sequence_length,
-        **_training(s),
-    }
-    document |= {
-        "gradient_checkpointing": s.checkpointing != "none",
-        "attn_implementation": s.attention.split("-")[0],
-    }
-    if s.checkpointing != "none":
-        document["gradient_checkpointing_kwargs"] = {"use_reentrant": s.checkpointing == "reentrant"}
-        document["gradient_checkpointing_kwargs"] |= (
-            {"every_n_layers": s.checkpoint_every} if s.checkpoint_every > 1 else {}
-        )
-    document |= {"packing": True} if s.packed_documents > 1 else {}
-    if _adapters(s):
-        document |= {"use_peft": True, "lora_r": s.rank, "lora_alpha": s.alpha, "lora_dropout": s.dropout}
-        document |= {"lora_target_modules": list(s.targets)} if s.targets != ("peft-default",) else {}
-        document |= {"lora_modules_to_save": list(s.modules_to_save)} if s.modules_to_save else {}
-        document |= {"use_dora": True} if s.method == "dora" else {}
-        document |= {"use_rslora": True} if s.method == "rslora" else {}
-    if s.quant_type in ("nf4", "fp4"):
-        document |= {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": s.quant_type,
-            "use_bnb_nested_quant": s.double_quant,
-            "bnb_4bit_quant_storage": s.quant_storage,
-        }
-    return document | ({"load_in_8bit": True} if s.quant_type == "int8" else {})
+    quantized, adapters = s.quant_type in ("nf4", "fp4"), _adapters(s)
+    every = {"every_n_layers": s.checkpoint_every} if s.checkpoint_every > 1 else {}
+    nested = {"load_in_4bit": True, **_four_bit(s), "use_bnb_nested_quant": s.double_quant}
+    del nested["bnb_4bit_use_double_quant"]
+    return _said(
+        (True, {"model_name_or_path": model, "dataset_name": "YOUR_DATASET", "dtype": s.weight_dtype}),
+        (True, {"max_length": s.sequence_length, **_training(s)}),
+        (True, {"gradient_checkpointing": s.checkpointing != "none"}),
+        (True, {"attn_implementation": s.attention.split("-")[0]}),
+        (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s) | every}),
+        (s.packed_documents > 1, {"packing": True}),
+        (adapters, {"use_peft": True, "lora_r": s.rank, "lora_alpha": s.alpha, "lora_dropout": s.dropout}),
+        (adapters and s.targets != ("peft-default",), {"lora_target_modules": list(s.targets)}),
+        (adapters and bool(s.modules_to_save), {"lora_modules_to_save": list(s.modules_to_save)}),
+        (adapters and s.method == "dora", {"use_dora": True}),
+        (adapters and s.method == "rslora", {"use_rslora": True}),
+        (quantized, nested),
+        (s.quant_type == "int8", {"load_in_8bit": True}),
+    )
 
 
 FLASH = {"eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
 
 
 def _llamafactory(model: str, s: Setup) -> dict[str, Any]:
-    document = {
-        "model_name_or_path": model,
-        "stage": "sft",
-        "do_train": True,
-        "dataset": "YOUR_DATASET",
-        "template": "default",
-        "cutoff_len": s.sequence_length,
-        **_training(s),
-    }
-    document |= {
-        "finetuning_type": "lora" if _adapters(s) else s.method,
-        "flash_attn": FLASH.get(s.attention, "sdpa"),
-    }
-    document |= {
-        "disable_gradient_checkpointing": s.checkpointing == "none",
-        "use_reentrant_gc": s.checkpointing == "reentrant",
-    }
-    document |= {"use_unsloth_gc": True} if s.checkpoint_offload else {}
-    document |= {"freeze_trainable_layers": s.trainable_layers} if s.method == "freeze" else {}
-    document |= {"packing": True, "neat_packing": True} if s.packed_documents > 1 else {}
-    document |= {"enable_liger_kernel": True} if s.loss == "fused" else {}
-    document |= {"upcast_layernorm": True} if s.upcast_modules == "norms" else {}
-    if s.trainable_dtype == "weight" and (
-        s.autocast == "none" or (s.weight_dtype == "bfloat16" and not _adapters(s))
-    ):
-        document |= {"pure_bf16": True, "bf16": False}  # otherwise what trains goes to float32 in this stack
-    if _adapters(s):
-        document |= {"lora_rank": s.rank, "lora_alpha": s.alpha, "lora_dropout": s.dropout}
-        document |= {"lora_target": "all" if s.targets == ("all-linear",) else ",".join(s.targets)}
-        document |= {"additional_target": ",".join(s.modules_to_save)} if s.modules_to_save else {}
-        document |= {"use_dora": True} if s.method == "dora" else {}
-        document |= {"use_rslora": True} if s.method == "rslora" else {}
-    if s.quant_type != "none":
-        document |= {"quantization_bit": 8 if s.quant_type == "int8" else 4, "quantization_method": "bnb"}
-    if s.quant_type in ("nf4", "fp4"):
-        document |= {"quantization_type": s.quant_type, "double_quantization": s.double_quant}
-    return document
+    adapters, bits = _adapters(s), 8 if s.quant_type == "int8" else 4
+    narrow = s.autocast == "none" or (s.weight_dtype == "bfloat16" and not adapters)
+    targets = "all" if s.targets == ("all-linear",) else ",".join(s.targets)
+    four_bit = {"quantization_type": s.quant_type, "double_quantization": s.double_quant}
+    return _said(
+        (True, {"model_name_or_path": model, "stage": "sft", "do_train": True, "dataset": "YOUR_DATASET"}),
+        (True, {"template": "default", "cutoff_len": s.sequence_length, **_training(s)}),
+        (True, {"finetuning_type": "lora" if adapters else s.method}),
+        (True, {"flash_attn": FLASH.get(s.attention, "sdpa")}),
+        (True, {"disable_gradient_checkpointing": s.checkpointing == "none"}),
+        (True, {"use_reentrant_gc": s.checkpointing == "reentrant"}),
+        (s.checkpoint_offload, {"use_unsloth_gc": True}),
+        (s.method == "freeze", {"freeze_trainable_layers": s.trainable_layers}),
+        (s.packed_documents > 1, {"packing": True, "neat_packing": True}),
+        (s.loss == "fused", {"enable_liger_kernel": True}),
+        (s.upcast_modules == "norms", {"upcast_layernorm": True}),
+        # otherwise what trains goes to float32 in this stack
+        (s.trainable_dtype == "weight" and narrow, {"pure_bf16": True, "bf16": False}),
+        (adapters, {"lora_rank": s.rank, "lora_alpha": s.alpha, "lora_dropout": s.dropout}),
+        (adapters, {"lora_target": targets}),
+        (adapters and bool(s.modules_to_save), {"additional_target": ",".join(s.modules_to_save)}),
+        (adapters and s.method == "dora", {"use_dora": True}),
+        (adapters and s.method == "rslora", {"use_rslora": True}),
+        (s.quant_type != "none", {"quantization_bit": bits, "quantization_method": "bnb"}),
+        (s.quant_type in ("nf4", "fp4"), four_bit),
+    )
 
 
 def _peft(model: str, s: Setup) -> dict[str, Any]:
@@ -282,7 +249,7 @@ def _settled(stack: str, setup: Setup) -> tuple[str, ...]:
 
 
 def hub_id(model: Model) -> str:
-    """The id under which training stacks find a model: the catalogue's first Hugging Face id, else the name
+    """The id under which training stacks find a model: the catalog's first Hugging Face id, else the name
     as given.
     """
     row = index().get(model.name)

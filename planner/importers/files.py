@@ -33,11 +33,11 @@ Read = Callable[[Mapping[str, Any]], tuple[Facts, list[KeyReport], list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One kind of training file: how it is recognised, its table, and what turns facts into Setup fields."""
+    """One kind of training file: how it is recognized, its table, and what turns facts into Setup fields."""
 
     name: str
     title: str
-    recognise: Callable[[Mapping[str, Any]], bool]
+    recognize: Callable[[Mapping[str, Any]], bool]
     rules: Mapping[str, Rule]
     finish: Callable[[Facts, list[str]], dict[str, Any]]
     read: Callable[..., tuple[Facts, list[KeyReport], list[str]]] | None = None
@@ -83,7 +83,7 @@ def _deepspeed(document: Mapping[str, Any]) -> bool:
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("memplan", "a memplan setup or document", own.recognise, own.RULES, own.finish, own.read),
+        Format("memplan", "a memplan setup or document", own.recognize, own.RULES, own.finish, own.read),
         Format("peft", "PEFT adapter_config.json", _has("peft_type"), peft.LORA, peft.finish, peft.read),
         Format("torchtune", "torchtune", _torchtune, torchtune.RULES, torchtune.finish),
         Format(
@@ -114,7 +114,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "llamafactory-v1",
             "LLaMA-Factory v1",
-            llamafactory_v1.recognise,
+            llamafactory_v1.recognize,
             llamafactory_v1.RULES,
             llamafactory_v1.finish,
         ),
@@ -128,7 +128,7 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
-"""Every format by name, in the order in which they are recognised: the narrow before the wide."""
+"""Every format by name, in the order in which they are recognized: the narrow before the wide."""
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -140,9 +140,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def recognise(document: Mapping[str, Any]) -> Format | None:
+def recognize(document: Mapping[str, Any]) -> Format | None:
     """The format of a parsed training file, None where no format's tell-tale keys are there."""
-    return next((row for row in FORMATS.values() if row.recognise(document)), None)
+    return next((row for row in FORMATS.values() if row.recognize(document)), None)
 
 
 def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
@@ -156,7 +156,7 @@ def read_training_file(path: Path, beside: tuple[Path, ...] = ()) -> Imported:
 
         return read_snippet(read_text(path), path.name)
     document = read_mapping(path)
-    row = recognise(document)
+    row = recognize(document)
     if row is None:
         titles = ", ".join(row.title for row in FORMATS.values())
         raise UsageError(f"'{shorten(str(path))}' is no training file that memplan knows: expected {titles}")

@@ -146,7 +146,7 @@ def settle(
     if facts.get("_liger"):
         facts["loss"] = "fused"
         warnings.append(
-            "only Liger's fused loss is modelled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
+            "only Liger's fused loss is modeled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
             ", so the prediction is on the high side"
         )
     if facts.get("_fsdp"):
@@ -178,7 +178,7 @@ def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None
     if kwargs.pop("selective", False):
         warnings.append(
             "selective checkpointing keeps attention outputs, about one hidden state more per layer: not "
-            "modelled"
+            "modeled"
         )
     (
         kwargs.pop("determinism_check", None),
@@ -186,7 +186,7 @@ def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None
         kwargs.pop("every_n_layers", None),
     )
     if kwargs:
-        warnings.append(f"checkpointing arguments {', '.join(sorted(map(str, kwargs)))} are not modelled")
+        warnings.append(f"checkpointing arguments {', '.join(sorted(map(str, kwargs)))} are not modeled")
 
 
 def packed_rows(facts: Facts, warnings: list[str]) -> None:
@@ -200,10 +200,10 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     Trainer trains every parameter.
     """
     settle(facts, warnings, checkpointing=False)
-    quantised = bool(facts.get("_four_bit") or facts.get("_eight_bit"))
-    if facts.get("_peft", quantised or any(name in facts for name in ADAPTER_FIELDS)):
-        facts["method"] = "qlora" if quantised else "lora"
-        facts["quant_type"] = ("nf4" if facts.get("_four_bit") else "int8") if quantised else None
+    quantized = bool(facts.get("_four_bit") or facts.get("_eight_bit"))
+    if facts.get("_peft", quantized or any(name in facts for name in ADAPTER_FIELDS)):
+        facts["method"] = "qlora" if quantized else "lora"
+        facts["quant_type"] = ("nf4" if facts.get("_four_bit") else "int8") if quantized else None
     else:
         facts["method"] = "full"
         facts["_notes"] = [
@@ -212,7 +212,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         ]
         for name in ADAPTER_FIELDS:
             facts.pop(name, None)
-        if quantised:
+        if quantized:
             warnings.append(
                 "4-bit and 8-bit weights cannot be trained themselves: full fine-tuning in 16 bits is assumed"
             )

@@ -21,7 +21,7 @@ from memplan.planner.importers.files import (
     read_document,
     read_mapping,
     read_training_file,
-    recognise,
+    recognize,
 )
 from memplan.planner.importers.fsdp import strategy
 from memplan.planner.importers.rules import Imported, integer, redacted
@@ -199,8 +199,7 @@ def _program(line: Line, folder: Path) -> Imported:
             what = line.words.pop(0)
             if what != "sft":
                 line.notes.append(
-                    f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not "
-                    "modelled"
+                    f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not modeled"
                 )
         return _options(line, folder, "trl")
     if name in ("tune", "torchtune"):
@@ -227,7 +226,7 @@ def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Im
     line.options |= launcher
     if "num_processes" in launcher:
         line.ranks = integer("--num-processes", launcher["num_processes"])
-    row = recognise(document) or FORMATS[kind]
+    row = recognize(document) or FORMATS[kind]
     return _read({**document, **options}, row, imported_from, folder)
 
 

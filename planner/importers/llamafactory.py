@@ -32,7 +32,7 @@ ATTENTION = {
     "fa3": "flash_attention_3",
 }
 
-QUANTISERS = ("bnb", "bitsandbytes", "hqq", "eetq", "gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
+QUANTIZERS = ("bnb", "bitsandbytes", "hqq", "eetq", "gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
 
 
 def _attention(key: str, value: Any) -> str:
@@ -60,7 +60,7 @@ RULES: dict[str, Rule] = {
     "quantization_bit": use("_bit", _bits),
     "quantization_type": use("quant_type", one_of_text("nf4", "fp4")),
     "double_quantization": use("double_quant", flag),
-    "quantization_method": use("_quantiser", one_of_text(*QUANTISERS)),
+    "quantization_method": use("_quantizer", one_of_text(*QUANTIZERS)),
     "flash_attn": use("attention", _attention),
     "disable_gradient_checkpointing": use("_no_checkpointing", flag),
     "use_reentrant_gc": use("_reentrant", flag),
@@ -172,7 +172,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """
     if facts.get("_stage", "sft") not in ("sft", "pt"):
         warnings.append(
-            f"stage {facts['_stage']}: the models and the loss beside the trained one are not modelled"
+            f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
         )
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
     if facts.get("_no_checkpointing"):
@@ -216,9 +216,9 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         for name in ("quant_type", "double_quant"):
             facts.pop(name, None)
         return
-    if facts.get("_quantiser", "bnb") not in ("bnb", "bitsandbytes") or bit not in (4, 8):
+    if facts.get("_quantizer", "bnb") not in ("bnb", "bitsandbytes") or bit not in (4, 8):
         warnings.append(
-            f"quantization_bit {bit} by {facts.get('_quantiser', 'bnb')} has no row: bitsandbytes 4-bit is "
+            f"quantization_bit {bit} by {facts.get('_quantizer', 'bnb')} has no row: bitsandbytes 4-bit is "
             "assumed"
         )
     if bit == 8:

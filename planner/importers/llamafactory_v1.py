@@ -32,7 +32,7 @@ from memplan.planner.tables.errors import UsageError
 SECTIONS = ("peft_config", "quant_config", "dist_config", "kernel_config", "train_dataset", "model_class")
 
 
-def recognise(document: Mapping[str, Any]) -> bool:
+def recognize(document: Mapping[str, Any]) -> bool:
     """`model` as plain text beside one of v1's own sections; torchtune's `model` is a mapping."""
     return isinstance(document.get("model"), str) and any(name in document for name in SECTIONS)
 
@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     ),
     "quant_config": nested(
         {
-            "name": use("_quantiser", one_of_text("bnb", "auto")),
+            "name": use("_quantizer", one_of_text("bnb", "auto")),
             "quantization_bit": use("_bit", integer),
             "compute_dtype": use("quant_storage", one_of(STORAGE), "the storage dtype too"),
             "double_quantization": use("double_quant", flag),
@@ -128,7 +128,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """Setup fields under recipe raw: torch's AdamW, non-reentrant checkpointing (core/base_trainer.py), no
     autocast.
 
-    Full fine-tuning loads float32 weights (core/model_engine.py); a quantised base computes and is stored in
+    Full fine-tuning loads float32 weights (core/model_engine.py); a quantized base computes and is stored in
     float16 (plugins/model_plugins/quantization.py compute_dtype); rank 8 of all linear layers
     (plugins/model_plugins/peft.py).
     """
@@ -144,13 +144,13 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         packed_rows(facts, warnings)
     if facts.get("_kernel", "auto") != "auto":
         warnings.append(
-            "v1 kernels are not modelled: they save fewer tensors, and the prediction is on the high side"
+            "v1 kernels are not modeled: they save fewer tensors, and the prediction is on the high side"
         )
     return {**setup_fields(facts), "recipe": "raw"}
 
 
 def _settle_method(facts: Facts) -> None:
-    peft, bits = facts.get("_peft"), facts.get("_bit", 4 if "_quantiser" in facts else None)
+    peft, bits = facts.get("_peft"), facts.get("_bit", 4 if "_quantizer" in facts else None)
     if bits not in (None, 4, 8):
         raise UsageError(f"quant_config.quantization_bit is {bits}: expected 4 or 8")
     if peft == "freeze":

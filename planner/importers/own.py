@@ -14,7 +14,7 @@ RULES: dict[str, Rule] = {"model": use("_model", text), **{name: use(name) for n
 DOCUMENTS = ("memplan.prediction/1", "memplan.measurement/1")
 
 
-def recognise(document: Mapping[str, Any]) -> bool:
+def recognize(document: Mapping[str, Any]) -> bool:
     """A document of ours, or a mapping of Setup fields: a model and at least one field, or at least two
     fields.
     """

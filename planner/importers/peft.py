@@ -94,8 +94,8 @@ METHOD_OF = {
     "PROMPT_TUNING": "prompt-tuning",
     "IA3": "ia3",
 }
-QUANTISED = ("qlora",)  # a 4-bit base under any adapter
-ALSO = {"lora": (*QUANTISED, "lora+", "lora-fa"), "rslora": (*QUANTISED, "lora+", "lora-fa")}
+QUANTIZED = ("qlora",)  # a 4-bit base under any adapter
+ALSO = {"lora": (*QUANTIZED, "lora+", "lora-fa"), "rslora": (*QUANTIZED, "lora+", "lora-fa")}
 """The methods that a person may name beside a file of one method: they change what stands around the same
 adapter.
 """
@@ -178,7 +178,7 @@ def settings(
     fields = finish(facts, warnings)
     own = fields["method"]
     wanted = said.get("method")
-    also = ALSO.get(own, QUANTISED)
+    also = ALSO.get(own, QUANTIZED)
     if wanted not in (None, own, *also):
         words = ", ".join((own, *also))
         raise UsageError(

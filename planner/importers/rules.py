@@ -2,7 +2,7 @@
 why it moves no memory.
 
 Walking a document against such a table gives facts (field or intermediate name -> value) and one report for
-every key: used, ignored (known, moves no memory), not modelled (known, moves memory, memplan does not follow
+every key: used, ignored (known, moves no memory), not modeled (known, moves memory, memplan does not follow
 it) or unknown. Nothing is silent.
 """
 
@@ -36,7 +36,7 @@ class KeyReport:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one key means. `harmless` are the values with which a key that is not modelled moves nothing."""
+    """What one key means. `harmless` are the values with which a key that is not modeled moves nothing."""
 
     status: Status
     fact: str = ""
@@ -147,7 +147,7 @@ def walk(
                 KeyReport(key, "ignored" if harmless else "not_modelled", "off" if harmless else rule.why)
             )
             if not harmless:
-                warnings.append(f"{key} is not modelled: {rule.why}{SIDE[rule.errs]}")
+                warnings.append(f"{key} is not modeled: {rule.why}{SIDE[rule.errs]}")
         elif rule.inner is not None:
             raise bad(key, value, "a mapping")
         else:

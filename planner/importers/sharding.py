@@ -100,7 +100,7 @@ def _settle_offload(facts: Facts, warnings: list[str]) -> None:
     )
     if parameters and not optimizer:
         warnings.append(
-            "parameters on the host with the optimizer on the device are not modelled: the device's numbers "
+            "parameters on the host with the optimizer on the device are not modeled: the device's numbers "
             "are upper bounds"
         )
     elif optimizer and facts.get("_stage"):
@@ -111,7 +111,7 @@ def finish_accelerate(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """Setup fields of an accelerate file: precision and sharding only."""
     mixed = facts.get("_mixed")
     if mixed == "fp8":
-        warnings.append("mixed_precision fp8 is not modelled: bfloat16 autocast is assumed")
+        warnings.append("mixed_precision fp8 is not modeled: bfloat16 autocast is assumed")
     if mixed is not None and mixed != "no":
         facts["autocast"] = {"fp16": "float16"}.get(mixed, "bfloat16")
     kind = facts.get("_distributed", "no")
@@ -127,7 +127,7 @@ def finish_accelerate(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     elif ranks > 1:
         facts["parallel"] = "ddp"
         if kind not in ("no", "multi_gpu"):
-            warnings.append(f"distributed_type {kind} is not modelled: data parallel is assumed")
+            warnings.append(f"distributed_type {kind} is not modeled: data parallel is assumed")
     if "_processes" in facts:
         facts["gpus"] = ranks
     _settle_offload(facts, warnings)
@@ -230,7 +230,7 @@ DEEPSPEED: dict[str, Rule] = {
     "activation_checkpointing": not_modelled("DeepSpeed's own checkpointing", ({},)),
     "tensor_parallel": not_modelled("weights split across cards"),
     "compression_training": not_modelled("compressed weights"),
-    "quantize_training": not_modelled("quantised training"),
+    "quantize_training": not_modelled("quantized training"),
     "progressive_layer_drop": not_modelled("layers left out at random", errs="high"),
     "sparse_attention": not_modelled("sparse attention", errs="high"),
     "sequence_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),

@@ -27,7 +27,7 @@ from memplan.planner.importers.rules import (
     setup_fields,
     walk,
 )
-from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTISATION
+from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
 from memplan.planner.tables.errors import UsageError, shorten
 
 FENCE = re.compile(
@@ -45,7 +45,7 @@ class Code:
     keys: list[KeyReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
-    quantisation: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
 
 
@@ -220,7 +220,7 @@ def _training(call: ast.Call, code: Code, called: str) -> bool:
         else code.facts.get("_trainer", "hf")
     )
     if called not in ("SFTConfig", "TrainingArguments", "Seq2SeqTrainingArguments"):
-        code.warnings.append(f"{called}: the models and the loss beside the trained one are not modelled")
+        code.warnings.append(f"{called}: the models and the loss beside the trained one are not modeled")
     return _take(trl.RULES if code.facts["_trainer"] == "trl" else hf.RULES, call, code, called)
 
 
@@ -255,7 +255,7 @@ def _optimizer(call: ast.Call, code: Code, called: str) -> bool:
 
 READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     "from_pretrained": _from_pretrained,
-    "BitsAndBytesConfig": lambda call, code, called: _take(QUANTISATION, call, code, called),
+    "BitsAndBytesConfig": lambda call, code, called: _take(QUANTIZATION, call, code, called),
     **dict.fromkeys(("LoraConfig", "AdaLoraConfig"), _adapter),
     "prepare_model_for_kbit_training": _kbit,
     **dict.fromkeys(("gradient_checkpointing_enable", "activation_checkpointing_enable"), _enable),

@@ -17,7 +17,7 @@ def _dtype(key: str, value: Any) -> str | None:
     return DTYPES[str(value)]
 
 
-QUANTISATION: dict[str, Rule] = {
+QUANTIZATION: dict[str, Rule] = {
     "load_in_4bit": use("_four_bit", lambda key, value: bool(value)),
     "load_in_8bit": use("_eight_bit", lambda key, value: bool(value)),
     "bnb_4bit_quant_type": use("quant_type"),
@@ -27,7 +27,7 @@ QUANTISATION: dict[str, Rule] = {
     "llm_int8_threshold": Rule("ignored", why="which columns go in 16 bits depends on the data"),
     "llm_int8_has_fp16_weight": not_modelled("a 16-bit copy beside the 8-bit weight"),
     "llm_int8_enable_fp32_cpu_offload": not_modelled("layers on the CPU"),
-    "llm_int8_skip_modules": not_modelled("layers left unquantised", ([],)),
+    "llm_int8_skip_modules": not_modelled("layers left unquantized", ([],)),
 }
 PRETRAINED: dict[str, Rule] = {
     "quantization_config": Rule("ignored", why="read where it is made"),

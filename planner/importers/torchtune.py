@@ -69,7 +69,7 @@ MODELS = {
         for kind in ("", "_base", "_instruct")
     },
 }
-"""torchtune's builders -> the catalogue's names."""
+"""torchtune's builders -> the catalog's names."""
 
 
 RENAMED = {"output_proj": "o_proj"}
@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
             "lora_rank": use("rank", integer),
             "lora_alpha": use("alpha", number),
             "lora_dropout": use("dropout", number),
-            "quantize_base": use("_quantise", flag),
+            "quantize_base": use("_quantize", flag),
             "use_dora": use("_dora", flag),
             **{
                 name: not_modelled("a model of its own shape: name the nearest one, or give a config.json")
@@ -181,7 +181,7 @@ RULES: dict[str, Rule] = {
         "numbers of reinforcement learning, reported by its models",
         """
         inference postprocessing training forward_batch_size max_generated_tokens num_steps reward_functions name
-        ppo_batch_size min_response_length penalise_no_eos reward_penalty stop_token_ids whiten_rewards gamma lmbda kl_coeff
+        ppo_batch_size min_response_length penalize_no_eos reward_penalty stop_token_ids whiten_rewards gamma lmbda kl_coeff
         ref_policy_checkpointer value_checkpointer reward_checkpointer temperature top_k save_every_n_epochs debug_*
     """,
     ),
@@ -209,7 +209,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["_model"] = MODELS.get(model)
     if facts["_model"] is None and model:
         warnings.append(
-            f"torchtune's builder {model} has no model in the catalogue: name the model beside the file"
+            f"torchtune's builder {model} has no model in the catalog: name the model beside the file"
         )
     facts.setdefault("weight_dtype", "bfloat16")
     facts["autocast"] = "none"
@@ -224,34 +224,39 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["optimizer"] = "adamw_torch_fused"
     if facts.get("_device") == "cpu":
         facts["device"] = "cpu"
-    facts["method"] = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}[
-        word
-    ]
-    if facts.get("_dora"):
-        facts["method"] = "dora"
+    facts["method"] = "dora" if facts.get("_dora") else METHOD_OF[word]
     if word != "full":
-        facts["adapter_dtype"] = facts["weight_dtype"]
-        mlp = ("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ()
-        modules = (*facts.get("_attention_targets", ("q_proj", "v_proj")), *mlp)
-        fused = FUSED if model.startswith(("phi3", "phi4")) else {}
-        facts["targets"] = tuple(dict.fromkeys(fused.get(name, RENAMED.get(name, name)) for name in modules))
-        if fused and facts["targets"] != modules:
-            warnings.append(
-                "the transformers model fuses projections that torchtune keeps apart: adapters on the fused "
-                "ones are assumed"
-            )
-        if facts.get("_output"):
-            warnings.append("apply_lora_to_output: an adapter on the head is not modelled")
-    if word in ("qlora", "qdora") or facts.get("_quantise"):
+        _adapters(facts, model, warnings)
+    if word in ("qlora", "qdora") or facts.get("_quantize"):
         facts |= {"quant_type": "nf4", "double_quant": True, "kbit_prepare": False}
         warnings.append(
-            "torchtune quantises with torchao's NF4: bitsandbytes' nf4 with double quantisation is the "
+            "torchtune quantizes with torchao's NF4: bitsandbytes' nf4 with double quantization is the "
             "nearest"
         )
     if facts.get("_packed"):
         facts["packed_documents"] = 2
     _attention(facts, model)
     return {**setup_fields(facts), "recipe": "raw"}
+
+
+METHOD_OF = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}
+"""The first word of a builder's name -> memplan's method."""
+
+
+def _adapters(facts: Facts, model: str, warnings: list[str]) -> None:
+    """Adapters in the file's dtype, on the transformers modules that torchtune's names stand for."""
+    facts["adapter_dtype"] = facts["weight_dtype"]
+    mlp = ("gate_proj", "up_proj", "down_proj") if facts.get("_mlp") else ()
+    modules = (*facts.get("_attention_targets", ("q_proj", "v_proj")), *mlp)
+    fused = FUSED if model.startswith(("phi3", "phi4")) else {}
+    facts["targets"] = tuple(dict.fromkeys(fused.get(name, RENAMED.get(name, name)) for name in modules))
+    if fused and facts["targets"] != modules:
+        warnings.append(
+            "the transformers model fuses projections that torchtune keeps apart: adapters on the fused "
+            "ones are assumed"
+        )
+    if facts.get("_output"):
+        warnings.append("apply_lora_to_output: an adapter on the head is not modeled")
 
 
 def _attention(facts: Facts, model: str) -> None:

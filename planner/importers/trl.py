@@ -80,44 +80,61 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """Setup fields of an SFT run, TRL's own defaults where the file is silent: batch 8, 1,024 tokens, float32
     weights.
     """
+    _settle_model(facts)
+    settle(facts, warnings, checkpointing=True, bf16=True)
+    facts["sequence_length"] = facts.get("_length", 1024)
+    _settle_batches(facts, warnings)
+    _settle_method(facts, warnings)
+    if facts.get("_offload"):
+        warnings.append("activation_offloading moves saved tensors to the host: not modeled")
+    if facts.pop("_liger", False):
+        facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
+    return {**setup_fields(facts), "recipe": "trl"}
+
+
+def _settle_model(facts: Facts) -> None:
+    """Dtype and attention, which a file says itself or among `model_init_kwargs`."""
     init = facts.get("_init", {})
-    if init.get("dtype", init.get("torch_dtype")) is not None:
-        facts["_dtype"] = dtype("model_init_kwargs.dtype", init.get("dtype", init.get("torch_dtype")))
+    said = init.get("dtype", init.get("torch_dtype"))
+    if said is not None:
+        facts["_dtype"] = dtype("model_init_kwargs.dtype", said)
     if init.get("attn_implementation"):
-        facts.setdefault(
-            "attention", text("model_init_kwargs.attn_implementation", init["attn_implementation"])
-        )
+        named = text("model_init_kwargs.attn_implementation", init["attn_implementation"])
+        facts.setdefault("attention", named)
     facts["attention"] = facts.get("attention", ATTENTION["sdpa"])
     if "_dtype" in facts:  # auto is the checkpoint's own, which for today's models is bfloat16
         facts["weight_dtype"] = facts["_dtype"] or "bfloat16"
-    settle(facts, warnings, checkpointing=True, bf16=True)
-    facts["sequence_length"] = facts.get("_length", 1024)
-    if facts.get("_padding_free") or (facts.get("_packing") and facts.get("_strategy", "bfd") != "wrapped"):
-        packed_rows(facts, warnings)
-        if facts["attention"] != "flash_attention_2":
-            warnings.append(
-                "padding-free batches become one long row: its mask without flash attention is not modelled"
-            )
-    peft = facts.get("_peft", False)
-    quantised = facts.get("_four_bit") or facts.get("_eight_bit")
-    if quantised and not peft:
+
+
+def _settle_batches(facts: Facts, warnings: list[str]) -> None:
+    packed = facts.get("_packing") and facts.get("_strategy", "bfd") != "wrapped"
+    if not (facts.get("_padding_free") or packed):
+        return
+    packed_rows(facts, warnings)
+    if facts["attention"] != "flash_attention_2":
+        warnings.append(
+            "padding-free batches become one long row: its mask without flash attention is not modeled"
+        )
+
+
+ADAPTER_FIELDS = ("rank", "alpha", "dropout", "targets", "modules_to_save")
+
+
+def _settle_method(facts: Facts, warnings: list[str]) -> None:
+    """The method, and what TRL's defaults say of adapters and quantization that it does not make."""
+    peft, four_bit, eight_bit = facts.get("_peft", False), facts.get("_four_bit"), facts.get("_eight_bit")
+    quantized = four_bit or eight_bit
+    if quantized and not peft:
         warnings.append("load_in_4bit and load_in_8bit train nothing without use_peft: adapters are assumed")
-    facts["method"] = adapter_method(facts, bool(peft or quantised), bool(facts.get("_four_bit")))
-    if facts.get("_eight_bit"):
+    facts["method"] = adapter_method(facts, bool(peft or quantized), bool(four_bit))
+    if eight_bit:
         facts["quant_type"] = "int8"
-    if facts.get("_offload"):
-        warnings.append("activation_offloading moves saved tensors to the host: not modelled")
-    if facts.pop("_liger", False):
-        facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
-    if not peft and not quantised:
-        for name in ("rank", "alpha", "dropout", "targets", "modules_to_save"):
-            facts.pop(name, None)
-    if not facts.get("_four_bit"):
-        for name in ("double_quant", "quant_storage"):
-            facts.pop(name, None)
-        if facts.get("quant_type") in ("nf4", "fp4"):
-            facts.pop("quant_type")
-    return {**setup_fields(facts), "recipe": "trl"}
+    unused = () if peft or quantized else ADAPTER_FIELDS
+    if not four_bit:
+        kind = ("quant_type",) if facts.get("quant_type") in ("nf4", "fp4") else ()
+        unused = (*unused, "double_quant", "quant_storage", *kind)
+    for name in unused:
+        facts.pop(name, None)
 
 
 def adapter_method(facts: Facts, adapters: bool, four_bit: bool) -> str:

@@ -3,7 +3,7 @@ huggingface_hub.
 
 Only config.json and the headers of cached safetensors files are read, never a weight, and nothing from a
 repository is run. `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and
-`TRANSFORMERS_OFFLINE` are honoured; a failure is one NetworkError (exit code 3).
+`TRANSFORMERS_OFFLINE` are honored; a failure is one NetworkError (exit code 3).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def parameters_by_dtype(tensors: list[StoredTensor]) -> dict[str, int]:
 def check_name(repository: str) -> None:
     """UsageError where a text cannot be a repository's id."""
     if not REPOSITORY.fullmatch(repository) or ".." in repository:
-        raise UsageError(f"'{shorten(repository)}' is not a Hugging Face id: expected organisation/name")
+        raise UsageError(f"'{shorten(repository)}' is not a Hugging Face id: expected organization/name")
 
 
 def cache_folder() -> Path:
@@ -222,7 +222,7 @@ def _client(repository: str) -> Any:
         import huggingface_hub
     except ImportError:
         raise UsageError(
-            f"{repository} is neither in the catalogue nor in the local cache, and asking the hub needs: "
+            f"{repository} is neither in the catalog nor in the local cache, and asking the hub needs: "
             "pip install 'memplan[hub]'; or give the path of its config.json"
         ) from None
     return huggingface_hub
@@ -246,7 +246,7 @@ def explain(repository: str, name: str, error: BaseException) -> NetworkError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return NetworkError(
-            f"{where}: it is gated: accept its licence on its page and set HF_TOKEN, or give a "
+            f"{where}: it is gated: accept its license on its page and set HF_TOKEN, or give a "
             "config.json's path"
         )
     if isinstance(error, errors.LocalEntryNotFoundError):

@@ -1,4 +1,4 @@
-"""find: a catalogue name, a Hugging Face id, a directory, a config.json, a dict or a ModelSpec -> Model.
+"""find: a catalog name, a Hugging Face id, a directory, a config.json, a dict or a ModelSpec -> Model.
 Reads at most two small files.
 """
 
@@ -42,7 +42,7 @@ class Model:
 
 
 def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
-    """The Model that `model` names. A path wins over the catalogue only where it looks like a path or holds a
+    """The Model that `model` names. A path wins over the catalog only where it looks like a path or holds a
     '/'.
 
     Raises UsageError for a name that is not known, a folder without config.json, or a file that is not a
@@ -74,7 +74,7 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
 
 
 def from_catalog(text: str) -> Model | None:
-    """The catalogue's entry under a file name, an alias or a Hugging Face id, in any case; None where there
+    """The catalog's entry under a file name, an alias or a Hugging Face id, in any case; None where there
     is none.
     """
     key = text.strip().lower().replace("_", "-").replace(" ", "-")
@@ -83,16 +83,16 @@ def from_catalog(text: str) -> Model | None:
         return None
     config = read_json(CATALOG / f"{stem}.json")
     note = config.pop("memplan", {}).get("note", "")
-    return Model(stem, config, f"catalogue ({stem}.json)", note)
+    return Model(stem, config, f"catalog ({stem}.json)", note)
 
 
 def index() -> dict[str, dict[str, Any]]:
-    """The catalogue's index: every entry with its Hugging Face ids, aliases and total parameters."""
+    """The catalog's index: every entry with its Hugging Face ids, aliases and total parameters."""
     return dict(_index())
 
 
 def names() -> list[str]:
-    """Every name that the catalogue knows: entries and aliases, without Hugging Face ids."""
+    """Every name that the catalog knows: entries and aliases, without Hugging Face ids."""
     return sorted({*_index(), *(alias for row in _index().values() for alias in row["aliases"])})
 
 
@@ -145,7 +145,7 @@ def _from_path(path: Path) -> Model:
 
 
 def _from_hub(text: str) -> Model:
-    """A Hugging Face id that the catalogue lacks: `memplan.planner.inputs.hub` looks in the local cache, then
+    """A Hugging Face id that the catalog lacks: `memplan.planner.inputs.hub` looks in the local cache, then
     asks the hub.
     """
     from memplan.planner.inputs.hub import (
@@ -156,7 +156,7 @@ def _from_hub(text: str) -> Model:
         config, source = find_config(text)
     except NetworkError as error:
         close = nearest(text, (name for row in _index().values() for name in row["ids"]))
-        raise (NetworkError(f"{error}. The catalogue has {', '.join(close)}") if close else error) from None
+        raise (NetworkError(f"{error}. The catalog has {', '.join(close)}") if close else error) from None
     return Model(text, config, source)
 
 

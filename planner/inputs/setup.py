@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,6 +77,7 @@ class Setup:
     retain_outputs: bool
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
+    torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -160,46 +161,18 @@ def resolve(
     """
     given = {key: value for key, value in (given or {}).items() if value is not None}
     imported = {key: value for key, value in (imported or {}).items() if value is not None}
-    for key in (*given, *imported):
-        if key not in FIELDS:
-            raise unknown("setting", key, FIELDS)
     said = {**imported, **given}
-    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", "hf"))
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    row = RECIPES[recipe]
-    if row.only and method not in row.only:
-        raise UsageError(
-            f"recipe '{recipe}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with "
-            f"--method {method}"
-        )
-    layers: list[tuple[str, Mapping[str, Any]]] = [
-        (
-            "default",
-            {**BASE, "method": method, "recipe": recipe, "sequence_length": min(2048, max_positions or 2048)},
-        ),
-        (f"method {method}", METHODS[method].defaults),
-        *row.layers(
-            method,
-            METHODS[method].trains,
-            METHODS[method].quantised or said.get("quant_type", "none") != "none",
-        ),
-        ("import", imported),
-        (origin, given),
-    ]
+    _known_names(said)
     fields: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for label, layer in layers:
+    for label, layer in (*_defaults(said, max_positions), ("import", imported), (origin, given)):
         fields.update(layer)
         origins.update(dict.fromkeys(layer, label))
-    for key, value, changes in row.when:
+    for key, value, changes in RECIPES[fields["recipe"]].when:
         if fields[key] == value:
-            fields.update({name: changed for name, changed in changes.items() if name not in said})
-            origins.update(
-                {name: f"recipe {recipe} with {key} {value}" for name in changes if name not in said}
-            )
+            left = {name: changed for name, changed in changes.items() if name not in said}
+            fields.update(left)
+            origins.update(dict.fromkeys(left, f"recipe {fields['recipe']} with {key} {value}"))
     for name, (value, why) in _derived(fields, said).items():
         fields[name], origins[name] = value, why
     known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
@@ -212,30 +185,61 @@ def resolve(
     return setup
 
 
-def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Fields that follow from others unless somebody said them."""
-    derived: dict[str, tuple[Any, str]] = {}
-    if "optimizer_mode" not in said:
-        derived["optimizer_mode"] = (_mode_of(fields["optimizer"]), f"optimizer {fields['optimizer']}")
-    if "compute_dtype" not in said and fields["weight_dtype"] != "float32":
-        derived["compute_dtype"] = (fields["weight_dtype"], "weight_dtype")
-    if fields["autocast"] != "none" and "autocast" not in said and fields["weight_dtype"] == "float16":
-        derived["autocast"] = ("float16", "weight_dtype")
-    if fields["method"] == "adalora" and "init_rank" not in said and "rank" in said:
-        derived["init_rank"] = (said["rank"], "rank")
-        if "target_rank" not in said:
-            derived["target_rank"] = (
-                max(1, said["rank"] // 2) if isinstance(said["rank"], int) else said["rank"],
-                "rank",
-            )
-    if "init_rank" in said and "target_rank" not in said and isinstance(said["init_rank"], int):
-        derived["target_rank"] = (
-            min(fields["target_rank"] or said["init_rank"], said["init_rank"]),
-            "init_rank",
+def _known_names(said: Mapping[str, Any]) -> None:
+    """Raise UsageError for a setting, method or recipe that does not exist, or a method that its recipe lacks."""
+    for key in said:
+        if key not in FIELDS:
+            raise unknown("setting", key, FIELDS)
+    for kind, name, table in (
+        ("method", str(said.get("method", "lora")), METHODS),
+        ("recipe", str(said.get("recipe", "hf")), RECIPES),
+    ):
+        if name not in table:
+            raise unknown(kind, name, table)
+    method, row = str(said.get("method", "lora")), RECIPES[str(said.get("recipe", "hf"))]
+    if row.only and method not in row.only:
+        raise UsageError(
+            f"recipe '{row.name}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with "
+            f"--method {method}"
         )
+
+
+def _defaults(said: Mapping[str, Any], max_positions: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What holds where nobody says anything, layer upon layer: (origin, fields)."""
+    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", "hf"))
+    length = min(2048, max_positions or 2048)
+    yield "default", {**BASE, "method": method, "recipe": recipe, "sequence_length": length}
+    row = METHODS[method]
+    yield f"method {method}", row.defaults
+    quantized = row.quantized or said.get("quant_type", "none") != "none"
+    yield from RECIPES[recipe].layers(method, row.trains, quantized)
+
+
+def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Fields that follow from others unless somebody said them: (value, what it follows from)."""
+    optimizer, dtype, half = fields["optimizer"], fields["weight_dtype"], fields["weight_dtype"] == "float16"
+    rules: tuple[tuple[str, bool, Callable[[], Any], str], ...] = (
+        ("optimizer_mode", True, lambda: _mode_of(optimizer), f"optimizer {optimizer}"),
+        ("compute_dtype", dtype != "float32", lambda: dtype, "weight_dtype"),
+        ("autocast", half and fields["autocast"] != "none", lambda: "float16", "weight_dtype"),
+    )
+    derived = {name: (value(), why) for name, holds, value, why in rules if holds and name not in said}
+    derived |= _ranks(fields, said)
     if fields["method"] == "inference":
         derived["checkpointing"] = ("none", "method inference")
     return derived
+
+
+def _ranks(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """AdaLoRA's two ranks: it starts from `rank` and prunes to half of it, and to no more than it starts from."""
+    rank, first = said.get("rank"), said.get("init_rank")
+    derived: dict[str, tuple[Any, str]] = {}
+    if fields["method"] == "adalora" and first is None and rank is not None:
+        derived["init_rank"] = (rank, "rank")
+        derived["target_rank"] = (max(1, rank // 2) if isinstance(rank, int) else rank, "rank")
+    elif isinstance(first, int):
+        derived["target_rank"] = (min(fields["target_rank"] or first, first), "init_rank")
+    return {name: found for name, found in derived.items() if name not in said}
 
 
 def _mode_of(optimizer: Any) -> str:
@@ -273,8 +277,8 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             f"{' or '.join(row.modes)}",
         ),
         (
-            method.quantised and s.quant_type == "none",
-            f"method '{s.method}' needs a quantised base: set quant_type to nf4, fp4 or int8",
+            method.quantized and s.quant_type == "none",
+            f"method '{s.method}' needs a quantized base: set quant_type to nf4, fp4 or int8",
         ),
         (
             method.trains in ("all", "last_layers") and s.quant_type != "none",

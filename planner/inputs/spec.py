@@ -43,8 +43,8 @@ class Linear:
 
 
 # What a norm reads, which is also where the forward calls it. `pre_mlp` is what Llama calls
-# post_attention_layernorm; `post_attention` and `post_mlp` normalise a branch's output before it is added to
-# the residual (Gemma 2, OLMo 2), except in a layer with `post_norm`, where they normalise the sum (OPT-350m).
+# post_attention_layernorm; `post_attention` and `post_mlp` normalize a branch's output before it is added to
+# the residual (Gemma 2, OLMo 2), except in a layer with `post_norm`, where they normalize the sum (OPT-350m).
 Position = Literal[
     "input", "pre_mlp", "post_attention", "post_mlp", "q", "k", "q_a", "kv_a", "embedding", "final"
 ]
@@ -58,7 +58,7 @@ Style = Literal["plain", "gemma", "late_cast", "manual", "float32"]
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A normalisation over the last `size` elements, with or without its weight and bias (OLMo 1 has
+    """A normalization over the last `size` elements, with or without its weight and bias (OLMo 1 has
     neither).
     """
 
@@ -82,7 +82,7 @@ class Norm:
 # How rotary embedding is applied, which decides its temporaries and dtypes (transformers 5.23, each family's
 # apply_rotary_pos_emb). half: x cos + rotate_half(x) sin in x's dtype (Llama; Phi and GPT-NeoX on the first
 # rotary_dim elements); half_float32: the same with float32 tables, cast back (OLMo); pairs_float32:
-# neighbours, on a float32 copy (Cohere); pairs: neighbours (GPT-J); interleaved: pairs are brought together,
+# neighbors, on a float32 copy (Cohere); pairs: neighbors (GPT-J); interleaved: pairs are brought together,
 # then half (DeepSeek-V3); complex: as complex64 numbers (DeepSeek-V2); split: half-wide tables (gpt-oss).
 Rotary = Literal["half", "half_float32", "pairs", "pairs_float32", "interleaved", "complex", "split"]
 
@@ -188,7 +188,7 @@ class Layer:
     )
 
     def linears(self) -> Iterator[Linear]:
-        """Every nn.Linear / Conv1D of the layer, which is what adapters target and k-bit loading quantises
+        """Every nn.Linear / Conv1D of the layer, which is what adapters target and k-bit loading quantizes
         (routers apart).
         """
         yield from self.attention.linears

@@ -15,6 +15,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
 from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
+from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
 
@@ -78,9 +79,8 @@ def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
         options["every_n_layers"] = setup.checkpoint_every
     if setup.checkpoint_offload:
         options["offload"] = True
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        enable(kwargs, **options)
+        renamed(model, "activation_checkpointing_enable")(kwargs, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{type(model).__name__} cannot checkpoint activations: {reason(error)}") from None
     for layer in layers_of(model):
@@ -137,7 +137,7 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     config = peft_config(model, setup)
     _refuse_prompts(model, config, setup)
     try:
-        with watcher.on_host(), _uninitialised(config, device):
+        with watcher.on_host(), _uninitialized(config, device):
             adapted = peft.get_peft_model(
                 model, config, autocast_adapter_dtype=setup.adapter_dtype == "float32"
             )
@@ -178,7 +178,7 @@ def _refuse_prompts(model: Any, config: Any, setup: Setup) -> None:
         )
 
 
-def _uninitialised(config: Any, device: torch.device) -> AbstractContextManager[None]:
+def _uninitialized(config: Any, device: torch.device) -> AbstractContextManager[None]:
     """peft makes LoRA's matrices with real values on the host before it moves them. On meta nobody reads
     them, and an expert layer's are large.
     """

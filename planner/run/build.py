@@ -1,6 +1,6 @@
 """Config + Setup + device -> model, adapter, optimizer, batch: the same code on meta, cuda and cpu.
 
-The model's classes are transformers', the adapters peft's, the quantised layers bitsandbytes'. Weights are
+The model's classes are transformers', the adapters peft's, the quantized layers bitsandbytes'. Weights are
 random and made on the device one by one, so that the allocator sees what it would see in a real load; their
 values move no memory.
 """
@@ -17,7 +17,7 @@ from torch import nn
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run import adapters, attention, batches
 from memplan.planner.run.built import Built, NoWatcher, Watcher
-from memplan.planner.run.loading import materialise
+from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import quiet, skeleton
 from memplan.planner.run.optimizer import make_optimizer
 from memplan.planner.run.quantize import replace_linears
@@ -49,7 +49,7 @@ def build(
         replace_linears(model, setup)
     with quiet():
         with watcher.announce("load"):
-            warnings = materialise(model, setup, where, watcher)
+            warnings = materialize(model, setup, where, watcher)
         base, own = model, frozenset(id(p) for p in model.parameters())
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)

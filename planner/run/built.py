@@ -68,7 +68,7 @@ class Built:
         dict[str, torch.Tensor], ...
     ] = ()  # micro-batches of the same optimizer step that the stack has fetched already
     held: Any = None  # outputs that outlive their step
-    warnings: tuple[str, ...] = ()  # what of the load could not be modelled
+    warnings: tuple[str, ...] = ()  # what of the load could not be modeled
     own: frozenset[int] = frozenset()  # id of each parameter that the checkpoint holds, adapters' excluded
 
     @property

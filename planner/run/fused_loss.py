@@ -27,7 +27,7 @@ def loss_of(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap
     """The mean negative log-likelihood of the next tokens, from last hidden states (B, S, H) and labels (B,
     S).
 
-    In Liger's own kind of outputs: AdaLoRA's regularisation is added to their `loss` (peft 0.21
+    In Liger's own kind of outputs: AdaLoRA's regularization is added to their `loss` (peft 0.21
     tuners/adalora/model.py forward).
     """
     shifted = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].contiguous().view(-1)

@@ -1,11 +1,11 @@
 """Weights arrive on the device: made layer by layer, or as transformers' from_pretrained reads, converts and
-quantises a checkpoint.
+quantizes a checkpoint.
 
 `pretrained` follows transformers 5.17 to 5.23 (core_model_loading.py convert_and_load_state_dict_in_model):
 one block of the model's size is taken and dropped, then the checkpoint's tensors are read in the natural
 order of their names, each transform as soon as its tensors are there. A transform that makes one parameter of
 several tensors (experts stored one by one) is the library's own object, at work on these tensors: its copies
-are seen like any other. Threads read ahead of it, except where weights are quantised as they arrive;
+are seen like any other. Threads read ahead of it, except where weights are quantized as they arrive;
 `planner/trace/events/load_orders.py` has what that changes.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.model import layer_number, layer_prefix
-from memplan.planner.run.quantize import quantise
+from memplan.planner.run.quantize import quantize
 
 
 class Reader(Protocol):
@@ -74,11 +74,11 @@ NOT_MERGED = (
 )
 
 
-def materialise(model: nn.Module, setup: Setup, device: torch.device, watcher: Reader) -> list[str]:
-    """Allocate every parameter and buffer on the device, quantised layers quantised as they are made; ties
+def materialize(model: nn.Module, setup: Setup, device: torch.device, watcher: Reader) -> list[str]:
+    """Allocate every parameter and buffer on the device, quantized layers quantized as they are made; ties
     are kept.
 
-    Returns warnings: what of the load could not be modelled.
+    Returns warnings: what of the load could not be modeled.
     """
     warnings: list[str] = []
     if setup.load == "random":
@@ -103,14 +103,14 @@ def slots_of(model: nn.Module) -> list[Slot]:
 
 
 def _made_here(model: nn.Module, setup: Setup, device: torch.device, watcher: Reader) -> None:
-    """memplan's own order: quantised layers first, then module by module."""
+    """memplan's own order: quantized layers first, then module by module."""
     prefix = layer_prefix(model)
     made: dict[int, tuple[Any, Any]] = {}
     for slot in sorted(slots_of(model), key=lambda slot: not hasattr(slot.tensor, "memplan_dtype")):
         with watcher.scope(slot.name, layer_number(prefix, slot.name)):
             old = slot.tensor
             if hasattr(old, "memplan_dtype"):
-                quantise(slot.module, setup, _real(old, device))
+                quantize(slot.module, setup, _real(old, device))
             else:
                 if id(old) not in made:
                     made[id(old)] = (_like(old, _real(old, device)), old)
@@ -143,7 +143,7 @@ class _Loader:
         return warnings
 
     def _read(self, steps: list[LoadStep]) -> Iterator[LoadStep]:
-        """Steps as they become ready. Quantised on the way: each reads its own tensors; else all are read in
+        """Steps as they become ready. Quantized on the way: each reads its own tensors; else all are read in
         the order of their names, and the main thread finishes a step once the last of its tensors is there.
         """
         sources = [(step, source) for step in steps for source in step.sources]
@@ -174,7 +174,7 @@ class _Loader:
         slots = self.waiting.pop(name)
         old = slots[0].tensor
         if hasattr(old, "memplan_dtype"):
-            quantise(slots[0].module, self.setup, made, pretrained=True)
+            quantize(slots[0].module, self.setup, made, pretrained=True)
             return
         made = _like(old, made)
         for slot in slots:
@@ -206,7 +206,7 @@ def steps_of(model: Any, stored: dict[str, Tensor]) -> list[LoadStep] | None:
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     try:
         checkpoint = revert_weight_conversion(model, dict(stored))
-    except Exception:  # whatever a quantised or unusual model makes the library's many operations raise
+    except Exception:  # whatever a quantized or unusual model makes the library's many operations raise
         return None
     steps: dict[str, LoadStep] = {}
     for key in sorted(checkpoint, key=_natural):
@@ -232,7 +232,7 @@ def _natural(name: str) -> Any:
 
 
 def _real(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor like a placeholder on the device, in the dtype that it has before it is quantised; random
+    """A tensor like a placeholder on the device, in the dtype that it has before it is quantized; random
     values where they are real.
     """
     dtype = getattr(tensor, "memplan_dtype", tensor.dtype)
@@ -247,7 +247,7 @@ def _like(old: Tensor, made: Tensor) -> Tensor:
 
 
 _ELEMENT = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
-"""Bytes that transformers counts per element to be quantised (transformers 5.23
+"""Bytes that transformers counts per element to be quantized (transformers 5.23
 quantizers/quantizer_bnb_{4,8}bit.py quantized_element_size).
 """
 

@@ -1,4 +1,4 @@
-"""The forward pass up to the loss: the model's own (logits materialised), in TRL's tiles (chunked), or fused
+"""The forward pass up to the loss: the model's own (logits materialized), in TRL's tiles (chunked), or fused
 as Liger does it.
 """
 

@@ -23,12 +23,12 @@ def weights(model: Any) -> Named:
     yield from model.named_parameters()
     yield from model.named_buffers()
     for name, module in model.named_modules():
-        for key, tensor in quantisation_constants(module):
+        for key, tensor in quantization_constants(module):
             yield f"{name}.{key}", tensor
 
 
-def quantisation_constants(module: Any) -> Named:
-    """Block maxima, code tables, and those of the second quantisation (bitsandbytes 0.50 functional.py
+def quantization_constants(module: Any) -> Named:
+    """Block maxima, code tables, and those of the second quantization (bitsandbytes 0.50 functional.py
     QuantState, nn/modules.py).
     """
     weight = module._parameters.get("weight")

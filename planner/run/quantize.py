@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit and 8-bit linear layers in place of plain ones, and their weights quantised as each is
+"""bitsandbytes' 4-bit and 8-bit linear layers in place of plain ones, and their weights quantized as each is
 made.
 """
 
@@ -14,7 +14,7 @@ from memplan.planner.run.extras import BITSANDBYTES, require
 
 
 def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
-    """Swap the linear layers that transformers would quantise for bitsandbytes' own, still on meta; returns
+    """Swap the linear layers that transformers would quantize for bitsandbytes' own, still on meta; returns
     their names.
 
     Which: every nn.Linear and Conv1D but tied ones, the output embedding, the last parameter's module and
@@ -76,8 +76,8 @@ def _placeholder(module: nn.Module, setup: Setup) -> nn.Module:
     return made
 
 
-def quantise(module: Any, setup: Setup, weight: torch.Tensor, *, pretrained: bool = False) -> None:
-    """Give a placeholder its weight: `weight`, on the device, quantised there by bitsandbytes; the caller
+def quantize(module: Any, setup: Setup, weight: torch.Tensor, *, pretrained: bool = False) -> None:
+    """Give a placeholder its weight: `weight`, on the device, quantized there by bitsandbytes; the caller
     drops the original.
 
     `pretrained`: 8-bit weights then make a detour over the host, so that two of them are on the device at a

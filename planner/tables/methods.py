@@ -21,7 +21,7 @@ class Method:
     name: str
     trains: Trains
     peft_type: str | None = None
-    quantised: bool = False
+    quantized: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     summary: str = ""
@@ -46,7 +46,7 @@ METHODS: dict[str, Method] = _table(
     Method(
         "lora", "adapter", "LORA", reads=_LORA_READS, summary="low-rank adapters beside frozen linear layers"
     ),
-    Method("qlora", "adapter", "LORA", quantised=True, reads=_LORA_READS, summary="LoRA on a 4-bit base"),
+    Method("qlora", "adapter", "LORA", quantized=True, reads=_LORA_READS, summary="LoRA on a 4-bit base"),
     Method(
         "adalora",
         "adapter",

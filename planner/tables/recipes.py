@@ -2,7 +2,7 @@
 read in.
 
 A recipe is a table of Setup fields; `methods` holds what it fixes for one method ("adapters" stands for every
-method that trains adapters, "quantised" for every quantised base). Adding a recipe is adding a row here;
+method that trains adapters, "quantized" for every quantized base). Adding a recipe is adding a row here;
 `docs/recipes.md` is generated from it.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from memplan.planner.tables.torch_versions import NEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,10 @@ class Recipe:
     ] = ()  # (the setting whose default needs a word, or "" for the stack itself, the word)
     when: tuple[tuple[str, Any, Mapping[str, Any]], ...] = ()  # (field, value, what else then changes)
 
-    def layers(self, method: str, trains: str, quantised: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
         yield f"recipe {self.name}", self.defaults
-        for group, applies in (("adapters", trains == "adapter"), ("quantised", quantised)):
+        for group, applies in (("adapters", trains == "adapter"), ("quantized", quantized)):
             if applies and group in self.methods:
                 yield f"recipe {self.name} with {group}", self.methods[group]
         yield f"recipe {self.name} with {method}", self.methods.get(method, {})
@@ -54,7 +56,7 @@ _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
 _OUR_QUANT = (
-    "nf4, double quantisation and bfloat16 compute are our choice for qlora (the library's bare defaults "
+    "nf4, double quantization and bfloat16 compute are our choice for qlora (the library's bare defaults "
     "are fp4, single, float32)"
 )
 
@@ -86,6 +88,7 @@ BASE: dict[str, Any] = {
     "outputs_fp32": False,
     "trainable_dtype": "weight",
     "allocator": "native",
+    "torch": NEWEST,
     "gpu": None,
     "gpus": 1,
     "parallel": "none",
@@ -122,6 +125,7 @@ BASE_SOURCES: dict[str, str] = {
     "optimizer": "ours: torch.optim.AdamW in its default form",
     "zero_grad": "transformers 5.23 trainer.py zeroes after the step, before the next forward: the same moments",
     "allocator": "torch 2.13 c10/cuda/CUDAAllocatorConfig.h: expandable_segments is off",
+    "torch": "the newest version whose allocator was compared with its own CUDA build (planner/tables/torch_versions.py)",
     "trainable_layers": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_trainable_layers 2",
     "init_rank": "peft 0.21 tuners/adalora/config.py init_r 12",
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",
@@ -149,7 +153,7 @@ RECIPES: dict[str, Recipe] = {
         "raw",
         "a plain PyTorch loop",
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
-        methods={"quantised": {**_QUANT, "checkpointing": "reentrant"}},
+        methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
             "checkpointing": (
                 "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
@@ -164,7 +168,7 @@ RECIPES: dict[str, Recipe] = {
         "hf",
         "transformers Trainer + PEFT",
         {"optimizer": "adamw_torch_fused", "autocast": "bfloat16", "outputs_fp32": True},
-        methods={"quantised": {**_QUANT, "checkpointing": "non_reentrant"}},
+        methods={"quantized": {**_QUANT, "checkpointing": "non_reentrant"}},
         sources={
             "optimizer": "transformers 5.23 training_args.py optim",
             "outputs_fp32": _FP32_OUTPUTS,
@@ -197,7 +201,7 @@ RECIPES: dict[str, Recipe] = {
         },
         methods={
             "adapters": {"targets": ("peft-default",), "dropout": 0.05, "rank": 16, "alpha": 32},
-            "quantised": {
+            "quantized": {
                 **_QUANT,
                 "double_quant": False,
                 "compute_dtype": "float32",
@@ -220,7 +224,7 @@ RECIPES: dict[str, Recipe] = {
                 "trl 1.16 trainer/sft_trainer.py calls get_peft_model directly; "
                 "prepare_model_for_kbit_training is not called"
             ),
-            "adapter_dtype": "trl 1.16 trainer/sft_trainer.py: the adapters of a quantised model are cast to bfloat16",
+            "adapter_dtype": "trl 1.16 trainer/sft_trainer.py: the adapters of a quantized model are cast to bfloat16",
             "checkpointing": "trl 1.16 trainer/base_config.py gradient_checkpointing True, no kwargs: non-reentrant",
             "autocast": "trl 1.16 trainer/base_config.py: bf16 is True unless fp16 is set",
             "loss": (
@@ -255,7 +259,7 @@ RECIPES: dict[str, Recipe] = {
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
             "freeze": {"upcast_modules": "norms_and_embeddings"},
-            "quantised": {**_QUANT, "kbit_prepare": False, "quant_storage": "bfloat16"},
+            "quantized": {**_QUANT, "kbit_prepare": False, "quant_storage": "bfloat16"},
         },
         sources={
             "weight_dtype": "axolotl 0.21 utils/config/__init__.py: bf16 (auto) -> torch_dtype bfloat16",
@@ -289,7 +293,7 @@ RECIPES: dict[str, Recipe] = {
                 "dropout",
                 "axolotl's LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors "
                 "than PEFT's layers: "
-                "they are not modelled, and the prediction is on the high side",
+                "they are not modeled, and the prediction is on the high side",
             ),
         ),
         when=(
@@ -309,7 +313,7 @@ RECIPES: dict[str, Recipe] = {
         },
         methods={
             "adapters": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ("all-linear",)},
-            "quantised": {**_QUANT, "kbit_prepare": False, "quant_storage": "bfloat16"},
+            "quantized": {**_QUANT, "kbit_prepare": False, "quant_storage": "bfloat16"},
         },
         sources={
             "weight_dtype": (
@@ -375,7 +379,7 @@ RECIPES: dict[str, Recipe] = {
         sources={
             "rank": "Dettmers et al. 2023, section 4 and appendix B",
             "optimizer": "Dettmers et al. 2023, section 3, paged optimizers",
-            "double_quant": "Dettmers et al. 2023, section 3, double quantisation",
+            "double_quant": "Dettmers et al. 2023, section 3, double quantization",
             "quant_type": "Dettmers et al. 2023, section 3, 4-bit NormalFloat",
             "adapter_dtype": "Dettmers et al. 2023, section 3, QLoRA: computation and adapters in bfloat16",
             "targets": "Dettmers et al. 2023, section 4: LoRA on all linear layers",

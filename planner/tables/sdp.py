@@ -3,7 +3,7 @@ table that both engines read.
 
 Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (read at 2026-09, against the header of torch
 2.13) and aten/src/ATen/native/transformers/sdp_utils_cpp.h. Filters about nested tensors, ROCm and disabled
-backends are left out: they do not occur in the training steps modelled here. Order: flash, efficient, math;
+backends are left out: they do not occur in the training steps modeled here. Order: flash, efficient, math;
 on Hopper and datacenter Blackwell cuDNN comes first (check_prefer_cudnn_attention: cuDNN newer than 9.15,
 which torch's wheels since 2.11 ship: 9.19 in 2.11, 9.20 in 2.13). Those for CUDA 12 ship an older cuDNN
 (PyTorch issue 169849) and take flash there: the two save the same tensors. cuDNN's filters differ between
@@ -147,7 +147,7 @@ def _cudnn_dropout(a: Asked) -> bool:
 def _cudnn_shapes(a: Asked) -> bool:
     """check_cudnn_tensor_shapes: head sizes are multiples of 8 up to 128; up to 256 on Hopper (cuDNN 9.10),
     and 192 with 128 for values on datacenter Blackwell (cuDNN 9.11). Alike in torch 2.11 and 2.13; from 2.14
-    on Blackwell takes more sizes, which is not modelled.
+    on Blackwell takes more sizes, which is not modeled.
     """
     size, _, value = a.sizes
     limit = (

@@ -1,8 +1,8 @@
 """Attention as CUDA runs it, on meta tensors: the aten op of the backend that CUDA would choose, with its
 auxiliary tensors.
 
-On meta, scaled_dot_product_attention always decomposes to its math path, which materialises the scores.
-Within `modelled(target)` a call with meta tensors takes the op of the target's backend instead, and autograd
+On meta, scaled_dot_product_attention always decomposes to its math path, which materializes the scores.
+Within `modeled(target)` a call with meta tensors takes the op of the target's backend instead, and autograd
 its backward op. Tensors on real devices are untouched.
 
 The composite around each backend (masks made additive, head sizes padded) follows
@@ -38,7 +38,7 @@ def packages(attention: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def modelled(target: Target, attention: str = "sdpa", padding: int = 0, documents: int = 1) -> Iterator[None]:
+def modeled(target: Target, attention: str = "sdpa", padding: int = 0, documents: int = 1) -> Iterator[None]:
     """Within it, scaled_dot_product_attention on meta tensors takes the backend that `target` would, or the
     one `attention` forces.
 

@@ -84,7 +84,7 @@ _state: AutocastState | None = None  # that of the innermost `installed`
 @contextmanager
 def lowered(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """The tensors as an op of the `lower` policy sees them, and no autocast inside: for an op that is
-    modelled in Python.
+    modeled in Python.
     """
     if _state is None or not _state.enabled:
         yield tensors

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> Prediction:
     """Predict by running the real libraries on meta tensors.
 
-    `full` runs every layer instead of synthesising equal ones (the same prediction, slower: what the tests
+    `full` runs every layer instead of synthesizing equal ones (the same prediction, slower: what the tests
     compare with). Raises UsageError where a library rejects config, adapter or method, or is not installed.
     """
     return traced(config, setup, name, full=full)[0]

@@ -1,8 +1,8 @@
 """Watches every device storage being created and freed while the real libraries run on meta tensors.
 
-A storage's first sight among an op's outputs is its allocation; the finaliser of a weak reference is its
+A storage's first sight among an op's outputs is its allocation; the finalizer of a weak reference is its
 release, so the order of events is the allocator's own. What a kernel allocates beyond its outputs comes from
-the `hidden` table that the caller hands in.
+the `kernels` table that the caller hands in.
 """
 
 from __future__ import annotations
@@ -10,35 +10,22 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.planner.trace.device.accumulate import calibrated, into_first
 from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
-
-
-class KernelFacts(Protocol):
-    """An allocation that no tensor shows."""
-
-    name: str
-    nbytes: int
-    persistent: bool  # never freed: a cuBLAS workspace
-    before: bool  # made before the op's outputs
-
-
-class WorkspaceLike(Protocol):
-    """What kernels allocate unseen, and which outputs they make on the device, in which order
-    (planner/trace/kernels.py).
-    """
-
-    def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
-    def order(self, op: Any, count: int) -> Sequence[int]: ...
-
+from memplan.planner.trace.op_tensors import (
+    KernelFacts,
+    WorkspaceLike,
+    makes_storage,
+    tensor_arguments,
+    tensors_of,
+)
 
 _ATEN = torch.ops.aten
-_FROM_HOST = {_ATEN.lift_fresh.default}  # torch.tensor(data) reaches the device through this alias op
 # a Python list of indices reaches the device through no op (torch/csrc/autograd/python_variable_indexing.cpp)
 _INDEX = _ATEN.index.Tensor
 
@@ -56,35 +43,29 @@ class Observer(TorchDispatchMode):
     """
 
     def __init__(
-        self, hidden: WorkspaceLike | None = None, answers: dict[Any, Callable[..., Any]] | None = None
+        self, kernels: KernelFacts | None = None, answers: dict[Any, Callable[..., Any]] | None = None
     ) -> None:
         super().__init__()
         calibrated()
         self.log = Log()
-        self.hidden = hidden
+        self.kernels = kernels
         self.answers = answers or {}
         self.moment = "load"
-        self.finalize: Callable[[str], None] = lambda moment: (
-            None
-        )  # called when a moment ends: who holds what now
-        self.host_bytes = (
-            0  # the most that was held in host memory at once: paged optimizer states, offloaded activations
-        )
-        self._on_host_now = 0
+        # called when a moment ends: who holds what now
+        self.finalize: Callable[[str], None] = lambda moment: None
+        # the most that was held in host memory at once: paged optimizer states, offloaded activations
+        self.host_bytes = self._on_host_now = 0
         self.modules: list[tuple[str, int | None]] = []  # the stack of modules whose forward is running
         self._alive: dict[int, _Watch] = {}
-        self._elsewhere: dict[
-            int, _Watch
-        ] = {}  # outputs that a kernel makes on the host: seeds without dropout
+        # outputs that a kernel makes on the host: seeds without dropout
+        self._elsewhere: dict[int, _Watch] = {}
         self._host = self._reading = False
-        self.inherited: int | None = (
-            None  # outside the layers: the layer whose tensors the last op there worked on
-        )
+        # outside the layers: the layer whose tensors the last op there worked on
+        self.inherited: int | None = None
         self._via = "code"
         self._layer: int | None = None  # the layer whose code runs; None outside the layers
-        self._nodes: dict[
-            int, tuple[str, int | None, int | None]
-        ] = {}  # autograd sequence number -> `_where` of what made the node
+        # autograd sequence number -> `_where` of what made the node
+        self._nodes: dict[int, tuple[str, int | None, int | None]] = {}
 
     # -- what build and step call ----------------------------------------------------------------------------
 
@@ -164,7 +145,7 @@ class Observer(TorchDispatchMode):
         self.log.layers.append(None)
 
     def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor's storage is on the modelled device (and not one made on the host or before
+        """Whether the tensor's storage is on the modeled device (and not one made on the host or before
         observation).
         """
         return tensor.untyped_storage()._cdata in self._alive
@@ -198,24 +179,29 @@ class Observer(TorchDispatchMode):
         """An allocation that no tensor shows (a workspace, a kernel's temporary); returns its id. What
         persists belongs to no layer.
         """
-        log = self.log
-        sid = len(log.storages)
         home = None if persistent else layer
+        shape = (nbytes,)
+        return self._record(nbytes, name, where, home, shape, "uint8", layer, "temporaries", name)
+
+    def _record(
+        self,
+        nbytes: int,
+        op: str,
+        where: str,
+        home: int | None,
+        shape: tuple[int, ...],
+        dtype: str,
+        layer: int | None,
+        component: str = "",
+        name: str = "",
+    ) -> int:
+        """A storage and its allocation in the log; its id. `home`: the layer it belongs to, `layer`: where it is
+        made.
+        """
+        log, sid = self.log, len(self.log.storages)
+        born = len(log.events)
         log.storages.append(
-            Storage(
-                sid,
-                nbytes,
-                name,
-                where,
-                home,
-                (nbytes,),
-                "uint8",
-                self.moment,
-                len(log.events),
-                self._via,
-                "temporaries",
-                name,
-            )
+            Storage(sid, nbytes, op, where, home, shape, dtype, self.moment, born, self._via, component, name)
         )
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
@@ -234,41 +220,55 @@ class Observer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        answer = self.answers.get(func)
-        out = NotImplemented if answer is None else answer(func, args, kwargs or {})
-        if out is NotImplemented:
-            out = args[0] if into_first(func, args) else func(*args, **kwargs) if kwargs else func(*args)
-        outputs = _tensors(out)
-        fresh = bool(outputs) and _makes(func)
-        unseen = () if self.hidden is None or self._host else self.hidden(func, args, outputs)
-        if not fresh and not unseen:
-            if self.modules:  # a view's node
-                self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (*self.modules[-1], None))  # type: ignore[attr-defined]
+        out = self._run(func, args, kwargs or {})
+        outputs = tensors_of(out)
+        fresh = bool(outputs) and makes_storage(func)
+        workspaces = () if self.kernels is None or self._host else self.kernels(func, args, outputs)
+        if not fresh and not workspaces:
+            self._remember_node(None)  # a view's
             return out
-        where, self._layer, known = self._where()
-        layers: list[int | None] | None = None
-        if self._layer is None:
-            layers = self._layers_of(args, len(outputs)) if known is None else [known] * max(len(outputs), 1)
-        self._via = "code" if layers is None else "tensors" if known is None else "node"
+        where, layers = self._place(args, len(outputs))
         home = layers[0] if layers else self._layer
-        # the autograd node that this op's forward just made: its backward belongs to the same module and
-        # layer
-        if self.modules:
-            self._nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, (where, self._layer, home))  # type: ignore[attr-defined]
+        self._remember_node((where, self._layer, home))
         if func is _INDEX:
             for index in args[1]:
                 self.register(index)
-        temporary = [self._unseen(u, where, home) for u in unseen if u.before]
+        temporary = [self._workspace(w, where, home) for w in workspaces if w.before]
         if fresh:
             self._outputs(func, args, outputs, where, layers)
-        temporary += [self._unseen(u, where, home) for u in unseen if not u.before]
+        temporary += [self._workspace(w, where, home) for w in workspaces if not w.before]
         for sid, persistent in temporary:
             if not persistent:
                 self.drop(sid)
         return out
 
-    def _unseen(self, hidden: KernelFacts, where: str, layer: int | None) -> tuple[int, bool]:
-        return self.add(hidden.name, hidden.nbytes, where, layer, hidden.persistent), hidden.persistent
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the op returns: the answer that stands in for it, else the op itself, in place where CUDA is."""
+        answer = self.answers.get(func)
+        out = NotImplemented if answer is None else answer(func, args, kwargs)
+        if out is not NotImplemented:
+            return out
+        return args[0] if into_first(func, args) else func(*args, **kwargs)
+
+    def _remember_node(self, place: tuple[str, int | None, int | None] | None) -> None:
+        """The autograd node that this op's forward just made: its backward belongs to the same module and
+        layer. None: the module that runs, and no layer of its own.
+        """
+        if self.modules:
+            latest = torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+            self._nodes.setdefault(latest, place or (*self.modules[-1], None))
+
+    def _place(self, args: tuple[Any, ...], outputs: int) -> tuple[str, list[int | None] | None]:
+        """(module, the layer of each output; None: that whose code runs). Sets `_layer` and `_via`."""
+        where, self._layer, known = self._where()
+        if self._layer is not None:
+            self._via = "code"
+            return where, None
+        self._via = "tensors" if known is None else "node"
+        return where, self._layers_of(args, outputs) if known is None else [known] * max(outputs, 1)
+
+    def _workspace(self, made: WorkspaceLike, where: str, layer: int | None) -> tuple[int, bool]:
+        return self.add(made.name, made.nbytes, where, layer, made.persistent), made.persistent
 
     def _outputs(
         self,
@@ -278,7 +278,7 @@ class Observer(TorchDispatchMode):
         where: str,
         layers: list[int | None] | None,
     ) -> None:
-        made = range(len(outputs)) if self.hidden is None else self.hidden.order(func, len(outputs))
+        made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, len(outputs))
         if len(made) < len(outputs):
             for tensor in (outputs[index] for index in range(len(outputs)) if index not in made):
                 self._not_here(tensor.untyped_storage())
@@ -289,7 +289,7 @@ class Observer(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage._cdata in self._alive:
                 continue
-            if self._host and not any(self.knows(t) for t in _arguments(args) if t.is_meta):
+            if self._host and not any(self.knows(t) for t in tensor_arguments(args) if t.is_meta):
                 continue
             self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
 
@@ -302,29 +302,12 @@ class Observer(TorchDispatchMode):
         nbytes = storage.nbytes()
         if nbytes == 0:
             return
-        log = self.log
-        key = storage._cdata
-        sid = len(log.storages)
-        watch = _Watch(storage, self._died)
-        watch.key, watch.id = key, sid
-        self._alive[key] = watch
         op = READ if self._reading else op
-        log.storages.append(
-            Storage(
-                sid,
-                nbytes,
-                op,
-                where,
-                layer,
-                tuple(tensor.shape),
-                str(tensor.dtype)[6:],
-                self.moment,
-                len(log.events),
-                self._via,
-            )
-        )
-        log.events.append((ALLOC, sid, nbytes))
-        log.layers.append(layer)
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        watch = _Watch(storage, self._died)
+        watch.key = storage._cdata
+        watch.id = self._record(nbytes, op, where, layer, shape, dtype, layer)
+        self._alive[watch.key] = watch
 
     def _died(self, watch: _Watch) -> None:
         if self._alive.pop(watch.key, None) is not None:
@@ -343,50 +326,21 @@ class Observer(TorchDispatchMode):
         """Outside the layers, an output belongs to the layer of what it was made from: of the list element at
         its place, else of the first tensor that has one; made from no tensor, to that of the op before.
         """
-        tensors = [arg for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
-        found: list[int | None] = []
-        for index in range(max(count, 1)):
-            layer, any_tensor = None, False
-            for arg in tensors:
-                if not isinstance(arg, torch.Tensor):
-                    arg = arg[index] if index < len(arg) else None
-                if isinstance(arg, torch.Tensor) and arg.is_meta:
-                    any_tensor = True
-                    storage = self.storage_of(arg)
-                    if storage is not None and storage.layer is not None:
-                        layer = storage.layer
-                        break
-            found.append(layer if any_tensor else self.inherited)
+        found = [self._layer_of_output(args, index) for index in range(max(count, 1))]
         self.inherited = found[0]
         return found
 
-
-_MAKES: dict[Any, bool] = {}
-
-
-def _makes(func: Any) -> bool:
-    """Whether the op can return storages of its own: false for views, in-place and out= variants, by its
-    schema.
-    """
-    known = _MAKES.get(func)
-    if known is None:
-        returns = func._schema.returns
-        known = func in _FROM_HOST or not returns or any(r.alias_info is None for r in returns)
-        _MAKES[func] = known
-    return known
+    def _layer_of_output(self, args: tuple[Any, ...], index: int) -> int | None:
+        made_from = [_element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
+        tensors = [t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta]
+        if not tensors:
+            return self.inherited
+        storages = (self.storage_of(tensor) for tensor in tensors)
+        return next((s.layer for s in storages if s is not None and s.layer is not None), None)
 
 
-def _tensors(out: Any) -> Sequence[torch.Tensor]:
-    if isinstance(out, torch.Tensor):
-        return (out,) if out.layout == torch.strided else (out._indices(), out._values())
-    if isinstance(out, (list, tuple)):
-        return [t for o in out for t in _tensors(o)]
-    return ()
-
-
-def _arguments(args: Sequence[Any]) -> Iterator[torch.Tensor]:
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            yield arg
-        elif isinstance(arg, (list, tuple)):
-            yield from _arguments(arg)
+def _element(arg: Any, index: int) -> Any:
+    """The tensor of an argument that the output at `index` is made from: a list's own element."""
+    if isinstance(arg, torch.Tensor):
+        return arg
+    return arg[index] if index < len(arg) else None

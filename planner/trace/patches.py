@@ -27,6 +27,55 @@ from memplan.planner.trace.observe import Observer
 _ATEN = torch.ops.aten
 
 
+class _Values:
+    """What a program reads off tensors that have no values: see `answers`."""
+
+    def __init__(self, setup: Setup, observer: Observer, routed: bool) -> None:
+        self.observer, self.routed = observer, routed
+        self.every_token_real = not (setup.padded or setup.packed_documents > 1)
+
+    def refuse_unknown(self, tensor: torch.Tensor) -> None:
+        """With a router, an integer read in the step decides shapes: better no answer than a wrong one."""
+        in_step = self.observer.moment in ("forward", "backward")
+        if self.routed and in_step and not tensor.is_floating_point():
+            raise RuntimeError("its shapes depend on the values of tensors")
+
+    def scalar(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        if not tensor.is_meta:
+            return func(*args, **kwargs)
+        if tensor.dtype == torch.bool:
+            made = self.observer.storage_of(tensor)
+            searched = made is not None and made.op.startswith("aten.any")
+            return (
+                not searched and self.every_token_real
+            )  # peft 0.21 tuners/vblora/layer.py: infinite logits?
+        self.refuse_unknown(tensor)
+        return 0.0 if tensor.is_floating_point() else 0
+
+    def to_copy(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        device = kwargs.get("device")
+        if not args[0].is_meta or device is None or torch.device(device).type != "cpu":
+            return NotImplemented
+        self.refuse_unknown(args[0])
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+
+    def offloaded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """torch 2.13 autograd/graph.py save_on_cpu makes a copy in pinned memory; one element on the host
+        stands for it.
+        """
+        shape, host = args[0], torch.device(kwargs.get("device") or "cpu").type == "cpu"
+        if self.observer.moment != "forward" or not host or not shape or not math.prod(shape):
+            return NotImplemented  # torch 2.11 makes a single number of its own there
+        made = torch.empty(1, dtype=kwargs.get("dtype"))
+        return self.observer.keep_on_host(made, math.prod(shape) * made.element_size()).expand(shape)
+
+
+def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A device tensor's values arrive in a host tensor that is there already."""
+    return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
+
+
 def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any, Callable[..., Any]]:
     """Ops that ask a tensor for its value: `mask.all()` is True for one full document to a row, `any()` of a
     search for faults False; numbers are 0. `routed`: counts are those of balanced experts, and one that is
@@ -36,61 +85,19 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
     `tolist`). transformers 5.23 masking_utils.py _ignore_causal_mask_sdpa asks `padding_mask.all()`;
     optimizers and schedules ask scalars.
     """
-
-    def unknown(tensor: torch.Tensor) -> None:
-        if routed and observer.moment in ("forward", "backward") and not tensor.is_floating_point():
-            raise RuntimeError("its shapes depend on the values of tensors")
-
-    def scalar(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensor = args[0]
-        if not tensor.is_meta:
-            return func(*args, **kwargs)
-        if tensor.dtype == torch.bool:
-            made = observer.storage_of(tensor)
-            if made is not None and made.op.startswith("aten.any"):
-                return False  # peft 0.21 tuners/vblora/layer.py: are logits infinite?
-            return not (setup.padded or setup.packed_documents > 1)
-        unknown(tensor)
-        return 0.0 if tensor.is_floating_point() else 0
-
-    def to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        device = kwargs.get("device")
-        if args[0].is_meta and device is not None and torch.device(device).type == "cpu":
-            unknown(args[0])
-            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        return NotImplemented
-
-    def copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[0] if args[1].is_meta and not args[0].is_meta else NotImplemented
-
-    def offloaded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """torch 2.13 autograd/graph.py save_on_cpu makes a copy in pinned memory; one element on the host
-        stands for it.
-        """
-        elements = math.prod(args[0])
-        if (
-            observer.moment != "forward"
-            or torch.device(kwargs.get("device") or "cpu").type != "cpu"
-            or not args[0]
-            or not elements
-        ):
-            return NotImplemented  # torch 2.11 makes a single number of its own there
-        made = torch.empty(1, dtype=kwargs.get("dtype"))
-        return observer.keep_on_host(made, elements * made.element_size()).expand(args[0])
-
+    values, adapter = _Values(setup, observer, routed), patches_peft.type_of(setup)
     found = {
         **(_int8() if setup.quant_type == "int8" else {}),
-        _ATEN._local_scalar_dense.default: scalar,
-        _ATEN._to_copy.default: to_copy,
-        _ATEN.copy_.default: copy,
+        _ATEN._local_scalar_dense.default: values.scalar,
+        _ATEN._to_copy.default: values.to_copy,
+        _ATEN.copy_.default: _copy,
         _ATEN._grouped_mm.default: _grouped_mm,
         _ATEN.nonzero.default: flash2.nonzero,
         **_REFUSALS,
-        **({_ATEN.empty.memory_format: offloaded} if setup.checkpoint_offload else {}),
+        **({_ATEN.empty.memory_format: values.offloaded} if setup.checkpoint_offload else {}),
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
+        **(patches_peft.sparse() if adapter.sparse else {}),
     }
-    adapter = patches_peft.type_of(setup)
-    found.update(patches_peft.sparse() if adapter.sparse else {})
     return Values(found, routed) if adapter.values or routed else found
 
 
@@ -142,7 +149,7 @@ def _int8() -> dict[Any, Callable[..., Any]]:
     """
     require(*BITSANDBYTES)  # and so imported: it defines the ops
 
-    def quantised(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def quantized(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = args[0]
         if not source.is_meta or not (args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)):
             return NotImplemented
@@ -159,7 +166,7 @@ def _int8() -> dict[Any, Callable[..., Any]]:
         return torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=source.dtype, device="meta"), None
 
     ops = torch.ops.bitsandbytes
-    return {ops.int8_vectorwise_quant.default: quantised, ops.int8_mixed_scaled_mm.default: product}
+    return {ops.int8_vectorwise_quant.default: quantized, ops.int8_mixed_scaled_mm.default: product}
 
 
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,7 +195,7 @@ def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 def applied(observer: Observer, setup: Setup) -> Iterator[None]:
     """Every patch for the time of one trace."""
     with ExitStack() as stack:
-        for patch in SHIMS:
+        for patch in PATCHES:
             stack.enter_context(patch(observer, setup))
         yield
 
@@ -259,7 +266,7 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
     """torch 2.13 torch/csrc/utils/tensor_new.cpp: torch.tensor(data, device=...) works beneath every dispatch
     mode; here it is seen.
 
-    bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantised weight so.
+    bitsandbytes 0.50 functional.py get_4bit_type makes the code table of every quantized weight so.
     """
     original = torch.tensor
 
@@ -275,7 +282,7 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
         yield
 
 
-SHIMS = (
+PATCHES = (
     _tensors_from_data,
     _torch_optimizers,
     patches_peft.moves_adapters,

@@ -87,57 +87,62 @@ def moves_adapters(observer: Observer, setup: Setup) -> Iterator[None]:
 
     original = BaseTunerLayer._move_adapter_to_device_of_base_layer
 
-    def parameters(self: Any, adapter_name: str) -> Iterator[tuple[Any, nn.Parameter]]:
-        for name in (*self.adapter_layer_names, *self.other_param_names):
-            holder: Any = getattr(self, name, None)
-            if isinstance(holder, nn.ParameterDict) and adapter_name in holder:
-                yield holder, holder[adapter_name]
-
     def moved(self: Any, adapter_name: str, device: Any = None) -> None:
-        before = [(holder, item.requires_grad, item.dtype) for holder, item in parameters(self, adapter_name)]
+        before = [
+            (holder, item.requires_grad, item.dtype)
+            for holder, item in _tensors_of(self, adapter_name)
+            if isinstance(holder, nn.ParameterDict)
+        ]
         original(self, adapter_name, device)
-        for holder, trained, dtype in (
-            before if setup.device == "cpu" else ()
-        ):  # nothing is moved there: AdaLoRA's ranknum stays frozen
-            if holder[adapter_name].dtype == dtype:
-                holder[adapter_name].requires_grad_(trained)
+        if setup.device == "cpu":  # nothing is moved there: AdaLoRA's ranknum stays frozen
+            for holder, trained, dtype in before:
+                if holder[adapter_name].dtype == dtype:
+                    holder[adapter_name].requires_grad_(trained)
         base = self.get_base_layer()
-        held = next(
-            (storage for p in base.parameters() if (storage := observer.storage_of(p)) is not None), None
+        found = (observer.storage_of(parameter) for parameter in base.parameters())
+        owner = next((storage for storage in found if storage is not None), None)
+        where = (
+            nullcontext() if owner is None else observer.scope(owner.module.rpartition(".")[0], owner.layer)
         )
-        with (
-            observer.scope(held.module.rpartition(".")[0], held.layer) if held is not None else nullcontext()
-        ):
-            move(self, base, adapter_name)
-
-    def move(self: Any, base: Any, adapter_name: str) -> None:
-        weight = getattr(base, "weight", None)
-        weight = weight if isinstance(weight, torch.Tensor) else next(iter(base.parameters()), None)
-        dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
-        for name in (*self.adapter_layer_names, *self.other_param_names):
-            holder: Any = getattr(self, name, None)
-            if not hasattr(holder, "keys") or adapter_name not in holder:
-                continue
-            item = holder[adapter_name]
-            if isinstance(item, nn.Module):
-                item.to(dtype=dtype) if dtype is not None else None
-                for module in item.modules():
-                    for store in (module._parameters, module._buffers):
-                        for key, tensor in store.items():
-                            if tensor is not None:
-                                store[key] = observer.to_device(tensor)
-            elif isinstance(item, torch.Tensor):
-                if dtype is not None and item.is_floating_point() and item.dtype != dtype:
-                    cast = item.data.to(dtype)
-                    item = (
-                        nn.Parameter(cast, requires_grad=item.requires_grad)
-                        if isinstance(item, nn.Parameter)
-                        else cast
-                    )
-                holder[adapter_name] = observer.to_device(item)
+        with where:
+            for holder, item in list(_tensors_of(self, adapter_name)):
+                _to_device_of(observer, holder, adapter_name, item, _floating_dtype(base))
 
     with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", moved):
         yield
+
+
+def _tensors_of(layer: Any, adapter_name: str) -> Iterator[tuple[Any, Any]]:
+    """(dictionary, entry) of each of a tuner layer's parameters, buffers and modules of one adapter."""
+    for name in (*layer.adapter_layer_names, *layer.other_param_names):
+        holder: Any = getattr(layer, name, None)
+        if hasattr(holder, "keys") and adapter_name in holder:
+            yield holder, holder[adapter_name]
+
+
+def _floating_dtype(base: Any) -> torch.dtype | None:
+    """The dtype of a base layer's weight, which its adapters are cast to; None for a packed one."""
+    weight = getattr(base, "weight", None)
+    weight = weight if isinstance(weight, torch.Tensor) else next(iter(base.parameters()), None)
+    return weight.dtype if weight is not None and weight.is_floating_point() else None
+
+
+def _to_device_of(
+    observer: Observer, holder: Any, adapter_name: str, item: Any, dtype: torch.dtype | None
+) -> None:
+    """One entry of an adapter, cast like peft does and moved as to a real device."""
+    if isinstance(item, nn.Module):
+        if dtype is not None:
+            item.to(dtype=dtype)
+        for module in item.modules():
+            for store in (module._parameters, module._buffers):
+                store.update({key: observer.to_device(t) for key, t in store.items() if t is not None})
+    elif isinstance(item, torch.Tensor):
+        if dtype is not None and item.is_floating_point() and item.dtype != dtype:
+            cast = item.data.to(dtype)
+            parameter = isinstance(item, nn.Parameter)
+            item = nn.Parameter(cast, requires_grad=item.requires_grad) if parameter else cast
+        holder[adapter_name] = observer.to_device(item)
 
 
 @contextmanager

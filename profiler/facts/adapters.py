@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from memplan.planner.run.renamed import renamed
 from memplan.profiler.facts.models import Finding, Probe, tiny_llama, with_adapter
 from memplan.profiler.localized_message import said
 
@@ -213,9 +214,9 @@ def _cache_kept() -> Finding:
     import torch
 
     model = tiny_llama().train()
-    model.gradient_checkpointing_enable()
+    renamed(model, "activation_checkpointing_enable")()
     out = model(input_ids=torch.arange(16).reshape(1, 16), use_cache=True)
-    kept = getattr(out, "past_key_values", None)
+    kept = renamed(out, "cache")
     length = 0 if kept is None else int(kept.get_seq_length())
     return length, said(
         "a checkpointed training forward with use_cache=True returns a cache of {length} tokens",

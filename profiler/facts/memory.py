@@ -1,4 +1,4 @@
-"""Facts about what training holds: optimizer states, dequantised copies, the Trainer's paged optimizers. Read
+"""Facts about what training holds: optimizer states, dequantized copies, the Trainer's paged optimizers. Read
 by running the libraries.
 """
 
@@ -7,7 +7,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from memplan.profiler.facts.models import Finding, Probe, quantised_llama, with_adapter
+from memplan.planner.run.renamed import renamed
+from memplan.profiler.facts.models import Finding, Probe, quantized_llama, with_adapter
 from memplan.profiler.localized_message import said
 
 
@@ -67,10 +68,10 @@ def _copies_alive() -> Finding:
                 weakref.finalize(out.untyped_storage(), alive.discard, number)
             return out
 
-    model = with_adapter(quantised_llama()).train()
+    model = with_adapter(quantized_llama()).train()
     layers = sum(isinstance(module, Linear4bit) for module in model.modules())
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
     tokens = torch.arange(16).reshape(1, 16)
     with Watch():
         model(input_ids=tokens, labels=tokens).loss.backward()
@@ -95,6 +96,6 @@ def _other_backends() -> Finding:
 MEMORY: dict[str, tuple[Probe, str]] = {
     "adamw_keeps_a_copy_of_the_parameters": (_copy_among_states, "torch"),
     "trainer_accepts_paged_optimizers": (_paged_names, "transformers"),
-    "peft_other_quantised_backends": (_other_backends, "peft"),
-    "dequantised_copies_alive_at_once": (_copies_alive, "bitsandbytes"),
+    "peft_other_quantized_backends": (_other_backends, "peft"),
+    "dequantized_copies_alive_at_once": (_copies_alive, "bitsandbytes"),
 }

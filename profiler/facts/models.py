@@ -51,7 +51,7 @@ def with_adapter(model: Any = None, **settings: Any) -> Any:
     return get_peft_model(tiny_llama() if model is None else model, LoraConfig(**settings))
 
 
-def quantised(double: bool = True, kind: str = "nf4", rows: int = 64, columns: int = 64) -> Any:
+def quantized(double: bool = True, kind: str = "nf4", rows: int = 64, columns: int = 64) -> Any:
     """A bitsandbytes Linear4bit on the CPU with real 4-bit weights."""
     import torch
     from bitsandbytes.nn import Linear4bit, Params4bit
@@ -70,7 +70,7 @@ def quantised(double: bool = True, kind: str = "nf4", rows: int = 64, columns: i
     return layer.to("cpu")
 
 
-def quantised_llama() -> Any:
+def quantized_llama() -> Any:
     """A tiny bf16 Llama whose linear layers, the head apart, are 4-bit: what loading with BitsAndBytesConfig
     gives.
     """
@@ -83,7 +83,7 @@ def quantised_llama() -> Any:
             setattr(
                 parent,
                 name.rpartition(".")[2],
-                quantised(rows=module.out_features, columns=module.in_features),
+                quantized(rows=module.out_features, columns=module.in_features),
             )
     model.is_loaded_in_4bit = True
     return model

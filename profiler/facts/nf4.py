@@ -1,4 +1,4 @@
-"""Facts about NF4 itself, read by quantising numbers with bitsandbytes on the CPU: what is stored, and what
+"""Facts about NF4 itself, read by quantizing numbers with bitsandbytes on the CPU: what is stored, and what
 is lost.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from memplan.profiler.facts.models import BLOCK, Finding, Probe, quantised
+from memplan.profiler.facts.models import BLOCK, Finding, Probe, quantized
 from memplan.profiler.localized_message import said
 
 
@@ -15,7 +15,7 @@ def _zero_point() -> Finding:
     """Zero is stored exactly as zero and no per-block offset exists: absmax alone scales a block; the code
     book has an exact zero.
     """
-    state = quantised(double=False).weight.quant_state
+    state = quantized(double=False).weight.quant_state
     per_block = [
         name
         for name, value in vars(state).items()
@@ -23,7 +23,7 @@ def _zero_point() -> Finding:
     ]
     codes = [round(float(c), 4) for c in state.code]
     stored = (
-        "per-block tensors of the quantisation state: {names}; offset {offset}; exact 0 in the code: {exact}"
+        "per-block tensors of the quantization state: {names}; offset {offset}; exact 0 in the code: {exact}"
     )
     return state.offset is not None, said(
         stored, names=", ".join(per_block), offset=str(state.offset), exact=0.0 in codes
@@ -31,7 +31,7 @@ def _zero_point() -> Finding:
 
 
 def _code_bits() -> Finding:
-    packed = quantised(rows=256, columns=256).weight.data
+    packed = quantized(rows=256, columns=256).weight.data
     bits = 8 * packed.nbytes / 2**16
     return packed.nbytes / 2**16, said(
         "{bytes} bytes of codes for 2^16 weights: {bits:g} bits each", bytes=packed.nbytes, bits=bits
@@ -40,7 +40,7 @@ def _code_bits() -> Finding:
 
 def _constant_bits(nested: bool) -> Probe:
     def probe() -> Finding:
-        state = quantised(double=nested, rows=256, columns=256).weight.quant_state
+        state = quantized(double=nested, rows=256, columns=256).weight.quant_state
         bits = 8 * state.absmax.element_size()
         dtype, each = str(state.absmax.dtype).removeprefix("torch."), state.blocksize
         if not nested:
@@ -59,11 +59,11 @@ def _bits_saved() -> Finding:
     """
     sizes = []
     for nested in (False, True):
-        state = quantised(double=nested, rows=1024, columns=1024).weight.quant_state
+        state = quantized(double=nested, rows=1024, columns=1024).weight.quant_state
         sizes.append(state.absmax.nbytes + (state.state2.absmax.nbytes if nested else 0))
     saved = 8 * (sizes[0] - sizes[1]) / 2**20
     counted = (
-        "constants of 2^20 weights: {single} bytes, double-quantised {double}: {saved:.4f} bits a weight "
+        "constants of 2^20 weights: {single} bytes, double-quantized {double}: {saved:.4f} bits a weight "
         "saved"
     )
     return saved, said(counted, single=sizes[0], double=sizes[1], saved=saved)
@@ -98,7 +98,7 @@ def _bin_shares() -> Finding:
 
 
 def _error(kind: str, samples: Any) -> float:
-    """Root mean square error of quantising and dequantising, blocks of 64, the first weight of each block
+    """Root mean square error of quantizing and dequantizing, blocks of 64, the first weight of each block
     apart (an outlier may sit there). int4: 15 even levels scaled by absmax.
     """
     if kind == "int4":
@@ -140,8 +140,8 @@ NF4: dict[str, tuple[Probe, str]] = {
     "nf4_code_bits": (_code_bits, "bitsandbytes"),
     "nf4_has_zero_point": (_zero_point, "bitsandbytes"),
     "nf4_constant_bits": (_constant_bits(False), "bitsandbytes"),
-    "double_quantised_constant_bits": (_constant_bits(True), "bitsandbytes"),
-    "double_quantisation_bits_saved": (_bits_saved, "bitsandbytes"),
+    "double_quantized_constant_bits": (_constant_bits(True), "bitsandbytes"),
+    "double_quantization_bits_saved": (_bits_saved, "bitsandbytes"),
     "nf4_fullest_over_emptiest_bin": (_bin_shares, "bitsandbytes"),
     "nf4_error_over_fp4": (partial(_relative_error, "fp4"), "bitsandbytes"),
     "nf4_error_over_int4": (partial(_relative_error, "int4"), "bitsandbytes"),

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-from memplan.profiler.facts.models import Finding, Probe, Value, quantised_llama, tiny_llama, with_adapter
+from memplan.planner.run.renamed import renamed
+from memplan.profiler.facts.models import Finding, Probe, Value, quantized_llama, tiny_llama, with_adapter
 from memplan.profiler.localized_message import said
 
 
@@ -35,7 +36,7 @@ def _gradients() -> tuple[bool, bool, bool]:
     """
     import torch
 
-    model = with_adapter(quantised_llama(), target_modules=["q_proj"])
+    model = with_adapter(quantized_llama(), target_modules=["q_proj"])
     seen: list[Any] = []
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
     with _hooked(layer, seen):
@@ -66,7 +67,7 @@ def _gradient(which: int, what: str) -> Probe:
     return probe
 
 
-def _dequantisations(checkpointing: bool) -> Probe:
+def _dequantizations(checkpointing: bool) -> Probe:
     """Times one 4-bit weight is turned to 16 or 32 bits in one training step, counted at the library's two
     operators that read it.
     """
@@ -91,10 +92,10 @@ def _dequantisations(checkpointing: bool) -> Probe:
                     reads[packed.data_ptr()] += 1
                 return func(*args, **(kwargs or {}))
 
-        model = with_adapter(quantised_llama()).train()
+        model = with_adapter(quantized_llama()).train()
         if checkpointing:
             model.enable_input_require_grads()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
         tokens = torch.arange(16).reshape(1, 16)
         with Count():
             model(input_ids=tokens, labels=tokens).loss.backward()
@@ -112,12 +113,12 @@ def _prepared() -> dict[str, Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = prepare_model_for_kbit_training(quantised_llama())
+        model = prepare_model_for_kbit_training(quantized_llama())
     name = {"norms": "model.norm.weight", "head": "lm_head.weight", "embeddings": "model.embed_tokens.weight"}
     found: dict[str, Any] = {
         key: str(model.get_parameter(path).dtype).removeprefix("torch.") for key, path in name.items()
     }
-    found["checkpointing"] = bool(model.is_gradient_checkpointing)
+    found["checkpointing"] = bool(renamed(model, "is_activation_checkpointing"))
     return found
 
 
@@ -134,7 +135,7 @@ def _prepare(what: str) -> Probe:
 def _counts_logical() -> Finding:
 
     logical = sum(p.numel() for p in tiny_llama().parameters())
-    trainable, total = with_adapter(quantised_llama()).get_nb_trainable_parameters()
+    trainable, total = with_adapter(quantized_llama()).get_nb_trainable_parameters()
     template = "PEFT counts {counted} base parameters of a 4-bit model whose logical count is {logical}"
     return total - trainable == logical, said(template, counted=total - trainable, logical=logical)
 
@@ -143,10 +144,10 @@ def _merge_warns() -> Finding:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with_adapter(quantised_llama()).merge_adapter()
+        with_adapter(quantized_llama()).merge_adapter()
     rounding = [str(w.message) for w in caught if "rounding" in str(w.message)]
     template = (
-        "merging into 4-bit weights dequantises, adds and quantises again; the library warns of rounding "
+        "merging into 4-bit weights dequantizes, adds and quantizes again; the library warns of rounding "
         "errors {times} times"
     )
     return bool(rounding), said(template, times=len(rounding))
@@ -219,7 +220,7 @@ def _product_dtypes(autocast: bool) -> tuple[str, ...]:
 
     from peft import prepare_model_for_kbit_training
 
-    model = quantised_llama()
+    model = quantized_llama()
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.compute_dtype = torch.bfloat16
@@ -242,24 +243,24 @@ def _products(autocast: bool) -> Finding:
     )
 
 
-QUANTISED: dict[str, tuple[Probe, str]] = {
+QUANTIZED: dict[str, tuple[Probe, str]] = {
     "bnb_default_quant_type": (_config_default("bnb_4bit_quant_type"), "transformers"),
     "bnb_default_compute_dtype": (_config_default("bnb_4bit_compute_dtype"), "transformers"),
     "bnb_default_double_quant": (_config_default("bnb_4bit_use_double_quant"), "transformers"),
     "qlora_input_gets_gradient": (_gradient(0, "the input of a 4-bit layer"), "bitsandbytes"),
     "qlora_base_gets_gradient": (_gradient(1, "the 4-bit base"), "bitsandbytes"),
     "qlora_adapters_get_gradient": (_gradient(2, "every adapter"), "bitsandbytes"),
-    "dequantisations_per_step": (_dequantisations(False), "bitsandbytes"),
-    "dequantisations_per_checkpointed_step": (_dequantisations(True), "bitsandbytes"),
+    "dequantizations_per_step": (_dequantizations(False), "bitsandbytes"),
+    "dequantizations_per_checkpointed_step": (_dequantizations(True), "bitsandbytes"),
     "kbit_preparation_norms": (_prepare("norms"), "peft"),
     "kbit_preparation_head": (_prepare("head"), "peft"),
     "kbit_preparation_embeddings": (_prepare("embeddings"), "peft"),
     "kbit_preparation_checkpointing": (_prepare("checkpointing"), "peft"),
     "peft_counts_logical_4bit_parameters": (_counts_logical, "peft"),
-    "merge_into_4bit_requantises": (_merge_warns, "peft"),
+    "merge_into_4bit_requantizes": (_merge_warns, "peft"),
     "paged_minimum_elements": (_paged_minimum, "bitsandbytes"),
     "qlora_runs_without_cuda": (_works_without_cuda, "bitsandbytes"),
-    "quantised_cpu_split_refused": (_refuses_cpu_split, "transformers"),
+    "quantized_cpu_split_refused": (_refuses_cpu_split, "transformers"),
     "qlora_products_under_autocast": (partial(_products, True), "peft"),
     "qlora_products_without_autocast": (partial(_products, False), "peft"),
 }

@@ -16,10 +16,10 @@ from memplan.profiler.facts.adapters import ADAPTERS
 from memplan.profiler.facts.memory import MEMORY
 from memplan.profiler.facts.models import Finding, Probe
 from memplan.profiler.facts.nf4 import NF4
-from memplan.profiler.facts.quantized import QUANTISED
+from memplan.profiler.facts.quantized import QUANTIZED
 from memplan.profiler.localized_message import said
 
-FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTISED, **MEMORY}
+FACTS: dict[str, tuple[Probe, str]] = {**ADAPTERS, **NF4, **QUANTIZED, **MEMORY}
 
 
 @cache

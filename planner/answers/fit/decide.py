@@ -127,7 +127,7 @@ def _because(
             else f"frozen weights forget less than full fine-tuning does {NOT_COMPUTED}"
         )
         if prefer == "speed":
-            reasons.append("no weight is dequantised: fewer operations a step than QLoRA")
+            reasons.append("no weight is dequantized: fewer operations a step than QLoRA")
     if chosen == "qlora":
         reasons.append(
             "the 4-bit base leaves the most room"
@@ -136,7 +136,7 @@ def _because(
         )
         if serve:
             reasons.append(
-                "serving 4-bit weights dequantises them at every step; merging needs the 16-bit weights "
+                "serving 4-bit weights dequantizes them at every step; merging needs the 16-bit weights "
                 f"again {NOT_COMPUTED}"
             )
     if tasks > 1 and "full" in candidates:

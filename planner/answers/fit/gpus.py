@@ -167,7 +167,7 @@ def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: floa
 
 
 def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int] | None:
-    """The catalogue's largest model that `setup` holds on a card, and its parameters; None where none does.
+    """The catalog's largest model that `setup` holds on a card, and its parameters; None where none does.
 
     Models go from the largest down; one whose weights alone (in the setup's precision) do not fit is passed
     over without its step.

@@ -96,14 +96,14 @@ CHANGES: tuple[Change, ...] = (
         lambda s: {"optimizer": "adamw_bnb_8bit"},
     ),
     Change(
-        "quantisation",
-        "double quantisation: --set double_quant=true",
+        "quantization",
+        "double quantization: --set double_quant=true",
         lambda s: s.quant_type in ("nf4", "fp4") and not s.double_quant,
         lambda s: {"double_quant": True},
     ),
     Change(
         "upcast",
-        "no fp32 upcast of what is not quantised: --set kbit_prepare=false",
+        "no fp32 upcast of what is not quantized: --set kbit_prepare=false",
         lambda s: s.quant_type != "none" and s.kbit_prepare,
         lambda s: {"kbit_prepare": False},
     ),

@@ -31,7 +31,7 @@ def base(w: Context, layer: Linear, given: Tensor, prefix: str) -> Tensor:
 
 
 def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
-    """Linear4bit: the input in compute_dtype, N x K dequantised while it multiplies, nothing saved, N x K
+    """Linear4bit: the input in compute_dtype, N x K dequantized while it multiplies, nothing saved, N x K
     again for the gradient.
     """
     setup, t = w.setup, w.t
@@ -39,27 +39,27 @@ def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     k_shape, n = x.shape, (layer.out_features, layer.in_features)
     blocks = (ceil_div(layer.out_features * layer.in_features, setup.quant_block),)
 
-    def dequantised(t: Tape, dtype: str, copies: int) -> list[Tensor]:
+    def dequantized(t: Tape, dtype: str, copies: int) -> list[Tensor]:
         constants = [
-            t.alloc("quantisation constants in fp32", blocks, "float32", "double quantisation undone")
+            t.alloc("quantization constants in fp32", blocks, "float32", "double quantization undone")
             for _ in range(copies * setup.double_quant)
         ]
         return [
             *constants,
-            t.alloc("dequantised weight", n, dtype, "the whole weight in 16 bit, for one product"),
+            t.alloc("dequantized weight", n, dtype, "the whole weight in 16 bit, for one product"),
         ]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        weight = dequantised(
+        weight = dequantized(
             t, setup.weight_dtype, 1
         ).pop()  # the constants go with the call of dequantize_4bit
         if setup.weight_dtype != grad.dtype:
-            weight = t.alloc("dequantised weight", n, grad.dtype, "cast to the gradient's dtype")
+            weight = t.alloc("dequantized weight", n, grad.dtype, "cast to the gradient's dtype")
         result = t.alloc("gradient of a linear layer's input", k_shape, grad.dtype, "grad @ weight")
         del weight
         return [result]
 
-    held = dequantised(t, setup.compute_dtype, 2)
+    held = dequantized(t, setup.compute_dtype, 2)
     out = t.op("4-bit linear", (x,), shape, setup.compute_dtype, backward=backward, name="output")
     del held
     return cast(t, out, given.dtype)
@@ -72,8 +72,8 @@ def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor
     t = w.t
     x_shape, dtype = given.shape, given.dtype
     half = cast(t, given, "float16")
-    quantised = [
-        t.alloc("int8 input", x_shape, "int8", "rows of the input quantised"),
+    quantized = [
+        t.alloc("int8 input", x_shape, "int8", "rows of the input quantized"),
         t.alloc("int8 scales", x_shape[:-1], "float32", "one per row"),
     ]
     outliers = [
@@ -84,7 +84,7 @@ def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         weight = t.alloc(
-            "dequantised weight",
+            "dequantized weight",
             (layer.out_features, layer.in_features),
             dtype,
             "the whole weight, for one product",
@@ -100,7 +100,7 @@ def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor
     if out.node is not None and given.buffer is not None:
         out.node.kept.append(given.buffer)
         given.buffer.info.saved_by = given.buffer.info.saved_by or "8-bit linear"
-    del quantised, product
+    del quantized, product
     return out
 
 

@@ -115,7 +115,7 @@ def _top(t: Tape, x: Tensor, k: int, name: str = "routing weights") -> Routed:
     return values, indices
 
 
-def _normalised(t: Tape, values: Tensor) -> Tensor:
+def _normalized(t: Tape, values: Tensor) -> Tensor:
     """values /= their sum, in place."""
     rows, k = values.shape
     total = t.op(
@@ -126,20 +126,20 @@ def _normalised(t: Tape, values: Tensor) -> Tensor:
         name="sum of weights",
         backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)],
     )
-    return divide(t, values, total, "normalised weights")
+    return divide(t, values, total, "normalized weights")
 
 
 def _probabilities(
     normal: Callable[[Context], bool], narrow: bool
 ) -> Callable[[Context, Moe, Tensor, str], Routed]:
-    """softmax in fp32, the k largest, normalised or not, cast back or not (Mixtral, Qwen, OLMoE)."""
+    """softmax in fp32, the k largest, normalized or not, cast back or not (Mixtral, Qwen, OLMoE)."""
 
     def router(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
         t = w.t
         logits = _logits(w, moe, hidden, prefix)
         values, indices = _top(t, _softmax(t, logits, "float32"), moe.top_k)
         if normal(w):
-            values = _normalised(t, values)
+            values = _normalized(t, values)
         return cast(t, values, logits.dtype) if narrow else values, indices
 
     return router
@@ -172,7 +172,7 @@ def _sigmoid_groups(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed
         ],
     )
     if _flag("norm_topk_prob", True)(w):
-        values = _normalised(t, values)
+        values = _normalized(t, values)
     return unary(t, "scale", values, "scaled weights"), indices
 
 

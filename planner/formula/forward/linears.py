@@ -46,8 +46,8 @@ def _parts(w: Context, layer: Linear, prefix: str, *short: str) -> list[Tensor]:
     return [w.weight(f"{prefix}{layer.name}.{s}") for s in short]
 
 
-def _quantised(w: Context, layer: Linear, prefix: str) -> bool:
-    """Whether this layer's base is quantised: peft then takes its bitsandbytes class."""
+def _quantized(w: Context, layer: Linear, prefix: str) -> bool:
+    """Whether this layer's base is quantized: peft then takes its bitsandbytes class."""
     return w.weight(f"{prefix}{layer.name}.weight").dtype in KINDS
 
 
@@ -56,10 +56,10 @@ def _four(w: Context, layer: Linear, prefix: str) -> bool:
 
 
 def _adapter_input(w: Context, layer: Linear, prefix: str, given: Tensor, dtype: str) -> Tensor:
-    """PEFT casts the input to the adapter's dtype, but not on a quantised base under autocast (lora/layer.py,
+    """PEFT casts the input to the adapter's dtype, but not on a quantized base under autocast (lora/layer.py,
     lora/bnb.py).
     """
-    if _quantised(w, layer, prefix) and w.auto is not None:
+    if _quantized(w, layer, prefix) and w.auto is not None:
         return given
     return cast(w.t, given, dtype, f"{dtype} copy of the adapter's input")
 
@@ -86,7 +86,7 @@ def _lora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     if _four(w, layer, prefix):
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
     x = _adapter_input(w, layer, prefix, given, a.dtype)
-    if not _quantised(w, layer, prefix):
+    if not _quantized(w, layer, prefix):
         result = add(
             t, result, unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled"), "with adapter"
         )
@@ -117,7 +117,7 @@ def _adalora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix:
         del scaled
         return _product(w, low, b.view(*b.shape), b.shape[0], "lora_B output")
 
-    if _quantised(w, layer, prefix):
+    if _quantized(w, layer, prefix):
         output = product()
         if w.auto is None:
             output = cast(t, output, dtype)
@@ -168,14 +168,14 @@ def merged(w: Context, name: str, prefix: str) -> Tensor:
 
 
 def orthogonality(w: Context, prefix: str) -> Tensor | None:
-    """AdaLoRA's regularisation of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21
+    """AdaLoRA's regularization of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21
     tuners/adalora/model.py forward).
     """
     loss: Tensor | None = None
     for name, adapter in w.parameter_table.adapters.items():
         for short in ("lora_A", "lora_B"):
             size = _distance(w, w.weight(f"{prefix}{name}.{short}"), adapter.tensor("lora_A").shape[0])
-            loss = size if loss is None else add(w.t, loss, size, "regularisation")
+            loss = size if loss is None else add(w.t, loss, size, "regularization")
     return loss
 
 
@@ -221,10 +221,10 @@ def _dora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     dense = weight
     if weight.dtype == "int8":
         product = t.alloc("int8 weight times its scales", (n, k), "float32", "before the factor of 1 / 127")
-        dense = t.alloc("dequantised weight", (n, k), "float32", "the whole weight")
+        dense = t.alloc("dequantized weight", (n, k), "float32", "the whole weight")
         del product
     elif weight.dtype in KINDS:
-        dense = t.alloc("dequantised weight", (n, k), w.setup.weight_dtype, "the whole weight")
+        dense = t.alloc("dequantized weight", (n, k), w.setup.weight_dtype, "the whole weight")
     dense = cast(t, dense.detach(), x.dtype, "weight in the adapter's dtype")
     scale = _magnitude_scale(w, m, dense, delta)
     low_rank = _low_rank(w, x, a, b)

@@ -11,42 +11,42 @@ from memplan.planner.inputs.spec import Norm
 
 
 def norm(w: Context, spec: Norm, given: Tensor, prefix: str = "") -> Tensor:
-    """The normalised input, in the input's dtype (in fp32 where autocast runs layer_norm)."""
+    """The normalized input, in the input's dtype (in fp32 where autocast runs layer_norm)."""
     weight = w.weight(f"{prefix}{spec.name}.weight") if spec.weight else None
     bias = w.weight(f"{prefix}{spec.name}.bias") if spec.bias else None
     with w.t.inside(f"{prefix}{spec.name.rpartition('.')[2]} "):
         return STYLES[spec.kind, spec.style](w, given, weight, bias)
 
 
-def _normalised(w: Context, x: Tensor) -> Tensor:
+def _normalized(w: Context, x: Tensor) -> Tensor:
     """x * rsqrt(mean(x^2) + eps) of an fp32 x."""
     t = w.t
     variance = mean(t, unary(t, "pow", x, "squares"))
     return mul(
-        t, x, unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"), "normalised"
+        t, x, unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"), "normalized"
     )
 
 
 def _rms(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Llama: weight * (normalised fp32, cast back)."""
+    """Llama: weight * (normalized fp32, cast back)."""
     x = cast(w.t, given, "float32")
-    x = _normalised(w, x)  # keeps its name until the output is made
+    x = _normalized(w, x)  # keeps its name until the output is made
     low = cast(w.t, x, given.dtype)
     return low if weight is None else mul(w.t, low, weight, "output")
 
 
 def _gemma(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Gemma: normalised fp32 * (1 + weight in fp32), cast back last."""
-    output = _normalised(w, cast(w.t, given, "float32"))
+    """Gemma: normalized fp32 * (1 + weight in fp32), cast back last."""
+    output = _normalized(w, cast(w.t, given, "float32"))
     if weight is not None:
         output = mul(w.t, output, unary(w.t, "shift", cast(w.t, weight, "float32"), "1 + weight"), "scaled")
     return cast(w.t, output, given.dtype, "output")
 
 
 def _late_cast(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """OLMo 2, gpt-oss: weight * normalised fp32, cast back last."""
+    """OLMo 2, gpt-oss: weight * normalized fp32, cast back last."""
     x = cast(w.t, given, "float32")
-    x = _normalised(w, x)
+    x = _normalized(w, x)
     scaled = x if weight is None else mul(w.t, x, weight, "scaled")
     return cast(w.t, scaled, given.dtype, "output")
 
@@ -55,15 +55,15 @@ def _manual(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | Non
     """Cohere: a LayerNorm spelled out in fp32."""
     t = w.t
     x = cast(t, given, "float32")
-    centre = mean(t, x)
-    centred = add(t, x, centre, "centred")
-    variance = mean(t, unary(t, "pow", centred, "squares"))
-    del centred
+    center = mean(t, x)
+    centerd = add(t, x, center, "centerd")
+    variance = mean(t, unary(t, "pow", centerd, "squares"))
+    del centerd
     x = mul(
         t,
-        add(t, x, centre, "centred"),
+        add(t, x, center, "centerd"),
         unary(t, "rsqrt", unary(t, "shift", variance, "variance"), "1 / deviation"),
-        "normalised",
+        "normalized",
     )
     if weight is not None:
         x = mul(t, x, cast(t, weight, "float32"), "scaled")

@@ -78,7 +78,7 @@ def gathered(w: Context, spec: Attention, dtype: str) -> tuple[tuple[Tensor, Ten
 
 
 def _interleaved(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """GPT-J: sines and cosines repeated for neighbours in every call, saved for the product with q and with
+    """GPT-J: sines and cosines repeated for neighbors in every call, saved for the product with q and with
     k.
     """
     cos, sin = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memplan.planner.formula.resident.added import ADDED
-from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTISED, ParameterSpec
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized, symbol
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
@@ -52,7 +52,7 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
             packed = (
                 setup.quant_type != "none"
                 and linear.name != spec.head_name
-                and spec.model_type not in NEVER_QUANTISED
+                and spec.model_type not in NEVER_QUANTIZED
             )
             found[linear.name] = Adapter(
                 kind, _stored(setup, f"{prefix}{linear.name}", shapes, count, packed)

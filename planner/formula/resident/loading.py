@@ -16,10 +16,10 @@ EXPERTS_APART = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "d
 
 
 def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[SymbolicRow]]]:
-    """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantised one exists in 16 bit until
+    """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantized one exists in 16 bit until
     its 4-bit copy is made.
 
-    transformers 5.23 core_model_loading.py loads tensors that are quantised on the fly one after the other;
+    transformers 5.23 core_model_loading.py loads tensors that are quantized on the fly one after the other;
     peft 0.21 utils/other.py casts the rest to fp32 one after the other, each old copy freed as the new one
     takes its place.
     """
@@ -35,9 +35,9 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
         load += parameter_table.state_rows()
     peaks = [load]
-    quantised = [t for t in parameter_table.base if t.dtype in ("nf4", "fp4", "int8")]
-    if quantised:
-        largest = max(quantised, key=lambda t: t.elements.constant or 0)
+    quantized = [t for t in parameter_table.base if t.dtype in ("nf4", "fp4", "int8")]
+    if quantized:
+        largest = max(quantized, key=lambda t: t.elements.constant or 0)
         base = [row for row in resident if not row.why.startswith("adapter of")]
         peaks.append(
             [
@@ -46,11 +46,11 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
                     largest.name,
                     largest.shape,
                     setup.weight_dtype,
-                    "the largest weight before it is quantised",
+                    "the largest weight before it is quantized",
                 ),
             ]
         )
-    cast = (setup.kbit_prepare and quantised) or setup.upcast_modules != "none"
+    cast = (setup.kbit_prepare and quantized) or setup.upcast_modules != "none"
     upcast = [
         t
         for t in parameter_table.base

@@ -9,7 +9,7 @@ from memplan.planner.formula.symbolic.expr import Expr, Sized, product
 # Model types whose linear layers are a subclass of nn.Linear (FalconLinear): transformers 5.23
 # integrations/bitsandbytes.py replace_with_bnb_linear converts only `type(module) is nn.Linear` and Conv1D,
 # so that 4-bit and 8-bit loading leave them as they are.
-NEVER_QUANTISED = ("falcon",)
+NEVER_QUANTIZED = ("falcon",)
 
 
 @dataclass(frozen=True, slots=True)

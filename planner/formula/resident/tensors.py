@@ -12,7 +12,7 @@ from typing import Literal
 from memplan.planner.inputs.spec import Layer, Linear, ModelSpec, Moe, Norm
 
 # linear / conv1d: the weight of an nn.Linear / Conv1D in a layer or a projection: what adapters target and
-# k-bit loading quantises. expert: a 3-D (or 2-D bias) parameter of all experts; router: the routing layer's
+# k-bit loading quantizes. expert: a 3-D (or 2-D bias) parameter of all experts; router: the routing layer's
 # own; head: the output projection's weight. bias: the bias of a linear or of the head; scalar: any other
 # parameter (attention sinks).
 Role = Literal[

@@ -2,7 +2,7 @@
 
 Sources: torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py (`_init_sharded_param`: dim 0 in chunks of
 ceil(d / N), rank 0 always a whole one), accelerate 1.15 utils/fsdp_utils.py `fsdp2_prepare_model` (units,
-float32 masters, 4-bit weights). Buffers, quantisation constants and step counters are whole on every rank.
+float32 masters, 4-bit weights). Buffers, quantization constants and step counters are whole on every rank.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FsdpPlan(ShardingPlan):
         left, rows = list(self.stored.all), []
         for row in (
             self.stored.weight_rows()
-        ):  # each tensor, then its quantisation constants: attributes, which fully_shard does not see
+        ):  # each tensor, then its quantization constants: attributes, which fully_shard does not see
             one = left.pop(0) if left and left[0].name == row.name else None
             rows.append(self._part_row(one, row) if one is not None and self.shared(one) else row)
         return rows
@@ -125,7 +125,7 @@ class FsdpPlan(ShardingPlan):
         return [*paged, *kept, *(gradient_row(tensor) for tensor in self.parts())]
 
     def loading(self) -> Loading:
-        """Shards stay. While a unit is cut it is whole on the device; a quantised model is whole there on
+        """Shards stay. While a unit is cut it is whole on the device; a quantized model is whole there on
         every rank until all is cut, also with cpu_ram_efficient_loading, which neither library heeds then
         (transformers 5.23 quantizer_bnb_4bit.py `update_device_map`).
         """

@@ -55,10 +55,10 @@ PARALLEL: dict[str, Parallel] = {
                 "a unit's whole gradients and the reduce-scatter's input",
                 "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
                 "weights)",
-                "in the load peak, a quantised model whole beside its parts: it is loaded onto every card, "
+                "in the load peak, a quantized model whole beside its parts: it is loaded onto every card, "
                 "and accelerate holds what it "
                 "cuts (loaders of their own, such as axolotl's qlora_sharded_model_loading, are not "
-                "modelled)",
+                "modeled)",
             ),
             "torch 2.13 distributed/fsdp/_fully_shard; accelerate 1.15 utils/fsdp_utils.py "
             "fsdp2_prepare_model",

@@ -187,7 +187,7 @@ class Zero3Plan(ZeroPlan):
         left, rows = list(self.stored.all), []
         for (
             row
-        ) in self.stored.weight_rows():  # each tensor, then its quantisation constants, which stay whole
+        ) in self.stored.weight_rows():  # each tensor, then its quantization constants, which stay whole
             one = left.pop(0) if left and left[0].name == row.name else None
             if one is None or one.role == "buffer":
                 rows.append(row)

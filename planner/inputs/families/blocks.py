@@ -188,7 +188,7 @@ def assemble(
     vocab = vocab or c.size("vocab_size")
     if c.has("quantization_config"):
         c.notes.append(
-            "the checkpoint is stored quantised: memplan plans with the weight dtype and quantisation of "
+            "the checkpoint is stored quantized: memplan plans with the weight dtype and quantization of "
             "the setup instead"
         )
     return ModelSpec(

@@ -139,7 +139,7 @@ def gptj(c: Fields) -> ModelSpec:
 
 
 def opt(c: Fields) -> ModelSpec:
-    """OPT: positions offset by 2; the 350M model normalises after the residual sum and has embeddings
+    """OPT: positions offset by 2; the 350M model normalizes after the residual sum and has embeddings
     narrower than its layers.
     """
     hidden, narrow = c.size("hidden_size"), c.size("word_embed_proj_dim", default=c.size("hidden_size"))

@@ -16,7 +16,7 @@ from memplan.planner.trace.device.rule import OpCall, Workspace, bytes_of
 
 
 def gemm_4bit(c: OpCall) -> Iterator[Workspace]:
-    """Beyond what the fused kernel serves, N x K weights are dequantised in the input's dtype, nested absmax
+    """Beyond what the fused kernel serves, N x K weights are dequantized in the input's dtype, nested absmax
     twice in fp32.
     """
     inputs, packed, shape = c.args[0], c.args[1], c.args[2]
@@ -26,11 +26,11 @@ def gemm_4bit(c: OpCall) -> Iterator[Workspace]:
             yield Workspace("contiguous input", bytes_of(inputs), before=True)
         return
     if absmax_8bit is not None:
-        yield Workspace("dequantised absmax", absmax_8bit.numel() * 4, before=True)
+        yield Workspace("dequantized absmax", absmax_8bit.numel() * 4, before=True)
         yield Workspace("absmax plus offset", absmax_8bit.numel() * 4, before=True)
     if not packed.is_contiguous():
         yield Workspace("contiguous weights", bytes_of(packed), before=True)
-    yield Workspace("dequantised weights", prod(shape) * inputs.element_size(), before=True)
+    yield Workspace("dequantized weights", prod(shape) * inputs.element_size(), before=True)
 
 
 def gemm_4bit_product(c: OpCall) -> str:
@@ -53,7 +53,7 @@ def _fused(c: OpCall) -> bool:
 def fused_gemm_4bit(
     capability: tuple[int, int], sms: int, dtype: torch.dtype, m: int, n: int, k: int, blocksize: int
 ) -> bool:
-    """Whether M x K times the N x K weights runs without dequantising them: the installed library's own rule,
+    """Whether M x K times the N x K weights runs without dequantizing them: the installed library's own rule,
     run for another card.
 
     False for a version of bitsandbytes that has no fused kernel.

@@ -49,13 +49,13 @@ def _reduced(c: OpCall) -> Iterator[Workspace]:
 
 
 def _gemm_4bit(c: OpCall) -> Iterator[Workspace]:
-    """The weights dequantised in the input's dtype; with nested statistics, the fp32 block maxima twice."""
+    """The weights dequantized in the input's dtype; with nested statistics, the fp32 block maxima twice."""
     inputs, shape = c.args[0], c.args[2]
     nested = c.args[7] if len(c.args) > 7 else None
     if nested is not None:
-        yield Workspace("dequantised absmax", nested.numel() * 4, before=True)
+        yield Workspace("dequantized absmax", nested.numel() * 4, before=True)
         yield Workspace("absmax plus offset", nested.numel() * 4, before=True)
-    yield Workspace("dequantised weights", prod(shape) * inputs.element_size(), before=True)
+    yield Workspace("dequantized weights", prod(shape) * inputs.element_size(), before=True)
 
 
 CPU_RULES: dict[str, KernelRule] = {

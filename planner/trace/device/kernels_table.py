@@ -65,7 +65,7 @@ def product(c: OpCall) -> str:
     return "cublaslt" if fused else "cublas"
 
 
-# Softmax, normalisation, embedding --------------------------------------------------------------------------
+# Softmax, normalization, embedding --------------------------------------------------------------------------
 
 
 def _softmax_backward(c: OpCall) -> Iterator[Workspace]:

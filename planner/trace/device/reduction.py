@@ -7,6 +7,7 @@ Left out: inputs beyond 32-bit indexing, which are reduced in parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,7 +54,7 @@ def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:
 
 
 def _coalesced(source: Tensor, reduced: list[bool]) -> list[tuple[int, int, bool]]:
-    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbours
+    """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbors
     merged; sizes of 1 dropped.
     """
     dims = [(s, st, r) for s, st, r in zip(source.shape, source.stride(), reduced, strict=True) if s != 1]
@@ -82,46 +83,55 @@ def buffers(
     block.
     """
     dims = _coalesced(source, reduced)
-    inputs = outputs = 1
-    for size, _, flag in dims:
-        inputs, outputs = (inputs * size, outputs) if flag else (inputs, outputs * size)
     inner = sum(1 for d in dims if d[2])
-    vector = 1
-    if not dims or inner == 0:
+    if inner == 0:
         return 0, 0
-    along = inner == len(dims) or dims[0][1] < dims[inner][1]
-    first, second = (inputs, outputs) if along else (outputs, inputs)
-    if (dims[0] if along else dims[inner])[1] == 1:
-        if along and first >= 128 and inner == 1:
-            first //= (
-                8 if source.element_size() == 2 else 4
-            )  # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
-        elif not along:
-            vector = 4
-            for number in (dims[inner][0], *(d[1] for i, d in enumerate(dims) if i != inner)):
-                while number % vector:
-                    vector //= 2
-            first //= vector
-    most = MAX_THREADS // vector
-    width_limit, height_limit = (_last_power(n) if n < most else most for n in (first, second))
-    width = min(width_limit, 32)
-    height = min(height_limit, most // width)
-    width = min(width_limit, most // height)
+    inputs = math.prod(size for size, _, flag in dims if flag)
+    outputs = math.prod(size for size, _, flag in dims if not flag)
+    along = (
+        inner == len(dims) or dims[0][1] < dims[inner][1]
+    )  # a warp reads inputs, not outputs, side by side
+    vector = 1 if along else _output_vector(dims, inner)
+    first, second = (inputs, outputs) if along else (outputs // vector, inputs)
+    if along and dims[0][1] == 1 and inputs >= 128 and inner == 1:
+        # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
+        first //= 8 if source.element_size() == 2 else 4
+    width, height = _block(first, second, MAX_THREADS // vector)
     step_input, step_output = (width, 1) if along else (1, width)
     across_warps = _up(inputs, step_input) >= min(height * 16, 256)
     if across_warps:
         step_input *= height
     else:
         step_output *= height
-    target_grid = sms * (threads_per_sm // (width * height))
-    grid = _up(outputs // vector, step_output)
-    values = _up(inputs, step_input)
-    if not (across_warps and values >= 256 and grid <= target_grid):
+    grid, values = _up(outputs // vector, step_output), _up(inputs, step_input)
+    blocks = _blocks_per_output(values, grid, sms * (threads_per_sm // (width * height)))
+    if not across_warps or blocks <= 1:
         return 0, 0
-    blocks = max(min(_up(target_grid, grid), _up(values, 16)), _up(values, 256))
-    if blocks <= 1:
-        return 0, 0
-    size = accumulate * outputs * blocks
-    if not along:
-        size *= width * vector
-    return size, 4 * grid
+    return accumulate * outputs * blocks * (1 if along else width * vector), 4 * grid
+
+
+def _output_vector(dims: list[tuple[int, int, bool]], inner: int) -> int:
+    """How many outputs one thread reduces side by side (`setReduceConfig`, output_vec_size): what divides the
+    outputs' fastest dimension and every other stride, at most 4.
+    """
+    if dims[inner][1] != 1:
+        return 1
+    vector = 4
+    for number in (dims[inner][0], *(stride for i, (_, stride, _) in enumerate(dims) if i != inner)):
+        while number % vector:
+            vector //= 2
+    return vector
+
+
+def _block(first: int, second: int, most: int) -> tuple[int, int]:
+    """(width, height) of a thread block (`set_block_dimension`)."""
+    width_limit, height_limit = (_last_power(n) if n < most else most for n in (first, second))
+    height = min(height_limit, most // min(width_limit, 32))
+    return min(width_limit, most // height), height
+
+
+def _blocks_per_output(values: int, grid: int, target_grid: int) -> int:
+    """Over how many thread blocks one output is split; 1 where it is not."""
+    if values < 256 or grid > target_grid:
+        return 1
+    return max(min(_up(target_grid, grid), _up(values, 16)), _up(values, 256))

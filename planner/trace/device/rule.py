@@ -27,7 +27,7 @@ class Workspace(NamedTuple):
 
 
 class OpCall(NamedTuple):
-    """One op at work: its arguments, its outputs, and the device it is modelled on."""
+    """One op at work: its arguments, its outputs, and the device it is modeled on."""
 
     target: Target
     args: tuple[Any, ...]

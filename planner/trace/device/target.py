@@ -16,7 +16,7 @@ DEFAULT_GPU = "a100-80gb"
 
 @cache
 def installed() -> tuple[int, int]:
-    """The release of the installed torch, as (2, 13): its kernels are the ones modelled."""
+    """The release of the installed torch, as (2, 13): its kernels are the ones modeled."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 

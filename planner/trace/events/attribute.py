@@ -1,6 +1,6 @@
 """Which component each storage belongs to: decided by what ends up holding it.
 
-weights: parameters, buffers, quantisation constants. gradients: `.grad`. optimizer_states: the optimizer's
+weights: parameters, buffers, quantization constants. gradients: `.grad`. optimizer_states: the optimizer's
 tensors and AdaLoRA's importance buffers. activations: saved for backward (seen by autograd's own hooks,
 recomputation included), the batch, and what outlives its forward. temporaries: the rest.
 """
@@ -36,7 +36,7 @@ def attribute(observer: Observer, tensor: Any, component: str, name: str = "") -
 
 
 def attribute_weights(observer: Observer, built: Built) -> None:
-    """Parameters, buffers and the constants of quantised weights; the batch."""
+    """Parameters, buffers and the constants of quantized weights; the batch."""
     attribute_all(observer, owners.weights(built.model), "weights")
     attribute_all(observer, owners.tensors(built.batch, "batch"), "activations")
 

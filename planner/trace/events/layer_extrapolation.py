@@ -1,10 +1,10 @@
-"""Depth costs nothing: trace a few layers and synthesise the full event stream, event for event.
+"""Depth costs nothing: trace a few layers and synthesize the full event stream, event for event.
 
 Layers of equal structure repeat with a period. Of each long run of repeats three are kept (first, middle,
 last), and the middle one stands for all between. Events carry the decoder layer in whose code they happened,
 so a stream is made of *sweeps* over the layers (forward, backward, one per list of the optimizer) with events
-outside between them; stretching repeats the middle's events with its neighbours shifted. A second trace, one
-repeat longer, proves each stretch: the synthesised stream must equal it, else the caller traces at full
+outside between them; stretching repeats the middle's events with its neighbors shifted. A second trace, one
+repeat longer, proves each stretch: the synthesized stream must equal it, else the caller traces at full
 depth. Its differences also give the sizes that grow with depth (a stack of all gradient norms).
 """
 
@@ -50,7 +50,7 @@ def sweeps_of(log: Log) -> list[list[_Segment]]:
 
 
 def names_of(log: Log, sweeps: Sequence[list[_Segment]]) -> list[Name]:
-    """Each storage's name. Numbers count from the last one back: what a layer hands to its neighbour it makes
+    """Each storage's name. Numbers count from the last one back: what a layer hands to its neighbor it makes
     last, and only the outermost layers make more before it (the final norm's gradients are made from the last
     layer's tensors).
     """
@@ -134,7 +134,7 @@ def _turns(segments: Sequence[_Segment], step: int) -> bool:
 
 
 class _Stretch:
-    """The full stream in the making; `origins` says which storage of the small log each one is modelled on."""
+    """The full stream in the making; `origins` says which storage of the small log each one is modeled on."""
 
     def __init__(self, small: Log, stand_ins: Sequence[int], sizes: dict[int, int]) -> None:
         self.small, self.stand_ins, self.sizes = small, stand_ins, sizes
@@ -253,7 +253,7 @@ def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[int, int]:
     made = _Stretch(small, stand_ins, {})
     mine, theirs = canonical(made.run().events), canonical(longer.events)
     if len(mine) != len(theirs):
-        raise NotPeriodic(f"{len(mine)} events synthesised, {len(theirs)} traced")
+        raise NotPeriodic(f"{len(mine)} events synthesized, {len(theirs)} traced")
     gains: dict[int, int] = {}
     for (kind, sid, nbytes), (kind2, sid2, nbytes2) in zip(mine, theirs, strict=True):
         if (kind, sid) != (kind2, sid2):

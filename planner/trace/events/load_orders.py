@@ -1,10 +1,10 @@
 """The orders in which threads may load the same weights, each replayed: what identical runs differ by.
 
-transformers 5 reads the checkpoint on min(4, CPUs) threads while the main thread converts or quantises what
+transformers 5 reads the checkpoint on min(4, CPUs) threads while the main thread converts or quantizes what
 has arrived (core_model_loading.py convert_and_load_state_dict_in_model). How far they run ahead of it, and in
 which order they end, is the machine's affair: another order cuts the cached segments into other blocks, of
 which a remainder of up to 1 MiB each is never split off. So identical loads differ in what they hold, and the
-training step finds other gaps to reuse. Weights that are quantised as they arrive are read one by one since
+training step finds other gaps to reuse. Weights that are quantized as they arrive are read one by one since
 transformers 5.4 (its pull request 44576); before, and for every other load still, by the threads.
 """
 
@@ -17,17 +17,18 @@ from typing import Any
 
 from memplan.planner.allocator.replay import Replay, RunningReplay
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.trace.events.log import ALLOC, FREE, READ, Event, Log
 
 WORKERS = 4  # transformers 5.23 core_model_loading.py GLOBAL_WORKERS
 AHEAD = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 0.0)
-"""How often the threads' next tensor comes before the main thread's next quantisation, from never behind to
-all read first. Merging checkpoint tensors only launches copies, so without quantisation the main thread keeps
+"""How often the threads' next tensor comes before the main thread's next quantization, from never behind to
+all read first. Merging checkpoint tensors only launches copies, so without quantization the main thread keeps
 up with the disk: 0.
 """
 ORDERS = 12  # whose load is replayed; of these
 STEPS = 3  # are replayed to the end: those that leave the least, the most, and between
-FEW = 4  # orders of a load that quantises nothing: only the ends of the threads differ, by little
+FEW = 4  # orders of a load that quantizes nothing: only the ends of the threads differ, by little
 LONGEST = 300_000  # events of these replays together, two at least: a second or two
 
 
@@ -124,7 +125,7 @@ def bands(log: Log, setup: Setup, predicted: Replay) -> dict[str, Any] | None:
     first = min(mark.begin for mark in log.marks if mark.step >= 0)
     loads = []
     for order in orders(log, setup, ORDERS if setup.quant_type != "none" else FEW):
-        course = RunningReplay(setup.allocator)
+        course = RunningReplay(setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
         run = course.run([*order, *log.events[len(order) : first]])
         loads.append((run.allocated[-1], max(run.allocated), course))
     if not loads:
@@ -161,6 +162,6 @@ def _why(setup: Setup) -> str:
     if setup.quant_type == "none":
         return "threads read the checkpoint, and the order in which they end differs from run to run"
     return (
-        "transformers quantises weights one by one from 5.4 on, as predicted; before, threads read ahead "
+        "transformers quantizes weights one by one from 5.4 on, as predicted; before, threads read ahead "
         "and identical runs differed"
     )

@@ -1,5 +1,5 @@
 """Build and two steps on meta under the observer: the log of events and the model's counts, at full depth or
-synthesised from a few layers.
+synthesized from a few layers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class StepFailed(UsageError):
 def record(
     config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False
 ) -> tuple[Log, Facts]:
-    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesised
+    """The log of building and `STEPS` steps. `full` runs every layer; otherwise equal layers are synthesized
     where that is proved exact.
 
     A step that fails is tried once more with values: a router's choice decides shapes where no grouped
@@ -95,7 +95,7 @@ def _recorded(
 ) -> tuple[Log, Facts]:
     if not full:
         try:
-            found = _synthesised(config, setup, target, routed)
+            found = _synthesized(config, setup, target, routed)
             if found is not None:
                 return found
         except layer_extrapolation.NotPeriodic:
@@ -109,7 +109,7 @@ def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
         return outline(config, setup)
 
 
-def _synthesised(
+def _synthesized(
     config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
 ) -> tuple[Log, Facts] | None:
     """The full log from a few layers; None where nothing repeats often enough. Raises layer_extrapolation.NotPeriodic where
@@ -213,7 +213,7 @@ def watching(observer: Observer, setup: Setup, target: Target) -> Iterator[None]
     """While active, libraries run on meta as on `target`, and `observer` sees every storage that they make
     and drop.
     """
-    kernels = attention.modelled(target, setup.attention, batches.padding(setup), setup.packed_documents)
+    kernels = attention.modeled(target, setup.attention, batches.padding(setup), setup.packed_documents)
     with ExitStack() as stack:
         for context in (
             quiet(),

@@ -9,6 +9,7 @@ from typing import Any
 from memplan.planner.allocator.replay import Event, Replay, replay, smallest_capacity
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import STEP_MOMENTS, Breakdown, Peak, Row
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.trace.device.target import Target
 from memplan.planner.trace.events.log import ALLOC, FREE, Log, Storage
 
@@ -30,7 +31,9 @@ class Timeline:
         self.log, self.setup, self.target = log, setup, target
         self.steps = max((mark.step for mark in log.marks), default=-1)
         self.replay = (
-            _exact(log.events) if target.device == "cpu" else replay(log.events, mode=setup.allocator)
+            _exact(log.events)
+            if target.device == "cpu"
+            else replay(log.events, mode=setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
         )
 
     def moments(self) -> tuple[tuple[Breakdown, ...], Peak, Peak]:
@@ -88,7 +91,13 @@ class Timeline:
         if self.target.device == "cpu":
             return None
         return (
-            smallest_capacity(self.log.events, self.setup.allocator, self.replay) + self.target.context_bytes
+            smallest_capacity(
+                self.log.events,
+                self.setup.allocator,
+                self.replay,
+                TORCH_VERSIONS[self.setup.torch].equal_blocks,
+            )
+            + self.target.context_bytes
         )
 
     def expandable_capacity(self, usable: int) -> int | None:
@@ -98,7 +107,12 @@ class Timeline:
         """
         if self.target.device == "cpu" or self.setup.allocator == "expandable":
             return None
-        run = replay(self.log.events, mode="expandable", capacity=usable - self.target.context_bytes)
+        run = replay(
+            self.log.events,
+            mode="expandable",
+            capacity=usable - self.target.context_bytes,
+            ties=TORCH_VERSIONS[self.setup.torch].equal_blocks,
+        )
         return None if run.oom is not None else max(run.reserved) + self.target.context_bytes
 
     def points(self) -> dict[str, Any]:

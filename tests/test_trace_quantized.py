@@ -45,7 +45,7 @@ COMMON = {
     "optimizer": "adamw_torch_fused",
     "recipe": "raw",
 }
-QUANTISED = [
+QUANTIZED = [
     {"quant_type": "int8", "checkpointing": "none"},
     {"quant_type": "int8", "checkpointing": "non_reentrant"},
     {"quant_type": "int8", "checkpointing": "reentrant", "kbit_prepare": False},
@@ -57,9 +57,9 @@ QUANTISED = [
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(
-    "fields", QUANTISED, ids=["-".join(map(str, fields.values())) for fields in QUANTISED]
+    "fields", QUANTIZED, ids=["-".join(map(str, fields.values())) for fields in QUANTIZED]
 )
-def test_quantised_layers_hold_what_the_real_ones_hold(config, fields, held):
+def test_quantized_layers_hold_what_the_real_ones_hold(config, fields, held):
     setup = resolve({"method": "qlora", "device": "cpu", **COMMON, **fields})
     found = held.traced(config, setup)
     assert found.differences(held.real(config, setup)) == {}

@@ -1,0 +1,40 @@
+"""What differs between versions of torch, one row each: neither engine runs torch's CUDA code, so its rules are data.
+
+A later version than the last row behaves like it until something else is read or observed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TorchVersion:
+    """One minor version. `equal_blocks`: which of several free blocks of exactly one size the CUDA caching
+    allocator takes, the one at the lowest `address` or the one whose block object is oldest (`creation`).
+    """
+
+    equal_blocks: Literal["address", "creation"]
+    source: str
+
+
+_OBSERVED = "observed in the real allocator's events, dry runs of torch 2.12.0 and 2.14.1"
+
+TORCH_VERSIONS: dict[str, TorchVersion] = {
+    "2.11": TorchVersion("address", "torch 2.11 c10/cuda/CUDACachingAllocator.cpp BlockComparatorSize"),
+    "2.12": TorchVersion("creation", _OBSERVED),
+    "2.13": TorchVersion("creation", _OBSERVED),
+    "2.14": TorchVersion("creation", _OBSERVED),
+}
+NEWEST = list(TORCH_VERSIONS)[-1]
+
+
+def nearest(version: str) -> str:
+    """The row that a full version such as `2.12.1+cu130` is predicted by: its own, else the first or the last."""
+    minor = ".".join(version.split("+")[0].split(".")[:2])
+    if minor in TORCH_VERSIONS:
+        return minor
+    numbers = [int(part) if part.isdigit() else 0 for part in minor.split(".")]
+    older = numbers < [int(part) for part in next(iter(TORCH_VERSIONS)).split(".")]
+    return next(iter(TORCH_VERSIONS)) if older else NEWEST
