@@ -59,8 +59,8 @@ def verdict(done: Rehearsed) -> Text:
     line = Text(text, style=style).append(f" {gpu.name} (dry run): ", style="not bold")
     if done.unbounded is None:
         return line.append(f"out of memory at {gib(gpu.usable_bytes)} usable", style="not bold")
-    names = [card.name for card in done.holding()]
-    would = f"; {names[0]} would" if names else "; no common GPU has that"
+    first = next((card.name for card in done.holding()), None)
+    would = f"; {first} would" if first else "; no common GPU has that"
     needed = gib(done.unbounded.reserved_bytes + done.context_bytes)
     return line.append(f"{needed} of {gib(gpu.usable_bytes)} usable{would}", style="not bold")
 

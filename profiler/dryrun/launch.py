@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 INSIDE = Path(__file__).with_name("inside")
 GRACE = 3.0
@@ -75,7 +76,7 @@ def program_environment(variables: Mapping[str, str], preload: str, reports: Pat
 
 @contextlib.contextmanager
 def _started(
-    command: Sequence[str], around: dict[str, str], output: object, mark: str
+    command: Sequence[str], around: dict[str, str], output: IO[bytes], mark: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         command,
