@@ -30,12 +30,14 @@ sdpa_attention.use_gqa_in_sdpa = lambda *a, **k: False
 run = json.loads(sys.argv[2])
 dtype = getattr(torch, run["weight_dtype"])
 attention = "eager" if run["attention"] == "eager" else "sdpa"
-options = {"dtype": dtype, "attn_implementation": attention, "device_map": {"": 0}}
+options = {"dtype": dtype, "attn_implementation": attention}
 if run["method"] == "qlora":
+    options["device_map"] = {"": 0}
     options["quantization_config"] = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=bool(run["double_quant"]))
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], **options)
+model.to("cuda")
 model.config.use_cache = False
 how = {"use_reentrant": False}
 if run["method"] == "qlora":

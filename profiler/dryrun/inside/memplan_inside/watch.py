@@ -286,6 +286,7 @@ def of_user(path):
         path.startswith(_SKIPPED)
         or "site-packages" in path
         or "dist-packages" in path
+        or "torchinductor_" in path
         or path.startswith((os.path.dirname(os.__file__), "<"))
     )
 
