@@ -17,8 +17,8 @@ from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
 from memplan.planner.prediction import Accuracy, Prediction
-from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
+from memplan.planner.tables.errors import UsageError, shown
+from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
 from memplan.planner.tables.tested_versions import newer_than_tested
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def setup_gpu(text: Any) -> str:
     are. Raises UsageError.
     """
     if not isinstance(text, str):
-        raise UsageError(f"gpu {text!r}: expected a card's name or a size such as 23.5GiB")
+        raise UsageError(f"gpu {shown(text)}: expected a card's name or a size such as 23.5GiB")
     gpu = find_gpu(text)
     return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 
@@ -135,7 +135,17 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         strategies.refuse_tracing(setup)
     prediction = ENGINES[engine](model, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
-    prediction = prediction.with_(warnings=(*prediction.warnings, *found))
+    said = (
+        model.note,
+        said_of(find_gpu(setup.gpu)) if setup.gpu else "",
+    )  # the formula knows the former itself
+    prediction = prediction.with_(
+        warnings=(*prediction.warnings, *found),
+        assumptions=(
+            *(text for text in said if text and text not in prediction.assumptions),
+            *prediction.assumptions,
+        ),
+    )
     if prediction.accuracy == Accuracy():
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
     pairs = list(judged(model, prediction))

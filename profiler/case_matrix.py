@@ -19,6 +19,7 @@ A grid's values that are mappings are merged into the case, so that fields can m
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,13 +28,15 @@ from typing import Any
 
 from memplan.planner.inputs.setup import FIELDS, Setup, resolve
 from memplan.planner.tables.dtypes import FLOATS
-from memplan.planner.tables.errors import UsageError, shorten, unknown
+from memplan.planner.tables.errors import UsageError, shorten, shown, unknown
 from memplan.planner.tables.units import parse_size
 
 TOP = ("schema", "name", "device", "steps", "deadline", "models", "defaults", "cases")
 OWN = ("model", "cap", "boundary", "steps", "deadline", "name", "grid", "skip")
 CAMPAIGN_SCHEMA = "memplan.campaign/1"
 STEPS, DEADLINE = 3, 150.0
+MOST_CASES = 10_000
+"""Cases of a campaign: at the second that the smallest takes, three hours."""
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)", re.IGNORECASE)
 _SHORT = {"rank": "r"}
 
@@ -75,17 +78,11 @@ def parse_duration(text: str) -> float:
 
 def read(path: Path, device: str | None = None) -> CaseList:
     """The cases of a campaign file. Raises UsageError naming the file, the case and the key."""
-    import yaml
+    from memplan.planner.importers.document import parse, read_text
 
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        raise UsageError(f"{path} is not YAML" + (f": line {place.line + 1}" if place else "")) from None
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    document = parse(read_text(path), path.name)
     try:
         return expand(document, path.stem, device)
     except UsageError as error:
@@ -98,7 +95,7 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
         raise UsageError(f"a campaign is a mapping with a list of cases, found {type(document).__name__}")
     _only(document, TOP, "key")
     if document.get("schema", CAMPAIGN_SCHEMA) != CAMPAIGN_SCHEMA:
-        raise UsageError(f"schema is {shorten(repr(document['schema']))}, expected {CAMPAIGN_SCHEMA}")
+        raise UsageError(f"schema is {shown(document['schema'])}, expected {CAMPAIGN_SCHEMA}")
     where = device or document.get("device", "cuda")
     if where not in ("cuda", "cpu"):
         raise unknown("device", where, ("cuda", "cpu"))
@@ -114,6 +111,8 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
         try:
             for fields in _multiply(entry):
                 case = _case({**shared, **fields}, defaults, models)
+                if len(cases) >= MOST_CASES:
+                    raise UsageError(f"a campaign has at most {MOST_CASES:,} cases: split this one")
                 cases.setdefault(
                     (case.model, case.setup.identity(), case.steps, case.cap_bytes, case.boundary), case
                 )
@@ -124,18 +123,21 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
 
 def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(entry, Mapping):
-        raise UsageError(f"{shorten(repr(entry))} is no mapping of settings")
+        raise UsageError(f"{shown(entry)} is no mapping of settings")
     _only(entry, (*OWN, *FIELDS), "key")
     fixed = {key: value for key, value in entry.items() if key not in ("grid", "skip")}
     grid = _mapping(entry, "grid")
     for axis, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"grid.{axis} is {shorten(repr(values))}, expected a list of values")
+            raise UsageError(f"grid.{axis} is {shown(values)}, expected a list of values")
         if not all(isinstance(value, Mapping) for value in values):
             _only({axis: None}, (*OWN[:-2], *FIELDS), "grid axis")
     skips = entry.get("skip") or []
     if not isinstance(skips, list) or not all(isinstance(skip, Mapping) for skip in skips):
-        raise UsageError(f"skip is {shorten(repr(skips))}, expected a list of mappings")
+        raise UsageError(f"skip is {shown(skips)}, expected a list of mappings")
+    size = math.prod(len(values) for values in grid.values())
+    if size > MOST_CASES:
+        raise UsageError(f"the grid has {shown(size)} cases: expected at most {MOST_CASES:,}")
     for point in itertools.product(*grid.values()):
         fields = dict(fixed)
         for axis, value in zip(grid, point, strict=True):
@@ -148,16 +150,16 @@ def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
 def _case(fields: dict[str, Any], defaults: Mapping[str, Any], models: Mapping[str, Any]) -> Case:
     model = fields.get("model")
     if not isinstance(model, str):
-        raise UsageError(f"model is {shorten(repr(model))}, expected a name")
+        raise UsageError(f"model is {shown(model)}, expected a name")
     config, positions = _model(model, models)
     said = {key: value for key, value in fields.items() if key not in OWN}
     setup = resolve({**defaults, **said}, max_positions=positions)
     steps = fields.get("steps", STEPS)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
-        raise UsageError(f"steps is {shorten(repr(steps))}, expected a whole number from 1 to 1000")
+        raise UsageError(f"steps is {shown(steps)}, expected a whole number from 1 to 1000")
     cap, deadline, boundary = fields.get("cap"), fields.get("deadline"), fields.get("boundary", False)
     if not isinstance(boundary, bool):
-        raise UsageError(f"boundary is {shorten(repr(boundary))}, expected true or false")
+        raise UsageError(f"boundary is {shown(boundary)}, expected true or false")
     if boundary and (cap is not None or setup.device == "cpu"):
         raise UsageError(
             "boundary looks for a cap of the CUDA allocator: it goes with neither a cap nor the CPU"
@@ -199,7 +201,7 @@ def _model(name: str, models: Mapping[str, Any]) -> tuple[Mapping[str, Any], int
 
     given = models.get(name)
     if given is not None and not isinstance(given, Mapping):
-        raise UsageError(f"models.{name} is {shorten(repr(given))}, expected the mapping of a config.json")
+        raise UsageError(f"models.{name} is {shown(given)}, expected the mapping of a config.json")
     model = find(given if given is not None else name)
     try:
         positions = model.spec().max_positions
@@ -217,5 +219,5 @@ def _only(mapping: Mapping[str, Any], legal: tuple[str, ...], kind: str) -> None
 def _mapping(document: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = document.get(key) or {}
     if not isinstance(value, Mapping):
-        raise UsageError(f"{key} is {shorten(repr(value))}, expected a mapping")
+        raise UsageError(f"{key} is {shown(value)}, expected a mapping")
     return dict(value)

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shown
 
 
 def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:
@@ -16,9 +16,7 @@ def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], requi
     if value is None and not required:
         return None
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise UsageError(
-            f"{key} is {shorten(repr(value))}, expected {' or '.join(kind.__name__ for kind in kinds)}"
-        )
+        raise UsageError(f"{key} is {shown(value)}, expected {' or '.join(kind.__name__ for kind in kinds)}")
     return value
 
 
@@ -32,17 +30,17 @@ def part(kind: type, document: Any, key: str) -> Any:
     if document is None:
         return None
     if not isinstance(document, Mapping):
-        raise UsageError(f"{key} is {shorten(repr(document))}, expected an object")
+        raise UsageError(f"{key} is {shown(document)}, expected an object")
     names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
     known = {name: document[name] for name in names if name in document}
     for name, value in known.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
         if value is not None and names[name].startswith("int") and not whole:
-            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected a whole number of bytes")
+            raise UsageError(f"{key}.{name} is {shown(value)}, expected a whole number of bytes")
         if name == "components" and value is not None:
             sizes(value, f"{key}.components")
         if names[name] == "str" and not isinstance(value, str):
-            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected str")
+            raise UsageError(f"{key}.{name} is {shown(value)}, expected str")
     try:
         return kind(**known)
     except TypeError as error:
@@ -51,7 +49,7 @@ def part(kind: type, document: Any, key: str) -> Any:
 
 def sizes(value: Any, key: str) -> None:
     if not isinstance(value, Mapping):
-        raise UsageError(f"{key} is {shorten(repr(value))}, expected an object")
+        raise UsageError(f"{key} is {shown(value)}, expected an object")
     for name, nbytes in value.items():
-        if not isinstance(nbytes, int) or isinstance(nbytes, bool):
-            raise UsageError(f"{key}.{name} is {shorten(repr(nbytes))}, expected a whole number of bytes")
+        if not isinstance(nbytes, int) or isinstance(nbytes, bool) or abs(nbytes) >= 2**63:
+            raise UsageError(f"{key}.{name} is {shown(nbytes)}, expected a whole number of bytes")

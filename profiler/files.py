@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.tables.errors import UsageError
+from memplan.planner.inputs.jsonfile import parse_json
+from memplan.planner.inputs.textfile import open_regular, read_text
+from memplan.planner.tables.errors import UsageError, shorten
+
+LARGEST = 64 * 2**20
+"""Bytes of a record: one with a whole history of events has a tenth of it."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -137,13 +143,11 @@ def _sync_folder(folder: Path) -> None:
 
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON object from a file; UsageError for a missing, unreadable, half-written or other file."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except OSError as error:
-        raise cannot("read", path, error) from None
-    except (ValueError, RecursionError):
+        value = parse_json(read_text(path, LARGEST), shorten(str(path)))
+    except json.JSONDecodeError:
         raise UsageError(
             f"{path} is not a complete JSON document: it may be half-written or another kind of file"
         ) from None
@@ -189,19 +193,25 @@ def append_line(path: Path, document: Mapping[str, Any]) -> None:
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(line number, object) of a JSON-lines file; None for a line that is no complete object."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    value = None
-                yield number, value if isinstance(value, dict) else None
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
+        with open_regular(path) as handle:
+            for number in itertools.count(1):
+                line = handle.readline(LARGEST + 1)
+                if not line:
+                    return
+                if len(line) > LARGEST:
+                    raise UsageError(f"{path}, line {number} has more than {LARGEST:,} bytes")
+                if line.strip():
+                    yield number, _object(line, f"{path}, line {number}")
     except OSError as error:
         raise cannot("read", path, error) from None
+
+
+def _object(line: bytes, name: str) -> dict[str, Any] | None:
+    try:
+        value = parse_json(line.decode("utf-8", errors="replace"), name)
+    except (json.JSONDecodeError, UsageError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def line_of(text: str, message: str) -> int | None:

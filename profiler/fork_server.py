@@ -97,10 +97,10 @@ def run_target(request: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": "exception", "message": f"{type(error).__name__}: {error}"[:_TAIL]}
 
 
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this child when the nursery ends, however that happens (Linux)."""
+def _die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Ask the kernel for a signal to this process when its parent ends, however that happens (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -116,6 +116,7 @@ def _go_first() -> None:
 def _become_child(request: dict[str, Any], pipe: int, parent: int) -> None:
     """Everything between fork and exit; never returns."""
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the nursery's own way to end
         os.setsid()  # a group of its own, so that a kill takes its own children too
         _die_with_parent(parent)
         _go_first()
@@ -151,6 +152,7 @@ class Nursery:
         self._buffer = b""
 
     def serve(self) -> None:
+        signal.signal(signal.SIGTERM, self._end)
         self._say({"ready": os.getpid()})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):
@@ -251,8 +253,13 @@ class Nursery:
         tail = "" if answer["outcome"] == "ok" else _tail(child.log)
         self._say({"id": child.id, **answer, "seconds": time.monotonic() - child.started, "log_tail": tail})
 
+    def _end(self, number: int, frame: Any) -> None:
+        """Asked to end, or the campaign was killed: every case goes with its own children."""
+        self._kill_all()
+        os._exit(128 + number)
+
     def _kill_all(self) -> None:
-        for child in self._children.values():
+        for child in list(self._children.values()):
             self._kill(child)
 
 
@@ -279,8 +286,12 @@ def _tail(log: str | None) -> str:
     return ""
 
 
-def main(names: Sequence[str] = PRELOAD) -> None:
-    """Serve on standard input and output, which the imports' own messages must not reach."""
+def main(names: Sequence[str] = PRELOAD, parent: int | None = None) -> None:
+    """Serve on standard input and output, which the imports' own messages must not reach. `parent`: the
+    process whose end is this one's, also while it imports and hears nothing on its input.
+    """
+    if parent is not None:
+        _die_with_parent(parent, signal.SIGTERM)
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -22,7 +22,7 @@ from memplan.profiler.fork_server import PRELOAD
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memplan.profiler.fork_server import "
-    "main; main(json.loads(sys.argv[2]))"
+    "main; main(json.loads(sys.argv[2]), int(sys.argv[3]))"
 )
 
 
@@ -145,7 +145,14 @@ class Isolation:
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             path = [os.path.abspath(entry) for entry in sys.path]
-            command = [sys.executable, "-c", _START, json.dumps(path), json.dumps(self._preload)]
+            command = [
+                sys.executable,
+                "-c",
+                _START,
+                json.dumps(path),
+                json.dumps(self._preload),
+                str(os.getpid()),
+            ]
             around = {**os.environ, **self._environment}
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=around

@@ -18,12 +18,13 @@ from typing import Any, Literal, cast, get_args
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import FIELDS, Setup, checked
+from memplan.planner.inputs.textfile import read_text
 from memplan.planner.prediction import COMPONENTS, Peak, check_schema
-from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.recipes import BASE
 from memplan.planner.tables.torch_versions import nearest
 from memplan.profiler.expect import expect, part, sequence
-from memplan.profiler.files import line_of, read_document, write_document
+from memplan.profiler.files import LARGEST, line_of, read_document, write_document
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
 Outcome = Literal["ok", "oom", "error"]
@@ -169,6 +170,7 @@ class _Event:
     only: str
     bytes: int
     count: int
+    where: str = ""
 
 
 _STRUCTURED = ("setup", "failure", "peak", "step_peak", "moments", "extra")
@@ -235,18 +237,16 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     check_schema(document, MEASUREMENT_SCHEMA)
     outcome = document.get("outcome")
     if outcome not in get_args(Outcome):
-        raise UsageError(f"outcome is {shorten(repr(outcome))}, expected {', '.join(get_args(Outcome))}")
+        raise UsageError(f"outcome is {shown(outcome)}, expected {', '.join(get_args(Outcome))}")
     moments = expect(document, "moments", (list,)) or []
-    environment = expect(document, "environment", (dict,), True)
-    if environment.get("versions") is not None:
-        expect({"environment.versions": environment["versions"]}, "environment.versions", (dict,))
+    environment = _typed(document, "environment", _ENVIRONMENT)
     for i, event in enumerate(
         expect(expect(document, "alignment", (dict,)) or {}, "unmatched", (list,)) or ()
     ):
         part(_Event, event or {}, f"alignment.unmatched[{i}]")
     measurement = Measurement(
         case=expect(document, "case", (str,), True),
-        model=expect(document, "model", (dict,), True),
+        model=_typed(document, "model", _MODEL),
         setup=_measured_setup(expect(document, "setup", (dict,), True), environment),
         environment=environment,
         outcome=cast(Outcome, outcome),
@@ -271,12 +271,34 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
         and document.get("memplan_version") == __version__
     ):
         raise UsageError(
-            f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was "
+            f"identity is {shown(stored)}, its content gives {measurement.identity}: the record was "
             "edited or cut"
         )
     return measurement
 
 
+def _typed(document: Mapping[str, Any], key: str, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """An object of a record, of which what is read has its type."""
+    found: dict[str, Any] = expect(document, key, (dict,), True)
+    for name, kind in kinds.items():
+        expect({f"{key}.{name}": found.get(name)}, f"{key}.{name}", kind)
+    return found
+
+
+_MODEL: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "config": (dict,),
+    "architecture": (str,),
+    "parameters": (int,),
+}
+_ENVIRONMENT: dict[str, tuple[type, ...]] = {
+    "device": (str,),
+    "gpu": (str,),
+    "capability": (list,),
+    "total_bytes": (int,),
+    "context_bytes": (int,),
+    "versions": (dict,),
+}
 _PLAIN: dict[str, tuple[type, ...]] = {
     "trainable_parameters": (int,),
     "total_parameters": (int,),
@@ -300,7 +322,7 @@ def load(path: Path | str) -> Measurement:
     try:
         return from_document(document)
     except UsageError as error:
-        line = line_of(path.read_text(encoding="utf-8"), str(error))
+        line = line_of(read_text(path, LARGEST), str(error))
         raise UsageError(f"{path}{f', line {line}' if line else ''}: {error}") from None
 
 

@@ -27,7 +27,7 @@ from memplan.validate.summary import summary_line
 @pytest.mark.parametrize(
     "sentence, model, gpu, fields",
     [
-        ("65B QLoRA 48GB?", "llama-65b", "l40s", {"method": "qlora"}),
+        ("65B QLoRA 48GB?", "llama-65b", "48gb", {"method": "qlora"}),
         (
             "can I fine-tune llama-2-7b with LoRA on a RTX 4090, seq 4k, batch size 2?",
             "llama-2-7b",
@@ -40,7 +40,7 @@ from memplan.validate.summary import summary_line
             "rtx-4090",
             {"method": "qlora", "sequence_length": 4096},
         ),
-        ("650亿参数 QLoRA，48GB 够不够？", "llama-65b", "l40s", {"method": "qlora"}),
+        ("650亿参数 QLoRA，48GB 够不够？", "llama-65b", "48gb", {"method": "qlora"}),
         ("130亿 全量微调", "llama-13b", None, {"method": "full"}),
         (
             "full fine-tuning of opt-350m in fp32, no checkpointing",
@@ -73,7 +73,7 @@ def test_what_is_read(sentence, model, gpu, fields):
         ("x" * 501, "1 to 500 characters"),
         ("QLoRA on 48GB?", "no model in the sentence"),
         ("65B QLoRA with 17 widgets", "'17' was not understood"),
-        ("999B LoRA", "no model of about 999b in the catalog"),
+        ("3000B LoRA", "no model of about 3000b in the catalog"),
         ("7B LoRA 30%", "'30%' was not understood"),
     ],
 )
@@ -93,7 +93,7 @@ def test_what_is_not_understood_is_refused(sentence, words):
         ("8卡A100全量微调65B", "a100-80gb", 8),
         ("full 8B on 8x A100 40GB with ZeRO-3", "a100-40gb", 8),
         ("70b lora fsdp 8 h100", "h100-80gb", 8),
-        ("70B 双卡 24G qlora", "rtx-4090", 2),
+        ("70B 双卡 24G qlora", "24gb", 2),
         ("单卡A100 80G 7B lora", "a100-80gb", None),
         ("a 3060 12GB qlora 7b", "rtx-3060", None),
         ("qlora 7b batch 16 A100", "a100-80gb", None),
@@ -104,6 +104,26 @@ def test_cards_are_counted(sentence, gpu, gpus):
     question = read(sentence)
     assert (question.gpu, question.fields.get("gpus")) == (gpu, gpus)
     assert ("parallel" in question.fields) == (gpus is not None)
+
+
+@pytest.mark.parametrize(
+    "sentence, model, gpu",
+    [
+        ("Gemma 4 31B LoRA 80GB?", "gemma-4-31b", "80gb"),
+        ("Ministral 3 8B QLoRA 12GB?", "ministral-3-8b", "12gb"),
+        ("Olmo 3 32B QLoRA 48GB?", "olmo-3-32b", "48gb"),
+        ("EXAONE 4 32B LoRA 80GB?", "exaone-4.0-32b", "80gb"),
+    ],
+)
+def test_a_version_number_is_part_of_a_name_never_a_count_of_cards(sentence, model, gpu):
+    question = read(sentence)
+    assert (question.model, question.gpu) == (model, gpu) and "gpus" not in question.fields
+
+
+def test_a_size_alone_is_a_gpu_of_the_smallest_usable_size_and_says_so():
+    question = read("7b lora 24GB")
+    assert question.gpu == "24gb"
+    assert any("a GPU sold as 24 GB, of the smallest usable size" in a.value for a in question.assumptions)
 
 
 def test_a_card_is_not_sold_with_any_size():
@@ -143,6 +163,8 @@ def test_more_words_are_read(sentence, fields):
     [
         ("Qwen2.5-VL-7B lora 48GB", "'qwen2.5-vl-7b' is not in the catalog"),
         ("chatglm3-6b lora", "'chatglm3-6b' is not in the catalog"),
+        ("Phi 5 14B QLoRA 16GB?", "'phi 5 14b' is not in the catalog (did you mean phi-4-14b?)"),
+        ("Gemma 4 30B LoRA 80GB?", "'gemma 4 30b' is not in the catalog: give a hub id"),
         ("7B lora gptq 24GB", "'gptq': weights quantized that way"),
         ("70B full with cpu offload", "'cpu offload': offloading is a setting"),
         ("7B full int8", "an 8-bit base is for LoRA"),
@@ -183,7 +205,7 @@ def test_the_largest_is_exact_and_comes_first():
 
 
 def test_where_no_method_is_named_the_richest_that_fits_is_chosen_and_said():
-    found = answer(read("能不能在24G显卡上微调33B"))
+    found = answer(read("能不能在24GiB显卡上微调33B"))
     assert found.verdict == "fits" and found.prediction.setup.method == "qlora"
     assert any(a.name == "method" and "first of full" in a.value for a in found.question.assumptions)
     assert {b.what for b in found.beside} >= {

@@ -99,7 +99,7 @@ def test_a_file_that_is_missing_or_no_yaml_is_one_message(tmp_path: Path) -> Non
         case_matrix.read(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("cases: [\n  {model: a")
-    with pytest.raises(UsageError, match="is not YAML"):
+    with pytest.raises(UsageError, match="is not valid YAML, line 3"):
         case_matrix.read(broken)
     broken.write_text("- 1")
     with pytest.raises(UsageError, match="a campaign is a mapping"):

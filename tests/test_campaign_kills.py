@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -32,7 +33,7 @@ def test_asked_to_end_a_campaign_ends_its_children_first(tmp_path: Path, number:
     script = textwrap.dedent(f"""
         import signal, sys; sys.path[:] = {sys.path!r}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-        from profiler import campaign
+        from memplan.profiler import campaign
         from memplan.cli.main import run
         campaign.Targets.__init__.__defaults__ = ("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
         campaign.run.__kwdefaults__["preload"] = ()
@@ -74,28 +75,72 @@ def _is_running(pid: int) -> bool:
 CLIENT = """
     import sys; sys.path[:] = {path!r}
     from pathlib import Path
-    from profiler import campaign, caselist
+    from memplan.profiler import campaign, case_matrix
     {cases}
     campaign.run(cases, Path({out!r}), {options})
 """
 
 
-def _killed_ten_times(script: str, out: Path, pause: tuple[float, float]) -> int:
-    """Start the client, kill it after a random pause, ten times; how often a record was already there
-    afterwards.
+MARK = "MEMPLAN_TEST_MARK"
+
+
+def _left_running(mark: str, seconds: float = 2.0) -> list[str]:
+    """Command lines of the processes that still have `mark` in their environment after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
+
+
+def _start(script: str, mark: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, MARK: mark},
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a child's death with its parent is Linux's prctl")
+def test_a_worker_that_still_imports_dies_with_its_campaign(tmp_path: Path) -> None:
+    (tmp_path / "naps.py").write_text("import time\ntime.sleep(60)\n")
+    script = f"""
+        import sys; sys.path[:] = {[str(tmp_path), *sys.path]!r}
+        from memplan.profiler.isolate import Isolation
+        Isolation(preload=("naps",)).run("os:getpid")
+    """
+    client = _start(textwrap.dedent(script), str(tmp_path))
+    end = time.monotonic() + 20
+    while len(_left_running(str(tmp_path), 0)) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert len(_left_running(str(tmp_path), 0)) == 2
+    client.kill()
+    client.wait()
+    assert _left_running(str(tmp_path)) == []
+
+
+def _killed_often(script: str, out: Path, pause: tuple[float, float], times: int = 10) -> int:
+    """Start the client, kill it after a random pause, several times; how often it was still running. Nothing
+    of it runs on, and no record that was there changes.
     """
     chance = random.Random(7)
     seen: dict[Path, bytes] = {}
     kills = 0
-    for _ in range(10):
-        client = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    for _ in range(times):
+        client = _start(script, str(out))
         time.sleep(chance.uniform(*pause))
         if client.poll() is None:
             os.kill(client.pid, signal.SIGKILL)
             kills += 1
         client.wait()
+        assert _left_running(str(out)) == []
         for path in out.glob("*.json"):
             content = path.read_bytes()
             json.loads(content)
@@ -123,20 +168,21 @@ def test_twelve_cases_killed_ten_times_end_as_twelve_records(tmp_path: Path) -> 
         "targets=campaign.Targets('campaign_fakes:describe', 'campaign_fakes:predict', "
         "'campaign_fakes:measure'), preload=()"
     )
-    cases = f"cases = caselist.read(Path({str(file)!r}))"
+    cases = f"cases = case_matrix.read(Path({str(file)!r}))"
     script = textwrap.dedent(CLIENT).format(path=sys.path, cases=cases, out=str(out), options=targets)
-    kills = _killed_ten_times(script, out, (0.3, 1.2))
+    kills = _killed_often(script, out, (0.3, 1.2))
     assert kills >= 5
     _check_twelve(out)
 
 
 @pytest.mark.slow
 @pytest.mark.trace
-def test_twelve_real_cases_killed_ten_times_end_as_twelve_records(tmp_path: Path) -> None:
+def test_twelve_real_cases_killed_twenty_times_end_as_twelve_records(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cases = f"cases = caselist.read(Path({str(ROOT / 'campaigns' / 'cpu.yaml')!r}))"
+    cases = f"cases = case_matrix.read(Path({str(ROOT / 'campaigns' / 'cpu.yaml')!r}))"
     script = textwrap.dedent(CLIENT).format(path=sys.path, cases=cases, out=str(out), options="")
-    kills = _killed_ten_times(script, out, (4.0, 25.0))
+    kills = _killed_often(script, out, (4.0, 25.0), 20)
+    print(f"{kills} kills of a running campaign")
     assert kills >= 3
     _check_twelve(out)
     assert {measurement.outcome for _, measurement in record.scan(out)[0]} == {"ok"}

@@ -227,6 +227,10 @@ TRACED: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"method": "dora", "recipe": "hf", "quant_type": "nf4", "dropout": 0.1}),
     ("gemma2", {"method": "lora", "recipe": "raw", "attention": "eager"}),
     ("mixtral", {"method": "full", "recipe": "hf"}),
+    ("opt", {"method": "adalora", "recipe": "raw"}),
+    ("opt", {"method": "adalora", "recipe": "hf", "checkpointing": "non_reentrant"}),
+    ("llama", {"method": "adalora", "recipe": "raw", "targets": ["q_proj", "lm_head"]}),
+    ("deepseek_v2", {"method": "adalora", "recipe": "raw"}),
 ]
 TINY: dict[str, Any] = {
     "hidden_size": 256,
@@ -238,6 +242,29 @@ TINY: dict[str, Any] = {
     "vocab_size": 8192,
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
+}
+OPT: dict[str, Any] = {  # opt-350m's kind: projections around the layers, norms after them
+    "hidden_size": 256,
+    "word_embed_proj_dim": 128,
+    "ffn_dim": 640,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "vocab_size": 8192,
+    "max_position_embeddings": 1024,
+    "do_layer_norm_before": False,
+}
+DEEPSEEK: dict[str, Any] = {  # a dense layer, then layers of experts: adapters differ from layer to layer
+    **{key: value for key, value in TINY.items() if key not in ("head_dim", "num_local_experts")},
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 128,
+    "first_k_dense_replace": 2,
 }
 FALCON: dict[str, Any] = {
     "hidden_size": 256,
@@ -263,7 +290,8 @@ def test_moments_equal_the_trace(family: str, fields: dict[str, Any]) -> None:
         pytest.importorskip("bitsandbytes")
     from memplan.planner.trace.engine import trace
 
-    config = {"model_type": family, **(FALCON if family == "falcon" else TINY)}
+    shapes = {"falcon": FALCON, "opt": OPT, "deepseek_v2": DEEPSEEK}
+    config = {"model_type": family, **shapes.get(family, TINY)}
     setup = resolve({"micro_batch": 2, "sequence_length": 512, **fields})
     traced, planned = trace(config, setup), plan(read_config(config), setup)
     assert (

@@ -113,7 +113,54 @@ def test_a_size_is_a_budget():
     gpu = find_gpu("23.5GiB")
     assert gpu.usable_bytes == round(23.5 * GIB)
     assert gpu.kind == "budget"
-    assert find_gpu("24 GB").usable_bytes == 24 * 10**9
+    assert find_gpu("25 GB").usable_bytes == 25 * 10**9, "GB is 10^9 where no GPU is sold with that"
+    assert find_gpu("24GiB").usable_bytes == 24 * GIB
+
+
+@pytest.mark.parametrize("text", ["24", "24G", "24g", "24GB", "24 gb", "24.0GB"])
+def test_a_size_that_gpus_are_sold_with_is_the_smallest_of_them(text: str):
+    gpu = find_gpu(text)
+    sold = [
+        g.usable_bytes
+        for g in ALL
+        if g.marketing_gb == 24 and g.kind in ("datacenter", "workstation", "consumer")
+    ]
+    assert gpu.name == "24gb" and gpu.usable_bytes == min(sold) == 24 * GIB * 91 // 100
+    assert "sold as 24 GB, of the smallest usable size: 21.84 GiB" in module.said_of(gpu)
+    assert find_gpu(gpu.name) == gpu and module.said_of(find_gpu("rtx-4090")) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("4060 ti 16gb", "rtx-4060-ti-16gb"),
+        ("4090 24g", "rtx-4090"),
+        ("a100 40g", "a100-40gb"),
+        ("M3 Max 36GB", "apple-m3-max-36gb"),
+        ("m2 ultra 192gb", "apple-m2-ultra-192gb"),
+        ("m4 16gb", "apple-m4-16gb"),
+    ],
+)
+def test_a_name_with_its_size(text: str, name: str):
+    gpu = find_gpu(text)
+    assert gpu.name == name and find_gpu(name) == gpu
+    if gpu.kind == "apple":
+        assert gpu.usable_bytes == DERIVED["derived-unified"](int(gpu.marketing_gb)) and not gpu.verified
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4060 ti", "could be rtx-4060-ti-8gb or rtx-4060-ti-16gb: say which"),
+        ("M3 Max", "sold with many sizes of memory: write yours, such as --gpu m3-max-64gb"),
+        ("4090 48GB", "rtx-4090 is sold with 24 GB, not 48 GB"),
+        ("2x 4090", "write --gpu rtx-4090 --gpus 2"),
+        ("25", "expected at least 64 MiB, such as 25GiB"),
+    ],
+)
+def test_what_is_not_one_gpu_says_the_next_step(text: str, message: str):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        find_gpu(text)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +171,7 @@ def test_a_size_is_a_budget():
         "",
         "12 parsecs",
         "-4GiB",
-        "24",
+        "25",
         "0GiB",
         "nan",
         "1e400GiB",

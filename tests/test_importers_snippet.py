@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from memplan.planner.importers.files import read_training_file
-from memplan.planner.importers.snippet import FENCE, read_snippet
+from memplan.planner.importers.pieces import FENCE
+from memplan.planner.importers.snippet import read_snippet
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.errors import UsageError
 

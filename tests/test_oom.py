@@ -4,9 +4,16 @@ around them.
 
 # ruff: noqa: E501 -- messages as torch prints them
 
+import io
+import os
+import time
+
 import pytest
 
-from memplan.planner.answers.oom import cards_that_hold, explain, read_oom
+from memplan.cli import main
+from memplan.planner.answers.oom import read_oom
+from memplan.planner.answers.oom_explain import cards_that_hold, explain
+from memplan.planner.answers.oom_log import read_log
 from memplan.planner.tables.errors import UsageError
 
 MIB, GIB = 2**20, 2**30
@@ -161,7 +168,7 @@ REAL = [
         "RuntimeError: MPS backend out of memory (MPS allocated: 5.05 GB, other allocations: 2.29 GB, max "
         "allowed: 6.77 GB). Tried to allocate 1024.00 MB on "
         "private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit.",
-        {"device": "MPS", "asked": 1024 * 10**6, "capacity": 6770000000},
+        {"device": "MPS", "asked": GIB, "capacity": round(6.77 * GIB)},
     ),
     (
         "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate "
@@ -321,3 +328,183 @@ def test_the_command_reads_standard_input_and_a_file(tmp_path):
     (tmp_path / "train.log").write_text(log)
     assert run([str(tmp_path / "train.log")], "").output == shown.output
     assert '"schema": "memplan.oom/1"' in run(["--json"], log).output
+
+
+MESSAGE = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 "
+    "GiB of which 11.06 MiB is free. Of the allocated memory 22.90 GiB is allocated by PyTorch, and 194.87 MiB is "
+    "reserved by PyTorch but unallocated.\n"
+)
+
+
+def read_bytes(data: bytes):
+    return read_oom(read_log(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("after", [0, 100, 2**20, 40 * 2**20])
+@pytest.mark.parametrize("before", [0, 2**20 - 300, 2 * 2**20 - 10, 30 * 2**20])
+def test_a_message_is_found_wherever_in_the_log_it_stands(before, after):
+    trace = b'Traceback (most recent call last)\n  File "x.py", line 3, in backward\n'
+    log = b"step\n" * (before // 5) + trace + MESSAGE.encode() + b"done\n" * (after // 5)
+    found = read_bytes(log)
+    assert (found.asked, found.moment, found.failures) == (2 * GIB, "backward", 1)
+
+
+def test_failures_far_apart_are_counted():
+    assert read_bytes((MESSAGE.encode() + b"x" * 100_000) * 200).failures == 200
+
+
+@pytest.mark.parametrize(
+    "filler", [" ", "\t\n", "\n", "GiB ", "9", "a9", "[", "\x1b[", "exitcode", "Process 1 has "]
+)
+def test_the_time_is_linear_in_the_log(filler):
+    """Eight times the log takes less than thirty times as long: a quadratic pattern takes sixty-four."""
+
+    def seconds(count: int) -> float:
+        text = MESSAGE + filler * (count // len(filler)) + MESSAGE
+        start = time.perf_counter()
+        read_bytes(text.encode())
+        return time.perf_counter() - start
+
+    once = min(seconds(20_000) for _ in range(3))
+    assert min(seconds(160_000) for _ in range(2)) < 30 * once + 0.1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("23.65 GiB", "1073741824.00 GiB"), ("2.00 GiB", "9" * 300 + " GiB"), ("22.90", "9" * 40)],
+)
+def test_a_size_that_no_gpu_has_is_not_believed(old, new):
+    with pytest.raises(UsageError, match="more than any GPU has") as caught:
+        read_bytes(MESSAGE.replace(old, new).encode())
+    assert len(str(caught.value)) < 200
+
+
+def test_a_request_that_overflowed_is_believed():
+    assert read_bytes(MESSAGE.replace("2.00 GiB", "17179869184.00 GiB").encode()).asked == 2**64
+
+
+def test_an_endless_log_ends_with_a_message():
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return bytes(size)
+
+    with pytest.raises(UsageError, match="more than 268,435,456 bytes"):
+        read_log(Endless())
+
+
+def test_a_pipe_or_a_missing_standard_input_does_not_block(tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "pipe.log")
+    assert main.run(["oom", str(tmp_path / "pipe.log")]) == 2
+    assert "a pipe or a device" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    assert main.run(["oom"]) == 2
+    assert "no log" in capsys.readouterr().err
+
+
+def modern(capacity, free, processes, allocated, unallocated):
+    held = "".join(
+        f" Process {number} has {size} GiB memory in use." for number, size in enumerate(processes, 11)
+    )
+    return (
+        f"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of "
+        f"{capacity} GiB of which {free} MiB is free.{held} Of the allocated memory {allocated} GiB is allocated "
+        f"by PyTorch, and {unallocated} GiB is reserved by PyTorch but unallocated."
+    )
+
+
+def test_in_a_container_ones_own_process_is_listed_among_the_others():
+    alone = read_oom(modern("39.50", "200.00", ["39.30"], "37.00", "1.70"))
+    assert alone.in_use == round(39.30 * 2**30) and alone.other_processes is None
+    two = read_oom(modern("22.00", "300.00", ["9.00", "12.70"], "12.00", "0.29"))
+    assert two.in_use == round(12.70 * 2**30) and two.other_processes == 9 * 2**30
+    room = read_oom(modern("80.00", "100.00", ["30.00"], "40.00", "1.00"))  # the sums leave room for another
+    assert room.in_use is None and room.other_processes == 30 * 2**30
+
+
+def test_a_line_may_break_at_any_blank():
+    whole = modern("39.50", "200.00", ["39.30"], "37.00", "1.70")
+    words = whole.split(" ")
+    for at in range(3, len(words), 4):
+        broken = " ".join(words[:at]) + "\n" + " ".join(words[at:])
+        assert read_oom(broken) == read_oom(whole)
+
+
+def test_mps_writes_gb_and_means_2_to_the_30():
+    log = (
+        "RuntimeError: MPS backend out of memory (MPS allocated: 8.50 GB, other allocations: 100.00 MB, max "
+        "allowed: 9.07 GB). Tried to allocate 512.00 MB on private pool."
+    )
+    oom = read_oom(log)
+    assert oom.asked == 512 * 2**20 and oom.allocated == round(8.5 * 2**30)
+    assert oom.capacity == round(9.07 * 2**30) and cards_that_hold(oom) == []
+    assert not any("expandable" in line for line in explain(oom))
+
+
+def test_more_than_the_gpu_has_is_windows_shared_memory():
+    oom = read_oom(modern("12.00", "0.00", [], "18.50", "0.49"))
+    assert any("shared GPU memory on Windows" in line for line in explain(oom))
+    assert not any("expandable" in line for line in explain(oom))
+    assert all(gpu.usable_bytes >= oom.needed for gpu in cards_that_hold(oom))
+
+
+def test_it_died_while_saving_not_at_the_loss():
+    oom = read_oom(
+        "UserWarning: Failed to clone() tensor with name lm_head.weight on rank 0. Error: CUDA out of memory. "
+        "Tried to allocate 502.00 MiB (GPU 0; 39.39 GiB total capacity; 35.00 GiB already allocated; 300.00 MiB "
+        "free; 37.50 GiB reserved in total by PyTorch)"
+    )
+    assert (oom.moment, oom.place) == ("save", None) and "in save" in explain(oom)[0]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "run.sh: line 14: 310392 Killed                  python train.py",
+        "Loading checkpoint shards:  25%\nKilled\n",
+        "[1234.5] Out of memory: Killed process 4242 (python)",
+        "subprocess.CalledProcessError: died with <Signals.SIGKILL: 9>.",
+    ],
+)
+def test_the_kernels_killer_is_the_hosts_memory(log):
+    oom = read_oom(log)
+    assert oom.device == "host" and cards_that_hold(oom) == []
+    assert explain(oom)[0] == "the host ran out of memory, not the GPU"
+    assert "ranks x model" in explain(oom)[1]
+
+
+def test_host_advice_multiplies_ranks_and_model():
+    oom = read_oom("torchrun --nproc_per_node 8 t.py\n[rank3]: x\nrun.sh: line 1: 42 Killed   torchrun")
+    assert oom.ranks == 8
+    assert explain(oom, 16 * 2**30)[1].startswith("8 ranks x 16.00 GiB of model are 128.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("log", "device", "allocated"),
+    [
+        (
+            "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.97 GiB total capacity; 58.00 "
+            "GiB already allocated; 58.10 GiB current active; 1.00 GiB free; 59.00 GiB reserved in total by "
+            "PyTorch)",
+            "NPU",
+            58 * 2**30,
+        ),
+        (
+            "RuntimeError: XPU out of memory. Tried to allocate 512.00 MiB (GPU 0; 15.56 GiB total capacity; "
+            "12.00 GiB already allocated; 13.60 GiB reserved in total by PyTorch)",
+            "XPU",
+            12 * 2**30,
+        ),
+        ("Error out of memory at line 380 in file /src/csrc/pythonInterface.c", "CUDA", None),
+    ],
+)
+def test_other_devices_and_bitsandbytes_own_message(log, device, allocated):
+    oom = read_oom(log)
+    assert (oom.device, oom.allocated) == (device, allocated) and explain(oom)
+    assert cards_that_hold(oom) == []
+
+
+@pytest.mark.parametrize("capacity", [12, 16, 22.03, 23.99, 39.39, 44.4, 79.1])
+def test_a_gpu_no_larger_than_the_one_that_failed_is_never_offered(capacity):
+    oom = read_oom(modern(f"{capacity:.2f}", "100.00", [], "5.00", "0.10"))
+    assert all(gpu.usable_bytes > capacity * 2**30 * 1.04 for gpu in cards_that_hold(oom))

@@ -10,22 +10,27 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
+from random import Random
 
 import pytest
 from click.testing import CliRunner
 
 import memplan
-from memplan.cli.report import cards_of, command, page_of
+from memplan.cli.report import cards_of, command, on_a_card, page_of
 from memplan.cli.subject import read_subject
 from memplan.cli.ui import form, make_server, respond
+from memplan.planner.answers.fit.changes import single_changes
+from memplan.planner.answers.fit.frontier import Room
 from memplan.planner.answers.report_data import packed, script, structures
-from memplan.planner.formula.engine import plan, symbolic
+from memplan.planner.formula.engine import plan, rank_of, symbolic
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import COMPONENTS
 from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import LARGEST_PAGE, page
 
+PAGE = Path(memplan.__file__).parent / "render" / "report.js"
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -43,23 +48,15 @@ LLAMA = {
 WINDOWED = {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 300}
 
 HARNESS = """
-const structures = require("fs").readFileSync(process.argv[2], "utf8");
-const all = eval(structures), points = JSON.parse(require("fs").readFileSync(process.argv[3], "utf8"));
-const answers = points.map(([key, batch, seq, rank]) => {
-  const structure = all[key], windows = structure.windows.filter((w) => seq >= w).join();
-  const guard = structure.guards.find((r) => r.single === (batch === 1) && r.windows.join() === windows);
-  const sizes = guard.f(BigInt(batch), BigInt(seq), BigInt(rank)), found = {};
-  let at = 0;
-  guard.names.forEach((name, i) => {
-    for (let k = 0; k < guard.counts[i]; k++, at += WIDTH) {
-      const parts = sizes.slice(at, at + WIDTH), total = parts.reduce((a, b) => a + b, 0n);
-      if (!found[name] || total > BigInt(found[name].total)) found[name] = { total: String(total), parts: parts.map(String) };
-    }
-  });
-  return found;
-});
-console.log(JSON.stringify(answers));
+const fs = require("fs");
+const [page, structuresFile, pointsFile] = process.argv.slice(2);
+const source = fs.readFileSync(page, "utf8");
+const own = source.slice(source.indexOf("function moments("), source.indexOf("const device ="));
+const structures = eval(fs.readFileSync(structuresFile, "utf8"));
+const moments = new Function("structures", "data", own + "; return moments;")(structures, { components: WIDTH });
+console.log(JSON.stringify(JSON.parse(fs.readFileSync(pointsFile, "utf8")).map((point) => moments(...point))));
 """
+"""What the page's own script computes for a list of slider positions."""
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -77,14 +74,14 @@ def test_javascript_equals_python_on_a_grid(tmp_path, config):
     ]
     (tmp_path / "structures.js").write_text(script(spec, found))
     (tmp_path / "points.json").write_text(json.dumps([(entry.key, *rest) for entry, *rest in points]))
-    (tmp_path / "harness.js").write_text(HARNESS.replace("WIDTH", str(len(COMPONENTS))))
-    files = [str(tmp_path / name) for name in ("harness.js", "structures.js", "points.json")]
+    (tmp_path / "harness.js").write_text(HARNESS.replace("WIDTH", json.dumps(COMPONENTS)))
+    files = [tmp_path / "harness.js", PAGE, tmp_path / "structures.js", tmp_path / "points.json"]
     output = subprocess.run(["node", *files], capture_output=True, text=True, timeout=120, check=True)
     for (entry, *values), answer in zip(points, json.loads(output.stdout), strict=True):
         totals = symbolic(spec, entry.setup).totals(*values)
-        assert {name: int(moment["total"]) for name, moment in answer.items()} == totals.moments
+        assert {name: moment["total"] for name, moment in answer.items()} == totals.moments
         for name, moment in answer.items():
-            assert sum(map(int, moment["parts"])) == totals.moments[name]
+            assert sum(moment["components"]) == totals.moments[name]
 
 
 def make(config=None, name="tiny", **fields):
@@ -228,6 +225,35 @@ def test_ui_listens_on_loopback_and_refuses_foreign_names():
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])
+@pytest.mark.parametrize(("model", "fields"), [("gpt2", {}), ("qwen3-4b", {"seq": 512}), ("llama-7b", {})])
+def test_every_slider_position_is_what_python_says_of_that_gpu(model, fields, gpu):
+    """The GPU named, or chosen because it is the smallest that holds the setup: other kernels, other memory."""
+    subject, chosen = on_a_card(read_subject(model, {**fields, "gpu": gpu}))
+    spec, random = subject.model.spec(), Random(20261128)
+    found = structures(spec, subject.setup)
+    assert {entry.setup.gpu for entry in found} == {chosen.name}
+    for _ in range(23):
+        entry = random.choice(found)
+        batch, sequence = (
+            random.choice((1, 2, 8)),
+            random.randrange(8, min(4096, spec.max_positions or 4096), 8),
+        )
+        rank = random.choice((1, 8, 64))
+        asked = {"method": entry.method, "gpu": chosen.name, "checkpointing": entry.checkpointing}
+        direct = resolve({**asked, "micro_batch": batch, "sequence_length": sequence, "rank": rank})
+        page = symbolic(spec, entry.setup).totals(batch, sequence, rank_of(direct))
+        assert page.peak == plan(spec, direct).peak.allocated_bytes, (asked, batch, sequence, rank)
+
+
+def test_what_would_save_is_computed_for_the_gpu_that_was_chosen():
+    subject, chosen = on_a_card(read_subject("gpt2", {}))
+    room = Room(chosen, 0.0)
+    named = read_subject("gpt2", {"gpu": chosen.name})
+    own, other = (single_changes(s.model.spec(), s.setup, room) for s in (subject, named))
+    assert [(e.text, e.saved, e.after) for e in own] == [(e.text, e.saved, e.after) for e in other]
 
 
 @pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu, find_gpu, gpus
+from memplan.planner.tables.gpus import SOLD, Gpu, find_gpu, gpus, said_of
 from memplan.planner.tables.units import gib
 from memplan.validate.reading import Assumption, B, E, Reading
 from memplan.validate.vocabulary import COUNTS
@@ -87,7 +87,7 @@ def _card(gpu: Gpu, usable: str = "usable") -> str:
 
 
 def size_of_card(reading: Reading) -> str | None:
-    """48GB is a card sold as such, the most common of that size; 44GiB is a budget."""
+    """48GB is a GPU sold as such, of the smallest usable size (as after --gpu); 44GiB is a budget."""
     match = re.search(rf"{_BEFORE}{B}(\d+(?:\.\d+)?)\s*(gib|gb|g){E}(?:显存|显卡|卡)?", reading.text)
     if match is None:
         return None
@@ -97,15 +97,13 @@ def size_of_card(reading: Reading) -> str | None:
     if unit == "gib":
         reading.found.append(Assumption("gpu", f"a budget of {words}", words, f"预算 {words}"))
         return f"{size:g}GiB"
-    sold = [gpu for gpu in gpus().values() if gpu.marketing_gb == size and gpu.verified]
-    if not sold:
-        gpu = find_gpu(f"{size:g}GB")
+    gpu = find_gpu(f"{size:g}GB")
+    if gpu.kind != SOLD:
         said = f"a budget of {gpu.usable_bytes:,} bytes: no card is sold with {size:g} GB"
         reading.found.append(
             Assumption("gpu", said, words, f"预算 {gpu.usable_bytes:,} 字节（没有标称 {size:g} GB 的卡）")
         )
         return f"{size:g}GB"
-    gpu = max(sold, key=lambda gpu: (gpu.common, gpu.usable_bytes, gpu.name))
-    said = f"{_card(gpu)}, as a card sold with {size:g} GB"
-    reading.found.append(Assumption("gpu", said, words, f"{_card(gpu, '可用')}，标称 {size:g} GB 的卡"))
+    zh = f"标称 {size:g} GB 的显卡中可用显存最小的：{gib(gpu.usable_bytes)}"
+    reading.found.append(Assumption("gpu", said_of(gpu), words, zh))
     return gpu.name

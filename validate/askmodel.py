@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from memplan.planner.inputs.families.table import FAMILIES
 from memplan.planner.inputs.models import from_catalog, index, names
-from memplan.planner.tables.errors import UsageError, nearest, shorten
+from memplan.planner.inputs.names import suggestions
+from memplan.planner.tables.errors import UsageError, shorten
 from memplan.validate.reading import Assumption, B, E, Reading
 
 NEAR = 0.12  # a size such as "33B" is the catalog's nearest model within this share of its parameters
@@ -42,14 +44,38 @@ def model_of(reading: Reading) -> str:
 def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> None:
     """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not read as its size."""
     match = re.search(r"(?<![a-z0-9])([a-z][a-z0-9.]*(?:[-_][a-z0-9.]+)*)([-_ ]?)$", before)
-    if match and (match.group(2) in ("-", "_") or re.search(r"\d", match.group(1))):
-        name = f"{match.group(1)}{match.group(2)}{size}"
-        close = nearest(name, known)
-        raise UsageError(
-            f"ask: '{shorten(name)}' is not in the "
-            f"catalog{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
-            "(memplan plan takes any Hugging Face id or config.json)"
-        )
+    version = re.search(r"(?<![a-z0-9])([a-z]{2,}[a-z0-9.-]*)([-_ ]v?\d+(?:\.\d+)*[-_ ]+)$", before)
+    if version and version.group(1) not in _NO_NAMES:  # "phi 5 14b": a name, its version, its size
+        name = f"{version.group()}{size}"
+    elif match and (match.group(2) in ("-", "_") or re.search(r"\d", match.group(1))):
+        name = f"{match.group()}{size}"
+    else:
+        return
+    close = suggestions(name, (word for word in known if "/" not in word))
+    meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+    raise UsageError(
+        f"ask: '{shorten(name)}' is not in the catalog{meant}: give a hub id or its config.json to memplan "
+        "plan"
+    )
+
+
+_NO_NAMES = (
+    "on",
+    "with",
+    "for",
+    "of",
+    "and",
+    "the",
+    "to",
+    "in",
+    "at",
+    "is",
+    "train",
+    "tune",
+    "run",
+    "fit",
+    "use",
+)
 
 
 _SIZES: tuple[tuple[str, Callable[[re.Match[str]], float]], ...] = (
@@ -86,6 +112,12 @@ _PREFERRED = (
 )
 
 
+def _in_formula(name: str) -> bool:
+    """Whether the formula knows the entry's family: a size alone names no model that only a trace answers."""
+    model = from_catalog(name)
+    return model is not None and model.config["model_type"] in FAMILIES
+
+
 def _nearest(count: float, words: str) -> str:
     """The preferred model nearest in parameters, else any model of the catalog. Raises UsageError where
     none is near.
@@ -95,7 +127,7 @@ def _nearest(count: float, words: str) -> str:
     ending = f"-{words.replace(' ', '')}"
     named = [name for name in (*_PREFERRED, *sorted(sizes)) if name in sizes and name.endswith(ending)]
     for pool in (named, [n for n in _PREFERRED if n in sizes], sorted(sizes)):
-        near = [name for name in pool if abs(sizes[name] - count) <= NEAR * count]
+        near = [name for name in pool if abs(sizes[name] - count) <= NEAR * count and _in_formula(name)]
         if near:
             return min(near, key=lambda name: abs(sizes[name] - count)) if pool is not named else near[0]
     closest = sorted(sizes, key=lambda name: abs(sizes[name] - count))[:3]

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.tables.errors import UsageError, nearest, shorten
+from memplan.planner.inputs.jsonfile import DEEPEST, MOST_BYTES, check_values
+from memplan.planner.inputs.textfile import read_text
+from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
 from memplan.validate.place import Place
 
 SCHEMA = "memplan.claimsfile/1"
@@ -162,13 +164,18 @@ Kinds = Mapping[str, tuple[Mapping[str, tuple[type, ...]], tuple[str, ...]]]
 def read_claims(path: str | Path, kinds: Kinds) -> ClaimsFile:
     """The claims of a TOML file. Raises UsageError with file, line and key."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(Path(path), MOST_BYTES)
+    except UsageError as error:
         raise UsageError(f"{path}: cannot be read as a claims file: {error}") from None
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise UsageError(f"{path}: nested more than {DEEPEST} levels deep") from None
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except ValueError:  # an integer that Python does not read
+        raise UsageError(f"{path}: not valid TOML: a number of thousands of digits") from None
+    check_values(document, str(path))
     place = Place(str(path), tuple(text.splitlines()))
     _keys(document, _TOP, place)
     schema = document.get("schema", SCHEMA)
@@ -195,9 +202,7 @@ def _keys(
     table: Any, legal: Mapping[str, tuple[type, ...]], place: Place, needed: tuple[str, ...] = ()
 ) -> None:
     if not isinstance(table, dict):
-        raise UsageError(
-            f"{place.path}, line {place.line('')}: expected a table, found {shorten(repr(table))}"
-        )
+        raise UsageError(f"{place.path}, line {place.line('')}: expected a table, found {shown(table)}")
     for key, value in table.items():
         if key not in legal:
             close = nearest(key, legal)
@@ -208,9 +213,7 @@ def _keys(
             )
         if not isinstance(value, legal[key]) or (isinstance(value, bool) and bool not in legal[key]):
             wanted = " or ".join(t.__name__ for t in legal[key])
-            raise place.error(
-                key, f"{shorten(repr(value))} is of type {type(value).__name__}, expected {wanted}"
-            )
+            raise place.error(key, f"{shown(value)} is of type {type(value).__name__}, expected {wanted}")
     for key in needed:
         if key not in table:
             raise place.error(key, "is missing here")
@@ -253,7 +256,7 @@ def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple
     kind = table.get("check") if isinstance(table, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise place.error(
-            "check", f"{shorten(repr(kind))} is not a check kind: expected one of {', '.join(sorted(kinds))}"
+            "check", f"{shown(kind)} is not a check kind: expected one of {', '.join(sorted(kinds))}"
         )
     reads, needs = kinds[kind]
     _keys(table, {**_PART, **reads}, place, ("what", "claimed", *needs))
@@ -267,7 +270,7 @@ def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple
         if unit not in UNITS:
             raise place.error(
                 "unit",
-                f"{shorten(repr(unit))} is not a unit: expected one of {', '.join(u for u in UNITS if u)}",
+                f"{shown(unit)} is not a unit: expected one of {', '.join(u for u in UNITS if u)}",
             )
     plain = ("what", "zh", "check", "decides", "tell", "engine", "model", "gpu", "setup", "case")
     shared = {key: table[key] for key in plain if key in table}
@@ -298,14 +301,12 @@ def _claimed(value: Any, relation: str, place: Place, key: str) -> Claimed:
             and len(value) == 2
             and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
         ):
-            raise place.error(
-                key, f"{shorten(repr(value))}: relation 'between' needs two numbers, lowest first"
-            )
+            raise place.error(key, f"{shown(value)}: relation 'between' needs two numbers, lowest first")
         return float(value[0]), float(value[1])
     if isinstance(value, list):
-        raise place.error(key, f'{shorten(repr(value))}: a list needs relation = "between"')
+        raise place.error(key, f'{shown(value)}: a list needs relation = "between"')
     if relation != "=" and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise place.error(key, f"{shorten(repr(value))}: relation '{relation}' needs a number")
+        raise place.error(key, f"{shown(value)}: relation '{relation}' needs a number")
     return value  # type: ignore[no-any-return]
 
 
@@ -319,5 +320,5 @@ def _over(table: Any, place: Place) -> Over | None:
         return Over(table["key"], values=tuple(table["values"]))
     bounds = table["range"]
     if len(bounds) != 2 or not all(type(b) is int for b in bounds) or not 0 < bounds[0] < bounds[1]:
-        raise place.error("over", f"range {shorten(repr(bounds))}: expected two integers, 0 < low < high")
+        raise place.error("over", f"range {shown(bounds)}: expected two integers, 0 < low < high")
     return Over(table["key"], bounds[0], bounds[1], explore=table.get("explore", 0))

@@ -4,7 +4,6 @@ the record holds it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from unittest.mock import patch
 from memplan.planner.inputs.models import find
 from memplan.planner.prediction import Row
 from memplan.planner.tables.errors import UsageError
+from memplan.profiler.files import read_document
 from memplan.profiler.record import Measurement, load, scan
 from memplan.validate.development import is_rows, read_rows
 from memplan.validate.engines import Missing, by_formula, by_trace
@@ -72,8 +72,8 @@ def _file(path: Path) -> Iterable[Measurement]:
 def _rows(path: Path) -> list[Measurement] | None:
     """The file's rows of the development set; None where it holds none."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        document = read_document(path)
+    except UsageError:
         return None
     return read_rows(path) if is_rows(document) else None
 

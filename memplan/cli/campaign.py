@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from memplan.cli.stopping import ends_like_ctrl_c
-from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.errors import UsageError, shorten, tidy
 
 
 @click.command("campaign", short_help="Many profiles from a file, resumable.")
@@ -118,7 +118,7 @@ def _unpack(archive: Path, out: Path, as_json: bool) -> int:
 
     written, problems = unpack(archive, make_folder(out))
     for problem in problems:
-        print(f"memplan: skipped: {problem}", file=sys.stderr)
+        print(f"memplan: skipped: {tidy(problem)}", file=sys.stderr)
     if as_json:
         _write({"records": [str(path) for path in written], "problems": problems})
     else:
@@ -135,7 +135,7 @@ def _list(cases: Any, as_json: bool) -> int:
         _write({"cases": rows})
     else:
         for number, case in enumerate(cases.cases, 1):
-            print(f"{number:4d}  {case.name}")
+            print(f"{number:4d}  {shorten(case.name, 100)}")
     return 0
 
 

@@ -37,7 +37,7 @@ def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
     from memplan.planner.inputs.jsonfile import read_json
 
     limit = None if fail_over is None else read_percent(fail_over)
-    found = diff(read_json(old), read_json(new))
+    found = diff(read_json(old, infinity=False), read_json(new, infinity=False))
     if as_json:
         from memplan.render.json import write
 

@@ -17,7 +17,7 @@ from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import MemplanError, UsageError, shorten
-from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.gpus import find_gpu, said_of
 from memplan.planner.tables.units import gib
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def _warnings(subject: Subject, found: Fit) -> list[str]:
     that stay in 16 bits, ...
     """
     lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
+    lines += [said] if (said := said_of(found.gpu)) else []
     method = found.decision.method
     chosen = found.method(method).setup if method is not None else None
     if chosen is not None and (found.decision.fields or method != subject.setup.method):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -11,8 +13,9 @@ from typing import Any
 
 import click
 
+from memplan.cli.stopping import interrupts_between_deletions
 from memplan.planner import __version__
-from memplan.planner.tables.errors import MemplanError
+from memplan.planner.tables.errors import MemplanError, tidy
 
 COMMANDS: dict[str, str] = {
     "plan": "memplan.cli.plan:command",
@@ -39,6 +42,9 @@ BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
 shells count signals).
 """
 
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF)
+"""What writing to standard output fails with: a full disk or quota, a broken or a closed one."""
 
 LAUNCH_LINE = "launch-line"
 HIDDEN = {LAUNCH_LINE: "memplan.cli.launch:command"}
@@ -115,20 +121,35 @@ def run(args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that the interpreter's own flush at exit finds a reader
+        _drop_output()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            return _defect()
+        _drop_output()
+        return _complain(f"cannot write the answer: {error.strerror}", 2)
     except Exception:
-        import traceback
-
-        traceback.print_exc()
-        return _complain("this is a defect of memplan, not of your input: please report the lines above", BUG)
+        return _defect()
     return result if isinstance(result, int) else 0
 
 
+def _defect() -> int:
+    import traceback
+
+    traceback.print_exc()
+    return _complain("this is a defect of memplan, not of your input: please report the lines above", BUG)
+
+
+def _drop_output() -> None:
+    """Standard output that cannot be written goes nowhere, so that the interpreter's own flush at exit finds
+    a reader.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str, code: int) -> int:
-    print(f"memplan: {message}", file=sys.stderr)
+    print(f"memplan: {tidy(message)}", file=sys.stderr)
     return code
 
 
@@ -138,9 +159,15 @@ def main(argv: Any = None) -> None:
         100_000
     )  # a start-up allocates much and frees nothing: fewer collections, the same bound
     gc.disable()  # until the command is imported
+    if sys.stderr is None:  # closed: nobody hears a message, and none goes to standard output instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.exit(_complain("cannot write the answer: standard output is closed", 2))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an ASCII-only pipe gets '?', not a traceback
     if "_MEMPLAN_COMPLETE" in os.environ:  # shell completion, click's own
         group.main(prog_name="memplan")
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    with interrupts_between_deletions():
+        code = run(sys.argv[1:] if argv is None else argv)
+    sys.exit(code)

@@ -9,7 +9,10 @@ from typing import Any
 import click
 
 from memplan.cli.options import HELP
-from memplan.planner.answers.oom import MOST_TEXT, OutOfMemoryMessage, cards_that_hold, explain, read_oom
+from memplan.planner.answers.oom import OutOfMemoryMessage, read_oom
+from memplan.planner.answers.oom_explain import cards_that_hold, explain
+from memplan.planner.answers.oom_log import read_log
+from memplan.planner.inputs.textfile import open_regular, reason
 from memplan.planner.tables.errors import UsageError, shorten
 
 
@@ -35,7 +38,9 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
     A log without such a message is exit code 2.
     """
     oom = read_oom(_read(log))
-    advice = _advice(oom, model, options) if model else []
+    on_host = oom.device == "host"
+    advice = _advice(oom, model, options) if model and not on_host else []
+    sentences = explain(oom, _checkpoint_bytes(model) if model and on_host else None)
     cards = cards_that_hold(oom)
     if as_json:
         from memplan.planner import __version__
@@ -47,7 +52,7 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
                 "schema": document.pop("schema"),
                 "memplan_version": __version__,
                 **document,
-                "explanation": explain(oom),
+                "explanation": sentences,
                 "cards": [gpu.name for gpu in cards],
                 "advice": advice,
             }
@@ -55,21 +60,27 @@ def command(log: Path | None, model: str | None, as_json: bool, **options: Any) 
         return
     from memplan.render.oom import oom_screen
 
-    oom_screen(oom, cards, advice)
+    oom_screen(oom, cards, (*sentences, *advice))
 
 
 def _read(log: Path | None) -> str:
-    if log is None:
-        if sys.stdin.isatty():
-            raise UsageError("no log: give a file, or pipe one in, as in memplan oom < train.log")
-        return sys.stdin.buffer.read(MOST_TEXT).decode("utf-8", errors="replace")
     try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - MOST_TEXT))
-            return file.read().decode("utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"cannot read '{shorten(str(log))}': {error.strerror}") from None
+        if log is not None:
+            with open_regular(log) as file:
+                return read_log(file)
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("no log: give a file, or pipe one in, as in memplan oom < train.log")
+        return read_log(sys.stdin.buffer)
+    except (OSError, ValueError) as error:
+        name = "standard input" if log is None else f"'{shorten(str(log))}'"
+        raise UsageError(f"cannot read {name}: {reason(error)}") from None
+
+
+def _checkpoint_bytes(model: str) -> int:
+    """The bytes of a model in 16 bits, as its checkpoint most often has it."""
+    from memplan.cli.subject import read_subject
+
+    return 2 * read_subject(model, {}).model.spec().parameters
 
 
 def _advice(oom: OutOfMemoryMessage, model: str, options: dict[str, Any]) -> list[str]:

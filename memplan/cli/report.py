@@ -68,13 +68,13 @@ def command(
     prediction = _predict(subject, options["engine"])
     if output is not None:
         write_file(output, _page(subject, prediction, gpu, measurement))
-        click.echo(f"wrote {output}", err=True)
+        click.echo(f"wrote {shorten(str(output))}", err=True)
     if png is not None or svg is not None:
         from memplan.render.pictures import draw
 
         for path in (path for path in (png, svg) if path is not None):
-            draw(subject.model.spec(), subject.setup, prediction, gpu, path)
-            click.echo(f"wrote {path}", err=True)
+            write_file(path, draw(subject.model.spec(), subject.setup, prediction, gpu, path))
+            click.echo(f"wrote {shorten(str(path))}", err=True)
     return exit_code(prediction, gpu if named else None)
 
 

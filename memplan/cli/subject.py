@@ -19,7 +19,7 @@ from memplan.planner.tables.errors import UsageError, shorten
 if TYPE_CHECKING:
     from memplan.planner.importers.rules import Imported
 
-TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md")
+TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md", ".sh", ".bash", ".slurm", ".sbatch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def read_subject(model: str, options: Mapping[str, Any]) -> Subject:
     UsageError, NetworkError.
     """
     if is_training_file(model):
-        from memplan.planner.importers.files import read_training_file
+        from memplan.planner.importers.anyfile import read_file
 
-        return _imported(read_training_file(Path(model).expanduser()), options)
+        return _imported(read_file(Path(model).expanduser()), options)
     found, setup = api.request(model, imported=file_fields(options), **given_fields(options))
     return Subject(found, setup)
 
@@ -75,9 +75,10 @@ def is_training_file(text: str) -> bool:
         return True
     if not text.endswith(".json") or not Path(text).is_file():
         return False
-    from memplan.planner.importers.files import read_mapping, recognize
+    from memplan.planner.importers.files import recognize
+    from memplan.planner.inputs.jsonfile import read_json
 
-    content = read_mapping(Path(text))
+    content = read_json(Path(text))
     return "model_type" not in content and recognize(content) is not None
 
 

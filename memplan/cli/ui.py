@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import socket
+import contextlib
 import sys
+import threading
+import traceback
+from collections.abc import Mapping
 from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import click
 
 from memplan.cli.options import HELP
-from memplan.planner.tables.errors import MemplanError, shorten
+from memplan.cli.server import HOST, Request, Server
+from memplan.planner.tables.errors import MemplanError, UsageError, shorten, tidy
 
-HOST = "127.0.0.1"
-MOST_QUERY = 2000
+LOCAL = (HOST, "localhost", "::1")
+MOST_QUERY, MOST_FIELDS = 2000, 20
+MOST_PAGES = 64
+PAGES: dict[tuple[str, str, str], str] = {}
+"""Pages that were computed, oldest first: a hundred kilobytes each."""
+COMPUTING = threading.Lock()
 FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>memplan</title>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; form-action 'self'">
@@ -52,86 +59,96 @@ def command(port: int) -> None:
         click.echo("memplan ui: closed", err=True)
 
 
-def make_server(port: int) -> ThreadingHTTPServer:
+def make_server(port: int) -> Server:
     """A server on loopback. UsageError where the port is taken."""
-    from memplan.planner.tables.errors import UsageError
-
     try:
-        return ThreadingHTTPServer((HOST, port), Page)
+        return Server(port, answer)
     except OSError as error:
-        raise UsageError(
-            f"cannot listen on port {port}: {error.strerror or socket.error.__name__}; try --port 0"
-        ) from None
+        raise UsageError(f"cannot listen on port {port}: {error.strerror or error}; try --port 0") from None
 
 
-class Page(BaseHTTPRequestHandler):
+def answer(request: Request) -> tuple[int, str]:
     """GET /?model=NAME&method=NAME&gpu=NAME: the page, or the form with one message. Nothing else is served,
-    no file is read.
+    no file of this machine is read.
     """
+    try:
+        status, text = _answer(request)
+    except Exception:
+        traceback.print_exc()
+        status, text = 500, "this is a defect of memplan: see its terminal"
+    print(f"memplan ui: {shorten(request.method)} {shorten(request.target)} {status}", file=sys.stderr)
+    return status, text
 
-    server_version = "memplan"
-    sys_version = ""
 
-    def do_GET(self) -> None:
-        if not self._is_local():
-            self._answer(403, "memplan ui answers to this machine only")
-            return
-        parts = urlsplit(self.path)
-        if parts.path != "/" or len(parts.query) > MOST_QUERY:
-            self._answer(404, "not here")
-            return
-        fields = {key: values[0] for key, values in parse_qs(parts.query, max_num_fields=20).items()}
-        status, text = respond(fields)
-        self._answer(status, text)
+def _answer(request: Request) -> tuple[int, str]:
+    if not _is_local(request.headers.get("host", "")):
+        return 403, "memplan ui answers to this machine only"
+    path, _, query = request.target.partition("?")
+    if path != "/" or len(query) > MOST_QUERY:
+        return 404, "not here"
+    if query and _is_from_elsewhere(request.headers):
+        return 403, "memplan ui answers its own form only: another page asked"
+    try:
+        fields = {key: values[0] for key, values in parse_qs(query, max_num_fields=MOST_FIELDS).items()}
+    except ValueError:
+        return 400, form(error=f"at most {MOST_FIELDS} fields")
+    return respond(fields)
 
-    def _is_local(self) -> bool:
-        """A name in the Host header that is not this machine means that some web page points here (DNS
-        rebinding).
-        """
-        host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host") or ""
-        return host.strip("[]") in ("127.0.0.1", "localhost", "::1")
 
-    def _answer(self, status: int, text: str) -> None:
-        body = text.encode("utf-8")
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
+def _is_local(host: str) -> bool:
+    """A name in the Host header that is not this machine means that some web page points here (DNS
+    rebinding).
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    return name.strip("[]") in LOCAL
 
-    def log_message(self, format: str, *args: Any) -> None:
-        print(f"memplan ui: {shorten(format % args, 120)}", file=sys.stderr)
+
+def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
+    """Whether another site's page made the browser ask: it would spend this machine's time, and its token on
+    the hub. Browsers say so in Sec-Fetch-Site, older ones in Origin or Referer; what a person types has none.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return any(
+        urlsplit(headers[name]).netloc != headers.get("host")
+        for name in ("origin", "referer")
+        if headers.get(name)
+    )
 
 
 def respond(fields: dict[str, str]) -> tuple[int, str]:
     """(status, page) for what somebody typed: a model's name or a Hugging Face id, never a path of this
-    machine.
+    machine. Equal questions are computed once, and one at a time.
     """
     model = fields.get("model", "").strip()
     if not model:
         return 200, form()
+    key = (model, fields.get("method", ""), fields.get("gpu", ""))
+    known = PAGES.get(key)
+    if known is not None:
+        return 200, known
     try:
-        return 200, _page(model, {name: fields[name] for name in ("method", "gpu") if fields.get(name)})
+        with COMPUTING:  # Python computes one page at a time anyway: so the first asked is the first answered
+            text = PAGES.get(key) or _page(
+                model, {name: fields[name] for name in ("method", "gpu") if fields.get(name)}
+            )
     except MemplanError as error:
-        return 400, form(model, str(error))
+        return 400, form(model, tidy(str(error)))
+    while len(PAGES) >= MOST_PAGES:
+        with contextlib.suppress(StopIteration, KeyError):  # another worker was faster
+            del PAGES[next(iter(PAGES))]
+    PAGES[key] = text
+    return 200, text
 
 
 def _page(model: str, options: dict[str, Any]) -> str:
     from memplan import api
     from memplan.cli.report import page_of
     from memplan.cli.subject import Subject
-    from memplan.planner.tables.errors import UsageError
+    from memplan.planner.inputs.models import named
 
-    if (
-        model.startswith((".", "/", "~"))
-        or "\\" in model
-        or model.count("/") > 1
-        or model.endswith((".json", ".yaml", ".yml", ".py", ".md"))
-    ):
-        raise UsageError("type a model's name or a Hugging Face id; for files use memplan report")
-    found, setup = api.request(model, **options)
+    found, setup = api.request(named(model), **options)
     return page_of(Subject(found, setup)).replace("<main>", BACK + "<main>", 1)
 
 

@@ -64,6 +64,8 @@ def command(
     from memplan.validate.accuracy import Validation, to_document
     from memplan.validate.collect import ENGINES, read_records, reconcile_all
 
+    if "" in paths:
+        raise UsageError("PATH is empty: expected a record or a folder of records")
     measurements = read_records([Path(path) for path in paths] or [DEFAULT])
     runs, skipped = reconcile_all(
         measurements, (engine,) if engine else ENGINES, "record" if recorded else "here"
@@ -138,6 +140,7 @@ def _published(engine: str, as_json: bool) -> None:
 
 
 def _update(validation: Validation, measurements: list[Measurement]) -> None:
+    from memplan.cli.output import write_file
     from memplan.render.validation import page
     from memplan.validate.evidence import runs_of, write
 
@@ -145,4 +148,4 @@ def _update(validation: Validation, measurements: list[Measurement]) -> None:
     if not docs.is_dir():
         raise UsageError("--update writes into a checkout's docs/: run it from the root of the repository")
     write([run for run in runs_of(measurements, validation.runs) if not run.development])
-    (docs / "accuracy.md").write_text(page(validation), encoding="utf-8")
+    write_file(docs / "accuracy.md", page(validation))

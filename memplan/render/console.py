@@ -6,11 +6,27 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import IO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from memplan.planner.tables.errors import printable, redacted
 
 NARROWEST, WIDEST = 60, 120
+
+
+class Screen(Console):
+    """A Console on which no text moves the cursor, changes a color by itself, or shows a token."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text
+            if segment.control is None:
+                text = "\n".join(printable(redacted(line)) for line in text.split("\n"))
+                segment = Segment(text, segment.style)
+            yield segment
 
 
 def make_console(stream: IO[str] | None = None, width: int | None = None) -> Console:
@@ -21,7 +37,7 @@ def make_console(stream: IO[str] | None = None, width: int | None = None) -> Con
     if width is None and not stream.isatty() and "COLUMNS" not in os.environ:
         width = 80
     console = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-    return Console(
+    return Screen(
         file=stream,
         width=max(NARROWEST, min(console.width, WIDEST)),
         highlight=False,

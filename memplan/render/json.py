@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
+from memplan.planner.tables.errors import redacted
+
 
 def write(document: Mapping[str, Any], stream: IO[str] | None = None) -> None:
-    """One document, indented, keys in the contract's order; NaN is a defect and raises ValueError before
-    anything is written.
+    """One document, indented, keys in the contract's order, without tokens; NaN is a defect and raises
+    ValueError before anything is written.
     """
-    text = json.dumps(document, indent=2, allow_nan=False)
-    print(text, file=stream or sys.stdout)
+    print(redacted(json.dumps(document, indent=2, allow_nan=False)), file=stream or sys.stdout)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from memplan.planner.answers.oom import OutOfMemoryMessage, explain
+from memplan.planner.answers.oom import OutOfMemoryMessage
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
 from memplan.render.console import show
 
 
-def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[str]) -> None:
+def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], sentences: Sequence[str]) -> None:
     """What was asked, held and free, then the sentences, then which cards would have held it and what would
     have fitted.
     """
@@ -34,7 +34,7 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[s
         size = getattr(oom, name)
         if size is not None:
             lines.append(Text(f"  {labels.get(name, name):<24}{gib(size):>14}"))
-    lines += [Text(), *(Text(line) for line in explain(oom))]
+    lines += [Text(), *(Text(line) for line in sentences)]
     if cards:
         lines += [
             Text(
@@ -42,5 +42,4 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[s
                 + ", ".join(f"{gpu.name} ({gib(gpu.usable_bytes)})" for gpu in cards)
             )
         ]
-    lines += [Text(line) for line in advice]
     show(*lines)

@@ -4,6 +4,7 @@ slides.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from memplan.planner.answers.fit.frontier import BATCHES, Room, Structure
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import COMPONENTS, Prediction
-from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB
 from memplan.render.terminal import label
@@ -26,9 +27,9 @@ COLOURS = {
 SEQUENCES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
-def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: Path) -> None:
-    """Both pictures side by side into `path`; the format is its ending's. Raises UsageError where matplotlib
-    is missing or refuses.
+def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: Path) -> bytes:
+    """Both pictures side by side as a file's content; the format is the ending of `path`. Raises UsageError
+    where matplotlib is missing or refuses.
     """
     try:
         from matplotlib import rcParams
@@ -45,10 +46,12 @@ def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: 
         f"on {gpu.name}"
     )
     figure.suptitle(title.replace("$", r"\$"), fontsize=12)
+    content, kind = io.BytesIO(), path.suffix.lower().removeprefix(".") or "png"
     try:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write the picture {path.name}: {error}") from None
+        figure.savefig(content, dpi=150, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    except ValueError as error:
+        raise UsageError(f"cannot draw the picture {shorten(path.name)}: {error}") from None
+    return content.getvalue()
 
 
 def _step(axes: Any, prediction: Prediction, gpu: Gpu) -> None:

@@ -13,14 +13,14 @@
     const structure = structures[key];
     if (!structure) return null;
     const windows = structure.windows.filter((w) => seq >= w).join();
-    const regime = structure.regimes.find((r) => r.single === (batch === 1) && r.windows.join() === windows);
-    const sizes = regime.f(BigInt(batch), BigInt(seq), BigInt(rank));
+    const guard = structure.guards.find((r) => r.single === (batch === 1) && r.windows.join() === windows);
+    const sizes = guard.f(BigInt(batch), BigInt(seq), BigInt(rank));
     const width = BigInt(data.components.length);
     const found = {};
     let at = 0;
-    regime.names.forEach((name, i) => {
+    guard.names.forEach((name, i) => {
       let best = null, largest = -1n;
-      for (let state = 0; state < regime.counts[i]; state++) {
+      for (let state = 0; state < guard.counts[i]; state++) {
         const parts = sizes.slice(at, at + Number(width));
         const total = parts.reduce((a, b) => a + b, 0n);
         if (total > largest) { largest = total; best = parts; }

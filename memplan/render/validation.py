@@ -136,7 +136,7 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
     for event in (run.alignment or {}).get("unmatched", ())[:5]:
         yield Text(
             f"only {event['only']}, {event['moment']}: {event['kind']} {event['bytes']:,} B "
-            f"x{event['count']} at {event['where']}",
+            f"x{event['count']} at {event.get('where') or 'an operation without a name'}",
             style="dim",
         )
 

@@ -3,7 +3,8 @@ held, at which moment.
 
 The wording changed often (torch 0.4 to 2.15, CUDA, ROCm, XPU, MPS and the host); each form is a row of FORMS,
 its numbers are named groups. What a message does not say stays None. Sizes are bytes; torch's own units are
-binary (KiB, MiB, GiB), MPS's are decimal.
+binary (KiB, MiB, GiB), and MPS's too, which it writes KB, MB and GB (torch 2.13 aten/src/ATen/mps/
+MPSAllocator.h, format_size divides by 1024).
 """
 
 from __future__ import annotations
@@ -13,24 +14,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu, gpus
-from memplan.planner.tables.units import gib
+from memplan.planner.answers.oom_log import plain
+from memplan.planner.tables.errors import UsageError, shorten
 
 SCHEMA = "memplan.oom/1"
-MOST_TEXT = 16 * 2**20
+MOST_ASKED = 2**64
+"""A request that has overflowed may be as large as a 64-bit number."""
+MOST_HELD = 2**44
+"""16 TiB: no GPU has as much."""
 UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 def _size(name: str) -> str:
-    return rf"(?P<{name}>[0-9]+(?:\.[0-9]+)?\s?(?:bytes|[KMG]iB|[KMG]B))"
+    return rf"(?P<{name}>[0-9]{{1,999}}(?:\.[0-9]{{1,99}})?\s?(?:bytes|[KMG]iB|[KMG]B))"
 
 
 _ASKED = r"Tried to allocate " + _size("asked")
-_DEVICE = r"(?P<device>CUDA|HIP|XPU) out of memory\.\s+"
+_DEVICE = r"(?P<device>CUDA|HIP|XPU|NPU) out of memory\.\s+"
 _MODERN = (
     _DEVICE + _ASKED,
-    r"\.\s+GPU (?P<gpu>\d+) has a total capac?i?ty of " + _size("capacity"),
+    r"\.\s+GPU (?P<gpu>\d{1,6}) has a total capac?i?ty of " + _size("capacity"),
     r"(?: of which " + _size("free") + r" is free)?\.?\s*",
     r"(?P<others>(?:Process \d+ has [0-9.]+ (?:bytes|[KMG]iB) memory in use\.\s*)*)",
     r"(?:Including non-PyTorch memory, this process has " + _size("in_use") + r" memory in use\.\s*)?",
@@ -40,9 +43,10 @@ _MODERN = (
     r" and " + _size("unallocated") + r" is reserved by PyTorch but unallocated",
 )
 _CLASSIC = (
-    r"(?:(?P<device>CUDA|HIP) out of memory\.\s+)?" + _ASKED,
-    r" \(GPU (?P<gpu>\d+); " + _size("capacity") + r" total capacity; ",
-    _size("allocated") + r" already allocated; " + _size("free") + r" free; ",
+    r"(?:(?P<device>CUDA|HIP|XPU|NPU) out of memory\.\s+)?" + _ASKED,
+    r" \((?:GPU|NPU|XPU) (?P<gpu>\d{1,6}); " + _size("capacity") + r" total capacity; ",
+    _size("allocated") + r" already allocated; (?:" + _size("active") + r" current active; )?",
+    r"(?:" + _size("free") + r" free; )?",
     r"(?:" + _size("allowed") + r" allowed; )?",
 )
 _MPS = (
@@ -59,20 +63,26 @@ _TEXTS = {
     "torch 1.0 to 1.4": (*_CLASSIC, _size("cached") + r" cached"),
     "MPS": _MPS,
     "host memory": (
-        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d+(?: bytes)?)",
+        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d{1,999}(?: bytes)?)",
     ),
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,
+    "bitsandbytes, outside torch's allocator": (r"Error out of memory at line \d+ in file \S{1,200}",),
     "the kernel's killer, host memory": (
-        r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode\s*:?\s*-9\b",
+        r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode ?:? ?-9\b",
+        r"|\bline \d{1,9}: {1,4}\d{1,9} Killed\b|(?m:^Killed\r?$)|died with <Signals\.SIGKILL: 9>",
     ),
     "no numbers": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
 }
-FORMS = {name: re.compile("".join(parts), re.IGNORECASE | re.DOTALL) for name, parts in _TEXTS.items()}
-"""Every form, the most telling first."""
+FORMS = {
+    name: re.compile(re.sub(r" (?![?*+{])", r"\\s+", "".join(parts)), re.IGNORECASE | re.DOTALL)
+    for name, parts in _TEXTS.items()
+}
+"""Every form, the most telling first. A terminal or a log may break a line where a message has a blank."""
 
 NUMBERS = (
     "asked",
+    "active",
     "capacity",
     "free",
     "in_use",
@@ -88,7 +98,8 @@ NUMBERS = (
 MOMENTS: tuple[tuple[str, str], ...] = (
     (
         "save",
-        r"\bsave_(?:model|pretrained|checkpoint|state_dict)\b|_save_checkpoint|full_state_dict|merge_and_unload",
+        r"\bsave_(?:model|pretrained|checkpoint|state_dict)\b|_save_checkpoint|full_state_dict|merge_and_unload"
+        r"|Failed to clone\(\) tensor",
     ),
     ("evaluate", r"\bevaluation_loop\b|\bprediction_step\b|\bin evaluate\b"),
     (
@@ -140,6 +151,7 @@ class OutOfMemoryMessage:
     allocated: int | None
     reserved: int | None
     other_processes: int | None
+    ranks: int | None  # how many processes the log shows, where it shows any
     allowed: int | None
     moment: str | None
     place: str | None
@@ -195,6 +207,7 @@ class OutOfMemoryMessage:
             "outside_bytes": self.outside,
             "allowed_bytes": self.allowed,
             "other_processes_bytes": self.other_processes,
+            "ranks": self.ranks,
             "needed_bytes": self.needed,
             "moment": self.moment,
             "place": self.place,
@@ -204,7 +217,7 @@ class OutOfMemoryMessage:
 
 def read_oom(log: str) -> OutOfMemoryMessage:
     """The first out-of-memory failure of a log. UsageError where there is none."""
-    text = _plain(log[-MOST_TEXT:])
+    text = plain(log)
     found = list(_matches(text))
     if not found:
         raise UsageError(
@@ -215,14 +228,19 @@ def read_oom(log: str) -> OutOfMemoryMessage:
     telling = [other for other in found if other[0] == form]
     form, match = telling[0]
     groups = match.groupdict()
-    sizes = {name: _bytes(groups.get(name)) for name in NUMBERS}
+    binary = form == "MPS"
+    sizes = {name: _believed(name, groups.get(name), binary) for name in NUMBERS}
     before = text[max(0, match.start() - 20_000) : match.start()]
     frames = before[max(before.rfind("Traceback (most recent call last)"), 0) :]
     reserved = _reserved(sizes)
     others = [
-        _bytes(size) or 0
-        for size in re.findall(r"Process \d+ has ([0-9.]+ (?:bytes|[KMG]iB))", groups.get("others") or "")
+        _believed("others", size) or 0
+        for size in re.findall(
+            r"Process\s+\d+\s+has\s+([0-9.]+\s(?:bytes|[KMG]iB))", groups.get("others") or ""
+        )
     ]
+    own, others = _own_process(sizes, reserved, others)
+    moment = _first(MOMENTS, frames)
     return OutOfMemoryMessage(
         form=form,
         device=(groups.get("device") or ("host" if "host" in form else "CUDA"))
@@ -232,13 +250,14 @@ def read_oom(log: str) -> OutOfMemoryMessage:
         asked=sizes["asked"],
         capacity=sizes["capacity"],
         free=sizes["free"],
-        in_use=sizes["in_use"],
+        in_use=sizes["in_use"] if own is None else own,
         allocated=sizes["allocated"],
         reserved=reserved,
         other_processes=sum(others) if others else None,
+        ranks=_ranks(log),
         allowed=sizes["allowed"],
-        moment=_first(MOMENTS, frames),
-        place=_first(PLACES, _innermost(frames)),
+        moment=moment,
+        place=None if moment == "save" else _first(PLACES, _innermost(frames)),
         failures=len(telling),
     )
 
@@ -249,22 +268,58 @@ def _matches(text: str) -> Iterator[tuple[str, re.Match[str]]]:
             yield name, match
 
 
-def _plain(log: str) -> str:
-    """A log without colors, rank prefixes and line wraps inside a message."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", log)
-    text = re.sub(r"^\[?(?:rank\s?\d+\]?:?|\[?\w+\d+\]:)\s?", "", text, flags=re.MULTILINE)
-    return re.sub(
-        r"[ \t]*\n[ \t]*(?=(?:GiB|MiB|KiB|is |of which|Of the|Including|by PyTorch|and [0-9]))", " ", text
-    )
+def _believed(name: str, text: str | None, binary: bool = False) -> int | None:
+    """The bytes that a message names. UsageError where no GPU has as much: the message is garbled."""
+    size = _bytes(text, binary)
+    if size is not None and size > (MOST_ASKED if name == "asked" else MOST_HELD):
+        raise UsageError(
+            f"the out-of-memory message names {shorten(text or '')}, more than any GPU has: is the log whole?"
+        )
+    return size
 
 
-def _bytes(text: str | None) -> int | None:
+def _own_process(
+    sizes: dict[str, int | None], reserved: int | None, listed: list[int]
+) -> tuple[int | None, list[int]]:
+    """(what this process holds, what others hold). In a container torch cannot tell its own process from
+    others and lists it among them: it is there where all of them and what torch reserved exceed the capacity,
+    and is the smallest that can hold what torch reserved.
+    """
+    capacity = sizes["capacity"]
+    if sizes["in_use"] is not None or reserved is None or capacity is None:
+        return None, listed
+    able = sorted(size for size in listed if size >= reserved)
+    if not able or sum(listed) + reserved <= capacity - (sizes["free"] or 0):
+        return None, listed
+    rest = list(listed)
+    rest.remove(able[0])
+    return able[0], rest
+
+
+def _ranks(log: str) -> int | None:
+    """How many ranks a log speaks of: the highest one that writes, or what a launch line in it starts."""
+    tail = log
+    wrote = [
+        int(one)
+        for one in re.findall(r"\[rank ?(\d{1,4})\]|local_rank ?: ?(\d{1,4})", tail)
+        for one in one
+        if one
+    ]
+    said = re.findall(r"--(?:nproc[-_]per[-_]node|num_processes|num_gpus)[= ](\d{1,4})\b", tail)
+    counts = [max(wrote) + 1] if wrote else []
+    counts += [int(number) for number in said]
+    return max(counts) if counts and max(counts) > 1 else None
+
+
+def _bytes(text: str | None, binary: bool = False) -> int | None:
     if not text:
         return None
-    match = re.fullmatch(r"([0-9.]+)\s?([A-Za-z]*)", text.strip())
-    if match is None or match.group(1).count(".") > 1:
+    match = re.fullmatch(r"([0-9]+)(\.[0-9]+)?\s?([A-Za-z]*)", text.strip())
+    if match is None:
         return None
-    return round(float(match.group(1)) * UNITS[match.group(2).lower() or "bytes"])
+    unit = match.group(3).lower() or "bytes"
+    scale = UNITS[f"{unit[0]}ib" if binary and unit[0] in "kmg" else unit]
+    return int(match.group(1)) * scale + round(float(match.group(2) or 0) * scale)
 
 
 def _reserved(sizes: dict[str, int | None]) -> int | None:
@@ -283,58 +338,3 @@ def _first(table: tuple[tuple[str, str], ...], text: str) -> str | None:
 def _innermost(frames: str) -> str:
     """The last frames of a traceback, where the request was made."""
     return "\n".join(frames.splitlines()[-8:])
-
-
-def explain(oom: OutOfMemoryMessage) -> list[str]:
-    """What happened, sentence by sentence, from the numbers that the message has."""
-    lines = []
-    if oom.device == "host":
-        return [
-            "the host ran out of memory, not the GPU: fewer data-loader workers, low_cpu_mem_usage, or a "
-            "paged optimizer's states elsewhere"
-        ]
-    where = f" in {oom.moment.replace('_', ' ')}" if oom.moment else ""
-    place = f", at {oom.place}" if oom.place else ""
-    if oom.asked is not None:
-        lines.append(
-            f"asked for {gib(oom.asked)}{where}{place}"
-            + (f" with {gib(oom.free)} free" if oom.free is not None else "")
-        )
-    elif where or place:
-        lines.append(f"failed{where}{place}; the message names no sizes")
-    else:
-        lines.append("the message names neither sizes nor a place")
-    if oom.allocated is not None and oom.reserved is not None:
-        lines.append(f"tensors held {gib(oom.allocated)} of the {gib(oom.reserved)} that torch had reserved")
-    if oom.asked is not None and oom.cached is not None and oom.cached >= oom.asked:
-        lines.append(
-            f"fragmentation: {gib(oom.cached)} were reserved and unused, no piece of it as large as "
-            f"{gib(oom.asked)}: "
-            "PYTORCH_ALLOC_CONF=expandable_segments:True would have served this request"
-        )
-    if oom.other_processes:
-        lines.append(f"other processes held {gib(oom.other_processes)} of the card")
-    elif oom.outside is not None and oom.outside > 2**30:
-        lines.append(
-            f"{gib(oom.outside)} of the card were outside torch: the CUDA context, libraries and other "
-            "processes"
-        )
-    if oom.allowed is not None:
-        lines.append(
-            f"this process was allowed {gib(oom.allowed)} of the card (set_per_process_memory_fraction)"
-        )
-    if oom.needed is not None:
-        lines.append(f"as things stood it needed {gib(oom.needed)}; the step may have gone on to need more")
-    return lines
-
-
-def cards_that_hold(oom: OutOfMemoryMessage, most: int = 3) -> list[Gpu]:
-    """The smallest common cards that would have served the request as things stood; empty where the message
-    gives no sizes.
-    """
-    if oom.needed is None:
-        return []
-    return sorted(
-        (gpu for gpu in gpus().values() if gpu.common and gpu.usable_bytes >= oom.needed),
-        key=lambda gpu: gpu.usable_bytes,
-    )[:most]

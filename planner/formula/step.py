@@ -203,20 +203,23 @@ class _Step:
         return loss if logits is None else logits, loss
 
     def _regularized(self, loss: Tensor) -> Tensor:
-        """The loss with AdaLoRA's regularization of every layer: its gradients come first, so all adapters
-        have one from the start.
+        """The loss with AdaLoRA's regularization of every adapter, in the order of the model's modules: its
+        gradients come first, so all adapters have one from the start.
         """
-        t, w = self.tape, self.w
+        t, w, spec = self.tape, self.w, self.parameter_table.spec
+        loss = self._with_part(loss, orthogonality(w, spec.projections))
         key = 0
         for block, times in self.decoder.blocks():
             with t.repeat(times):
                 for step in block:
                     with w.at_layer(key, step.trained):
-                        part = orthogonality(w, f"{step.layer.prefix}.*.")
+                        part = orthogonality(w, step.layer.linears(), f"{step.layer.prefix}.*.")
+                        loss = self._with_part(loss, part)
                     key += 1
-                    if part is not None:
-                        loss = add(t, loss, part, "loss")
-        return loss
+        return self._with_part(loss, orthogonality(w, [spec.head]))
+
+    def _with_part(self, loss: Tensor, part: Tensor | None) -> Tensor:
+        return loss if part is None else add(self.tape, loss, part, "loss")
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:
         """The last token's logits and the KV cache of one forward, into which every layer's keys and values

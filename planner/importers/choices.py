@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers.rules import SIDE, Facts, redacted, text
+from memplan.planner.importers.rules import SIDE, Facts, bad, text
 from memplan.planner.tables.errors import unknown
 from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
 
@@ -47,7 +47,7 @@ def optimizer(key: str, value: Any) -> str:
     name = text(key, value).lower()
     name = _ALIASES.get(name, name)
     if name not in OPTIMIZERS and name not in OTHER_OPTIMIZERS:
-        raise unknown(f"{key}: optimizer", redacted(name), (*OPTIMIZERS, *OTHER_OPTIMIZERS))
+        raise unknown(f"{key}: optimizer", name, (*OPTIMIZERS, *OTHER_OPTIMIZERS))
     return name
 
 
@@ -88,11 +88,13 @@ _NEAREST = {
 def settle_attention(facts: Facts, warnings: list[str]) -> None:
     """Replace a backend that has no model of its own by the nearest one, and say so."""
     name = facts.get("attention")
+    if name is not None and not isinstance(name, str):
+        raise bad("attn_implementation", name, "a name")
     if name is None or name in ATTENTION:
         return
-    base = str(name).split("@")[0].split(":")[0].lower()
+    base = name.split("@")[0].split(":")[0].lower()
     if base not in _NEAREST and base not in ATTENTION:
-        raise unknown("attention implementation", redacted(str(name)), (*ATTENTION, *_NEAREST))
+        raise unknown("attention implementation", name, (*ATTENTION, *_NEAREST))
     facts["attention"] = ATTENTION.get(base) or _NEAREST[base]
     if base in _NEAREST:
         warnings.append(f"attention {base} is not modeled: {facts['attention']}, the nearest, is assumed")

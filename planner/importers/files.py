@@ -20,8 +20,10 @@ from memplan.planner.importers import (
     own,
     peft,
     sharding,
+    swift,
     torchtune,
     trl,
+    unsloth,
 )
 from memplan.planner.importers.document import parse, read_text
 from memplan.planner.importers.fsdp import FSDP, settle_fsdp
@@ -119,6 +121,8 @@ FORMATS: dict[str, Format] = {
             llamafactory_v1.finish,
         ),
         Format("trl", "TRL", _trl, trl.RULES, trl.finish),
+        Format("swift", "ms-swift", swift.recognize, swift.RULES, swift.finish),
+        Format("unsloth", "Unsloth", unsloth.recognize, unsloth.RULES, unsloth.finish, unsloth.read),
         Format(
             "hf",
             "transformers TrainingArguments",

@@ -4,7 +4,6 @@ LLaMA-Factory's tables.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +23,14 @@ from memplan.planner.importers.rules import (
     text,
     use,
 )
+from memplan.planner.inputs.jsonfile import parse_json
 
 
 def keyword_arguments(key: str, value: Any) -> Mapping[str, Any]:
     """A mapping of keyword arguments; launch lines give it as a JSON text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value, key)
         except ValueError:
             raise bad(key, value, "a JSON object") from None
     if not isinstance(value, Mapping):

@@ -24,8 +24,9 @@ from memplan.planner.importers.files import (
     recognize,
 )
 from memplan.planner.importers.fsdp import strategy
-from memplan.planner.importers.rules import Imported, integer, redacted
-from memplan.planner.importers.sharding import finish_accelerate
+from memplan.planner.importers.rules import Imported, integer
+from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
+from memplan.planner.importers.words import pairs, read_script
 from memplan.planner.tables.errors import UsageError, shorten
 
 ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
@@ -51,16 +52,24 @@ class Line:
     notes: list[str] = field(default_factory=list)
 
 
-def read_launch(words: list[str], folder: Path | None = None) -> Imported:
+def read_launch(words: list[str], folder: Path | None = None, beside: bool = True) -> Imported:
     """The setup that a launch line describes; files that it names are read, relative to `folder`. UsageError
     where it makes no sense.
+
+    `beside` False: the line stands in a text whose files need not be here; the name of a missing one may tell
+    how ranks share.
     """
     folder = folder or Path()
     line = _take_apart(list(words))
+    _unknown_variables(line)
     imported = _program(line, folder)
     ranks = line.ranks * line.machines
     if line.options.get("config_file"):
-        merge(imported, read_training_file(folder / str(line.options["config_file"])))
+        config = folder / str(line.options["config_file"])
+        if beside or config.is_file():
+            merge(imported, read_training_file(config))
+        else:
+            _missing(imported, config.name)
     if line.options.get("deepspeed_config_file"):
         merge(
             imported,
@@ -80,6 +89,30 @@ def read_launch(words: list[str], folder: Path | None = None) -> Imported:
         imported.fields["allocator"] = "expandable" if line.expandable else "native"
     imported.notes += line.notes
     return imported
+
+
+def _missing(imported: Imported, name: str) -> None:
+    """An accelerate file that is not here: what its name tells."""
+    stage = stage_in_name(name)
+    parallel = "fsdp" if "fsdp" in name.lower() else None if stage is None else f"zero{stage}"
+    assumed = "one GPU is assumed" if parallel is None else f"{parallel}, as its name says"
+    imported.warnings.append(
+        f"the file {shorten(name, 60)} is not here: {assumed}; how many GPUs it says is not known (--gpus N)"
+    )
+    if parallel is not None:
+        imported.notes.append(f"with --gpus N: --parallel {parallel}")
+
+
+def _unknown_variables(line: Line) -> None:
+    """Words whose value only the shell knows are left out, and named."""
+    kept: list[str] = []
+    for word in line.words:
+        if not re.search(r"\$\{?\w", word):
+            kept.append(word)
+            continue
+        option = kept.pop() if kept and kept[-1].startswith("--") and not word.startswith("--") else word
+        line.notes.append(f"{shorten(option, 40)} is a variable of the shell: its default is assumed")
+    line.words = kept
 
 
 def _take_apart(words: list[str]) -> Line:
@@ -190,22 +223,49 @@ def _program(line: Line, folder: Path) -> Imported:
         return _with_file(line, folder, "axolotl", skip=("train",))
     if name in ("llamafactory-cli", "lmf") or name.startswith("llamafactory"):
         return _with_file(line, folder, "llamafactory", skip=("train",))
-    if (
-        name == "trl"
-        or name.startswith("trl.scripts")
-        or (name.endswith(".py") and name.startswith(("sft", "dpo", "kto", "grpo")))
-    ):
+    if name in ("swift", "unsloth"):
+        return _own_words(line, folder, name)
+    is_trl = name == "trl" or name.startswith("trl.scripts")
+    script = folder / line.program
+    if not is_trl and name.endswith(".py") and script.is_file():
+        found = read_script(script, line.words)
+        if found is not None:
+            return found
+    if is_trl or (name.endswith(".py") and name.startswith(("sft", *BESIDE))):
+        what = name.rpartition(".")[2] if name != "trl" and not name.endswith(".py") else Path(name).stem
         if name == "trl" and line.words[:1] and not line.words[0].startswith("-"):
             what = line.words.pop(0)
-            if what != "sft":
-                line.notes.append(
-                    f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not modeled"
-                )
+        if (kind := next((word for word in BESIDE if what.startswith(word)), None)) is not None:
+            line.notes.append(f"trl {kind}: {BESIDE[kind]} not modeled: it needs at least this")
         return _options(line, folder, "trl")
     if name in ("tune", "torchtune"):
         raise UsageError("torchtune's command line is not read: give its YAML file")
     trl = any(word.startswith(("--use_peft", "--max_length", "--packing")) for word in line.words)
     return _options(line, folder, "trl" if trl else "hf")
+
+
+BESIDE = {
+    "dpo": "twice the rows, and a second forward with the reference model, are",
+    "kto": "a second forward with the reference model is",
+    "orpo": "twice the rows are",
+    "cpo": "twice the rows are",
+    "reward": "twice the rows are",
+    "grpo": "the completions and the reference model's forward are",
+    "rloo": "the completions and the reference model's forward are",
+    "gkd": "the teacher model is",
+}
+"""What TRL's scripts hold beside the trained model in a supervised step (TRL 1.16, trainer/)."""
+
+
+def _own_words(line: Line, folder: Path, name: str) -> Imported:
+    """swift sft ..., unsloth train ...: command lines with tables of their own."""
+    what = line.words.pop(0) if line.words[:1] and not line.words[0].startswith("-") else ""
+    trains = {"swift": ("sft", "pt", "rlhf"), "unsloth": ("train",)}[name]
+    if what not in trains:
+        raise UsageError(f"{name} {shorten(what, 20)} does not train: expected {name} {' or '.join(trains)}")
+    if what == "rlhf":
+        line.notes.append("swift rlhf: the models and rows beside the trained one's are not modeled")
+    return _options(line, folder, name)
 
 
 def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Imported:
@@ -217,7 +277,7 @@ def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Im
         return _options(line, folder, kind, words)
     document = read_mapping(folder / words[0])
     imported_from = Path(words[0]).name
-    options = _pairs(words[1:])
+    options = pairs(words[1:])
     launcher = {
         key: options.pop(key)
         for key in list(options)
@@ -231,7 +291,7 @@ def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Im
 
 
 def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None) -> Imported:
-    options = _pairs(line.words if words is None else words)
+    options = pairs(line.words if words is None else words)
     config = options.pop("config", None)
     if isinstance(config, str):
         options = {**read_mapping(folder / config), **options}
@@ -247,36 +307,3 @@ def _read(document: Mapping[str, Any], row: Format, source: str, folder: Path) -
     for name in imported.beside:
         follow(imported, folder, name)
     return imported
-
-
-def _pairs(words: list[str]) -> dict[str, Any]:
-    """--key value, --key=value, --flag, --key a b c, and key=value, as a document; later ones win."""
-    found: dict[str, Any] = {}
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
-        if not word.startswith("--"):
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise UsageError(
-                    f"'{shorten(redacted(word), 40)}' is not an option: expected --key value or key=value"
-                )
-            found[key.replace("-", "_")] = value
-            continue
-        key, equals, value = word[2:].partition("=")
-        values = [value] if equals else []
-        while (
-            not equals
-            and index < len(words)
-            and not words[index].startswith("--")
-            and not re.fullmatch(r"\w+=\S*", words[index])
-        ):
-            values.append(words[index])
-            index += 1
-        key = key.replace("-", "_")
-        if key.startswith("no_") and not values:
-            found[key.removeprefix("no_")] = False
-        else:
-            found[key] = True if not values else values[0] if len(values) == 1 else values
-    return found

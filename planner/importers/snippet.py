@@ -1,40 +1,33 @@
 """Python that somebody wrote or pasted: the calls that move memory, read from its syntax tree. Nothing is
 imported and nothing runs.
 
-Understands BitsAndBytesConfig, LoraConfig and its kin, from_pretrained, prepare_model_for_kbit_training,
-TrainingArguments and SFTConfig, gradient_checkpointing_enable and torch or bitsandbytes optimizers. Arguments
-must be literals, torch dtypes or names assigned once to such. Markdown, notebooks and prose are read through
-their fenced or cell code; the snippet with the most such calls is the one that counts.
+Understands BitsAndBytesConfig, LoraConfig and its kin, from_pretrained and get_peft_model, prepare_model_for_
+kbit_training, TrainingArguments, SFTConfig and the trainers, gradient_checkpointing_enable and torch or
+bitsandbytes optimizers. What an argument's value is, `values.py` says; texts and notebooks are taken apart by
+`pieces.py`, and the piece with the most such calls is the one that counts.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from memplan.planner.importers import hf, trl
+from memplan.planner.importers.pieces import take_apart
 from memplan.planner.importers.rules import (
     Facts,
     Imported,
     KeyReport,
     Rule,
     find_rule,
-    integer,
     setup_fields,
     walk,
 )
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
+from memplan.planner.importers.values import UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
-
-FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?:python|py|python3|\{\.python\})[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL
-)
-UNKNOWN = object()  # an argument that is neither a literal nor a name assigned once to one
-MOST_SOURCE = 10**6
 
 
 @dataclass(slots=True)
@@ -44,18 +37,17 @@ class Code:
     facts: Facts = field(default_factory=dict)
     keys: list[KeyReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    names: dict[str, Any] = field(default_factory=dict)
-    quantization: dict[str, Any] = field(default_factory=dict)
+    values: Values = field(default_factory=Values)
     calls: int = 0
+    model_from: str = ""  # the expression that names the model, where its value is not in the code
 
 
-def read_snippet(source: str, name: str) -> Imported:
-    """The setup that a piece of Python (or text with fenced Python) describes. UsageError where no call in it
-    says anything.
+def read_snippet(source: str, name: str, given: Mapping[str, Any] | None = None) -> Imported:
+    """The setup that a piece of Python (or text with fenced Python) describes; `given` are the words of the
+    launch line that starts it. UsageError where no call in it says anything.
     """
-    if len(source) > MOST_SOURCE:
-        raise UsageError(f"'{shorten(name)}' has more than {MOST_SOURCE:,} characters of code")
-    found = [_read(tree, name) for tree in _trees(source, name)]
+    pieces = take_apart(source, name)
+    found = [_read(tree, given) for tree in pieces.trees]
     best = max(found, key=lambda code: code.calls, default=None)
     if best is None or not best.calls:
         raise UsageError(
@@ -63,45 +55,12 @@ def read_snippet(source: str, name: str) -> Imported:
             "BitsAndBytesConfig, LoraConfig, "
             "TrainingArguments, SFTConfig, ..."
         )
+    best.warnings += pieces.skipped
     return _finish(best, name)
 
 
-def _trees(source: str, name: str) -> Iterator[ast.Module]:
-    pieces = [match.group(1) for match in FENCE.finditer(source)]
-    if not pieces:
-        pieces = _cells(source) if name.endswith(".ipynb") else [source]
-    failed = None
-    for piece in pieces:
-        try:
-            yield ast.parse(
-                "\n".join(line for line in piece.splitlines() if not line.lstrip().startswith(("%", "!")))
-            )
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            failed = getattr(error, "lineno", None)
-            if len(pieces) == 1:
-                raise UsageError(
-                    f"'{shorten(name)}' is not Python that can be read"
-                    + (f": line {failed}" if failed else "")
-                ) from None
-
-
-def _cells(source: str) -> list[str]:
-    try:
-        cells = json.loads(source).get("cells", [])
-        code = ["".join(cell.get("source", [])) for cell in cells if cell.get("cell_type") == "code"]
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        raise UsageError("the notebook is not valid JSON with cells") from None
-    return ["\n".join(code)]
-
-
-def _read(tree: ast.Module, name: str) -> Code:
-    code = Code()
-    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-    for node in assigned:
-        for target in node.targets:
-            if isinstance(target, ast.Name):
-                known = target.id in code.names
-                code.names[target.id] = UNKNOWN if known else _literal(node.value, code)
+def _read(tree: ast.Module, given: Mapping[str, Any] | None) -> Code:
+    code = Code(values=collect(tree, given))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
         called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
@@ -109,25 +68,6 @@ def _read(tree: ast.Module, name: str) -> Code:
         if reader is not None and reader(call, code, called):
             code.calls += 1
     return code
-
-
-def _literal(node: ast.expr, code: Code) -> Any:
-    """The value of a literal, of a torch dtype, of an enum member (its name) or of a name assigned once to
-    such; UNKNOWN otherwise.
-    """
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        pass
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return f"torch.{node.attr}" if node.value.id == "torch" else node.attr
-    if isinstance(node, ast.Name):
-        return code.names.get(node.id, UNKNOWN)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Add, ast.Sub)):
-        left, right = _literal(node.left, code), _literal(node.right, code)
-        if all(isinstance(side, (int, float)) and abs(side) < 10**9 for side in (left, right)):
-            return {ast.Mult: left * right, ast.Add: left + right, ast.Sub: left - right}[type(node.op)]
-    return UNKNOWN
 
 
 def _arguments(
@@ -138,16 +78,30 @@ def _arguments(
     """
     found: dict[str, Any] = {}
     for keyword in call.keywords:
-        value = UNKNOWN if keyword.arg is None else _literal(keyword.value, code)
+        value = code.values.of(keyword.value)
+        if keyword.arg is None and isinstance(value, dict):
+            found |= {str(key): item for key, item in value.items()}
+            continue
+        value = UNKNOWN if keyword.arg is None else value
         rule = find_rule(rules or {}, str(keyword.arg))
         if value is UNKNOWN and rule is not None and rule.status == "ignored":
             code.keys.append(KeyReport(f"{called}.{keyword.arg}", "ignored", rule.why))
         elif value is UNKNOWN:
             code.keys.append(KeyReport(f"{called}({keyword.arg or '**'})", "unknown", "not a literal"))
-            code.warnings.append(f"{called}({keyword.arg or '**'}) is not a literal: its default is assumed")
+            code.warnings.append(
+                f"{called}({keyword.arg or '**'}) is {_shown(keyword.value)}, not a literal: its default is "
+                "assumed"
+            )
         else:
             found[str(keyword.arg)] = value
     return found
+
+
+def _shown(node: ast.expr) -> str:
+    try:
+        return shorten(ast.unparse(node), 40)
+    except (RecursionError, ValueError):
+        return "an expression"
 
 
 def _take(rules: dict[str, Rule], call: ast.Call, code: Code, called: str) -> bool:
@@ -159,8 +113,7 @@ def _take(rules: dict[str, Rule], call: ast.Call, code: Code, called: str) -> bo
 
 
 def _from_pretrained(call: ast.Call, code: Code, called: str) -> bool:
-    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-    owner_name = getattr(owner, "id", getattr(owner, "attr", ""))
+    owner_name = _owner(call)
     if "Model" not in owner_name or "Peft" in owner_name:
         return False
     named = [
@@ -168,12 +121,44 @@ def _from_pretrained(call: ast.Call, code: Code, called: str) -> bool:
         for keyword in call.keywords
         if keyword.arg in ("pretrained_model_name_or_path", "model_name")
     ]
-    first = next(iter([*call.args, *named]), None)
-    model = UNKNOWN if first is None else _literal(first, code)
+    _model(next(iter([*call.args, *named]), None), code, "from_pretrained(model)")
+    if "Classification" in owner_name:
+        code.warnings.append(
+            f"{owner_name}: a classification head is not modeled: the logits of the whole vocabulary are "
+            "counted, so the prediction is on the high side"
+        )
+    return _take(PRETRAINED, call, code, "from_pretrained")
+
+
+def _model(node: ast.expr | None, code: Code, key: str) -> None:
+    """The model that an argument names; where only a launch line would say it, which expression it is."""
+    model = code.values.of(node)
     if isinstance(model, str):
         code.facts.setdefault("_model", model)
-        code.keys.append(KeyReport("from_pretrained(model)", "used", "the model"))
-    return _take(PRETRAINED, call, code, "from_pretrained")
+        code.keys.append(KeyReport(key, "used", "the model"))
+    elif node is not None and not code.model_from:
+        code.model_from = _shown(node)
+
+
+def _get_peft_model(call: ast.Call, code: Code, called: str) -> bool:
+    """Unsloth's FastLanguageModel.get_peft_model takes the words of a LoraConfig; PEFT's own takes one."""
+    if not call.keywords or not isinstance(call.func, ast.Attribute) or _owner(call) == "peft":
+        return False
+    facts = _arguments(call, code, called, ADAPTER)
+    checkpointing = facts.pop("use_gradient_checkpointing", None)
+    if checkpointing is not None:
+        code.facts["_checkpointing"] = bool(checkpointing)
+    code.facts["_peft"] = True
+    found, keys, warnings = walk(ADAPTER, facts, f"{called}.")
+    code.facts |= found
+    code.keys += keys
+    code.warnings += warnings
+    return True
+
+
+def _owner(call: ast.Call) -> str:
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+    return str(getattr(owner, "id", getattr(owner, "attr", "")))
 
 
 def _adapter(call: ast.Call, code: Code, called: str) -> bool:
@@ -196,7 +181,8 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
     arguments = _arguments(call, code, called)
     code.facts["_kbit"] = True
     if arguments.get("use_gradient_checkpointing", True):
-        kwargs = arguments.get("gradient_checkpointing_kwargs") or {}
+        key = "gradient_checkpointing_kwargs"
+        kwargs = hf.keyword_arguments(f"{called}({key})", arguments.get(key) or {})
         code.facts.setdefault(
             "_kbit_checkpointing", "reentrant" if kwargs.get("use_reentrant", True) else "non_reentrant"
         )
@@ -206,27 +192,42 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
 
 def _enable(call: ast.Call, code: Code, called: str) -> bool:
     code.facts["_checkpointing"] = True
-    kwargs = _arguments(call, code, called).get(f"{called.removesuffix('_enable')}_kwargs")
+    key = f"{called.removesuffix('_enable')}_kwargs"
+    kwargs = _arguments(call, code, called).get(key)
     if kwargs:
-        code.facts["_checkpointing_kwargs"] = kwargs
+        code.facts["_checkpointing_kwargs"] = hf.keyword_arguments(f"{called}({key})", kwargs)
     code.keys.append(KeyReport(f"{called}()", "used"))
     return True
 
 
 def _training(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_trainer"] = (
-        "trl"
-        if called.startswith(("SFT", "DPO", "KTO", "GRPO", "ORPO"))
-        else code.facts.get("_trainer", "hf")
-    )
+    code.facts["_trainer"] = "trl" if called.startswith(PREFERENCES) else code.facts.get("_trainer", "hf")
     if called not in ("SFTConfig", "TrainingArguments", "Seq2SeqTrainingArguments"):
-        code.warnings.append(f"{called}: the models and the loss beside the trained one are not modeled")
+        _beside(code, called)
     return _take(trl.RULES if code.facts["_trainer"] == "trl" else hf.RULES, call, code, called)
 
 
 def _trainer(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_trainer"] = "trl" if called.startswith("SFT") else code.facts.get("_trainer", "hf")
-    return False  # its arguments are made elsewhere: by itself it says only which stack trains
+    """Which stack trains, and the model where a trainer is given its name: SFTTrainer(model="...")."""
+    ours = called in ("Trainer", "Seq2SeqTrainer")
+    code.facts["_trainer"] = code.facts.get("_trainer", "hf") if ours else "trl"
+    if called not in ("Trainer", "Seq2SeqTrainer", "SFTTrainer"):
+        _beside(code, called)
+    named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
+    first = next(iter([*named, *call.args]), None)
+    if isinstance(code.values.of(first), str):
+        _model(first, code, f"{called}(model)")
+        return True
+    return False  # its other arguments are made elsewhere
+
+
+def _beside(code: Code, called: str) -> None:
+    said = (
+        f"{called}: the models, the rows and the loss beside the trained one's are not modeled: it needs at "
+        "least this"
+    )
+    if not any("models, the rows and the loss beside" in warning for warning in code.warnings):
+        code.warnings.append(said)
 
 
 _OPTIMIZERS = {
@@ -247,12 +248,13 @@ _OPTIMIZERS = {
 
 def _optimizer(call: ast.Call, code: Code, called: str) -> bool:
     name = _OPTIMIZERS[called]
-    fused = any(k.arg == "fused" and _literal(k.value, code) is True for k in call.keywords)
+    fused = any(k.arg == "fused" and code.values.of(k.value) is True for k in call.keywords)
     code.facts["optimizer"] = "adamw_torch_fused" if fused and name == "adamw_torch" else name
     code.keys.append(KeyReport(f"{called}()", "used"))
     return True
 
 
+PREFERENCES = ("SFT", "DPO", "KTO", "GRPO", "ORPO", "CPO", "RLOO", "Reward", "PRM", "GKD", "OnlineDPO", "BCO")
 READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     "from_pretrained": _from_pretrained,
     "BitsAndBytesConfig": lambda call, code, called: _take(QUANTIZATION, call, code, called),
@@ -263,14 +265,12 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
         (
             "TrainingArguments",
             "Seq2SeqTrainingArguments",
-            "SFTConfig",
-            "DPOConfig",
-            "KTOConfig",
-            "GRPOConfig",
+            *(f"{word}Config" for word in PREFERENCES),
         ),
         _training,
     ),
-    **dict.fromkeys(("Trainer", "SFTTrainer", "Seq2SeqTrainer"), _trainer),
+    **dict.fromkeys(("Trainer", "Seq2SeqTrainer", *(f"{word}Trainer" for word in PREFERENCES)), _trainer),
+    "get_peft_model": _get_peft_model,
     **dict.fromkeys(_OPTIMIZERS, _optimizer),
     "half": _sets(weight_dtype="float16"),
 }
@@ -303,9 +303,11 @@ def _finish(code: Code, name: str) -> Imported:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
     elif "_checkpointing" not in facts and stack == "raw":
         fields["checkpointing"] = "none"
-    if "max_seq_length" in facts:
-        fields["sequence_length"] = integer("max_seq_length", facts["max_seq_length"])
-    return Imported("python", name, facts.get("_model"), fields, code.keys, code.warnings)
+    if "_length" in facts:
+        fields["sequence_length"] = facts["_length"]
+    notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
+    known = facts.get("_model")
+    return Imported("python", name, known, fields, code.keys, code.warnings, [] if known else notes)
 
 
 def _method(facts: Facts, four_bit: bool) -> dict[str, Any]:

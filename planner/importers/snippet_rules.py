@@ -7,13 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.importers import peft
-from memplan.planner.importers.rules import DTYPES, Rule, ignored, not_modelled, redacted, use
-from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.importers.rules import DTYPES, Rule, ignored, integer, not_modelled, use
+from memplan.planner.tables.errors import UsageError, shown
 
 
 def _dtype(key: str, value: Any) -> str | None:
     if str(value) not in DTYPES:
-        raise UsageError(f"{key} is {shorten(redacted(str(value)), 40)}: expected a torch dtype")
+        raise UsageError(f"{key} is {shown(value)}: expected a torch dtype")
     return DTYPES[str(value)]
 
 
@@ -37,6 +37,9 @@ PRETRAINED: dict[str, Rule] = {
     "load_in_4bit": use("_four_bit", lambda key, value: bool(value)),
     "load_in_8bit": use("_eight_bit", lambda key, value: bool(value)),
     "device_map": Rule("ignored", why="one card is assumed"),
+    "max_seq_length": use("_length", integer),
+    "full_finetuning": not_modelled("every parameter is trained, in Unsloth's own way"),
+    "fast_inference": not_modelled("a generation engine beside the trainer", errs="low"),
     "use_cache": Rule("ignored", why="checkpointing turns the cache off, and a loss needs none"),
     "max_memory": not_modelled("layers on the CPU or on other cards"),
     "offload_folder": not_modelled("layers on disk"),
@@ -46,8 +49,14 @@ PRETRAINED: dict[str, Rule] = {
         """
         trust_remote_code revision token use_auth_token cache_dir low_cpu_mem_usage use_safetensors local_files_only config
         pretrained_model_name_or_path force_download subfolder variant padding_side use_fast add_eos_token model_max_length legacy
-        offload_state_dict num_labels
+        offload_state_dict num_labels model_name max_lora_rank gpu_memory_utilization random_state
     """,
     ),
 }
-ADAPTER: dict[str, Rule] = {**peft.LORA, "task_type": Rule("ignored", why="the head of the model")}
+ADAPTER: dict[str, Rule] = {
+    **peft.LORA,
+    "task_type": Rule("ignored", why="the head of the model"),
+    **ignored(
+        "Unsloth's own: a seed, and the length that the model was loaded with", "random_state max_seq_length"
+    ),
+}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from memplan.planner.inputs.validation_text import refusal
-from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.errors import UsageError, shown
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -49,7 +49,7 @@ def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
         schema = _model(record).model_json_schema()["properties"].get(key)
         if schema is None:
             raise UsageError(f"{key} is no setting") from None
-        raise UsageError(refusal(key, schema, shorten(repr(values.get(key))))) from None
+        raise UsageError(refusal(key, schema, shown(values.get(key)))) from None
     return {name: getattr(found, name) for name in values}
 
 

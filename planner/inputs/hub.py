@@ -8,7 +8,6 @@ repository is run. `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -17,11 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.inputs.jsonfile import MOST_BYTES, read_json
+from memplan.planner.inputs.download import DEADLINE, fetch, keep
+from memplan.planner.inputs.jsonfile import MOST_BYTES, parse_json, read_json
+from memplan.planner.inputs.textfile import open_regular
 from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError, shorten
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}")
-LARGEST_HEADER = 100 * 2**20  # the safetensors format's own limit
+LARGEST_HEADER = 32 * 2**20
+"""Bytes of a safetensors header: 200,000 tensors; the format itself allows 100 MB."""
+MOST_VALUES = 2_000_000
+MOST_DIMENSIONS = 64
+"""Dimensions of a tensor: more than any operation of torch takes."""
 SECONDS = 10.0  # to wait for the hub's first word
 DTYPES = {
     "BF16": "bfloat16",
@@ -67,8 +72,8 @@ def find_config(repository: str) -> tuple[dict[str, Any], str]:
         return _with_dtype(
             read_json(cached), lambda: list(cached_tensors(repository))
         ), f"Hugging Face cache ({repository})"
-    path = download(repository, "config.json")
-    return _with_dtype(read_json(path), list), f"Hugging Face hub ({repository})"
+    content = download(repository, "config.json")
+    return _with_dtype(_config(repository, content), list), f"Hugging Face hub ({repository})"
 
 
 def parameters_by_dtype(tensors: list[StoredTensor]) -> dict[str, int]:
@@ -143,23 +148,27 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
     Format: 8 bytes little-endian length, then that many bytes of JSON (safetensors 0.8, format
     documentation).
     """
+    name = shorten(path.name)
+    with open_regular(path) as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= LARGEST_HEADER:
+            raise UsageError(f"'{name}' is not a safetensors file")
+        content = file.read(length)
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= LARGEST_HEADER:
-                raise UsageError(f"'{shorten(path.name)}' is not a safetensors file")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError):
-        raise UsageError(f"'{shorten(path.name)}' has no readable safetensors header") from None
-    for name, entry in _mapping(header).items():
-        if name != "__metadata__":
+        header = parse_json(content.decode("utf-8"), name, MOST_VALUES)
+    except ValueError:
+        raise UsageError(f"'{name}' has no readable safetensors header") from None
+    for tensor, entry in _mapping(header).items():
+        if tensor != "__metadata__":
             shape, dtype = _mapping(entry).get("shape"), _mapping(entry).get("dtype")
-            if not isinstance(shape, list) or not all(
-                isinstance(size, int) and 0 <= size < 2**40 for size in shape
+            if (
+                not isinstance(shape, list)
+                or len(shape) > MOST_DIMENSIONS
+                or not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape)
             ):
-                raise UsageError(f"'{shorten(path.name)}' has a tensor without a shape")
-            yield StoredTensor(str(name), DTYPES.get(str(dtype), str(dtype)), tuple(shape))
+                raise UsageError(f"'{name}' has a tensor without a shape")
+            yield StoredTensor(str(tensor), DTYPES.get(str(dtype), shorten(str(dtype))), tuple(shape))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -188,27 +197,34 @@ def offline() -> bool:
     )
 
 
-def download(repository: str, name: str) -> Path:
-    """One small file of a repository through the real client, into its cache. Raises NetworkError naming the
-    remedy.
+def download(repository: str, name: str) -> bytes:
+    """One small file of a repository through the real client's session, kept in its cache. Raises
+    NetworkError naming the remedy, UsageError for a file larger than a config can be.
     """
     client = _client(repository)
     endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
     try:
         url = client.hf_hub_url(repository, name, endpoint=endpoint)
-        size = client.get_hf_file_metadata(url, token=token, timeout=SECONDS, endpoint=endpoint).size
-        if size is not None and size > MOST_BYTES:
-            raise UsageError(
-                f"{repository}: {name} has {size:,} bytes, more than a config of at most {MOST_BYTES:,} can "
-                "have"
-            )
-        return Path(
-            client.hf_hub_download(repository, name, token=token, endpoint=endpoint, etag_timeout=SECONDS)
-        )
-    except MemplanError:
-        raise
+        found = fetch(client, url, token, MOST_BYTES, SECONDS)
+    except MemplanError as error:
+        raise type(error)(f"{repository}: {name} {error}") from None
     except Exception as error:  # the client's errors come from several libraries: each ends as one message
         raise explain(repository, name, error) from None
+    keep(cache_folder(), repository, name, found)
+    return found.content
+
+
+def _config(repository: str, content: bytes) -> dict[str, Any]:
+    """The config.json that the hub sent. NetworkError where it is none: a proxy or a login page answered."""
+    try:
+        value = parse_json(content.decode("utf-8-sig"), f"config.json of {repository}", infinity=True)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise NetworkError(
+            f"{repository}: what {_endpoint()} sent as config.json is not a JSON object: try again"
+        )
+    return value
 
 
 def _client(repository: str) -> Any:
@@ -223,7 +239,7 @@ def _client(repository: str) -> Any:
     except ImportError:
         raise UsageError(
             f"{repository} is neither in the catalog nor in the local cache, and asking the hub needs: "
-            "pip install 'memplan[hub]'; or give the path of its config.json"
+            "pip install huggingface_hub; or give the path of its config.json"
         ) from None
     return huggingface_hub
 
@@ -263,6 +279,8 @@ def explain(repository: str, name: str, error: BaseException) -> NetworkError:
     if isinstance(error, errors.NotASafetensorsRepoError):
         return NetworkError(f"{where}: it has no safetensors files")
     word = type(error).__name__
+    if word == "DeadlineTimeout":
+        return NetworkError(f"{where}: {_endpoint()} sent no whole answer within {DEADLINE:.0f} seconds")
     if "Timeout" in word:
         return NetworkError(f"{where}: {_endpoint()} did not answer within {SECONDS:.0f} seconds")
     if "Connect" in word or "Network" in word:

@@ -10,17 +10,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from memplan.planner.inputs import names as spellings
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.jsonfile import read_json
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.tables.errors import NetworkError, UsageError, nearest, shorten, unknown
+from memplan.planner.tables.errors import NetworkError, UsageError, shorten, shown
 
 CATALOG = Path(__file__).parent / "catalog"
 INDEX = (
     "index.json"  # file stem -> {"ids": [Hugging Face ids], "aliases": [other names], "parameters": total}
 )
-# An entry is a config.json as its publisher has it, plus, where something must be said of it, {"memplan":
-# {"note": ...}}.
+# An entry is a config.json as its publisher has it, plus "memplan": a "note" where something must be said of
+# it, the "source" of its numbers, and the total that is "published" for it elsewhere.
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
     if isinstance(model, Path):
         return _from_path(model)
     if not isinstance(model, str) or not model.strip():
-        raise UsageError(f"model {shorten(repr(model))}: expected a name, a path, a dict or a ModelSpec")
+        raise UsageError(f"model {shown(model)}: expected a name, a path, a dict or a ModelSpec")
     text = model.strip()
-    if _looks_like_path(text):
+    address = None if "\0" in text else spellings.hub_address(text)
+    if address is None and _looks_like_path(text):
         return _from_path(_expanded(text))
+    text = address or text
     found = from_catalog(text)
     if found is not None:
         return found
@@ -68,22 +71,35 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
         return _from_hub(text)
     if _is_folder(text):
         return _from_path(_expanded(text))
-    raise unknown(
-        "model", text, names(), hint="A path to a config.json and a Hugging Face id (org/name) work too."
-    )
+    raise spellings.refusal(text, _index())
 
 
 def from_catalog(text: str) -> Model | None:
-    """The catalog's entry under a file name, an alias or a Hugging Face id, in any case; None where there
-    is none.
+    """The catalog's entry under a file name, an alias or a Hugging Face id, in any case, or under the name of
+    a variant that has the same architecture, which its note then says; None where there is none.
     """
     key = text.strip().lower().replace("_", "-").replace(" ", "-")
     stem = key if _is_entry(key) else _by_alias().get(text.strip().lower(), _by_alias().get(key))
-    if stem is None:
+    if stem is not None:
+        return _entry(stem)
+    account, slash, name = text.strip().rpartition("/")
+    if slash and (account.lower() not in _publishers() or _is_cached(text.strip())):
         return None
+    found = spellings.variant(name, _spelled())
+    return None if found is None else _entry(found.entry, found.note(text.strip()))
+
+
+def _entry(stem: str, note: str = "") -> Model:
     config = read_json(CATALOG / f"{stem}.json")
-    note = config.pop("memplan", {}).get("note", "")
-    return Model(stem, config, f"catalog ({stem}.json)", note)
+    own = config.pop("memplan", {}).get("note", "")
+    return Model(stem, config, f"catalog ({stem}.json)", "; ".join(filter(None, (note, own))))
+
+
+def _is_cached(text: str) -> bool:
+    """Whether the local Hugging Face cache has the repository's own config.json, which is the better word."""
+    from memplan.planner.inputs.hub import REPOSITORY, cached_file
+
+    return REPOSITORY.fullmatch(text) is not None and cached_file(text, "config.json") is not None
 
 
 def index() -> dict[str, dict[str, Any]]:
@@ -155,7 +171,9 @@ def _from_hub(text: str) -> Model:
     try:
         config, source = find_config(text)
     except NetworkError as error:
-        close = nearest(text, (name for row in _index().values() for name in row["ids"]))
+        close = spellings.suggestions(
+            text.partition("/")[2], (row["ids"][0] for row in _index().values() if row["ids"])
+        )
         raise (NetworkError(f"{error}. The catalog has {', '.join(close)}") if close else error) from None
     return Model(text, config, source)
 
@@ -176,5 +194,28 @@ def _index() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def _spelled() -> dict[str, str]:
+    return spellings.table(_index())
+
+
+@cache
+def _publishers() -> frozenset[str]:
+    return spellings.publishers(_index())
+
+
+@cache
 def _by_alias() -> dict[str, str]:
     return {name.lower(): stem for stem, row in _index().items() for name in (*row["ids"], *row["aliases"])}
+
+
+def named(text: str) -> Model:
+    """`find` for a name alone, a catalog entry or a Hugging Face id: no path of this machine is looked at.
+    Raises UsageError, NetworkError.
+    """
+    text = text.strip()
+    found = from_catalog(text)
+    if found is not None:
+        return found
+    if text.count("/") == 1:
+        return _from_hub(text)
+    raise spellings.refusal(text, _index())

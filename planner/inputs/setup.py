@@ -254,7 +254,11 @@ def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
     """
     from memplan.planner.inputs.checking import check
 
-    return Setup(**check(Setup, values), origins=dict(origins))
+    found = check(Setup, values)
+    for name, table in (("method", METHODS), ("recipe", RECIPES)):
+        if found[name] not in table:
+            raise unknown(name, found[name], table)
+    return Setup(**found, origins=dict(origins))
 
 
 def _consistent(setup: Setup) -> Setup:

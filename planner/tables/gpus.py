@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from memplan.planner.tables.errors import UsageError, shorten, unknown
-from memplan.planner.tables.units import MIB, parse_size
+from memplan.planner.tables.units import MIB, gib, parse_size
 
 UNVERIFIED = ("amd", "apple")
 """Vendors whose cards nobody has measured for this project: their capacities and kernels are unverified."""
+SOLD = "sold"
+"""The kind of a GPU that is named by the size that it is sold with."""
+_SOLD_AS = ("datacenter", "workstation", "consumer")
+_SERIES = ("rtx-", "gtx-", "rx-", "jetson-", "apple-")
 _NOISE = ("nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "graphics", "generation")
 
 
@@ -120,7 +124,7 @@ def _names() -> dict[str, str]:
     short: dict[str, set[str]] = {}
     for gpu in gpus().values():
         for word in (gpu.name, *gpu.aliases):
-            for prefix in ("rtx-", "gtx-", "rx-", "jetson-", "apple-"):
+            for prefix in _SERIES:
                 if word.startswith(prefix):
                     short.setdefault(_plain(word.removeprefix(prefix)), set()).add(gpu.name)
     return names | {
@@ -131,24 +135,89 @@ def _names() -> dict[str, str]:
 def _plain(text: str) -> str:
     """A card's name without case, separators and vendors' words: 'NVIDIA GeForce RTX 4090' -> 'rtx4090'."""
     words = re.split(r"[\s_\-/]+", text.strip().lower())
-    return "".join(word for word in words if word not in _NOISE)
+    joined = "".join(word for word in words if word not in _NOISE)
+    return re.sub(r"(?<=\d)gi?$", "gb", joined)  # "a100 40g"
 
 
 def find_gpu(text: str) -> Gpu:
-    """The card of that name or alias, this machine's (`local`), or a size such as 23.5GiB as a budget. Raises
-    UsageError.
+    """The card of that name or alias, this machine's (`local`), a GPU sold with so many GB (24, 24G, 24GB),
+    or any other size such as 23.5GiB as a budget. Raises UsageError.
     """
     if text.strip().lower() == "local":
         return local_gpu()
     name = _names().get(_plain(text))
     if name is not None:
         return gpus()[name]
-    if re.match(r"\s*[0-9.]+\s*[kmgt]?i?b?\s*$", text, re.IGNORECASE):
-        return budget(text)
-    several = [name for name in gpus() if _plain(text) and _plain(name).startswith(_plain(text))]
+    found = _sold(text) or _with_its_size(text) or _apple(text)
+    if found is not None:
+        return found
+    counted = re.fullmatch(r"\s*(\d{1,4})\s*[x*\u00d7]\s*(\S.*)", text[:200], re.IGNORECASE)
+    if counted:
+        one = find_gpu(counted.group(2)).name
+        raise UsageError(f"GPU '{shorten(text)}': write --gpu {one} --gpus {int(counted.group(1))}")
+    plain = _plain(text)
+    several = [name for name in gpus() if plain and any(short.startswith(plain) for short in _short(name))]
     if 2 <= len(several) <= 6:
         raise UsageError(f"GPU '{shorten(text)}' could be {' or '.join(several)}: say which")
+    if re.match(r"\s*[0-9.]+\s*[kmgt]?i?b?\s*$", text, re.IGNORECASE):
+        return budget(text)
     raise unknown("GPU", text, gpus(), "(memplan list gpus shows all; a size such as 23.5GiB is a budget)")
+
+
+def said_of(gpu: Gpu) -> str:
+    """What the output says of a GPU that is named by a size alone; empty for every other."""
+    return gpu.source if gpu.kind == SOLD else ""
+
+
+def _short(name: str) -> tuple[str, ...]:
+    """The plain forms of a card's name, with and without the series' word in front."""
+    return tuple({_plain(name), *(_plain(name.removeprefix(word)) for word in _SERIES)})
+
+
+def _sold(text: str) -> Gpu | None:
+    """A GPU sold with so many GB, of the smallest usable size of those in the table; memory that is shared
+    with the operating system (boards, Apple) is not sold as a GPU's.
+    """
+    match = re.fullmatch(r"\s*(\d{1,4}(?:\.\d+)?)\s*(?:gb?)?\s*", text, re.IGNORECASE)
+    size = float(match.group(1)) if match else None
+    sold = [g for g in gpus().values() if g.marketing_gb == size and g.kind in _SOLD_AS]
+    if not sold:
+        return None
+    least = min(gpu.usable_bytes for gpu in sold)
+    like = max((gpu for gpu in sold if gpu.usable_bytes == least), key=lambda gpu: gpu.capability or (0, 0))
+    context = _file()["context"]
+    said = f"a GPU sold as {size:g} GB, of the smallest usable size: {gib(least)}, such as {like.name}"
+    return Gpu(f"{size:g}gb", least, context["bytes"], said, context["source"], SOLD, size)
+
+
+def _with_its_size(text: str) -> Gpu | None:
+    """'rtx 4090 24gb': a card with the size that it is sold with. Raises UsageError where it is another."""
+    match = re.fullmatch(r"(\S.*?)[\s_-]*(?<!\d)(\d{1,3})\s*gi?b?", text.strip()[:100], re.IGNORECASE)
+    name = _names().get(_plain(match.group(1))) if match else None
+    if match is None or name is None:
+        return None
+    gpu = gpus()[name]
+    if gpu.marketing_gb != int(match.group(2)):
+        raise UsageError(f"{name} is sold with {gpu.marketing_gb:g} GB, not {match.group(2)} GB")
+    return gpu
+
+
+def _apple(text: str) -> Gpu | None:
+    """An Apple chip with its memory ('m3 max 36gb'), by the rule of those in the table. Raises UsageError
+    where the memory is not said: a chip is sold with many sizes.
+    """
+    match = re.fullmatch(r"(?:apple)?(m[1-9])(pro|max|ultra)?(\d{1,3})?(?:gb)?", _plain(text))
+    if match is None:
+        return None
+    chip = "-".join(part for part in match.groups()[:2] if part)
+    if match.group(3) is None:
+        raise UsageError(
+            f"GPU '{shorten(text)}' is sold with many sizes of memory: write yours, such as --gpu {chip}-64gb"
+        )
+    size, context = int(match.group(3)), _file()["context"]
+    usable = size * 10**9 * 75 // 100
+    name = f"apple-{chip}-{size}gb"
+    return Gpu(name, usable, context["bytes"], "derived-unified", context["source"], "apple", size)
 
 
 def budget(text: str) -> Gpu:

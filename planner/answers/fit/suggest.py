@@ -159,8 +159,8 @@ CHANGES: tuple[Change, ...] = (
 
 
 def changed(setup: Setup, fields: Fields) -> Setup:
-    """`setup` with `fields`, where what nobody chose follows the new method's and recipe's defaults. Raises
-    UsageError.
+    """`setup` with `fields`, where what nobody chose follows the new method's and recipe's defaults. The GPU
+    and the device stay, whoever chose them: no default of a method is one. Raises UsageError.
     """
     chosen = {name: getattr(setup, name) for name, origin in setup.origins.items() if origin in CHOSEN}
     follows = {"optimizer_mode"} if "optimizer" in fields else set()
@@ -169,6 +169,8 @@ def changed(setup: Setup, fields: Fields) -> Setup:
         "sequence_length": setup.sequence_length,
         "recipe": setup.recipe,
         "method": setup.method,
+        "gpu": setup.gpu,
+        "device": setup.device,
         **keep,
         **fields,
     }

@@ -6,7 +6,7 @@ tuners/adalora/{layer,bnb}.py, tuners/ia3/layer.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from memplan.planner.formula.forward.base import KINDS, base
 from memplan.planner.formula.forward.context import Context
@@ -167,14 +167,17 @@ def merged(w: Context, name: str, prefix: str) -> Tensor:
         )
 
 
-def orthogonality(w: Context, prefix: str) -> Tensor | None:
-    """AdaLoRA's regularization of one layer: norm(P P^T - I) of each lora_A and lora_B (peft 0.21
-    tuners/adalora/model.py forward).
+def orthogonality(w: Context, layers: Iterable[Linear], prefix: str = "") -> Tensor | None:
+    """AdaLoRA's regularization of the adapters on `layers`: norm(P P^T - I) of each lora_A and lora_B (peft
+    0.21 tuners/adalora/model.py forward); None where none of them has one.
     """
     loss: Tensor | None = None
-    for name, adapter in w.parameter_table.adapters.items():
+    for layer in layers:
+        adapter = w.parameter_table.adapters.get(layer.name)
+        if adapter is None:
+            continue
         for short in ("lora_A", "lora_B"):
-            size = _distance(w, w.weight(f"{prefix}{name}.{short}"), adapter.tensor("lora_A").shape[0])
+            size = _distance(w, w.weight(f"{prefix}{layer.name}.{short}"), adapter.tensor("lora_A").shape[0])
             loss = size if loss is None else add(w.t, loss, size, "regularization")
     return loss
 

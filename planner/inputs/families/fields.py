@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from memplan.planner.tables.errors import UsageError, nearest, shorten
+from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
 
 MOST_SIZE = 10**8  # the largest vocabulary or width that is believed
 MOST_LAYERS = 10_000
@@ -60,7 +60,7 @@ class Fields:
             raise UsageError(
                 f"config of '{shorten(self.name)}': key {key} is missing, expected {expected}{hint}"
             )
-        raise UsageError(f"config of '{shorten(self.name)}': {key} = {_shown(value)}, expected {expected}")
+        raise UsageError(f"config of '{shorten(self.name)}': {key} = {shown(value)}, expected {expected}")
 
     def size(
         self,
@@ -211,13 +211,3 @@ class Fields:
         if text not in ("float32", "float16", "bfloat16"):
             self.refuse("dtype", value, "float32, float16 or bfloat16")
         return str(text)
-
-
-def _shown(value: object) -> str:
-    """A value in a message: short, and safe for an integer of a million digits."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
-        return f"about {'-' if value < 0 else ''}10^{value.bit_length() * 30103 // 100000}"
-    try:
-        return shorten(repr(value), 60)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"

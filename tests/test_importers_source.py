@@ -1,0 +1,320 @@
+"""Scripts, notebooks, shell files and texts as people have them: what is written in them is read, what is not
+is named, and nothing runs.
+"""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from memplan.planner.importers.anyfile import read_file
+from memplan.planner.importers.launch import read_launch
+from memplan.planner.importers.rules import Imported
+from memplan.planner.importers.shell import launch_lines
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.errors import UsageError
+
+HEAD = "from transformers import AutoModelForCausalLM, TrainingArguments\nfrom peft import LoraConfig\n"
+CALLS = """
+model = AutoModelForCausalLM.from_pretrained({model})
+lora = LoraConfig(r={rank}, target_modules="all-linear")
+args = TrainingArguments(output_dir="o", per_device_train_batch_size={batch}, bf16=True)
+"""
+
+
+def read(tmp_path: Path, text: str, name: str = "train.py") -> Imported:
+    path = tmp_path / name
+    path.write_text(text)
+    return read_file(path)
+
+
+SETTINGS = {
+    "constants": ("MODEL, N = 'a/b', 4\nRANK: int = 2 * N\n", "'a/b'", "RANK", "N"),
+    "a dataclass": (
+        "@dataclass\nclass Args:\n    model: str = 'a/b'\n    rank: int = 8\n    batch: int = field(default=4)\n"
+        "args = Args()\n",
+        "args.model",
+        "args.rank",
+        "args.batch",
+    ),
+    "a dataclass with keywords": (
+        "@dataclass\nclass Args:\n    model: str\n    rank: int = 1\n    batch: int = 4\n"
+        "args = Args(model='a/b', rank=8)\n",
+        "args.model",
+        "args.rank",
+        "args.batch",
+    ),
+    "argparse": (
+        "p = ArgumentParser()\np.add_argument('--model-name', default='a/b')\np.add_argument('--lora_r', "
+        "type=int, default=8)\np.add_argument('-b', '--batch', dest='bs', default=4)\nargs = p.parse_args()\n",
+        "args.model_name",
+        "args.lora_r",
+        "args.bs",
+    ),
+    "a namespace": (
+        "args = SimpleNamespace(model='a/b', rank=8, batch=4)\n",
+        "args.model",
+        "args.rank",
+        "args.batch",
+    ),
+    "a class of settings": (
+        "class CFG:\n    model = 'a/b'\n    rank = 8\n    batch = 4\n",
+        "CFG.model",
+        "CFG.rank",
+        "CFG.batch",
+    ),
+    "a dictionary": (
+        "config = {'model': 'a/b', 'lora': {'r': 8}, 'batch': 4}\n",
+        "config['model']",
+        "config['lora']['r']",
+        "config.get('batch', 1)",
+    ),
+    "the environment": (
+        "MODEL = os.environ.get('MODEL', 'a/b')\nRANK = int(os.getenv('RANK', '8'))\n",
+        "MODEL",
+        "RANK",
+        "int(4)",
+    ),
+    "texts and choices": (
+        "org, size, big = 'a', 'b', True\n",
+        "f'{org}/{size}'",
+        "8 if big else 2",
+        "None or 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_values_from_where_scripts_have_them(tmp_path, settings):
+    before, model, rank, batch = SETTINGS[settings]
+    if settings == "constants":
+        before = "N = 4\nRANK: int = 2 * N\n"
+    imported = read(tmp_path, HEAD + before + CALLS.format(model=model, rank=rank, batch=batch))
+    assert (imported.model, imported.fields["rank"], imported.fields["micro_batch"]) == ("a/b", 8, 4)
+    assert not imported.by_status("unknown")
+
+
+def test_a_parameter_with_a_default_is_its_default(tmp_path):
+    text = (
+        HEAD
+        + "def train(r: int = 8, *, batch=4, name: str = typer.Option('a/b')):\n"
+        + "".join(
+            f"    {line}\n" for line in CALLS.format(model="name", rank="r", batch="batch").splitlines()
+        )
+    )
+    imported = read(tmp_path, text)
+    assert (imported.model, imported.fields["rank"], imported.fields["micro_batch"]) == ("a/b", 8, 4)
+
+
+def test_what_only_a_caller_says_is_named_and_never_a_word(tmp_path):
+    imported = read(
+        tmp_path,
+        HEAD
+        + "model = AutoModelForCausalLM.from_pretrained(args.model_name, attn_implementation=args.attention)\n"
+        + "lora = LoraConfig(r=args.rank, task_type=TaskType.CAUSAL_LM)\n"
+        + "t = TrainingArguments(output_dir='o', per_device_train_batch_size=args.batch, bf16=True)\n",
+    )
+    assert imported.model is None and imported.notes == [
+        "the model is args.model_name, which only its caller says"
+    ]
+    assert imported.fields["rank"] == 8 and imported.fields["micro_batch"] == 8, "the libraries' defaults"
+    assert "LoraConfig(r) is args.rank, not a literal: its default is assumed" in imported.warnings
+    assert {report.key for report in imported.by_status("unknown")} == {
+        "from_pretrained(attn_implementation)",
+        "LoraConfig(r)",
+        "TrainingArguments(per_device_train_batch_size)",
+    }
+
+
+def test_a_name_with_two_values_is_not_known(tmp_path):
+    text = HEAD + "r = 4\nif big:\n    r = 8\n" + CALLS.format(model="'a/b'", rank="r", batch=1)
+    assert {report.key for report in read(tmp_path, text).by_status("unknown")} == {"LoraConfig(r)"}
+
+
+@pytest.mark.parametrize("trainer", ["SFTTrainer", "GRPOTrainer", "DPOTrainer", "RewardTrainer"])
+def test_a_trainer_is_given_the_models_name(tmp_path, trainer):
+    text = f"t = {trainer}(model='Qwen/Qwen3-8B', peft_config=LoraConfig(r=16), train_dataset=data)\n"
+    imported = read(tmp_path, text)
+    assert imported.model == "Qwen/Qwen3-8B" and imported.fields["recipe"] == "trl"
+    assert any("needs at least this" in warning for warning in imported.warnings) == (trainer != "SFTTrainer")
+
+
+def test_an_unsloth_script_has_its_own_length_and_targets(tmp_path):
+    imported = read(
+        tmp_path,
+        "from unsloth import FastLanguageModel, is_bfloat16_supported\nn = 4096\n"
+        "model, tok = FastLanguageModel.from_pretrained(model_name='unsloth/Qwen3-8B', max_seq_length=n, "
+        "load_in_4bit=True)\n"
+        "model = FastLanguageModel.get_peft_model(model, r=32, lora_alpha=32, random_state=1, "
+        "target_modules=['q_proj', 'o_proj'], use_gradient_checkpointing='unsloth')\n"
+        "t = SFTTrainer(model=model, args=SFTConfig(per_device_train_batch_size=2, optim='adamw_8bit', "
+        "fp16=not is_bfloat16_supported(), bf16=is_bfloat16_supported()))\n",
+    )
+    fields = imported.fields
+    assert imported.model == "unsloth/Qwen3-8B" and fields["method"] == "qlora" and fields["rank"] == 32
+    assert fields["sequence_length"] == 4096 and tuple(fields["targets"]) == ("q_proj", "o_proj")
+    assert fields["autocast"] == "bfloat16" and fields["checkpointing"] != "none"
+    resolve({}, imported=fields)
+
+
+def test_a_classification_head_is_said(tmp_path):
+    imported = read(
+        tmp_path,
+        "m = AutoModelForSequenceClassification.from_pretrained('google/gemma-2-2b', num_labels=5)\n"
+        "t = TrainingArguments(output_dir='o', bf16=True)\n",
+    )
+    assert any("classification head is not modeled" in warning for warning in imported.warnings)
+
+
+def notebook(*cells: str | list[str]) -> str:
+    return json.dumps({"cells": [{"cell_type": "code", "source": cell} for cell in cells]})
+
+
+def test_a_notebook_with_a_bad_cell_and_shell_lines(tmp_path):
+    text = notebook(
+        "!pip install -q \\\n   trl peft",
+        HEAD + CALLS.format(model="'a/b'", rank=16, batch=2),
+        "prompt = build(\n   messages\n   tools)\n",
+        "%%bash\nnvidia-smi --query-gpu=memory.used\n",
+        "%%time\nlate = BitsAndBytesConfig(load_in_4bit=True)\n",
+        "%load_ext tensorboard\nmodel.train()\n",
+    )
+    imported = read(tmp_path, text, "n.ipynb")
+    assert imported.model == "a/b" and imported.fields["rank"] == 16
+    assert [warning for warning in imported.warnings if "skipped" in warning] == [
+        "cell 3 is not Python that can be read (line 2): skipped"
+    ]
+
+
+def test_a_notebook_that_only_launches(tmp_path):
+    text = notebook(
+        "!pip install trl", "!trl sft --model_name_or_path a/b --dataset_name d \\\n  --lora_r 4 --use_peft"
+    )
+    imported = read(tmp_path, text, "n.ipynb")
+    assert imported.model == "a/b" and imported.fields["rank"] == 4
+
+
+SCRIPT = """#!/bin/bash
+#SBATCH --gpus=4
+# python old.py --model_name_or_path x/y
+export MODEL="a/b"
+BATCH=2
+pip install trl && cd work
+nvidia-smi
+echo "accelerate launch nothing"
+CUDA_VISIBLE_DEVICES=0 accelerate launch --num_processes ${N:-4} \\
+    train.py --model_name_or_path $MODEL --per_device_train_batch_size $BATCH \\
+    --output_dir $OUT --bf16 true 2>&1 | tee log.txt
+"""
+
+
+def test_a_shell_file(tmp_path):
+    imported = read(tmp_path, SCRIPT, "run.sh")
+    assert imported.model == "a/b" and imported.fields["micro_batch"] == 2 and imported.fields["gpus"] == 4
+    assert "--output_dir is a variable of the shell: its default is assumed" in imported.notes
+
+
+def test_a_text_with_a_launch_line(tmp_path):
+    text = (
+        "# How\n\n```bash\naccelerate launch --config_file zero3.yaml sft.py --model_name_or_path a/b --use_peft "
+        "--per_device_train_batch_size 2\n```\n"
+    )
+    imported = read(tmp_path, text, "README.md")
+    assert imported.model == "a/b" and imported.fields["method"] == "lora"
+    assert any("zero3.yaml is not here" in warning for warning in imported.warnings)
+    assert imported.source == "README.md: launch line"
+
+
+def test_a_line_that_a_person_types_must_have_its_files(tmp_path):
+    words = shlex.split("accelerate launch --config_file nowhere.yaml sft.py --model_name_or_path a/b")
+    with pytest.raises(UsageError, match="nowhere.yaml' is not a file"):
+        read_launch(words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("$ trl sft --a 1", ["trl", "sft", "--a", "1"]),
+        ("memplan --gpu t4 -- python t.py --b 2", ["python", "t.py", "--b", "2"]),
+        ("python -m pip install x", None),
+        ("python -c 'print(1)'", None),
+        ("torchrun t.py 'open", None),
+        ("rm -rf /tmp/x", None),
+    ],
+)
+def test_which_lines_launch(line, words):
+    assert list(launch_lines(line)) == ([words] if words else [])
+
+
+def test_a_script_that_a_line_starts_is_read_with_its_words(tmp_path):
+    (tmp_path / "sft.py").write_text(
+        HEAD
+        + "p = ArgumentParser()\np.add_argument('--model', default='c/d')\np.add_argument('--rank', type=int, "
+        "default=8)\nargs = p.parse_args()\n" + CALLS.format(model="args.model", rank="args.rank", batch=2)
+    )
+    imported = read_launch(shlex.split("python sft.py --model a/b"), tmp_path)
+    assert (imported.model, imported.fields["rank"], imported.fields["micro_batch"]) == ("a/b", 8, 2)
+    imported = read_launch(shlex.split("torchrun --nproc_per_node 2 sft.py --rank 32"), tmp_path)
+    assert (imported.model, imported.fields["rank"], imported.fields["gpus"]) == ("c/d", 32, 2)
+
+
+def test_a_script_on_transformers_own_parser_takes_the_words_as_options(tmp_path):
+    (tmp_path / "run.py").write_text(
+        "p = HfArgumentParser(TrainingArguments)\nm = X.from_pretrained(args.m)\n"
+    )
+    words = shlex.split("python run.py --model_name_or_path a/b --per_device_train_batch_size 3 --bf16 true")
+    assert read_launch(words, tmp_path).fields["micro_batch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (
+            "swift sft --model a/b --tuner_type lora --lora_rank 16 --dataset d --max_length 4096 --quant_method bnb "
+            "--quant_bits 4",
+            {"method": "qlora", "rank": 16, "alpha": 32, "sequence_length": 4096, "micro_batch": 1},
+        ),
+        (
+            "swift sft --model a/b --train_type full --torch_dtype bfloat16 --deepspeed zero2 --max_length 1024",
+            {"method": "full", "weight_dtype": "bfloat16", "parallel": "zero2", "micro_batch": 1},
+        ),
+        (
+            "unsloth train --model a/b --max-seq-length 4096 --lora-r 16 --dataset d",
+            {"method": "qlora", "rank": 16, "sequence_length": 4096, "micro_batch": 2},
+        ),
+        (
+            "unsloth train --model a/b --training-type full --batch-size 1",
+            {"method": "full", "micro_batch": 1},
+        ),
+    ],
+)
+def test_swift_and_unsloth(line, fields, tmp_path):
+    imported = read_launch(line.split(), tmp_path)
+    assert imported.model == "a/b" and not imported.by_status("unknown")
+    assert {key: imported.fields[key] for key in fields} == fields
+    if "parallel" not in fields:
+        resolve({}, imported=imported.fields)
+
+
+def test_other_words_of_swift_and_unsloth_do_not_train(tmp_path):
+    with pytest.raises(UsageError, match="swift infer does not train: expected swift sft or pt or rlhf"):
+        read_launch(shlex.split("swift infer --model a/b"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "x" * 5000 + ".y",
+        "-" * 3000 + "1",
+        "+".join("a" * 2000),
+        "[" * 90 + "]" * 90,
+        "9**9**9",
+        "'a' * 10**9",
+    ],
+)
+def test_any_expression_is_a_value_or_not_known(tmp_path, expression):
+    try:
+        read(tmp_path, f"l = LoraConfig(r={expression}, lora_alpha=4)\n")
+    except UsageError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
