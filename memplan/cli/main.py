@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "ui": "memplan.cli.ui:command",
     "profile": "memplan.cli.profile:command",
     "campaign": "memplan.cli.campaign:command",
+    "dry-run": "memplan.cli.dry_run:command",
 }
 """Every command -> module:attribute. A module is imported when its command runs, so that none pays for
 another's imports.
