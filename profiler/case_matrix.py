@@ -35,8 +35,8 @@ TOP = ("schema", "name", "device", "steps", "deadline", "models", "defaults", "c
 OWN = ("model", "cap", "boundary", "steps", "deadline", "name", "grid", "skip")
 CAMPAIGN_SCHEMA = "memplan.campaign/1"
 STEPS, DEADLINE = 3, 150.0
-MOST_CASES = 10_000
-"""Cases of a campaign: at the second that the smallest takes, three hours."""
+MOST_CASES = 2_000
+"""Cases of a campaign: at ten seconds each, six hours."""
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)", re.IGNORECASE)
 _SHORT = {"rank": "r"}
 
