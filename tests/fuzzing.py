@@ -50,6 +50,7 @@ ITSELF = (
         "Arguments",
         "from_pretrained",
         "attention is",
+        "attn_implementation is",
         "model_type",
         "formula has no rule",
     ),
