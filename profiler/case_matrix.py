@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def read(path: Path, device: str | None = None) -> CaseList:
     """The cases of a campaign file. Raises UsageError naming the file, the case and the key."""
     from memplan.planner.importers.document import parse, read_text
 
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UsageError(f"{path} does not exist")
     document = parse(read_text(path), path.name)
     try:

@@ -134,6 +134,21 @@ def test_depth_aliases_and_nodes_are_bounded(door, tmp_path):
         refused(door, path)
 
 
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a/" * 3000, "caf\u00e9\udcff"], ids=["long", "deep", "not UTF-8"]
+)
+def test_a_name_that_no_file_system_takes(door, name, tmp_path):
+    path = tmp_path / (name + DOORS[door][1])
+    code, out, err = answered(Line([word.format(path) for word in DOORS[door][0]]))
+    assert code == 2 and out == "" and broken_promises(code, out, err, []) == [], (code, err)
+
+
+def test_a_deepspeed_file_of_any_name_is_not_beside():
+    code, out, err = answered(Line(["--", "torchrun", "python", "--deepspeed", "9" * 300, "--bf16", "true"]))
+    assert code == 2 and out == "" and broken_promises(code, out, err, []) == [], err
+
+
 def test_a_grid_that_never_ends_is_counted_first(tmp_path):
     path = tmp_path / "c.yaml"
     grid = {name: list(range(1, 1001)) for name in ("rank", "micro_batch", "sequence_length", "alpha")}

@@ -4,6 +4,7 @@ jobs.yaml.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,7 +231,7 @@ MOST_JOBS = 200
 
 def _jobs_document(model: str) -> dict[str, Any] | None:
     """The parsed file, where MODEL is a file of jobs."""
-    if not model.endswith((".yaml", ".yml", ".json")) or not Path(model).is_file():
+    if not model.endswith((".yaml", ".yml", ".json")) or not os.path.isfile(model):
         return None
     from memplan.planner.importers.files import read_mapping
 
