@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ TOP = ("schema", "name", "device", "steps", "deadline", "models", "defaults", "c
 OWN = ("model", "cap", "boundary", "steps", "deadline", "name", "grid", "skip")
 CAMPAIGN_SCHEMA = "memplan.campaign/1"
 STEPS, DEADLINE = 3, 150.0
-MOST_CASES = 10_000
-"""Cases of a campaign: at the second that the smallest takes, three hours."""
+MOST_CASES = 2_000
+"""Cases of a campaign: at ten seconds each, six hours."""
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)", re.IGNORECASE)
 _SHORT = {"rank": "r"}
 
@@ -80,7 +81,7 @@ def read(path: Path, device: str | None = None) -> CaseList:
     """The cases of a campaign file. Raises UsageError naming the file, the case and the key."""
     from memplan.planner.importers.document import parse, read_text
 
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UsageError(f"{path} does not exist")
     document = parse(read_text(path), path.name)
     try:

@@ -143,7 +143,7 @@ def _sync_folder(folder: Path) -> None:
 
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON object from a file; UsageError for a missing, unreadable, half-written or other file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UsageError(f"{path} does not exist")
     try:
         value = parse_json(read_text(path, LARGEST), shorten(str(path)))

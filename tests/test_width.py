@@ -3,6 +3,7 @@
 import pytest
 
 from memplan.cli.main import run
+from memplan.render.console import NARROWEST
 
 SCREENS = {
     "plan": ["deepseek-v3"],
@@ -42,6 +43,14 @@ def test_nothing_is_cut_at_80_columns(
     out = capsys.readouterr().out
     assert out and "…" not in out
     assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("name", ["plan", "compare", "two setups", "list gpus", "list recipes"])
+def test_no_line_is_longer_than_the_narrowest_screen(name: str, capsys, monkeypatch: pytest.MonkeyPatch):
+    """A terminal of 20 columns gets the narrowest screen that there is: 60."""
+    monkeypatch.setenv("COLUMNS", "20")
+    assert run(SCREENS[name]) in (0, 1)
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > NARROWEST] == []
 
 
 def test_more_methods_than_fit_go_into_more_tables(

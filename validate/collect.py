@@ -4,6 +4,7 @@ the record holds it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def read_records(paths: Sequence[Path]) -> list[Measurement]:
     """
     found: list[Measurement] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             found += _folder(path)
         else:
             found += _file(path)
@@ -64,7 +65,7 @@ def _folder(path: Path) -> Iterable[Measurement]:
 
 
 def _file(path: Path) -> Iterable[Measurement]:
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UsageError(f"'{path}' does not exist: expected a record or a folder of records")
     return _rows(path) or [load(path)]
 

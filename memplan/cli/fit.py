@@ -4,6 +4,7 @@ jobs.yaml.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,9 +227,12 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
     return emitted.text
 
 
+MOST_JOBS = 200
+
+
 def _jobs_document(model: str) -> dict[str, Any] | None:
     """The parsed file, where MODEL is a file of jobs."""
-    if not model.endswith((".yaml", ".yml", ".json")) or not Path(model).is_file():
+    if not model.endswith((".yaml", ".yml", ".json")) or not os.path.isfile(model):
         return None
     from memplan.planner.importers.files import read_mapping
 
@@ -252,6 +256,8 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
             "jobs: expected a list of mappings, each with a model and Setup fields (method, micro_batch, "
             "sequence_length, ...)"
         )
+    if len(entries) > MOST_JOBS:
+        raise UsageError(f"jobs: {len(entries):,} of them, expected at most {MOST_JOBS:,}")
     jobs = []
     for number, entry in enumerate(entries, 1):
         fields = {str(key): value for key, value in entry.items() if key not in ("model", "name")}

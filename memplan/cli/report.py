@@ -125,7 +125,7 @@ def _measured(path: Path | None) -> dict[str, int] | None:
         return None
     from memplan.planner.inputs.jsonfile import read_json
 
-    document = read_json(path)
+    document = read_json(path, infinity=False)
     if not str(document.get("schema", "")).startswith("memplan.measurement/1"):
         raise UsageError(
             f"'{shorten(str(path))}' is no measurement that this version reads: expected schema "

@@ -4,6 +4,7 @@ Setup, and what was read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def is_training_file(text: str) -> bool:
     """
     if text.endswith(TRAINING_FILES):
         return True
-    if not text.endswith(".json") or not Path(text).is_file():
+    if not text.endswith(".json") or not os.path.isfile(text):
         return False
     from memplan.planner.importers.files import recognize
     from memplan.planner.inputs.jsonfile import read_json

@@ -7,6 +7,7 @@ under it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,7 @@ def follow(imported: Imported, folder: Path, name: str) -> None:
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError):
         inside = False
-    if inside and path.is_file():
+    if inside and os.path.isfile(path):  # False also for a name that no file system takes
         merge(imported, read_document(read_mapping(path), FORMATS["deepspeed"], path.name))
         return
     stage = sharding.stage_in_name(Path(name).name)
