@@ -231,7 +231,9 @@ def read_oom(log: str) -> OutOfMemory:
     reserved = _reserved(sizes)
     others = [
         _bytes(size) or 0
-        for size in re.findall(r"Process\s+\d+\s+has\s+([0-9.]+\s(?:bytes|[KMG]iB))", groups.get("others") or "")
+        for size in re.findall(
+            r"Process\s+\d+\s+has\s+([0-9.]+\s(?:bytes|[KMG]iB))", groups.get("others") or ""
+        )
     ]
     own, others = _own_process(sizes, reserved, others)
     moment = _first(MOMENTS, frames)
