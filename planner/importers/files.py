@@ -122,7 +122,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format("trl", "TRL", _trl, trl.RULES, trl.finish),
         Format("swift", "ms-swift", swift.recognise, swift.RULES, swift.finish),
-        Format("unsloth", "Unsloth", unsloth.recognise, unsloth.RULES, unsloth.finish, unsloth.read),
+        Format("unsloth", "Unsloth", unsloth.recognise, unsloth.RULES, unsloth.finish),
         Format(
             "hf",
             "transformers TrainingArguments",

@@ -104,7 +104,9 @@ def _cell(text: str) -> tuple[str, str]:
         writes = re.match(r"%%writefile\s+\S+\.py\b", first)
         body = "\n".join(lines[1:])
         return (body, "") if writes else ("", body)
-    python, shell, goes_on = [], [], False
+    python: list[str] = []
+    shell: list[str] = []
+    goes_on = False
     for line in lines:
         escaped = goes_on or line.lstrip().startswith(("%", "!"))
         goes_on = escaped and line.rstrip().endswith("\\")
