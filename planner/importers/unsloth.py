@@ -79,7 +79,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         for name in ("rank", "alpha", "dropout", "targets"):
             facts.pop(name, None)
     warnings.append(
-        "Unsloth's own kernels and checkpointing are not modelled: the recipe hf, the nearest, is on the high "
-        "side"
+        "Unsloth's own kernels and checkpointing are not modelled: the recipe hf, the nearest, is on the "
+        "high side"
     )
     return {**setup_fields(facts), "recipe": "hf"}
