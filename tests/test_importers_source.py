@@ -321,3 +321,15 @@ def test_any_expression_is_a_value_or_not_known(tmp_path, expression):
         read(tmp_path, f"l = LoraConfig(r={expression}, lora_alpha=4)\n")
     except UsageError as error:
         assert "\n" not in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "prepare_model_for_kbit_training(m, gradient_checkpointing_kwargs=[1])",
+        "m.gradient_checkpointing_enable(gradient_checkpointing_kwargs='x')",
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_message(tmp_path, call):
+    with pytest.raises(UsageError, match="expected a dictionary"):
+        read(tmp_path, f"{call}\n")

@@ -21,6 +21,7 @@ from memplan.planner.importers.rules import (
     Imported,
     KeyReport,
     Rule,
+    bad,
     find_rule,
     redacted,
     setup_fields,
@@ -183,6 +184,8 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
     code.facts["_kbit"] = True
     if arguments.get("use_gradient_checkpointing", True):
         kwargs = arguments.get("gradient_checkpointing_kwargs") or {}
+        if not isinstance(kwargs, dict):
+            raise bad(f"{called}(gradient_checkpointing_kwargs)", kwargs, "a dictionary")
         code.facts.setdefault(
             "_kbit_checkpointing", "reentrant" if kwargs.get("use_reentrant", True) else "non_reentrant"
         )
@@ -193,6 +196,8 @@ def _kbit(call: ast.Call, code: Code, called: str) -> bool:
 def _enable(call: ast.Call, code: Code, called: str) -> bool:
     code.facts["_checkpointing"] = True
     kwargs = _arguments(call, code, called).get(f"{called.removesuffix('_enable')}_kwargs")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise bad(f"{called}(kwargs)", kwargs, "a dictionary")
     if kwargs:
         code.facts["_checkpointing_kwargs"] = kwargs
     code.keys.append(KeyReport(f"{called}()", "used"))
