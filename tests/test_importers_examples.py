@@ -22,6 +22,57 @@ EXPECTED = {
         {"method": "full", "recipe": "raw", "micro_batch": 4, "targets": ("c_attn",)},
     ),
     "prediction.json": ("gpt2", {"method": "lora", "rank": 4, "micro_batch": 2}),
+    "swift_lora.yaml": (
+        "Qwen/Qwen3-8B",
+        {
+            "recipe": "hf",
+            "method": "lora",
+            "rank": 16,
+            "alpha": 64,
+            "dropout": 0.05,
+            "targets": ("all-linear",),
+            "micro_batch": 2,
+            "sequence_length": 4096,
+            "weight_dtype": "bfloat16",
+            "checkpointing": "non_reentrant",
+        },
+    ),
+    "swift_full.yaml": (
+        "Qwen/Qwen2.5-0.5B",
+        {"method": "full", "micro_batch": 1, "sequence_length": 2048, "attention": "flash_attention_2"},
+    ),
+    "swift_qlora.yaml": (
+        "meta-llama/Llama-3.1-8B",
+        {
+            "method": "qlora",
+            "quant_type": "nf4",
+            "compute_dtype": "bfloat16",
+            "rank": 8,
+            "alpha": 32,
+            "targets": ("q_proj", "v_proj"),
+            "sequence_length": 1024,
+        },
+    ),
+    "unsloth_qlora.yaml": (
+        "unsloth/Qwen3-8B",
+        {
+            "method": "qlora",
+            "rank": 32,
+            "alpha": 32,
+            "micro_batch": 1,
+            "sequence_length": 4096,
+            "gradient_accumulation": 8,
+            "optimizer": "adamw_bnb_8bit",
+        },
+    ),
+    "unsloth_lora.yaml": (
+        "meta-llama/Llama-3.1-8B",
+        {"method": "lora", "rank": 64, "targets": ("q_proj", "v_proj"), "checkpointing": "none"},
+    ),
+    "unsloth_full.yaml": (
+        "Qwen/Qwen2.5-0.5B",
+        {"method": "full", "micro_batch": 2, "sequence_length": 1024, "checkpointing": "non_reentrant"},
+    ),
     "axolotl_qlora.yaml": (
         "meta-llama/Llama-3.1-8B",
         {

@@ -32,7 +32,8 @@ def read(tmp_path: Path, text: str, name: str = "train.py") -> Imported:
 SETTINGS = {
     "constants": ("MODEL, N = 'a/b', 4\nRANK: int = 2 * N\n", "'a/b'", "RANK", "N"),
     "a dataclass": (
-        "@dataclass\nclass Args:\n    model: str = 'a/b'\n    rank: int = 8\n    batch: int = field(default=4)\n"
+        "@dataclass\nclass Args:\n    model: str = 'a/b'\n    rank: int = 8\n"
+        "    batch: int = field(default=4)\n"
         "args = Args()\n",
         "args.model",
         "args.rank",
@@ -47,7 +48,8 @@ SETTINGS = {
     ),
     "argparse": (
         "p = ArgumentParser()\np.add_argument('--model-name', default='a/b')\np.add_argument('--lora_r', "
-        "type=int, default=8)\np.add_argument('-b', '--batch', dest='bs', default=4)\nargs = p.parse_args()\n",
+        "type=int, default=8)\np.add_argument('-b', '--batch', dest='bs', default=4)\n"
+        "args = p.parse_args()\n",
         "args.model_name",
         "args.lora_r",
         "args.bs",
@@ -111,7 +113,7 @@ def test_what_only_a_caller_says_is_named_and_never_a_word(tmp_path):
     imported = read(
         tmp_path,
         HEAD
-        + "model = AutoModelForCausalLM.from_pretrained(args.model_name, attn_implementation=args.attention)\n"
+        + "m = AutoModelForCausalLM.from_pretrained(args.model_name, attn_implementation=args.attention)\n"
         + "lora = LoraConfig(r=args.rank, task_type=TaskType.CAUSAL_LM)\n"
         + "t = TrainingArguments(output_dir='o', per_device_train_batch_size=args.batch, bf16=True)\n",
     )
@@ -217,8 +219,8 @@ def test_a_shell_file(tmp_path):
 
 def test_a_text_with_a_launch_line(tmp_path):
     text = (
-        "# How\n\n```bash\naccelerate launch --config_file zero3.yaml sft.py --model_name_or_path a/b --use_peft "
-        "--per_device_train_batch_size 2\n```\n"
+        "# How\n\n```bash\naccelerate launch --config_file zero3.yaml sft.py --model_name_or_path a/b "
+        "--use_peft --per_device_train_batch_size 2\n```\n"
     )
     imported = read(tmp_path, text, "README.md")
     assert imported.model == "a/b" and imported.fields["method"] == "lora"
@@ -249,9 +251,9 @@ def test_which_lines_launch(line, words):
 
 def test_a_script_that_a_line_starts_is_read_with_its_words(tmp_path):
     (tmp_path / "sft.py").write_text(
-        HEAD
-        + "p = ArgumentParser()\np.add_argument('--model', default='c/d')\np.add_argument('--rank', type=int, "
-        "default=8)\nargs = p.parse_args()\n" + CALLS.format(model="args.model", rank="args.rank", batch=2)
+        HEAD + "p = ArgumentParser()\np.add_argument('--model', default='c/d')\np.add_argument('--rank', "
+        "type=int, default=8)\nargs = p.parse_args()\n"
+        + CALLS.format(model="args.model", rank="args.rank", batch=2)
     )
     imported = read_launch(shlex.split("python sft.py --model a/b"), tmp_path)
     assert (imported.model, imported.fields["rank"], imported.fields["micro_batch"]) == ("a/b", 8, 2)
@@ -271,12 +273,13 @@ def test_a_script_on_transformers_own_parser_takes_the_words_as_options(tmp_path
     ("line", "fields"),
     [
         (
-            "swift sft --model a/b --tuner_type lora --lora_rank 16 --dataset d --max_length 4096 --quant_method bnb "
-            "--quant_bits 4",
+            "swift sft --model a/b --tuner_type lora --lora_rank 16 --dataset d --max_length 4096 "
+            "--quant_method bnb --quant_bits 4",
             {"method": "qlora", "rank": 16, "alpha": 32, "sequence_length": 4096, "micro_batch": 1},
         ),
         (
-            "swift sft --model a/b --train_type full --torch_dtype bfloat16 --deepspeed zero2 --max_length 1024",
+            "swift sft --model a/b --train_type full --torch_dtype bfloat16 --deepspeed zero2 "
+            "--max_length 1024",
             {"method": "full", "weight_dtype": "bfloat16", "parallel": "zero2", "micro_batch": 1},
         ),
         (
@@ -318,3 +321,15 @@ def test_any_expression_is_a_value_or_not_known(tmp_path, expression):
         read(tmp_path, f"l = LoraConfig(r={expression}, lora_alpha=4)\n")
     except UsageError as error:
         assert "\n" not in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "prepare_model_for_kbit_training(m, gradient_checkpointing_kwargs=[1])",
+        "m.gradient_checkpointing_enable(gradient_checkpointing_kwargs='x')",
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_message(tmp_path, call):
+    with pytest.raises(UsageError, match="expected a dictionary"):
+        read(tmp_path, f"{call}\n")

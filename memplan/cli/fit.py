@@ -32,7 +32,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 @click.command(
     "fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, card."
 )
-@click.argument("model")
+@click.argument("model", required=False)
 @plan_options
 @click.option(
     "--prefer",
@@ -69,7 +69,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     help="With --emit: where to write it. Default: standard output.",
 )
 def command(
-    model: str,
+    model: str | None,
     as_json: bool,
     prefer: Any,
     tasks: int,
@@ -83,9 +83,13 @@ def command(
     between them; which single changes make MODEL fit, what they save and cost; which method to choose; the
     smallest card.
 
+    Without MODEL: a table of models of every size, under full, LoRA and QLoRA.
     MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest card for each and for
     all. Exit code 1: nothing fits.
     """
+    model = model or options.get("base_model")
+    if model is None:
+        return _every_size(options, as_json)
     if jobs := _jobs_document(model):
         return _jobs(jobs, as_json)
     if output is not None and emit is None:
@@ -108,6 +112,22 @@ def command(
         emitted = None if emit is None else {"format": emit, "text": text}
         code = _show(subject, found, options.get("engine"), want_largest, as_json, emitted)
     return EXIT_NOTHING_FITS if emit is not None and text is None else code
+
+
+def _every_size(options: dict[str, Any], as_json: bool) -> int:
+    """`fit --gpu NAME` without a model."""
+    from memplan.cli.options import file_fields, given_fields
+    from memplan.cli.sizes import answer_by_size
+    from memplan.planner.answers.fit.sizes import METHODS
+    from memplan.planner.inputs.setup import resolve
+
+    given = given_fields(options)
+    if given.get("gpu") is None:
+        raise UsageError("fit needs a model, or a GPU (--gpu NAME) for a table of models of every size")
+    given["gpu"] = api.setup_gpu(given["gpu"])
+    setup = resolve(given, imported=file_fields(options))
+    asked = () if setup.method in METHODS or "method" not in given else (setup.method,)
+    return answer_by_size(setup, (*METHODS, *asked), as_json)
 
 
 def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: bool = False) -> Fit:

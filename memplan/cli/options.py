@@ -96,6 +96,9 @@ _OPTIONS = (
         help="Any field of Setup by its name; repeatable.",
     ),
     click.option(
+        "--model", "base_model", metavar="MODEL", help="The base model, where a training file leaves it open."
+    ),
+    click.option(
         "--setup",
         "setup_file",
         type=click.Path(),

@@ -10,7 +10,7 @@ import click
 
 from memplan import api
 from memplan.cli.options import plan_options
-from memplan.cli.subject import Subject, read_subject
+from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import Suggestion, suggest
 from memplan.planner.answers.verdict import what_it_takes
 from memplan.planner.inputs.models import Model
@@ -38,7 +38,20 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
             f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as "
             "compare, comes first"
         )
-    return answer(read_subject(model, options), options, explain, as_json)
+    try:
+        subject = read_subject(model, options)
+    except NoModelError as error:
+        return _open_model(error, options, as_json)
+    return answer(subject, options, explain, as_json)
+
+
+def _open_model(error: NoModelError, options: dict[str, Any], as_json: bool) -> int:
+    """A training file that leaves its model open: what its setup needs for models of every size."""
+    from memplan.cli.sizes import answer_by_size
+
+    setup = open_setup(error.imported, options)
+    notes = (f"{error}", *error.imported.warnings)
+    return answer_by_size(setup, (setup.method,), as_json, notes)
 
 
 def answer(subject: Subject, options: Mapping[str, Any], explain: bool, as_json: bool) -> int:
@@ -56,7 +69,7 @@ def answer(subject: Subject, options: Mapping[str, Any], explain: bool, as_json:
 
 
 def help_with(found: Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:
-    """Three changes that would help; none where the formula lacks the family (the trace does not need it)."""
+    """Three changes that would help; none where the formula lacks the family (a trace does not need it)."""
     if prediction.setup.method == "inference":
         return ()
     try:

@@ -14,7 +14,7 @@ from memplan import api
 from memplan.cli.options import file_fields, given_fields
 from memplan.planner.answers.verdict import withhold
 from memplan.planner.inputs.models import Model
-from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from memplan.planner.importers.rules import Imported
 
 TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md", ".sh", ".bash", ".slurm", ".sbatch")
+
+
+def open_setup(imported: Imported, options: Mapping[str, Any]) -> Setup:
+    """The Setup of a training file whose model is open. Raises UsageError."""
+    given = given_fields(options)
+    if given.get("gpu") is not None:
+        given["gpu"] = api.setup_gpu(given["gpu"])
+    return resolve(given, imported={**imported.fields, **file_fields(options)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +93,22 @@ def is_training_file(text: str) -> bool:
     return "model_type" not in content and recognize(content) is not None
 
 
-def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
-    if not imported.model:
-        raise UsageError(
-            f"'{shorten(imported.source)}' names no base model: add it there, or give MODEL and the file's "
-            "settings as options"
+class NoModelError(UsageError):
+    """A training file that leaves its base model open: `imported` is what it says."""
+
+    def __init__(self, imported: Imported) -> None:
+        why = f" ({imported.notes[0]})" if imported.notes else ""
+        super().__init__(
+            f"'{shorten(imported.source)}' names no base model{why}: add it there, or give --model NAME"
         )
+        self.imported = imported
+
+
+def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
+    if options.get("base_model"):
+        imported.model = options["base_model"]
+    if not imported.model:
+        raise NoModelError(imported)
     fields = {**imported.fields, **file_fields(options)}
     found, setup = api.request(imported.model, imported=fields, **given_fields(options))
     return Subject(found, setup, imported)

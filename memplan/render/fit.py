@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.answers.fit.changes import Effect
+from memplan.planner.answers.fit.command import command_line
 from memplan.planner.answers.fit.frontier import BATCHES
 from memplan.planner.answers.fit.gpus import CardChoice, JobsAnswer, Shared
 from memplan.planner.answers.search import Fit
@@ -38,7 +39,14 @@ def fit_screen(
         f"recipe {setup.recipe}",
         style="not bold",
     )
-    parts: list[RenderableType] = [title, Text(), methods_table(fit), Text(), frontier_table(fit)]
+    parts: list[RenderableType] = [
+        largest_line(fit),
+        title,
+        Text(),
+        methods_table(fit),
+        Text(),
+        frontier_table(fit),
+    ]
     if fit.changes:
         parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
     if fit.waterfall:
@@ -56,6 +64,22 @@ def fit_screen(
     for what, prediction in confirmed:
         parts.append(confirmed_line(what, prediction))
     return [*parts, *(Text(f"warning: {line}", style="yellow") for line in warnings)]
+
+
+def largest_line(fit: Fit) -> Text:
+    """The first line: the largest micro-batch as asked, or with what the choice needs."""
+    at, asked = f"at {fit.setup.sequence_length:,} tokens", fit.asked
+    if asked.largest_batch is not None:
+        text = f"largest micro-batch {at}: {asked.largest_batch:,} with {asked.method} as asked"
+        return Text(text, style="bold green")
+    chosen = fit.chosen
+    if chosen is None or chosen.largest_batch is None:
+        return Text(f"no micro-batch fits {at}", style="bold red")
+    changes = [
+        f"{name}={'+'.join(v) if isinstance(v, tuple) else v}" for name, v in fit.decision.fields.items()
+    ]
+    with_ = ", ".join([chosen.method, *changes])
+    return Text(f"largest micro-batch {at}: {chosen.largest_batch:,} with {with_}", style="bold yellow")
 
 
 def methods_table(fit: Fit) -> Table:
@@ -134,15 +158,6 @@ def changes_table(title: str, effects: Sequence[Effect]) -> Table:
     return table
 
 
-OPTIONS = {
-    "weight_dtype": "--dtype",
-    "autocast": "--autocast",
-    "attention": "--attention",
-    "loss": "--loss",
-    "optimizer": "--optimizer",
-}
-
-
 def decision_lines(fit: Fit) -> list[RenderableType]:
     """The method to choose, why, and what to type next."""
     method = fit.decision.method
@@ -150,13 +165,8 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
     lines: list[RenderableType] = [Text("choose ", style="bold").append(word, style=style)]
     lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
     if method:
-        extra = [
-            "--checkpointing"
-            if name == "checkpointing"
-            else f"{OPTIONS.get(name, f'--set {name}=')} {value}".replace("= ", "=")
-            for name, value in fit.decision.fields.items()
-        ]
-        command = " ".join(["memplan", fit.model, "--method", method, *extra, "--gpu", fit.gpu.name])
+        setup = fit.setup if fit.chosen is None or fit.chosen.setup is None else fit.chosen.setup
+        command = command_line(fit.model, setup, fit.gpu.name)
         lines.append(Padding(Text(f"next: {command}; --emit writes a training file"), (0, 0, 0, 2)))
     return lines
 

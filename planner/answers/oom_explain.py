@@ -35,8 +35,8 @@ def explain(oom: OutOfMemoryMessage, checkpoint_bytes: int | None = None) -> lis
     if over := shared_memory(oom):
         lines.append(
             f"{gib(over)} more were allocated than the GPU has: the driver put them in the host's memory "
-            "(shared GPU memory on Windows), which is slow; switch CUDA's sysmem fallback off to fail where it "
-            "begins"
+            "(shared GPU memory on Windows), which is slow; switch CUDA's sysmem fallback off to fail where "
+            "it begins"
         )
     elif oom.asked is not None and oom.cached is not None and oom.cached >= oom.asked:
         lines.append(
@@ -80,14 +80,14 @@ def _host(oom: OutOfMemoryMessage, checkpoint_bytes: int | None) -> list[str]:
     else:
         lines.append("each rank that loads the whole model holds a copy of it on the host: ranks x model")
     lines.append(
-        "load on one rank only (cpu_ram_efficient_loading), use fewer data-loader workers, and keep offloaded "
-        "parameters and optimizer states elsewhere"
+        "load on one rank only (cpu_ram_efficient_loading), use fewer data-loader workers, and keep "
+        "offloaded parameters and optimizer states elsewhere"
     )
     return lines
 
 
 def shared_memory(oom: OutOfMemoryMessage) -> int | None:
-    """Bytes that torch holds beyond the GPU's capacity, which only a driver that spills to the host allows."""
+    """Bytes that torch holds beyond the GPU's capacity, which a driver that spills to the host allows."""
     if oom.device != "CUDA" or oom.reserved is None or oom.capacity is None or oom.reserved <= oom.capacity:
         return None
     return oom.reserved - oom.capacity

@@ -85,6 +85,7 @@ class Fit:
     cards: CardChoice  # for the setup that was asked for
     chosen_cards: CardChoice | None  # for the decision; None where it is what was asked for, or none
     error: float
+    chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
 
     def method(self, name: str) -> MethodFit:
         """One method's answer; KeyError where it was not asked for."""
@@ -161,7 +162,16 @@ def fit(
         cards=choose_cards(spec, setup, error),
         chosen_cards=_cards_of(spec, decision, able, setup, error),
         error=error,
+        chosen=_chosen(spec, decision, able, room),
     )
+
+
+def _chosen(spec: ModelSpec, decision: Decision, able: list[MethodFit], room: Room) -> MethodFit | None:
+    """The method chosen, with the changes that it needs."""
+    entry = next((entry for entry in able if entry.method == decision.method), None)
+    if entry is None or entry.setup is None or not decision.fields:
+        return entry
+    return method_fit(spec, changed(entry.setup, decision.fields), entry.method, room)
 
 
 def _held(asked: MethodFit) -> Decision:

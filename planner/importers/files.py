@@ -123,7 +123,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format("trl", "TRL", _trl, trl.RULES, trl.finish),
         Format("swift", "ms-swift", swift.recognize, swift.RULES, swift.finish),
-        Format("unsloth", "Unsloth", unsloth.recognize, unsloth.RULES, unsloth.finish, unsloth.read),
+        Format("unsloth", "Unsloth", unsloth.recognize, unsloth.RULES, unsloth.finish),
         Format(
             "hf",
             "transformers TrainingArguments",

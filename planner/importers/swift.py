@@ -67,7 +67,8 @@ RULES: dict[str, Rule] = {
         """
         dataset* val_dataset* split_dataset_ratio system template* truncation_strategy max_pixels
         num_train_epochs streaming load_from_cache_file loss_scale agent_template response_prefix columns
-        custom_* model_author         model_name model_type task_type use_hf model_revision hub_token lazy_tokenize strict
+        custom_* model_author
+        model_name model_type task_type use_hf model_revision hub_token lazy_tokenize strict
         """,
     ),
     **ignored("vision parts are not counted", "freeze_aligner aligner_lr vit_lr"),

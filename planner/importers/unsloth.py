@@ -4,18 +4,18 @@ model, training and lora.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.importers.hf import settle
 from memplan.planner.importers.rules import (
     Facts,
-    KeyReport,
     Rule,
     flag,
     ignored,
     integer,
     names,
+    nested,
     number,
     one_of_text,
     setup_fields,
@@ -25,7 +25,7 @@ from memplan.planner.importers.rules import (
 from memplan.planner.importers.trl import adapter_method
 
 SECTIONS = ("training", "lora", "data", "logging")
-RULES: dict[str, Rule] = {
+WORDS: dict[str, Rule] = {
     "model": use("_model", text),
     "training_type": use("_tuner", one_of_text("lora", "full")),
     "max_seq_length": use("sequence_length", integer),
@@ -50,20 +50,13 @@ RULES: dict[str, Rule] = {
 }
 
 
+RULES: dict[str, Rule] = {**WORDS, **dict.fromkeys(SECTIONS, nested(WORDS))}
+"""The command line has the words of a file's sections without them."""
+
+
 def recognize(document: Mapping[str, Any]) -> bool:
     training = document.get("training")
     return "model" in document and isinstance(training, Mapping) and "training_type" in training
-
-
-def read(
-    document: Mapping[str, Any], walk: Callable[..., tuple[Facts, list[KeyReport], list[str]]]
-) -> tuple[Facts, list[KeyReport], list[str]]:
-    """A file's sections hold the same words as the command line."""
-    flat = {key: value for key, value in document.items() if key not in SECTIONS}
-    for section in SECTIONS:
-        if isinstance(document.get(section), Mapping):
-            flat |= document[section]
-    return walk(RULES, flat)
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
@@ -86,7 +79,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         for name in ("rank", "alpha", "dropout", "targets"):
             facts.pop(name, None)
     warnings.append(
-        "Unsloth's own kernels and checkpointing are not modeled: the recipe hf, the nearest, is on the high "
-        "side"
+        "Unsloth's own kernels and checkpointing are not modeled: the recipe hf, the nearest, is on the "
+        "high side"
     )
     return {**setup_fields(facts), "recipe": "hf"}
