@@ -88,7 +88,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(family, kind, marks=marks, id=f"{family}-{kind}")
 
 
-@pytest.mark.parametrize(("family", "kind"), cases())
+@pytest.mark.parametrize(("family", "kind"), list(cases()))
 def test_every_family_holds_what_the_libraries_hold(script: ModuleType, family: str, kind: str) -> None:
     """One small model of each family: forward, backward and optimizer step within 0.1 % of the trace."""
     config = script.shrunk(find(script.families()[family][0]).config, random.Random(family))

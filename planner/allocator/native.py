@@ -241,10 +241,11 @@ class Native:
 
     def _restore(self, state: _State) -> None:
         self.reserved, self.retries, self._lowest = state.reserved, state.retries, state.lowest
-        for block, *fields in state.blocks:
-            block.address, block.size, block.previous, block.next, block.free, block.mapped = fields
-        for pool, *lists in state.pools:
-            pool.order, pool.at, pool.unmapped = lists
+        for block, address, size, previous, after, free, mapped in state.blocks:
+            block.address, block.size, block.previous, block.next = address, size, previous, after
+            block.free, block.mapped = free, mapped
+        for pool, order, at, unmapped in state.pools:
+            pool.order, pool.at, pool.unmapped = order, at, unmapped
 
     def _refused(self, wanted: int) -> bool:
         """Whether the driver refuses to let what is reserved grow to `wanted` bytes; raises Undecided."""
