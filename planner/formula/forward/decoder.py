@@ -300,7 +300,10 @@ class Decoder:
         self, hidden: Tensor, step: StepInterpreter, key: int, place: int, tables: Tables
     ) -> Tensor:
         """The layer that is walked as `key`; `place` is its index in the model."""
-        w, prefix, masks = self.w, f"{step.layer.prefix}.*.", self.w.masks
+        w, prefix = self.w, f"{step.layer.prefix}.*."
+        masks = {
+            window: mask for window, mask in w.masks.items() if window != 0
+        }  # that one no layer is given
 
         def body(given: Tensor) -> list[Tensor]:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with

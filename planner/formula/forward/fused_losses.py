@@ -149,7 +149,7 @@ def fused_loss(w: Context, given: Tensor) -> Tensor:
                 )
         losses = t.alloc("losses", (tokens,), "float32", "one per token")
         _chunk(w, inputs, rows, 1)
-        _chunk(w, inputs, rows, exceeds(tokens, rows))  # stands for all further ones
+        _chunk(w, inputs, rows, minimum(tokens - rows, 1))  # stands for all further ones
         shapes = [(p.shape, p.dtype, p.requires_grad) for p in inputs]
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
