@@ -278,7 +278,7 @@ class ParameterTable:
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         for state, rule in optimizer.states:
             for suffix, shape, dtype, pageable, size in states(
-                rule, stored, elements, self.setup.recipe != "raw"
+                rule, stored, elements, self.setup.loop.embeddings_32bit
             ):
                 if (on_host and pageable) == paged:
                     yield SymbolicRow(

@@ -26,14 +26,6 @@ from memplan.planner.tables.optimizers import OPTIMIZERS
 
 __all__ = ["Guard", "run_step"]
 
-TRAINER_RECIPES = (
-    "hf",
-    "trl",
-    "axolotl",
-    "llamafactory",
-    "paper",
-)  # stacks on transformers' Trainer: it drops outputs before the backward
-
 
 def run_step(
     parameter_table: ParameterTable, device: Device, guard: Guard, rank: ShardingPlan | None = None
@@ -89,7 +81,7 @@ class _Step:
             return t
         if setup.gradient_accumulation > 1 and self.hooks.accumulates:
             self._old_gradients()
-        dropped = setup.recipe in TRAINER_RECIPES
+        dropped = not setup.loop.holds_outputs
         before: list[Tensor] = []
         if not dropped and (setup.retain_outputs or setup.gradient_accumulation > 1):
             before = self._kept()
@@ -194,7 +186,7 @@ class _Step:
             loss = self._regularised(loss)
         t.forget_casts()
         self.decoder.outside.clear()
-        if logits is None or self.setup.recipe in TRAINER_RECIPES:
+        if logits is None or not self.setup.loop.holds_outputs:
             self.decoder.prefix.drop()
         if self.setup.outputs_fp32 and w.auto is not None and logits is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
@@ -273,9 +265,7 @@ class _Step:
             *layers,
             *(stored for stored in trained[first:] if stored.count == 1),
         ]
-        if (
-            self.setup.recipe in TRAINER_RECIPES
-        ):  # the Trainer's group of tensors that are not decayed comes last
+        if self.setup.loop.decay_groups:  # what is not decayed comes last
             order.sort(key=lambda stored: stored.role in ("norm", "bias"))
         gradient = weight = update = None
         for stored in order:

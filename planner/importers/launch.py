@@ -8,7 +8,7 @@ words and files say the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,27 +186,45 @@ def _sharding(options: Mapping[str, Any], imported: Imported) -> dict[str, Any]:
 def _program(line: Line, folder: Path) -> Imported:
     """Which trainer runs, and what its words say."""
     name = Path(line.program).name if "/" in line.program or line.program.endswith(".py") else line.program
-    if name == "axolotl" or name.startswith("axolotl."):
-        return _with_file(line, folder, "axolotl", skip=("train",))
-    if name in ("llamafactory-cli", "lmf") or name.startswith("llamafactory"):
-        return _with_file(line, folder, "llamafactory", skip=("train",))
-    if (
-        name == "trl"
-        or name.startswith("trl.scripts")
-        or (name.endswith(".py") and name.startswith(("sft", "dpo", "kto", "grpo")))
-    ):
-        if name == "trl" and line.words[:1] and not line.words[0].startswith("-"):
-            what = line.words.pop(0)
-            if what != "sft":
-                line.notes.append(
-                    f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not "
-                    "modelled"
-                )
-        return _options(line, folder, "trl")
-    if name in ("tune", "torchtune"):
-        raise UsageError("torchtune's command line is not read: give its YAML file")
+    return next(read for pattern, read in PROGRAMS if pattern.fullmatch(name))(line, folder)
+
+
+def _trl_command(line: Line, folder: Path) -> Imported:
+    """`trl sft --option ...`: the first word is what is trained."""
+    if line.words[:1] and not line.words[0].startswith("-"):
+        what = line.words.pop(0)
+        if what != "sft":
+            line.notes.append(
+                f"trl {shorten(what, 20)}: the models and the loss beside the trained one are not modelled"
+            )
+    return _options(line, folder, "trl")
+
+
+def _torchtune(line: Line, folder: Path) -> Imported:
+    raise UsageError("torchtune's command line is not read: give its YAML file")
+
+
+def _script(line: Line, folder: Path) -> Imported:
+    """A script of one's own: TRL's options are known by their names, others are the Trainer's."""
     trl = any(word.startswith(("--use_peft", "--max_length", "--packing")) for word in line.words)
     return _options(line, folder, "trl" if trl else "hf")
+
+
+PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[Line, Path], Imported]], ...] = (
+    (re.compile(r"axolotl(\..*)?"), lambda line, folder: _with_file(line, folder, "axolotl", ("train",))),
+    (
+        re.compile(r"llamafactory.*|lmf"),
+        lambda line, folder: _with_file(line, folder, "llamafactory", ("train",)),
+    ),
+    (re.compile(r"trl"), _trl_command),
+    (
+        re.compile(r"trl\.scripts.*|(sft|dpo|kto|grpo).*\.py"),
+        lambda line, folder: _options(line, folder, "trl"),
+    ),
+    (re.compile(r"tune|torchtune"), _torchtune),
+    (re.compile(r".*", re.DOTALL), _script),
+)
+"""Which program a launch line runs, by its whole name, and what reads its words."""
 
 
 def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Imported:

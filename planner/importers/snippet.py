@@ -37,10 +37,38 @@ UNKNOWN = object()  # an argument that is neither a literal nor a name assigned 
 MOST_SOURCE = 10**6
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Who trains: the table of its arguments, and what turns facts into Setup fields."""
+
+    rules: dict[str, Rule]
+    finish: Callable[[Facts, list[str]], dict[str, Any]]
+
+
+def _trl(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    facts["_peft"] = facts.get("_peft", False)
+    return trl.finish(facts, warnings)
+
+
+def _trainers(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    hf.settle(facts, warnings, checkpointing=None if facts.get("_kbit", False) else False)
+    return {**setup_fields(facts), "recipe": "hf"}
+
+
+def _plain(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    hf.settle_checkpointing(facts, warnings, None, reentrant=False)
+    fields = {**setup_fields(facts), "recipe": "raw"}
+    return fields if "_checkpointing" in facts else {**fields, "checkpointing": "none"}
+
+
+TRL, TRAINER, PLAIN = Stack(trl.RULES, _trl), Stack(hf.RULES, _trainers), Stack(hf.RULES, _plain)
+
+
 @dataclass(slots=True)
 class Code:
-    """What one piece of code says: facts so far, reports, and which libraries' trainers it uses."""
+    """What one piece of code says: facts so far, reports, and whose trainer it uses."""
 
+    stack: Stack = PLAIN
     facts: Facts = field(default_factory=dict)
     keys: list[KeyReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -214,18 +242,20 @@ def _enable(call: ast.Call, code: Code, called: str) -> bool:
 
 
 def _training(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_trainer"] = (
-        "trl"
-        if called.startswith(("SFT", "DPO", "KTO", "GRPO", "ORPO"))
-        else code.facts.get("_trainer", "hf")
-    )
+    if called.startswith(("SFT", "DPO", "KTO", "GRPO", "ORPO")):
+        code.stack = TRL
+    elif code.stack is PLAIN:
+        code.stack = TRAINER
     if called not in ("SFTConfig", "TrainingArguments", "Seq2SeqTrainingArguments"):
         code.warnings.append(f"{called}: the models and the loss beside the trained one are not modelled")
-    return _take(trl.RULES if code.facts["_trainer"] == "trl" else hf.RULES, call, code, called)
+    return _take(code.stack.rules, call, code, called)
 
 
 def _trainer(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_trainer"] = "trl" if called.startswith("SFT") else code.facts.get("_trainer", "hf")
+    if called.startswith("SFT"):
+        code.stack = TRL
+    elif code.stack is PLAIN:
+        code.stack = TRAINER
     return False  # its arguments are made elsewhere: by itself it says only which stack trains
 
 
@@ -277,17 +307,9 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
 
 
 def _finish(code: Code, name: str) -> Imported:
-    facts, stack = code.facts, code.facts.get("_trainer", "raw")
+    facts = code.facts
     four_bit, kbit = facts.get("_four_bit"), facts.get("_kbit", False)
-    if stack == "trl":
-        facts["_peft"] = facts.get("_peft", False)
-        fields = {**trl.finish(facts, code.warnings), "recipe": "trl"}
-    elif stack == "hf":
-        hf.settle(facts, code.warnings, checkpointing=None if kbit else False)
-        fields = {**setup_fields(facts), "recipe": "hf"}
-    else:
-        hf.settle_checkpointing(facts, code.warnings, None, reentrant=False)
-        fields = {**setup_fields(facts), "recipe": "raw"}
+    fields = code.stack.finish(facts, code.warnings)
     fields.update(_method(facts, bool(four_bit)))
     if fields["method"] != "full" and "targets" not in fields:
         fields["targets"] = ("peft-default",)
@@ -301,8 +323,6 @@ def _finish(code: Code, name: str) -> Imported:
         fields = {**bare, **fields, "kbit_prepare": kbit}
     if kbit and "checkpointing" not in facts:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
-    elif "_checkpointing" not in facts and stack == "raw":
-        fields["checkpointing"] = "none"
     if "max_seq_length" in facts:
         fields["sequence_length"] = integer("max_seq_length", facts["max_seq_length"])
     return Imported("python", name, facts.get("_model"), fields, code.keys, code.warnings)

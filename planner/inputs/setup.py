@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.planner.tables.errors import UsageError, unknown
+from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
-from memplan.planner.tables.recipes import BASE, RECIPES
+from memplan.planner.tables.recipes import BASE, DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
     from memplan.planner.inputs.checking import (
@@ -105,6 +106,11 @@ class Setup:
     device: Literal["cuda", "cpu"]
     origins: dict[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def loop(self) -> Loop:
+        """The training loop of the recipe."""
+        return RECIPES[self.recipe].loop
+
     def to_document(self) -> dict[str, Any]:
         """Every resolved field, JSON types only."""
         return {
@@ -164,7 +170,7 @@ def resolve(
         if key not in FIELDS:
             raise unknown("setting", key, FIELDS)
     said = {**imported, **given}
-    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", "hf"))
+    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", DEFAULT_RECIPE))
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if recipe not in RECIPES:

@@ -73,7 +73,7 @@ def make_optimizer(model: nn.Module, setup: Setup) -> Any:
     not) elsewhere.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if setup.recipe == "raw":
+    if not setup.loop.decay_groups:
         return _by_itself(MAKERS[setup.optimizer]([p for _, p in named], setup.optimizer_mode))
     from transformers.trainer_pt_utils import get_parameter_names
 

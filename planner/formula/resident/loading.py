@@ -100,9 +100,9 @@ def batch_tensors(setup: Setup) -> list[str]:
     """
     if METHODS[setup.method].trains == "nothing":
         return ["input_ids"]
-    plain = setup.recipe == "raw"
-    names = ["input_ids"] if plain else ["input_ids", "labels"]
-    if setup.padded or (not plain and setup.packed_documents == 1):
+    collates = setup.loop.collates
+    names = ["input_ids", "labels"] if collates else ["input_ids"]
+    if setup.padded or (collates and setup.packed_documents == 1):
         names.append("attention_mask")
     if setup.packed_documents > 1:
         names.append("position_ids")
@@ -117,7 +117,7 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
     waits = (
         METHODS[setup.method].trains != "nothing"
-        and setup.recipe != "raw"
+        and setup.loop.prefetches
         and setup.gradient_accumulation > 1
     )
     return (

@@ -88,16 +88,14 @@ STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
 }
 
 
-def states(rule: Rule, stored: ParameterSpec, elements: int | None, trainer: bool) -> list[State]:
-    """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer
-    made the optimizer.
-    """
+def states(rule: Rule, stored: ParameterSpec, elements: int | None, embeddings_32bit: bool) -> list[State]:
+    """The state tensors that a rule makes for one parameter of n `elements`; `embeddings_32bit`: see Loop."""
     if rule in PAIRS:
-        single = states(PAIRS[rule], stored, elements, trainer)
+        single = states(PAIRS[rule], stored, elements, embeddings_32bit)
         return [
             (suffix, (2, *shape), dtype, pageable, f"{size}; two of them: a fast and a slow average")
             for suffix, shape, dtype, pageable, size in single
         ]
-    if rule == "blockwise8" and trainer and stored.role in EMBEDDINGS:
+    if rule == "blockwise8" and embeddings_32bit and stored.role in EMBEDDINGS:
         return _embedding8(stored, elements)
     return STATES[rule](stored, elements)

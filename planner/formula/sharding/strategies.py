@@ -201,7 +201,7 @@ def stored(setup: Setup) -> Setup:
     upcast = (
         setup.parallel == "fsdp"
         and setup.autocast != "none"
-        and setup.recipe != "raw"
+        and setup.loop.prepares
         and setup.quant_type not in FOUR_BIT
     )
     return setup.with_(trainable_dtype="float32") if upcast else setup
@@ -212,7 +212,7 @@ def wraps(setup: Setup) -> bool:
     makes no DDP of one process (accelerate 1.15 accelerator.py `prepare_model` asks `multi_device`: more than
     one process); a loop that calls DDP itself does.
     """
-    return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or setup.recipe == "raw")
+    return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or not setup.loop.prepares)
 
 
 def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
@@ -243,7 +243,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
             "4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
             f"{compute_dtype(setup)} shares them)"
         )
-    if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.recipe != "raw":
+    if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.loop.prepares:
         found.append(
             "gradient accumulation under fsdp keeps whole gradients on every rank: accelerate's no_sync "
             "reduces them in the "
