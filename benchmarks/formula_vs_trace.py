@@ -22,10 +22,10 @@ from typing import Any
 from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find, index
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.prediction import COMPONENTS, Breakdown, Prediction
+from memplan.planner.prediction import Breakdown, Prediction
+from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 
-STEP = ("forward", "backward", "optimizer_step")
 LARGEST = 40 * 10**9  # parameters of a catalogue model in the sweep
 Config = dict[str, Any]
 
@@ -222,7 +222,7 @@ def compare(config: Config, setup: Setup) -> dict[str, Any]:
     ours, theirs = refusals["formula"], refusals["trace"]
     moments = [m.moment for m in ours.moments]
     found = {name: _moment(ours.moment(name), theirs.moment(name)) for name in moments}
-    steps = [name for name in STEP if name in found]
+    steps = [name for name in STEP_MOMENTS if name in found]
     largest = max(steps, key=lambda name: found[name]["traced"])
     worst = max(steps, key=lambda name: abs(found[name]["error"]))
     return {
@@ -348,7 +348,7 @@ def show(results: Sequence[dict[str, Any]], most: int) -> None:
                 f"{kind:10} median {statistics.median(found):.3%}  P95 {percentile(found, 0.95):.2%}  worst "
                 f"{max(found):.2%}"
             )
-    for name in ("load_peak", "load", *STEP):
+    for name in ("load_peak", "load", *STEP_MOMENTS):
         found = [abs(r["moments"][name]["error"]) for r in compared if name in r["moments"]]
         if found:
             print(

@@ -5,6 +5,7 @@ a new name predicts the same.
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.components import COMPONENTS, MOMENTS
 from memplan.planner.tables.recipes import RECIPES
+from memplan.planner.tables.sdp import ATTENTIONS
+from memplan.planner.tables.units import SIZES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("planner", "profiler", "validate", "memplan")
@@ -124,3 +128,62 @@ def test_a_recipe_s_loop_reaches_the_prediction(monkeypatch):
     fields = {"method": "full", "micro_batch": 4, "gradient_accumulation": 2, "sequence_length": 512}
     known, other = (plan(spec, resolve({**fields, "recipe": name})) for name in ("raw", "copied"))
     assert known.peak.allocated_bytes != other.peak.allocated_bytes
+
+
+def displays(tree: ast.AST, keys: bool) -> list[tuple[int, set[object]]]:
+    """(line, texts) of every tuple, list and set of texts, of every Literal[...], and of a dictionary's
+    `keys`.
+    """
+    found = []
+    for node in ast.walk(tree):
+        inside: list[ast.expr] = []
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            inside = node.elts
+        elif keys and isinstance(node, ast.Dict):
+            inside = [key for key in node.keys if key is not None]
+        texts = {each.value for each in inside if isinstance(each, ast.Constant)}
+        found.append((getattr(node, "lineno", 0), {text for text in texts if isinstance(text, str)}))
+    return found
+
+
+ONCE = {
+    "planner/tables/sdp.py": (set(ATTENTIONS), 4, True),  # an importer's own words name three
+    "planner/tables/components.py": ({*COMPONENTS, *MOMENTS}, 3, False),
+    "planner/tables/units.py": ({unit.lower() for unit in SIZES}, 3, True),
+}
+"""The table that lists these names -> the names, from how many on a list elsewhere is a second table, and
+whether a mapping from them is one too.
+"""
+
+
+@pytest.mark.parametrize("home", ONCE)
+def test_names_are_listed_in_one_table(home: str):
+    names, most, keys = ONCE[home]
+    lists = {
+        path.relative_to(ROOT).as_posix(): [
+            line
+            for line, texts in displays(ast.parse(path.read_text(encoding="utf-8")), keys)
+            if len({str(text).lower() for text in texts} & names) >= most
+        ]
+        for path in sources()
+    }
+    assert [path for path, lines in lists.items() if lines] == [home], lists[home]
+
+
+NUMBERS = {
+    "planner/tables/cublas.py": (
+        r"8[_,]?519[_,]?680|4096 \* 1024|32 \* (MIB|2 ?\*\* ?20)",
+        "cuBLAS workspaces",
+    ),
+}
+
+
+@pytest.mark.parametrize("home", NUMBERS)
+def test_sizes_stand_in_one_table(home: str):
+    pattern, what = NUMBERS[home]
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        if re.search(pattern, path.read_text(encoding="utf-8"))
+    ]
+    assert found == [home], what

@@ -15,11 +15,11 @@ from typing import Any
 
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, gpus
-from memplan.planner.tables.units import gib
+from memplan.planner.tables.units import BY_LOWER, GIB, MIB, gib
 
 SCHEMA = "memplan.oom/1"
-MOST_TEXT = 16 * 2**20
-UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+MOST_TEXT = 16 * MIB
+UNITS = {"bytes": 1, **BY_LOWER}
 
 
 def _size(name: str) -> str:
@@ -314,7 +314,7 @@ def explain(oom: OutOfMemoryMessage) -> list[str]:
         )
     if oom.other_processes:
         lines.append(f"other processes held {gib(oom.other_processes)} of the card")
-    elif oom.outside is not None and oom.outside > 2**30:
+    elif oom.outside is not None and oom.outside > GIB:
         lines.append(
             f"{gib(oom.outside)} of the card were outside torch: the CUDA context, libraries and other "
             "processes"

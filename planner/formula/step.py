@@ -21,6 +21,7 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
@@ -113,15 +114,13 @@ class _Step:
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
         self.decoder = Decoder(self.w, self.guard, self.hooks, self.resident[0])
         if self.device.kind == "cuda":
-            threads = (
-                ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
-            )
+            threads = THREADS if METHODS[self.setup.method].trains != "nothing" else THREADS[:1]
             self.resident += [
                 t.alloc(
-                    f"cuBLAS workspace of the {thread} thread",
+                    workspace_name(thread),
                     (self.device.workspace,),
                     "uint8",
-                    "held by each thread's handle from its first matmul on",
+                    HELD,
                     "temporaries",
                 )
                 for thread in threads

@@ -25,8 +25,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Rank,
         Size,
     )
-
-ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
+    from memplan.planner.tables.sdp import Attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +67,7 @@ class Setup:
     checkpoint_every: Count
     checkpoint_offload: bool
     load: Literal["pretrained", "random"]
-    attention: Literal[
-        "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"
-    ]
+    attention: Attention
     loss: Literal["full", "chunked", "fused"]
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]

@@ -215,6 +215,7 @@ class Observer(TorchDispatchMode):
                 self._via,
                 "temporaries",
                 name,
+                held=persistent,
             )
         )
         log.events.append((ALLOC, sid, nbytes))

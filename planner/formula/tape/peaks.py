@@ -18,7 +18,7 @@ from typing import cast
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Monomial, total
 from memplan.planner.formula.tape.tape import Info, Shape, Tape
-from memplan.planner.prediction import Component
+from memplan.planner.tables.components import Component
 
 Terms = dict[Monomial, int]
 

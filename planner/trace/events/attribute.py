@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from memplan.planner.prediction import COMPONENTS
 from memplan.planner.run import owners
 from memplan.planner.run.built import Built
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
 
