@@ -34,6 +34,12 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
             "AdaLoRA prunes: a callback calls update_and_allocate, which no Trainer does by itself (else "
             "--set importance_buffers=false)"
         )
+    others = OPTIMIZERS[setup.optimizer].others
+    if others is not None and METHODS[setup.method].trains != "nothing":
+        yield (
+            f"{setup.optimizer} trains the 2-D weights of layers alone: embeddings, the output projection, "
+            f"norms and biases are trained by {others}"
+        )
     if OPTIMIZERS[setup.optimizer].paged and METHODS[setup.method].trains != "nothing":
         yield (
             "paged states are counted on the host: while the card has room they move there, so nvidia-smi "

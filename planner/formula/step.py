@@ -7,23 +7,20 @@ where they are accumulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
 from memplan.planner.formula.forward.linears import orthogonality
 from memplan.planner.formula.forward.losses import causal_loss, logits_of
+from memplan.planner.formula.optimizer_step import optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.optimizers import OPTIMIZERS
 
 __all__ = ["Guard", "run_step"]
 
@@ -35,19 +32,6 @@ def run_step(
     with others (nothing).
     """
     return _Step(parameter_table, device, guard, rank or ShardingPlan(parameter_table)).run()
-
-
-_LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
-FOREACH_LISTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "adamw_torch": (
-        ("square root of exp_avg_sq", _LIST),
-    ),  # optim/adam.py _multi_tensor_adam: exp_avg_sq_sqrt
-    "rmsprop": (("square root of square_avg", _LIST),),  # optim/rmsprop.py _multi_tensor_rmsprop: avg
-    "adagrad": (
-        ("square root of sum", _LIST),
-        ("scaled gradient", _LIST),
-    ),  # optim/adagrad.py _multi_tensor_adagrad: std, numerator
-}
 
 
 class _Step:
@@ -101,7 +85,9 @@ class _Step:
         with t.dropping():
             del loss  # and with it the graph, whose contexts hold what no hook can see
         t.mark("optimizer_step")
-        self._optimizer()
+        made = self.hooks.begin_optimizer()
+        optimizer_step(t, setup, self.rank.stepped())
+        del made
         t.mark("end")
         del outputs
         self.decoder.prefix.drop()
@@ -221,80 +207,3 @@ class _Step:
         logits = logits_of(self.w, hidden.view(hidden.shape[0], 1, hidden.shape[2]))
         cache, self.w.cache = self.w.cache, None
         return logits, cache
-
-    # ---- optimizer -----------------------------------------------------------------------------------------
-
-    def _optimizer(self) -> None:
-        """Temporaries of the optimizer's step over what is alive after the backward."""
-        setup, trained = self.setup, self.rank.stepped()
-        made = self.hooks.begin_optimizer()
-        if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
-            return  # kernels that work in place
-        largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
-        held: list[Tensor] = []
-        if setup.optimizer == "adafactor":
-            self._adafactor(trained)
-        elif setup.optimizer_mode == "foreach":
-            held = [
-                made
-                for what, why in FOREACH_LISTS.get(setup.optimizer, ())
-                for made in self._lists(what, why, trained)
-            ]
-        elif setup.optimizer_mode == "loop" and setup.optimizer in FOREACH_LISTS:
-            held = [
-                self.tape.alloc(
-                    f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time"
-                )
-                for what, _ in FOREACH_LISTS[setup.optimizer]
-            ]
-        del held, made
-
-    def _adafactor(self, trained: Sequence[ParameterSpec]) -> None:
-        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the
-        update.
-
-        Each keeps its name until the next tensor's takes it (transformers 5.23 optimization.py
-        Adafactor.step). Two layers stand for all.
-        """
-        layers = [stored for stored in trained if stored.count > 1]
-        first = trained.index(layers[0]) if layers else len(trained)
-        order = [
-            *trained[:first],
-            *layers,
-            *layers,
-            *(stored for stored in trained[first:] if stored.count == 1),
-        ]
-        if self.setup.loop.decay_groups:  # what is not decayed comes last
-            order.sort(key=lambda stored: stored.role in ("norm", "bias"))
-        gradient = weight = update = None
-        for stored in order:
-
-            def made(what: str, stored: ParameterSpec = stored) -> Tensor:
-                return self.tape.alloc(
-                    f"{stored.name} {what}",
-                    stored.shape,
-                    "float32",
-                    "Adafactor works in fp32, one tensor at a time",
-                )
-
-            gradient = None
-            gradient = made("gradient in fp32") if stored.dtype != "float32" else None
-            weight = None
-            weight = made("in fp32") if stored.dtype != "float32" else None
-            square = made("squared gradient")
-            update = made("squared gradient + eps")
-            del square
-            update = made("update")
-            negative = made("update, negated")
-            del negative
-        del gradient, weight, update
-
-    def _lists(self, what: str, why: str, trained: Sequence[ParameterSpec]) -> list[Tensor]:
-        made = []
-        for stored in trained:
-            made.append(
-                self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries")
-            )
-            index = len(self.tape.infos) - 1
-            self.tape.log.append((-1, {index: stored.count - 1}))
-        return made

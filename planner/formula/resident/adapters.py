@@ -254,7 +254,7 @@ def _adalora(linear: Linear) -> tuple[Kind, Shapes]:
 
 def _ia3(linear: Linear) -> tuple[Kind, Shapes]:
     forward = linear.name.rpartition(".")[2] in IA3_FEEDFORWARD
-    return "ia3", (("ia3_l", (linear.in_features if forward else linear.out_features,)),)
+    return "ia3", (("ia3_l", (1, linear.in_features) if forward else (linear.out_features, 1)),)
 
 
 SHAPES: dict[str, Callable[[Linear], tuple[Kind, Shapes]]] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized
-from memplan.planner.tables.optimizers import Rule
+from memplan.planner.tables.optimizers import Optimizer, Rule
 
 # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
 FLOOR_8BIT = 4096
@@ -16,6 +16,12 @@ FLOOR_PAGED = 100_000
 BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
 
 EMBEDDINGS = ("embedding", "position", "prompt")  # roles of nn.Embedding weights
+
+
+def optimizer_of(row: Optimizer, stored: ParameterSpec) -> Optimizer:
+    """The optimizer that trains a tensor where the setup's is `row`."""
+    return row.of(len(stored.shape), stored.role in (*EMBEDDINGS, "head"))
+
 
 State = tuple[
     str, tuple[Sized, ...], str, bool, str

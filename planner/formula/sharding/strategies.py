@@ -133,9 +133,14 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         "them: use ddp",
     )
     yield (
-        s.parallel == "fsdp" and s.optimizer == "adafactor",
-        "adafactor's row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
+        s.parallel == "fsdp" and any(rule == "factored" for _, rule in OPTIMIZERS[s.optimizer].states),
+        f"{s.optimizer}'s row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
         "or zero2",
+    )
+    yield (
+        sharded and OPTIMIZERS[s.optimizer].others is not None,
+        f"{s.optimizer} works on whole matrices, of which a rank under {s.parallel} has parts: use ddp, or "
+        "an adamw optimizer",
     )
     yield (
         s.parallel == "fsdp" and s.quant_type == "int8",
