@@ -61,6 +61,7 @@ class _Step:
             with t.no_grad():
                 t.mark("forward")
                 answer = self._answer()
+            t.end_forward()
             t.mark("end")
             del answer
             return t
@@ -77,6 +78,7 @@ class _Step:
         before.clear()
         if dropped:
             outputs = None
+        t.end_forward()
         t.mark("backward")
         t.casts = None
         self.hooks.begin_backward()

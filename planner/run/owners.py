@@ -27,6 +27,12 @@ def weights(model: Any) -> Named:
             yield f"{name}.{key}", tensor
 
 
+def batches(built: Any) -> Named:
+    """The micro-batch that runs, and those that wait for it."""
+    yield from tensors(built.batch, "batch")
+    yield from tensors(built.waiting, "waiting batch")
+
+
 def quantisation_constants(module: Any) -> Named:
     """Block maxima, code tables, and those of the second quantisation (bitsandbytes 0.50 functional.py
     QuantState, nn/modules.py).

@@ -127,8 +127,8 @@ class Context:
             f"{x.name.rpartition('.')[2]} autocast copy" if x.buffer is None else "autocast copy",
         )
         if x.buffer is None and made.buffer is not None:
-            made.buffer.info.component = "temporaries"
             made.buffer.info.why = "autocast's copy of a weight"
+            made.buffer.info.names_itself = True
         if cached:
             casts[id(x)] = made  # type: ignore[index]
         return made

@@ -18,8 +18,8 @@ FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is 
 
 @dataclass(slots=True)
 class Info:
-    """What the rows say of a buffer. `component` None: activations where something saved it, else
-    temporaries.
+    """What the rows say of a buffer. `component` None: activations where autograd saved it or it outlives its
+    forward, else temporaries.
     """
 
     name: str
@@ -29,7 +29,14 @@ class Info:
     why: str
     component: str | None
     saved_by: str | None = None
+    outlives: bool = False  # its forward: an output that the loop holds, or what a graph's context keeps
+    names_itself: bool = False  # its row says what it is, also where it says what saved it
     once: bool = False  # one for all layers: its death inside a repeated one is not repeated
+
+    @property
+    def kind(self) -> tuple[str, Shape, str]:
+        """What buffers of repeated layers have in common."""
+        return self.name, self.shape, self.dtype
 
 
 class Ledger(Protocol):

@@ -143,7 +143,15 @@ def states_after(tape: Tape, wanted: set[int]) -> dict[int, TapePeak]:
 
 
 def _component(info: Info) -> str:
-    return info.component or ("activations" if info.saved_by else "temporaries")
+    return info.component or ("activations" if info.saved_by or info.outlives else "temporaries")
+
+
+def _why(info: Info) -> str:
+    """Why a buffer is there: what saved it, before what it is."""
+    if info.component or not info.saved_by:
+        return info.why
+    saved = f"saved for the backward of {info.saved_by}"
+    return f"{info.why}, {saved}" if info.names_itself else saved
 
 
 def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
@@ -153,9 +161,7 @@ def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     for index, count in alive.items():
         info = infos[index]
         component = _component(info)
-        why = (
-            f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
-        )
+        why = _why(info)
         key = (info.name, info.shape, info.dtype, component, why)
         counts[key] += count
         sizes[key] = info.size

@@ -103,6 +103,17 @@ class Tape:
         tensor.shape, tensor.dtype = info.shape, info.dtype = shape, dtype
         info.size = self.size(shape, dtype)
 
+    def end_forward(self) -> None:
+        """Whatever is still there when a forward ends outlives it. Buffers of repeated layers count by kind: one
+        layer's birth may be matched by another one's death.
+        """
+        alive: Counter[tuple[str, Shape, str]] = Counter()
+        for index, change in self.log:
+            for each, count in change.items() if index < 0 else ((index, change),):
+                alive[self.infos[each].kind] += count
+        for info in self.infos:
+            info.outlives = info.outlives or alive[info.kind] > 0
+
     def mark(self, moment: str) -> None:
         self.marks.append((len(self.log), moment))
 
@@ -344,6 +355,12 @@ class Tape:
         if grad.shared:
             grad = self.alloc(leaf.name + " gradient", leaf.shape, leaf.dtype, "")
         info = grad.buffer.info  # type: ignore[union-attr]
-        info.component, info.shape = "gradients", leaf.shape
-        info.name, info.why = leaf.name + " gradient", "the gradient of a trained tensor, in its dtype"
+        info.name, info.shape = leaf.name + " gradient", leaf.shape
+        if leaf.buffer is None:
+            info.component, info.why = "gradients", "the gradient of a trained tensor, in its dtype"
+        else:
+            info.component, info.why = (
+                "temporaries",
+                "the gradient of an activation that is a leaf of its graph",
+            )
         leaf.grad = grad

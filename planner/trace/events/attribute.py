@@ -38,7 +38,7 @@ def attribute(observer: Observer, tensor: Any, component: str, name: str = "") -
 def attribute_weights(observer: Observer, built: Built) -> None:
     """Parameters, buffers and the constants of quantised weights; the batch."""
     attribute_all(observer, owners.weights(built.model), "weights")
-    attribute_all(observer, owners.tensors(built.batch, "batch"), "activations")
+    attribute_all(observer, owners.batches(built), "activations")
 
 
 def attribute_all(observer: Observer, named: owners.Named, component: str) -> None:
