@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from memplan.planner.formula.parameters import B, ParameterTable, S
+from memplan.planner.formula.parameters import B, ParameterTable, S, packed_bytes
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Sized, product
+from memplan.planner.formula.symbolic.expr import Sized, product, total
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -35,6 +35,8 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
         load += parameter_table.state_rows()
     peaks = [load]
+    if setup.load == "pretrained" and setup.device == "cuda":
+        peaks.append([_warm_up(parameter_table)])
     quantised = [t for t in parameter_table.base if t.dtype in ("nf4", "fp4", "int8")]
     if quantised:
         largest = max(quantised, key=lambda t: t.elements.constant or 0)
@@ -86,6 +88,21 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
         )
         peaks.append([*base, halves])
     return {"load_peak": peaks, "load": [load]}
+
+
+def _warm_up(parameter_table: ParameterTable) -> SymbolicRow:
+    """One block as large as all that the checkpoint will fill, before any of it is there; freed at once
+    (transformers 5.24 modeling_utils.py caching_allocator_warmup).
+    """
+    setup = parameter_table.setup
+    size = total(
+        packed_bytes(t.elements, t.dtype if t.dtype in ("nf4", "fp4", "int8") else setup.weight_dtype)
+        * t.count
+        for t in parameter_table.base
+        if t.logical
+    )
+    why = "one block of the size of the checkpoint, which stays reserved"
+    return SymbolicRow("warm-up of the allocator", (size,), "uint8", 1, size, "temporaries", why)
 
 
 def _one(name: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
