@@ -19,6 +19,7 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
 
@@ -118,14 +119,17 @@ class _Step:
         """What the outputs of the step before hold: logits, and through the graph an embedding that was made
         to want a gradient.
         """
-        names = ["logits of the step before"] if self.setup.loss == "full" else []
+        names: dict[str, Component] = {"logits of the step before": "activations"}
+        if self.setup.loss != "full":
+            names = {}
         if self.setup.checkpointing != "none" and METHODS[self.setup.method].trains != "all":
-            names += ["embeddings of the step before", "gradient of the embeddings of the step before"]
+            names["embeddings of the step before"] = "activations"
+            names["gradient of the embeddings of the step before"] = "temporaries"
         if self.w.past and self.setup.loss == "full":
-            names.append("keys and values of the step before")
+            names["keys and values of the step before"] = "activations"
         return [
-            self.tape.alloc(name, (), "float32", "the loop keeps its outputs", "activations")
-            for name in names
+            self.tape.alloc(name, (), "float32", "the loop keeps its outputs", component)
+            for name, component in names.items()
         ]
 
     def _resize(self, before: list[Tensor], outputs: Tensor) -> None:

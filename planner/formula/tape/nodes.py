@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from memplan.planner.formula.symbolic.expr import Expr, Sized
+from memplan.planner.tables.components import Component
 
 Shape = tuple[Sized, ...]
 FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is ready
@@ -27,7 +28,7 @@ class Info:
     dtype: str
     size: Expr
     why: str
-    component: str | None
+    component: Component | None
     saved_by: str | None = None
     outlives: bool = False  # its forward: an output that the loop holds, or what a graph's context keeps
     names_itself: bool = False  # its row says what it is, also where it says what saved it

@@ -32,6 +32,7 @@ from memplan.planner.formula.tape.nodes import (
     dependencies,
     mark_saved,
 )
+from memplan.planner.tables.components import Component
 from memplan.planner.tables.dtypes import itemsize
 
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
@@ -84,7 +85,7 @@ class Tape:
         return known
 
     def alloc(
-        self, name: str, shape: Shape, dtype: str, why: str = "", component: str | None = None
+        self, name: str, shape: Shape, dtype: str, why: str = "", component: Component | None = None
     ) -> Tensor:
         """A new buffer and the tensor that holds it, outside the graph."""
         self.infos.append(Info(self.scope + name, shape, dtype, self.size(shape, dtype), why, component))
