@@ -17,17 +17,22 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memplan.planner.formula.engine import plan
+from memplan.planner.formula.engine import plan, rank_of, symbolic
+from memplan.planner.formula.program import SYMBOLS
+from memplan.planner.formula.tape.peaks import component_of
 from memplan.planner.inputs.models import find, index
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.prediction import COMPONENTS, Breakdown, Prediction
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import Breakdown, Prediction
+from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 
-STEP = ("forward", "backward", "optimizer_step")
 LARGEST = 40 * 10**9  # parameters of a catalog model in the sweep
 Config = dict[str, Any]
+if TYPE_CHECKING:
+    from memplan.planner.trace.events.log import Log
 
 
 # ---- cases -------------------------------------------------------------------------------------------------
@@ -208,21 +213,25 @@ def compare(config: Config, setup: Setup) -> dict[str, Any]:
     """Both engines on one case: errors by moment and component, and the rows that differ at the moment that
     is furthest off.
     """
-    from memplan.planner.trace.engine import trace
+    from memplan.planner.trace.engine import traced
 
-    refusals = {}
-    for engine, predict in (
-        ("formula", lambda: plan(find(config).spec(), setup)),
-        ("trace", lambda: trace(config, setup)),
-    ):
-        try:
-            refusals[engine] = predict()
-        except UsageError as error:
-            return {"refused": engine, "reason": str(error)}
-    ours, theirs = refusals["formula"], refusals["trace"]
+    spec = find(config).spec()
+    try:
+        ours = plan(spec, setup)
+    except UsageError as error:
+        return {"refused": "formula", "reason": str(error)}
+    try:
+        theirs, log = traced(config, setup)
+    except UsageError as error:
+        return {"refused": "trace", "reason": str(error)}
     moments = [m.moment for m in ours.moments]
-    found = {name: _moment(ours.moment(name), theirs.moment(name)) for name in moments}
-    steps = [name for name in STEP if name in found]
+    planned, observed = planned_places(spec, setup), traced_places(log)
+    found = {
+        name: _moment(ours.moment(name), theirs.moment(name))
+        | {"apart": apart(planned[name], observed[name])}
+        for name in moments
+    }
+    steps = [name for name in STEP_MOMENTS if name in found]
     largest = max(steps, key=lambda name: found[name]["traced"])
     worst = max(steps, key=lambda name: abs(found[name]["error"]))
     return {
@@ -259,6 +268,86 @@ def _moment(ours: Breakdown, theirs: Breakdown) -> dict[str, Any]:
         "traced": traced,
         "error": planned / traced - 1,
         "components": {c: n for c, n in parts.items() if n},
+    }
+
+
+# ---- components --------------------------------------------------------------------------------------------
+
+TIE = 1e-3
+"""Places of a moment whose bytes are within this share of the largest are as good as its peak: which of them
+is the largest, rounding to blocks decides.
+"""
+Place = tuple[int, ...]  # bytes by component, in the order of COMPONENTS
+
+
+def planned_places(spec: ModelSpec, setup: Setup) -> dict[str, set[Place]]:
+    """The formula's places within TIE of the largest, by moment."""
+    structure = symbolic(spec, setup)
+    values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
+    named = dict(zip(SYMBOLS, values, strict=True))
+    program = structure.program(structure.guard(*values[:2]))
+    found = {
+        name: [tuple(size.evaluate(named) for size in state.components) for state in states]
+        for name, states in program.loading.items()
+    }
+    tape = program.tape
+    sizes = [info.size.evaluate(named) for info in tape.infos]
+    columns = [COMPONENTS.index(component_of(info)) for info in tape.infos]
+    now = [
+        sum(row.size.evaluate(named) for row in program.resident if row.component == component)
+        for component in COMPONENTS
+    ]
+    places = [tuple(now)]
+    for number, change in tape.log:
+        for each, count in change.items() if number < 0 else ((number, change),):
+            now[columns[each]] += sizes[each] * count
+        places.append(tuple(now))
+    ends = [position for position, _ in tape.marks[1:]]
+    for (begin, moment), end in zip(tape.marks, [*ends, len(tape.log)], strict=True):
+        if moment in program.walked:
+            found.setdefault(moment, []).extend(places[begin : end + 1])
+    return {name: _largest(each) for name, each in found.items()}
+
+
+def traced_places(log: Log) -> dict[str, set[Place]]:
+    """The trace's places within TIE of the largest, by moment: bytes of tensors, as the formula counts them."""
+    now, places = [0] * len(COMPONENTS), [(0,) * len(COMPONENTS)]
+    for kind, number, _ in log.events:
+        if kind != "empty_cache":
+            storage = log.storages[number]
+            column = COMPONENTS.index(storage.component)  # type: ignore[arg-type]
+            now[column] += storage.nbytes if kind == "alloc" else -storage.nbytes
+        places.append(tuple(now))
+    last = max(mark.step for mark in log.marks)
+    first = min(mark.begin for mark in log.marks if mark.step >= 0)
+    found = {"load_peak": places[: first + 1], "load": [places[first]]}
+    for mark in log.marks:
+        if mark.step == last:
+            found.setdefault(mark.moment, []).extend(places[mark.begin : mark.end + 1])
+    return {name: _largest(each) for name, each in found.items()}
+
+
+def _largest(places: Sequence[Place]) -> set[Place]:
+    most = max(map(sum, places))
+    return {place for place in places if sum(place) >= (1 - TIE) * most}
+
+
+def apart(planned: set[Place], observed: set[Place]) -> dict[str, float]:
+    """How far the components are apart at the two most similar places, as shares of the moment's peak.
+
+    total: of the sums; worst: of the component that is furthest apart; misplaced: bytes that one engine counts
+    in one component and the other in another.
+    """
+    whole = max(map(sum, observed))
+    _, differences = min(
+        (max(map(abs, each)), each)
+        for each in ([a - b for a, b in zip(x, y, strict=True)] for x in planned for y in observed)
+    )
+    total, moved = sum(differences), sum(map(abs, differences))
+    return {
+        "total": total / whole,
+        "worst": max(map(abs, differences)) / whole,
+        "misplaced": (moved - abs(total)) / 2 / whole,
     }
 
 
@@ -348,7 +437,7 @@ def show(results: Sequence[dict[str, Any]], most: int) -> None:
                 f"{kind:10} median {statistics.median(found):.3%}  P95 {percentile(found, 0.95):.2%}  worst "
                 f"{max(found):.2%}"
             )
-    for name in ("load_peak", "load", *STEP):
+    for name in ("load_peak", "load", *STEP_MOMENTS):
         found = [abs(r["moments"][name]["error"]) for r in compared if name in r["moments"]]
         if found:
             print(

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.components import COMPONENTS, Component
 from memplan.planner.tables.errors import UsageError
 
-Component = Literal["weights", "gradients", "optimizer_states", "activations", "temporaries"]
-COMPONENTS: tuple[Component, ...] = get_args(Component)
-STEP_MOMENTS = ("forward", "backward", "optimizer_step")
-MOMENTS = ("load_peak", "load", *STEP_MOMENTS)
 PREDICTION_SCHEMA = "memplan.prediction/1"
 
 

@@ -20,7 +20,7 @@ def loaded(built: Any) -> list[Attribution]:
     """Weights (parameters, buffers, quantization constants) and the batch, once everything is built."""
     return [
         *_claims(LOADED, owners.weights(built.model), "weights"),
-        *_claims(LOADED, owners.tensors(built.batch, "batch"), "activations"),
+        *_claims(LOADED, owners.batches(built), "activations"),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from memplan.planner.allocator.replay import replay
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import STEP_MOMENTS
+from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.tables.units import parse_size

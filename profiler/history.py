@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memplan.planner.prediction import COMPONENTS
+from memplan.planner.tables.components import COMPONENTS
 
 ALLOC, FREE, OOM = "alloc", "free", "oom"
 LOADED = "loaded"

@@ -19,7 +19,8 @@ from typing import Any, Literal, cast, get_args
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import FIELDS, Setup, checked
 from memplan.planner.inputs.textfile import read_text
-from memplan.planner.prediction import COMPONENTS, Peak, check_schema
+from memplan.planner.prediction import Peak, check_schema
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.recipes import BASE
 from memplan.planner.tables.torch_versions import nearest

@@ -14,7 +14,7 @@ from memplan.cli.main import run
 from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.prediction import STEP_MOMENTS
+from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.units import MIB
 from memplan.profiler.record import Failure, MeasuredMoment, MeasuredPeak, Measurement, save_in
 from memplan.render.validation import page

@@ -14,7 +14,8 @@ import memplan
 from memplan.cli.main import run
 from memplan.planner.answers.fit.suggest import CHANGES, changed, suggest
 from memplan.planner.inputs.setup import FIELDS
-from memplan.planner.prediction import COMPONENTS, PREDICTION_SCHEMA
+from memplan.planner.prediction import PREDICTION_SCHEMA
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.units import gib
 
 

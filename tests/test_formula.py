@@ -11,7 +11,7 @@ from memplan.planner.formula.engine import plan, symbolic
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.prediction import MOMENTS
+from memplan.planner.tables.components import MOMENTS
 from memplan.planner.tables.errors import UsageError
 
 GIB = 2**30

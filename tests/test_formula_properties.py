@@ -16,7 +16,7 @@ from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import COMPONENTS
+from memplan.planner.tables.components import COMPONENTS
 
 METHODS = ("full", "freeze", "lora", "qlora", "adalora", "dora")
 LAYERS = (2, 5, 9)

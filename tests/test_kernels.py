@@ -6,13 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from memplan.planner.tables.cublas import workspace_bytes  # noqa: E402
 from memplan.planner.trace.device.kernels_attention import cudnn_workspace, efficient_workspace, flash_splits  # noqa: E402
 from memplan.planner.trace.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
 from memplan.planner.trace.device.kernels_table import RULES, product  # noqa: E402
 from memplan.planner.trace.device.reduction import buffers  # noqa: E402
 from memplan.planner.trace.device.rule import OpCall  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
-from memplan.planner.trace.kernels import Kernels, UnknownBytes, cublas_workspace, name_of, schema_name  # noqa: E402
+from memplan.planner.trace.kernels import Kernels, UnknownBytes, name_of, schema_name  # noqa: E402
 
 T4, A100, H100, CPU = (
     Target("cuda", (7, 5), 40),
@@ -116,7 +117,7 @@ def test_workspaces_are_made_and_freed_with_each_product_from_torch_2_15_on():
     ],
 )
 def test_workspace_by_architecture_and_release(capability, release, nbytes):
-    assert cublas_workspace(capability, release) == nbytes
+    assert workspace_bytes(capability, release) == nbytes
 
 
 def test_products_copy_operands_that_cublas_cannot_read():

@@ -12,8 +12,10 @@ from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import STEP_MOMENTS
+from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
+from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE, Make, Optimizer
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -34,11 +36,11 @@ CONFIG: dict[str, Any] = {
 SHARED = "qmap"
 
 
-def states(prediction: Prediction) -> int:
-    """Bytes of the states on the device at the end of the step."""
+def states(prediction: Prediction, moment: str = "optimizer_step") -> int:
+    """Bytes of the states on the device at a moment's peak."""
     rows = [
         row
-        for row in prediction.moment("optimizer_step").rows
+        for row in prediction.moment(moment).rows
         if row.component == "optimizer_states" and SHARED not in row.name
     ]
     return sum(row.bytes for row in rows)
@@ -61,6 +63,102 @@ def test_a_rows_bytes_are_those_of_the_optimizers_states(name: str, recipe: str)
     assert states(planned) == states(traced)
     assert planned.host_bytes == traced.host_bytes
     assert (planned.host_bytes > 0) == OPTIMIZERS[name].paged
+
+
+def temporaries(prediction: Prediction) -> int:
+    """Bytes of what the step makes, at its peak; the workspaces of cuBLAS are there before it."""
+    rows = prediction.moment("optimizer_step").rows
+    return sum(row.bytes for row in rows if row.component == "temporaries" and "cuBLAS" not in row.name)
+
+
+def both(config: dict[str, Any], **fields: Any) -> tuple[Prediction, Prediction]:
+    """The formula's prediction and the trace's."""
+    for library in ("transformers", "peft", "bitsandbytes"):
+        pytest.importorskip(library)
+    from memplan.planner.trace.engine import trace
+
+    setup = resolve({"sequence_length": 32, "load": "random", **fields})
+    return plan(find(config).spec(), setup), trace(config, setup)
+
+
+TALL = CONFIG | {"hidden_size": 512, "intermediate_size": 1400, "vocab_size": 4003}
+STEPS = [(name, mode) for name, row in OPTIMIZERS.items() if row.library == "torch" for mode in row.modes]
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("name", "mode"), STEPS, ids=str)
+def test_a_steps_temporaries_are_those_of_the_real_step(name: str, mode: str, dtype: str) -> None:
+    fields = {"method": "full", "recipe": "raw", "optimizer": name, "optimizer_mode": mode}
+    planned, traced = both(TALL, **fields, weight_dtype=dtype)
+    # one at a time, the last tensor's variable lasts into the next one's step: which that is, families differ
+    last = TALL["hidden_size"] ** 2 * itemsize(dtype) if mode == "loop" else 0
+    assert abs(temporaries(planned) - temporaries(traced)) <= last
+
+
+MUON = [
+    {"method": "full", "recipe": "hf"},
+    {"method": "full", "recipe": "raw", "weight_dtype": "float32"},
+    {"method": "freeze", "trainable_layers": 1},
+    {"method": "lora", "rank": 64, "adapter_dtype": "bfloat16"},
+    {"method": "lora", "modules_to_save": ("lm_head",)},
+    {"method": "lora", "targets": ("lm_head", "q_proj")},
+    *(
+        {"method": method}
+        for method in ("dora", "adalora", "ia3", "adapter", "prompt-tuning", "prefix-tuning")
+    ),
+]
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("fields", MUON, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_muon_trains_matrices_of_layers_and_adamw_the_rest(fields: dict[str, Any]) -> None:
+    """torch 2.13 optim/_muon.py: ValueError for all but 2-D tensors; embeddings and the like are AdamW's."""
+    planned, traced = both(TALL, optimizer="muon", **fields)
+    assert states(planned, "forward") == states(traced, "forward")
+    for moment in STEP_MOMENTS:
+        whole = sum(row.bytes for row in traced.moment(moment).rows)
+        assert sum(row.bytes for row in planned.moment(moment).rows) == pytest.approx(whole, rel=1e-3)
+    assert abs(temporaries(planned) - temporaries(traced)) <= 1e-3 * whole
+
+
+def test_muon_on_llama_7b() -> None:
+    """Momentum for the 6.48 B weights of the layers, two moments for 0.26 B of embeddings, head and norms: 2 B
+    each.
+    """
+    setup = resolve({"method": "full", "optimizer": "muon"})
+    found = plan(find("llama-7b").spec(), setup)
+    layers, embeddings, norms = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 2 * 32000 * 4096, 65 * 4096
+    assert states(found) == 2 * (layers + 2 * (embeddings + norms))
+    with pytest.raises(UsageError, match="muon works on whole matrices"):
+        plan(find("llama-7b").spec(), setup.replaced(parallel="fsdp", gpus=2))
+
+
+@pytest.mark.trace
+def test_an_optimizer_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that memplan does not know: its row alone serves the setup, both engines and the profiler's
+    step.
+    """
+    row = Optimizer(
+        name="nadam",
+        cls="torch.optim.NAdam",
+        states=(("exp_avg", "like"), ("exp_avg_sq", "like")),
+        step={"foreach": (Make("root", "square root of exp_avg_sq"),)},
+        source="torch 2.13 optim/nadam.py",
+    )
+    monkeypatch.setitem(OPTIMIZERS, "nadam", row)
+    planned, traced = both(TALL, method="full", recipe="raw", optimizer="nadam")
+    assert states(planned) == states(traced) == 2 * states(both(TALL, method="full", optimizer="rmsprop")[0])
+    assert temporaries(planned) == pytest.approx(temporaries(traced), abs=64)
+    assert any("nadam" in row.why for row in planned.moment("optimizer_step").rows)
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("name", ["adafactor", "adamw_torch"])
+def test_states_of_ia3s_vectors_are_those_of_matrices(name: str) -> None:
+    """They are (1, K) or (N, 1) (peft 0.21 tuners/ia3/layer.py update_layer): Adafactor factors them."""
+    planned, traced = both(TALL, method="ia3", optimizer=name)
+    assert states(planned) == states(traced)
 
 
 @pytest.mark.trace
@@ -98,7 +196,7 @@ def test_names_of_transformers_are_rows_or_known_to_have_none() -> None:
             "galore_adamw",
             "transformers knows 'galore_adamw', memplan has no rule for it yet: nearest by name .*adamw",
         ),
-        ("lomo", "transformers knows 'lomo', memplan has no rule for it yet: expected one of adafactor, "),
+        ("lomo", "transformers knows 'lomo', memplan has no rule for it yet: nearest by name muon"),
         ("adamw_troch", "unknown optimizer 'adamw_troch': did you mean adamw_torch"),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("peft")
 
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.prediction import COMPONENTS
+from memplan.planner.tables.components import COMPONENTS
 from memplan.profiler import record
 from memplan.profiler.campaign import run
 from memplan.profiler.case_matrix import expand

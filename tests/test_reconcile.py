@@ -12,15 +12,8 @@ import pytest
 from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.prediction import (
-    COMPONENTS,
-    STEP_MOMENTS,
-    Breakdown,
-    ModelSummary,
-    Peak,
-    Prediction,
-    Row,
-)
+from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction, Row
+from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.units import MIB
 from memplan.profiler.record import MeasuredMoment, MeasuredPeak, Measurement

@@ -26,7 +26,7 @@ from memplan.planner.answers.report_data import packed, script, structures
 from memplan.planner.formula.engine import plan, rank_of, symbolic
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.prediction import COMPONENTS
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import LARGEST_PAGE, page
 

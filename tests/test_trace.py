@@ -14,7 +14,8 @@ pytest.importorskip("peft")
 
 from memplan.planner.allocator.replay import replay
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.engine import trace

@@ -15,6 +15,7 @@ from memplan.planner.formula.sharding import strategies
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.recipes import RECIPES
 from memplan.validate.ask import Question
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Over, Part
@@ -254,7 +255,7 @@ def _beside(question: Question, context: EvaluationContext) -> tuple[Beside, ...
     kept = {
         name: question.fields[name]
         for name in shape
-        if name in question.fields and question.fields[name] != "paper"
+        if name in question.fields and not (name == "recipe" and RECIPES[question.fields[name]].only)
     }
     found = []
     for what, changes in METHODS_BESIDE:

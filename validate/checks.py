@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner.tables.errors import UsageError, unknown
-from memplan.planner.tables.recipes import RECIPES
+from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.units import gib
 from memplan.profiler.localized_message import LocalizedMessage, said
 from memplan.validate.arithmetic import calculate
@@ -110,7 +110,7 @@ def setup_field(part: Part, context: EvaluationContext) -> Found:
     value = document[name]
     text = ", ".join(value) if isinstance(value, list) else value
     text = "none" if text in (None, "") else text
-    recipe = part.setup.get("recipe", "hf")
+    recipe = part.setup.get("recipe", DEFAULT_RECIPE)
     source = RECIPES[recipe].sources.get(name)
     template = (
         "{name} = {value} ({recipe} recipe)"

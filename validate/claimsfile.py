@@ -18,6 +18,7 @@ from typing import Any
 from memplan.planner.inputs.jsonfile import DEEPEST, MOST_BYTES, check_values
 from memplan.planner.inputs.textfile import read_text
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
+from memplan.planner.tables.units import SIZES
 from memplan.validate.place import Place
 
 SCHEMA = "memplan.claimsfile/1"
@@ -29,15 +30,7 @@ UNITS: dict[str, float] = {
     "x": 1,
     "%": 0.01,
     "parameters": 1,
-    "B": 1,
-    "KB": 1e3,
-    "MB": 1e6,
-    "GB": 1e9,
-    "TB": 1e12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
+    **SIZES,
     "bits": 0.125,
     "B/parameter": 1,
     "bits/parameter": 0.125,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memplan.planner.inputs.spec import Layer, Mlp
-from memplan.planner.prediction import COMPONENTS, Row
+from memplan.planner.prediction import Row
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError, shorten, unknown
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from memplan.planner.prediction import COMPONENTS, MOMENTS, STEP_MOMENTS, Prediction, Row
+from memplan.planner.prediction import Prediction, Row
+from memplan.planner.tables.components import COMPONENTS, MOMENTS, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.validate.suspects import CLOSE, SMALLEST, TOTAL, Suspect, explain
 

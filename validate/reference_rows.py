@@ -13,12 +13,14 @@ from math import prod
 from memplan.planner.formula.resident.tensors import weight_tensors
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Mlp, ModelSpec
-from memplan.planner.prediction import Component, Row
+from memplan.planner.prediction import Row
+from memplan.planner.tables import cublas
+from memplan.planner.tables.components import Component
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 
 _WIDE, _NARROW = "float32", "bfloat16"
-WORKSPACES = (8_519_680, 33_554_432)
+WORKSPACES = (cublas.SMALL, cublas.LARGE)
 """cuBLAS workspaces a stream: 8.125 MiB before Hopper, 32 MiB from Hopper on (torch
 aten/src/ATen/cuda/CublasHandlePool.cpp, 2.13).
 """

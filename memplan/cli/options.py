@@ -13,6 +13,7 @@ import click
 
 from memplan.planner.inputs.setup import FIELDS
 from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.sdp import ATTENTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ENGINES = ("formula", "trace")
@@ -78,7 +79,7 @@ _OPTIONS = (
     click.option(
         "--attention",
         metavar="NAME",
-        help="eager, sdpa, sdpa-flash, sdpa-efficient, sdpa-math, flash_attention_2.",
+        help=f"{', '.join(ATTENTIONS)}.",
     ),
     click.option("--loss", metavar="NAME", help="full, chunked or fused."),
     click.option("--padded/--packed", default=None, help="With a padding mask, or every token real."),

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from memplan.planner.answers.compare import Column, Difference, components_of, kept
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
 from memplan.render.terminal import count, label, number

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memplan.planner.prediction import COMPONENTS, Prediction, Row
+from memplan.planner.prediction import Prediction, Row
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.units import gib
 from memplan.render.terminal import label
 

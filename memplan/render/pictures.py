@@ -11,7 +11,8 @@ from typing import Any
 from memplan.planner.answers.fit.frontier import BATCHES, Room, Structure
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB

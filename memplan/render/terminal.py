@@ -14,7 +14,8 @@ from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import COMPONENTS, Breakdown, GpuVerdict, Prediction
+from memplan.planner.prediction import Breakdown, GpuVerdict, Prediction
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB, gib
 from memplan.render.bar import key_of, ruler, stacked_bar

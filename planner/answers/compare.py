@@ -14,7 +14,8 @@ from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.formula.flops import StepCost, step_cost
 from memplan.planner.inputs.setup import FIELDS, Setup
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS

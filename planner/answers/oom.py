@@ -16,13 +16,14 @@ from typing import Any
 
 from memplan.planner.answers.oom_log import plain
 from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.units import BY_LOWER
 
 SCHEMA = "memplan.oom/1"
 MOST_ASKED = 2**64
 """A request that has overflowed may be as large as a 64-bit number."""
 MOST_HELD = 2**44
 """16 TiB: no GPU has as much."""
-UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+UNITS = {"bytes": 1, **BY_LOWER}
 
 
 def _size(name: str) -> str:

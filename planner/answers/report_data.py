@@ -22,7 +22,8 @@ from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.symbolic.codegen import javascript
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import COMPONENTS, Prediction
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS

@@ -29,10 +29,16 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
         yield "no card named: kernels as on compute capability 8.0 (a t4 is judged with its own)"
     yield "steady state: the second step or a later one, when optimizer states and cuBLAS workspaces exist"
-    if setup.method == "adalora" and setup.importance_buffers and setup.recipe != "raw":
+    if setup.method == "adalora" and setup.importance_buffers and setup.loop.callbacks:
         yield (
             "AdaLoRA prunes: a callback calls update_and_allocate, which no Trainer does by itself (else "
             "--set importance_buffers=false)"
+        )
+    others = OPTIMIZERS[setup.optimizer].others
+    if others is not None and METHODS[setup.method].trains != "nothing":
+        yield (
+            f"{setup.optimizer} trains the 2-D weights of layers alone: embeddings, the output projection, "
+            f"norms and biases are trained by {others}"
         )
     if OPTIMIZERS[setup.optimizer].paged and METHODS[setup.method].trains != "nothing":
         yield (
@@ -114,7 +120,7 @@ def _unscalable(setup: Setup) -> Iterator[str]:
         "adapter": setup.adapter_dtype,
     }.get(METHODS[setup.method].trains)
     if (
-        setup.recipe == "raw"
+        not setup.loop.prepares
         or setup.autocast != "float16"
         or trained != "float16"
         or setup.trainable_dtype == "float32"

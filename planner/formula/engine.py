@@ -10,11 +10,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
-from memplan.planner.formula.program import STEP_MOMENTS, SYMBOLS, Symbolic
+from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
+from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.gpus import context_bytes
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS

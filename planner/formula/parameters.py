@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
-from memplan.planner.formula.resident.states import FLOOR_PAGED, states
+from memplan.planner.formula.resident.states import FLOOR_PAGED, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
@@ -273,12 +273,12 @@ class ParameterTable:
 
     def states_of(self, stored: ParameterSpec, paged: bool) -> Iterator[SymbolicRow]:
         """The optimizer states of one tensor, on the device or in managed memory."""
-        optimizer = OPTIMIZERS[self.setup.optimizer]
+        optimizer = optimizer_of(OPTIMIZERS[self.setup.optimizer], stored)
         elements = _needed(stored, self.setup) if optimizer.floors else None
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         for state, rule in optimizer.states:
             for suffix, shape, dtype, pageable, size in states(
-                rule, stored, elements, self.setup.recipe != "raw"
+                rule, stored, elements, self.setup.loop.embeddings_32bit
             ):
                 if (on_host and pageable) == paged:
                     yield SymbolicRow(

@@ -24,13 +24,13 @@ from memplan.planner.formula.symbolic.expr import Expr, total
 from memplan.planner.formula.tape.peaks import TapePeak, candidates, largest, states_after
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import COMPONENTS, Breakdown
+from memplan.planner.prediction import Breakdown
+from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
 
 SYMBOLS = ("B", "S", "R")
-STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 
 
 class PeakCandidate:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memplan.planner.formula.symbolic.expr import Expr, Sized
-from memplan.planner.prediction import Component, Row
+from memplan.planner.prediction import Row
+from memplan.planner.tables.components import Component
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,32 +7,23 @@ where they are accumulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
 from memplan.planner.formula.forward.linears import orthogonality
 from memplan.planner.formula.forward.losses import causal_loss, logits_of
+from memplan.planner.formula.optimizer_step import optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.tables.components import Component
+from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.optimizers import OPTIMIZERS
 
 __all__ = ["Guard", "run_step"]
-
-TRAINER_RECIPES = (
-    "hf",
-    "trl",
-    "axolotl",
-    "llamafactory",
-    "paper",
-)  # stacks on transformers' Trainer: it drops outputs before the backward
 
 
 def run_step(
@@ -42,19 +33,6 @@ def run_step(
     with others (nothing).
     """
     return _Step(parameter_table, device, guard, rank or ShardingPlan(parameter_table)).run()
-
-
-_LIST = "torch.optim's foreach path makes one list as large as the trained parameters"
-FOREACH_LISTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "adamw_torch": (
-        ("square root of exp_avg_sq", _LIST),
-    ),  # optim/adam.py _multi_tensor_adam: exp_avg_sq_sqrt
-    "rmsprop": (("square root of square_avg", _LIST),),  # optim/rmsprop.py _multi_tensor_rmsprop: avg
-    "adagrad": (
-        ("square root of sum", _LIST),
-        ("scaled gradient", _LIST),
-    ),  # optim/adagrad.py _multi_tensor_adagrad: std, numerator
-}
 
 
 class _Step:
@@ -84,12 +62,13 @@ class _Step:
             with t.no_grad():
                 t.mark("forward")
                 answer = self._answer()
+            t.end_forward()
             t.mark("end")
             del answer
             return t
         if setup.gradient_accumulation > 1 and self.hooks.accumulates:
             self._old_gradients()
-        dropped = setup.recipe in TRAINER_RECIPES
+        dropped = not setup.loop.holds_outputs
         before: list[Tensor] = []
         if not dropped and (setup.retain_outputs or setup.gradient_accumulation > 1):
             before = self._kept()
@@ -100,6 +79,7 @@ class _Step:
         before.clear()
         if dropped:
             outputs = None
+        t.end_forward()
         t.mark("backward")
         t.casts = None
         self.hooks.begin_backward()
@@ -108,7 +88,9 @@ class _Step:
         with t.dropping():
             del loss  # and with it the graph, whose contexts hold what no hook can see
         t.mark("optimizer_step")
-        self._optimizer()
+        made = self.hooks.begin_optimizer()
+        optimizer_step(t, setup, self.rank.stepped())
+        del made
         t.mark("end")
         del outputs
         self.decoder.prefix.drop()
@@ -121,15 +103,13 @@ class _Step:
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
         self.decoder = Decoder(self.w, self.guard, self.hooks, self.resident[0])
         if self.device.kind == "cuda":
-            threads = (
-                ("forward", "autograd") if METHODS[self.setup.method].trains != "nothing" else ("forward",)
-            )
+            threads = THREADS if METHODS[self.setup.method].trains != "nothing" else THREADS[:1]
             self.resident += [
                 t.alloc(
-                    f"cuBLAS workspace of the {thread} thread",
+                    workspace_name(thread),
                     (self.device.workspace,),
                     "uint8",
-                    "held by each thread's handle from its first matmul on",
+                    HELD,
                     "temporaries",
                 )
                 for thread in threads
@@ -139,14 +119,17 @@ class _Step:
         """What the outputs of the step before hold: logits, and through the graph an embedding that was made
         to want a gradient.
         """
-        names = ["logits of the step before"] if self.setup.loss == "full" else []
+        names: dict[str, Component] = {"logits of the step before": "activations"}
+        if self.setup.loss != "full":
+            names = {}
         if self.setup.checkpointing != "none" and METHODS[self.setup.method].trains != "all":
-            names += ["embeddings of the step before", "gradient of the embeddings of the step before"]
+            names["embeddings of the step before"] = "activations"
+            names["gradient of the embeddings of the step before"] = "temporaries"
         if self.w.past and self.setup.loss == "full":
-            names.append("keys and values of the step before")
+            names["keys and values of the step before"] = "activations"
         return [
-            self.tape.alloc(name, (), "float32", "the loop keeps its outputs", "activations")
-            for name in names
+            self.tape.alloc(name, (), "float32", "the loop keeps its outputs", component)
+            for name, component in names.items()
         ]
 
     def _resize(self, before: list[Tensor], outputs: Tensor) -> None:
@@ -194,7 +177,7 @@ class _Step:
             loss = self._regularized(loss)
         t.forget_casts()
         self.decoder.outside.clear()
-        if logits is None or self.setup.recipe in TRAINER_RECIPES:
+        if logits is None or not self.setup.loop.holds_outputs:
             self.decoder.prefix.drop()
         if self.setup.outputs_fp32 and w.auto is not None and logits is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
@@ -233,82 +216,3 @@ class _Step:
         logits = logits_of(self.w, hidden.view(hidden.shape[0], 1, hidden.shape[2]))
         cache, self.w.cache = self.w.cache, None
         return logits, cache
-
-    # ---- optimizer -----------------------------------------------------------------------------------------
-
-    def _optimizer(self) -> None:
-        """Temporaries of the optimizer's step over what is alive after the backward."""
-        setup, trained = self.setup, self.rank.stepped()
-        made = self.hooks.begin_optimizer()
-        if OPTIMIZERS[setup.optimizer].library == "bitsandbytes" or not trained:
-            return  # kernels that work in place
-        largest = max(trained, key=lambda stored: stored.elements.evaluate({"R": setup.rank}))
-        held: list[Tensor] = []
-        if setup.optimizer == "adafactor":
-            self._adafactor(trained)
-        elif setup.optimizer_mode == "foreach":
-            held = [
-                made
-                for what, why in FOREACH_LISTS.get(setup.optimizer, ())
-                for made in self._lists(what, why, trained)
-            ]
-        elif setup.optimizer_mode == "loop" and setup.optimizer in FOREACH_LISTS:
-            held = [
-                self.tape.alloc(
-                    f"{largest.name} {what}", largest.shape, largest.dtype, "one tensor at a time"
-                )
-                for what, _ in FOREACH_LISTS[setup.optimizer]
-            ]
-        del held, made
-
-    def _adafactor(self, trained: Sequence[ParameterSpec]) -> None:
-        """One tensor at a time: fp32 copies of a 16-bit gradient and weight, the squared gradient, the
-        update.
-
-        Each keeps its name until the next tensor's takes it (transformers 5.23 optimization.py
-        Adafactor.step). Two layers stand for all.
-        """
-        layers = [stored for stored in trained if stored.count > 1]
-        first = trained.index(layers[0]) if layers else len(trained)
-        order = [
-            *trained[:first],
-            *layers,
-            *layers,
-            *(stored for stored in trained[first:] if stored.count == 1),
-        ]
-        if (
-            self.setup.recipe in TRAINER_RECIPES
-        ):  # the Trainer's group of tensors that are not decayed comes last
-            order.sort(key=lambda stored: stored.role in ("norm", "bias"))
-        gradient = weight = update = None
-        for stored in order:
-
-            def made(what: str, stored: ParameterSpec = stored) -> Tensor:
-                return self.tape.alloc(
-                    f"{stored.name} {what}",
-                    stored.shape,
-                    "float32",
-                    "Adafactor works in fp32, one tensor at a time",
-                )
-
-            gradient = None
-            gradient = made("gradient in fp32") if stored.dtype != "float32" else None
-            weight = None
-            weight = made("in fp32") if stored.dtype != "float32" else None
-            square = made("squared gradient")
-            update = made("squared gradient + eps")
-            del square
-            update = made("update")
-            negative = made("update, negated")
-            del negative
-        del gradient, weight, update
-
-    def _lists(self, what: str, why: str, trained: Sequence[ParameterSpec]) -> list[Tensor]:
-        made = []
-        for stored in trained:
-            made.append(
-                self.tape.alloc(f"{stored.name} {what}", stored.shape, stored.dtype, why, "temporaries")
-            )
-            index = len(self.tape.infos) - 1
-            self.tape.log.append((-1, {index: stored.count - 1}))
-        return made

@@ -11,7 +11,7 @@ from memplan.planner.tables.errors import unknown
 from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
 
 _OTHERS = """
-optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon muon_8bit dion sinkgd polora flash_adamw
+optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon_8bit dion sinkgd polora flash_adamw
 flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit adam_mini badam
 """
 OTHER_OPTIMIZERS = frozenset((*WITHOUT_A_RULE, *_OTHERS.split()))

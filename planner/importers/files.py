@@ -45,6 +45,7 @@ class Format:
     finish: Callable[[Facts, list[str]], dict[str, Any]]
     read: Callable[..., tuple[Facts, list[KeyReport], list[str]]] | None = None
     trains: bool = True  # False: it says only how ranks share, and stands beside a training file
+    reads_fsdp: bool = False  # its own table reads fsdp_config
 
 
 def _has(key: str, *one_of: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -106,6 +107,7 @@ FORMATS: dict[str, Format] = {
             _has("base_model", "micro_batch_size", "datasets", "sequence_len", "adapter"),
             axolotl.RULES,
             axolotl.finish,
+            reads_fsdp=True,
         ),
         Format(
             "llamafactory",
@@ -186,7 +188,7 @@ def read_document(document: Mapping[str, Any], row: Format, source: str) -> Impo
     elif isinstance(deepspeed, str) and deepspeed:
         imported.beside.append(deepspeed)
     config = facts.get("_fsdp_config")
-    if isinstance(config, Mapping) and row.name != "axolotl":
+    if isinstance(config, Mapping) and not row.reads_fsdp:
         _merge_fsdp(imported, config)
     return imported
 

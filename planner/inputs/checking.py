@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
+from memplan.planner.tables.sdp import Attention as Attention  # Setup names it
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 Count = Annotated[int, Field(ge=1, le=10**7)]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.planner.tables.errors import UsageError, unknown
+from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
-from memplan.planner.tables.recipes import BASE, RECIPES
+from memplan.planner.tables.recipes import BASE, DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
     from memplan.planner.inputs.checking import (
@@ -24,8 +25,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Rank,
         Size,
     )
-
-ATTENTIONS = ("eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2")
+    from memplan.planner.tables.sdp import Attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,7 @@ class Setup:
     checkpoint_every: Count
     checkpoint_offload: bool
     load: Literal["pretrained", "random"]
-    attention: Literal[
-        "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"
-    ]
+    attention: Attention
     loss: Literal["full", "chunked", "fused"]
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
@@ -105,6 +103,11 @@ class Setup:
     adapter: dict[str, Any] | None  # a PEFT adapter_config.json, parsed
     device: Literal["cuda", "cpu"]
     origins: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def loop(self) -> Loop:
+        """The training loop of the recipe."""
+        return RECIPES[self.recipe].loop
 
     def to_document(self) -> dict[str, Any]:
         """Every resolved field, JSON types only."""
@@ -192,11 +195,11 @@ def _known_names(said: Mapping[str, Any]) -> None:
             raise unknown("setting", key, FIELDS)
     for kind, name, table in (
         ("method", str(said.get("method", "lora")), METHODS),
-        ("recipe", str(said.get("recipe", "hf")), RECIPES),
+        ("recipe", str(said.get("recipe", DEFAULT_RECIPE)), RECIPES),
     ):
         if name not in table:
             raise unknown(kind, name, table)
-    method, row = str(said.get("method", "lora")), RECIPES[str(said.get("recipe", "hf"))]
+    method, row = str(said.get("method", "lora")), RECIPES[str(said.get("recipe", DEFAULT_RECIPE))]
     if row.only and method not in row.only:
         raise UsageError(
             f"recipe '{row.name}' is defined for {', '.join(row.only)} only: use --recipe hf or raw with "
@@ -206,7 +209,7 @@ def _known_names(said: Mapping[str, Any]) -> None:
 
 def _defaults(said: Mapping[str, Any], max_positions: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What holds where nobody says anything, layer upon layer: (origin, fields)."""
-    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", "hf"))
+    method, recipe = str(said.get("method", "lora")), str(said.get("recipe", DEFAULT_RECIPE))
     length = min(2048, max_positions or 2048)
     yield "default", {**BASE, "method": method, "recipe": recipe, "sequence_length": length}
     row = METHODS[method]

@@ -26,9 +26,9 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
             "input_ids": ids,
             "logits_to_keep": 1,
         }  # what generate passes (transformers 5.23 generation/utils.py)
-    if setup.recipe != "raw":
+    if setup.loop.collates:
         batch["labels"] = ids.clone()
-    if setup.padded or (setup.recipe != "raw" and setup.packed_documents == 1):
+    if setup.padded or (setup.loop.collates and setup.packed_documents == 1):
         batch["attention_mask"] = torch.ones_like(ids)
     if setup.padded:
         batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
@@ -44,7 +44,8 @@ def waiting(setup: Setup) -> int:
     """Micro-batches on the device beside the one that runs: the Trainer fetches all of an optimizer step's at
     once (transformers 5.23 trainer.py get_batch_samples), a plain loop one by one.
     """
-    return 0 if setup.recipe == "raw" or setup.method == "inference" else setup.gradient_accumulation - 1
+    waits = setup.loop.prefetches and setup.method != "inference"
+    return setup.gradient_accumulation - 1 if waits else 0
 
 
 def padding(setup: Setup) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,83 +11,94 @@ from torch import nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, require
-from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
 
 LR = 1e-5
 
 
-def _torch(cls: str, **fixed: Any) -> Callable[[Any, str], Any]:
-    def make(groups: Any, mode: str) -> Any:
-        return getattr(torch.optim, cls)(
-            groups, lr=LR, **fixed, **({"fused": True} if mode == "fused" else {"foreach": mode == "foreach"})
-        )
+class Several:
+    """Optimizers that step as one, each over its own parameters."""
 
-    return make
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
 
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {parameter: state for part in self.parts for parameter, state in part.state.items()}
 
-def _bnb(cls: str, **fixed: Any) -> Callable[[Any, str], Any]:
-    """How transformers 5.23 trainer_optimizer.py constructs bitsandbytes' optimizers."""
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
 
-    def make(groups: Any, mode: str) -> Any:
-        require(*BITSANDBYTES)
-        import bitsandbytes as bnb
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
 
-        return getattr(bnb.optim, cls)(groups, lr=LR, **fixed)
-
-    return make
-
-
-def _adafactor(groups: Any, mode: str) -> Any:
-    from transformers.optimization import Adafactor
-
-    return Adafactor(groups, lr=LR, scale_parameter=False, relative_step=False)
-
-
-MAKERS: dict[str, Callable[[Any, str], Any]] = {
-    "adamw_torch": _torch("AdamW"),
-    "adamw_torch_fused": _torch("AdamW"),
-    "sgd": _torch("SGD"),
-    "rmsprop": _torch("RMSprop"),
-    "adagrad": _torch("Adagrad"),
-    "adafactor": _adafactor,
-    "adamw_bnb_8bit": _bnb("AdamW", optim_bits=8),
-    "adamw_8bit": _bnb("AdamW", optim_bits=8),
-    "paged_adamw_8bit": _bnb("AdamW", optim_bits=8, is_paged=True),
-    "paged_adamw_32bit": _bnb("AdamW", optim_bits=32, is_paged=True),
-    "lion_32bit": _bnb("Lion", optim_bits=32),
-    "lion_8bit": _bnb("Lion", optim_bits=8),
-    "paged_lion_32bit": _bnb("Lion", optim_bits=32, is_paged=True),
-    "paged_lion_8bit": _bnb("Lion", optim_bits=8, is_paged=True),
-    "rmsprop_bnb": _bnb("RMSprop", optim_bits=32),
-    "rmsprop_bnb_32bit": _bnb("RMSprop", optim_bits=32),
-    "rmsprop_bnb_8bit": _bnb("RMSprop", optim_bits=8),
-    "ademamix": _bnb("AdEMAMix", optim_bits=32),
-    "ademamix_8bit": _bnb("AdEMAMix", optim_bits=8),
-    "paged_ademamix_32bit": _bnb("AdEMAMix", optim_bits=32, is_paged=True),
-    "paged_ademamix_8bit": _bnb("AdEMAMix", optim_bits=8, is_paged=True),
-}
-assert MAKERS.keys() == OPTIMIZERS.keys(), "every optimizer of the table can be made"
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
 
 
 def make_optimizer(model: nn.Module, setup: Setup) -> Any:
-    """The optimizer over the trainable parameters: one group in a plain loop, the Trainer's two (decayed or
-    not) elsewhere.
+    """The optimizer over the trainable parameters, in one group or in the loop's two (decayed or not). Where a
+    row leaves some to another optimizer, both as one.
     """
+    row = OPTIMIZERS[setup.optimizer]
+    embedding = {id(p) for p in _embeds(model)}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for group in _groups(model, setup):
+        shares: dict[str, list[Any]] = {name: [] for name in (row.name, row.others) if name is not None}
+        for p in group:
+            shares[row.of(p.ndim, id(p) in embedding).name].append(p)
+        for name, share in shares.items():
+            if share or row.others is None:
+                groups.setdefault(name, []).append({"params": share, "weight_decay": 0.0})
+    made = []
+    for name in sorted(groups, key=[row.name, row.others].index):
+        part = OPTIMIZERS[name]
+        mode = setup.optimizer_mode if part is row else part.modes[0]
+        made.append(_by_itself(_make(part, groups[name], mode)))
+        if setup.loop.embeddings_32bit and part.arguments.get("optim_bits") == 8:
+            _keep_embeddings_32bit(made[-1], model)
+    return made[0] if len(made) == 1 else Several(made)
+
+
+def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
+    if row.library == "bitsandbytes":
+        require(*BITSANDBYTES)
+    modes: dict[str, Any] = {"foreach": mode == "foreach"} if "foreach" in row.modes else {}
+    if mode == "fused":
+        modes = {"fused": True}
+    module, _, cls = row.cls.rpartition(".")
+    return getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+
+
+def _groups(model: nn.Module, setup: Setup) -> list[list[torch.Tensor]]:
+    """The trainable parameters as the loop groups them."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if setup.recipe == "raw":
-        return _by_itself(MAKERS[setup.optimizer]([p for _, p in named], setup.optimizer_mode))
+    if not setup.loop.decay_groups:
+        return [[p for _, p in named]]
     from transformers.trainer_pt_utils import get_parameter_names
 
+    # transformers 5.24 trainer.py get_decay_parameter_names
     forbidden = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
     decayed = set(get_parameter_names(model, [nn.LayerNorm], forbidden))
-    groups = [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": 0.0},
-        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
-    ]
-    optimizer = _by_itself(MAKERS[setup.optimizer](groups, setup.optimizer_mode))
-    if getattr(getattr(optimizer, "args", None), "optim_bits", None) == 8:
-        _keep_embeddings_32bit(optimizer, model)
-    return optimizer
+    return [[p for name, p in named if (name in decayed) == decays] for decays in (True, False)]
+
+
+def _embeds(model: Any) -> Iterator[torch.Tensor]:
+    """The weights of embeddings and of the output projection, a trained copy of it included; not what an
+    adapter adds to them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+    head = model.get_output_embeddings()
+    if head is not None:
+        shapes = {tuple(p.shape) for p in head.parameters() if not p.requires_grad} or {
+            tuple(p.shape) for p in head.parameters()
+        }
+        yield from (p for p in head.parameters() if p.ndim == 2 and tuple(p.shape) in shapes)
 
 
 def _by_itself(optimizer: Any) -> Any:
@@ -101,7 +113,7 @@ def _by_itself(optimizer: Any) -> Any:
 
 
 def _keep_embeddings_32bit(optimizer: Any, model: nn.Module) -> None:
-    """The Trainer's override for every nn.Embedding (transformers 5.23 trainer.py create_optimizer)."""
+    """The Trainer's override for every nn.Embedding (transformers 5.24 trainer.py create_optimizer)."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})

@@ -27,6 +27,12 @@ def weights(model: Any) -> Named:
             yield f"{name}.{key}", tensor
 
 
+def batches(built: Any) -> Named:
+    """The micro-batch that runs, and those that wait for it."""
+    yield from tensors(built.batch, "batch")
+    yield from tensors(built.waiting, "waiting batch")
+
+
 def quantization_constants(module: Any) -> Named:
     """Block maxima, code tables, and those of the second quantization (bitsandbytes 0.50 functional.py
     QuantState, nn/modules.py).
@@ -83,7 +89,8 @@ def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
     The hooks hand back the tensor itself, so no lifetime changes. Hooks that others push meanwhile
     (checkpointing does) would hide ours: they are wrapped, and what they keep is noted too, where it is a
-    tensor. Of a sparse tensor its parts are noted.
+    tensor. Of a sparse tensor its parts are noted. What a custom function's context keeps as an attribute no
+    hook sees (bitsandbytes' 8-bit product keeps its input so): it is noted when the function returns.
     """
     module = torch._C._autograd
     push = module._push_saved_tensors_default_hooks
@@ -105,10 +112,23 @@ def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
         push(both, unpack)
 
+    function = torch.autograd.Function
+    apply = function.apply.__func__  # type: ignore[attr-defined]
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        made = apply(cls, *args, **kwargs)
+        for output in made if isinstance(made, tuple) else (made,):
+            node = getattr(output, "grad_fn", None)
+            for _, kept in tensors(getattr(node, "__dict__", None)):
+                seen(kept)
+        return made
+
     module._push_saved_tensors_default_hooks = wrapped  # type: ignore[assignment]
+    function.apply = classmethod(applied)  # type: ignore[method-assign, assignment]
     push(pack, lambda tensor: tensor)
     try:
         yield
     finally:
         module._pop_saved_tensors_default_hooks()
+        function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
         module._push_saved_tensors_default_hooks = push

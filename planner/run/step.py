@@ -7,7 +7,6 @@ forward and backward repeat.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,30 +21,6 @@ class Announcer(Protocol):
     def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """What a stack's loop holds on to and adds: each field moves memory.
-
-    holds_outputs: the forward's outputs live until the step ends (a function-local variable), not only until
-    the loss is returned. clips: gradients are clipped to a norm before the optimizer's step.
-    """
-
-    holds_outputs: bool
-    clips: bool
-
-
-PLAIN = Loop(holds_outputs=True, clips=False)
-TRAINER = Loop(
-    holds_outputs=False, clips=True
-)  # transformers 5.23 trainer.py compute_loss, training_step; max_grad_norm 1.0
-LOOPS = {"raw": PLAIN}
-
-
-def loop_of(recipe: str) -> Loop:
-    """The loop of a recipe: every stack but the plain loop runs transformers' Trainer."""
-    return LOOPS.get(recipe, TRAINER)
-
-
 def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None) -> None:
     """Run training step number `step` (from 0) of `built`, announcing each moment to `watcher`.
 
@@ -57,7 +32,7 @@ def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None
 
 
 def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
-    setup, optimizer, loop = built.setup, built.optimizer, loop_of(built.setup.recipe)
+    setup, optimizer, loop = built.setup, built.optimizer, built.setup.loop
     if optimizer is None:
         built.held = None  # the cache of an answer goes before the next prompt is read
         with watcher.announce("forward", step), torch.no_grad(), built.autocast():

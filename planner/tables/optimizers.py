@@ -1,13 +1,15 @@
-"""OPTIMIZERS: the state tensors that each optimizer keeps per trainable tensor, by Hugging Face name.
+"""OPTIMIZERS: what each optimizer keeps per trainable tensor, what its step makes, and the class that it is.
 
-Adding an optimizer is adding a row here; a test compares the row's bytes with `optimizer.state` after traced
-steps.
+Names are transformers' (training_args.py OptimizerNames); `muon`, which has none there, is torch's class.
+Adding an optimizer is adding a row here: the formula, the trace and the profiler read it. Tests compare a
+row's states with `optimizer.state` after traced steps, and its temporaries with the trace's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from memplan.planner.tables.errors import UsageError, nearest, unknown
 
@@ -22,21 +24,63 @@ step        one fp32 scalar on the device (fused torch optimizers; the others ke
 factored    Adafactor's row and column means for 2-D tensors, n fp32 elements for others (transformers optimization.py)
 """
 Mode = Literal["foreach", "fused", "loop"]
+"""How a step walks the trainable tensors: lists of all of them, one kernel over such a list, or one tensor after
+another.
+"""
 
 
 @dataclass(frozen=True, slots=True)
+class Make:
+    """A tensor that a step makes for a trainable tensor (one list of them under `foreach`), and the variable
+    that then holds it: what that held before is freed afterwards.
+
+    shape: like the trainable tensor, or `gram`: the square of its shorter side. dtype: "like" it, or a name.
+    `unless` it already has this dtype, where the step makes no copy.
+    """
+
+    variable: str
+    what: str
+    shape: Literal["like", "gram"] = "like"
+    dtype: str = "like"
+    unless: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Variables that a step lets go before it goes on; others last until they are made anew, for the next
+    tensor too.
+    """
+
+    variables: tuple[str, ...]
+
+
+Step = tuple[Make | Drop, ...]
+IN_PLACE: Step = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """One optimizer: its states per trainable tensor and how its step walks the tensors (`modes`, default
-    first).
+    """One optimizer: its class, its states per trainable tensor, and what its step makes in each of its modes
+    (the default first).
     """
 
     name: str
+    cls: str  # the class by its full name
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of its constructor, beside lr and the mode
     states: tuple[tuple[str, Rule], ...]
-    modes: tuple[Mode, ...]
-    library: Literal["torch", "bitsandbytes", "transformers"]
+    step: Mapping[Mode, Step]
+    source: str
     paged: bool = False
-    source: str = ""
     at_once: bool = False  # its states are made with it, not in its first step
+    others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
+
+    @property
+    def library(self) -> str:
+        return self.cls.partition(".")[0]
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        return tuple(self.step)
 
     @property
     def floors(self) -> bool:
@@ -45,81 +89,145 @@ class Optimizer:
         """
         return self.paged or any(rule in ("blockwise8", "pair8") for _, rule in self.states)
 
+    def of(self, dimensions: int, embeds: bool) -> Optimizer:
+        """The optimizer that trains a parameter of so many dimensions; `embeds`: an embedding or the output
+        projection.
+        """
+        return self if self.others is None or (dimensions == 2 and not embeds) else OPTIMIZERS[self.others]
 
-def _table(*rows: Optimizer) -> dict[str, Optimizer]:
-    return {row.name: row for row in rows}
+
+def _bnb(name: str, cls: str, states: tuple[tuple[str, Rule], ...], source: str, bits: int) -> Optimizer:
+    """bitsandbytes' kernels work in place; arguments as transformers 5.24 trainer_optimizer.py gives them."""
+    paged = name.startswith("paged_")
+    return Optimizer(
+        name=name,
+        cls=f"bitsandbytes.optim.{cls}",
+        arguments={"optim_bits": bits, **({"is_paged": True} if paged else {})},
+        states=states,
+        step={"loop": IN_PLACE},
+        source=f"bitsandbytes 0.50 optim/{source}",
+        paged=paged,
+    )
 
 
 _ADAM_LIKE: tuple[tuple[str, Rule], ...] = (("exp_avg", "like"), ("exp_avg_sq", "like"))
 _ADAM_32: tuple[tuple[str, Rule], ...] = (("state1", "float32"), ("state2", "float32"))
 _ADAM_8: tuple[tuple[str, Rule], ...] = (("state1", "blockwise8"), ("state2", "blockwise8"))
+_ONE_32: tuple[tuple[str, Rule], ...] = (("state1", "float32"),)
+_ONE_8: tuple[tuple[str, Rule], ...] = (("state1", "blockwise8"),)
 _MIX_32: tuple[tuple[str, Rule], ...] = (("state1", "pair32"), ("state2", "float32"))
 _MIX_8: tuple[tuple[str, Rule], ...] = (("state1", "pair8"), ("state2", "blockwise8"))
-_BNB = "bitsandbytes 0.50 optim/optimizer.py Optimizer2State.init_state"
-_BNB1 = "bitsandbytes 0.50 optim/optimizer.py Optimizer1State.init_state"
-_BNB_MIX = "bitsandbytes 0.50 optim/ademamix.py AdEMAMix.init_state"
-_BNB_RMS = "bitsandbytes 0.50 optim/rmsprop.py RMSprop, optim/optimizer.py Optimizer1State.init_state"
+_TWO = "optimizer.py Optimizer2State.init_state"
+_SINGLE = "optimizer.py Optimizer1State.init_state"
+_MIX = "ademamix.py AdEMAMix.init_state"
+_RMS = "rmsprop.py RMSprop, optim/optimizer.py Optimizer1State.init_state"
 
-OPTIMIZERS: dict[str, Optimizer] = _table(
+_ADAFACTOR: Step = (  # each variable lasts until the next tensor's takes its place
+    Drop(("gradient",)),
+    Make("gradient", "gradient in fp32", dtype="float32", unless="float32"),
+    Drop(("weight",)),
+    Make("weight", "in fp32", dtype="float32", unless="float32"),
+    Make("square", "squared gradient", dtype="float32"),
+    Make("update", "squared gradient + eps", dtype="float32"),
+    Drop(("square",)),
+    Make("update", "update", dtype="float32"),
+    Make("negative", "update, negated", dtype="float32"),
+    Drop(("negative",)),
+)
+NEWTON_SCHULZ = (  # one iteration; variables hold the last one's tensors until they are made anew
+    Make("gram", "update times its transpose", "gram", "bfloat16"),
+    Make("polynomial", "polynomial of that product", "gram", "bfloat16"),
+    Make("orthogonal", "orthogonalized update", dtype="bfloat16"),
+)
+_MUON: Step = (
+    Make("update", "update: gradient and momentum"),
+    Make("orthogonal", "update in bfloat16", dtype="bfloat16", unless="bfloat16"),
+    *(5 * NEWTON_SCHULZ),  # DEFAULT_NS_STEPS
+    Drop(("update", "orthogonal", "gram", "polynomial")),
+)
+
+_ROWS = (
     Optimizer(
-        "adamw_torch", _ADAM_LIKE, ("foreach", "loop"), "torch", source="torch 2.13 optim/adam.py _init_group"
-    ),
-    Optimizer(
-        "adamw_torch_fused",
-        (*_ADAM_LIKE, ("step", "step")),
-        ("fused",),
-        "torch",
+        name="adamw_torch",
+        cls="torch.optim.AdamW",
+        states=_ADAM_LIKE,
+        step={
+            "foreach": (Make("root", "square root of exp_avg_sq"),),  # _multi_tensor_adam: exp_avg_sq_sqrt
+            "loop": (  # _single_tensor_adam: denom
+                Make("root", "square root of exp_avg_sq"),
+                Make("denominator", "square root of exp_avg_sq, bias corrected"),
+                Drop(("root",)),
+            ),
+        },
         source="torch 2.13 optim/adam.py _init_group",
     ),
     Optimizer(
-        "sgd",
-        (),
-        ("foreach", "loop"),
-        "torch",
+        name="adamw_torch_fused",
+        cls="torch.optim.AdamW",
+        states=(*_ADAM_LIKE, ("step", "step")),
+        step={"fused": IN_PLACE},
+        source="torch 2.13 optim/adam.py _init_group",
+    ),
+    Optimizer(
+        name="sgd",
+        cls="torch.optim.SGD",
+        states=(),
+        step={"foreach": IN_PLACE, "loop": IN_PLACE},
         source="torch 2.13 optim/sgd.py (momentum 0, the Trainer's default)",
     ),
     Optimizer(
-        "rmsprop",
-        (("square_avg", "like"),),
-        ("foreach", "loop"),
-        "torch",
+        name="rmsprop",
+        cls="torch.optim.RMSprop",
+        states=(("square_avg", "like"),),
+        step=dict.fromkeys(("foreach", "loop"), (Make("average", "square root of square_avg"),)),
         source="torch 2.13 optim/rmsprop.py",
     ),
     Optimizer(
-        "adagrad",
-        (("sum", "like"),),
-        ("foreach", "loop"),
-        "torch",
+        name="adagrad",
+        cls="torch.optim.Adagrad",
+        states=(("sum", "like"),),
+        step={  # _multi_tensor_adagrad: std, numerator; _single_tensor_adagrad: std
+            "foreach": (Make("root", "square root of sum"), Make("numerator", "scaled gradient")),
+            "loop": (Make("root", "square root of sum"),),
+        },
         source="torch 2.13 optim/adagrad.py",
         at_once=True,
     ),
     Optimizer(
-        "adafactor",
-        (("factors", "factored"),),
-        ("loop",),
-        "transformers",
+        name="adafactor",
+        cls="transformers.optimization.Adafactor",
+        arguments={"scale_parameter": False, "relative_step": False},
+        states=(("factors", "factored"),),
+        step={"loop": _ADAFACTOR},
         source="transformers 5.23 optimization.py Adafactor",
     ),
-    Optimizer("adamw_bnb_8bit", _ADAM_8, ("loop",), "bitsandbytes", source=_BNB),
-    Optimizer("adamw_8bit", _ADAM_8, ("loop",), "bitsandbytes", source=_BNB),
-    Optimizer("paged_adamw_8bit", _ADAM_8, ("loop",), "bitsandbytes", paged=True, source=_BNB),
-    Optimizer("paged_adamw_32bit", _ADAM_32, ("loop",), "bitsandbytes", paged=True, source=_BNB),
-    Optimizer("lion_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", source=_BNB1),
-    Optimizer("lion_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", source=_BNB1),
     Optimizer(
-        "paged_lion_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", paged=True, source=_BNB1
+        # embeddings, the output projection, norms and biases belong to AdamW: the class refuses all but 2-D
+        # tensors, and its documentation gives embeddings to AdamW too
+        name="muon",
+        cls="torch.optim.Muon",
+        states=(("momentum_buffer", "like"),),
+        step={"loop": _MUON},
+        source="torch 2.13 optim/_muon.py",
+        others="adamw_torch",
     ),
-    Optimizer(
-        "paged_lion_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", paged=True, source=_BNB1
-    ),
-    Optimizer("rmsprop_bnb", (("state1", "float32"),), ("loop",), "bitsandbytes", source=_BNB_RMS),
-    Optimizer("rmsprop_bnb_32bit", (("state1", "float32"),), ("loop",), "bitsandbytes", source=_BNB_RMS),
-    Optimizer("rmsprop_bnb_8bit", (("state1", "blockwise8"),), ("loop",), "bitsandbytes", source=_BNB_RMS),
-    Optimizer("ademamix", _MIX_32, ("loop",), "bitsandbytes", source=_BNB_MIX),
-    Optimizer("ademamix_8bit", _MIX_8, ("loop",), "bitsandbytes", source=_BNB_MIX),
-    Optimizer("paged_ademamix_32bit", _MIX_32, ("loop",), "bitsandbytes", paged=True, source=_BNB_MIX),
-    Optimizer("paged_ademamix_8bit", _MIX_8, ("loop",), "bitsandbytes", paged=True, source=_BNB_MIX),
+    _bnb("adamw_bnb_8bit", "AdamW", _ADAM_8, _TWO, 8),
+    _bnb("adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
+    _bnb("paged_adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
+    _bnb("paged_adamw_32bit", "AdamW", _ADAM_32, _TWO, 32),
+    _bnb("lion_32bit", "Lion", _ONE_32, _SINGLE, 32),
+    _bnb("lion_8bit", "Lion", _ONE_8, _SINGLE, 8),
+    _bnb("paged_lion_32bit", "Lion", _ONE_32, _SINGLE, 32),
+    _bnb("paged_lion_8bit", "Lion", _ONE_8, _SINGLE, 8),
+    _bnb("rmsprop_bnb", "RMSprop", _ONE_32, _RMS, 32),
+    _bnb("rmsprop_bnb_32bit", "RMSprop", _ONE_32, _RMS, 32),
+    _bnb("rmsprop_bnb_8bit", "RMSprop", _ONE_8, _RMS, 8),
+    _bnb("ademamix", "AdEMAMix", _MIX_32, _MIX, 32),
+    _bnb("ademamix_8bit", "AdEMAMix", _MIX_8, _MIX, 8),
+    _bnb("paged_ademamix_32bit", "AdEMAMix", _MIX_32, _MIX, 32),
+    _bnb("paged_ademamix_8bit", "AdEMAMix", _MIX_8, _MIX, 8),
 )
+OPTIMIZERS: dict[str, Optimizer] = {row.name: row for row in _ROWS}
 
 WITHOUT_A_RULE = (
     "adamw_torch_xla",

@@ -2,8 +2,9 @@
 read in.
 
 A recipe is a table of Setup fields; `methods` holds what it fixes for one method ("adapters" stands for every
-method that trains adapters, "quantized" for every quantized base). Adding a recipe is adding a row here;
-`docs/recipes.md` is generated from it.
+method that trains adapters, "quantized" for every quantized base), `loop` what its training loop does beside
+the model. Adding a recipe is adding a row here: no other file asks for a recipe's name. `docs/recipes.md` is
+generated from it.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memplan.planner.tables.loops import PLAIN, TRAINER, Loop
 from memplan.planner.tables.torch_versions import NEWEST
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One training stack: Setup defaults, those per method, and where each was read (`ours` where it is our
-    choice).
+    """One training stack: its loop, Setup defaults, those per method, and where each was read (`ours` where
+    it is our choice).
     """
 
     name: str
     summary: str
+    loop: Loop
     defaults: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
@@ -148,10 +151,14 @@ BASE_SOURCES: dict[str, str] = {
 }
 """Where the fallbacks that come from a library were read; a field in no `sources` is our choice."""
 
+DEFAULT_RECIPE = "hf"
+"""What a setup is trained with where nobody names a recipe."""
+
 RECIPES: dict[str, Recipe] = {
     "raw": Recipe(
         "raw",
         "a plain PyTorch loop",
+        PLAIN,
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
@@ -167,6 +174,7 @@ RECIPES: dict[str, Recipe] = {
     "hf": Recipe(
         "hf",
         "transformers Trainer + PEFT",
+        TRAINER,
         {"optimizer": "adamw_torch_fused", "autocast": "bfloat16", "outputs_fp32": True},
         methods={"quantized": {**_QUANT, "checkpointing": "non_reentrant"}},
         sources={
@@ -190,6 +198,7 @@ RECIPES: dict[str, Recipe] = {
     "trl": Recipe(
         "trl",
         "TRL's SFTTrainer (trl sft)",
+        TRAINER,
         {
             "optimizer": "adamw_torch_fused",
             "autocast": "bfloat16",
@@ -250,6 +259,7 @@ RECIPES: dict[str, Recipe] = {
     "axolotl": Recipe(
         "axolotl",
         "axolotl",
+        TRAINER,
         {
             "optimizer": "adamw_torch_fused",
             "autocast": "bfloat16",
@@ -304,6 +314,7 @@ RECIPES: dict[str, Recipe] = {
     "llamafactory": Recipe(
         "llamafactory",
         "LLaMA-Factory (v0 arguments)",
+        TRAINER,
         {
             "optimizer": "adamw_torch_fused",
             "autocast": "bfloat16",
@@ -365,6 +376,7 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(
         "paper",
         "QLoRA as its paper defines it",
+        TRAINER,
         {"optimizer": "paged_adamw_32bit", "autocast": "bfloat16", "outputs_fp32": True},
         methods={
             "qlora": {

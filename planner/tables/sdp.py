@@ -15,7 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+Attention = Literal[
+    "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"
+]
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+"""Setup.attention: transformers' own names, and `sdpa-` with the one backend that is left enabled."""
+FLASH_2: Attention = "flash_attention_2"
+TORCH = (2, 13)
+"""The release whose kernels and workspaces the formula describes; the trace asks for the installed one's."""
 BACKENDS = ("cudnn", "flash", "efficient", "math")
 HALF = ("float16", "bfloat16")
 FORCED = {f"sdpa-{backend}": backend for backend in BACKENDS}
@@ -42,7 +51,7 @@ class Asked:
     efficient_gqa: bool = (
         False  # whether the memory-efficient kernel takes grouped heads: pytorch PR 191085, after torch 2.13
     )
-    torch: tuple[int, int] = (2, 13)  # the release whose filters are asked
+    torch: tuple[int, int] = TORCH  # the release whose filters are asked
     unfit: frozenset[str] = (
         frozenset()
     )  # filters that the tensors' layout fails (the trace reads them; none in an ordinary call)

@@ -7,8 +7,19 @@ import re
 from memplan.planner.tables.errors import UsageError, shorten
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-BINARY = {"kib": KIB, "mib": MIB, "gib": GIB, "tib": 2**40}
+SIZES = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "TiB": 2**40,
+}
+"""Bytes of every unit that is read, as it is written; `BY_LOWER` for those who write it otherwise."""
+BY_LOWER = {unit.lower(): size for unit, size in SIZES.items()}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -27,7 +38,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     unit = match.group(2).lower() if match else ""
-    scale = {"": 1, "b": 1, **DECIMAL, **BINARY}.get(unit)
+    scale = {"": 1, **BY_LOWER}.get(unit)
     if match is None or scale is None:
         raise UsageError(
             f"'{shorten(text)}' is not a size: expected a number and a unit, such as 24GiB or 24GB"

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memplan.planner.tables import cublas
 from memplan.planner.trace.device.kernels_cpu import CPU_RULES
 from memplan.planner.trace.device.kernels_table import RULES
 from memplan.planner.trace.device.rule import OpCall, Status, Workspace
@@ -68,25 +69,19 @@ class Kernels:
         return "source" if getattr(op, "is_view", False) else "unknown"
 
     def _workspaces(self, lt: bool) -> list[Workspace]:
-        """One workspace per (handle, stream): a thread takes its handle at its first product. Backward runs
-        on autograd's own thread.
-
-        cuda/CublasHandlePool.cpp: up to torch 2.14 they are held for good; cuBLASLt has one of its own in
-        2.11, and shares cuBLAS's from
-        2.12 on (PyTorch PR 175879; both read in the wheels' machine code). From 2.15 on each product makes
-          and frees one (PR 194311).
+        """What a product takes: the workspace of its thread's handle, where that has none yet (planner/tables/
+        cublas.py). Backward runs on autograd's own thread.
         """
-        thread = "main" if torch._C._current_autograd_node() is None else "autograd"
-        size = cublas_workspace(self.target.capability, self.target.torch)
-        if self.target.torch >= (2, 15):
-            return [
-                Workspace("cuBLASLt workspace", LT_WORKSPACE) if lt else Workspace("cuBLAS workspace", size)
-            ]
-        wanted = [Workspace(f"cuBLAS workspace of the {thread} thread", size, persistent=True)]
-        if lt and self.target.torch < (2, 12):
-            wanted.append(
-                Workspace(f"cuBLASLt workspace of the {thread} thread", LT_WORKSPACE, persistent=True)
-            )
+        release = self.target.torch
+        size = cublas.workspace_bytes(self.target.capability, release)
+        if not cublas.held(release):
+            return [Workspace("cuBLASLt workspace", cublas.LT) if lt else Workspace("cuBLAS workspace", size)]
+        name = cublas.workspace_name(
+            cublas.THREADS[0] if torch._C._current_autograd_node() is None else cublas.THREADS[1]
+        )
+        wanted = [Workspace(name, size, persistent=True)]
+        if lt and cublas.has_lt_workspace(release):
+            wanted.append(Workspace(name.replace("cuBLAS", "cuBLASLt"), cublas.LT, persistent=True))
         made = [workspace for workspace in wanted if workspace.name not in self._held]
         self._held.update(workspace.name for workspace in made)
         return made
@@ -95,21 +90,6 @@ class Kernels:
 def name_of(op: Any) -> str:
     """'aten::mm' of an OpOverload; the name itself where a string is given."""
     return op if isinstance(op, str) else str(op._schema.name)
-
-
-LT_WORKSPACE = 2**20  # parseCUDABlasLtWorkspaceSize: 1,024 KiB, where cuBLASLt has a workspace of its own
-
-
-def cublas_workspace(capability: tuple[int, int], release: tuple[int, int]) -> int:
-    """Bytes of the workspace that PyTorch gives each cuBLAS handle, for a compute capability and a release of
-    torch.
-
-    cuda/CublasHandlePool.cpp parseChosenWorkspaceSize: 32 MiB on Hopper, on Blackwell too since torch 2.12
-    (read in the wheels' machine code of 2.11 to 2.13), else :4096:2:16:8 = 8,519,680 bytes (measured twice on
-    T4: cuda-vs-meta survey).
-    """
-    large = capability == (9, 0) or (capability[0] in (9, 10, 11, 12) and release >= (2, 12))
-    return 4096 * 8 * 1024 if large else 4096 * 1024 * 2 + 16 * 1024 * 8
 
 
 def _product_is_empty(outputs: Sequence[Tensor]) -> bool:

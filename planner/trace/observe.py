@@ -181,7 +181,9 @@ class Observer(TorchDispatchMode):
         """
         home = None if persistent else layer
         shape = (nbytes,)
-        return self._record(nbytes, name, where, home, shape, "uint8", layer, "temporaries", name)
+        sid = self._record(nbytes, name, where, home, shape, "uint8", layer, "temporaries", name)
+        self.log.storages[sid].held = persistent
+        return sid
 
     def _record(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.recipes import DEFAULT_RECIPE
 
 OPTIONS = {
     "micro_batch": "--batch",
@@ -31,7 +32,7 @@ SAID = ("user", "import")
 def command_line(model: str, setup: Setup, gpu: str | None = None) -> str:
     """`memplan MODEL ...` with every choice of the setup, and the GPU."""
     words = ["memplan", model, "--method", setup.method]
-    if setup.recipe != "hf":
+    if setup.recipe != DEFAULT_RECIPE:
         words += ["--recipe", setup.recipe]
     for name, origin in sorted(setup.origins.items()):
         if origin in SAID and name not in ("method", "recipe", "gpu", "optimizer_mode"):

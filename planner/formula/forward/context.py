@@ -13,14 +13,7 @@ from memplan.planner.formula.symbolic.expr import Expr
 from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
-
-MIB = 2**20
-# bytes of a cuBLAS workspace: 4,096 KiB x 2 + 16 KiB x 8 (ATen/cuda/CublasHandlePool.cpp
-# getChosenWorkspaceSize)
-WORKSPACE = 8_519_680
-WORKSPACE_HOPPER = (
-    32 * MIB
-)  # from compute capability 9.0 on (the same function, torch 2.12 and later; in 2.11 on Hopper alone)
+from memplan.planner.tables.cublas import workspace_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class Device:
 
     @property
     def workspace(self) -> int:
-        return WORKSPACE_HOPPER if self.capability >= (9, 0) else WORKSPACE
+        return workspace_bytes(self.capability)
 
 
 class Context:
@@ -134,8 +127,8 @@ class Context:
             f"{x.name.rpartition('.')[2]} autocast copy" if x.buffer is None else "autocast copy",
         )
         if x.buffer is None and made.buffer is not None:
-            made.buffer.info.component = "temporaries"
             made.buffer.info.why = "autocast's copy of a weight"
+            made.buffer.info.names_itself = True
         if cached:
             casts[id(x)] = made  # type: ignore[index]
         return made

@@ -257,6 +257,12 @@ class Decoder:
             place += len(block) * (times - 1)
         return hidden
 
+    def _mask(self, step: StepInterpreter) -> Tensor | None:
+        """The mask that a layer is called with; one whose window cuts nothing may have its own (`_masks`)."""
+        apart = [mask for window, mask in self.w.masks.items() if window is not None and window < 0]
+        uncut = step.sliding and step.layer.attention.window is None
+        return apart[0] if uncut and apart else self.w.masks[step.layer.attention.window]
+
     def _attention_trained(self) -> bool:
         """Whether something inside the first layer's attention is trained, before its output projection."""
         projections = self.spec.layers[0][1].attention.linears[:-1]
@@ -300,13 +306,11 @@ class Decoder:
         self, hidden: Tensor, step: StepInterpreter, key: int, place: int, tables: Tables
     ) -> Tensor:
         """The layer that is walked as `key`; `place` is its index in the model."""
-        w, prefix = self.w, f"{step.layer.prefix}.*."
-        masks = {
-            window: mask for window, mask in w.masks.items() if window != 0
-        }  # that one no layer is given
+        w, prefix, window = self.w, f"{step.layer.prefix}.*.", step.layer.attention.window
+        masks = {window: self._mask(step)}
 
         def body(given: Tensor) -> list[Tensor]:
-            before, w.masks = w.masks, masks  # a checkpointed layer keeps the masks that it was called with
+            before, w.masks = w.masks, masks  # a checkpointed layer keeps the mask that it was called with
             try:
                 with w.at_layer(key, step.trained), self.t.inside(prefix):
                     given = self.hooks.enter("layer", given, place, key)

@@ -24,8 +24,8 @@ def logits_of(w: Context, given: Tensor) -> Tensor:
         if spec.scaled_logits:
             logits = unary(t, "scale", logits, "scaled logits")
     if logits.buffer is not None:
-        logits.buffer.info.component = "activations"
         logits.buffer.info.why = "the output of the model, alive as long as the loop holds it"
+        logits.buffer.info.names_itself = True
     return logits
 
 

@@ -15,7 +15,6 @@ from memplan.planner.formula.replay.load import Load, Values, batch, in_groups, 
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.sharding.plan import ShardingPlan
-from memplan.planner.formula.step import TRAINER_RECIPES
 from memplan.planner.formula.tape.tape import Info, Tape
 from memplan.planner.tables.methods import METHODS
 
@@ -59,11 +58,7 @@ class Run:
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
-        norms = (
-            len(in_groups(self.parameter_table, layers_of))
-            if trains and setup.recipe in TRAINER_RECIPES
-            else 0
-        )
+        norms = len(in_groups(self.parameter_table, layers_of)) if trains and setup.loop.clips else 0
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)

@@ -217,7 +217,7 @@ def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
     are decayed first (transformers trainer.py create_optimizer: no biases, no norms).
     """
     found = _in_order([(stored, layers_of(stored)) for stored in parameter_table.trained])
-    if parameter_table.setup.recipe == "raw":
+    if not parameter_table.setup.loop.decay_groups:
         return found
     return sorted(found, key=lambda each: each[0].role in ("norm", "bias"))
 

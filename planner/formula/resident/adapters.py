@@ -258,7 +258,7 @@ def _adalora(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
 
 def _ia3(linear: Linear, model_type: str) -> tuple[Kind, Shapes]:
     forward = linear.name.endswith(ia3_feedforward(model_type))
-    return "ia3", (("ia3_l", (linear.in_features if forward else linear.out_features,)),)
+    return "ia3", (("ia3_l", (1, linear.in_features) if forward else (linear.out_features, 1)),)
 
 
 SHAPES: dict[str, Callable[[Linear, str], tuple[Kind, Shapes]]] = {

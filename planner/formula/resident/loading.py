@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from memplan.planner.formula.parameters import B, ParameterTable, S
+from memplan.planner.formula.parameters import B, ParameterTable, S, packed_bytes
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Sized, product
+from memplan.planner.formula.symbolic.expr import Sized, product, total
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -35,6 +35,8 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
         load += parameter_table.state_rows()
     peaks = [load]
+    if setup.load == "pretrained" and setup.device == "cuda":
+        peaks.append([_warm_up(parameter_table)])
     quantized = [t for t in parameter_table.base if t.dtype in ("nf4", "fp4", "int8")]
     if quantized:
         largest = max(quantized, key=lambda t: t.elements.constant or 0)
@@ -88,6 +90,21 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     return {"load_peak": peaks, "load": [load]}
 
 
+def _warm_up(parameter_table: ParameterTable) -> SymbolicRow:
+    """One block as large as all that the checkpoint will fill, before any of it is there; freed at once
+    (transformers 5.24 modeling_utils.py caching_allocator_warmup).
+    """
+    setup = parameter_table.setup
+    size = total(
+        packed_bytes(t.elements, t.dtype if t.dtype in ("nf4", "fp4", "int8") else setup.weight_dtype)
+        * t.count
+        for t in parameter_table.base
+        if t.logical
+    )
+    why = "one block of the size of the checkpoint, which stays reserved"
+    return SymbolicRow("warm-up of the allocator", (size,), "uint8", 1, size, "temporaries", why)
+
+
 def _one(name: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
     return SymbolicRow(
         f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why
@@ -100,9 +117,9 @@ def batch_tensors(setup: Setup) -> list[str]:
     """
     if METHODS[setup.method].trains == "nothing":
         return ["input_ids"]
-    plain = setup.recipe == "raw"
-    names = ["input_ids"] if plain else ["input_ids", "labels"]
-    if setup.padded or (not plain and setup.packed_documents == 1):
+    collates = setup.loop.collates
+    names = ["input_ids", "labels"] if collates else ["input_ids"]
+    if setup.padded or (collates and setup.packed_documents == 1):
         names.append("attention_mask")
     if setup.packed_documents > 1:
         names.append("position_ids")
@@ -117,7 +134,7 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
     waits = (
         METHODS[setup.method].trains != "nothing"
-        and setup.recipe != "raw"
+        and setup.loop.prefetches
         and setup.gradient_accumulation > 1
     )
     return (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized
-from memplan.planner.tables.optimizers import Rule
+from memplan.planner.tables.optimizers import Optimizer, Rule
 
 # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
 FLOOR_8BIT = 4096
@@ -16,6 +16,12 @@ FLOOR_PAGED = 100_000
 BLOCK_8BIT = 256  # elements for each fp32 constant of an 8-bit state (the same file)
 
 EMBEDDINGS = ("embedding", "position", "prompt")  # roles of nn.Embedding weights
+
+
+def optimizer_of(row: Optimizer, stored: ParameterSpec) -> Optimizer:
+    """The optimizer that trains a tensor where the setup's is `row`."""
+    return row.of(len(stored.shape), stored.role in (*EMBEDDINGS, "head"))
+
 
 State = tuple[
     str, tuple[Sized, ...], str, bool, str
@@ -88,16 +94,14 @@ STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
 }
 
 
-def states(rule: Rule, stored: ParameterSpec, elements: int | None, trainer: bool) -> list[State]:
-    """The state tensors that a rule makes for one parameter of n `elements`; `trainer`: transformers' Trainer
-    made the optimizer.
-    """
+def states(rule: Rule, stored: ParameterSpec, elements: int | None, embeddings_32bit: bool) -> list[State]:
+    """The state tensors that a rule makes for one parameter of n `elements`; `embeddings_32bit`: see Loop."""
     if rule in PAIRS:
-        single = states(PAIRS[rule], stored, elements, trainer)
+        single = states(PAIRS[rule], stored, elements, embeddings_32bit)
         return [
             (suffix, (2, *shape), dtype, pageable, f"{size}; two of them: a fast and a slow average")
             for suffix, shape, dtype, pageable, size in single
         ]
-    if rule == "blockwise8" and trainer and stored.role in EMBEDDINGS:
+    if rule == "blockwise8" and embeddings_32bit and stored.role in EMBEDDINGS:
         return _embedding8(stored, elements)
     return STATES[rule](stored, elements)

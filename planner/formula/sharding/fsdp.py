@@ -150,7 +150,7 @@ class FsdpPlan(ShardingPlan):
                     max(parts, key=lambda t: t.elements.evaluate({"R": self.setup.rank})), layers=(), count=1
                 )
             ]
-        elif self.setup.recipe == "raw":
+        elif not self.setup.loop.prepares:
             parts = [replace(tensor, layers=(), count=1) for tensor in parts if 0 in self.layers(tensor)]
         kept = [(tensor.name, self.shard(tensor)) for tensor in parts]
         return [
@@ -195,7 +195,7 @@ class FsdpPlan(ShardingPlan):
         if self.layers(tensor):
             return LAYER
         name, spec = tensor.name, self.spec
-        if self.setup.recipe == "raw":
+        if not self.setup.loop.prepares:
             return ROOT
         if name.startswith(f"{spec.embedding_name}."):
             return TAIL if spec.tied else EMBEDDING

@@ -59,9 +59,7 @@ class FsdpSchedule(StrategyHooks):
         self.waiting: dict[
             str, int
         ] = {}  # gradients of earlier micro-batches, by the tensor's name: the tape's index
-        self.syncs = (
-            self.setup.recipe == "raw"
-        )  # a plain loop reduces in every micro-batch, accelerate in the last one
+        self.syncs = not self.setup.loop.prepares  # gradients are reduced in every micro-batch
 
     # ---- places of the step --------------------------------------------------------------------------------
 

@@ -133,9 +133,14 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         "them: use ddp",
     )
     yield (
-        s.parallel == "fsdp" and s.optimizer == "adafactor",
-        "adafactor's row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
+        s.parallel == "fsdp" and any(rule == "factored" for _, rule in OPTIMIZERS[s.optimizer].states),
+        f"{s.optimizer}'s row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
         "or zero2",
+    )
+    yield (
+        sharded and OPTIMIZERS[s.optimizer].others is not None,
+        f"{s.optimizer} works on whole matrices, of which a rank under {s.parallel} has parts: use ddp, or "
+        "an adamw optimizer",
     )
     yield (
         s.parallel == "fsdp" and s.quant_type == "int8",
@@ -201,7 +206,7 @@ def stored(setup: Setup) -> Setup:
     upcast = (
         setup.parallel == "fsdp"
         and setup.autocast != "none"
-        and setup.recipe != "raw"
+        and setup.loop.prepares
         and setup.quant_type not in FOUR_BIT
     )
     return setup.with_(trainable_dtype="float32") if upcast else setup
@@ -212,7 +217,7 @@ def wraps(setup: Setup) -> bool:
     makes no DDP of one process (accelerate 1.15 accelerator.py `prepare_model` asks `multi_device`: more than
     one process); a loop that calls DDP itself does.
     """
-    return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or setup.recipe == "raw")
+    return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or not setup.loop.prepares)
 
 
 def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
@@ -243,7 +248,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
             "4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
             f"{compute_dtype(setup)} shares them)"
         )
-    if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.recipe != "raw":
+    if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.loop.prepares:
         found.append(
             "gradient accumulation under fsdp keeps whole gradients on every rank: accelerate's no_sync "
             "reduces them in the "

@@ -56,7 +56,7 @@ class ZeroPlan(ShardingPlan):
         has one group.
         """
         trained = self.stored.trained
-        if self.setup.recipe == "raw":
+        if not self.setup.loop.decay_groups:
             return [("all", trained)]
         plain = [t for t in trained if t.role in ("norm", "bias")]
         return [

@@ -17,6 +17,7 @@ from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.sharding.zero import ZeroPlan
 from memplan.planner.formula.symbolic.expr import Expr, const, total
 from memplan.planner.formula.tape.tape import Tensor
+from memplan.planner.tables.components import Component
 
 
 class Zero12Schedule(StrategyHooks):
@@ -165,7 +166,12 @@ class Zero12Schedule(StrategyHooks):
         return const(more)
 
     def _alloc(
-        self, name: str, shape: tuple[Expr | int, ...], dtype: str, why: str, component: str = "temporaries"
+        self,
+        name: str,
+        shape: tuple[Expr | int, ...],
+        dtype: str,
+        why: str,
+        component: Component = "temporaries",
     ) -> Tensor:
         scope, self.t.scope = self.t.scope, ""
         made = self.t.alloc(name, shape, dtype, why, component)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from memplan.planner.formula.symbolic.expr import Expr, Sized
+from memplan.planner.tables.components import Component
 
 Shape = tuple[Sized, ...]
 FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is ready
@@ -18,8 +19,8 @@ FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is 
 
 @dataclass(slots=True)
 class Info:
-    """What the rows say of a buffer. `component` None: activations where something saved it, else
-    temporaries.
+    """What the rows say of a buffer. `component` None: activations where autograd saved it or it outlives its
+    forward, else temporaries.
     """
 
     name: str
@@ -27,9 +28,16 @@ class Info:
     dtype: str
     size: Expr
     why: str
-    component: str | None
+    component: Component | None
     saved_by: str | None = None
+    outlives: bool = False  # its forward: an output that the loop holds, or what a graph's context keeps
+    names_itself: bool = False  # its row says what it is, also where it says what saved it
     once: bool = False  # one for all layers: its death inside a repeated one is not repeated
+
+    @property
+    def kind(self) -> tuple[str, Shape, str]:
+        """What buffers of repeated layers have in common."""
+        return self.name, self.shape, self.dtype
 
 
 class Ledger(Protocol):

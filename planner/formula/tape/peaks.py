@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import cast
 
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Monomial, total
 from memplan.planner.formula.tape.tape import Info, Shape, Tape
-from memplan.planner.prediction import Component
+from memplan.planner.tables.components import Component
 
 Terms = dict[Monomial, int]
 
@@ -40,7 +39,7 @@ class TapePeak:
         sums: dict[str, Terms] = {}
         for index, count in self.alive.items():
             info = self.infos[index]
-            _grow(sums.setdefault(_component(info), {}), info.size.terms, count)
+            _grow(sums.setdefault(component_of(info), {}), info.size.terms, count)
         return {name: total([Expr(terms)]) for name, terms in sums.items()}
 
     @cached_property
@@ -142,34 +141,30 @@ def states_after(tape: Tape, wanted: set[int]) -> dict[int, TapePeak]:
     return states
 
 
-def _component(info: Info) -> str:
-    return info.component or ("activations" if info.saved_by else "temporaries")
+def component_of(info: Info) -> Component:
+    """The component of a buffer (planner/tables/components.py)."""
+    return info.component or ("activations" if info.saved_by or info.outlives else "temporaries")
+
+
+def _why(info: Info) -> str:
+    """Why a buffer is there: what saved it, before what it is."""
+    if info.component or not info.saved_by:
+        return info.why
+    saved = f"saved for the backward of {info.saved_by}"
+    return f"{info.why}, {saved}" if info.names_itself else saved
 
 
 def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     """One row for each kind of buffer; buffers of repeated layers cancel or add up by kind."""
-    counts: Counter[tuple[str, Shape, str, str, str]] = Counter()
-    sizes: dict[tuple[str, Shape, str, str, str], Expr] = {}
+    counts: Counter[tuple[str, Shape, str, Component, str]] = Counter()
+    sizes: dict[tuple[str, Shape, str, Component, str], Expr] = {}
     for index, count in alive.items():
         info = infos[index]
-        component = _component(info)
-        why = (
-            f"saved for the backward of {info.saved_by}" if info.saved_by and not info.component else info.why
-        )
-        key = (info.name, info.shape, info.dtype, component, why)
-        counts[key] += count
-        sizes[key] = info.size
-    rows = [
-        SymbolicRow(
-            name,
-            shape,
-            dtype,
-            counts[name, shape, dtype, component, why],
-            sizes[name, shape, dtype, component, why] * counts[name, shape, dtype, component, why],
-            cast(Component, component),
-            why,
-        )  # type: ignore[arg-type]
-        for name, shape, dtype, component, why in counts
-        if counts[name, shape, dtype, component, why]
-    ]
-    return tuple(rows)
+        kind = (info.name, info.shape, info.dtype, component_of(info), _why(info))
+        counts[kind] += count
+        sizes[kind] = info.size
+    return tuple(
+        SymbolicRow(*kind[:3], count, sizes[kind] * count, *kind[3:])
+        for kind, count in counts.items()
+        if count
+    )

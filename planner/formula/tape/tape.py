@@ -32,6 +32,7 @@ from memplan.planner.formula.tape.nodes import (
     dependencies,
     mark_saved,
 )
+from memplan.planner.tables.components import Component
 from memplan.planner.tables.dtypes import itemsize
 
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
@@ -97,7 +98,7 @@ class Tape:
         return known
 
     def alloc(
-        self, name: str, shape: Shape, dtype: str, why: str = "", component: str | None = None
+        self, name: str, shape: Shape, dtype: str, why: str = "", component: Component | None = None
     ) -> Tensor:
         """A new buffer and the tensor that holds it, outside the graph."""
         self.infos.append(Info(self.scope + name, shape, dtype, self.size(shape, dtype), why, component))
@@ -115,6 +116,23 @@ class Tape:
         info = tensor.buffer.info
         tensor.shape, tensor.dtype = info.shape, info.dtype = shape, dtype
         info.size = self.size(shape, dtype)
+
+    def end_forward(self) -> None:
+        """Whatever is still there when a forward ends outlives it. Among buffers of one kind a birth may be
+        matched by another one's death, which happens in repeated layers: they count together.
+        """
+        own: Counter[int] = Counter()
+        for index, change in self.log:
+            if index < 0:
+                own.update(change)
+            else:
+                own[index] += change
+        kinds: Counter[tuple[str, Shape, str]] = Counter()
+        for index, count in own.items():
+            kinds[self.infos[index].kind] += count
+        for index, count in own.items():
+            if count and kinds[self.infos[index].kind] > 0:
+                self.infos[index].outlives = True
 
     def mark(self, moment: str) -> None:
         self.marks.append((len(self.log), moment))
@@ -362,6 +380,12 @@ class Tape:
         if grad.shared:
             grad = self.alloc(leaf.name + " gradient", leaf.shape, leaf.dtype, "")
         info = grad.buffer.info  # type: ignore[union-attr]
-        info.component, info.shape = "gradients", leaf.shape
-        info.name, info.why = leaf.name + " gradient", "the gradient of a trained tensor, in its dtype"
+        info.name, info.shape = leaf.name + " gradient", leaf.shape
+        if leaf.buffer is None:
+            info.component, info.why = "gradients", "the gradient of a trained tensor, in its dtype"
+        else:
+            info.component, info.why = (
+                "temporaries",
+                "the gradient of an activation that is a leaf of its graph",
+            )
         leaf.grad = grad

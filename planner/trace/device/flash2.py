@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.sdp import refuses_flash2
+from memplan.planner.tables.sdp import FLASH_2, refuses_flash2
 
-NAME = "flash_attention_2"
+NAME = FLASH_2
 
 
 @dataclass(slots=True)

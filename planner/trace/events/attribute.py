@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from memplan.planner.prediction import COMPONENTS
 from memplan.planner.run import owners
 from memplan.planner.run.built import Built
+from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
 
@@ -38,7 +38,7 @@ def attribute(observer: Observer, tensor: Any, component: str, name: str = "") -
 def attribute_weights(observer: Observer, built: Built) -> None:
     """Parameters, buffers and the constants of quantized weights; the batch."""
     attribute_all(observer, owners.weights(built.model), "weights")
-    attribute_all(observer, owners.tensors(built.batch, "batch"), "activations")
+    attribute_all(observer, owners.batches(built), "activations")
 
 
 def attribute_all(observer: Observer, named: owners.Named, component: str) -> None:

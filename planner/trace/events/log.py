@@ -31,6 +31,7 @@ class Storage:
     component: str = ""
     name: str = ""
     saved: bool = False
+    held: bool = False  # by a thread's handle, until it exits: a cuBLAS workspace
     died: int | None = None  # index of its release among the events
 
 

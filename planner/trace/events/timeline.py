@@ -8,7 +8,9 @@ from typing import Any
 
 from memplan.planner.allocator.replay import Event, Replay, replay, smallest_capacity
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import STEP_MOMENTS, Breakdown, Peak, Row
+from memplan.planner.prediction import Breakdown, Peak, Row
+from memplan.planner.tables.components import HELD_ACROSS_STEPS, STEP_MOMENTS
+from memplan.planner.tables.cublas import HELD
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.trace.device.target import Target
 from memplan.planner.trace.events.log import ALLOC, FREE, Log, Storage
@@ -140,7 +142,9 @@ def alive_after(log: Log, index: int) -> Iterable[Storage]:
 
 def describe(storage: Storage) -> tuple[str, str]:
     """(row name, reason): layers of one kind share a name."""
-    if storage.component in ("weights", "gradients", "optimizer_states") and storage.name:
+    if storage.held:
+        return storage.name, HELD
+    if storage.component in HELD_ACROSS_STEPS and storage.name:
         return _NUMBER.sub("*", storage.name), _WHY[storage.component]
     where = _NUMBER.sub("*", storage.module).removeprefix("base_model.model.")
     op = storage.name or storage.op.removeprefix("aten.").rsplit(".", 1)[0]

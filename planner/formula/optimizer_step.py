@@ -1,0 +1,95 @@
+"""What the optimizer's step makes, from the optimizer's row: on the tape, over what is alive after the
+backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.resident.states import optimizer_of
+from memplan.planner.formula.symbolic.expr import Sized, minimum
+from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.optimizers import OPTIMIZERS, Drop, Make, Mode, Optimizer
+
+HOW = {
+    "foreach": "a list of all trained tensors at once",
+    "loop": "one tensor at a time",
+    "fused": "one kernel over all trained tensors",
+}
+
+
+def optimizer_step(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> None:
+    """Log the temporaries of one step over the tensors that this process updates."""
+    row = OPTIMIZERS[setup.optimizer]
+    t.scope = ""  # the backward ended in a layer's
+    for optimizer in (row, *([OPTIMIZERS[row.others]] if row.others else ())):
+        mode: Mode = setup.optimizer_mode if optimizer is row else optimizer.modes[0]
+        own = [stored for stored in trained if optimizer_of(row, stored) is optimizer]
+        if optimizer.step[mode] and own:
+            (_at_once if mode == "foreach" else _one_by_one)(t, setup, optimizer, mode, own)
+
+
+def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
+    """Each variable is a list as long as the trained tensors are many."""
+    held: dict[str, list[Tensor]] = {}
+    for action in row.step[mode]:
+        if isinstance(action, Drop):
+            _forget(held, action)
+            continue
+        made = []
+        for stored in trained:
+            tensor = _make(t, row, mode, action, stored)
+            if tensor is not None:
+                made.append(tensor)
+                t.log.append((-1, {len(t.infos) - 1: stored.count - 1}))
+        held[action.variable] = made
+
+
+def _one_by_one(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
+    """Each variable is one tensor, which lasts until the next one's takes its place."""
+    held: dict[str, Tensor] = {}
+    for stored in _in_order(setup, trained):
+        for action in row.step[mode]:
+            if isinstance(action, Drop):
+                _forget(held, action)
+                continue
+            tensor = _make(t, row, mode, action, stored)
+            if tensor is not None:
+                held[action.variable] = tensor
+            del tensor
+
+
+def _forget(held: dict[str, Tensor] | dict[str, list[Tensor]], action: Drop) -> None:
+    for variable in action.variables:
+        held.pop(variable, None)
+
+
+def _in_order(setup: Setup, trained: Sequence[ParameterSpec]) -> Iterable[ParameterSpec]:
+    """The tensors as an optimizer meets them; two layers stand for all, since a variable lasts from one tensor
+    to the next.
+    """
+    layers = [stored for stored in trained if stored.count > 1]
+    first = trained.index(layers[0]) if layers else len(trained)
+    after = [stored for stored in trained[first:] if stored.count == 1]
+    order = [*trained[:first], *layers, *layers, *after]
+    if setup.loop.decay_groups:  # what is not decayed comes last
+        order.sort(key=lambda stored: stored.role in ("norm", "bias"))
+    return order
+
+
+def _make(t: Tape, row: Optimizer, mode: Mode, action: Make, stored: ParameterSpec) -> Tensor | None:
+    """The tensor of one action for one trained tensor; None where that is in the wanted dtype already."""
+    if action.unless == stored.dtype:
+        return None
+    shape = stored.shape if action.shape == "like" else _gram(stored)
+    dtype = stored.dtype if action.dtype == "like" else action.dtype
+    why = f"{row.name}: {HOW[mode]} ({row.source})"
+    return t.alloc(f"{stored.name} {action.what}", shape, dtype, why, "temporaries")
+
+
+def _gram(stored: ParameterSpec) -> tuple[Sized, Sized]:
+    """The shape of a matrix times its transpose, over its shorter side."""
+    side = minimum(*stored.shape)
+    return side, side
