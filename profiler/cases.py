@@ -16,7 +16,8 @@ from memplan.planner.tables.units import gib
 from memplan.profiler.align import Step
 from memplan.profiler.environment import available_bytes, describe
 from memplan.profiler.files import read_document, write_document, write_gzip
-from memplan.profiler.record import Failure, Measurement, folder_of, read_setup, save_in
+from memplan.profiler.naming import folder_of
+from memplan.profiler.record import Failure, Measurement, read_setup, save_in
 
 PREDICTED_SCHEMA = "memplan.predicted-case/1"
 

@@ -16,8 +16,9 @@ from memplan.planner.tables.errors import UsageError
 from memplan.profiler.case_matrix import Case
 from memplan.profiler.files import read_document
 from memplan.profiler.isolate import Report
+from memplan.profiler.naming import file_name, identity_of
 from memplan.profiler.oom_threshold import next_cap, predicted_cap
-from memplan.profiler.record import RAW, Failure, Measurement, file_name, identity_of
+from memplan.profiler.record import RAW, Failure, Measurement
 
 
 @dataclass

@@ -8,9 +8,6 @@ missing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +18,12 @@ from memplan.planner.inputs.setup import FIELDS, Setup, checked
 from memplan.planner.inputs.textfile import read_text
 from memplan.planner.prediction import Peak, check_schema
 from memplan.planner.tables.components import COMPONENTS
+from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.recipes import BASE
 from memplan.planner.tables.torch_versions import nearest
 from memplan.profiler.expect import expect, part, sequence
 from memplan.profiler.files import LARGEST, line_of, read_document, write_document
+from memplan.profiler.naming import file_name, identity_of
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
 Outcome = Literal["ok", "oom", "error"]
@@ -159,9 +157,6 @@ class Measurement:
         }
 
 
-_BASE = json.loads(json.dumps(BASE))
-
-
 @dataclass(frozen=True)
 class _Event:
     """What an event that only one side has must say (profiler/align.py)."""
@@ -175,41 +170,6 @@ class _Event:
 
 
 _STRUCTURED = ("setup", "failure", "peak", "step_peak", "moments", "extra")
-
-
-def identity_of(
-    config: Any, setup: Setup, cap_bytes: int | None, steps: int, environment: Mapping[str, Any]
-) -> str:
-    """The hash of model, setup, cap, steps, GPU and library versions that names a case."""
-    fields = setup.to_document().items()
-    what = {
-        "model": config,
-        "setup": {
-            key: value for key, value in fields if key != "torch" and value != _BASE.get(key)
-        },  # so that a field added later keeps old identities; torch's version is among the versions
-        "cap": cap_bytes,
-        "steps": steps,
-        "gpu": environment.get("gpu"),
-        "versions": dict(environment.get("versions") or {}),
-    }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def slug(text: str) -> str:
-    """Text as a file name: lower case, digits and hyphens."""
-    return re.sub(r"[^a-z0-9.+]+", "-", text.lower()).strip("-.")[:96] or "case"
-
-
-def file_name(case: str, identity: str) -> str:
-    return f"{slug(case)}-{identity[:8]}.json"
-
-
-def folder_of(environment: Mapping[str, Any]) -> str:
-    """The folder under measurements/ of an environment: the GPU by its short name, or cpu."""
-    gpu = environment.get("gpu")
-    if not gpu:
-        return "cpu"
-    return slug(re.sub(r"\b(nvidia|tesla|geforce|graphics|generation)\b", " ", str(gpu).lower()))
 
 
 def read_setup(document: Mapping[str, Any]) -> Setup:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = ("planner", "profiler", "validate", "memplan")
 """Import direction: a package may import those before it."""
 MOST_LINES = 350
+TABLES = ("planner/trace/device/kernels_table.py",)
+"""Data written as Python, one row an entry: as long as there are rows."""
 TORCH = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "safetensors")
 TORCH_HOMES = ("planner/run/", "planner/trace/", "profiler/")
 FRONT = ("rich", "click")
@@ -107,7 +109,7 @@ def test_a_file_keeps_to_the_layout(path: Path):
         if root in LAZY and top and not where.startswith(LAZY_HOMES):
             raise AssertionError(f"{where} imports {root} at its top level: import it where it is used")
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES, f"{where} has {lines} lines: two ideas in one file?"
+    assert lines <= MOST_LINES or where in TABLES, f"{where} has {lines} lines: two ideas in one file?"
 
 
 def module_of(path: Path) -> str:

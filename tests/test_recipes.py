@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from memplan.planner.inputs.setup import FIELDS, resolve
+from memplan.planner.tables.defaults import BASE, BASE_SOURCES
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.recipes import BASE, BASE_SOURCES, RECIPES
+from memplan.planner.tables.recipes import RECIPES
 from memplan.render import recipe_docs
 
 DOCS = Path(__file__).parent.parent / "docs" / "recipes.md"

@@ -125,7 +125,8 @@ def _check_snapshot(path: Path, device: str) -> None:
 
 def _save(measurement: Any) -> Path:
     from memplan.profiler.files import make_folder
-    from memplan.profiler.record import folder_of, save_in
+    from memplan.profiler.naming import folder_of
+    from memplan.profiler.record import save_in
 
     return save_in(measurement, make_folder(Path("measurements") / folder_of(measurement.environment)))
 

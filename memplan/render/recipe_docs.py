@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.inputs.setup import FIELDS, resolve
+from memplan.planner.tables.defaults import BASE, BASE_SOURCES
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.recipes import BASE, BASE_SOURCES, RECIPES, Recipe
+from memplan.planner.tables.recipes import RECIPES, Recipe
 
 SHOWN = ("lora", "full", "qlora")
 """The methods whose defaults a table shows: the others follow lora, plus what `METHODS` says they bring."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memplan.planner.importers import patterns
-from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
-from memplan.planner.importers.fsdp import FSDP, settle_fsdp
-from memplan.planner.importers.hf import keyword_arguments, packed_rows, settle_checkpointing
+from memplan.planner.importers.choices import optimizer
+from memplan.planner.importers.fsdp import FSDP
+from memplan.planner.importers.hf import keyword_arguments
 from memplan.planner.importers.rules import (
-    Facts,
     Rule,
     bad,
     flag,
@@ -19,11 +18,9 @@ from memplan.planner.importers.rules import (
     nested,
     not_modelled,
     number,
-    setup_fields,
     text,
     use,
 )
-from memplan.planner.importers.trl import adapter_method
 from memplan.planner.tables.errors import UsageError
 
 
@@ -266,123 +263,3 @@ RULES: dict[str, Rule] = {
         "torch_dtype gptq_groupsize gptq_model_v1 gptq_disable_exllama",
     ),
 }
-
-
-def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields of a run, axolotl's own defaults where the file is silent: 512 tokens, micro-batch 1, bf16
-    auto, no checkpointing.
-    """
-    facts.setdefault("micro_batch", 1)
-    facts.setdefault("sequence_length", 512)
-    _settle_precision(facts)
-    _settle_checkpointing(facts, warnings)
-    _settle_attention(facts, warnings)
-    _settle_method(facts, warnings)
-    settle_optimizer(facts, warnings)
-    _settle_loss(facts, warnings)
-    if facts.get("_packing"):
-        packed_rows(facts, warnings)
-    if (
-        facts.get("_fsdp")
-        or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_strategy"))
-        or "_shards" in facts
-    ):
-        facts["gpus"] = facts.get("_shards", 1)
-        settle_fsdp(facts, warnings)
-        facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
-    return {**setup_fields(facts), "recipe": "axolotl"}
-
-
-def _settle_loss(facts: Facts, warnings: list[str]) -> None:
-    plugins = [plugin.lower() for plugin in facts.get("_plugins", ())]
-    cut = facts.get("_cut_loss", any("cut_cross_entropy" in plugin for plugin in plugins))
-    if facts.get("_fused_loss") or cut:
-        facts["loss"] = "fused"
-    elif facts.get("_chunked_loss"):
-        facts["loss"] = "chunked"
-    if cut:
-        warnings.append(
-            "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is "
-            "on the high side"
-        )
-    if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
-        warnings.append(
-            "a plugin other than Liger and cut cross-entropy is on: what it changes is not modeled"
-        )
-
-
-def _settle_precision(facts: Facts) -> None:
-    """loaders and builders: bf16 or bfloat16 -> bfloat16 weights, fp16 or float16 -> float16, neither ->
-    float32.
-    """
-    fp16 = facts.get("_fp16", "false") in ("true", "full") or facts.get("_float16", False)
-    bf16 = facts.get("_bf16", "false" if fp16 or facts.get("_float32") else "auto")
-    if bf16 != "false" or facts.get("_bfloat16"):
-        facts["weight_dtype"] = "bfloat16"
-        facts["autocast"] = "none" if bf16 == "full" else "bfloat16"
-    elif fp16:
-        facts["weight_dtype"], facts["autocast"] = "float16", "float16" if facts.get("_fp16") else "none"
-    else:
-        facts["weight_dtype"], facts["autocast"] = "float32", "none"
-
-
-def _settle_checkpointing(facts: Facts, warnings: list[str]) -> None:
-    word = facts.get("_gc", "false")
-    facts["_checkpointing"] = word != "false"
-    settle_checkpointing(facts, warnings, False, reentrant=False)
-    if word in ("offload", "offload_disk", "unsloth"):
-        facts["checkpoint_offload"] = True
-
-
-def _settle_attention(facts: Facts, warnings: list[str]) -> None:
-    for key, name in LEGACY_ATTENTION.items():
-        if facts.get(f"_{key}"):
-            facts.setdefault("attention", name)
-    settle_attention(facts, warnings)
-
-
-def _settle_method(facts: Facts, warnings: list[str]) -> None:
-    adapter = facts.get("_adapter", "none")
-    four_bit = bool(facts.get("_four_bit")) and adapter != "none"
-    facts["method"] = adapter_method(facts, adapter != "none", four_bit)
-    if adapter == "qlora" and not four_bit:
-        warnings.append("adapter qlora without load_in_4bit: axolotl requires it; 4-bit is assumed")
-        facts["method"] = "qlora"
-    if facts["method"] == "full":
-        for name in ("rank", "alpha", "dropout", "modules_to_save"):
-            facts.pop(name, None)
-        if facts.get("_four_bit") or facts.get("_eight_bit"):
-            warnings.append(
-                "load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train"
-            )
-        return
-    if facts.get("_eight_bit") and not four_bit:
-        facts["quant_type"] = "int8"
-    targets = patterns.settle(facts.get("_targets", ()), warnings)
-    facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or None
-    if facts["targets"] is None:
-        warnings.append(
-            "neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are "
-            "assumed"
-        )
-        facts["targets"] = ("peft-default",)
-    if facts.get("_upcast_adapters") is False and not facts.get("_fp32_gradients"):
-        facts["adapter_dtype"] = facts["weight_dtype"]
-    _settle_quantization(facts, warnings)
-
-
-_BNB = {
-    "bnb_4bit_quant_type": "quant_type",
-    "bnb_4bit_use_double_quant": "double_quant",
-    "bnb_4bit_compute_dtype": "compute_dtype",
-    "bnb_4bit_quant_storage": "quant_storage",
-}
-
-
-def _settle_quantization(facts: Facts, warnings: list[str]) -> None:
-    for key, value in (facts.get("_bnb") or {}).items():
-        name = _BNB.get(str(key))
-        if name is None:
-            warnings.append(f"bnb_config_kwargs.{str(key)[:40]} is not modeled")
-        else:
-            facts[name] = value.removeprefix("torch.") if isinstance(value, str) else value

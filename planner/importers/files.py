@@ -15,6 +15,7 @@ from typing import Any
 
 from memplan.planner.importers import (
     axolotl,
+    axolotl_settings,
     hf,
     llamafactory,
     llamafactory_v1,
@@ -106,7 +107,7 @@ FORMATS: dict[str, Format] = {
             "axolotl",
             _has("base_model", "micro_batch_size", "datasets", "sequence_len", "adapter"),
             axolotl.RULES,
-            axolotl.finish,
+            axolotl_settings.finish,
             reads_fsdp=True,
         ),
         Format(

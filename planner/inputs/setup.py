@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
-from memplan.planner.tables.recipes import BASE, DEFAULT_RECIPE, RECIPES
+from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
     from memplan.planner.inputs.checking import (

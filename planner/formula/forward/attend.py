@@ -14,7 +14,8 @@ from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import attend_eagerly, eager
 from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
 from memplan.planner.formula.symbolic.expr import Sized, exceeds, round_up
-from memplan.planner.formula.tape.ops import Grads, bmm, cast, dropout, unary
+from memplan.planner.formula.tape.layers import bmm
+from memplan.planner.formula.tape.ops import Grads, cast, dropout, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables import sdp
 from memplan.planner.tables.errors import UsageError

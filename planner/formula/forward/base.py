@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.symbolic.expr import ceil_div
-from memplan.planner.formula.tape.ops import Grads, cast, matmul
+from memplan.planner.formula.tape.layers import matmul
+from memplan.planner.formula.tape.ops import Grads, cast
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
 

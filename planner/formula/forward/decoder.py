@@ -19,7 +19,8 @@ from memplan.planner.formula.parameters import S
 from memplan.planner.formula.resident.loading import batch_tensors
 from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.tape.checkpoint import CHECKPOINTS
-from memplan.planner.formula.tape.ops import add, cast, concatenate, dropout, embedding, unary
+from memplan.planner.formula.tape.layers import embedding
+from memplan.planner.formula.tape.ops import add, cast, concatenate, dropout, unary
 from memplan.planner.formula.tape.repeats import compress
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Layer, prefix_sizes

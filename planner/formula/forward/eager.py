@@ -8,18 +8,8 @@ from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
-from memplan.planner.formula.tape.ops import (
-    Grads,
-    add,
-    bmm,
-    cast,
-    concatenate,
-    copy,
-    dropout,
-    part_of,
-    softmax_fp32,
-    unary,
-)
+from memplan.planner.formula.tape.layers import bmm, softmax_fp32
+from memplan.planner.formula.tape.ops import Grads, add, cast, concatenate, copy, dropout, part_of, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention
 

@@ -12,19 +12,8 @@ from memplan.planner.formula.forward.base import KINDS, base
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.symbolic.expr import Sized
-from memplan.planner.formula.tape.ops import (
-    Grads,
-    add,
-    add_in_place,
-    bmm,
-    cast,
-    copy,
-    divide,
-    dropout,
-    matmul,
-    mul,
-    unary,
-)
+from memplan.planner.formula.tape.layers import bmm, matmul
+from memplan.planner.formula.tape.ops import Grads, add, add_in_place, cast, copy, divide, dropout, mul, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
 from memplan.planner.tables.peft_targets import ia3_feedforward

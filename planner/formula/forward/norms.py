@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.tape.ops import add, cast, layer_norm, mean, mul, unary
+from memplan.planner.formula.tape.layers import layer_norm
+from memplan.planner.formula.tape.ops import add, cast, mean, mul, unary
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Norm
 

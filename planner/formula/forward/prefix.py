@@ -8,7 +8,8 @@ DynamicCache, DynamicLayer. V virtual tokens, L layers, K key-value heads, D hea
 from __future__ import annotations
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.tape.ops import Grads, cast, concatenate, embedding
+from memplan.planner.formula.tape.layers import embedding
+from memplan.planner.formula.tape.ops import Grads, cast, concatenate
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
 

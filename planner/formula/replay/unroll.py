@@ -16,7 +16,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from memplan.planner.formula.tape.tape import Info, Region, Span, Tape
+from memplan.planner.formula.tape.nodes import Info
+from memplan.planner.formula.tape.recorder import Region, Span
+from memplan.planner.formula.tape.tape import Tape
 
 Kind = tuple[str, object, str]
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from memplan.planner.inputs.families import gpt, llama, moe
+from memplan.planner.inputs.families import gpt, layer_norm, llama, moe
 from memplan.planner.inputs.families.fields import Fields
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError, nearest, shorten
 
 FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
     "bloom": gpt.bloom,
-    "cohere": gpt.cohere,
-    "cohere2": gpt.cohere2,
+    "cohere": layer_norm.cohere,
+    "cohere2": layer_norm.cohere2,
     "deepseek_v2": moe.deepseek_v2,
     "deepseek_v3": moe.deepseek_v3,
     "falcon": gpt.falcon,
@@ -40,7 +40,7 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
     "olmo3": llama.olmo3,
     "olmoe": moe.olmoe,
     "opt": gpt.opt,
-    "phi": gpt.phi,
+    "phi": layer_norm.phi,
     "phi3": llama.phi3,
     "phimoe": moe.phimoe,
     "qwen2": llama.qwen2,
@@ -48,8 +48,8 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
     "qwen3": llama.qwen3,
     "qwen3_moe": moe.qwen3_moe,
     "smollm3": llama.smollm3,
-    "stablelm": gpt.stablelm,
-    "starcoder2": gpt.starcoder2,
+    "stablelm": layer_norm.stablelm,
+    "starcoder2": layer_norm.starcoder2,
 }
 
 # Language parts of vision-language models that have the layers of another family, and configs that keep the
