@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from memplan.planner.tables import cublas
 from memplan.planner.tables.components import COMPONENTS
 
 ALLOC, FREE, OOM = "alloc", "free", "oom"
@@ -183,8 +184,8 @@ def highest(running: Sequence[int], begin: int, end: int) -> tuple[int, int]:
 
 
 def own(history: History, blocks: Sequence[Block]) -> None:
-    """Settle who owns each block: first by claims, in their order; then what a forward pass leaves behind is
-    activations.
+    """Settle who owns each block: first by claims, in their order; then the workspaces of cuBLAS are known by
+    their size, and what a forward pass leaves behind is activations.
     """
     by_address: dict[int, list[Block]] = {}
     for block in blocks:
@@ -200,6 +201,10 @@ def own(history: History, blocks: Sequence[Block]) -> None:
             lives[last].owner = claim.component
     forwards = [span for span in history.spans() if span.moment == "forward"]
     for block in blocks:
+        if block.owner is None and block.nbytes in cublas.SIZES and block.died is None:
+            block.owner = (
+                "temporaries"  # the workspace of a thread's cuBLAS handle, held until the thread exits
+            )
         if block.owner is None and any(
             span.begin <= block.born < span.end and block.alive(span.end) for span in forwards
         ):

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 import torch
 
 from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.cublas import workspace_bytes
 from memplan.planner.tables.errors import UsageError
 from memplan.profiler import environment, measure, recorders, session
 from memplan.profiler.align import Step, align
@@ -251,6 +252,16 @@ def test_a_block_is_owned_for_its_whole_life_and_addresses_are_reused() -> None:
     assert levels(events) == [10, 0, 20, 50]
     assert highest(levels(events), 1, 3) == (20, 3)
     assert highest(levels(events), 0, 0) == (0, 0)
+
+
+def test_a_workspace_that_a_handle_keeps_is_no_activation() -> None:
+    """cuBLAS's outlives the first forward as saved tensors do, and every step: one definition with the trace."""
+    size = workspace_bytes((8, 0))
+    events = [Event("alloc", 1, size), Event("alloc", 2, 40), Event("free", 2, 40)]
+    marks = [Mark(mark_label(0, "forward", 0, "begin"), 0), Mark(mark_label(0, "forward", 0, "end"), 2)]
+    blocks = blocks_of(events)
+    own(History(events, marks), blocks)
+    assert [block.owner for block in blocks] == ["temporaries", "activations"]
 
 
 OOM_TEXT = (

@@ -20,10 +20,6 @@ from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 
 _WIDE, _NARROW = "float32", "bfloat16"
-WORKSPACES = (cublas.SMALL, cublas.LARGE)
-"""cuBLAS workspaces a stream: 8.125 MiB before Hopper, 32 MiB from Hopper on (torch
-aten/src/ATen/cuda/CublasHandlePool.cpp, 2.13).
-"""
 
 
 def known_rows(spec: ModelSpec, setup: Setup) -> list[Row]:
@@ -94,7 +90,7 @@ def _widths(spec: ModelSpec) -> dict[str, int]:
 
 
 def _workspaces() -> Iterator[Row]:
-    for size in WORKSPACES:
+    for size in cublas.SIZES:
         for count in (1, 2):
             yield Row(
                 "cuBLAS workspace", (size,), "uint8", count, size * count, "temporaries", "one a stream"

@@ -106,7 +106,11 @@ def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
     def wrapped(theirs: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
         def both(tensor: Any) -> Any:
-            kept = theirs(tensor)
+            try:
+                kept = theirs(tensor)
+            except Exception:  # a recomputation keeps its last tensor, and stops there
+                seen(tensor)
+                raise
             seen(kept)
             return kept
 

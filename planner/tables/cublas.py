@@ -17,6 +17,7 @@ Release = tuple[int, int]
 THREADS = ("main", "autograd")
 SMALL = 2 * 4096 * KIB + 8 * 16 * KIB  # parseChosenWorkspaceSize ":4096:2:16:8", measured twice on a T4
 LARGE = 32 * MIB  # the same function on Hopper, and on Blackwell since torch 2.12
+SIZES = (SMALL, LARGE)
 LT = MIB  # parseCUDABlasLtWorkspaceSize: 1,024 KiB, where cuBLASLt has a workspace of its own
 HELD = "held by the thread's cuBLAS handle from its first matrix product until the thread exits"
 
