@@ -4,9 +4,33 @@ as one of a dozen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 Step = TypeVar("Step")
+
+
+@dataclass(slots=True)
+class Region:
+    """A walked layer that stands for `times` layers: the nodes from `low` to below `high` are its backward."""
+
+    low: int
+    high: int
+    times: int
+    extra: dict[int, int]  # what the other layers left behind in the forward, by buffer
+    start: int | None = None
+    forward: Span | None = None
+    backward: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a repeated layer did once, forwards or backwards: events [start, stop) of the log, whose event
+    `stop` stands for the other layers.
+    """
+
+    start: int
+    stop: int
 
 
 def compress(sequence: list[Step]) -> list[tuple[list[Step], int]]:

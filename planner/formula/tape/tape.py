@@ -17,7 +17,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.formula.symbolic.expr import Expr, const, product
@@ -32,32 +31,10 @@ from memplan.planner.formula.tape.nodes import (
     dependencies,
     mark_saved,
 )
+from memplan.planner.formula.tape.repeats import Region, Span
 from memplan.planner.tables.dtypes import itemsize
 
-__all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
-
-
-@dataclass(slots=True)
-class Region:
-    """A walked layer that stands for `times` layers: the nodes from `low` to below `high` are its backward."""
-
-    low: int
-    high: int
-    times: int
-    extra: dict[int, int]  # what the other layers left behind in the forward, by buffer
-    start: int | None = None
-    forward: Span | None = None
-    backward: Span | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What a repeated layer did once, forwards or backwards: events [start, stop) of the log, whose event
-    `stop` stands for the other layers.
-    """
-
-    start: int
-    stop: int
+__all__ = ["Backward", "Buffer", "Info", "Node", "Region", "Shape", "Span", "Tape", "Tensor", "mark_saved"]
 
 
 class Tape:
