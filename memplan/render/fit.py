@@ -14,7 +14,7 @@ from memplan.planner.answers.fit.command import command_line
 from memplan.planner.answers.fit.frontier import BATCHES
 from memplan.planner.answers.fit.gpus import CardChoice, JobsAnswer, Shared
 from memplan.planner.answers.search import Fit
-from memplan.planner.answers.verdict import uncounted
+from memplan.planner.answers.verdict import MARGIN, uncounted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.units import gib
 from memplan.render.terminal import count, number
@@ -213,11 +213,14 @@ def card_lines(
                 f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"
             )
         )
-    elif share := uncounted(fit.setup):
+    elif fit.setup.parallel == "none":
         text = (
-            f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups: "
-            "confirm with --engine trace"
+            "limits leave what the allocator needs beside the tensors, and "
+            f"{MARGIN['formula']:.1%} for the replay's own error"
         )
+        lines.append(Text(text, style="dim"))
+    elif share := uncounted(fit.setup):
+        text = f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups"
         lines.append(Text(text, style="dim"))
     return lines
 

@@ -73,9 +73,9 @@ class Need:
         if self.high_bytes(gpu) <= gpu.usable_bytes:
             return "fits"
         room = gpu.usable_bytes - gpu.context_bytes
-        if self.allocated * (1 - self.margin) > room:  # no less survives: nothing to replay
-            return "no"
         if self.capacity is None and self.survival is not None:
+            if self.allocated * (1 - self.margin) > room:  # no less survives: nothing to replay
+                return "no"
             return "tight" if self.survival.survives(round(room / (1 - self.margin))) else "no"
         return "tight" if self.low_bytes(gpu) <= gpu.usable_bytes else "no"
 
@@ -209,9 +209,8 @@ def close_calls(prediction: Prediction, gpus: Iterable[Gpu]) -> str | None:
     ]
     if not close:
         return None
-    confirm = "; confirm with --engine trace" if prediction.setup.parallel == "none" else ""
     return (
         f"fits {', '.join(close)}: the formula does not count fragmentation, which took {share:.0%} of what "
         "is allocated or "
-        f"less in 19 of 20 traced setups{confirm}"
+        "less in 19 of 20 traced setups"
     )

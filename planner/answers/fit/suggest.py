@@ -183,8 +183,8 @@ def suggest(
     """At most `most` single changes that lower the peak by 1 % or more, those that make it fit `gpu` first,
     then the largest.
 
-    One of each kind; what each saves is the formula's, also beside a traced prediction. Savings do not add
-    up: the peak is a maximum.
+    One of each kind; what each saves is what the formula allocates less, also beside a traced prediction:
+    what lies between tensors is not replayed for each. Savings do not add up: the peak is a maximum.
     """
     before = peak_of(spec, setup)
     device = prediction.peak.device_bytes
