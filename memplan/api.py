@@ -93,11 +93,11 @@ def _spec(model: Model) -> ModelSpec | None:
 
 
 def setup_gpu(text: Any) -> str:
-    """What Setup.gpu holds for a card that a person named: the card's own name; `local` and budgets as they
+    """What Setup.gpu holds for a GPU that a person named: the GPU's own name; `local` and budgets as they
     are. Raises UsageError.
     """
     if not isinstance(text, str):
-        raise UsageError(f"gpu {text!r}: expected a card's name or a size such as 23.5GiB")
+        raise UsageError(f"gpu {text!r}: expected a GPU name or a size such as 23.5GiB")
     gpu = find_gpu(text)
     return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 
@@ -123,7 +123,7 @@ def trace(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Predic
 
 
 def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction:
-    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in
+    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the GPUs in
     question.
     """
     engine = engine or ("formula" if setup.adapter is None else "trace")
@@ -152,10 +152,10 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
 
 
 def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction, Gpu]]:
-    """The cards to judge, each with the prediction to judge it by: the one that the setup names, else the
+    """The GPUs to judge, each with the prediction to judge it by: the one that the setup names, else the
     common ones; none on a CPU.
 
-    A card older than what is assumed where none is named has kernels of its own: the formula is asked again,
+    A GPU older than what is assumed where none is named has kernels of its own: the formula is asked again,
     the trace (seconds) is not.
     """
     setup = prediction.setup

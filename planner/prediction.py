@@ -110,7 +110,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class GpuVerdict:
-    """Whether a prediction fits one card: `headroom_bytes` is usable minus predicted device bytes, negative
+    """Whether a prediction fits one GPU: `headroom_bytes` is usable minus predicted device bytes, negative
     where it does not fit.
     """
 
@@ -147,7 +147,7 @@ class Accuracy:
     @property
     def margin(self) -> float:
         """The share of its allocated peak by which a prediction without replay may be off when it says
-        whether a card holds it.
+        whether a GPU holds it.
         """
         return max(self.worst_error or 0.0, self.device_error or 0.0)
 

@@ -157,7 +157,7 @@ def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
 
 
 def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:
-    """The setup with the GPU of the environment where it names none, so that the right card's kernels are
+    """The setup with the GPU of the environment where it names none, so that the right GPU's kernels are
     predicted.
     """
     from memplan.planner.tables.gpus import find_gpu

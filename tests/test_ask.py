@@ -146,8 +146,8 @@ def test_more_words_are_read(sentence, fields):
         ("7B lora gptq 24GB", "'gptq': weights quantized that way"),
         ("70B full with cpu offload", "'cpu offload': offloading is a setting"),
         ("7B full int8", "an 8-bit base is for LoRA"),
-        ("7B lora fsdp A100", "fsdp on how many cards"),
-        ("0x4090 qlora 7b", "expected 1 to 1024 cards"),
+        ("7B lora fsdp A100", "fsdp on how many GPUs"),
+        ("0x4090 qlora 7b", "expected 1 to 1024 GPUs"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(sentence, words):
@@ -322,7 +322,7 @@ def test_a_warning_without_chinese_is_told_in_english():
     ],
 )
 def test_an_answer_is_what_plan_says_of_the_card(sentence, options):
-    """The card chooses kernels: a T4 has no fused attention in bfloat16."""
+    """The GPU chooses kernels: a T4 has no fused attention in bfloat16."""
     found = answer(read(sentence))
     planned = memplan.plan("llama-7b", method="lora", **{"gpu": found.question.gpu, **options})
     assert (found.prediction.peak, found.verdict) == (planned.peak, planned.gpus[0].verdict)

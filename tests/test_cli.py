@@ -173,7 +173,7 @@ MISTAKES = {
     "output without emit": ["fit", "llama-7b", "--gpu", "t4", "-o", "x.yaml"],
     "a folder as page": ["report", "llama-7b", "-o", "tests"],
     "a picture in no folder": ["report", "llama-7b", "--png", "no/such/folder/x.png"],
-    "a card without a price": ["fit", "tests/data/jobs_bad_price.yaml"],
+    "a GPU without a price": ["fit", "tests/data/jobs_bad_price.yaml"],
     "nothing after two hyphens": ["--"],
     "a tiny budget": ["llama-7b", "--gpu", "1KiB"],
     "null character": ["llama\x00"],

@@ -250,7 +250,7 @@ CUDNN = [
 
 @pytest.mark.parametrize(("capability", "shape", "forward", "backward"), CUDNN, ids=str)
 def test_cudnns_workspaces_are_what_its_plans_ask_for(capability, shape, forward, backward):
-    """Asked of the library itself: plans built from the card's properties, without a GPU."""
+    """Asked of the library itself: plans built from the GPU's properties, without a GPU."""
     batch, heads, groups, rows, size, values = shape
     card = replace(H100, capability=capability)
     q, k, v, o = (

@@ -56,7 +56,7 @@ def as_measured(prediction: Prediction, **changes) -> Measurement:
         case="planted",
         model={"name": prediction.model.name, "config": {}},
         setup=prediction.setup,
-        environment={"gpu": "test card", "versions": {}},
+        environment={"gpu": "test GPU", "versions": {}},
         outcome="ok",
         steps=3,
         peak=MeasuredPeak(step.moment, step.allocated_bytes, step.allocated_bytes, 0),

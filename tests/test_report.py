@@ -232,7 +232,7 @@ def test_ui_listens_on_loopback_and_refuses_foreign_names():
 
 @pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])
 def test_a_page_offers_the_cards_that_its_expressions_hold_for(gpu):
-    """Other kernels need other memory: on each card offered, the page's peak is the program's."""
+    """Other kernels need other memory: on each GPU offered, the page's peak is the program's."""
     options = {"method": "lora", "gpu": gpu}
     subject = read_subject("llama-7b", options)
     offered = [card.name for card in cards_of(subject)]
@@ -242,6 +242,6 @@ def test_a_page_offers_the_cards_that_its_expressions_hold_for(gpu):
     }
     text = html.unescape(page_of(subject))
     assert (
-        "cards with other kernels than" in text
+        "GPUs with other kernels than" in text
         and next(c.name for c in common_gpus() if c.name not in offered) in text
     )

@@ -283,7 +283,7 @@ def test_the_command_prints_methods_frontier_changes_and_decision():
         "longest sequence by micro-batch",
         "single changes to lora",
         "choose lora",
-        "smallest common card",
+        "smallest common GPU",
     ):
         assert words in shown.output
 
@@ -309,7 +309,7 @@ def test_a_jobs_file(tmp_path):
         "  - {name: big, model: llama-7b, method: qlora}\n"
     )
     shown = run(str(path))
-    assert shown.return_value == 0 and "big" in shown.output and "one card for every job" in shown.output
+    assert shown.return_value == 0 and "big" in shown.output and "one GPU for every job" in shown.output
     path.write_text("jobs: [3]\n")
     with pytest.raises(UsageError, match="list of mappings"):
         command.main([str(path)], standalone_mode=False)
@@ -393,8 +393,8 @@ def test_sampled_cells_agree_with_the_trace(method):
 
 
 def test_the_smallest_card_is_judged_with_its_own_kernels():
-    """bfloat16 on a T4 stores attention whole; on the next larger card flash attention does not, and that
-    card is the answer.
+    """bfloat16 on a T4 stores attention whole; on the next larger GPU flash attention does not, and that
+    GPU is the answer.
     """
     spec, setup = (
         find("llama-7b").spec(),

@@ -75,7 +75,7 @@ def test_an_answer_in_a_sentence_says_so_too():
     ],
 )
 def test_where_no_card_is_named_each_is_judged_as_if_it_were(fields):
-    """A T4 has no fused attention in bfloat16: what fits on the kernels of a newer card need not fit there."""
+    """A T4 has no fused attention in bfloat16: what fits on the kernels of a newer GPU need not fit there."""
     for model in ("llama-7b", "qwen3-4b"):
         unnamed = {verdict.name: verdict for verdict in api.plan(model, **fields).gpus}
         assert {name: api.plan(model, **fields, gpu=name).gpus[0].verdict for name in unnamed} == {

@@ -74,7 +74,7 @@ CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of Gi
 
 
 def fits(part: Part, context: EvaluationContext) -> Found:
-    """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is
+    """Whether the predicted device peak is within the GPU's usable bytes (tight counts as fitting, and is
     said).
     """
     from memplan.planner.answers.verdict import device_bytes, judge
@@ -84,7 +84,7 @@ def fits(part: Part, context: EvaluationContext) -> Found:
     gpu = context.gpu(part.gpu)
     prediction = context.predict(
         part.model, {**part.setup, "gpu": gpu.name}, part.engine
-    )  # the card chooses kernels
+    )  # the GPU chooses kernels
     verdict = judge(prediction, gpu).verdict
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
@@ -240,7 +240,7 @@ def published(part: Part, context: EvaluationContext) -> Found:
 
 
 def published_times(part: Part, context: EvaluationContext) -> dict[str, Found]:
-    """By model and card: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
+    """By model and GPU: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
     from memplan.validate.published import times
 
     found = {}

@@ -40,6 +40,7 @@ UNITS: dict[str, float] = {
     "B/parameter": 1,
     "bits/parameter": 0.125,
     "tokens": 1,
+    "GPUs": 1,
     "cards": 1,
 }
 """What a found number is divided by before it is compared: bytes, counts and fractions are computed plain."""

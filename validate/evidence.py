@@ -2,7 +2,7 @@
 that none resembles it.
 
 accuracy.json, written by `memplan validate --update`, holds one line a reconciled run. An error measured on
-one card's generation is never given as the error of another's.
+one GPU's generation is never given as the error of another's.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Ac
     comparable = [run for run in same if wanted.generation is None or run.generation == wanted.generation]
     if not comparable:
         cards = ", ".join(sorted({str(run.gpu) for run in same}))
-        return Accuracy(evidence=f"no recorded run on a card like {wanted.gpu} (recorded: {cards})")
+        return Accuracy(evidence=f"no recorded run on a GPU like {wanted.gpu} (recorded: {cards})")
     nearest = min(comparable, key=lambda run: (distance(wanted, run), run.case))
     cards = ", ".join(sorted({run.gpu or "CPU" for run in comparable}))
     if distance(wanted, nearest) <= FAR:
@@ -184,7 +184,7 @@ def _run_of(prediction: Prediction) -> Run:
 
 
 def _generation(setup: Setup) -> int | None:
-    """The named card's major capability; None where no card is named, or a budget is."""
+    """The named GPU's major capability; None where no GPU is named, or a budget is."""
     if setup.gpu is None or setup.device == "cpu":
         return None
     from memplan.planner.tables.gpus import find_gpu

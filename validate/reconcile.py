@@ -244,7 +244,7 @@ def judge_outcome(predicted: Predicted, measurement: Measurement) -> Outcome:
     """Whether the verdict was right: an `oom` under a cap says that the run does not fit it, an `ok` that it
     does.
 
-    `tight` counts as neither right nor wrong. Without a cap only an oom on a card of known size says anything
+    `tight` counts as neither right nor wrong. Without a cap only an oom on a GPU of known size says anything
     beyond ok.
     """
     limit = measurement.cap_bytes or _card_bytes(measurement)
@@ -267,7 +267,7 @@ def judge_outcome(predicted: Predicted, measurement: Measurement) -> Outcome:
 
 
 def _card_bytes(measurement: Measurement) -> int | None:
-    """What the card offers the allocator: its total less the context, where the environment says both."""
+    """What the GPU offers the allocator: its total less the context, where the environment says both."""
     total, context = measurement.environment.get("total_bytes"), measurement.environment.get("context_bytes")
     return total - context if isinstance(total, int) and isinstance(context, int) else None
 

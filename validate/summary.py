@@ -1,4 +1,4 @@
-"""The answer in one sentence, in both languages: yes or no, the largest that fits, or how many cards."""
+"""The answer in one sentence, in both languages: yes or no, the largest that fits, or how many GPUs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def summary_line(found: Answer) -> Mapping[str, str]:
     model = found.question.model + (" (int8)" if setup.quant_type == "int8" else "")
     need = gib(found.device)
     each_en, each_zh = (
-        (f" on each of {setup.gpus} cards ({setup.parallel})", f"（{setup.gpus} 张卡每张，{setup.parallel}）")
+        (f" on each of {setup.gpus} GPUs ({setup.parallel})", f"（{setup.gpus} 张卡每张，{setup.parallel}）")
         if setup.gpus > 1
         else ("", "")
     )
     if found.usable is None:
         card_en = (
-            f"; the smallest common card that holds it is {found.smallest_card}"
+            f"; the smallest common GPU that holds it is {found.smallest_card}"
             if found.smallest_card
-            else "; no common card holds it"
+            else "; no common GPU holds it"
         )
         card_zh = (
             f"；能放下的最小常见卡是 {found.smallest_card}"

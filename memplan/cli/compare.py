@@ -63,7 +63,7 @@ def command(
 
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
-        raise UsageError("--largest-model needs a card: --gpu NAME")
+        raise UsageError("--largest-model needs a GPU: --gpu NAME")
     names = (
         METHODS_COMPARED if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     )
@@ -105,7 +105,7 @@ def command(
 
 
 def _exit_code(predictions: Iterable[Prediction]) -> int:
-    """1 where a card was named and no prediction for it says that it fits or is tight."""
+    """1 where a GPU was named and no prediction for it says that it fits or is tight."""
     verdicts = [
         prediction.gpus[0].verdict
         for prediction in predictions

@@ -1,4 +1,4 @@
-"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which card; and memplan fit
+"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which GPU; and memplan fit
 jobs.yaml.
 """
 
@@ -29,7 +29,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
 @click.command(
-    "fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, card."
+    "fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, GPU."
 )
 @click.argument("model")
 @plan_options
@@ -53,7 +53,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     "--largest-model",
     "want_largest",
     is_flag=True,
-    help="Also: the catalog's largest model for this method and card.",
+    help="Also: the catalog's largest model for this method and GPU.",
 )
 @click.option(
     "--emit",
@@ -78,11 +78,11 @@ def command(
     output: Path | None,
     **options: Any,
 ) -> int:
-    """What fits the card named: for each method the largest micro-batch, the longest sequence and the line
+    """What fits the GPU named: for each method the largest micro-batch, the longest sequence and the line
     between them; which single changes make MODEL fit, what they save and cost; which method to choose; the
-    smallest card.
+    smallest GPU.
 
-    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest card for each and for
+    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest GPU for each and for
     all. Exit code 1: nothing fits.
     """
     if jobs := _jobs_document(model):
@@ -94,7 +94,7 @@ def command(
     subject = read_subject(model, options)
     if subject.setup.gpu is None:
         raise UsageError(
-            "fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
+            "fit needs a GPU: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
         )
     found = search(subject, prefer, tasks, serve)
     text = None if emit is None else _emit(subject, found, emit)
@@ -275,11 +275,11 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
 
 
 def _prices(value: Any) -> dict[str, float]:
-    """Prices by card name, in whatever currency and time the user means."""
+    """Prices by GPU name, in whatever currency and time the user means."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UsageError("prices: expected a mapping from a card's name to a number")
+        raise UsageError("prices: expected a mapping from a GPU name to a number")
     prices = {}
     for name, price in value.items():
         if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:

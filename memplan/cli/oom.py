@@ -73,7 +73,7 @@ def _read(log: Path | None) -> str:
 
 
 def _advice(oom: OutOfMemoryMessage, model: str, options: dict[str, Any]) -> list[str]:
-    """What would have fitted on the card of the message, by the formula."""
+    """What would have fitted on the GPU of the message, by the formula."""
     from memplan.cli.subject import read_subject
     from memplan.planner.answers.search import advise
     from memplan.planner.tables.gpus import budget

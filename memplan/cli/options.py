@@ -84,7 +84,7 @@ _OPTIONS = (
     click.option("--padded/--packed", default=None, help="With a padding mask, or every token real."),
     click.option("--load", metavar="HOW", help="pretrained or random: how weights arrive."),
     click.option(
-        "--gpu", metavar="NAME", help="A card (memplan list gpus), 'local', or a budget such as 23.5GiB."
+        "--gpu", metavar="NAME", help="A GPU (memplan list gpus), 'local', or a budget such as 23.5GiB."
     ),
     click.option("--gpus", type=int, metavar="N", help="Number of GPUs."),
     click.option("--parallel", metavar="NAME", help="ddp, fsdp, zero1, zero2 or zero3."),

@@ -96,7 +96,7 @@ def _tight(prediction: Prediction, gpu: Gpu) -> str:
 
 
 def exit_code(prediction: Prediction, gpu: Gpu | None) -> int:
-    """1 where the card named is too small; 0 otherwise, with a warning on standard error where it is tight."""
+    """1 where the GPU named is too small; 0 otherwise, with a warning on standard error where it is tight."""
     if gpu is None:
         return 0
     verdict = prediction.gpus[0]

@@ -35,7 +35,7 @@ EXIT_OUT_OF_MEMORY = 1
 @click.option(
     "--cap",
     metavar="SIZE",
-    help="Limit the allocator, to play a smaller card: 24GiB. The CUDA context comes on top.",
+    help="Limit the allocator, to play a smaller GPU: 24GiB. The CUDA context comes on top.",
 )
 @click.option(
     "--snapshot",

@@ -56,7 +56,7 @@ def command(
     methods, what fits, every tensor; sliders recompute all of it in the page from the formula's own
     expressions. The numbers as JSON: memplan MODEL --json.
 
-    Exit code 1: the card named with --gpu is too small; the page is written all the same.
+    Exit code 1: the GPU named with --gpu is too small; the page is written all the same.
     """
     if output is None and png is None and svg is None:
         raise UsageError("report needs a file: -o page.html, --png picture.png or --svg picture.svg")
@@ -97,7 +97,7 @@ def _page(subject: Subject, prediction: Prediction, gpu: Gpu, measurement: Path 
 
 
 def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
-    """The subject on the card that was named, else on the smallest common one that holds the setup, else on
+    """The subject on the GPU that was named, else on the smallest common one that holds the setup, else on
     the largest.
     """
     if subject.setup.gpu is not None:
@@ -110,7 +110,7 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
 
 
 def cards_of(subject: Subject) -> tuple[Gpu, ...]:
-    """The common cards that a page can offer: those with the kernels that its expressions were made for."""
+    """The common GPUs that a page can offer: those with the kernels that its expressions were made for."""
     from memplan.planner.answers.fit.gpus import kernels
 
     named = find_gpu(subject.setup.gpu) if subject.setup.gpu is not None else None

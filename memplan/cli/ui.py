@@ -26,11 +26,11 @@ input,select,button{font:inherit;padding:6px 10px;margin:4px 0}input[name=model]
 <input name="model" list="models" placeholder="llama-3.1-8b" value="%(model)s" autofocus required>
 <datalist id="models">%(models)s</datalist>
 <select name="method">%(methods)s</select>
-<select name="gpu"><option value="">any card</option>%(gpus)s</select> <button>predict</button></form>
+<select name="gpu"><option value="">any GPU</option>%(gpus)s</select> <button>predict</button></form>
 </body></html>"""
 
 
-BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, method or card</a></p>'
+BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, method or GPU</a></p>'
 
 
 @click.command("ui", context_settings=HELP, short_help="The report page of any model, served on loopback.")
@@ -38,7 +38,7 @@ BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, met
     "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port."
 )
 def command(port: int) -> None:
-    """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a card. Ctrl-C ends
+    """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a GPU. Ctrl-C ends
     it.
     """
     server = make_server(port)

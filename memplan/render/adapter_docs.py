@@ -14,7 +14,7 @@ is an error. Plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, prompt-tuning and prefix-tu
 traced (extra `trace`): peft itself builds the adapter, and no type is refused. This page says what is special in those traces, made of
 `planner/tables/peft_types.py` for peft 0.21, and files named are peft's. Every type was compared with a real step on the CPU
 (`tests/test_trace_peft.py`): weights, gradients, optimizer states and what is saved for backward are equal to the byte, apart from small
-tensors that peft leaves on the host and copies to a card, which the test names one by one.
+tensors that peft leaves on the host and copies to a GPU, which the test names one by one.
 
 | peft_type | what is special in its trace |
 |---|---|

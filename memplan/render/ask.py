@@ -27,7 +27,7 @@ WORDS = {
         "rest": "what is left",
         "engine": "the engine's rows add up to",
         "beside": "by method",
-        "cards": "by number of cards",
+        "cards": "by number of GPUs",
         "context": "with the allocator's rounding and the CUDA context",
         "always": "holds everywhere tried",
         "never": "holds nowhere",

@@ -1,4 +1,4 @@
-"""The answer of `memplan fit` on the terminal: methods, frontier, changes, waterfall, decision, cards."""
+"""The answer of `memplan fit` on the terminal: methods, frontier, changes, waterfall, decision, GPUs."""
 
 from __future__ import annotations
 
@@ -214,8 +214,8 @@ def card_lines(
 
 def _smallest(what: str, cards: CardChoice) -> str:
     if cards.smallest is None or cards.smallest_bytes is None:
-        return f"no common card alone holds {what}"
-    return f"smallest common card for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
+        return f"no common GPU alone holds {what}"
+    return f"smallest common GPU for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
 
 
 def confirmed_line(what: str, prediction: Prediction) -> Text:
@@ -228,7 +228,7 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
     }
     text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[verdict.verdict]}"
     if prediction.smallest_capacity_bytes is not None:
-        text += f"; the smallest card that survives has {gib(prediction.smallest_capacity_bytes)}"
+        text += f"; the smallest GPU that survives has {gib(prediction.smallest_capacity_bytes)}"
     return Text(text)
 
 
@@ -237,8 +237,8 @@ def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
     for name, justify in (
         ("job", "left"),
         ("needs", "right"),
-        ("smallest card", "left"),
-        ("cheapest card", "left"),
+        ("smallest GPU", "left"),
+        ("cheapest GPU", "left"),
         ("price", "right"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -247,8 +247,8 @@ def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
         table.add_row(
             name, gib(size), smallest or "none", cheapest or "-", "-" if price is None else f"{price:g}"
         )
-    one = answer.one_for_all or "no single card"
-    return [table, Text(), Text(f"one card for every job: {one}")]
+    one = answer.one_for_all or "no single GPU"
+    return [table, Text(), Text(f"one GPU for every job: {one}")]
 
 
 def _number(value: int | None) -> str:

@@ -79,10 +79,10 @@ def page(
 
 
 def _other_cards(gpu: Gpu, offered: Sequence[Gpu]) -> tuple[str, ...]:
-    """Which common cards the page does not offer, and why."""
+    """Which common GPUs the page does not offer, and why."""
     others = [card.name for card in common_gpus() if card not in offered]
     return (
-        (f"cards with other kernels than {gpu.name} need another page (--gpu NAME): {', '.join(others)}",)
+        (f"GPUs with other kernels than {gpu.name} need another page (--gpu NAME): {', '.join(others)}",)
         if others
         else ()
     )

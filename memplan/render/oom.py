@@ -13,7 +13,7 @@ from memplan.render.console import show
 
 
 def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[str]) -> None:
-    """What was asked, held and free, then the sentences, then which cards would have held it and what would
+    """What was asked, held and free, then the sentences, then which GPUs would have held it and what would
     have fitted.
     """
     where = f"GPU {oom.gpu}" if oom.gpu is not None else oom.device
@@ -38,7 +38,7 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[s
     if cards:
         lines += [
             Text(
-                "cards that would have held it: "
+                "GPUs that would have held it: "
                 + ", ".join(f"{gpu.name} ({gib(gpu.usable_bytes)})" for gpu in cards)
             )
         ]

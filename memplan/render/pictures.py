@@ -1,4 +1,4 @@
-"""The two main pictures through matplotlib: the step against the card, and what fits. For READMEs, papers and
+"""The two main pictures through matplotlib: the step against the GPU, and what fits. For READMEs, papers and
 slides.
 """
 
@@ -52,7 +52,7 @@ def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: 
 
 
 def _step(axes: Any, prediction: Prediction, gpu: Gpu) -> None:
-    """Stacked components of every moment, with the card's usable memory as a line."""
+    """Stacked components of every moment, with the GPU's usable memory as a line."""
     names = [moment.moment for moment in prediction.moments]
     bottoms = [0.0] * len(names)
     for component in COMPONENTS:

@@ -45,7 +45,7 @@ def plan_screen(
     ascii_only: bool = False,
 ) -> list[RenderableType]:
     """Everything that `memplan MODEL` prints, top to bottom; `gpu` None: the bar is scaled to the smallest
-    common card that fits.
+    common GPU that fits.
     """
     parts: list[RenderableType] = [verdict_line(prediction, gpu), subject_line(prediction), Text()]
     parts += [*bar_lines(prediction, gpu, width, ascii_only), Text()]
@@ -57,8 +57,8 @@ def plan_screen(
 
 
 def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
-    """'fits rtx-4090: 9.21 GiB of 23.50 GiB usable, 14.29 GiB free' or, without a card, what is needed and
-    which common cards have it.
+    """'fits rtx-4090: 9.21 GiB of 23.50 GiB usable, 14.29 GiB free' or, without a GPU, what is needed and
+    which common GPUs have it.
     """
     if gpu is None:
         where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
@@ -66,7 +66,7 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
         if prediction.gpus and all(verdict.verdict == "no" for verdict in prediction.gpus):
             largest = max(prediction.gpus, key=lambda verdict: verdict.usable_bytes)
             return line.append(
-                f"\ndoes not fit any common card: the largest, {largest.name}, has "
+                f"\ndoes not fit any common GPU: the largest, {largest.name}, has "
                 f"{gib(largest.usable_bytes)} usable",
                 style="not bold",
             )
@@ -109,7 +109,7 @@ def count(parameters: int) -> str:
 
 
 def bar_lines(prediction: Prediction, gpu: Gpu | None, width: int, ascii_only: bool) -> list[Text]:
-    """The stacked device peak against the card; without one, against the smallest common card that fits, else
+    """The stacked device peak against the GPU; without one, against the smallest common GPU that fits, else
     against itself.
     """
     segments = device_segments(prediction, gpu)
@@ -129,7 +129,7 @@ def bar_lines(prediction: Prediction, gpu: Gpu | None, width: int, ascii_only: b
 
 
 def nominal_bytes(gpu: Gpu | None) -> int:
-    """The vendor's size read as GiB, which is what a card is called by; 0 for a budget."""
+    """The vendor's size read as GiB, which is what a GPU is called by; 0 for a budget."""
     return round((gpu.marketing_gb or 0) * GIB) if gpu else 0
 
 

@@ -142,7 +142,7 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
 
 
 def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
-    """The accuracy that came with the package: one line an engine and card."""
+    """The accuracy that came with the package: one line an engine and GPU."""
     groups: dict[Line, list[float]] = {}
     for run in runs:
         if run.allocated_error is not None:

@@ -313,15 +313,15 @@ def explain(oom: OutOfMemoryMessage) -> list[str]:
             "PYTORCH_ALLOC_CONF=expandable_segments:True would have served this request"
         )
     if oom.other_processes:
-        lines.append(f"other processes held {gib(oom.other_processes)} of the card")
+        lines.append(f"other processes held {gib(oom.other_processes)} of the GPU")
     elif oom.outside is not None and oom.outside > 2**30:
         lines.append(
-            f"{gib(oom.outside)} of the card were outside torch: the CUDA context, libraries and other "
+            f"{gib(oom.outside)} of the GPU were outside torch: the CUDA context, libraries and other "
             "processes"
         )
     if oom.allowed is not None:
         lines.append(
-            f"this process was allowed {gib(oom.allowed)} of the card (set_per_process_memory_fraction)"
+            f"this process was allowed {gib(oom.allowed)} of the GPU (set_per_process_memory_fraction)"
         )
     if oom.needed is not None:
         lines.append(f"as things stood it needed {gib(oom.needed)}; the step may have gone on to need more")
@@ -329,7 +329,7 @@ def explain(oom: OutOfMemoryMessage) -> list[str]:
 
 
 def cards_that_hold(oom: OutOfMemoryMessage, most: int = 3) -> list[Gpu]:
-    """The smallest common cards that would have served the request as things stood; empty where the message
+    """The smallest common GPUs that would have served the request as things stood; empty where the message
     gives no sizes.
     """
     if oom.needed is None:

@@ -1,8 +1,8 @@
-"""memplan fit: what fits a card, for each method; what to change; which method; which card. Formula only, a
+"""memplan fit: what fits a GPU, for each method; what to change; which method; which GPU. Formula only, a
 whole answer in under a second.
 
 The parts are elsewhere: `frontier` (exact boundaries), `changes` (single changes and the waterfall), `decide`
-(the method), `cards` (which card, how many, which model). Here they become one answer.
+(the method), `cards` (which GPU, how many, which model). Here they become one answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 @dataclass(frozen=True, slots=True)
 class MethodFit:
-    """What one method can do on the card. Boundaries are None where nothing fits; `error` says why a method
+    """What one method can do on the GPU. Boundaries are None where nothing fits; `error` says why a method
     could not be evaluated.
     """
 
@@ -176,7 +176,7 @@ def _held(asked: MethodFit) -> Decision:
 def _cards_of(
     spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float
 ) -> CardChoice | None:
-    """The smallest card for the method chosen, with the changes that it needs, where that is not what was
+    """The smallest GPU for the method chosen, with the changes that it needs, where that is not what was
     asked for.
     """
     chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
@@ -199,7 +199,7 @@ def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
 def method_fit(
     spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES
 ) -> MethodFit:
-    """One method's boundaries on a card, what the person chose kept. A method that contradicts those choices
+    """One method's boundaries on a GPU, what the person chose kept. A method that contradicts those choices
     has `error` set.
     """
     try:
@@ -227,7 +227,7 @@ def method_fit(
 
 
 def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[str]:
-    """In sentences, what would have fitted on a card: the largest micro-batch, the longest sequence, the best
+    """In sentences, what would have fitted on a GPU: the largest micro-batch, the longest sequence, the best
     single changes.
     """
     room = Room(gpu, error)

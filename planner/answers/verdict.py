@@ -1,6 +1,6 @@
-"""The verdict: fits, tight or no, of one prediction for one card.
+"""The verdict: fits, tight or no, of one prediction for one GPU.
 
-trace    fits: the predicted device peak is within the card; no: even the smallest capacity that survives the allocator's replay is not;
+trace    fits: the predicted device peak is within the GPU; no: even the smallest capacity that survives the allocator's replay is not;
          tight: between (the allocator would release its cache and retry, or needs expandable segments).
 formula  has no replay: the band is its recorded error (the worst over recorded runs, of the allocated or the device peak) on both
          sides of its device peak. Without recorded runs there is no band and the comparison is exact, which
@@ -28,12 +28,12 @@ catalog models of 1 to 80 billion parameters, 99 with 16- or 32-bit bases and 36
 
 
 def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
-    """Predicted device peak on this card, bytes: what the allocator reserves plus this card's CUDA context."""
+    """Predicted device peak on this GPU, bytes: what the allocator reserves plus this GPU's CUDA context."""
     return prediction.peak.reserved_bytes + gpu.context_bytes
 
 
 def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
-    """(least, most) device bytes, between which a card's capacity makes the verdict tight."""
+    """(least, most) device bytes, between which a GPU's capacity makes the verdict tight."""
     device = device_bytes(prediction, gpu)
     if prediction.smallest_capacity_bytes is not None:
         survive = [prediction.smallest_capacity_bytes, *filter(None, [expandable_capacity(prediction)])]
@@ -43,14 +43,14 @@ def band(prediction: Prediction, gpu: Gpu) -> tuple[int, int]:
 
 
 def expandable_capacity(prediction: Prediction) -> int | None:
-    """A card's size in bytes that survives with expandable segments; the trace looks where the card it names
+    """A GPU's size in bytes that survives with expandable segments; the trace looks where the GPU it names
     is too small without.
     """
     return prediction.extra.get("expandable_capacity_bytes")
 
 
 def needs_expandable(prediction: Prediction, gpu: Gpu) -> bool:
-    """Whether a card holds the run with expandable segments only: release-and-retry does not save it in
+    """Whether a GPU holds the run with expandable segments only: release-and-retry does not save it in
     native mode.
     """
     smallest = prediction.smallest_capacity_bytes
@@ -82,7 +82,7 @@ def uncounted(setup: Setup) -> float:
 
 
 def close_calls(prediction: Prediction, gpus: Iterable[Gpu]) -> str | None:
-    """What to know of each card that the formula says `fits` by less than fragmentation commonly takes; None
+    """What to know of each GPU that the formula says `fits` by less than fragmentation commonly takes; None
     where there is none.
 
     A replay and a recorded error's band count fragmentation already; expandable segments leave next to none.

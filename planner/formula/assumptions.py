@@ -27,7 +27,7 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     yield from (text for about, text in recipe.notes if _applies(about, setup))
     yield from spec.notes if spec is not None else ()
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
-        yield "no card named: kernels as on compute capability 8.0 (a t4 is judged with its own)"
+        yield "no GPU named: kernels as on compute capability 8.0 (a t4 is judged with its own)"
     yield "steady state: the second step or a later one, when optimizer states and cuBLAS workspaces exist"
     if setup.method == "adalora" and setup.importance_buffers and setup.recipe != "raw":
         yield (
@@ -36,7 +36,7 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
         )
     if OPTIMIZERS[setup.optimizer].paged and METHODS[setup.method].trains != "nothing":
         yield (
-            "paged states are counted on the host: while the card has room they move there, so nvidia-smi "
+            "paged states are counted on the host: while the GPU has room they move there, so nvidia-smi "
             "can show more"
         )
 
@@ -128,7 +128,7 @@ def _unscalable(setup: Setup) -> Iterator[str]:
 
 
 def _no_bfloat16(setup: Setup) -> Iterator[str]:
-    """Cards before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80
+    """GPUs before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80
     and below.
     """
     gpu = find_gpu(setup.gpu) if setup.gpu else None

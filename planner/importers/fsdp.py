@@ -87,4 +87,4 @@ def settle_fsdp(facts: Facts, warnings: list[str], version: int = 2) -> None:
     if facts.get("_fsdp_version", version) == 1:
         facts["fsdp_version"] = 1
     if within:
-        warnings.append("hybrid sharding shares within a node only: --gpus has to be the cards of one node")
+        warnings.append("hybrid sharding shares within a node only: --gpus has to be the GPUs of one node")

@@ -36,9 +36,9 @@ PRETRAINED: dict[str, Rule] = {
     "attn_implementation": use("attention"),
     "load_in_4bit": use("_four_bit", lambda key, value: bool(value)),
     "load_in_8bit": use("_eight_bit", lambda key, value: bool(value)),
-    "device_map": Rule("ignored", why="one card is assumed"),
+    "device_map": Rule("ignored", why="one GPU is assumed"),
     "use_cache": Rule("ignored", why="checkpointing turns the cache off, and a loss needs none"),
-    "max_memory": not_modelled("layers on the CPU or on other cards"),
+    "max_memory": not_modelled("layers on the CPU or on other GPUs"),
     "offload_folder": not_modelled("layers on disk"),
     "gguf_file": not_modelled("weights of another format"),
     **ignored(

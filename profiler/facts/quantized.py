@@ -165,7 +165,7 @@ def _paged_minimum() -> Finding:
         middle = (low + high) // 2
         low, high = (low, middle) if _pages(optimizer, middle) else (middle, high)
     return high, said(
-        "state tensors of at least {high:,} elements are paged, smaller ones stay on the card", high=high
+        "state tensors of at least {high:,} elements are paged, smaller ones stay on the GPU", high=high
     )
 
 

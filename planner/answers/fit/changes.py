@@ -79,7 +79,7 @@ EXTRA: tuple[Change, ...] = (
 COSTS: dict[str, str] = {
     "checkpointing": "each layer's forward again: about a third more computation",
     "attention": "none",
-    "half": "none but a loss scale: this card has no fast bfloat16",
+    "half": "none but a loss scale: this GPU has no fast bfloat16",
     "optimizer": "states are quantized block by block each step",
     "paged": "states are quantized, and move to the host under pressure",
     "factored": "no second moment for each weight: other hyper-parameters",
@@ -155,7 +155,7 @@ class Effect:
 
 
 def device_bytes(spec: ModelSpec, setup: Setup, room: Room) -> int:
-    """The formula's device peak of a setup on a card."""
+    """The formula's device peak of a setup on a GPU."""
     return room.device_bytes(peak_of(spec, setup))
 
 

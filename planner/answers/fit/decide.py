@@ -97,7 +97,7 @@ def decide(
             None,
             (
                 *reasons,
-                "no method fits, whatever mild changes are made: a larger card, several, or a smaller model",
+                "no method fits, whatever mild changes are made: a larger GPU, several, or a smaller model",
             ),
         )
     reasons += _because(chosen, candidates, prefer, tasks, serve)

@@ -1,4 +1,4 @@
-"""What fits a card, exactly: the largest micro-batch at a sequence length, the longest sequence at a
+"""What fits a GPU, exactly: the largest micro-batch at a sequence length, the longest sequence at a
 micro-batch, and the line between.
 
 Every answer is a bisection over the same compiled expressions that `plan` evaluates (`formula.symbolic`), so
@@ -27,7 +27,7 @@ SEQUENCES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a card leaves for tensors. `error` is the formula's recorded worst error: with it, `holds` says
+    """What a GPU leaves for tensors. `error` is the formula's recorded worst error: with it, `holds` says
     only what surely fits.
     """
 
@@ -35,7 +35,7 @@ class Room:
     error: float = 0.0
 
     def device_bytes(self, allocated: int) -> int:
-        """Device bytes of so many allocated ones, as `plan` counts them: whole segments and this card's
+        """Device bytes of so many allocated ones, as `plan` counts them: whole segments and this GPU's
         context.
         """
         return whole_segments(allocated) + self.gpu.context_bytes
@@ -69,7 +69,7 @@ def peak_of(spec: ModelSpec, setup: Setup) -> int:
 
 
 class Structure:
-    """One model and setup as a function of micro-batch and sequence length, on one card."""
+    """One model and setup as a function of micro-batch and sequence length, on one GPU."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, room: Room) -> None:
         self.spec, self.setup, self.room = spec, setup, room

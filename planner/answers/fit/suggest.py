@@ -61,7 +61,7 @@ def _adapter(setup: Setup) -> bool:
 
 
 def lacks_bfloat16(setup: Setup) -> bool:
-    """Whether the card that the setup names is older than Ampere (compute capability 8.0), the first with
+    """Whether the GPU that the setup names is older than Ampere (compute capability 8.0), the first with
     bfloat16 products.
     """
     capability = find_gpu(setup.gpu).capability if setup.gpu else None
@@ -83,7 +83,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "half",
-        "float16, which this card computes in: --dtype float16 --autocast float16",
+        "float16, which this GPU computes in: --dtype float16 --autocast float16",
         lambda s: _trains(s) and "bfloat16" in (s.weight_dtype, s.autocast) and lacks_bfloat16(s),
         lambda s: {"weight_dtype": "float16", "autocast": "none" if s.autocast == "none" else "float16"},
     ),

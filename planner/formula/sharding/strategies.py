@@ -55,7 +55,7 @@ PARALLEL: dict[str, Parallel] = {
                 "a unit's whole gradients and the reduce-scatter's input",
                 "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
                 "weights)",
-                "in the load peak, a quantized model whole beside its parts: it is loaded onto every card, "
+                "in the load peak, a quantized model whole beside its parts: it is loaded onto every GPU, "
                 "and accelerate holds what it "
                 "cuts (loaders of their own, such as axolotl's qlora_sharded_model_loading, are not "
                 "modeled)",

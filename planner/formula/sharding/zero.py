@@ -4,7 +4,7 @@ parameters that are gathered.
 P parameters trained, N ranks. Read in deepspeed 0.19.8 runtime/zero/: stage_1_and_2.py (stages 1 and 2),
 stage3.py and partition_parameters.py (stage 3). The last rank is described in stages 1 and 2, whose partition
 of gradients is there first. Left out: gradient norms (a number a tensor), and a second flat copy of the
-parameters while stages 1 and 2 are set up, which DeepSpeed makes on the host where the card has no room for
+parameters while stages 1 and 2 are set up, which DeepSpeed makes on the host where the GPU has no room for
 it.
 """
 

@@ -87,7 +87,7 @@ class Timeline:
         return tuple(sorted(rows, key=lambda row: -row.charged))
 
     def smallest_capacity(self) -> int | None:
-        """The smallest card that survives release-and-retry, CUDA context included; None on CPU."""
+        """The smallest GPU that survives release-and-retry, CUDA context included; None on CPU."""
         if self.target.device == "cpu":
             return None
         return (
@@ -101,8 +101,8 @@ class Timeline:
         )
 
     def expandable_capacity(self, usable: int) -> int | None:
-        """A card's size in bytes, CUDA context included, that survives with expandable segments; None where
-        `usable` bytes do not, or where they are what was replayed. One replay, for a card that does not
+        """A GPU's size in bytes, CUDA context included, that survives with expandable segments; None where
+        `usable` bytes do not, or where they are what was replayed. One replay, for a GPU that does not
         survive without them.
         """
         if self.target.device == "cpu" or self.setup.allocator == "expandable":
