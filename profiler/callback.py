@@ -152,10 +152,12 @@ class MemoryCallback(TrainerCallback):
         if capacity is None:
             self._report(f"memplan: this training will need about {gib(needed)}")
             return
-        sentence = f"this training needs about {gib(needed)} of the {gib(capacity)} there are"
         if needed <= capacity:
-            self._report(f"memplan: {sentence}: it fits")
+            self._report(
+                f"memplan: this training fits: it needs about {gib(needed)} of the {gib(capacity)} available"
+            )
             return
+        sentence = f"this training needs about {gib(needed)}; only {gib(capacity)} available"
         if self._on_misfit == "stop":
             raise DoesNotFit(f"{sentence}: stopped before the first step")
         self._report(f"memplan: {sentence}: it does not fit")

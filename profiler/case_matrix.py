@@ -124,7 +124,7 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
 
 def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(entry, Mapping):
-        raise UsageError(f"{shorten(repr(entry))} is no mapping of settings")
+        raise UsageError(f"{shorten(repr(entry))} is not a mapping of settings")
     _only(entry, (*OWN, *FIELDS), "key")
     fixed = {key: value for key, value in entry.items() if key not in ("grid", "skip")}
     grid = _mapping(entry, "grid")

@@ -151,7 +151,7 @@ def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
     there = available_bytes()
     if there is not None and needed > there:
         raise UsageError(
-            f"this run would need {gib(needed)} of the host's memory, {gib(there)} are available: take a "
+            f"this run needs {gib(needed)} of host memory, but only {gib(there)} is available: use a "
             "smaller model"
         )
 

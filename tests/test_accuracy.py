@@ -132,7 +132,7 @@ def test_exit_4_outside_the_tiers(tmp_path, records, capsys):
     folder = saved(tmp_path, [*records, record("qwen2.5-0.5b", 1.2)])
     assert run(["validate", str(folder), "--engine", "formula"]) == 4
     captured = capsys.readouterr()
-    assert "outside the design's tiers: A'" in captured.err and "BROKEN" in captured.out
+    assert "accuracy target missed: A'" in captured.err and "BROKEN" in captured.out
 
 
 def test_a_failed_run_is_counted_not_reconciled(records):
@@ -176,7 +176,7 @@ def test_nothing_to_validate(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("memplan.validate.evidence.SHIPPED", tmp_path / "none.json")
     monkeypatch.setattr("memplan.validate.evidence.read", lambda: ())
     assert run(["validate"]) == 2
-    assert "no accuracy shipped" in capsys.readouterr().err
+    assert "no accuracy data in this package" in capsys.readouterr().err
     assert run(["validate", "nowhere"]) == 2
 
 

@@ -272,7 +272,7 @@ def test_a_boundary_is_exact_and_both_ways(monkeypatch):
     outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), EvaluationContext())
     assert outcome.verdict == "depends"
     assert [(b.low, b.high, b.low_holds) for b in outcome.boundaries] == [(36, 37, False), (699, 700, True)]
-    assert outcome.condition.startswith("does not hold up to sequence_length 36, holds from 37")
+    assert outcome.condition.startswith("fails up to sequence_length 36, holds from 37")
     further = check_part(
         part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), EvaluationContext()
     )

@@ -254,7 +254,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
 def test_a_defect_is_not_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setitem(frame.COMMANDS, "list", "memplan.cli.no_such_module:command")
     assert run(["list", "models"]) == frame.BUG
-    assert "defect of memplan" in capsys.readouterr().err
+    assert "bug in memplan" in capsys.readouterr().err
 
 
 def test_control_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

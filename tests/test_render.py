@@ -112,8 +112,8 @@ def test_components_add_up_on_the_screen():
 def test_peak_is_explained_by_its_largest_rows():
     text = " ".join(screen(prediction()).split())
     assert (
-        "Peak in backward, 5.75 GiB allocated. Largest of what comes and goes: logits 1.00 GiB (fp32 copy "
-        "kept by cross-entropy)" in text
+        "Peak in backward, 5.75 GiB allocated. Largest temporary tensors: logits 1.00 GiB (fp32 "
+        "copy kept by cross-entropy)" in text
     )
 
 

@@ -170,9 +170,14 @@ def candidates(**fits):
             {"full": False, "lora": CHECKPOINTED, "qlora": True},
             {},
             "lora",
-            "with gradient checkpointing and 8-bit optimizer states: 18.00 GiB",
+            "with gradient checkpointing and 8-bit optimizer states: it needs 18.00 GiB",
         ),
-        ({"full": True, "lora": True, "qlora": True}, {"prefer": "memory"}, "qlora", "leaves the most room"),
+        (
+            {"full": True, "lora": True, "qlora": True},
+            {"prefer": "memory"},
+            "qlora",
+            "leaves the most memory free",
+        ),
         (
             {"full": True, "lora": True, "qlora": True},
             {"prefer": "speed"},
@@ -186,8 +191,8 @@ def candidates(**fits):
             "qlora",
             "dequantizes them at every step",
         ),
-        ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks keep"),
-        ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks keep"),
+        ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks need"),
+        ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks need"),
         ({"full": False, "lora": False, "qlora": False}, {}, None, "no method fits"),
     ],
 )
@@ -282,7 +287,7 @@ def test_the_command_prints_methods_frontier_changes_and_decision():
         *METHODS_COMPARED,
         "longest sequence by micro-batch",
         "single changes to lora",
-        "choose lora",
+        "recommended: lora",
         "smallest common GPU",
     ):
         assert words in shown.output
@@ -452,6 +457,6 @@ def test_the_answer_warns_as_plan_does():
     assert [
         line
         for line in json.loads(chosen.output)["warnings"]
-        if line.startswith("the choice, qlora: fits rtx-3070")
+        if line.startswith("recommended qlora: fits rtx-3070")
     ]
-    assert "the choice, qlora" in " ".join(run("llama-7b", "--gpu", "rtx-3070").output.split())
+    assert "recommended qlora" in " ".join(run("llama-7b", "--gpu", "rtx-3070").output.split())

@@ -82,7 +82,7 @@ def _unanswered(reading: Reading) -> None:
 
 
 def _spelling(reading: Reading) -> None:
-    """A known word with one letter wrong is read as that word, and said so."""
+    """A known word with one letter wrong is interpreted as that word, and said so."""
     for match in list(re.finditer(r"(?<![a-z])[a-z]{4,}", reading.text)):
         word = match.group()
         meant = next((known for known in SPELT if word not in SPELT and _one_apart(word, known)), None)

@@ -104,6 +104,6 @@ def size_of_card(reading: Reading) -> str | None:
         )
         return f"{size:g}GB"
     gpu = max(sold, key=lambda gpu: (gpu.common, gpu.usable_bytes, gpu.name))
-    said = f"{_card(gpu)}, as a GPU sold with {size:g} GB"
+    said = f"{_card(gpu)}, a {size:g} GB GPU"
     reading.found.append(Assumption("gpu", said, words, f"{_card(gpu, '可用')}，标称 {size:g} GB 的卡"))
     return gpu.name

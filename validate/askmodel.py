@@ -29,7 +29,7 @@ def model_of(reading: Reading) -> str:
             _refuse_other_names(reading.text[: match.start()], match.group().strip(), known)
             count = scale(match)
             name = _nearest(count, match.group().strip())
-            said = f"{name}, as a model of {count / 1e9:g} billion parameters"
+            said = f"{name}, a model of {count / 1e9:g} billion parameters"
             reading.found.append(
                 Assumption("model", said, reading.take(match), f"{name}，作为 {count / 1e8:g} 亿参数的模型")
             )
@@ -40,7 +40,7 @@ def model_of(reading: Reading) -> str:
 
 
 def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> None:
-    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not read as its size."""
+    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not interpreted as its size."""
     match = re.search(r"(?<![a-z0-9])([a-z][a-z0-9.]*(?:[-_][a-z0-9.]+)*)([-_ ]?)$", before)
     if match and (match.group(2) in ("-", "_") or re.search(r"\d", match.group(1))):
         name = f"{match.group(1)}{match.group(2)}{size}"

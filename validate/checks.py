@@ -55,7 +55,7 @@ def quantity(part: Part, context: EvaluationContext) -> Found:
     top = sum(term.value(context) for term in above)
     bottom = sum(term.value(context) for term in below) if below else 1
     if bottom == 0:
-        raise Missing("nothing to divide by: the quantity under `per` is 0")
+        raise Missing("division by zero: the quantity under `per` is 0")
     value = top / bottom / UNITS[part.unit]
     value = int(value) if isinstance(top, int) and bottom == 1 and UNITS[part.unit] == 1 else value
     exact = isinstance(part.claimed, int | float) and part.tolerance == 0
@@ -89,9 +89,7 @@ def fits(part: Part, context: EvaluationContext) -> Found:
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
     far = abs(spare) > CLOSE_BYTES
-    close = said(
-        "" if far else ", {size} to spare" if spare >= 0 else ", {size} too much", size=gib(abs(spare))
-    )
+    close = said("" if far else ", {size} to spare" if spare >= 0 else ", {size} over", size=gib(abs(spare)))
     named = part.over is not None and part.over.key == "gpu"
     template = "{need} of {have}{close}{tight}" if named else "{need} of {have}{close}{tight} on {gpu}"
     tight = said(" (tight)" if verdict == "tight" else "")

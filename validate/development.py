@@ -1,4 +1,4 @@
-"""Runs that others measured and published as plain rows, read as measurements of the development set: they
+"""Runs that others measured and published as plain rows, interpreted as measurements of the development set: they
 guided the design, so they are shown and never counted towards a tier.
 
 A row has model, method, gpu, dtypes, rank, batch, sequence, `measured_mib` by moment and `source`

@@ -56,8 +56,8 @@ def read_term(table: Any, default: Term) -> Term:
     """
     if not isinstance(table, dict):
         raise UsageError(
-            f'{shorten(repr(table))} is no term: expected a table such as {{ quantity = "peak", setup = {{ '
-            f'method = "full" }} }}'
+            f'{shorten(repr(table))} is not a term: expected a table such as {{ quantity = "peak", '
+            f'setup = {{ method = "full" }} }}'
         )
     for key, value in table.items():
         if key not in TERM_KEYS:

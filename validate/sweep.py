@@ -38,13 +38,13 @@ class Boundary:
 
     def said(self, lang: str = "en") -> str:
         if self.yes or self.no:
-            return said("holds for {yes}; not for {no}", yes=_names(self.yes), no=_names(self.no)).text(
+            return said("holds for {yes}; fails for {no}", yes=_names(self.yes), no=_names(self.no)).text(
                 in_language(lang)
             )
         template = (
-            "holds up to {name} {low}, not from {high}"
+            "holds up to {name} {low}, fails from {high}"
             if self.low_holds
-            else "does not hold up to {name} {low}, holds from {high}"
+            else "fails up to {name} {low}, holds from {high}"
         )
         return said(template, name=said(self.name), low=number(self.low), high=number(self.high)).text(
             in_language(lang)

@@ -28,9 +28,7 @@ SHARED = ("fsdp", "zero1", "zero2", "zero3")
 FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
-@click.command(
-    "fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, GPU."
-)
+@click.command("fit", context_settings=HELP, short_help="Find what fits a GPU, and how to make a setup fit.")
 @click.argument("model")
 @plan_options
 @click.option(
@@ -38,7 +36,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     type=click.Choice(("quality", "memory", "speed")),
     default="quality",
     show_default=True,
-    help="What comes first.",
+    help="What to optimize for.",
 )
 @click.option(
     "--tasks",
@@ -46,26 +44,26 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     default=1,
     show_default=True,
     metavar="N",
-    help="How many tasks are trained and kept.",
+    help="Number of tasks to train and store results for.",
 )
-@click.option("--serve", is_flag=True, help="The result is served: latency counts.")
+@click.option("--serve", is_flag=True, help="The trained model will be served: prefer no added latency.")
 @click.option(
     "--largest-model",
     "want_largest",
     is_flag=True,
-    help="Also: the catalog's largest model for this method and GPU.",
+    help="Also show the largest catalog model that fits with this method.",
 )
 @click.option(
     "--emit",
     type=click.Choice(FORMATS),
-    help="Write the chosen configuration for that stack, read back and confirmed.",
+    help="Write a training file for this stack; memplan reads it back and checks that it fits.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="With --emit: where to write it. Default: standard output.",
+    help="With --emit: output file. Default: stdout.",
 )
 def command(
     model: str,
@@ -78,17 +76,16 @@ def command(
     output: Path | None,
     **options: Any,
 ) -> int:
-    """What fits the GPU named: for each method the largest micro-batch, the longest sequence and the line
-    between them; which single changes make MODEL fit, what they save and cost; which method to choose; the
-    smallest GPU.
+    """Find what fits a GPU: the largest micro-batch and the longest sequence for each method, the changes
+    that would make MODEL fit, what each saves and costs, the recommended method, and the smallest GPU.
 
-    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest GPU for each and for
-    all. Exit code 1: nothing fits.
+    MODEL may be a file of jobs (keys: jobs, prices); the answer is then the cheapest GPU for each job and for
+    all of them. Exit code 1: nothing fits.
     """
     if jobs := _jobs_document(model):
         return _jobs(jobs, as_json)
     if output is not None and emit is None:
-        raise UsageError("-o says where --emit writes: add --emit axolotl, trl, llamafactory or peft")
+        raise UsageError("-o needs --emit: axolotl, trl, llamafactory or peft")
     if output is not None:
         check_writable(output)
     subject = read_subject(model, options)
@@ -162,7 +159,7 @@ def _show(
 
 
 def _warnings(subject: Subject, found: Fit) -> list[str]:
-    """What `plan` warns of the setup as asked and of the choice: a fit that fragmentation could undo, experts
+    """What `plan` warns of the setup as asked and of the recommended setup: a fit that fragmentation could undo, experts
     that stay in 16 bits, ...
     """
     lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
@@ -170,7 +167,7 @@ def _warnings(subject: Subject, found: Fit) -> list[str]:
     chosen = found.method(method).setup if method is not None else None
     if chosen is not None and (found.decision.fields or method != subject.setup.method):
         known = api.predict(subject.model, changed(chosen, found.decision.fields), "formula").warnings
-        lines += [f"the choice, {method}: {line}" for line in known if line not in lines]
+        lines += [f"recommended {method}: {line}" for line in known if line not in lines]
     return lines
 
 
@@ -194,14 +191,15 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
     method = found.decision.method
     if method is None:
         click.echo(
-            "memplan: nothing fits, so there is no configuration to write: see memplan fit without --emit",
+            "memplan: nothing fits, so no training file was written: run memplan fit without --emit "
+            "to see why",
             err=True,
         )
         return None
     entry = found.method(method)
     setup = entry.setup
     if setup is None:
-        raise UsageError(f"method {method} could not be evaluated")
+        raise UsageError(f"method {method} could not be evaluated for this setup")
     if found.decision.fields:
         setup = changed(setup, found.decision.fields)
     emitted = emit_config(stack, subject.model, setup)
@@ -212,16 +210,16 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
         needed = f"{gib(verdict.usable_bytes - verdict.headroom_bytes)} of {gib(verdict.usable_bytes)}"
         if verdict.verdict == "no":
             again = (
-                f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that "
-                "stack's own defaults"
+                f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with "
+                "that stack's defaults"
             )
             click.echo(
-                f"memplan: as {stack} runs it, this does not fit {verdict.name} ({needed}): nothing "
-                f"written; {again}",
+                f"memplan: with {stack}'s own settings this does not fit {verdict.name} ({needed}), so "
+                f"nothing was written; {again}",
                 err=True,
             )
             return None
-        click.echo(f"memplan: read back, it fits {verdict.name}: {needed}", err=True)
+        click.echo(f"memplan: the file, read back, fits {verdict.name}: {needed}", err=True)
     return emitted.text
 
 
@@ -248,8 +246,8 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
         or not all(isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in entries)
     ):
         raise UsageError(
-            "jobs: expected a list of mappings, each with a model and Setup fields (method, micro_batch, "
-            "sequence_length, ...)"
+            "jobs: expected a list of mappings, each with a model and optional Setup fields "
+            "(method, micro_batch, sequence_length, ...)"
         )
     jobs = []
     for number, entry in enumerate(entries, 1):
@@ -284,8 +282,8 @@ def _prices(value: Any) -> dict[str, float]:
     for name, price in value.items():
         if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
             raise UsageError(
-                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number of at "
-                "least 0"
+                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number, 0 "
+                "or more"
             )
         prices[find_gpu(str(name)).name] = float(price)
     return prices

@@ -83,9 +83,9 @@ TABLES: dict[str, Callable[[], Rows]] = {
 
 @click.command("list", short_help="List models, gpus, methods, optimizers or recipes.")
 @click.argument("what", type=click.Choice(tuple(TABLES)))
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(what: str, as_json: bool) -> None:
-    """List the names that MODEL, --gpu, --method, --optimizer and --recipe take."""
+    """List the valid names for MODEL, --gpu, --method, --optimizer and --recipe."""
     rows = TABLES[what]()
     if as_json:
         from memplan.render.json import write

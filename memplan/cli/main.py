@@ -122,7 +122,7 @@ def run(args: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        return _complain("this is a defect of memplan, not of your input: please report the lines above", BUG)
+        return _complain("this is a bug in memplan, not in your input: please report the lines above", BUG)
     return result if isinstance(result, int) else 0
 
 

@@ -20,11 +20,13 @@ from memplan.planner.tables.gpus import Gpu, find_gpu
 EXIT_DOES_NOT_FIT = 1
 
 
-@click.command("plan", short_help="Predict the memory of one setup (the default command).")
+@click.command("plan", short_help="Predict the memory that a run needs (the default command).")
 @click.argument("model")
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options
-@click.option("--explain", is_flag=True, help="Every row with shape, dtype, count, bytes and reason.")
+@click.option(
+    "--explain", is_flag=True, help="Show every tensor with its shape, dtype, count, bytes and reason."
+)
 def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
     """Predict how much GPU memory MODEL needs under one setup, and where every byte goes.
 
@@ -33,8 +35,8 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
     """
     if extra:
         raise UsageError(
-            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as "
-            "compare, comes first"
+            f"expected one MODEL, found '{shorten(model)}' and '{shorten(extra[0])}'; a command such "
+            "as compare comes first"
         )
     return answer(read_subject(model, options), options["engine"], explain, as_json)
 
@@ -84,15 +86,14 @@ def print_screen(
 def _tight(prediction: Prediction, gpu: Gpu) -> str:
     if needs_expandable(prediction, gpu):
         return (
-            "only with PYTORCH_ALLOC_CONF=expandable_segments:True; without, it runs out of memory even "
-            "after its cache is released"
+            "fits only with PYTORCH_ALLOC_CONF=expandable_segments:True; without it, the run is out "
+            "of memory even after the allocator releases its cache"
         )
     if prediction.smallest_capacity_bytes is not None:
         return (
-            "the allocator has to release its cache and ask again, which is slow; expandable segments would "
-            "help"
+            "the allocator has to release its cache and retry, which is slow; expandable segments would help"
         )
-    return "within the prediction's own margin of what is usable; expandable segments would help"
+    return "the prediction is within its own margin of the usable memory; expandable segments would help"
 
 
 def exit_code(prediction: Prediction, gpu: Gpu | None) -> int:

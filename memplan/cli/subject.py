@@ -38,7 +38,7 @@ class Subject:
         """
         if self.imported is None:
             return prediction
-        notes = (f"read as {self.imported.format} from {self.imported.source}", *self.imported.notes)
+        notes = (f"interpreted as {self.imported.format} from {self.imported.source}", *self.imported.notes)
         return prediction.with_(
             assumptions=(*notes, *prediction.assumptions),
             warnings=(*prediction.warnings, *self.imported.warnings),
@@ -84,8 +84,8 @@ def is_training_file(text: str) -> bool:
 def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
     if not imported.model:
         raise UsageError(
-            f"'{shorten(imported.source)}' names no base model: add it there, or give MODEL and the file's "
-            "settings as options"
+            f"'{shorten(imported.source)}' does not name a base model: add it there, or pass MODEL "
+            "and the file's settings as options"
         )
     fields = {**imported.fields, **file_fields(options)}
     found, setup = api.request(imported.model, imported=fields, **given_fields(options))

@@ -33,16 +33,20 @@ input,select,button{font:inherit;padding:6px 10px;margin:4px 0}input[name=model]
 BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, method or GPU</a></p>'
 
 
-@click.command("ui", context_settings=HELP, short_help="The report page of any model, served on loopback.")
+@click.command("ui", context_settings=HELP, short_help="Serve the report page of any model on this machine.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
 )
 def command(port: int) -> None:
-    """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a GPU. Ctrl-C ends
-    it.
+    """Serve the report page on this machine only (127.0.0.1): pick a model, a method and a GPU. Press Ctrl-C
+    to stop.
     """
     server = make_server(port)
-    click.echo(f"memplan ui: http://{HOST}:{server.server_address[1]}/ (Ctrl-C ends it)", err=True)
+    click.echo(f"memplan ui: http://{HOST}:{server.server_address[1]}/ (Ctrl-C to stop)", err=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -74,7 +78,7 @@ class Page(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._is_local():
-            self._answer(403, "memplan ui answers to this machine only")
+            self._answer(403, "memplan ui answers this machine only")
             return
         parts = urlsplit(self.path)
         if parts.path != "/" or len(parts.query) > MOST_QUERY:
@@ -130,7 +134,7 @@ def _page(model: str, options: dict[str, Any]) -> str:
         or model.count("/") > 1
         or model.endswith((".json", ".yaml", ".yml", ".py", ".md"))
     ):
-        raise UsageError("type a model's name or a Hugging Face id; for files use memplan report")
+        raise UsageError("enter a model name or a Hugging Face id; for files, use memplan report")
     found, setup = api.request(model, **options)
     return page_of(Subject(found, setup)).replace("<main>", BACK + "<main>", 1)
 

@@ -94,8 +94,7 @@ def summary_lines(summary: Summary) -> list[RenderableType]:
     if summary.stopped and progress.missing:
         lines.append(
             Text(
-                f"stopped: {summary.stopped}; {progress.missing} cases are missing, the same command "
-                "continues with them"
+                f"stopped: {summary.stopped}; {progress.missing} cases left; run the same command to continue"
             )
         )
     lines += [Text(f"note: {note}", style="dim") for note in summary.notes]

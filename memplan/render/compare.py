@@ -32,8 +32,8 @@ def compare_screen(
     notes += [Text(line) for line in _uneven(able)]
     notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
     closing = Text(
-        "forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not "
-        "computed)",
+        "forgetting: full fine-tuning changes every weight, adapters leave the base frozen "
+        "(general experience, not computed)",
         style="dim",
     )
     return [
@@ -80,14 +80,14 @@ def _table(able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None) -
             (f"{what} precision", [_short(c.precision()[what]) for c in able])
             for what in ("base", "adapter", "computation")
         ),
-        ("kept per task", [gib(_of(c).checkpoint_bytes) if _trains(c) else "-" for c in able]),
+        ("saved per task", [gib(_of(c).checkpoint_bytes) if _trains(c) else "-" for c in able]),
         (
-            f"kept, {tasks} tasks" if tasks > 1 else "kept with the base",
+            f"saved, {tasks} tasks" if tasks > 1 else "saved, with base",
             [gib(kept(_of(c), tasks)) for c in able],
         ),
         (f"FLOPs, {first.method} = 1", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
         (
-            "dequantized a step",
+            "dequantized per step",
             [count(c.cost.dequantized) if c.cost and c.cost.dequantized else "-" for c in able],
         ),
         (
@@ -130,9 +130,8 @@ def _uneven(able: Sequence[Column]) -> list[str]:
         return []
     verb = "uses" if len(with_it) == 1 else "use"
     return [
-        f"{' and '.join(with_it)} {verb} gradient checkpointing, as the recipe does by default, the others "
-        "do not: "
-        "--checkpointing or --no-checkpointing compares like with like"
+        f"{' and '.join(with_it)} {verb} gradient checkpointing by default in this recipe, the "
+        "others do not: pass --checkpointing or --no-checkpointing to compare like with like"
     ]
 
 
@@ -163,7 +162,7 @@ def pair_screen(
     """
     sizes = Table(box=None, pad_edge=False, show_edge=False)
     sizes.add_column("GiB", style="dim")
-    for name in ("first", "second", "second - first"):
+    for name in ("first", "second", "difference"):
         sizes.add_column(name, justify="right")
     first, second = one.peak.device_bytes, two.peak.device_bytes
     sizes.add_row("device peak", number(first), number(second), _signed(second - first))
@@ -180,9 +179,10 @@ def pair_screen(
     title = Text(" against ".join(sides), style="bold")
     moving = [difference for difference in found if difference.then or difference.alone]
     if not moving and not model_bytes:
-        return [title, Text(), sizes, Text(), Text("nothing that moves memory differs"), *_still(found)]
+        return [title, Text(), sizes, Text(), Text("no difference affects memory"), *_still(found)]
     closing = Text(
-        "alone: from the first setup; in order: after the differences before it, summing to the whole",
+        "alone: this setting changed in the first setup; in order: changes applied one after "
+        "another, which add up to the total",
         style="dim",
     )
     return [
@@ -226,7 +226,7 @@ def _still(found: Sequence[Difference]) -> list[Text]:
         if not difference.then and not difference.alone
         for name in difference.fields
     ]
-    return [Text(f"differ, and move nothing here: {', '.join(names)}", style="dim")] if names else []
+    return [Text(f"differ without effect here: {', '.join(names)}", style="dim")] if names else []
 
 
 def _values(values: tuple[object, ...]) -> str:

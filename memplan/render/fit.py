@@ -43,14 +43,14 @@ def fit_screen(
         parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
     if fit.waterfall:
         heading = (
-            "one after another, until it fits"
+            "changes applied in order, until it fits"
             if fit.waterfall[-1].fits
-            else "one after another: still not enough"
+            else "changes applied in order: still not enough"
         )
         parts += [
             Text(),
             changes_table(heading, fit.waterfall),
-            Text("savings do not add: the peak is a maximum", style="dim"),
+            Text("savings do not add up, because the peak is a maximum", style="dim"),
         ]
     parts += [Text(), *decision_lines(fit), *card_lines(fit, shared, alike, largest)]
     for what, prediction in confirmed:
@@ -59,7 +59,7 @@ def fit_screen(
 
 
 def methods_table(fit: Fit) -> Table:
-    title = "batch, sequence: the largest of each that fits with the other as asked"
+    title = "batch, sequence: the largest that fits with the other as requested"
     table = Table(
         box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim"
     )
@@ -70,7 +70,7 @@ def methods_table(fit: Fit) -> Table:
         ("batch", "right"),
         ("sequence", "right"),
         ("trained", "right"),
-        ("kept/task", "right"),
+        ("saved\nper task", "right"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for entry in fit.methods:
@@ -102,7 +102,7 @@ def frontier_table(fit: Fit) -> Table | Text:
         if entry.error is None and any(longest for _, longest in entry.frontier)
     ]
     if not able:
-        return Text("no method fits at any micro-batch, however short the sequence")
+        return Text("no method fits at any micro-batch or sequence length")
     table = Table(
         box=None,
         pad_edge=False,
@@ -146,8 +146,8 @@ OPTIONS = {
 def decision_lines(fit: Fit) -> list[RenderableType]:
     """The method to choose, why, and what to type next."""
     method = fit.decision.method
-    word, style = (method, "bold green") if method else ("nothing yet", "bold red")
-    lines: list[RenderableType] = [Text("choose ", style="bold").append(word, style=style)]
+    word, style = (method, "bold green") if method else ("nothing fits", "bold red")
+    lines: list[RenderableType] = [Text("recommended: ", style="bold").append(word, style=style)]
     lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
     if method:
         extra = [
@@ -157,36 +157,39 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
             for name, value in fit.decision.fields.items()
         ]
         command = " ".join(["memplan", fit.model, "--method", method, *extra, "--gpu", fit.gpu.name])
-        lines.append(Padding(Text(f"next: {command}; --emit writes a training file"), (0, 0, 0, 2)))
+        lines.append(Padding(Text(f"next: {command} (--emit writes a training file)"), (0, 0, 0, 2)))
     return lines
 
 
 def card_lines(
     fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None
 ) -> list[Text]:
-    lines = [Text(_smallest(f"{fit.setup.method} as asked", fit.cards))]
+    lines = [Text(_smallest(f"{fit.setup.method} as requested", fit.cards))]
     if fit.chosen_cards is not None:
-        lines.append(Text(_smallest("the choice", fit.chosen_cards)))
+        lines.append(Text(_smallest("the recommended setup", fit.chosen_cards)))
     if shared is not None and (shared.count or 0) > 1:
-        needed = f"{shared.count} with {shared.parallel}, {gib(shared.device_bytes)} on each"
-        lines.append(Text(f"the fewest {fit.gpu.name} that share it: {needed}"))
+        needed = f"{shared.count} x {fit.gpu.name} with {shared.parallel}, {gib(shared.device_bytes)} each"
+        lines.append(Text(f"minimum: {needed}"))
         rest = [each for each in alike if each.parallel != shared.parallel]
         others = ", ".join(
             f"{each.parallel} {gib(each.device_bytes)}{'' if each.fits else ' (no)'}" for each in rest
         )
-        lines.append(Text(f"  as many with {others}; no run on several GPUs has been recorded", style="dim"))
+        lines.append(
+            Text(f"  on the same number of GPUs: {others}; no multi-GPU run has been recorded", style="dim")
+        )
     elif shared is not None and shared.count is None:
-        each = f"{gib(shared.device_bytes)} on each"
+        each = f"{gib(shared.device_bytes)} each"
         lines.append(
             Text(
-                f"1,024 {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it not shared",
+                f"even 1,024 x {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it "
+                "not sharded",
                 style="dim",
             )
         )
     elif shared is None and not fit.asked.fits:
         lines.append(
             Text(
-                f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for it",
+                f"minimum number of {fit.gpu.name}: unknown, the formula has no rule for this setup",
                 style="dim",
             )
         )
@@ -199,14 +202,12 @@ def card_lines(
         )
     if fit.error:
         lines.append(
-            Text(
-                f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"
-            )
+            Text(f"limits leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim")
         )
     elif share := uncounted(fit.setup):
         text = (
-            f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups: "
-            "confirm with --engine trace"
+            f"limits leave no room for fragmentation (at most {share:.0%} in 19 of 20 traced "
+            "setups): confirm with --engine trace"
         )
         lines.append(Text(text, style="dim"))
     return lines
@@ -214,7 +215,7 @@ def card_lines(
 
 def _smallest(what: str, cards: CardChoice) -> str:
     if cards.smallest is None or cards.smallest_bytes is None:
-        return f"no common GPU alone holds {what}"
+        return f"no single common GPU holds {what}"
     return f"smallest common GPU for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
 
 
@@ -223,12 +224,12 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
     verdict = prediction.gpus[0]
     words = {
         "fits": "fits",
-        "tight": "fits only if the allocator gives back its cache, or with expandable segments",
+        "tight": "fits only if the allocator releases its cache, or with expandable segments",
         "no": "does not fit",
     }
     text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[verdict.verdict]}"
     if prediction.smallest_capacity_bytes is not None:
-        text += f"; the smallest GPU that survives has {gib(prediction.smallest_capacity_bytes)}"
+        text += f"; smallest sufficient capacity: {gib(prediction.smallest_capacity_bytes)}"
     return Text(text)
 
 

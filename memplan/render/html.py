@@ -41,7 +41,7 @@ def page(
     found = structures(spec, setup)
     if not found:
         raise UsageError(
-            f"the formula has no rule for {spec.name} under method {setup.method}: a page needs it"
+            f"the formula has no rule for {spec.name} under method {setup.method}: a page needs the formula"
         )
     error, offered = prediction.accuracy.margin, tuple(cards)
     values = data(spec, setup, prediction, offered, gpu, found, error, measured)
@@ -82,7 +82,9 @@ def _other_cards(gpu: Gpu, offered: Sequence[Gpu]) -> tuple[str, ...]:
     """Which common GPUs the page does not offer, and why."""
     others = [card.name for card in common_gpus() if card not in offered]
     return (
-        (f"GPUs with other kernels than {gpu.name} need another page (--gpu NAME): {', '.join(others)}",)
+        (
+            f"GPUs that use other kernels than {gpu.name} need their own page (--gpu NAME): {', '.join(others)}",
+        )
         if others
         else ()
     )
@@ -120,7 +122,7 @@ def _changes(spec: ModelSpec, setup: Setup, room: Room) -> str:
             f'<span class="muted">{escape(effect.cost)}</span></td></tr>'
         )
     return (
-        "<h3>Each of these alone would save, as asked</h3><table "
+        "<h3>Each of these changes alone would save</h3><table "
         f'class="changes"><tbody>{"".join(rows)}</tbody></table>'
     )
 

@@ -27,8 +27,8 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[s
     labels = {
         "in_use": "in use by this process",
         "allocated": "allocated to tensors",
-        "reserved": "reserved by torch",
-        "cached": "reserved, unused",
+        "reserved": "reserved by PyTorch",
+        "cached": "reserved but unused",
     }
     for name in names:
         size = getattr(oom, name)
@@ -38,7 +38,7 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[s
     if cards:
         lines += [
             Text(
-                "GPUs that would have held it: "
+                "GPUs with enough memory: "
                 + ", ".join(f"{gpu.name} ({gib(gpu.usable_bytes)})" for gpu in cards)
             )
         ]

@@ -153,8 +153,8 @@ def audit_lines(document: Mapping[str, Any]) -> list[RenderableType]:
         sizes = (gib(row["hidden_bytes"]), gib(row["known_bytes"]), gib(rest) if rest else "-")
         table.add_row(row["op"], row["shapes"], str(row["calls"]), *sizes)
     counts = (
-        f"{len(document['ops'])} distinct ops replayed, {len(shown)} with hidden memory, "
-        f"{len(document['skipped'])} not replayed"
+        f"{len(document['ops'])} distinct ops replayed, {len(shown)} with workspaces that the "
+        f"trace missed, {len(document['skipped'])} not replayed"
     )
     skipped = [
         Text(f"not replayed: {row['op']} {row['shapes']}: {row['reason']}", style="dim")

@@ -61,7 +61,7 @@ def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
     which common GPUs have it.
     """
     if gpu is None:
-        where = "GPU memory" if prediction.setup.device == "cuda" else "host memory, run on a CPU"
+        where = "GPU memory" if prediction.setup.device == "cuda" else "host memory on a CPU"
         line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
         if prediction.gpus and all(verdict.verdict == "no" for verdict in prediction.gpus):
             largest = max(prediction.gpus, key=lambda verdict: verdict.usable_bytes)
@@ -235,7 +235,7 @@ def sentences(prediction: Prediction) -> list[RenderableType]:
     if prediction.assumptions:
         lines.append(("Assumed", "; ".join(prediction.assumptions) + "."))
     if prediction.host_bytes:
-        lines.append(("Host", f"{gib(prediction.host_bytes)} of host memory besides"))
+        lines.append(("Host", f"{gib(prediction.host_bytes)} of host memory as well"))
     lines.append(("Accuracy", accuracy(prediction)))
     if "bands" in prediction.extra:
         lines.append(("Loading", loading(prediction.extra["bands"])))
@@ -276,7 +276,7 @@ def why_there(prediction: Prediction) -> str:
     if peak.moment == "optimizer_step":
         where = "inside the optimizer's step"
     return f"{where}, {gib(peak.allocated_bytes)} allocated." + (
-        f" Largest of what comes and goes: {largest}." if largest else ""
+        f" Largest temporary tensors: {largest}." if largest else ""
     )
 
 
@@ -302,7 +302,7 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
         base.append(
             (
                 ("kbit_prepare",),
-                "fp32 upcast of what is not quantized" if setup.kbit_prepare else "no fp32 upcast",
+                "fp32 upcast of unquantized parameters" if setup.kbit_prepare else "no fp32 upcast",
             )
         )
     if setup.method == "inference":
@@ -346,7 +346,7 @@ def suggestion_lines(suggestions: Sequence[Suggestion], gpu: Gpu | None) -> list
     """What single changes would save, and whether it would fit then."""
     lines: list[RenderableType] = [
         Text(
-            "One change would save" if len(suggestions) == 1 else "Each of these alone would save",
+            "One change would save" if len(suggestions) == 1 else "Each of these changes alone would save",
             style="bold",
         )
     ]

@@ -56,7 +56,7 @@ def tier_lines(validation: Validation) -> Iterator[Line]:
         yield ("C", f"{engine}, verdict", "no false fits, 1 % false no", found, *[""] * 4, kept)
 
 
-TIER_HEAD: Line = ("tier", "what", "promise: median / P95 / worst", *HEAD[:5], "")
+TIER_HEAD: Line = ("tier", "what", "target: median / P95 / worst", *HEAD[:5], "")
 RUN_HEAD: Line = ("run", "engine", "predicted", "measured", "error", "device", "unexplained", "")
 
 
@@ -108,7 +108,7 @@ def development_lines(validation: Validation) -> list[Line]:
 
 
 def tables(validation: Validation, explain: bool = False) -> Iterator[RenderableType]:
-    yield _table("Tiers (GPU runs that were never used to tune)", TIER_HEAD, tier_lines(validation))
+    yield _table("Tiers (GPU runs never used for tuning)", TIER_HEAD, tier_lines(validation))
     yield _table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
     own = [run for run in validation.runs if not run.development]
     for engine in dict.fromkeys(run.engine for run in own):
@@ -116,7 +116,7 @@ def tables(validation: Validation, explain: bool = False) -> Iterator[Renderable
             if name != "engine":
                 yield _table(f"{engine}, by {name}", (name, *HEAD), lines)
     if lines := development_lines(validation):
-        yield _table("Development set (guided the design; never counts towards a tier)", ("", *HEAD), lines)
+        yield _table("Development set (guided the design; never counts toward a tier)", ("", *HEAD), lines)
     if explain:
         for run in worst_first(validation.runs):
             yield from _explained(run)
@@ -130,7 +130,7 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
     ]
     yield _table(f"{run.case}, {run.engine}", ("moment", "what", "predicted", "measured", "error"), lines)
     for suspect in run.suspects:
-        yield Text(f"likely wrong: {suspect} ({percent(suspect.share)} of what is open)")
+        yield Text(f"likely cause: {suspect} ({percent(suspect.share)} of the unexplained bytes)")
     for note in run.notes:
         yield Text(f"note: {note}", style="dim")
     for event in (run.alignment or {}).get("unmatched", ())[:5]:
@@ -175,7 +175,7 @@ def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
         for s in scores
     ]
     yield _table(
-        "Figures that others published (their own rounding; never used to tune)",
+        "Published figures (as rounded by their authors; never used for tuning)",
         ("figure", "quality", "metric", "published", "predicted", "error", "source"),
         lines,
     )

@@ -63,10 +63,10 @@ _TEXTS = {
     ),
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,
-    "the kernel's killer, host memory": (
+    "Linux OOM killer, host memory": (
         r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode\s*:?\s*-9\b",
     ),
-    "no numbers": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
+    "no sizes": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
 }
 FORMS = {name: re.compile("".join(parts), re.IGNORECASE | re.DOTALL) for name, parts in _TEXTS.items()}
 """Every form, the most telling first."""
@@ -208,8 +208,8 @@ def read_oom(log: str) -> OutOfMemoryMessage:
     found = list(_matches(text))
     if not found:
         raise UsageError(
-            "no out-of-memory message in this log: expected torch's, such as 'CUDA out of memory. Tried to "
-            "allocate 2.00 GiB ...'"
+            "no out-of-memory error in this log: expected one from PyTorch, such as 'CUDA out of "
+            "memory. Tried to allocate 2.00 GiB ...'"
         )
     form, match = min(found, key=lambda pair: (list(FORMS).index(pair[0]), pair[1].start()))
     telling = [other for other in found if other[0] == form]
@@ -290,41 +290,41 @@ def explain(oom: OutOfMemoryMessage) -> list[str]:
     lines = []
     if oom.device == "host":
         return [
-            "the host ran out of memory, not the GPU: fewer data-loader workers, low_cpu_mem_usage, or a "
-            "paged optimizer's states elsewhere"
+            "the host ran out of memory, not the GPU: use fewer data-loader workers, "
+            "low_cpu_mem_usage, or an optimizer that is not paged"
         ]
     where = f" in {oom.moment.replace('_', ' ')}" if oom.moment else ""
     place = f", at {oom.place}" if oom.place else ""
     if oom.asked is not None:
         lines.append(
-            f"asked for {gib(oom.asked)}{where}{place}"
+            f"requested {gib(oom.asked)}{where}{place}"
             + (f" with {gib(oom.free)} free" if oom.free is not None else "")
         )
     elif where or place:
-        lines.append(f"failed{where}{place}; the message names no sizes")
+        lines.append(f"failed{where}{place}; the message gives no sizes")
     else:
-        lines.append("the message names neither sizes nor a place")
+        lines.append("the message gives neither sizes nor a location")
     if oom.allocated is not None and oom.reserved is not None:
-        lines.append(f"tensors held {gib(oom.allocated)} of the {gib(oom.reserved)} that torch had reserved")
+        lines.append(f"tensors used {gib(oom.allocated)} of the {gib(oom.reserved)} reserved by PyTorch")
     if oom.asked is not None and oom.cached is not None and oom.cached >= oom.asked:
         lines.append(
-            f"fragmentation: {gib(oom.cached)} were reserved and unused, no piece of it as large as "
-            f"{gib(oom.asked)}: "
-            "PYTORCH_ALLOC_CONF=expandable_segments:True would have served this request"
+            f"fragmentation: {gib(oom.cached)} was reserved but unused, with no free block as large "
+            f"as {gib(oom.asked)}: PYTORCH_ALLOC_CONF=expandable_segments:True would have satisfied "
+            "this request"
         )
     if oom.other_processes:
-        lines.append(f"other processes held {gib(oom.other_processes)} of the GPU")
+        lines.append(f"other processes used {gib(oom.other_processes)} of GPU memory")
     elif oom.outside is not None and oom.outside > 2**30:
         lines.append(
-            f"{gib(oom.outside)} of the GPU were outside torch: the CUDA context, libraries and other "
-            "processes"
+            f"{gib(oom.outside)} of GPU memory was in use outside PyTorch: the CUDA context, "
+            "libraries and other processes"
         )
     if oom.allowed is not None:
         lines.append(
-            f"this process was allowed {gib(oom.allowed)} of the GPU (set_per_process_memory_fraction)"
+            f"this process was limited to {gib(oom.allowed)} of GPU memory (set_per_process_memory_fraction)"
         )
     if oom.needed is not None:
-        lines.append(f"as things stood it needed {gib(oom.needed)}; the step may have gone on to need more")
+        lines.append(f"needed at least {gib(oom.needed)}")
     return lines
 
 

@@ -169,7 +169,7 @@ def _held(asked: MethodFit) -> Decision:
     word = "fit" if asked.fits else "do not fit"
     return Decision(
         asked.method if asked.fits else None,
-        (f"weights and KV cache {word}: {gib(asked.device_bytes)} needed",),
+        (f"weights and KV cache {word}: they need {gib(asked.device_bytes)}",),
     )
 
 
@@ -238,22 +238,18 @@ def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[
     if this.fits:
         needed = f"{gib(this.device_bytes)} of {gib(gpu.usable_bytes)}"
         lines.append(
-            f"the formula predicts that this setup fits ({needed}): more was running, or memory was in pieces"
+            f"the formula predicts that this setup fits ({needed}): something else was using the "
+            "GPU, or memory was fragmented"
         )
-    batch = (
-        "no micro-batch" if this.largest_batch is None else f"a micro-batch of at most {this.largest_batch}"
-    )
-    lines.append(f"{batch} fits at {setup.sequence_length:,} tokens")
+    batch = "none fits" if this.largest_batch is None else this.largest_batch
+    lines.append(f"largest micro-batch at {setup.sequence_length:,} tokens: {batch}")
     if this.longest_sequence is not None:
-        lines.append(
-            f"at a micro-batch of {setup.micro_batch}, sequences of at most {this.longest_sequence:,} "
-            "tokens fit"
-        )
+        lines.append(f"longest sequence at micro-batch {setup.micro_batch}: {this.longest_sequence:,} tokens")
     enough = [effect for effect in single_changes(spec, setup, room) if effect.fits][:3]
     if not enough and not this.fits:
         enough = waterfall(spec, setup, room)
-        lines.append("no single change is enough; one after another:")
+        lines.append("no single change is enough; applied in order:")
     return lines + [
-        f"{gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less"
+        f"needs {gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less"
         for effect in enough
     ]

@@ -46,7 +46,8 @@ def _adapter(key: str, value: Any) -> str:
     word = text(key, value).lower()
     if word not in ("lora", "qlora", "none"):
         raise UsageError(
-            f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace"
+            f"{key} '{word[:40]}' is not supported: pass its adapter_config.json with --adapter and "
+            "--engine trace"
         )
     return word
 
@@ -302,8 +303,8 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
         facts["loss"] = "chunked"
     if cut:
         warnings.append(
-            "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is "
-            "on the high side"
+            "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the "
+            "prediction errs on the high side"
         )
     if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
         warnings.append(

@@ -144,7 +144,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         packed_rows(facts, warnings)
     if facts.get("_kernel", "auto") != "auto":
         warnings.append(
-            "v1 kernels are not modeled: they save fewer tensors, and the prediction is on the high side"
+            "v1 kernels are not modeled: they save fewer tensors, so the prediction errs on the high side"
         )
     return {**setup_fields(facts), "recipe": "raw"}
 

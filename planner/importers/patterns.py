@@ -75,7 +75,7 @@ def settle(found: tuple[str, ...], warnings: list[str]) -> tuple[str, ...]:
     if not found or found[0] != "(pattern)":
         return found
     warnings.append(
-        f"target pattern read as {', '.join(found[1:])} in every layer of the language model: other parts "
-        "are not counted"
+        f"target pattern interpreted as {', '.join(found[1:])} in every layer of the language "
+        "model: other parts are not counted"
     )
     return found[1:]

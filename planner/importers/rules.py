@@ -84,8 +84,8 @@ class Imported:
 
 SIDE = {
     "": "",
-    "high": ", so the prediction is on the high side",
-    "low": ", so the prediction is on the low side",
+    "high": ", so the prediction errs on the high side",
+    "low": ", so the prediction errs on the low side",
 }
 
 

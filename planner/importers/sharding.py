@@ -263,7 +263,7 @@ def finish_deepspeed(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         "cpuadam",
         "deepspeedcpuadam",
     ):
-        warnings.append("the DeepSpeed optimizer has no row: AdamW's states are assumed")
+        warnings.append("the DeepSpeed optimizer is not modeled: assuming AdamW's states")
     return setup_fields(facts)
 
 

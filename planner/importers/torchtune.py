@@ -98,8 +98,8 @@ def _optimizer(key: str, value: Any) -> str:
     name = text(key, value)
     if name not in OPTIMIZERS:
         raise UsageError(
-            f"{key} '{shorten(name, 60)}' has no row: --optimizer NAME with a row, and a copy of the file "
-            "without the key"
+            f"{key} '{shorten(name, 60)}' is not supported: pass --optimizer with a supported name, "
+            "and a copy of the file without the key"
         )
     return OPTIMIZERS[name]
 

@@ -207,8 +207,8 @@ def resolve(
     setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
     if max_positions is not None and setup.sequence_length > max_positions:
         raise UsageError(
-            f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this "
-            "model learned"
+            f"sequence_length {setup.sequence_length} is more than this model's maximum of "
+            f"{max_positions} positions"
         )
     return setup
 
@@ -279,7 +279,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         (
             method.trains in ("all", "last_layers") and s.quant_type != "none",
-            f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'",
+            f"quant_type '{s.quant_type}' cannot be trained with method '{s.method}'",
         ),
         (
             s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
@@ -287,7 +287,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         (
             "targets" in method.reads and not s.targets,
-            "targets names no module: expected names such as q_proj,v_proj, or all-linear",
+            "targets is empty: expected names such as q_proj,v_proj, or all-linear",
         ),
         (
             s.gpus > 1 and s.parallel == "none",

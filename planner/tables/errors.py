@@ -49,7 +49,7 @@ def unknown(kind: str, value: object, legal: Iterable[str], hint: str = "") -> U
     elif len(names) <= 24:
         tail = f"expected one of {', '.join(names)}"
     else:
-        tail = f"for example {', '.join(names[:6])}"
+        tail = f"valid names include {', '.join(names[:6])}"
     stop = "" if not hint or hint.startswith("(") or tail.endswith("?") else "."
     return UsageError(f"unknown {kind} '{shown}': {tail}{stop} {hint}".rstrip())
 

@@ -147,7 +147,7 @@ def find_gpu(text: str) -> Gpu:
         return budget(text)
     several = [name for name in gpus() if _plain(text) and _plain(name).startswith(_plain(text))]
     if 2 <= len(several) <= 6:
-        raise UsageError(f"GPU '{shorten(text)}' could be {' or '.join(several)}: say which")
+        raise UsageError(f"GPU '{shorten(text)}' could be {' or '.join(several)}: name one of them")
     raise unknown("GPU", text, gpus(), "(memplan list gpus shows all; a size such as 23.5GiB is a budget)")
 
 
@@ -177,7 +177,7 @@ def local_gpu() -> Gpu:
         )
     device, free, total = read
     name = _names().get(_plain(device))
-    source = f"free now on this machine's {device} ({total} bytes in all)"
+    source = f"free now on this machine's {device} ({total} bytes in total)"
     if name is None:
         return replace(budget(f"{free}B"), name=f"local ({device})", source=source, kind="local")
     return replace(gpus()[name], name=f"local ({name})", usable_bytes=free, source=source, kind="local")

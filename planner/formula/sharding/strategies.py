@@ -18,7 +18,7 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 FOUR_BIT = ("nf4", "fp4")
-UNRECORDED = "no run on several GPUs has been recorded: the error of these numbers is unknown"
+UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
     )
     yield (
         s.parallel == "fsdp" and s.optimizer == "adafactor",
-        "adafactor's row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
-        "or zero2",
+        "adafactor's row and column means over a part of a tensor have no rule: choose an "
+        "adamw optimizer, or zero2",
     )
     yield (
         s.parallel == "fsdp" and s.quant_type == "int8",
@@ -143,9 +143,9 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
     )
     yield (
         s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
-        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded tensors "
-        "(DTensor), and torch stops the "
-        "run; choose --optimizer adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
+        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
+        "tensors (DTensor), and torch stops the run; choose --optimizer "
+        "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
     )
     wide = compute_dtype(s)
     yield (
@@ -221,9 +221,9 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         return ()
     if not wraps(setup):
         return (
-            f"{setup.parallel} with one process: accelerate, which recipe {setup.recipe} prepares its model "
-            "with, does not wrap it, so "
-            "this is one GPU without buckets: --gpus N says how many run",
+            f"{setup.parallel} with one process: accelerate, which recipe {setup.recipe} prepares "
+            "its model with, does not wrap it, so this is one GPU without buckets: set the number "
+            "of processes with --gpus N",
         )
     buckets = (
         "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and "
@@ -232,7 +232,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
     )
     found = [f"{setup.parallel}: {buckets}NCCL's buffers are not in the total; {UNRECORDED}"]
     if setup.gpus == 1:
-        found.append(f"{setup.parallel} with one rank shares nothing: --gpus N says how many run")
+        found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
     if setup.parallel == "fsdp" and setup.fsdp_version == 1:
         found.append(
             "FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a "
@@ -240,14 +240,13 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         )
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
         found.append(
-            "4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
-            f"{compute_dtype(setup)} shares them)"
+            "4-bit weights stored as uint8 are not sharded: every rank keeps all of them (--set "
+            f"quant_storage={compute_dtype(setup)} shards them)"
         )
     if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.recipe != "raw":
         found.append(
-            "gradient accumulation under fsdp keeps whole gradients on every rank: accelerate's no_sync "
-            "reduces them in the "
-            "last micro-batch only"
+            "gradient accumulation under fsdp keeps full gradients on every rank: accelerate's "
+            "no_sync reduces them only in the last micro-batch"
         )
     return tuple(found)
 
