@@ -23,7 +23,7 @@ WORDS = {
         "flips": "limits",
         "sequence_length": "max {low:,} tokens",
         "micro_batch": "max {low:,}",
-        "hand": "worked out worked out by hand, at the peak",
+        "hand": "worked out by hand, at the peak",
         "sum": "total by hand",
         "rest": "difference",
         "engine": "engine's total",

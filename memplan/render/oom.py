@@ -25,6 +25,7 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], advice: Sequence[s
     ]
     names = ("capacity", "free", "asked", "in_use", "allocated", "reserved", "cached")
     labels = {
+        "asked": "requested",
         "in_use": "in use by this process",
         "allocated": "allocated to tensors",
         "reserved": "reserved by PyTorch",
