@@ -201,17 +201,17 @@ def _table(title: str, head: Line, lines: Iterable[Line]) -> Table:
 
 INTRO = """# Accuracy
 
-Written by `memplan validate --update` from the records under `measurements/`; a test fails when it is stale. Errors are fractions
-of the measured number: median, P95 and worst of absolute errors, bias the mean of signed ones. Only runs on a GPU that were never used
-to tune count towards a tier. What no row explains is *unexplained* and stays so.
+Written by `memplan validate --update` from the records in `measurements/`; a test fails when this page is stale. Errors are fractions of
+the measured value: median, P95 and worst are of absolute errors, bias is the mean of signed errors. Only GPU runs that were never used for
+tuning count toward a tier. Bytes that no row explains stay *unexplained*.
 """
 
 
 DEVELOPMENT = """
 ## Development set
 
-Runs that others published (fitcheck-llm 0.3.1, MIT: one Tesla T4, fp16, LoRA and QLoRA with checkpointing). They guided the design, so they
-never count towards a tier; they are not part of this repository, only their summary is.
+Runs published by others (fitcheck-llm 0.3.1, MIT: one Tesla T4, fp16, LoRA and QLoRA with checkpointing). They guided the design, so they
+never count toward a tier. This repository contains only their summary.
 """
 
 

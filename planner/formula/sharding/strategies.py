@@ -264,11 +264,10 @@ INTRODUCTION = """\
 
 Generated from `PARALLEL` in planner/formula/sharding/strategies.py: `python -m memplan.planner.formula.sharding.strategies > docs/parallel.md`.
 
-`memplan MODEL --gpus N --parallel NAME` predicts one of N processes, the one that holds the most. The micro-batch is each rank's own;
-activations are not divided. Parts of tensors are exact, padding included. Under FSDP2 the schedule is compared with torch's to the byte.
-ZeRO's partitions are DeepSpeed's own; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2
-within 0.4 %, stage 3 up to 3.5 % above, since the most that is gathered in a pass is counted all through it. No run on several GPUs has
-been recorded.
+`memplan MODEL --gpus N --parallel NAME` predicts one of N processes, the one that needs the most memory. The micro-batch is per rank;
+activations are not divided. Shards are exact, padding included. The FSDP2 schedule matches torch's to the byte. ZeRO's partitions match
+DeepSpeed's; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2 are within 0.4 %, and stage 3
+is up to 3.5 % too high, because the most that a pass gathers is counted throughout the pass. No multi-GPU run has been recorded.
 """
 
 
