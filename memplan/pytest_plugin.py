@@ -22,6 +22,7 @@ FOLDER = "memplan_baselines"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--memplan-update`, which records new baselines."""
     group = parser.getgroup("memplan")
     group.addoption(
         "--memplan-update", action="store_true", help="record new memory baselines for memplan_gate"

@@ -43,6 +43,7 @@ class Row:
         return self.bytes if self.block_bytes is None else self.block_bytes
 
     def to_document(self) -> dict[str, Any]:
+        """This row as it stands in the memplan.prediction/1 document."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -64,6 +65,7 @@ class Breakdown:
 
     @property
     def allocated_bytes(self) -> int:
+        """Bytes allocated at this moment's peak: the sum of what its rows are charged."""
         return sum(row.charged for row in self.rows)
 
     @property
@@ -75,6 +77,7 @@ class Breakdown:
         return totals
 
     def to_document(self, explain: bool = False) -> dict[str, Any]:
+        """This moment as it stands in the memplan.prediction/1 document, its rows with `explain`."""
         document: dict[str, Any] = {
             "name": self.moment,
             "allocated_bytes": self.allocated_bytes,
@@ -96,9 +99,11 @@ class Peak:
 
     @property
     def device_bytes(self) -> int:
+        """Reserved bytes plus the CUDA context."""
         return self.reserved_bytes + self.context_bytes
 
     def to_document(self) -> dict[str, Any]:
+        """This peak as it stands in the memplan.prediction/1 document."""
         return {
             "moment": self.moment,
             "allocated_bytes": self.allocated_bytes,
@@ -120,6 +125,7 @@ class GpuVerdict:
     headroom_bytes: int
 
     def to_document(self) -> dict[str, Any]:
+        """This verdict as it stands in the memplan.prediction/1 document."""
         return {
             "name": self.name,
             "usable_bytes": self.usable_bytes,
@@ -152,6 +158,7 @@ class Accuracy:
         return max(self.worst_error or 0.0, self.device_error or 0.0)
 
     def to_document(self) -> dict[str, Any]:
+        """This accuracy as it stands in the memplan.prediction/1 document; errors are fractions."""
         return {
             "median_error": self.median_error,
             "worst_error": self.worst_error,
@@ -172,6 +179,7 @@ class ModelSummary:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
+        """This model as it stands in the memplan.prediction/1 document."""
         return {
             **self.extra,
             "name": self.name,
@@ -216,6 +224,7 @@ class Prediction:
         return tuple(sorted(self.moment(self.peak.moment).rows, key=lambda row: -row.charged))
 
     def with_(self, **changes: Any) -> Prediction:
+        """A copy with some fields changed."""
         return replace(self, **changes)
 
     def to_document(self, explain: bool = False) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Progress:
 
     @property
     def missing(self) -> int:
+        """How many cases have no record yet."""
         return self.total - self.already - self.done
 
 

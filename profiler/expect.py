@@ -12,6 +12,9 @@ from memplan.planner.tables.errors import UsageError, shorten
 
 
 def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:
+    """The value under a key if it is of one of these types, None where it is absent. Raises UsageError where
+    it is of another type, or required and absent.
+    """
     value = document.get(key)
     if value is None and not required:
         return None
@@ -23,6 +26,7 @@ def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], requi
 
 
 def sequence(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """The list under a key as a tuple, its values checked; empty where it is absent."""
     values = expect(document, key, (list,)) or []
     return tuple(expect({f"{key}[{i}]": value}, f"{key}[{i}]", kinds, True) for i, value in enumerate(values))
 
@@ -50,6 +54,7 @@ def part(kind: type, document: Any, key: str) -> Any:
 
 
 def sizes(value: Any, key: str) -> None:
+    """Check that a value maps names to whole numbers of bytes. Raises UsageError."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{key} is {shorten(repr(value))}, expected an object")
     for name, nbytes in value.items():

@@ -151,6 +151,9 @@ class Nursery:
         self._buffer = b""
 
     def serve(self) -> None:
+        """Fork a child for each request, pass on what children say, and end those past their deadline, until
+        the parent goes away.
+        """
         self._say({"ready": os.getpid()})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):

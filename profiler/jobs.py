@@ -123,4 +123,5 @@ def case_document(case: Case) -> dict[str, Any]:
 
 
 def now() -> str:
+    """The current time in UTC, ISO 8601 to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -52,6 +52,7 @@ class DeviceBytes:
 
     @property
     def note(self) -> str | None:
+        """What to know of the source of these bytes; None for the process itself."""
         return NOTES.get(self.source)
 
 

@@ -39,7 +39,9 @@ def test_the_first_screen_shows_the_picture_the_command_and_what_it_prints():
     first = lines[: lines.index(output.splitlines()[-1]) + 1]
     assert len(first) <= 40 and all(len(line) <= 80 for line in first if not line.startswith("!["))
     picture = next(at for at, line in enumerate(first) if line.startswith("!["))
-    assert picture < first.index("pip install . && memplan llama-7b --method qlora") < first.index(f"$ {shown}")
+    assert (
+        picture < first.index("pip install . && memplan llama-7b --method qlora") < first.index(f"$ {shown}")
+    )
 
 
 def test_contributors_find_their_command_under_contributing():

@@ -56,6 +56,8 @@ class Beside:
 
 @dataclass(frozen=True)
 class Answer:
+    """The answer to a question: a prediction with its verdict, limits and derivation. Sizes are in bytes."""
+
     question: Question
     prediction: Prediction
     verdict: str  # fits | tight | no, for the GPU; empty without one
@@ -70,9 +72,11 @@ class Answer:
 
     @property
     def by_hand(self) -> int:
+        """The sum of the derivation, bytes allocated at the peak."""
         return sum(line.bytes for line in self.derivation if not line.of_which)
 
     def to_document(self) -> dict[str, Any]:
+        """The document of `memplan ask --json` (schema memplan.ask/1); sizes are in bytes."""
         question = self.question
         return {
             "schema": SCHEMA,

@@ -163,6 +163,7 @@ def library_fact(part: Part, context: EvaluationContext) -> Found:
 
 
 def arithmetic(part: Part, context: EvaluationContext) -> Found:
+    """The value of an expression of numbers, in the unit of the part."""
     value = calculate(part.args["expression"]) / UNITS[part.unit]
     return Found(value, said("{sum} = {value}", sum=part.args["expression"], value=amount(value, part.unit)))
 

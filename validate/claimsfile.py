@@ -92,6 +92,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
+    """One claim: its interpretation, where documents state it, and the parts that decide it."""
+
     id: str
     reading: str
     sources: tuple[Source, ...]
@@ -123,6 +125,8 @@ class Conflict:
 
 @dataclass(frozen=True)
 class ClaimsFile:
+    """A parsed claims file: claims, conflicts, and models that the catalog lacks."""
+
     path: str
     claims: tuple[Claim, ...]
     conflicts: tuple[Conflict, ...]

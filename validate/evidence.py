@@ -82,6 +82,7 @@ def _major(capability: Any) -> int | None:
 
 
 def write(runs: Sequence[Run], path: Path = SHIPPED) -> None:
+    """Write the accuracy data that ships with the package."""
     document = {"schema": SCHEMA, "runs": [asdict(run) for run in runs]}
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -98,6 +99,7 @@ def read(path: Path = SHIPPED) -> tuple[Run, ...]:
 
 @cache
 def shipped() -> tuple[Run, ...]:
+    """The recorded runs whose errors ship with the package, read once."""
     return read()
 
 

@@ -34,6 +34,7 @@ class Term:
     times: float = 1
 
     def value(self, context: EvaluationContext) -> float:
+        """This term in its base unit: bytes, elements, FLOP or a count."""
         return self.times * QUANTITIES[self.quantity](self, context)
 
 

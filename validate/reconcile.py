@@ -34,13 +34,16 @@ class Difference:
 
     @property
     def bytes(self) -> int:
+        """Predicted less measured, bytes."""
         return self.predicted - self.measured
 
     @property
     def error(self) -> float | None:
+        """Predicted less measured, as a fraction of the measured bytes; None where those are 0."""
         return self.bytes / self.measured if self.measured else None
 
     def to_document(self) -> dict[str, Any]:
+        """Predicted and measured bytes and the error, for JSON."""
         return {
             "what": self.what,
             "moment": self.moment,
@@ -76,6 +79,7 @@ class Reconciliation:
         return found.error if found else None
 
     def to_document(self) -> dict[str, Any]:
+        """This run as one entry of the memplan.validation/1 document."""
         return {
             "case": self.case,
             "engine": self.engine,
@@ -109,6 +113,7 @@ class Predicted:
 
     @classmethod
     def of(cls, prediction: Prediction) -> Predicted:
+        """What a prediction says of the training step and its moments."""
         peak = prediction.step_peak
         return cls(
             prediction.engine,
@@ -142,6 +147,7 @@ class Predicted:
             ) from None
 
     def allocated(self, moment: str) -> int:
+        """Allocated bytes at a moment's peak."""
         return sum(self.components[moment].values())
 
 

@@ -49,6 +49,7 @@ class Commands(click.Group):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Insert the default command: `plan` before a model, the launch line before a leading `--`."""
         if "--" in args and (
             args[0] == "--" or args[0].startswith("-")
         ):  # memplan [OPTIONS] -- accelerate launch ...
@@ -58,9 +59,11 @@ class Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command in the order of the help page."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now; None where there is none."""
         home = COMMANDS.get(cmd_name) or HIDDEN.get(cmd_name)
         if home is None:
             return None

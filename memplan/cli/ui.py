@@ -77,6 +77,9 @@ class Page(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
+        """Answer one request: the form, a report page, or an error as plain text. Only this machine is
+        answered.
+        """
         if not self._is_local():
             self._answer(403, "memplan ui answers this machine only")
             return
@@ -106,6 +109,7 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
+        """One line per request on standard error, shortened."""
         print(f"memplan ui: {shorten(format % args, 120)}", file=sys.stderr)
 
 

@@ -64,6 +64,7 @@ DEFAULTS = ("recipe", "weight_dtype", "sequence_length", "micro_batch", "rank", 
 
 
 def screen(found: Answer) -> Iterator[RenderableType]:
+    """The answer from top to bottom, in the question's language."""
     lang = found.question.lang
     words, translate = WORDS[lang], in_language(lang)
     yield Text(summary_line(found)[lang], style=COLOURS[found.verdict])

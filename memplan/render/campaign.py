@@ -76,6 +76,7 @@ class Display:
             self._live.__exit__(kind, value, trace)
 
     def update(self, progress: Progress) -> None:
+        """Show the new state: in place on a terminal, else one line for each finished case."""
         if self._live is not None:
             self._live.update(progress_view(progress))
         elif progress.done != self._shown:

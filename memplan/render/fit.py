@@ -59,6 +59,7 @@ def fit_screen(
 
 
 def methods_table(fit: Fit) -> Table:
+    """One row per method: what it needs, whether it fits, and its limits."""
     title = "batch, sequence: the largest that fits with the other as requested"
     table = Table(
         box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim"
@@ -121,6 +122,7 @@ def frontier_table(fit: Fit) -> Table | Text:
 
 
 def changes_table(title: str, effects: Sequence[Effect]) -> Table:
+    """One row per change: what it saves, what is then needed, and what it costs."""
     table = Table(
         box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style=""
     )
@@ -164,6 +166,7 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
 def card_lines(
     fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None
 ) -> list[Text]:
+    """The smallest GPU, the smallest number of GPUs, and how much room the limits leave."""
     lines = [Text(_smallest(f"{fit.setup.method} as requested", fit.cards))]
     if fit.chosen_cards is not None:
         lines.append(Text(_smallest("the recommended setup", fit.chosen_cards)))
@@ -234,6 +237,7 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
 
 
 def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
+    """One row per job, then the one GPU that is cheapest for all of them."""
     table = Table(box=None, pad_edge=False, show_edge=False)
     for name, justify in (
         ("job", "left"),

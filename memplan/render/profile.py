@@ -56,6 +56,7 @@ def outcome_line(m: Measurement) -> Text:
 
 
 def subject_line(m: Measurement) -> Text:
+    """What ran, on which device, with which library versions."""
     setup, versions = m.setup, m.environment.get("versions") or {}
     where = m.environment.get("gpu") or "CPU"
     libraries = ", ".join(
@@ -110,6 +111,7 @@ def component_lines(m: Measurement) -> list[Text]:
 
 
 def speed_lines(m: Measurement) -> list[str]:
+    """The mean step time, tokens and FLOP per second, and allocation retries; empty where no step was timed."""
     if not m.step_seconds:
         return []
     mean = sum(m.step_seconds) / len(m.step_seconds)

@@ -25,6 +25,7 @@ HEAD: Line = ("runs", "median", "P95", "worst", "bias", "within 1 MiB")
 
 
 def percent(value: float | None, sign: bool = False) -> str:
+    """A fraction as a percentage with two decimals; a dash for None."""
     if value is None:
         return ABSENT
     shown = round(100 * value, 2) or 0.0  # no minus before a zero
@@ -32,6 +33,7 @@ def percent(value: float | None, sign: bool = False) -> str:
 
 
 def stat_cells(s: Stats) -> Line:
+    """The cells of one line of statistics: runs, median, P95, worst, bias, and the share within 1 MiB."""
     return (
         str(s.runs),
         percent(s.median),
@@ -61,6 +63,7 @@ RUN_HEAD: Line = ("run", "engine", "predicted", "measured", "error", "device", "
 
 
 def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
+    """One line per run, the largest error first."""
     for run in worst_first(runs):
         allocated, device = run.tiers.get("allocated"), run.tiers.get("device")
         yield (
@@ -84,6 +87,7 @@ def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
 
 
 def group_lines(runs: Sequence[Reconciliation]) -> Iterator[tuple[str, list[Line]]]:
+    """For each grouping (method, model, GPU, ...) the lines of its groups, the largest error first."""
     for name, groups in grouped(runs).items():
         if groups:
             yield (
@@ -96,6 +100,7 @@ def group_lines(runs: Sequence[Reconciliation]) -> Iterator[tuple[str, list[Line
 
 
 def development_lines(validation: Validation) -> list[Line]:
+    """The errors on the development set, by engine and kind of memory."""
     runs = [run for run in validation.runs if run.development]
     return [
         (
@@ -108,6 +113,9 @@ def development_lines(validation: Validation) -> list[Line]:
 
 
 def tables(validation: Validation, explain: bool = False) -> Iterator[RenderableType]:
+    """Everything that `memplan validate` prints: tiers, runs, groups, the development set, and what was
+    skipped.
+    """
     yield _table("Tiers (GPU runs never used for tuning)", TIER_HEAD, tier_lines(validation))
     yield _table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
     own = [run for run in validation.runs if not run.development]
@@ -162,6 +170,7 @@ def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
 
 
 def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
+    """Predictions against published figures, one line each."""
     lines = [
         (
             s.figure.id,

@@ -32,6 +32,9 @@ WRAPPED = tuple(
 
 
 def strategy(key: str, value: Any) -> tuple[str, bool, bool]:
+    """The strategy that a key names: (parallel, whether it reshards after forward, whether it shards within
+    a node only). Raises UsageError for another name.
+    """
     found = STRATEGIES.get(str(value).lower())
     if found is None:
         raise bad(

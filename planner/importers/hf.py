@@ -164,6 +164,7 @@ def settle(
 
 
 def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None, reentrant: bool) -> None:
+    """Turn the flags and keyword arguments of gradient checkpointing into the `checkpointing` fact."""
     kwargs = dict(facts.get("_checkpointing_kwargs") or {})
     if default is None and "_checkpointing" not in facts:
         return

@@ -38,6 +38,7 @@ _NESTED = re.compile(
 
 
 def is_pattern(value: Any) -> bool:
+    """Whether a value is a regular expression rather than a plain module name."""
     return isinstance(value, str) and _SPECIAL.search(value) is not None
 
 

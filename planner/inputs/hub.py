@@ -51,6 +51,7 @@ class StoredTensor:
 
     @property
     def elements(self) -> int:
+        """The number of elements of this tensor."""
         count = 1
         for size in self.shape:
             count *= size

@@ -52,6 +52,7 @@ class Gpu:
         return self.kind not in UNVERIFIED
 
     def to_document(self) -> dict[str, Any]:
+        """This GPU as `memplan list gpus --json` shows it; sizes are in bytes."""
         return {
             "name": self.name,
             "usable_bytes": self.usable_bytes,

@@ -100,4 +100,5 @@ def part(size: Sized, ranks: int) -> Sized:
 
 
 def nbytes(elements: Sized, dtype: str) -> Expr:
+    """Bytes of so many elements of a dtype."""
     return product((elements, itemsize(dtype)))

@@ -142,6 +142,7 @@ def _olmo_layer(c: Fields) -> Layer:
 
 
 def olmo2(c: Fields) -> ModelSpec:
+    """OLMo 2: norms after attention and MLP instead of before, and norms of queries and keys."""
     return assemble(
         c, "Olmo2ForCausalLM", [_olmo_layer(c)] * c.layers(), final=final_norm(c, style="late_cast")
     )
