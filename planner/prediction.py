@@ -171,7 +171,9 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What a document says of the model: its name, its class, and the parameters that its checkpoint holds."""
+    """What a document says of the model: its name, its class, and the parameters that its checkpoint
+    holds.
+    """
 
     name: str
     architecture: str

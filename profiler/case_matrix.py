@@ -93,7 +93,9 @@ def read(path: Path, device: str | None = None) -> CaseList:
 
 
 def expand(document: Any, name: str, device: str | None = None) -> CaseList:
-    """The cases of a campaign document, grids multiplied out, in the file's order; equal cases are kept once."""
+    """The cases of a campaign document, grids multiplied out, in the file's order; equal cases are kept
+    once.
+    """
     if not isinstance(document, Mapping):
         raise UsageError(f"a campaign is a mapping with a list of cases, found {type(document).__name__}")
     _only(document, TOP, "key")

@@ -124,7 +124,9 @@ class CudaRecorder:
 
 
 def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -> History:
-    """A History from a snapshot's `device_traces` entry. `marks`: (label, allocations so far, frees so far)."""
+    """A History from a snapshot's `device_traces` entry. `marks`: (label, allocations so far, frees so
+    far).
+    """
     history = History(cut=len(trace) >= MOST_EVENTS)
     waiting = list(marks)
     allocated = freed = 0
@@ -187,7 +189,7 @@ class CpuRecorder:
 
     def reset_peaks(self) -> None:
         """Nothing: the CPU's allocator has no counters."""
-        return None
+        return
 
     def counters(self) -> dict[str, int] | None:
         """None: the CPU's allocator has no counters."""
@@ -195,7 +197,7 @@ class CpuRecorder:
 
     def synchronise(self) -> None:
         """Nothing: the CPU computes at once."""
-        return None
+        return
 
 
 def read_tree(roots: Any) -> History:

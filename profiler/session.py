@@ -142,7 +142,9 @@ class Session:
         self.history.claims = self.claims
 
     def _saved(self, address: int) -> None:
-        """A storage that autograd saves: once per address and block is enough, claims of weights come first."""
+        """A storage that autograd saves: once per address and block is enough, claims of weights come
+        first.
+        """
         label = f"saved {len(self.claims)}"
         self.recorder.mark(label)
         self.claims.append(Attribution(label, address, "activations"))

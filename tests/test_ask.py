@@ -275,7 +275,9 @@ def warned(model: str, gpu: str | None = None, engine: str = "formula", **fields
 
 
 def test_every_warning_of_a_prediction_has_its_chinese():
-    """Each template is found again in a real warning, with the same numbers, and no real warning lacks one."""
+    """Each template is found again in a real warning, with the same numbers, and no real warning lacks
+    one.
+    """
     fsdp = {"gpus": 8, "parallel": "fsdp"}
     said = [
         *warned("gpt-oss-20b", method="qlora"),

@@ -32,9 +32,10 @@ def test_asked_to_end_a_campaign_ends_its_children_first(tmp_path: Path, number:
     script = textwrap.dedent(f"""
         import signal, sys; sys.path[:] = {sys.path!r}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-        from profiler import campaign
+        from memplan.profiler import campaign
         from memplan.cli.main import run
-        campaign.Targets.__init__.__defaults__ = ("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
+        fakes = ("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
+        campaign.Targets.__init__.__defaults__ = fakes
         campaign.run.__kwdefaults__["preload"] = ()
         sys.exit(run(["campaign", {str(file)!r}, "--out", {str(out)!r}]))
     """)
@@ -74,7 +75,7 @@ def _is_running(pid: int) -> bool:
 CLIENT = """
     import sys; sys.path[:] = {path!r}
     from pathlib import Path
-    from profiler import campaign, caselist
+    from memplan.profiler import campaign, case_matrix
     {cases}
     campaign.run(cases, Path({out!r}), {options})
 """
@@ -123,7 +124,7 @@ def test_twelve_cases_killed_ten_times_end_as_twelve_records(tmp_path: Path) -> 
         "targets=campaign.Targets('campaign_fakes:describe', 'campaign_fakes:predict', "
         "'campaign_fakes:measure'), preload=()"
     )
-    cases = f"cases = caselist.read(Path({str(file)!r}))"
+    cases = f"cases = case_matrix.read(Path({str(file)!r}))"
     script = textwrap.dedent(CLIENT).format(path=sys.path, cases=cases, out=str(out), options=targets)
     kills = _killed_ten_times(script, out, (0.3, 1.2))
     assert kills >= 5
@@ -134,7 +135,7 @@ def test_twelve_cases_killed_ten_times_end_as_twelve_records(tmp_path: Path) -> 
 @pytest.mark.trace
 def test_twelve_real_cases_killed_ten_times_end_as_twelve_records(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cases = f"cases = caselist.read(Path({str(ROOT / 'campaigns' / 'cpu.yaml')!r}))"
+    cases = f"cases = case_matrix.read(Path({str(ROOT / 'campaigns' / 'cpu.yaml')!r}))"
     script = textwrap.dedent(CLIENT).format(path=sys.path, cases=cases, out=str(out), options="")
     kills = _killed_ten_times(script, out, (4.0, 25.0))
     assert kills >= 3

@@ -22,7 +22,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def shown_outputs() -> list[tuple[str, str]]:
-    """(command, output) of every ```console block of README: a line '$ memplan ...' and what stands under it."""
+    """(command, output) of every ```console block of README: a line '$ memplan ...' and what stands under
+    it.
+    """
     blocks = re.findall(r"^```console\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     pairs = []
     for block in blocks:

@@ -84,7 +84,8 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
         ("rl: dpo", "on the low side"),
         (
             "optimizer: adamw_torch_8bit",
-            "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high side",
+            "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
+            "side",
         ),
         ("optimizer: grokadamw", "on the low side"),
         ("cut_cross_entropy: true", "on the high side"),

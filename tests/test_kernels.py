@@ -1,4 +1,6 @@
-"""What kernels allocate unseen: each rule against a size derived by hand from the source that the rule cites."""
+"""What kernels allocate unseen: each rule against a size derived by hand from the source that the rule
+cites.
+"""
 
 from dataclasses import replace
 

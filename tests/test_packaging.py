@@ -74,7 +74,9 @@ def test_the_console_script_and_the_licence_are_declared(wheel: Path):
 
 
 def fake_configobj(folder: Path) -> Path:
-    """A wheel that, like configobj's, installs a top-level package `validate` with an __init__.py of its own."""
+    """A wheel that, like configobj's, installs a top-level package `validate` with an __init__.py of its
+    own.
+    """
     path = folder / "configobj-5.0.9-py3-none-any.whl"
     info = "configobj-5.0.9.dist-info"
     files = {

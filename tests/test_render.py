@@ -1,4 +1,6 @@
-"""The first screen and --explain, from a hand-built Prediction: every figure on the screen is one of its own."""
+"""The first screen and --explain, from a hand-built Prediction: every figure on the screen is one of its
+own.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ const answers = points.map(([key, batch, seq, rank]) => {
   guard.names.forEach((name, i) => {
     for (let k = 0; k < guard.counts[i]; k++, at += WIDTH) {
       const parts = sizes.slice(at, at + WIDTH), total = parts.reduce((a, b) => a + b, 0n);
-      if (!found[name] || total > BigInt(found[name].total)) found[name] = { total: String(total), parts: parts.map(String) };
+      if (!found[name] || total > BigInt(found[name].total))
+        found[name] = { total: String(total), parts: parts.map(String) };
     }
   });
   return found;

@@ -23,7 +23,9 @@ SCHEMA = "memplan.validation/1"
 
 @dataclass(frozen=True)
 class Tier:
-    """One promise of the design: an engine, the number it is judged by, and the most that its errors may be."""
+    """One promise of the design: an engine, the number it is judged by, and the most that its errors may
+    be.
+    """
 
     name: str
     engine: str
@@ -94,7 +96,9 @@ class TierResult:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Tier C: how often fits / does not fit was right, over outcomes that say anything. `tight` is neither."""
+    """Tier C: how often fits / does not fit was right, over outcomes that say anything. `tight` is
+    neither.
+    """
 
     right: int
     false_fits: int

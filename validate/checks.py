@@ -239,7 +239,9 @@ def published(part: Part, context: EvaluationContext) -> Found:
 
 
 def published_times(part: Part, context: EvaluationContext) -> dict[str, Found]:
-    """By model and GPU: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
+    """By model and GPU: how much longer QLoRA took than LoRA in runs that others published (`%`: less
+    100).
+    """
     from memplan.validate.published import times
 
     found = {}

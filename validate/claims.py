@@ -216,7 +216,9 @@ def check_conflict(conflict: Conflict, context: EvaluationContext) -> ConflictRe
 
 
 def _exclude(conflict: Conflict) -> bool:
-    """Whether no single value satisfies every side: tried at each side's own numbers and midway between them."""
+    """Whether no single value satisfies every side: tried at each side's own numbers and midway between
+    them.
+    """
     tried: list[Any] = []
     for side in conflict.sides:
         values = side.claimed if isinstance(side.claimed, tuple) else (side.claimed,)

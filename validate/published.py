@@ -67,7 +67,9 @@ class Score:
 
     @property
     def error(self) -> float | None:
-        """Predicted less published, as a fraction of the published value; None where nothing was predicted."""
+        """Predicted less published, as a fraction of the published value; None where nothing was
+        predicted.
+        """
         return (
             None
             if self.predicted is None

@@ -315,7 +315,9 @@ def event_notes(alignment: Mapping[str, Any] | None, moments: Iterable[Differenc
 
 
 def version_notes(measurement: Measurement) -> list[str]:
-    """Libraries whose version here differs from the record's, one note in all; empty where none is installed."""
+    """Libraries whose version here differs from the record's, one note in all; empty where none is
+    installed.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     differ = []

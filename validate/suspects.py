@@ -277,7 +277,9 @@ def _wrong_place(
 
 
 def _absent(row: Row, moments: tuple[str, ...], detailed: set[str]) -> Iterable[Explanation]:
-    """A row known from elsewhere that the prediction lacks altogether: in every run of consecutive moments."""
+    """A row known from elsewhere that the prediction lacks altogether: in every run of consecutive
+    moments.
+    """
     for begin in range(len(moments)):
         for end in range(begin + 1, len(moments) + 1):
             span = moments[begin:end]

@@ -12,8 +12,9 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
-    """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": the verdict, the assumptions, the
-    limits, the other methods, and the sum worked out by hand. The exit code is 0 even if the answer is no.
+    """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": the verdict, the
+    assumptions, the limits, the other methods, and the sum worked out by hand. The exit code is 0 even if
+    the answer is no.
     """
     from memplan.validate.answer import answer
     from memplan.validate.ask import read

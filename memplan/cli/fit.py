@@ -159,8 +159,8 @@ def _show(
 
 
 def _warnings(subject: Subject, found: Fit) -> list[str]:
-    """What `plan` warns of the setup as asked and of the recommended setup: a fit that fragmentation could undo, experts
-    that stay in 16 bits, ...
+    """What `plan` warns of, for the setup as asked and for the recommended one: a fit that fragmentation
+    could undo, experts that stay in 16 bits, ...
     """
     lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
     method = found.decision.method

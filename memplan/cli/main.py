@@ -1,4 +1,6 @@
-"""The command line: `memplan MODEL` means `memplan plan MODEL`. Every error is one message and an exit code."""
+"""The command line: `memplan MODEL` means `memplan plan MODEL`. Every error is one message and an exit
+code.
+"""
 
 from __future__ import annotations
 

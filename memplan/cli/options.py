@@ -154,7 +154,9 @@ def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """The value that a person typed: JSON where it is JSON (true, 8, 0.1, ["a"]), otherwise the text itself."""
+    """The value that a person typed: JSON where it is JSON (true, 8, 0.1, ["a"]), otherwise the text
+    itself.
+    """
     if text in ("True", "False"):
         return text == "True"
     try:

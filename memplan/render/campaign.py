@@ -53,7 +53,9 @@ def progress_view(progress: Progress) -> RenderableType:
 
 
 class Display:
-    """Shows a campaign's progress on standard error: live on a terminal, one line a finished case elsewhere."""
+    """Shows a campaign's progress on standard error: live on a terminal, one line a finished case
+    elsewhere.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console(sys.stderr)

@@ -83,7 +83,8 @@ def _other_cards(gpu: Gpu, offered: Sequence[Gpu]) -> tuple[str, ...]:
     others = [card.name for card in common_gpus() if card not in offered]
     return (
         (
-            f"GPUs that use other kernels than {gpu.name} need their own page (--gpu NAME): {', '.join(others)}",
+            f"GPUs that use other kernels than {gpu.name} need their own page (--gpu NAME): "
+            + ", ".join(others),
         )
         if others
         else ()

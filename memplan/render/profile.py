@@ -111,7 +111,9 @@ def component_lines(m: Measurement) -> list[Text]:
 
 
 def speed_lines(m: Measurement) -> list[str]:
-    """The mean step time, tokens and FLOP per second, and allocation retries; empty where no step was timed."""
+    """The mean step time, tokens and FLOP per second, and allocation retries; empty where no step was
+    timed.
+    """
     if not m.step_seconds:
         return []
     mean = sum(m.step_seconds) / len(m.step_seconds)

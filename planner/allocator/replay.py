@@ -77,7 +77,9 @@ class Replay:
 
 
 class RunningReplay:
-    """A replay under way: `run` takes it further, `fork` makes another that goes on from where this one is."""
+    """A replay under way: `run` takes it further, `fork` makes another that goes on from where this one
+    is.
+    """
 
     def __init__(
         self,

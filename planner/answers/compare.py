@@ -122,7 +122,9 @@ def columns(
 
 
 def merging(prediction: Prediction) -> tuple[str, int | None]:
-    """What merging the adapter into the base means: in words, and the bytes of 16-bit weights that it needs."""
+    """What merging the adapter into the base means: in words, and the bytes of 16-bit weights that it
+    needs.
+    """
     setup = prediction.setup
     method = METHODS[setup.method]
     if method.trains != "adapter":

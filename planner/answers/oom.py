@@ -50,8 +50,9 @@ _MPS = (
     r", other allocations: " + _size("other") + r", max allowed: " + _size("capacity") + r"\)\.\s+" + _ASKED,
 )
 _DRIVER = (
-    r"(?P<device>CUDA|HIP) error: out of memory|cuda runtime error \(2\)\s*: out of memory|CUDA driver error: out of memory",
-    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation|NCCL[^\n]{0,120}out of memory",
+    r"(?P<device>CUDA|HIP) error: out of memory|cuda runtime error \(2\)\s*: out of memory",
+    r"|CUDA driver error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
+    r"|cudaErrorMemoryAllocation|NCCL[^\n]{0,120}out of memory",
 )
 _TEXTS = {
     "torch 2.1 and later": _MODERN,
@@ -59,7 +60,8 @@ _TEXTS = {
     "torch 1.0 to 1.4": (*_CLASSIC, _size("cached") + r" cached"),
     "MPS": _MPS,
     "host memory": (
-        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d+(?: bytes)?)",
+        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate "
+        r"(?P<asked>\d+(?: bytes)?)",
     ),
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,
@@ -156,7 +158,9 @@ class OutOfMemoryMessage:
 
     @property
     def cached(self) -> int | None:
-        """Reserved by torch and not allocated to any tensor: fragmentation, if it did not serve the request."""
+        """Reserved by torch and not allocated to any tensor: fragmentation, if it did not serve the
+        request.
+        """
         return (
             None
             if self.reserved is None or self.allocated is None

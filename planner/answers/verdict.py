@@ -1,11 +1,12 @@
 """The verdict: fits, tight or no, of one prediction for one GPU.
 
-trace    fits: the predicted device peak is within the GPU; no: even the smallest capacity that survives the allocator's replay is not;
-         tight: between (the allocator would release its cache and retry, or needs expandable segments).
-formula  has no replay: the band is its recorded error (the worst over recorded runs, of the allocated or the device peak) on both
-         sides of its device peak. Without recorded runs there is no band and the comparison is exact, which
-         its evidence says: `close_calls` says beside such a `fits` where what the formula does not count
-         could undo it.
+trace    fits: the predicted device peak is within the GPU; no: even the smallest capacity that survives the
+         allocator's replay is not; tight: between (the allocator would release its cache and retry, or needs
+         expandable segments).
+formula  has no replay: the range is its recorded error (the worst over recorded runs, of the allocated or
+         the device peak) on both sides of its device peak. Without recorded runs there is no range and the
+         comparison is exact, which its evidence says: `close_calls` says beside such a `fits` where what the
+         formula does not count could undo it.
 """
 
 from __future__ import annotations

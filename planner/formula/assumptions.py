@@ -21,7 +21,9 @@ from memplan.planner.tables.units import gib
 
 
 def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
-    """What was taken for granted, most telling first; `spec` is None for a family that only the trace knows."""
+    """What was taken for granted, most telling first; `spec` is None for a family that only the trace
+    knows.
+    """
     recipe = RECIPES[setup.recipe]
     yield f"recipe {setup.recipe}: {recipe.summary}"
     yield from (text for about, text in recipe.notes if _applies(about, setup))

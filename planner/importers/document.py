@@ -40,7 +40,9 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, name: str) -> Any:
-    """The value of a JSON or YAML text. UsageError naming the place of whatever is wrong, never its content."""
+    """The value of a JSON or YAML text. UsageError naming the place of whatever is wrong, never its
+    content.
+    """
     try:
         looks_like_json = text.lstrip()[:1] in ("{", "[")
         if looks_like_json:

@@ -50,9 +50,8 @@ class Setup:
     rank: Rank
     alpha: Alpha
     dropout: Dropout
-    targets: tuple[
-        str, ...
-    ]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
+    # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
+    targets: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     quant_type: Literal["none", "nf4", "fp4", "int8"]
     double_quant: bool
@@ -126,7 +125,9 @@ class Setup:
         return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def with_(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed, unchecked and their origins kept: for values of our own."""
+        """The same setup with some fields changed, unchecked and their origins kept: for values of our
+        own.
+        """
         return replace(self, **changes)
 
     def identity(self) -> str:

@@ -15,7 +15,9 @@ from memplan.planner.inputs.setup import Setup
 
 
 class Watcher(Protocol):
-    """What build tells whoever watches: where an allocation belongs, and which tensors are made on the host."""
+    """What build tells whoever watches: where an allocation belongs, and which tensors are made on the
+    host.
+    """
 
     def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
         """Around a part of the build or the step: the moment that allocations inside belong to."""
@@ -67,7 +69,7 @@ class NoWatcher:
 
     def empty_cache(self) -> None:
         """Nothing is watched."""
-        return None
+        return
 
 
 @dataclass

@@ -176,7 +176,9 @@ def _tiles(
     buffer: torch.Tensor,
     compute: torch.dtype,
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(rows, columns, tile of logits, its rows of hidden, its rows of weight), each tile in the same buffer."""
+    """(rows, columns, tile of logits, its rows of hidden, its rows of weight), each tile in the same
+    buffer.
+    """
     for first in range(0, hidden.shape[0], TOKENS):
         rows = slice(first, min(first + TOKENS, hidden.shape[0]))
         left = hidden[rows].to(compute)

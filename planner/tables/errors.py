@@ -40,7 +40,9 @@ def nearest(value: str, legal: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, value: object, legal: Iterable[str], hint: str = "") -> UsageError:
-    """The error for a name that is not in a table: names the value, the nearest legal ones and the next move."""
+    """The error for a name that is not in a table: names the value, the nearest legal ones and the next
+    move.
+    """
     names = sorted(set(legal))
     close = nearest(str(value), names)
     shown = shorten(str(value))

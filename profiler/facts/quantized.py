@@ -190,7 +190,9 @@ def _works_without_cuda() -> Finding:
 
 
 def _refuses_cpu_split() -> Finding:
-    """Whether transformers refuses to load a 4-bit model whose device map puts some modules in host memory."""
+    """Whether transformers refuses to load a 4-bit model whose device map puts some modules in host
+    memory.
+    """
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
 

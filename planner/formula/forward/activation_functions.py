@@ -1,4 +1,6 @@
-"""Activation functions op by op, as transformers 5.23 activations.py and the bloom modeling file write them."""
+"""Activation functions op by op, as transformers 5.23 activations.py and the bloom modeling file write
+them.
+"""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def rotate(
 ) -> Tensor:
     """q or k with its first `rotary_dim` features rotated and the others passed through.
 
-    The rotated part and what it was cut from are added to `kept_alive` where the family's code keeps names for
-    them.
+    The rotated part and what it was cut from are added to `kept_alive` where the family's code keeps names
+    for them.
     """
     t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
     dim = min(spec.rotary_dim, size)
@@ -116,7 +116,9 @@ def _apart(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _complex(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Pairs as complex numbers times complex frequencies (DeepSeek-V2): one product of the fp32 input's size."""
+    """Pairs as complex numbers times complex frequencies (DeepSeek-V2): one product of the fp32 input's
+    size.
+    """
     return mul(w.t, x, tables[0], "rotary product")
 
 

@@ -99,7 +99,9 @@ SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
 
 
 def refuse_sharding(setup: Setup) -> None:
-    """Raise UsageError for what a strategy cannot do, or what we have no rule for. Each names the next move."""
+    """Raise UsageError for what a strategy cannot do, or what we have no rule for. Each names the next
+    move.
+    """
     for broken, text in _refusals(setup):
         if broken:
             raise UsageError(text)

@@ -180,7 +180,9 @@ class Zero3Plan(ZeroPlan):
     """Stage 3: every parameter in N parts, padded one by one; small ones whole beside their part."""
 
     def persistent(self, tensor: ParameterSpec) -> bool:
-        """Whether a parameter stays whole on every rank (parameter_offload.py `mark_persistent_parameters`)."""
+        """Whether a parameter stays whole on every rank (parameter_offload.py
+        `mark_persistent_parameters`).
+        """
         return tensor.role != "buffer" and self.count(tensor) <= self.bucket("zero_persistence_threshold")
 
     def weights(self) -> list[SymbolicRow]:

@@ -72,7 +72,9 @@ class Timeline:
         return "load"
 
     def rows_at(self, index: int) -> tuple[Row, ...]:
-        """The storages alive after event `index`, grouped by component, name, shape and dtype, largest first."""
+        """The storages alive after event `index`, grouped by component, name, shape and dtype, largest
+        first.
+        """
         groups: dict[tuple[str, str, tuple[int, ...], str, str], list[int]] = {}
         for storage in alive_after(self.log, index):
             name, why = describe(storage)
