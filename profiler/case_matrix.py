@@ -124,20 +124,31 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
     return CaseList(str(document.get("name", name)), where, tuple(cases.values()))
 
 
-def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(entry, Mapping):
-        raise UsageError(f"{shorten(repr(entry))} is not a mapping of settings")
-    _only(entry, (*OWN, *FIELDS), "key")
-    fixed = {key: value for key, value in entry.items() if key not in ("grid", "skip")}
+def _grid(entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The axes of a grid, each with its values; UsageError where they are none."""
     grid = _mapping(entry, "grid")
     for axis, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"grid.{axis} is {shorten(repr(values))}, expected a list of values")
         if not all(isinstance(value, Mapping) for value in values):
             _only({axis: None}, (*OWN[:-2], *FIELDS), "grid axis")
+    return dict(grid)
+
+
+def _skips(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points of the grid to leave out; UsageError where they are no mappings."""
     skips = entry.get("skip") or []
     if not isinstance(skips, list) or not all(isinstance(skip, Mapping) for skip in skips):
         raise UsageError(f"skip is {shorten(repr(skips))}, expected a list of mappings")
+    return skips
+
+
+def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(entry, Mapping):
+        raise UsageError(f"{shorten(repr(entry))} is not a mapping of settings")
+    _only(entry, (*OWN, *FIELDS), "key")
+    fixed = {key: value for key, value in entry.items() if key not in ("grid", "skip")}
+    grid, skips = _grid(entry), _skips(entry)
     for point in itertools.product(*grid.values()):
         fields = dict(fixed)
         for axis, value in zip(grid, point, strict=True):

@@ -31,6 +31,17 @@ def sequence(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> 
     return tuple(expect({f"{key}[{i}]": value}, f"{key}[{i}]", kinds, True) for i, value in enumerate(values))
 
 
+def _check(key: str, value: Any, annotation: str) -> None:
+    """That a value is what the field's annotation asks for, as far as sizes, components and texts go."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is not None and annotation.startswith("int") and not whole:
+        raise UsageError(f"{key} is {shorten(repr(value))}, expected a whole number of bytes")
+    if value is not None and key.endswith(".components"):
+        sizes(value, key)
+    if annotation == "str" and not isinstance(value, str):
+        raise UsageError(f"{key} is {shorten(repr(value))}, expected str")
+
+
 def part(kind: type, document: Any, key: str) -> Any:
     """A dataclass from its document: unknown keys dropped, sizes checked to be whole numbers."""
     if document is None:
@@ -40,13 +51,7 @@ def part(kind: type, document: Any, key: str) -> Any:
     names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
     known = {name: document[name] for name in names if name in document}
     for name, value in known.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if value is not None and names[name].startswith("int") and not whole:
-            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected a whole number of bytes")
-        if name == "components" and value is not None:
-            sizes(value, f"{key}.components")
-        if names[name] == "str" and not isinstance(value, str):
-            raise UsageError(f"{key}.{name} is {shorten(repr(value))}, expected str")
+        _check(f"{key}.{name}", value, names[name])
     try:
         return kind(**known)
     except TypeError as error:

@@ -271,17 +271,19 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     )
     if outcome == "ok" and (measurement.peak is None or not measurement.moments):
         raise UsageError("outcome is ok, but peak or moments are missing")
-    stored = document.get("identity")
-    if (
-        stored is not None
-        and stored != measurement.identity
-        and document.get("memplan_version") == __version__
-    ):
-        raise UsageError(
-            f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was "
-            "edited or cut"
-        )
+    _check_identity(document, measurement)
     return measurement
+
+
+def _check_identity(document: Mapping[str, Any], measurement: Measurement) -> None:
+    """Raises UsageError where this version wrote the record and its content has changed since."""
+    stored = document.get("identity")
+    if stored in (None, measurement.identity) or document.get("memplan_version") != __version__:
+        return
+    raise UsageError(
+        f"identity is {shorten(repr(stored))}, its content gives {measurement.identity}: the record was "
+        "edited or cut"
+    )
 
 
 _PLAIN: dict[str, tuple[type, ...]] = {

@@ -253,6 +253,13 @@ def _conflict(table: Any, place: Place, kinds: Kinds) -> Conflict:
     )
 
 
+def _check_units(units: list[Any], place: Place) -> None:
+    known = ", ".join(unit for unit in UNITS if unit)
+    for unit in units:
+        if unit not in UNITS:
+            raise place.error("unit", f"{shorten(repr(unit))} is not a unit: expected one of {known}")
+
+
 def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple[Part, ...]:
     """The parts of one table: one, or one a unit where the text leaves the unit open (`unit` is a list)."""
     kind = table.get("check") if isinstance(table, dict) else None
@@ -268,12 +275,7 @@ def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple
             "relation", f"'{shorten(relation)}' is not a relation: expected one of {' '.join(RELATIONS)}"
         )
     units = table.get("unit", "")
-    for unit in units if isinstance(units, list) else [units]:
-        if unit not in UNITS:
-            raise place.error(
-                "unit",
-                f"{shorten(repr(unit))} is not a unit: expected one of {', '.join(u for u in UNITS if u)}",
-            )
+    _check_units(units if isinstance(units, list) else [units], place)
     plain = ("what", "zh", "check", "decides", "tell", "engine", "model", "gpu", "setup", "case")
     shared = {key: table[key] for key in plain if key in table}
     shared |= {

@@ -131,6 +131,18 @@ def _accuracy(runs: Sequence[Run], evidence: str, nearest: str | None) -> Accura
     return Accuracy(median(errors), max(errors), len(errors), evidence, nearest, max(device, default=None))
 
 
+def _counted(runs: Sequence[Run], engine: str, on_cpu: bool) -> list[Run]:
+    """The runs whose errors count for an engine and a kind of device."""
+    return [
+        run
+        for run in runs
+        if run.engine == engine
+        and run.allocated_error is not None
+        and not run.development
+        and (run.gpu is None) == on_cpu
+    ]
+
+
 def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:
     """The recorded accuracy of this engine for predictions like this one: median and worst over comparable
     runs, and the nearest one.
@@ -138,21 +150,12 @@ def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Ac
     Where no run resembles it, no error is given (it would be another's): the worst of the comparable runs
     still widens the verdict's band.
     """
-    everything = shipped() if runs is None else runs
     wanted = _run_of(prediction)
-    same = [
-        run
-        for run in everything
-        if run.engine == prediction.engine and run.allocated_error is not None and not run.development
-    ]
-    same = [run for run in same if (run.gpu is None) == (prediction.setup.device == "cpu")]
+    on_cpu = prediction.setup.device == "cpu"
+    same = _counted(shipped() if runs is None else runs, prediction.engine, on_cpu)
     if not same:
-        return Accuracy(
-            evidence=(
-                f"no recorded run of the {prediction.engine} engine on a "
-                f"{'CPU' if prediction.setup.device == 'cpu' else 'GPU'}"
-            )
-        )
+        device = "CPU" if on_cpu else "GPU"
+        return Accuracy(evidence=f"no recorded run of the {prediction.engine} engine on a {device}")
     comparable = [run for run in same if wanted.generation is None or run.generation == wanted.generation]
     if not comparable:
         cards = ", ".join(sorted({str(run.gpu) for run in same}))

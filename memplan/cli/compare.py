@@ -62,11 +62,7 @@ def command(
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
         raise UsageError("--largest-model needs a GPU: --gpu NAME")
-    names = (
-        METHODS_COMPARED if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    )
-    if not names:
-        raise UsageError("--methods is empty: expected names such as full,lora,qlora (memplan list methods)")
+    names = METHODS_COMPARED if methods is None else _names(methods)
     asked = [subject.setup.method] if methods is None or options["method"] is not None else []
     error = api.recorded_accuracy("formula").margin
 
@@ -98,6 +94,14 @@ def command(
             console=console,
         )
     return _exit_code(column.prediction for column in found if column.prediction is not None)
+
+
+def _names(methods: str) -> list[str]:
+    """The names of --methods. Raises UsageError where there is none."""
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--methods is empty: expected names such as full,lora,qlora (memplan list methods)")
+    return names
 
 
 def _exit_code(predictions: Iterable[Prediction]) -> int:

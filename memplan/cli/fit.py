@@ -21,6 +21,7 @@ from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.units import gib
 
 if TYPE_CHECKING:
+    from memplan.planner.answers.fit.gpus import Shared
     from memplan.planner.answers.search import Fit
 
 EXIT_NOTHING_FITS = 1
@@ -101,7 +102,7 @@ def command(
         click.echo(text, nl=False)
     code = 0
     if emit is None or as_json:
-        emitted = None if emit is None else {"format": emit, "text": text}
+        emitted = None if emit is None else {"emitted": {"format": emit, "text": text}}
         code = _show(subject, found, options.get("engine"), want_largest, as_json, emitted)
     return EXIT_NOTHING_FITS if emit is not None and text is None else code
 
@@ -123,30 +124,26 @@ def _show(
     as_json: bool,
     emitted: Mapping[str, Any] | None = None,
 ) -> int:
-    from memplan.planner.answers.fit.gpus import largest_model, share, share_alike
+    from memplan.planner.answers.fit.gpus import largest_model
 
-    spec, setup, chosen = subject.model.spec(), subject.setup, found.asked
-    parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
-    shared = None if chosen.fits and setup.gpus == 1 else share(spec, setup, found.gpu, found.error, parallel)
-    count = shared.count if shared is not None else None
-    alike = share_alike(spec, setup, found.gpu, count, found.error) if count is not None and count > 1 else []
+    shared, alike = _shared(subject, found)
     largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
     confirmed = _confirm(subject, found) if engine == "trace" else []
     warnings = _warnings(subject, found)
     if as_json:
         from memplan.render.json import write
 
+        alone = 1 if found.asked.fits else None
         extra = {
-            "fewest_cards": shared.count if shared is not None else 1 if chosen.fits else None,
-            "shared": [each.to_document() for each in (alike or ([shared] if shared is not None else []))],
+            "fewest_cards": shared.count if shared is not None else alone,
+            "shared": [each.to_document() for each in alike or filter(None, (shared,))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
             "confirmed": [
                 {"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed
             ],
             "warnings": warnings,
-            **({"emitted": emitted} if emitted is not None else {}),
         }
-        write({**found.to_document(), **extra})
+        write({**found.to_document(), **extra, **(emitted or {})})
     else:
         from memplan.render.console import show
         from memplan.render.fit import fit_screen
@@ -156,6 +153,22 @@ def _show(
         effect.fits for effect in (*found.changes, *found.waterfall)
     )
     return 0 if fits else EXIT_NOTHING_FITS
+
+
+def _shared(subject: Subject, found: Fit) -> tuple[Shared | None, list[Shared]]:
+    """How many GPUs share the setup as asked, where one does not hold it; and what the other strategies need
+    on as many.
+    """
+    from memplan.planner.answers.fit.gpus import share, share_alike
+
+    spec, setup = subject.model.spec(), subject.setup
+    if found.asked.fits and setup.gpus == 1:
+        return None, []
+    parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
+    shared = share(spec, setup, found.gpu, found.error, parallel)
+    if shared is None or shared.count is None or shared.count <= 1:
+        return shared, []
+    return shared, share_alike(spec, setup, found.gpu, shared.count, found.error)
 
 
 def _warnings(subject: Subject, found: Fit) -> list[str]:

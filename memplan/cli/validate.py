@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,15 @@ def command(
 
         show(*tables(validation, explain))
     if not validation.kept:
-        broken = [result.tier.name for result in validation.tiers if result.kept is False]
-        broken += [f"C ({e})" for e in ENGINES if validation.verdicts(e).kept is False]
-        raise ToleranceError(f"accuracy target missed: {', '.join(broken)}")
+        raise ToleranceError(f"accuracy target missed: {', '.join(_missed(validation, ENGINES))}")
+
+
+def _missed(validation: Validation, engines: Iterable[str]) -> list[str]:
+    """The names of the tiers whose targets were missed."""
+    return [
+        *(result.tier.name for result in validation.tiers if result.kept is False),
+        *(f"C ({engine})" for engine in engines if validation.verdicts(engine).kept is False),
+    ]
 
 
 def _shipped(as_json: bool) -> None:

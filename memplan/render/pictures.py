@@ -4,6 +4,7 @@ slides.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +90,19 @@ def _heat(axes: Any, spec: ModelSpec, setup: Setup, room: Room) -> None:
     """Device memory by micro-batch and sequence length, and the line where it stops fitting."""
     from matplotlib.colors import ListedColormap
 
-    columns = [s for s in SEQUENCES if s <= (spec.max_positions or SEQUENCES[-1])] or [
-        spec.max_positions or SEQUENCES[0]
-    ]
+    limit = spec.max_positions or SEQUENCES[-1]
+    columns = [s for s in SEQUENCES if s <= limit] or [limit]
     structure = Structure(spec, setup, room)
     cells = {(cell.micro_batch, cell.sequence_length): cell for cell in structure.cells(BATCHES, columns)}
     grid = [[int(cells[batch, sequence].fits) for sequence in columns] for batch in BATCHES]
     axes.imshow(grid, aspect="auto", cmap=ListedColormap(["#f2d5d1", "#cfe6d9"]), vmin=0, vmax=1)
-    for i, batch in enumerate(BATCHES):
-        for j, sequence in enumerate(columns):
-            size = cells[batch, sequence].device_bytes / GIB
-            axes.text(
-                j,
-                i,
-                f"{size:.1f}" if size < 100 else f"{size:.0f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="#1d2125",
-            )
+    for (i, batch), (j, sequence) in itertools.product(enumerate(BATCHES), enumerate(columns)):
+        size = cells[batch, sequence].device_bytes / GIB
+        text = f"{size:.1f}" if size < 100 else f"{size:.0f}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="#1d2125")
     edges = [sum(row) - 0.5 for row in grid]
-    xs = [x for edge in edges for x in (edge, edge)]
-    ys = [y for i in range(len(edges)) for y in (i - 0.5, i + 0.5)]
-    axes.plot(xs, ys, color="#b3372f", linewidth=2)
+    corners = [(edge, i + half) for i, edge in enumerate(edges) for half in (-0.5, 0.5)]
+    axes.plot(*zip(*corners, strict=True), color="#b3372f", linewidth=2)
     axes.set_xticks(range(len(columns)), [f"{s:,}" for s in columns], fontsize=8)
     axes.set_yticks(range(len(BATCHES)), [str(b) for b in BATCHES])
     axes.set_xlabel("sequence length")
