@@ -16,9 +16,12 @@ from memplan.planner.prediction import Accuracy, Breakdown, ModelSummary, Peak, 
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 from memplan.planner.tables.units import GIB, MIB
 from memplan.render.bar import ruler, stacked_bar
+from memplan.render.components import shown_moments
 from memplan.render.console import make_console, show
 from memplan.render.explain import explain_rows
-from memplan.render.terminal import count, defaults, number, plan_screen, shown_moments
+from memplan.render.sentences import defaults
+from memplan.render.terminal import plan_screen
+from memplan.render.text import count, number
 
 WEIGHTS = Row("base weights", (4096, 4096), "nf4", 224, 4 * GIB, "weights", "4-bit linear layers")
 GRADS = Row("adapter gradients", (16, 4096), "float32", 448, 256 * MIB, "gradients", ".grad of every adapter")

@@ -13,7 +13,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import COMPONENTS, Prediction
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count, label, number
+from memplan.render.text import count, label, number
 
 
 def compare_screen(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from memplan.planner.prediction import COMPONENTS, Prediction, Row
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 
 def explain_rows(prediction: Prediction) -> Iterator[RenderableType]:

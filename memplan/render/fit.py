@@ -16,7 +16,7 @@ from memplan.planner.answers.search import Fit
 from memplan.planner.answers.verdict import uncounted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count, number
+from memplan.render.text import count, number
 
 MOST_CHANGES = 8
 

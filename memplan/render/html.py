@@ -20,7 +20,7 @@ from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 HERE = Path(__file__).parent
 MOST_ROWS, MOST_CHANGES = 300, 4

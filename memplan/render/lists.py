@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count
+from memplan.render.text import count
 
 Column = tuple[str, Literal["left", "right"], Callable[[dict[str, Any]], str]]
 

@@ -15,7 +15,7 @@ from memplan.planner.prediction import COMPONENTS, Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 COLOURS = {
     "weights": "#3f72b8",

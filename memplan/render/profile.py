@@ -14,7 +14,7 @@ from rich.text import Text
 
 from memplan.planner.tables.units import gib
 from memplan.profiler.record import MEASURED_COMPONENTS, Measurement
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 SHOWN_UNMATCHED = 5
 
