@@ -46,7 +46,8 @@ def _adapter(key: str, value: Any) -> str:
     word = text(key, value).lower()
     if word not in ("lora", "qlora", "none"):
         raise UsageError(
-            f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace"
+            f"{key} '{word[:40]}' is not supported: pass its adapter_config.json with --adapter and "
+            "--engine trace"
         )
     return word
 
@@ -74,7 +75,7 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
         "a kernel of its own",
         "",
     ),
-    ("expert_parallel_size", "experts split across cards", "high"),
+    ("expert_parallel_size", "experts split across GPUs", "high"),
     ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
     (
         "quantization model_quantization_config gptq use_onebitllms peft",
@@ -87,7 +88,7 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
         "",
     ),
     ("llmcompressor", "a sparse model", ""),
-    ("max_memory gpu_memory_limit", "layers on the CPU or on other cards", "high"),
+    ("max_memory gpu_memory_limit", "layers on the CPU or on other GPUs", "high"),
     ("lisa_n_layers", "layers that take turns to train", "high"),
     ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state", ""),
 )
@@ -160,9 +161,9 @@ RULES: dict[str, Rule] = {
     ),
     "fp8": not_modelled("8-bit products keep scaled copies"),
     "qat": not_modelled("fake quantization", errs="low"),
-    "tensor_parallel_size": not_modelled("weights split across cards", (1,), errs="high"),
-    "context_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
-    "sequence_parallel_degree": not_modelled("sequences split across cards", (1,), errs="high"),
+    "tensor_parallel_size": not_modelled("weights split across GPUs", (1,), errs="high"),
+    "context_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
+    "sequence_parallel_degree": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
@@ -302,8 +303,8 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
         facts["loss"] = "chunked"
     if cut:
         warnings.append(
-            "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is "
-            "on the high side"
+            "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the "
+            "prediction errs on the high side"
         )
     if any("liger" not in plugin and "cut_cross_entropy" not in plugin for plugin in plugins):
         warnings.append(

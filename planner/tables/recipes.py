@@ -56,8 +56,8 @@ _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
 _OUR_QUANT = (
-    "nf4, double quantization and bfloat16 compute are our choice for qlora (the library's bare defaults "
-    "are fp4, single, float32)"
+    "nf4, double quantization and bfloat16 compute: memplan defaults for qlora (library "
+    "defaults: fp4, single quantization, float32)"
 )
 
 BASE: dict[str, Any] = {
@@ -122,7 +122,7 @@ BASE_SOURCES: dict[str, str] = {
     "load": "transformers 5.23 core_model_loading.py; caching_allocator_warmup in modeling_utils.py",
     "quant_block": "bitsandbytes 0.50 functional.py quantize_4bit: blocksize 64",
     "quant_storage": "transformers 5.23 utils/quantization_config.py BitsAndBytesConfig: bnb_4bit_quant_storage uint8",
-    "optimizer": "ours: torch.optim.AdamW in its default form",
+    "optimizer": "memplan default: torch.optim.AdamW in its default form",
     "zero_grad": "transformers 5.23 trainer.py zeroes after the step, before the next forward: the same moments",
     "allocator": "torch 2.13 c10/cuda/CUDAAllocatorConfig.h: expandable_segments is off",
     "torch": "the newest version whose allocator was compared with its own CUDA build (planner/tables/torch_versions.py)",
@@ -179,11 +179,11 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(
-            ("autocast", "bf16=True is our choice (the library's default is off)"),
+            ("autocast", "bf16=True: memplan default (library default: off)"),
             ("quant_type", _OUR_QUANT),
             (
                 "micro_batch",
-                "a micro-batch of 1 is our choice (the library's own per_device_train_batch_size is 8)",
+                "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
     ),
@@ -241,10 +241,13 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             (
                 "weight_dtype",
-                "TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them",
+                "TRL loads float32 weights unless dtype is set: --dtype bfloat16 halves them",
             ),
-            ("sequence_length", "TRL's own max_length is 1024"),
-            ("micro_batch", "a micro-batch of 1 is our choice (TRL's own per_device_train_batch_size is 8)"),
+            ("sequence_length", "library default: max_length=1024"),
+            (
+                "micro_batch",
+                "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
+            ),
         ),
     ),
     "axolotl": Recipe(
@@ -286,14 +289,13 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             (
                 "rank",
-                "axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear "
-                "layers are ours",
+                "axolotl has no default for lora_r, lora_alpha or lora_target_linear; memplan defaults: 16, 32 "
+                "and all linear layers",
             ),
             (
                 "dropout",
-                "axolotl's LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors "
-                "than PEFT's layers: "
-                "they are not modeled, and the prediction is on the high side",
+                "axolotl's LoRA kernels, on by default where dropout is 0, save fewer tensors than "
+                "PEFT's layers; they are not modeled, so the prediction errs on the high side",
             ),
         ),
         when=(
@@ -321,8 +323,8 @@ RECIPES: dict[str, Recipe] = {
                 "loads in it"
             ),
             "autocast": (
-                "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 is the Trainer's, on in its examples (ours: "
-                "the bare default is off)"
+                "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 is the Trainer's, on in its examples "
+                "(memplan default; library default: off)"
             ),
             "trainable_dtype": (
                 "LLaMA-Factory 0.9.5 model/adapter.py init_adapter: trainable parameters go to float32 "
@@ -357,7 +359,7 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             (
                 "micro_batch",
-                "a micro-batch of 1 is our choice (the stack's own per_device_train_batch_size is 8)",
+                "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
         when=(("parallel", "fsdp", {"checkpointing": "non_reentrant"}),),

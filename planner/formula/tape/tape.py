@@ -39,7 +39,7 @@ __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mar
 
 @dataclass(slots=True)
 class Region:
-    """A walked layer that stands for `times` layers: the nodes from `low` to below `high` are its backward."""
+    """A layer that stands for `times` layers: the nodes from `low` to below `high` are its backward."""
 
     low: int
     high: int
