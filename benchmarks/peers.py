@@ -165,7 +165,7 @@ def own(engine: str, measurement: Measurement) -> Answered:
     seconds = time.process_time() - start
     context = find_gpu(
         measurement.setup.gpu or "a100-80gb"
-    ).context_bytes  # the card's, as memplan knows it by name
+    ).context_bytes  # the GPU's, as memplan knows it by name
     said = {
         size: judge(prediction, replace(find_gpu(size), context_bytes=context)).verdict for size in CAPACITIES
     }

@@ -1,4 +1,6 @@
-"""memplan: predicts, measures and reconciles the GPU memory of fine-tuning runs. The only documented import."""
+"""memplan: predicts, measures and reconciles the GPU memory of fine-tuning runs. The only documented
+import.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    """plan, trace, profile, reconcile and the types are imported when first asked for: start-up stays light."""
+    """plan, trace, profile, reconcile and the types are imported when first asked for: start-up stays
+    light.
+    """
     if name not in _HOME:
         raise AttributeError(f"module 'memplan' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

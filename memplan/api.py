@@ -94,11 +94,11 @@ def _spec(model: Model) -> ModelSpec | None:
 
 
 def setup_gpu(text: Any) -> str:
-    """What Setup.gpu holds for a card that a person named: the card's own name; `local` and budgets as they
+    """What Setup.gpu holds for a GPU that a person named: the GPU's own name; `local` and budgets as they
     are. Raises UsageError.
     """
     if not isinstance(text, str):
-        raise UsageError(f"gpu {shown(text)}: expected a card's name or a size such as 23.5GiB")
+        raise UsageError(f"gpu {shown(text)}: expected a GPU name or a size such as 23.5GiB")
     gpu = find_gpu(text)
     return "local" if gpu.kind == "local" else text.strip() if gpu.kind == "budget" else gpu.name
 
@@ -124,7 +124,7 @@ def trace(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Predic
 
 
 def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction:
-    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the cards in
+    """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the GPUs in
     question.
     """
     engine = engine or ("formula" if setup.adapter is None else "trace")

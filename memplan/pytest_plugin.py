@@ -22,9 +22,10 @@ FOLDER = "memplan_baselines"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--memplan-update`, which records new baselines."""
     group = parser.getgroup("memplan")
     group.addoption(
-        "--memplan-update", action="store_true", help="record the memory baselines of memplan_gate anew"
+        "--memplan-update", action="store_true", help="record new memory baselines for memplan_gate"
     )
 
 

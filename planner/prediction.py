@@ -40,6 +40,7 @@ class Row:
         return self.bytes if self.block_bytes is None else self.block_bytes
 
     def to_document(self) -> dict[str, Any]:
+        """This row as it stands in the memplan.prediction/1 document."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -61,6 +62,7 @@ class Breakdown:
 
     @property
     def allocated_bytes(self) -> int:
+        """Bytes allocated at this moment's peak: the sum of what its rows are charged."""
         return sum(row.charged for row in self.rows)
 
     @property
@@ -72,6 +74,7 @@ class Breakdown:
         return totals
 
     def to_document(self, explain: bool = False) -> dict[str, Any]:
+        """This moment as it stands in the memplan.prediction/1 document, its rows with `explain`."""
         document: dict[str, Any] = {
             "name": self.moment,
             "allocated_bytes": self.allocated_bytes,
@@ -93,9 +96,11 @@ class Peak:
 
     @property
     def device_bytes(self) -> int:
+        """Reserved bytes plus the CUDA context."""
         return self.reserved_bytes + self.context_bytes
 
     def to_document(self) -> dict[str, Any]:
+        """This peak as it stands in the memplan.prediction/1 document."""
         return {
             "moment": self.moment,
             "allocated_bytes": self.allocated_bytes,
@@ -133,6 +138,7 @@ class GpuVerdict:
         return self.usable_bytes - self.headroom_bytes
 
     def to_document(self) -> dict[str, Any]:
+        """This verdict as it stands in the memplan.prediction/1 document."""
         return {
             "name": self.name,
             "usable_bytes": self.usable_bytes,
@@ -163,11 +169,12 @@ class Accuracy:
     @property
     def margin(self) -> float:
         """The share of its allocated peak by which a prediction without replay may be off when it says
-        whether a card holds it.
+        whether a GPU holds it.
         """
         return max(self.worst_error or 0.0, self.device_error or 0.0)
 
     def to_document(self) -> dict[str, Any]:
+        """This accuracy as it stands in the memplan.prediction/1 document; errors are fractions."""
         return {
             "median_error": self.median_error,
             "worst_error": self.worst_error,
@@ -180,7 +187,9 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What a document says of the model: its name, its class, and the parameters that its checkpoint holds."""
+    """What a document says of the model: its name, its class, and the parameters that its checkpoint
+    holds.
+    """
 
     name: str
     architecture: str
@@ -188,6 +197,7 @@ class ModelSummary:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
+        """This model as it stands in the memplan.prediction/1 document."""
         return {
             **self.extra,
             "name": self.name,
@@ -255,6 +265,7 @@ class Prediction:
         return tuple(sorted(self.moment(self.peak.moment).rows, key=lambda row: -row.charged))
 
     def with_(self, **changes: Any) -> Prediction:
+        """A copy with some fields changed."""
         return replace(self, **changes)
 
     def to_document(self, explain: bool = False) -> dict[str, Any]:

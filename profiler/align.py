@@ -182,6 +182,20 @@ def common(a: Sequence[Token], b: Sequence[Token], end: float = math.inf) -> Ite
         yield from ((left[x], right[y]) for x, y in pairs)
 
 
+def _next_on(furthest: Mapping[int, int], k: int, edits: int) -> int:
+    """Where diagonal k goes on after one more edit: from the neighbor that is further ahead."""
+    down = k == -edits or (k != edits and furthest.get(k - 1, -1) < furthest.get(k + 1, -1))
+    return furthest.get(k + 1, 0) if down else furthest.get(k - 1, -1) + 1
+
+
+def _equal_run(a: Sequence[Token], b: Sequence[Token], i: int, j: int) -> int:
+    """How many tokens of a[i:] and b[j:] are equal, one after another."""
+    most, found = min(len(a) - i, len(b) - j), 0
+    while found < most and a[i + found] == b[j + found]:
+        found += 1
+    return found
+
+
 def _search(
     a: Sequence[Token], b: Sequence[Token], i0: int, j0: int
 ) -> tuple[list[tuple[int, int]], int, int]:
@@ -193,23 +207,21 @@ def _search(
     for edits in range(min(n + m, MOST_EDITS) + 1):
         trail.append(furthest.copy())
         for k in range(-edits, edits + 1, 2):
-            down = k == -edits or (k != edits and furthest.get(k - 1, -1) < furthest.get(k + 1, -1))
-            x = furthest.get(k + 1, 0) if down else furthest.get(k - 1, -1) + 1
+            x = _next_on(furthest, k, edits)
             y = x - k
             if x > n or y > m or y < 0:
                 furthest.pop(k, None)
                 continue
-            while x < n and y < m and a[i0 + x] == b[j0 + y]:
-                x, y = x + 1, y + 1
+            same = _equal_run(a, b, i0 + x, j0 + y)
+            x, y = x + same, y + same
             furthest[k] = x
             if x + y > best:
                 best, place = x + y, (x, y)
             if x >= n and y >= m:
                 return _walk_back(trail, edits, x, y, i0, j0), len(a), len(b)
     x, y = place
-    edits = next(
-        d for d in range(len(trail)) if (trail[d + 1] if d + 1 < len(trail) else furthest).get(x - y) == x
-    )
+    after = [*trail[1:], furthest]
+    edits = next(d for d, reached in enumerate(after) if reached.get(x - y) == x)
     pairs = _walk_back(trail, edits, x, y, i0, j0)
     if len(pairs) < 2 * _SURE:
         return pairs, i0 + max(x, 1), j0 + max(y, 1)

@@ -85,6 +85,7 @@ class MemoryCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **_: Any
     ) -> None:
+        """Read the setup, predict, warn or stop where it does not fit, and start recording."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config, self._name = base.config.to_dict(), type(base).__name__
         device: Literal["cuda", "cpu"] = "cuda" if args.device.type == "cuda" else "cpu"
@@ -107,15 +108,19 @@ class MemoryCallback(TrainerCallback):
         self._time = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start a step: its forward and backward are one interval."""
         self._edge("begin")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End of backward."""
         self._edge("backward")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End of the optimizer step."""
         self._edge("optimizer_step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the step time; on a CPU, stop recording after a few steps."""
         self._steps += 1
         now = time.perf_counter()
         self._times.append(now - self._time)
@@ -124,6 +129,7 @@ class MemoryCallback(TrainerCallback):
             self._stop_watching()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Build the measurement, report it beside the prediction, and reconcile the two."""
         if self._recorder is None or self.setup is None:
             return
         if isinstance(self._recorder, CpuRecorder):
@@ -155,18 +161,19 @@ class MemoryCallback(TrainerCallback):
         if capacity is None:
             self._report(f"memplan: this training will need about {gib(needed)}")
             return
-        sentence = f"this training needs about {gib(needed)} of the {gib(capacity)} there are"
         word = "fits" if needed <= capacity else "no"
+        needs = f"it needs about {gib(needed)} of the {gib(capacity)} available"
         if device == "cuda":
             there = Gpu("this GPU", capacity, self.prediction.peak.context_bytes, "free now", "predicted")
             word = str(judge(self.prediction, there).verdict)
             if word == "tight":
                 takes = what_it_takes(self.prediction, there)
-                self._report(f"memplan: {sentence}: it is tight: {takes}")
+                self._report(f"memplan: this training is tight: {needs}; {takes}")
                 return
         if word == "fits":
-            self._report(f"memplan: {sentence}: it fits")
+            self._report(f"memplan: this training fits: {needs}")
             return
+        sentence = f"this training needs about {gib(needed)}; only {gib(capacity)} available"
         if self._on_misfit == "stop":
             raise DoesNotFit(f"{sentence}: stopped before the first step")
         self._report(f"memplan: {sentence}: it does not fit")

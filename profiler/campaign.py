@@ -60,6 +60,7 @@ class Progress:
 
     @property
     def missing(self) -> int:
+        """How many cases have no record yet."""
         return self.total - self.already - self.done
 
 
@@ -160,11 +161,11 @@ def _loop(state: _Run, listen: Callable[[Progress], None]) -> str | None:
         while state.jobs:
             left = state.left()
             if left is not None and left <= 0:
-                return "the budget is spent"
+                return "the time budget is used up"
             _start_jobs(state)
             listen(state.progress())
             if not state.active:
-                return "the budget is spent"  # what is left takes longer than what is left of it
+                return "the time budget is used up"  # what is left takes longer than what is left of it
             report = state.isolation.wait(1.0 if left is None else max(0.01, min(1.0, left)))
             if report is not None:
                 _finish(state, report)

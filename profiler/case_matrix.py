@@ -91,7 +91,9 @@ def read(path: Path, device: str | None = None) -> CaseList:
 
 
 def expand(document: Any, name: str, device: str | None = None) -> CaseList:
-    """The cases of a campaign document, grids multiplied out, in the file's order; equal cases are kept once."""
+    """The cases of a campaign document, grids multiplied out, in the file's order; equal cases are kept
+    once.
+    """
     if not isinstance(document, Mapping):
         raise UsageError(f"a campaign is a mapping with a list of cases, found {type(document).__name__}")
     _only(document, TOP, "key")
@@ -122,20 +124,31 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
     return CaseList(str(document.get("name", name)), where, tuple(cases.values()))
 
 
-def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(entry, Mapping):
-        raise UsageError(f"{shown(entry)} is no mapping of settings")
-    _only(entry, (*OWN, *FIELDS), "key")
-    fixed = {key: value for key, value in entry.items() if key not in ("grid", "skip")}
+def _grid(entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The axes of a grid, each with its values; UsageError where they are none."""
     grid = _mapping(entry, "grid")
     for axis, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"grid.{axis} is {shown(values)}, expected a list of values")
         if not all(isinstance(value, Mapping) for value in values):
             _only({axis: None}, (*OWN[:-2], *FIELDS), "grid axis")
+    return dict(grid)
+
+
+def _skips(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points of the grid to leave out; UsageError where they are no mappings."""
     skips = entry.get("skip") or []
     if not isinstance(skips, list) or not all(isinstance(skip, Mapping) for skip in skips):
         raise UsageError(f"skip is {shown(skips)}, expected a list of mappings")
+    return skips
+
+
+def _multiply(entry: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(entry, Mapping):
+        raise UsageError(f"{shown(entry)} is not a mapping of settings")
+    _only(entry, (*OWN, *FIELDS), "key")
+    fixed = {key: value for key, value in entry.items() if key not in ("grid", "skip")}
+    grid, skips = _grid(entry), _skips(entry)
     size = math.prod(len(values) for values in grid.values())
     if size > MOST_CASES:
         raise UsageError(f"the grid has {shown(size)} cases: expected at most {MOST_CASES:,}")

@@ -157,13 +157,13 @@ def _check_host(setup: Any, prediction: Mapping[str, Any] | None) -> None:
     there = available_bytes()
     if there is not None and needed > there:
         raise UsageError(
-            f"this run would need {gib(needed)} of the host's memory, {gib(there)} are available: take a "
+            f"this run needs {gib(needed)} of host memory, but only {gib(there)} is available: use a "
             "smaller model"
         )
 
 
 def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:
-    """The setup with the GPU of the environment where it names none, so that the right card's kernels are
+    """The setup with the GPU of the environment where it names none, so that the right GPU's kernels are
     predicted.
     """
     from memplan.planner.tables.gpus import find_gpu

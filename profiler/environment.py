@@ -171,7 +171,9 @@ def _host_memory() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Host memory that can be had without swapping (Linux: MemAvailable); None where the system does not say."""
+    """Host memory that can be had without swapping (Linux: MemAvailable); None where the system does not
+    say.
+    """
     with (
         contextlib.suppress(OSError, ValueError, IndexError),
         open("/proc/meminfo", encoding="ascii") as handle,

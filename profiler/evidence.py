@@ -128,6 +128,16 @@ def _from_history(
     return moments, peak if steady else None, step_peak, []
 
 
+def _steady(evidence: Evidence) -> dict[str, Counters]:
+    """The counters of each moment of the instrumented step, those of its highest peak."""
+    steady: dict[str, Counters] = {}
+    for step, name, counters in evidence.counters:
+        highest = steady.get(name, {}).get("allocated_peak", -1)
+        if step == evidence.instrumented and counters["allocated_peak"] >= highest:
+            steady[name] = counters
+    return steady
+
+
 def _from_counters(
     evidence: Evidence,
 ) -> tuple[tuple[MeasuredMoment, ...], MeasuredPeak | None, MeasuredPeak | None, list[str]]:
@@ -135,27 +145,18 @@ def _from_counters(
     load = next((counters for step, _, counters in evidence.counters if step < 0), None)
     if load is None:
         return (), None, None, []
-    steady: dict[str, Counters] = {}
-    for step, name, counters in evidence.counters:
-        if step == evidence.instrumented and counters["allocated_peak"] >= steady.get(name, {}).get(
-            "allocated_peak", -1
-        ):
-            steady[name] = counters
+    steady = _steady(evidence)
     step, where, top = max(evidence.counters, key=lambda row: row[2]["allocated_peak"])
     rows: list[tuple[int, str, int, Counters]] = [
         (-1, "load_peak", load["allocated_peak"], load),
         (-1, "load", load["allocated"], load),
     ]
+    before = 0 <= step < evidence.instrumented  # the run's peak lay in an earlier step
     for name in _ordered(steady):
-        earlier = (
-            0 <= step < evidence.instrumented
-            and name == where
-            and top["allocated_peak"] > steady[name]["allocated_peak"]
-        )
-        chosen = (
-            top if earlier else steady[name]
-        )  # the run's peak lay in an earlier step's moment of that name
-        rows.append((step if earlier else evidence.instrumented, name, chosen["allocated_peak"], chosen))
+        number, chosen = evidence.instrumented, steady[name]
+        if before and name == where and top["allocated_peak"] > chosen["allocated_peak"]:
+            number, chosen = step, top
+        rows.append((number, name, chosen["allocated_peak"], chosen))
     place = _Places(evidence)
     moments = []
     for number, name, allocated, counters in rows:

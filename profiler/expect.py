@@ -12,6 +12,9 @@ from memplan.planner.tables.errors import UsageError, shown
 
 
 def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], required: bool = False) -> Any:
+    """The value under a key if it is of one of these types, None where it is absent. Raises UsageError where
+    it is of another type, or required and absent.
+    """
     value = document.get(key)
     if value is None and not required:
         return None
@@ -21,8 +24,20 @@ def expect(document: Mapping[str, Any], key: str, kinds: tuple[type, ...], requi
 
 
 def sequence(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """The list under a key as a tuple, its values checked; empty where it is absent."""
     values = expect(document, key, (list,)) or []
     return tuple(expect({f"{key}[{i}]": value}, f"{key}[{i}]", kinds, True) for i, value in enumerate(values))
+
+
+def _check(key: str, value: Any, annotation: str) -> None:
+    """That a value is what the field's annotation asks for, as far as sizes, components and texts go."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    if value is not None and annotation.startswith("int") and not whole:
+        raise UsageError(f"{key} is {shown(value)}, expected a whole number of bytes")
+    if value is not None and key.endswith(".components"):
+        sizes(value, key)
+    if annotation == "str" and not isinstance(value, str):
+        raise UsageError(f"{key} is {shown(value)}, expected str")
 
 
 def part(kind: type, document: Any, key: str) -> Any:
@@ -34,13 +49,7 @@ def part(kind: type, document: Any, key: str) -> Any:
     names = {f.name: str(f.type) for f in dataclasses.fields(kind)}
     known = {name: document[name] for name in names if name in document}
     for name, value in known.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-        if value is not None and names[name].startswith("int") and not whole:
-            raise UsageError(f"{key}.{name} is {shown(value)}, expected a whole number of bytes")
-        if name == "components" and value is not None:
-            sizes(value, f"{key}.components")
-        if names[name] == "str" and not isinstance(value, str):
-            raise UsageError(f"{key}.{name} is {shown(value)}, expected str")
+        _check(f"{key}.{name}", value, names[name])
     try:
         return kind(**known)
     except TypeError as error:
@@ -48,6 +57,7 @@ def part(kind: type, document: Any, key: str) -> Any:
 
 
 def sizes(value: Any, key: str) -> None:
+    """Check that a value maps names to whole numbers of bytes. Raises UsageError."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{key} is {shown(value)}, expected an object")
     for name, nbytes in value.items():

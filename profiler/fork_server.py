@@ -152,6 +152,9 @@ class Nursery:
         self._buffer = b""
 
     def serve(self) -> None:
+        """Fork a child for each request, pass on what children say, and end those past their deadline, until
+        the parent goes away.
+        """
         signal.signal(signal.SIGTERM, self._end)
         self._say({"ready": os.getpid()})
         while True:

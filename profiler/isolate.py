@@ -103,7 +103,9 @@ class Isolation:
                 self._send({"id": job, "cancel": True})
 
     def wait(self, seconds: float | None = None) -> Report | None:
-        """The next report, or None after `seconds`. Raises UsageError where the nursery cannot start at all."""
+        """The next report, or None after `seconds`. Raises UsageError where the nursery cannot start at
+        all.
+        """
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             if self._lost:

@@ -42,7 +42,9 @@ class Job:
         return folder / RAW / f"{self.stem}.prediction.json"
 
     def aim(self, folder: Path, environment: Mapping[str, Any]) -> bool:
-        """Give a search its next cap; False where it has ended, or where no prediction says where to begin."""
+        """Give a search its next cap; False where it has ended, or where no prediction says where to
+        begin.
+        """
         with contextlib.suppress(UsageError):
             start = predicted_cap(read_document(self.prediction(folder)).get("prediction"))
             cap = None if start is None else next_cap(start, self.survived, int(environment["total_bytes"]))
@@ -124,4 +126,5 @@ def case_document(case: Case) -> dict[str, Any]:
 
 
 def now() -> str:
+    """The current time in UTC, ISO 8601 to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -12,6 +12,7 @@ Translate = Callable[[str], str]
 
 
 def english(template: str) -> str:
+    """The template itself: messages are written in English."""
     return template
 
 
@@ -25,6 +26,7 @@ class LocalizedMessage:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, translate: Translate = english) -> str:
+        """The message in the language of `translate`."""
         return translate(self.template).format(
             **{name: _shown(value, translate) for name, value in self.values.items()}
         )
@@ -41,6 +43,7 @@ class LocalizedMessage:
 
 
 def said(template: str, **values: Any) -> LocalizedMessage:
+    """A message from a template and its values."""
     return LocalizedMessage(template, values)
 
 

@@ -25,10 +25,26 @@ from memplan.profiler.environment import describe, require, require_device, set_
 from memplan.profiler.evidence import measured_moments
 from memplan.profiler.files import write_gzip
 from memplan.profiler.nvml import Usage, look
-from memplan.profiler.record import Measurement
+from memplan.profiler.record import Failure, Measurement, Outcome
 from memplan.profiler.session import Session
 
 T = TypeVar("T")
+
+
+def _outcome(failure: Failure | None) -> Outcome:
+    if failure is None:
+        return "ok"
+    return "oom" if failure.kind == "oom" else "error"
+
+
+def _speed(session: Session, setup: Setup) -> dict[str, Any]:
+    """Tokens and FLOP per second over the timed steps; None where no step was timed."""
+    mean = sum(session.seconds) / len(session.seconds) if session.seconds else None
+    tokens = setup.micro_batch * setup.sequence_length * setup.gradient_accumulation
+    return {
+        "tokens_per_second": round(tokens / mean, 3) if mean else None,
+        "flops_per_second": round(session.flops / mean) if mean and session.flops else None,
+    }
 
 
 def profile(
@@ -88,14 +104,12 @@ def profile(
     found = _kept("components were not read", lambda: measured_moments(evidence), notes)
     moments, peak, step_peak, said = found or measured_moments(evidence.without_history())
     alignment = _kept("the history was not aligned", lambda: evidence.alignment(predicted), notes)
-    mean = sum(session.seconds) / len(session.seconds) if session.seconds else None
-    tokens = setup.micro_batch * setup.sequence_length * setup.gradient_accumulation
     return Measurement(
         case=case or f"{name} {setup.method}",
         model={"name": name, "config": dict(config), **session.model},
         setup=session.setup,
         environment=environment,
-        outcome="ok" if session.failure is None else "oom" if session.failure.kind == "oom" else "error",
+        outcome=_outcome(session.failure),
         steps=steps,
         cap_bytes=cap,
         failure=session.failure,
@@ -107,8 +121,7 @@ def profile(
         retries=session.retries,
         device_bytes=session.device_bytes,
         step_seconds=tuple(round(s, 6) for s in session.seconds),
-        tokens_per_second=round(tokens / mean, 3) if mean else None,
-        flops_per_second=round(session.flops / mean) if mean and session.flops else None,
+        **_speed(session, setup),
         alignment=alignment,
         wall_seconds=round(time.perf_counter() - started, 3),
         warnings=(*session.warnings, *said, *notes),

@@ -27,7 +27,8 @@ NOTES = {
         "NVML lists other process ids (a container): the device bytes are those of the one process that "
         "appeared since the start"
     ),
-    GROWTH: "NVML does not list this process: the device bytes are what the whole device gained since the start",
+    GROWTH: "NVML does not list this process: the device bytes are what the whole device gained since the "
+    "start",
     ALL: (
         "neither NVML nor nvidia-smi answers: the device bytes are those of the whole device, whoever uses it"
     ),
@@ -37,7 +38,9 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Usage:
-    """A look at the GPU: bytes in use on the whole device, and by process; None and empty where nobody tells."""
+    """A look at the GPU: bytes in use on the whole device, and by process; None and empty where nobody
+    tells.
+    """
 
     used: int | None = None
     processes: Mapping[int, int] = field(default_factory=dict)
@@ -45,13 +48,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """Bytes of the device that this process has, CUDA context included, and which of the sources above told."""
+    """Bytes of the device that this process has, CUDA context included, and which of the sources above
+    told.
+    """
 
     nbytes: int
     source: str
 
     @property
     def note(self) -> str | None:
+        """What to know of the source of these bytes; None for the process itself."""
         return NOTES.get(self.source)
 
 

@@ -44,16 +44,18 @@ def next_cap(predicted: int, survived: Mapping[int, bool], most: int) -> int | N
     if len(survived) >= MOST_PROBES:
         return None
     good = min((cap for cap, through in survived.items() if through), default=None)
-    bad = max(
-        (cap for cap, through in survived.items() if not through and (good is None or cap < good)),
-        default=None,
-    )
+    failed = (cap for cap, through in survived.items() if not through)
+    bad = max((cap for cap in failed if good is None or cap < good), default=None)
     if good is None and bad is None:
         return min(predicted, most)
     if good is not None and bad is not None:
         middle = bad + (good - bad) // 2 // UNIT * UNIT
         return middle if good - bad > unit and middle > bad else None
-    step = unit * 2 ** (len(survived) - 1)
+    return _further(good, bad, unit * 2 ** (len(survived) - 1), most)
+
+
+def _further(good: int | None, bad: int | None, step: int, most: int) -> int | None:
+    """A step below the cap that survives, or above the one that does not; None where there is no room."""
     if good is not None:
         return good - step if good > step else None
     assert bad is not None

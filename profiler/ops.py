@@ -43,6 +43,7 @@ class Call:
     failure: str | None = None
 
     def row(self) -> dict[str, Any]:
+        """This op for JSON; sizes in bytes per call."""
         return {
             "op": str(self.op),
             "shapes": shapes_of((self.args, self.kwargs)),

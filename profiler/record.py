@@ -46,6 +46,7 @@ class MeasuredMoment:
     active_bytes: int | None = None  # allocated plus blocks that another stream still uses
 
     def to_document(self) -> dict[str, Any]:
+        """This moment as it stands in the memplan.measurement/1 document."""
         return dataclasses.asdict(self)
 
 
@@ -62,11 +63,13 @@ class MeasuredPeak:
 
     @property
     def device_bytes(self) -> int | None:
+        """Reserved bytes plus the CUDA context; None where one of them was not measured."""
         if self.reserved_bytes is None or self.context_bytes is None:
             return None
         return Peak(self.moment, self.allocated_bytes, self.reserved_bytes, self.context_bytes).device_bytes
 
     def to_document(self) -> dict[str, Any]:
+        """This peak as it stands in the memplan.measurement/1 document."""
         return {**dataclasses.asdict(self), "device_bytes": self.device_bytes}
 
 
@@ -85,6 +88,7 @@ class Failure:
     reserved_bytes: int | None = None
 
     def to_document(self) -> dict[str, Any]:
+        """This failure as it stands in the memplan.measurement/1 document."""
         return dataclasses.asdict(self)
 
 
@@ -121,6 +125,7 @@ class Measurement:
 
     @property
     def identity(self) -> str:
+        """The hash of model, setup, cap, steps, GPU and library versions, which tells cases apart."""
         return identity_of(
             self.model.get("config") or self.model.get("name"),
             self.setup,
@@ -137,6 +142,7 @@ class Measurement:
         raise KeyError(name)
 
     def with_(self, **changes: Any) -> Measurement:
+        """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_document(self) -> dict[str, Any]:
@@ -225,17 +231,18 @@ def from_document(document: Mapping[str, Any]) -> Measurement:
     )
     if outcome == "ok" and (measurement.peak is None or not measurement.moments):
         raise UsageError("outcome is ok, but peak or moments are missing")
-    stored = document.get("identity")
-    if (
-        stored is not None
-        and stored != measurement.identity
-        and document.get("memplan_version") == __version__
-    ):
-        raise UsageError(
-            f"identity is {shown(stored)}, its content gives {measurement.identity}: the record was "
-            "edited or cut"
-        )
+    _check_identity(document, measurement)
     return measurement
+
+
+def _check_identity(document: Mapping[str, Any], measurement: Measurement) -> None:
+    """Raises UsageError where this version wrote the record and its content has changed since."""
+    stored = document.get("identity")
+    if stored in (None, measurement.identity) or document.get("memplan_version") != __version__:
+        return
+    raise UsageError(
+        f"identity is {shown(stored)}, its content gives {measurement.identity}: the record was edited or cut"
+    )
 
 
 def _typed(document: Mapping[str, Any], key: str, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

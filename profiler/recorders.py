@@ -33,12 +33,29 @@ is an event of the history.
 class Recorder(Protocol):
     """Records a History between `start` and `stop`, and reads the device's counters at any time."""
 
-    def start(self) -> None: ...
-    def mark(self, label: str) -> None: ...
-    def stop(self) -> History: ...
-    def reset_peaks(self) -> None: ...
-    def counters(self) -> dict[str, int] | None: ...
-    def synchronise(self) -> None: ...
+    def start(self) -> None:
+        """Start recording allocations and frees."""
+        ...
+
+    def mark(self, label: str) -> None:
+        """Put a named mark into the history."""
+        ...
+
+    def stop(self) -> History:
+        """Stop recording; the history so far."""
+        ...
+
+    def reset_peaks(self) -> None:
+        """Start a new interval for the allocator's peak counters."""
+        ...
+
+    def counters(self) -> dict[str, int] | None:
+        """The allocator's counters, bytes; None where it has none (CPU)."""
+        ...
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        ...
 
 
 class CudaRecorder:
@@ -54,6 +71,7 @@ class CudaRecorder:
         self._recording = False
 
     def start(self) -> None:
+        """Start torch's own memory history, with Python stacks."""
         torch.cuda.memory._record_memory_history(
             enabled="all", context=None, stacks="python", max_entries=MOST_EVENTS
         )
@@ -61,11 +79,13 @@ class CudaRecorder:
         self._recording = True
 
     def mark(self, label: str) -> None:
+        """Note how many allocations and frees came before this label."""
         if self._recording:
             allocated, freed = self._counts()
             self._marks.append((label, allocated - self._first[0], freed - self._first[1]))
 
     def stop(self) -> History:
+        """The history since `start`, from torch's snapshot."""
         if not self._recording:
             return History()
         self._recording = False
@@ -75,10 +95,12 @@ class CudaRecorder:
         return read_trace(traces[0] if traces else [], self._marks)
 
     def reset_peaks(self) -> None:
+        """Reset CUDA's peak counters once the device is idle."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 
     def counters(self) -> dict[str, int] | None:
+        """Allocated, reserved and peak bytes, once the device is idle."""
         torch.cuda.synchronize()
         stats = torch.cuda.memory_stats()
         return {
@@ -92,6 +114,7 @@ class CudaRecorder:
         }
 
     def synchronise(self) -> None:
+        """Wait for the GPU."""
         torch.cuda.synchronize()
 
     @staticmethod
@@ -101,7 +124,9 @@ class CudaRecorder:
 
 
 def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -> History:
-    """A History from a snapshot's `device_traces` entry. `marks`: (label, allocations so far, frees so far)."""
+    """A History from a snapshot's `device_traces` entry. `marks`: (label, allocations so far, frees so
+    far).
+    """
     history = History(cut=len(trace) >= MOST_EVENTS)
     waiting = list(marks)
     allocated = freed = 0
@@ -141,6 +166,7 @@ class CpuRecorder:
         self._profile: Any = None
 
     def start(self) -> None:
+        """Start torch.profiler with memory events."""
         gc.collect()
         self._profile = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -148,11 +174,13 @@ class CpuRecorder:
         self._profile.__enter__()
 
     def mark(self, label: str) -> None:
+        """Open and close a profiler range of this name."""
         if self._profile is not None:
             with torch.profiler.record_function(_PREFIX + label):
                 pass
 
     def stop(self) -> History:
+        """The history since `start`, from the profiler's events."""
         profile, self._profile = self._profile, None
         if profile is None:
             return History()
@@ -160,13 +188,16 @@ class CpuRecorder:
         return read_tree(profile.profiler.kineto_results.experimental_event_tree())
 
     def reset_peaks(self) -> None:
-        return None
+        """Nothing: the CPU's allocator has no counters."""
+        return
 
     def counters(self) -> dict[str, int] | None:
+        """None: the CPU's allocator has no counters."""
         return None
 
     def synchronise(self) -> None:
-        return None
+        """Nothing: the CPU computes at once."""
+        return
 
 
 def read_tree(roots: Any) -> History:

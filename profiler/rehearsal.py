@@ -60,27 +60,35 @@ DROPPED = ("rope_scaling", "rope_parameters", "full_attention_interval")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
+_LEFT_OUT = object()
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+
+
+def _small(key: str, value: Any, config: Mapping[str, Any]) -> Any:
+    """One value of a tiny config; `_LEFT_OUT` for a key that only fits the full size."""
+    if isinstance(value, Mapping):
+        if key.endswith("_config"):
+            return small_config(value)
+        if "mrope_section" in value:
+            return {**value, "mrope_section": [HEAD // 2 - 6, 3, 3]}  # halves of a head
+    if key in SMALL and isinstance(value, int) and not isinstance(value, bool):
+        return min(value, SMALL[key])
+    if key in PER_LAYER and isinstance(value, list):
+        return value[: SMALL["num_hidden_layers"]]
+    if key in _KEY_VALUE_HEADS and isinstance(value, int):
+        heads = config.get("num_attention_heads", config.get("n_head", value))
+        return SMALL["num_attention_heads"] if value == heads else min(value, 2)
+    if key.endswith("_token_id"):
+        return min(value, SMALL["vocab_size"] - 1) if isinstance(value, int) else None
+    return _LEFT_OUT if key in DROPPED else value
+
+
 def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json of the same architecture with tiny sizes, nested parts (a vision tower, a text model)
     included.
     """
-    made: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key.endswith("_config"):
-            made[key] = small_config(value)
-        elif key in SMALL and isinstance(value, int) and not isinstance(value, bool):
-            made[key] = min(value, SMALL[key])
-        elif key in PER_LAYER and isinstance(value, list):
-            made[key] = value[: SMALL["num_hidden_layers"]]
-        elif key in ("num_key_value_heads", "num_kv_heads", "n_head_kv") and isinstance(value, int):
-            heads = config.get("num_attention_heads", config.get("n_head", value))
-            made[key] = SMALL["num_attention_heads"] if value == heads else min(value, 2)
-        elif key.endswith("_token_id"):
-            made[key] = min(value, SMALL["vocab_size"] - 1) if isinstance(value, int) else None
-        elif isinstance(value, Mapping) and "mrope_section" in value:
-            made[key] = {**value, "mrope_section": [HEAD // 2 - 6, 3, 3]}  # halves of a head
-        elif key not in DROPPED:
-            made[key] = value
+    made = {key: _small(key, value, config) for key, value in config.items()}
+    made = {key: value for key, value in made.items() if value is not _LEFT_OUT}
     if "vocab_size" in made:  # a class's own default may lie beyond a tiny vocabulary
         made = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **made}
     return made

@@ -57,6 +57,7 @@ class Session:
     moment: str = "load_peak"
 
     def run(self) -> None:
+        """Build, take the warm-up, instrumented and timed steps, and keep what the allocator says of each."""
         from memplan.profiler.recorders import RECORDERS
 
         self.recorder = RECORDERS[self.device]()
@@ -141,7 +142,9 @@ class Session:
         self.history.claims = self.claims
 
     def _saved(self, address: int) -> None:
-        """A storage that autograd saves: once per address and block is enough, claims of weights come first."""
+        """A storage that autograd saves: once per address and block is enough, claims of weights come
+        first.
+        """
         label = f"saved {len(self.claims)}"
         self.recorder.mark(label)
         self.claims.append(Attribution(label, address, "activations"))
@@ -194,6 +197,7 @@ class Session:
         return {"device_bytes_source": self.device_source} if self.device_source else {}
 
     def evidence(self) -> Evidence:
+        """What was recorded, to be read without a device."""
         return Evidence(
             self.device, self.setup, self.history, self.counters, self.context_bytes, INSTRUMENTED
         )
@@ -211,6 +215,7 @@ class Watcher:
 
     @contextlib.contextmanager
     def announce(self, moment: str, step: int = -1) -> Iterator[None]:
+        """Record an interval of the step: its peak, its counters and its place in the history."""
         session, repeat = self.session, self.seen.get((step, moment), 0)
         self.seen[step, moment] = repeat + 1
         session.moment = moment
@@ -228,10 +233,12 @@ class Silent:
     """The announcer of the step that only counts operations."""
 
     def announce(self, moment: str, step: int = -1) -> contextlib.AbstractContextManager[None]:
+        """Nothing: this step is only timed."""
         return contextlib.nullcontext()
 
 
 def write_snapshot(path: Path) -> None:
+    """Write torch's memory snapshot for its viewer. Raises UsageError where the file cannot be written."""
     import torch
 
     try:

@@ -30,9 +30,8 @@ class Held:
     weights: dict[str, int]  # parameters and buffers
     gradients: int
     optimizer_states: int
-    saved: Counter[
-        int
-    ]  # sizes of what the last forward saved for backward: no weights, not the batch, nothing that step one saved
+    # sizes of what the last forward saved for backward: no weights, no batch, nothing that step one saved
+    saved: Counter[int]
     trainable: int  # elements
     total: int
 

@@ -70,7 +70,7 @@ class _ExpandableNoting(_Noting, Expandable): ...
 
 
 class FakeCuda:
-    """A card of `total` bytes. `malloc` and `free` are what torch's kernels would call; `install` puts it in
+    """A GPU of `total` bytes. `malloc` and `free` are what torch's kernels would call; `install` puts it in
     the place of torch.cuda's.
     """
 
@@ -229,7 +229,7 @@ class FakeCuda:
 
 
 class Mirror(TorchDispatchMode):
-    """Real CPU tensors, as if they lay on the card: each new storage is a malloc of the fake, each one that
+    """Real CPU tensors, as if they lay on the GPU: each new storage is a malloc of the fake, each one that
     goes is a free.
     """
 

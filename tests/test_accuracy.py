@@ -132,7 +132,7 @@ def test_exit_4_outside_the_tiers(tmp_path, records, capsys):
     folder = saved(tmp_path, [*records, record("qwen2.5-0.5b", 1.2)])
     assert run(["validate", str(folder), "--engine", "formula"]) == 4
     captured = capsys.readouterr()
-    assert "outside the design's tiers: A'" in captured.err and "BROKEN" in captured.out
+    assert "accuracy target missed: A'" in captured.err and "BROKEN" in captured.out
 
 
 def test_a_failed_run_is_counted_not_reconciled(records):
@@ -176,7 +176,7 @@ def test_nothing_to_validate(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("memplan.validate.evidence.SHIPPED", tmp_path / "none.json")
     monkeypatch.setattr("memplan.validate.evidence.read", lambda: ())
     assert run(["validate"]) == 2
-    assert "no accuracy shipped" in capsys.readouterr().err
+    assert "no accuracy data in this package" in capsys.readouterr().err
     assert run(["validate", "nowhere"]) == 2
 
 
@@ -198,7 +198,7 @@ def test_an_error_of_one_card_is_never_given_for_another():
     near = accuracy_of(h100, runs)
     assert (near.runs, near.worst_error, near.nearest_run) == (2, 0.03, "a")
     assert accuracy_of(t4, runs[:2]).median_error is None
-    assert "no recorded run on a card like t4" in accuracy_of(t4, runs[:2]).evidence
+    assert "no recorded run on a GPU like t4" in accuracy_of(t4, runs[:2]).evidence
     assert accuracy_of(t4, runs).worst_error == 0.5
 
 
@@ -232,7 +232,7 @@ def test_what_resembles_nothing_says_so():
     ],
 )
 def test_every_prediction_knows_its_nearest_run_or_that_there_is_none(model, fields, nearest):
-    """And an error stands beside it only where there is one, and only from cards of its generation."""
+    """And an error stands beside it only where there is one, and only from GPUs of its generation."""
     t4 = {"gpu": "Tesla T4", "generation": 7, "allocated_error": 0.5}
     runs = [
         evidence(case="h200 llama lora", parameters=6_738_415_616),
@@ -254,7 +254,7 @@ def test_every_prediction_knows_its_nearest_run_or_that_there_is_none(model, fie
     if fields.get("gpu") in ("h100-80gb", "h200") and nearest:
         assert found.worst_error == 0.03 and "T4" not in found.evidence
     if nearest is None:
-        assert found.evidence.startswith(("no recorded run resembles this", "no recorded run on a card like"))
+        assert found.evidence.startswith(("no recorded run resembles this", "no recorded run on a GPU like"))
 
 
 def test_distance_grows_with_every_difference():

@@ -168,8 +168,8 @@ def test_more_words_are_read(sentence, fields):
         ("7B lora gptq 24GB", "'gptq': weights quantized that way"),
         ("70B full with cpu offload", "'cpu offload': offloading is a setting"),
         ("7B full int8", "an 8-bit base is for LoRA"),
-        ("7B lora fsdp A100", "fsdp on how many cards"),
-        ("0x4090 qlora 7b", "expected 1 to 1024 cards"),
+        ("7B lora fsdp A100", "fsdp on how many GPUs"),
+        ("0x4090 qlora 7b", "expected 1 to 1024 GPUs"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(sentence, words):
@@ -282,7 +282,7 @@ def test_nf4_weights_by_hand():
 def test_the_command_prints_both_languages_and_its_document(capsys):
     assert run(["ask", "65B QLoRA 24GB?"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("No: qlora on llama-65b needs") and "by hand" in out and "holds nowhere" in out
+    assert out.startswith("No: qlora on llama-65b needs") and "by hand" in out and "never fits" in out
     assert run(["ask", "65B QLoRA 48GB 够吗"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("勉强：llama-65b") and "手算合计" in out
@@ -299,7 +299,9 @@ def warned(model: str, gpu: str | None = None, engine: str = "formula", **fields
 
 
 def test_every_warning_of_a_prediction_has_its_chinese():
-    """Each template is found again in a real warning, with the same numbers, and no real warning lacks one."""
+    """Each template is found again in a real warning, with the same numbers, and no real warning lacks
+    one.
+    """
     fsdp = {"gpus": 8, "parallel": "fsdp"}
     said = [
         *warned("gpt-oss-20b", method="qlora"),
@@ -346,7 +348,7 @@ def test_a_warning_without_chinese_is_told_in_english():
     ],
 )
 def test_an_answer_is_what_plan_says_of_the_card(sentence, options):
-    """The card chooses kernels: a T4 has no fused attention in bfloat16."""
+    """The GPU chooses kernels: a T4 has no fused attention in bfloat16."""
     found = answer(read(sentence))
     planned = memplan.plan("llama-7b", method="lora", **{"gpu": found.question.gpu, **options})
     assert (found.prediction.peak, found.verdict) == (planned.peak, planned.gpus[0].verdict)

@@ -66,7 +66,7 @@ def test_the_budget_ends_a_run_cleanly(tmp_path: Path) -> None:
     start = time.monotonic()
     summary = run(many(80, steps=100), tmp_path / "out", targets=TARGETS, preload=(), budget=4.0)
     assert time.monotonic() - start < 9
-    assert summary.stopped == "the budget is spent"
+    assert summary.stopped == "the time budget is used up"
     assert 0 < summary.progress.missing < 80
     found, problems = record.scan(tmp_path / "out")
     assert len(found) == summary.progress.done

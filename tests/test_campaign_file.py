@@ -58,7 +58,7 @@ def test_grids_multiply_merge_mappings_and_skip() -> None:
         ({"case": []}, "unknown key 'case': did you mean cases"),
         ({"cases": [{"model": "tiny", "metod": "lora"}]}, "case 1: unknown key 'metod': did you mean method"),
         ({"cases": [{"method": "lora"}]}, "case 1: model is None, expected a name"),
-        ({"cases": ["tiny"]}, "case 1: 'tiny' is no mapping"),
+        ({"cases": ["tiny"]}, "case 1: 'tiny' is not a mapping"),
         ({"cases": [{"model": "tiny", "rank": "many"}]}, "case 1: rank "),
         ({"cases": [{"model": "tiny", "cap": "much"}]}, "case 1: 'much' is not a size"),
         ({"cases": [{"model": "tiny", "steps": 0}]}, "case 1: steps is 0, expected a whole number"),

@@ -35,7 +35,8 @@ def test_asked_to_end_a_campaign_ends_its_children_first(tmp_path: Path, number:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         from memplan.profiler import campaign
         from memplan.cli.main import run
-        campaign.Targets.__init__.__defaults__ = ("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
+        fakes = ("campaign_fakes:describe", "campaign_fakes:predict", "campaign_fakes:measure")
+        campaign.Targets.__init__.__defaults__ = fakes
         campaign.run.__kwdefaults__["preload"] = ()
         sys.exit(run(["campaign", {str(file)!r}, "--out", {str(out)!r}]))
     """)

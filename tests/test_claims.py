@@ -97,7 +97,7 @@ def test_headline_claims(results):
     verdicts = {name: result.verdict for name, result in results.items()}
     assert verdicts["49"] == "refuted" and verdicts["24"] == "refuted" and verdicts["14"] == "refuted"
     assert verdicts["10"] == "supported" and verdicts["13"] == "supported" and verdicts["12"] == "supported"
-    only_way = found(results, "15", "fits the card").boundaries[0]
+    only_way = found(results, "15", "fits the GPU").boundaries[0]
     assert only_way.yes == ("a100-80gb", "h100-80gb") and only_way.no == ("h200", "b200")
     longest = found(results, "16", "as its paper defines").boundaries[0]
     assert longest.low_holds and longest.high == longest.low + 1 and longest.low >= 2048
@@ -119,7 +119,7 @@ NUMBERS = (lambda n: n * 1000 + 1, lambda n: n / 1000 - 1, lambda n: n * 1.5, la
 
 
 def mutations(part: Part, result: PartResult) -> Iterator[Part]:
-    """The part with another number, unit, card or model."""
+    """The part with another number, unit, GPU or model."""
     claimed = part.claimed
     if isinstance(claimed, bool):
         yield replace(part, claimed=not claimed)
@@ -275,7 +275,7 @@ def test_a_boundary_is_exact_and_both_ways(monkeypatch):
     outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), EvaluationContext())
     assert outcome.verdict == "depends"
     assert [(b.low, b.high, b.low_holds) for b in outcome.boundaries] == [(36, 37, False), (699, 700, True)]
-    assert outcome.condition.startswith("does not hold up to sequence_length 36, holds from 37")
+    assert outcome.condition.startswith("fails up to sequence_length 36, holds from 37")
     further = check_part(
         part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), EvaluationContext()
     )

@@ -22,7 +22,7 @@ from memplan.validate.quantities import QUANTITIES
 GOOD = """
 [[claim]]
 id = "mine"
-reading = "7B LoRA fits my card"
+reading = "7B LoRA fits my GPU"
 sources = [{ document = "blog", quote = "fits" }]
 [[claim.part]]
 what = "fits"

@@ -173,7 +173,7 @@ MISTAKES = {
     "output without emit": ["fit", "llama-7b", "--gpu", "t4", "-o", "x.yaml"],
     "a folder as page": ["report", "llama-7b", "-o", "tests"],
     "a picture in no folder": ["report", "llama-7b", "--png", "no/such/folder/x.png"],
-    "a card without a price": ["fit", "tests/data/jobs_bad_price.yaml"],
+    "a GPU without a price": ["fit", "tests/data/jobs_bad_price.yaml"],
     "nothing after two hyphens": ["--"],
     "a tiny budget": ["llama-7b", "--gpu", "1KiB"],
     "null character": ["llama\x00"],
@@ -254,7 +254,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
 def test_a_defect_is_not_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setitem(frame.COMMANDS, "list", "memplan.cli.no_such_module:command")
     assert run(["list", "models"]) == frame.BUG
-    assert "defect of memplan" in capsys.readouterr().err
+    assert "bug in memplan" in capsys.readouterr().err
 
 
 def test_control_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

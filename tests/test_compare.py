@@ -56,7 +56,7 @@ def test_a_method_that_contradicts_a_choice_is_an_error_in_its_column(llama):
     ("method", "words", "size"),
     [
         ("full", "nothing to merge", None),
-        ("lora", "needs no more memory", 0),
+        ("lora", "needs no extra memory", 0),
         ("qlora", "16-bit weights", "weights"),
         ("prompt-tuning", "cannot be merged", None),
     ],

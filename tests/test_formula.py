@@ -108,7 +108,9 @@ def test_full_fine_tuning_of_llama_7b_by_hand() -> None:
 
 
 def test_logits_and_loss_at_the_backward_peak_of_qlora() -> None:
-    """fp32 head after k-bit preparation: logits, log-softmax and both gradients, V x tokens of 4 bytes each."""
+    """fp32 head after k-bit preparation: logits, log-softmax and both gradients, V x tokens of 4 bytes
+    each.
+    """
     prediction = predict("qwen2.5-0.5b", method="qlora", recipe="raw", sequence_length=4096, micro_batch=2)
     size = 2 * 4096 * 151936 * 4
     rows = [row for row in prediction.moment("backward").rows if row.shape == (2, 4096, 151936)]

@@ -1,4 +1,4 @@
-"""gpus.json is documented data: every card has a size, a source and sane numbers; every way to name one finds
+"""gpus.json is documented data: every GPU has a size, a source and sane numbers; every way to name one finds
 it.
 """
 
@@ -86,7 +86,7 @@ def test_every_name_and_alias_finds_its_card_and_no_alias_is_shared():
             assert find_gpu(word) is gpu
             assert find_gpu(word.upper().replace("-", " ")) is gpu
             plain = module._plain(word)
-            assert seen.setdefault(plain, gpu.name) == gpu.name, f"{word} names two cards"
+            assert seen.setdefault(plain, gpu.name) == gpu.name, f"{word} names two GPUs"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_common_cards_are_in_order_of_size():
 
 
 class FakeNvml:
-    """The part of pynvml that local_gpu uses, for one card."""
+    """The part of pynvml that local_gpu uses, for one GPU."""
 
     class NVMLError(Exception):
         pass
@@ -253,5 +253,5 @@ def test_local_falls_back_to_nvidia_smi(machine: pytest.MonkeyPatch, tmp_path):
 
 
 def test_local_without_a_gpu_says_what_to_do(machine: pytest.MonkeyPatch):
-    with pytest.raises(UsageError, match="name a card"):
+    with pytest.raises(UsageError, match="name a GPU"):
         find_gpu("local")

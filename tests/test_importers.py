@@ -79,12 +79,13 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
     ("lines", "words"),
     [
         ("tiled_mlp: true", "on the high side"),
-        ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction is on the high side"),
+        ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction errs on the high side"),
         ("liger_rms_norm: true", "on the high side"),
         ("rl: dpo", "on the low side"),
         (
             "optimizer: adamw_torch_8bit",
-            "has no row: adamw_torch_fused's states are assumed, so the prediction is on the high side",
+            "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
+            "side",
         ),
         ("optimizer: grokadamw", "on the low side"),
         ("cut_cross_entropy: true", "on the high side"),

@@ -13,7 +13,7 @@ from memplan.planner.tables.errors import UsageError
     [
         ("base_model: a\nmicro_batch_size: two\n", "micro_batch_size is 'two': expected a whole number"),
         ("base_model: a\nmicro_batch_size: 0\n", "micro_batch_size is 0"),
-        ("base_model: a\ndatasets: []\nadapter: mixlora\n", "adapter 'mixlora' has no row"),
+        ("base_model: a\ndatasets: []\nadapter: mixlora\n", "adapter 'mixlora' is not supported"),
         ("base_model: a\ndatasets: []\noptimizer: adamv\n", "did you mean"),
         ("base_model: a\ndatasets: []\nattn_implementation: flsh\n", "unknown attention implementation"),
         ("base_model: a\ndatasets: []\nbf16: maybe\n", "expected true, false, auto or full"),

@@ -1,4 +1,6 @@
-"""What kernels allocate unseen: each rule against a size derived by hand from the source that the rule cites."""
+"""What kernels allocate unseen: each rule against a size derived by hand from the source that the rule
+cites.
+"""
 
 from dataclasses import replace
 
@@ -251,7 +253,7 @@ CUDNN = [
 
 @pytest.mark.parametrize(("capability", "shape", "forward", "backward"), CUDNN, ids=str)
 def test_cudnns_workspaces_are_what_its_plans_ask_for(capability, shape, forward, backward):
-    """Asked of the library itself: plans built from the card's properties, without a GPU."""
+    """Asked of the library itself: plans built from the GPU's properties, without a GPU."""
     batch, heads, groups, rows, size, values = shape
     card = replace(H100, capability=capability)
     q, k, v, o = (

@@ -287,10 +287,14 @@ def test_a_spec_is_parsed_once():
 PROBE = """
 import sys
 opened = []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" and str(args[0]).endswith(".json") else None)
+def note(event, args):
+    if event == "open" and str(args[0]).endswith(".json"):
+        opened.append(str(args[0]))
+sys.addaudithook(note)
 from memplan.planner.inputs.models import find
 spec = find({name!r}).spec()
-heavy = [name for name in ("torch", "transformers", "yaml", "numpy", "huggingface_hub", "pydantic") if name in sys.modules]
+names = ("torch", "transformers", "yaml", "numpy", "huggingface_hub", "pydantic")
+heavy = [name for name in names if name in sys.modules]
 print(len(opened), heavy)
 """
 

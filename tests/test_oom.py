@@ -197,7 +197,7 @@ REAL = [
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: exitcode : -9 (pid: 4128)",
         {"device": "host"},
     ),
-    ("torch.cuda.OutOfMemoryError", {"form": "no numbers"}),
+    ("torch.cuda.OutOfMemoryError", {"form": "no sizes"}),
     (
         "RuntimeError: CUDA out of memory. Tried to allocate 1.39 GiB.",
         {"form": "shortened message", "asked": round(1.39 * GIB)},
@@ -301,7 +301,7 @@ def test_needed_and_the_cards_that_would_have_held_it():
     "log", ["", "all went well\nloss 1.23", "memory is out of scope", "Tried to allocate hope"]
 )
 def test_a_log_without_an_oom(log):
-    with pytest.raises(UsageError, match="no out-of-memory message in this log"):
+    with pytest.raises(UsageError, match="no out-of-memory error in this log"):
         read_oom(log)
 
 

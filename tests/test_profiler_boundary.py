@@ -1,4 +1,6 @@
-"""The search for the smallest cap that a setup survives: it ends at the truth, wherever the prediction lies."""
+"""The search for the smallest cap that a setup survives: it ends at the truth, wherever the prediction
+lies.
+"""
 
 from __future__ import annotations
 

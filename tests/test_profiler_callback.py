@@ -67,7 +67,7 @@ def test_it_predicts_before_and_reports_after(tmp_path: Path, lora: bool) -> Non
         report=said.append, reconcile=lambda p, m: seen.append((p, m)) or "reconciled", capacity=2**34
     )
     trainer(tmp_path, callback, lora).train()
-    assert "it fits" in said[0]
+    assert "this training fits" in said[0]
     assert said[-1].startswith("memplan: predicted ")
     assert callback.setup is not None
     assert (callback.setup.micro_batch, callback.setup.sequence_length, callback.setup.weight_dtype) == (

@@ -140,9 +140,11 @@ def test_the_screen_of_a_campaign() -> None:
         assert part in text
     assert (duration(None), duration(9.4), duration(-1)) == ("??", "9 s", "0 s")
     left = screen(
-        summary_lines(Summary(progress, Path("out"), (), ("x.json is half-written",), "the budget is spent"))
+        summary_lines(
+            Summary(progress, Path("out"), (), ("x.json is half-written",), "the time budget is used up")
+        )
     )
-    assert "stopped: the budget is spent; 5 cases are missing, the same command continues with them" in left
+    assert "stopped: the time budget is used up; 5 cases left; run the same command to continue" in left
     assert "skipped: x.json is half-written" in left
 
 
@@ -160,7 +162,7 @@ def test_the_screen_of_an_op_audit() -> None:
             {"ops": [row, {**row, "hidden_bytes": 0}], "skipped": [{**row, "reason": "no such kernel"}]}
         )
     )
-    assert "2 distinct ops replayed, 1 with hidden memory, 1 not replayed" in text
+    assert "2 distinct ops replayed, 1 with workspaces that the trace missed, 1 not replayed" in text
     assert "1.00 MiB" in text
     assert "not replayed: aten.mm.default bfloat16[2, 3]: no such kernel" in text
 

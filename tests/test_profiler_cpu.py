@@ -206,7 +206,7 @@ def test_a_run_that_the_host_cannot_hold_is_refused_before_it_starts(
     m = cases.measured(case_document(case), prediction)
     assert (m.outcome, m.failure.kind if m.failure else None) == ("error", "refused")
     assert m.failure is not None
-    assert "would need 4.00 GiB of the host's memory, 3.00 GiB are available" in m.failure.message
+    assert "needs 4.00 GiB of host memory, but only 3.00 GiB is available" in m.failure.message
 
 
 def test_running_out_of_memory_is_an_outcome_with_what_was_reached(

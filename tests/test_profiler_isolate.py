@@ -107,7 +107,8 @@ def test_children_die_with_a_killed_client(tmp_path: Path) -> None:
     script = f"""
         import sys; sys.path[:] = {sys.path!r}
         from memplan.profiler.isolate import Isolation
-        code = "open({str(pid_file)!r}, 'w').write(str(__import__('os').getpid())) and __import__('time').sleep(60)"
+        code = "open({str(pid_file)!r}, 'w').write(str(__import__('os').getpid()))"
+        code += " and __import__('time').sleep(60)"
         Isolation(preload=()).run("builtins:eval", [code])
     """
     client = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
@@ -156,7 +157,8 @@ def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
         torch._C._cuda_getCurrentRawStream = lambda device: 0  # a CPU build has none
         from memplan.profiler.fork_server import PRELOAD, preload
         missing = preload(PRELOAD)
-        print("parent", asked, torch.cuda.is_initialized(), "bitsandbytes" in sys.modules, "peft" in sys.modules, missing)
+        imported = ["bitsandbytes" in sys.modules, "peft" in sys.modules]
+        print("parent", asked, torch.cuda.is_initialized(), *imported, missing)
         try:
             import bitsandbytes
         except Exception as error:

@@ -202,7 +202,7 @@ def test_a_history_cut_by_its_buffer_is_not_aligned(
     assert {moment.name: moment.components for moment in measured_moments(evidence)[0]}["backward"] is None
 
 
-# -- the whole of `profile` on a card: real CPU tensors, mirrored into the fake ------------------------------
+# -- the whole of `profile` on a GPU: real CPU tensors, mirrored into the fake ------------------------------
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_the_command_and_its_document(capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "memplan.validation/1" and len(document["published"]) == len(figures())
     assert run(["validate", "--published"]) == 0
-    assert "never used to tune" in capsys.readouterr().out
+    assert "never used for tuning" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,14 @@ def test_every_key_of_a_recipe_is_a_setting_and_sources_name_settings(recipe):
 
 
 @pytest.mark.parametrize("recipe", ["trl", "axolotl", "llamafactory", "hf"])
-def test_what_a_recipe_changes_has_a_source_or_is_called_ours(recipe):
+def test_what_a_recipe_changes_has_a_source_or_is_called_memplans_own(recipe):
     row = RECIPES[recipe]
     changed = {
         k for layer in (row.defaults, *row.methods.values()) for k, v in layer.items() if BASE.get(k) != v
     }
     ours = " ".join(text for _, text in row.notes)
     for key in changed - set(row.sources):
-        assert "our" in ours, f"{recipe}: {key} has neither a source nor a note"
+        assert "memplan default" in ours, f"{recipe}: {key} has neither a source nor a note"
 
 
 HEADLINE = [  # the contract's table

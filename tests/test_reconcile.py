@@ -49,7 +49,7 @@ def as_measured(prediction: Prediction, **changes) -> Measurement:
         case="planted",
         model={"name": prediction.model.name, "config": {}},
         setup=prediction.setup,
-        environment={"gpu": "test card", "versions": {}},
+        environment={"gpu": "test GPU", "versions": {}},
         outcome="ok",
         steps=3,
         peak=MeasuredPeak(step.moment, step.allocated_bytes, step.allocated_bytes, 0),
@@ -137,7 +137,9 @@ def truths():
 
 
 def test_planted_errors_are_named_in_nine_of_ten(truths):
-    """120 errors drawn by a seed; the reconciliation sees only the broken prediction, the record, and shapes."""
+    """120 errors drawn by a seed; the reconciliation sees only the broken prediction, the record, and
+    shapes.
+    """
     rng, missed, tried = random.Random(20261122), [], 0
     for _ in range(30):
         for kind in KINDS:

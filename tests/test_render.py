@@ -1,4 +1,6 @@
-"""The first screen and --explain, from a hand-built Prediction: every figure on the screen is one of its own."""
+"""The first screen and --explain, from a hand-built Prediction: every figure on the screen is one of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ from memplan.planner.prediction import Accuracy, Breakdown, ModelSummary, Peak, 
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 from memplan.planner.tables.units import GIB, MIB
 from memplan.render.bar import ruler, stacked_bar
+from memplan.render.components import shown_moments
 from memplan.render.console import make_console, show
 from memplan.render.explain import explain_rows
-from memplan.render.terminal import count, defaults, number, plan_screen, shown_moments
+from memplan.render.sentences import defaults
+from memplan.render.terminal import plan_screen
+from memplan.render.text import count, number
 
 WEIGHTS = Row("base weights", (4096, 4096), "nf4", 224, 4 * GIB, "weights", "4-bit linear layers")
 GRADS = Row("adapter gradients", (16, 4096), "float32", 448, 256 * MIB, "gradients", ".grad of every adapter")
@@ -112,8 +117,8 @@ def test_components_add_up_on_the_screen():
 def test_peak_is_explained_by_its_largest_rows():
     text = " ".join(screen(prediction()).split())
     assert (
-        "Peak in backward, 5.75 GiB allocated. Largest of what comes and goes: logits 1.00 GiB (fp32 copy "
-        "kept by cross-entropy)" in text
+        "Peak in backward, 5.75 GiB allocated. Largest temporary tensors: logits 1.00 GiB (fp32 "
+        "copy kept by cross-entropy)" in text
     )
 
 

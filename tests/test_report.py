@@ -120,7 +120,7 @@ def test_every_string_that_came_from_a_file_is_escaped():
 
 def test_the_page_says_what_would_help_and_what_to_know():
     text = make(micro_batch=4)
-    assert "Each of these alone would save, as asked" in text and "<code>--checkpointing</code>" in text
+    assert "Each of these changes alone would save" in text and "<code>--checkpointing</code>" in text
     assert "Know before you run" in text and "no bfloat16 units" in text  # a T4
     assert "Know before you run" not in make(weight_dtype="float16", autocast="float16")
 
@@ -185,7 +185,7 @@ def test_a_record_without_moments_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("gpt2",), "needs a file"),
+        (("gpt2",), "needs an output file"),
         (("gpt2", "-o", "."), "it is a folder"),
         (("gpt2", "-o", "/no/such/folder/x.html"), "its folder does not exist"),
         (("gpt2", "--json", "-o", "x.html"), "No such option"),
@@ -258,7 +258,7 @@ def test_what_would_save_is_computed_for_the_gpu_that_was_chosen():
 
 @pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])
 def test_a_page_offers_the_cards_that_its_expressions_hold_for(gpu):
-    """Other kernels need other memory: on each card offered, the page's peak is the program's."""
+    """Other kernels need other memory: on each GPU offered, the page's peak is the program's."""
     options = {"method": "lora", "gpu": gpu}
     subject = read_subject("llama-7b", options)
     offered = [card.name for card in cards_of(subject)]
@@ -268,6 +268,6 @@ def test_a_page_offers_the_cards_that_its_expressions_hold_for(gpu):
     }
     text = html.unescape(page_of(subject))
     assert (
-        "cards with other kernels than" in text
+        "GPUs that use other kernels than" in text
         and next(c.name for c in common_gpus() if c.name not in offered) in text
     )

@@ -176,9 +176,14 @@ def candidates(**fits):
             {"full": False, "lora": CHECKPOINTED, "qlora": True},
             {},
             "lora",
-            "with gradient checkpointing and 8-bit optimizer states: 18.00 GiB",
+            "with gradient checkpointing and 8-bit optimizer states: it needs 18.00 GiB",
         ),
-        ({"full": True, "lora": True, "qlora": True}, {"prefer": "memory"}, "qlora", "leaves the most room"),
+        (
+            {"full": True, "lora": True, "qlora": True},
+            {"prefer": "memory"},
+            "qlora",
+            "leaves the most memory free",
+        ),
         (
             {"full": True, "lora": True, "qlora": True},
             {"prefer": "speed"},
@@ -192,8 +197,8 @@ def candidates(**fits):
             "qlora",
             "dequantizes them at every step",
         ),
-        ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks keep"),
-        ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks keep"),
+        ({"full": True, "lora": True, "qlora": True}, {"tasks": 20}, "lora", "20 tasks need"),
+        ({"full": True, "lora": False, "qlora": False}, {"tasks": 3}, "full", "3 tasks need"),
         ({"full": False, "lora": False, "qlora": False}, {}, None, "no method fits"),
     ],
 )
@@ -293,8 +298,8 @@ def test_the_command_prints_methods_frontier_changes_and_decision():
         *METHODS_COMPARED,
         "longest sequence by micro-batch",
         "single changes to lora",
-        "choose lora",
-        "smallest common card",
+        "recommended: lora",
+        "smallest common GPU",
     ):
         assert words in shown.output
 
@@ -320,7 +325,7 @@ def test_a_jobs_file(tmp_path):
         "  - {name: big, model: llama-7b, method: qlora}\n"
     )
     shown = run(str(path))
-    assert shown.return_value == 0 and "big" in shown.output and "one card for every job" in shown.output
+    assert shown.return_value == 0 and "big" in shown.output and "one GPU for every job" in shown.output
     path.write_text("jobs: [3]\n")
     with pytest.raises(UsageError, match="list of mappings"):
         command.main([str(path)], standalone_mode=False)
@@ -403,8 +408,8 @@ def test_sampled_cells_agree_with_the_trace(method):
 
 
 def test_the_smallest_card_is_judged_with_its_own_kernels():
-    """bfloat16 on a T4 stores attention whole; on the next larger card flash attention does not, and that
-    card is the answer.
+    """bfloat16 on a T4 stores attention whole; on the next larger GPU flash attention does not, and that
+    GPU is the answer.
     """
     spec, setup = (
         find("llama-7b").spec(),

@@ -130,23 +130,25 @@ SPECIAL = {
     "dots3_note_text": {**LATENT, "per_layer_config": {}},
 }
 
-_VISION_LANGUAGE = """aya_vision gemma3 idefics3 internvl kimi_k25 llama4 llava llava_next mistral3 mllama ovis2 paligemma qwen2_5_vl
-qwen2_vl qwen3_5 qwen3_vl qwen3_vl_moe smolvlm"""
+_VISION_LANGUAGE = """aya_vision gemma3 idefics3 internvl kimi_k25 llama4 llava llava_next mistral3 mllama
+ovis2 paligemma qwen2_5_vl qwen2_vl qwen3_5 qwen3_vl qwen3_vl_moe smolvlm"""
 VISION_LANGUAGE = _VISION_LANGUAGE.split()
 _CAUSAL = """
-afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation big_bird bigbird_pegasus biogpt bitnet
-blenderbot blenderbot-small bloom camembert codegen cohere cohere2 cohere2_moe cpmant ctrl cwm data2vec-text deepseek_v2
-deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dots1 dots3_note_text electra emu3 ernie ernie4_5 ernie4_5_moe exaone4
-exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint fuyu gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified
-gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox
-gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text
-hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling2_text inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear
-kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text mamba mamba2 marian mbart megatron-bert mellum mimo_v2_flash minicpm3 minimax
-minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder moshi moss_transcribe_diarize mpt mvp
-nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt pegasus persimmon phi phi3 phi4_multimodal phimoe
-plbart prophetnet qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text
-recurrent_gemma rembert roberta roberta-prelayernorm roc_bert roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2 trocr
-vaultgemma whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm youtu zaya
+afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation big_bird
+bigbird_pegasus biogpt bitnet blenderbot blenderbot-small bloom camembert codegen cohere cohere2 cohere2_moe
+cpmant ctrl cwm data2vec-text deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dots1
+dots3_note_text electra emu3 ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba
+flex_olmo flint fuyu gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified gemma4_unified_text glm
+glm4 glm4_moe glm4_moe_lite glm_moe_dsa got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese
+gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text
+hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling2_text inkling_text internlm3 iquestcoder jais2
+jamba jetmoe kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text mamba mamba2 marian mbart
+megatron-bert mellum mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
+mixtral modernbert-decoder moshi moss_transcribe_diarize mpt mvp nanochat nemotron nemotron_h olmo olmo2 olmo3
+olmo_hybrid olmoe openai-gpt opt pegasus persimmon phi phi3 phi4_multimodal phimoe plbart prophetnet qwen2
+qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma
+rembert roberta roberta-prelayernorm roc_bert roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2
+trocr vaultgemma whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm youtu zaya
 """
 ARCHITECTURES = sorted({*VISION_LANGUAGE, *_CAUSAL.split()})
 
@@ -219,9 +221,9 @@ def test_a_full_step_holds_what_the_real_one_holds(model_type, held):
     assert held.traced(config, setup).differences(held.real(config, setup)) == {}
 
 
-_FAMILIES = """bamba bloom cohere2 deepseek_v3 diffllama falcon gemma2 gemma3_text glm4_moe gpt2 gpt_neox gpt_oss gptj granitemoe jamba
-llama mamba2 minimax mixtral mpt nemotron olmo2 olmoe opt persimmon phi phi3 qwen2 qwen2_vl qwen3 qwen3_moe qwen3_next recurrent_gemma rwkv
-smollm3 stablelm starcoder2"""
+_FAMILIES = """bamba bloom cohere2 deepseek_v3 diffllama falcon gemma2 gemma3_text glm4_moe gpt2 gpt_neox
+gpt_oss gptj granitemoe jamba llama mamba2 minimax mixtral mpt nemotron olmo2 olmoe opt persimmon phi phi3
+qwen2 qwen2_vl qwen3 qwen3_moe qwen3_next recurrent_gemma rwkv smollm3 stablelm starcoder2"""
 VARIANTS = [
     (family, name)
     for family in _FAMILIES.split()

@@ -87,7 +87,7 @@ MISTAKES = {
         None,
         "Mamba",
     ),
-    "attention that the card has not": (
+    "attention that the GPU has not": (
         LLAMA,
         ("--attention", "sdpa-flash", "--gpu", "t4"),
         None,

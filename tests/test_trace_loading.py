@@ -96,7 +96,9 @@ def test_tensors_are_read_in_the_natural_order_of_their_names_and_quantized_one_
 
 
 def test_the_scales_are_allocated_before_the_packed_weights() -> None:
-    """bitsandbytes 0.50 backends/cuda/ops.py quantize_4bit; its meta kernel returns them the other way round."""
+    """bitsandbytes 0.50 backends/cuda/ops.py quantize_4bit; its meta kernel returns them the other way
+    round.
+    """
     log = log_of(WIDE, setup_of(method="qlora", double_quant=False))
     made = [s for s in log.storages if s.op.startswith("bitsandbytes.quantize_4bit")]
     assert [s.dtype for s in made[:4]] == ["float32", "uint8", "float32", "uint8"]

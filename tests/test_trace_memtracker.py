@@ -9,7 +9,7 @@ tensors. Named differences:
 * what the optimizer makes inside its step is `OPT` there; here it is a temporary unless the optimizer keeps
   it;
 * a torch optimizer's step counters live on the host unless it is fused: on the CPU MemTracker sees them, on a
-  card they are not there.
+  GPU they are not there.
 """
 
 from contextlib import contextmanager

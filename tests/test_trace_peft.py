@@ -72,7 +72,7 @@ FIELDS = {
 }
 NEEDS = {"ADAMSS": ("sklearn", "scikit-learn")}  # a type's own dependency, and how its message names it
 
-# The CPU is its own host: what peft keeps there is copied to a card and not to the CPU. Sizes that the trace
+# The CPU is its own host: what peft keeps there is copied to a GPU and not to the CPU. Sizes that the trace
 # saves more (+) or less (-).
 HOST_COPIES = {
     "ADAMSS": (

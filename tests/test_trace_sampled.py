@@ -53,9 +53,9 @@ ON_A_CPU_ALONE = (
 
 
 # What the real step saves more or less than the trace says, and why: number of a case -> sizes.
-APART = {
-    105: {512: 1}
-}  # PLBart, packed: it makes a mask of ones itself, and the trace's answer to "all ones?" is that of packed rows
+# 105: PLBart, packed: it makes a mask of ones itself, and the trace's answer to "all ones?" is that of packed
+# rows.
+APART = {105: {512: 1}}
 
 
 def case(number):

@@ -40,7 +40,7 @@ def test_a_close_fit_without_a_replay_is_called_close_and_a_roomy_one_is_not():
     need = api.plan("llama-7b", **SHARED).peak.device_bytes
     close = f"{need + 2**28}B"
     assert api.plan("llama-7b", **SHARED, gpu=close).gpus[0].verdict == "fits"
-    assert "of usable: the formula does not count fragmentation" in said(gpu=close)
+    assert "of usable memory to spare: the formula does not count fragmentation" in said(gpu=close)
     assert said(gpu=f"{need * 2}B") == "" and said(gpu=f"{need - 2**28}B") == ""
     assert said(gpu=close, allocator="expandable") == ""
 
@@ -101,7 +101,7 @@ def test_what_a_file_asks_for_and_is_not_counted_has_no_verdict(tmp_path, capsys
     ],
 )
 def test_where_no_card_is_named_each_is_judged_as_if_it_were(fields):
-    """A T4 has no fused attention in bfloat16: what fits on the kernels of a newer card need not fit there."""
+    """A T4 has no fused attention in bfloat16: what fits on the kernels of a newer GPU need not fit there."""
     for model in ("qwen3-0.6b",):
         unnamed = {verdict.name: verdict for verdict in api.plan(model, **fields).gpus}
         assert {name: api.plan(model, **fields, gpu=name).gpus[0].verdict for name in unnamed} == {

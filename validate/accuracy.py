@@ -23,7 +23,9 @@ SCHEMA = "memplan.validation/1"
 
 @dataclass(frozen=True)
 class Tier:
-    """One promise of the design: an engine, the number it is judged by, and the most that its errors may be."""
+    """One promise of the design: an engine, the number it is judged by, and the most that its errors may
+    be.
+    """
 
     name: str
     engine: str
@@ -53,6 +55,7 @@ class Stats:
     within_1_mib: float | None = None
 
     def to_document(self) -> dict[str, Any]:
+        """The statistics for JSON; errors are fractions of the measured value."""
         return {
             "runs": self.runs,
             "median": self.median,
@@ -77,6 +80,8 @@ def stats(differences: Iterable[Difference]) -> Stats:
 
 @dataclass(frozen=True)
 class TierResult:
+    """One accuracy target, and the errors of the runs that count toward it."""
+
     tier: Tier
     stats: Stats
 
@@ -91,7 +96,9 @@ class TierResult:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Tier C: how often fits / does not fit was right, over outcomes that say anything. `tight` is neither."""
+    """Tier C: how often fits / does not fit was right, over outcomes that say anything. `tight` is
+    neither.
+    """
 
     right: int
     false_fits: int
@@ -100,6 +107,9 @@ class Verdicts:
 
     @property
     def kept(self) -> bool | None:
+        """Whether the target for verdicts is met: no false fit, and few false noes. None where no verdict was
+        judged.
+        """
         judged = self.right + self.false_fits + self.false_no
         return None if not judged else self.false_fits == 0 and self.false_no <= FALSE_NO_SHARE * judged
 
@@ -118,9 +128,11 @@ class Validation:
 
     @property
     def tiers(self) -> tuple[TierResult, ...]:
+        """The result of every accuracy target, from GPU runs that were never used for tuning."""
         return tuple(TierResult(tier, tier_stats(tier, self.own)) for tier in TIERS)
 
     def verdicts(self, engine: str) -> Verdicts:
+        """How often one engine's verdicts were right, wrong or tight."""
         words = [run.verdict for run in self.own if run.engine == engine]
         return Verdicts(
             words.count("right"), words.count("false_fits"), words.count("false_no"), words.count("tight")
@@ -136,6 +148,7 @@ class Validation:
 
 
 def tier_stats(tier: Tier, runs: Iterable[Reconciliation]) -> Stats:
+    """The errors of the runs that count toward a tier, as fractions of the measured bytes."""
     return stats(run.tiers[tier.what] for run in runs if run.engine == tier.engine and tier.what in run.tiers)
 
 

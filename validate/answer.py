@@ -48,7 +48,7 @@ verdicts hang on.
 
 @dataclass(frozen=True)
 class Beside:
-    """Another method for the same model, shape and card."""
+    """Another method for the same model, shape and GPU."""
 
     what: str
     device: int
@@ -57,9 +57,11 @@ class Beside:
 
 @dataclass(frozen=True)
 class Answer:
+    """The answer to a question: a prediction with its verdict, limits and derivation. Sizes are in bytes."""
+
     question: Question
     prediction: Prediction
-    verdict: str  # fits | tight | no, for the card; empty without one
+    verdict: str  # fits | tight | no, for the GPU; empty without one
     device: int
     usable: int | None
     smallest_card: str | None
@@ -71,9 +73,11 @@ class Answer:
 
     @property
     def by_hand(self) -> int:
+        """The sum of the derivation, bytes allocated at the peak."""
         return sum(line.bytes for line in self.derivation if not line.of_which)
 
     def to_document(self) -> dict[str, Any]:
+        """The document of `memplan ask --json` (schema memplan.ask/1); sizes are in bytes."""
         question = self.question
         return {
             "schema": SCHEMA,
@@ -157,7 +161,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
         warnings += filter(None, [close_calls(prediction, [gpu])])
         if not gpu.verified:
             warnings.append(
-                f"{gpu.name}: no run on this vendor's cards is recorded, and its kernels are not modeled: "
+                f"{gpu.name}: no run on this vendor's GPUs is recorded, and its kernels are not modeled: "
                 "unverified"
             )
     smallest = choose_cards(
@@ -189,7 +193,7 @@ def _told(question: Question, fields: Mapping[str, Any]) -> Question:
         return question
     said = Assumption(
         "quant_storage",
-        "bfloat16, so that the cards share 4-bit weights",
+        "bfloat16, so that the GPUs share 4-bit weights",
         "",
         "bfloat16，使各卡分摊 4 位权重",
     )
@@ -204,7 +208,7 @@ def _predicted(question: Question, fields: Mapping[str, Any], context: Evaluatio
 
 
 def _on(question: Question, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields with the card asked about, which chooses kernels."""
+    """The fields with the GPU asked about, which chooses kernels."""
     return fields if question.gpu is None else {**fields, "gpu": question.gpu}
 
 
@@ -223,7 +227,7 @@ def _need(
 
 
 def _chosen(question: Question, context: EvaluationContext) -> Question:
-    """Where no method was named and a card was: the richest that fits (full, LoRA, QLoRA), said as such."""
+    """Where no method was named and a GPU was: the richest that fits (full, LoRA, QLoRA), said as such."""
     if not question.open_method or question.gpu is None or question.wanted:
         return question
 
@@ -240,7 +244,7 @@ def _chosen(question: Question, context: EvaluationContext) -> Question:
 
 
 def _beside(question: Question, context: EvaluationContext) -> tuple[Beside, ...]:
-    """The usual methods on the same model, shape and cards."""
+    """The usual methods on the same model, shape and GPUs."""
     if METHODS[question.fields["method"]].trains == "nothing":
         return ()
     shape = (
@@ -273,7 +277,7 @@ def _strategy(question: Question, count: int) -> str:
 
 
 def _cards(question: Question, context: EvaluationContext) -> list[Beside]:
-    """One card, then two, four, ...: what each holds, up to the first that fits."""
+    """One GPU, then two, four, ...: what each holds, up to the first that fits."""
     found: list[Beside] = []
     for count in COUNTS:
         need = _need(

@@ -24,7 +24,7 @@ MOST_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class Question:
-    """What was read: a model, Setup fields, perhaps a card, what is asked for, and the language to answer in.
+    """What was read: a model, Setup fields, perhaps a GPU, what is asked for, and the language to answer in.
 
     `wanted`: empty (does it fit, or what does it need), or the field whose largest value is asked for, or
     `cards`. `open_method`: no method was named, so the answer may choose one.
@@ -53,7 +53,7 @@ def read(sentence: str, lang: str | None = None) -> Question:
     _unanswered(reading)
     _spelling(reading)
     wanted = _wanted(reading)
-    for pattern, name in NUMBERS[:-1]:  # before the cards: "batch 16 A100" is one card
+    for pattern, name in NUMBERS[:-1]:  # before the GPUs: "batch 16 A100" is one GPU
         _number(reading, pattern, name)
     gpu = card(reading)
     model = model_of(reading)
@@ -82,7 +82,7 @@ def _unanswered(reading: Reading) -> None:
 
 
 def _spelling(reading: Reading) -> None:
-    """A known word with one letter wrong is read as that word, and said so."""
+    """A known word with one letter wrong is interpreted as that word, and said so."""
     for match in list(re.finditer(r"(?<![a-z])[a-z]{4,}", reading.text)):
         word = match.group()
         meant = next((known for known in SPELT if word not in SPELT and _one_apart(word, known)), None)
@@ -148,7 +148,7 @@ def _all_read(reading: Reading) -> None:
         raise UsageError(
             f"ask: '{shorten(left.group().strip())}' was not understood: write sizes as 48GB, sequences as "
             "seq 2048, "
-            "batches as batch 4, ranks as rank 16, cards as 8xA100"
+            "batches as batch 4, ranks as rank 16, GPUs as 8xA100"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which card a question speaks of, and how many of it: "8xA100 40GB", "two 3090s", "单张 24G"."""
+"""Which GPU a question speaks of, and how many of it: "8xA100 40GB", "two 3090s", "单张 24G"."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BEFORE = rf"(?:{B}(\d+|{_COUNT})[\s-]*(?:x|\*|张|块|卡|个|gpus?|cards?)*[\s
 
 
 def card(reading: Reading) -> str | None:
-    """A card by name, longest name first, with how many of it and a size beside it ("8xA100 40GB")."""
+    """A GPU by name, longest name first, with how many of it and a size beside it ("8xA100 40GB")."""
     words = {word.lower(): gpu.name for gpu in gpus().values() for word in (gpu.name, *gpu.aliases)}
     words |= {name.split("-", 1)[1]: name for name in gpus() if re.match(r"(rtx|gtx)-\d{4}", name)}
     for gpu in sorted(gpus().values(), key=lambda gpu: (gpu.common, gpu.usable_bytes)):
@@ -44,7 +44,7 @@ def card(reading: Reading) -> str | None:
 
 
 def _of_size(gpu: Gpu, gigabytes: int | None) -> Gpu:
-    """The card of that series that is sold with so many GB. Raises UsageError where none is."""
+    """The GPU of that series that is sold with so many GB. Raises UsageError where none is."""
     if gigabytes is None or gpu.marketing_gb == gigabytes:
         return gpu
     series = re.sub(r"-\d+gb$", "", gpu.name)
@@ -52,9 +52,7 @@ def _of_size(gpu: Gpu, gigabytes: int | None) -> Gpu:
     if gigabytes in sizes:
         return sizes[gigabytes]
     sold = " or ".join(f"{size:g} GB" for size in sorted(s for s in sizes if s is not None))
-    raise UsageError(
-        f"ask: {series} is sold with {sold}, not {gigabytes} GB: name the card or the size alone"
-    )
+    raise UsageError(f"ask: {series} is sold with {sold}, not {gigabytes} GB: name the GPU or the size alone")
 
 
 def _count(reading: Reading, text: str | None, words: str) -> None:
@@ -62,13 +60,13 @@ def _count(reading: Reading, text: str | None, words: str) -> None:
         return
     count = COUNTS[text] if text in COUNTS else int(text)
     if not 1 <= count <= MOST_CARDS:
-        raise UsageError(f"ask: '{words}': expected 1 to {MOST_CARDS} cards")
+        raise UsageError(f"ask: '{words}': expected 1 to {MOST_CARDS} GPUs")
     if count > 1 and "gpus" not in reading.fields:
         reading.say("gpus", count, words)
 
 
 def how_many(reading: Reading, gpu: str | None) -> None:
-    """How many cards, where it stands apart from their name, and the strategy that shares among them."""
+    """How many GPUs, where it stands apart from their name, and the strategy that shares among them."""
     pattern = rf"{B}(\d+|{_COUNT})\s*(?:x\b|张|块|卡|个?gpu|gpus?|cards?)(?:显?卡)?"
     match = re.search(pattern, reading.text)
     if match:
@@ -78,7 +76,7 @@ def how_many(reading: Reading, gpu: str | None) -> None:
         reading.found.append(Assumption("parallel", "fsdp"))
     if "parallel" in reading.fields and "gpus" not in reading.fields and gpu is not None:
         raise UsageError(
-            f"ask: {reading.fields['parallel']} on how many cards? write them before the card's name: 8xA100"
+            f"ask: {reading.fields['parallel']} on how many GPUs? write them before the GPU's name: 8xA100"
         )
 
 
@@ -99,7 +97,7 @@ def size_of_card(reading: Reading) -> str | None:
         return f"{size:g}GiB"
     gpu = find_gpu(f"{size:g}GB")
     if gpu.kind != SOLD:
-        said = f"a budget of {gpu.usable_bytes:,} bytes: no card is sold with {size:g} GB"
+        said = f"a budget of {gpu.usable_bytes:,} bytes: no GPU is sold with {size:g} GB"
         reading.found.append(
             Assumption("gpu", said, words, f"预算 {gpu.usable_bytes:,} 字节（没有标称 {size:g} GB 的卡）")
         )

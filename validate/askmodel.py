@@ -31,7 +31,7 @@ def model_of(reading: Reading) -> str:
             _refuse_other_names(reading.text[: match.start()], match.group().strip(), known)
             count = scale(match)
             name = _nearest(count, match.group().strip())
-            said = f"{name}, as a model of {count / 1e9:g} billion parameters"
+            said = f"{name}, a model of {count / 1e9:g} billion parameters"
             reading.found.append(
                 Assumption("model", said, reading.take(match), f"{name}，作为 {count / 1e8:g} 亿参数的模型")
             )
@@ -42,7 +42,7 @@ def model_of(reading: Reading) -> str:
 
 
 def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> None:
-    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not read as its size."""
+    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not interpreted as its size."""
     match = re.search(r"(?<![a-z0-9])([a-z][a-z0-9.]*(?:[-_][a-z0-9.]+)*)([-_ ]?)$", before)
     version = re.search(r"(?<![a-z0-9])([a-z]{2,}[a-z0-9.-]*)([-_ ]v?\d+(?:\.\d+)*[-_ ]+)$", before)
     if version and version.group(1) not in _NO_NAMES:  # "phi 5 14b": a name, its version, its size

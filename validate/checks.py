@@ -55,7 +55,7 @@ def quantity(part: Part, context: EvaluationContext) -> Found:
     top = sum(term.value(context) for term in above)
     bottom = sum(term.value(context) for term in below) if below else 1
     if bottom == 0:
-        raise Missing("nothing to divide by: the quantity under `per` is 0")
+        raise Missing("division by zero: the quantity under `per` is 0")
     value = top / bottom / UNITS[part.unit]
     value = int(value) if isinstance(top, int) and bottom == 1 and UNITS[part.unit] == 1 else value
     exact = isinstance(part.claimed, int | float) and part.tolerance == 0
@@ -74,7 +74,7 @@ CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of Gi
 
 
 def fits(part: Part, context: EvaluationContext) -> Found:
-    """Whether the predicted device peak is within the card's usable bytes (tight counts as fitting, and is
+    """Whether the predicted device peak is within the GPU's usable bytes (tight counts as fitting, and is
     said).
     """
     from memplan.planner.answers.verdict import device_bytes, judge
@@ -84,14 +84,12 @@ def fits(part: Part, context: EvaluationContext) -> Found:
     gpu = context.gpu(part.gpu)
     prediction = context.predict(
         part.model, {**part.setup, "gpu": gpu.name}, part.engine
-    )  # the card chooses kernels
+    )  # the GPU chooses kernels
     verdict = judge(prediction, gpu).verdict
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
     far = abs(spare) > CLOSE_BYTES
-    close = said(
-        "" if far else ", {size} to spare" if spare >= 0 else ", {size} too much", size=gib(abs(spare))
-    )
+    close = said("" if far else ", {size} to spare" if spare >= 0 else ", {size} over", size=gib(abs(spare)))
     named = part.over is not None and part.over.key == "gpu"
     template = "{need} of {have}{close}{tight}" if named else "{need} of {have}{close}{tight} on {gpu}"
     tight = said(" (tight)" if verdict == "tight" else "")
@@ -165,6 +163,7 @@ def library_fact(part: Part, context: EvaluationContext) -> Found:
 
 
 def arithmetic(part: Part, context: EvaluationContext) -> Found:
+    """The value of an expression of numbers, in the unit of the part."""
     value = calculate(part.args["expression"]) / UNITS[part.unit]
     return Found(value, said("{sum} = {value}", sum=part.args["expression"], value=amount(value, part.unit)))
 
@@ -240,7 +239,9 @@ def published(part: Part, context: EvaluationContext) -> Found:
 
 
 def published_times(part: Part, context: EvaluationContext) -> dict[str, Found]:
-    """By model and card: how much longer QLoRA took than LoRA in runs that others published (`%`: less 100)."""
+    """By model and GPU: how much longer QLoRA took than LoRA in runs that others published (`%`: less
+    100).
+    """
     from memplan.validate.published import times
 
     found = {}

@@ -26,12 +26,15 @@ VERDICTS: tuple[Verdict, ...] = ("supported", "refuted", "depends", "not_checkab
 
 @dataclass(frozen=True)
 class ClaimResult:
+    """A claim with its verdict and the results of its parts."""
+
     claim: Claim
     verdict: Verdict
     parts: tuple[PartResult, ...]
 
     @property
     def evidence(self) -> str:
+        """The evidence of the deciding parts, in English."""
         return self.said()
 
     def said(self, lang: str = "en") -> str:
@@ -42,6 +45,7 @@ class ClaimResult:
         return _STOP[lang].join(parts)
 
     def to_document(self) -> dict[str, Any]:
+        """This claim as one entry of the memplan.claims/1 document."""
         claim = self.claim
         return {
             "id": claim.id,
@@ -57,6 +61,8 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class SideResult:
+    """One side of a conflict: what a document says, and the verdict on it."""
+
     document: str
     quote: str
     claimed: Any
@@ -81,6 +87,7 @@ class ConflictResult:
         return f"{where}{_BRACKETS[lang].format(evidence)}" if where else evidence
 
     def to_document(self) -> dict[str, Any]:
+        """This conflict as one entry of the memplan.claims/1 document."""
         return {
             "id": self.conflict.id,
             "about": self.conflict.about,
@@ -209,7 +216,9 @@ def check_conflict(conflict: Conflict, context: EvaluationContext) -> ConflictRe
 
 
 def _exclude(conflict: Conflict) -> bool:
-    """Whether no single value satisfies every side: tried at each side's own numbers and midway between them."""
+    """Whether no single value satisfies every side: tried at each side's own numbers and midway between
+    them.
+    """
     tried: list[Any] = []
     for side in conflict.sides:
         values = side.claimed if isinstance(side.claimed, tuple) else (side.claimed,)
@@ -225,6 +234,7 @@ def _exclude(conflict: Conflict) -> bool:
 def to_document(
     file: ClaimsFile, results: list[ClaimResult], conflicts: list[ConflictResult] | None = None
 ) -> dict[str, Any]:
+    """The document of `memplan claims --json` (schema memplan.claims/1)."""
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     document: dict[str, Any] = {
         "schema": CLAIMS_SCHEMA,

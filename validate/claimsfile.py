@@ -35,6 +35,7 @@ UNITS: dict[str, float] = {
     "B/parameter": 1,
     "bits/parameter": 0.125,
     "tokens": 1,
+    "GPUs": 1,
     "cards": 1,
 }
 """What a found number is divided by before it is compared: bytes, counts and fractions are computed plain."""
@@ -86,6 +87,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
+    """One claim: its interpretation, where documents state it, and the parts that decide it."""
+
     id: str
     reading: str
     sources: tuple[Source, ...]
@@ -117,6 +120,8 @@ class Conflict:
 
 @dataclass(frozen=True)
 class ClaimsFile:
+    """A parsed claims file: claims, conflicts, and models that the catalog lacks."""
+
     path: str
     claims: tuple[Claim, ...]
     conflicts: tuple[Conflict, ...]
@@ -244,6 +249,13 @@ def _conflict(table: Any, place: Place, kinds: Kinds) -> Conflict:
     )
 
 
+def _check_units(units: list[Any], place: Place) -> None:
+    known = ", ".join(unit for unit in UNITS if unit)
+    for unit in units:
+        if unit not in UNITS:
+            raise place.error("unit", f"{shown(unit)} is not a unit: expected one of {known}")
+
+
 def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple[Part, ...]:
     """The parts of one table: one, or one a unit where the text leaves the unit open (`unit` is a list)."""
     kind = table.get("check") if isinstance(table, dict) else None
@@ -259,12 +271,7 @@ def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple
             "relation", f"'{shorten(relation)}' is not a relation: expected one of {' '.join(RELATIONS)}"
         )
     units = table.get("unit", "")
-    for unit in units if isinstance(units, list) else [units]:
-        if unit not in UNITS:
-            raise place.error(
-                "unit",
-                f"{shown(unit)} is not a unit: expected one of {', '.join(u for u in UNITS if u)}",
-            )
+    _check_units(units if isinstance(units, list) else [units], place)
     plain = ("what", "zh", "check", "decides", "tell", "engine", "model", "gpu", "setup", "case")
     shared = {key: table[key] for key in plain if key in table}
     shared |= {

@@ -1,5 +1,5 @@
 """Runs that others measured and published as plain rows, read as measurements of the development set: they
-guided the design, so they are shown and never counted towards a tier.
+guided the design, so they are shown and never counted toward a tier.
 
 A row has model, method, gpu, dtypes, rank, batch, sequence, `measured_mib` by moment and `source`
 (fitcheck-llm 0.3.1's T4 sweep has them).

@@ -30,12 +30,14 @@ class Missing(Exception):
 
 
 def by_formula(model: Model, setup: Setup) -> Prediction:
+    """The formula's prediction. Raises UsageError where it has no rule for the model."""
     from memplan.planner.formula.engine import plan
 
     return plan(model.spec(), setup)
 
 
 def by_trace(model: Model, setup: Setup) -> Prediction:
+    """The trace's prediction. Raises Missing where a library that it needs is not installed."""
     try:
         from memplan.planner.trace.engine import trace
     except ImportError as error:

@@ -54,9 +54,11 @@ class EvaluationContext:
         return self._models[name]
 
     def spec(self, name: str) -> ModelSpec:
+        """The model of that name as a ModelSpec. Raises UsageError where the formula has no rule for it."""
         return self.model(name).spec()
 
     def setup(self, name: str, fields: Mapping[str, Any]) -> Setup:
+        """A Setup of these fields, resolved with the model's maximum sequence length."""
         try:
             limit = self.spec(name).max_positions
         except UsageError:
@@ -65,6 +67,7 @@ class EvaluationContext:
         return resolve(given, max_positions=limit)
 
     def gpu(self, name: str) -> Gpu:
+        """The GPU of that name. Raises UsageError where there is none."""
         from memplan.planner.tables.gpus import find_gpu
 
         return find_gpu(name)

@@ -2,7 +2,7 @@
 that none resembles it.
 
 accuracy.json, written by `memplan validate --update`, holds one line a reconciled run. An error measured on
-one card's generation is never given as the error of another's.
+one GPU's generation is never given as the error of another's.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def _major(capability: Any) -> int | None:
 
 
 def write(runs: Sequence[Run], path: Path = SHIPPED) -> None:
+    """Write the accuracy data that ships with the package."""
     document = {"schema": SCHEMA, "runs": [asdict(run) for run in runs]}
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -98,6 +99,7 @@ def read(path: Path = SHIPPED) -> tuple[Run, ...]:
 
 @cache
 def shipped() -> tuple[Run, ...]:
+    """The recorded runs whose errors ship with the package, read once."""
     return read()
 
 
@@ -129,6 +131,18 @@ def _accuracy(runs: Sequence[Run], evidence: str, nearest: str | None) -> Accura
     return Accuracy(median(errors), max(errors), len(errors), evidence, nearest, max(device, default=None))
 
 
+def _counted(runs: Sequence[Run], engine: str, on_cpu: bool) -> list[Run]:
+    """The runs whose errors count for an engine and a kind of device."""
+    return [
+        run
+        for run in runs
+        if run.engine == engine
+        and run.allocated_error is not None
+        and not run.development
+        and (run.gpu is None) == on_cpu
+    ]
+
+
 def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Accuracy:
     """The recorded accuracy of this engine for predictions like this one: median and worst over comparable
     runs, and the nearest one.
@@ -136,25 +150,16 @@ def accuracy_of(prediction: Prediction, runs: Sequence[Run] | None = None) -> Ac
     Where no run resembles it, no error is given (it would be another's): the worst of the comparable runs
     still widens the verdict's band.
     """
-    everything = shipped() if runs is None else runs
     wanted = _run_of(prediction)
-    same = [
-        run
-        for run in everything
-        if run.engine == prediction.engine and run.allocated_error is not None and not run.development
-    ]
-    same = [run for run in same if (run.gpu is None) == (prediction.setup.device == "cpu")]
+    on_cpu = prediction.setup.device == "cpu"
+    same = _counted(shipped() if runs is None else runs, prediction.engine, on_cpu)
     if not same:
-        return Accuracy(
-            evidence=(
-                f"no recorded run of the {prediction.engine} engine on a "
-                f"{'CPU' if prediction.setup.device == 'cpu' else 'GPU'}"
-            )
-        )
+        device = "CPU" if on_cpu else "GPU"
+        return Accuracy(evidence=f"no recorded run of the {prediction.engine} engine on a {device}")
     comparable = [run for run in same if wanted.generation is None or run.generation == wanted.generation]
     if not comparable:
         cards = ", ".join(sorted({str(run.gpu) for run in same}))
-        return Accuracy(evidence=f"no recorded run on a card like {wanted.gpu} (recorded: {cards})")
+        return Accuracy(evidence=f"no recorded run on a GPU like {wanted.gpu} (recorded: {cards})")
     nearest = min(comparable, key=lambda run: (distance(wanted, run), run.case))
     cards = ", ".join(sorted({run.gpu or "CPU" for run in comparable}))
     if distance(wanted, nearest) <= FAR:
@@ -184,7 +189,7 @@ def _run_of(prediction: Prediction) -> Run:
 
 
 def _generation(setup: Setup) -> int | None:
-    """The named card's major capability; None where no card is named, or a budget is."""
+    """The named GPU's major capability; None where no GPU is named, or a budget is."""
     if setup.gpu is None or setup.device == "cpu":
         return None
     from memplan.planner.tables.gpus import find_gpu

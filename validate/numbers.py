@@ -21,6 +21,7 @@ def number(value: float, unlike: float | None = None) -> str:
 
 
 def shown(value: Value, unit: str = "", unlike: float | None = None) -> str:
+    """A value and its unit as text; true and false as yes and no."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):

@@ -21,6 +21,7 @@ class Place:
     header: tuple[tuple[str, int], ...] = ()  # ("claim", 3), ("part", 1)
 
     def inside(self, kind: str, index: int) -> Place:
+        """The place of the index-th table of a kind in this one."""
         return Place(self.path, self.lines, (*self.header, (kind, index)))
 
     def line(self, key: str) -> int:
@@ -55,4 +56,5 @@ class Place:
         return start, stop
 
     def error(self, key: str, message: str) -> UsageError:
+        """An error at a key of this table, with path and line."""
         return UsageError(f"{self.path}, line {self.line(key)}: {key}: {message}")

@@ -41,6 +41,7 @@ class Figure:
 
     @property
     def value_bytes(self) -> int:
+        """The published value in bytes."""
         return round(self.value * UNITS[self.unit])
 
 
@@ -66,6 +67,9 @@ class Score:
 
     @property
     def error(self) -> float | None:
+        """Predicted less published, as a fraction of the published value; None where nothing was
+        predicted.
+        """
         return (
             None
             if self.predicted is None
@@ -116,6 +120,7 @@ def times() -> tuple[Times, ...]:
 
 @cache
 def figures() -> tuple[Figure, ...]:
+    """The figures that ship with the package, read once."""
     return read_figures()
 
 
@@ -142,6 +147,7 @@ def _predicted(figure: Figure, prediction: Prediction) -> int:
 
 
 def to_document(scores: Sequence[Score]) -> dict[str, Any]:
+    """The document of `memplan validate --published --json`; sizes are in bytes."""
     return {
         "schema": "memplan.validation/1",
         "memplan_version": __version__,

@@ -35,6 +35,7 @@ class Term:
     times: float = 1
 
     def value(self, context: EvaluationContext) -> float:
+        """This term in its base unit: bytes, elements, FLOP or a count."""
         return self.times * QUANTITIES[self.quantity](self, context)
 
 
@@ -57,8 +58,8 @@ def read_term(table: Any, default: Term) -> Term:
     """
     if not isinstance(table, dict):
         raise UsageError(
-            f'{shorten(repr(table))} is no term: expected a table such as {{ quantity = "peak", setup = {{ '
-            f'method = "full" }} }}'
+            f'{shorten(repr(table))} is not a term: expected a table such as {{ quantity = "peak", '
+            f'setup = {{ method = "full" }} }}'
         )
     for key, value in table.items():
         if key not in TERM_KEYS:

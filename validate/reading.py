@@ -21,6 +21,8 @@ class Assumption:
 
 @dataclass
 class Reading:
+    """A sentence while it is read: what is left of it, and what was understood so far."""
+
     text: str
     found: list[Assumption] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class Reading:
         return words
 
     def say(self, name: str, value: Any, words: str, zh: str = "") -> None:
+        """Note that these words set a field to a value."""
         self.fields[name] = value
         shown = (
             "+".join(value)

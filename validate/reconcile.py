@@ -35,13 +35,16 @@ class Difference:
 
     @property
     def bytes(self) -> int:
+        """Predicted less measured, bytes."""
         return self.predicted - self.measured
 
     @property
     def error(self) -> float | None:
+        """Predicted less measured, as a fraction of the measured bytes; None where those are 0."""
         return self.bytes / self.measured if self.measured else None
 
     def to_document(self) -> dict[str, Any]:
+        """Predicted and measured bytes and the error, for JSON."""
         return {
             "what": self.what,
             "moment": self.moment,
@@ -77,6 +80,7 @@ class Reconciliation:
         return found.error if found else None
 
     def to_document(self) -> dict[str, Any]:
+        """This run as one entry of the memplan.validation/1 document."""
         return {
             "case": self.case,
             "engine": self.engine,
@@ -110,6 +114,7 @@ class Predicted:
 
     @classmethod
     def of(cls, prediction: Prediction) -> Predicted:
+        """What a prediction says of the training step and its moments."""
         peak = prediction.step_peak
         return cls(
             prediction.engine,
@@ -143,6 +148,7 @@ class Predicted:
             ) from None
 
     def allocated(self, moment: str) -> int:
+        """Allocated bytes at a moment's peak."""
         return sum(self.components[moment].values())
 
 
@@ -245,7 +251,7 @@ def judge_outcome(predicted: Predicted, measurement: Measurement) -> Outcome:
     """Whether the verdict was right: an `oom` under a cap says that the run does not fit it, an `ok` that it
     does.
 
-    `tight` counts as neither right nor wrong. Without a cap only an oom on a card of known size says anything
+    `tight` counts as neither right nor wrong. Without a cap only an oom on a GPU of known size says anything
     beyond ok.
     """
     limit = measurement.cap_bytes or _card_bytes(measurement)
@@ -268,7 +274,7 @@ def judge_outcome(predicted: Predicted, measurement: Measurement) -> Outcome:
 
 
 def _card_bytes(measurement: Measurement) -> int | None:
-    """What the card offers the allocator: its total less the context, where the environment says both."""
+    """What the GPU offers the allocator: its total less the context, where the environment says both."""
     total, context = measurement.environment.get("total_bytes"), measurement.environment.get("context_bytes")
     return total - context if isinstance(total, int) and isinstance(context, int) else None
 
@@ -310,7 +316,9 @@ def event_notes(alignment: Mapping[str, Any] | None, moments: Iterable[Differenc
 
 
 def version_notes(measurement: Measurement) -> list[str]:
-    """Libraries whose version here differs from the record's, one note in all; empty where none is installed."""
+    """Libraries whose version here differs from the record's, one note in all; empty where none is
+    installed.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     differ = []

@@ -1,4 +1,4 @@
-"""The answer in one sentence, in both languages: yes or no, the largest that fits, or how many cards."""
+"""The answer in one sentence, in both languages: yes or no, the largest that fits, or how many GPUs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def summary_line(found: Answer) -> Mapping[str, str]:
     model = found.question.model + (" (int8)" if setup.quant_type == "int8" else "")
     need = gib(found.device)
     each_en, each_zh = (
-        (f" on each of {setup.gpus} cards ({setup.parallel})", f"（{setup.gpus} 张卡每张，{setup.parallel}）")
+        (f" on each of {setup.gpus} GPUs ({setup.parallel})", f"（{setup.gpus} 张卡每张，{setup.parallel}）")
         if setup.gpus > 1
         else ("", "")
     )
     if found.usable is None:
         card_en = (
-            f"; the smallest common card that holds it is {found.smallest_card}"
+            f"; smallest common GPU: {found.smallest_card}"
             if found.smallest_card
-            else "; no common card holds it"
+            else "; no common GPU holds it"
         )
         card_zh = (
             f"；能放下的最小常见卡是 {found.smallest_card}"
@@ -43,14 +43,17 @@ def summary_line(found: Answer) -> Mapping[str, str]:
     if found.question.wanted == "cards":
         count = f"{setup.gpus}" if found.verdict != "no" else f"more than {setup.gpus}"
         zh_count = f"{setup.gpus} 张" if found.verdict != "no" else f"{setup.gpus} 张以上"
+        each_en, each_zh = (
+            (f" each ({setup.parallel})", f"（{setup.parallel}）") if setup.gpus > 1 else ("", "")
+        )
         return {
             "en": (
-                f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)} "
-                f"on each ({setup.parallel})"
+                f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)}"
+                f"{each_en}"
             ),
             "zh": (
                 f"{zh_count} {found.question.gpu}：{model} 做 {method} 每张需要 {need}，可用 "
-                f"{gib(found.usable)}（{setup.parallel}）"
+                f"{gib(found.usable)}{each_zh}"
             ),
         }
     return {
@@ -64,7 +67,9 @@ def _largest(found: Answer) -> Mapping[str, str] | None:
     wanted = found.question.wanted
     if wanted not in ("sequence_length", "micro_batch"):
         return None
-    name, zh = {"sequence_length": ("sequence", "序列"), "micro_batch": ("micro-batch", "批大小")}[wanted]
+    name, zh = {"sequence_length": ("sequence length", "序列"), "micro_batch": ("micro-batch", "批大小")}[
+        wanted
+    ]
     told_en, told_zh = [], []
     for label, on_en, on_zh in (
         (wanted, "", ""),
@@ -77,11 +82,11 @@ def _largest(found: Answer) -> Mapping[str, str] | None:
             told_en.append(f"none fits{on_en}")
             told_zh.append(f"都放不下{on_zh}")
         elif result.boundaries:
-            told_en.append(f"up to {result.boundaries[-1].low:,}{on_en}")
+            told_en.append(f"{result.boundaries[-1].low:,}{on_en}")
             told_zh.append(f"最大 {result.boundaries[-1].low:,}{on_zh}")
         else:
             told_en.append(
-                f"as long as the model takes{on_en}"
+                f"any length that the model takes{on_en}"
                 if wanted == "sequence_length"
                 else f"beyond 4,096{on_en}"
             )
@@ -90,7 +95,7 @@ def _largest(found: Answer) -> Mapping[str, str] | None:
             )
     method, model, gpu = found.prediction.setup.method, found.question.model, found.question.gpu
     return {
-        "en": f"{name} {', '.join(told_en)}: {method} on {model}, {gpu}",
+        "en": f"Largest {name}: {', '.join(told_en)} ({method} on {model}, {gpu})",
         "zh": f"{model} 做 {method}，{gpu}：{zh}{'，'.join(told_zh)}",
     }
 

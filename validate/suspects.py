@@ -48,10 +48,12 @@ class Suspect:
 
     @property
     def rows(self) -> tuple[str, ...]:
+        """The rows that one change would explain, each once."""
         return tuple(dict.fromkeys(name for _, name in self.ways))
 
     @property
     def change(self) -> str:
+        """What would have to be wrong with the row, in words."""
         return self.ways[0][0]
 
     def __str__(self) -> str:
@@ -67,6 +69,7 @@ class Suspect:
         )
 
     def to_document(self) -> dict[str, Any]:
+        """This suspect for JSON; bytes, and the share of the unexplained bytes."""
         return {
             "ways": [{"change": change, "row": name} for change, name in self.ways],
             "component": self.component,
@@ -92,6 +95,7 @@ class Explanation:
 
     @property
     def moments(self) -> tuple[str, ...]:
+        """The moments whose gap this change affects, each once."""
         return tuple(dict.fromkeys(moment for (moment, _), _ in self.effect))
 
 
@@ -273,7 +277,9 @@ def _wrong_place(
 
 
 def _absent(row: Row, moments: tuple[str, ...], detailed: set[str]) -> Iterable[Explanation]:
-    """A row known from elsewhere that the prediction lacks altogether: in every run of consecutive moments."""
+    """A row known from elsewhere that the prediction lacks altogether: in every run of consecutive
+    moments.
+    """
     for begin in range(len(moments)):
         for end in range(begin + 1, len(moments) + 1):
             span = moments[begin:end]

@@ -37,20 +37,22 @@ class Boundary:
     no: tuple[str, ...] = ()
 
     def said(self, lang: str = "en") -> str:
+        """The limit in words, in one language."""
         if self.yes or self.no:
-            return said("holds for {yes}; not for {no}", yes=_names(self.yes), no=_names(self.no)).text(
+            return said("holds for {yes}; fails for {no}", yes=_names(self.yes), no=_names(self.no)).text(
                 in_language(lang)
             )
         template = (
-            "holds up to {name} {low}, not from {high}"
+            "holds up to {name} {low}, fails from {high}"
             if self.low_holds
-            else "does not hold up to {name} {low}, holds from {high}"
+            else "fails up to {name} {low}, holds from {high}"
         )
         return said(template, name=said(self.name), low=number(self.low), high=number(self.high)).text(
             in_language(lang)
         )
 
     def to_document(self) -> dict[str, Any]:
+        """The limit for JSON: the last value that holds, or the values that do and do not."""
         if self.yes or self.no:
             return {"name": self.name, "holds_for": list(self.yes), "not_for": list(self.no)}
         return {
@@ -83,12 +85,15 @@ class PartResult:
 
     @property
     def condition(self) -> str:
+        """What the verdict depends on, in English; empty where it does not."""
         return self.said()
 
     def said(self, lang: str = "en") -> str:
+        """What the verdict depends on, in one language."""
         return in_language(lang)("; ").join(boundary.said(lang) for boundary in self.boundaries)
 
     def to_document(self) -> dict[str, Any]:
+        """This part as it stands in the memplan.claims/1 document."""
         part = self.part
         claimed = list(part.claimed) if isinstance(part.claimed, tuple) else part.claimed
         return {
@@ -111,6 +116,8 @@ class PartResult:
 
 @dataclass(frozen=True)
 class Point:
+    """One value that was tried, what was found there, and whether the claim holds at it."""
+
     at: Any
     found: Found
     holds: bool

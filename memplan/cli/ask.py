@@ -5,15 +5,16 @@ from __future__ import annotations
 import click
 
 
-@click.command("ask", short_help="A question in a sentence (zh, en): verdict, boundary, derivation.")
+@click.command("ask", short_help="Answer a question in English or Chinese.")
 @click.argument("sentence", nargs=-1, required=True)
 @click.option(
-    "--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: the question's."
+    "--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: that of the question."
 )
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
-    """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": what was assumed, whether it fits,
-    where that flips, and the derivation by hand. An answer of no is exit 0.
+    """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": the verdict, the
+    assumptions, the limits, the other methods, and the sum worked out by hand. The exit code is 0 even if
+    the answer is no.
     """
     from memplan.validate.answer import answer
     from memplan.validate.ask import read

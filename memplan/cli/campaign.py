@@ -12,41 +12,41 @@ from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.planner.tables.errors import UsageError, shorten, tidy
 
 
-@click.command("campaign", short_help="Many profiles from a file, resumable.")
+@click.command("campaign", short_help="Run many profiles from a file; resumable.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
     required=True,
-    help="Where records go; none is repeated.",
+    help="Folder for the records. Cases recorded there are not run again.",
 )
 @click.option(
-    "--budget", metavar="TIME", help="Stop cleanly after 25m, 570s, ...; the same command continues."
+    "--budget",
+    metavar="TIME",
+    help="Stop cleanly after this time (25m, 570s); run the same command to continue.",
 )
 @click.option(
     "--archive",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Also append every record to one JSON-lines file.",
+    help="Also append each record to this JSON Lines file.",
 )
+@click.option("--unpack", is_flag=True, help="Unpack FILE, an archive, into DIR; run nothing.")
+@click.option("--device", metavar="NAME", help="cuda or cpu; overrides the file.")
+@click.option("--only", metavar="TEXT", help="Run only the cases whose names contain TEXT.")
 @click.option(
-    "--unpack", is_flag=True, help="FILE is an archive: write its records into DIR, measure nothing."
-)
-@click.option("--device", metavar="NAME", help="cuda or cpu, against what the file says.")
-@click.option("--only", metavar="TEXT", help="Only cases whose name contains TEXT.")
-@click.option(
-    "--retry-errors", is_flag=True, help="Measure again what ended in an error (not what ran out of memory)."
+    "--retry-errors",
+    is_flag=True,
+    help="Retry cases that ended in an error (not those that ran out of memory).",
 )
 @click.option(
     "--rehearse",
     is_flag=True,
-    help="Every case with a tiny model on the CPU: does the file run? Measures no sizes.",
+    help="Dry-run every case with a tiny model on the CPU to check the file.",
 )
-@click.option("--list", "list_cases", is_flag=True, help="Print the cases, measure nothing.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
-)
+@click.option("--list", "list_cases", is_flag=True, help="List the cases and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(
     file: Path,
     out: Path,
@@ -60,10 +60,10 @@ def command(
     list_cases: bool,
     as_json: bool,
 ) -> int:
-    """Measure every case of FILE that DIR has no record of, one at a time, each in its own process.
+    """Measure every case of FILE that has no record in DIR yet, one at a time, each in its own process.
 
-    Every finished case is on the disk before the next one starts: whatever stops a campaign, the same command
-    continues it.
+    Each record is on disk before the next case starts, so an interrupted campaign continues with the same
+    command.
     """
     if unpack:
         return _unpack(file, out, as_json)
@@ -74,8 +74,8 @@ def command(
         chosen = tuple(case for case in cases.cases if only in case.name)
         if not chosen:
             raise UsageError(
-                f"no case of {file} has '{only}' in its name: memplan campaign {file} --out {out} --list "
-                "shows them"
+                f"no case of {file} has '{only}' in its name; to list them: memplan campaign {file} "
+                f"--out {out} --list"
             )
         cases = case_matrix.CaseList(cases.name, cases.device, chosen)
     if rehearse:

@@ -10,25 +10,25 @@ import click
 from memplan.planner.tables.errors import unknown
 
 
-@click.command("claims", short_help="Check claims about training memory, each with computed evidence.")
+@click.command("claims", short_help="Check claims about training memory against computed evidence.")
 @click.argument("file", required=False, type=click.Path())
 @click.option(
-    "--lang", type=click.Choice(("en", "zh")), default="en", show_default=True, help="Language of the table."
+    "--lang", type=click.Choice(("en", "zh")), default="en", show_default=True, help="Language of the output."
 )
 @click.option(
     "--conflicts",
     is_flag=True,
-    help="Only where the documents contradict each other or themselves, with the computed arbiter.",
+    help="Show only contradictions within or between documents, and the computed answer.",
 )
-@click.option("--only", metavar="ID,ID", help="Only these claims.")
-@click.option("--explain", is_flag=True, help="Every part of every claim, with its sources.")
+@click.option("--only", metavar="ID,ID", help="Check only these claims.")
+@click.option("--explain", is_flag=True, help="Show every part of every claim, with its sources.")
 @click.option(
     "--measurements",
     type=click.Path(),
     metavar="DIR",
-    help="Recorded runs for claims of time. Default: ./measurements.",
+    help="Recorded runs, for claims about time. Default: ./measurements.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(
     file: str | None,
     lang: str,
@@ -38,9 +38,9 @@ def command(
     measurements: str | None,
     as_json: bool,
 ) -> None:
-    """Check every claim of FILE (docs/claims.md describes the format) and print its verdict, computed:
-    supported, refuted, depends (with the boundary), or not_checkable (with what is missing). A refuted claim
-    is exit 0.
+    """Check every claim in FILE (format: docs/claims.md) and print a computed verdict for each: supported,
+    refuted, depends (with the limit) or not_checkable (with what is missing). The exit code is 0 even if a
+    claim is refuted.
     """
     from memplan.validate.claims import check, check_conflict, load, to_document
     from memplan.validate.collect import recorded

@@ -22,9 +22,7 @@ from memplan.planner.tables.gpus import find_gpu
 EXIT_DOES_NOT_FIT = 1
 
 
-@click.command(
-    "compare", context_settings=HELP, short_help="Methods side by side, or two setups against each other."
-)
+@click.command("compare", context_settings=HELP, short_help="Compare methods side by side, or two setups.")
 @click.argument("model")
 @click.argument("other", required=False)
 @plan_options
@@ -34,13 +32,11 @@ EXIT_DOES_NOT_FIT = 1
     default=1,
     show_default=True,
     metavar="N",
-    help="How many tasks are kept.",
+    help="Number of tasks to store results for.",
 )
+@click.option("--methods", metavar="A,B,...", help="Methods to compare. Default: full,lora,adalora,qlora.")
 @click.option(
-    "--methods", metavar="A,B,...", help="The methods to set side by side. Default: full,lora,adalora,qlora."
-)
-@click.option(
-    "--largest-model", is_flag=True, help="With --gpu: the catalog's largest model for each method."
+    "--largest-model", is_flag=True, help="With --gpu: also the largest catalog model that fits, per method."
 )
 def command(
     model: str,
@@ -51,9 +47,11 @@ def command(
     largest_model: bool,
     **options: Any,
 ) -> int:
-    """Full, LoRA, AdaLoRA and QLoRA (and the method of --method or of the training file) on MODEL: what is
-    trained, in which precision, every component at the peak, what is kept per task, the computation, and what
-    merging takes. With two arguments (models or training files): their differences, and the bytes that each
+    """Compare full fine-tuning, LoRA, AdaLoRA and QLoRA (and the method of --method or of the training file)
+    on MODEL: trained parameters, precision, memory by component, storage per task, computation, and what
+    merging needs.
+
+    With two arguments (models or training files): how they differ, and how many bytes each difference
     explains. Exit code 1: with --gpu, nothing compared fits.
     """
     subject = read_subject(model, options)
@@ -63,14 +61,8 @@ def command(
 
     gpu = find_gpu(subject.setup.gpu) if subject.setup.gpu else None
     if largest_model and gpu is None:
-        raise UsageError("--largest-model needs a card: --gpu NAME")
-    names = (
-        METHODS_COMPARED if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    )
-    if not names:
-        raise UsageError(
-            "--methods names none: expected names such as full,lora,qlora (memplan list methods)"
-        )
+        raise UsageError("--largest-model needs a GPU: --gpu NAME")
+    names = METHODS_COMPARED if methods is None else _names(methods)
     asked = [subject.setup.method] if methods is None or options["method"] is not None else []
     error = api.recorded_accuracy("formula").margin
 
@@ -104,6 +96,14 @@ def command(
     return _exit_code(
         (column.prediction for column in found if column.prediction is not None), options["strict"]
     )
+
+
+def _names(methods: str) -> list[str]:
+    """The names of --methods. Raises UsageError where there is none."""
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--methods is empty: expected names such as full,lora,qlora (memplan list methods)")
+    return names
 
 
 def _exit_code(predictions: Iterable[Prediction], strict: bool) -> int:

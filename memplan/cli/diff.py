@@ -17,21 +17,21 @@ from memplan.planner.tables.errors import ToleranceError, UsageError, shorten
 @click.command(
     "diff",
     context_settings=HELP,
-    short_help="Two predictions or measurements: what moved; a gate with --fail-over.",
+    short_help="Show what changed between two predictions or measurements.",
 )
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option(
     "--fail-over",
     metavar="PERCENT",
-    help="Exit code 4 where a peak or a moment grew by more than this: 1%, 0.5%, 0.",
+    help="Exit 4 if a peak or moment grew by more than PERCENT: 1%, 0.5%, 0.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(old: Path, new: Path, fail_over: str | None, as_json: bool) -> None:
-    """What moved from OLD to NEW (documents of --json; with --explain they name tensors too): peaks, moments,
-    components and rows.
+    """Show what changed from OLD to NEW in peaks, moments, components and rows. Both are --json documents;
+    write them with --explain to see tensors by name.
+
+    With --fail-over, exit 4 if a peak or moment grew too much.
     """
     from memplan.planner.answers.diff import diff
     from memplan.planner.inputs.jsonfile import read_json

@@ -76,8 +76,7 @@ def command(
     PyTorch decides every allocation on the host, so it asks for what it would ask a GPU for. Stops after a
     few optimizer steps. Running out of memory is a result (exit code 1). This is not a GPU measurement.
 
-    \b
-    memplan dry-run --gpu rtx-4090 -- python train.py --config my.yaml
+    For example: `memplan dry-run --gpu rtx-4090 -- python train.py --config my.yaml`
     """
     from memplan.planner.tables.gpus import find_gpu
     from memplan.profiler.dryrun.build import check_machine

@@ -1,4 +1,4 @@
-"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which card; and memplan fit
+"""memplan fit MODEL --gpu NAME: what fits, what to change, which method, which GPU; and memplan fit
 jobs.yaml.
 """
 
@@ -22,6 +22,7 @@ from memplan.planner.tables.gpus import find_gpu, said_of
 from memplan.planner.tables.units import gib
 
 if TYPE_CHECKING:
+    from memplan.planner.answers.fit.gpus import Shared
     from memplan.planner.answers.search import Fit
 
 EXIT_NOTHING_FITS = 1
@@ -29,9 +30,7 @@ SHARED = ("fsdp", "zero1", "zero2", "zero3")
 FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
-@click.command(
-    "fit", context_settings=HELP, short_help="What fits a GPU: batch, sequence, changes, method, card."
-)
+@click.command("fit", context_settings=HELP, short_help="Find what fits a GPU, and how to make a setup fit.")
 @click.argument("model", required=False)
 @plan_options
 @click.option(
@@ -39,7 +38,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     type=click.Choice(("quality", "memory", "speed")),
     default="quality",
     show_default=True,
-    help="What comes first.",
+    help="What to optimize for.",
 )
 @click.option(
     "--tasks",
@@ -47,26 +46,26 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     default=1,
     show_default=True,
     metavar="N",
-    help="How many tasks are trained and kept.",
+    help="Number of tasks to train and store results for.",
 )
-@click.option("--serve", is_flag=True, help="The result is served: latency counts.")
+@click.option("--serve", is_flag=True, help="The trained model will be served: prefer no added latency.")
 @click.option(
     "--largest-model",
     "want_largest",
     is_flag=True,
-    help="Also: the catalog's largest model for this method and card.",
+    help="Also show the largest catalog model that fits with this method.",
 )
 @click.option(
     "--emit",
     type=click.Choice(FORMATS),
-    help="Write the chosen configuration for that stack, read back and confirmed.",
+    help="Write a training file for this stack; memplan reads it back and checks that it fits.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="With --emit: where to write it. Default: standard output.",
+    help="With --emit: output file. Default: stdout.",
 )
 def command(
     model: str | None,
@@ -79,13 +78,12 @@ def command(
     output: Path | None,
     **options: Any,
 ) -> int:
-    """What fits the card named: for each method the largest micro-batch, the longest sequence and the line
-    between them; which single changes make MODEL fit, what they save and cost; which method to choose; the
-    smallest card.
+    """Find what fits a GPU: the largest micro-batch and the longest sequence for each method, the changes
+    that would make MODEL fit, what each saves and costs, the recommended method, and the smallest GPU.
 
     Without MODEL: a table of models of every size, under full, LoRA and QLoRA.
-    MODEL may be a file of jobs (keys: jobs, prices): then the answer is the cheapest card for each and for
-    all. Exit code 1: nothing fits.
+    MODEL may be a file of jobs (keys: jobs, prices); the answer is then the cheapest GPU for each job and for
+    all of them. Exit code 1: nothing fits.
     """
     model = model or options.get("base_model")
     if model is None:
@@ -93,13 +91,13 @@ def command(
     if jobs := _jobs_document(model):
         return _jobs(jobs, as_json)
     if output is not None and emit is None:
-        raise UsageError("-o says where --emit writes: add --emit axolotl, trl, llamafactory or peft")
+        raise UsageError("-o needs --emit: axolotl, trl, llamafactory or peft")
     if output is not None:
         check_writable(output)
     subject = read_subject(model, options)
     if subject.setup.gpu is None:
         raise UsageError(
-            "fit needs a card: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
+            "fit needs a GPU: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
         )
     found = search(subject, prefer, tasks, serve)
     text = None if emit is None else _emit(subject, found, emit)
@@ -109,7 +107,7 @@ def command(
         click.echo(text, nl=False)
     code = 0
     if emit is None or as_json:
-        emitted = None if emit is None else {"format": emit, "text": text}
+        emitted = None if emit is None else {"emitted": {"format": emit, "text": text}}
         code = _show(subject, found, options.get("engine"), want_largest, as_json, emitted)
     return EXIT_NOTHING_FITS if emit is not None and text is None else code
 
@@ -147,30 +145,26 @@ def _show(
     as_json: bool,
     emitted: Mapping[str, Any] | None = None,
 ) -> int:
-    from memplan.planner.answers.fit.gpus import largest_model, share, share_alike
+    from memplan.planner.answers.fit.gpus import largest_model
 
-    spec, setup, chosen = subject.model.spec(), subject.setup, found.asked
-    parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
-    shared = None if chosen.fits and setup.gpus == 1 else share(spec, setup, found.gpu, found.error, parallel)
-    count = shared.count if shared is not None else None
-    alike = share_alike(spec, setup, found.gpu, count, found.error) if count is not None and count > 1 else []
+    shared, alike = _shared(subject, found)
     largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
     confirmed = _confirm(subject, found) if engine == "trace" else []
     warnings = _warnings(subject, found)
     if as_json:
         from memplan.render.json import write
 
+        alone = 1 if found.asked.fits else None
         extra = {
-            "fewest_cards": shared.count if shared is not None else 1 if chosen.fits else None,
-            "shared": [each.to_document() for each in (alike or ([shared] if shared is not None else []))],
+            "fewest_cards": shared.count if shared is not None else alone,
+            "shared": [each.to_document() for each in alike or filter(None, (shared,))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
             "confirmed": [
                 {"what": what, "prediction": prediction.to_document()} for what, prediction in confirmed
             ],
             "warnings": warnings,
-            **({"emitted": emitted} if emitted is not None else {}),
         }
-        write({**found.to_document(), **extra})
+        write({**found.to_document(), **extra, **(emitted or {})})
     else:
         from memplan.render.console import show
         from memplan.render.fit import fit_screen
@@ -182,9 +176,25 @@ def _show(
     return 0 if fits else EXIT_NOTHING_FITS
 
 
+def _shared(subject: Subject, found: Fit) -> tuple[Shared | None, list[Shared]]:
+    """How many GPUs share the setup as asked, where one does not hold it; and what the other strategies need
+    on as many.
+    """
+    from memplan.planner.answers.fit.gpus import share, share_alike
+
+    spec, setup = subject.model.spec(), subject.setup
+    if found.asked.fits and setup.gpus == 1:
+        return None, []
+    parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
+    shared = share(spec, setup, found.gpu, found.error, parallel)
+    if shared is None or shared.count is None or shared.count <= 1:
+        return shared, []
+    return shared, share_alike(spec, setup, found.gpu, shared.count, found.error)
+
+
 def _warnings(subject: Subject, found: Fit) -> list[str]:
-    """What `plan` warns of the setup as asked and of the choice: a fit that fragmentation could undo, experts
-    that stay in 16 bits, ...
+    """What `plan` warns of, for the setup as asked and for the recommended one: a fit that fragmentation
+    could undo, experts that stay in 16 bits, ...
     """
     lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
     lines += [said] if (said := said_of(found.gpu)) else []
@@ -192,7 +202,7 @@ def _warnings(subject: Subject, found: Fit) -> list[str]:
     chosen = found.method(method).setup if method is not None else None
     if chosen is not None and (found.decision.fields or method != subject.setup.method):
         known = api.predict(subject.model, changed(chosen, found.decision.fields), "formula").warnings
-        lines += [f"the choice, {method}: {line}" for line in known if line not in lines]
+        lines += [f"recommended {method}: {line}" for line in known if line not in lines]
     return lines
 
 
@@ -216,14 +226,15 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
     method = found.decision.method
     if method is None:
         click.echo(
-            "memplan: nothing fits, so there is no configuration to write: see memplan fit without --emit",
+            "memplan: nothing fits, so no training file was written: run memplan fit without --emit "
+            "to see why",
             err=True,
         )
         return None
     entry = found.method(method)
     setup = entry.setup
     if setup is None:
-        raise UsageError(f"method {method} could not be evaluated")
+        raise UsageError(f"method {method} could not be evaluated for this setup")
     if found.decision.fields:
         setup = changed(setup, found.decision.fields)
     emitted = emit_config(stack, subject.model, setup)
@@ -234,16 +245,16 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
         needed = f"{gib(verdict.needed_bytes)} of {gib(verdict.usable_bytes)}"
         if verdict.verdict == "no":
             again = (
-                f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with that "
-                "stack's own defaults"
+                f"memplan fit {subject.model.name} --recipe {stack} --gpu {verdict.name} searches with "
+                "that stack's defaults"
             )
             click.echo(
-                f"memplan: as {stack} runs it, this does not fit {verdict.name} ({needed}): nothing "
-                f"written; {again}",
+                f"memplan: with {stack}'s own settings this does not fit {verdict.name} ({needed}), so "
+                f"nothing was written; {again}",
                 err=True,
             )
             return None
-        click.echo(f"memplan: read back, it fits {verdict.name}: {needed}", err=True)
+        click.echo(f"memplan: the file, read back, fits {verdict.name}: {needed}", err=True)
     return emitted.text
 
 
@@ -273,8 +284,8 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
         or not all(isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in entries)
     ):
         raise UsageError(
-            "jobs: expected a list of mappings, each with a model and Setup fields (method, micro_batch, "
-            "sequence_length, ...)"
+            "jobs: expected a list of mappings, each with a model and optional Setup fields "
+            "(method, micro_batch, sequence_length, ...)"
         )
     if len(entries) > MOST_JOBS:
         raise UsageError(f"jobs: {len(entries):,} of them, expected at most {MOST_JOBS:,}")
@@ -302,17 +313,17 @@ def _jobs(document: dict[str, Any], as_json: bool) -> int:
 
 
 def _prices(value: Any) -> dict[str, float]:
-    """Prices by card name, in whatever currency and time the user means."""
+    """Prices by GPU name, in whatever currency and time the user means."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UsageError("prices: expected a mapping from a card's name to a number")
+        raise UsageError("prices: expected a mapping from a GPU name to a number")
     prices = {}
     for name, price in value.items():
         if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
             raise UsageError(
-                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number of at "
-                "least 0"
+                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number, 0 "
+                "or more"
             )
         prices[find_gpu(str(name)).name] = float(price)
     return prices

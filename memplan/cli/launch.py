@@ -22,6 +22,6 @@ def command(words: tuple[str, ...], explain: bool, as_json: bool, **options: Any
     """Predict the run that a launch line would start."""
     if not words:
         raise UsageError(
-            "nothing stands after --: expected a launch line, such as memplan -- accelerate launch train.py"
+            "nothing follows --: expected a launch line such as memplan -- accelerate launch train.py"
         )
     return answer(read_launch_line(words, options), options, explain, as_json)

@@ -13,6 +13,7 @@ Rows = list[dict[str, Any]]
 
 
 def models() -> Rows:
+    """Every catalog model: its name, parameter count, aliases and Hugging Face ids."""
     from memplan.planner.inputs.models import index
 
     return [
@@ -27,6 +28,7 @@ def models() -> Rows:
 
 
 def gpus() -> Rows:
+    """Every GPU with its usable bytes, and a sentence on where that number comes from."""
     from memplan.planner.tables.gpus import explain_source
     from memplan.planner.tables.gpus import gpus as table
 
@@ -34,6 +36,7 @@ def gpus() -> Rows:
 
 
 def methods() -> Rows:
+    """Every method: what it trains, its peft_type and a one-line summary."""
     from memplan.planner.tables.methods import METHODS
 
     return [
@@ -43,6 +46,7 @@ def methods() -> Rows:
 
 
 def optimizers() -> Rows:
+    """Every optimizer: its states, each with the rule that gives its size, and the modes it can step in."""
     from memplan.planner.tables.optimizers import OPTIMIZERS
 
     return [
@@ -59,6 +63,7 @@ def optimizers() -> Rows:
 
 
 def recipes() -> Rows:
+    """Every recipe: its training stack, the methods that it is limited to, and its notes."""
     from memplan.planner.tables.recipes import RECIPES
 
     return [
@@ -83,9 +88,9 @@ TABLES: dict[str, Callable[[], Rows]] = {
 
 @click.command("list", short_help="List models, gpus, methods, optimizers or recipes.")
 @click.argument("what", type=click.Choice(tuple(TABLES)))
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(what: str, as_json: bool) -> None:
-    """List the names that MODEL, --gpu, --method, --optimizer and --recipe take."""
+    """List the valid names for MODEL, --gpu, --method, --optimizer and --recipe."""
     rows = TABLES[what]()
     if as_json:
         from memplan.render.json import write

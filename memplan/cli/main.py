@@ -1,4 +1,6 @@
-"""The command line: `memplan MODEL` means `memplan plan MODEL`. Every error is one message and an exit code."""
+"""The command line: `memplan MODEL` means `memplan plan MODEL`. Every error is one message and an exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +58,7 @@ class Commands(click.Group):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Insert the default command: `plan` before a model, the launch line before a leading `--`."""
         if "--" in args and (
             args[0] == "--" or args[0].startswith("-")
         ):  # memplan [OPTIONS] -- accelerate launch ...
@@ -65,9 +68,11 @@ class Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command in the order of the help page."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now; None where there is none."""
         home = COMMANDS.get(cmd_name) or HIDDEN.get(cmd_name)
         if home is None:
             return None
@@ -137,7 +142,7 @@ def _defect() -> int:
     import traceback
 
     traceback.print_exc()
-    return _complain("this is a defect of memplan, not of your input: please report the lines above", BUG)
+    return _complain("this is a bug in memplan, not in your input: please report the lines above", BUG)
 
 
 def _drop_output() -> None:

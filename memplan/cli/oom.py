@@ -16,26 +16,24 @@ from memplan.planner.inputs.textfile import open_regular, reason
 from memplan.planner.tables.errors import UsageError, shorten
 
 
-@click.command("oom", context_settings=HELP, short_help="Explain torch's out-of-memory message in a log.")
+@click.command("oom", context_settings=HELP, short_help="Explain a PyTorch out-of-memory error from a log.")
 @click.argument("log", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--model",
     metavar="MODEL",
-    help="What was training, a model or its training file: the answer then says what fits.",
+    help="The model or training file that failed; the answer then also says what fits.",
 )
 @click.option(
-    "--method", metavar="NAME", help="With --model: the method, where the training file does not say."
+    "--method", metavar="NAME", help="With --model: the method, if the training file does not name it."
 )
 @click.option("--batch", type=int, metavar="N", help="With --model: the micro-batch that failed.")
 @click.option("--seq", type=int, metavar="N", help="With --model: the sequence length that failed.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(log: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
-    """Read LOG (or standard input), find torch's out-of-memory message of any version, say what was asked,
-    held and free, and when.
+    """Find PyTorch's out-of-memory error (any version) in LOG or standard input, and explain what was
+    requested, in use and free, and when.
 
-    A log without such a message is exit code 2.
+    Exit code 2: the log has no such error.
     """
     oom = read_oom(_read(log))
     on_host = oom.device == "host"
@@ -69,7 +67,7 @@ def _read(log: Path | None) -> str:
             with open_regular(log) as file:
                 return read_log(file)
         if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError("no log: give a file, or pipe one in, as in memplan oom < train.log")
+            raise UsageError("no log given: name a file or pipe one in, as in memplan oom < train.log")
         return read_log(sys.stdin.buffer)
     except (OSError, ValueError) as error:
         name = "standard input" if log is None else f"'{shorten(str(log))}'"
@@ -84,7 +82,7 @@ def _checkpoint_bytes(model: str) -> int:
 
 
 def _advice(oom: OutOfMemoryMessage, model: str, options: dict[str, Any]) -> list[str]:
-    """What would have fitted on the card of the message, by the formula."""
+    """What would have fitted on the GPU of the message, by the formula."""
     from memplan.cli.subject import read_subject
     from memplan.planner.answers.search import advise
     from memplan.planner.tables.gpus import budget
@@ -92,8 +90,8 @@ def _advice(oom: OutOfMemoryMessage, model: str, options: dict[str, Any]) -> lis
     subject = read_subject(model, {**options, "gpu": None})
     if oom.capacity is None:
         raise UsageError(
-            "the message names no capacity, so memplan cannot say what would have fitted: use memplan fit "
-            "MODEL --gpu NAME"
+            "the message does not state the GPU's capacity, so memplan cannot say what would have "
+            "fit: use memplan fit MODEL --gpu NAME"
         )
     room = oom.capacity - (oom.other_processes or 0)
     return advise(subject.model.spec(), subject.setup, budget(f"{room}B"))

@@ -51,50 +51,57 @@ _OPTIONS = (
     click.option(
         "--recipe",
         metavar="NAME",
-        help="The training stack whose defaults fill the rest (memplan list recipes). Default: hf.",
+        help="Training stack that supplies the remaining defaults (memplan list recipes). Default: hf.",
     ),
     click.option(
         "--engine",
         type=click.Choice(ENGINES),
-        help="formula (default): closed form, instant. trace: the real libraries' step on meta tensors.",
+        help="formula (default): symbolic, instant, no torch. trace: runs the real libraries on meta "
+        "tensors.",
     ),
     click.option(
-        "--adapter", type=click.Path(), metavar="FILE", help="A PEFT adapter_config.json, any peft_type."
+        "--adapter", type=click.Path(), metavar="FILE", help="A PEFT adapter_config.json of any peft_type."
     ),
     click.option("--batch", type=int, metavar="N", help="Micro-batch size. Default: 1."),
     click.option(
         "--seq",
         type=int,
         metavar="N",
-        help="Sequence length. Default: 2048, or the model's learned positions if fewer.",
+        help="Sequence length. Default: 2048, or the model's maximum positions if fewer.",
     ),
-    click.option("--rank", type=int, metavar="N", help="Rank of the adapters."),
-    click.option("--targets", metavar="A,B | all-linear | attention", help="Modules that get adapters."),
-    click.option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32: the weights."),
-    click.option("--autocast", metavar="DTYPE", help="bfloat16, float16 or none."),
-    click.option("--optimizer", metavar="NAME", help="Hugging Face's names (memplan list optimizers)."),
+    click.option("--rank", type=int, metavar="N", help="Adapter rank."),
+    click.option("--targets", metavar="A,B | all-linear | attention", help="Modules to attach adapters to."),
+    click.option("--dtype", metavar="DTYPE", help="Weight dtype: bfloat16, float16 or float32."),
+    click.option("--autocast", metavar="DTYPE", help="Autocast dtype: bfloat16, float16 or none."),
     click.option(
-        "--checkpointing/--no-checkpointing", default=None, help="Gradient checkpointing (non-reentrant)."
+        "--optimizer", metavar="NAME", help="Optimizer, by its Hugging Face name (memplan list optimizers)."
+    ),
+    click.option(
+        "--checkpointing/--no-checkpointing",
+        default=None,
+        help="Turn gradient checkpointing (non-reentrant) on or off.",
     ),
     click.option(
         "--attention",
         metavar="NAME",
-        help=f"{', '.join(ATTENTIONS)}.",
+        help=f"Attention: {', '.join(ATTENTIONS)}.",
     ),
-    click.option("--loss", metavar="NAME", help="full, chunked or fused."),
-    click.option("--padded/--packed", default=None, help="With a padding mask, or every token real."),
-    click.option("--load", metavar="HOW", help="pretrained or random: how weights arrive."),
+    click.option("--loss", metavar="NAME", help="Loss: full, chunked or fused."),
+    click.option("--padded/--packed", default=None, help="Batches with a padding mask, or without padding."),
+    click.option("--load", metavar="HOW", help="How weights are loaded: pretrained or random."),
     click.option(
-        "--gpu", metavar="NAME", help="A card (memplan list gpus), 'local', or a budget such as 23.5GiB."
+        "--gpu",
+        metavar="NAME",
+        help="GPU name (memplan list gpus), 'local', or a memory budget such as 23.5GiB.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Number of GPUs."),
-    click.option("--parallel", metavar="NAME", help="ddp, fsdp, zero1, zero2 or zero3."),
+    click.option("--parallel", metavar="NAME", help="Strategy: ddp, fsdp, zero1, zero2 or zero3."),
     click.option(
         "--set",
         "assignments",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Any field of Setup by its name; repeatable.",
+        help="Set any Setup field by name; repeatable.",
     ),
     click.option(
         "--model", "base_model", metavar="MODEL", help="The base model, where a training file leaves it open."
@@ -104,20 +111,18 @@ _OPTIONS = (
         "setup_file",
         type=click.Path(),
         metavar="FILE",
-        help="A Setup as YAML or JSON; options override it.",
+        help="A Setup as YAML or JSON. Options override it.",
     ),
     click.option(
         "--device",
         metavar="NAME",
-        help="cuda or cpu: where to run (profile), whose kernels to model (plan). Default: cuda.",
+        help="cuda or cpu: the device to run on (profile) or to model (plan). Default: cuda.",
     ),
 )
 _STRICT = click.option(
     "--strict", is_flag=True, help="Exit 1 where a GPU is tight, not only where it is too small."
 )
-_JSON = click.option(
-    "--json", "as_json", is_flag=True, help="The JSON document on standard output, nothing else there."
-)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 
 
 def plan_options(command: Command) -> Command:
@@ -149,14 +154,16 @@ def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise UsageError(
-                f"--set '{shorten(assignment)}': expected KEY=VALUE, such as --set double_quant=false"
+                f"--set '{shorten(assignment)}': expected KEY=VALUE, as in --set double_quant=false"
             )
         fields[key.strip().replace("-", "_")] = read_value(text.strip())
     return fields
 
 
 def read_value(text: str) -> Any:
-    """The value that a person typed: JSON where it is JSON (true, 8, 0.1, ["a"]), otherwise the text itself."""
+    """The value that a person typed: JSON where it is JSON (true, 8, 0.1, ["a"]), otherwise the text
+    itself.
+    """
     if text in ("True", "False"):
         return text == "True"
     try:

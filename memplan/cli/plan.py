@@ -22,11 +22,13 @@ from memplan.planner.tables.units import gib
 EXIT_DOES_NOT_FIT = 1
 
 
-@click.command("plan", short_help="Predict the memory of one setup (the default command).")
+@click.command("plan", short_help="Predict the memory that a run needs (the default command).")
 @click.argument("model")
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options
-@click.option("--explain", is_flag=True, help="Every row with shape, dtype, count, bytes and reason.")
+@click.option(
+    "--explain", is_flag=True, help="Show every tensor with its shape, dtype, count, bytes and reason."
+)
 def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
     """Predict how much GPU memory MODEL needs under one setup, and where every byte goes.
 
@@ -35,8 +37,8 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
     """
     if extra:
         raise UsageError(
-            f"one MODEL at a time: found '{shorten(model)}' and '{shorten(extra[0])}'; a command, such as "
-            "compare, comes first"
+            f"expected one MODEL, found '{shorten(model)}' and '{shorten(extra[0])}'; a command such "
+            "as compare comes first"
         )
     try:
         subject = read_subject(model, options)

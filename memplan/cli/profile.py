@@ -21,7 +21,7 @@ DEADLINE = 1800.0
 EXIT_OUT_OF_MEMORY = 1
 
 
-@click.command("profile", short_help="Run real steps on this machine and record a measurement.")
+@click.command("profile", short_help="Run real training steps on this machine and record a measurement.")
 @click.argument("model")
 @plan_options
 @click.option(
@@ -30,25 +30,25 @@ EXIT_OUT_OF_MEMORY = 1
     default=3,
     show_default=True,
     metavar="N",
-    help="Measured steps, after the warm-up.",
+    help="Number of measured steps, after warm-up.",
 )
 @click.option(
     "--cap",
     metavar="SIZE",
-    help="Limit the allocator, to play a smaller card: 24GiB. The CUDA context comes on top.",
+    help="Limit the allocator to simulate a smaller GPU (24GiB). The CUDA context comes on top.",
 )
 @click.option(
     "--snapshot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write torch's memory snapshot for its own viewer.",
+    help="Write a memory snapshot for PyTorch's viewer.",
 )
-@click.option("--save", is_flag=True, help="Keep the record under measurements/<gpu>/.")
+@click.option("--save", is_flag=True, help="Save the record under measurements/<gpu>/.")
 @click.option(
     "--ops",
     "audit",
     is_flag=True,
-    help="Instead: replay every op of the trace with real tensors, list memory that it hides.",
+    help="Instead, run every traced op on real tensors and list workspaces that the trace misses.",
 )
 def command(
     model: str,
@@ -60,8 +60,7 @@ def command(
     audit: bool,
     **options: Any,
 ) -> int:
-    """Run a few real training steps of MODEL with random weights, and compare them with the prediction made
-    before.
+    """Run a few real training steps of MODEL with random weights, and compare them with the prediction.
 
     Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash.
     """
@@ -118,7 +117,7 @@ def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None
 
 def _check_snapshot(path: Path, device: str) -> None:
     if device == "cpu":
-        raise UsageError("--snapshot writes the CUDA allocator's snapshot: there is none on the CPU")
+        raise UsageError("--snapshot writes the CUDA allocator's snapshot: the CPU has none")
     if not os.access(path.resolve().parent, os.W_OK):
         raise UsageError(f"cannot write the snapshot {path}: its folder does not exist or is not writable")
 

@@ -19,30 +19,30 @@ from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 
 
 @click.command(
-    "report", context_settings=HELP, short_help="A self-contained page with sliders, and its pictures."
+    "report", context_settings=HELP, short_help="Write a self-contained HTML page, or its pictures."
 )
 @click.argument("model")
 @setup_options
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write the page."
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="File to write the page to."
 )
 @click.option(
     "--measurement",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="A recorded run of this setup, drawn beside.",
+    help="A recorded run of this setup to draw beside the prediction.",
 )
 @click.option(
     "--png",
     type=click.Path(path_type=Path),
     metavar="FILE.png",
-    help="The pictures instead, as PNG (extra: plot).",
+    help="Write the pictures as PNG instead (extra: plot).",
 )
 @click.option(
     "--svg",
     type=click.Path(path_type=Path),
     metavar="FILE.svg",
-    help="The pictures instead, as SVG (extra: plot).",
+    help="Write the pictures as SVG instead (extra: plot).",
 )
 def command(
     model: str,
@@ -52,14 +52,14 @@ def command(
     svg: Path | None,
     **options: Any,
 ) -> int:
-    """One HTML file of MODEL that works from file:// and loads nothing: verdict, components, moments,
-    methods, what fits, every tensor; sliders recompute all of it in the page from the formula's own
-    expressions. The numbers as JSON: memplan MODEL --json.
+    """Write one self-contained HTML page about MODEL: verdict, components, moments, methods, what fits and
+    every tensor. It works from file://, loads nothing, and its sliders recompute everything in the page. For
+    the numbers as JSON, run memplan MODEL --json.
 
-    Exit code 1: the card named with --gpu is too small; the page is written all the same.
+    Exit code 1: the setup does not fit the GPU given with --gpu; the page is still written.
     """
     if output is None and png is None and svg is None:
-        raise UsageError("report needs a file: -o page.html, --png picture.png or --svg picture.svg")
+        raise UsageError("report needs an output file: -o page.html, --png picture.png or --svg picture.svg")
     subject = read_subject(model, options)
     for path in (path for path in (output, png, svg) if path is not None):
         check_writable(path)
@@ -97,7 +97,7 @@ def _page(subject: Subject, prediction: Prediction, gpu: Gpu, measurement: Path 
 
 
 def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
-    """The subject on the card that was named, else on the smallest common one that holds the setup, else on
+    """The subject on the GPU that was named, else on the smallest common one that holds the setup, else on
     the largest.
     """
     if subject.setup.gpu is not None:
@@ -112,7 +112,7 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
 
 
 def cards_of(subject: Subject) -> tuple[Gpu, ...]:
-    """The common cards that a page can offer: those with the kernels that its expressions were made for."""
+    """The common GPUs that a page can offer: those with the kernels that its expressions were made for."""
     from memplan.planner.answers.fit.gpus import kernels
 
     named = find_gpu(subject.setup.gpu) if subject.setup.gpu is not None else None
@@ -128,8 +128,8 @@ def _measured(path: Path | None) -> dict[str, int] | None:
     document = read_json(path, infinity=False)
     if not str(document.get("schema", "")).startswith("memplan.measurement/1"):
         raise UsageError(
-            f"'{shorten(str(path))}' is no measurement that this version reads: expected schema "
-            "memplan.measurement/1"
+            f"'{shorten(str(path))}' is not a measurement that this version can read: expected "
+            "schema memplan.measurement/1"
         )
     moments = document.get("moments")
     entries = [moment for moment in moments if isinstance(moment, dict)] if isinstance(moments, list) else []
@@ -137,6 +137,6 @@ def _measured(path: Path | None) -> dict[str, int] | None:
     found = {str(name): size for name, size in pairs if isinstance(size, int) and size > 0}
     if not found:
         raise UsageError(
-            f"'{shorten(str(path))}' has no moments with sizes: a run that ended in an error cannot be drawn"
+            f"'{shorten(str(path))}' has no moments with sizes: a run that failed cannot be drawn"
         )
     return found

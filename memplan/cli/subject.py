@@ -48,7 +48,7 @@ class Subject:
         """
         if self.imported is None:
             return prediction
-        notes = (f"read as {self.imported.format} from {self.imported.source}", *self.imported.notes)
+        notes = (f"interpreted as {self.imported.format} from {self.imported.source}", *self.imported.notes)
         found = prediction.with_(
             assumptions=(*notes, *prediction.assumptions),
             warnings=(*prediction.warnings, *self.imported.warnings),
@@ -99,7 +99,7 @@ class NoModelError(UsageError):
     def __init__(self, imported: Imported) -> None:
         why = f" ({imported.notes[0]})" if imported.notes else ""
         super().__init__(
-            f"'{shorten(imported.source)}' names no base model{why}: add it there, or give --model NAME"
+            f"'{shorten(imported.source)}' does not name a base model{why}: add it there, or give --model NAME"
         )
         self.imported = imported
 

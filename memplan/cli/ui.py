@@ -33,23 +33,27 @@ input,select,button{font:inherit;padding:6px 10px;margin:4px 0}input[name=model]
 <input name="model" list="models" placeholder="llama-3.1-8b" value="%(model)s" autofocus required>
 <datalist id="models">%(models)s</datalist>
 <select name="method">%(methods)s</select>
-<select name="gpu"><option value="">any card</option>%(gpus)s</select> <button>predict</button></form>
+<select name="gpu"><option value="">any GPU</option>%(gpus)s</select> <button>predict</button></form>
 </body></html>"""
 
 
-BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, method or card</a></p>'
+BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, method or GPU</a></p>'
 
 
-@click.command("ui", context_settings=HELP, short_help="The report page of any model, served on loopback.")
+@click.command("ui", context_settings=HELP, short_help="Serve the report page of any model on this machine.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
 )
 def command(port: int) -> None:
-    """Serve the report page on this machine alone (127.0.0.1); type a model, a method and a card. Ctrl-C ends
-    it.
+    """Serve the report page on this machine only (127.0.0.1): pick a model, a method and a GPU. Press Ctrl-C
+    to stop.
     """
     server = make_server(port)
-    click.echo(f"memplan ui: http://{HOST}:{server.server_address[1]}/ (Ctrl-C ends it)", err=True)
+    click.echo(f"memplan ui: http://{HOST}:{server.server_address[1]}/ (Ctrl-C to stop)", err=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -82,7 +86,7 @@ def answer(request: Request) -> tuple[int, str]:
 
 def _answer(request: Request) -> tuple[int, str]:
     if not _is_local(request.headers.get("host", "")):
-        return 403, "memplan ui answers to this machine only"
+        return 403, "memplan ui answers this machine only"
     path, _, query = request.target.partition("?")
     if path != "/" or len(query) > MOST_QUERY:
         return 404, "not here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,29 +18,29 @@ if TYPE_CHECKING:
 DEFAULT = Path("measurements")
 
 
-@click.command("validate", short_help="Reconcile recorded runs with predictions; accuracy by tier.")
+@click.command("validate", short_help="Compare recorded runs with predictions; report accuracy by tier.")
 @click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
 @click.option(
     "--engine",
     type=click.Choice(("formula", "trace")),
-    help="Whose predictions to reconcile. Default: each available.",
+    help="Engine to compare. Default: every one available.",
 )
 @click.option(
-    "--recorded", is_flag=True, help="Take the trace that each record holds instead of tracing again."
+    "--recorded", is_flag=True, help="Use the trace stored in each record instead of tracing again."
 )
 @click.option(
     "--published",
     is_flag=True,
-    help="Score the figures that others published, in their own table; they never count towards a tier.",
+    help="Score published figures in a table of their own; they never count toward a tier.",
 )
-@click.option("--explain", is_flag=True, help="Every run with its moments, components, suspects and notes.")
-@click.option("--markdown", is_flag=True, help="The page docs/accuracy.md on standard output.")
+@click.option("--explain", is_flag=True, help="Show each run's moments, components, suspects and notes.")
+@click.option("--markdown", is_flag=True, help="Print docs/accuracy.md to stdout.")
 @click.option(
     "--update",
     is_flag=True,
-    help="Write docs/accuracy.md and the accuracy that the package ships (for a checkout).",
+    help="Update docs/accuracy.md and the accuracy data that ships with the package (in a checkout).",
 )
-@click.option("--json", "as_json", is_flag=True, help="The JSON document on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(
     paths: tuple[str, ...],
     engine: str | None,
@@ -50,10 +51,10 @@ def command(
     update: bool,
     as_json: bool,
 ) -> None:
-    """Reconcile the records of each PATH (files or folders; default ./measurements, else the accuracy that
-    ships with the package).
+    """Compare the records in each PATH (files or folders) with predictions. Default: ./measurements, or the
+    accuracy data that ships with the package.
 
-    Exit 4 where a tier of the design is broken by runs on a GPU that were never used to tune.
+    Exit 4 if an accuracy target is missed by GPU runs that were never used for tuning.
     """
     if published:
         _published(engine or "formula", as_json)
@@ -87,9 +88,15 @@ def command(
 
         show(*tables(validation, explain))
     if not validation.kept:
-        broken = [result.tier.name for result in validation.tiers if result.kept is False]
-        broken += [f"C ({e})" for e in ENGINES if validation.verdicts(e).kept is False]
-        raise ToleranceError(f"outside the design's tiers: {', '.join(broken)}")
+        raise ToleranceError(f"accuracy target missed: {', '.join(_missed(validation, ENGINES))}")
+
+
+def _missed(validation: Validation, engines: Iterable[str]) -> list[str]:
+    """The names of the tiers whose targets were missed."""
+    return [
+        *(result.tier.name for result in validation.tiers if result.kept is False),
+        *(f"C ({engine})" for engine in engines if validation.verdicts(engine).kept is False),
+    ]
 
 
 def _shipped(as_json: bool) -> None:
@@ -98,8 +105,8 @@ def _shipped(as_json: bool) -> None:
     runs = read()
     if not runs:
         raise UsageError(
-            "no PATH, no ./measurements, and no accuracy shipped with this package: record runs with "
-            "memplan profile --save"
+            "no PATH given, no ./measurements folder, and no accuracy data in this package: record "
+            "runs with memplan profile --save"
         )
     if as_json:
         import json
@@ -146,6 +153,6 @@ def _update(validation: Validation, measurements: list[Measurement]) -> None:
 
     docs = Path("docs")
     if not docs.is_dir():
-        raise UsageError("--update writes into a checkout's docs/: run it from the root of the repository")
+        raise UsageError("--update writes to docs/ in a checkout: run it from the repository root")
     write([run for run in runs_of(measurements, validation.runs) if not run.development])
     write_file(docs / "accuracy.md", page(validation))

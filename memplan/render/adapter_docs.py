@@ -9,14 +9,15 @@ from memplan.planner.tables.peft_types import PEFT_TYPES, PeftType
 
 INTRO = """# Adapters
 
-`memplan MODEL --adapter adapter_config.json` takes a file of any `peft_type`. Its values become the setup; an option that contradicts them
-is an error. Plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, prompt-tuning and prefix-tuning files are answered by the formula; every other file is
-traced (extra `trace`): peft itself builds the adapter, and no type is refused. This page says what is special in those traces, made of
-`planner/tables/peft_types.py` for peft 0.21, and files named are peft's. Every type was compared with a real step on the CPU
-(`tests/test_trace_peft.py`): weights, gradients, optimizer states and what is saved for backward are equal to the byte, apart from small
-tensors that peft leaves on the host and copies to a card, which the test names one by one.
+`memplan MODEL --adapter adapter_config.json` accepts a file of any `peft_type`. Its values become part of the setup; an option that
+contradicts them is an error. The formula predicts plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, prompt-tuning and prefix-tuning. Every other type
+is traced (extra `trace`): PEFT itself builds the adapter, and no type is rejected.
 
-| peft_type | what is special in its trace |
+The table lists what is special about each type's trace. It is generated from `planner/tables/peft_types.py` for PEFT 0.21, whose files it
+cites. Every type was compared with a real step on the CPU (`tests/test_trace_peft.py`): weights, gradients, optimizer states and tensors saved
+for backward are equal to the byte, except small tensors that PEFT leaves on the host and copies to a GPU, which the test lists.
+
+| peft_type | special in the trace |
 |---|---|
 """
 

@@ -1,6 +1,4 @@
-"""An answer as text: the verdict first, then what was assumed, where it flips, the other methods, and the
-derivation by hand.
-"""
+"""An answer as text: the verdict, the assumptions, the limits, the other methods, and the sum by hand."""
 
 from __future__ import annotations
 
@@ -15,22 +13,25 @@ from memplan.profiler.localized_message import Translate
 from memplan.validate.answer import Answer, Beside
 from memplan.validate.chinese import in_language, warning_in
 from memplan.validate.summary import summary_line
+from memplan.validate.sweep import PartResult
 
 COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
 WORDS = {
     "en": {
-        "assumed": "read as",
-        "default": "not said, so the default",
-        "flips": "flips",
-        "hand": "by hand, at the peak",
-        "sum": "sum by hand",
-        "rest": "what is left",
-        "engine": "the engine's rows add up to",
+        "assumed": "interpreted as",
+        "default": "default",
+        "flips": "limits",
+        "sequence_length": "max {low:,} tokens",
+        "micro_batch": "max {low:,}",
+        "hand": "worked out by hand, at the peak",
+        "sum": "total by hand",
+        "rest": "difference",
+        "engine": "engine's total",
         "beside": "by method",
-        "cards": "by number of cards",
-        "context": "with the allocator's rounding and the CUDA context",
-        "always": "holds everywhere tried",
-        "never": "holds nowhere",
+        "cards": "by number of GPUs",
+        "context": "with allocator rounding and CUDA context",
+        "always": "fits everywhere tried",
+        "never": "never fits",
         "fits": "fits",
         "tight": "tight",
         "no": "does not fit",
@@ -41,6 +42,8 @@ WORDS = {
         "assumed": "读作",
         "default": "未说明，取默认",
         "flips": "分界",
+        "sequence_length": "最大 {low:,} 个 token",
+        "micro_batch": "最大 {low:,}",
         "hand": "手算（峰值时刻）",
         "sum": "手算合计",
         "rest": "余下",
@@ -61,6 +64,7 @@ DEFAULTS = ("recipe", "weight_dtype", "sequence_length", "micro_batch", "rank", 
 
 
 def screen(found: Answer) -> Iterator[RenderableType]:
+    """The answer from top to bottom, in the question's language."""
     lang = found.question.lang
     words, translate = WORDS[lang], in_language(lang)
     yield Text(summary_line(found)[lang], style=COLOURS[found.verdict])
@@ -72,7 +76,7 @@ def screen(found: Answer) -> Iterator[RenderableType]:
 
 
 def _tables(found: Answer, words: dict[str, str], translate: Translate) -> Iterator[Table]:
-    """What was assumed, where the verdict flips, what else there is, and the sum by hand."""
+    """What was assumed, where the verdict flips, what else there is, and the total by hand."""
     lang = found.question.lang
     yield _rows(words["assumed"], list(_assumed(found, lang, translate)))
     if found.cards:
@@ -84,7 +88,7 @@ def _tables(found: Answer, words: dict[str, str], translate: Translate) -> Itera
         flips = [
             (
                 _label(what, translate),
-                result.said(lang) or words["always" if result.verdict == "supported" else "never"],
+                _limit(what, result, lang),
                 "",
             )
             for what, result in found.boundaries
@@ -108,6 +112,17 @@ def _assumed(found: Answer, lang: str, translate: Translate) -> Iterator[tuple[s
     for name in DEFAULTS:
         if name not in said and not (name == "rank" and setup.method in ("full", "inference")):
             yield translate(name), str(getattr(setup, name)), words["default"]
+
+
+def _limit(what: str, result: PartResult, lang: str) -> str:
+    """How far a setting can go: the largest that fits, or always or never."""
+    words = WORDS[lang]
+    if not result.boundaries:
+        return words["always" if result.verdict == "supported" else "never"]
+    template = words.get(what.partition(", ")[0])
+    if template is None or len(result.boundaries) > 1 or not result.boundaries[0].low_holds:
+        return result.said(lang)
+    return template.format(low=result.boundaries[0].low)
 
 
 def _label(what: str, translate: Translate) -> str:

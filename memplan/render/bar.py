@@ -1,4 +1,4 @@
-"""One stacked bar, scaled to a card: a segment for each component, a mark where usable memory ends. Glyphs
+"""One stacked bar, scaled to a GPU: a segment for each component, a mark where usable memory ends. Glyphs
 differ: no color needed.
 """
 

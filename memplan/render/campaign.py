@@ -53,7 +53,9 @@ def progress_view(progress: Progress) -> RenderableType:
 
 
 class Display:
-    """Shows a campaign's progress on standard error: live on a terminal, one line a finished case elsewhere."""
+    """Shows a campaign's progress on standard error: live on a terminal, one line a finished case
+    elsewhere.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console(sys.stderr)
@@ -76,6 +78,7 @@ class Display:
             self._live.__exit__(kind, value, trace)
 
     def update(self, progress: Progress) -> None:
+        """Show the new state: in place on a terminal, else one line for each finished case."""
         if self._live is not None:
             self._live.update(progress_view(progress))
         elif progress.done != self._shown:
@@ -94,8 +97,7 @@ def summary_lines(summary: Summary) -> list[RenderableType]:
     if summary.stopped and progress.missing:
         lines.append(
             Text(
-                f"stopped: {summary.stopped}; {progress.missing} cases are missing, the same command "
-                "continues with them"
+                f"stopped: {summary.stopped}; {progress.missing} cases left; run the same command to continue"
             )
         )
     lines += [Text(f"note: {note}", style="dim") for note in summary.notes]

@@ -14,11 +14,18 @@ from memplan.cli.main import COMMANDS, group
 
 INTRO = """# Command reference
 
-Generated from the commands' own help. `memplan MODEL [OPTIONS]` is short for `memplan plan MODEL [OPTIONS]`; options may stand before or
-after MODEL. Exit codes: 0 ok or fits, 1 does not fit the GPU named (`compare` and `fit`: nothing that they considered does; `report` writes
-its page all the same), 2 usage or unreadable input, 3 network, 4 outside tolerance; 70 is a defect of memplan, 130 Ctrl-C. A tight fit is 0
-with a warning, a refuted claim and an answer of no to `ask` are 0. Messages go to standard error. In sizes that a person types, GB is
-10^9 and GiB 2^30; printed sizes are GiB, MiB or KiB.
+Generated from the commands' help. `memplan MODEL [OPTIONS]` is short for `memplan plan MODEL [OPTIONS]`; options can come before or after
+MODEL. Messages go to stderr. In sizes that you type, GB means 10^9 bytes and GiB means 2^30; printed sizes are in GiB, MiB or KiB.
+
+| exit code | meaning |
+|---|---|
+| 0 | success; it fits (also a tight fit, with a warning); also a refuted claim, and an answer of no from `ask` |
+| 1 | does not fit the GPU given (`compare` and `fit`: nothing considered fits; `report` still writes its page) |
+| 2 | usage error or unreadable input |
+| 3 | network error, gated model, or offline |
+| 4 | outside tolerance |
+| 70 | a bug in memplan |
+| 130 | Ctrl-C |
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -14,7 +14,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count, label, number
+from memplan.render.text import count, label, number
 
 
 def compare_screen(
@@ -33,8 +33,8 @@ def compare_screen(
     notes += [Text(line) for line in _uneven(able)]
     notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
     closing = Text(
-        "forgetting: full moves every weight, adapters leave the base frozen (stated by the field, not "
-        "computed)",
+        "forgetting: full fine-tuning changes every weight, adapters leave the base frozen "
+        "(general experience, not computed)",
         style="dim",
     )
     return [
@@ -61,55 +61,59 @@ def tables(able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int) -> l
     return found
 
 
+Cell = Callable[[Column], str | Text]
+
+
+def _facts(first: Column, tasks: int) -> Iterator[tuple[str, Cell]]:
+    """The rows of the table: what each is called, and its cell for one method."""
+    base = first.cost.total if first.cost else 1
+    yield "needs (device)", lambda c: number(_of(c).peak.device_bytes)
+    for name in COMPONENTS:
+        yield f"  {label(name)}", lambda c, name=name: number(components_of(_of(c))[name])  # type: ignore[misc]
+    yield "  context, rounding", lambda c: number(_of(c).peak.device_bytes - _of(c).peak.allocated_bytes)
+    yield "peak moment", lambda c: label(_of(c).peak.moment).replace("optimizer ", "")
+    yield "trained", _where_trained(lambda c: count(_of(c).trainable_parameters))
+    yield "trained share", _where_trained(lambda c: f"{c.trainable_share:.3%}")
+    for what in ("base", "adapter", "computation"):
+        yield f"{what} precision", lambda c, what=what: _short(c.precision()[what])  # type: ignore[misc]
+    yield "saved per task", _where_trained(lambda c: gib(_of(c).checkpoint_bytes))
+    yield f"saved, {tasks} tasks" if tasks > 1 else "saved, with base", lambda c: gib(kept(_of(c), tasks))
+    yield f"FLOPs, {first.method} = 1", lambda c: f"{c.cost.total / base:.2f}" if c.cost else "-"
+    yield "dequantized per step", _dequantized
+    yield "merging needs", _merge_needs
+
+
+def _where_trained(cell: Cell) -> Cell:
+    return lambda column: cell(column) if _of(column).trainable_parameters > 0 else "-"
+
+
+def _dequantized(column: Column) -> str:
+    return count(column.cost.dequantized) if column.cost and column.cost.dequantized else "-"
+
+
+def _merge_needs(column: Column) -> str:
+    if column.merge_bytes is None:
+        return "-"
+    return gib(column.merge_bytes) if column.merge_bytes else "nothing"
+
+
+def _largest(column: Column) -> str:
+    return column.largest[0] if column.largest else "-"
+
+
 def _table(able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("GiB", style="dim", no_wrap=True)
     for column in able:
         table.add_column(column.method, justify="right", no_wrap=True)
-    base = first.cost.total if first.cost else 1
-    rows: list[tuple[str, Sequence[str | Text]]] = [
-        ("needs (device)", [number(_of(c).peak.device_bytes) for c in able]),
-        *((f"  {label(name)}", [number(components_of(_of(c))[name]) for c in able]) for name in COMPONENTS),
-        (
-            "  context, rounding",
-            [number(_of(c).peak.device_bytes - _of(c).peak.allocated_bytes) for c in able],
-        ),
-        ("peak moment", [label(_of(c).peak.moment).replace("optimizer ", "") for c in able]),
-        ("trained", [count(_of(c).trainable_parameters) if _trains(c) else "-" for c in able]),
-        ("trained share", [f"{c.trainable_share:.3%}" if _trains(c) else "-" for c in able]),
-        *(
-            (f"{what} precision", [_short(c.precision()[what]) for c in able])
-            for what in ("base", "adapter", "computation")
-        ),
-        ("kept per task", [gib(_of(c).checkpoint_bytes) if _trains(c) else "-" for c in able]),
-        (
-            f"kept, {tasks} tasks" if tasks > 1 else "kept with the base",
-            [gib(kept(_of(c), tasks)) for c in able],
-        ),
-        (f"FLOPs, {first.method} = 1", [f"{c.cost.total / base:.2f}" if c.cost else "-" for c in able]),
-        (
-            "dequantized a step",
-            [count(c.cost.dequantized) if c.cost and c.cost.dequantized else "-" for c in able],
-        ),
-        (
-            "merging needs",
-            [
-                "-" if c.merge_bytes is None else gib(c.merge_bytes) if c.merge_bytes else "nothing"
-                for c in able
-            ],
-        ),
-    ]
+    facts = list(_facts(first, tasks))
     if gpu is not None:
-        rows.insert(0, ("fits", [_verdict(_of(c)) for c in able]))
-        if any(c.largest for c in able):
-            rows.append(("largest model", [c.largest[0] if c.largest else "-" for c in able]))
-    for name, cells in rows:
-        table.add_row(name, *cells)
+        facts.insert(0, ("fits", lambda c: _verdict(_of(c))))
+        if any(column.largest for column in able):
+            facts.append(("largest model", _largest))
+    for name, cell in facts:
+        table.add_row(name, *(cell(column) for column in able))
     return table
-
-
-def _trains(column: Column) -> bool:
-    return _of(column).trainable_parameters > 0
 
 
 def _merging(able: Sequence[Column]) -> dict[str, list[str]]:
@@ -131,9 +135,8 @@ def _uneven(able: Sequence[Column]) -> list[str]:
         return []
     verb = "uses" if len(with_it) == 1 else "use"
     return [
-        f"{' and '.join(with_it)} {verb} gradient checkpointing, as the recipe does by default, the others "
-        "do not: "
-        "--checkpointing or --no-checkpointing compares like with like"
+        f"{' and '.join(with_it)} {verb} gradient checkpointing by default in this recipe, the "
+        "others do not: pass --checkpointing or --no-checkpointing to compare like with like"
     ]
 
 
@@ -164,7 +167,7 @@ def pair_screen(
     """
     sizes = Table(box=None, pad_edge=False, show_edge=False)
     sizes.add_column("GiB", style="dim")
-    for name in ("first", "second", "second - first"):
+    for name in ("first", "second", "difference"):
         sizes.add_column(name, justify="right")
     first, second = one.peak.device_bytes, two.peak.device_bytes
     sizes.add_row("device peak", number(first), number(second), _signed(second - first))
@@ -181,9 +184,10 @@ def pair_screen(
     title = Text(" against ".join(sides), style="bold")
     moving = [difference for difference in found if difference.then or difference.alone]
     if not moving and not model_bytes:
-        return [title, Text(), sizes, Text(), Text("nothing that moves memory differs"), *_still(found)]
+        return [title, Text(), sizes, Text(), Text("no difference affects memory"), *_still(found)]
     closing = Text(
-        "alone: from the first setup; in order: after the differences before it, summing to the whole",
+        "alone: this setting changed in the first setup; in order: changes applied one after "
+        "another, which add up to the total",
         style="dim",
     )
     return [
@@ -227,7 +231,7 @@ def _still(found: Sequence[Difference]) -> list[Text]:
         if not difference.then and not difference.alone
         for name in difference.fields
     ]
-    return [Text(f"differ, and move nothing here: {', '.join(names)}", style="dim")] if names else []
+    return [Text(f"differ without effect here: {', '.join(names)}", style="dim")] if names else []
 
 
 def _values(values: tuple[object, ...]) -> str:

@@ -14,7 +14,10 @@ from memplan.planner.tables.units import gib
 from memplan.profiler.dryrun.observation import Observation, Refused, SeenMoment
 from memplan.profiler.dryrun.rehearse import Rehearsed
 from memplan.profiler.record import MEASURED_COMPONENTS
-from memplan.render.terminal import SPACING, WORDS, label, number, paragraph
+from memplan.render.components import SPACING
+from memplan.render.sentences import paragraph
+from memplan.render.terminal import WORDS
+from memplan.render.text import label, number
 
 CANNOT_SEE = (
     "a dry run over stub libraries, not a GPU measurement. It cannot see the CUDA context (taken from the "

@@ -14,14 +14,14 @@ from rich.text import Text
 from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 
 def explain_rows(prediction: Prediction) -> Iterator[RenderableType]:
     """The rows alive at the peak by component, largest first, then what each other moment adds up to."""
     moment = prediction.moment(prediction.peak.moment)
     blocks = any(row.block_bytes is not None for row in moment.rows)
-    yield Text(f"Every row alive at the peak, in {label(moment.moment)}", style="bold")
+    yield Text(f"Every tensor alive at the peak, in {label(moment.moment)}", style="bold")
     for component in COMPONENTS:
         rows = [row for row in prediction.peak_rows if row.component == component]
         if not rows:

@@ -1,4 +1,4 @@
-"""The answer of `memplan fit` on the terminal: methods, frontier, changes, waterfall, decision, cards."""
+"""The answer of `memplan fit` on the terminal: methods, frontier, changes, waterfall, decision, GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memplan.planner.answers.search import Fit
 from memplan.planner.answers.verdict import MARGIN, uncounted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count, number
+from memplan.render.text import count, number
 
 MOST_CHANGES = 8
 
@@ -51,14 +51,14 @@ def fit_screen(
         parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
     if fit.waterfall:
         heading = (
-            "one after another, until it fits"
+            "changes applied in order, until it fits"
             if fit.waterfall[-1].fits
-            else "one after another: still not enough"
+            else "changes applied in order: still not enough"
         )
         parts += [
             Text(),
             changes_table(heading, fit.waterfall),
-            Text("savings do not add: the peak is a maximum", style="dim"),
+            Text("savings do not add up, because the peak is a maximum", style="dim"),
         ]
     parts += [Text(), *decision_lines(fit), *card_lines(fit, shared, alike, largest)]
     for what, prediction in confirmed:
@@ -83,7 +83,8 @@ def largest_line(fit: Fit) -> Text:
 
 
 def methods_table(fit: Fit) -> Table:
-    title = "batch, sequence: the largest of each that fits with the other as asked"
+    """One row per method: what it needs, whether it fits, and its limits."""
+    title = "batch, sequence: the largest that fits with the other as requested"
     table = Table(
         box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim"
     )
@@ -94,7 +95,7 @@ def methods_table(fit: Fit) -> Table:
         ("batch", "right"),
         ("sequence", "right"),
         ("trained", "right"),
-        ("kept/task", "right"),
+        ("saved\nper task", "right"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for entry in fit.methods:
@@ -126,7 +127,7 @@ def frontier_table(fit: Fit) -> Table | Text:
         if entry.error is None and any(longest for _, longest in entry.frontier)
     ]
     if not able:
-        return Text("no method fits at any micro-batch, however short the sequence")
+        return Text("no method fits at any micro-batch or sequence length")
     table = Table(
         box=None,
         pad_edge=False,
@@ -145,6 +146,7 @@ def frontier_table(fit: Fit) -> Table | Text:
 
 
 def changes_table(title: str, effects: Sequence[Effect]) -> Table:
+    """One row per change: what it saves, what is then needed, and what it costs."""
     table = Table(
         box=None, pad_edge=False, show_edge=False, title=title, title_justify="left", title_style=""
     )
@@ -161,42 +163,46 @@ def changes_table(title: str, effects: Sequence[Effect]) -> Table:
 def decision_lines(fit: Fit) -> list[RenderableType]:
     """The method to choose, why, and what to type next."""
     method = fit.decision.method
-    word, style = (method, "bold green") if method else ("nothing yet", "bold red")
-    lines: list[RenderableType] = [Text("choose ", style="bold").append(word, style=style)]
+    word, style = (method, "bold green") if method else ("nothing fits", "bold red")
+    lines: list[RenderableType] = [Text("recommended: ", style="bold").append(word, style=style)]
     lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
     if method:
         setup = fit.setup if fit.chosen is None or fit.chosen.setup is None else fit.chosen.setup
         command = command_line(fit.model, setup, fit.gpu.name)
-        lines.append(Padding(Text(f"next: {command}; --emit writes a training file"), (0, 0, 0, 2)))
+        lines.append(Padding(Text(f"next: {command} (--emit writes a training file)"), (0, 0, 0, 2)))
     return lines
 
 
 def card_lines(
     fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None
 ) -> list[Text]:
-    lines = [Text(_smallest(f"{fit.setup.method} as asked", fit.cards))]
+    """The smallest GPU, the smallest number of GPUs, and how much room the limits leave."""
+    lines = [Text(_smallest(f"{fit.setup.method} as requested", fit.cards))]
     if fit.chosen_cards is not None:
-        lines.append(Text(_smallest("the choice", fit.chosen_cards)))
+        lines.append(Text(_smallest("the recommended setup", fit.chosen_cards)))
     if shared is not None and (shared.count or 0) > 1:
-        needed = f"{shared.count} with {shared.parallel}, {gib(shared.device_bytes)} on each"
-        lines.append(Text(f"the fewest {fit.gpu.name} that share it: {needed}"))
+        needed = f"{shared.count} x {fit.gpu.name} with {shared.parallel}, {gib(shared.device_bytes)} each"
+        lines.append(Text(f"minimum: {needed}"))
         rest = [each for each in alike if each.parallel != shared.parallel]
         others = ", ".join(
             f"{each.parallel} {gib(each.device_bytes)}{'' if each.fits else ' (no)'}" for each in rest
         )
-        lines.append(Text(f"  as many with {others}; no run on several GPUs has been recorded", style="dim"))
+        lines.append(
+            Text(f"  on the same number of GPUs: {others}; no multi-GPU run has been recorded", style="dim")
+        )
     elif shared is not None and shared.count is None:
-        each = f"{gib(shared.device_bytes)} on each"
+        each = f"{gib(shared.device_bytes)} each"
         lines.append(
             Text(
-                f"1,024 {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it not shared",
+                f"even 1,024 x {fit.gpu.name} with {shared.parallel} do not hold it: {each}, most of it "
+                "not sharded",
                 style="dim",
             )
         )
     elif shared is None and not fit.asked.fits:
         lines.append(
             Text(
-                f"how many {fit.gpu.name} would share it is not answered: the formula has no rule for it",
+                f"minimum number of {fit.gpu.name}: unknown, the formula has no rule for this setup",
                 style="dim",
             )
         )
@@ -209,9 +215,7 @@ def card_lines(
         )
     if fit.error:
         lines.append(
-            Text(
-                f"boundaries leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim"
-            )
+            Text(f"limits leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim")
         )
     elif fit.setup.parallel == "none":
         text = (
@@ -227,8 +231,8 @@ def card_lines(
 
 def _smallest(what: str, cards: CardChoice) -> str:
     if cards.smallest is None or cards.smallest_bytes is None:
-        return f"no common card alone holds {what}"
-    return f"smallest common card for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
+        return f"no single common GPU holds {what}"
+    return f"smallest common GPU for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
 
 
 def confirmed_line(what: str, prediction: Prediction) -> Text:
@@ -236,23 +240,24 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
     verdict = prediction.gpus[0]
     words = {
         "fits": "fits",
-        "tight": "fits only if the allocator gives back its cache, or with expandable segments",
+        "tight": "fits only if the allocator releases its cache, or with expandable segments",
         "no": "does not fit",
         "None": f"at least; {verdict.why}",
     }
     text = f"trace, {what}: {gib(prediction.peak.device_bytes)}, {words[str(verdict.verdict)]}"
     if prediction.smallest_capacity_bytes is not None:
-        text += f"; the smallest card that survives has {gib(prediction.smallest_capacity_bytes)}"
+        text += f"; smallest sufficient capacity: {gib(prediction.smallest_capacity_bytes)}"
     return Text(text)
 
 
 def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
+    """One row per job, then the one GPU that is cheapest for all of them."""
     table = Table(box=None, pad_edge=False, show_edge=False)
     for name, justify in (
         ("job", "left"),
         ("needs", "right"),
-        ("smallest card", "left"),
-        ("cheapest card", "left"),
+        ("smallest GPU", "left"),
+        ("cheapest GPU", "left"),
         ("price", "right"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -261,8 +266,8 @@ def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
         table.add_row(
             name, gib(size), smallest or "none", cheapest or "-", "-" if price is None else f"{price:g}"
         )
-    one = answer.one_for_all or "no single card"
-    return [table, Text(), Text(f"one card for every job: {one}")]
+    one = answer.one_for_all or "no single GPU"
+    return [table, Text(), Text(f"one GPU for every job: {one}")]
 
 
 def _number(value: int | None) -> str:

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping
 from memplan.planner.importers.files import FORMATS, Format
 from memplan.planner.importers.rules import Rule
 
-INTRO = """# Training files that memplan reads
+INTRO = """# Training files
 
-`memplan FILE` and `memplan -- LAUNCH LINE` take a run as it stands. This page is generated from the importers' tables. Every key of a
-file is reported (`--json`, `import.keys`) as **used**, **ignored** (known, moves no memory of the training step), **not modeled**
-(known, moves memory, and nothing follows it: a warning where it is on) or **unknown** (a warning). `*` stands for any characters. No
-framework is imported, nothing is executed, and values that were not used are never shown.
+`memplan FILE` and `memplan -- LAUNCH LINE` read an existing run's configuration. This page is generated from the importers' tables. memplan
+reports every key of a file (`--json`, `import.keys`) as **used**, **ignored** (known, no effect on the memory of a training step), **not
+modeled** (known and affects memory, but not predicted: a warning if it is on) or **unknown** (a warning). `*` matches any characters. memplan
+imports no framework, executes nothing, and never shows values that it did not use.
 
-Python sources, notebooks and Markdown are read through their calls: `from_pretrained`, `BitsAndBytesConfig`, `LoraConfig`,
-`AdaLoraConfig`, `prepare_model_for_kbit_training`, `TrainingArguments`, `SFTConfig`, `gradient_checkpointing_enable` and optimizers,
-where their arguments are literals or names assigned once to one.
+In Python sources, notebooks and Markdown, memplan reads calls of `from_pretrained`, `BitsAndBytesConfig`, `LoraConfig`, `AdaLoraConfig`,
+`prepare_model_for_kbit_training`, `TrainingArguments`, `SFTConfig`, `gradient_checkpointing_enable` and optimizers, if their arguments are
+literals or names that are assigned one literal once.
 """
 
 

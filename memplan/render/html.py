@@ -20,7 +20,7 @@ from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 HERE = Path(__file__).parent
 MOST_ROWS, MOST_CHANGES = 300, 4
@@ -41,7 +41,7 @@ def page(
     found = structures(spec, setup)
     if not found:
         raise UsageError(
-            f"the formula has no rule for {spec.name} under method {setup.method}: a page needs it"
+            f"the formula has no rule for {spec.name} under method {setup.method}: a page needs the formula"
         )
     room, offered = Room(gpu, prediction.accuracy.margin).around(spec, setup), tuple(cards)
     values = data(spec, setup, prediction, offered, gpu, found, room, measured)
@@ -79,10 +79,13 @@ def page(
 
 
 def _other_cards(gpu: Gpu, offered: Sequence[Gpu]) -> tuple[str, ...]:
-    """Which common cards the page does not offer, and why."""
+    """Which common GPUs the page does not offer, and why."""
     others = [card.name for card in common_gpus() if card not in offered]
     return (
-        (f"cards with other kernels than {gpu.name} need another page (--gpu NAME): {', '.join(others)}",)
+        (
+            f"GPUs that use other kernels than {gpu.name} need their own page (--gpu NAME): "
+            + ", ".join(others),
+        )
         if others
         else ()
     )
@@ -120,7 +123,7 @@ def _changes(spec: ModelSpec, setup: Setup, room: Room) -> str:
             f'<span class="muted">{escape(effect.cost)}</span></td></tr>'
         )
     return (
-        "<h3>Each of these alone would save, as asked</h3><table "
+        "<h3>Each of these changes alone would save</h3><table "
         f'class="changes"><tbody>{"".join(rows)}</tbody></table>'
     )
 

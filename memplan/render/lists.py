@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count
+from memplan.render.text import count
 
 Column = tuple[str, Literal["left", "right"], Callable[[dict[str, Any]], str]]
 
@@ -61,15 +61,15 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "recipes": (
         ("name", "left", lambda r: r["name"]),
-        ("the training stack, and what is ours in its defaults", "left", _recipe),
+        ("the training stack, and memplan's own defaults in it", "left", _recipe),
     ),
 }
 FOOT = {
     "gpus": (
-        "usable: what a process can hold, CUDA context included. reported: by torch's own out-of-memory "
-        "messages; "
-        "derived: from the nominal size, on the low side; budget: memory shared with the system. "
-        "TFLOPS: dense 16-bit, vendor's figure. unverified: kernels of this vendor are not modeled."
+        "usable: memory available to one process, CUDA context included. reported: from "
+        "PyTorch's out-of-memory messages; derived: a low estimate from the nominal size; "
+        "budget: memory shared with the system. TFLOPS: dense 16-bit, vendor's figure. "
+        "unverified: this vendor's kernels are not modeled."
     ),
     "models": "Any Hugging Face id, folder or config.json works too.",
 }

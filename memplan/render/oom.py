@@ -13,7 +13,7 @@ from memplan.render.console import show
 
 
 def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], sentences: Sequence[str]) -> None:
-    """What was asked, held and free, then the sentences, then which cards would have held it and what would
+    """What was asked, held and free, then the sentences, then which GPUs would have held it and what would
     have fitted.
     """
     where = f"GPU {oom.gpu}" if oom.gpu is not None else oom.device
@@ -25,10 +25,11 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], sentences: Sequenc
     ]
     names = ("capacity", "free", "asked", "in_use", "allocated", "reserved", "cached")
     labels = {
+        "asked": "requested",
         "in_use": "in use by this process",
         "allocated": "allocated to tensors",
-        "reserved": "reserved by torch",
-        "cached": "reserved, unused",
+        "reserved": "reserved by PyTorch",
+        "cached": "reserved but unused",
     }
     for name in names:
         size = getattr(oom, name)
@@ -38,7 +39,7 @@ def oom_screen(oom: OutOfMemoryMessage, cards: Sequence[Gpu], sentences: Sequenc
     if cards:
         lines += [
             Text(
-                "cards that would have held it: "
+                "GPUs with enough memory: "
                 + ", ".join(f"{gpu.name} ({gib(gpu.usable_bytes)})" for gpu in cards)
             )
         ]

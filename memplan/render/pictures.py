@@ -1,10 +1,11 @@
-"""The two main pictures through matplotlib: the step against the card, and what fits. For READMEs, papers and
+"""The two main pictures through matplotlib: the step against the GPU, and what fits. For READMEs, papers and
 slides.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 COLOURS = {
     "weights": "#3f72b8",
@@ -56,7 +57,7 @@ def draw(spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu, path: 
 
 
 def _step(axes: Any, prediction: Prediction, gpu: Gpu) -> None:
-    """Stacked components of every moment, with the card's usable memory as a line."""
+    """Stacked components of every moment, with the GPU's usable memory as a line."""
     names = [moment.moment for moment in prediction.moments]
     bottoms = [0.0] * len(names)
     for component in COMPONENTS:
@@ -93,29 +94,19 @@ def _heat(axes: Any, spec: ModelSpec, setup: Setup, room: Room) -> None:
     """Device memory by micro-batch and sequence length, and the line where it stops fitting."""
     from matplotlib.colors import ListedColormap
 
-    columns = [s for s in SEQUENCES if s <= (spec.max_positions or SEQUENCES[-1])] or [
-        spec.max_positions or SEQUENCES[0]
-    ]
+    limit = spec.max_positions or SEQUENCES[-1]
+    columns = [s for s in SEQUENCES if s <= limit] or [limit]
     structure = Structure(spec, setup, room)
     cells = {(cell.micro_batch, cell.sequence_length): cell for cell in structure.cells(BATCHES, columns)}
     grid = [[int(cells[batch, sequence].fits) for sequence in columns] for batch in BATCHES]
     axes.imshow(grid, aspect="auto", cmap=ListedColormap(["#f2d5d1", "#cfe6d9"]), vmin=0, vmax=1)
-    for i, batch in enumerate(BATCHES):
-        for j, sequence in enumerate(columns):
-            size = cells[batch, sequence].device_bytes / GIB
-            axes.text(
-                j,
-                i,
-                f"{size:.1f}" if size < 100 else f"{size:.0f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="#1d2125",
-            )
+    for (i, batch), (j, sequence) in itertools.product(enumerate(BATCHES), enumerate(columns)):
+        size = cells[batch, sequence].device_bytes / GIB
+        text = f"{size:.1f}" if size < 100 else f"{size:.0f}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="#1d2125")
     edges = [sum(row) - 0.5 for row in grid]
-    xs = [x for edge in edges for x in (edge, edge)]
-    ys = [y for i in range(len(edges)) for y in (i - 0.5, i + 0.5)]
-    axes.plot(xs, ys, color="#b3372f", linewidth=2)
+    corners = [(edge, i + half) for i, edge in enumerate(edges) for half in (-0.5, 0.5)]
+    axes.plot(*zip(*corners, strict=True), color="#b3372f", linewidth=2)
     axes.set_xticks(range(len(columns)), [f"{s:,}" for s in columns], fontsize=8)
     axes.set_yticks(range(len(BATCHES)), [str(b) for b in BATCHES])
     axes.set_xlabel("sequence length")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from memplan.planner.tables.units import gib
 from memplan.profiler.record import MEASURED_COMPONENTS, Measurement
-from memplan.render.terminal import label
+from memplan.render.text import label
 
 SHOWN_UNMATCHED = 5
 
@@ -56,6 +56,7 @@ def outcome_line(m: Measurement) -> Text:
 
 
 def subject_line(m: Measurement) -> Text:
+    """What ran, on which device, with which library versions."""
     setup, versions = m.setup, m.environment.get("versions") or {}
     where = m.environment.get("gpu") or "CPU"
     libraries = ", ".join(
@@ -110,6 +111,9 @@ def component_lines(m: Measurement) -> list[Text]:
 
 
 def speed_lines(m: Measurement) -> list[str]:
+    """The mean step time, tokens and FLOP per second, and allocation retries; empty where no step was
+    timed.
+    """
     if not m.step_seconds:
         return []
     mean = sum(m.step_seconds) / len(m.step_seconds)
@@ -153,8 +157,8 @@ def audit_lines(document: Mapping[str, Any]) -> list[RenderableType]:
         sizes = (gib(row["hidden_bytes"]), gib(row["known_bytes"]), gib(rest) if rest else "-")
         table.add_row(row["op"], row["shapes"], str(row["calls"]), *sizes)
     counts = (
-        f"{len(document['ops'])} distinct ops replayed, {len(shown)} with hidden memory, "
-        f"{len(document['skipped'])} not replayed"
+        f"{len(document['ops'])} distinct ops replayed, {len(shown)} with workspaces that the "
+        f"trace missed, {len(document['skipped'])} not replayed"
     )
     skipped = [
         Text(f"not replayed: {row['op']} {row['shapes']}: {row['reason']}", style="dim")

@@ -16,12 +16,12 @@ from memplan.planner.tables.recipes import RECIPES, Recipe
 SHOWN = ("lora", "full", "qlora")
 """The methods whose defaults a table shows: the others follow lora, plus what `METHODS` says they bring."""
 
-INTRO = """# What each recipe fixes
+INTRO = """# Recipe defaults
 
-The same word, `full` or `qlora`, means a different amount of memory in different training stacks. A **recipe** names the stack;
-every prediction says which recipe it assumed. This page is generated from `planner/tables/recipes.py` and `planner/tables/methods.py`:
-one row for each setting (its name in `--set`), its default, the default where a method changes it, and where that default was read.
-"Ours" is a choice of memplan where a library has no default or a default that nobody trains with; each is named.
+`full` and `qlora` mean different amounts of memory in different training stacks. A **recipe** names the stack, and every prediction
+states the recipe it assumed. This page is generated from `planner/tables/recipes.py` and `planner/tables/methods.py`. Each row is a
+setting (its name in `--set`) with its default, the methods that change it, and the source of the default.
+"memplan default" marks a choice of memplan, made where a library has no default or one that nobody trains with.
 """
 
 
@@ -35,7 +35,7 @@ def _recipe(row: Recipe) -> str:
     lines = [f"## {row.name}: {row.summary}", ""]
     if row.only:
         lines += [f"Defined for {', '.join(row.only)} only.", ""]
-    lines += ["| setting | default | differs with | source |", "|---|---|---|---|"]
+    lines += ["| setting | default | other methods | source |", "|---|---|---|---|"]
     methods = [name for name in SHOWN if not row.only or name in row.only]
     setups = {name: resolve({"recipe": row.name, "method": name}) for name in methods}
     first = methods[0]
@@ -59,7 +59,7 @@ def _recipe(row: Recipe) -> str:
 
 
 def _methods() -> str:
-    lines = ["## What a method brings in every recipe", "", "| method | trains | brings |", "|---|---|---|"]
+    lines = ["## Method defaults in every recipe", "", "| method | trains | defaults |", "|---|---|---|"]
     for method in METHODS.values():
         brings = ", ".join(f"`{key}` = {text(value)}" for key, value in method.defaults.items())
         lines.append(f"| `{method.name}` | {method.summary} | {brings} |")
@@ -67,12 +67,12 @@ def _methods() -> str:
 
 
 def source_of(row: Recipe, field: str) -> str:
-    """Where a default was read: the recipe's own source, else the fallback's, else our choice."""
+    """Where a default was read: the recipe's own source, else the fallback's, else memplan's choice."""
     if field in row.sources:
         return row.sources[field]
     layers = (row.defaults, *row.methods.values())
     same = all(layer.get(field, BASE.get(field)) == BASE.get(field) for layer in layers)
-    return BASE_SOURCES.get(field, "ours") if same else "ours"
+    return BASE_SOURCES.get(field, "memplan default") if same else "memplan default"
 
 
 def text(value: Any) -> str:

@@ -96,7 +96,7 @@
     by("verdict").className = "verdict " + (close ? "tight" : word);
     by("verdict").replaceChildren(node("span", { class: "pill" }, { fits: "fits ", tight: "tight on ", no: "does not fit " }[word] + card.name), node("b", {}, gib(needed)),
       node("span", { class: "muted" }, "of " + gib(card.usable) + " usable, " + (room >= 0 ? gib(room) + " free" : gib(-room) + " short") +
-        (close ? "; not counted: fragmentation, " + (100 * share).toFixed(0) + "% of what is allocated or less in 19 of 20 traced setups" : "")));
+        (close ? "; not counted: fragmentation, at most " + (100 * share).toFixed(0) + "% of allocated memory in 19 of 20 traced setups" : "")));
     document.body.dataset.device = String(needed); document.body.dataset.moment = now.moment; document.body.dataset.verdict = word;
     document.body.dataset.close = close ? "1" : "0";
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +

@@ -12,7 +12,7 @@ from memplan.planner.answers.fit.sizes import SizeFit
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
-from memplan.render.terminal import count
+from memplan.render.text import count
 
 STYLES = {"fits": "green", "tight": "yellow", "no": "red", None: ""}
 

@@ -25,6 +25,7 @@ HEAD: Line = ("runs", "median", "P95", "worst", "bias", "within 1 MiB")
 
 
 def percent(value: float | None, sign: bool = False) -> str:
+    """A fraction as a percentage with two decimals; a dash for None."""
     if value is None:
         return ABSENT
     shown = round(100 * value, 2) or 0.0  # no minus before a zero
@@ -32,6 +33,7 @@ def percent(value: float | None, sign: bool = False) -> str:
 
 
 def stat_cells(s: Stats) -> Line:
+    """The cells of one line of statistics: runs, median, P95, worst, bias, and the share within 1 MiB."""
     return (
         str(s.runs),
         percent(s.median),
@@ -56,11 +58,12 @@ def tier_lines(validation: Validation) -> Iterator[Line]:
         yield ("C", f"{engine}, verdict", "no false fits, 1 % false no", found, *[""] * 4, kept)
 
 
-TIER_HEAD: Line = ("tier", "what", "promise: median / P95 / worst", *HEAD[:5], "")
+TIER_HEAD: Line = ("tier", "what", "target: median / P95 / worst", *HEAD[:5], "")
 RUN_HEAD: Line = ("run", "engine", "predicted", "measured", "error", "device", "unexplained", "")
 
 
 def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
+    """One line per run, the largest error first."""
     for run in worst_first(runs):
         allocated, device = run.tiers.get("allocated"), run.tiers.get("device")
         yield (
@@ -84,6 +87,7 @@ def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
 
 
 def group_lines(runs: Sequence[Reconciliation]) -> Iterator[tuple[str, list[Line]]]:
+    """For each grouping (method, model, GPU, ...) the lines of its groups, the largest error first."""
     for name, groups in grouped(runs).items():
         if groups:
             yield (
@@ -96,6 +100,7 @@ def group_lines(runs: Sequence[Reconciliation]) -> Iterator[tuple[str, list[Line
 
 
 def development_lines(validation: Validation) -> list[Line]:
+    """The errors on the development set, by engine and kind of memory."""
     runs = [run for run in validation.runs if run.development]
     return [
         (
@@ -108,7 +113,10 @@ def development_lines(validation: Validation) -> list[Line]:
 
 
 def tables(validation: Validation, explain: bool = False) -> Iterator[RenderableType]:
-    yield _table("Tiers (GPU runs that were never used to tune)", TIER_HEAD, tier_lines(validation))
+    """Everything that `memplan validate` prints: tiers, runs, groups, the development set, and what was
+    skipped.
+    """
+    yield _table("Tiers (GPU runs never used for tuning)", TIER_HEAD, tier_lines(validation))
     yield _table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
     own = [run for run in validation.runs if not run.development]
     for engine in dict.fromkeys(run.engine for run in own):
@@ -116,7 +124,7 @@ def tables(validation: Validation, explain: bool = False) -> Iterator[Renderable
             if name != "engine":
                 yield _table(f"{engine}, by {name}", (name, *HEAD), lines)
     if lines := development_lines(validation):
-        yield _table("Development set (guided the design; never counts towards a tier)", ("", *HEAD), lines)
+        yield _table("Development set (guided the design; never counts toward a tier)", ("", *HEAD), lines)
     if explain:
         for run in worst_first(validation.runs):
             yield from _explained(run)
@@ -130,7 +138,7 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
     ]
     yield _table(f"{run.case}, {run.engine}", ("moment", "what", "predicted", "measured", "error"), lines)
     for suspect in run.suspects:
-        yield Text(f"likely wrong: {suspect} ({percent(suspect.share)} of what is open)")
+        yield Text(f"likely cause: {suspect} ({percent(suspect.share)} of the unexplained bytes)")
     for note in run.notes:
         yield Text(f"note: {note}", style="dim")
     for event in (run.alignment or {}).get("unmatched", ())[:5]:
@@ -142,7 +150,7 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
 
 
 def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
-    """The accuracy that came with the package: one line an engine and card."""
+    """The accuracy that came with the package: one line an engine and GPU."""
     groups: dict[Line, list[float]] = {}
     for run in runs:
         if run.allocated_error is not None:
@@ -162,6 +170,7 @@ def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
 
 
 def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
+    """Predictions against published figures, one line each."""
     lines = [
         (
             s.figure.id,
@@ -175,7 +184,7 @@ def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
         for s in scores
     ]
     yield _table(
-        "Figures that others published (their own rounding; never used to tune)",
+        "Published figures (as rounded by their authors; never used for tuning)",
         ("figure", "quality", "metric", "published", "predicted", "error", "source"),
         lines,
     )
@@ -201,17 +210,17 @@ def _table(title: str, head: Line, lines: Iterable[Line]) -> Table:
 
 INTRO = """# Accuracy
 
-Written by `memplan validate --update` from the records under `measurements/`; a test fails when it is stale. Errors are fractions
-of the measured number: median, P95 and worst of absolute errors, bias the mean of signed ones. Only runs on a GPU that were never used
-to tune count towards a tier. What no row explains is *unexplained* and stays so.
+Written by `memplan validate --update` from the records in `measurements/`; a test fails when this page is stale. Errors are fractions of
+the measured value: median, P95 and worst are of absolute errors, bias is the mean of signed errors. Only GPU runs that were never used for
+tuning count toward a tier. Bytes that no row explains stay *unexplained*.
 """
 
 
 DEVELOPMENT = """
 ## Development set
 
-Runs that others published (fitcheck-llm 0.3.1, MIT: one Tesla T4, fp16, LoRA and QLoRA with checkpointing). They guided the design, so they
-never count towards a tier; they are not part of this repository, only their summary is.
+Runs published by others (fitcheck-llm 0.3.1, MIT: one Tesla T4, fp16, LoRA and QLoRA with checkpointing). They guided the design, so they
+never count toward a tier. This repository contains only their summary.
 """
 
 

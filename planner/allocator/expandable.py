@@ -3,7 +3,7 @@ shrinks by granules.
 
 The same rules as `planner/allocator/native.py` has, and from the same sources
 (c10/cuda/CUDACachingAllocator.cpp, torch 2.13); left out is the bound on a segment's address space (9/8 of
-the card).
+the GPU).
 """
 
 from __future__ import annotations

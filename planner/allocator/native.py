@@ -87,7 +87,9 @@ class Pool:
         del self.at[block.tie]
 
     def take(self, size: int) -> Block | None:
-        """The smallest free block of at least `size` bytes, removed from the pool; None where there is none."""
+        """The smallest free block of at least `size` bytes, removed from the pool; None where there is
+        none.
+        """
         order = self.order
         index = bisect_left(order, size << _SHIFT)
         if index == len(order):

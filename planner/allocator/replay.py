@@ -77,7 +77,9 @@ class Replay:
 
 
 class RunningReplay:
-    """A replay under way: `run` takes it further, `fork` makes another that goes on from where this one is."""
+    """A replay under way: `run` takes it further, `fork` makes another that goes on from where this one
+    is.
+    """
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ def replay(
 ) -> Replay:
     """Replay events in order under a capacity in bytes on what is reserved (None: no bound).
 
-    `fraction` says that the capacity was set by `set_per_process_memory_fraction` rather than by the card's
+    `fraction` says that the capacity was set by `set_per_process_memory_fraction` rather than by the GPU's
     end: expandable mode then also refuses a request whose whole segment would not fit, although less of it
     would have to be mapped.
 

@@ -24,8 +24,8 @@ SCHEMA = "memplan.compare/1"
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 FORGETTING = {
-    "full": "every weight moves: the highest risk (stated by the field, not computed)",
-    "adapter": "the base stays frozen: a lower risk (stated by the field, not computed)",
+    "full": "every weight changes: the highest risk (general experience, not computed)",
+    "adapter": "the base stays frozen: a lower risk (general experience, not computed)",
 }
 
 
@@ -123,20 +123,23 @@ def columns(
 
 
 def merging(prediction: Prediction) -> tuple[str, int | None]:
-    """What merging the adapter into the base means: in words, and the bytes of 16-bit weights that it needs."""
+    """What merging the adapter into the base means: in words, and the bytes of 16-bit weights that it
+    needs.
+    """
     setup = prediction.setup
     method = METHODS[setup.method]
     if method.trains != "adapter":
         return "nothing to merge", None
     if method.peft_type not in ("LORA", "ADALORA", "IA3"):
-        return "cannot be merged: its tokens or layers stay beside the model", None
+        return "cannot be merged: its tokens or layers stay separate from the model", None
     sixteen_bit = 2 * prediction.model.parameters
     if setup.quant_type == "none":
         return (
-            "merging into the 16-bit base needs no more memory, and serving is as fast as the base model",
+            "merging into the 16-bit base needs no extra memory; the merged model is as fast to "
+            "serve as the base model",
             0,
         )
-    return "merging needs the 16-bit weights again (or merges into rounded 4-bit ones)", sixteen_bit
+    return "merging needs the original 16-bit weights (or merges into the rounded 4-bit ones)", sixteen_bit
 
 
 def compare_document(model: str, found: list[Column], tasks: int) -> dict[str, Any]:

@@ -187,7 +187,9 @@ def _rows(moment: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[D
 
 
 def _by_row(rows: Any) -> dict[tuple[str, ...], int]:
-    """Bytes by component, name and reason (for the trace: the module and the op), rows of one name added up."""
+    """Bytes by component, name and reason (for the trace: the module and the op), rows of one name added
+    up.
+    """
     found: dict[tuple[str, ...], int] = {}
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, Mapping):

@@ -55,8 +55,9 @@ _MPS = (
     r", other allocations: " + _size("other") + r", max allowed: " + _size("capacity") + r"\)\.\s+" + _ASKED,
 )
 _DRIVER = (
-    r"(?P<device>CUDA|HIP) error: out of memory|cuda runtime error \(2\)\s*: out of memory|CUDA driver error: out of memory",
-    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation|NCCL[^\n]{0,120}out of memory",
+    r"(?P<device>CUDA|HIP) error: out of memory|cuda runtime error \(2\)\s*: out of memory",
+    r"|CUDA driver error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
+    r"|cudaErrorMemoryAllocation|NCCL[^\n]{0,120}out of memory",
 )
 _TEXTS = {
     "torch 2.1 and later": _MODERN,
@@ -69,11 +70,11 @@ _TEXTS = {
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,
     "bitsandbytes, outside torch's allocator": (r"Error out of memory at line \d+ in file \S{1,200}",),
-    "the kernel's killer, host memory": (
+    "Linux OOM killer, host memory": (
         r"Out of memory: Killed process \d+|oom-kill:|\bOOMKilled\b|exitcode ?:? ?-9\b",
         r"|\bline \d{1,9}: {1,4}\d{1,9} Killed\b|(?m:^Killed\r?$)|died with <Signals\.SIGKILL: 9>",
     ),
-    "no numbers": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
+    "no sizes": (r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError\b|\bCUDA out of memory\b",),
 }
 FORMS = {
     name: re.compile(re.sub(r" (?![?*+{])", r"\\s+", "".join(parts)), re.IGNORECASE | re.DOTALL)
@@ -169,7 +170,9 @@ class OutOfMemoryMessage:
 
     @property
     def cached(self) -> int | None:
-        """Reserved by torch and not allocated to any tensor: fragmentation, if it did not serve the request."""
+        """Reserved by torch and not allocated to any tensor: fragmentation, if it did not serve the
+        request.
+        """
         return (
             None
             if self.reserved is None or self.allocated is None
@@ -222,8 +225,8 @@ def read_oom(log: str) -> OutOfMemoryMessage:
     found = list(_matches(text))
     if not found:
         raise UsageError(
-            "no out-of-memory message in this log: expected torch's, such as 'CUDA out of memory. Tried to "
-            "allocate 2.00 GiB ...'"
+            "no out-of-memory error in this log: expected one from PyTorch, such as 'CUDA out of "
+            "memory. Tried to allocate 2.00 GiB ...'"
         )
     form, match = min(found, key=lambda pair: (list(FORMS).index(pair[0]), pair[1].start()))
     telling = [other for other in found if other[0] == form]

@@ -17,21 +17,21 @@ def explain(oom: OutOfMemoryMessage, checkpoint_bytes: int | None = None) -> lis
     if "bitsandbytes" in oom.form:
         return [
             "bitsandbytes' own request failed: paged optimizer states, or a buffer outside torch's "
-            "allocator; the message names no sizes"
+            "allocator; the message gives no sizes"
         ]
     where = f" in {oom.moment.replace('_', ' ')}" if oom.moment else ""
     place = f", at {oom.place}" if oom.place else ""
     if oom.asked is not None:
         lines.append(
-            f"asked for {gib(oom.asked)}{where}{place}"
+            f"requested {gib(oom.asked)}{where}{place}"
             + (f" with {gib(oom.free)} free" if oom.free is not None else "")
         )
     elif where or place:
-        lines.append(f"failed{where}{place}; the message names no sizes")
+        lines.append(f"failed{where}{place}; the message gives no sizes")
     else:
-        lines.append("the message names neither sizes nor a place")
+        lines.append("the message gives neither sizes nor a location")
     if oom.allocated is not None and oom.reserved is not None:
-        lines.append(f"tensors held {gib(oom.allocated)} of the {gib(oom.reserved)} that torch had reserved")
+        lines.append(f"tensors used {gib(oom.allocated)} of the {gib(oom.reserved)} reserved by PyTorch")
     if over := shared_memory(oom):
         lines.append(
             f"{gib(over)} more were allocated than the GPU has: the driver put them in the host's memory "
@@ -40,20 +40,20 @@ def explain(oom: OutOfMemoryMessage, checkpoint_bytes: int | None = None) -> lis
         )
     elif oom.asked is not None and oom.cached is not None and oom.cached >= oom.asked:
         lines.append(
-            f"fragmentation: {gib(oom.cached)} were reserved and unused, no piece of it as large as "
-            f"{gib(oom.asked)}: "
-            "PYTORCH_ALLOC_CONF=expandable_segments:True would have served this request"
+            f"fragmentation: {gib(oom.cached)} was reserved but unused, with no free block as large "
+            f"as {gib(oom.asked)}: PYTORCH_ALLOC_CONF=expandable_segments:True would have satisfied "
+            "this request"
         )
     if oom.other_processes:
-        lines.append(f"other processes held {gib(oom.other_processes)} of the card")
+        lines.append(f"other processes used {gib(oom.other_processes)} of GPU memory")
     elif oom.outside is not None and oom.outside > 2**30:
         lines.append(
-            f"{gib(oom.outside)} of the card were outside torch: the CUDA context, libraries and other "
-            "processes"
+            f"{gib(oom.outside)} of GPU memory was in use outside PyTorch: the CUDA context, "
+            "libraries and other processes"
         )
     if oom.allowed is not None:
         lines.append(
-            f"this process was allowed {gib(oom.allowed)} of the card (set_per_process_memory_fraction)"
+            f"this process was limited to {gib(oom.allowed)} of GPU memory (set_per_process_memory_fraction)"
         )
     if oom.device == "MPS":
         lines.append(
@@ -61,7 +61,7 @@ def explain(oom: OutOfMemoryMessage, checkpoint_bytes: int | None = None) -> lis
             "PYTORCH_MPS_HIGH_WATERMARK_RATIO with care"
         )
     if oom.needed is not None:
-        lines.append(f"as things stood it needed {gib(oom.needed)}; the step may have gone on to need more")
+        lines.append(f"needed at least {gib(oom.needed)}")
     return lines
 
 

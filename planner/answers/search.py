@@ -1,8 +1,8 @@
-"""memplan fit: what fits a card, for each method; what to change; which method; which card. Formula only, a
+"""memplan fit: what fits a GPU, for each method; what to change; which method; which GPU. Formula only, a
 whole answer in under a second.
 
 The parts are elsewhere: `frontier` (exact boundaries), `changes` (single changes and the waterfall), `decide`
-(the method), `cards` (which card, how many, which model). Here they become one answer.
+(the method), `cards` (which GPU, how many, which model). Here they become one answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 @dataclass(frozen=True, slots=True)
 class MethodFit:
-    """What one method can do on the card. Boundaries are None where nothing fits; `error` says why a method
+    """What one method can do on the GPU. Boundaries are None where nothing fits; `error` says why a method
     could not be evaluated.
     """
 
@@ -179,14 +179,14 @@ def _held(asked: MethodFit) -> Decision:
     word = "fit" if asked.fits else "do not fit"
     return Decision(
         asked.method if asked.fits else None,
-        (f"weights and KV cache {word}: {gib(asked.device_bytes)} needed",),
+        (f"weights and KV cache {word}: they need {gib(asked.device_bytes)}",),
     )
 
 
 def _cards_of(
     spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float
 ) -> CardChoice | None:
-    """The smallest card for the method chosen, with the changes that it needs, where that is not what was
+    """The smallest GPU for the method chosen, with the changes that it needs, where that is not what was
     asked for.
     """
     chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
@@ -209,7 +209,7 @@ def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
 def method_fit(
     spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES
 ) -> MethodFit:
-    """One method's boundaries on a card, what the person chose kept. A method that contradicts those choices
+    """One method's boundaries on a GPU, what the person chose kept. A method that contradicts those choices
     has `error` set.
     """
     try:
@@ -238,7 +238,7 @@ def method_fit(
 
 
 def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[str]:
-    """In sentences, what would have fitted on a card: the largest micro-batch, the longest sequence, the best
+    """In sentences, what would have fitted on a GPU: the largest micro-batch, the longest sequence, the best
     single changes.
     """
     room = Room(gpu, error)
@@ -249,22 +249,18 @@ def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[
     if this.fits:
         needed = f"{gib(this.device_bytes)} of {gib(gpu.usable_bytes)}"
         lines.append(
-            f"the formula predicts that this setup fits ({needed}): more was running, or memory was in pieces"
+            f"the formula predicts that this setup fits ({needed}): something else was using the "
+            "GPU, or memory was fragmented"
         )
-    batch = (
-        "no micro-batch" if this.largest_batch is None else f"a micro-batch of at most {this.largest_batch}"
-    )
-    lines.append(f"{batch} fits at {setup.sequence_length:,} tokens")
+    batch = "none fits" if this.largest_batch is None else this.largest_batch
+    lines.append(f"largest micro-batch at {setup.sequence_length:,} tokens: {batch}")
     if this.longest_sequence is not None:
-        lines.append(
-            f"at a micro-batch of {setup.micro_batch}, sequences of at most {this.longest_sequence:,} "
-            "tokens fit"
-        )
+        lines.append(f"longest sequence at micro-batch {setup.micro_batch}: {this.longest_sequence:,} tokens")
     enough = [effect for effect in single_changes(spec, setup, room) if effect.fits][:3]
     if not enough and not this.fits:
         enough = waterfall(spec, setup, room)
-        lines.append("no single change is enough; one after another:")
+        lines.append("no single change is enough; applied in order:")
     return lines + [
-        f"{gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less"
+        f"needs {gib(effect.after)} with {effect.text.replace(': ', ' (', 1)}), {gib(effect.saved)} less"
         for effect in enough
     ]

@@ -194,7 +194,7 @@ def uncounted(setup: Setup) -> float:
 
 
 def close_calls(prediction: Prediction, gpus: Iterable[Gpu]) -> str | None:
-    """What to know of each card that the formula says `fits` by less than fragmentation commonly takes; None
+    """What to know of each GPU that the formula says `fits` by less than fragmentation commonly takes; None
     where there is none.
 
     A replay and a recorded error's band count fragmentation already; expandable segments leave next to none.
@@ -205,12 +205,13 @@ def close_calls(prediction: Prediction, gpus: Iterable[Gpu]) -> str | None:
     share = uncounted(prediction.setup)
     least = prediction.peak.allocated_bytes * share
     close = [
-        f"{name} within {room / usable:.1%} of usable" for name, room, usable in rooms if 0 <= room < least
+        f"{name} with {room / usable:.1%} of usable memory to spare"
+        for name, room, usable in rooms
+        if 0 <= room < least
     ]
     if not close:
         return None
     return (
-        f"fits {', '.join(close)}: the formula does not count fragmentation, which took {share:.0%} of what "
-        "is allocated or "
-        "less in 19 of 20 traced setups"
+        f"fits {', '.join(close)}: the formula does not count fragmentation, which was at most {share:.0%} "
+        f"of allocated memory in 19 of 20 traced setups"
     )

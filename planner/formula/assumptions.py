@@ -21,18 +21,20 @@ from memplan.planner.tables.units import gib
 
 
 def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
-    """What was taken for granted, most telling first; `spec` is None for a family that only the trace knows."""
+    """What was taken for granted, most telling first; `spec` is None for a family that only the trace
+    knows.
+    """
     recipe = RECIPES[setup.recipe]
     yield f"recipe {setup.recipe}: {recipe.summary}"
     yield from (text for about, text in recipe.notes if _applies(about, setup))
     yield from spec.notes if spec is not None else ()
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
-        yield "no card named: kernels as on compute capability 8.0 (a t4 is judged with its own)"
-    yield "steady state: the second step or a later one, when optimizer states and cuBLAS workspaces exist"
+        yield "assuming an Ampere GPU"
+    yield "steady state: a step after the first, when optimizer states and cuBLAS workspaces exist"
     if setup.method == "adalora" and setup.importance_buffers and setup.loop.callbacks:
         yield (
-            "AdaLoRA prunes: a callback calls update_and_allocate, which no Trainer does by itself (else "
-            "--set importance_buffers=false)"
+            "AdaLoRA pruning is on: a callback has to call update_and_allocate, which no Trainer "
+            "does by itself (without one: --set importance_buffers=false)"
         )
     others = OPTIMIZERS[setup.optimizer].others
     if others is not None and METHODS[setup.method].trains != "nothing":
@@ -42,8 +44,8 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
         )
     if OPTIMIZERS[setup.optimizer].paged and METHODS[setup.method].trains != "nothing":
         yield (
-            "paged states are counted on the host: while the card has room they move there, so nvidia-smi "
-            "can show more"
+            "paged optimizer states are counted as host memory; they move to the GPU while it has "
+            "room, so nvidia-smi can show more"
         )
 
 
@@ -51,7 +53,7 @@ def of_formula(setup: Setup) -> Iterator[str]:
     """What the formula simplifies."""
     if setup.parallel != "none":
         yield (
-            "several GPUs: reserved is allocated rounded up to 2 MiB segments, since the allocator is "
+            "several GPUs: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator is "
             "replayed for one GPU only: fragmentation is not counted"
         )
     if setup.attention == "sdpa-efficient":
@@ -83,8 +85,8 @@ def warnings(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     yield from _unscalable(setup)
     if METHODS[setup.method].trains == "last_layers" and setup.checkpointing != "none":
         yield (
-            "only the last layers are trained: checkpointing keeps the inputs of frozen layers too and can "
-            "need more memory than none"
+            "only the last layers are trained: checkpointing keeps the inputs of frozen layers too "
+            "and can need more memory than no checkpointing"
         )
 
 
@@ -106,7 +108,7 @@ def _unquantized_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     )
     yield (
         f"{gib(size)} of expert weights stay in {experts[0].dtype}: they are 3-D parameters, and "
-        "bitsandbytes quantizes linear layers alone" + half
+        "bitsandbytes quantizes only linear layers" + half
     )
 
 
@@ -127,13 +129,13 @@ def _unscalable(setup: Setup) -> Iterator[str]:
     ):
         return
     yield (
-        "fp16 mixed precision does not train float16 weights ('Attempting to unscale FP16 gradients'): use "
-        "float32 or bfloat16 ones"
+        "fp16 mixed precision does not train float16 weights ('Attempting to unscale FP16 "
+        "gradients'): use float32 or bfloat16 weights"
     )
 
 
 def _no_bfloat16(setup: Setup) -> Iterator[str]:
-    """Cards before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80
+    """GPUs before Ampere: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp check_dtypes_sm80
     and below.
     """
     gpu = find_gpu(setup.gpu) if setup.gpu else None
@@ -145,6 +147,6 @@ def _no_bfloat16(setup: Setup) -> Iterator[str]:
     ):
         return
     yield (
-        f"{gpu.name} has no bfloat16 units: it is slow there, and fused attention refuses it (--dtype "
-        "float16 --autocast float16)"
+        f"{gpu.name} has no bfloat16 units: bfloat16 is slow, and fused attention rejects it "
+        "(use --dtype float16 --autocast float16)"
     )

@@ -45,7 +45,9 @@ def _structure(setup: Setup) -> Setup:
 
 
 class _Key:
-    """A spec by identity and a setup by its fields: hashing a whole config would cost more than the formula."""
+    """A spec by identity and a setup by its fields: hashing a whole config would cost more than the
+    formula.
+    """
 
     __slots__ = ("_hash", "setup", "spec", "text")
 

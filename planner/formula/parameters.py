@@ -158,11 +158,15 @@ class ParameterTable:
         return total(t.elements * t.count for t in self.trained)
 
     def total_parameters(self) -> Expr:
-        """Elements of the base (tied once, 4-bit weights by their logical shape) and of what the method adds."""
+        """Elements of the base (tied once, 4-bit weights by their logical shape) and of what the method
+        adds.
+        """
         return total(t.elements * t.count for t in self.all if t.logical)
 
     def checkpoint_bytes(self) -> Expr:
-        """Bytes of what training saves for later use: the adapter (and trained copies), or the whole model."""
+        """Bytes of what training saves for later use: the adapter (and trained copies), or the whole
+        model.
+        """
         kept = self.trained if self.method.trains == "adapter" else [t for t in self.base if t.logical]
         return total(packed_bytes(t.elements, t.dtype) * t.count for t in kept)
 

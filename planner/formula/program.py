@@ -275,7 +275,7 @@ def refuse(setup: Setup) -> None:
 
 
 def device_of(setup: Setup) -> Device:
-    """What the named card means for kernels; an A100's capability where none is named or a budget in bytes
+    """What the named GPU means for kernels; an A100's capability where none is named or a budget in bytes
     is.
     """
     if setup.device == "cpu":

@@ -43,7 +43,8 @@ def _adapter(key: str, value: Any) -> str:
     word = text(key, value).lower()
     if word not in ("lora", "qlora", "none"):
         raise UsageError(
-            f"{key} '{word[:40]}' has no row: give its adapter_config.json with --adapter and --engine trace"
+            f"{key} '{word[:40]}' is not supported: pass its adapter_config.json with --adapter and "
+            "--engine trace"
         )
     return word
 
@@ -71,7 +72,7 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
         "a kernel of its own",
         "",
     ),
-    ("expert_parallel_size", "experts split across cards", "high"),
+    ("expert_parallel_size", "experts split across GPUs", "high"),
     ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
     (
         "quantization model_quantization_config gptq use_onebitllms peft",
@@ -84,7 +85,7 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
         "",
     ),
     ("llmcompressor", "a sparse model", ""),
-    ("max_memory gpu_memory_limit", "layers on the CPU or on other cards", "high"),
+    ("max_memory gpu_memory_limit", "layers on the CPU or on other GPUs", "high"),
     ("lisa_n_layers", "layers that take turns to train", "high"),
     ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state", ""),
 )
@@ -157,9 +158,9 @@ RULES: dict[str, Rule] = {
     ),
     "fp8": not_modelled("8-bit products keep scaled copies"),
     "qat": not_modelled("fake quantization", errs="low"),
-    "tensor_parallel_size": not_modelled("weights split across cards", (1,), errs="high"),
-    "context_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
-    "sequence_parallel_degree": not_modelled("sequences split across cards", (1,), errs="high"),
+    "tensor_parallel_size": not_modelled("weights split across GPUs", (1,), errs="high"),
+    "context_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
+    "sequence_parallel_degree": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),

@@ -62,7 +62,9 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
             if any(word in name for word in LARGER)
             else ""
         )
-        warnings.append(f"optimizer {name} has no row: adamw_torch_fused's states are assumed{SIDE[side]}")
+        warnings.append(
+            f"optimizer {name} is not modeled: assuming the states of adamw_torch_fused{SIDE[side]}"
+        )
         facts["optimizer"] = "adamw_torch_fused"
 
 

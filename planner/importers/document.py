@@ -29,7 +29,9 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, name: str) -> Any:
-    """The value of a JSON or YAML text. UsageError naming the place of whatever is wrong, never its content."""
+    """The value of a JSON or YAML text. UsageError naming the place of whatever is wrong, never its
+    content.
+    """
     is_yaml, name = name.endswith((".yaml", ".yml")), shorten(name)
     try:
         if text.lstrip()[:1] in ("{", "["):

@@ -208,7 +208,9 @@ def merge(base: Imported, other: Imported) -> None:
 
 
 def follow(imported: Imported, folder: Path, name: str) -> None:
-    """Read the DeepSpeed file that a training file names; where it is not there, its name may tell the stage."""
+    """Read the DeepSpeed file that a training file names; where it is not there, its name may tell the
+    stage.
+    """
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())

@@ -32,6 +32,9 @@ WRAPPED = tuple(
 
 
 def strategy(key: str, value: Any) -> tuple[str, bool, bool]:
+    """The strategy that a key names: (parallel, whether it reshards after forward, whether it shards within
+    a node only). Raises UsageError for another name.
+    """
     found = STRATEGIES.get(str(value).lower())
     if found is None:
         raise bad(
@@ -87,4 +90,4 @@ def settle_fsdp(facts: Facts, warnings: list[str], version: int = 2) -> None:
     if facts.get("_fsdp_version", version) == 1:
         facts["fsdp_version"] = 1
     if within:
-        warnings.append("hybrid sharding shares within a node only: --gpus has to be the cards of one node")
+        warnings.append("hybrid sharding shares within a node only: --gpus has to be the GPUs of one node")

@@ -146,8 +146,8 @@ def settle(
     if facts.get("_liger"):
         facts["loss"] = "fused"
         warnings.append(
-            "only Liger's fused loss is modeled: its other kernels (norm, rotary, SwiGLU) save fewer tensors"
-            ", so the prediction is on the high side"
+            "only Liger's fused loss is modeled: its other kernels (norm, rotary, SwiGLU) save "
+            "fewer tensors, so the prediction errs on the high side"
         )
     if facts.get("_fsdp"):
         words = facts["_fsdp"].split()
@@ -164,6 +164,7 @@ def settle(
 
 
 def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None, reentrant: bool) -> None:
+    """Turn the flags and keyword arguments of gradient checkpointing into the `checkpointing` fact."""
     kwargs = dict(facts.get("_checkpointing_kwargs") or {})
     if default is None and "_checkpointing" not in facts:
         return
@@ -207,8 +208,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     else:
         facts["method"] = "full"
         facts["_notes"] = [
-            "full fine-tuning: no word of adapters (--use_peft, --lora_r, ...); --method lora where the "
-            "script adds them"
+            "full fine-tuning: no adapter flags found (--use_peft, --lora_r, ...); pass --method "
+            "lora if the script adds adapters"
         ]
         for name in ADAPTER_FIELDS:
             facts.pop(name, None)

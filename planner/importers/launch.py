@@ -297,7 +297,7 @@ def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None
         options = {**read_mapping(folder / config), **options}
     if not options:
         raise UsageError(
-            f"the launch line gives {shorten(line.program, 40)} no options that memplan could read"
+            f"the launch line passes no options to {shorten(line.program, 40)} that memplan recognizes"
         )
     return _read(options, FORMATS[kind], "launch line", folder)
 

@@ -183,7 +183,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["sequence_length"] = facts.get("_length", 2048)
     if facts.get("_type") == "oft":
         raise UsageError(
-            "finetuning_type oft has no row: give its adapter_config.json with --adapter and --engine trace"
+            "finetuning_type oft is not supported: pass its adapter_config.json with --adapter and "
+            "--engine trace"
         )
     _settle_method(facts, warnings)
     if facts.get("_neat"):
@@ -218,8 +219,8 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         return
     if facts.get("_quantizer", "bnb") not in ("bnb", "bitsandbytes") or bit not in (4, 8):
         warnings.append(
-            f"quantization_bit {bit} by {facts.get('_quantizer', 'bnb')} has no row: bitsandbytes 4-bit is "
-            "assumed"
+            f"quantization_bit {bit} by {facts.get('_quantizer', 'bnb')} is not modeled: assuming "
+            "bitsandbytes 4-bit"
         )
     if bit == 8:
         facts["quant_type"] = "int8"

@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
             "name": use("_dist", one_of_text("fsdp2", "fsdpturbo", "deepspeed")),
             "config_file": use("_deepspeed", text),
             "offload_params": not_modelled("parameters and states on the host", errs="high"),
-            "ep_size": not_modelled("experts split across cards", (1,), errs="high"),
+            "ep_size": not_modelled("experts split across GPUs", (1,), errs="high"),
             "reshard_after_forward": not_modelled(
                 "layers stay gathered between forward and backward", (True,)
             ),
@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
         }
     ),
     "init_config": nested({"*": Rule("ignored", why="how weights arrive")}),
-    "cp_size": not_modelled("sequences split across cards", (1,), errs="high"),
+    "cp_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "mp_replicate_size": not_modelled("replicas beside shards", (1,)),
     "cp_mode": Rule("ignored", why="reported by cp_size"),
     **ignored(
@@ -144,7 +144,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         packed_rows(facts, warnings)
     if facts.get("_kernel", "auto") != "auto":
         warnings.append(
-            "v1 kernels are not modeled: they save fewer tensors, and the prediction is on the high side"
+            "v1 kernels are not modeled: they save fewer tensors, so the prediction errs on the high side"
         )
     return {**setup_fields(facts), "recipe": "raw"}
 

@@ -38,4 +38,5 @@ def read(document: Mapping[str, Any], _walk: Any = walk) -> tuple[Facts, list[Ke
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+    """The Setup fields among the facts, without those that importers keep for themselves."""
     return {key: value for key, value in facts.items() if not key.startswith("_")}

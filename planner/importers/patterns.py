@@ -38,6 +38,7 @@ _NESTED = re.compile(
 
 
 def is_pattern(value: Any) -> bool:
+    """Whether a value is a regular expression rather than a plain module name."""
     return isinstance(value, str) and _SPECIAL.search(value) is not None
 
 
@@ -75,7 +76,7 @@ def settle(found: tuple[str, ...], warnings: list[str]) -> tuple[str, ...]:
     if not found or found[0] != "(pattern)":
         return found
     warnings.append(
-        f"target pattern read as {', '.join(found[1:])} in every layer of the language model: other parts "
-        "are not counted"
+        f"target pattern interpreted as {', '.join(found[1:])} in every layer of the language "
+        "model: other parts are not counted"
     )
     return found[1:]

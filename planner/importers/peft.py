@@ -182,8 +182,8 @@ def settings(
     if wanted not in (None, own, *also):
         words = ", ".join((own, *also))
         raise UsageError(
-            f"method '{wanted}' contradicts the adapter file, a {facts['_type']}: leave --method out, or "
-            f"choose among {words}"
+            f"method '{wanted}' contradicts the adapter file, a {facts['_type']}: leave --method "
+            f"out, or choose among {words}"
         )
     _refuse_contradictions(fields, said)
     chosen = wanted or under.get("method")

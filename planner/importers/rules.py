@@ -93,8 +93,8 @@ class Imported:
 
 SIDE = {
     "": "",
-    "high": ", so the prediction is on the high side",
-    "low": ", so the prediction is on the low side",
+    "high": ", so the prediction errs on the high side",
+    "low": ", so the prediction errs on the low side",
 }
 
 
@@ -111,6 +111,7 @@ def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high
 
 
 def nested(rules: Mapping[str, Rule]) -> Rule:
+    """The rule of a mapping whose keys have rules of their own."""
     return Rule("used", inner=rules)
 
 
@@ -191,6 +192,7 @@ def integer(key: str, value: Any) -> int:
 
 
 def number(key: str, value: Any) -> float | int:
+    """A finite number, also where it is written as text. Raises UsageError otherwise."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -205,6 +207,7 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
 
 
 def flag(key: str, value: Any) -> bool:
+    """A truth value in any of its spellings. Raises UsageError otherwise."""
     if isinstance(value, str) and value.lower() in (*TRUE, *FALSE):
         return value.lower() in TRUE
     if not isinstance(value, bool) and value not in (0, 1):
@@ -213,6 +216,7 @@ def flag(key: str, value: Any) -> bool:
 
 
 def text(key: str, value: Any) -> str:
+    """A name of 1 to 1,000 characters. Raises UsageError otherwise."""
     if not isinstance(value, str) or not value.strip() or len(value) > 1000:
         raise bad(key, value, "a name")
     return value.strip()
@@ -239,6 +243,7 @@ def one_of(table: Mapping[str, Any]) -> Reader:
 
 
 def one_of_text(*legal: str) -> Reader:
+    """A reader that accepts these words only."""
     return one_of({word: word for word in legal})
 
 

@@ -194,7 +194,7 @@ DEEPSPEED: dict[str, Rule] = {
                 "gradients that are reduced whole, without a copy in the order of ranks", (True,)
             ),
             **{name: not_modelled("ZeRO++ compresses or duplicates what is sent", (1,)) for name in _PLUS},
-            "zenflow": not_modelled("optimizer states split between card and host", errs="high"),
+            "zenflow": not_modelled("optimizer states split between GPU and host", errs="high"),
             **ignored(
                 "how buckets are sent: parameters are gathered in place",
                 """
@@ -228,12 +228,12 @@ DEEPSPEED: dict[str, Rule] = {
     "fp16": nested({"enabled": use("_fp16", _auto(flag)), **_ENABLED}),
     "optimizer": nested({"type": use("_type"), **ignored("the optimizer's numbers", "params legacy_fusion")}),
     "activation_checkpointing": not_modelled("DeepSpeed's own checkpointing", ({},)),
-    "tensor_parallel": not_modelled("weights split across cards"),
+    "tensor_parallel": not_modelled("weights split across GPUs"),
     "compression_training": not_modelled("compressed weights"),
     "quantize_training": not_modelled("quantized training"),
     "progressive_layer_drop": not_modelled("layers left out at random", errs="high"),
     "sparse_attention": not_modelled("sparse attention", errs="high"),
-    "sequence_parallel_size": not_modelled("sequences split across cards", (1,), errs="high"),
+    "sequence_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     **ignored(
         "the global batch, schedules, clipping, logging and profiling",
         """
@@ -263,7 +263,7 @@ def finish_deepspeed(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         "cpuadam",
         "deepspeedcpuadam",
     ):
-        warnings.append("the DeepSpeed optimizer has no row: AdamW's states are assumed")
+        warnings.append("the DeepSpeed optimizer is not modeled: assuming AdamW's states")
     return setup_fields(facts)
 
 

@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
 
 
 def recognize(document: Mapping[str, Any]) -> bool:
+    """Whether this is a file of ms-swift."""
     return "model" in document and any(
         name in document for name in ("tuner_type", "train_type", "quant_bits", "attn_impl")
     )

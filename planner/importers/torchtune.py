@@ -98,8 +98,8 @@ def _optimizer(key: str, value: Any) -> str:
     name = text(key, value)
     if name not in OPTIMIZERS:
         raise UsageError(
-            f"{key} '{shorten(name, 60)}' has no row: --optimizer NAME with a row, and a copy of the file "
-            "without the key"
+            f"{key} '{shorten(name, 60)}' is not supported: pass --optimizer with a supported name, "
+            "and a copy of the file without the key"
         )
     return OPTIMIZERS[name]
 
@@ -153,12 +153,12 @@ RULES: dict[str, Rule] = {
     "optimizer_in_bwd": not_modelled("gradients are freed as soon as they are applied", errs="high"),
     "fsdp_cpu_offload": not_modelled("shards on the host", errs="high"),
     "compile": not_modelled("a compiled step frees and fuses tensors differently", errs="high"),
-    "tensor_parallel_dim": not_modelled("weights split across cards", (1,), errs="high"),
-    "tensor_parallel_plan": not_modelled("weights split across cards", errs="high"),
+    "tensor_parallel_dim": not_modelled("weights split across GPUs", (1,), errs="high"),
+    "tensor_parallel_plan": not_modelled("weights split across GPUs", errs="high"),
     "teacher_model": not_modelled("a teacher model is resident too", errs="low"),
     "data_parallel_shard_dim": use("_shards", lambda key, value: value),
     "data_parallel_replicate_dim": not_modelled("replicas beside shards", (1,)),
-    "context_parallel_dim": not_modelled("sequences split across cards", (1,), errs="high"),
+    "context_parallel_dim": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "early_exit_loss": not_modelled("a loss after several layers: more logits", errs="low"),
     "layer_dropout": not_modelled("layers left out at random: the prediction is of a step with all of them"),
     **{

@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {**WORDS, **dict.fromkeys(SECTIONS, nested(WORDS))}
 
 
 def recognize(document: Mapping[str, Any]) -> bool:
+    """Whether this is a file of Unsloth."""
     training = document.get("training")
     return "model" in document and isinstance(training, Mapping) and "training_type" in training
 

@@ -49,7 +49,7 @@ def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
         key = str(error.errors()[0]["loc"][0])
         schema = _model(record).model_json_schema()["properties"].get(key)
         if schema is None:
-            raise UsageError(f"{key} is no setting") from None
+            raise UsageError(f"{key} is not a setting") from None
         raise UsageError(refusal(key, schema, shown(values.get(key)))) from None
     return {name: getattr(found, name) for name in values}
 

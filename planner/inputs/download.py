@@ -122,6 +122,7 @@ def _decoded(response: Any, most: int) -> Iterator[bytes]:
 
 
 def too_large(size: int, most: int) -> UsageError:
+    """The error for a file of more bytes than a config can have."""
     return UsageError(f"has {size:,} bytes, more than a config of at most {most:,} can have")
 
 

@@ -56,6 +56,7 @@ class StoredTensor:
 
     @property
     def elements(self) -> int:
+        """The number of elements of this tensor."""
         count = 1
         for size in self.shape:
             count *= size
@@ -245,10 +246,11 @@ def _client(repository: str) -> Any:
 
 
 ADVICE = {
-    401: "the hub does not know this repository, or it is private: check the name; with access, set HF_TOKEN",
-    403: "your token may not read it: ask for access on its page, or use a token that has it",
+    401: "the repository does not exist on the hub, or it is private: check the name, or set "
+    "HF_TOKEN if you have access",
+    403: "your token cannot read it: request access on its page, or use a token with access",
     404: "the hub has no such repository or file: check the name",
-    429: "the hub refuses further requests for now: wait a while",
+    429: "the hub is rate-limiting requests: try again later",
 }
 
 
@@ -270,10 +272,10 @@ def explain(repository: str, name: str, error: BaseException) -> NetworkError:
             f"{where}: no connection to {_endpoint()}: check the network, or give the path of a config.json"
         )
     if isinstance(error, errors.EntryNotFoundError):
-        return NetworkError(f"{where}: the repository is there, the file is not")
+        return NetworkError(f"{where}: the repository exists, but the file does not")
     if status is not None:
         advice = ADVICE.get(
-            status, "the hub has a fault of its own: try again later" if status >= 500 else "unexpected"
+            status, "the hub had an internal error: try again later" if status >= 500 else "unexpected"
         )
         return NetworkError(f"{where}: HTTP {status}: {advice}")
     if isinstance(error, errors.NotASafetensorsRepoError):
@@ -287,7 +289,7 @@ def explain(repository: str, name: str, error: BaseException) -> NetworkError:
         return NetworkError(
             f"{where}: no connection to {_endpoint()}: check the network, or give the path of a config.json"
         )
-    return NetworkError(f"{where}: the answer was incomplete or not what the hub sends ({word}): try again")
+    return NetworkError(f"{where}: the response was incomplete or unexpected ({word}): try again")
 
 
 def _endpoint() -> str:

@@ -51,9 +51,8 @@ class Setup:
     rank: Rank
     alpha: Alpha
     dropout: Dropout
-    targets: tuple[
-        str, ...
-    ]  # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
+    # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
+    targets: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     quant_type: Literal["none", "nf4", "fp4", "int8"]
     double_quant: bool
@@ -130,7 +129,9 @@ class Setup:
         return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def with_(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed, unchecked and their origins kept: for values of our own."""
+        """The same setup with some fields changed, unchecked and their origins kept: for values of our
+        own.
+        """
         return replace(self, **changes)
 
     def identity(self) -> str:
@@ -183,8 +184,8 @@ def resolve(
     setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
     if max_positions is not None and setup.sequence_length > max_positions:
         raise UsageError(
-            f"sequence_length {setup.sequence_length} is more than the {max_positions} positions that this "
-            "model learned"
+            f"sequence_length {setup.sequence_length} is more than this model's maximum of "
+            f"{max_positions} positions"
         )
     return setup
 
@@ -291,7 +292,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         (
             method.trains in ("all", "last_layers") and s.quant_type != "none",
-            f"quant_type '{s.quant_type}' cannot be trained by method '{s.method}'",
+            f"quant_type '{s.quant_type}' cannot be trained with method '{s.method}'",
         ),
         (
             s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
@@ -299,7 +300,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         (
             "targets" in method.reads and not s.targets,
-            "targets names no module: expected names such as q_proj,v_proj, or all-linear",
+            "targets is empty: expected names such as q_proj,v_proj, or all-linear",
         ),
         (
             s.gpus > 1 and s.parallel == "none",

@@ -30,6 +30,7 @@ class Linear:
 
     @property
     def parameters(self) -> int:
+        """Elements of the weight and the bias."""
         return self.in_features * self.out_features + (self.out_features if self.bias else 0)
 
     @property
@@ -76,6 +77,7 @@ class Norm:
 
     @property
     def parameters(self) -> int:
+        """Elements of the weight and the bias, over all heads where each has its own."""
         return self.size * (self.heads if self.per_head else 1) * (int(self.weight) + int(self.bias))
 
 
@@ -203,6 +205,7 @@ class Layer:
 
     @property
     def parameters(self) -> int:
+        """Elements of all tensors of this layer."""
         count = sum(linear.parameters for linear in self.linears())
         count += sum(norm.parameters for norm in (*self.norms, *self.attention.norms))
         count += self.attention.heads if self.attention.sinks else 0
@@ -259,6 +262,7 @@ class ModelSpec:
 
     @property
     def depth(self) -> int:
+        """The number of decoder layers."""
         return sum(count for count, _ in self.layers)
 
     @property

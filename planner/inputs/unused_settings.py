@@ -16,4 +16,4 @@ def unread(setup: Setup) -> Iterator[str]:
     known = {name for row in METHODS.values() for name in row.reads}
     for name, origin in setup.origins.items():
         if origin == "user" and name in known and name not in method.reads:
-            yield f"{name} has no effect: method '{setup.method}' does not read it"
+            yield f"{name} has no effect: method '{setup.method}' does not use it"

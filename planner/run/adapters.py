@@ -34,7 +34,9 @@ def is_adapter(name: str) -> bool:
 
 
 def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.Module:
-    """Freeze, adapt, upcast and switch on checkpointing as the recipe's stack does; what the loop then calls."""
+    """Freeze, adapt, upcast and switch on checkpointing as the recipe's stack does; what the loop then
+    calls.
+    """
     if setup.quant_type != "none" and setup.kbit_prepare:
         load("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if clears_cache():
@@ -200,7 +202,9 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def peft_config(model: nn.Module, setup: Setup) -> Any:
-    """The peft configuration of a setup: of its adapter_config.json where there is one, else of its method."""
+    """The peft configuration of a setup: of its adapter_config.json where there is one, else of its
+    method.
+    """
     import peft
 
     if setup.adapter is not None:

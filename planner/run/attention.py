@@ -16,7 +16,9 @@ def implementation(attention: str) -> str:
 
 
 def on_device(attention: str) -> AbstractContextManager[Any]:
-    """What a real device needs for a Setup.attention: torch's own switch for a forced backend, else nothing."""
+    """What a real device needs for a Setup.attention: torch's own switch for a forced backend, else
+    nothing.
+    """
     if attention not in FORCED:
         return nullcontext()
     names = {

@@ -22,6 +22,7 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(size, hidden, dtype=dtype, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x + up(gelu(down(x))), computed in the dtype of the bottleneck, returned in the dtype of x."""
         return x + self.up(nn.functional.gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
 
 

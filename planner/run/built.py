@@ -15,36 +15,61 @@ from memplan.planner.inputs.setup import Setup
 
 
 class Watcher(Protocol):
-    """What build tells whoever watches: where an allocation belongs, and which tensors are made on the host."""
+    """What build tells whoever watches: where an allocation belongs, and which tensors are made on the
+    host.
+    """
 
-    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]: ...
-    def scope(self, module: str, layer: int | None) -> AbstractContextManager[None]: ...
-    def on_host(self) -> AbstractContextManager[None]: ...
-    def reading(self) -> AbstractContextManager[None]: ...
-    def to_device(self, tensor: torch.Tensor) -> torch.Tensor: ...
-    def empty_cache(self) -> None: ...
+    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        """Around a part of the build or the step: the moment that allocations inside belong to."""
+        ...
+
+    def scope(self, module: str, layer: int | None) -> AbstractContextManager[None]:
+        """Around what is built for one module: its name, and its layer where it is in one."""
+        ...
+
+    def on_host(self) -> AbstractContextManager[None]:
+        """Around work on the host, which allocates nothing on the device."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around what arrives from the checkpoint."""
+        ...
+
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor as it is on the device."""
+        ...
+
+    def empty_cache(self) -> None:
+        """Note that the allocator's cache is emptied here."""
+        ...
 
 
 class NoWatcher:
     """Builds on a real device without anybody watching."""
 
     def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        """Nothing is watched."""
         return nullcontext()
 
     def scope(self, module: str, layer: int | None) -> AbstractContextManager[None]:
+        """Nothing is watched."""
         return nullcontext()
 
     def on_host(self) -> AbstractContextManager[None]:
+        """Nothing is watched."""
         return nullcontext()
 
     def reading(self) -> AbstractContextManager[None]:
+        """Nothing is watched."""
         return nullcontext()
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
         return tensor
 
     def empty_cache(self) -> None:
-        return None
+        """Nothing is watched."""
+        return
 
 
 @dataclass

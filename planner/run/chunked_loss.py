@@ -62,6 +62,7 @@ def fused_head(model: Any, loss_of: LossOf) -> Iterator[None]:
 
 
 def softcap_of(config: Any) -> float | None:
+    """The config's cap of the final logits; None where it has none."""
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
@@ -101,6 +102,7 @@ class TiledLogProbabilities(torch.autograd.Function):
         targets: torch.Tensor,
         softcap: float | None,
     ) -> tuple[torch.Tensor, ...]:
+        """Log-probabilities of the targets, tile by tile, so that the full logits are never materialized."""
         device, tokens = hidden.device, hidden.shape[0]
         ctx.compute = _compute_dtype(hidden)
         statistics = [
@@ -130,6 +132,7 @@ class TiledLogProbabilities(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *unused: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of hidden states, weight and bias, each tile of logits computed again."""
         hidden, weight, bias, targets, log_total, _ = ctx.saved_tensors
         device = hidden.device
         of_hidden = (
@@ -173,7 +176,9 @@ def _tiles(
     buffer: torch.Tensor,
     compute: torch.dtype,
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(rows, columns, tile of logits, its rows of hidden, its rows of weight), each tile in the same buffer."""
+    """(rows, columns, tile of logits, its rows of hidden, its rows of weight), each tile in the same
+    buffer.
+    """
     for first in range(0, hidden.shape[0], TOKENS):
         rows = slice(first, min(first + TOKENS, hidden.shape[0]))
         left = hidden[rows].to(compute)

@@ -49,6 +49,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         softcap: float | None,
     ) -> torch.Tensor:
+        """The loss, and the gradients of its inputs chunk by chunk, which are kept for the backward."""
         tokens, rows = hidden.shape[0], rows_of_chunk(hidden.shape[0], hidden.shape[1], weight.shape[0])
         of_hidden = torch.zeros_like(hidden)
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -76,6 +77,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        """The gradients that the forward made, scaled in place."""
         gradients = ctx.saved_tensors
         for each in (
             gradients

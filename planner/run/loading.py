@@ -28,9 +28,17 @@ from memplan.planner.run.quantize import quantize
 class Reader(Protocol):
     """What loading tells whoever watches."""
 
-    def scope(self, module: str, layer: int | None) -> AbstractContextManager[None]: ...
-    def on_host(self) -> AbstractContextManager[None]: ...
-    def reading(self) -> AbstractContextManager[None]: ...
+    def scope(self, module: str, layer: int | None) -> AbstractContextManager[None]:
+        """Around what is read for one module: its name, and its layer where it is in one."""
+        ...
+
+    def on_host(self) -> AbstractContextManager[None]:
+        """Around work on the host, which allocates nothing on the device."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around what arrives from the checkpoint."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +52,12 @@ class Slot:
 
     @property
     def tensor(self) -> Any:
+        """The tensor that is in this slot now."""
         return self.store[self.key]
 
     @property
     def persistent(self) -> bool:
+        """Whether the tensor is part of the checkpoint: a parameter, or a persistent buffer."""
         return (
             self.store is self.module._parameters or self.key not in self.module._non_persistent_buffers_set
         )

@@ -1,4 +1,6 @@
-"""A config.json becomes the real transformers class on the meta device: names, shapes and dtypes, no bytes."""
+"""A config.json becomes the real transformers class on the meta device: names, shapes and dtypes, no
+bytes.
+"""
 
 from __future__ import annotations
 

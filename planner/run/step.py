@@ -18,7 +18,9 @@ from memplan.planner.run.built import Built
 class Announcer(Protocol):
     """Whoever watches a step: `announce(moment, step)` brackets each moment."""
 
-    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]: ...
+    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        """Around a part of the step: the moment that allocations inside belong to."""
+        ...
 
 
 def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None) -> None:
@@ -84,4 +86,5 @@ class Unwatched:
     """The announcer that nobody listens to: for benchmarks, which time a step alone."""
 
     def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        """Nothing is watched."""
         return nullcontext()

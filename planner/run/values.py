@@ -47,6 +47,7 @@ class Values(dict[Any, Answer]):
         self._twins: dict[int, Any] = {}  # address of a meta storage -> the storage with its content
 
     def get(self, func: Any, default: Any = None) -> Any:
+        """What answers an op: values where they are known, the op's own rule otherwise."""
         plain = super().get(func)
 
         def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -41,7 +41,9 @@ def nearest(value: str, legal: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, value: object, legal: Iterable[str], hint: str = "") -> UsageError:
-    """The error for a name that is not in a table: names the value, the nearest legal ones and the next move."""
+    """The error for a name that is not in a table: names the value, the nearest legal ones and the next
+    move.
+    """
     names = sorted(set(legal))
     text = value if isinstance(value, str) else shown(value)
     close = nearest(text, names)
@@ -50,7 +52,7 @@ def unknown(kind: str, value: object, legal: Iterable[str], hint: str = "") -> U
     elif len(names) <= 24:
         tail = f"expected one of {', '.join(names)}"
     else:
-        tail = f"for example {', '.join(names[:6])}"
+        tail = f"valid names include {', '.join(names[:6])}"
     stop = "" if not hint or hint.startswith("(") or tail.endswith("?") else "."
     return UsageError(f"unknown {kind} '{shorten(text)}': {tail}{stop} {hint}".rstrip())
 

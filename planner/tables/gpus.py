@@ -1,4 +1,4 @@
-"""GPUS: what each card really offers, from gpus.json; and `find_gpu`, which also reads this machine's card or
+"""GPUS: what each GPU really offers, from gpus.json; and `find_gpu`, which also reads this machine's GPU or
 takes a size as a budget.
 """
 
@@ -16,7 +16,7 @@ from memplan.planner.tables.errors import UsageError, shorten, unknown
 from memplan.planner.tables.units import MIB, gib, parse_size
 
 UNVERIFIED = ("amd", "apple")
-"""Vendors whose cards nobody has measured for this project: their capacities and kernels are unverified."""
+"""Vendors whose GPUs nobody has measured for this project: their capacities and kernels are unverified."""
 SOLD = "sold"
 """The kind of a GPU that is named by the size that it is sold with."""
 _SOLD_AS = ("datacenter", "workstation", "consumer")
@@ -26,7 +26,7 @@ _NOISE = ("nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "graphics",
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card, or a budget. `usable_bytes`: what one process can hold in all, CUDA context included;
+    """One GPU, or a budget. `usable_bytes`: what one process can hold in all, CUDA context included;
     `source` says how that is known.
 
     `capability`: CUDA compute capability; `sms`: multiprocessors; `bandwidth_gbs`: 10^9 bytes/s;
@@ -50,12 +50,13 @@ class Gpu:
 
     @property
     def verified(self) -> bool:
-        """Whether memplan's kernel facts hold for this card's vendor at all (NVIDIA); AMD and Apple are
+        """Whether memplan's kernel facts hold for this GPU's vendor at all (NVIDIA); AMD and Apple are
         listed as unverified.
         """
         return self.kind not in UNVERIFIED
 
     def to_document(self) -> dict[str, Any]:
+        """This GPU as `memplan list gpus --json` shows it; sizes are in bytes."""
         return {
             "name": self.name,
             "usable_bytes": self.usable_bytes,
@@ -81,7 +82,7 @@ def _file() -> dict[str, Any]:
 
 @cache
 def gpus() -> dict[str, Gpu]:
-    """Every card of gpus.json by name, in the file's order."""
+    """Every GPU of gpus.json by name, in the file's order."""
     context = _file()["context"]
     unmeasured = {"context_bytes": context["bytes"], "context_source": context["source"]}
     found: dict[str, Gpu] = {}
@@ -100,24 +101,24 @@ def __getattr__(name: str) -> dict[str, Gpu]:
 
 
 def explain_source(gpu: Gpu) -> str:
-    """Where a card's usable bytes come from, as a sentence."""
+    """Where a GPU's usable bytes come from, as a sentence."""
     sentence = _file()["sources"].get(gpu.source)
     return str(sentence) if sentence else f"total capacity in the out-of-memory message of {gpu.source}"
 
 
 def context_bytes(name: str | None) -> int:
-    """The CUDA context of the card of that name; of a card that was not measured where none is named."""
+    """The CUDA context of the GPU of that name; of a GPU that was not measured where none is named."""
     return find_gpu(name).context_bytes if name is not None else int(_file()["context"]["bytes"])
 
 
 def common_gpus() -> tuple[Gpu, ...]:
-    """The cards to compare with when none is named, smallest first."""
+    """The GPUs to compare with when none is named, smallest first."""
     return tuple(sorted((gpu for gpu in gpus().values() if gpu.common), key=lambda gpu: gpu.usable_bytes))
 
 
 @cache
 def _names() -> dict[str, str]:
-    """Every way to name a card -> its name: names and aliases first, then short forms that only one card has
+    """Every way to name a GPU -> its name: names and aliases first, then short forms that only one GPU has
     ('4090').
     """
     names = {_plain(word): gpu.name for gpu in gpus().values() for word in (gpu.name, *gpu.aliases)}
@@ -133,14 +134,14 @@ def _names() -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """A card's name without case, separators and vendors' words: 'NVIDIA GeForce RTX 4090' -> 'rtx4090'."""
+    """A GPU's name without case, separators and vendors' words: 'NVIDIA GeForce RTX 4090' -> 'rtx4090'."""
     words = re.split(r"[\s_\-/]+", text.strip().lower())
     joined = "".join(word for word in words if word not in _NOISE)
     return re.sub(r"(?<=\d)gi?$", "gb", joined)  # "a100 40g"
 
 
 def find_gpu(text: str) -> Gpu:
-    """The card of that name or alias, this machine's (`local`), a GPU sold with so many GB (24, 24G, 24GB),
+    """The GPU of that name or alias, this machine's (`local`), a GPU sold with so many GB (24, 24G, 24GB),
     or any other size such as 23.5GiB as a budget. Raises UsageError.
     """
     if text.strip().lower() == "local":
@@ -158,7 +159,7 @@ def find_gpu(text: str) -> Gpu:
     plain = _plain(text)
     several = [name for name in gpus() if plain and any(short.startswith(plain) for short in _short(name))]
     if 2 <= len(several) <= 6:
-        raise UsageError(f"GPU '{shorten(text)}' could be {' or '.join(several)}: say which")
+        raise UsageError(f"GPU '{shorten(text)}' could be {' or '.join(several)}: name one of them")
     if re.match(r"\s*[0-9.]+\s*[kmgt]?i?b?\s*$", text, re.IGNORECASE):
         return budget(text)
     raise unknown("GPU", text, gpus(), "(memplan list gpus shows all; a size such as 23.5GiB is a budget)")
@@ -221,7 +222,7 @@ def _apple(text: str) -> Gpu | None:
 
 
 def budget(text: str) -> Gpu:
-    """A number of bytes to stay within, as a card of no known kind."""
+    """A number of bytes to stay within, as a GPU of no known kind."""
     size = parse_size(text)
     if size < 64 * MIB:
         number = text.strip().rstrip("kmgtibKMGTIB")
@@ -235,18 +236,18 @@ def budget(text: str) -> Gpu:
 
 @cache
 def local_gpu() -> Gpu:
-    """This machine's first visible card, with what is free on it now as usable bytes. Raises UsageError where
+    """This machine's first visible GPU, with what is free on it now as usable bytes. Raises UsageError where
     there is none.
     """
     read = _from_nvml() or _from_nvidia_smi()
     if read is None:
         raise UsageError(
-            "--gpu local: neither NVML nor nvidia-smi finds a GPU here: name a card (memplan list gpus) or "
+            "--gpu local: neither NVML nor nvidia-smi finds a GPU here: name a GPU (memplan list gpus) or "
             "give a size such as 23.5GiB"
         )
     device, free, total = read
     name = _names().get(_plain(device))
-    source = f"free now on this machine's {device} ({total} bytes in all)"
+    source = f"free now on this machine's {device} ({total} bytes in total)"
     if name is None:
         return replace(budget(f"{free}B"), name=f"local ({device})", source=source, kind="local")
     return replace(gpus()[name], name=f"local ({name})", usable_bytes=free, source=source, kind="local")

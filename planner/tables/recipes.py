@@ -57,8 +57,8 @@ _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
 _OUR_QUANT = (
-    "nf4, double quantization and bfloat16 compute are our choice for qlora (the library's bare defaults "
-    "are fp4, single, float32)"
+    "nf4, double quantization and bfloat16 compute: memplan defaults for qlora (library "
+    "defaults: fp4, single quantization, float32)"
 )
 
 
@@ -98,11 +98,11 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(
-            ("autocast", "bf16=True is our choice (the library's default is off)"),
+            ("autocast", "bf16=True: memplan default (library default: off)"),
             ("quant_type", _OUR_QUANT),
             (
                 "micro_batch",
-                "a micro-batch of 1 is our choice (the library's own per_device_train_batch_size is 8)",
+                "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
     ),
@@ -161,10 +161,13 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             (
                 "weight_dtype",
-                "TRL loads float32 weights unless dtype says otherwise: --dtype bfloat16 halves them",
+                "TRL loads float32 weights unless dtype is set: --dtype bfloat16 halves them",
             ),
-            ("sequence_length", "TRL's own max_length is 1024"),
-            ("micro_batch", "a micro-batch of 1 is our choice (TRL's own per_device_train_batch_size is 8)"),
+            ("sequence_length", "library default: max_length=1024"),
+            (
+                "micro_batch",
+                "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
+            ),
         ),
     ),
     "axolotl": Recipe(
@@ -207,14 +210,13 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             (
                 "rank",
-                "axolotl has no default lora_r, lora_alpha, lora_target_linear: 16, 32 and all linear "
-                "layers are ours",
+                "axolotl has no default for lora_r, lora_alpha or lora_target_linear; memplan defaults: 16, 32 "
+                "and all linear layers",
             ),
             (
                 "dropout",
-                "axolotl's LoRA kernels, which switch themselves on where dropout is 0, save fewer tensors "
-                "than PEFT's layers: "
-                "they are not modeled, and the prediction is on the high side",
+                "axolotl's LoRA kernels, on by default where dropout is 0, save fewer tensors than "
+                "PEFT's layers; they are not modeled, so the prediction errs on the high side",
             ),
         ),
         when=(
@@ -243,8 +245,8 @@ RECIPES: dict[str, Recipe] = {
                 "loads in it"
             ),
             "autocast": (
-                "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 is the Trainer's, on in its examples (ours: "
-                "the bare default is off)"
+                "LLaMA-Factory 0.9.5 hparams/parser.py: bf16 is the Trainer's, on in its examples "
+                "(memplan default; library default: off)"
             ),
             "trainable_dtype": (
                 "LLaMA-Factory 0.9.5 model/adapter.py init_adapter: trainable parameters go to float32 "
@@ -279,7 +281,7 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             (
                 "micro_batch",
-                "a micro-batch of 1 is our choice (the stack's own per_device_train_batch_size is 8)",
+                "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
         when=(("parallel", "fsdp", {"checkpointing": "non_reentrant"}),),

@@ -1,4 +1,5 @@
-"""What differs between versions of torch, one row each: neither engine runs torch's CUDA code, so its rules are data.
+"""What differs between versions of torch, one row each: neither engine runs torch's CUDA code, so its rules
+are data.
 
 A later version than the last row behaves like it until something else is read or observed.
 """
@@ -31,7 +32,9 @@ NEWEST = list(TORCH_VERSIONS)[-1]
 
 
 def nearest(version: str) -> str:
-    """The row that a full version such as `2.12.1+cu130` is predicted by: its own, else the first or the last."""
+    """The row that a full version such as `2.12.1+cu130` is predicted by: its own, else the first or the
+    last.
+    """
     minor = ".".join(version.split("+")[0].split(".")[:2])
     if minor in TORCH_VERSIONS:
         return minor

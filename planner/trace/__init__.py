@@ -1,1 +1,3 @@
-"""The real libraries' training step on tensors without storage, watched and replayed through the allocator."""
+"""The real libraries' training step on tensors without storage, watched and replayed through the
+allocator.
+"""

@@ -168,7 +168,9 @@ _BACKENDS: dict[str, Callable[[AttentionCall, float | None], Tensor]] = {
 
 
 def _cpu(c: AttentionCall, scale: float | None, attention: str) -> Tensor:
-    """The CPU's choice is the installed torch's own, asked with tensors of these shapes that hold no memory."""
+    """The CPU's choice is the installed torch's own, asked with tensors of these shapes that hold no
+    memory.
+    """
     if refused := refuses_on_cpu(attention, c.dropout):
         raise UsageError(refused)
     stand_ins = [_stand_in(t) for t in c.tensors]

@@ -46,7 +46,9 @@ def refuse(setup: Setup) -> None:
 
 
 def sparse() -> dict[Any, Callable[..., Any]]:
-    """Ops that have no kernel for sparse meta tensors. What their CUDA kernels allocate inside is not known."""
+    """Ops that have no kernel for sparse meta tensors. What their CUDA kernels allocate inside is not
+    known.
+    """
 
     def added(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (

@@ -49,6 +49,7 @@ def check_card(gpu: Gpu | None, count: int) -> None:
 
 
 def capability_of(gpu: Gpu | None) -> tuple[int, int]:
+    """A GPU's compute capability; Ampere's where it is not known."""
     return (gpu.capability if gpu else None) or AMPERE
 
 

@@ -225,7 +225,7 @@ def _cache_kept() -> Finding:
 
 
 def _split_layers(device: str) -> Probe:
-    """Layers of a bf16 65B Llama that device_map='auto' places on a card with 23.5 GiB, beside 500 GiB of
+    """Layers of a bf16 65B Llama that device_map='auto' places on a GPU with 23.5 GiB, beside 500 GiB of
     host memory.
     """
 
@@ -252,7 +252,7 @@ def _split_layers(device: str) -> Probe:
         on_gpu = sum(where == 0 for name, where in placed.items() if ".layers." in f".{name}")
         on_cpu = sum(where == "cpu" for name, where in placed.items() if ".layers." in f".{name}")
         counted = said(
-            "{on_gpu} of 80 layers on the 23.5 GiB card, {on_cpu} in host memory",
+            "{on_gpu} of 80 layers on the 23.5 GiB GPU, {on_cpu} in host memory",
             on_gpu=on_gpu,
             on_cpu=on_cpu,
         )

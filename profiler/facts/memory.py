@@ -83,7 +83,9 @@ def _copies_alive() -> Finding:
 
 
 def _other_backends() -> Finding:
-    """4-bit formats that PEFT's LoRA has a layer for, bitsandbytes apart, by the modules of its lora package."""
+    """4-bit formats that PEFT's LoRA has a layer for, bitsandbytes apart, by the modules of its lora
+    package.
+    """
     from pathlib import Path
 
     import peft.tuners.lora as lora

@@ -166,7 +166,7 @@ def _paged_minimum() -> Finding:
         middle = (low + high) // 2
         low, high = (low, middle) if _pages(optimizer, middle) else (middle, high)
     return high, said(
-        "state tensors of at least {high:,} elements are paged, smaller ones stay on the card", high=high
+        "state tensors of at least {high:,} elements are paged, smaller ones stay on the GPU", high=high
     )
 
 
@@ -191,7 +191,9 @@ def _works_without_cuda() -> Finding:
 
 
 def _refuses_cpu_split() -> Finding:
-    """Whether transformers refuses to load a 4-bit model whose device map puts some modules in host memory."""
+    """Whether transformers refuses to load a 4-bit model whose device map puts some modules in host
+    memory.
+    """
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -1,1 +1,1 @@
-"""What fits a card, and what to change so that it does."""
+"""What fits a GPU, and what to change so that it does."""

@@ -34,19 +34,19 @@ EXTRA: tuple[Change, ...] = (
     ),
     Change(
         "paged",
-        "8-bit states in pageable memory: --optimizer paged_adamw_8bit",
+        "paged 8-bit optimizer states: --optimizer paged_adamw_8bit",
         lambda s: s.optimizer.startswith("adamw_torch"),
         lambda s: {"optimizer": "paged_adamw_8bit"},
     ),
     Change(
         "fused",
-        "the loss fused with the head, no logits: --loss fused",
+        "fused head and loss, no logits: --loss fused",
         lambda s: s.loss == "full",
         lambda s: {"loss": "fused"},
     ),
     Change(
         "factored",
-        "factored states: --optimizer adafactor",
+        "factored optimizer states: --optimizer adafactor",
         lambda s: s.method in ("full", "freeze") and "adamw" in s.optimizer,
         lambda s: {"optimizer": "adafactor"},
     ),
@@ -70,32 +70,32 @@ EXTRA: tuple[Change, ...] = (
     ),
     Change(
         "master",
-        "no float32 copies of what trains: --set trainable_dtype=weight",
+        "no float32 copies of trained parameters: --set trainable_dtype=weight",
         lambda s: s.trainable_dtype == "float32",
         lambda s: {"trainable_dtype": "weight"},
     ),
 )
 
 COSTS: dict[str, str] = {
-    "checkpointing": "each layer's forward again: about a third more computation",
+    "checkpointing": "recomputes each layer's forward: about a third more computation",
     "attention": "none",
-    "half": "none but a loss scale: this card has no fast bfloat16",
-    "optimizer": "states are quantized block by block each step",
-    "paged": "states are quantized, and move to the host under pressure",
-    "factored": "no second moment for each weight: other hyper-parameters",
-    "quantization": "constants are dequantized twice: little time",
-    "upcast": "norms and head compute in 16 bits",
+    "half": "needs loss scaling; this GPU has no fast bfloat16",
+    "optimizer": "optimizer states are quantized block-wise at each step",
+    "paged": "optimizer states are quantized, and paged to the host under memory pressure",
+    "factored": "no per-weight second moment: needs other hyperparameters",
+    "quantization": "constants are dequantized twice: slightly slower",
+    "upcast": "norms and head are computed in 16 bits",
     "outputs": "metrics see 16-bit logits",
-    "loss": "the head is computed again in tiles",
-    "fused": "needs the kernel of Liger or cut cross-entropy",
-    "method": "a different method: see which to choose",
-    "quantize": "weights are dequantized at every use, and rounded",
+    "loss": "the head is recomputed in tiles",
+    "fused": "needs the Liger or cut cross-entropy kernel",
+    "method": "a different method: see the recommendation",
+    "quantize": "weights are rounded, and dequantized at every use",
     "rank": "fewer adapter parameters",
     "targets": "fewer adapter parameters",
     "adapters": "16-bit adapters and states",
     "weights": "16-bit weights",
-    "master": "16-bit updates can round to nothing",
-    "batch": "more, smaller steps: the same tokens in more time",
+    "master": "small 16-bit updates can round to zero",
+    "batch": "more, smaller steps: slower for the same tokens",
     "sequence": "shorter examples",
 }
 """What each kind of change costs, in words."""
@@ -155,7 +155,7 @@ class Effect:
 
 
 def device_bytes(spec: ModelSpec, setup: Setup, room: Room) -> int:
-    """The formula's device peak of a setup on a card."""
+    """The formula's device peak of a setup on a GPU."""
     return room.device_bytes(peak_of(spec, setup))
 
 

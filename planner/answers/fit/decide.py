@@ -16,7 +16,7 @@ from typing import Any, Literal
 from memplan.planner.tables.units import gib
 
 Prefer = Literal["quality", "memory", "speed"]
-NOT_COMPUTED = "(said by the field, not computed)"
+NOT_COMPUTED = "(general experience, not computed)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,13 @@ def decide(
         candidate = candidates[name]
         if name == chosen:
             break
-        reasons.append(f"{name} does not fit: {gib(candidate.device_bytes)} needed")
+        reasons.append(f"{name} does not fit: it needs {gib(candidate.device_bytes)}")
     if chosen is None:
         return Decision(
             None,
             (
                 *reasons,
-                "no method fits, whatever mild changes are made: a larger card, several, or a smaller model",
+                "no method fits, even with mild changes: use a larger GPU, several GPUs, or a smaller model",
             ),
         )
     reasons += _because(chosen, candidates, prefer, tasks, serve)
@@ -109,43 +109,43 @@ def _because(
     chosen: str, candidates: Mapping[str, Candidate], prefer: Prefer, tasks: int, serve: bool
 ) -> list[str]:
     this = candidates[chosen]
-    reasons = [f"{chosen} fits: {gib(this.device_bytes)} needed"]
+    reasons = [f"{chosen} fits: it needs {gib(this.device_bytes)}"]
     if not this.fits and this.remedy is not None:
         *most, last = this.remedy.changes
         changes = f"{', '.join(most)} and {last}" if most else last
         reasons = [
-            f"{chosen} fits with {changes}: {gib(this.remedy.device_bytes)} needed, "
-            f"{gib(this.device_bytes)} without"
+            f"{chosen} fits with {changes}: it needs {gib(this.remedy.device_bytes)} instead of "
+            f"{gib(this.device_bytes)}"
         ]
     if chosen == "full":
-        reasons.append(f"quality on one task comes first, and every weight can move {NOT_COMPUTED}")
-        reasons.append(f"it can also forget the most {NOT_COMPUTED}")
+        reasons.append(f"every weight can change, which favors quality on one task {NOT_COMPUTED}")
+        reasons.append(f"it can also forget the most of what the base model knew {NOT_COMPUTED}")
     if chosen == "lora":
         reasons.append(
-            f"adapters merge into the weights: no added latency when served {NOT_COMPUTED}"
+            f"adapters merge into the weights: no added latency when serving {NOT_COMPUTED}"
             if serve
-            else f"frozen weights forget less than full fine-tuning does {NOT_COMPUTED}"
+            else f"frozen weights forget less than full fine-tuning {NOT_COMPUTED}"
         )
         if prefer == "speed":
-            reasons.append("no weight is dequantized: fewer operations a step than QLoRA")
+            reasons.append("no weight is dequantized: fewer operations per step than QLoRA")
     if chosen == "qlora":
         reasons.append(
-            "the 4-bit base leaves the most room"
+            "the 4-bit base leaves the most memory free"
             if prefer == "memory"
             else "the 4-bit base is what makes it fit"
         )
         if serve:
             reasons.append(
-                "serving 4-bit weights dequantizes them at every step; merging needs the 16-bit weights "
-                f"again {NOT_COMPUTED}"
+                "serving 4-bit weights dequantizes them at every step; merging needs the original "
+                f"16-bit weights {NOT_COMPUTED}"
             )
     if tasks > 1 and "full" in candidates:
         adapters, full = tasks * this.checkpoint_bytes, tasks * candidates["full"].checkpoint_bytes
         if chosen != "full":
             reasons.append(
-                f"{tasks} tasks keep {gib(adapters)} of adapters beside one base model, where full copies "
-                f"would keep {gib(full)}"
+                f"{tasks} tasks need {gib(adapters)} for adapters plus one base model; full copies would "
+                f"need {gib(full)}"
             )
         else:
-            reasons.append(f"{tasks} tasks keep {gib(full)} of full copies")
+            reasons.append(f"{tasks} tasks need {gib(full)} for full copies")
     return reasons

@@ -1,4 +1,4 @@
-"""What fits a card: the largest micro-batch at a sequence length, the longest sequence at a micro-batch, and
+"""What fits a GPU: the largest micro-batch at a sequence length, the longest sequence at a micro-batch, and
 the line between.
 
 Every answer is a bisection over the same compiled expressions that `plan` evaluates (`formula.symbolic`),
@@ -81,7 +81,7 @@ def need(spec: ModelSpec, setup: Setup, error: float = 0.0) -> Need:
 
 
 class Structure:
-    """One model and setup as a function of micro-batch and sequence length, on one card."""
+    """One model and setup as a function of micro-batch and sequence length, on one GPU."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, room: Room) -> None:
         self.spec, self.setup, self.room = spec, setup, room

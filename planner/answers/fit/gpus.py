@@ -1,4 +1,4 @@
-"""Which card: the smallest that holds a setup, how many share it, the largest model that one holds, and the
+"""Which GPU: the smallest that holds a setup, how many share it, the largest model that one holds, and the
 cheapest for several jobs.
 """
 
@@ -27,8 +27,8 @@ STRATEGIES = ("fsdp", "zero3", "zero2", "zero1", "ddp")
 
 @dataclass(frozen=True, slots=True)
 class CardChoice:
-    """The smallest common card that holds the setup alone, and what each card would need. None where no
-    single common card does.
+    """The smallest common GPU that holds the setup alone, and what each GPU would need. None where no
+    single common GPU does.
     """
 
     smallest: str | None
@@ -42,7 +42,7 @@ class CardChoice:
 def choose_cards(
     spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None
 ) -> CardChoice:
-    """The smallest card that holds `setup`, judged with its own kernels; `holding` are the larger ones,
+    """The smallest GPU that holds `setup`, judged with its own kernels; `holding` are the larger ones,
     judged with the same.
     """
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
@@ -69,7 +69,7 @@ def choose_cards(
 
 
 def kernels(gpu: Gpu | None) -> tuple[bool, ...]:
-    """All that kernels ask of a card: cards of equal answers need the same memory. The assumed card's where
+    """All that kernels ask of a GPU: GPUs of equal answers need the same memory. The assumed GPU's where
     none is known.
     """
     return (
@@ -80,7 +80,7 @@ def kernels(gpu: Gpu | None) -> tuple[bool, ...]:
 
 
 def older(gpu: Gpu) -> bool:
-    """Whether a card is older than what is assumed where none is named, and so takes other kernels (no
+    """Whether a GPU is older than what is assumed where none is named, and so takes other kernels (no
     bfloat16, no flash attention).
     """
     return gpu.capability is not None and gpu.capability < Device("cuda").capability
@@ -108,8 +108,8 @@ def cannot_run(spec: ModelSpec, setup: Setup, gpu: Gpu) -> str | None:
 
 
 def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Prediction:
-    """A formula's prediction that named no card, with the peak that an older card's own kernels give: what to
-    judge that card by.
+    """A formula's prediction that named no GPU, with the peak that an older GPU's own kernels give: what to
+    judge that GPU by.
     """
     setup = prediction.setup.with_(gpu=gpu.name)
     allocated, run = peak_of(spec, setup), replay_of(spec, setup)
@@ -127,7 +127,7 @@ def _stays(spec: ModelSpec, setup: Setup) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """How many cards share a setup under one strategy, and what one rank then needs. `count` is None where
+    """How many GPUs share a setup under one strategy, and what one rank then needs. `count` is None where
     1,024 do not hold it.
     """
 
@@ -158,7 +158,7 @@ def fewest_cards(
 def share(
     spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0, parallel: str = "fsdp"
 ) -> Shared | None:
-    """The fewest cards that hold the setup under one strategy, each with the setup's micro-batch. None where
+    """The fewest GPUs that hold the setup under one strategy, each with the setup's micro-batch. None where
     there is no rule for it.
     """
     room = Room(gpu, error)
@@ -187,7 +187,7 @@ def share(
 
 
 def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: float = 0.0) -> list[Shared]:
-    """What one rank needs under the other strategies on as many cards."""
+    """What one rank needs under the other strategies on as many GPUs."""
     room, found = Room(gpu, error), []
     for parallel in STRATEGIES:
         try:
@@ -199,7 +199,7 @@ def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: floa
 
 
 def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int] | None:
-    """The catalog's largest model that `setup` holds on a card, and its parameters; None where none does.
+    """The catalog's largest model that `setup` holds on a GPU, and its parameters; None where none does.
 
     Models go from the largest down; one whose weights alone (in the setup's precision) do not fit is passed
     over without its step.
@@ -223,7 +223,7 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run that needs a card."""
+    """One run that needs a GPU."""
 
     name: str
     spec: ModelSpec
@@ -232,7 +232,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobsAnswer:
-    """Which card each job needs at least, the cheapest card for it, and the cheapest one card for all of
+    """Which GPU each job needs at least, the cheapest GPU for it, and the cheapest one GPU for all of
     them, by the prices given.
     """
 
@@ -259,7 +259,7 @@ class JobsAnswer:
 def place_jobs(
     jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, float], error: float = 0.0
 ) -> JobsAnswer:
-    """Where to run several jobs. Cards without a price are considered only where no card has one."""
+    """Where to run several jobs. GPUs without a price are considered only where no GPU has one."""
     pool = [gpu for gpu in cards if not prices or gpu.name in prices]
     rows: list[tuple[str, int, str | None, str | None]] = []
     common: set[str] | None = None

@@ -61,7 +61,7 @@ def _adapter(setup: Setup) -> bool:
 
 
 def lacks_bfloat16(setup: Setup) -> bool:
-    """Whether the card that the setup names is older than Ampere (compute capability 8.0), the first with
+    """Whether the GPU that the setup names is older than Ampere (compute capability 8.0), the first with
     bfloat16 products.
     """
     capability = find_gpu(setup.gpu).capability if setup.gpu else None
@@ -83,7 +83,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "half",
-        "float16, which this card computes in: --dtype float16 --autocast float16",
+        "float16, which this GPU supports natively: --dtype float16 --autocast float16",
         lambda s: _trains(s) and "bfloat16" in (s.weight_dtype, s.autocast) and lacks_bfloat16(s),
         lambda s: {"weight_dtype": "float16", "autocast": "none" if s.autocast == "none" else "float16"},
     ),
@@ -103,19 +103,19 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "upcast",
-        "no fp32 upcast of what is not quantized: --set kbit_prepare=false",
+        "no fp32 upcast of unquantized parameters: --set kbit_prepare=false",
         lambda s: s.quant_type != "none" and s.kbit_prepare,
         lambda s: {"kbit_prepare": False},
     ),
     Change(
         "outputs",
-        "logits not copied to fp32 on return: --set outputs_fp32=false",
+        "no fp32 copy of the returned logits: --set outputs_fp32=false",
         lambda s: _trains(s) and s.outputs_fp32,
         lambda s: {"outputs_fp32": False},
     ),
     Change(
         "loss",
-        "chunked loss, logits never whole: --loss chunked",
+        "chunked loss, never materializes the full logits: --loss chunked",
         lambda s: _trains(s) and s.loss == "full",
         lambda s: {"loss": "chunked"},
     ),
@@ -127,7 +127,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "method",
-        "adapters instead of every weight: --method lora",
+        "adapters instead of full fine-tuning: --method lora",
         lambda s: s.method in ("full", "freeze"),
         lambda s: {"method": "lora"},
     ),

@@ -18,7 +18,7 @@ from memplan.planner.tables.cublas import workspace_bytes
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The facts of a card that choose kernels. `assumed` where no card was named."""
+    """The facts of a GPU that choose kernels. `assumed` where no GPU was named."""
 
     kind: str = "cuda"
     capability: tuple[int, int] = (8, 0)
@@ -26,7 +26,7 @@ class Device:
 
     @property
     def kernels(self) -> tuple[bool, ...]:
-        """All that kernels ask of a capability (attend.py, workspace): cards of equal answers need the same
+        """All that kernels ask of a capability (attend.py, workspace): GPUs of equal answers need the same
         memory.
         """
         return (

@@ -135,6 +135,7 @@ def merge(w: Context, h: Heads, out: Tensor, contiguous: bool) -> Tensor:
 
 
 def softmax_backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+    """Backward of softmax on CUDA: the gradient of its input, and a temporary of the same size."""
     product = t.alloc(
         "grad * softmax", grad.shape, grad.dtype, "a full-size temporary of the softmax gradient"
     )

@@ -14,6 +14,7 @@ from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
 
 def logits_of(w: Context, given: Tensor) -> Tensor:
+    """The logits (B, S, V) of the last hidden states, softcap and scale applied."""
     t, spec = w.t, w.parameter_table.spec
     with t.inside("logits: "):
         logits = head(w, given)

@@ -52,7 +52,9 @@ class Prefix:
                     key += 1
 
     def _layer(self, whole: Tensor, pair: tuple[object, ...]) -> list[Tensor]:
-        """Keys and values of one layer: views of the table's rows, copied into the cache by its first update."""
+        """Keys and values of one layer: views of the table's rows, copied into the cache by its first
+        update.
+        """
         t, shape = self.w.t, whole.shape
 
         def sliced(t: Tape, node: Node, grad: Tensor) -> Grads:

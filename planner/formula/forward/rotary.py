@@ -140,7 +140,9 @@ def _apart(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _complex(w: Context, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Pairs as complex numbers times complex frequencies (DeepSeek-V2): one product of the fp32 input's size."""
+    """Pairs as complex numbers times complex frequencies (DeepSeek-V2): one product of the fp32 input's
+    size.
+    """
     return mul(w.t, x, tables[0], "rotary product")
 
 

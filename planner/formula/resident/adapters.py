@@ -215,6 +215,7 @@ def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, 
 
 
 def no_target(target: str, known: set[str]) -> UsageError:
+    """The error for a target that matches no linear layer, with the nearest names."""
     leaves = {name.rpartition(".")[2] for name in known}
     if target in ("embed_tokens", "wte", "embed_in"):
         return UsageError(

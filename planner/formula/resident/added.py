@@ -74,8 +74,8 @@ def prefixes(spec: ModelSpec, setup: Setup) -> dict[str, tuple[ParameterSpec, ..
     own = attention.heads if attention.kv == "expanded" else attention.kv_heads
     if attention.kind == "mla" or made != own:
         raise UsageError(
-            f"peft makes a prefix of {made} heads, which the model's own keys cannot join: take another "
-            "method"
+            f"peft makes a prefix of {made} heads, which cannot be concatenated with the model's own "
+            "keys: use another method"
         )
     shape = (setup.virtual_tokens or 20, depth * 2 * width)
     return {

@@ -1,4 +1,6 @@
-"""The shapes of optimizer states: one function for each Rule of optimizers.py. n elements of the parameter."""
+"""The shapes of optimizer states: one function for each Rule of optimizers.py. n elements of the
+parameter.
+"""
 
 from __future__ import annotations
 

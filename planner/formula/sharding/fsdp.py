@@ -232,6 +232,7 @@ class FsdpPlan(ShardingPlan):
 
 
 def gradient_row(kept: ParameterSpec) -> SymbolicRow:
+    """The row of a kept shard's gradient, bytes on this rank."""
     size = product((*kept.shape, itemsize(kept.dtype), kept.count))
     return SymbolicRow(
         f"{kept.name} gradient", kept.shape, kept.dtype, kept.count, size, "gradients", "this rank's part"

@@ -1,4 +1,5 @@
-"""ShardingPlan: what one of N processes holds, and what happens around its step. Here: one that holds everything.
+"""ShardingPlan: what one of N processes holds, and what happens around its step. Here: one that holds
+everything.
 
 `ddp.py` has the replica that exchanges gradients, `fsdp.py` and `zero.py` the ranks that share. N ranks; rank
 0 is described where ranks differ: it holds the most.
@@ -100,4 +101,5 @@ def part(size: Sized, ranks: int) -> Sized:
 
 
 def nbytes(elements: Sized, dtype: str) -> Expr:
+    """Bytes of so many elements of a dtype."""
     return product((elements, itemsize(dtype)))

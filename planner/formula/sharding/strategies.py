@@ -18,7 +18,7 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 FOUR_BIT = ("nf4", "fp4")
-UNRECORDED = "no run on several GPUs has been recorded: the error of these numbers is unknown"
+UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ PARALLEL: dict[str, Parallel] = {
                 "a unit's whole gradients and the reduce-scatter's input",
                 "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
                 "weights)",
-                "in the load peak, a quantized model whole beside its parts: it is loaded onto every card, "
+                "in the load peak, a quantized model whole beside its parts: it is loaded onto every GPU, "
                 "and accelerate holds what it "
                 "cuts (loaders of their own, such as axolotl's qlora_sharded_model_loading, are not "
                 "modeled)",
@@ -99,7 +99,9 @@ SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
 
 
 def refuse_sharding(setup: Setup) -> None:
-    """Raise UsageError for what a strategy cannot do, or what we have no rule for. Each names the next move."""
+    """Raise UsageError for what a strategy cannot do, or what we have no rule for. Each names the next
+    move.
+    """
     for broken, text in _refusals(setup):
         if broken:
             raise UsageError(text)
@@ -148,9 +150,9 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
     )
     yield (
         s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
-        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded tensors "
-        "(DTensor), and torch stops the "
-        "run; choose --optimizer adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
+        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
+        "tensors (DTensor), and torch stops the run; choose --optimizer "
+        "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
     )
     wide = compute_dtype(s)
     yield (
@@ -226,9 +228,9 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         return ()
     if not wraps(setup):
         return (
-            f"{setup.parallel} with one process: accelerate, which recipe {setup.recipe} prepares its model "
-            "with, does not wrap it, so "
-            "this is one GPU without buckets: --gpus N says how many run",
+            f"{setup.parallel} with one process: accelerate, which recipe {setup.recipe} prepares "
+            "its model with, does not wrap it, so this is one GPU without buckets: set the number "
+            "of processes with --gpus N",
         )
     buckets = (
         "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and "
@@ -237,7 +239,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
     )
     found = [f"{setup.parallel}: {buckets}NCCL's buffers are not in the total; {UNRECORDED}"]
     if setup.gpus == 1:
-        found.append(f"{setup.parallel} with one rank shares nothing: --gpus N says how many run")
+        found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
     if setup.parallel == "fsdp" and setup.fsdp_version == 1:
         found.append(
             "FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a "
@@ -245,14 +247,13 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         )
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
         found.append(
-            "4-bit weights stored as uint8 are not shared: every rank keeps all of them (--set quant_storage="
-            f"{compute_dtype(setup)} shares them)"
+            "4-bit weights stored as uint8 are not sharded: every rank keeps all of them (--set "
+            f"quant_storage={compute_dtype(setup)} shards them)"
         )
     if setup.parallel == "fsdp" and setup.gradient_accumulation > 1 and setup.loop.prepares:
         found.append(
-            "gradient accumulation under fsdp keeps whole gradients on every rank: accelerate's no_sync "
-            "reduces them in the "
-            "last micro-batch only"
+            "gradient accumulation under fsdp keeps full gradients on every rank: accelerate's "
+            "no_sync reduces them only in the last micro-batch"
         )
     return tuple(found)
 
@@ -270,11 +271,10 @@ INTRODUCTION = """\
 
 Generated from `PARALLEL` in planner/formula/sharding/strategies.py: `python -m memplan.planner.formula.sharding.strategies > docs/parallel.md`.
 
-`memplan MODEL --gpus N --parallel NAME` predicts one of N processes, the one that holds the most. The micro-batch is each rank's own;
-activations are not divided. Parts of tensors are exact, padding included. Under FSDP2 the schedule is compared with torch's to the byte.
-ZeRO's partitions are DeepSpeed's own; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2
-within 0.4 %, stage 3 up to 3.5 % above, since the most that is gathered in a pass is counted all through it. No run on several GPUs has
-been recorded.
+`memplan MODEL --gpus N --parallel NAME` predicts one of N processes, the one that needs the most memory. The micro-batch is per rank;
+activations are not divided. Shards are exact, padding included. The FSDP2 schedule matches torch's to the byte. ZeRO's partitions match
+DeepSpeed's; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2 are within 0.4 %, and stage 3
+is up to 3.5 % too high, because the most that a pass gathers is counted throughout the pass. No multi-GPU run has been recorded.
 """
 
 

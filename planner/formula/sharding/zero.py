@@ -4,7 +4,7 @@ parameters that are gathered.
 P parameters trained, N ranks. Read in deepspeed 0.19.8 runtime/zero/: stage_1_and_2.py (stages 1 and 2),
 stage3.py and partition_parameters.py (stage 3). The last rank is described in stages 1 and 2, whose partition
 of gradients is there first. Left out: gradient norms (a number a tensor), and a second flat copy of the
-parameters while stages 1 and 2 are set up, which DeepSpeed makes on the host where the card has no room for
+parameters while stages 1 and 2 are set up, which DeepSpeed makes on the host where the GPU has no room for
 it.
 """
 
@@ -180,7 +180,9 @@ class Zero3Plan(ZeroPlan):
     """Stage 3: every parameter in N parts, padded one by one; small ones whole beside their part."""
 
     def persistent(self, tensor: ParameterSpec) -> bool:
-        """Whether a parameter stays whole on every rank (parameter_offload.py `mark_persistent_parameters`)."""
+        """Whether a parameter stays whole on every rank (parameter_offload.py
+        `mark_persistent_parameters`).
+        """
         return tensor.role != "buffer" and self.count(tensor) <= self.bucket("zero_persistence_threshold")
 
     def weights(self) -> list[SymbolicRow]:

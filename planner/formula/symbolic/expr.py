@@ -124,10 +124,12 @@ def symbol(name: str) -> Expr:
 
 
 def const(value: int) -> Expr:
+    """The expression of one integer."""
     return Expr({(): value} if value else {})
 
 
 def as_expr(value: Sized) -> Expr:
+    """An expression, from an expression or an integer."""
     return value if isinstance(value, Expr) else const(value)
 
 

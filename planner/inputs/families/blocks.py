@@ -65,6 +65,7 @@ def final_norm(
     bias: bool = False,
     style: Style = "plain",
 ) -> Norm:
+    """The norm before the output head, of the hidden size."""
     return norms(c, (name, "final"), kind=kind, weight=weight, bias=bias, style=style)[0]
 
 

@@ -48,6 +48,7 @@ class Fields:
         self.notes: list[str] = []
 
     def has(self, key: str) -> bool:
+        """Whether the config sets this key to anything but null."""
         return self.config.get(key) is not None
 
     def refuse(self, key: str, value: object, expected: str) -> NoReturn:
@@ -96,6 +97,7 @@ class Fields:
         return self.size(key, least=least) if self.has(key) else None
 
     def flag(self, key: str, default: bool) -> bool:
+        """A truth value of the config, or the default. Raises UsageError for any other type."""
         value = self.config.get(key)
         if value is None:
             return default

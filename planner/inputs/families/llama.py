@@ -142,13 +142,16 @@ def _olmo_layer(c: Fields) -> Layer:
 
 
 def olmo2(c: Fields) -> ModelSpec:
+    """OLMo 2: norms after attention and MLP instead of before, and norms of queries and keys."""
     return assemble(
         c, "Olmo2ForCausalLM", [_olmo_layer(c)] * c.layers(), final=final_norm(c, style="late_cast")
     )
 
 
 def olmo3(c: Fields) -> ModelSpec:
-    """OLMo 3: OLMo 2 with sliding windows in three of four layers, each kind with its own rotary frequencies."""
+    """OLMo 3: OLMo 2 with sliding windows in three of four layers, each kind with its own rotary
+    frequencies.
+    """
     base, count = _olmo_layer(c), c.layers()
     slides = windows(c, count, 4096, lambda i: (i + 1) % 4 != 0)
     layers = [replace(base, attention=replace(base.attention, window=w)) for w in slides]

@@ -161,10 +161,12 @@ def _deepseek(c: Fields, architecture: str, first: int, corrected: bool, rotary:
 
 
 def deepseek_v2(c: Fields) -> ModelSpec:
+    """DeepSeek-V2: latent attention, and experts from a layer on that the config names."""
     return _deepseek(c, "DeepseekV2ForCausalLM", first=0, corrected=False, rotary="complex")
 
 
 def deepseek_v3(c: Fields) -> ModelSpec:
+    """DeepSeek-V3: as V2, with corrected expert scores and three dense layers by default."""
     rotary: Rotary = "interleaved" if c.flag("rope_interleave", True) else "half"
     return _deepseek(c, "DeepseekV3ForCausalLM", first=3, corrected=True, rotary=rotary)
 

@@ -19,7 +19,9 @@ aten = torch.ops.aten
 
 
 def _softmax(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """native/SoftMax.cpp softmax: fp16 in, fp32 wanted is one fused kernel (half_to_float); nothing else is."""
+    """native/SoftMax.cpp softmax: fp16 in, fp32 wanted is one fused kernel (half_to_float); nothing else
+    is.
+    """
     if tensor.dtype == torch.float16 and dtype == torch.float32:
         return aten._softmax.default(tensor, dim, True)
     return aten._softmax.default(tensor if dtype is None else tensor.to(dtype), dim, False)

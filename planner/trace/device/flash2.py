@@ -6,7 +6,7 @@ which models support the package, their flash classes and branches, casts, padde
 packed rows. Source: flash-attn 2.8 flash_attn_interface.py (FlashAttnFunc, FlashAttnVarlenFunc),
 csrc/flash_attn/flash_api.cpp (mha_fwd, mha_bwd, mha_varlen_bwd), bert_padding.py; transformers 5.23
 modeling_flash_attention_utils.py. Left out: the split-key buffers of a forward with too few blocks to fill
-the card (inference shapes).
+the GPU (inference shapes).
 """
 
 from __future__ import annotations

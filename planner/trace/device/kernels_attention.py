@@ -22,7 +22,7 @@ def _contiguous(name: str, tensor: torch.Tensor) -> Iterator[Workspace]:
 
 
 def flash_forward(c: OpCall) -> Iterator[Workspace]:
-    """Split keys where a forward has too few blocks to fill the card: fp32 partial outputs and statistics
+    """Split keys where a forward has too few blocks to fill the GPU: fp32 partial outputs and statistics
     (set_params_splitkv).
     """
     query, key = c.args[0], c.args[1]
@@ -36,7 +36,7 @@ def flash_forward(c: OpCall) -> Iterator[Workspace]:
 
 def flash_splits(query: torch.Tensor, key: torch.Tensor, sms: int) -> int:
     """num_splits_heuristic of flash_api.cpp: the fewest splits within 85 % of the best wave efficiency; 1
-    where blocks fill the card.
+    where blocks fill the GPU.
     """
     batch, heads, rows, size = query.shape
     block_n = 256 if size <= 64 else 128 if size <= 128 else 64
@@ -129,7 +129,7 @@ def _backward_tile(capability: tuple[int, int], half: bool, largest: int) -> tup
     """(queries, keys, whether dK and dV stay in registers) of the kernel taken: the first of
     mem_eff_attention/kernels/cutlassB.h whose largest head size and shared memory fit. 64 x 64 up to head
     size 64, 128 rows beyond where the architecture allows, 128 columns where products are preloaded, for
-    which cards with 99 KiB of shared memory a block have too little.
+    which GPUs with 99 KiB of shared memory a block have too little.
     """
     limit = 64 if largest <= 64 else 128 if largest <= 128 else 65536
     wide = capability >= (8, 0) or (capability >= (7, 0) and half)
@@ -164,7 +164,7 @@ def cudnn_workspace(
     """Bytes that a cuDNN plan of the backward asks for beyond the frontend's share, given (B, H, S, D) of
     queries, keys and values.
 
-    No source says it, but cuDNN itself does: plans can be built without a GPU, from a card's properties, and
+    No source says it, but cuDNN itself does: plans can be built without a GPU, from a GPU's properties, and
     asked (cuDNN 9.19, 9.20,
     9.26 through cudnn-frontend 1.18, 1.22 and 1.23; head sizes 16 to 256, lengths 1 to 2,048, masks, both
       layouts, H200, B200, A100, A10,

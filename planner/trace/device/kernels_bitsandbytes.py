@@ -54,7 +54,7 @@ def fused_gemm_4bit(
     capability: tuple[int, int], sms: int, dtype: torch.dtype, m: int, n: int, k: int, blocksize: int
 ) -> bool:
     """Whether M x K times the N x K weights runs without dequantizing them: the installed library's own rule,
-    run for another card.
+    run for another GPU.
 
     False for a version of bitsandbytes that has no fused kernel.
     """
@@ -70,7 +70,7 @@ def _library_rule() -> tuple[Callable[[tuple[int, int], int], Callable[..., bool
     it is asked about.
 
     The module itself cannot be imported without CUDA, so the one function is taken from its source and given
-    the card's properties.
+    the GPU's properties.
     """
     spec = importlib.util.find_spec("bitsandbytes")
     if spec is None or spec.origin is None:

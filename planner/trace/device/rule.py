@@ -1,5 +1,5 @@
-"""What is known of one op's memory: KernelRule, the OpCall that it is asked about, and the Workspace allocations that it
-answers with.
+"""What is known of one op's memory: KernelRule, the OpCall that it is asked about, and the Workspace
+allocations that it answers with.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Target:
 
 
 def target_of(setup: Setup) -> Target:
-    """The target of a setup: the card named, else an A100; a budget in bytes is an A100 of that size."""
+    """The target of a setup: the GPU named, else an A100; a budget in bytes is an A100 of that size."""
     if setup.device == "cpu":
         return Target("cpu", name="cpu")
     card = find_gpu(setup.gpu) if setup.gpu else gpus()[DEFAULT_GPU]

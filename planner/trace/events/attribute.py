@@ -42,6 +42,7 @@ def attribute_weights(observer: Observer, built: Built) -> None:
 
 
 def attribute_all(observer: Observer, named: owners.Named, component: str) -> None:
+    """Attribute named tensors to a component, each under its own name."""
     for name, tensor in named:
         attribute(observer, tensor, component, name)
 

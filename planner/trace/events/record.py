@@ -51,7 +51,9 @@ _NAMES_LAYERS = (
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Counts of the model that was traced. `traced_layers`: how many layers really ran, None where all did."""
+    """Counts of the model that was traced. `traced_layers`: how many layers really ran, None where all
+    did.
+    """
 
     architecture: str
     parameters: int
@@ -116,8 +118,8 @@ def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
 def _synthesized(
     config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
 ) -> tuple[Log, Facts] | None:
-    """The full log from a few layers; None where nothing repeats often enough. Raises layer_extrapolation.NotPeriodic where
-    it does not stretch.
+    """The full log from a few layers; None where nothing repeats often enough. Raises
+    layer_extrapolation.NotPeriodic where it does not stretch.
     """
     if _names_layers(setup):
         return None

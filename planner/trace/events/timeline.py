@@ -74,7 +74,9 @@ class Timeline:
         return "load"
 
     def rows_at(self, index: int) -> tuple[Row, ...]:
-        """The storages alive after event `index`, grouped by component, name, shape and dtype, largest first."""
+        """The storages alive after event `index`, grouped by component, name, shape and dtype, largest
+        first.
+        """
         groups: dict[tuple[str, str, tuple[int, ...], str, str], list[int]] = {}
         for storage in alive_after(self.log, index):
             name, why = describe(storage)
@@ -89,7 +91,7 @@ class Timeline:
         return tuple(sorted(rows, key=lambda row: -row.charged))
 
     def smallest_capacity(self) -> int | None:
-        """The smallest card that survives release-and-retry, CUDA context included; None on CPU."""
+        """The smallest GPU that survives release-and-retry, CUDA context included; None on CPU."""
         if self.target.device == "cpu":
             return None
         return (
@@ -103,8 +105,8 @@ class Timeline:
         )
 
     def expandable_capacity(self, usable: int) -> int | None:
-        """A card's size in bytes, CUDA context included, that survives with expandable segments; None where
-        `usable` bytes do not, or where they are what was replayed. One replay, for a card that does not
+        """A GPU's size in bytes, CUDA context included, that survives with expandable segments; None where
+        `usable` bytes do not, or where they are what was replayed. One replay, for a GPU that does not
         survive without them.
         """
         if self.target.device == "cpu" or self.setup.allocator == "expandable":

@@ -65,12 +65,14 @@ def all_weights():
 
 
 def parameters(optimizer):
+    """The parameters that an optimizer updates, as (name, tensor) pairs without names."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield "", parameter
 
 
 def gradients(optimizer):
+    """The gradients of an optimizer's parameters, as (name, tensor) pairs without names."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -78,6 +80,7 @@ def gradients(optimizer):
 
 
 def states(optimizer):
+    """The tensors of an optimizer's state, as (name, tensor) pairs."""
     for parameter, state in optimizer.state.items():
         for name, value in inside("", state):
             if value is not parameter:

@@ -63,6 +63,7 @@ class _Loader(importlib.abc.Loader):
 
 
 def start():
+    """Install the import hook, the exception hook and the exit hook."""
     sys.meta_path.insert(0, _Finder())
     before = sys.excepthook
 

@@ -228,6 +228,7 @@ def _around_train(call):
 
 
 def wrap_saving(module, name):
+    """Replace a function of a module by one whose allocations count as the moment 'save' within a step."""
     call = getattr(module, name)
 
     @functools.wraps(call)
@@ -254,6 +255,7 @@ def failed(error):
 
 
 def ended():
+    """Finish the observation at the exit of the process that was watched."""
     if os.getpid() == WATCH.process and not WATCH.done:
         WATCH.finish()
 
