@@ -16,12 +16,14 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.engine import plan, rank_of, symbolic
 from memplan.planner.formula.program import SYMBOLS
 from memplan.planner.formula.tape.peaks import component_of
+from memplan.planner.inputs.families.table import FAMILIES
 from memplan.planner.inputs.models import find, index
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
@@ -91,11 +93,14 @@ def shrunk(config: Mapping[str, Any], rng: random.Random) -> Config:
     }
 
 
+@cache
 def families() -> dict[str, list[str]]:
-    """The catalog's entries by model_type."""
+    """The catalog's entries by model_type, of the families that the formula knows."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(index()):
-        found[find(name).config["model_type"]].append(name)
+        model_type = find(name).config["model_type"]
+        if model_type in FAMILIES:
+            found[model_type].append(name)
     return dict(found)
 
 

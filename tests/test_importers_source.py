@@ -331,5 +331,5 @@ def test_any_expression_is_a_value_or_not_known(tmp_path, expression):
     ],
 )
 def test_a_value_of_the_wrong_kind_is_one_message(tmp_path, call):
-    with pytest.raises(UsageError, match="expected a dictionary"):
+    with pytest.raises(UsageError, match="expected a JSON object"):
         read(tmp_path, f"{call}\n")

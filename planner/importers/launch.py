@@ -8,7 +8,7 @@ words and files say the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,27 +219,33 @@ def _sharding(options: Mapping[str, Any], imported: Imported) -> dict[str, Any]:
 def _program(line: Line, folder: Path) -> Imported:
     """Which trainer runs, and what its words say."""
     name = Path(line.program).name if "/" in line.program or line.program.endswith(".py") else line.program
-    if name == "axolotl" or name.startswith("axolotl."):
-        return _with_file(line, folder, "axolotl", skip=("train",))
-    if name in ("llamafactory-cli", "lmf") or name.startswith("llamafactory"):
-        return _with_file(line, folder, "llamafactory", skip=("train",))
-    if name in ("swift", "unsloth"):
-        return _own_words(line, folder, name)
-    is_trl = name == "trl" or name.startswith("trl.scripts")
+    return next(read for pattern, read in PROGRAMS if pattern.fullmatch(name))(line, folder, name)
+
+
+def _trl(line: Line, folder: Path, name: str) -> Imported:
+    """`trl sft ...`, `trl.scripts.sft`, `sft.py`: TRL's options, and what is trained beside the model."""
+    what = Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+    if "." not in name and line.words[:1] and not line.words[0].startswith("-"):
+        what = line.words.pop(0)
+    kind = next((word for word in BESIDE if what.startswith(word)), None)
+    if kind is not None:
+        line.notes.append(f"trl {kind}: {BESIDE[kind]} not modeled: it needs at least this")
+    return _options(line, folder, "trl")
+
+
+def _torchtune(line: Line, folder: Path, name: str) -> Imported:
+    raise UsageError("torchtune's command line is not read: give its YAML file")
+
+
+def _script(line: Line, folder: Path, name: str) -> Imported:
+    """A script of one's own: what it says itself, else options of TRL or of the Trainer, by their names."""
     script = folder / line.program
-    if not is_trl and name.endswith(".py") and script.is_file():
+    if name.endswith(".py") and script.is_file():
         found = read_script(script, line.words)
         if found is not None:
             return found
-    if is_trl or (name.endswith(".py") and name.startswith(("sft", *BESIDE))):
-        what = name.rpartition(".")[2] if name != "trl" and not name.endswith(".py") else Path(name).stem
-        if name == "trl" and line.words[:1] and not line.words[0].startswith("-"):
-            what = line.words.pop(0)
-        if (kind := next((word for word in BESIDE if what.startswith(word)), None)) is not None:
-            line.notes.append(f"trl {kind}: {BESIDE[kind]} not modeled: it needs at least this")
-        return _options(line, folder, "trl")
-    if name in ("tune", "torchtune"):
-        raise UsageError("torchtune's command line is not read: give its YAML file")
+    if name.endswith(".py") and name.startswith(("sft", *BESIDE)):
+        return _trl(line, folder, name)
     trl = any(word.startswith(("--use_peft", "--max_length", "--packing")) for word in line.words)
     return _options(line, folder, "trl" if trl else "hf")
 
@@ -266,6 +272,21 @@ def _own_words(line: Line, folder: Path, name: str) -> Imported:
     if what == "rlhf":
         line.notes.append("swift rlhf: the models and rows beside the trained one's are not modeled")
     return _options(line, folder, name)
+
+
+Reader = Callable[[Line, Path, str], Imported]
+PROGRAMS: tuple[tuple[re.Pattern[str], Reader], ...] = (
+    (re.compile(r"axolotl(\..*)?"), lambda line, folder, _: _with_file(line, folder, "axolotl", ("train",))),
+    (
+        re.compile(r"llamafactory.*|lmf"),
+        lambda line, folder, _: _with_file(line, folder, "llamafactory", ("train",)),
+    ),
+    (re.compile(r"swift|unsloth"), _own_words),
+    (re.compile(r"trl(\.scripts.*)?"), _trl),
+    (re.compile(r"tune|torchtune"), _torchtune),
+    (re.compile(r".*", re.DOTALL), _script),
+)
+"""Which program a launch line runs, by its whole name, and what reads its words."""
 
 
 def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Imported:

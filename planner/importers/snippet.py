@@ -22,18 +22,19 @@ from memplan.planner.importers.rules import (
     KeyReport,
     Rule,
     find_rule,
-    setup_fields,
     walk,
 )
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
+from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
 from memplan.planner.importers.values import UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
 
 
 @dataclass(slots=True)
 class Code:
-    """What one piece of code says: facts so far, reports, and which libraries' trainers it uses."""
+    """What one piece of code says: facts so far, reports, and whose trainer it uses."""
 
+    stack: Stack = OWN_LOOP
     facts: Facts = field(default_factory=dict)
     keys: list[KeyReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -200,17 +201,24 @@ def _enable(call: ast.Call, code: Code, called: str) -> bool:
     return True
 
 
+def _stack(code: Code, is_trl: bool) -> None:
+    """TRL trains where one of its classes is called, else transformers' Trainer where one of its is."""
+    if is_trl:
+        code.stack = TRL
+    elif code.stack is OWN_LOOP:
+        code.stack = TRAINER
+
+
 def _training(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_trainer"] = "trl" if called.startswith(PREFERENCES) else code.facts.get("_trainer", "hf")
+    _stack(code, called.startswith(PREFERENCES))
     if called not in ("SFTConfig", "TrainingArguments", "Seq2SeqTrainingArguments"):
         _beside(code, called)
-    return _take(trl.RULES if code.facts["_trainer"] == "trl" else hf.RULES, call, code, called)
+    return _take(code.stack.rules, call, code, called)
 
 
 def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     """Which stack trains, and the model where a trainer is given its name: SFTTrainer(model="...")."""
-    ours = called in ("Trainer", "Seq2SeqTrainer")
-    code.facts["_trainer"] = code.facts.get("_trainer", "hf") if ours else "trl"
+    _stack(code, called not in ("Trainer", "Seq2SeqTrainer"))
     if called not in ("Trainer", "Seq2SeqTrainer", "SFTTrainer"):
         _beside(code, called)
     named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
@@ -277,17 +285,9 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
 
 
 def _finish(code: Code, name: str) -> Imported:
-    facts, stack = code.facts, code.facts.get("_trainer", "raw")
+    facts = code.facts
     four_bit, kbit = facts.get("_four_bit"), facts.get("_kbit", False)
-    if stack == "trl":
-        facts["_peft"] = facts.get("_peft", False)
-        fields = {**trl.finish(facts, code.warnings), "recipe": "trl"}
-    elif stack == "hf":
-        hf.settle(facts, code.warnings, checkpointing=None if kbit else False)
-        fields = {**setup_fields(facts), "recipe": "hf"}
-    else:
-        hf.settle_checkpointing(facts, code.warnings, None, reentrant=False)
-        fields = {**setup_fields(facts), "recipe": "raw"}
+    fields = code.stack.finish(facts, code.warnings)
     fields.update(_method(facts, bool(four_bit)))
     if fields["method"] != "full" and "targets" not in fields:
         fields["targets"] = ("peft-default",)
@@ -301,7 +301,7 @@ def _finish(code: Code, name: str) -> Imported:
         fields = {**bare, **fields, "kbit_prepare": kbit}
     if kbit and "checkpointing" not in facts:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
-    elif "_checkpointing" not in facts and stack == "raw":
+    elif "_checkpointing" not in facts and code.stack is OWN_LOOP:
         fields["checkpointing"] = "none"
     if "_length" in facts:
         fields["sequence_length"] = facts["_length"]

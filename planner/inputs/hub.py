@@ -22,7 +22,7 @@ from memplan.planner.inputs.textfile import open_regular
 from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError, shorten
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}")
-LARGEST_HEADER = 32 * 2**20
+LARGEST_HEADER = 2**25
 """Bytes of a safetensors header: 200,000 tensors; the format itself allows 100 MB."""
 MOST_VALUES = 2_000_000
 MOST_DIMENSIONS = 64

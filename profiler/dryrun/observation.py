@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner import __version__
-from memplan.planner.tables.units import MIB
+from memplan.planner.tables.components import HELD_ACROSS_STEPS
+from memplan.planner.tables.cublas import SIZES as WORKSPACE_SIZES
 from memplan.profiler.dryrun.charges import ALLOC, FREE, OOM, SEGMENT, charged
 from memplan.profiler.history import (
     Attribution,
@@ -31,10 +32,6 @@ from memplan.profiler.history import (
 SCHEMA = "memplan.dry-run/1"
 LOAD = "load"
 LARGEST = 3
-WORKSPACES = (8519680, 32 * MIB)
-"""What torch keeps for a cuBLAS handle, by generation (aten/src/ATen/cuda/CUDABlas.cpp,
-CublasHandlePool.cpp).
-"""
 _KINDS = {ALLOC: "alloc", FREE: "free", OOM: "oom"}
 Report = Mapping[str, Any]
 
@@ -202,7 +199,7 @@ class _Reader:
         named = {claim.address for claim in history.claims}
         for block in self.blocks:
             lasting = block.died is None and block.born >= first and block.address not in named
-            if lasting and block.nbytes in WORKSPACES:
+            if lasting and block.nbytes in WORKSPACE_SIZES:
                 block.owner = "temporaries"
 
     def _recomputed(self) -> None:
@@ -277,7 +274,7 @@ class _Reader:
 
     def _largest(self, place: int) -> tuple[LargeBlock, ...]:
         alive = [block for block in self.blocks if block.alive(place)]
-        free = [block for block in alive if block.owner not in ("weights", "optimizer_states", "gradients")]
+        free = [block for block in alive if block.owner not in HELD_ACROSS_STEPS]
         free.sort(key=lambda block: -self.sizes[block.id])
         return tuple(self._large(block) for block in free[:LARGEST])
 
