@@ -5,8 +5,8 @@ the 7B. Targets: at most 2.5, and at most 2.
     python benchmarks/bench_startup.py [ROUNDS]
 
 They take turns, so that a busy machine slows all; times are processor time, and the ratio of medians is what
-counts, single times are not judged. Both run from bytecode, as after `pip install`, which compiles what it installs: a checkout under
-PYTHONDONTWRITEBYTECODE would be compiled at each start.
+counts, single times are not judged. Both run from bytecode, as after `pip install`, which compiles what it
+installs: a checkout under PYTHONDONTWRITEBYTECODE would be compiled at each start.
 """
 
 from __future__ import annotations

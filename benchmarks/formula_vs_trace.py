@@ -315,7 +315,9 @@ def planned_places(spec: ModelSpec, setup: Setup) -> dict[str, set[Place]]:
 
 
 def traced_places(log: Log) -> dict[str, set[Place]]:
-    """The trace's places within TIE of the largest, by moment: bytes of tensors, as the formula counts them."""
+    """The trace's places within TIE of the largest, by moment: bytes of tensors, as the formula counts
+    them.
+    """
     now, places = [0] * len(COMPONENTS), [(0,) * len(COMPONENTS)]
     for kind, number, _ in log.events:
         if kind != "empty_cache":
@@ -340,8 +342,8 @@ def _largest(places: Sequence[Place]) -> set[Place]:
 def apart(planned: set[Place], observed: set[Place]) -> dict[str, float]:
     """How far the components are apart at the two most similar places, as shares of the moment's peak.
 
-    total: of the sums; worst: of the component that is furthest apart; misplaced: bytes that one engine counts
-    in one component and the other in another.
+    total: of the sums; worst: of the component that is furthest apart; misplaced: bytes that one engine
+    counts in one component and the other in another.
     """
     whole = max(map(sum, observed))
     _, differences = min(

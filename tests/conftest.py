@@ -142,8 +142,8 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --cov, the lines that run are noted in the first case of each test alone: noting them takes more than
-    running them, and the other cases of a parametrized test run the same lines.
+    """With --cov, the lines that run are noted in the first case of each test alone: noting them takes more
+    than running them, and the other cases of a parametrized test run the same lines.
     """
     seen: set[tuple[Any, ...]] = set()
     for item in items:

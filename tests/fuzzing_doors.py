@@ -103,7 +103,8 @@ def script(rng: random.Random, folder: Path) -> Line:
         "m.gradient_checkpointing_enable(gradient_checkpointing_kwargs={})",
         "LoraConfig(r={}, target_modules={})",
         "BitsAndBytesConfig(load_in_4bit={}, bnb_4bit_compute_dtype={})",
-        "TrainingArguments(per_device_train_batch_size={}, optim={}, fsdp={}, gradient_checkpointing_kwargs={})",
+        "TrainingArguments(per_device_train_batch_size={}, optim={}, fsdp={}, "
+        "gradient_checkpointing_kwargs={})",
         "SFTConfig(max_length={}, packing={}, bf16={})",
         "AutoModelForCausalLM.from_pretrained({}, dtype={}, attn_implementation={})",
         "x = [{}] * {}",
@@ -148,12 +149,16 @@ def launch(rng: random.Random, folder: Path) -> Line:
 
 
 MESSAGES = (  # oom.FORMS, with places for numbers
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {} GiB. GPU {} has a total capacity of {} GiB of "
-    "which {} MiB is free. Process 7 has {} GiB memory in use. Of the allocated memory {} GiB is allocated by PyTorch, "
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {} GiB. GPU {} has a total capacity of "
+    "{} GiB of "
+    "which {} MiB is free. Process 7 has {} GiB memory in use. Of the allocated memory {} GiB is allocated "
+    "by PyTorch, "
     "and {} MiB is reserved by PyTorch but unallocated. If reserved",
-    "RuntimeError: CUDA out of memory. Tried to allocate {} MiB (GPU {}; {} GiB total capacity; {} GiB already "
+    "RuntimeError: CUDA out of memory. Tried to allocate {} MiB (GPU {}; {} GiB total capacity; {} GiB "
+    "already "
     "allocated; {} MiB free; {} GiB reserved in total by PyTorch)",
-    "MPS backend out of memory (MPS allocated: {} GB, other allocations: {} KB, max allowed: {} GB). Tried to "
+    "MPS backend out of memory (MPS allocated: {} GB, other allocations: {} KB, max allowed: {} GB). Tried "
+    "to "
     "allocate {} MB on private pool.",
     "DefaultCPUAllocator: can't allocate memory: you tried to allocate {} bytes",
     "CUDA error: out of memory {}",

@@ -69,7 +69,9 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def broken(rng: random.Random, document: Any) -> tuple[Any, list[str]]:
-    """A document with one to three changes: a value, a key, an entry more or less; and the keys that moved."""
+    """A document with one to three changes: a value, a key, an entry more or less; and the keys that
+    moved.
+    """
     document, names = copy.deepcopy(document), []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         found = places(document)

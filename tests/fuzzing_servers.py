@@ -97,7 +97,9 @@ def answer(rng: random.Random) -> bytes:
 
 
 def fuzz_hub(rng: random.Random, folder: Path) -> list[str]:
-    """What one answer of a hub broke: of every promise, and that nothing lies outside the cache or is large."""
+    """What one answer of a hub broke: of every promise, and that nothing lies outside the cache or is
+    large.
+    """
     server = hub_server()
     server.answer, slow = answer(rng), rng.random() < 0.05
     server.pause, server.piece = (0.02, 7) if slow else (0.0, 2**20)

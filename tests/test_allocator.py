@@ -297,8 +297,8 @@ def picture(allocator):
 
 @BOTH
 def test_a_request_that_capacities_answer_differently_leaves_the_cache(mode):
-    """30 MiB cached, 50 more asked for: 80 fit under no capacity of the range, so the cache has to go; then 50
-    fit under some of them and not under others.
+    """30 MiB cached, 50 more asked for: 80 fit under no capacity of the range, so the cache has to go; then
+    50 fit under some of them and not under others.
     """
     for least, most in ((40, 70), (45, 60)):
         course = RunningReplay(mode, most * MIB)

@@ -1,4 +1,6 @@
-"""Every model of the catalog, every method, every command that predicts: all answer, or say what to do instead."""
+"""Every model of the catalog, every method, every command that predicts: all answer, or say what to do
+instead.
+"""
 
 from __future__ import annotations
 

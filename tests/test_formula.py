@@ -364,8 +364,8 @@ def test_ia3_sits_where_it_is_told_to() -> None:
 
 
 def test_an_inferences_values_keep_their_own_dtype() -> None:
-    """An fp32 StableLM under 16-bit autocast: rotary tables make fp32 keys, the projection makes 16-bit values
-    (transformers 5.24 cache_utils.py DynamicLayer).
+    """An fp32 StableLM under 16-bit autocast: rotary tables make fp32 keys, the projection makes 16-bit
+    values (transformers 5.24 cache_utils.py DynamicLayer).
     """
     rows = (
         predict(

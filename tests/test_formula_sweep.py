@@ -67,8 +67,8 @@ COMPARED = ("load", "forward", "backward", "optimizer_step")
 def components_are_equal(cases: list[dict[str, Any]]) -> int:
     """How many moments were compared: both engines put the same bytes into the same components.
 
-    Not compared are moments whose totals are apart (a fault of the formula's, whose peak may then be at another
-    place), and `load_peak`, where the formula knows the largest tensors alone.
+    Not compared are moments whose totals are apart (a fault of the formula's, whose peak may then be at
+    another place), and `load_peak`, where the formula knows the largest tensors alone.
     """
     compared = 0
     for case in cases:
@@ -92,7 +92,9 @@ def test_components_are_equal_over_hundreds_of_setups(script: ModuleType, start:
 
 
 def test_places_of_a_moment_are_told_apart(script: ModuleType) -> None:
-    """One engine counts 10 of 1,000 bytes as activations, the other as temporaries; 5 bytes are in one alone."""
+    """One engine counts 10 of 1,000 bytes as activations, the other as temporaries; 5 bytes are in one
+    alone.
+    """
     apart = script.apart({(900, 0, 0, 60, 35)}, {(900, 0, 0, 50, 50), (999, 0, 0, 0, 1)})
     assert apart == pytest.approx({"total": -0.005, "worst": 0.015, "misplaced": 0.01})
 

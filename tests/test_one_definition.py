@@ -1,5 +1,5 @@
-"""What has a row in a table has it nowhere else: no code asks for a recipe by its name, and a copied row under
-a new name predicts the same.
+"""What has a row in a table has it nowhere else: no code asks for a recipe by its name, and a copied row
+under a new name predicts the same.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def test_muon_trains_matrices_of_layers_and_adamw_the_rest(fields: dict[str, Any
 
 
 def test_muon_on_llama_7b() -> None:
-    """Momentum for the 6.48 B weights of the layers, two moments for 0.26 B of embeddings, head and norms: 2 B
-    each.
+    """Momentum for the 6.48 B weights of the layers, two moments for 0.26 B of embeddings, head and norms: 2
+    B each.
     """
     setup = resolve({"method": "full", "optimizer": "muon"})
     found = plan(find("llama-7b").spec(), setup)

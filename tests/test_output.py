@@ -1,4 +1,6 @@
-"""Output that cannot be written, files that are somebody else's, and interrupts: one message, nothing torn."""
+"""Output that cannot be written, files that are somebody else's, and interrupts: one message, nothing
+torn.
+"""
 
 from __future__ import annotations
 

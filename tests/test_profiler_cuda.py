@@ -255,7 +255,9 @@ def test_a_block_is_owned_for_its_whole_life_and_addresses_are_reused() -> None:
 
 
 def test_a_workspace_that_a_handle_keeps_is_no_activation() -> None:
-    """cuBLAS's outlives the first forward as saved tensors do, and every step: one definition with the trace."""
+    """cuBLAS's outlives the first forward as saved tensors do, and every step: one definition with the
+    trace.
+    """
     size = workspace_bytes((8, 0))
     events = [Event("alloc", 1, size), Event("alloc", 2, 40), Event("free", 2, 40)]
     marks = [Mark(mark_label(0, "forward", 0, "begin"), 0), Mark(mark_label(0, "forward", 0, "end"), 2)]

@@ -53,8 +53,10 @@ const [page, structuresFile, pointsFile] = process.argv.slice(2);
 const source = fs.readFileSync(page, "utf8");
 const own = source.slice(source.indexOf("function moments("), source.indexOf("const device ="));
 const structures = eval(fs.readFileSync(structuresFile, "utf8"));
-const moments = new Function("structures", "data", own + "; return moments;")(structures, { components: WIDTH });
-console.log(JSON.stringify(JSON.parse(fs.readFileSync(pointsFile, "utf8")).map((point) => moments(...point))));
+const made = new Function("structures", "data", own + "; return moments;");
+const moments = made(structures, { components: WIDTH });
+const points = JSON.parse(fs.readFileSync(pointsFile, "utf8"));
+console.log(JSON.stringify(points.map((point) => moments(...point))));
 """
 """What the page's own script computes for a list of slider positions."""
 
@@ -230,7 +232,9 @@ def test_ui_listens_on_loopback_and_refuses_foreign_names():
 @pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])
 @pytest.mark.parametrize(("model", "fields"), [("gpt2", {}), ("qwen3-4b", {"seq": 512}), ("llama-7b", {})])
 def test_every_slider_position_is_what_python_says_of_that_gpu(model, fields, gpu):
-    """The GPU named, or chosen because it is the smallest that holds the setup: other kernels, other memory."""
+    """The GPU named, or chosen because it is the smallest that holds the setup: other kernels, other
+    memory.
+    """
     subject, chosen = on_a_card(read_subject(model, {**fields, "gpu": gpu}))
     spec, random = subject.model.spec(), Random(20261128)
     found = structures(spec, subject.setup)

@@ -365,8 +365,8 @@ def test_the_trace_confirms_a_cell():
 
 @pytest.mark.trace
 def test_a_cell_drawn_by_a_seed_agrees_with_the_trace():
-    """One cell of the whole answer: its replay within 0.5 % of what the trace reserves, and a verdict that the
-    trace does not contradict.
+    """One cell of the whole answer: its replay within 0.5 % of what the trace reserves, and a verdict that
+    the trace does not contradict.
     """
     pytest.importorskip("bitsandbytes")
     from memplan.planner.trace.engine import trace

@@ -199,7 +199,9 @@ def test_an_adapter_that_counts_layers_traces_at_full_depth(kind, fields, held):
 
 @pytest.mark.parametrize("hidden", [32, 1088])
 def test_shira_counts_its_mask_in_layers_of_any_size(hidden):
-    """r (in + out) trained numbers a layer, and two int32 indices for each (peft 0.21 tuners/shira/layer.py)."""
+    """r (in + out) trained numbers a layer, and two int32 indices for each (peft 0.21
+    tuners/shira/layer.py).
+    """
     from memplan.planner.trace.engine import trace
 
     config = {**LLAMA, "hidden_size": hidden}

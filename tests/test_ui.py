@@ -1,4 +1,6 @@
-"""`memplan ui` in a crowd and among strangers: nothing is reset, nothing hangs, nothing of this machine is read."""
+"""`memplan ui` in a crowd and among strangers: nothing is reset, nothing hangs, nothing of this machine is
+read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Verdicts: what fits, what is tight and what that takes, which GPUs cannot run a setup, what is not counted."""
+"""Verdicts: what fits, what is tight and what that takes, which GPUs cannot run a setup, what is not
+counted.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def said(**fields) -> str:
 
 
 def test_the_first_example_is_what_the_trace_says_of_it():
-    """8.09 GiB reserved of the 7.76 GiB of an RTX 3070: expandable segments hold it, the native mode does not."""
+    """8.09 GiB reserved of the 7.76 GiB of an RTX 3070: expandable segments hold it, the native mode does
+    not.
+    """
     found = api.plan("llama-7b", method="qlora", gpu="rtx-3070")
     verdict = found.gpus[0]
     assert found.peak.device_bytes == 8 * GIB + 92_274_688

@@ -107,7 +107,9 @@ def _names(methods: str) -> list[str]:
 
 
 def _exit_code(predictions: Iterable[Prediction], strict: bool) -> int:
-    """1 where a GPU was named and no prediction for it says that it fits or may; with `strict`, that it fits."""
+    """1 where a GPU was named and no prediction for it says that it fits or may; with `strict`, that it
+    fits.
+    """
     verdicts = [
         prediction.gpus[0].verdict
         for prediction in predictions

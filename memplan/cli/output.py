@@ -42,7 +42,8 @@ def _check_ours(path: Path) -> None:
         start = file.read(LOOKED_AT)
     if start and sign is not None and sign not in start:
         raise UsageError(
-            f"'{shorten(str(path))}' exists and is not a file that memplan wrote: move it away or name another"
+            f"'{shorten(str(path))}' exists and is not a file that memplan wrote: move it away or name "
+            "another"
         )
 
 

@@ -188,7 +188,8 @@ def _response(status: int, text: str, head_only: bool = False) -> bytes:
     head = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: text/html; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
-        "Referrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: same-origin\r\nConnection: close\r\n\r\n"
+        "Referrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: same-origin\r\nConnection: "
+        "close\r\n\r\n"
     )
     return head.encode("ascii") + (b"" if head_only else body)
 

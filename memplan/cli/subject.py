@@ -99,7 +99,8 @@ class NoModelError(UsageError):
     def __init__(self, imported: Imported) -> None:
         why = f" ({imported.notes[0]})" if imported.notes else ""
         super().__init__(
-            f"'{shorten(imported.source)}' does not name a base model{why}: add it there, or give --model NAME"
+            f"'{shorten(imported.source)}' does not name a base model{why}: add it there, or give --model "
+            "NAME"
         )
         self.imported = imported
 

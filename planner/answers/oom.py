@@ -65,7 +65,8 @@ _TEXTS = {
     "torch 1.0 to 1.4": (*_CLASSIC, _size("cached") + r" cached"),
     "MPS": _MPS,
     "host memory": (
-        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate (?P<asked>\d{1,999}(?: bytes)?)",
+        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory): you tried to allocate "
+        r"(?P<asked>\d{1,999}(?: bytes)?)",
     ),
     "shortened message": (_DEVICE + _ASKED,),
     "driver, outside the caching allocator": _DRIVER,

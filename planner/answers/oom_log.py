@@ -14,7 +14,8 @@ MOST_READ = 2**28
 WHOLE = 2**20
 """Bytes of a log that is taken as it is."""
 WIDE, NARROW = (20_000, 8_000), (500, 1_500)
-"""Bytes kept before and after a sign, of a longer one: a traceback and the longest message, or the message."""
+"""Bytes kept before and after a sign, of a longer one: a traceback and the longest message, or the message.
+"""
 MOST_WIDE, MOST_KEPT = 2**19, 2**21
 SIGNS = (
     b"out of memory",

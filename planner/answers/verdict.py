@@ -132,7 +132,9 @@ def not_modelled(prediction: Prediction) -> Iterator[str]:
 
 
 def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:
-    """The prediction as a lower bound: what fits, but for `names`, has no verdict; what does not fit does not."""
+    """The prediction as a lower bound: what fits, but for `names`, has no verdict; what does not fit does
+    not.
+    """
     missing = tuple(dict.fromkeys((*prediction.not_modelled, *names)))
     if not missing:
         return prediction
@@ -147,7 +149,9 @@ def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:
 
 
 def what_it_takes(prediction: Prediction, gpu: Gpu) -> str:
-    """What a tight verdict takes: the cache released now and then, expandable segments, or a smaller batch."""
+    """What a tight verdict takes: the cache released now and then, expandable segments, or a smaller
+    batch.
+    """
     room, need = gpu.usable_bytes - gpu.context_bytes, need_of(prediction)
     if need.reserved <= room:
         return (
@@ -166,7 +170,8 @@ def what_it_takes(prediction: Prediction, gpu: Gpu) -> str:
             "after its cache is released"
         )
     return (
-        f"it survives only if the prediction is too high by some of its {need.margin:.1%}: a smaller batch or "
+        f"it survives only if the prediction is too high by some of its {need.margin:.1%}: a smaller batch "
+        "or "
         "shorter sequences are safe"
     )
 

@@ -53,7 +53,8 @@ def of_formula(setup: Setup) -> Iterator[str]:
     """What the formula simplifies."""
     if setup.parallel != "none":
         yield (
-            "several GPUs: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator is "
+            "several GPUs: reserved memory is allocated memory rounded up to 2 MiB segments, since the "
+            "allocator is "
             "replayed for one GPU only: fragmentation is not counted"
         )
     if setup.attention == "sdpa-efficient":

@@ -67,8 +67,8 @@ def _forget(held: dict[str, Tensor] | dict[str, list[Tensor]], action: Drop) -> 
 
 
 def _in_order(setup: Setup, trained: Sequence[ParameterSpec]) -> Iterable[ParameterSpec]:
-    """The tensors as an optimizer meets them; two layers stand for all, since a variable lasts from one tensor
-    to the next.
+    """The tensors as an optimizer meets them; two layers stand for all, since a variable lasts from one
+    tensor to the next.
     """
     layers = [stored for stored in trained if stored.count > 1]
     first = trained.index(layers[0]) if layers else len(trained)

@@ -191,7 +191,9 @@ def resolve(
 
 
 def _known_names(said: Mapping[str, Any]) -> None:
-    """Raise UsageError for a setting, method or recipe that does not exist, or a method that its recipe lacks."""
+    """Raise UsageError for a setting, method or recipe that does not exist, or a method that its recipe
+    lacks.
+    """
     for key in said:
         if key not in FIELDS:
             raise unknown("setting", key, FIELDS)
@@ -237,7 +239,9 @@ def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tu
 
 
 def _ranks(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """AdaLoRA's two ranks: it starts from `rank` and prunes to half of it, and to no more than it starts from."""
+    """AdaLoRA's two ranks: it starts from `rank` and prunes to half of it, and to no more than it starts
+    from.
+    """
     rank, first = said.get("rank"), said.get("init_rank")
     derived: dict[str, tuple[Any, str]] = {}
     if fields["method"] == "adalora" and first is None and rank is not None:

@@ -40,8 +40,8 @@ class Several:
 
 
 def make_optimizer(model: nn.Module, setup: Setup) -> Any:
-    """The optimizer over the trainable parameters, in one group or in the loop's two (decayed or not). Where a
-    row leaves some to another optimizer, both as one.
+    """The optimizer over the trainable parameters, in one group or in the loop's two (decayed or not). Where
+    a row leaves some to another optimizer, both as one.
     """
     row = OPTIMIZERS[setup.optimizer]
     embedding = {id(p) for p in _embeds(model)}

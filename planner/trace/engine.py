@@ -26,7 +26,8 @@ def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full:
     """Predict by running the real libraries on meta tensors.
 
     `full` runs every layer instead of synthesizing equal ones, and every micro-step of gradient accumulation
-    instead of two (the same prediction, slower: what the tests compare with). Raises UsageError where a library rejects config, adapter or method, or is not installed.
+    instead of two (the same prediction, slower: what the tests compare with). Raises UsageError where a
+    library rejects config, adapter or method, or is not installed.
     """
     return traced(config, setup, name, full=full)[0]
 

@@ -69,8 +69,8 @@ class Kernels:
         return "source" if getattr(op, "is_view", False) else "unknown"
 
     def _workspaces(self, lt: bool) -> list[Workspace]:
-        """What a product takes: the workspace of its thread's handle, where that has none yet (planner/tables/
-        cublas.py). Backward runs on autograd's own thread.
+        """What a product takes: the workspace of its thread's handle, where that has none yet
+        (planner/tables/ cublas.py). Backward runs on autograd's own thread.
         """
         release = self.target.torch
         size = cublas.workspace_bytes(self.target.capability, release)

@@ -197,8 +197,8 @@ class Observer(TorchDispatchMode):
         component: str = "",
         name: str = "",
     ) -> int:
-        """A storage and its allocation in the log; its id. `home`: the layer it belongs to, `layer`: where it is
-        made.
+        """A storage and its allocation in the log; its id. `home`: the layer it belongs to, `layer`: where it
+        is made.
         """
         log, sid = self.log, len(self.log.storages)
         born = len(log.events)
@@ -245,7 +245,9 @@ class Observer(TorchDispatchMode):
         return out
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the op returns: the answer that stands in for it, else the op itself, in place where CUDA is."""
+        """What the op returns: the answer that stands in for it, else the op itself, in place where CUDA
+        is.
+        """
         answer = self.answers.get(func)
         out = NotImplemented if answer is None else answer(func, args, kwargs)
         if out is not NotImplemented:

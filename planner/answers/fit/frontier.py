@@ -121,8 +121,8 @@ class Structure:
         return found
 
     def _confirmed(self, most: Callable[[Room], int | None], at: Callable[[int], Setup]) -> int | None:
-        """The largest size at which the replay says `fits`, to CLOSE of it: what is reserved beside the tensors
-        at one guess leads to the next.
+        """The largest size at which the replay says `fits`, to CLOSE of it: what is reserved beside the
+        tensors at one guess leads to the next.
         """
         room, best = self.room, None
         for _ in range(CONFIRMATIONS):
@@ -141,8 +141,8 @@ class Structure:
         return best
 
     def frontier(self, batches: Iterable[int] = BATCHES) -> list[tuple[int, int | None]]:
-        """(micro-batch, longest sequence) along the line of what fits: of the setup's own micro-batch what the
-        replay confirms, of others with as much beside the tensors as there.
+        """(micro-batch, longest sequence) along the line of what fits: of the setup's own micro-batch what
+        the replay confirms, of others with as much beside the tensors as there.
         """
         longest = self.longest_sequence()
         most = min(MOST_TOKENS, self.spec.max_positions or MOST_TOKENS)

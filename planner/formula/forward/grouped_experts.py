@@ -1,4 +1,6 @@
-"""The experts themselves, once tokens are routed: sorted by expert, multiplied in groups, weighted and summed."""
+"""The experts themselves, once tokens are routed: sorted by expert, multiplied in groups, weighted and
+summed.
+"""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def rotate(
     """q and k, each with its first `rotary_dim` features rotated and the others passed through.
 
     fp32 copies of both are made first, and both results are cast back last; complex ones one by one. The
-    rotated parts and what they were cut from are added to `kept_alive` where the family's code keeps names for
-    them.
+    rotated parts and what they were cut from are added to `kept_alive` where the family's code keeps names
+    for them.
     """
     t = w.t
     wide = [cast(t, x, "float32", "fp32 copy for rotary") for x in pair] if spec.rotary in COPIED else [*pair]

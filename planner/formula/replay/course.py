@@ -1,4 +1,5 @@
-"""The whole run as the allocator sees it: the build, then two steps, the optimizer's states born in the first.
+"""The whole run as the allocator sees it: the build, then two steps, the optimizer's states born in the
+first.
 
 What the tape leaves out of a step is added here: the cuBLAS workspaces come with the first product of each
 thread, gradients go when they are zeroed, the norms of clipping are one number a gradient.
@@ -89,7 +90,9 @@ class Run:
         return out
 
     def layers(self, stored: ParameterSpec) -> Sequence[int]:
-        """The decoder layers that have a tensor: the first ones for what is beside no weight (bottlenecks)."""
+        """The decoder layers that have a tensor: the first ones for what is beside no weight
+        (bottlenecks).
+        """
         return self.rank.layers(stored) or (range(stored.count) if stored.count > 1 else ())
 
     def _states(self, values: Values, out: Events) -> None:

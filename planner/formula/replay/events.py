@@ -8,7 +8,9 @@ from memplan.planner.allocator.quick import EMPTY_CACHE
 
 
 class Events:
-    """`events`: an id at its birth, ~id at its release, EMPTY_CACHE, in order; `sizes[id]`: bytes asked for."""
+    """`events`: an id at its birth, ~id at its release, EMPTY_CACHE, in order; `sizes[id]`: bytes asked
+    for.
+    """
 
     def __init__(self) -> None:
         self.steady = 0  # where the steady step begins

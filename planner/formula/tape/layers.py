@@ -1,4 +1,6 @@
-"""What torch's layers save and make, as `ops.py` has it for elementwise operations: products, layer_norm, embedding, softmax."""
+"""What torch's layers save and make, as `ops.py` has it for elementwise operations: products, layer_norm,
+embedding, softmax.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ from memplan.planner.tables.dtypes import itemsize
 
 @dataclass(slots=True)
 class Region:
-    """A walked layer that stands for `times` layers: the nodes from `low` to below `high` are its backward."""
+    """A walked layer that stands for `times` layers: the nodes from `low` to below `high` are its
+    backward.
+    """
 
     low: int
     high: int

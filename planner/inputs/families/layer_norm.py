@@ -1,4 +1,6 @@
-"""Llama-shaped families with LayerNorm, partial rotary or parallel layers: StarCoder2, StableLM, Phi, Cohere."""
+"""Llama-shaped families with LayerNorm, partial rotary or parallel layers: StarCoder2, StableLM, Phi,
+Cohere.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def starcoder2(c: Fields) -> ModelSpec:
 
 
 def stablelm(c: Fields) -> ModelSpec:
-    """StableLM: layer norms with Llama's MLP; the 12B model is parallel with a norm for each head of q and k."""
+    """StableLM: layer norms with Llama's MLP; the 12B model is parallel with a norm for each head of q
+    and k.
+    """
     attention = gqa(c, kv_default=32, own_dim=False, qkv_bias=c.flag("use_qkv_bias", False))
     a, k, d = attention.heads, attention.kv_heads, attention.head_dim
     attention = replace(
