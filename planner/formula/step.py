@@ -18,6 +18,7 @@ from memplan.planner.formula.resident.loading import batch_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
+from memplan.planner.formula.tape.outliving import end_forward
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
@@ -62,7 +63,7 @@ class _Step:
             with t.no_grad():
                 t.mark("forward")
                 answer = self._answer()
-            t.end_forward()
+            end_forward(t)
             t.mark("end")
             del answer
             return t
@@ -79,7 +80,7 @@ class _Step:
         before.clear()
         if dropped:
             outputs = None
-        t.end_forward()
+        end_forward(t)
         t.mark("backward")
         t.casts = None
         self.hooks.begin_backward()
@@ -199,6 +200,8 @@ class _Step:
                     key += 1
                     if part is not None:
                         loss = add(t, loss, part, "loss")
+                        if loss.buffer is not None:
+                            loss.buffer.info.component = "activations"  # what the forward returns
         return loss
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:

@@ -104,23 +104,6 @@ class Tape:
         tensor.shape, tensor.dtype = info.shape, info.dtype = shape, dtype
         info.size = self.size(shape, dtype)
 
-    def end_forward(self) -> None:
-        """Whatever is still there when a forward ends outlives it. Among buffers of one kind a birth may be
-        matched by another one's death, which happens in repeated layers: they count together.
-        """
-        own: Counter[int] = Counter()
-        for index, change in self.log:
-            if index < 0:
-                own.update(change)
-            else:
-                own[index] += change
-        kinds: Counter[tuple[str, Shape, str]] = Counter()
-        for index, count in own.items():
-            kinds[self.infos[index].kind] += count
-        for index, count in own.items():
-            if count and kinds[self.infos[index].kind] > 0:
-                self.infos[index].outlives = True
-
     def mark(self, moment: str) -> None:
         self.marks.append((len(self.log), moment))
 
