@@ -79,12 +79,15 @@ class Saved:
     def announce(self, moment: str, step: int = -1) -> Iterator[None]:
         import torch
 
+        from memplan.planner.run.owners import kept_by_contexts
+
         if moment != "forward":
             yield
             return
         self.known |= self.storages.keys()
         self.storages = {}
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        with kept_by_contexts(self._pack), hooks:
             yield
 
     def _pack(self, tensor: Any) -> Any:

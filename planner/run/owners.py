@@ -89,8 +89,7 @@ def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
     The hooks hand back the tensor itself, so no lifetime changes. Hooks that others push meanwhile
     (checkpointing does) would hide ours: they are wrapped, and what they keep is noted too, where it is a
-    tensor. Of a sparse tensor its parts are noted. What a custom function's context keeps as an attribute no
-    hook sees (bitsandbytes' 8-bit product keeps its input so): it is noted when the function returns.
+    tensor. Of a sparse tensor its parts are noted. Noted too is what custom functions' contexts keep.
     """
     module = torch._C._autograd
     push = module._push_saved_tensors_default_hooks
@@ -116,23 +115,37 @@ def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
         push(both, unpack)
 
+    module._push_saved_tensors_default_hooks = wrapped  # type: ignore[assignment]
+    push(pack, lambda tensor: tensor)
+    try:
+        with kept_by_contexts(seen):
+            yield
+    finally:
+        module._pop_saved_tensors_default_hooks()
+        module._push_saved_tensors_default_hooks = push
+
+
+@contextmanager
+def kept_by_contexts(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Call `note` with every tensor that the context of a custom function keeps as an attribute, when
+    the function returns: no hook sees those (bitsandbytes 0.50 autograd/_functions.py MatMul8bitLt keeps its
+    input so). torch's own functions save by the hooks' way; a checkpoint's keeps random number states beside.
+    """
     function = torch.autograd.Function
     apply = function.apply.__func__  # type: ignore[attr-defined]
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
         made = apply(cls, *args, **kwargs)
+        if cls.__module__.startswith("torch."):
+            return made
         for output in made if isinstance(made, tuple) else (made,):
             node = getattr(output, "grad_fn", None)
             for _, kept in tensors(getattr(node, "__dict__", None)):
-                seen(kept)
+                note(kept)
         return made
 
-    module._push_saved_tensors_default_hooks = wrapped  # type: ignore[assignment]
     function.apply = classmethod(applied)  # type: ignore[method-assign, assignment]
-    push(pack, lambda tensor: tensor)
     try:
         yield
     finally:
-        module._pop_saved_tensors_default_hooks()
         function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
-        module._push_saved_tensors_default_hooks = push
