@@ -202,7 +202,13 @@ class _Step:
         return self._with_part(loss, orthogonality(w, [spec.head]))
 
     def _with_part(self, loss: Tensor, part: Tensor | None) -> Tensor:
-        return loss if part is None else add(self.tape, loss, part, "loss")
+        """The loss with one more term: an activation as the loss is, however layers are grouped."""
+        if part is None:
+            return loss
+        made = add(self.tape, loss, part, "loss")
+        if made.buffer is not None:
+            made.buffer.info.component = "activations"
+        return made
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:
         """The last token's logits and the KV cache of one forward, into which every layer's keys and values
