@@ -199,7 +199,7 @@ def test_the_largest_is_exact_and_comes_first():
     context = EvaluationContext()
     found = answer(read("what batch size can I use for qlora 7b on 24gb"), context)
     largest = dict(found.boundaries)["micro_batch"].boundaries[0].low
-    assert summary_line(found)["en"].startswith(f"micro-batch up to {largest}:")
+    assert summary_line(found)["en"].startswith(f"Largest micro-batch: {largest} (")
     assert (
         answer(read(f"qlora 7b on 24gb batch {largest}"), context).verdict != "no"
     )  # tight is held, and said
