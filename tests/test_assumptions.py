@@ -65,8 +65,19 @@ def test_what_no_trainer_does_by_itself_is_said() -> None:
     )
 
 
-def test_expandable_segments_move_nothing_in_the_formula() -> None:
-    assert any("expandable" in text for text in of_formula(resolve({"allocator": "expandable"})))
+def test_what_was_not_replayed_is_said() -> None:
+    setup = resolve({"parallel": "ddp", "gpus": 2})
+    assert any(text.startswith("several GPUs: reserved") for text in of_formula(setup, False))
+    assert any("of this depth" in text for text in of_formula(resolve({}), False))
+    assert not any("reserved" in text for text in of_formula(resolve({}), True))
+
+
+def test_expandable_segments_move_what_the_formula_reserves() -> None:
+    spec = find("llama-7b").spec()
+    native, expandable = (
+        plan(spec, resolve({"method": "qlora", "allocator": mode})) for mode in ("native", "expandable")
+    )
+    assert expandable.peak.reserved_bytes < native.peak.reserved_bytes
 
 
 @pytest.mark.trace
@@ -79,6 +90,6 @@ def test_both_engines_say_what_they_assumed() -> None:
         resolve({"sequence_length": 64, "method": "full", "weight_dtype": "float16"}),
     )
     formula, traced = plan(model.spec(), setup), trace(model.config, setup)
-    assert set(formula.assumptions) - set(traced.assumptions) == set(of_formula(setup))
+    assert set(formula.assumptions) - set(traced.assumptions) == set(of_formula(setup, True))
     assert set(traced.assumptions) <= set(formula.assumptions)
     assert set(formula.warnings) == set(traced.warnings) != set()

@@ -49,13 +49,13 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
         )
 
 
-def of_formula(setup: Setup) -> Iterator[str]:
-    """What the formula simplifies."""
-    if setup.parallel != "none":
+def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
+    """What the formula simplifies. `replayed`: its run went through the caching allocator."""
+    if setup.device == "cuda" and not replayed:
+        why = "several GPUs" if setup.parallel != "none" else "a model of this depth"
         yield (
-            "several GPUs: reserved memory is allocated memory rounded up to 2 MiB segments, since the "
-            "allocator is "
-            "replayed for one GPU only: fragmentation is not counted"
+            f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator is "
+            "not replayed: fragmentation is not counted"
         )
     if setup.attention == "sdpa-efficient":
         yield "sdpa-efficient: grouped key and value heads are repeated before the call"

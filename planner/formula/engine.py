@@ -82,11 +82,15 @@ def rank_of(setup: Setup) -> int:
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
+MOST_LAYERS = 512
+"""Layers that a replay writes out, four times what any published model has: a run of more would take minutes."""
+
+
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
     """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
-    written out for, and on a CPU, which has no such allocator. UsageError where the formula has no rule.
+    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the formula has no rule.
     """
-    if setup.parallel != "none" or setup.device != "cuda":
+    if setup.parallel != "none" or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     return _replayed(_Key(spec, setup))
 
@@ -151,7 +155,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
         step_peak=_peak(steps, context, run.step_reserved_bytes if run else None),
         moments=moments,
         host_bytes=host,
-        assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup)),
+        assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup, run is not None)),
         warnings=tuple(warnings(spec, setup)),
         survival=run,
     )
