@@ -54,8 +54,8 @@ def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
     if setup.device == "cuda" and not replayed:
         why = "several GPUs" if setup.parallel != "none" else "a model of this depth"
         yield (
-            f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator is "
-            "not replayed: fragmentation is not counted"
+            f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator "
+            "is not replayed: fragmentation is not counted"
         )
     if setup.attention == "sdpa-efficient":
         yield "sdpa-efficient: grouped key and value heads are repeated before the call"

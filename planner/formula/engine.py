@@ -83,12 +83,13 @@ def rank_of(setup: Setup) -> int:
 
 
 MOST_LAYERS = 512
-"""Layers that a replay writes out, four times what any published model has: a run of more would take minutes."""
+"""Layers that a replay writes out, four times what any published model has: more would take minutes."""
 
 
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
     """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
-    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the formula has no rule.
+    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
+    formula has no rule.
     """
     if setup.parallel != "none" or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
