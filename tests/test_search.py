@@ -55,7 +55,7 @@ def test_boundary_is_the_last_that_holds(edge):
 def test_the_replay_confirms_a_boundary_and_not_much_beyond_it(model, method, error):
     spec, gpu = find(model).spec(), find_gpu("rtx-4090")
     setup = resolve({"method": method, "gpu": gpu.name, "sequence_length": 256})
-    structure = Structure(spec, setup, Room(gpu, error).hooks(spec, setup))
+    structure = Structure(spec, setup, Room(gpu, error).around(spec, setup))
 
     def word(**fields):
         return need(spec, setup.replaced(**fields), error).word(gpu)
@@ -122,7 +122,7 @@ def test_every_change_is_evaluated_and_ordered(answer, llama):
     )
     for effect in answer.changes:
         direct = plan(llama, changed(answer.setup, effect.fields))
-        room = Room(answer.gpu).hooks(llama, answer.setup)
+        room = Room(answer.gpu).around(llama, answer.setup)
         assert effect.after == room.device_bytes(direct.peak.allocated_bytes)
         whole = room.device_bytes(plan(llama, answer.setup).peak.allocated_bytes)
         assert effect.saved == whole - effect.after
