@@ -97,7 +97,7 @@ class FakeCuda:
 
     def malloc(self, nbytes: int, address: int | None = None) -> int:
         """Serve a request; `address` stands for the block's own where the caller's memory lies elsewhere."""
-        self.allocator.capacity = self.allocator.certain = (
+        self.allocator.capacity = self.allocator.lower_bound = (
             1 << 62 if self.fraction is None else int(self.fraction * self.total)
         )
         self.allocator.fraction = self.fraction is not None
