@@ -23,7 +23,10 @@ from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.torch_versions import nearest
 from memplan.profiler.expect import expect, part, sequence
 from memplan.profiler.files import LARGEST, line_of, read_document, write_document
-from memplan.profiler.naming import file_name, identity_of
+from memplan.profiler.naming import file_name as file_name
+from memplan.profiler.naming import folder_of as folder_of
+from memplan.profiler.naming import identity_of as identity_of
+from memplan.profiler.naming import slug as slug
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
 Outcome = Literal["ok", "oom", "error"]

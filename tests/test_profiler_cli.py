@@ -222,7 +222,7 @@ def test_profile_on_the_cpu_saves_a_record_and_prints_the_document(
             "'3' is not a duration",
         ),
         (["campaign", str(ROOT / "campaigns" / "cpu.yaml"), "--out", "x", "--only", "zzz"], "no case of"),
-        (["campaign", "none.jsonl", "--out", "x", "--unpack"], "none.jsonl does not exist"),
+        (["campaign", "none.jsonl", "--out", "x", "--unpack"], "it does not exist"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
