@@ -143,17 +143,22 @@ def _sync_folder(folder: Path) -> None:
 
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON object from a file; UsageError for a missing, unreadable, half-written or other file."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_value(path: Path) -> Any:
+    """Any JSON value from a file, within the bounds of `read_text` and `parse_json`; UsageError as above."""
     if not os.path.lexists(path):
         raise UsageError(f"{path} does not exist")
     try:
-        value = parse_json(read_text(path, LARGEST), shorten(str(path)))
+        return parse_json(read_text(path, LARGEST), shorten(str(path)))
     except json.JSONDecodeError:
         raise UsageError(
             f"{path} is not a complete JSON document: it may be half-written or another kind of file"
         ) from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def write_gzip(path: Path, document: Mapping[str, Any]) -> Path:

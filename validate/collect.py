@@ -15,7 +15,7 @@ from unittest.mock import patch
 from memplan.planner.inputs.models import find
 from memplan.planner.prediction import Row
 from memplan.planner.tables.errors import UsageError
-from memplan.profiler.files import read_document
+from memplan.profiler.files import read_value
 from memplan.profiler.record import Measurement, load, scan
 from memplan.validate.development import is_rows, read_rows
 from memplan.validate.engines import Missing, by_formula, by_trace
@@ -73,7 +73,7 @@ def _file(path: Path) -> Iterable[Measurement]:
 def _rows(path: Path) -> list[Measurement] | None:
     """The file's rows of the development set; None where it holds none."""
     try:
-        document = read_document(path)
+        document = read_value(path)
     except UsageError:
         return None
     return read_rows(path) if is_rows(document) else None
