@@ -15,7 +15,6 @@ from memplan.planner.answers.verdict import close_calls, what_it_takes
 from memplan.planner.inputs.models import find
 from memplan.planner.prediction import Accuracy
 from memplan.planner.tables.gpus import budget, common_gpus, find_gpu
-from memplan.planner.tables.units import GIB
 from memplan.validate.answer import answer
 from memplan.validate.ask import read
 
@@ -29,7 +28,7 @@ def said(**fields) -> str:
 
 
 def test_the_first_example_is_what_the_trace_says_of_it():
-    """8.33 GiB of the 7.76 GiB of an RTX 3070, as the trace has it to the byte (torch 2.14's allocator; 2.11's
+    """8.33 GiB of the 7.76 GiB of an RTX 3070, as the trace has it to the byte (torch 2.14's; 2.11's
     order gives 8.09): expandable segments hold it, the native mode does not.
     """
     found = api.plan("llama-7b", method="qlora", gpu="rtx-3070")
