@@ -151,7 +151,7 @@ def test_a_name_with_its_size(text: str, name: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("4060 ti", "could be rtx-4060-ti-8gb or rtx-4060-ti-16gb: say which"),
+        ("4060 ti", "could be rtx-4060-ti-8gb or rtx-4060-ti-16gb: name one of them"),
         ("M3 Max", "sold with many sizes of memory: write yours, such as --gpu m3-max-64gb"),
         ("4090 48GB", "rtx-4090 is sold with 24 GB, not 48 GB"),
         ("2x 4090", "write --gpu rtx-4090 --gpus 2"),

@@ -120,7 +120,7 @@ def test_a_file_that_would_not_fit_as_its_stack_runs_it_is_not_written(tmp_path)
     args = [
         "phi-3-mini",
         "--gpu",
-        "23GiB",
+        "22.4GiB",
         "--emit",
         "axolotl",
         "-o",
