@@ -38,6 +38,7 @@ def slug(text: str) -> str:
 
 
 def file_name(case: str, identity: str) -> str:
+    """The name of a record's file: the case in words and the beginning of its identity."""
     return f"{slug(case)}-{identity[:8]}.json"
 
 
