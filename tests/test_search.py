@@ -72,10 +72,6 @@ def test_the_replay_confirms_a_boundary_and_not_much_beyond_it(model, method, er
         assert longest == spec.max_positions or not structure.fits(rows, longest + 1)
 
 
-SHORT_CELLS = {"adalora": 0.002}
-"""Known and unexplained: AdaLoRA's cells are up to 0.13 % below a direct plan; their margin is 2.43 %."""
-
-
 def test_every_cell_is_near_a_direct_plan_and_never_fits_where_that_does_not(answer, llama):
     """What is reserved beside the tensors is one setup's for all cells of a method."""
     gpu = answer.gpu
@@ -86,9 +82,7 @@ def test_every_cell_is_near_a_direct_plan_and_never_fits_where_that_does_not(ans
                 llama,
                 entry.setup.replaced(micro_batch=cell.micro_batch, sequence_length=cell.sequence_length),
             )
-            short = SHORT_CELLS.get(entry.method, 0.0)
-            least = round(direct.peak.allocated_bytes * (1 - short)) + gpu.context_bytes
-            assert cell.device_bytes >= least, (entry.method, cell)
+            assert cell.device_bytes >= direct.peak.allocated_bytes + gpu.context_bytes
             assert not cell.fits or judge(direct, gpu).verdict == "fits", (entry.method, cell)
 
 

@@ -33,6 +33,9 @@ UPCAST: dict[str, tuple[str, ...]] = {
 # blocksize=256)
 NESTED_BLOCK = 256
 
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
+
 
 class ParameterTable:
     """Every resident parameter of a model under a setup, and what the walk asks of it."""
@@ -254,22 +257,27 @@ class ParameterTable:
     def state_rows(self) -> list[SymbolicRow]:
         """Optimizer states on the device; paged tensors are in `host_rows`."""
         rows = [row for stored in self.trained for row in self.states_of(stored, paged=False)]
-        if self.setup.method == "adalora" and self.setup.importance_buffers:
-            rows += [
-                SymbolicRow(
-                    f"{t.name} {what}",
-                    t.shape,
-                    t.dtype,
-                    t.count,
-                    product((*t.shape, itemsize(t.dtype), t.count)),
-                    "optimizer_states",
-                    "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)",
-                )
-                for t in self.trained
-                if t.role == "adapter" and not t.name.endswith("ranknum")
-                for what in ("ipt", "exp_avg_ipt", "exp_avg_unc")
-            ]
+        rows += [
+            SymbolicRow(
+                f"{t.name} {what}",
+                t.shape,
+                t.dtype,
+                t.count,
+                product((*t.shape, itemsize(t.dtype), t.count)),
+                "optimizer_states",
+                "AdaLoRA's importance scores (peft 0.21 tuners/adalora/layer.py RankAllocator)",
+            )
+            for t in self.scored
+            for what in IMPORTANCE
+        ]
         return rows
+
+    @property
+    def scored(self) -> list[ParameterSpec]:
+        """The adapter's tensors whose importance AdaLoRA keeps; none for another method."""
+        if self.setup.method != "adalora" or not self.setup.importance_buffers:
+            return []
+        return [t for t in self.trained if t.role == "adapter" and not t.name.endswith("ranknum")]
 
     def host_rows(self) -> list[SymbolicRow]:
         """Optimizer states that a paged optimizer puts in managed memory, which torch does not count."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memplan.planner.formula.replay.events import Events
+from memplan.planner.formula.replay.importance import Importance
 from memplan.planner.formula.replay.load import Load, Values, batch, in_groups, states
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
@@ -59,6 +60,7 @@ class Run:
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
+        importance = Importance(self.parameter_table, values, layers_of)
         norms = len(in_groups(self.parameter_table, layers_of)) if trains and setup.loop.clips else 0
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
@@ -81,6 +83,7 @@ class Run:
                 out.free(*numbers)
                 if step == 0:
                     self._states(values, out)
+                importance.update(out)
             if setup.zero_grad == "after_step":
                 out.free(*gradients)
                 gradients = []

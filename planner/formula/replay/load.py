@@ -161,7 +161,7 @@ class Load:
         setup = self.setup
         kbit = setup.kbit_prepare and setup.quant_type != "none"
         if kbit or setup.upcast_modules != "none":
-            for stored, layer in _in_order(self.parameter_table.base):
+            for stored, layer in in_order(self.parameter_table.base):
                 upcast = stored.role != "buffer" and stored.dtype == "float32" and not stored.trained
                 if upcast and self.arrives(stored) != "float32":
                     self._recast(stored, layer)
@@ -177,7 +177,7 @@ class Load:
         """PEFT makes every tensor, then casts those that are trained in fp32, one after the other."""
         tensors = [t for adapter in self._ordered() for t in adapter.tensors]
         first = self.setup.weight_dtype
-        every = [*_in_order([(t, self.layers_of(t)) for t in tensors])]
+        every = [*in_order([(t, self.layers_of(t)) for t in tensors])]
         cast = self.setup.method not in ("adapter",)
         for stored, layer in every:
             self._keep(stored, layer, first if cast and stored.dtype != first else stored.dtype)
@@ -194,7 +194,7 @@ class Load:
 
     def _cast_trained(self) -> None:
         """Trained weights in fp32 where the stack wants them so: each is cast in turn."""
-        for stored, layer in _in_order(self.parameter_table.base):
+        for stored, layer in in_order(self.parameter_table.base):
             if stored.trained and stored.dtype == "float32" and self.arrives(stored) != "float32":
                 self._recast(stored, layer)
 
@@ -216,7 +216,7 @@ def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
     """Every trained tensor in the optimizer's order: in a plain loop as the model has them, else those that
     are decayed first (transformers trainer.py create_optimizer: no biases, no norms).
     """
-    found = _in_order([(stored, layers_of(stored)) for stored in parameter_table.trained])
+    found = in_order([(stored, layers_of(stored)) for stored in parameter_table.trained])
     if not parameter_table.setup.loop.decay_groups:
         return found
     return sorted(found, key=lambda each: each[0].role in ("norm", "bias"))
@@ -250,7 +250,7 @@ def _natural(each: Each) -> tuple[Any, ...]:
     )
 
 
-def _in_order(kinds: Sequence[ParameterSpec] | Sequence[tuple[ParameterSpec, Sequence[int]]]) -> list[Each]:
+def in_order(kinds: Sequence[ParameterSpec] | Sequence[tuple[ParameterSpec, Sequence[int]]]) -> list[Each]:
     """Every tensor module by module: what stands before the layers, layer by layer, what stands after."""
     pairs = [(kind, kind.layers) if isinstance(kind, ParameterSpec) else kind for kind in kinds]
     layered = [number for number, (_, layers) in enumerate(pairs) if layers]
