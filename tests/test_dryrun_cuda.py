@@ -100,6 +100,12 @@ def test_integers_and_booleans_are_those_of_a_cpu(tmp_path: Path) -> None:
     assert not [value for value in found["cpu"].values() if isinstance(value, str)], "every case computes"
 
 
+def test_a_number_to_the_power_of_a_tensor_runs(tmp_path: Path) -> None:
+    """Rotary frequencies: torch makes the number a wrapped one on the GPU, which no Python kernel can take."""
+    extra = "power = 1.0 / 10000.0 ** (torch.arange(0, 64, 2, device='cuda').float() / 64)"
+    assert dry_run(tmp_path, LOOP.format(extra=extra)).observation.steps == 2
+
+
 def test_true_values_change_no_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every moment's peak is the same, whether integers are computed or not."""
     extra = "ids = torch.randint(0, 9, (4, 64)).cuda(); mask = (ids > 3) & (ids != 7); n = mask.sum().float()"

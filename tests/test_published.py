@@ -39,10 +39,13 @@ def test_scores_are_worst_first_and_what_cannot_be_predicted_is_no_zero():
     assert adapters and all(s.predicted is None and "no rule" in s.reason for s in adapters)
 
 
-@pytest.mark.xfail(strict=True, reason="the replay reserves 11.4 % more than measured: unexplained")
+@pytest.mark.xfail(
+    strict=True,
+    reason="rows of 768 tokens are the most: the run's were shorter, by how much is not published",
+)
 def test_plain_lora_is_near_what_peft_published():
-    """Not a tier: reserved against allocated, and rows padded to at most 768 tokens. A wrong dtype or a lost
-    row would be far outside.
+    """Rows of 768 tokens reserve 11.4 % more than was measured. Torch's own code agrees with the prediction
+    there: a dry run of 4 x 768 reserves 23.26 GiB (torch 2.12), the formula 23.12, the run 20.76.
     """
     lora = next(s for s in score() if s.figure.id == "peft-lora-r32")
     assert lora.error is not None and abs(lora.error) < 0.06

@@ -31,6 +31,9 @@ random_ randperm bincount repeat_interleave square isposinf isneginf
 """
 """Ops whose integer and Boolean results are computed: those that programs make masks, labels and counts with.
 """
+LEFT = {"aten::pow.Scalar", "aten::pow.Scalar_out", "aten::pow.Tensor_Tensor", "aten::pow.Tensor_Tensor_out"}
+"""Left to torch: a number to the power of a tensor becomes a wrapped number on the GPU (ATen/native/Pow.cpp
+pow_Scalar_out), which no Python kernel can be given (csrc/jit/python/pybind_utils.cpp)."""
 _NUMBERS = (int, float, bool, complex)
 CREATE = {"arange", "fill_", "zero_", "eye", "linspace", "tril_indices", "triu_indices"}
 """These know their values whatever the dtype."""
@@ -77,6 +80,8 @@ def _has(name, key):
 
 
 def _override(library, name, op):
+    if op._name in LEFT:
+        return
     if _has(op._name, "CUDA") or (_has(op._name, "CompositeExplicitAutograd") and name == "copy_"):
         _override_with(library, op, lambda op, kernel: _kernel(name, op, kernel))
 
