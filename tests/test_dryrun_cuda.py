@@ -101,7 +101,7 @@ def test_integers_and_booleans_are_those_of_a_cpu(tmp_path: Path) -> None:
 
 
 def test_a_number_to_the_power_of_a_tensor_runs(tmp_path: Path) -> None:
-    """Rotary frequencies: torch makes the number a wrapped one on the GPU, which no Python kernel can take."""
+    """Rotary frequencies: the number becomes a wrapped one on the GPU, which no Python kernel takes."""
     extra = "power = 1.0 / 10000.0 ** (torch.arange(0, 64, 2, device='cuda').float() / 64)"
     assert dry_run(tmp_path, LOOP.format(extra=extra)).observation.steps == 2
 
