@@ -324,12 +324,15 @@ def test_any_expression_is_a_value_or_not_known(tmp_path, expression):
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "expected"),
     [
-        "prepare_model_for_kbit_training(m, gradient_checkpointing_kwargs=[1])",
-        "m.gradient_checkpointing_enable(gradient_checkpointing_kwargs='x')",
+        (
+            "prepare_model_for_kbit_training(m, gradient_checkpointing_kwargs=[1])",
+            "expected a mapping of keyword arguments",
+        ),
+        ("m.gradient_checkpointing_enable(gradient_checkpointing_kwargs='x')", "expected a JSON object"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_one_message(tmp_path, call):
-    with pytest.raises(UsageError, match="expected a JSON object"):
+def test_a_value_of_the_wrong_kind_is_one_message(tmp_path, call, expected):
+    with pytest.raises(UsageError, match=expected):
         read(tmp_path, f"{call}\n")

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.planner.allocator.replay import replay
-from memplan.planner.answers.verdict import judge, needs_expandable
+from memplan.planner.answers.verdict import judge, what_it_takes
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.run import adapters, loading
@@ -264,9 +264,9 @@ def test_a_card_that_only_expandable_segments_save_is_tight() -> None:
         < found.peak.device_bytes
     )
     assert found.peak.allocated_bytes < found.extra["expandable_capacity_bytes"] <= card.usable_bytes
-    assert judge(found, card).verdict == "tight" and needs_expandable(found, card)
+    only = "only with PYTORCH_ALLOC_CONF=expandable_segments"
+    assert judge(found, card).verdict == "tight" and only in what_it_takes(found, card)
     without = replace(found, extra={})
-    assert judge(without, card).verdict == "no" and not needs_expandable(without, card)
-    assert (
-        not needs_expandable(found, find_gpu("l4")) and judge(found, find_gpu("a100-40gb")).verdict == "fits"
-    )
+    assert judge(without, card).verdict == "no" and only not in what_it_takes(without, card)
+    assert only not in what_it_takes(found, find_gpu("l4"))
+    assert judge(found, find_gpu("a100-40gb")).verdict == "fits"

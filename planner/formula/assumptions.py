@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED
+from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -52,7 +53,7 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
 def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
     """What the formula simplifies. `replayed`: its run went through the caching allocator."""
     if setup.device == "cuda" and not replayed:
-        why = "several GPUs" if setup.parallel != "none" else "a model of this depth"
+        why = "several GPUs" if wraps(setup) else "a model of this depth"
         yield (
             f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator "
             "is not replayed: fragmentation is not counted"

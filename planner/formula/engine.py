@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
+from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
@@ -22,6 +23,7 @@ from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 
 if TYPE_CHECKING:
+    from memplan.planner.allocator.replay import Mode
     from memplan.planner.formula.forward.decoder import Guard
     from memplan.planner.formula.replay.course import Run
     from memplan.planner.formula.replay.engine import Replayed
@@ -91,24 +93,20 @@ def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
     written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
     formula has no rule.
     """
-    if setup.parallel != "none" or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
-    return _replayed(_Key(spec, setup))
+    values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
+    return _replayed(_Key(spec, _structure(setup)), values, setup.allocator, setup.torch)
 
 
-@lru_cache(maxsize=8)
-def _replayed(asked: _Key) -> Replayed:
-    """The same, kept for a while: a verdict, its boundary and its document ask for one run."""
+@lru_cache(maxsize=32)
+def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: str) -> Replayed:
+    """The same by what decides it, kept for a while: methods, GPUs, limits and changes ask for one run."""
     from memplan.planner.formula.replay.engine import replayed
 
-    spec, setup = asked.spec, asked.setup
-    values = dict(zip(SYMBOLS, (setup.micro_batch, setup.sequence_length, rank_of(setup)), strict=True))
-    return replayed(
-        _run(_Key(spec, _structure(setup)), values["B"], values["S"]),
-        values,
-        setup.allocator,
-        TORCH_VERSIONS[setup.torch].equal_blocks,
-    )
+    run = _run(key, sizes[0], sizes[1])
+    values = dict(zip(SYMBOLS, sizes, strict=True))
+    return replayed(run, values, allocator, TORCH_VERSIONS[torch].equal_blocks)
 
 
 def _run(key: _Key, batch: int, sequence: int) -> Run:
