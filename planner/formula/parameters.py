@@ -17,6 +17,7 @@ from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import trained_head
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
@@ -122,7 +123,7 @@ class ParameterTable:
         if self.method.trains != "adapter" or "modules_to_save" not in self.method.reads:
             return
         tensors = list(weight_tensors(self.spec))
-        for module in self.setup.modules_to_save:
+        for module in dict.fromkeys((*self.setup.modules_to_save, *trained_head(self.setup))):
             found = [t for t in tensors if t.module == module or t.module.endswith("." + module)]
             if not found:
                 raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})

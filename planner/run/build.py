@@ -20,12 +20,15 @@ from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import quiet, skeleton
 from memplan.planner.run.optimizer import make_optimizer
+from memplan.planner.run.preferences import drops_nothing
 from memplan.planner.run.quantize import replace_linears
+from memplan.planner.tables.tasks import TASKS
 
 
 def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model, every tensor still an unallocated placeholder."""
-    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention))
+    outputs = setup.num_labels if TASKS[setup.task].head == "pooled" else None
+    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
 
 
 def build(
@@ -55,6 +58,8 @@ def build(
             model = adapters.prepare(base, setup, where, watcher)
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
+        if not TASKS[setup.task].dropout:
+            drops_nothing(model)
         with watcher.announce("load"):
             optimizer = make_optimizer(model, setup) if trainable else None
             batch = batches.make(base.config, setup, where)

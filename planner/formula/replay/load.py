@@ -17,6 +17,7 @@ from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
 from memplan.planner.formula.symbolic.expr import Expr, as_expr
+from memplan.planner.inputs import tasks
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -226,7 +227,7 @@ def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
 
 def batch(parameter_table: ParameterTable, values: Values, out: Events) -> None:
     """The batch, and what waits behind it."""
-    rows = as_expr(values["B"])
+    rows = as_expr(values["B"] * tasks.rows(parameter_table.setup))
     for _, shape in batch_shapes(parameter_table.setup, rows):
         size = 8
         for part in shape:
