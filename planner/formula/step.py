@@ -7,6 +7,7 @@ where they are accumulated.
 
 from __future__ import annotations
 
+from memplan.planner.formula.forward import preferences
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
@@ -165,6 +166,8 @@ class _Step:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
         self.hooks.begin()
+        if TASKS[self.setup.task].reference:
+            return self._compared()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
@@ -190,6 +193,22 @@ class _Step:
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss if logits is None else logits, loss
+
+    def _compared(self) -> tuple[Tensor, Tensor]:
+        """DPO's loss, of this model's forward and the reference's."""
+        t, w = self.tape, self.w
+        labels = preferences.begin(w)
+        rows, kept = preferences.scored(w, self.hooks.leave("tail", self.decoder.run()))
+        t.forget_casts()
+        self.decoder.outside.clear()
+        reference = preferences.against_reference(w, self.guard, self.resident[0])
+        loss = self.hooks.leave("root", preferences.preference_loss(w, rows, reference))
+        if self.setup.method == "adalora":
+            loss = self._regularized(loss)
+        del labels, kept, reference
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(t, "scale", loss, "loss")
+        return loss, loss
 
     def _regularized(self, loss: Tensor) -> Tensor:
         """The loss with AdaLoRA's regularization of every adapter, in the order of the model's modules: its

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -50,12 +51,17 @@ def build(
         model = outline(config, setup)
     with watcher.on_host(), quiet():
         replace_linears(model, setup)
+        reference = deepcopy(model) if setup.reference == "model" else None
     with quiet():
         with watcher.announce("load"):
             warnings = materialize(model, setup, where, watcher)
         base, own = model, frozenset(id(p) for p in model.parameters())
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)
+        if reference is not None:
+            with watcher.announce("load"):
+                materialize(reference, setup, where, watcher)
+            reference.eval()
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
         if not TASKS[setup.task].dropout:
@@ -74,6 +80,7 @@ def build(
         optimizer,
         batch,
         waiting=waiting,
+        reference=reference,
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),
         kernels=_kernels(setup, device),

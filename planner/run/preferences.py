@@ -1,18 +1,20 @@
-"""What TRL's trainers of pairs make of a model's outputs: the loss of a reward model.
+"""What TRL's trainers of pairs make of a model's outputs: the losses of a reward model and of DPO.
 
-trl 1.16 trainer/reward_trainer.py compute_loss, trainer/utils.py disable_dropout_in_model. Metrics, a number
-for each pair, are left out.
+trl 1.16 trainer/reward_trainer.py compute_loss, trainer/dpo_trainer.py _compute_loss, trainer/utils.py
+disable_dropout_in_model. Metrics, a number for each pair, are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from memplan.planner.run import chunked_loss
 from memplan.planner.run.built import Built
 
 
@@ -44,5 +46,57 @@ def reward(built: Built) -> Any:
     return {"loss": loss, "logits": outputs.logits}
 
 
-TASK_LOSSES: dict[str, Callable[[Built], Any]] = {"reward": reward}
+BETA = 0.1
+"""trl 1.16 trainer/dpo_config.py beta; its value moves no memory."""
+
+
+def dpo(built: Built) -> Any:
+    """-log sigmoid(beta (chosen - rejected)) of the log-ratios of a model and its reference, which runs
+    second, without a graph and without checkpoints.
+    """
+    batch = dict(built.batch)
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    inputs = {**batch, "labels": labels, "use_cache": False}
+    outputs = _scored(built, built.model, built.base, inputs)
+    rows = outputs["log_probs"].sum(dim=1)
+    reference = _reference(built, inputs)
+    ratios = rows if reference is None else rows - reference
+    chosen, rejected = ratios.chunk(2)
+    return {"loss": -functional.logsigmoid(BETA * (chosen - rejected)).mean()}
+
+
+def _scored(built: Built, model: Any, base: Any, inputs: Mapping[str, Any]) -> Any:
+    with chunked_loss.fused_head(base, chunked_loss.scores_of):
+        return called(built, model, inputs)
+
+
+def _reference(built: Built, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The reference's log-probability of each row: of a second model, or of this one with its adapter
+    switched off; None where the batch has them.
+    """
+    if built.setup.reference == "none":
+        return None
+    with torch.no_grad(), _unchecked(built.base):
+        if built.reference is not None:
+            found = _scored(built, built.reference, built.reference, inputs)
+        else:
+            with built.model.disable_adapter():  # type: ignore[operator]
+                found = _scored(built, built.model, built.base, inputs)
+    return found["log_probs"].sum(dim=1)
+
+
+@contextmanager
+def _unchecked(model: nn.Module) -> Iterator[None]:
+    """Without checkpoints, as TRL's disable_gradient_checkpointing (models/utils.py) runs the reference."""
+    held = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    for module in held:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in held:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+TASK_LOSSES: dict[str, Callable[[Built], Any]] = {"reward": reward, "dpo": dpo}
 """Task -> the loss of its trainer; a task that is not here has the model's own."""

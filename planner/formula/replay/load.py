@@ -50,10 +50,12 @@ class Load:
 
     def run(self) -> None:
         """Write the events of the whole load, in the order in which the stack makes them."""
-        self._weights()
+        self.weights()
         self._prepare()
         self._adapters()
         self._cast_trained()
+        if self.parameter_table.reference is not None:
+            Load(self.parameter_table.reference, self.values, self.out, self.layers_of).weights()
         if OPTIMIZERS[self.setup.optimizer].at_once and METHODS[self.setup.method].trains != "nothing":
             states(self.parameter_table, self.values, self.out, self.layers_of)
 
@@ -70,7 +72,8 @@ class Load:
         """The dtype in which a base tensor comes from the checkpoint."""
         return self.own.get(stored.name) or self.setup.weight_dtype
 
-    def _weights(self) -> None:
+    def weights(self) -> None:
+        """The checkpoint's tensors, in the order in which they are read."""
         kinds = [stored for stored in self.parameter_table.base if stored.role != "buffer"]
         if self.setup.load == "pretrained":
             if self.setup.device == "cuda":

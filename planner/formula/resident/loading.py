@@ -29,6 +29,7 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     setup = parameter_table.setup
     load = [
         *resident,
+        *parameter_table.reference_rows(),
         *(
             SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
             for name, shape in batch_shapes(setup, tasks.rows(setup) * B)
