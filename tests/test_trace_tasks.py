@@ -1,12 +1,14 @@
-"""The trainers of other tasks, run on tensors without storage: a classifier under transformers' Trainer, TRL's
-RewardTrainer and DPOTrainer allocate in a step what the trace says, and a supervised step says something else.
+"""The trainers of other tasks, run on tensors without storage: a classifier under transformers' Trainer,
+TRL's RewardTrainer and DPOTrainer allocate in a step what the trace says.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -18,8 +20,11 @@ pytest.importorskip("trl")
 
 import peft
 import torch
+import torch.fx.experimental._config
 import transformers
 import trl
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from datasets import Dataset
 from test_trace_trainer import (
     BATCH,
@@ -107,15 +112,29 @@ def preferences(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
         reference = outline(CONFIG, s)
         materialize(reference, s, torch.device("meta"), NoWatcher())
         reference.eval()
-    return trl.DPOTrainer(
-        model=model,
-        ref_model=reference,
-        args=trl.DPOConfig(**arguments(s, folder), max_length=TOKENS),
-        train_dataset=Dataset.from_list([{"prompt": " a", "chosen": text, "rejected": text}] * 8),
-        processing_class=word_tokenizer(),
-        peft_config=lora(model, s),
-        callbacks=[callback],
-    )
+    with patch.object(Accelerator, "prepare_model", on_meta(Accelerator.prepare_model)):
+        return trl.DPOTrainer(
+            model=model,
+            ref_model=reference,
+            args=trl.DPOConfig(**arguments(s, folder), max_length=TOKENS),
+            train_dataset=Dataset.from_list([{"prompt": " a", "chosen": text, "rejected": text}] * 8),
+            processing_class=word_tokenizer(),
+            peft_config=lora(model, s),
+            callbacks=[callback],
+        )
+
+
+def on_meta(prepare: Any) -> Any:
+    """accelerate places a reference model while the trainer is made, on what it takes for the device."""
+
+    def prepared(accelerator: Any, model: Any, **options: Any) -> Any:
+        states, meta = (PartialState, AcceleratorState), torch.device("meta")
+        with contextlib.ExitStack() as stack:
+            for state in states:
+                stack.enter_context(patch.dict(state._shared_state, device=meta))
+            return prepare(accelerator, model, **options)
+
+    return prepared
 
 
 MAKERS = {"classify": classifier, "reward": rewards, "dpo": preferences}
@@ -126,7 +145,8 @@ def test_a_tasks_own_trainer(case: str, tmp_path: Path) -> None:
     """Every allocation beyond a number to a token, and the peak but for a handful of numbers."""
     fields = dict(CASES[case])
     s = setup_of(fields.pop("recipe"), fields)
-    theirs, windows = trained(s, tmp_path, lambda model, heard: MAKERS[s.task](model, s, tmp_path, heard))
+    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+        theirs, windows = trained(s, tmp_path, lambda model, heard: MAKERS[s.task](model, s, tmp_path, heard))
     ours, _ = record(CONFIG, s, target_of(s), full=True)
     begin, end = steady(ours)
     least = TASKS[s.task].rows * BATCH * TOKENS * NUMBER + 1
