@@ -34,7 +34,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers import Trainer, TrainingArguments, default_data_collator
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 folder, method = sys.argv[1:3]
 batch, tokens, checkpoints = map(int, sys.argv[3:6])
 words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
@@ -69,6 +69,15 @@ trainer = RewardTrainer(
     model=folder, args=RewardConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
     train_dataset=Dataset.from_list([{"chosen_ids": ids, "rejected_ids": ids}] * 64),
     processing_class=tokenizer, peft_config=lora("SEQ_CLS"), **quantized)
+trainer.train()
+""",
+    "kto": """
+text = " a" * tokens
+rows = [{"prompt": "a", "completion": text, "label": bool(i % 2)} for i in range(64)]
+trainer = KTOTrainer(
+    model=folder, args=KTOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
+    **quantized)
 trainer.train()
 """,
     "dpo": """
@@ -127,7 +136,7 @@ SHAPES = (
     ("qwen2.5-0.5b", "full", 2, 512, False),
     ("qwen2.5-0.5b", "qlora", 2, 1024, True),
     ("llama-3.2-1b", "lora", 2, 512, False),
-    ("llama-3.2-1b", "full", 1, 1024, True),
+    ("llama-3.2-1b", "full", 2, 1024, True),
 )
 
 

@@ -49,6 +49,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo, qlora": (QWEN, {"task": "dpo", "method": "qlora", "recipe": "trl"}),
     "dpo, second model beside an adapter": (LLAMA, {"task": "dpo", "reference": "model"}),
     "dpo, reference precomputed": (LLAMA, {"task": "dpo", "method": "full", "reference": "none"}),
+    "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
+    "kto, full": (QWEN, {"task": "kto", "method": "full"}),
     "dpo, accumulated": (LLAMA, {"task": "dpo", "gradient_accumulation": 2}),
 }
 
@@ -140,6 +142,7 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "dpo", "recipe": "raw"}, "use --recipe hf or trl"),
         ({"task": "dpo", "method": "prefix-tuning"}, "use --method lora or full"),
         ({"task": "dpo", "method": "full", "reference": "base"}, "--set reference=model"),
+        ({"task": "kto", "micro_batch": 1}, "use --batch 2 or more"),
         ({"task": "dpo", "packed_documents": 2}, "leave packing out"),
         ({"task": "dpo", "gpus": 2, "parallel": "zero3"}, "use --parallel ddp"),
         ({"reference": "model"}, "use --task dpo"),
@@ -179,7 +182,7 @@ def test_defaults_are_the_trainers() -> None:
     assert resolve({"task": "reward"}).num_labels == 1
     assert resolve({}).reference == "none"
     trl = pytest.importorskip("trl")
-    for config in (trl.DPOConfig, trl.RewardConfig):
+    for config in (trl.DPOConfig, trl.RewardConfig, trl.KTOConfig):
         assert config.__dataclass_fields__["disable_dropout"].default is True
     assert not TASKS["dpo"].dropout and not TASKS["reward"].dropout
 
@@ -243,6 +246,7 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
         ("python trl/scripts/dpo.py --model_name_or_path Qwen/Qwen2.5-7B --beta 0.1", "dpo"),
         ("trl dpo --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "dpo"),
         ("accelerate launch reward_modeling.py --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "reward"),
+        ("trl kto --model_name_or_path Qwen/Qwen2.5-7B --desirable_weight 2", "kto"),
         ("trl grpo --model_name_or_path Qwen/Qwen2.5-7B", "grpo"),
         ("trl sft --model_name_or_path Qwen/Qwen2.5-7B --use_peft", None),
     ],

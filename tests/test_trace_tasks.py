@@ -1,5 +1,5 @@
 """The trainers of other tasks, run on tensors without storage: a classifier under transformers' Trainer,
-TRL's RewardTrainer and DPOTrainer allocate in a step what the trace says.
+TRL's RewardTrainer, DPOTrainer and KTOTrainer allocate in a step what the trace says.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ CASES: dict[str, dict[str, Any]] = {
     "reward, lora": {"recipe": "trl", "task": "reward", "method": "lora"},
     "dpo, full": {"recipe": "trl", "task": "dpo", "method": "full"},
     "dpo, lora": {"recipe": "trl", "task": "dpo", "method": "lora"},
+    "kto, full": {"recipe": "trl", "task": "kto", "method": "full"},
+    "kto, lora": {"recipe": "trl", "task": "kto", "method": "lora"},
     "dpo, lora, no checkpoints": {"recipe": "trl", "task": "dpo", "method": "lora", "checkpointing": "none"},
 }
 
@@ -107,21 +109,41 @@ def rewards(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
 
 
 def preferences(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
-    text, reference = " a" * (TOKENS + 2), None
-    if s.method == "full":
-        reference = outline(CONFIG, s)
-        materialize(reference, s, torch.device("meta"), NoWatcher())
-        reference.eval()
+    text = " a" * (TOKENS + 2)
     with patch.object(Accelerator, "prepare_model", on_meta(Accelerator.prepare_model)):
         return trl.DPOTrainer(
             model=model,
-            ref_model=reference,
+            ref_model=second(s),
             args=trl.DPOConfig(**arguments(s, folder), max_length=TOKENS),
             train_dataset=Dataset.from_list([{"prompt": " a", "chosen": text, "rejected": text}] * 8),
             processing_class=word_tokenizer(),
             peft_config=lora(model, s),
             callbacks=[callback],
         )
+
+
+def unpaired(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
+    text = " a" * (TOKENS + 2)
+    data = [{"prompt": " a", "completion": text, "label": bool(i % 2)} for i in range(8)]
+    with patch.object(Accelerator, "prepare_model", on_meta(Accelerator.prepare_model)):
+        return trl.KTOTrainer(
+            model=model,
+            ref_model=second(s),
+            args=trl.KTOConfig(**arguments(s, folder), max_length=TOKENS),
+            train_dataset=Dataset.from_list(data),
+            processing_class=word_tokenizer(),
+            peft_config=lora(model, s),
+            callbacks=[callback],
+        )
+
+
+def second(s: Setup) -> Any:
+    """The reference model that a script loads; None where an adapter is switched off."""
+    if s.method != "full":
+        return None
+    reference = outline(CONFIG, s)
+    materialize(reference, s, torch.device("meta"), NoWatcher())
+    return reference.eval()
 
 
 def on_meta(prepare: Any) -> Any:
@@ -137,7 +159,7 @@ def on_meta(prepare: Any) -> Any:
     return prepared
 
 
-MAKERS = {"classify": classifier, "reward": rewards, "dpo": preferences}
+MAKERS = {"classify": classifier, "reward": rewards, "dpo": preferences, "kto": unpaired}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -155,6 +177,6 @@ def test_a_tasks_own_trainer(case: str, tmp_path: Path) -> None:
     assert sum(expected.values()) > 300
     assert {key: count for key, count in (found - expected).items() if key[0] == "alloc"} == {}
     assert {key: count for key, count in (expected - found).items() if key[0] == "alloc"} == {}
-    metrics = 4 * TASKS[s.task].rows * BATCH * TOKENS * NUMBER if s.task == "dpo" else 0
+    metrics = 4 * TASKS[s.task].rows * BATCH * TOKENS * NUMBER if TASKS[s.task].reference else 0
     apart = peak(theirs, windows.begins[-1], windows.ends[-1]) - peak(ours, begin, end)
     assert 0 <= apart <= BLOCKS * 512 + metrics

@@ -195,8 +195,9 @@ class _Step:
         return loss if logits is None else logits, loss
 
     def _compared(self) -> tuple[Tensor, Tensor]:
-        """DPO's loss, of this model's forward and the reference's."""
+        """DPO's or KTO's loss, of this model's forward and the reference's."""
         t, w = self.tape, self.w
+        beside = preferences.divergence(w, self.guard, self.resident[0])
         labels = preferences.begin(w)
         rows, kept = preferences.scored(w, self.hooks.leave("tail", self.decoder.run()))
         t.forget_casts()
@@ -205,7 +206,7 @@ class _Step:
         loss = self.hooks.leave("root", preferences.preference_loss(w, rows, reference))
         if self.setup.method == "adalora":
             loss = self._regularized(loss)
-        del labels, kept, reference
+        del labels, kept, reference, beside
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss, loss

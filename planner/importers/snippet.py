@@ -26,7 +26,7 @@ from memplan.planner.importers.rules import (
 )
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
 from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
-from memplan.planner.importers.tasks import rules_of, settle_head, trainer_task
+from memplan.planner.importers.tasks import COMPARED, rules_of, settle_head, trainer_task
 from memplan.planner.importers.values import UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -224,7 +224,7 @@ def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     _task(code, called)
     second = [keyword.value for keyword in call.keywords if keyword.arg == "ref_model"]
     reference = next(iter([*second, *call.args[1:2]]), None)
-    if code.facts.get("task") == "dpo" and reference is not None and code.values.of(reference) is not None:
+    if code.facts.get("task") in COMPARED and reference is not None and code.values.of(reference) is not None:
         code.facts["_reference"] = True
     named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
     first = next(iter([*named, *call.args]), None)

@@ -29,6 +29,9 @@ TRAINERS: dict[str, str] = {
 SCRIPTS: dict[str, str] = {word.lower(): task for word, task in TRAINERS.items()}
 """The first word of a script or a subcommand of TRL's (dpo.py, trl reward) -> the task."""
 
+COMPARED = ("dpo", "kto")
+"""The tasks whose trainers take a `ref_model`."""
+
 _PAIRS: dict[str, Rule] = {
     "beta": Rule("ignored", why="a number of the loss"),
     **ignored(
@@ -37,6 +40,7 @@ _PAIRS: dict[str, Rule] = {
         label_smoothing f_divergence_* f_alpha_divergence_coef ld_alpha discopop_tau loss_weights rpo_alpha max_prompt_length
         max_completion_length center_rewards_coefficient truncation_mode disable_dropout padding_free pad_token padding_value
         label_pad_token_id precompute_ref_batch_size generate_during_eval force_use_ref_model reference_free num_labels
+        desirable_weight undesirable_weight
     """,
     ),
     "precompute_ref_log_probs": use("_precomputed", flag, "no reference model while training"),
@@ -44,7 +48,7 @@ _PAIRS: dict[str, Rule] = {
     "use_weighting": not_modelled("one more number for each token"),
     "loss_type": Rule("ignored", why="another number of the same log-probabilities"),
 }
-KEYS: dict[str, dict[str, Rule]] = {"dpo": _PAIRS, "reward": _PAIRS}
+KEYS: dict[str, dict[str, Rule]] = dict.fromkeys(("dpo", "kto", "reward"), _PAIRS)
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 
 
@@ -69,11 +73,11 @@ def settle_task(facts: Facts) -> None:
     task = facts.get("task")
     if task in (None, "sft"):
         facts.pop("task", None)
-    if task == "dpo" and facts.get("_precomputed"):
+    if task in COMPARED and facts.get("_precomputed"):
         facts["reference"] = "none"
-    elif task == "dpo" and facts.get("_reference"):
+    elif task in COMPARED and facts.get("_reference"):
         facts["reference"] = "model"
-    if task in ("dpo", "reward"):
+    if task in KEYS:
         facts.pop("loss", None)
 
 

@@ -66,6 +66,11 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"'{task.defaults.get('loss')}': leave --loss out",
         ),
         (
+            task.divergence and s.micro_batch < 2,
+            f"micro_batch {s.micro_batch} is too small for task '{s.task}', which exchanges completions "
+            "between rows: use --batch 2 or more",
+        ),
+        (
             bool(task.sequences) and s.packed_documents > 1,
             f"packed_documents {s.packed_documents} contradicts task '{s.task}', whose rows are examples: "
             "leave packing out",

@@ -1,7 +1,7 @@
-"""What TRL's trainers of pairs make of a model's outputs: the losses of a reward model and of DPO.
+"""What TRL's trainers of pairs make of a model's outputs: the losses of a reward model, of DPO and of KTO.
 
-trl 1.16 trainer/reward_trainer.py compute_loss, trainer/dpo_trainer.py _compute_loss, trainer/utils.py
-disable_dropout_in_model. Metrics, a number for each pair, are left out.
+trl 1.16 trainer/reward_trainer.py compute_loss, trainer/dpo_trainer.py and kto_trainer.py _compute_loss,
+trainer/utils.py disable_dropout_in_model. Metrics, a number for each pair, are left out.
 """
 
 from __future__ import annotations
@@ -54,15 +54,42 @@ def dpo(built: Built) -> Any:
     """-log sigmoid(beta (chosen - rejected)) of the log-ratios of a model and its reference, which runs
     second, without a graph and without checkpoints.
     """
-    batch = dict(built.batch)
-    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-    inputs = {**batch, "labels": labels, "use_cache": False}
+    inputs = _inputs(built.batch)
     outputs = _scored(built, built.model, built.base, inputs)
     rows = outputs["log_probs"].sum(dim=1)
     reference = _reference(built, inputs)
     ratios = rows if reference is None else rows - reference
     chosen, rejected = ratios.chunk(2)
     return {"loss": -functional.logsigmoid(BETA * (chosen - rejected)).mean()}
+
+
+def kto(built: Built) -> Any:
+    """1 - sigmoid(beta (log-ratio - divergence)) of one half of the rows, with the other sign of the other;
+    model and reference score the exchanged completions too, without a graph.
+    """
+    batch = {name: tensor for name, tensor in built.batch.items() if name != "labels"}
+    exchanged = {name: batch.pop(f"KL_{name}") for name in ("input_ids", "attention_mask", "completion_mask")}
+    other = _inputs(exchanged)
+    with torch.no_grad():
+        divergence = _scored(built, built.model, built.base, other)["log_probs"].sum(-1)
+    inputs = _inputs(batch)
+    outputs = _scored(built, built.model, built.base, inputs)
+    rows = outputs["log_probs"].sum(-1)
+    before, reference = _reference(built, other), _reference(built, inputs)
+    if before is not None:
+        divergence = divergence - before
+    ratios = rows if reference is None else rows - reference
+    kl = divergence.mean().detach().clamp(min=0)
+    chosen, rejected = ratios.tensor_split(2)
+    losses = (1 - torch.sigmoid(BETA * (chosen - kl)), 1 - torch.sigmoid(BETA * (kl - rejected)))
+    return {"loss": torch.cat(losses).nanmean()}
+
+
+def _inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What the model is called with: the batch, and the labels of its completions."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    kept = {name: tensor for name, tensor in batch.items() if name != "completion_mask"}
+    return {**kept, "labels": labels, "use_cache": False}
 
 
 def _scored(built: Built, model: Any, base: Any, inputs: Mapping[str, Any]) -> Any:
@@ -98,5 +125,5 @@ def _unchecked(model: nn.Module) -> Iterator[None]:
             module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
-TASK_LOSSES: dict[str, Callable[[Built], Any]] = {"reward": reward, "dpo": dpo}
+TASK_LOSSES: dict[str, Callable[[Built], Any]] = {"reward": reward, "dpo": dpo, "kto": kto}
 """Task -> the loss of its trainer; a task that is not here has the model's own."""

@@ -33,6 +33,8 @@ class Task:
     """The batch has one label for each row."""
     reference: bool = False
     """The loss compares with the log-probabilities of a reference model: a second forward."""
+    divergence: bool = False
+    """Each model also scores other completions, without a graph, for an estimate of their divergence."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -88,13 +90,36 @@ TASKS: dict[str, Task] = _table(
         sequences=("input_ids", "attention_mask", "completion_mask"),
         reference=True,
         dropout=False,
-        stacks=("hf", "trl", "axolotl"),
+        stacks=("hf", "trl"),
         defaults={"loss": "chunked"},
+    ),
+    Task(
+        name="kto",
+        summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
+        "reference model",
+        source="trl 1.16 trainer/kto_trainer.py KTOTrainer._compute_loss, _compute_kl_logps, "
+        "DataCollatorForUnpairedPreference; trainer/kto_config.py disable_dropout",
+        sequences=(
+            "input_ids",
+            "attention_mask",
+            "completion_mask",
+            "KL_input_ids",
+            "KL_attention_mask",
+            "KL_completion_mask",
+        ),
+        row_labels=True,
+        reference=True,
+        divergence=True,
+        dropout=False,
+        stacks=("hf", "trl"),
+        defaults={
+            "loss": "chunked",
+            "micro_batch": 2,
+        },  # it takes two rows at least: completions are exchanged
     ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
-            ("kto", "trl 1.16 trainer/kto_trainer.py", "the second forward with the reference model"),
             ("orpo", "trl 1.16 experimental/orpo", "the rejected rows and whole logits"),
             ("cpo", "trl 1.16 experimental/cpo", "the rejected rows and whole logits"),
             ("prm", "trl 1.16 experimental", "a head for each token"),

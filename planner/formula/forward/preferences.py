@@ -1,5 +1,4 @@
-"""DPO's loss: log-probabilities of chosen and rejected rows by the model, then, without a graph, by the
-reference.
+"""DPO's and KTO's loss: log-probabilities of rows by the model, then, without a graph, by the reference.
 
 N rows, S sequence. Source: trl 1.16 trainer/dpo_trainer.py _compute_loss, trainer/utils.py add_fused_lm_head.
 """
@@ -9,10 +8,11 @@ from __future__ import annotations
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import log_probabilities
-from memplan.planner.formula.parameters import S, reference_of
+from memplan.planner.formula.parameters import ParameterTable, S, reference_of
 from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.tape.ops import Grads, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.tables.tasks import TASKS
 
 
 def begin(w: Context) -> list[Tensor]:
@@ -42,21 +42,43 @@ def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
     return rows, [*kept, each]
 
 
+def divergence(w: Context, guard: Guard, ids: Tensor) -> list[Tensor]:
+    """The model's log-probabilities of exchanged completions, without a graph, where the task has them."""
+    if not TASKS[w.setup.task].divergence:
+        return []
+    t = w.t
+    labels = t.alloc("labels of exchanged completions", (w.batch, S), "int64", "-100 for what is none")
+    with t.no_grad(), t.inside("divergence: "):
+        rows = _alone(w, w.parameter_table, guard, ids)
+    t.forget_casts()
+    del labels
+    return [rows]
+
+
+def _alone(w: Context, table: ParameterTable, guard: Guard, ids: Tensor, leaves: bool = False) -> Tensor:
+    """The log-probabilities of rows by one more forward, of which nothing else stays."""
+    other = Context(
+        w.t, w.setup.with_(checkpointing="none"), table, w.device, w.batch, w.sequence, w.single, {}
+    )
+    other.leaves = leaves
+    decoder = Decoder(other, guard, StrategyHooks(), ids)
+    rows, kept = scored(other, decoder.run())
+    decoder.outside.clear()
+    del kept
+    return rows
+
+
 def against_reference(w: Context, guard: Guard, ids: Tensor) -> Tensor | None:
     """The reference's log-probability of each row, made without a graph; None where the batch has it."""
     table = reference_of(w.parameter_table)
     if table is None:
         return None
-    t = w.t
-    setup = w.setup.with_(checkpointing="none")
-    with t.no_grad(), t.inside("reference: "):
-        other = Context(t, setup, table, w.device, w.batch, w.sequence, w.single, {})
-        other.leaves = w.setup.reference == "model"  # nobody froze its weights: autocast keeps their copies
-        decoder = Decoder(other, guard, StrategyHooks(), ids)
-        rows, kept = scored(other, decoder.run())
-        decoder.outside.clear()
-        del kept
-    t.forget_casts()
+    t, rows = w.t, None
+    leaves = w.setup.reference == "model"  # nobody froze its weights: autocast keeps their copies
+    for _ in range(1 + TASKS[w.setup.task].divergence):
+        with t.no_grad(), t.inside("reference: "):
+            rows = _alone(w, table, guard, ids, leaves)
+        t.forget_casts()
     return rows
 
 
