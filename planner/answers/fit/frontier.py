@@ -131,7 +131,7 @@ class Structure:
                 break
             here = need(self.spec, at(found), room.error)
             spread = here.reserved / here.allocated - 1
-            fits = here.word(room.gpu) == "fits"
+            fits = here.fits(room.gpu)
             if fits and (best is None or found > best):
                 best, self.wide = found, replace(room, spread=spread)
             room = replace(room, spread=spread if fits else max(spread, room.spread + STEP))
