@@ -103,15 +103,11 @@ class Run:
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
                 gradients = []
-            ends = self._micro_batch(0, script, first=step == 0)
-            gradients += ends[0]
+            made, kept = self._micro_batch(0, script, kept, first=step == 0)
+            gradients += made
             if self.passes[1] is not None:
-                out.free(*kept, *ends[1])
-                ends = self._micro_batch(1, script, first=False)
-                gradients += ends[0]
-            else:
-                out.free(*kept)
-            kept = ends[1]
+                made, kept = self._micro_batch(1, script, kept, first=False)
+                gradients += made
             if trains:
                 numbers = [out.alloc(4) for _ in range(norms)]
                 out.free(*numbers)
@@ -138,21 +134,31 @@ class Run:
         if not OPTIMIZERS[self.setup.optimizer].at_once:
             states(self.parameter_table, values, out, self.layers)
 
-    def _micro_batch(self, which: int, script: _Script, *, first: bool) -> tuple[list[int], list[int]]:
-        """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves)."""
+    def _micro_batch(
+        self, which: int, script: _Script, before: list[int], *, first: bool
+    ) -> tuple[list[int], list[int]]:
+        """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
+        micro-batch before left, which the loop's variable holds until the next forward has returned
+        (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read.
+        """
         made, tape, out = self.passes[which], self.tapes[which], script.events
         assert made is not None and tape is not None
         infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
         script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
         position = made.marks["forward"]
+        stops = [(made.marks.get("backward", position), -1)]
         if first:
             workspaces = [i for i in made.infos[: made.begin] if "workspace" in tape.infos[i].name]
             cuts = [cut for cut in _first_products(made, tape) if cut is not None]
-            for cut, workspace in zip(cuts, workspaces, strict=False):
-                out.extend(made.events[position:cut], base)
+            stops += zip(cuts, workspaces, strict=False)
+        for stop, workspace in sorted(stops):
+            out.extend(made.events[position:stop], base)
+            if workspace >= 0:
                 script.fill.append((out.alloc(0), 1, which, _picked([workspace])))
-                position = cut
+            else:
+                out.free(*before)
+            position = stop
         out.extend(made.events[position:], base)
         return [each + base for each in made.gradients], [each + base for each in made.left]
 
