@@ -190,7 +190,7 @@ def _first_products(made: _Pass, tape: Tape) -> list[int | None]:
     spans = ((made.marks["forward"], backward), (backward, len(made.events)))
 
     def product(info: Info) -> bool:
-        return info.why.endswith(_PRODUCTS) or "grad @" in info.why or info.name.endswith(_INTO)
+        return info.why.endswith(_PRODUCTS) or " @ " in info.why or info.name.endswith(_INTO)
 
     found: list[int | None] = []
     for start, stop in spans:
