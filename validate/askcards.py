@@ -42,7 +42,7 @@ def cards_of(reading: Reading) -> list[str]:
 def host_memory(reading: Reading) -> str:
     """Main memory beside a GPU, which holds nothing of what is predicted; empty where none is named."""
     match = _HOST.search(reading.text)
-    return reading.take(match) if match else ""
+    return re.sub("^(?:and|with|和) ?", "", reading.take(match)) if match else ""
 
 
 def consumer_cards(reading: Reading) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def _count(reading: Reading, text: str | None, words: str) -> None:
 
 def how_many(reading: Reading, gpu: str | None) -> None:
     """How many GPUs, where it stands apart from their name, and the strategy that shares among them."""
-    pattern = rf"{B}(\d+|{_COUNT})\s*(?:x\b|张|块|卡|个?gpu|gpus?|cards?)(?:显?卡)?"
+    pattern = rf"{B}(\d+|{_COUNT})\s*(?:x(?=\s*(?:gpus?|cards?))|张|块|卡|个?gpu|gpus?|cards?)(?:显?卡)?"
     match = re.search(pattern, reading.text)
     if match:
         _count(reading, match.group(1), reading.take(match))

@@ -12,7 +12,7 @@ from memplan.planner.inputs.names import suggestions
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.validate.questions.lexicon import FILLER, NEUTRAL
 from memplan.validate.reading import Assumption, B, E, Reading
-from memplan.validate.vocabulary import METHODS_SAID, PAIRED, SWITCHES
+from memplan.validate.vocabulary import FROZEN, METHODS_SAID, PAIRED, QUANTIZED, SWITCHES
 
 NEAR = 0.12  # a size such as "33B" is the catalog's nearest model within this share of its parameters
 
@@ -77,7 +77,9 @@ def sized_models(reading: Reading) -> list[str]:
             stem = _stem(reading, match)
             words = f"{count / 1e9:g}b" if count >= 1e9 else f"{count / 1e6:g}m"
             if stem is not None:
-                name = _known().get(f"{stem.group().replace(' ', '-')}-{words}")
+                family = stem.group().replace(" ", "-")
+                ways = (f"{family}-{count / 1e9:g}b", f"{family}-{count / 1e6:g}m")
+                name = next((_known()[way] for way in ways if way in _known()), None)
                 model = None if name is None else from_catalog(name)
                 if model is None:
                     raise _not_known(f"{stem.group()} {size}")
@@ -117,6 +119,8 @@ def _stem(reading: Reading, size: re.Match[str]) -> re.Match[str] | None:
 def _plain(word: str) -> bool:
     """Whether a word beside a size is an ordinary one, no name."""
     known = (
+        FROZEN,
+        QUANTIZED,
         *(p for p, _ in METHODS_SAID),
         *(p for p, _, _ in SWITCHES),
         *(f"(?:{p})" for p in PAIRED.values()),
@@ -148,7 +152,7 @@ def _refuse_other_names(before: str, size: str) -> None:
 _NO_NAMES = """
     class scale parameter param sized dense decoder pretrained base finetune finetuning than versus vs between
     either both another an other same need needs needed require requires with without and or on for of the to
-    in at is tuning adapter adapters quantized
+    in at is bit bits tuning adapter adapters quantized
 """
 NO_NAMES = frozenset(_NO_NAMES.split())
 """Words that stand beside a size and are no model's name."""

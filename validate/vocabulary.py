@@ -37,7 +37,7 @@ COUNTS = {
 UNQUANTIZED = (
     r"(?:without|with no|no|w/o) (?:any )?quantiz\w+|(?:不用|不做|不|无|没有)量化|unquantized|non-quantized"
 )
-QUANTIZED = r"4[- ]?bits?(?: quantiz\w+)?|nf4|int4|fp4|4\s*(?:位|比特)(?:的)?(?:量化)?(?:后)?|quantiz(?:ed|ation|ing)|量化(?:后|之后)?"
+QUANTIZED = r"4[- ]?bits?(?: quantiz\w+)?|nf4|int4|fp4|4\s*(?:位|比特)(?:的)?(?:量化)?(?:后)?|(?<!double )(?<!double-)quantiz(?:ed|ation|ing)|(?<!双重)(?<!双)量化(?:后|之后)?"
 """The base in 4 bits: QLoRA where an adapter is trained, the weights alone where nothing is."""
 
 METHODS_SAID: tuple[tuple[str, str], ...] = (
@@ -80,7 +80,7 @@ SWITCHES: tuple[tuple[str, str, Any], ...] = (
     ),
     (r"paged[- ]adamw?[- ]?32[- ]?bit", "optimizer", "paged_adamw_32bit"),
     (
-        r"paged[- ](?:adamw?(?:[- ]?8[- ]?bit)?|optimi[sz]ers?)|分页(?:优化器|adamw?)",
+        r"paged[- ](?:adamw?(?:[- ]?8[- ]?bit)?|optimi[sz]ers?)|paging|分页(?:优化器|adamw?|机制)?",
         "optimizer",
         "paged_adamw_8bit",
     ),
@@ -144,7 +144,7 @@ OPPOSITE: dict[tuple[str, object], tuple[str, object]] = {
     ("checkpointing", "none"): ("checkpointing", "non_reentrant"),
     ("double_quant", True): ("double_quant", False),
     ("double_quant", False): ("double_quant", True),
-    ("optimizer", "paged_adamw_8bit"): ("optimizer", "adamw_torch_fused"),
+    ("optimizer", "paged_adamw_8bit"): ("optimizer", "adamw_bnb_8bit"),
     ("optimizer", "paged_adamw_32bit"): ("optimizer", "adamw_torch_fused"),
     ("optimizer", "adamw_bnb_8bit"): ("optimizer", "adamw_torch_fused"),
     ("optimizer", "adafactor"): ("optimizer", "adamw_torch_fused"),
@@ -158,6 +158,14 @@ OPPOSITE: dict[tuple[str, object], tuple[str, object]] = {
 """What a setting is compared with where only one side is said: how much does checkpointing save?"""
 
 UNANSWERED: tuple[tuple[str, str], ...] = (
+    (
+        r"accuracy|perplexity|quality|overfit\w*|forgetting|converge\w*|better|worse|准确率|质量|效果|遗忘|过拟合|收敛|哪个好",
+        "memory does not decide it, and nothing else is predicted",
+    ),
+    (
+        r"(?<!gpu )(?<!video )(?:ram|host memory|main memory|system memory)|内存",
+        "main memory is not predicted: ask for GPU memory (VRAM, 显存)",
+    ),
     (r"gptq|awq|gguf|exl2|aqlm|hqq", "weights quantized that way are not predicted: nf4, fp4 and int8 are"),
     (r"unsloth", "its kernels are not modeled: ask without it for the nearest answer (hf)"),
     (r"vllm|sglang|tensorrt", "serving engines are not modeled: ask for inference alone"),

@@ -51,9 +51,13 @@ def saving(question: Question, context: EvaluationContext) -> Reply:
             ),
             *_by_component(one, two),
         ]
+    told_en, told_zh = (
+        told_en[-2:],
+        told_zh[-2:],
+    )  # the usual precision in the sentence, all of it in the rows
     line = both(
         f"{names[0]['en']} against {names[1]['en']} ({_common(question, second)}): {'; '.join(told_en)}",
-        f"{_common(question, second)}：{names[0]['zh']} 比 {names[1]['zh']} {'；'.join(told_zh)}",
+        f"{_common(question, second)}：{names[0]['zh']}比{names[1]['zh']}，{'；'.join(told_zh)}",
     )
     return Reply(question, line, rows=tuple(rows))
 

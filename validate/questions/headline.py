@@ -91,15 +91,13 @@ def _also(found: Answer) -> Both:
 
 
 def _step_alone(found: Answer) -> Both | None:
-    """Where only the load is too large: the training step fits, and that is said."""
+    """Where loading needs more than the training step: both, and whether the step alone would fit."""
     prediction, usable = found.prediction, found.usable
     if found.verdict != "no" or usable is None or prediction.peak.moment == prediction.step_peak.moment:
         return None
-    beyond = need_of(prediction).reserved - prediction.step_peak.reserved_bytes
-    step = found.device - beyond
-    if step > usable:
-        return None
+    step = found.device - need_of(prediction).reserved + prediction.step_peak.reserved_bytes
+    fits_en, fits_zh = ("fits", "放得下") if step <= usable else ("does not fit either", "也放不下")
     return both(
-        f". The training step alone fits ({gib(step)}); loading decides ({gib(found.device)})",
-        f"。训练步本身放得下（{gib(step)}），决定的是加载（{gib(found.device)}）",
+        f". Loading decides ({gib(found.device)}); the training step alone needs {gib(step)}, which {fits_en}",
+        f"。决定的是加载（{gib(found.device)}）；训练步本身需要 {gib(step)}，{fits_zh}",
     )

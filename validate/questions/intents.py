@@ -48,7 +48,7 @@ INTENTS: tuple[Intent, ...] = (
         r"how (?:long|fast|slow|quick\w*)|how many (?:hours|minutes|days|seconds)|(?:training |step |wall )?time|speed|throughput"
         r"|slow(?:er|s)?|faster|latency|tokens per second|多久|多长时间|几(?:个)?小时|几天|多少(?:小时|时间|天)"
         r"|训练时间|耗时|速度|时间|(?:更|要|会)?慢(?:多少|很多|吗)?|(?:更|要|会)?快(?:多少|很多)|吞吐量?|延迟",
-        rf"much|than|compared to|{_NEEDS}|比|hours?|多少",
+        rf"much|than|compared to|{_NEEDS}|比|hours?|多少|要",
     ),
     Intent(
         "kv_cache",
@@ -108,9 +108,11 @@ INTENTS: tuple[Intent, ...] = (
 _YES_OR_NO = re.compile(
     r"能不能|可不可以|行不行|够不够|是不是|会不会|放不放得下|跑不跑得动|有没有|对不对|好不好|能否|可否|是否|or not"
 )
-_QUESTION_NEGATED = re.compile(r"(?:^|[,.?!;]\s*)(?:can|could|will|would|should|do|does|is|are)(?:n't| not) ")
+_QUESTION_NEGATED = re.compile(
+    r"(?:^|[,.?!;]\s*)(?:ca|can|could|wo|will|would|should|do|does|is|are)(?:n't| not) "
+)
 _NOT = re.compile(
-    rf"{B}(?:(?:do|does|can|could|will|would|is|are|should)(?:n't| not)|cannot|can not|wont|cant|doesnt|never|not|unable to|fails? to|impossible|too (?:small|little))"
+    rf"{B}(?:(?:do|does|ca|can|could|wo|will|would|is|are|should)(?:n't| not)|cannot|can not|wont|cant|doesnt|never|not|unable to|fails? to|impossible|too (?:small|little))"
     rf"{E}|放不下|装不下|跑不动|跑不了|跑不起来|训不了|训不动|微调不了|不能够?|不行|不够|不可以|不可能|无法|没法|不足以?|做不了|不会|不适合"
 )
 
