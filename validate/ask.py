@@ -15,7 +15,7 @@ from memplan.planner.tables.errors import UsageError, shorten
 from memplan.validate.askcards import cards_of, consumer_cards, host_memory, how_many
 from memplan.validate.askmodel import named_models, sized_models
 from memplan.validate.questions.choices import expand, methods_of, numbers_of, switches_of
-from memplan.validate.questions.claimed import claims_of
+from memplan.validate.questions.claimed import WEIGHTS_ALONE, claims_of
 from memplan.validate.questions.intents import FITS, intent_of, negated
 from memplan.validate.questions.leftover import Leftover, leftover
 from memplan.validate.questions.parts import split
@@ -59,8 +59,7 @@ def _read_part(text: str, empty: Question, before: Question | None) -> list[Ques
     host = host_memory(reading)
     _unanswered(reading)
     denied = negated(reading)
-    quantized_alone = re.search("量化后|quantized|权重|weights|checkpoint|加载|loading", text) is not None
-    claimed = claims_of(reading, weights=quantized_alone)
+    claimed = claims_of(reading, weights=re.search(WEIGHTS_ALONE, text) is not None)
     pairs = numbers_of(reading)
     intent = intent_of(reading)
     gpus = cards_of(reading)

@@ -70,10 +70,12 @@ def card(reading: Reading) -> str | None:
         name = r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
         size = r"(?:[\s\-_,(]*(?:with |有)?(?<![\d.])(\d+)\s*g(?:i?b|igs?|igabytes?)?\)?(?![a-z0-9]))?"
         match = re.search(
-            rf"{_BEFORE}(?<![a-wyz0-9.]){name}(?:s|卡)?{size}(?:\s*[x*]\s*(\d+))?{E}", reading.text
+            rf"{_BEFORE}(?:(?<![\d.])(\d+)\s*g(?:i?b|igs?)?[\s\-]+)?(?<![a-wyz0-9.]){name}(?:s|卡)?{size}(?:\s*[x*]\s*(\d+))?{E}",
+            reading.text,
         )
         if match:
-            before, gigabytes, after = match.groups()
+            before, ahead, behind, after = match.groups()
+            gigabytes = behind or ahead
             gpu = _of_size(gpus()[words[word]], int(gigabytes) if gigabytes else None)
             said = reading.take(match)
             reading.found.append(Assumption("gpu", _card(gpu), said, _card(gpu, "可用")))

@@ -51,6 +51,12 @@ _SHARE = re.compile(
 )
 _RELATIONS = ((_LEAST + r"|以上|or more", ">="), (_MOST + r"|以下|以内|or less|仅需|只需|只要|仅要", "<="))
 
+WEIGHTS_ALONE = (
+    r"量化后|权重(?:本身)?(?:大约|约)?(?:仅|只|占|需|要|为|是|有)|加载|quantized (?:model|weights|base)|when quantized|loading|to load"
+    r"|(?<!bf16 )(?<!fp16 )(?<!fp32 )weights (?:alone |only |themselves )?(?:needs?|takes?|are|occup\w+|uses?|requires?)|checkpoint (?:is|takes|needs)"
+)
+"""Wordings in which an amount is of the weights, not of a training run."""
+
 
 def claims_of(reading: Reading, weights: bool) -> tuple[ClaimedValue, ...]:
     """Every value that the sentence claims; its words are taken. `weights`: an amount is of the weights."""
