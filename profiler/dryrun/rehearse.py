@@ -117,7 +117,7 @@ def rehearse(request: Rehearsal, notice: Callable[[str], None] = lambda text: No
     interpreter = find_interpreter(request.python)
     command = resolve(request.command, interpreter)
     notice("building the stub libraries")
-    folder = stub_libraries(interpreter.path, interpreter.site, interpreter.torch, interpreter.cuda)
+    folder = stub_libraries(interpreter.path, interpreter.sites, interpreter.torch, interpreter.cuda)
     libraries, kernels = preload(folder), _kernels(request.gpu, interpreter, folder)
 
     def attempt(bounded: bool) -> tuple[Ended, Observation | None]:
