@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from memplan_inside import owners, report
+from memplan_inside import kernels, owners, report
 from memplan_inside.counters import Counters
 
 GAP = "gap"
@@ -196,8 +196,7 @@ def install():
         setattr(torch.autograd, name, _around_backward(getattr(torch.autograd, name)))
     torch.nn.Module.train = _around_train(torch.nn.Module.train)
     wrap_saving(torch, "save")
-    if torch.version.cuda and int(os.environ.get("MEMPLAN_STUB_CAPABILITY", "80")) >= 90:
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    kernels.without_cudnn_attention()
 
 
 def _around_backward(call):
