@@ -1,7 +1,7 @@
 """The stubs' structs, field by field, against NVIDIA's own headers.
 
-None of those is in this repository. MEMPLAN_CUDA_HEADERS names a folder that holds them, unpacked by hand from the
-wheels of nvidia-cuda-runtime-cu12 and nvidia-cuda-runtime (CUDA 13); each version found there is checked.
+None of those is in this repository. MEMPLAN_CUDA_HEADERS names a folder that holds them, unpacked by hand
+from the wheels of nvidia-cuda-runtime-cu12 and nvidia-cuda-runtime (CUDA 13); each version found there is checked.
 """
 
 from __future__ import annotations
@@ -59,8 +59,20 @@ def compiled(version: int, include: Path, moved: str = "") -> subprocess.Complet
         size = f"sizeof(((struct {struct} *)0)->{field})"
         lines.append(f'_Static_assert({WIDTHS[kind]} == {size}, "width of {field}");')
     if (include / "cuda.h").is_file():  # the driver's, which cuMemCreate reads the device from
-        lines += ["#include <cuda.h>", "_Static_assert(offsetof(CUmemAllocationProp, location.id) == 12, \"id\");"]
-    command = ["cc", "-x", "c", "-fsyntax-only", f"-DSTUB_CUDA={version}", f"-I{include}", f"-I{SOURCES}", "-"]
+        lines += [
+            "#include <cuda.h>",
+            '_Static_assert(offsetof(CUmemAllocationProp, location.id) == 12, "id");',
+        ]
+    command = [
+        "cc",
+        "-x",
+        "c",
+        "-fsyntax-only",
+        f"-DSTUB_CUDA={version}",
+        f"-I{include}",
+        f"-I{SOURCES}",
+        "-",
+    ]
     return subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True)
 
 
@@ -75,7 +87,9 @@ def test_every_field_is_where_nvidia_has_it() -> None:
         assert done.returncode == 0, f"CUDA {version}: {done.stderr[:2000]}"
 
 
-@pytest.mark.parametrize("moved", ["AT_major", "AT_memoryPoolsSupported", "FUNCTION_numRegs", "POINTER_device"])
+@pytest.mark.parametrize(
+    "moved", ["AT_major", "AT_memoryPoolsSupported", "FUNCTION_numRegs", "POINTER_device"]
+)
 def test_a_field_out_of_place_is_found(moved: str) -> None:
     for version, include in headers().items():
         done = compiled(version, include, moved)

@@ -1,5 +1,5 @@
-"""`--device dry` on a CUDA build of torch: one case of every method, a GPU that is too small, and what a record
-says. MEMPLAN_DRYRUN_PYTHON names the interpreter.
+"""`--device dry` on a CUDA build of torch: one case of every method, a GPU that is too small, and what a
+record says. MEMPLAN_DRYRUN_PYTHON names the interpreter.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -31,7 +31,7 @@ REAL = {"gpu": "NVIDIA H200", "driver": "580.1", "versions": {}, "capability": [
 
 
 def record(environment: dict[str, object], factor: float = 1.0, name: str = "gpt2") -> Measurement:
-    """A run whose every number is `factor` times the formula's; the engine's name is the trace's, whose tier it is."""
+    """A run whose every number is `factor` times the formula's, which stands in for the trace's."""
     setup, found = resolve({"sequence_length": 256}), find(name)
     prediction = plan(found.spec(), setup)
     moments = tuple(MeasuredMoment(m.moment, round(m.allocated_bytes * factor)) for m in prediction.moments)
@@ -41,7 +41,16 @@ def record(environment: dict[str, object], factor: float = 1.0, name: str = "gpt
     document = {**prediction.to_document(), "engine": "trace"}
     case = f"{name} {factor} {environment['driver']}"
     return Measurement(
-        case, model, setup, environment, "ok", 3, peak=peak, step_peak=peak, moments=moments, prediction=document
+        case,
+        model,
+        setup,
+        environment,
+        "ok",
+        3,
+        peak=peak,
+        step_peak=peak,
+        moments=moments,
+        prediction=document,
     )
 
 

@@ -223,7 +223,11 @@ def to_document(validation: Validation) -> dict[str, Any]:
             for t in validation.tiers
         },
         "dry_run": {
-            f"{t.tier.name} {t.tier.what}": {**t.stats.to_document(), "kept": t.kept, "limits": _limits(t.tier)}
+            f"{t.tier.name} {t.tier.what}": {
+                **t.stats.to_document(),
+                "kept": t.kept,
+                "limits": _limits(t.tier),
+            }
             for t in validation.dry_tiers
         },
         "verdicts": {engine: _verdicts(validation.verdicts(engine)) for engine in summary},

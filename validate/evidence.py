@@ -52,7 +52,7 @@ class Run:
 
 
 def runs_of(measurements: Sequence[Measurement], reconciliations: Sequence[Reconciliation]) -> list[Run]:
-    """The evidence that reconciled runs leave, in order of engine and case. A dry run is evidence of no GPU."""
+    """The evidence that reconciled runs leave, by engine and case. A dry run is evidence of no GPU."""
     by_case = {measurement.case: measurement for measurement in measurements}
     found = []
     for done in (done for done in reconciliations if not done.dry):

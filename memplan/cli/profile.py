@@ -64,8 +64,8 @@ def command(
 ) -> int:
     """Run a few real training steps of MODEL with random weights, and compare them with the prediction.
 
-    Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash. `--device dry` takes the
-    same steps on torch's CUDA build where there is no GPU, and is never counted as a GPU measurement.
+    Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash. `--device dry` takes
+    the same steps on torch's CUDA build where there is no GPU, and is never counted as a GPU measurement.
     """
     dry = options.get("device") == DRY
     check_python(python, options.get("device") or "cuda")
@@ -95,7 +95,12 @@ def command(
 
 
 def measure(
-    subject: Subject, steps: int, cap: int | None, snapshot: Path | None, where: str, python: str | None = None
+    subject: Subject,
+    steps: int,
+    cap: int | None,
+    snapshot: Path | None,
+    where: str,
+    python: str | None = None,
 ) -> Any:
     """The record of one case, measured as a campaign of one. `where`: cuda, cpu or dry."""
     from memplan.profiler.campaign import run

@@ -39,9 +39,9 @@ def outcome_line(m: Measurement) -> Text:
     if m.outcome == "ok" and m.peak is not None:
         reserved = f", {gib(m.peak.reserved_bytes)} reserved" if m.peak.reserved_bytes is not None else ""
         device = f", {gib(m.peak.device_bytes)} on the device" if m.peak.device_bytes is not None else ""
+        how = "dry run:" if m.dry else "measured"
         return Text(
-            f"{'dry run:' if m.dry else 'measured'} {gib(m.peak.allocated_bytes)} allocated{reserved}{device}; peak: "
-            f"{label(m.peak.moment)}",
+            f"{how} {gib(m.peak.allocated_bytes)} allocated{reserved}{device}; peak: {label(m.peak.moment)}",
             style="bold",
         )
     failure = m.failure

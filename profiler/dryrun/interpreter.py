@@ -31,8 +31,8 @@ print(json.dumps([spec.origin if spec else None, sys.version_info[:2], sys.path]
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """`path`: the executable; `sites`: the folder that holds torch, then every other folder of packages on its
-    path; torch's versions as its file states them; `python`: major and minor version.
+    """`path`: the executable; `sites`: the folder that holds torch, then every other folder of packages on
+    its path; torch's versions as its file states them; `python`: major and minor version.
     """
 
     path: Path

@@ -52,8 +52,8 @@ class Symbol:
 
 
 def shared_objects(*sites: Path) -> Iterator[Path]:
-    """Every shared object under folders of packages, in a fixed order. A package that an earlier folder has is
-    hidden in a later one.
+    """Every shared object under folders of packages, in a fixed order. A package that an earlier folder has
+    is hidden in a later one.
     """
     hidden = set(_SKIPPED)
     for site in sites:
