@@ -1,7 +1,7 @@
 """The stubs' structs, field by field, against NVIDIA's own headers.
 
 None of those is in this repository. MEMPLAN_CUDA_HEADERS names a folder that holds them, unpacked by hand
-from the wheels of nvidia-cuda-runtime-cu12 and nvidia-cuda-runtime (CUDA 13); each version found there is checked.
+from the wheels of nvidia-cuda-runtime-cu12 and nvidia-cuda-runtime (CUDA 13). Each version there is checked.
 """
 
 from __future__ import annotations
