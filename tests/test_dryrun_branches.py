@@ -51,4 +51,4 @@ def check(seen: dict[str, list[list[Any]]], kind: str) -> None:
     assert any(what[0] == "find_packed_sequence_indices" for what in seen["packed"])
     divided = "tokens" if kind == "loop" else "get_batch_samples"
     counts = [what[1] for mode in seen for what in seen[mode] if what[0] == divided]
-    assert len(counts) >= 3 and all(isinstance(count, int) and count > 0 for count in counts)
+    assert len(counts) >= 3 and all(count == int(count) > 0 for count in counts)
