@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,7 @@ def measure(case: Mapping[str, Any], folder: str, prediction: str, unpredicted: 
 
     sys.path.insert(0, str(INSIDE))
     os.environ.setdefault("MEMPLAN_DRYRUN_REPORTS", os.path.dirname(prediction))
-    from memplan_inside import kernels, values
-
+    kernels, values = (import_module(f"memplan_inside.{name}") for name in ("kernels", "values"))
     values.install()
     kernels.without_cudnn_attention()
     found = measured(case, Path(prediction), unpredicted)
