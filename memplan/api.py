@@ -282,6 +282,9 @@ def unknown_family(model: Model) -> bool:
 
 def _compiled(model: Model, setup: Setup) -> Prediction:
     """The trace of a family that the formula lacks, kept for the next time."""
+    from memplan.planner.run.extras import require
+
+    require()  # before anything imports the libraries: it silences what they say of themselves
     from memplan.planner.compiled.engine import Compiled
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)

@@ -189,3 +189,16 @@ def test_what_transformers_does_not_know_is_refused_at_once(
 def test_the_formulas_families_stay_with_the_formula() -> None:
     assert memplan.plan("gpt2").engine == "formula"
     assert replace(find("gpt2")).config["model_type"] == "gpt2"
+
+
+def test_compare_traces_its_methods_and_counts_no_operations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GLM))
+    assert run(["compare", str(tmp_path), "--methods", "lora,full", "--seq", "512", "--json"]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    for column in json.loads(found.out)["methods"]:
+        direct = trace(GLM, resolve({"method": column["method"], "sequence_length": 512}))
+        assert column["peak"]["reserved_bytes"] == direct.peak.reserved_bytes
+        assert column["flops"] is column["relative_flops"] is None and column["kept_bytes"] > 0
