@@ -27,7 +27,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return layout(tmp_path_factory.mktemp("hub"))
 
 
-@pytest.mark.parametrize("kind", ["loop", "trainer", "trl"])
+@pytest.mark.parametrize("kind", [pytest.param("loop", marks=pytest.mark.slow), "trainer", "trl"])
 def test_the_branches_are_those_of_the_cpu(kind: str, hub: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "cpu.json", tmp_path / "dry.json"
     command = [sys.executable, str(SCRIPT), kind, str(hub / "model"), str(here)]
