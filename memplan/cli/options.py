@@ -25,6 +25,7 @@ FIELD_OF: dict[str, str] = {
         for name in (
             "method",
             "recipe",
+            "task",
             "rank",
             "targets",
             "autocast",
@@ -52,6 +53,11 @@ _OPTIONS = (
         "--recipe",
         metavar="NAME",
         help="Training stack that supplies the remaining defaults (memplan list recipes). Default: hf.",
+    ),
+    click.option(
+        "--task",
+        metavar="NAME",
+        help="What is trained: sft, classify, reward, dpo, ... (memplan list tasks). Default: sft.",
     ),
     click.option(
         "--engine",

@@ -27,6 +27,12 @@ def weights(model: Any) -> Named:
             yield f"{name}.{key}", tensor
 
 
+def reference(built: Any) -> Named:
+    """The tensors of a second model that the loss compares with; none where there is none."""
+    if built.reference is not None:
+        yield from ((f"reference model: {name}", tensor) for name, tensor in weights(built.reference))
+
+
 def batches(built: Any) -> Named:
     """The micro-batch that runs, and those that wait for it."""
     yield from tensors(built.batch, "batch")
