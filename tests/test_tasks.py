@@ -37,6 +37,19 @@ GPT2: dict[str, Any] = {
     "vocab_size": 5000,
     "architectures": ["GPT2LMHeadModel"],
 }
+OPT: dict[str, Any] = {
+    "model_type": "opt",
+    "hidden_size": 128,
+    "ffn_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "vocab_size": 5000,
+    "max_position_embeddings": 1024,
+    "word_embed_proj_dim": 128,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "architectures": ["OPTForCausalLM"],
+}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "classify, full": (LLAMA, {"task": "classify", "method": "full"}),
     "classify, lora, raw loop": (GPT2, {"task": "classify", "recipe": "raw", "num_labels": 5}),
@@ -46,6 +59,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo, lora": (LLAMA, {"task": "dpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "dpo, full": (LLAMA, {"task": "dpo", "method": "full", "checkpointing": "none"}),
     "dpo, full, fp32 weights": (QWEN, {"task": "dpo", "method": "full", "recipe": "trl"}),
+    "dpo, dropout that no module is": (OPT, {"task": "dpo", "method": "full", "checkpointing": "none"}),
+    "dpo, dropout of modules": (GPT2, {"task": "dpo", "dropout": 0.1, "targets": ("attention",)}),
     "dpo, qlora": (QWEN, {"task": "dpo", "method": "qlora", "recipe": "trl"}),
     "dpo, second model beside an adapter": (LLAMA, {"task": "dpo", "reference": "model"}),
     "dpo, reference precomputed": (LLAMA, {"task": "dpo", "method": "full", "reference": "none"}),

@@ -47,7 +47,7 @@ class _Step:
         self.guard, self.device = guard, device
         self.tape = Tape()
         self.tape.fused_dropout = device.kind == "cuda"
-        self.tape.training = METHODS[self.setup.method].trains != "nothing" and TASKS[self.setup.task].dropout
+        self.tape.training = METHODS[self.setup.method].trains != "nothing"
         batch: Expr = const(1) if guard.single else rows(self.setup) * B
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})

@@ -6,10 +6,16 @@ from dataclasses import replace
 from functools import lru_cache
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.spec import Dropouts, ModelSpec
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.tasks import MODULE_HEAD, TASKS, WITHOUT_POOLED_HEAD
+from memplan.planner.tables.tasks import (
+    FUNCTIONAL_DROPOUT,
+    MODULE_ATTENTION_DROPOUT,
+    MODULE_HEAD,
+    TASKS,
+    WITHOUT_POOLED_HEAD,
+)
 
 
 def rows(setup: Setup) -> int:
@@ -32,10 +38,28 @@ def trained_head(setup: Setup) -> tuple[str, ...]:
 
 
 def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
-    """The model with the head of the setup's task. Raises UsageError where transformers has no such class."""
-    if TASKS[setup.task].head == "vocabulary" or spec.head_outputs is not None:
-        return spec
-    return _pooled(_Same(spec), setup.num_labels, setup.task)
+    """The model with the head and the dropout of the setup's task. Raises UsageError where transformers has
+    no such class.
+    """
+    task = TASKS[setup.task]
+    if task.head == "pooled" and spec.head_outputs is None:
+        spec = _pooled(_Same(spec), setup.num_labels, setup.task)
+    if not task.dropout and spec.dropouts != _functional(spec):
+        spec = _undropped(_Same(spec))
+    return spec
+
+
+def _functional(spec: ModelSpec) -> Dropouts:
+    """The dropout that is no module of its own, which a trainer that zeroes modules leaves on."""
+    if spec.model_type in FUNCTIONAL_DROPOUT:
+        return spec.dropouts
+    kept = 0.0 if spec.model_type in MODULE_ATTENTION_DROPOUT else spec.dropouts.attention
+    return Dropouts(attention=kept)
+
+
+@lru_cache(maxsize=64)
+def _undropped(same: _Same) -> ModelSpec:
+    return replace(same.spec, dropouts=_functional(same.spec))
 
 
 class _Same:

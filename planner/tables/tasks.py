@@ -146,3 +146,11 @@ WITHOUT_POOLED_HEAD = ("cohere", "cohere2", "granite", "granitemoe", "olmoe")
 
 MODULE_HEAD = "score"
 """The pooled head's name in every decoder's sequence classification class; PEFT trains a copy of it."""
+
+FUNCTIONAL_DROPOUT = ("opt",)
+"""Model types whose every dropout is a function's argument, which no trainer zeroes (transformers 5.24
+models/opt/modeling_opt.py)."""
+
+MODULE_ATTENTION_DROPOUT = ("gpt2", "bloom", "falcon")
+"""Model types whose attention dropout is a module of its own; elsewhere it is a function's argument
+(transformers 5.24 models/*/modeling_*.py attn_dropout, attention_dropout)."""

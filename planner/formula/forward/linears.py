@@ -17,6 +17,7 @@ from memplan.planner.formula.tape.ops import Grads, add, add_in_place, cast, cop
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
 from memplan.planner.tables.peft_targets import ia3_feedforward
+from memplan.planner.tables.tasks import TASKS
 
 
 def linear(w: Context, layer: Linear, given: Tensor, prefix: str = "") -> Tensor:
@@ -63,7 +64,7 @@ def _low_rank(w: Context, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dropped(w: Context, x: Tensor) -> Tensor:
-    return dropout(w.t, x, float(w.setup.dropout))
+    return dropout(w.t, x, float(w.setup.dropout) if TASKS[w.setup.task].dropout else 0.0)
 
 
 def _lora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: str) -> Tensor:

@@ -75,10 +75,12 @@ def against_reference(w: Context, guard: Guard, ids: Tensor) -> Tensor | None:
         return None
     t, rows = w.t, None
     leaves = w.setup.reference == "model"  # nobody froze its weights: autocast keeps their copies
+    training, t.training = t.training, not leaves  # a second model is in evaluation mode
     for _ in range(1 + TASKS[w.setup.task].divergence):
         with t.no_grad(), t.inside("reference: "):
             rows = _alone(w, table, guard, ids, leaves)
         t.forget_casts()
+    t.training = training
     return rows
 
 
