@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu, find_gpu
 
@@ -131,6 +132,8 @@ def not_modelled(prediction: Prediction) -> Iterator[str]:
     gpu = find_gpu(prediction.setup.gpu) if prediction.setup.gpu is not None else None
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
+    if lack := lacks(prediction.setup):
+        yield lack
     if unknown := prediction.extra.get("unknown_ops"):
         yield f"workspaces of {', '.join(sorted({entry['op'] for entry in unknown}))}"
 

@@ -15,6 +15,7 @@ from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import headed
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
 from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.gpus import context_bytes, find_gpu, first_alike
@@ -75,7 +76,7 @@ def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
     """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no
     rule.
     """
-    return _cached(_Key(spec, _structure(setup)))
+    return _cached(_Key(headed(spec, setup), _structure(setup)))
 
 
 def rank_of(setup: Setup) -> int:
@@ -97,7 +98,7 @@ def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
     if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
-    return _replayed(_Key(spec, _structure(setup)), values, setup.allocator, setup.torch)
+    return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
 
 
 @lru_cache(maxsize=32)
@@ -143,6 +144,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the
     trace engine.
     """
+    spec = headed(spec, setup)
     structure = symbolic(spec, setup)
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     named = dict(zip(SYMBOLS, values, strict=True))
