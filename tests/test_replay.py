@@ -13,11 +13,16 @@ from memplan.planner.allocator.quick import EMPTY_CACHE, Quick, smallest_capacit
 from memplan.planner.allocator.replay import replay
 from memplan.planner.allocator.replay import smallest_capacity as other_capacity
 from memplan.planner.formula.engine import plan, rank_of, replay_of, symbolic
+from memplan.planner.formula.program import device_of
+from memplan.planner.formula.replay.course import Run
+from memplan.planner.formula.replay.engine import replayed
 from memplan.planner.formula.replay.unroll import unroll
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
+from memplan.planner.tables.gpus import find_gpu, gpus
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.tables.units import GIB
 
 SEGMENT = 2 * 2**20
@@ -44,6 +49,20 @@ SETUPS: list[dict[str, Any]] = [
     {"method": "inference"},
 ]
 MODELS = ("llama-7b", "gpt2", "gemma-2-2b", "qwen3-30b-a3b", "bloom-560m")
+
+
+def small_gpt(name: str) -> dict[str, Any]:
+    """GPT-J's config has names of its own."""
+    return {
+        **find(name).config,
+        "n_embd": 256,
+        "n_head": 4,
+        "n_layer": 5,
+        "n_inner": 1024,
+        "vocab_size": 8192,
+        "rotary_dim": 16,
+        "_name_or_path": f"small {name}",
+    }
 
 
 def small(name: str) -> dict[str, Any]:
@@ -139,6 +158,78 @@ def test_the_quick_allocator_is_the_other_one(steps: list[tuple[int, int, int]])
     for bound in (capacity, capacity - 2**21, capacity + 2**21):
         assert survives(events, sizes, bound) == (replay(old, capacity=bound).oom is None)
     assert (quick.allocated, quick.reserved) == ((run.allocated[-1], run.reserved[-1]) if events else (0, 0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(MODELS[:3]),
+    st.sampled_from(SETUPS),
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 900)), min_size=2, max_size=3),
+    st.sampled_from(["2.11", "2.14"]),
+)
+def test_a_run_written_once_is_the_run_written_for_its_size(
+    name: str, fields: dict[str, Any], sizes: list[tuple[int, int]], torch: str
+):
+    """Events shared between sizes, replayed by the quick allocator, against those of a run of their own in
+    the allocator that says what it does at each.
+    """
+    spec = find(small(name)).spec()
+    setup = resolve({**fields, "torch": torch}, max_positions=spec.max_positions)
+    shared: dict[int, Run] = {}
+    for batch, sequence in sizes:
+        structure = symbolic(spec, setup)
+        tape = structure.program(structure.guard(batch, sequence)).tape
+        values = {"B": batch, "S": sequence, "R": rank_of(setup)}
+        run = shared.setdefault(id(tape), Run(structure.rank, tape, None))
+        ties = TORCH_VERSIONS[torch].equal_blocks
+        found, alone = replayed(run, values, "native", ties), Run(structure.rank, tape, None).events(values)
+        assert (found.events.events, found.events.sizes) == (alone.events, alone.sizes)
+        whole = replay(found.as_events, ties=ties)
+        assert found.allocated_bytes == max(whole.allocated)
+        assert found.reserved_bytes == max(whole.reserved)
+        assert found.step_reserved_bytes == max(whole.reserved[alone.steady - 1 :])
+        for bound in (found.reserved_bytes, found.allocated_bytes):
+            assert found.survives(bound) == (replay(found.as_events, capacity=bound, ties=ties).oom is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("llama-7b", {"method": "qlora", "recipe": "raw", "checkpointing": "none", "retain_outputs": True}),
+        (
+            "llama-7b",
+            {"method": "full", "recipe": "raw", "gradient_accumulation": 2, "retain_outputs": True},
+        ),
+        ("llama-7b", {"method": "inference", "retain_outputs": True, "micro_batch": 4}),
+        ("gpt-j-6b", {"method": "lora", "recipe": "raw", "optimizer": "adamw_torch", "micro_batch": 4}),
+        ("pythia-160m", {"method": "lora", "recipe": "raw", "micro_batch": 4}),
+        ("falcon-7b", {"method": "inference", "micro_batch": 4}),
+    ],
+    ids=lambda each: each if isinstance(each, str) else " ".join(map(str, each.values())),
+)
+def test_what_names_hold_is_freed_when_they_go(name: str, fields: dict[str, Any]):
+    """Outputs that a loop's variable holds go when the next forward has returned, an answer before the next
+    prompt is read, the MLP's output of a parallel layer with its layer.
+    """
+    from memplan.planner.trace.engine import trace
+
+    model = small_gpt(name) if "gpt-j" in name else small(name)
+    if "falcon" in name:  # whose config computes it
+        del model["head_dim"]
+    setup = resolve({"sequence_length": 500, **fields})
+    theirs, ours = trace(model, setup).peak, replay_of(find(model).spec(), setup)
+    assert ours is not None
+    assert ours.allocated_bytes == pytest.approx(theirs.allocated_bytes, rel=0.003)
+    assert ours.reserved_bytes == pytest.approx(theirs.reserved_bytes, rel=0.01, abs=SEGMENT)
+
+
+@pytest.mark.parametrize("name", ["rtx-4090", "rtx-4080", "t4", "h100-80gb", "24gb", "mi300x", "rtx-5090"])
+def test_a_structure_is_shared_by_gpus_of_one_compute_capability(name: str):
+    spec, gpu = find("llama-7b").spec(), find_gpu(name)
+    shared = symbolic(spec, resolve({"gpu": gpu.name}))
+    assert shared.device == device_of(resolve({"gpu": gpu.name}))
+    alike = [other for other in gpus().values() if other.capability == gpu.capability and gpu.capability]
+    assert all(symbolic(spec, resolve({"gpu": other.name})) is shared for other in alike)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ MOST_BATCH = 4096
 CONFIRMATIONS = 4  # sizes that the replay is asked about for one boundary
 CLOSE = 0.01  # a boundary is looked for to this share of it
 APART = 0.1  # two sizes whose tensors differ by more than this share of them show what more of them take
-STEP = 0.002  # by which share more is left beside the tensors where a guess did not fit
+STEP = 0.002  # by which share more is left beside the tensors where a guess did not fit, doubled each time
 MOST_TOKENS = 2**24
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SEQUENCES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -120,6 +120,7 @@ class Structure:
         return self._confirmed(
             lambda room: boundary(lambda batch: room.holds(self.allocated(batch, tokens)), MOST_BATCH),
             lambda batch: self.setup.with_(micro_batch=batch, sequence_length=tokens),
+            self.setup.micro_batch if tokens == self.setup.sequence_length else None,
         )
 
     def longest_sequence(self, batch: int | None = None) -> int | None:
@@ -132,29 +133,35 @@ class Structure:
         found = self._longest[rows] = self._confirmed(
             lambda room: boundary(lambda sequence: room.holds(self.allocated(rows, sequence)), most),
             lambda sequence: self.setup.with_(micro_batch=rows, sequence_length=sequence),
+            self.setup.sequence_length if rows == self.setup.micro_batch else None,
         )
         return found
 
-    def _confirmed(self, most: Callable[[Room], int | None], at: Callable[[int], Setup]) -> int | None:
+    def _confirmed(
+        self, most: Callable[[Room], int | None], at: Callable[[int], Setup], own: int | None
+    ) -> int | None:
         """The largest size at which the replay says `fits`, to CLOSE of it: what is reserved beside the
-        tensors at the setup's own size and at one guess leads to the next.
+        tensors at the setup's own size and at one guess leads to the next. `own`: the setup's own size, where
+        this is a line through it; where no guess fits and that does, it is the answer.
         """
         room, best, asked = self.wide, None, need(self.spec, self.setup, self.room.error)
+        back = STEP
         for _ in range(CONFIRMATIONS):
             found = most(room)
             if found is None or found == best:
                 break
             here = need(self.spec, at(found), room.error)
-            fits, before = here.fits(room.gpu), room.reserved(here.allocated)
+            fits = here.fits(room.gpu)
             room = room.through(here, asked)
             if fits and (best is None or found > best):
                 best, self.wide = found, room
-            if not fits and here.reserved <= before:  # the line was right, and yet it does not fit
-                room = replace(room, beside=room.beside + round(here.allocated * STEP))
+            if not fits:  # what is reserved goes in steps: a line through one of them may miss again
+                room = replace(room, beside=room.beside + round(here.allocated * back))
+                back *= 2
             following = most(room)
             if fits and (following is None or following <= found * (1 + CLOSE)):
                 break
-        return best
+        return own if best is None and asked.fits(self.room.gpu) else best
 
     def frontier(self, batches: Iterable[int] = BATCHES) -> list[tuple[int, int | None]]:
         """(micro-batch, longest sequence) along the line of what fits: of the setup's own micro-batch what
