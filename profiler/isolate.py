@@ -21,7 +21,7 @@ from memplan.planner.tables.errors import UsageError
 from memplan.profiler.fork_server import PRELOAD
 
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memplan.profiler.fork_server import "
+    "import json, sys; path = json.loads(sys.argv[1]); sys.path[:] = path[1] + sys.path * path[0]; from memplan.profiler.fork_server import "
     "main; main(json.loads(sys.argv[2]), int(sys.argv[3]))"
 )
 
@@ -45,13 +45,19 @@ class Isolation:
 
     `preload` are the modules that the nursery imports before the first fork, `environment` is added to its
     own. Jobs name their function as `module:function`, found on this process's sys.path; arguments and
-    results are JSON.
+    results are JSON. `python` is another interpreter to run in, with these folders before its own `path`.
     """
 
     def __init__(
-        self, preload: Sequence[str] = PRELOAD, environment: Mapping[str, str] | None = None
+        self,
+        preload: Sequence[str] = PRELOAD,
+        environment: Mapping[str, str] | None = None,
+        *,
+        python: Path | None = None,
+        path: Sequence[str] = (),
     ) -> None:
         self._preload, self._environment = list(preload), dict(environment or {})
+        self._python, self._path = python, list(path)
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._next = 1
@@ -146,12 +152,12 @@ class Isolation:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            path = [os.path.abspath(entry) for entry in sys.path]
+            path = self._path if self._python else [os.path.abspath(entry) for entry in sys.path]
             command = [
-                sys.executable,
+                str(self._python or sys.executable),
                 "-c",
                 _START,
-                json.dumps(path),
+                json.dumps([self._python is not None, path]),
                 json.dumps(self._preload),
                 str(os.getpid()),
             ]
