@@ -21,8 +21,9 @@ from memplan.planner.tables.errors import UsageError
 from memplan.profiler.fork_server import PRELOAD
 
 _START = (
-    "import json, sys; path = json.loads(sys.argv[1]); sys.path[:] = path[1] + sys.path * path[0]; from memplan.profiler.fork_server import "
-    "main; main(json.loads(sys.argv[2]), int(sys.argv[3]))"
+    "import json, sys; own, path = json.loads(sys.argv[1]); sys.path[:] = path + sys.path * own; "
+    "from memplan.profiler.fork_server import main; "
+    "main(json.loads(sys.argv[2]), int(sys.argv[3]))"
 )
 
 

@@ -24,7 +24,11 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 """Setup.attention: transformers' own names, and `sdpa-` with the one backend that is left enabled."""
 FLASH_2: Attention = "flash_attention_2"
 TORCH = (2, 13)
-"""The release whose kernels and workspaces the formula describes; the trace asks for the installed one's."""
+"""The release that is asked about where none is named."""
+EFFICIENT_GQA = (2, 14)
+"""From this release on the memory-efficient kernel takes grouped heads: pytorch PR 191085; the header
+sdp_utils_cpp.h of 2.14.1's wheel has the filter's parameter supports_mqa, those of 2.11 to 2.13 do not.
+"""
 BACKENDS = ("cudnn", "flash", "efficient", "math")
 HALF = ("float16", "bfloat16")
 FORCED = {f"sdpa-{backend}": backend for backend in BACKENDS}
@@ -48,9 +52,6 @@ class Asked:
     gqa: bool = False
     trains: bool = True
     square: bool = True  # as many queries as keys
-    efficient_gqa: bool = (
-        False  # whether the memory-efficient kernel takes grouped heads: pytorch PR 191085, after torch 2.13
-    )
     torch: tuple[int, int] = TORCH  # the release whose filters are asked
     unfit: frozenset[str] = (
         frozenset()
@@ -99,7 +100,7 @@ def _heads_cudnn(a: Asked) -> bool:
 
 
 def _heads_efficient(a: Asked) -> bool:
-    return _grouped(a) if a.gqa and a.efficient_gqa else _equal_heads(a)
+    return _grouped(a) if a.gqa and a.torch >= EFFICIENT_GQA else _equal_heads(a)
 
 
 def _low_precision(a: Asked) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,28 +92,36 @@ class DryRunner:
     ) -> None:
         self._isolation.close()
 
-    def run(
+    def run(self, config: Mapping[str, Any], setup: Setup, **options: Any) -> DryStep:
+        """`start`, with its options, and `result`."""
+        self.start(config, setup, **options)
+        return self.result()
+
+    def start(
         self,
         config: Mapping[str, Any],
         setup: Setup,
         *,
         capacity: int | None = None,
         stacks: bool = False,
-        deadline: float = 300.0,
-    ) -> DryStep:
+        deadline: float = 600.0,
+    ) -> None:
         """Build and `STEPS` steps on the setup's GPU, whose memory does not run out; with `capacity`, on one
-        that lends torch so many bytes.
-
-        Raises UsageError where a library refuses the setup or the process ends without an answer.
+        that lends torch so many bytes. `result` waits for them.
         """
-        variables = self._card(find_gpu(setup.gpu) if setup.gpu else None, capacity)
-        fields = setup.to_document()
-        report = self._isolation.run(
+        self._isolation.submit(
             "memplan.profiler.dryrun.own_steps:observed",
-            {"config": dict(config), "fields": fields, "stacks": stacks},
+            {"config": dict(config), "fields": setup.to_document(), "stacks": stacks},
             deadline=deadline,
-            environment=variables,
+            environment=self._card(find_gpu(setup.gpu) if setup.gpu else None, capacity),
         )
+
+    def result(self) -> DryStep:
+        """What the run that was started saw. UsageError where a library refuses the setup or the process ends
+        without an answer.
+        """
+        report = self._isolation.wait()
+        assert report is not None, "no deadline was given"
         if report.outcome != "ok":
             raise UsageError(f"dry run {report.outcome}: {report.message}")
         return _read(report.result)
@@ -247,7 +254,3 @@ def _components(history: History) -> dict[str, int]:
         return {}
     _, place = highest(levels(history.events), min(s.begin for s in spans), max(s.end for s in spans))
     return components_at(blocks, place)
-
-
-if sys.version_info < (3, 11):  # pragma: no cover
-    raise ImportError("memplan runs on Python 3.11 and later: the CUDA build's interpreter must be as new")

@@ -92,6 +92,7 @@ def choose(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int)
         causal=h.mask is None,
         gqa=h.spec.heads != kv_heads and h.spec.kv != "broadcast",
         trains=w.t.grad_enabled and any(x.requires_grad for x in (q, k, v)),
+        torch=w.device.torch,
     )
     forced = FORCED.get(w.setup.attention)
     backend = sdp.choose(asked, forced)
