@@ -129,9 +129,10 @@ def compare(runner: DryRunner, config: Document, fields: Document) -> Document:
     try:
         theirs = runner.result()
     except UsageError as error:
-        return refused or {"refused": "dry run", "reason": str(error)[:300]}
+        alone = {} if refused else {"refused": "dry run", "reason": str(error)[:300]}
+        return refused | alone | {"dry_run_refused": True}
     if refused:
-        return refused
+        return refused | {"dry_run_refused": False}
     return {"trace": ours | {"events": len(log.events), "sequence": digest(step)}, "dry_run": seen(theirs)}
 
 
@@ -197,7 +198,8 @@ def show(records: Sequence[Document], most: int) -> None:
         print(f"  moments {moments} events {ours['events']} {theirs['events']}")
     for r in records:
         if r.get("refused") in ("trace", "dry run"):
-            print(f"#{r['case']} {r['model']} refused by {r['refused']}: {r['reason'][:200]}")
+            both = " (by both)" if r["refused"] == "trace" and r["dry_run_refused"] else ""
+            print(f"#{r['case']} {r['model']} refused by {r['refused']}{both}: {r['reason'][:200]}")
     found = summary(records)
     print(f"\n{found['runs']} runs, {found['refused']} refused, equal sequences {found['sequences']:.1%}")
     for name in NUMBERS:

@@ -26,8 +26,10 @@ FLASH_2: Attention = "flash_attention_2"
 TORCH = (2, 13)
 """The release that is asked about where none is named."""
 EFFICIENT_GQA = (2, 14)
-"""From this release on the memory-efficient kernel takes grouped heads: pytorch PR 191085; the header
-sdp_utils_cpp.h of 2.14.1's wheel has the filter's parameter supports_mqa, those of 2.11 to 2.13 do not.
+"""From this release on the memory-efficient kernel takes grouped heads (pytorch PR 191085), and a single head
+of keys and values passes the filters of flash and efficient without enable_gqa: sdp_utils_cpp.h of 2.14.1's
+wheel has check_batch_size_and_num_heads_dense's parameter supports_mqa, those of 2.11 to 2.13 do not; asked
+of 2.12.0 and 2.14.1 by _fused_sdp_choice.
 """
 BACKENDS = ("cudnn", "flash", "efficient", "math")
 HALF = ("float16", "bfloat16")
@@ -90,8 +92,14 @@ def _grouped(a: Asked) -> bool:
     return k == v and q % k == 0
 
 
+def _one_for_all(a: Asked) -> bool:
+    """supports_mqa: a single head of keys and values serves all queries, asked for or not."""
+    q, k, v = a.heads
+    return a.torch >= EFFICIENT_GQA and k == v == 1 and q > 0
+
+
 def _heads_flash(a: Asked) -> bool:
-    return _grouped(a) if a.gqa else _equal_heads(a)
+    return _grouped(a) if a.gqa else _equal_heads(a) or _one_for_all(a)
 
 
 def _heads_cudnn(a: Asked) -> bool:
@@ -100,7 +108,7 @@ def _heads_cudnn(a: Asked) -> bool:
 
 
 def _heads_efficient(a: Asked) -> bool:
-    return _grouped(a) if a.gqa and a.torch >= EFFICIENT_GQA else _equal_heads(a)
+    return _grouped(a) if a.gqa and a.torch >= EFFICIENT_GQA else _equal_heads(a) or _one_for_all(a)
 
 
 def _low_precision(a: Asked) -> bool:

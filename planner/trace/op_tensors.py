@@ -21,6 +21,7 @@ class WorkspaceLike(Protocol):
     nbytes: int
     persistent: bool  # never freed: a cuBLAS workspace
     before: bool  # made before the op's outputs
+    last: bool  # freed after those that are not
 
 
 class KernelFacts(Protocol):
@@ -29,7 +30,7 @@ class KernelFacts(Protocol):
     """
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
-    def order(self, op: Any, count: int) -> Sequence[int]: ...
+    def order(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[int]: ...
 
 
 _KNOWN: dict[Any, bool] = {}

@@ -15,6 +15,7 @@ from memplan.planner.trace.device.kernels_attention import (
     cudnn_forward,
     efficient_backward,
     efficient_forward,
+    efficient_state,
     flash_backward,
     flash_forward,
 )
@@ -24,7 +25,7 @@ from memplan.planner.trace.device.kernels_bitsandbytes import (
     int8_scaled_mm,
     int8_vectorwise_quant,
 )
-from memplan.planner.trace.device.reduction import reduction
+from memplan.planner.trace.device.reduction import converted, reduction
 from memplan.planner.trace.device.rule import KernelRule, OpCall, Workspace, bytes_of
 
 # Products ---------------------------------------------------------------------------------------------------
@@ -90,12 +91,11 @@ def _contiguous_first(*positions: int) -> Any:
 
 
 def _safe_softmax(c: OpCall) -> Iterator[Workspace]:
-    """A softmax, the fully masked rows found (one byte an element), and a choice between them: the op's
-    output is the last.
-    """
+    """A softmax, the fully masked rows found (one byte an element, then a row), and set to zero in place."""
     out = c.outputs[0]
-    yield Workspace("softmax before masking", bytes_of(out), before=True)
-    yield Workspace("masked elements", out.numel(), before=True)
+    yield Workspace("masked elements", out.numel(), last=True)
+    yield Workspace("masked rows", out.numel() // max(1, out.shape[-1]), last=True)
+    yield Workspace("zero", out.element_size())
 
 
 SMALL_SORT = 4096  # should_use_small_sort: so many elements are sorted in place
@@ -167,6 +167,17 @@ def _embedding_backward(c: OpCall) -> Iterator[Workspace]:
         yield Workspace("partial sums of embedding gradients", partial * width * max(4, grad.element_size()))
 
 
+def _scan(c: OpCall) -> Iterator[Workspace]:
+    """cumsum and cumprod convert their input to the result's dtype (native/ReduceOps.cpp impl_func_cum_ops);
+    scan_dim reads it contiguous.
+    """
+    source, out = c.args[0], c.outputs[0]
+    if source.dtype != out.dtype:
+        yield Workspace("input in the result's dtype", source.numel() * out.element_size())
+    elif not source.is_contiguous():
+        yield Workspace("contiguous copy", bytes_of(source), before=True)
+
+
 # Lists ------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +187,21 @@ def _foreach_norm(c: OpCall) -> Iterator[Workspace]:
     """
     tensors = c.args[0]
     chunks = max((-(-t.numel() // 65536) for t in tensors), default=0)
-    yield Workspace("partial norms", len(tensors) * chunks * 4)
+    yield Workspace("partial norms", len(tensors) * chunks * 4, before=True)
+
+
+def _index(c: OpCall) -> Iterator[Workspace]:
+    """Several index tensors whose strides differ once they are broadcast are made contiguous
+    (native/TensorAdvancedIndexing.cpp AdvancedIndex).
+    """
+    given = [i for i in c.args[1] if isinstance(i, Tensor) and i.dtype != torch.bool]
+    if len(given) < 2:
+        return
+    indices = torch.broadcast_tensors(*given)
+    if len({index.stride() for index in indices}) > 1:
+        for index in indices:
+            if not index.is_contiguous():
+                yield Workspace("contiguous indices", index.numel() * index.element_size(), before=True)
 
 
 def _index_put(c: OpCall) -> Iterator[Workspace]:
@@ -185,7 +210,10 @@ def _index_put(c: OpCall) -> Iterator[Workspace]:
     """
     indices = [i for i in c.args[1] if isinstance(i, Tensor)]
     accumulate = len(c.args) > 3 and c.args[3]
-    if not accumulate or not indices:
+    if not indices:
+        return
+    if not accumulate:
+        yield from _index(c)
         return
     count = max(i.numel() for i in indices)
     yield Workspace("indices and their order", 4 * count * 8)
@@ -214,7 +242,7 @@ _POINTWISE = _names("""
     eq ne lt le gt ge logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor isnan isinf isfinite
     addcmul addcdiv lerp fmod remainder floor_divide atan2 polar rsub square tril triu lift_fresh fill zero copy _to_copy clone to
     silu_backward gelu_backward tanh_backward sigmoid_backward threshold_backward elu_backward softplus_backward hardswish_backward
-    mish_backward leaky_relu_backward native_dropout native_dropout_backward bernoulli normal uniform random glu glu_backward
+    mish_backward leaky_relu_backward native_dropout_backward bernoulli normal uniform random glu glu_backward
 """)
 _FACTORIES = _names("""
     empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full
@@ -226,7 +254,7 @@ _FOREACH = _names("""
     _fused_adam _fused_adamw _fused_sgd _fused_adagrad _amp_foreach_non_finite_check_and_unscale
 """)
 _NOTHING = _names("_unsafe_view set_ _local_scalar_dense _amp_update_scale_")
-_REDUCTIONS = _names("sum mean amax amin max min argmax argmin norm linalg_vector_norm prod any all")
+_REDUCTIONS = _names("amax amin max min argmax argmin norm linalg_vector_norm any all")
 
 RULES: dict[str, KernelRule] = {
     **{f"aten::{name}{end}": _LOOPS for name in _POINTWISE for end in ("", "_")},
@@ -245,12 +273,18 @@ RULES: dict[str, KernelRule] = {
     },
     **{f"aten::{name}": _REDUCE for name in _REDUCTIONS},
     **{
+        f"aten::{name}": KernelRule(
+            "native/ReduceOpsUtils.h make_reduction, native/cuda/Reduce.cuh", converted
+        )
+        for name in ("sum", "mean", "prod")
+    },
+    "aten::native_dropout": KernelRule("native/cuda/Dropout.cu dropout_cuda: the mask first", order=(1, 0)),
+    **{
         f"aten::{name}": _GATHER
         for name in (
             "gather",
             "index_select",
             "embedding",
-            "index",
             "scatter",
             "scatter_",
             "scatter_add",
@@ -261,6 +295,7 @@ RULES: dict[str, KernelRule] = {
             "select_backward",
         )
     },
+    "aten::index": KernelRule("native/cuda/IndexKernel.cu, native/TensorAdvancedIndexing.cpp", _index),
     "aten::cat": KernelRule("native/cuda/Shape.cu: the output alone"),
     "aten::stack": KernelRule("native/TensorShape.cpp: a cat of views"),
     "aten::_softmax": KernelRule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
@@ -278,7 +313,7 @@ RULES: dict[str, KernelRule] = {
     "aten::flip": KernelRule("native/TensorTransformations.cpp flip: the output alone"),
     "aten::cumsum": KernelRule(
         "native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension",
-        _contiguous_first(0),
+        _scan,
     ),
     "aten::sort": KernelRule(
         "native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", _sort
@@ -324,9 +359,10 @@ RULES: dict[str, KernelRule] = {
         "native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd", flash_backward
     ),
     "aten::_scaled_dot_product_efficient_attention": KernelRule(
-        "native/transformers/cuda/attention.cu _efficient_attention_forward: random state on the host",
+        "native/transformers/cuda/attention.cu _efficient_attention_forward: the random state first",
         efficient_forward,
-        on_host=(2, 3),
+        on_host=efficient_state,
+        order=(2, 3, 0, 1),
     ),
     "aten::_scaled_dot_product_efficient_attention_backward": KernelRule(
         "native/transformers/cuda/attention_backward.cu, mem_eff_attention/kernel_backward.h workspace_size",

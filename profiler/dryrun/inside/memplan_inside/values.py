@@ -10,13 +10,16 @@ import ctypes
 import math
 import os
 import warnings
+import weakref
 
 import torch
 
-MOST, MOST_FLOATING = 1 << 24, 1 << 12
+MOST, MOST_FLOATING = 1 << 24, 1 << 16
 """Elements: what is larger stays unknown. Of floating-point tensors only the constants of small ones are
-written.
+written, and what is copied and joined of them alone: peft makes masks of ones in fp32.
 """
+JOINED = {"cat", "copy_", "index_select", "where", "flip", "roll"}
+"""Ops that put together what they are given: of known floating-point values the result is known."""
 OPS = """
 eq ne lt le gt ge any all sum prod max min amax amin aminmax argmax argmin cumsum cumprod where
 masked_fill_ index _index_put_impl_ gather scatter scatter_ scatter_add scatter_add_ scatter_reduce
@@ -48,6 +51,7 @@ SIZED = {
 
 notes = {}
 _unknown = set()
+_known = {}  # address of a known floating-point tensor's storage -> a weak reference to the tensor
 _kept = []
 
 
@@ -132,6 +136,18 @@ def _floating(tensor):
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
+def _is_known(tensor):
+    held = _known.get(tensor.data_ptr())
+    return held is not None and held() is not None
+
+
+def _all_known(sources):
+    """Whether every floating-point tensor among them has known values."""
+    return all(
+        tensor.device.type != "cuda" or _is_known(tensor) for tensor in _tensors(sources) if _floating(tensor)
+    )
+
+
 def _kernel(name, op, kernel):
     writes = any(
         argument.is_out or (argument.alias_info is not None and argument.alias_info.is_write)
@@ -145,7 +161,9 @@ def _kernel(name, op, kernel):
         result = call(keyset, *args, **kwargs)
         outputs = list(_tensors(result if isinstance(result, (list, tuple)) else (result,)))
         floating = all(_floating(tensor) for tensor in outputs)
-        if floating and not creates:
+        if floating and not creates and not (name in JOINED and _all_known(args[name == "copy_" :])):
+            for tensor in outputs:
+                _known.pop(tensor.data_ptr(), None)
             return result
         if all(0 < tensor.numel() <= (MOST_FLOATING if floating else MOST) for tensor in outputs):
             with _quietly():
@@ -210,7 +228,11 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     inputs = seen
     if name == "copy_" and seen[-1].device.type != "cuda":
         inputs = []  # from the host: known, whatever its dtype
-    unknown = [tensor for tensor in inputs if _floating(tensor) and tensor.device.type == "cuda"]
+    unknown = [
+        tensor
+        for tensor in inputs
+        if _floating(tensor) and tensor.device.type == "cuda" and not _is_known(tensor)
+    ]
     if unknown and not creates:
         _fill_unknown(name, args, outputs)
         return
@@ -221,10 +243,12 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     made = op(*args, **kwargs)
     for tensor in outputs:
         _unknown.discard(tensor.data_ptr())
+        if _floating(tensor) and tensor.numel() <= MOST_FLOATING:
+            _known[tensor.data_ptr()] = weakref.ref(tensor)
     if writes:
         return
     for tensor, value in zip(outputs, made if isinstance(made, (list, tuple)) else (made,), strict=True):
-        if _readable(tensor) and not _floating(tensor):
+        if _readable(tensor) and (not _floating(tensor) or tensor.numel() <= MOST_FLOATING):
             view(tensor).copy_(value)
 
 
