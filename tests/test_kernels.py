@@ -149,7 +149,7 @@ def test_a_safe_softmax_finds_masked_rows_and_sets_them_to_zero_in_place():
 
 
 def test_sums_of_booleans_and_scans_convert_their_input_first():
-    """The allocator's events (2.11.0 to 2.14.1) under transformers' fast_all, find_packed_sequence_indices."""
+    """The events of 2.11.0 to 2.14.1 under transformers' fast_all and find_packed_sequence_indices."""
     mask, word = meta(8, 52, dtype=torch.bool), meta(dtype=torch.int64)
     assert hidden(A100, aten.sum.default, mask, outputs=[word]) == {"input in the result's dtype": 8 * 52 * 8}
     assert hidden(A100, aten.all.default, mask, outputs=[meta(dtype=torch.bool)]) == {}
