@@ -31,7 +31,7 @@ class KernelFacts(Protocol):
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
     def order(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[int]:
-        """Positions of the results that an operator allocates on the device, in the order in which it does."""
+        """Positions of the results that an operator allocates on the device, in that order."""
 
 
 _KNOWN: dict[Any, bool] = {}
