@@ -4,8 +4,9 @@ CUDA_PYTHON [--out FILE]`.
 Each case is a random model and setup of formula_vs_trace.py on a GPU of another generation. The trace
 predicts it for the torch release of CUDA_PYTHON; the same build and steps run there over the stub libraries.
 FILE keeps one JSON document a line, and a run goes on where the file ends. `--again` predicts the recorded
-runs once more (no CUDA build needed), `--explain NUMBER` aligns one case's events. A dry run is no GPU
-measurement.
+runs once more and keeps that (no CUDA build needed), `--explain NUMBER` aligns one case's events,
+`--thresholds N` bisects the capacity at which N of the recorded runs run out of memory, `--table` prints the
+table of docs/dry-run.md from files of records. A dry run is no GPU measurement.
 
 Left out: FlashAttention-2 (a package of CUDA kernels that is not installed) and cuDNN attention (switched off
 on both sides where torch prefers it).
@@ -33,6 +34,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables import sdp
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.recipes import RECIPES
+from memplan.planner.tables.torch_versions import nearest
 from memplan.planner.trace.engine import traced
 from memplan.planner.trace.events.log import Log
 from memplan.profiler.align import Step, align, common
@@ -150,15 +152,39 @@ def sweep(runner: DryRunner, numbers: Iterable[int], seed: int) -> Iterator[Docu
         )
 
 
+def setup_of(record: Document) -> Setup:
+    """The setup of a record, for the torch that it was dry-run on."""
+    release = nearest(record["versions"]["torch"])
+    setup = random_setups.legal(record["config"], {**record["fields"], "torch": release})
+    assert setup is not None, "it was legal when it was recorded"
+    return setup
+
+
 def again(record: Document) -> Document:
     """A record with today's prediction beside what the dry run saw."""
     if "trace" not in record:
         return record
-    release = ".".join(record["versions"]["torch"].split(".")[:2])
-    setup = random_setups.legal(record["config"], {**record["fields"], "torch": release})
-    assert setup is not None
-    ours, step, log = predicted(record["config"], setup)
+    ours, step, log = predicted(record["config"], setup_of(record))
     return record | {"trace": ours | {"events": len(log.events), "sequence": digest(step)}}
+
+
+def threshold(runner: DryRunner, record: Document) -> Document:
+    """A record with the smallest capacity in bytes under which its dry run survives, to a 400th; bracketed
+    within 3 % of the predicted one, None where it lies outside.
+    """
+    setup = setup_of(record)
+    guess = record["trace"]["smallest_capacity"]
+    low, high = int(guess * 0.97), int(guess * 1.03)
+
+    def survives(capacity: int) -> bool:
+        return not runner.run(record["config"], setup, capacity=capacity).oom
+
+    if survives(low) or not survives(high):
+        return record | {"smallest_capacity": None}
+    while high - low > max(guess // 400, 2**21):
+        middle = (low + high) // 2
+        low, high = (low, middle) if survives(middle) else (middle, high)
+    return record | {"smallest_capacity": high}
 
 
 # ---- what came of it ---------------------------------------------------------------------------------------
@@ -206,6 +232,39 @@ def show(records: Sequence[Document], most: int) -> None:
         print(f"{name:15}", "  ".join(f"{key} {value:.3%}" for key, value in found[name].items()))
 
 
+def table(files: Sequence[Sequence[Document]]) -> str:
+    """The errors of each release as a Markdown table."""
+    lines = [
+        "| torch | runs | | equal to the byte | median | P95 | worst |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for records in files:
+        found = summary(records)
+        release = next(r["versions"]["torch"] for r in records).split("+")[0]
+        for name, label in (("step_allocated", "peak allocated"), ("step_reserved", "reserved")):
+            errors = " | ".join(f"{found[name][key]:.2%}" for key in ("equal", "median", "P95", "worst"))
+            lines.append(f"| {release} | {found['runs']} | {label} | {errors} |")
+    limits = [r for records in files for r in records if "smallest_capacity" in r]
+    if limits:
+        near = [r for r in limits if r["smallest_capacity"] and abs(_boundary(r)) <= 0.01]
+        lines += [
+            "",
+            f"OOM boundaries within 1 % of the predicted smallest capacity: {len(near)} of {len(limits)}.",
+        ]
+    return "\n".join(lines)
+
+
+def _boundary(record: Document) -> float:
+    return record["trace"]["smallest_capacity"] / record["smallest_capacity"] - 1
+
+
+def write(path: Path, records: Sequence[Document]) -> None:
+    """All records, in place of the file's."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    part.replace(path)
+
+
 def explain(runner: DryRunner, record: Document, most: int) -> None:
     """Align one case's events, whole run: what only one side has, with where it comes from."""
     setup = random_setups.legal(record["config"], {**record["fields"], "torch": runner.release})
@@ -250,13 +309,20 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="these case numbers alone")
     parser.add_argument("--out", type=Path, help="JSON lines, one a case")
     parser.add_argument("--again", action="store_true", help="predict the records of --out once more")
+    parser.add_argument("--thresholds", type=int, help="bisect so many recorded runs' smallest capacity")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the table of these files of records")
     parser.add_argument("--explain", type=int, action="append", help="align the events of this case")
     parser.add_argument("--show", type=int, default=10, help="how many of the worst cases to print")
     arguments = parser.parse_args()
     records = random_setups.done(arguments.out)
     if arguments.again:
         chosen = [r for r in records if not arguments.only or r["case"] in arguments.only]
-        show([again(record) for record in chosen], arguments.show)
+        found = {r["case"]: again(r) for r in chosen}
+        write(arguments.out, [found.get(r["case"], r) for r in records])
+        show(list(found.values()), arguments.show)
+        return
+    if arguments.table:
+        print(table([random_setups.done(path) for path in arguments.table]))
         return
     if not arguments.python:
         parser.error("--python names the interpreter with a CUDA build of torch")
@@ -266,6 +332,12 @@ def main() -> None:
                 name, config, fields = case(arguments.seed, number)
                 print(f"#{number} {name} {fields}")
                 explain(runner, {"config": config, "fields": fields}, arguments.show)
+            return
+        if arguments.thresholds:
+            waiting = [r for r in records if "trace" in r and "smallest_capacity" not in r]
+            for record in waiting[: arguments.thresholds]:
+                records[records.index(record)] = threshold(runner, record)
+                write(arguments.out, records)
             return
         first = max((r["case"] + 1 for r in records), default=0)
         for record in sweep(runner, arguments.only or range(first, arguments.count), arguments.seed):
