@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from memplan.planner.tables.cublas import workspace_bytes  # noqa: E402
 from memplan.planner.trace.device.kernels_attention import cudnn_workspace, efficient_workspace, flash_splits  # noqa: E402
 from memplan.planner.trace.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
-from memplan.planner.trace.device.kernels_table import RULES, product  # noqa: E402
+from memplan.planner.trace.device.kernels_products import product  # noqa: E402
+from memplan.planner.trace.device.kernels_table import RULES  # noqa: E402
 from memplan.planner.trace.device.reduction import buffers  # noqa: E402
 from memplan.planner.trace.device.rule import OpCall  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
@@ -173,6 +174,35 @@ def test_index_tensors_of_different_strides_are_made_contiguous():
     assert kernels(aten.index.Tensor, (mask, [same, same]), [out]) == []
 
 
+def test_grouped_products_take_cutlass_tables_on_hopper_and_blackwell():
+    """Asked of torch over stub libraries: H100 67,584 bytes, B200 795,648 or 871,424 by the tile."""
+    b200 = Target("cuda", (10, 0), 148)
+    for groups, rows, small in ((4, 4096, False), (8, 4096, False), (60, 4096, True), (4, 512, True)):
+        args = meta(rows, 256), meta(groups, 256, 512), meta(groups, dtype=torch.int32)
+        out = [meta(rows, 512)]
+        pointers = {"pointers of the groups": 60 * groups}
+        name = "grouped product's workspace"
+        op = aten._grouped_mm.default
+        assert hidden(H100, op, *args, outputs=out) == pointers | {name: 67_584}
+        assert hidden(b200, op, *args, outputs=out) == pointers | {name: 795_648 if small else 871_424}
+        assert hidden(A100, op, *args, outputs=out) == {}
+
+
+def test_flash_attention_with_dropout_makes_a_second_random_state():
+    q, op = meta(2, 4, 64, 32, dtype=HALF), aten._scaled_dot_product_flash_attention.default
+    assert hidden(A100, op, q, q, q, 0.1, outputs=[q]) == {"random state": 16}
+
+
+def test_an_accumulating_index_put_sorts_its_indices():
+    """The events of 2.11.0 and 2.14.1: four tables of int64, and cub's own two."""
+    found = Kernels(A100)(
+        aten.index_put.default,
+        (meta(4000, 64), [meta(4000, dtype=torch.int64)], meta(4000, 64), True),
+        [meta(4000, 64)],
+    )
+    assert [w.nbytes for w in found] == [32_000] * 4 + [64_000]
+
+
 def test_dropout_makes_its_mask_first():
     pair = [meta(4, 8), meta(4, 8, dtype=torch.bool)]
     assert list(Kernels(A100).order(aten.native_dropout.default, (pair[0], 0.1, True), pair)) == [1, 0]
@@ -238,7 +268,13 @@ def test_row_reductions_and_small_ones_stay_in_one_block():
 def test_accumulating_by_index_sorts_the_indices_first():
     zeros, index, values = meta(100, 8), meta(50, dtype=torch.int64), meta(50, 8)
     op = aten.index_put.default
-    assert hidden(A100, op, zeros, [index], values, True) == {"indices and their order": 4 * 50 * 8}
+    assert hidden(A100, op, zeros, [index], values, True) == {
+        "linear indices": 50 * 8,
+        "sorted indices": 50 * 8,
+        "their order": 50 * 8,
+        "range of indices": 50 * 8,
+        "cub's keys and values": 2 * 50 * 8,
+    }
     assert hidden(A100, op, zeros, [index], values) == {}, "plain assignment needs no order"
     assert hidden(A100, aten.logsumexp.default, meta(8, 100), [-1]) == {"shifted exponentials": 8 * 100 * 2}
 

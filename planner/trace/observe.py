@@ -19,6 +19,7 @@ from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark
 from memplan.planner.trace.op_tensors import (
     KernelFacts,
     WorkspaceLike,
+    element,
     makes_storage,
     tensor_arguments,
     tensors_of,
@@ -239,16 +240,13 @@ class Observer(TorchDispatchMode):
         if fresh:
             self._outputs(func, args, outputs, where, layers)
         temporary += [self._workspace(w, where, home) for w in workspaces if not w.before]
-        for last in (False, True):
-            for sid, workspace in temporary:
-                if not workspace.persistent and workspace.last is last:
-                    self.drop(sid)
+        for sid, workspace in sorted(temporary, key=lambda made: made[1].last):
+            if not workspace.persistent:
+                self.drop(sid)
         return out
 
     def _on_host(self, args: tuple[Any, ...]) -> bool:
-        """Whether an op runs on the host: code that makes tensors there, and none of its tensors is on the
-        device.
-        """
+        """Whether an op runs on the host: none of its tensors is on the device."""
         return self._host and not any(self.knows(t) for t in tensor_arguments(args) if t.is_meta)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -342,16 +340,9 @@ class Observer(TorchDispatchMode):
         return found
 
     def _layer_of_output(self, args: tuple[Any, ...], index: int) -> int | None:
-        made_from = [_element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
+        made_from = [element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
         tensors = [t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta]
         if not tensors:
             return self.inherited
         storages = (self.storage_of(tensor) for tensor in tensors)
         return next((s.layer for s in storages if s is not None and s.layer is not None), None)
-
-
-def _element(arg: Any, index: int) -> Any:
-    """The tensor of an argument that the output at `index` is made from: a list's own element."""
-    if isinstance(arg, torch.Tensor):
-        return arg
-    return arg[index] if index < len(arg) else None

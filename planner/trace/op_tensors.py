@@ -65,3 +65,10 @@ def tensor_arguments(args: Sequence[Any]) -> Iterator[torch.Tensor]:
             yield arg
         elif isinstance(arg, (list, tuple)):
             yield from tensor_arguments(arg)
+
+
+def element(arg: Any, index: int) -> Any:
+    """The tensor of an argument that the output at `index` is made from: a list's own element."""
+    if isinstance(arg, torch.Tensor):
+        return arg
+    return arg[index] if index < len(arg) else None

@@ -11,11 +11,11 @@ import contextlib
 import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import memplan
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, find_gpu
@@ -34,7 +34,9 @@ NO_CUDNN = (9, 0)
 """From this compute capability on torch prefers cuDNN attention, whose plans the stub cannot build: switched
 off, as in `memplan dry-run`.
 """
-ROOT = Path(memplan.__file__).resolve().parents[1]
+_PACKAGE = find_spec("memplan")
+ROOT = Path((_PACKAGE.submodule_search_locations or ["."])[0] if _PACKAGE else ".").resolve().parent
+"""The folder that holds memplan, for the other interpreter's path."""
 
 
 @dataclass(frozen=True, slots=True)

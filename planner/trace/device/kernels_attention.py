@@ -28,6 +28,8 @@ def flash_forward(c: OpCall) -> Iterator[Workspace]:
     """
     query, key = c.args[0], c.args[1]
     dropout = c.args[3] if len(c.args) > 3 else 0.0
+    if dropout > 0:  # seen in the allocator's events of 2.11.0 to 2.14.1
+        yield Workspace("random state", 16)
     splits = flash_splits(query, key, c.target.sms) if dropout == 0 else 1
     if splits > 1:
         batch, heads, rows, size = query.shape
@@ -66,7 +68,7 @@ def flash_backward(c: OpCall) -> Iterator[Workspace]:
     if len(c.args) > 4:  # native/transformers/cuda/attention_backward.cu _flash_attention_backward
         yield from _contiguous("output", c.args[4])
     rounded = _up(rows, 128)
-    yield Workspace("softmax statistics", batch * heads * rounded * 4)
+    yield Workspace("softmax statistics", batch * heads * rounded * 4, last=True)
     yield Workspace("dQ accumulator", batch * rounded * heads * _up(size, 32) * 4)
     if key.shape[1] != heads:
         expanded = batch * key.shape[2] * heads * size * key.element_size()

@@ -14,6 +14,8 @@ import weakref
 
 import torch
 
+from memplan_inside.answer import Answer
+
 MOST, MOST_FLOATING = 1 << 24, 1 << 16
 """Elements: what is larger stays unknown. Of floating-point tensors only the constants of small ones are
 written, and what is copied and joined of them alone: peft makes masks of ones in fp32.
@@ -284,25 +286,6 @@ def _spread(target, size):
     target.copy_((rows * width + torch.arange(width)) % size)
 
 
-class _Answer:
-    """While it lasts, counts that a kernel reads back from the device are `count`."""
-
-    memory = None
-
-    def __init__(self, count):
-        self.count = count
-
-    def __enter__(self):
-        if _Answer.memory is None:
-            _Answer.memory = ctypes.CDLL("libmemplan_stub_memory.so")
-            _Answer.memory.stub_answer.argtypes = [ctypes.c_longlong]
-        if self.count is not None:
-            _Answer.memory.stub_answer(self.count)
-
-    def __exit__(self, *error):
-        _Answer.memory.stub_forget_answer()
-
-
 def _sized(count_of):
     """Ops whose result is as large as a count that they read back: it gets the true one."""
 
@@ -315,7 +298,7 @@ def _sized(count_of):
                 if all(not _floating(tensor) and 0 < tensor.numel() <= MOST for tensor in seen):
                     made = op(*cpu, **kwargs)
                     count = count_of(made)
-            with _Answer(count):
+            with Answer(count):
                 result = kernel.call_boxed(keyset, *args, **kwargs)
             if made is not None:
                 with _quietly():
