@@ -317,9 +317,10 @@ def main() -> None:
     records = random_setups.done(arguments.out)
     if arguments.again:
         chosen = [r for r in records if not arguments.only or r["case"] in arguments.only]
-        found = {r["case"]: again(r) for r in chosen}
-        write(arguments.out, [found.get(r["case"], r) for r in records])
-        show(list(found.values()), arguments.show)
+        for record in chosen:
+            records[records.index(record)] = again(record)
+            write(arguments.out, records)
+        show(records, arguments.show)
         return
     if arguments.table:
         print(table([random_setups.done(path) for path in arguments.table]))
