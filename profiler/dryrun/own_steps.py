@@ -11,8 +11,6 @@ import contextlib
 import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,10 +19,11 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, find_gpu
 from memplan.planner.tables.torch_versions import nearest
 from memplan.profiler.align import Step, measured_step
-from memplan.profiler.dryrun.build import architecture, preload, stub_libraries
-from memplan.profiler.dryrun.cards import capability_of, card_environment
+from memplan.profiler.dryrun.build import preload, stub_libraries
+from memplan.profiler.dryrun.cards import card_environment
 from memplan.profiler.dryrun.interpreter import Interpreter, find_interpreter
-from memplan.profiler.dryrun.launch import INSIDE
+from memplan.profiler.dryrun.launch import INSIDE, stub_environment
+from memplan.profiler.dryrun.rehearse import kernels_for
 from memplan.profiler.history import ALLOC, FREE, LOADED, History, blocks_of, components_at, mark_label, own
 from memplan.profiler.isolate import Isolation
 
@@ -34,9 +33,6 @@ NO_CUDNN = (9, 0)
 """From this compute capability on torch prefers cuDNN attention, whose plans the stub cannot build: switched
 off, as in `memplan dry-run`.
 """
-_PACKAGE = find_spec("memplan")
-ROOT = Path((_PACKAGE.submodule_search_locations or ["."])[0] if _PACKAGE else ".").resolve().parent
-"""The folder that holds memplan, for the other interpreter's path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +76,15 @@ class DryRunner:
     def __init__(self, python: str) -> None:
         self.interpreter: Interpreter = find_interpreter(python)
         found = self.interpreter
-        self._folder = stub_libraries(found.path, found.site, found.torch, found.cuda)
+        self._folder = stub_libraries(found.path, found.sites, found.torch, found.cuda)
         self.release = nearest(found.torch)
-        around = {"LD_PRELOAD": preload(self._folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        self._isolation = Isolation(environment=around, python=found.path, path=(str(ROOT), str(INSIDE)))
+        around = {
+            **stub_environment(preload(self._folder)),
+            "PYTHONPATH": str(INSIDE),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._isolation = Isolation(environment=around, python=found.path)
 
     def __enter__(self) -> DryRunner:
         self._isolation.__enter__()
@@ -129,9 +130,7 @@ class DryRunner:
         return _read(report.result)
 
     def _card(self, gpu: Gpu | None, capacity: int | None) -> dict[str, str]:
-        kernels = architecture(self._folder, capability_of(gpu))
-        if kernels is None:
-            raise UsageError(f"torch {self.interpreter.torch} has no kernels for {gpu.name if gpu else 'it'}")
+        kernels = kernels_for(gpu, self.interpreter, self._folder)
         variables = card_environment(gpu, 1, kernels, bounded=False)
         if capacity is not None:
             variables |= {"MEMPLAN_STUB_TOTAL_BYTES": str(capacity), "MEMPLAN_STUB_CONTEXT_BYTES": "0"}

@@ -150,7 +150,6 @@ RULES: dict[str, KernelRule] = {
         )
         for name in ("sum", "mean", "prod")
     },
-    "aten::native_dropout": KernelRule("native/cuda/Dropout.cu dropout_cuda: the mask first", order=(1, 0)),
     **{
         f"aten::{name}": _GATHER
         for name in (
@@ -180,6 +179,7 @@ RULES: dict[str, KernelRule] = {
     "aten::_log_softmax_backward_data": KernelRule(
         "native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)
     ),
+    "aten::native_dropout": KernelRule("native/cuda/Dropout.cu dropout_cuda: the mask first", order=(1, 0)),
     "aten::_safe_softmax": KernelRule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
     "aten::constant_pad_nd": KernelRule("native/PadNd.cpp: filled and copied into, the output alone"),
     "aten::flip": KernelRule("native/TensorTransformations.cpp flip: the output alone"),

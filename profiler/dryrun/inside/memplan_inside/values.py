@@ -138,6 +138,12 @@ def _floating(tensor):
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
+def _from_integers(name, args):
+    """Whether floating-point results are made of integers and Booleans alone, as a loss's denominator is."""
+    sources = list(_tensors(args[1:2] if name == "copy_" else args))
+    return bool(sources) and not any(_floating(tensor) for tensor in sources)
+
+
 def _is_known(tensor):
     held = _known.get(tensor.data_ptr())
     return held is not None and held() is not None
@@ -163,7 +169,8 @@ def _kernel(name, op, kernel):
         result = call(keyset, *args, **kwargs)
         outputs = list(_tensors(result if isinstance(result, (list, tuple)) else (result,)))
         floating = all(_floating(tensor) for tensor in outputs)
-        if floating and not creates and not (name in JOINED and _all_known(args[name == "copy_" :])):
+        joined = name in JOINED and _all_known(args[name == "copy_" :])
+        if floating and not creates and not joined and not _from_integers(name, args):
             for tensor in outputs:
                 _known.pop(tensor.data_ptr(), None)
             return result
@@ -228,8 +235,8 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     seen = []
     args, kwargs = _on_cpu(args, seen), {key: _on_cpu(value, seen) for key, value in kwargs.items()}
     inputs = seen
-    if name == "copy_" and seen[-1].device.type != "cuda":
-        inputs = []  # from the host: known, whatever its dtype
+    if name == "copy_":  # from the host: known, whatever its dtype
+        inputs = [tensor for tensor in seen[-1:] if tensor.device.type == "cuda"]
     unknown = [
         tensor
         for tensor in inputs
@@ -250,7 +257,7 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     if writes:
         return
     for tensor, value in zip(outputs, made if isinstance(made, (list, tuple)) else (made,), strict=True):
-        if _readable(tensor) and (not _floating(tensor) or tensor.numel() <= MOST_FLOATING):
+        if _readable(tensor):
             view(tensor).copy_(value)
 
 
