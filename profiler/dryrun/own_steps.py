@@ -138,15 +138,10 @@ class DryRunner:
 
 
 def _read(document: Mapping[str, Any]) -> DryStep:
-    lists = ("events", "marks", "lines", "notes")
-    return DryStep(
-        **{
-            key: tuple(tuple(row) if isinstance(row, list) else row for row in value)
-            if key in lists
-            else value
-            for key, value in document.items()
-        }
-    )
+    fields: dict[str, Any] = dict(document)
+    for key in ("events", "marks", "lines", "notes"):
+        fields[key] = tuple(tuple(row) if isinstance(row, list) else row for row in fields[key])
+    return DryStep(**fields)
 
 
 # ---- in the process over the stub libraries ----------------------------------------------------------------
@@ -155,7 +150,7 @@ def _read(document: Mapping[str, Any]) -> DryStep:
 def observed(config: dict[str, Any], fields: dict[str, Any], stacks: bool = False) -> dict[str, Any]:
     """Build and `STEPS` steps of the setup with these fields, as a DryStep's document."""
     import torch
-    from memplan_inside import values
+    from memplan_inside import values  # type: ignore[import-not-found]  # on the interpreter's path there
 
     from memplan.planner.inputs.setup import checked
     from memplan.profiler.environment import set_allocator
