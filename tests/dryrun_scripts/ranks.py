@@ -14,9 +14,7 @@ if how in ("fsdp2", "tp"):
 else:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 layer = type(model.model.layers[0])
-if how == "ddp":
-    model = torch.nn.parallel.DistributedDataParallel(model.cuda(), device_ids=[0])
-elif how == "fsdp1":
+if how == "fsdp1":
     from functools import partial
 
     from torch.distributed.fsdp import FullyShardedDataParallel
