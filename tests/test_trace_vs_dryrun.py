@@ -43,7 +43,9 @@ def quickest(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("record", quickest(20), ids=lambda r: f"{r['versions']['torch'][:4]}-{r['case']}")
-def test_a_recorded_dry_run_is_predicted_as_well_as_before(script: ModuleType, record: dict[str, Any]) -> None:
+def test_a_recorded_dry_run_is_predicted_as_well_as_before(
+    script: ModuleType, record: dict[str, Any]
+) -> None:
     now = script.again(record)
     for name in script.NUMBERS:
         assert abs(script.error(now, name)) <= abs(script.error(record, name)), (name, record["fields"])
