@@ -8,7 +8,7 @@ not against another tracer.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -62,18 +62,22 @@ class CudaRecorder:
     """The CUDA caching allocator's history (`_record_memory_history`) and statistics.
 
     A mark keeps the allocator's running counts of allocations and frees; the events are counted up to them
-    when the history is read.
+    when the history is read. `stacks`: each allocation's `op` is the Python lines that asked for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stacks: bool = False) -> None:
+        self._stacks = stacks
         self._marks: list[tuple[str, int, int]] = []
         self._first = (0, 0)
         self._recording = False
 
     def start(self) -> None:
-        """Start torch's own memory history, with Python stacks."""
+        """Start torch's own memory history."""
         torch.cuda.memory._record_memory_history(
-            enabled="all", context=None, stacks="python", max_entries=MOST_EVENTS
+            enabled="all",
+            context="alloc" if self._stacks else None,
+            stacks="python",
+            max_entries=MOST_EVENTS,
         )
         self._first = self._counts()
         self._recording = True
@@ -142,7 +146,7 @@ def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -
                 )
             continue
         address = entry.get("device_free" if kind == OOM else "addr", 0)
-        history.events.append(Event(kind, address, entry.get("size", 0)))
+        history.events.append(Event(kind, address, entry.get("size", 0), _lines(entry.get("frames"))))
         if kind == ALLOC:
             allocated += 1
             known.add(address)
@@ -152,6 +156,14 @@ def read_trace(trace: list[dict[str, Any]], marks: list[tuple[str, int, int]]) -
             known.discard(address)
     history.marks.extend(Mark(label, len(history.events)) for label, _, _ in waiting)
     return history
+
+
+def _lines(frames: Iterable[dict[str, Any]] | None, most: int = 6) -> str:
+    """The innermost Python lines of an entry's stack: 'file:line function < its caller < ...'."""
+    known = [
+        f"{frame['filename'].rsplit('/', 1)[-1]}:{frame['line']} {frame['name']}" for frame in frames or ()
+    ]
+    return " < ".join(known[:most])
 
 
 class CpuRecorder:

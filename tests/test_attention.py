@@ -16,7 +16,7 @@ from memplan.planner.tables.errors import UsageError  # noqa: E402
 from memplan.planner.trace.attention import modeled, packages  # noqa: E402
 from memplan.planner.trace.device import flash2  # noqa: E402
 from memplan.planner.trace.device.composites import as_on_cuda  # noqa: E402
-from memplan.planner.trace.device.sdp import AttentionCall, choose, native_gqa_in_efficient, reason  # noqa: E402
+from memplan.planner.trace.device.sdp import AttentionCall, choose, reason  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
 
 T4, A100, CPU = Target("cuda", (7, 5), 40), Target("cuda", (8, 0), 108), Target("cpu")
@@ -69,9 +69,9 @@ def test_grouped_heads_need_a_backend_that_takes_them():
     assert choose(AttentionCall(A100, q, kv, kv, gqa=True)) == "flash"
     assert choose(AttentionCall(A100, q, kv, kv, gqa=False)) == "math", "unequal heads without enable_gqa"
     q, kv = tensor(8, dtype=HALF), tensor(2, dtype=HALF)
-    assert choose(AttentionCall(T4, q, kv, kv, gqa=True)) == (
-        "efficient" if native_gqa_in_efficient() else "math"
-    )
+    for release, backend in (((2, 11), "math"), ((2, 13), "math"), ((2, 14), "efficient")):
+        asked = replace(T4, torch=release)
+        assert choose(AttentionCall(asked, q, kv, kv, gqa=True)) == backend, release
 
 
 def test_what_a_training_call_asks_beyond_inference():

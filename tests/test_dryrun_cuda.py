@@ -70,6 +70,16 @@ def test_a_plain_loop(tmp_path: Path) -> None:
     assert document["schema"] == "memplan.dry-run/1" and document["gpu_measurement"] is False
 
 
+def test_expandable_segments_without_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reserves addresses for 9/8 of the GPU for each pool (CUDACachingAllocator.cpp ExpandableSegment):
+    the address space holds several of an unbounded one. The same blocks, granules of 2 and 20 MiB.
+    """
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    found = dry_run(tmp_path, LOOP.format(extra=""), None).observation
+    assert (found.outcome, found.steps) == ("stopped", 2)
+    assert sizes(found)["load"] == 16 * MIB + MIB // 4
+
+
 def test_one_more_allocation_moves_the_peak_by_its_block(tmp_path: Path) -> None:
     before = dry_run(tmp_path, LOOP.format(extra="")).observation
     kept = dry_run(

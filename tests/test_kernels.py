@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from memplan.planner.tables.cublas import workspace_bytes  # noqa: E402
 from memplan.planner.trace.device.kernels_attention import cudnn_workspace, efficient_workspace, flash_splits  # noqa: E402
 from memplan.planner.trace.device.kernels_bitsandbytes import fused_gemm_4bit  # noqa: E402
-from memplan.planner.trace.device.kernels_table import RULES, product  # noqa: E402
+from memplan.planner.trace.device.kernels_products import product  # noqa: E402
+from memplan.planner.trace.device.kernels_table import RULES  # noqa: E402
 from memplan.planner.trace.device.reduction import buffers  # noqa: E402
 from memplan.planner.trace.device.rule import OpCall  # noqa: E402
 from memplan.planner.trace.device.target import Target  # noqa: E402
@@ -28,7 +29,7 @@ aten = torch.ops.aten
 
 
 def meta(*shape, dtype=BF16):
-    return torch.empty(*shape, dtype=dtype, device="meta")
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def hidden(target, op, *args, outputs=None):
@@ -75,7 +76,7 @@ def workspaces(release, bias=None):
 
 def test_each_thread_gets_one_workspace_from_its_first_product_on():
     held = [
-        (f"cuBLAS workspace of the {thread} thread", 8_519_680, True, False)
+        (f"cuBLAS workspace of the {thread} thread", 8_519_680, True, False, False)
         for thread in ("main", "autograd")
     ]
     assert (
@@ -142,12 +143,74 @@ def test_softmax_backward_multiplies_first_in_the_products_dtype():
     assert hidden(T4, aten._log_softmax_backward_data.default, grad, out, -1, FP32) == {}
 
 
-def test_a_safe_softmax_holds_the_plain_one_and_a_mask_of_bytes():
+def test_a_safe_softmax_finds_masked_rows_and_sets_them_to_zero_in_place():
     x = meta(2, 4, 8, 8, dtype=FP32)
-    assert hidden(A100, aten._safe_softmax.default, x, -1) == {
-        "softmax before masking": 512 * 4,
-        "masked elements": 512,
+    found = hidden(A100, aten._safe_softmax.default, x, -1)
+    assert found == {"masked elements": 512, "masked rows": 64, "zero": 4}
+
+
+def test_sums_of_booleans_and_scans_convert_their_input_first():
+    """The events of 2.11.0 to 2.14.1 under transformers' fast_all and find_packed_sequence_indices."""
+    mask, word = meta(8, 52, dtype=torch.bool), meta(dtype=torch.int64)
+    assert hidden(A100, aten.sum.default, mask, outputs=[word]) == {"input in the result's dtype": 8 * 52 * 8}
+    assert hidden(A100, aten.all.default, mask, outputs=[meta(dtype=torch.bool)]) == {}
+    half = meta(8, 52, dtype=HALF)
+    assert hidden(A100, aten.sum.dim_IntList, half, [1], outputs=[meta(8, dtype=FP32)]) == {}
+    sums = meta(8, 52, dtype=torch.int64)
+    assert hidden(A100, aten.cumsum.default, mask, -1, outputs=[sums]) == {
+        "input in the result's dtype": 8 * 52 * 8
     }
+
+
+def test_index_tensors_of_different_strides_are_made_contiguous():
+    """padding_mask[batch_idx, kv_idx] of transformers masking_utils.py: both indices, broadcast."""
+    mask, out = meta(8, 52, dtype=torch.bool), meta(8, 1, 1, 52, dtype=torch.bool)
+    rows, columns = meta(8, 1, 1, 1, dtype=torch.int64), meta(1, 1, 1, 52, dtype=torch.int64)
+    kernels = Kernels(A100)
+    made = kernels(aten.index.Tensor, (mask, [rows, columns]), [out])
+    assert [(w.nbytes, w.before) for w in made] == [(8 * 52 * 8, True)] * 2
+    assert kernels(aten.index.Tensor, (mask, [columns]), [out]) == []
+    same = meta(52, dtype=torch.int64)
+    assert kernels(aten.index.Tensor, (mask, [same, same]), [out]) == []
+
+
+def test_grouped_products_take_cutlass_tables_on_hopper_and_blackwell():
+    """Asked of torch over stub libraries: H100 67,584 bytes, B200 795,648 or 871,424 by the tile."""
+    b200 = Target("cuda", (10, 0), 148)
+    for groups, rows, small in ((4, 4096, False), (8, 4096, False), (60, 4096, True), (4, 512, True)):
+        args = meta(rows, 256), meta(groups, 256, 512), meta(groups, dtype=torch.int32)
+        out = [meta(rows, 512)]
+        pointers = {"pointers of the groups": 60 * groups}
+        name = "grouped product's workspace"
+        op = aten._grouped_mm.default
+        assert hidden(H100, op, *args, outputs=out) == pointers | {name: 67_584}
+        assert hidden(b200, op, *args, outputs=out) == pointers | {name: 795_648 if small else 871_424}
+        assert hidden(A100, op, *args, outputs=out) == {}
+
+
+def test_flash_attention_with_dropout_makes_a_second_random_state():
+    q, op = meta(2, 4, 64, 32, dtype=HALF), aten._scaled_dot_product_flash_attention.default
+    assert hidden(A100, op, q, q, q, 0.1, outputs=[q]) == {"random state": 16}
+
+
+def test_an_accumulating_index_put_sorts_its_indices():
+    """The events of 2.11.0 and 2.14.1: four tables of int64, and cub's own two."""
+    found = Kernels(A100)(
+        aten.index_put.default,
+        (meta(4000, 64), [meta(4000, dtype=torch.int64)], meta(4000, 64), True),
+        [meta(4000, 64)],
+    )
+    assert [w.nbytes for w in found] == [32_000] * 4 + [64_000]
+
+
+def test_dropout_makes_its_mask_first():
+    pair = [meta(4, 8), meta(4, 8, dtype=torch.bool)]
+    assert list(Kernels(A100).order(aten.native_dropout.default, (pair[0], 0.1, True), pair)) == [1, 0]
+
+
+def test_partial_norms_come_before_the_norms():
+    made = Kernels(A100)(aten._foreach_norm.Scalar, ([meta(8), meta(8)],), [meta(), meta()])
+    assert [(w.name, w.before) for w in made] == [("partial norms", True)]
 
 
 def test_embedding_backward_sorts_beyond_3072_tokens():
@@ -205,7 +268,13 @@ def test_row_reductions_and_small_ones_stay_in_one_block():
 def test_accumulating_by_index_sorts_the_indices_first():
     zeros, index, values = meta(100, 8), meta(50, dtype=torch.int64), meta(50, 8)
     op = aten.index_put.default
-    assert hidden(A100, op, zeros, [index], values, True) == {"indices and their order": 4 * 50 * 8}
+    assert hidden(A100, op, zeros, [index], values, True) == {
+        "linear indices": 50 * 8,
+        "sorted indices": 50 * 8,
+        "their order": 50 * 8,
+        "range of indices": 50 * 8,
+        "cub's keys and values": 2 * 50 * 8,
+    }
     assert hidden(A100, op, zeros, [index], values) == {}, "plain assignment needs no order"
     assert hidden(A100, aten.logsumexp.default, meta(8, 100), [-1]) == {"shifted exponentials": 8 * 100 * 2}
 
@@ -302,11 +371,19 @@ def test_efficient_attentions_workspace_is_dq_in_fp32():
     assert found == {"delta": 2 * 8 * 256 * 4, "workspace": 2 * 8 * 4 * (16 + 64 * 64 * 4)}
 
 
-def test_efficient_attention_accumulates_wide_heads_in_fp32_and_keeps_its_random_state_on_the_host():
+def test_efficient_attention_accumulates_wide_heads_in_fp32_and_keeps_its_random_state():
     op = aten._scaled_dot_product_efficient_attention.default
     q = meta(1, 2, 16, 256, dtype=HALF)
     assert hidden(T4, op, q, q, q, None, True, outputs=[q]) == {"fp32 output accumulator": 2 * 16 * 256 * 4}
-    assert list(Kernels(T4).order(op, 4)) == [0, 1] and list(Kernels(CPU).order(op, 4)) == [0, 1, 2, 3]
+    outputs = [q, q, meta(), meta()]
+
+    def made(target, dropout):
+        return list(Kernels(target).order(op, (q, q, q, None, True, dropout), outputs))
+
+    for release, places in (((2, 11), [0, 1]), ((2, 12), [0, 1]), ((2, 14), [2, 3, 0, 1])):
+        assert made(replace(T4, torch=release), 0.0) == places, release
+        assert made(replace(T4, torch=release), 0.1) == [0, 1], "with dropout: on the host"
+    assert made(CPU, 0.0) == [0, 1, 2, 3]
 
 
 def test_gemm_4bit_dequantizes_beyond_the_fused_kernel():
@@ -428,7 +505,11 @@ def test_dropout_makes_its_mask_before_its_output():
 
 def test_the_scales_of_4_bit_weights_are_made_before_them():
     op = "bitsandbytes::quantize_4bit"
-    assert list(Kernels(A100).order(op, 2)) == [1, 0] and list(Kernels(CPU).order(op, 2)) == [0, 1]
-    assert list(Kernels(A100).order("bitsandbytes::int8_vectorwise_quant", 2)) == [1, 0], (
+    pair = [meta(4), meta(4)]
+    assert list(Kernels(A100).order(op, (), pair)) == [1, 0] and list(Kernels(CPU).order(op, (), pair)) == [
+        0,
+        1,
+    ]
+    assert list(Kernels(A100).order("bitsandbytes::int8_vectorwise_quant", (), pair)) == [1, 0], (
         "no outlier columns, no third output"
     )

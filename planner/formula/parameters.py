@@ -34,7 +34,6 @@ UPCAST: dict[str, tuple[str, ...]] = {
 # constants for each fp32 constant of double quantization (bitsandbytes 0.50 functional.py quantize_4bit:
 # blocksize=256)
 NESTED_BLOCK = 256
-
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
 
@@ -85,7 +84,8 @@ class ParameterTable:
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
             return "float32"
         if tensor.role in UPCAST[setup.upcast_modules]:
-            return "float32"
+            found = tensor.role != "norm" or "norm" in tensor.name.split(".")[-2]  # GPT-2's ln_1 is not
+            return "float32" if found else setup.weight_dtype
         return setup.weight_dtype
 
     def _store(self, tensor: WeightTensor) -> Iterator[ParameterSpec]:

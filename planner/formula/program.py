@@ -30,6 +30,7 @@ from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.torch_versions import release_of
 
 SYMBOLS = ("B", "S", "R")
 
@@ -293,4 +294,7 @@ def device_of(setup: Setup) -> Device:
     if setup.device == "cpu":
         return Device("cpu")
     capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None
-    return Device() if capability is None else Device("cuda", capability, assumed=False)
+    torch = release_of(setup.torch)
+    if capability is None:
+        return Device(torch=torch)
+    return Device("cuda", capability, torch, assumed=False)

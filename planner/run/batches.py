@@ -35,7 +35,7 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     if setup.padded or (setup.loop.collates and setup.packed_documents == 1):
         batch["attention_mask"] = torch.ones_like(ids)
     if setup.padded:
-        batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
+        batch["attention_mask"][-1, setup.sequence_length - padding(setup) :].zero_()
     kind = PEFT_TYPES.get(str((setup.adapter or {}).get("peft_type", "")).upper())
     if kind is not None and kind.per_task:  # peft 0.21 peft_model.py, tuners/poly/model.py
         batch["task_ids"] = torch.zeros(setup.micro_batch, dtype=torch.int64, device=device)

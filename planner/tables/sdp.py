@@ -24,7 +24,13 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 """Setup.attention: transformers' own names, and `sdpa-` with the one backend that is left enabled."""
 FLASH_2: Attention = "flash_attention_2"
 TORCH = (2, 13)
-"""The release whose kernels and workspaces the formula describes; the trace asks for the installed one's."""
+"""The release that is asked about where none is named."""
+EFFICIENT_GQA = (2, 14)
+"""From this release on the memory-efficient kernel takes grouped heads (pytorch PR 191085), and a single head
+of keys and values passes the filters of flash and efficient without enable_gqa: sdp_utils_cpp.h of 2.14.1's
+wheel has check_batch_size_and_num_heads_dense's parameter supports_mqa, those of 2.11 to 2.13 do not; asked
+of 2.12.0 and 2.14.1 by _fused_sdp_choice.
+"""
 BACKENDS = ("cudnn", "flash", "efficient", "math")
 HALF = ("float16", "bfloat16")
 FORCED = {f"sdpa-{backend}": backend for backend in BACKENDS}
@@ -48,9 +54,6 @@ class Asked:
     gqa: bool = False
     trains: bool = True
     square: bool = True  # as many queries as keys
-    efficient_gqa: bool = (
-        False  # whether the memory-efficient kernel takes grouped heads: pytorch PR 191085, after torch 2.13
-    )
     torch: tuple[int, int] = TORCH  # the release whose filters are asked
     unfit: frozenset[str] = (
         frozenset()
@@ -89,8 +92,14 @@ def _grouped(a: Asked) -> bool:
     return k == v and q % k == 0
 
 
+def _one_for_all(a: Asked) -> bool:
+    """supports_mqa: a single head of keys and values serves all queries, asked for or not."""
+    q, k, v = a.heads
+    return a.torch >= EFFICIENT_GQA and k == v == 1 and q > 0
+
+
 def _heads_flash(a: Asked) -> bool:
-    return _grouped(a) if a.gqa else _equal_heads(a)
+    return _grouped(a) if a.gqa else _equal_heads(a) or _one_for_all(a)
 
 
 def _heads_cudnn(a: Asked) -> bool:
@@ -99,7 +108,7 @@ def _heads_cudnn(a: Asked) -> bool:
 
 
 def _heads_efficient(a: Asked) -> bool:
-    return _grouped(a) if a.gqa and a.efficient_gqa else _equal_heads(a)
+    return _grouped(a) if a.gqa and a.torch >= EFFICIENT_GQA else _equal_heads(a) or _one_for_all(a)
 
 
 def _low_precision(a: Asked) -> bool:

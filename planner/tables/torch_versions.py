@@ -31,6 +31,12 @@ TORCH_VERSIONS: dict[str, TorchVersion] = {
 NEWEST = list(TORCH_VERSIONS)[-1]
 
 
+def release_of(version: str) -> tuple[int, int]:
+    """A row's name as numbers that compare: '2.14' -> (2, 14)."""
+    major, minor = version.split(".")
+    return int(major), int(minor)
+
+
 def nearest(version: str) -> str:
     """The row that a full version such as `2.12.1+cu130` is predicted by: its own, else the first or the
     last.

@@ -134,28 +134,32 @@ def _math(c: AttentionCall, scale: float | None) -> Tensor:
     """_scaled_dot_product_attention_math op by op: as one composite it would not add the mask in place on
     meta (accumulate.py says why).
 
-    16-bit inputs are computed in fp32; the scores are cast back too, for an output that nobody takes.
+    16-bit inputs are computed in fp32; the scores are cast back too, for an output that nobody takes, and
+    before the product (the compiler evaluates make_tuple's arguments from the right). C++ keeps every local
+    until the end: the order of frees is the one in the allocator's events (torch 2.11.0 to 2.14.1).
     """
     dtype = c.query.dtype
+    mask = _additive(c.mask, dtype)
     wide = not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     query, key, value = (t.float() if t.dtype in HALF and wide else t for t in c.tensors)
     factor = abs(query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
-    query = query * (-factor if scale is not None and scale < 0 else factor)
-    mask = _additive(c.mask, dtype)
+    scaled = query * (-factor if scale is not None and scale < 0 else factor)
     if c.causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
         mask = _additive(mask, query.dtype)
+    keys, values = key, value
     if c.gqa and key.shape[-3] != query.shape[-3]:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scores = query @ (key.transpose(-2, -1) * factor)
+        keys = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        values = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = scaled @ (keys.transpose(-2, -1) * factor)
     if mask is not None:
         scores.add_(mask)
     scores = aten._safe_softmax(scores, -1)
     if c.dropout > 0:
         scores = torch.dropout(scores, c.dropout, True)
-    out = (scores @ value).to(dtype)
-    scores.to(dtype)
+    narrow = scores.to(dtype)
+    out = (scores @ values).to(dtype)
+    del scores, values, keys, scaled, mask, value, key, query, narrow
     return out
 
 
@@ -204,10 +208,8 @@ def _padded(tensor: Tensor, multiple: int) -> Tensor:
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """convert_boolean_attn_mask: a boolean mask becomes one of the query's dtype, as large as itself in
-    elements.
+    elements, and is not inverted first (the allocator's events of torch 2.11.0 to 2.14.1).
     """
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.where(
-        mask.logical_not(), float("-inf"), torch.scalar_tensor(0.0, dtype=dtype, device=mask.device)
-    )
+    return torch.where(mask, torch.scalar_tensor(0.0, dtype=dtype, device=mask.device), float("-inf"))

@@ -95,6 +95,11 @@ def lowered(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         yield cast
 
 
+def lower_dtype() -> torch.dtype | None:
+    """The dtype of the autocast region that runs; None outside."""
+    return _state.dtype if _state is not None and _state.enabled else None
+
+
 @contextmanager
 def installed(device: str) -> Iterator[None]:
     """Within it, `torch.autocast` of "meta" and of `device` ("cuda" or "cpu") acts on meta tensors as on that

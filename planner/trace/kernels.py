@@ -50,12 +50,13 @@ class Kernels:
             found = [*found, *self._workspaces(library == "cublaslt")]
         return [hidden for hidden in found if hidden.nbytes > 0]
 
-    def order(self, op: Any, count: int) -> Sequence[int]:
+    def order(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> Sequence[int]:
         """Positions of the outputs that CUDA makes on the device, in the order in which it does."""
-        rule = self.rules.get(name_of(op))
+        rule, count = self.rules.get(name_of(op)), len(outputs)
         if rule is None or not (rule.order or rule.on_host):
             return range(count)
-        return [index for index in rule.order or range(count) if index < count and index not in rule.on_host]
+        on_host = rule.on_host(OpCall(self.target, args, outputs)) if rule.on_host is not None else ()
+        return [index for index in rule.order or range(count) if index < count and index not in on_host]
 
     def status(self, op: Any) -> Status:
         """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing

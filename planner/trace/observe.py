@@ -19,6 +19,7 @@ from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark
 from memplan.planner.trace.op_tensors import (
     KernelFacts,
     WorkspaceLike,
+    element,
     makes_storage,
     tensor_arguments,
     tensors_of,
@@ -225,7 +226,7 @@ class Observer(TorchDispatchMode):
         out = self._run(func, args, kwargs or {})
         outputs = tensors_of(out)
         fresh = bool(outputs) and makes_storage(func)
-        workspaces = () if self.kernels is None or self._host else self.kernels(func, args, outputs)
+        workspaces = () if self.kernels is None or self._on_host(args) else self.kernels(func, args, outputs)
         if not fresh and not workspaces:
             self._remember_node(None)  # a view's
             return out
@@ -239,10 +240,14 @@ class Observer(TorchDispatchMode):
         if fresh:
             self._outputs(func, args, outputs, where, layers)
         temporary += [self._workspace(w, where, home) for w in workspaces if not w.before]
-        for sid, persistent in temporary:
-            if not persistent:
+        for sid, workspace in sorted(temporary, key=lambda made: made[1].last):
+            if not workspace.persistent:
                 self.drop(sid)
         return out
+
+    def _on_host(self, args: tuple[Any, ...]) -> bool:
+        """Whether an op runs on the host: none of its tensors is on the device."""
+        return self._host and not any(self.knows(t) for t in tensor_arguments(args) if t.is_meta)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the op returns: the answer that stands in for it, else the op itself, in place where CUDA
@@ -271,8 +276,8 @@ class Observer(TorchDispatchMode):
         self._via = "tensors" if known is None else "node"
         return where, self._layers_of(args, outputs) if known is None else [known] * max(outputs, 1)
 
-    def _workspace(self, made: WorkspaceLike, where: str, layer: int | None) -> tuple[int, bool]:
-        return self.add(made.name, made.nbytes, where, layer, made.persistent), made.persistent
+    def _workspace(self, made: WorkspaceLike, where: str, layer: int | None) -> tuple[int, WorkspaceLike]:
+        return self.add(made.name, made.nbytes, where, layer, made.persistent), made
 
     def _outputs(
         self,
@@ -282,7 +287,7 @@ class Observer(TorchDispatchMode):
         where: str,
         layers: list[int | None] | None,
     ) -> None:
-        made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, len(outputs))
+        made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, args, outputs)
         if len(made) < len(outputs):
             for tensor in (outputs[index] for index in range(len(outputs)) if index not in made):
                 self._not_here(tensor.untyped_storage())
@@ -293,7 +298,7 @@ class Observer(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage._cdata in self._alive:
                 continue
-            if self._host and not any(self.knows(t) for t in tensor_arguments(args) if t.is_meta):
+            if self._on_host(args):
                 continue
             self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
 
@@ -335,16 +340,9 @@ class Observer(TorchDispatchMode):
         return found
 
     def _layer_of_output(self, args: tuple[Any, ...], index: int) -> int | None:
-        made_from = [_element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
+        made_from = [element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
         tensors = [t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta]
         if not tensors:
             return self.inherited
         storages = (self.storage_of(tensor) for tensor in tensors)
         return next((s.layer for s in storages if s is not None and s.layer is not None), None)
-
-
-def _element(arg: Any, index: int) -> Any:
-    """The tensor of an argument that the output at `index` is made from: a list's own element."""
-    if isinstance(arg, torch.Tensor):
-        return arg
-    return arg[index] if index < len(arg) else None

@@ -21,6 +21,7 @@ class WorkspaceLike(Protocol):
     nbytes: int
     persistent: bool  # never freed: a cuBLAS workspace
     before: bool  # made before the op's outputs
+    last: bool  # freed after those that are not
 
 
 class KernelFacts(Protocol):
@@ -29,8 +30,8 @@ class KernelFacts(Protocol):
     """
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
-    def order(self, op: Any, count: int) -> Sequence[int]:
-        """The order in which an operator allocates its `count` results."""
+    def order(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[int]:
+        """Positions of the results that an operator allocates on the device, in that order."""
 
 
 _KNOWN: dict[Any, bool] = {}
@@ -64,3 +65,10 @@ def tensor_arguments(args: Sequence[Any]) -> Iterator[torch.Tensor]:
             yield arg
         elif isinstance(arg, (list, tuple)):
             yield from tensor_arguments(arg)
+
+
+def element(arg: Any, index: int) -> Any:
+    """The tensor of an argument that the output at `index` is made from: a list's own element."""
+    if isinstance(arg, torch.Tensor):
+        return arg
+    return arg[index] if index < len(arg) else None

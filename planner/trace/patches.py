@@ -16,12 +16,16 @@ from unittest.mock import patch
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import BITSANDBYTES, require
+from memplan.planner.run.extras import BITSANDBYTES, load, require
 from memplan.planner.run.values import Values
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.trace import patches_peft
+from memplan.planner.trace.autocast import lower_dtype
 from memplan.planner.trace.device import flash2
+from memplan.planner.trace.device.kernels_bitsandbytes import fused
 from memplan.planner.trace.device.kernels_cpu import layer_norm
+from memplan.planner.trace.device.rule import OpCall
+from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.observe import Observer
 
 _ATEN = torch.ops.aten
@@ -93,12 +97,30 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         _ATEN.copy_.default: _copy,
         _ATEN._grouped_mm.default: _grouped_mm,
         _ATEN.nonzero.default: flash2.nonzero,
+        **(_gemm_4bit(setup) if setup.quant_type in ("nf4", "fp4") else {}),
         **_REFUSALS,
         **({_ATEN.empty.memory_format: values.offloaded} if setup.checkpoint_offload else {}),
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
         **(patches_peft.sparse() if adapter.sparse else {}),
     }
     return Values(found, routed) if adapter.values or routed else found
+
+
+def _gemm_4bit(setup: Setup) -> dict[Any, Callable[..., Any]]:
+    """bitsandbytes 0.50 backends/cuda/ops.py _dequant_linear_fallback calls F.linear, which autocast, still
+    on inside the op, casts: the result has autocast's dtype, which the library's own meta kernel does not
+    say.
+    """
+    load("bitsandbytes")
+    target = target_of(setup)
+
+    def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs, dtype = args[0], lower_dtype()
+        if dtype in (None, inputs.dtype) or target.device != "cuda" or fused(OpCall(target, args, ())):
+            return NotImplemented
+        return torch.empty((*inputs.shape[:-1], args[2][0]), dtype=dtype, device="meta")
+
+    return {torch.ops.bitsandbytes.gemm_4bit.default: answer}
 
 
 def _fits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -71,7 +71,7 @@ def choose_cards(
     return CardChoice(None, None, ())
 
 
-def kernels(gpu: Gpu | None) -> tuple[bool, ...]:
+def kernels(gpu: Gpu | None) -> tuple[int, ...]:
     """All that kernels ask of a GPU: GPUs of equal answers need the same memory. The assumed GPU's where
     none is known.
     """

@@ -92,6 +92,7 @@ def choose(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int)
         causal=h.mask is None,
         gqa=h.spec.heads != kv_heads and h.spec.kv != "broadcast",
         trains=w.t.grad_enabled and any(x.requires_grad for x in (q, k, v)),
+        torch=w.device.torch,
     )
     forced = FORCED.get(w.setup.attention)
     backend = sdp.choose(asked, forced)
@@ -234,10 +235,7 @@ def _additive(w: Context, mask: Tensor, dtype: str) -> Tensor:
     """
     if mask.dtype != "bool":
         return mask
-    inverted = w.t.alloc("inverted mask", mask.shape, "bool", "logical_not of the mask")
-    made = w.t.alloc("additive mask", mask.shape, dtype, "the boolean mask in the query's dtype")
-    del inverted
-    return made
+    return w.t.alloc("additive mask", mask.shape, dtype, "the boolean mask in the query's dtype")
 
 
 def _aligned(w: Context, mask: Tensor) -> list[Tensor]:
@@ -265,15 +263,15 @@ def _math(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dtype = q.dtype
     b, _, s, _ = q.shape
     square = (b, a, s, k.shape[2])
-    queries, keys, values = (cast(t, x, "float32") for x in (q, k, v))
-    queries = unary(t, "scale", queries, "scaled q")
-    mask = h.mask
-    if mask is None:
+    bias = None if h.mask is None else _additive(w, h.mask, dtype)
+    unscaled, keys, values = (cast(t, x, "float32") for x in (q, k, v))
+    queries = unary(t, "scale", unscaled, "scaled q")
+    if bias is None:
         ones = t.alloc("ones", (s, s), "bool", "before the upper triangle is taken off")
         mask = t.alloc("causal mask", (s, s), "bool", "is_causal on the math path")
         del ones
-    bias = _additive(w, mask, "float32" if h.mask is None else dtype)
-    del mask
+        bias = _additive(w, mask, "float32")
+        del mask
     shared = k.shape[1] != a
     if shared and h.spec.kv != "broadcast":
         keys, values = _interleave(w, h, keys), _interleave(w, h, values)
@@ -291,10 +289,10 @@ def _math(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     del wide
     scores = _safe_softmax(t, scores)
     scores = dropout(t, scores, h.dropout)
+    extra = cast(t, scores.detach(), dtype)  # the second result, made first and dropped by the caller
     out = bmm(t, scores, fold(w, values, own), (b, a, s, h.value_size), "attention output in fp32")
     out = cast(t, out, dtype)
-    extra = cast(t, scores.detach(), dtype)
-    del extra, scores, bias
+    del extra, scores, bias, unscaled
     return out
 
 
@@ -315,18 +313,9 @@ def _interleave(w: Context, h: Heads, x: Tensor) -> Tensor:
 
 
 def _safe_softmax(t: Tape, scores: Tensor) -> Tensor:
-    """_safe_softmax: a softmax, the rows in which everything is masked, and a choice between them
+    """_safe_softmax: a softmax, whose rows in which everything is masked are then set to zero in place
     (attention.cpp).
     """
-    held = [
-        t.alloc(
-            "softmax before masking",
-            scores.shape,
-            scores.dtype,
-            "rows in which all is masked become 0 afterwards",
-        ),
-        t.alloc("masked elements", scores.shape, "bool", "which elements are masked"),
-    ]
     made = t.op(
         "softmax",
         (scores,),
@@ -336,7 +325,8 @@ def _safe_softmax(t: Tape, scores: Tensor) -> Tensor:
         name="attention probabilities",
         backward=softmax_backward,
     )
-    del held
+    masked = t.alloc("masked elements", scores.shape, "bool", "which elements are masked")
+    del masked
     return made
 
 

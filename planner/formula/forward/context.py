@@ -13,19 +13,21 @@ from memplan.planner.formula.symbolic.expr import Expr
 from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.tables.cublas import workspace_bytes
+from memplan.planner.tables.cublas import Release, workspace_bytes
+from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The facts of a GPU that choose kernels. `assumed` where no GPU was named."""
+    """The facts of a GPU and of torch's release that choose kernels. `assumed` where no GPU was named."""
 
     kind: str = "cuda"
     capability: tuple[int, int] = (8, 0)
+    torch: Release = TORCH
     assumed: bool = True
 
     @property
-    def kernels(self) -> tuple[bool, ...]:
+    def kernels(self) -> tuple[int, ...]:
         """All that kernels ask of a capability (attend.py, workspace): GPUs of equal answers need the same
         memory.
         """
@@ -33,12 +35,14 @@ class Device:
             *(self.capability >= (major, 0) for major in (7, 8, 9)),
             self.capability[0] == 10,
             self.capability == (9, 0),
+            self.workspace,
+            self.torch >= EFFICIENT_GQA,
         )
 
     @property
     def workspace(self) -> int:
         """Bytes of one cuBLAS workspace on this GPU."""
-        return workspace_bytes(self.capability)
+        return workspace_bytes(self.capability, self.torch)
 
 
 class Context:

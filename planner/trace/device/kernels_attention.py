@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from memplan.planner.tables.sdp import EFFICIENT_GQA
 from memplan.planner.trace.device.rule import OpCall, Workspace, bytes_of
 
 
@@ -27,6 +28,8 @@ def flash_forward(c: OpCall) -> Iterator[Workspace]:
     """
     query, key = c.args[0], c.args[1]
     dropout = c.args[3] if len(c.args) > 3 else 0.0
+    if dropout > 0:  # seen in the allocator's events of 2.11.0 to 2.14.1
+        yield Workspace("random state", 16)
     splits = flash_splits(query, key, c.target.sms) if dropout == 0 else 1
     if splits > 1:
         batch, heads, rows, size = query.shape
@@ -65,7 +68,7 @@ def flash_backward(c: OpCall) -> Iterator[Workspace]:
     if len(c.args) > 4:  # native/transformers/cuda/attention_backward.cu _flash_attention_backward
         yield from _contiguous("output", c.args[4])
     rounded = _up(rows, 128)
-    yield Workspace("softmax statistics", batch * heads * rounded * 4)
+    yield Workspace("softmax statistics", batch * heads * rounded * 4, last=True)
     yield Workspace("dQ accumulator", batch * rounded * heads * _up(size, 32) * 4)
     if key.shape[1] != heads:
         expanded = batch * key.shape[2] * heads * size * key.element_size()
@@ -83,6 +86,14 @@ def efficient_forward(c: OpCall) -> Iterator[Workspace]:
         yield Workspace("fp32 output accumulator", batch * heads * rows * value.shape[-1] * 4)
 
 
+def efficient_state(c: OpCall) -> tuple[int, ...]:
+    """The outputs that lie on the host: seed and offset, until 2.12 in every call, from 2.14 on with dropout
+    alone (seen in the allocator's events of 2.11.0, 2.12.0 and 2.14.1; 2.13 is taken for 2.12).
+    """
+    dropout = c.args[5] if len(c.args) > 5 else 0.0
+    return (2, 3) if dropout > 0 or c.target.torch < EFFICIENT_GQA else ()
+
+
 def efficient_backward(c: OpCall) -> Iterator[Workspace]:
     """delta, and a workspace: tiles that accumulate dQ across blocks of keys; dK and dV too where heads leave
     registers.
@@ -90,6 +101,10 @@ def efficient_backward(c: OpCall) -> Iterator[Workspace]:
     grad, query, key, value = c.args[:4]
     batch, heads, rows, size = query.shape
     yield from _contiguous("gradient", grad)
+    if key.shape[1] != heads:  # 2.14: one dK and dV for each query head, summed over the group afterwards
+        for name, tensor in (("dK", key), ("dV", value)):
+            expanded = batch * heads * tensor.shape[2] * tensor.shape[3] * tensor.element_size()
+            yield Workspace(f"per-head {name}", expanded, last=True)
     half = query.element_size() == 2
     registers = max(size, value.shape[-1]) <= 128
     delta = batch * heads * rows * 4

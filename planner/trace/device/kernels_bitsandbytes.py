@@ -17,11 +17,11 @@ from memplan.planner.trace.device.rule import OpCall, Workspace, bytes_of
 
 def gemm_4bit(c: OpCall) -> Iterator[Workspace]:
     """Beyond what the fused kernel serves, N x K weights are dequantized in the input's dtype, nested absmax
-    twice in fp32.
+    twice in fp32. Under autocast F.linear then casts bias, weights and input.
     """
     inputs, packed, shape = c.args[0], c.args[1], c.args[2]
     absmax_8bit = c.args[7] if len(c.args) > 7 else None
-    if _fused(c):
+    if fused(c):
         if not inputs.is_contiguous():
             yield Workspace("contiguous input", bytes_of(inputs), before=True)
         return
@@ -30,19 +30,25 @@ def gemm_4bit(c: OpCall) -> Iterator[Workspace]:
         yield Workspace("absmax plus offset", absmax_8bit.numel() * 4, before=True)
     if not packed.is_contiguous():
         yield Workspace("contiguous weights", bytes_of(packed), before=True)
-    yield Workspace("dequantized weights", prod(shape) * inputs.element_size(), before=True)
+    yield Workspace("dequantized weights", prod(shape) * inputs.element_size(), before=True, last=True)
+    if c.outputs[0].dtype != inputs.dtype:
+        size = c.outputs[0].element_size()
+        bias = shape[0] if len(c.args) > 6 and c.args[6] is not None else 0
+        for name, count in (("bias", bias), ("weights", prod(shape)), ("input", inputs.numel())):
+            yield Workspace(f"{name} as autocast casts it", count * size, before=True)
 
 
 def gemm_4bit_product(c: OpCall) -> str:
     """The library that multiplies: none where the fused kernel does, else F.linear's, which fuses a bias in
     cuBLASLt.
     """
-    if _fused(c):
+    if fused(c):
         return ""
     return "cublaslt" if len(c.args) > 6 and c.args[6] is not None else "cublas"
 
 
-def _fused(c: OpCall) -> bool:
+def fused(c: OpCall) -> bool:
+    """Whether gemm_4bit runs without dequantizing the weights."""
     inputs, shape = c.args[0], c.args[2]
     rows = inputs.numel() // inputs.shape[-1]
     return fused_gemm_4bit(

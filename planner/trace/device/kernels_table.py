@@ -15,6 +15,7 @@ from memplan.planner.trace.device.kernels_attention import (
     cudnn_forward,
     efficient_backward,
     efficient_forward,
+    efficient_state,
     flash_backward,
     flash_forward,
 )
@@ -24,46 +25,22 @@ from memplan.planner.trace.device.kernels_bitsandbytes import (
     int8_scaled_mm,
     int8_vectorwise_quant,
 )
-from memplan.planner.trace.device.reduction import reduction
+from memplan.planner.trace.device.kernels_indices import (
+    embedding_backward,
+    index,
+    index_put,
+    scan,
+    sort,
+    topk,
+)
+from memplan.planner.trace.device.kernels_products import (
+    copies_for_cublas,
+    grouped,
+    grouped_product,
+    product,
+)
+from memplan.planner.trace.device.reduction import converted, reduction
 from memplan.planner.trace.device.rule import KernelRule, OpCall, Workspace, bytes_of
-
-# Products ---------------------------------------------------------------------------------------------------
-
-
-def _unfit_for_cublas(matrix: Any) -> bool:
-    """prepare_matrix_for_cublas, prepare_batch_matrix_for_cublas: neither of the last two dimensions is
-    dense, or they overlap.
-    """
-    if not isinstance(matrix, Tensor) or matrix.dim() < 2 or matrix.numel() == 0:
-        return False
-    (rows, columns), (down, along) = matrix.shape[-2:], matrix.stride()[-2:]
-    row_major = (along == 1 or columns == 1) and down >= max(1, columns)
-    column_major = (down == 1 or rows == 1) and along >= max(1, rows)
-    return not (row_major or column_major)
-
-
-def _copies_for_cublas(c: OpCall) -> Iterator[Workspace]:
-    for operand in c.args[-2:] if len(c.args) > 2 else c.args:
-        if _unfit_for_cublas(operand):
-            yield Workspace("contiguous copy for cuBLAS", bytes_of(operand))
-
-
-def product(c: OpCall) -> str:
-    """The library that runs a product: cuBLAS, but cuBLASLt for an addmm whose bias is one row
-    (isInputCompliesAddmmCudaLt).
-    """
-    if len(c.args) < 3 or not all(isinstance(arg, Tensor) and arg.is_floating_point() for arg in c.args[:3]):
-        return "cublas"
-    bias, left, right = c.args[:3]
-    row = bias.dim() > 0 and bias.numel() == bias.shape[-1] and bias.is_contiguous()
-    fused = (
-        row
-        and left.dim() == right.dim() == 2
-        and bias.shape[-1] == right.shape[1]
-        and min(*left.shape, *right.shape) > 1
-    )
-    return "cublaslt" if fused else "cublas"
-
 
 # Softmax, normalization, embedding --------------------------------------------------------------------------
 
@@ -90,81 +67,16 @@ def _contiguous_first(*positions: int) -> Any:
 
 
 def _safe_softmax(c: OpCall) -> Iterator[Workspace]:
-    """A softmax, the fully masked rows found (one byte an element), and a choice between them: the op's
-    output is the last.
-    """
+    """A softmax, the fully masked rows found (one byte an element, then a row), and set to zero in place."""
     out = c.outputs[0]
-    yield Workspace("softmax before masking", bytes_of(out), before=True)
-    yield Workspace("masked elements", out.numel(), before=True)
-
-
-SMALL_SORT = 4096  # should_use_small_sort: so many elements are sorted in place
-
-
-def _sort(c: OpCall) -> Iterator[Workspace]:
-    """In place up to SMALL_SORT elements, after a range is copied into the indices; beyond, by cub's radix
-    sort, whose scratch holds keys and values once more. Few segments are sorted as one, with the segment
-    beside each index (segmented_sort_pairs_by_full_sort).
-    """
-    source = c.args[0]
-    dim = c.args[1] if len(c.args) > 1 and isinstance(c.args[1], int) else -1
-    if source.dim() == 0 or source.numel() == 0:
-        return
-    along, size = source.shape[dim], source.element_size()
-    segments, count = source.numel() // along, source.numel()
-    if along <= SMALL_SORT:
-        yield Workspace("range of indices", along * 8)
-        return
-    if segments == 1 or along >= 1_000_000:
-        yield Workspace("range of indices", along * 8)
-        yield Workspace("cub's keys and values", along * (size + 8))
-    elif segments < 128:
-        yield Workspace("indices and segments, twice", 2 * count * 8)
-        yield Workspace("sorted keys", count * size)
-        yield Workspace("cub's keys and values", count * (size + 8))
-    else:
-        yield Workspace("ranges of indices", count * 8)
-        yield Workspace("cub's keys and values", count * (size + 8))
-
-
-def _topk(c: OpCall) -> Iterator[Workspace]:
-    """What was selected is sorted in place; beyond SMALL_SORT of them through a sort, a gather and copies."""
-    values, indices = c.outputs[0], c.outputs[1]
-    if c.args[1] > SMALL_SORT:
-        yield Workspace("sorted values and indices", bytes_of(values) + 2 * bytes_of(indices))
+    yield Workspace("masked elements", out.numel(), last=True)
+    yield Workspace("masked rows", out.numel() // max(1, out.shape[-1]), last=True)
+    yield Workspace("zero", out.element_size())
 
 
 def _logsumexp(c: OpCall) -> Iterator[Workspace]:
     """The input less its maxima is exponentiated in a tensor of its own."""
     yield Workspace("shifted exponentials", bytes_of(c.args[0]))
-
-
-def _embedding_backward(c: OpCall) -> Iterator[Workspace]:
-    """Up to 3,072 indices: none but copies. Beyond: indices are sorted, equal ones make a segment, and sums
-    of up to ten rows of a segment are kept in fp32. Where few rows are hit very often, they are summed by
-    atomics in an fp32 copy of the result instead.
-
-    cuda/Embedding.cu embedding_dense_backward_cuda; cuda/EmbeddingBackwardKernel.cu
-    embedding_backward_cuda_kernel (its choice between the two is in the wheels of torch 2.11 to 2.15). cub's
-    own scratch is left out (a few KiB).
-    """
-    grad, indices, rows = c.args[:3]
-    if not grad.is_contiguous():
-        yield Workspace("contiguous copy", bytes_of(grad), before=True)
-    count, width = indices.numel(), grad.shape[-1]
-    if count <= 3072:
-        return
-    segments, word = min(count, rows), indices.element_size()
-    partial = count // 10 + segments
-    yield Workspace("sorted and original indices", 2 * count * word, before=True)
-    yield Workspace("segment tables", (count + 2 * segments + partial) * word)
-    warps = -(-width // 32) * 32
-    blocks = -(-segments * warps // min(warps, 1024))
-    if blocks < 4 * c.target.sms and partial > 4 * blocks:
-        yield Workspace("segments of partial sums", partial * word)
-        yield Workspace("embedding gradients in fp32", rows * width * 4 if grad.element_size() < 4 else 0)
-    else:
-        yield Workspace("partial sums of embedding gradients", partial * width * max(4, grad.element_size()))
 
 
 # Lists ------------------------------------------------------------------------------------------------------
@@ -176,19 +88,7 @@ def _foreach_norm(c: OpCall) -> Iterator[Workspace]:
     """
     tensors = c.args[0]
     chunks = max((-(-t.numel() // 65536) for t in tensors), default=0)
-    yield Workspace("partial norms", len(tensors) * chunks * 4)
-
-
-def _index_put(c: OpCall) -> Iterator[Workspace]:
-    """index_put_ with accumulate: linear indices, a range, both sorted (cuda/Indexing.cu
-    index_put_with_sort_kernel).
-    """
-    indices = [i for i in c.args[1] if isinstance(i, Tensor)]
-    accumulate = len(c.args) > 3 and c.args[3]
-    if not accumulate or not indices:
-        return
-    count = max(i.numel() for i in indices)
-    yield Workspace("indices and their order", 4 * count * 8)
+    yield Workspace("partial norms", len(tensors) * chunks * 4, before=True)
 
 
 # The table --------------------------------------------------------------------------------------------------
@@ -198,7 +98,7 @@ _LOOPS = KernelRule(
 )
 _FACTORY = KernelRule("native/cuda/TensorFactories.cu, native/TensorFactories.cpp: the output alone")
 _LISTS = KernelRule("native/cuda/MultiTensorApply.cuh (torch 2.13): chunk tables travel in kernel arguments")
-_GEMM = KernelRule("native/cuda/Blas.cpp, cuda/CublasHandlePool.cpp", _copies_for_cublas, matmul=product)
+_GEMM = KernelRule("native/cuda/Blas.cpp, cuda/CublasHandlePool.cpp", copies_for_cublas, matmul=product)
 _REDUCE = KernelRule("native/cuda/Reduce.cuh (torch 2.13): setReduceConfig, global_memory_size", reduction)
 _GATHER = KernelRule("native/cuda/IndexKernel.cu, native/cuda/ScatterGatherKernel.cu: the output alone")
 _BNB_UPDATE = KernelRule("bitsandbytes 0.50 backends/cuda/ops.py: in place, through raw pointers")
@@ -226,7 +126,7 @@ _FOREACH = _names("""
     _fused_adam _fused_adamw _fused_sgd _fused_adagrad _amp_foreach_non_finite_check_and_unscale
 """)
 _NOTHING = _names("_unsafe_view set_ _local_scalar_dense _amp_update_scale_")
-_REDUCTIONS = _names("sum mean amax amin max min argmax argmin norm linalg_vector_norm prod any all")
+_REDUCTIONS = _names("amax amin max min argmax argmin norm linalg_vector_norm any all")
 
 RULES: dict[str, KernelRule] = {
     **{f"aten::{name}{end}": _LOOPS for name in _POINTWISE for end in ("", "_")},
@@ -245,12 +145,17 @@ RULES: dict[str, KernelRule] = {
     },
     **{f"aten::{name}": _REDUCE for name in _REDUCTIONS},
     **{
+        f"aten::{name}": KernelRule(
+            "native/ReduceOpsUtils.h make_reduction, native/cuda/Reduce.cuh", converted
+        )
+        for name in ("sum", "mean", "prod")
+    },
+    **{
         f"aten::{name}": _GATHER
         for name in (
             "gather",
             "index_select",
             "embedding",
-            "index",
             "scatter",
             "scatter_",
             "scatter_add",
@@ -261,6 +166,7 @@ RULES: dict[str, KernelRule] = {
             "select_backward",
         )
     },
+    "aten::index": KernelRule("native/cuda/IndexKernel.cu, native/TensorAdvancedIndexing.cpp", index),
     "aten::cat": KernelRule("native/cuda/Shape.cu: the output alone"),
     "aten::stack": KernelRule("native/TensorShape.cpp: a cat of views"),
     "aten::_softmax": KernelRule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
@@ -279,14 +185,14 @@ RULES: dict[str, KernelRule] = {
     "aten::flip": KernelRule("native/TensorTransformations.cpp flip: the output alone"),
     "aten::cumsum": KernelRule(
         "native/cuda/ScanUtils.cuh scan_dim (torch 2.13); left out: cub's scratch in one dimension",
-        _contiguous_first(0),
+        scan,
     ),
     "aten::sort": KernelRule(
-        "native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", _sort
+        "native/cuda/Sort.cpp sort_cuda_kernel, native/cuda/Sort.cu launch_stable_sort_kernel", sort
     ),
     "aten::topk": KernelRule(
         "native/cuda/TensorTopK.cpp topk_out_cuda; left out: selection by many blocks, of rows beyond 20,000",
-        _topk,
+        topk,
     ),
     "aten::kthvalue": KernelRule(
         "native/cuda/Sorting.cpp kthvalue_out_impl_cuda: selection by radix, the outputs alone"
@@ -295,10 +201,10 @@ RULES: dict[str, KernelRule] = {
         "native/cuda/SummaryOps.cu CUDA_tensor_histogram: counted in shared memory, into the output"
     ),
     "aten::_grouped_mm": KernelRule(
-        "native/cuda/GroupedBlas.cpp, native/GroupedMMUtils.h _grouped_mm_fallback: one product a group "
-        "into the "
-        "output; left out: CUTLASS's pointer tables on sm90 and sm100 (KiB)",
-        matmul=product,
+        "native/cuda/GroupedBlas.cpp, native/cuda/GroupMM.cu; elsewhere native/GroupedMMUtils.h "
+        "_grouped_mm_fallback: one product a group into the output",
+        grouped,
+        matmul=grouped_product,
     ),
     "aten::nll_loss_forward": KernelRule("native/cuda/Loss.cu: output and total weight"),
     "aten::nll_loss_backward": KernelRule("native/cuda/Loss.cu: the gradient alone"),
@@ -310,11 +216,11 @@ RULES: dict[str, KernelRule] = {
         _contiguous_first(0),
     ),
     "aten::embedding_dense_backward": KernelRule(
-        "native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", _embedding_backward
+        "native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", embedding_backward
     ),
     "aten::_foreach_norm": KernelRule("native/cuda/ForeachReduceOp.cu", _foreach_norm),
     **{
-        f"aten::{name}": KernelRule("native/cuda/Indexing.cu", _index_put)
+        f"aten::{name}": KernelRule("native/cuda/Indexing.cu", index_put)
         for name in ("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
     },
     "aten::logsumexp": KernelRule("native/ReduceOps.cpp logsumexp_out_impl", _logsumexp),
@@ -325,9 +231,10 @@ RULES: dict[str, KernelRule] = {
         "native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd", flash_backward
     ),
     "aten::_scaled_dot_product_efficient_attention": KernelRule(
-        "native/transformers/cuda/attention.cu _efficient_attention_forward: random state on the host",
+        "native/transformers/cuda/attention.cu _efficient_attention_forward: the random state first",
         efficient_forward,
-        on_host=(2, 3),
+        on_host=efficient_state,
+        order=(2, 3, 0, 1),
     ),
     "aten::_scaled_dot_product_efficient_attention_backward": KernelRule(
         "native/transformers/cuda/attention_backward.cu, mem_eff_attention/kernel_backward.h workspace_size",

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from memplan.planner.trace.device.rule import OpCall, Workspace
@@ -29,11 +30,31 @@ def reduction(c: OpCall) -> Iterator[Workspace]:
     source, out = c.args[0], c.outputs[0]
     if not isinstance(source, Tensor) or source.numel() == 0 or out.numel() == 0:
         return
+    yield from _staging(c, source)
+
+
+def converted(c: OpCall) -> Iterator[Workspace]:
+    """`reduction` of sums, products and means, whose input is first converted to the result's dtype unless it
+    is 16-bit and the result fp32 (native/ReduceOpsUtils.h make_reduction: gpu_lowp_to_f32): a count of
+    Booleans sums an int64 copy of them.
+    """
+    source, out = c.args[0], c.outputs[0]
+    if not isinstance(source, Tensor) or source.numel() == 0 or out.numel() == 0:
+        return
+    in_registers = source.dtype in (torch.float16, torch.bfloat16) and out.dtype == torch.float32
+    if source.dtype != out.dtype and not in_registers:
+        yield Workspace("input in the result's dtype", source.numel() * out.element_size(), last=True)
+        source = torch.empty(source.shape, dtype=out.dtype, device="meta")
+    yield from _staging(c, source)
+
+
+def _staging(c: OpCall, source: Tensor) -> Iterator[Workspace]:
+    out = c.outputs[0]
     accumulate = max(4, source.element_size()) if source.is_floating_point() else source.element_size()
     buffer, semaphores = buffers(
         source, _reduced(c.args, out), accumulate, c.target.sms, THREADS_PER_SM.get(c.target.capability, 2048)
     )
-    yield Workspace("partial results", buffer)
+    yield Workspace("partial results", buffer, last=True)
     yield Workspace("semaphores", semaphores)
 
 

@@ -17,13 +17,14 @@ Status = Literal["measured", "source", "unknown"]
 
 class Workspace(NamedTuple):
     """An allocation that no tensor shows. `persistent`: it is never freed. `before`: it is made before the
-    op's outputs are.
+    op's outputs are. `last`: it is freed after those that are not.
     """
 
     name: str
     nbytes: int
     persistent: bool = False
     before: bool = False
+    last: bool = False
 
 
 class OpCall(NamedTuple):
@@ -39,13 +40,14 @@ Finder = Callable[[OpCall], Iterable[Workspace]]
 
 @dataclass(frozen=True, slots=True)
 class KernelRule:
-    """What is known of one op: where it was read or measured, its hidden allocations, the outputs that live
-    on the host on CUDA, and the order in which it makes its outputs where that is not theirs.
+    """What is known of one op: where it was read or measured, its hidden allocations, positions of the
+    outputs that live on the host on CUDA, and the order in which it makes its outputs where that is not
+    theirs.
     """
 
     source: str
     hidden: Finder | None = None
-    on_host: tuple[int, ...] = ()
+    on_host: Callable[[OpCall], tuple[int, ...]] | None = None
     matmul: Callable[[OpCall], str] | None = (
         None  # "cublas" or "cublaslt", whose workspace the running thread holds; "" without a product
     )

@@ -5,8 +5,6 @@ takes it, and why not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -56,7 +54,6 @@ class AttentionCall:
             gqa=self.gqa,
             trains=self.trains,
             square=q.shape[-2] == k.shape[-2],
-            efficient_gqa=native_gqa_in_efficient(),
             torch=self.target.torch,
             unfit=frozenset(name for name, holds in self._layout().items() if not holds),
         )
@@ -88,18 +85,6 @@ class AttentionCall:
             return False
         wanted = (*self.query.shape[:3], self.key.shape[-2])[-self.mask.dim() :]
         return all(bool(have in (1, want)) for have, want in zip(self.mask.shape, wanted, strict=True))
-
-
-@cache
-def native_gqa_in_efficient() -> bool:
-    """Whether the memory-efficient kernel takes grouped heads: pytorch PR 191085; torch 2.13 and older refuse
-    them.
-
-    Read from the C++ header that the installed torch ships: its filter template got a parameter in that
-    change.
-    """
-    header = Path(torch.__file__).parent / "include/ATen/native/transformers/sdp_utils_cpp.h"
-    return header.is_file() and "supports_mqa" in header.read_text(encoding="utf-8", errors="replace")
 
 
 def choose(call: AttentionCall, forced: str | None = None) -> str | None:

@@ -10,13 +10,14 @@ import torch
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.gpus import find_gpu, gpus
+from memplan.planner.tables.torch_versions import release_of
 
 DEFAULT_GPU = "a100-80gb"
 
 
 @cache
 def installed() -> tuple[int, int]:
-    """The release of the installed torch, as (2, 13): its kernels are the ones modeled."""
+    """The release of the installed torch, as (2, 13)."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 
@@ -24,7 +25,7 @@ def installed() -> tuple[int, int]:
 @dataclass(frozen=True, slots=True)
 class Target:
     """What kernels choose by: device type, compute capability, number of multiprocessors (None on CPU),
-    torch's release.
+    the release of torch whose kernels and filters are modeled.
     """
 
     device: Literal["cuda", "cpu"]
@@ -47,4 +48,5 @@ def target_of(setup: Setup) -> Target:
         card.sms or fallback.sms or 108,
         card.context_bytes,
         card.name,
+        release_of(setup.torch),
     )

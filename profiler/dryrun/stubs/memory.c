@@ -4,7 +4,7 @@
 #include <sys/mman.h>
 
 #define BASE 0x100000000000UL /* below what programs and shared libraries are mapped to */
-#define SPAN (1UL << 42)      /* address space of one device */
+#define SPACE (1UL << 46)     /* address space of all devices: a few times what one of them may reserve at once */
 #define GRANULE (2 * MIB)
 #define BUCKETS 65536
 
@@ -23,6 +23,7 @@ static __thread int device;
 static __thread int last_error;
 static struct card card;
 static int devices;
+static size_t span; /* of one device */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static long number(const char *name, long otherwise) {
@@ -48,7 +49,8 @@ static void read_environment(void) {
     card.bus_bits = (int)number("MEMPLAN_STUB_BUS_BITS", 384);
     devices = (int)number("MEMPLAN_STUB_DEVICES", 1);
     if (devices > MOST_DEVICES) devices = MOST_DEVICES;
-    for (int index = 0; index < MOST_DEVICES; index++) lowest[index] = BASE + SPAN * (index + 1);
+    span = SPACE / GRANULE / (devices > 0 ? devices : 1) * GRANULE;
+    for (int index = 0; index < MOST_DEVICES; index++) lowest[index] = BASE + span * (index + 1);
 }
 
 API const struct card *stub_card(void) {
@@ -103,7 +105,7 @@ static int charge(int which, size_t bytes) {
 /* Address space at the lower end of the device's span. The lock is held. */
 static void *lower(int which, size_t bytes) {
     stub_card();
-    if (bytes > lowest[which] - (BASE + SPAN * which)) return NULL;
+    if (bytes > lowest[which] - (BASE + span * which)) return NULL;
     void *found = map((void *)(lowest[which] - bytes), bytes);
     if (found) lowest[which] -= bytes;
     return found;
@@ -148,7 +150,7 @@ API int stub_free_host(void *address) { return stub_free(address); }
 
 API int stub_owner(const void *address) {
     uintptr_t at = (uintptr_t)address;
-    if (at >= BASE && at < BASE + SPAN * MOST_DEVICES) return (int)((at - BASE) / SPAN);
+    if (at >= BASE && at < BASE + SPACE) return (int)((at - BASE) / span);
     pthread_mutex_lock(&lock);
     struct range *entry = table[bucket(at)];
     while (entry && entry->address != at) entry = entry->next;

@@ -10,13 +10,18 @@ import ctypes
 import math
 import os
 import warnings
+import weakref
 
 import torch
 
-MOST, MOST_FLOATING = 1 << 24, 1 << 12
+from memplan_inside.answer import Answer
+
+MOST, MOST_FLOATING = 1 << 24, 1 << 16
 """Elements: what is larger stays unknown. Of floating-point tensors only the constants of small ones are
-written.
+written, and what is copied and joined of them alone: peft makes masks of ones in fp32.
 """
+JOINED = {"cat", "copy_", "index_select", "where", "flip", "roll"}
+"""Ops that put together what they are given: of known floating-point values the result is known."""
 OPS = """
 eq ne lt le gt ge any all sum prod max min amax amin aminmax argmax argmin cumsum cumprod where
 masked_fill_ index _index_put_impl_ gather scatter scatter_ scatter_add scatter_add_ scatter_reduce
@@ -48,6 +53,7 @@ SIZED = {
 
 notes = {}
 _unknown = set()
+_known = {}  # address of a known floating-point tensor's storage -> a weak reference to the tensor
 _kept = []
 
 
@@ -138,6 +144,18 @@ def _from_integers(name, args):
     return bool(sources) and not any(_floating(tensor) for tensor in sources)
 
 
+def _is_known(tensor):
+    held = _known.get(tensor.data_ptr())
+    return held is not None and held() is not None
+
+
+def _all_known(sources):
+    """Whether every floating-point tensor among them has known values."""
+    return all(
+        tensor.device.type != "cuda" or _is_known(tensor) for tensor in _tensors(sources) if _floating(tensor)
+    )
+
+
 def _kernel(name, op, kernel):
     writes = any(
         argument.is_out or (argument.alias_info is not None and argument.alias_info.is_write)
@@ -151,7 +169,10 @@ def _kernel(name, op, kernel):
         result = call(keyset, *args, **kwargs)
         outputs = list(_tensors(result if isinstance(result, (list, tuple)) else (result,)))
         floating = all(_floating(tensor) for tensor in outputs)
-        if floating and not creates and not _from_integers(name, args):
+        joined = name in JOINED and _all_known(args[name == "copy_" :])
+        if floating and not creates and not joined and not _from_integers(name, args):
+            for tensor in outputs:
+                _known.pop(tensor.data_ptr(), None)
             return result
         if all(0 < tensor.numel() <= (MOST_FLOATING if floating else MOST) for tensor in outputs):
             with _quietly():
@@ -216,7 +237,11 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     inputs = seen
     if name == "copy_":  # from the host: known, whatever its dtype
         inputs = [tensor for tensor in seen[-1:] if tensor.device.type == "cuda"]
-    unknown = [tensor for tensor in inputs if _floating(tensor) and tensor.device.type == "cuda"]
+    unknown = [
+        tensor
+        for tensor in inputs
+        if _floating(tensor) and tensor.device.type == "cuda" and not _is_known(tensor)
+    ]
     if unknown and not creates:
         _fill_unknown(name, args, outputs)
         return
@@ -227,6 +252,8 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     made = op(*args, **kwargs)
     for tensor in outputs:
         _unknown.discard(tensor.data_ptr())
+        if _floating(tensor) and tensor.numel() <= MOST_FLOATING:
+            _known[tensor.data_ptr()] = weakref.ref(tensor)
     if writes:
         return
     for tensor, value in zip(outputs, made if isinstance(made, (list, tuple)) else (made,), strict=True):
@@ -266,25 +293,6 @@ def _spread(target, size):
     target.copy_((rows * width + torch.arange(width)) % size)
 
 
-class _Answer:
-    """While it lasts, counts that a kernel reads back from the device are `count`."""
-
-    memory = None
-
-    def __init__(self, count):
-        self.count = count
-
-    def __enter__(self):
-        if _Answer.memory is None:
-            _Answer.memory = ctypes.CDLL("libmemplan_stub_memory.so")
-            _Answer.memory.stub_answer.argtypes = [ctypes.c_longlong]
-        if self.count is not None:
-            _Answer.memory.stub_answer(self.count)
-
-    def __exit__(self, *error):
-        _Answer.memory.stub_forget_answer()
-
-
 def _sized(count_of):
     """Ops whose result is as large as a count that they read back: it gets the true one."""
 
@@ -297,7 +305,7 @@ def _sized(count_of):
                 if all(not _floating(tensor) and 0 < tensor.numel() <= MOST for tensor in seen):
                     made = op(*cpu, **kwargs)
                     count = count_of(made)
-            with _Answer(count):
+            with Answer(count):
                 result = kernel.call_boxed(keyset, *args, **kwargs)
             if made is not None:
                 with _quietly():
