@@ -24,6 +24,7 @@ def _unfit_for_cublas(matrix: Any) -> bool:
 
 
 def copies_for_cublas(c: OpCall) -> Iterator[Workspace]:
+    """A contiguous copy of each operand whose strides cuBLAS does not take."""
     for operand in c.args[-2:] if len(c.args) > 2 else c.args:
         if _unfit_for_cublas(operand):
             yield Workspace("contiguous copy for cuBLAS", bytes_of(operand))
