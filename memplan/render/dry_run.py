@@ -16,7 +16,7 @@ from memplan.profiler.dryrun.rehearse import Rehearsed
 from memplan.profiler.record import MEASURED_COMPONENTS
 from memplan.render.components import SPACING
 from memplan.render.sentences import paragraph
-from memplan.render.terminal import WORDS
+from memplan.render.words import WORDS
 from memplan.render.text import label, number
 
 CANNOT_SEE = (
