@@ -67,7 +67,7 @@ def command(
     error = api.recorded_accuracy("formula").margin
 
     def predict(setup: Setup) -> Prediction:
-        return api.predict(subject.model, setup, options["engine"])
+        return subject.bounded(api.predict(subject.model, setup, options["engine"]))
 
     found = columns(
         subject.model.spec(),

@@ -16,6 +16,7 @@ from memplan.cli.options import HELP, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.verdict import not_counted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import MemplanError, UsageError, shorten
 from memplan.planner.tables.gpus import find_gpu, said_of
@@ -108,7 +109,7 @@ def command(
     code = 0
     if emit is None or as_json:
         emitted = None if emit is None else {"emitted": {"format": emit, "text": text}}
-        code = _show(subject, found, options.get("engine"), want_largest, as_json, emitted)
+        code = _show(subject, found, options, want_largest, as_json, emitted)
     return EXIT_NOTHING_FITS if emit is not None and text is None else code
 
 
@@ -134,13 +135,22 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
     error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(subject.setup.gpu or "")
-    return fit(subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
+    return fit(
+        subject.model.spec(),
+        subject.setup,
+        gpu,
+        error=error,
+        prefer=prefer,
+        tasks=tasks,
+        serve=serve,
+        not_modelled=subject.not_modelled,
+    )
 
 
 def _show(
     subject: Subject,
     found: Fit,
-    engine: str | None,
+    options: Mapping[str, Any],
     want_largest: bool,
     as_json: bool,
     emitted: Mapping[str, Any] | None = None,
@@ -149,12 +159,12 @@ def _show(
 
     shared, alike = _shared(subject, found)
     largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
-    confirmed = _confirm(subject, found) if engine == "trace" else []
+    confirmed = _confirm(subject, found) if options.get("engine") == "trace" else []
     warnings = _warnings(subject, found)
     if as_json:
         from memplan.render.json import write
 
-        alone = 1 if found.asked.fits else None
+        alone = 1 if found.asked.holds else None
         extra = {
             "fewest_cards": shared.count if shared is not None else alone,
             "shared": [each.to_document() for each in alike or filter(None, (shared,))],
@@ -173,6 +183,9 @@ def _show(
     fits = found.decision.method is not None or any(
         effect.fits for effect in (*found.changes, *found.waterfall)
     )
+    if found.not_modelled and fits:
+        click.echo(f"memplan: no verdict: {not_counted(found.not_modelled)}", err=True)
+        return EXIT_NOTHING_FITS if options.get("strict") else 0
     return 0 if fits else EXIT_NOTHING_FITS
 
 
@@ -183,7 +196,7 @@ def _shared(subject: Subject, found: Fit) -> tuple[Shared | None, list[Shared]]:
     from memplan.planner.answers.fit.gpus import share, share_alike
 
     spec, setup = subject.model.spec(), subject.setup
-    if found.asked.fits and setup.gpus == 1:
+    if found.asked.holds and setup.gpus == 1:
         return None, []
     parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
     shared = share(spec, setup, found.gpu, found.error, parallel)
@@ -254,7 +267,10 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
                 err=True,
             )
             return None
-        click.echo(f"memplan: the file, read back, fits {verdict.name}: {needed}", err=True)
+        word = (
+            f"fits {verdict.name}" if verdict.verdict is not None else f"needs at least this ({verdict.why})"
+        )
+        click.echo(f"memplan: the file, read back, {word}: {needed}", err=True)
     return emitted.text
 
 

@@ -125,9 +125,7 @@ def advice_on(found: Model, prediction: Prediction, gpu: Gpu | None) -> Advice:
         return Advice()
 
 
-def print_screen(
-    prediction: Prediction, gpu: Gpu | None, advice: Advice, options: Mapping[str, Any]
-) -> None:
+def print_screen(prediction: Prediction, gpu: Gpu | None, advice: Advice, options: Mapping[str, Any]) -> None:
     """The first screen on standard output, and what --explain and --assumptions add."""
     from memplan.render.console import make_console, show
     from memplan.render.terminal import plan_screen
@@ -156,6 +154,9 @@ def exit_code(prediction: Prediction, gpu: Gpu | None, strict: bool = False) -> 
     if verdict.verdict == "tight":
         print(f"memplan: tight on {verdict.name}: {what_it_takes(prediction, gpu)}", file=sys.stderr)
     if verdict.verdict is None:
-        print(f"memplan: at least {gib(verdict.needed_bytes)}; {verdict.why}", file=sys.stderr)
+        print(
+            f"memplan: at least {gib(verdict.low_bytes or verdict.needed_bytes)}; {verdict.why}",
+            file=sys.stderr,
+        )
     uncertain = strict and verdict.verdict != "fits"
     return EXIT_DOES_NOT_FIT if uncertain or verdict.verdict == "no" else 0

@@ -15,7 +15,13 @@ from memplan.validate.chinese import in_language, warning_in
 from memplan.validate.summary import summary_line
 from memplan.validate.sweep import PartResult
 
-COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
+COLOURS = {
+    "fits": "bold green",
+    "tight": "bold yellow",
+    "no": "bold red",
+    "at least": "bold yellow",
+    "": "bold",
+}
 WORDS = {
     "en": {
         "assumed": "interpreted as",
@@ -35,6 +41,7 @@ WORDS = {
         "fits": "fits",
         "tight": "tight",
         "no": "does not fit",
+        "at least": "at least",
         "": "",
         "warning": "warning: ",
     },
@@ -56,6 +63,7 @@ WORDS = {
         "fits": "放得下",
         "tight": "勉强",
         "no": "放不下",
+        "at least": "至少",
         "": "",
         "warning": "注意：",
     },

@@ -20,7 +20,9 @@ from memplan.render.sentences import paragraph, why_there
 from memplan.render.text import label
 
 
-def explanation(prediction: Prediction, gpu: Gpu | None, width: int, ascii_only: bool) -> list[RenderableType]:
+def explanation(
+    prediction: Prediction, gpu: Gpu | None, width: int, ascii_only: bool
+) -> list[RenderableType]:
     """Everything that --explain adds to the first screen."""
     return [
         *bar_lines(prediction, gpu, width, ascii_only),

@@ -1,5 +1,5 @@
-"""The first screen of `plan`: verdict, range and headroom; where the bytes are; what to do. The rest is behind
---explain (details.py) and --assumptions (sentences.py).
+"""The first screen of `plan`: verdict, range and headroom; where the bytes are; what to do. The rest is
+behind --explain (explain.py) and --assumptions (sentences.py).
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
-from memplan.planner.answers.verdict import what_it_takes
+from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.units import GIB
 from memplan.render.bar import STYLES
 from memplan.render.components import device_segments
 from memplan.render.sentences import checked, paragraph, peak_in_short
-from memplan.render.text import label, short, short_gib
+from memplan.render.text import label, number, short, short_gib
 from memplan.render.words import GLYPHS, ascii_text, fold, names_of, words_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def verdict_parts(prediction: Prediction, gpu: Gpu | None) -> Iterator[Text]:
     where = "" if prediction.setup.device == "cuda" else " of host memory on a CPU"
     device = prediction.peak.device_bytes
     if prediction.not_modelled:
-        yield Text(f"{GLYPHS[None]} AT LEAST {short_gib(device)}{where}", style="bold yellow")
+        least = min(device, least_bytes(prediction))
+        yield Text(f"{GLYPHS[None]} AT LEAST {short_gib(least)}{where}", style="bold yellow")
         yield Text(f"not counted: {'; '.join(prediction.not_modelled)}")
     else:
         most = high_bytes(prediction)
@@ -97,7 +99,7 @@ def _on_one(prediction: Prediction, verdict: GpuVerdict) -> Iterator[Text]:
     if verdict.verdict == "fits":
         yield Text(f"{short_gib(verdict.usable_bytes - most)} or more to spare")
     elif verdict.verdict == "no":
-        yield Text(f"{short_gib(least - verdict.usable_bytes)} or more too much")
+        yield Text(f"{short_gib(max(1, least - verdict.usable_bytes))} short")
 
 
 def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
@@ -131,11 +133,11 @@ def component_lines(prediction: Prediction, gpu: Gpu | None, width: int) -> Iter
     """One line a component of the device peak, with a bar to scale."""
     segments = device_segments(prediction, gpu)
     largest = max(1, *(size for _, size in segments))
-    room = min(BAR, width - LEFT)
+    room, digits = min(BAR, width - LEFT), 1 if largest >= GIB else 2
     for name, size in segments:
         glyph = "░" if name == "fragmentation" else "█"
-        cells = max(1, round(size * room / largest)) if size else 0
-        text = f"{short(size):>6} GiB" if size else "     -    "
+        cells = round(size * room / largest)
+        text = f"{number(size, digits):>6} GiB" if size else "     -    "
         line = Text(f"  {_component(name, prediction.setup):<20} {text} ")
         yield line.append(glyph * cells, style=STYLES[name].color)
 
@@ -150,7 +152,7 @@ def _component(name: str, setup: Setup) -> str:
 def advice_lines(
     prediction: Prediction, gpu: Gpu | None, advice: Advice, width: int
 ) -> Iterator[tuple[str, str]]:
-    """Where the peak is, what the GPU could hold, what saves memory, how sure it is, and what to beware of."""
+    """Where the peak is, what the GPU could hold, what saves memory, how sure it is, what to beware of."""
     room = width - 10
     yield "Peak", peak_in_short(prediction, room)
     verdict = prediction.gpus[0] if gpu is not None else None
