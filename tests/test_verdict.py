@@ -161,7 +161,7 @@ def test_no_command_fails_for_a_gpu_that_nobody_named(command, attention, tmp_pa
 def test_the_screen_says_which_gpu_cannot_run_it(capsys):
     assert run(["llama-7b", "--method", "qlora", "--attention", "flash_attention_2"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"cannot run: t4 ({WHY}" in text and "fits: rtx-3060" in text
+    assert f"– t4: {WHY}" in text and "✓ fits rtx-3060" in text
 
 
 @pytest.mark.parametrize("command", [[], ["compare"], ["fit"], ["report", "-o", "page.html"]])

@@ -34,6 +34,7 @@ EXIT_DOES_NOT_FIT = 1
     metavar="N",
     help="Number of tasks to store results for.",
 )
+@click.option("--explain", is_flag=True, help="Show precision, computation and merging as well.")
 @click.option("--methods", metavar="A,B,...", help="Methods to compare. Default: full,lora,adalora,qlora.")
 @click.option(
     "--largest-model", is_flag=True, help="With --gpu: also the largest catalog model that fits, per method."
@@ -90,7 +91,9 @@ def command(
 
         console = make_console()
         show(
-            *compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width),
+            *compare_screen(
+                subject.model.name, subject.setup, found, tasks, gpu, console.width, options["explain"]
+            ),
             console=console,
         )
     return _exit_code(

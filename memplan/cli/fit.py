@@ -56,6 +56,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     is_flag=True,
     help="Also show the largest catalog model that fits with this method.",
 )
+@click.option("--explain", is_flag=True, help="Show every limit, every change, and the reasons.")
 @click.option(
     "--emit",
     type=click.Choice(FORMATS),
@@ -176,10 +177,13 @@ def _show(
         }
         write({**found.to_document(), **extra, **(emitted or {})})
     else:
-        from memplan.render.console import show
+        from memplan.render.console import make_console, show
         from memplan.render.fit import fit_screen
 
-        show(*fit_screen(found, shared, alike, largest, confirmed, warnings))
+        console = make_console()
+        explain = bool(options.get("explain"))
+        parts = fit_screen(found, shared, alike, largest, confirmed, warnings, explain, console.width)
+        show(*parts, console=console)
     fits = found.decision.method is not None or any(
         effect.fits for effect in (*found.changes, *found.waterfall)
     )

@@ -29,7 +29,7 @@ def assumptions(prediction: Prediction) -> list[RenderableType]:
 
 
 def peak_in_short(prediction: Prediction, room: int) -> str:
-    """The peak's moment and the largest tensors that come and go in a step, as many as `room` columns hold."""
+    """The peak's moment and the largest tensors that come and go in it, those that `room` columns hold."""
     text = PLACES.get(prediction.peak.moment, label(prediction.peak.moment))
     rows = _passing(prediction)
     for number, row in enumerate(rows):

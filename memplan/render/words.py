@@ -28,9 +28,7 @@ def words_of(verdict: str | None) -> tuple[str, str, str]:
 
 def ascii_text(text: Text) -> Text:
     """The same line for a terminal without these signs."""
-    made = text.copy()
-    made.plain = text.plain.translate(_ASCII)
-    return made
+    return Text(text.plain.translate(_ASCII), style=text.style, spans=text.spans)
 
 
 def names_of(gpus: Sequence[GpuVerdict]) -> Iterator[Text]:
