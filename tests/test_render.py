@@ -90,7 +90,7 @@ llama-7b · qlora · batch 1 × 2,048 tokens · gradient checkpointing on
   fragmentation           0.1 GiB ░
   CUDA context            0.6 GiB █████
 
-Peak      backward pass, largest tensors: logits 1.0 GiB, adapter gradients 0.25 GiB
+Peak      backward pass, largest tensors: logits 1.0 GiB
 Save      1.0 GiB --loss chunked
 Checked   no recorded run of this engine
 
