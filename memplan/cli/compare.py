@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner import __version__
@@ -23,8 +24,8 @@ EXIT_DOES_NOT_FIT = 1
 
 
 @click.command("compare", context_settings=HELP, short_help="Compare methods side by side, or two setups.")
-@click.argument("model")
-@click.argument("other", required=False)
+@click.argument("model", shell_complete=completes("model"))
+@click.argument("other", required=False, shell_complete=completes("model"))
 @plan_options
 @click.option(
     "--tasks",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
@@ -32,7 +33,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
 @click.command("fit", context_settings=HELP, short_help="Find what fits a GPU, and how to make a setup fit.")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completes("model"))
 @plan_options
 @click.option(
     "--prefer",

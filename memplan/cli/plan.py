@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
 from memplan.cli.options import plan_options
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
@@ -27,7 +28,7 @@ EXIT_DOES_NOT_FIT = 1
 
 
 @click.command("plan", short_help="Predict the memory that a run needs (the default command).")
-@click.argument("model")
+@click.argument("model", shell_complete=completes("model"))
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options
 @click.option(
