@@ -10,6 +10,7 @@ from memplan import api
 from memplan.planner.answers.oom import OutOfMemoryMessage, read_oom
 from memplan.planner.answers.oom_explain import cards_that_hold, explain
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import budget, find_gpu
 
@@ -50,8 +51,10 @@ def fit(
     found, complete = api.request(model, setup, **fields)
     if complete.gpu is None:
         raise UsageError("fit needs a GPU: gpu='rtx-3090' (memplan list gpus), or a budget such as '23.5GiB'")
-    error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(complete.gpu)
+    if api.unknown_family(found):
+        return api.fit_by_trace(found, complete, gpu, prefer=prefer, tasks=tasks, serve=serve)
+    error = api.recorded_accuracy("formula").margin
     return search(found.spec(), complete, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
 
 
@@ -73,7 +76,7 @@ def compare(
     gpu = find_gpu(complete.gpu) if complete.gpu is not None else None
     error = api.recorded_accuracy("formula").margin
 
-    def predict(this: Setup) -> api.Prediction:
+    def predict(this: Setup) -> Prediction:
         return api.predict(found, this, engine)
 
     names = METHODS_COMPARED if methods is None else tuple(methods)

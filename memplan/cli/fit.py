@@ -4,7 +4,6 @@ jobs.yaml.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,14 @@ import click
 
 from memplan import api
 from memplan.cli.completion import completes
+from memplan.cli.jobs import answer_jobs, jobs_document
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.verdict import not_counted
 from memplan.planner.prediction import Prediction
-from memplan.planner.tables.errors import MemplanError, UsageError, shorten
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu, said_of
 from memplan.planner.tables.units import gib
 
@@ -91,8 +91,8 @@ def command(
     model = model or options.get("base_model")
     if model is None:
         return _every_size(options, as_json)
-    if jobs := _jobs_document(model):
-        return _jobs(jobs, as_json)
+    if jobs := jobs_document(model):
+        return answer_jobs(jobs, as_json)
     if output is not None and emit is None:
         raise UsageError("-o needs --emit: axolotl, trl, llamafactory or peft")
     if output is not None:
@@ -135,8 +135,18 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
     """The formula's whole answer, with room for its recorded worst error."""
     from memplan.planner.answers.search import fit
 
-    error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(subject.setup.gpu or "")
+    if api.unknown_family(subject.model):
+        return api.fit_by_trace(
+            subject.model,
+            subject.setup,
+            gpu,
+            prefer=prefer,
+            tasks=tasks,
+            serve=serve,
+            not_modelled=subject.not_modelled,
+        )
+    error = api.recorded_accuracy("formula").margin
     return fit(
         subject.model.spec(),
         subject.setup,
@@ -200,9 +210,9 @@ def _shared(subject: Subject, found: Fit) -> tuple[Shared | None, list[Shared]]:
     """
     from memplan.planner.answers.fit.gpus import share, share_alike
 
-    spec, setup = subject.model.spec(), subject.setup
-    if found.asked.holds and setup.gpus == 1:
+    if found.engine == "trace" or (found.asked.holds and subject.setup.gpus == 1):
         return None, []
+    spec, setup = subject.model.spec(), subject.setup
     parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
     shared = share(spec, setup, found.gpu, found.error, parallel)
     if shared is None or shared.count is None or shared.count <= 1:
@@ -214,12 +224,17 @@ def _warnings(subject: Subject, found: Fit) -> list[str]:
     """What `plan` warns of, for the setup as asked and for the recommended one: a fit that fragmentation
     could undo, experts that stay in 16 bits, ...
     """
-    lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
+    from memplan.planner.answers.search import TRACED
+
+    engine = None if found.engine == "trace" else "formula"
+    lines = list(subject.annotate(api.predict(subject.model, subject.setup, engine)).warnings)
+    if found.engine == "trace":
+        lines.append(TRACED)
     lines += [said] if (said := said_of(found.gpu)) else []
     method = found.decision.method
     chosen = found.method(method).setup if method is not None else None
     if chosen is not None and (found.decision.fields or method != subject.setup.method):
-        known = api.predict(subject.model, changed(chosen, found.decision.fields), "formula").warnings
+        known = api.predict(subject.model, changed(chosen, found.decision.fields), engine).warnings
         lines += [f"recommended {method}: {line}" for line in known if line not in lines]
     return lines
 
@@ -277,74 +292,3 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
         )
         click.echo(f"memplan: the file, read back, {word}: {needed}", err=True)
     return emitted.text
-
-
-MOST_JOBS = 200
-
-
-def _jobs_document(model: str) -> dict[str, Any] | None:
-    """The parsed file, where MODEL is a file of jobs."""
-    if not model.endswith((".yaml", ".yml", ".json")) or not os.path.isfile(model):
-        return None
-    from memplan.planner.importers.files import read_mapping
-
-    document = read_mapping(Path(model))
-    return document if "jobs" in document else None
-
-
-def _jobs(document: dict[str, Any], as_json: bool) -> int:
-    from memplan.planner import __version__
-    from memplan.planner.answers.fit.gpus import Job, place_jobs
-    from memplan.planner.tables.gpus import common_gpus
-
-    prices = _prices(document.get("prices"))
-    entries = document["jobs"]
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in entries)
-    ):
-        raise UsageError(
-            "jobs: expected a list of mappings, each with a model and optional Setup fields "
-            "(method, micro_batch, sequence_length, ...)"
-        )
-    if len(entries) > MOST_JOBS:
-        raise UsageError(f"jobs: {len(entries):,} of them, expected at most {MOST_JOBS:,}")
-    jobs = []
-    for number, entry in enumerate(entries, 1):
-        fields = {str(key): value for key, value in entry.items() if key not in ("model", "name")}
-        try:
-            model, setup = api.request(entry["model"], **fields)
-            spec = model.spec()
-        except MemplanError as error:
-            raise type(error)(f"job {number}: {error}") from None
-        jobs.append(Job(str(entry.get("name") or f"{number}: {model.name} {setup.method}"), spec, setup))
-    cards = [find_gpu(name) for name in prices] or list(common_gpus())
-    answer = place_jobs(jobs, cards, prices, api.recorded_accuracy("formula").margin)
-    if as_json:
-        from memplan.render.json import write
-
-        write({"schema": "memplan.fit/1", "memplan_version": __version__, **answer.to_document()})
-    else:
-        from memplan.render.console import show
-        from memplan.render.fit import jobs_screen
-
-        show(*jobs_screen(answer))
-    return 0 if all(smallest is not None for _, _, smallest, _ in answer.jobs) else EXIT_NOTHING_FITS
-
-
-def _prices(value: Any) -> dict[str, float]:
-    """Prices by GPU name, in whatever currency and time the user means."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UsageError("prices: expected a mapping from a GPU name to a number")
-    prices = {}
-    for name, price in value.items():
-        if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
-            raise UsageError(
-                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number, 0 "
-                "or more"
-            )
-        prices[find_gpu(str(name)).name] = float(price)
-    return prices

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan import api
-from memplan.planner.answers.verdict import lacks, not_counted
+from memplan.planner.answers.verdict import not_counted, uncounted_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.gpus import context_bytes, find_gpu, said_of
 
@@ -19,7 +19,7 @@ def answer_by_size(setup: Setup, methods: Sequence[str], as_json: bool, notes: S
 
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     found = by_size(setup, gpu, context_bytes(None), api.recorded_accuracy("formula").margin, methods)
-    missing = tuple(lacks(setup, gpu))
+    missing = tuple(uncounted_of(setup, gpu))
     known = (said_of(gpu) if gpu else "", not_counted(missing) if missing else "")
     said = [*notes, *filter(None, known)]
     if as_json:

@@ -34,7 +34,7 @@ def compare_screen(
         f": micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens, recipe {setup.recipe}",
         style="not bold",
     )
-    able = [column for column in found if column.prediction is not None and column.cost is not None]
+    able = [column for column in found if column.prediction is not None]
     merging = _merging(able).items() if explain else ()
     notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in merging]
     notes += [Text(line) for line in _uneven(able)]

@@ -40,8 +40,8 @@ def names_of(gpus: Sequence[GpuVerdict]) -> Iterator[Text]:
         if names:
             word, style = WORDS[verdict]
             yield Text(f"{GLYPHS[verdict]} {word} ", style=style).append(_named(names), style="not bold")
-    for names, why in unable(gpus):
-        yield Text("– ", style="bold").append(f"{names}: {why}", style="not bold")
+    for which, why in unable(gpus):
+        yield Text("– ", style="bold").append(f"{which}: {why}", style="not bold")
 
 
 def _named(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, 
 from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure, need
 from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.verdict import Word, lacks, not_counted, withheld
+from memplan.planner.answers.verdict import Word, not_counted, uncounted_of, withheld
 from memplan.planner.formula.engine import rank_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -27,6 +27,11 @@ from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.units import gib
 
 SCHEMA = "memplan.fit/1"
+TRACED = (
+    "traced: single changes, other numbers of GPUs and the grid are searched only for families that the "
+    "formula knows"
+)
+"""What an answer by traces leaves out."""
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 
@@ -91,6 +96,7 @@ class Fit:
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
     not_modelled: tuple[str, ...] = ()  # what is not counted: no verdict says `fits`, sizes are lower bounds
+    engine: str = "formula"
 
     def method(self, name: str) -> MethodFit:
         """One method's answer; KeyError where it was not asked for."""
@@ -111,7 +117,7 @@ class Fit:
         return {
             "schema": SCHEMA,
             "memplan_version": __version__,
-            "engine": "formula",
+            "engine": self.engine,
             "model": self.model,
             "gpu": gpu,
             "setup": self.setup.to_document(),
@@ -149,7 +155,7 @@ def fit(
     evaluated.
     """
     room = Room(gpu, error).around(spec, setup)
-    missing = tuple(dict.fromkeys((*not_modelled, *lacks(setup, gpu))))
+    missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
     trains = METHODS[setup.method].trains != "nothing"
     names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
     found = tuple(method_fit(spec, setup, name, room, missing=missing) for name in names)
@@ -163,9 +169,9 @@ def fit(
         )
         for entry in able
     }
-    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else _held(asked)
+    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else held(asked)
     if missing and decision.method is not None:
-        decision = _bounded(decision, candidates, missing)
+        decision = bounded(decision, candidates, missing)
     return Fit(
         model=spec.name,
         gpu=gpu,
@@ -182,7 +188,7 @@ def fit(
     )
 
 
-def _bounded(decision: Decision, candidates: Mapping[str, Candidate], missing: tuple[str, ...]) -> Decision:
+def bounded(decision: Decision, candidates: Mapping[str, Candidate], missing: tuple[str, ...]) -> Decision:
     """A decision where something is not counted: the first method whose counted bytes the GPU holds."""
     this = candidates[str(decision.method)]
     need = this.device_bytes if this.fits or this.remedy is None else this.remedy.device_bytes
@@ -199,7 +205,7 @@ def _chosen(
     return method_fit(spec, changed(entry.setup, decision.fields), entry.method, room, missing=missing)
 
 
-def _held(asked: MethodFit) -> Decision:
+def held(asked: MethodFit) -> Decision:
     """Where nothing trains there is nothing to choose: whether weights and cache are held."""
     word = "fit" if asked.holds else "do not fit"
     return Decision(
@@ -274,7 +280,7 @@ def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[
     single changes.
     """
     room = Room(gpu, error)
-    this = method_fit(spec, setup, setup.method, room, missing=tuple(lacks(setup, gpu)))
+    this = method_fit(spec, setup, setup.method, room, missing=tuple(uncounted_of(setup, gpu)))
     if this.error is not None:
         return [this.error]
     lines = []
