@@ -86,12 +86,12 @@ def test_an_unverified_gpu_never_says_fits(capsys):
 def test_what_a_file_asks_for_and_is_not_counted_has_no_verdict(tmp_path, capsys):
     file = tmp_path / "axolotl.yaml"
     file.write_text(
-        "base_model: google/gemma-2-2b\nsequence_len: 1024\nmicro_batch_size: 1\nreward_model: true\n"
-        "datasets: [{path: mine, type: bradley_terry.chat_template}]\n"
+        "base_model: google/gemma-2-2b\nsequence_len: 1024\nmicro_batch_size: 1\nadapter: lora\n"
+        "lora_target_linear: true\npeft_layer_replication: [[0, 4]]\ndatasets: [{path: mine, type: alpaca}]\n"
     )
     assert run([str(file), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert any("reward_model" in text for text in document["not_modelled"])
+    assert any("peft_layer_replication" in text for text in document["not_modelled"])
     assert {gpu["verdict"] for gpu in document["gpus"]} <= {None, "no"}
 
 

@@ -47,7 +47,9 @@ def fit_screen(
         f"{setup.sequence_length:,} tokens · recipe {setup.recipe}",
         style="not bold",
     )
-    parts: list[RenderableType] = [largest_line(fit), title, Text(), methods_table(fit), Text()]
+    bound = "at most" if fit.not_modelled else "the largest that fits"
+    note = Text(f"batch, sequence: {bound}, with the other as requested", style="dim")
+    parts: list[RenderableType] = [largest_line(fit), title, Text(), methods_table(fit), note, Text()]
     parts += [paragraph(head, text) for head, text in advice_lines(fit, shared, width - 10)]
     if largest is not None:
         parts.append(largest_model_line(fit, largest))
@@ -159,11 +161,7 @@ def largest_line(fit: Fit) -> Text:
 
 def methods_table(fit: Fit) -> Table:
     """One row per method: what it needs, whether it fits, and its limits."""
-    bound = "at most" if fit.not_modelled else "the largest that fits"
-    title = f"batch, sequence: {bound}, with the other as requested"
-    table = Table(
-        box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim"
-    )
+    table = Table(box=None, pad_edge=False, show_edge=False)
     for name, justify in (
         ("method", "left"),
         ("needs", "right"),
