@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memplan.names import setup_fields
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs.models import Model, find
@@ -40,6 +41,7 @@ def request(
     each other.
     """
     found = find(model)
+    fields = setup_fields(fields)
     gpu = fields.get("gpu")
     if gpu is not None:
         fields["gpu"] = setup_gpu(gpu)
@@ -111,7 +113,8 @@ def plan(
     gpu="rtx-4090").peak.device_bytes`.
 
     `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete
-    Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...). Sizes are bytes.
+    Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...) or by the command
+    line's (batch, seq, dtype, checkpointing=True). Sizes are bytes.
     Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
     """
     return predict(*request(model, setup, **fields), engine)

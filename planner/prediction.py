@@ -13,6 +13,8 @@ from memplan.planner import __version__
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.components import COMPONENTS, Component
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.notebook import html_table
+from memplan.planner.tables.units import gib
 
 PREDICTION_SCHEMA = "memplan.prediction/1"
 
@@ -218,7 +220,7 @@ class Survival(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Prediction:
     """What one engine predicts for one model and setup. `survival`: its run, where the smallest capacity is
     worked out only when asked for.
@@ -244,6 +246,31 @@ class Prediction:
         default_factory=dict
     )  # engine-specific additions: bands, timeline, unknown ops
     survival: Survival | None = field(default=None, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        words = "; ".join(f"{word} {name}" for name, word in self._words())
+        lower = "at least " if self.not_modelled else ""
+        size = f"{lower}{gib(self.peak.device_bytes)}, peak in {self.peak.moment}"
+        tail = f"; {words}" if words else ""
+        return f"<Prediction {self.model.name} {self.setup.method}: {size}{tail}>"
+
+    def _words(self) -> list[tuple[str, str]]:
+        """The verdict on the GPU that was named; without one, none."""
+        if self.setup.gpu is None:
+            return []
+        return [(verdict.name, verdict.verdict or "no verdict on") for verdict in self.gpus]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the device peak by component, and the verdict."""
+        parts = self.moment(self.peak.moment).components
+        rows = [(name.replace("_", " "), gib(size)) for name, size in parts.items()]
+        rows.append(("fragmentation", gib(max(0, self.peak.reserved_bytes - self.peak.allocated_bytes))))
+        rows += [("CUDA context", gib(self.peak.context_bytes)), ("device", gib(self.peak.device_bytes))]
+        rows += [(f"verdict on {name}", word) for name, word in self._words()]
+        rows += [("not counted", text) for text in self.not_modelled]
+        setup = self.setup
+        title = f"{self.model.name}, {setup.method}: {setup.micro_batch} x {setup.sequence_length} tokens"
+        return html_table(title, rows)
 
     @property
     def capacity_bytes(self) -> int | None:

@@ -161,11 +161,15 @@ class MemoryCallback(TrainerCallback):
         if capacity is None:
             self._report(f"memplan: this training will need about {gib(needed)}")
             return
-        word = "fits" if needed <= capacity else "no"
+        word: str = "fits" if needed <= capacity else "no"
         needs = f"it needs about {gib(needed)} of the {gib(capacity)} available"
         if device == "cuda":
             there = Gpu("this GPU", capacity, self.prediction.peak.context_bytes, "free now", "predicted")
-            word = str(judge(self.prediction, there).verdict)
+            verdict = judge(self.prediction, there)
+            if verdict.verdict is None:
+                self._report(f"memplan: this training needs at least {gib(needed)}; {verdict.why}")
+                return
+            word = verdict.verdict
             if word == "tight":
                 takes = what_it_takes(self.prediction, there)
                 self._report(f"memplan: this training is tight: {needs}; {takes}")

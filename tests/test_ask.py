@@ -282,8 +282,11 @@ def test_nf4_weights_by_hand():
 def test_the_command_prints_both_languages_and_its_document(capsys):
     assert run(["ask", "65B QLoRA 24GB?"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("No: qlora on llama-65b needs") and "by hand" in out and "never fits" in out
-    assert run(["ask", "65B QLoRA 48GB 够吗"]) == 0
+    assert out.startswith("No: qlora on llama-65b needs") and "never fits" in out
+    assert "total by hand" not in out and len(out.splitlines()) <= 26
+    assert run(["ask", "65B QLoRA 24GB?", "--explain"]) == 0
+    assert "total by hand" in capsys.readouterr().out
+    assert run(["ask", "65B QLoRA 48GB 够吗", "--explain"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("勉强：llama-65b") and "手算合计" in out
     assert run(["ask", "13B LoRA", "--json"]) == 0

@@ -17,7 +17,7 @@ from memplan.planner.formula.engine import whole_segments
 from memplan.planner.inputs.setup import FIELDS
 from memplan.planner.prediction import PREDICTION_SCHEMA
 from memplan.planner.tables.components import COMPONENTS
-from memplan.planner.tables.units import gib
+from memplan.planner.tables.units import GIB
 
 
 def document(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
@@ -104,7 +104,7 @@ def test_exit_code_says_whether_it_fits(
 ):
     assert run(["llama-7b", *args]) == code
     out, err = capsys.readouterr()
-    assert out.startswith("fits rtx-4090" if code == 0 else "does not fit t4") and err == ""
+    assert out.startswith("✓ FITS rtx-4090" if code == 0 else "✗ DOES NOT FIT t4") and err == ""
     assert run(["llama-7b", *args, "--json"]) == code
     verdict = json.loads(capsys.readouterr().out)["gpus"][0]
     assert verdict["verdict"] == word and (verdict["headroom_bytes"] >= 0) == (code == 0)
@@ -120,14 +120,19 @@ def test_tight_is_exit_zero_with_a_warning(
     exact = memplan.plan("gpt2", gpu="24GiB").peak.device_bytes
     assert run(["gpt2", "--gpu", f"{exact}B"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"tight {exact}B") and err.startswith("memplan: tight on ") and err.count("\n") == 1
+    assert (
+        out.startswith(f"~ TIGHT {exact}B") and err.startswith("memplan: tight on ") and err.count("\n") == 1
+    )
 
 
 def test_the_screen_shows_the_documents_figures(capsys: pytest.CaptureFixture[str]):
     found = document(capsys, "llama-7b", "--method", "qlora", "--gpu", "rtx-4090", "--explain")
-    run(["llama-7b", "--method", "qlora", "--gpu", "rtx-4090", "--explain"])
+    run(["llama-7b", "--method", "qlora", "--gpu", "rtx-4090", "--explain", "--assumptions"])
     out = capsys.readouterr().out
-    assert gib(found["peak"]["device_bytes"]) in out.splitlines()[0]
+    gpu = found["gpus"][0]
+    assert f"{gpu['low_bytes'] / GIB:.1f}–{gpu['high_bytes'] / GIB:.1f} GiB" in out.splitlines()[0]
+    for name, size in found["moments"][3]["components"].items():
+        assert not size or any(f"{size / GIB:.2f}" in line for line in out.splitlines()), name
     assert f"{len(found['rows'])} rows add up to {found['peak']['allocated_bytes']:,} bytes" in out
     for row in found["rows"]:
         assert f"{row['bytes']:,} " in out
@@ -214,7 +219,7 @@ def test_one_rank_of_several_is_said_to_be_one_and_its_error_to_be_unknown(
     assert (
         run(["llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp", "--gpu", "a100-80gb"]) == 0
     )
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "one rank of 8 (fsdp)" in out and "no multi-GPU run has been recorded" in out
     found = document(capsys, "llama-7b", "--method", "full", "--gpus", "8", "--parallel", "fsdp")
     assert (

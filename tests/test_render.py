@@ -18,9 +18,9 @@ from memplan.planner.tables.units import GIB, MIB
 from memplan.render.bar import ruler, stacked_bar
 from memplan.render.components import shown_moments
 from memplan.render.console import make_console, show
-from memplan.render.explain import explain_rows
-from memplan.render.sentences import defaults
-from memplan.render.terminal import plan_screen
+from memplan.render.explain import explain_rows, explanation
+from memplan.render.sentences import assumptions, defaults
+from memplan.render.terminal import Advice, plan_screen
 from memplan.render.text import count, number
 
 WEIGHTS = Row("base weights", (4096, 4096), "nf4", 224, 4 * GIB, "weights", "4-bit linear layers")
@@ -66,32 +66,110 @@ def screen(
     ascii_only: bool = False,
 ) -> str:
     stream = io.StringIO()
-    show(*plan_screen(made, gpu, suggestions, width, ascii_only), console=make_console(stream, width))
+    shown = plan_screen(made, gpu, Advice(suggestions), width, ascii_only)
+    show(*shown, console=make_console(stream, width))
     return stream.getvalue()
 
 
-def test_the_verdict_comes_first():
+def detail(made: Prediction, gpu: Gpu | None = None, width: int = 80) -> str:
+    """What --explain and --assumptions add."""
+    stream = io.StringIO()
+    parts = [*explanation(made, gpu, width, False), *assumptions(made)]
+    show(*parts, console=make_console(stream, width))
+    return stream.getvalue()
+
+
+GOLDEN = """\
+llama-7b · qlora · batch 1 × 2,048 tokens · gradient checkpointing on
+
+  weights (4-bit)         4.0 GiB ████████████████████████████████████
+  gradients               0.2 GiB ██
+  optimizer states        0.5 GiB ████
+  activations             1.0 GiB █████████
+  temporaries            <0.1 GiB
+  fragmentation           0.1 GiB ░
+  CUDA context            0.6 GiB █████
+
+Peak      backward pass, largest tensors: logits 1.0 GiB
+Save      1.0 GiB --loss chunked
+Checked   no recorded run of this engine
+
+--explain tensors · --assumptions · fit --gpu rtx-4090 · report -o page.html
+"""
+
+
+class Replays:
+    """A run whose smallest capacity is known."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+
+    def smallest_capacity(self, mode: str | None = None) -> int:
+        return self.capacity
+
+    def survives(self, capacity: int, mode: str | None = None) -> bool:
+        return capacity >= self.capacity
+
+
+CHUNKED = Suggestion("chunked loss: --loss chunked", {"loss": "chunked"}, GIB, 5 * GIB)
+
+
+def test_the_first_screen():
     card = find_gpu("rtx-4090")
-    assert (
-        screen(prediction(card), card).splitlines()[0]
-        == "fits rtx-4090: 6.46 GiB needed of 23.50 GiB usable, 17.04 GiB free"
+    made = prediction(card, survival=Replays(prediction().peak.allocated_bytes))
+    text = screen(made, card, (CHUNKED,))
+    assert text.partition("\n")[2] == GOLDEN  # the first line is the next test's
+    assert len(text.splitlines()) <= 17
+
+
+def test_the_verdict_comes_first_with_its_range_and_headroom():
+    card = find_gpu("rtx-4090")
+    made = prediction(card, survival=Replays(5 * GIB))
+    verdict = made.gpus[0]
+    low, high = verdict.low_bytes, verdict.high_bytes
+    assert low is not None and high is not None and low < verdict.needed_bytes < high
+    assert screen(made, card).splitlines()[0] == (
+        f"✓ FITS rtx-4090    needs {low / GIB:.1f}–{high / GIB:.1f} GiB of 23.5 GiB    "
+        f"{(verdict.usable_bytes - high) / GIB:.1f} GiB or more to spare"
     )
     small = find_gpu("5GiB")
-    assert (
-        screen(prediction(small), small).splitlines()[0]
-        == "does not fit 5GiB: 6.46 GiB needed of 5.00 GiB usable, 1.46 GiB short"
-    )
+    assert screen(prediction(small), small).startswith("✗ DOES NOT FIT 5GiB    needs 6.5 GiB of 5.0 GiB")
 
 
 def test_without_a_card_it_says_which_common_ones_fit():
-    text = screen(prediction())
-    assert text.startswith("needs 6.46 GiB of GPU memory\nfits: rtx-3070, rtx-3060, ")
-    assert "does not fit" not in text
+    able = [v.name for v in prediction().gpus if v.verdict == "fits"]
+    first = screen(prediction()).splitlines()[0]
+    assert first == f"needs 6.5 GiB    ✓ fits {able[0]} … {able[-1]} ({len(able)})"
+    assert len(able) == len(common_gpus()), "none is left out"
 
 
-def test_components_add_up_on_the_screen():
+def test_what_is_not_counted_makes_a_lower_bound_and_never_fits():
+    card = find_gpu("rtx-4090")
+    made = prediction(card, not_modelled=("a second forward",), survival=Replays(5 * GIB))
+    lines = screen(made, card).splitlines()
+    low = made.gpus[0].low_bytes
+    assert low is not None and low < made.peak.device_bytes
+    assert " ".join(lines[:2]).startswith(f"≥ AT LEAST {low / GIB:.1f} GiB of 23.5 GiB rtx-4090")
+    assert "not counted: a second forward" in " ".join(lines[:2])
+    unnamed = screen(prediction(not_modelled=("a second forward",)))
+    assert unnamed.startswith("≥ AT LEAST") and "not counted: a second forward" in unnamed
+    for text in ("\n".join(lines), unnamed):
+        assert "fits" not in text.lower()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_first_screen_is_short(width: int):
+    card = find_gpu("rtx-4090")
+    made = prediction(card, warnings=tuple(f"warning {n}" for n in range(5)))
+    lines = screen(made, card, (CHUNKED,), width).splitlines()
+    assert len(lines) <= 17 + 3 + 2 * (width < 80)
+    assert "warning 1" in " ".join(lines) and "3 more with --assumptions" in " ".join(lines)
+    assert "warning 4" in detail(made, card)
+
+
+def test_components_add_up_by_moment():
     card = find_gpu("h200")
-    lines = screen(prediction(card), card).splitlines()
+    lines = detail(prediction(card), card).splitlines()
     figures = {}
     for name in (
         "weights",
@@ -115,18 +193,18 @@ def test_components_add_up_on_the_screen():
 
 
 def test_peak_is_explained_by_its_largest_rows():
-    text = " ".join(screen(prediction()).split())
+    text = " ".join(detail(prediction()).split())
     assert (
-        "Peak in backward, 5.75 GiB allocated. Largest temporary tensors: logits 1.00 GiB (fp32 "
+        "Peak backward pass, 5.75 GiB allocated. Largest temporary tensors: logits 1.00 GiB (fp32 "
         "copy kept by cross-entropy)" in text
     )
 
 
 def test_recipe_and_what_it_fixed_are_named_but_not_what_the_user_chose():
-    text = " ".join(screen(prediction()).split())
+    text = " ".join(detail(prediction()).split())
     assert "recipe hf: nf4 weights with double quantization" in text and "sdpa attention" in text
     made = prediction().with_(setup=resolve({"method": "qlora", "attention": "eager"}))
-    assert "eager attention" not in screen(made)
+    assert "eager attention" not in detail(made)
 
 
 def test_the_ranks_that_adalora_uses_are_named():
@@ -136,9 +214,12 @@ def test_the_ranks_that_adalora_uses_are_named():
 
 
 def test_accuracy_is_evidence_or_its_absence():
-    assert "Accuracy  unknown: no recorded run of this engine." in screen(prediction())
+    assert "Accuracy  unknown: no recorded run of this engine." in detail(prediction())
+    assert "Checked   no recorded run of this engine" in screen(prediction())
     known = Accuracy(0.004, 0.031, 25, "25 recorded runs on h200", "llama-2-7b qlora")
-    text = " ".join(screen(prediction(accuracy=known)).split())
+    checked = " ".join(screen(prediction(accuracy=known)).split())
+    assert "Checked 25 recorded runs on h200: median 0.4 %, worst 3.1 %" in checked
+    text = " ".join(detail(prediction(accuracy=known)).split())
     assert (
         "formula engine, peak allocated within 0.40 % (median), 3.10 % (worst): 25 recorded runs on h200; "
         "nearest run: llama-2-7b qlora." in text
@@ -171,8 +252,7 @@ def test_suggestions_say_what_they_save_and_whether_it_fits():
         Suggestion("half the rank: --rank 8", {"rank": 8}, MIB, 6 * GIB + 1),
     )
     text = screen(prediction(card), card, made)
-    assert "1.00 GiB  -> 5.00 GiB, fits          chunked loss: --loss chunked" in text
-    assert "does not fit" in text.splitlines()[-1]
+    assert "Save      1.0 GiB --loss chunked (fits)    <0.01 GiB --rank 8\n" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -180,7 +260,7 @@ def test_suggestions_say_what_they_save_and_whether_it_fits():
 def test_no_line_is_wider_than_the_terminal(width: int, card: str | None):
     gpu = find_gpu(card) if card else None
     made = prediction(gpu, warnings=("word " * 60,), assumptions=("x" * 200,))
-    lines = screen(made, gpu, width=width).splitlines()
+    lines = [*screen(made, gpu, width=width).splitlines(), *detail(made, gpu, width).splitlines()]
     assert max(map(len, lines)) <= width
     assert not [line for line in lines if line != line.rstrip()]
 
@@ -190,8 +270,9 @@ def test_ascii_when_the_stream_is_ascii():
     stream = io.TextIOWrapper(raw, encoding="ascii")
     console = make_console(stream)
     assert console.options.ascii_only
-    show(*plan_screen(prediction(), None, (), console.width, True), console=console)
-    assert raw.getvalue().decode("ascii").count("W") > 20
+    show(*plan_screen(prediction(), None, Advice(), console.width, True), console=console)
+    text = raw.getvalue().decode("ascii")
+    assert text.count("#") > 36 and "?" not in text
 
 
 def test_color_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch):
@@ -248,7 +329,7 @@ def test_a_narrow_terminal_keeps_decimals_and_gives_up_moments(width: int):
     named = ("weights", "optimizer states")
     lines = [
         line
-        for line in screen(prediction(), width=width).splitlines()
-        if line.lstrip("█▓▒░▚▪- ").startswith(named)
+        for line in filter(None, detail(prediction(), width=width).splitlines())
+        if line[0] in "█▒" and line.lstrip("█▒ ").startswith(named)
     ]
     assert len(lines) == 2 and all(re.search(r" \d+\.\d+ +\d+\.\d+$", line) for line in lines), lines

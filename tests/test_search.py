@@ -305,11 +305,17 @@ def run(*args):
     return CliRunner().invoke(command, list(args), standalone_mode=False)
 
 
-def test_the_command_prints_methods_frontier_changes_and_decision():
-    shown = run("llama-3.1-8b", "--gpu", "rtx-4090")
-    assert shown.return_value == 0
+def test_the_command_prints_methods_and_decision_and_with_explain_frontier_and_changes():
+    short = run("llama-3.1-8b", "--gpu", "rtx-4090")
+    shown = run("llama-3.1-8b", "--gpu", "rtx-4090", "--explain")
+    assert short.return_value == shown.return_value == 0
+    assert len(short.output.splitlines()) <= 20 < len(shown.output.splitlines())
+    document = json.loads(run("llama-3.1-8b", "--gpu", "rtx-4090", "--json").output)
+    said = " ".join(short.output.split())
+    assert f"Choose {document['decision']['method']}: fits" in said
+    assert document["cards"]["smallest"] in said and document["changes"][0]["change"].split(": ")[1] in said
+    assert all(name in said for name in METHODS_COMPARED)
     for words in (
-        *METHODS_COMPARED,
         "longest sequence by micro-batch",
         "single changes to lora",
         "recommended: lora",

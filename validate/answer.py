@@ -10,7 +10,7 @@ from typing import Any
 
 from memplan.planner import __version__
 from memplan.planner.answers.fit.gpus import choose_cards
-from memplan.planner.answers.verdict import close_calls, device_bytes, judge
+from memplan.planner.answers.verdict import close_calls, device_bytes, judge, not_modelled
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
@@ -46,6 +46,15 @@ verdicts hang on.
 """
 
 
+AT_LEAST = "at least"
+"""In place of a verdict where something is not counted; the document has null."""
+
+
+def _known(verdict: str) -> str | None:
+    """A verdict as the document has it."""
+    return None if verdict in ("", AT_LEAST) else verdict
+
+
 @dataclass(frozen=True)
 class Beside:
     """Another method for the same model, shape and GPU."""
@@ -61,7 +70,9 @@ class Answer:
 
     question: Question
     prediction: Prediction
-    verdict: str  # fits | tight | no, for the GPU; empty without one
+    verdict: (
+        str  # fits | tight | no, for the GPU; empty without one; `at least` where something is not counted
+    )
     device: int
     usable: int | None
     smallest_card: str | None
@@ -70,6 +81,7 @@ class Answer:
     cards: tuple[Beside, ...]
     derivation: tuple[Line, ...]
     warnings: tuple[str, ...] = ()
+    not_modelled: tuple[str, ...] = ()
 
     @property
     def by_hand(self) -> int:
@@ -91,7 +103,8 @@ class Answer:
             "assumptions": [
                 {"name": a.name, "value": a.value, "words": a.words or None} for a in question.assumptions
             ],
-            "verdict": self.verdict or None,
+            "verdict": _known(self.verdict),
+            "not_modelled": list(self.not_modelled),
             "device_bytes": self.device,
             "usable_bytes": self.usable,
             "smallest_card": self.smallest_card,
@@ -106,10 +119,11 @@ class Answer:
                 for what, r in self.boundaries
             ],
             "methods": [
-                {"what": b.what, "device_bytes": b.device, "verdict": b.verdict or None} for b in self.beside
+                {"what": b.what, "device_bytes": b.device, "verdict": _known(b.verdict)} for b in self.beside
             ],
             "cards": [
-                {"gpus": int(b.what), "device_bytes": b.device, "verdict": b.verdict} for b in self.cards
+                {"gpus": int(b.what), "device_bytes": b.device, "verdict": _known(b.verdict)}
+                for b in self.cards
             ],
             "derivation": [
                 {
@@ -149,21 +163,18 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
     prediction = _predicted(question, fields, context)
     boundaries: list[tuple[str, PartResult]] = []
     verdict, usable, device = "", None, prediction.peak.device_bytes
+    missing = prediction.not_modelled
     warnings = [*prediction.warnings, *strategies.warnings("formula", prediction.setup)]
     if question.gpu is not None:
         gpu = context.gpu(question.gpu)
         verdict, usable, device = (
-            str(judge(prediction, gpu).verdict),
+            judge(prediction, gpu).verdict or AT_LEAST,
             gpu.usable_bytes,
             device_bytes(prediction, gpu),
         )
         boundaries = _boundaries(question, prediction, context)
         warnings += filter(None, [close_calls(prediction, [gpu])])
-        if not gpu.verified:
-            warnings.append(
-                f"{gpu.name}: no run on this vendor's GPUs is recorded, and its kernels are not modeled: "
-                "unverified"
-            )
+        missing = tuple(dict.fromkeys((*prediction.not_modelled, *not_modelled(prediction, gpu))))
     smallest = choose_cards(
         context.spec(question.model), prediction.setup, accuracy_of(prediction).margin
     ).smallest
@@ -172,7 +183,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
         if fields.get("parallel", "none") == "none"
         else ()
     )
-    told = (tuple(boundaries), _beside(question, context), tuple(cards), derivation, tuple(warnings))
+    told = (tuple(boundaries), _beside(question, context), tuple(cards), derivation, tuple(warnings), missing)
     return Answer(question, prediction, verdict, device, usable, smallest, *told)
 
 
@@ -223,7 +234,7 @@ def _need(
     if question.gpu is None:
         return prediction.peak.device_bytes, ""
     gpu = context.gpu(question.gpu)
-    return device_bytes(prediction, gpu), str(judge(prediction, gpu).verdict)
+    return device_bytes(prediction, gpu), judge(prediction, gpu).verdict or AT_LEAST
 
 
 def _chosen(question: Question, context: EvaluationContext) -> Question:

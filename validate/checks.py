@@ -85,7 +85,10 @@ def fits(part: Part, context: EvaluationContext) -> Found:
     prediction = context.predict(
         part.model, {**part.setup, "gpu": gpu.name}, part.engine
     )  # the GPU chooses kernels
-    verdict = judge(prediction, gpu).verdict
+    judged = judge(prediction, gpu)
+    verdict = judged.verdict
+    if verdict is None:
+        raise Missing("no verdict: {why}", why=str(judged.why))
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
     far = abs(spare) > CLOSE_BYTES

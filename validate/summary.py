@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memplan.planner.tables.units import gib
-from memplan.validate.answer import Answer
+from memplan.validate.answer import AT_LEAST, Answer
 from memplan.validate.chinese import in_language
 
 
@@ -37,8 +37,14 @@ def summary_line(found: Answer) -> Mapping[str, str]:
     largest = _largest(found)
     if largest is not None:
         return largest
-    words = {"fits": ("Yes", "可以"), "tight": ("Barely", "勉强"), "no": ("No", "不行")}[found.verdict]
     have = f"{gib(found.usable)} ({found.question.gpu})"
+    if found.verdict == AT_LEAST:
+        missing = "; ".join(found.not_modelled)
+        return {
+            "en": f"At least {need}: {method} on {model}, of {have}{each_en}; not counted: {missing}",
+            "zh": f"至少 {need}：{model} 做 {method}{each_zh}，卡上可用 {have}；未计入：{missing}",
+        }
+    words = {"fits": ("Yes", "可以"), "tight": ("Barely", "勉强"), "no": ("No", "不行")}[found.verdict]
     but = _but(found)
     if found.question.wanted == "cards":
         count = f"{setup.gpus}" if found.verdict != "no" else f"more than {setup.gpus}"

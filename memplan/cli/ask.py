@@ -13,11 +13,12 @@ MOST_READ = 4096
 @click.option(
     "--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: that of the question."
 )
+@click.option("--explain", is_flag=True, help="Show every default and the sum worked out by hand.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
-def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
+def command(sentence: tuple[str, ...], lang: str | None, explain: bool, as_json: bool) -> None:
     """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": the verdict, the
-    assumptions, the limits, the other methods, and the sum worked out by hand. SENTENCE `-` reads standard
-    input. Words that are not used are listed. The exit code is 0 even if the answer is no.
+    assumptions, the limits and the other methods; with --explain the sum worked out by hand. SENTENCE `-`
+    reads standard input. Words that are not used are listed. The exit code is 0 even if the answer is no.
     """
     import sys
 
@@ -42,4 +43,4 @@ def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
     for number, reply in enumerate(replies):
         if number:
             show("")
-        show(*reply_screen(reply))
+        show(*reply_screen(reply, explain))

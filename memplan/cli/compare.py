@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner import __version__
@@ -23,8 +24,8 @@ EXIT_DOES_NOT_FIT = 1
 
 
 @click.command("compare", context_settings=HELP, short_help="Compare methods side by side, or two setups.")
-@click.argument("model")
-@click.argument("other", required=False)
+@click.argument("model", shell_complete=completes("model"))
+@click.argument("other", required=False, shell_complete=completes("model"))
 @plan_options
 @click.option(
     "--tasks",
@@ -34,6 +35,7 @@ EXIT_DOES_NOT_FIT = 1
     metavar="N",
     help="Number of tasks to store results for.",
 )
+@click.option("--explain", is_flag=True, help="Show precision, computation and merging as well.")
 @click.option("--methods", metavar="A,B,...", help="Methods to compare. Default: full,lora,adalora,qlora.")
 @click.option(
     "--largest-model", is_flag=True, help="With --gpu: also the largest catalog model that fits, per method."
@@ -67,7 +69,7 @@ def command(
     error = api.recorded_accuracy("formula").margin
 
     def predict(setup: Setup) -> Prediction:
-        return api.predict(subject.model, setup, options["engine"])
+        return subject.bounded(api.predict(subject.model, setup, options["engine"]))
 
     found = columns(
         None if api.unknown_family(subject.model) else subject.model.spec(),
@@ -90,7 +92,9 @@ def command(
 
         console = make_console()
         show(
-            *compare_screen(subject.model.name, subject.setup, found, tasks, gpu, console.width),
+            *compare_screen(
+                subject.model.name, subject.setup, found, tasks, gpu, console.width, options["explain"]
+            ),
             console=console,
         )
     return _exit_code(

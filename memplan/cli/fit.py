@@ -4,7 +4,6 @@ jobs.yaml.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
+from memplan.cli.jobs import answer_jobs, jobs_document
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.verdict import not_counted
 from memplan.planner.prediction import Prediction
-from memplan.planner.tables.errors import MemplanError, UsageError, shorten
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu, said_of
 from memplan.planner.tables.units import gib
 
@@ -31,7 +33,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 
 @click.command("fit", context_settings=HELP, short_help="Find what fits a GPU, and how to make a setup fit.")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completes("model"))
 @plan_options
 @click.option(
     "--prefer",
@@ -55,6 +57,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
     is_flag=True,
     help="Also show the largest catalog model that fits with this method.",
 )
+@click.option("--explain", is_flag=True, help="Show every limit, every change, and the reasons.")
 @click.option(
     "--emit",
     type=click.Choice(FORMATS),
@@ -88,8 +91,8 @@ def command(
     model = model or options.get("base_model")
     if model is None:
         return _every_size(options, as_json)
-    if jobs := _jobs_document(model):
-        return _jobs(jobs, as_json)
+    if jobs := jobs_document(model):
+        return answer_jobs(jobs, as_json)
     if output is not None and emit is None:
         raise UsageError("-o needs --emit: axolotl, trl, llamafactory or peft")
     if output is not None:
@@ -108,7 +111,7 @@ def command(
     code = 0
     if emit is None or as_json:
         emitted = None if emit is None else {"emitted": {"format": emit, "text": text}}
-        code = _show(subject, found, options.get("engine"), want_largest, as_json, emitted)
+        code = _show(subject, found, options, want_largest, as_json, emitted)
     return EXIT_NOTHING_FITS if emit is not None and text is None else code
 
 
@@ -134,15 +137,32 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
     gpu = find_gpu(subject.setup.gpu or "")
     if api.unknown_family(subject.model):
-        return api.fit_by_trace(subject.model, subject.setup, gpu, prefer=prefer, tasks=tasks, serve=serve)
+        return api.fit_by_trace(
+            subject.model,
+            subject.setup,
+            gpu,
+            prefer=prefer,
+            tasks=tasks,
+            serve=serve,
+            not_modelled=subject.not_modelled,
+        )
     error = api.recorded_accuracy("formula").margin
-    return fit(subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
+    return fit(
+        subject.model.spec(),
+        subject.setup,
+        gpu,
+        error=error,
+        prefer=prefer,
+        tasks=tasks,
+        serve=serve,
+        not_modelled=subject.not_modelled,
+    )
 
 
 def _show(
     subject: Subject,
     found: Fit,
-    engine: str | None,
+    options: Mapping[str, Any],
     want_largest: bool,
     as_json: bool,
     emitted: Mapping[str, Any] | None = None,
@@ -151,12 +171,12 @@ def _show(
 
     shared, alike = _shared(subject, found)
     largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
-    confirmed = _confirm(subject, found) if engine == "trace" else []
+    confirmed = _confirm(subject, found) if options.get("engine") == "trace" else []
     warnings = _warnings(subject, found)
     if as_json:
         from memplan.render.json import write
 
-        alone = 1 if found.asked.fits else None
+        alone = 1 if found.asked.holds else None
         extra = {
             "fewest_cards": shared.count if shared is not None else alone,
             "shared": [each.to_document() for each in alike or filter(None, (shared,))],
@@ -168,13 +188,19 @@ def _show(
         }
         write({**found.to_document(), **extra, **(emitted or {})})
     else:
-        from memplan.render.console import show
+        from memplan.render.console import make_console, show
         from memplan.render.fit import fit_screen
 
-        show(*fit_screen(found, shared, alike, largest, confirmed, warnings))
+        console = make_console()
+        explain = bool(options.get("explain"))
+        parts = fit_screen(found, shared, alike, largest, confirmed, warnings, explain, console.width)
+        show(*parts, console=console)
     fits = found.decision.method is not None or any(
         effect.fits for effect in (*found.changes, *found.waterfall)
     )
+    if found.not_modelled and fits:
+        click.echo(f"memplan: no verdict: {not_counted(found.not_modelled)}", err=True)
+        return EXIT_NOTHING_FITS if options.get("strict") else 0
     return 0 if fits else EXIT_NOTHING_FITS
 
 
@@ -184,7 +210,7 @@ def _shared(subject: Subject, found: Fit) -> tuple[Shared | None, list[Shared]]:
     """
     from memplan.planner.answers.fit.gpus import share, share_alike
 
-    if found.engine == "trace" or (found.asked.fits and subject.setup.gpus == 1):
+    if found.engine == "trace" or (found.asked.holds and subject.setup.gpus == 1):
         return None, []
     spec, setup = subject.model.spec(), subject.setup
     parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
@@ -261,76 +287,8 @@ def _emit(subject: Subject, found: Fit, stack: str) -> str | None:
                 err=True,
             )
             return None
-        click.echo(f"memplan: the file, read back, fits {verdict.name}: {needed}", err=True)
-    return emitted.text
-
-
-MOST_JOBS = 200
-
-
-def _jobs_document(model: str) -> dict[str, Any] | None:
-    """The parsed file, where MODEL is a file of jobs."""
-    if not model.endswith((".yaml", ".yml", ".json")) or not os.path.isfile(model):
-        return None
-    from memplan.planner.importers.files import read_mapping
-
-    document = read_mapping(Path(model))
-    return document if "jobs" in document else None
-
-
-def _jobs(document: dict[str, Any], as_json: bool) -> int:
-    from memplan.planner import __version__
-    from memplan.planner.answers.fit.gpus import Job, place_jobs
-    from memplan.planner.tables.gpus import common_gpus
-
-    prices = _prices(document.get("prices"))
-    entries = document["jobs"]
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(entry, dict) and isinstance(entry.get("model"), str) for entry in entries)
-    ):
-        raise UsageError(
-            "jobs: expected a list of mappings, each with a model and optional Setup fields "
-            "(method, micro_batch, sequence_length, ...)"
+        word = (
+            f"fits {verdict.name}" if verdict.verdict is not None else f"needs at least this ({verdict.why})"
         )
-    if len(entries) > MOST_JOBS:
-        raise UsageError(f"jobs: {len(entries):,} of them, expected at most {MOST_JOBS:,}")
-    jobs = []
-    for number, entry in enumerate(entries, 1):
-        fields = {str(key): value for key, value in entry.items() if key not in ("model", "name")}
-        try:
-            model, setup = api.request(entry["model"], **fields)
-            spec = model.spec()
-        except MemplanError as error:
-            raise type(error)(f"job {number}: {error}") from None
-        jobs.append(Job(str(entry.get("name") or f"{number}: {model.name} {setup.method}"), spec, setup))
-    cards = [find_gpu(name) for name in prices] or list(common_gpus())
-    answer = place_jobs(jobs, cards, prices, api.recorded_accuracy("formula").margin)
-    if as_json:
-        from memplan.render.json import write
-
-        write({"schema": "memplan.fit/1", "memplan_version": __version__, **answer.to_document()})
-    else:
-        from memplan.render.console import show
-        from memplan.render.fit import jobs_screen
-
-        show(*jobs_screen(answer))
-    return 0 if all(smallest is not None for _, _, smallest, _ in answer.jobs) else EXIT_NOTHING_FITS
-
-
-def _prices(value: Any) -> dict[str, float]:
-    """Prices by GPU name, in whatever currency and time the user means."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UsageError("prices: expected a mapping from a GPU name to a number")
-    prices = {}
-    for name, price in value.items():
-        if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < 10**9:
-            raise UsageError(
-                f"prices: {find_gpu(str(name)).name} costs {shorten(repr(price))}: expected a number, 0 "
-                "or more"
-            )
-        prices[find_gpu(str(name)).name] = float(price)
-    return prices
+        click.echo(f"memplan: the file, read back, {word}: {needed}", err=True)
+    return emitted.text

@@ -17,11 +17,12 @@ from memplan.planner.tables.errors import UsageError
 @click.command("launch-line", hidden=True, context_settings={"allow_interspersed_args": False})
 @plan_options
 @click.option("--explain", is_flag=True)
+@click.option("--assumptions", is_flag=True)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def command(words: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
+def command(words: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Predict the run that a launch line would start."""
     if not words:
         raise UsageError(
             "nothing follows --: expected a launch line such as memplan -- accelerate launch train.py"
         )
-    return answer(read_launch_line(words, options), options, explain, as_json)
+    return answer(read_launch_line(words, options), options, as_json)

@@ -67,6 +67,12 @@ class Commands(click.Group):
             args = ["plan", *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Commands and, since `plan` may be left out, models."""
+        from memplan.cli.completion import completes
+
+        return [*super().shell_complete(ctx, incomplete), *completes("model")(ctx, None, incomplete)]
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command in the order of the help page."""
         return list(COMMANDS)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from memplan.cli.completion import completes
+from memplan.names import SHORT, setup_fields
 from memplan.planner.inputs.setup import FIELDS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.sdp import ATTENTIONS
@@ -37,9 +39,7 @@ FIELD_OF: dict[str, str] = {
         )
     },
     **{name: name for name in ("load", "gpu", "gpus", "parallel", "device")},
-    "batch": "micro_batch",
-    "seq": "sequence_length",
-    "dtype": "weight_dtype",
+    **SHORT,
 }
 """Option -> the Setup field that it sets."""
 
@@ -47,11 +47,13 @@ _OPTIONS = (
     click.option(
         "--method",
         metavar="NAME",
+        shell_complete=completes("method"),
         help="full, lora, qlora, adalora, dora, ... inference (memplan list methods). Default: lora.",
     ),
     click.option(
         "--recipe",
         metavar="NAME",
+        shell_complete=completes("recipe"),
         help="Training stack that supplies the remaining defaults (memplan list recipes). Default: hf.",
     ),
     click.option(
@@ -80,7 +82,10 @@ _OPTIONS = (
     click.option("--dtype", metavar="DTYPE", help="Weight dtype: bfloat16, float16 or float32."),
     click.option("--autocast", metavar="DTYPE", help="Autocast dtype: bfloat16, float16 or none."),
     click.option(
-        "--optimizer", metavar="NAME", help="Optimizer, by its Hugging Face name (memplan list optimizers)."
+        "--optimizer",
+        metavar="NAME",
+        shell_complete=completes("optimizer"),
+        help="Optimizer, by its Hugging Face name (memplan list optimizers).",
     ),
     click.option(
         "--checkpointing/--no-checkpointing",
@@ -98,6 +103,7 @@ _OPTIONS = (
     click.option(
         "--gpu",
         metavar="NAME",
+        shell_complete=completes("gpu"),
         help="GPU name (memplan list gpus), 'local', or a memory budget such as 23.5GiB.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Number of GPUs."),
@@ -176,8 +182,7 @@ def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {
         FIELD_OF[name]: value for name, value in options.items() if name in FIELD_OF and value is not None
     }
-    if "checkpointing" in fields:
-        fields["checkpointing"] = "non_reentrant" if fields["checkpointing"] else "none"
+    fields = setup_fields(fields)
     if options.get("adapter"):
         fields["adapter"] = _read_json_object(options["adapter"], "--adapter")
     for assignment in options.get("assignments") or ():

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
 from memplan.cli.options import plan_options
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
-from memplan.planner.answers.fit.suggest import Suggestion, suggest
-from memplan.planner.answers.verdict import what_it_takes
+from memplan.planner.answers.fit.suggest import suggest
+from memplan.planner.answers.verdict import margin, what_it_takes
 from memplan.planner.inputs.models import Model
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
@@ -21,20 +22,24 @@ from memplan.planner.tables.units import gib
 
 if TYPE_CHECKING:
     from memplan.planner.answers.cost import Cost
+    from memplan.render.terminal import Advice
 
 EXIT_DOES_NOT_FIT = 1
 
 
 @click.command("plan", short_help="Predict the memory that a run needs (the default command).")
-@click.argument("model")
+@click.argument("model", shell_complete=completes("model"))
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options
 @click.option(
     "--explain", is_flag=True, help="Show every tensor with its shape, dtype, count, bytes and reason."
 )
+@click.option(
+    "--assumptions", is_flag=True, help="Show defaults, assumptions, accuracy and warnings in full."
+)
 @click.option("--price", metavar="N/h", help="What one GPU costs for an hour: the run's price, an estimate.")
 @click.option("--tokens", metavar="N", help="Tokens to train on, such as 10M: the run's time, an estimate.")
-def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
+def command(model: str, extra: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Predict how much GPU memory MODEL needs under one setup, and where every byte goes.
 
     MODEL: a name (memplan list models), a Hugging Face id, a folder, a config.json, or a training
@@ -49,7 +54,7 @@ def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **
         subject = read_subject(model, options)
     except NoModelError as error:
         return _open_model(error, options, as_json)
-    return answer(subject, options, explain, as_json)
+    return answer(subject, options, as_json)
 
 
 def _open_model(error: NoModelError, options: dict[str, Any], as_json: bool) -> int:
@@ -61,8 +66,10 @@ def _open_model(error: NoModelError, options: dict[str, Any], as_json: bool) -> 
     return answer_by_size(setup, (setup.method,), as_json, notes)
 
 
-def answer(subject: Subject, options: Mapping[str, Any], explain: bool, as_json: bool) -> int:
-    """Predict, print, and return the exit code: what `plan` does once its subject is known."""
+def answer(subject: Subject, options: Mapping[str, Any], as_json: bool) -> int:
+    """Predict, print, and return the exit code: what `plan` does once its subject is known. `options` holds
+    `explain` and `assumptions` as well.
+    """
     found, setup = subject.model, subject.setup
     prediction = subject.annotate(api.predict(found, setup, options["engine"]))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
@@ -70,9 +77,9 @@ def answer(subject: Subject, options: Mapping[str, Any], explain: bool, as_json:
     if as_json:
         from memplan.render.json import write
 
-        write(prediction.to_document(explain) | ({"cost": costs.to_document()} if costs else {}))
+        write(prediction.to_document(options["explain"]) | ({"cost": costs.to_document()} if costs else {}))
     else:
-        print_screen(prediction, gpu, help_with(found, prediction, gpu), explain)
+        print_screen(prediction, gpu, advice_on(found, prediction, gpu), options)
         if costs:
             from memplan.render.console import show
             from memplan.render.cost import cost_block
@@ -99,31 +106,42 @@ def cost_of(found: Model, prediction: Prediction, gpu: Gpu | None, options: Mapp
     )
 
 
-def help_with(found: Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:
-    """Three changes that would help; none where the formula lacks the family (a trace does not need it)."""
-    if prediction.setup.method == "inference":
-        return ()
+def advice_on(found: Model, prediction: Prediction, gpu: Gpu | None) -> Advice:
+    """Three changes that would help and, on a GPU that is named, how far the setup can go; neither where the
+    formula lacks the family (a trace does not need it).
+    """
+    from memplan.render.terminal import Advice
+
+    setup = prediction.setup
     try:
-        return suggest(found.spec(), prediction.setup, prediction, gpu)
+        changes = () if setup.method == "inference" else suggest(found.spec(), setup, prediction, gpu)
+        if gpu is None or prediction.not_modelled or prediction.engine == "trace" or setup.device == "cpu":
+            return Advice(changes)
+        from memplan.planner.answers.fit.limits import limits
+
+        return Advice(changes, limits(found.spec(), setup, gpu, margin(prediction)))
     except UsageError:
         if prediction.engine == "formula":
             raise
-        return ()
+        return Advice()
 
 
-def print_screen(
-    prediction: Prediction, gpu: Gpu | None, suggestions: tuple[Suggestion, ...], explain: bool
-) -> None:
-    """The first screen on standard output, with every row where asked."""
+def print_screen(prediction: Prediction, gpu: Gpu | None, advice: Advice, options: Mapping[str, Any]) -> None:
+    """The first screen on standard output, and what --explain and --assumptions add."""
     from memplan.render.console import make_console, show
     from memplan.render.terminal import plan_screen
 
     console = make_console()
-    parts = plan_screen(prediction, gpu, suggestions, console.width, console.options.ascii_only)
-    if explain:
-        from memplan.render.explain import explain_rows
+    width, ascii_only = console.width, console.options.ascii_only
+    parts = plan_screen(prediction, gpu, advice, width, ascii_only)
+    if options["explain"]:
+        from memplan.render.explain import explanation
 
-        parts += ["", *explain_rows(prediction)]
+        parts += ["", *explanation(prediction, gpu, width, ascii_only)]
+    if options["assumptions"]:
+        from memplan.render.sentences import assumptions
+
+        parts += ["", *assumptions(prediction)]
     show(*parts, console=console)
 
 
@@ -137,6 +155,9 @@ def exit_code(prediction: Prediction, gpu: Gpu | None, strict: bool = False) -> 
     if verdict.verdict == "tight":
         print(f"memplan: tight on {verdict.name}: {what_it_takes(prediction, gpu)}", file=sys.stderr)
     if verdict.verdict is None:
-        print(f"memplan: at least {gib(verdict.needed_bytes)}; {verdict.why}", file=sys.stderr)
+        print(
+            f"memplan: at least {gib(verdict.low_bytes or verdict.needed_bytes)}; {verdict.why}",
+            file=sys.stderr,
+        )
     uncertain = strict and verdict.verdict != "fits"
     return EXIT_DOES_NOT_FIT if uncertain or verdict.verdict == "no" else 0

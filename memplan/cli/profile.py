@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from memplan.cli.completion import completes
 from memplan.cli.options import DRY, PYTHON, check_python, dry_options, plan_options
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.cli.subject import Subject, read_subject
@@ -22,7 +23,7 @@ EXIT_OUT_OF_MEMORY = 1
 
 
 @click.command("profile", short_help="Run real training steps on this machine and record a measurement.")
-@click.argument("model")
+@click.argument("model", shell_complete=completes("model"))
 @plan_options
 @click.option(
     "--steps",

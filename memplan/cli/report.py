@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from memplan import api
+from memplan.cli.completion import completes
 from memplan.cli.options import HELP, setup_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.plan import exit_code
@@ -21,7 +22,7 @@ from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 @click.command(
     "report", context_settings=HELP, short_help="Write a self-contained HTML page, or its pictures."
 )
-@click.argument("model")
+@click.argument("model", shell_complete=completes("model"))
 @setup_options
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="File to write the page to."

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan import api
+from memplan.planner.answers.verdict import not_counted, uncounted_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.gpus import context_bytes, find_gpu, said_of
 
@@ -18,7 +19,9 @@ def answer_by_size(setup: Setup, methods: Sequence[str], as_json: bool, notes: S
 
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     found = by_size(setup, gpu, context_bytes(None), api.recorded_accuracy("formula").margin, methods)
-    said = [*notes, *([said_of(gpu)] if gpu and said_of(gpu) else [])]
+    missing = tuple(uncounted_of(setup, gpu))
+    known = (said_of(gpu) if gpu else "", not_counted(missing) if missing else "")
+    said = [*notes, *filter(None, known)]
     if as_json:
         from memplan.render.json import write
 
@@ -37,4 +40,4 @@ def answer_by_size(setup: Setup, methods: Sequence[str], as_json: bool, notes: S
         from memplan.render.sizes import sizes_screen
 
         show(*sizes_screen(found, setup, gpu, said))
-    return 1 if gpu and not any(entry.verdict in ("fits", "tight") for entry in found) else 0
+    return 1 if gpu and all(entry.error is not None or entry.verdict == "no" for entry in found) else 0

@@ -54,7 +54,16 @@ class Subject:
             warnings=(*prediction.warnings, *self.imported.warnings),
             extra={**prediction.extra, "import": self.imported.to_document()},
         )
-        return withhold(found, self.imported.not_modelled())
+        return self.bounded(found)
+
+    @property
+    def not_modelled(self) -> tuple[str, ...]:
+        """What the training file asks for and nothing counts."""
+        return () if self.imported is None else tuple(self.imported.not_modelled())
+
+    def bounded(self, prediction: Prediction) -> Prediction:
+        """The prediction of this subject or of a variant: a lower bound where the file asks for more."""
+        return withhold(prediction, self.not_modelled)
 
 
 def read_subject(model: str, options: Mapping[str, Any]) -> Subject:

@@ -15,7 +15,13 @@ from memplan.validate.chinese import in_language, warning_in
 from memplan.validate.summary import summary_line
 from memplan.validate.sweep import PartResult
 
-COLOURS = {"fits": "bold green", "tight": "bold yellow", "no": "bold red", "": "bold"}
+COLOURS = {
+    "fits": "bold green",
+    "tight": "bold yellow",
+    "no": "bold red",
+    "at least": "bold yellow",
+    "": "bold",
+}
 WORDS = {
     "en": {
         "assumed": "interpreted as",
@@ -35,8 +41,10 @@ WORDS = {
         "fits": "fits",
         "tight": "tight",
         "no": "does not fit",
+        "at least": "at least",
         "": "",
         "warning": "warning: ",
+        "more": "--explain every default and the sum by hand",
     },
     "zh": {
         "assumed": "读作",
@@ -56,29 +64,39 @@ WORDS = {
         "fits": "放得下",
         "tight": "勉强",
         "no": "放不下",
+        "at least": "至少",
         "": "",
         "warning": "注意：",
+        "more": "--explain 列出每个默认值和手算过程",
     },
 }
 DEFAULTS = ("recipe", "weight_dtype", "sequence_length", "micro_batch", "rank", "checkpointing", "optimizer")
 
 
-def screen(found: Answer) -> Iterator[RenderableType]:
-    """The answer from top to bottom, in the question's language."""
+def screen(found: Answer, explain: bool = False) -> Iterator[RenderableType]:
+    """The answer from top to bottom, in the question's language: the verdict, what was read, the limits and
+    the other methods; with `explain` every default and the sum by hand as well.
+    """
     lang = found.question.lang
     words, translate = WORDS[lang], in_language(lang)
     yield Text(summary_line(found)[lang], style=COLOURS[found.verdict])
     for warning in found.warnings:
         yield Text(f"{words['warning']}{warning_in(lang, warning)}", style="yellow")
-    for table in _tables(found, words, translate):
+    for table in _tables(found, words, translate, explain):
         yield Text()
         yield table
+    if not explain:
+        yield from (Text(), Text(words["more"], style="dim"))
 
 
-def _tables(found: Answer, words: dict[str, str], translate: Translate) -> Iterator[Table]:
+def _tables(found: Answer, words: dict[str, str], translate: Translate, explain: bool) -> Iterator[Table]:
     """What was assumed, where the verdict flips, what else there is, and the total by hand."""
     lang = found.question.lang
-    yield _rows(words["assumed"], list(_assumed(found, lang, translate)))
+    if explain:
+        yield _rows(words["assumed"], list(_assumed(found, lang, translate)))
+    else:
+        read = ", ".join(f"{name} {value}" for name, value, _ in _assumed(found, lang, translate))
+        yield _rows(words["assumed"], [(read, "", "")])
     if found.cards:
         yield _rows(
             words["cards"],
@@ -96,7 +114,7 @@ def _tables(found: Answer, words: dict[str, str], translate: Translate) -> Itera
         yield _rows(words["flips"], flips)
     if found.beside:
         yield _rows(words["beside"], [_method(b, words, translate) for b in found.beside])
-    if found.derivation:
+    if found.derivation and explain:
         yield _rows(words["hand"], list(_hand(found, words, translate)))
 
 

@@ -12,7 +12,7 @@ import click
 
 from memplan.cli.main import COMMANDS, group
 
-INTRO = """# Command reference
+INTRO = r"""# Command reference
 
 Generated from the commands' help. `memplan MODEL [OPTIONS]` is short for `memplan plan MODEL [OPTIONS]`; options can come before or after
 MODEL. Messages go to stderr. In sizes that you type, GB means 10^9 bytes and GiB means 2^30; printed sizes are in GiB, MiB or KiB.
@@ -26,6 +26,16 @@ MODEL. Messages go to stderr. In sizes that you type, GB means 10^9 bytes and Gi
 | 4 | outside tolerance |
 | 70 | a bug in memplan |
 | 130 | Ctrl-C |
+
+## Completion in a shell
+
+TAB completes commands, models, GPUs, methods, recipes and optimizers after one line in the shell's own file:
+
+| shell | file | line |
+|---|---|---|
+| bash 4.4 or later | `~/.bashrc` | `eval "$(_MEMPLAN_COMPLETE=bash_source memplan)"` |
+| zsh | `~/.zshrc` | `eval "$(_MEMPLAN_COMPLETE=zsh_source memplan)"` |
+| fish | `~/.config/fish/completions/memplan.fish` | `_MEMPLAN_COMPLETE=fish_source memplan \| source` |
 """
 
 

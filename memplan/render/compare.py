@@ -18,10 +18,16 @@ from memplan.render.text import count, label, number
 
 
 def compare_screen(
-    model: str, setup: Setup, found: Sequence[Column], tasks: int, gpu: Gpu | None, width: int = 80
+    model: str,
+    setup: Setup,
+    found: Sequence[Column],
+    tasks: int,
+    gpu: Gpu | None,
+    width: int = 80,
+    explain: bool = False,
 ) -> list[RenderableType]:
     """One column a method, one row a fact; more methods than `width` columns hold go into tables one under
-    another.
+    another. With `explain` precision, computation and merging as well.
     """
     where = f" on {gpu.name}" if gpu else ""
     title = Text(f"{model}{where}", style="bold").append(
@@ -29,34 +35,38 @@ def compare_screen(
         style="not bold",
     )
     able = [column for column in found if column.prediction is not None]
-    notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in _merging(able).items()]
+    merging = _merging(able).items() if explain else ()
+    notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in merging]
     notes += [Text(line) for line in _uneven(able)]
     notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
     closing = Text(
         "forgetting: full fine-tuning changes every weight, adapters leave the base frozen "
-        "(general experience, not computed)",
+        "(general experience, not computed)"
+        if explain
+        else f"--explain precision, computation, merging{'' if gpu else ' · --gpu NAME'} · --methods A,B,...",
         style="dim",
     )
     return [
         title,
-        *(part for table in tables(able, tasks, gpu, width) for part in (Text(), table)),
+        *(part for table in tables(able, tasks, gpu, width, explain) for part in (Text(), table)),
         Text(),
         *notes,
         closing,
     ]
 
 
-def tables(able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int) -> list[Table]:
+def tables(
+    able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int, explain: bool = False
+) -> list[Table]:
     """As few tables as `width` allows, each with as many methods as it holds."""
     console = Console(width=1000)
     found: list[Table] = []
     rest = list(able)
     while rest:
         sizes = range(len(rest), 0, -1)
-        size = next(
-            (n for n in sizes if console.measure(_table(rest[:n], able[0], tasks, gpu)).maximum <= width), 1
-        )
-        found.append(_table(rest[:size], able[0], tasks, gpu))
+        made = {n: _table(rest[:n], able[0], tasks, gpu, explain) for n in sizes}
+        size = next((n for n in sizes if console.measure(made[n]).maximum <= width), 1)
+        found.append(made[size])
         rest = rest[size:]
     return found
 
@@ -64,7 +74,7 @@ def tables(able: Sequence[Column], tasks: int, gpu: Gpu | None, width: int) -> l
 Cell = Callable[[Column], str | Text]
 
 
-def _facts(first: Column, tasks: int) -> Iterator[tuple[str, Cell]]:
+def _facts(first: Column, tasks: int, explain: bool) -> Iterator[tuple[str, Cell]]:
     """The rows of the table: what each is called, and its cell for one method."""
     base = first.cost.total if first.cost else 1
     yield "needs (device)", lambda c: number(_of(c).peak.device_bytes)
@@ -73,11 +83,14 @@ def _facts(first: Column, tasks: int) -> Iterator[tuple[str, Cell]]:
     yield "  context, rounding", lambda c: number(_of(c).peak.device_bytes - _of(c).peak.allocated_bytes)
     yield "peak moment", lambda c: label(_of(c).peak.moment).replace("optimizer ", "")
     yield "trained", _where_trained(lambda c: count(_of(c).trainable_parameters))
+    yield "saved per task", _where_trained(lambda c: gib(_of(c).checkpoint_bytes))
+    if tasks > 1 or explain:
+        yield f"saved, {tasks} tasks" if tasks > 1 else "saved, with base", lambda c: gib(kept(_of(c), tasks))
+    if not explain:
+        return
     yield "trained share", _where_trained(lambda c: f"{c.trainable_share:.3%}")
     for what in ("base", "adapter", "computation"):
         yield f"{what} precision", lambda c, what=what: _short(c.precision()[what])  # type: ignore[misc]
-    yield "saved per task", _where_trained(lambda c: gib(_of(c).checkpoint_bytes))
-    yield f"saved, {tasks} tasks" if tasks > 1 else "saved, with base", lambda c: gib(kept(_of(c), tasks))
     yield f"FLOPs, {first.method} = 1", lambda c: f"{c.cost.total / base:.2f}" if c.cost else "-"
     yield "dequantized per step", _dequantized
     yield "merging needs", _merge_needs
@@ -101,12 +114,14 @@ def _largest(column: Column) -> str:
     return column.largest[0] if column.largest else "-"
 
 
-def _table(able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None) -> Table:
+def _table(
+    able: Sequence[Column], first: Column, tasks: int, gpu: Gpu | None, explain: bool = False
+) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("GiB", style="dim", no_wrap=True)
     for column in able:
         table.add_column(column.method, justify="right", no_wrap=True)
-    facts = list(_facts(first, tasks))
+    facts = list(_facts(first, tasks, explain))
     if gpu is not None:
         facts.insert(0, ("fits", lambda c: _verdict(_of(c))))
         if any(column.largest for column in able):

@@ -16,8 +16,8 @@ from memplan.profiler.dryrun.rehearse import Rehearsed
 from memplan.profiler.record import MEASURED_COMPONENTS
 from memplan.render.components import SPACING
 from memplan.render.sentences import paragraph
-from memplan.render.terminal import WORDS
 from memplan.render.text import label, number
+from memplan.render.words import WORDS
 
 CANNOT_SEE = (
     "a dry run over stub libraries, not a GPU measurement. It cannot see the CUDA context (taken from the "

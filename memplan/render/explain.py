@@ -1,5 +1,5 @@
-"""`--explain`: every row with shape, dtype, count, bytes and reason, to be checked by hand; they add up to
-the moment's total.
+"""`--explain`: components by moment, why the peak is where it is, then every row with shape, dtype, count,
+bytes and reason, to be checked by hand; they add up to the moment's total.
 """
 
 from __future__ import annotations
@@ -13,8 +13,26 @@ from rich.text import Text
 
 from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.components import COMPONENTS
+from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
+from memplan.render.components import bar_lines, component_table
+from memplan.render.sentences import paragraph, why_there
 from memplan.render.text import label
+
+
+def explanation(
+    prediction: Prediction, gpu: Gpu | None, width: int, ascii_only: bool
+) -> list[RenderableType]:
+    """Everything that --explain adds to the first screen."""
+    return [
+        *bar_lines(prediction, gpu, width, ascii_only),
+        Text(),
+        component_table(prediction, gpu, ascii_only, width),
+        Text(),
+        paragraph("Peak", why_there(prediction)),
+        Text(),
+        *explain_rows(prediction),
+    ]
 
 
 def explain_rows(prediction: Prediction) -> Iterator[RenderableType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -14,12 +14,20 @@ from memplan.planner.answers.fit.command import command_line
 from memplan.planner.answers.fit.frontier import BATCHES
 from memplan.planner.answers.fit.gpus import CardChoice, JobsAnswer, Shared
 from memplan.planner.answers.search import Fit
-from memplan.planner.answers.verdict import MARGIN, uncounted
+from memplan.planner.answers.verdict import MARGIN, not_counted, uncounted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.units import gib
-from memplan.render.text import count, number
+from memplan.render.sentences import paragraph
+from memplan.render.terminal import SHOWN_WARNINGS
+from memplan.render.text import count, number, short_gib
 
 MOST_CHANGES = 8
+VERDICTS = {
+    "fits": Text("yes", style="green"),
+    "tight": Text("tight", style="yellow"),
+    "no": Text("no", style="red"),
+    None: Text("at least", style="yellow"),
+}
 
 
 def fit_screen(
@@ -29,49 +37,117 @@ def fit_screen(
     largest: tuple[str, int] | None,
     confirmed: Sequence[tuple[str, Prediction]],
     warnings: Sequence[str] = (),
+    explain: bool = False,
+    width: int = 80,
 ) -> list[RenderableType]:
-    """Everything, top to bottom."""
+    """What fits, what to choose, what to type next; with `explain` every boundary and change as well."""
     setup = fit.setup
-    title = Text(f"{fit.model} on {fit.gpu.name}", style="bold")
-    title.append(
-        f": {gib(fit.gpu.usable_bytes)} usable; micro-batch {setup.micro_batch:,} x "
-        f"{setup.sequence_length:,} tokens, "
-        f"recipe {setup.recipe}",
+    title = Text(fit.model, style="bold").append(
+        f" on {fit.gpu.name}, {short_gib(fit.gpu.usable_bytes)} usable · batch {setup.micro_batch:,} × "
+        f"{setup.sequence_length:,} tokens · recipe {setup.recipe}",
         style="not bold",
     )
-    parts: list[RenderableType] = [
-        largest_line(fit),
-        title,
-        Text(),
-        methods_table(fit),
-        Text(),
-        frontier_table(fit),
-    ]
+    bound = "at most" if fit.not_modelled else "the largest that fits"
+    note = Text(f"batch, sequence: {bound}, with the other as requested", style="dim")
+    parts: list[RenderableType] = [largest_line(fit), title, Text(), methods_table(fit), note, Text()]
+    parts += [paragraph(head, text) for head, text in advice_lines(fit, shared, width - 10)]
+    if largest is not None:
+        parts.append(largest_model_line(fit, largest))
+    parts += [confirmed_line(what, prediction) for what, prediction in confirmed]
+    if explain:
+        parts += [Text(), *_explained(fit, shared, alike)]
+    parts += [paragraph("Warning", line) for line in (warnings if explain else warnings[:SHOWN_WARNINGS])]
+    if not explain:
+        more = len(warnings) - SHOWN_WARNINGS
+        said = f" · {more} more warnings" if more > 0 else ""
+        hint = f"--explain every limit and change{said} · --emit axolotl|trl|llamafactory|peft"
+        parts += [Text(), Text(hint, style="dim")]
+    return parts
+
+
+def advice_lines(fit: Fit, shared: Shared | None, room: int) -> Iterator[tuple[str, str]]:
+    """What to choose and why, what saves most, which GPU is enough, and what to type."""
+    method = fit.decision.method
+    if fit.not_modelled:
+        yield "No word", not_counted(fit.not_modelled)
+    yield (
+        "Choose",
+        f"{method}: {_because(fit)}" if method else f"nothing fits: {fit.decision.reasons[-1]}",
+    )
+    if saves := _saves(fit, room):
+        yield "Save", saves
+    yield "GPU", "; ".join(_gpus(fit, shared))
+    if method:
+        yield "Next", _next(fit)
+
+
+def _because(fit: Fit) -> str:
+    """The reason that says what the chosen method needs, without its name."""
+    named = f"{fit.decision.method} "
+    reason = next((r for r in fit.decision.reasons if r.startswith(named + "fits")), fit.decision.reasons[0])
+    return reason.removeprefix(named)
+
+
+def _saves(fit: Fit, room: int) -> str:
+    """What single changes to the setup as asked save, as many as a line holds."""
+    found: list[str] = []
+    for effect in fit.changes:
+        makes = effect.fits and not fit.asked.holds and not fit.not_modelled
+        option = effect.text.partition(": ")[2] or effect.text
+        text = f"{short_gib(effect.saved)} {option}{' (fits)' if makes else ''}"
+        if found and len("    ".join([*found, text])) > room:
+            break
+        found.append(text)
+    return "    ".join(found)
+
+
+def _gpus(fit: Fit, shared: Shared | None) -> Iterator[str]:
+    """The smallest GPU, alone or shared, for what was asked and for what is recommended."""
+    if fit.chosen_cards is not None and fit.chosen_cards.smallest is not None:
+        yield f"smallest for this choice: {fit.chosen_cards.smallest}"
+    smallest = fit.cards.smallest
+    yield (
+        f"for {fit.setup.method} as asked: {smallest}"
+        if smallest
+        else (f"no single common GPU holds {fit.setup.method} as asked")
+    )
+    if shared is not None and (shared.count or 0) > 1:
+        yield f"or {shared.count} × {fit.gpu.name} ({shared.parallel})"
+
+
+def _next(fit: Fit) -> str:
+    setup = fit.setup if fit.chosen is None or fit.chosen.setup is None else fit.chosen.setup
+    return command_line(fit.model, setup, fit.gpu.name)
+
+
+def _explained(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> Iterator[RenderableType]:
+    """Every boundary, every single change, the changes in order, the decision's reasons, the GPUs."""
+    yield from (frontier_table(fit), Text())
     if fit.changes:
-        parts += [Text(), changes_table(f"single changes to {setup.method}", fit.changes[:MOST_CHANGES])]
+        yield changes_table(f"single changes to {fit.setup.method}", fit.changes[:MOST_CHANGES])
     if fit.waterfall:
-        heading = (
+        yield Text()
+        yield changes_table(
             "changes applied in order, until it fits"
-            if fit.waterfall[-1].fits
+            if fit.waterfall[-1].fits and not fit.not_modelled
             else "changes applied in order: still not enough"
+            if not fit.waterfall[-1].fits
+            else "changes applied in order",
+            fit.waterfall,
         )
-        parts += [
-            Text(),
-            changes_table(heading, fit.waterfall),
-            Text("savings do not add up, because the peak is a maximum", style="dim"),
-        ]
-    parts += [Text(), *decision_lines(fit), *card_lines(fit, shared, alike, largest)]
-    for what, prediction in confirmed:
-        parts.append(confirmed_line(what, prediction))
-    return [*parts, *(Text(f"warning: {line}", style="yellow") for line in warnings)]
+        yield Text("savings do not add up, because the peak is a maximum", style="dim")
+    yield Text()
+    yield from decision_lines(fit)
+    yield from card_lines(fit, shared, alike)
 
 
 def largest_line(fit: Fit) -> Text:
     """The first line: the largest micro-batch as asked, or with what the choice needs."""
     at, asked = f"at {fit.setup.sequence_length:,} tokens", fit.asked
+    bound = "at most " if fit.not_modelled else ""
     if asked.largest_batch is not None:
-        text = f"largest micro-batch {at}: {asked.largest_batch:,} with {asked.method} as asked"
-        return Text(text, style="bold green")
+        text = f"largest micro-batch {at}: {bound}{asked.largest_batch:,} with {asked.method} as asked"
+        return Text(text, style="bold yellow" if bound else "bold green")
     chosen = fit.chosen
     if chosen is None or chosen.largest_batch is None:
         return Text(f"no micro-batch fits {at}", style="bold red")
@@ -79,15 +155,13 @@ def largest_line(fit: Fit) -> Text:
         f"{name}={'+'.join(v) if isinstance(v, tuple) else v}" for name, v in fit.decision.fields.items()
     ]
     with_ = ", ".join([chosen.method, *changes])
-    return Text(f"largest micro-batch {at}: {chosen.largest_batch:,} with {with_}", style="bold yellow")
+    text = f"largest micro-batch {at}: {bound}{chosen.largest_batch:,} with {with_}"
+    return Text(text, style="bold yellow")
 
 
 def methods_table(fit: Fit) -> Table:
     """One row per method: what it needs, whether it fits, and its limits."""
-    title = "batch, sequence: the largest that fits with the other as requested"
-    table = Table(
-        box=None, pad_edge=False, show_edge=False, caption=title, caption_justify="left", caption_style="dim"
-    )
+    table = Table(box=None, pad_edge=False, show_edge=False)
     for name, justify in (
         ("method", "left"),
         ("needs", "right"),
@@ -102,11 +176,7 @@ def methods_table(fit: Fit) -> Table:
         if entry.error is not None:
             table.add_row(entry.method, "-", Text(entry.error, style="dim"))
             continue
-        word = {
-            "fits": Text("yes", style="green"),
-            "tight": Text("tight", style="yellow"),
-            "no": Text("no", style="red"),
-        }[entry.verdict]
+        word = VERDICTS[entry.verdict]
         table.add_row(
             entry.method,
             gib(entry.device_bytes),
@@ -167,15 +237,11 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
     lines: list[RenderableType] = [Text("recommended: ", style="bold").append(word, style=style)]
     lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
     if method:
-        setup = fit.setup if fit.chosen is None or fit.chosen.setup is None else fit.chosen.setup
-        command = command_line(fit.model, setup, fit.gpu.name)
-        lines.append(Padding(Text(f"next: {command} (--emit writes a training file)"), (0, 0, 0, 2)))
+        lines.append(Padding(Text(f"next: {_next(fit)} (--emit writes a training file)"), (0, 0, 0, 2)))
     return lines
 
 
-def card_lines(
-    fit: Fit, shared: Shared | None, alike: Sequence[Shared], largest: tuple[str, int] | None
-) -> list[Text]:
+def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> list[Text]:
     """The smallest GPU, the smallest number of GPUs, and how much room the limits leave."""
     lines = [Text(_smallest(f"{fit.setup.method} as requested", fit.cards))]
     if fit.chosen_cards is not None:
@@ -199,18 +265,11 @@ def card_lines(
                 style="dim",
             )
         )
-    elif shared is None and not fit.asked.fits:
+    elif shared is None and not fit.asked.holds:
         lines.append(
             Text(
                 f"minimum number of {fit.gpu.name}: unknown, the formula has no rule for this setup",
                 style="dim",
-            )
-        )
-    if largest is not None:
-        lines.append(
-            Text(
-                f"largest model in the catalog for {fit.setup.method} on {fit.gpu.name}: {largest[0]} "
-                f"({count(largest[1])} parameters)"
             )
         )
     if fit.error:
@@ -227,6 +286,14 @@ def card_lines(
         text = f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups"
         lines.append(Text(text, style="dim"))
     return lines
+
+
+def largest_model_line(fit: Fit, largest: tuple[str, int]) -> Text:
+    """The largest model that the method as asked holds on the GPU."""
+    return Text(
+        f"largest model in the catalog for {fit.setup.method} on {fit.gpu.name}: {largest[0]} "
+        f"({count(largest[1])} parameters)"
+    )
 
 
 def _smallest(what: str, cards: CardChoice) -> str:

@@ -53,7 +53,9 @@ def page(
             f"{setup.method}, recipe {setup.recipe}: micro-batch {setup.micro_batch:,} x "
             f"{setup.sequence_length:,} tokens"
         ),
-        "VERDICT": escape(f"needs {gib(prediction.peak.device_bytes)}"),
+        "VERDICT": escape(
+            f"needs {'at least ' if prediction.not_modelled else ''}{gib(prediction.peak.device_bytes)}"
+        ),
         "MOMENT": escape(label(prediction.peak.moment)),
         "COMPONENTS": "".join(
             f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>"
@@ -63,7 +65,7 @@ def page(
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
         "NOTES": _items((*prediction.assumptions, *_other_cards(gpu, offered))),
         "WARNINGS": _warnings(prediction.warnings),
-        "CHANGES": _changes(spec, setup, room),
+        "CHANGES": _changes(spec, setup, room, bounded=bool(prediction.not_modelled)),
         "FOOTER": escape(
             f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: "
             "the formula"
@@ -103,10 +105,11 @@ def _items(lines: Iterable[str]) -> str:
     return "".join(f"<li>{escape(line)}</li>" for line in lines)
 
 
-def _changes(spec: ModelSpec, setup: Setup, room: Room) -> str:
+def _changes(spec: ModelSpec, setup: Setup, room: Room, bounded: bool) -> str:
     """The single changes that save most, as a table: what each saves, its words, the option that makes it,
-    what it costs.
+    what it costs, and whether it then fits, unless what is predicted is only a lower bound.
     """
+    able = not bounded and not room.holds(peak_of(spec, setup))
     effects = [effect for effect in single_changes(spec, setup, room) if effect.saved * 100 >= effect.after][
         :MOST_CHANGES
     ]
@@ -115,9 +118,7 @@ def _changes(spec: ModelSpec, setup: Setup, room: Room) -> str:
     rows = []
     for effect in effects:
         words, _, option = effect.text.partition(": ")
-        fits = (
-            ', <span class="good">fits</span>' if effect.fits and not room.holds(peak_of(spec, setup)) else ""
-        )
+        fits = ', <span class="good">fits</span>' if effect.fits and able else ""
         rows.append(
             f"<tr><td>{gib(effect.saved)}</td><td>{escape(words)} <code>{escape(option)}</code>{fits}<br>"
             f'<span class="muted">{escape(effect.cost)}</span></td></tr>'

@@ -18,12 +18,12 @@ WORDS = {
 }
 
 
-def reply_screen(reply: Reply) -> Iterator[RenderableType]:
+def reply_screen(reply: Reply, explain: bool = False) -> Iterator[RenderableType]:
     """One reply from top to bottom, in the question's language."""
     lang = reply.question.lang
     words = WORDS[lang]
     if reply.answer is not None:
-        first, *rest = screen(reply.answer)
+        first, *rest = screen(reply.answer, explain)
         yield Text(reply.line[lang], style=getattr(first, "style", "bold"))
         yield from _not_used(reply)
         yield from rest

@@ -39,6 +39,7 @@
   }
   const reserved = (allocated) => Math.ceil(Math.round(allocated * (1 + data.spread)) / data.segment) * data.segment;
   const device = (allocated, card) => reserved(allocated) + card.context;
+  const says = (ok) => (ok ? (data.missing.length ? "or more" : "fits") : "does not fit");
   const fits = (allocated, card) => device(allocated, card) + Math.round(reserved(allocated) * data.error) <= card.usable;
 
   // ---- helpers
@@ -92,10 +93,12 @@
     by("batch-value").textContent = state.batch; by("seq-value").textContent = state.seq.toLocaleString("en"); by("rank-value").textContent = state.rank;
     by("rank").disabled = data.trains[state.method] !== "adapter";
     const room = card.usable - needed, share = data.uncounted[keyOf(state.method)], close = ok && room < now.allocated * share;
-    const word = ok ? "fits" : now.allocated * (1 - data.error) + card.context > card.usable ? "no" : "tight";
-    by("verdict").className = "verdict " + (close ? "tight" : word);
-    by("verdict").replaceChildren(node("span", { class: "pill" }, { fits: "fits ", tight: "tight on ", no: "does not fit " }[word] + card.name), node("b", {}, gib(needed)),
+    const bare = ok ? "fits" : now.allocated * (1 - data.error) + card.context > card.usable ? "no" : "tight";
+    const word = bare !== "no" && data.missing.length > 0 ? "least" : bare;
+    by("verdict").className = "verdict " + (close || word === "least" ? "tight" : word);
+    by("verdict").replaceChildren(node("span", { class: "pill" }, { fits: "fits ", tight: "tight on ", no: "does not fit ", least: "at least, on " }[word] + card.name), node("b", {}, gib(needed)),
       node("span", { class: "muted" }, "of " + gib(card.usable) + " usable, " + (room >= 0 ? gib(room) + " free" : gib(-room) + " short") +
+        (word === "least" ? "; not counted: " + data.missing.join("; ") : "") +
         (close ? "; not counted: fragmentation, at most " + (100 * share).toFixed(0) + "% of allocated memory in 19 of 20 traced setups" : "")));
     document.body.dataset.device = String(needed); document.body.dataset.moment = now.moment; document.body.dataset.verdict = word;
     document.body.dataset.close = close ? "1" : "0";
@@ -162,7 +165,7 @@
       let x = 0;
       const y = i * tall, total = device(p.allocated, card), ok = fits(p.allocated, card), row = node("g", {});
       const words = node("text", { x: 0, y: y + 14, class: name === state.method ? "h" : "" }, name);
-      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: ok ? "good" : "bad" }, gib(total) + (ok ? ", fits" : ", does not fit")));
+      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: ok ? "good" : "bad" }, gib(total) + ", " + says(ok)));
       row.append(node("rect", { x: 0, y: y + 22, width, height: 20, rx: 4, fill: "var(--track)" }));
       p.components.forEach((size, c) => {
         row.append(node("rect", { x, y: y + 22, width: Math.max(0, size * scale), height: 20, fill: fill(data.components[c]) },
@@ -194,7 +197,7 @@
     svg.style.width = Math.max(by("heat").clientWidth, Math.min(width, 760)) + "px";
     svg.append(node("text", { x: left - 8, y: 18, "text-anchor": "end", class: "m" }, "batch"));
     SEQUENCES.forEach((s, j) => svg.append(node("text", { x: left + j * cell + cell / 2, y: 18, "text-anchor": "middle", class: "m" }, s.toLocaleString("en"))));
-    svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, "longest that fits"));
+    svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, data.missing.length ? "at most" : "longest that fits"));
     const edge = [];
     BATCHES.forEach((b, i) => {
       const y = (i + 1) * tall - 4;
@@ -206,7 +209,7 @@
         const share = Math.min(1, size / card.usable);
         const rect = node("rect", { x: left + j * cell + 1, y: y + 1, width: cell - 2, height: tall - 2, rx: 3,
           fill: ok ? "color-mix(in srgb, var(--cool2) " + Math.round(100 * share) + "%, var(--cool))" : "var(--hot)", "data-fits": ok ? "1" : "0", "data-bytes": size,
-          "data-batch": b, "data-seq": s, ...(b === state.batch && s === state.seq ? { stroke: "var(--fg)", "stroke-width": 2 } : {}) }, node("title", {}, b + " x " + s + ": " + gib(size) + (ok ? ", fits" : ", does not fit")));
+          "data-batch": b, "data-seq": s, ...(b === state.batch && s === state.seq ? { stroke: "var(--fg)", "stroke-width": 2 } : {}) }, node("title", {}, b + " x " + s + ": " + gib(size) + ", " + says(ok)));
         rect.addEventListener("click", () => { state.batch = b; state.seq = s; draw(); });
         svg.append(rect);
         svg.append(node("text", { x: left + j * cell + cell / 2, y: y + 20, "text-anchor": "middle", "pointer-events": "none" }, shortGib(size)));

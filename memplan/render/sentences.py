@@ -9,28 +9,61 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import Prediction
+from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.units import gib
-from memplan.render.text import label
+from memplan.render.text import label, short_gib
 
 
-def sentences(prediction: Prediction) -> list[RenderableType]:
-    """Where the peak is and why, what was assumed, accuracy, and what else to know: one labeled paragraph
-    each.
+def assumptions(prediction: Prediction) -> list[RenderableType]:
+    """What --assumptions adds: what recipe and method fixed, what was assumed, accuracy, and every warning;
+    one labeled paragraph each.
     """
-    lines = [
-        ("Peak", why_there(prediction)),
-        ("Defaults", f"recipe {prediction.setup.recipe}: {defaults(prediction.setup)}"),
-    ]
+    lines = [("Defaults", f"recipe {prediction.setup.recipe}: {defaults(prediction.setup)}")]
     if prediction.assumptions:
         lines.append(("Assumed", "; ".join(prediction.assumptions) + "."))
-    if prediction.host_bytes:
-        lines.append(("Host", f"{gib(prediction.host_bytes)} of host memory as well"))
     lines.append(("Accuracy", accuracy(prediction)))
     if "bands" in prediction.extra:
         lines.append(("Loading", loading(prediction.extra["bands"])))
     lines += [("Warning", text) for text in prediction.warnings]
     return [paragraph(head, text) for head, text in lines]
+
+
+def peak_in_short(prediction: Prediction, room: int) -> str:
+    """The peak's moment and the largest tensors that come and go in it, those that `room` columns hold."""
+    text = PLACES.get(prediction.peak.moment, label(prediction.peak.moment))
+    rows = _passing(prediction)
+    for number, row in enumerate(rows):
+        name = row.name.removeprefix("model.layers.*.")
+        more = f"{', ' if number else ', largest tensors: '}{name} {short_gib(row.charged)}"
+        if number and len(text + more) > room:
+            break
+        text += more
+    return text
+
+
+PLACES = {
+    "load_peak": "loading the model",
+    "load": "after loading",
+    "forward": "forward pass",
+    "backward": "backward pass",
+    "optimizer_step": "inside the optimizer's step",
+}
+"""Where a peak is, in words."""
+
+
+def checked(prediction: Prediction) -> str:
+    """The evidence for a prediction like this one in a line."""
+    known = prediction.accuracy
+    if known.median_error is None or known.worst_error is None:
+        return known.evidence
+    errors = f"median {100 * known.median_error:.1f} %, worst {100 * known.worst_error:.1f} %"
+    return f"{known.evidence}: {errors}"
+
+
+def _passing(prediction: Prediction) -> list[Row]:
+    """The three largest rows at the peak that come and go within a step: weights and states always stay."""
+    rows = prediction.peak_rows
+    return [r for r in rows if r.component not in ("weights", "optimizer_states") and r.charged][:3]
 
 
 def loading(bands: Mapping[str, Any]) -> str:
@@ -56,15 +89,9 @@ def why_there(prediction: Prediction) -> str:
     states are always there.
     """
     peak = prediction.peak
-    rows = [
-        row
-        for row in prediction.peak_rows
-        if row.component not in ("weights", "optimizer_states") and row.charged
-    ][:3]
+    rows = _passing(prediction)
     largest = "; ".join(f"{row.name} {gib(row.charged)} ({row.why})" for row in rows)
-    where = f"in {label(peak.moment)}"
-    if peak.moment == "optimizer_step":
-        where = "inside the optimizer's step"
+    where = PLACES.get(peak.moment, label(peak.moment))
     return f"{where}, {gib(peak.allocated_bytes)} allocated." + (
         f" Largest temporary tensors: {largest}." if largest else ""
     )

@@ -35,7 +35,9 @@ def sizes_screen(
     for model in dict.fromkeys(entry.model for entry in found):
         cells = {entry.method: entry for entry in found if entry.model == model}
         first = next(iter(cells.values()))
-        table.add_row(count(first.parameters), model, *(_cell(cells[method]) for method in methods))
+        table.add_row(
+            count(first.parameters), model, *(_cell(cells[method], gpu is not None) for method in methods)
+        )
     says = (
         "what each needs; in brackets the largest micro-batch that fits, - where none does"
         if gpu
@@ -45,10 +47,11 @@ def sizes_screen(
     return [title, Text(), table, Text(), *rest]
 
 
-def _cell(entry: SizeFit) -> Text:
+def _cell(entry: SizeFit, on_gpu: bool) -> Text:
     if entry.error is not None:
         return Text("-", style="dim")
-    text = Text(gib(entry.device_bytes), style=STYLES[entry.verdict])
-    if entry.verdict is not None:
+    bound = entry.verdict is None and on_gpu
+    text = Text(f"{'≥ ' if bound else ''}{gib(entry.device_bytes)}", style=STYLES[entry.verdict])
+    if on_gpu:
         text.append(f" ({'-' if entry.largest_batch is None else entry.largest_batch})")
     return text

@@ -1,132 +1,206 @@
-"""The first screen of `plan`: verdict, bar, components by moment, sentences, and what would help."""
+"""The first screen of `plan`: verdict, range and headroom; where the bytes are; what to do. The rest is
+behind --explain (explain.py) and --assumptions (sentences.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
+from memplan.planner.answers.verdict import least_bytes, what_it_takes
+from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.gpus import Gpu
-from memplan.planner.tables.units import gib
-from memplan.render.components import bar_lines, component_table
-from memplan.render.sentences import sentences
-from memplan.render.text import count
+from memplan.planner.tables.units import GIB
+from memplan.render.bar import STYLES
+from memplan.render.components import device_segments
+from memplan.render.sentences import checked, paragraph, peak_in_short
+from memplan.render.text import label, number, short, short_gib
+from memplan.render.words import GLYPHS, ascii_text, fold, names_of, words_of
 
-WORDS = {
-    "fits": ("fits", "bold green"),
-    "tight": ("tight", "bold yellow"),
-    "no": ("does not fit", "bold red"),
-}
+if TYPE_CHECKING:
+    from memplan.planner.answers.fit.limits import Limits
+
+BAR = 36  # cells of the longest component
+LEFT = 34  # columns before the bars
+SHOWN_WARNINGS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the last lines are made of: single changes that save memory, and the limits of a named GPU."""
+
+    suggestions: tuple[Suggestion, ...] = ()
+    limits: Limits | None = None
 
 
 def plan_screen(
     prediction: Prediction,
     gpu: Gpu | None,
-    suggestions: Sequence[Suggestion] = (),
+    advice: Advice = Advice(),
     width: int = 80,
     ascii_only: bool = False,
 ) -> list[RenderableType]:
-    """Everything that `memplan MODEL` prints, top to bottom; `gpu` None: the bar is scaled to the smallest
-    common GPU that fits.
-    """
-    parts: list[RenderableType] = [verdict_line(prediction, gpu), subject_line(prediction), Text()]
-    parts += [*bar_lines(prediction, gpu, width, ascii_only), Text()]
-    parts += [component_table(prediction, gpu, ascii_only, width), Text()]
-    parts += sentences(prediction)
-    if suggestions:
-        parts += [Text(), *suggestion_lines(suggestions, gpu)]
-    return parts
+    """Everything that `memplan MODEL` prints without a flag, top to bottom."""
+    lines = [*fold(list(verdict_parts(prediction, gpu)), width), Text(subject(prediction)), Text()]
+    lines += [*component_lines(prediction, gpu, width), Text()]
+    found = list(advice_lines(prediction, gpu, advice, width))
+    if ascii_only:
+        lines = [ascii_text(line) for line in lines]
+        found = [(head, ascii_text(Text(text)).plain) for head, text in found]
+    hints = ascii_text(Text(next_steps(gpu))) if ascii_only else Text(next_steps(gpu))
+    hints.stylize("dim")
+    return [*lines, *(paragraph(head, text) for head, text in found), Text(), hints]
 
 
-def verdict_line(prediction: Prediction, gpu: Gpu | None) -> Text:
-    """'fits rtx-4090: 9.21 GiB of 23.50 GiB usable, 14.29 GiB free' or, without a GPU, what is needed and
-    which common GPUs have it.
+def verdict_parts(prediction: Prediction, gpu: Gpu | None) -> Iterator[Text]:
+    """The first line in parts: with a GPU its verdict, range and headroom; without one what is needed and the
+    common GPUs by verdict.
     """
-    if gpu is None:
-        where = "GPU memory" if prediction.setup.device == "cuda" else "host memory on a CPU"
-        line = Text(f"needs {gib(prediction.peak.device_bytes)} of {where}", style="bold")
-        able = [verdict for verdict in prediction.gpus if verdict.verdict is not None]
-        if able and all(v.verdict == "no" for v in able) and not prediction.not_modelled:
-            largest = max(able, key=lambda verdict: verdict.usable_bytes)
-            line.append(
-                f"\ndoes not fit any common GPU: the largest, {largest.name}, has "
-                f"{gib(largest.usable_bytes)} usable",
-                style="not bold",
-            )
-        else:
-            for word, (text, style) in WORDS.items():
-                names = [verdict.name for verdict in able if verdict.verdict == word]
-                if names:
-                    line.append("\n").append(text, style=style).append(
-                        ": " + ", ".join(names), style="not bold"
-                    )
-        if prediction.not_modelled:
-            line = Text("needs at least").append(line[len("needs") :])
-            line.append("\n").append("no verdict", style="bold yellow").append(
-                f": not counted: {'; '.join(prediction.not_modelled)}", style="not bold"
-            )
-        for which, why in unable(prediction.gpus):
-            line.append("\n").append("cannot run", style="bold red").append(
-                f": {which} ({why})", style="not bold"
-            )
-        return line
-    verdict = prediction.gpus[0]
+    if gpu is not None:
+        yield from _on_one(prediction, prediction.gpus[0])
+        return
+    where = "" if prediction.setup.device == "cuda" else " of host memory on a CPU"
+    device = prediction.peak.device_bytes
+    if prediction.not_modelled:
+        least = min(device, least_bytes(prediction))
+        yield Text(f"{GLYPHS[None]} AT LEAST {short_gib(least)}{where}", style="bold yellow")
+        yield Text(f"not counted: {'; '.join(prediction.not_modelled)}")
+    else:
+        most = high_bytes(prediction)
+        up_to = f", at most {short(most)}" if short(most) != short(device) else ""
+        yield Text(f"needs {short_gib(device)}{up_to}{where}", style="bold")
+    yield from names_of(prediction.gpus)
+
+
+def high_bytes(prediction: Prediction) -> int:
+    """What a GPU with a context of this size must have so that the run surely fits."""
+    highs = [v.high_bytes - v.needed_bytes for v in prediction.gpus if v.high_bytes is not None]
+    return prediction.peak.device_bytes + max(highs, default=0)
+
+
+def _on_one(prediction: Prediction, verdict: GpuVerdict) -> Iterator[Text]:
+    usable = short_gib(verdict.usable_bytes)
+    glyph, word, style = words_of(verdict.verdict)
+    least, most = span(prediction, verdict)
     if verdict.verdict is None:
-        return Text("no verdict", style="bold yellow").append(
-            f" {verdict.name}: at least {gib(verdict.needed_bytes)} needed of {gib(verdict.usable_bytes)} "
-            f"usable; {verdict.why}",
-            style="not bold",
-        )
-    text, style = WORDS[verdict.verdict]
+        yield Text(f"{glyph} {word} {short_gib(least)} of {usable} {verdict.name}", style=style)
+        yield Text(str(verdict.why))
+        return
+    yield Text(f"{glyph} {word} {verdict.name}", style=style)
+    figures = short(least) if short(least) == short(most) else f"{short(least)}–{short(most)}"
+    at_least = "at least " if prediction.not_modelled else ""
+    yield Text(f"needs {at_least}{figures} GiB of {usable}")
+    if verdict.verdict == "fits":
+        yield Text(f"{short_gib(verdict.usable_bytes - most)} or more to spare")
+    elif verdict.verdict == "no":
+        yield Text(f"{short_gib(max(1, least - verdict.usable_bytes))} short")
+
+
+def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
+    """(low, high) of a verdict in bytes. The replays that find `low` take a second: where the tensors alone
+    are too many, what is predicted stands for both.
+    """
     needed = verdict.needed_bytes
-    spare = verdict.usable_bytes - needed
-    room = f"{gib(spare)} free" if spare >= 0 else f"{gib(-spare)} short"
-    return Text(text, style=style).append(
-        f" {verdict.name}: {gib(needed)} needed of {gib(verdict.usable_bytes)} usable, {room}",
-        style="not bold",
-    )
+    tensors = prediction.peak.allocated_bytes
+    if verdict.verdict == "no" and tensors > verdict.usable_bytes:
+        return needed, needed
+    low = verdict.low_bytes
+    return min(needed, needed if low is None else low), max(needed, verdict.high_bytes or needed)
 
 
-def unable(gpus: Sequence[GpuVerdict]) -> list[tuple[str, str]]:
-    """The GPUs that cannot run the setup, by reason: (names, why)."""
-    reasons: dict[str, list[str]] = {}
-    for verdict in gpus:
-        if verdict.headroom_bytes is None and verdict.why is not None:
-            reasons.setdefault(verdict.why, []).append(verdict.name)
-    return [(", ".join(names), why) for why, names in reasons.items()]
-
-
-def subject_line(prediction: Prediction) -> Text:
-    """What was predicted: the model, its parameters, how many are trained, the batch."""
-    setup, model = prediction.setup, prediction.model
-    trained = f", {count(prediction.trainable_parameters)} trained" if prediction.trainable_parameters else ""
-    batch = f"micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens"
-    shares = f"; one rank of {setup.gpus} ({setup.parallel})" if setup.gpus > 1 else ""
-    return Text(
-        f"{model.name}, {setup.method}: {count(model.parameters)} parameters{trained}; {batch}{shares}"
-    )
-
-
-def suggestion_lines(suggestions: Sequence[Suggestion], gpu: Gpu | None) -> list[RenderableType]:
-    """What single changes would save, and whether it would fit then."""
-    lines: list[RenderableType] = [
-        Text(
-            "One change would save" if len(suggestions) == 1 else "Each of these changes alone would save",
-            style="bold",
-        )
+def subject(prediction: Prediction) -> str:
+    """What was predicted: model, method, batch, checkpointing, and whose share of several GPUs."""
+    setup = prediction.setup
+    parts = [
+        prediction.model.name,
+        setup.method,
+        f"batch {setup.micro_batch:,} × {setup.sequence_length:,} tokens",
     ]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(justify="right")
-    table.add_column()
-    table.add_column(overflow="fold")
-    for suggestion in suggestions:
-        outcome = f"-> {gib(suggestion.device_bytes)}"
-        if gpu is not None:
-            outcome += ", fits" if suggestion.device_bytes <= gpu.usable_bytes else ", does not fit"
-        table.add_row(gib(suggestion.saved_bytes), outcome, suggestion.text)
-    return [*lines, Padding(table, (0, 0, 0, 2))]
+    if setup.method != "inference":
+        parts.append(f"gradient checkpointing {'off' if setup.checkpointing == 'none' else 'on'}")
+    if setup.gpus > 1:
+        parts.append(f"one rank of {setup.gpus} ({setup.parallel})")
+    return " · ".join(parts)
+
+
+def component_lines(prediction: Prediction, gpu: Gpu | None, width: int) -> Iterator[Text]:
+    """One line a component of the device peak, with a bar to scale."""
+    segments = device_segments(prediction, gpu)
+    largest = max(1, *(size for _, size in segments))
+    room, digits = min(BAR, width - LEFT), 1 if largest >= GIB else 2
+    for name, size in segments:
+        glyph = "░" if name == "fragmentation" else "█"
+        cells = round(size * room / largest)
+        text = f"{number(size, digits):>6} GiB" if size else "     -    "
+        line = Text(f"  {_component(name, prediction.setup):<20} {text} ")
+        yield line.append(glyph * cells, style=STYLES[name].color)
+
+
+def _component(name: str, setup: Setup) -> str:
+    if name == "cuda_context":
+        return "CUDA context"
+    bits = {"nf4": " (4-bit)", "fp4": " (4-bit)", "int8": " (8-bit)"}.get(setup.quant_type, "")
+    return label(name) + (bits if name == "weights" else "")
+
+
+def advice_lines(
+    prediction: Prediction, gpu: Gpu | None, advice: Advice, width: int
+) -> Iterator[tuple[str, str]]:
+    """Where the peak is, what the GPU could hold, what saves memory, how sure it is, what to beware of."""
+    room = width - 10
+    yield "Peak", peak_in_short(prediction, room)
+    verdict = prediction.gpus[0] if gpu is not None else None
+    if gpu is not None and verdict is not None and verdict.verdict == "tight":
+        yield "To fit", what_it_takes(prediction, gpu)
+    if verdict is not None and advice.limits is not None and (could := could_line(prediction, advice.limits)):
+        yield "Could", could
+    if advice.suggestions:
+        yield "Save", save_line(advice.suggestions, verdict, room)
+    if prediction.host_bytes:
+        yield "Host", f"{short_gib(prediction.host_bytes)} of host memory as well"
+    yield "Checked", checked(prediction)
+    for text in prediction.warnings[:SHOWN_WARNINGS]:
+        yield "Warning", text
+    if (more := len(prediction.warnings) - SHOWN_WARNINGS) > 0:
+        yield "", f"{more} more with --assumptions"
+
+
+def could_line(prediction: Prediction, limits: Limits) -> str:
+    """The largest micro-batch at this sequence length, and the longest sequence at this micro-batch."""
+    setup = prediction.setup
+    batch, sequence = limits.largest_batch, limits.longest_sequence
+    sizes = []
+    if batch is not None and batch != setup.micro_batch:
+        sizes.append(f"batch {batch:,} × {setup.sequence_length:,}")
+    if sequence is not None and sequence != setup.sequence_length:
+        sizes.append(f"{setup.micro_batch:,} × {sequence:,}")
+    if not sizes:
+        return ""
+    verb = "use up to" if batch is not None or sequence == setup.sequence_length else "fit"
+    return f"{verb} {' or '.join(sizes)} tokens on this GPU"
+
+
+def save_line(suggestions: Sequence[Suggestion], verdict: GpuVerdict | None, room: int) -> str:
+    """What single changes save, as many as a line of `room` columns holds, and which of them make it fit."""
+    found: list[str] = []
+    for change in suggestions:
+        text = f"{short_gib(change.saved_bytes)} {change.option}"
+        if verdict is not None and verdict.verdict in ("tight", "no"):
+            slack = (verdict.high_bytes or verdict.needed_bytes) - verdict.needed_bytes
+            text += " (fits)" if change.device_bytes + slack <= verdict.usable_bytes else ""
+        if found and len("    ".join([*found, text])) > room:
+            break
+        found.append(text)
+    return "    ".join(found)
+
+
+def next_steps(gpu: Gpu | None) -> str:
+    """The flags and commands that say more."""
+    fits = "--gpu NAME" if gpu is None else f"fit --gpu {gpu.name}"
+    return f"--explain tensors · --assumptions · {fits} · report -o page.html"

@@ -32,3 +32,13 @@ def number(nbytes: int | None, digits: int = 2) -> str:
         return "-"
     least = 10.0**-digits
     return f"{nbytes / GIB:,.{digits}f}" if nbytes >= least / 2 * GIB else f"<{least:.{digits}f}"
+
+
+def short(nbytes: int) -> str:
+    """GiB for a headline, no unit: one decimal, two below 1 GiB; what is not zero never reads as zero."""
+    return number(nbytes, 1 if nbytes == 0 or abs(nbytes) >= 0.95 * GIB else 2)
+
+
+def short_gib(nbytes: int) -> str:
+    """The same with its unit."""
+    return f"{short(nbytes)} GiB"

@@ -131,6 +131,7 @@ def data(
             {"name": card.name, "usable": card.usable_bytes, "context": card.context_bytes}
             for card in _with(cards, gpu)
         ],
+        "missing": list(prediction.not_modelled),
         "engine": prediction.engine,
         "measured": measured or {},
     }

@@ -7,8 +7,8 @@ The parts are elsewhere: `frontier` (exact boundaries), `changes` (single change
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner import __version__
@@ -17,7 +17,7 @@ from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, 
 from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure, need
 from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.verdict import Word
+from memplan.planner.answers.verdict import Word, not_counted, uncounted_of, withheld
 from memplan.planner.formula.engine import rank_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -38,13 +38,14 @@ METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 @dataclass(frozen=True, slots=True)
 class MethodFit:
     """What one method can do on the GPU. Boundaries are None where nothing fits; `error` says why a method
-    could not be evaluated.
+    could not be evaluated. Where something is not counted the verdict is None (unless it is `no`), the
+    boundaries are upper bounds, and `holds` says that what is counted fits.
     """
 
     method: str
     setup: Setup | None
     device_bytes: int = 0
-    verdict: Word = "no"
+    verdict: Word | None = "no"
     largest_batch: int | None = None
     longest_sequence: int | None = None
     frontier: tuple[tuple[int, int | None], ...] = ()
@@ -52,11 +53,12 @@ class MethodFit:
     trainable_parameters: int = 0
     checkpoint_bytes: int = 0
     error: str | None = None
+    holds: bool = False
 
     @property
-    def fits(self) -> bool:
-        """Whether the verdict is that it fits, margin included."""
-        return self.verdict == "fits"
+    def fits(self) -> bool | None:
+        """Whether the verdict is that it fits, margin included; None where there is no verdict."""
+        return None if self.verdict is None else self.verdict == "fits"
 
     def to_document(self) -> dict[str, Any]:
         """The method as the JSON of `fit` has it."""
@@ -93,6 +95,7 @@ class Fit:
     chosen_cards: CardChoice | None  # for the decision; None where it is what was asked for, or none
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
+    not_modelled: tuple[str, ...] = ()  # what is not counted: no verdict says `fits`, sizes are lower bounds
     engine: str = "formula"
 
     def method(self, name: str) -> MethodFit:
@@ -120,12 +123,17 @@ class Fit:
             "setup": self.setup.to_document(),
             "worst_error": self.error or None,
             "methods": [fit.to_document() for fit in self.methods],
-            "changes": [effect.to_document() for effect in self.changes],
-            "waterfall": [effect.to_document() for effect in self.waterfall],
+            "not_modelled": list(self.not_modelled),
+            "changes": [self._effect(effect) for effect in self.changes],
+            "waterfall": [self._effect(effect) for effect in self.waterfall],
             "decision": self.decision.to_document(),
             "cards": self.cards.to_document(),
             "chosen_cards": self.chosen_cards.to_document() if self.chosen_cards else None,
         }
+
+    def _effect(self, effect: Effect) -> dict[str, Any]:
+        document = effect.to_document()
+        return document | {"fits": None} if effect.fits and self.not_modelled else document
 
 
 def fit(
@@ -138,56 +146,70 @@ def fit(
     prefer: Prefer = "quality",
     tasks: int = 1,
     serve: bool = False,
+    not_modelled: Sequence[str] = (),
 ) -> Fit:
     """What fits `gpu` around `setup`, method by method. `error` is the formula's recorded worst error (a
-    fraction), 0 for its bare numbers.
+    fraction), 0 for its bare numbers; `not_modelled` names what else the run needs and nothing counts.
 
     Raises UsageError where the formula has no rule for the model, or the setup's own method cannot be
     evaluated.
     """
     room = Room(gpu, error).around(spec, setup)
+    missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
     trains = METHODS[setup.method].trains != "nothing"
     names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
-    found = tuple(method_fit(spec, setup, name, room) for name in names)
+    found = tuple(method_fit(spec, setup, name, room, missing=missing) for name in names)
     asked = next(entry for entry in found if entry.method == setup.method)
     if asked.error is not None:
         raise UsageError(asked.error)
     able = [entry for entry in found if entry.error is None]
     candidates = {
         entry.method: Candidate(
-            entry.method, entry.fits, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room)
+            entry.method, entry.holds, entry.device_bytes, entry.checkpoint_bytes, _remedy(spec, entry, room)
         )
         for entry in able
     }
     decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else held(asked)
+    if missing and decision.method is not None:
+        decision = bounded(decision, candidates, missing)
     return Fit(
         model=spec.name,
         gpu=gpu,
         setup=setup,
         methods=found,
         changes=tuple(single_changes(spec, setup, room)),
-        waterfall=() if asked.fits else tuple(waterfall(spec, setup, room)),
+        waterfall=() if asked.holds else tuple(waterfall(spec, setup, room)),
         decision=decision,
         cards=choose_cards(spec, setup, error),
         chosen_cards=_cards_of(spec, decision, able, setup, error),
         error=error,
-        chosen=_chosen(spec, decision, able, room),
+        chosen=_chosen(spec, decision, able, room, missing),
+        not_modelled=missing,
     )
 
 
-def _chosen(spec: ModelSpec, decision: Decision, able: list[MethodFit], room: Room) -> MethodFit | None:
+def bounded(decision: Decision, candidates: Mapping[str, Candidate], missing: tuple[str, ...]) -> Decision:
+    """A decision where something is not counted: the first method whose counted bytes the GPU holds."""
+    this = candidates[str(decision.method)]
+    need = this.device_bytes if this.fits or this.remedy is None else this.remedy.device_bytes
+    return replace(decision, reasons=(f"it needs at least {gib(need)}", not_counted(missing)))
+
+
+def _chosen(
+    spec: ModelSpec, decision: Decision, able: list[MethodFit], room: Room, missing: tuple[str, ...]
+) -> MethodFit | None:
     """The method chosen, with the changes that it needs."""
     entry = next((entry for entry in able if entry.method == decision.method), None)
     if entry is None or entry.setup is None or not decision.fields:
         return entry
-    return method_fit(spec, changed(entry.setup, decision.fields), entry.method, room)
+    return method_fit(spec, changed(entry.setup, decision.fields), entry.method, room, missing=missing)
 
 
 def held(asked: MethodFit) -> Decision:
     """Where nothing trains there is nothing to choose: whether weights and cache are held."""
-    word = "fit" if asked.fits else "do not fit"
+    word = "fit" if asked.holds else "do not fit"
     return Decision(
-        asked.method if asked.fits else None,
+        asked.method if asked.holds else None,
         (f"weights and KV cache {word}: they need {gib(asked.device_bytes)}",),
     )
 
@@ -210,16 +232,21 @@ def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
     """
     return (
         None
-        if entry.fits or entry.setup is None or entry.method not in CONSIDERED
+        if entry.holds or entry.setup is None or entry.method not in CONSIDERED
         else remedy(spec, entry.setup, room)
     )
 
 
 def method_fit(
-    spec: ModelSpec, setup: Setup, method: str, room: Room, batches: Iterable[int] = BATCHES
+    spec: ModelSpec,
+    setup: Setup,
+    method: str,
+    room: Room,
+    batches: Iterable[int] = BATCHES,
+    missing: Sequence[str] = (),
 ) -> MethodFit:
-    """One method's boundaries on a GPU, what the person chose kept. A method that contradicts those choices
-    has `error` set.
+    """One method's boundaries on a GPU, what the person chose kept; `missing` is not counted. A method that
+    contradicts those choices has `error` set.
     """
     try:
         this = setup if method == setup.method else changed(setup, {"method": method})
@@ -232,17 +259,19 @@ def method_fit(
         )
     except UsageError as problem:
         return MethodFit(method, None, error=str(problem))
+    word = asked.word(room.gpu)
     return MethodFit(
         method,
         this,
         asked.device_bytes(room.gpu),
-        asked.word(room.gpu),
+        withheld(word, missing),
         structure.largest_batch(),
         structure.longest_sequence(),
         tuple(structure.frontier(batches)),
         tuple(structure.cells(batches)),
         parameter_table.trainable_parameters().evaluate(named),
         parameter_table.checkpoint_bytes().evaluate(named),
+        holds=word == "fits",
     )
 
 
@@ -251,7 +280,7 @@ def advise(spec: ModelSpec, setup: Setup, gpu: Gpu, error: float = 0.0) -> list[
     single changes.
     """
     room = Room(gpu, error)
-    this = method_fit(spec, setup, setup.method, room)
+    this = method_fit(spec, setup, setup.method, room, missing=tuple(uncounted_of(setup, gpu)))
     if this.error is not None:
         return [this.error]
     lines = []

@@ -6,7 +6,8 @@ high  what the allocator reserves where nothing bounds it.
 Both with the GPU's CUDA context, and widened by the engine's error of reserved (MARGIN, or what recorded runs
 say where that is more). usable >= high: fits; usable < low: no; between: tight.
 
-What is not modeled (another trainer, another vendor's kernels) makes all of it a lower bound: `withhold`.
+What is not modeled (another trainer, another vendor's kernels) makes all of it a lower bound: `withheld`, the
+one place where a verdict is withheld.
 
 A setup that several GPUs share is not replayed: low and high are then its estimate, and `close_calls` says
 beside a `fits` what fragmentation could undo.
@@ -114,42 +115,65 @@ def expandable_capacity(prediction: Prediction) -> int | None:
 
 def judge(prediction: Prediction, gpu: Gpu) -> GpuVerdict:
     """fits / tight / no of `prediction` on `gpu`, with headroom = usable - predicted device bytes (negative
-    where it does not fit).
+    where it does not fit); none but `no` where something is not counted.
     """
     need = need_of(prediction)
+    missing = tuple(dict.fromkeys((*prediction.not_modelled, *not_modelled(prediction, gpu))))
+    word = withheld(need.word(gpu), missing)
     return GpuVerdict(
         gpu.name,
         gpu.usable_bytes,
-        need.word(gpu),
+        word,
         gpu.usable_bytes - need.device_bytes(gpu),
+        why=not_counted(missing) if word is None else None,
         high_bytes=need.high_bytes(gpu),
         low=lambda: need.low_bytes(gpu),
     )
 
 
-def not_modelled(prediction: Prediction) -> Iterator[str]:
-    """What the prediction itself does not count."""
-    gpu = find_gpu(prediction.setup.gpu) if prediction.setup.gpu is not None else None
-    if gpu is not None and not gpu.verified:
-        yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
-    if lack := lacks(prediction.setup):
-        yield lack
+def withheld(word: Word, missing: Sequence[str]) -> Word | None:
+    """The verdict where `missing` is not counted: of a lower bound only `no` stands."""
+    return None if missing and word != "no" else word
+
+
+def not_counted(missing: Sequence[str]) -> str:
+    """Why there is no verdict."""
+    return f"not counted: {'; '.join(missing)}"
+
+
+def least_bytes(prediction: Prediction) -> int:
+    """What the run needs at least on a GPU with the prediction's context; several replays."""
+    need = need_of(prediction)
+    return need.low_bytes(replace(find_gpu("24GiB"), context_bytes=prediction.peak.context_bytes))
+
+
+def not_modelled(prediction: Prediction, gpu: Gpu | None = None) -> Iterator[str]:
+    """What the prediction itself does not count, on the GPU in question or the one that its setup names."""
+    named = find_gpu(prediction.setup.gpu) if prediction.setup.gpu is not None else None
+    yield from uncounted_of(prediction.setup, gpu or named)
     if unknown := prediction.extra.get("unknown_ops"):
         yield f"workspaces of {', '.join(sorted({entry['op'] for entry in unknown}))}"
 
 
+def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
+    """What no engine counts of a setup on a GPU."""
+    if lack := lacks(setup):
+        yield lack
+    if gpu is not None and not gpu.verified:
+        yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
+
+
 def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:
-    """The prediction as a lower bound: what fits, but for `names`, has no verdict; what does not fit does
-    not.
-    """
+    """The prediction as a lower bound, but for `names`: its verdicts are withheld."""
     missing = tuple(dict.fromkeys((*prediction.not_modelled, *names)))
     if not missing:
         return prediction
-    why = f"not counted: {'; '.join(missing)}"
     return prediction.with_(
         not_modelled=missing,
         gpus=tuple(
-            v if v.verdict == "no" or v.headroom_bytes is None else replace(v, verdict=None, why=why)
+            v
+            if v.verdict == "no" or v.headroom_bytes is None
+            else replace(v, verdict=None, why=not_counted(missing))
             for v in prediction.gpus
         ),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from memplan.planner.answers.verdict import need_of
 from memplan.planner.tables.units import gib
-from memplan.validate.answer import Answer
+from memplan.validate.answer import AT_LEAST, Answer
 from memplan.validate.questions.reply import Both, both
 from memplan.validate.summary import summary_line
 
@@ -48,6 +48,8 @@ def _denied(found: Answer) -> Both:
     usable = found.usable
     assert usable is not None
     need = f"{gib(found.device)} of {gib(usable)}"
+    if found.verdict == AT_LEAST:
+        return summary_line(found)
     if found.verdict != "no":
         how_en, how_zh = ("barely ", "勉强") if found.verdict == "tight" else ("", "")
         return both(

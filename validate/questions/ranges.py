@@ -120,7 +120,10 @@ def by_class(question: Question, context: EvaluationContext) -> Reply:
     for name in question.gpus:
         gpu = context.gpu(name)
         prediction = predicted(replace(question, gpu=name), context)
-        verdict = str(judge(prediction, gpu).verdict)
+        judged = judge(prediction, gpu)
+        if judged.verdict is None:
+            raise UsageError(f"ask: no verdict on {name}: {judged.why}")
+        verdict = str(judged.verdict)
         need = device_bytes(prediction, gpu)
         words.append(verdict != "no")
         rows.append(Row(both(name, name), f"{gib(need)} / {gib(gpu.usable_bytes)}", _FITS[verdict], need))

@@ -8,7 +8,7 @@ from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, Structure, need
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.verdict import Word
+from memplan.planner.answers.verdict import Word, uncounted_of, withheld
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
@@ -70,5 +70,6 @@ def by_size(
                 continue
             largest = Structure(spec, this, Room(gpu, error)).largest_batch()
             device, word = run.device_bytes(gpu), run.word(gpu)
-            found.append(SizeFit(name, spec.parameters, method, this, device, word, largest))
+            verdict = withheld(word, tuple(uncounted_of(this, gpu)))
+            found.append(SizeFit(name, spec.parameters, method, this, device, verdict, largest))
     return found

@@ -43,6 +43,11 @@ class Suggestion:
     saved_bytes: int
     device_bytes: int
 
+    @property
+    def option(self) -> str:
+        """The option that makes the change, as typed."""
+        return self.text[self.text.index("--") :] if "--" in self.text else self.text
+
     def to_document(self) -> dict[str, Any]:
         """The suggestion as JSON has it: the fields to set and the bytes saved."""
         return {

@@ -6,7 +6,7 @@ and other GPU counts are the formula's alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,8 @@ from memplan.planner.answers.fit.decide import Candidate, decide
 from memplan.planner.answers.fit.frontier import MOST_BATCH, boundary
 from memplan.planner.answers.fit.gpus import CardChoice, older
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, held
-from memplan.planner.answers.verdict import MARGIN, Need, need_of
+from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, bounded, held
+from memplan.planner.answers.verdict import MARGIN, Need, need_of, uncounted_of, withheld
 from memplan.planner.compiled.engine import Compiled, Progress
 from memplan.planner.compiled.nodes import Point
 from memplan.planner.compiled.regime import STEP
@@ -38,18 +38,20 @@ def fit_by_trace(
     *,
     methods: Iterable[str] = METHODS_COMPARED,
     progress: Progress = lambda text: None,
+    not_modelled: Sequence[str] = (),
     **preferences: Any,
 ) -> Fit:
     """What fits `gpu` around `setup`, method by method. UsageError where the setup's own method cannot be
     traced.
     """
     found, predictions = [], {}
+    missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
     trains = METHODS[setup.method].trains != "nothing"
     for method in dict.fromkeys((*methods, setup.method)) if trains else (setup.method,):
         try:
             this = setup if method == setup.method else changed(setup, {"method": method})
             says = partial(_of_method, progress, method)
-            entry, predictions[method] = _method(name, config, this, gpu, says)
+            entry, predictions[method] = _method(name, config, this, gpu, says, missing)
         except UsageError as problem:
             if method == setup.method:
                 raise
@@ -57,10 +59,12 @@ def fit_by_trace(
         found.append(entry)
     able = [entry for entry in found if entry.error is None]
     candidates = {
-        each.method: Candidate(each.method, each.fits, each.device_bytes, each.checkpoint_bytes, None)
+        each.method: Candidate(each.method, each.holds, each.device_bytes, each.checkpoint_bytes, None)
         for each in able
     }
     decision = decide(candidates, **preferences) if trains else held(able[0])
+    if missing and decision.method is not None:
+        decision = bounded(decision, candidates, missing)
     chosen = next((entry for entry in able if entry.method == decision.method), None)
     return Fit(
         model=name,
@@ -74,6 +78,7 @@ def fit_by_trace(
         chosen_cards=_cards(predictions[chosen.method]) if chosen and chosen.method != setup.method else None,
         error=MARGIN["trace"],
         chosen=chosen,
+        not_modelled=missing,
         engine="trace",
     )
 
@@ -83,7 +88,12 @@ def _of_method(progress: Progress, method: str, text: str) -> None:
 
 
 def _method(
-    name: str, config: Mapping[str, Any], setup: Setup, gpu: Gpu, progress: Progress
+    name: str,
+    config: Mapping[str, Any],
+    setup: Setup,
+    gpu: Gpu,
+    progress: Progress,
+    missing: tuple[str, ...],
 ) -> tuple[MethodFit, Prediction]:
     compiled = Compiled(config, setup, progress)
     batch, sequence = setup.micro_batch, setup.sequence_length
@@ -97,17 +107,19 @@ def _method(
     positions = config.get("max_position_embeddings")
     most = positions if isinstance(positions, int) and positions > 0 else LONGEST
     longest = _longest(lambda tokens: fits((batch, tokens)), sequence, most)
+    word = need.word(gpu)
     entry = MethodFit(
         setup.method,
         setup,
         need.device_bytes(gpu),
-        need.word(gpu),
+        withheld(word, missing),
         boundary(lambda rows: fits((rows, sequence)), MOST_BATCH),
         longest,
         (),
         (),
         asked.trainable_parameters,
         asked.checkpoint_bytes,
+        holds=word == "fits",
     )
     return entry, asked
 
