@@ -1,4 +1,4 @@
-"""A second reading of the claims finds the same results, quickly, and a change of anything finds them anew."""
+"""A second reading of the claims finds the same results, quickly; a change of anything finds them anew."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.methods import METHODS
@@ -163,7 +164,7 @@ def _weights(question: Question, value: ClaimedValue, context: EvaluationContext
     """The weights alone, as they lie in memory after loading; of a 4-bit base also what 4 bits alone are."""
     fields = question.fields
     quantized = fields["method"] == "qlora"
-    kinds = (
+    kinds: list[tuple[Both, dict[str, Any]]] = (
         [
             (
                 both("4-bit weights, constants quantized again", "4 位权重，双重量化"),
