@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import memplan
 from memplan.profiler.localized_message import LocalizedMessage
 from memplan.validate.claimsfile import Part
 from memplan.validate.evaluation_context import EvaluationContext
@@ -94,7 +93,7 @@ def _state(context: EvaluationContext, models: Mapping[str, Any]) -> str:
             found.update(f"{name} {metadata.version(name)}".encode())
     for record in context.records:
         found.update(repr(record).encode())
-    home = Path(memplan.__file__).parent
+    home = Path(__file__).parent.parent  # the packages stand beside this one, in a clone and in a wheel
     for package in PACKAGES:
         for path in sorted((home / package).resolve().rglob("*")):
             if path.suffix in (".py", ".toml", ".json"):
