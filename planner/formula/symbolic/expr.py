@@ -129,7 +129,7 @@ class AtomValues(dict[str, int]):
         if kind == "symbol":
             raise KeyError(atom)
         operands = [operand.evaluate(self) for operand in atom.operands]  # type: ignore[attr-defined]
-        value = max(operands) if kind == "max" else -(-operands[0] // atom.divisor)  # type: ignore[attr-defined]
+        value: int = max(operands) if kind == "max" else -(-operands[0] // atom.divisor)  # type: ignore[attr-defined]
         self[atom] = value
         return value
 
