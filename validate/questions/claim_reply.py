@@ -15,7 +15,7 @@ from memplan.validate.claimsfile import UNITS
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.questions.claimed import ABOUT, ClaimedValue
 from memplan.validate.questions.question import Question
-from memplan.validate.questions.reply import Both, Reply, Row, both, predicted, settings, subject
+from memplan.validate.questions.reply import Both, Reply, Row, both, in_words, predicted, settings, subject
 from memplan.validate.reading import Assumption
 from memplan.validate.sweep import holds
 
@@ -58,7 +58,7 @@ def claim(question: Question, context: EvaluationContext) -> Reply:
     words, chinese = _VERDICT[truth]["en"], _VERDICT[truth]["zh"]
     line = both(
         f"{words}: for {said['en']}, {found.what['en']} is {found.shown}, against {_claimed(question, 'en')}",
-        f"{chinese}：{said['zh']}，{found.what['zh']}为 {found.shown}，原文 {_claimed(question, 'zh')}",
+        f"{chinese}：{said['zh']}，{found.what['zh']}为 {in_words(found.shown, 'zh')}，原文 {_claimed(question, 'zh')}",
     )
     return Reply(question, line, truth, tuple(rows))
 
