@@ -19,7 +19,6 @@ from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
 from memplan.planner.formula.replay.load import Load, Values, batch_sizes, in_groups, states
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
@@ -88,7 +87,7 @@ class Run:
         """The run of a rank; nothing that it evaluates depends on micro-batch or sequence length."""
         out = Events()
         script = _Script(out)
-        setup, layers_of = self.setup, self.layers
+        setup, layers_of = self.setup, self.rank.each_layer
         rank = AtomValues({"R": values["R"]})
         Load(self.parameter_table, rank, out, layers_of).run()
         for size in batch_sizes(self.parameter_table):
@@ -123,17 +122,11 @@ class Run:
                 kept = []
         return script
 
-    def layers(self, stored: ParameterSpec) -> Sequence[int]:
-        """The decoder layers that have a tensor: the first ones for what is beside no weight
-        (bottlenecks).
-        """
-        return self.rank.layers(stored) or (range(stored.count) if stored.count > 1 else ())
-
     def _states(self, values: Values, out: Events) -> None:
         from memplan.planner.tables.optimizers import OPTIMIZERS
 
         if not OPTIMIZERS[self.setup.optimizer].at_once:
-            states(self.parameter_table, values, out, self.layers)
+            states(self.parameter_table, values, out, self.rank.each_layer)
 
     def _micro_batch(
         self, which: int, script: _Script, before: list[int], *, first: bool

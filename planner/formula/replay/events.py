@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from memplan.planner.allocator.quick import EMPTY_CACHE
+from memplan.planner.formula.symbolic.expr import Sized
+
+About = tuple[str, tuple[Sized, ...], str, str]
+"""A tensor's name, shape and dtype, and what of it (such as its quantization constants)."""
 
 
 class Events:
@@ -17,6 +21,7 @@ class Events:
         self.spans: list[tuple[str, int]] = []  # what ends where among the events
         self.events: list[int] = []
         self.sizes: list[int] = []
+        self.about: About = ("", (), "uint8", "")  # of what is allocated next
 
     def at(self, sizes: list[int]) -> Events:
         """The same events with other sizes."""

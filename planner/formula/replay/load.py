@@ -8,6 +8,7 @@ N x K rows and columns of a weight.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
@@ -46,12 +47,14 @@ class Load:
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
+        self.adapted = 0  # where among the events adapters begin
         self._elements: dict[int, int] = {}
 
     def run(self) -> None:
         """Write the events of the whole load, in the order in which the stack makes them."""
         self.weights()
         self._prepare()
+        self.adapted = len(self.out.events)
         self._adapters()
         self._cast_trained()
         if self.parameter_table.reference is not None:
@@ -77,8 +80,9 @@ class Load:
         kinds = [stored for stored in self.parameter_table.base if stored.role != "buffer"]
         if self.setup.load == "pretrained":
             if self.setup.device == "cuda":
+                self.out.about = ("warm-up of the allocator", (), "uint8", "")
                 self.out.through(self._warm_up(kinds))
-            for each in sorted(_each(kinds), key=_natural):
+            for each in sorted(_each(kinds), key=partial(_natural, self.spec.model_type)):
                 self._read(each)
         else:
             for each in sorted(_each(kinds), key=lambda each: each[0].dtype not in QUANTIZED):
@@ -96,6 +100,7 @@ class Load:
 
     def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
         nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
+        self.out.about = (stored.name, stored.shape, dtype, "")
         self.held[id(stored), layer] = self.out.alloc(nbytes)
 
     def _read(self, each: Each) -> None:
@@ -109,6 +114,7 @@ class Load:
 
     def _quantize(self, stored: ParameterSpec, layer: int) -> None:
         out, n = self.out, self.elements(stored)
+        out.about = (stored.name, stored.shape, self.setup.weight_dtype, "")
         read = out.alloc(n * itemsize(self.setup.weight_dtype))
         if stored.dtype == "int8":
             made = (
@@ -116,13 +122,19 @@ class Load:
             )
             if self.setup.weight_dtype != "float16":
                 made.append(out.alloc(n * 2))
+            out.about = (stored.name, (stored.shape[0],), "float32", " scales")
             out.alloc(stored.shape[0] * 4)  # type: ignore[operator,arg-type]
+            out.about = (stored.name, stored.shape, stored.dtype, "")
             self.held[id(stored), layer] = out.alloc(n)
             out.free(*reversed(made), read)
             return
         blocks = -(-n // self.setup.quant_block)
+        constants = (stored.name, (blocks,), "float32", " quantization constants")
+        out.about = constants
         absmax = out.alloc(blocks * 4)
+        out.about = (stored.name, stored.shape, stored.dtype, "")
         self.held[id(stored), layer] = out.alloc(-(-n // 2))
+        out.about = constants
         out.alloc(_CODE)
         if self.setup.double_quant:
             out.alloc(4)
@@ -147,6 +159,7 @@ class Load:
         out, nbytes = self.out, self.elements(stored) * itemsize(self.arrives(stored))
         experts = next(layer.mlp.experts for _, layer in self.spec.layers if isinstance(layer.mlp, Moe))
         halves = 2 if stored.name.endswith("gate_up_proj") else 1
+        out.about = (stored.name, stored.shape, self.arrives(stored), "")
         read = [out.alloc(nbytes // experts // halves) for _ in range(experts * halves)]
         stacked = []
         for half in range(halves):
@@ -187,13 +200,23 @@ class Load:
         cast = self.setup.method not in ("adapter",)
         for stored, layer in every:
             self._keep(stored, layer, first if cast and stored.dtype != first else stored.dtype)
-        for stored in self.parameter_table.saved_modules:
-            for layer in stored.layers or (-1,):
-                self._keep(stored, layer, stored.dtype)
+        copies = [*_each(self.parameter_table.saved_modules)]
+        for stored, layer in copies:
+            self._keep(stored, layer, self._copied(stored))
+        for stored, layer in copies:
+            if self._copied(stored) != stored.dtype:
+                self._recast(stored, layer)
         if cast:
             for stored, layer in every:
                 if stored.dtype != first:
                     self._recast(stored, layer)
+
+    def _copied(self, stored: ParameterSpec) -> str:
+        """The dtype of a module's trained copy before it is cast: the module's own (peft 0.21 utils/other.py
+        ModulesToSaveWrapper copies it).
+        """
+        name = stored.name.removesuffix(" (trained copy)")
+        return next((base.dtype for base in self.parameter_table.base if base.name == name), stored.dtype)
 
     def _ordered(self) -> list[Adapter]:
         return list(self.parameter_table.adapters.values())
@@ -243,12 +266,26 @@ def _each(kinds: Iterable[ParameterSpec]) -> Iterator[Each]:
             yield stored, layer
 
 
-def _natural(each: Each) -> tuple[Any, ...]:
-    """transformers' dot_natural_key of the tensor's name, its layer filled in."""
+_IN_CHECKPOINT = {
+    "mixtral": (
+        ("mlp.experts.gate_up_proj", "block_sparse_moe.experts.0.w1"),
+        ("mlp.experts.down_proj", "block_sparse_moe.experts.0.w2"),
+        ("mlp.", "block_sparse_moe."),
+    )
+}
+"""Names that a checkpoint orders its tensors by, where they are not the model's (transformers 5.24
+conversion_mapping.py)."""
+
+
+def _natural(model_type: str, each: Each) -> tuple[Any, ...]:
+    """transformers' dot_natural_key of the tensor's name in the checkpoint, its layer filled in."""
     stored, layer = each
+    name = stored.name
+    for ours, theirs in _IN_CHECKPOINT.get(model_type, ()):
+        name = name.replace(ours, theirs)
     return tuple(
         (0, layer) if part == "*" else (0, int(part)) if part.isdigit() else (1, part)
-        for part in stored.name.split(".")
+        for part in name.split(".")
     )
 
 

@@ -1,13 +1,12 @@
-"""The moments before the first step: the peak while building, and what stays."""
+"""What is there before the first step."""
 
 from __future__ import annotations
 
-from memplan.planner.formula.parameters import B, ParameterTable, S, packed_bytes
+from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Sized, product, total
+from memplan.planner.formula.symbolic.expr import Sized, product
 from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.tasks import TASKS
@@ -17,14 +16,8 @@ from memplan.planner.tables.tasks import TASKS
 EXPERTS_APART = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
 
 
-def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[SymbolicRow]]]:
-    """Rows of `load_peak` and `load`. Weights arrive tensor by tensor; a quantized one exists in 16 bit until
-    its 4-bit copy is made.
-
-    transformers 5.23 core_model_loading.py loads tensors that are quantized on the fly one after the other;
-    peft 0.21 utils/other.py casts the rest to fp32 one after the other, each old copy freed as the new one
-    takes its place.
-    """
+def load_rows(parameter_table: ParameterTable) -> list[SymbolicRow]:
+    """Rows of `load`: all that is there before the first step, the batch included."""
     resident = parameter_table.weight_rows()
     setup = parameter_table.setup
     load = [
@@ -37,81 +30,7 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     ]
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
         load += parameter_table.state_rows()
-    peaks = [load]
-    if setup.load == "pretrained" and setup.device == "cuda":
-        peaks.append([_warm_up(parameter_table)])
-    quantized = [t for t in parameter_table.base if t.dtype in ("nf4", "fp4", "int8")]
-    if quantized:
-        largest = max(quantized, key=lambda t: t.elements.constant or 0)
-        base = [row for row in resident if not row.why.startswith("adapter of")]
-        peaks.append(
-            [
-                *base,
-                _one(
-                    largest.name,
-                    largest.shape,
-                    setup.weight_dtype,
-                    "the largest weight before it is quantized",
-                ),
-            ]
-        )
-    cast = (setup.kbit_prepare and quantized) or setup.upcast_modules != "none"
-    upcast = [
-        t
-        for t in parameter_table.base
-        if cast and setup.weight_dtype != "float32" and t.dtype == "float32" and t.logical
-    ]
-    if upcast:
-        largest = max(upcast, key=lambda t: t.elements.constant or 0)
-        base = [row for row in resident if not row.why.startswith("adapter of")]
-        peaks.append(
-            [
-                *base,
-                _one(
-                    largest.name,
-                    largest.shape,
-                    setup.weight_dtype,
-                    "the largest tensor that is upcast, in its old dtype",
-                ),
-            ]
-        )
-    joined = [t for t in parameter_table.base if t.role == "expert" and t.name.endswith("gate_up_proj")]
-    if (
-        joined
-        and setup.load == "pretrained"
-        and parameter_table.spec.model_type in EXPERTS_APART
-        and not upcast
-    ):
-        base = [row for row in resident if not row.why.startswith("adapter of")]
-        halves = _one(
-            joined[0].name,
-            joined[0].shape,
-            setup.weight_dtype,
-            "gate and up of one layer's experts, before they are joined",
-        )
-        peaks.append([*base, halves])
-    return {"load_peak": peaks, "load": [load]}
-
-
-def _warm_up(parameter_table: ParameterTable) -> SymbolicRow:
-    """One block as large as all that the checkpoint will fill, before any of it is there; freed at once
-    (transformers 5.24 modeling_utils.py caching_allocator_warmup).
-    """
-    setup = parameter_table.setup
-    size = total(
-        packed_bytes(t.elements, t.dtype if t.dtype in ("nf4", "fp4", "int8") else setup.weight_dtype)
-        * t.count
-        for t in parameter_table.base
-        if t.logical
-    )
-    why = "one block of the size of the checkpoint, which stays reserved"
-    return SymbolicRow("warm-up of the allocator", (size,), "uint8", 1, size, "temporaries", why)
-
-
-def _one(name: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
-    return SymbolicRow(
-        f"{name} ({dtype})", shape, dtype, 1, product((*shape, itemsize(dtype))), "temporaries", why
-    )
+    return load
 
 
 def batch_tensors(setup: Setup) -> list[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from memplan.planner.formula.parameters import B, ParameterTable
-from memplan.planner.formula.resident.loading import batch_shapes, load_candidates
+from memplan.planner.formula.replay.load_peak import load_candidates
+from memplan.planner.formula.resident.loading import batch_shapes, load_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, part
@@ -132,13 +133,14 @@ class FsdpPlan(ShardingPlan):
         every rank until all is cut, also with cpu_ram_efficient_loading, which neither library heeds then
         (transformers 5.23 quantizer_bnb_4bit.py `update_device_map`).
         """
-        batch = load_candidates(self.stored)["load"][0][len(self.stored.weight_rows()) :]
+        batch = load_rows(self.stored)[len(self.stored.weight_rows()) :]
         assert len(batch) == len(batch_shapes(self.setup, B))
         kept = [row for row in self._weights() if not self._on_host(row)]
         load = [*kept, *batch]
         if self.setup.quant_type != "none":
             cut = [*self.stored.weight_rows(), *self._cut()]
-            return {"load_peak": [*load_candidates(self.stored)["load_peak"], cut, load], "load": [load]}
+            built = load_candidates(self.stored, self.each_layer)["load_peak"]
+            return {"load_peak": [*built, cut, load], "load": [load]}
         return {"load_peak": [load, [*kept, self._whole_unit()]], "load": [load]}
 
     def _cut(self) -> list[SymbolicRow]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.parameters import ParameterTable
-from memplan.planner.formula.resident.loading import load_candidates
+from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, ceil_div, product
@@ -76,7 +76,7 @@ class ShardingPlan:
 
     def loading(self) -> Loading:
         """Rows of `load_peak` and `load`: of each moment the states among which the largest counts."""
-        return load_candidates(self.stored)
+        return load_candidates(self.stored, self.each_layer)
 
     def host(self) -> list[SymbolicRow]:
         """Rows in host memory."""
@@ -92,6 +92,10 @@ class ShardingPlan:
         """
         module = tensor.name.rpartition(".")[0]
         return tensor.layers or self.base_layers.get(f"{module}.weight") or self.base_layers.get(module) or ()
+
+    def each_layer(self, tensor: ParameterSpec) -> Sequence[int]:
+        """The decoder layers that have a tensor: the first ones for what is beside no weight: bottlenecks."""
+        return self.layers(tensor) or (range(tensor.count) if tensor.count > 1 else ())
 
     def hooks(self, walk: Context) -> StrategyHooks:
         """What this rank does around one walked step."""

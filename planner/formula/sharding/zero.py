@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan.planner.formula.parameters import ParameterTable
-from memplan.planner.formula.resident.loading import load_candidates
+from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, nbytes, part
@@ -156,7 +156,7 @@ class ZeroPlan(ShardingPlan):
 
     def loading(self) -> Loading:
         """Masters are made with the optimizer, its states in the first step."""
-        before = load_candidates(self.stored)
+        before = load_candidates(self.stored, self.each_layer)
         batch = before["load"][0][len(self.stored.weight_rows()) :]
         load = [*self.weights(), *self.buffers(), *([] if self.offloaded else self.masters()), *batch]
         return {"load_peak": [load, *before["load_peak"]], "load": [load]}

@@ -1,0 +1,89 @@
+"""The largest states while a model is built: the load's own events, followed to where most is allocated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from memplan.planner.formula.parameters import ParameterTable, packed_bytes
+from memplan.planner.formula.replay.events import About, Events
+from memplan.planner.formula.replay.load import Load
+from memplan.planner.formula.resident.loading import load_rows
+from memplan.planner.formula.rows import SymbolicRow
+from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
+from memplan.planner.tables.components import Component
+
+USUAL_RANK = 16
+"""The adapters' rank at which the largest states are looked for: the states are those of every rank, since
+adapters are a small part of each.
+"""
+
+
+class _Named(Events):
+    """Events that remember what each allocation is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[About] = []
+
+    def alloc(self, nbytes: int) -> int:
+        self.names.append(self.about)
+        return super().alloc(nbytes)
+
+
+def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str, list[list[SymbolicRow]]]:
+    """Rows of `load_peak` and `load`: of the former the largest state before there are adapters, the largest
+    with them, and what stays.
+    """
+    out = _Named()
+    load = Load(parameter_table, {"R": USUAL_RANK}, out, layers_of)
+    load.run()
+    stays = load_rows(parameter_table)
+    spans = [(0, load.adapted), (load.adapted, len(out.events))]
+    peaks = [_rows(parameter_table, out, place) for place in _largest(out, spans)]
+    return {"load_peak": [stays, *peaks], "load": [stays]}
+
+
+def _largest(out: Events, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """After how many events most bytes are allocated, in each span that is not empty."""
+    found, now, place = [], 0, 0
+    for begin, end in spans:
+        most, where = -1, begin
+        for place in range(begin, end):
+            event = out.events[place]
+            if event >= len(out.sizes):  # the cache is emptied
+                continue
+            now += out.sizes[event] if event >= 0 else -out.sizes[~event]
+            if now > most:
+                most, where = now, place + 1
+        if end > begin:
+            found.append(where)
+    return found
+
+
+def _rows(parameter_table: ParameterTable, out: _Named, place: int) -> list[SymbolicRow]:
+    """The rows alive after so many events: what the load frees later is temporary."""
+    freed = {~event for event in out.events if event < 0}
+    alive = {event for event in out.events[:place] if 0 <= event < len(out.sizes)}
+    alive -= {~event for event in out.events[:place] if event < 0}
+    adapters = {t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors}
+    counts: Counter[tuple[About, bool]] = Counter()
+    sizes: Counter[tuple[About, bool]] = Counter()
+    for each in sorted(alive):
+        key = (out.names[each], each in freed)
+        counts[key] += 1
+        sizes[key] += out.sizes[each]
+    return [
+        _row(about, count, sizes[about, passing], passing, about[0] in adapters)
+        for (about, passing), count in counts.items()
+    ]
+
+
+def _row(about: About, count: int, nbytes: int, passing: bool, by_rank: bool) -> SymbolicRow:
+    name, shape, dtype, what = about
+    component: Component = "temporaries" if passing else "weights"
+    size: Expr = packed_bytes(product(shape), dtype) * count if by_rank else as_expr(nbytes)
+    said = f"{name}{what}" if not passing or what else f"{name} ({dtype})"
+    why = "held while the model is built, then freed" if passing else "held for the whole run"
+    return SymbolicRow(said, shape, dtype, count, size, component, why)
