@@ -69,6 +69,13 @@ def test_sixteen_bytes_a_parameter_are_counted(context):
     assert first.bytes == pytest.approx(16 * 6_738_415_616, rel=1e-3) and "16.0 B/parameter" in first.value
 
 
+def test_a_chinese_answer_has_chinese_units(context, capsys):
+    line = reply("13B模型4bit量化后是不是只要6.5G", context).line["zh"]
+    assert "位/参数" in line and "parameter" not in line
+    assert run(["ask", "13B模型4bit量化后是不是只要6.5G"]) == 0
+    assert "parameter" not in capsys.readouterr().out
+
+
 def test_amounts_are_the_engines(context):
     fields = {"method": "lora", "rank": 16}
     expected = context.predict("llama-2-7b", fields)

@@ -126,10 +126,7 @@ def test_arithmetic_is_in_the_unit_of_its_part(tmp_path):
     for name, shown in (("bits", "= 4.127 bits/parameter"), ("gb", "= 14 GB"), ("bytes", "= 112 GB")):
         assert found[name].verdict == "supported" and shown in found[name].evidence
     with pytest.raises(UsageError, match="bytez"):
-        results(
-            tmp_path,
-            CLAIMS.replace("CLAIMED", "0.25").replace('expression_unit = "B"', 'expression_unit = "bytez"'),
-        )
+        results(tmp_path, UNITS.replace('expression_unit = "B"', 'expression_unit = "bytez"'))
 
 
 def test_a_load_that_decides_is_said():

@@ -16,6 +16,7 @@ from memplan.validate.checks import CHECKS
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
 from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.kept import Kept
 from memplan.validate.numbers import shown, word
 from memplan.validate.sweep import Boundary, PartResult, Verdict, check_part, holds
 
@@ -130,19 +131,29 @@ def combine(parts: Iterable[PartResult]) -> Verdict:
     return "supported" if required else "not_checkable"
 
 
-def check_claim(claim: Claim, context: EvaluationContext) -> ClaimResult:
-    """The verdict of one claim. Raises UsageError for what its file got wrong, naming file, line, claim and
-    part.
+def check_claim(claim: Claim, context: EvaluationContext, kept: Kept | None = None) -> ClaimResult:
+    """The verdict of one claim; what was `kept` of its parts is not found again. Raises UsageError for what
+    its file got wrong, naming file, line, claim and part.
     """
     results = []
     for part in claim.parts:
         try:
-            results.append(check_part(part, context))
+            results.append(_checked(part, context, kept))
         except UsageError as error:
             where = f"{part.place.path}, line {part.place.blame(str(error))}: " if part.place else ""
             raise UsageError(f"{where}claim '{claim.id}', part '{part.what}': {error}") from None
     verdict = combine(results)
     return ClaimResult(claim, verdict, tuple(results))
+
+
+def _checked(part: Part, context: EvaluationContext, kept: Kept | None) -> PartResult:
+    """A part's result, kept or found. What is missing today may be there tomorrow: it is not kept."""
+    found = kept.find(part) if kept is not None else None
+    if found is None:
+        found = check_part(part, context)
+        if kept is not None and found.verdict != "not_checkable":
+            kept.keep(part, found)
+    return found
 
 
 def _telling(verdict: Verdict, parts: tuple[PartResult, ...]) -> list[PartResult]:
@@ -190,14 +201,17 @@ def claim_text(part: Part, lang: str = "en") -> str:
 
 
 def check(
-    file: ClaimsFile, context: EvaluationContext, progress: Callable[[str], None] | None = None
+    file: ClaimsFile,
+    context: EvaluationContext,
+    progress: Callable[[str], None] | None = None,
+    kept: Kept | None = None,
 ) -> list[ClaimResult]:
-    """Every claim of a file, in its order."""
+    """Every claim of a file, in its order; `progress` is told each claim's id before it is checked."""
     results = []
     for claim in file.claims:
         if progress is not None:
             progress(claim.id)
-        results.append(check_claim(claim, context))
+        results.append(check_claim(claim, context, kept))
     return results
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from memplan.render.ask import screen
 from memplan.validate.chinese import in_language
-from memplan.validate.questions.reply import Reply
+from memplan.validate.questions.reply import Reply, in_words
 
 WORDS = {
     "en": {"not_used": "not used", "default": "default", "assumed": "interpreted as", "found": "found"},
@@ -39,7 +39,7 @@ def reply_screen(reply: Reply, explain: bool = False) -> Iterator[RenderableType
         )
         for a in reply.question.assumptions
     ]
-    found = [(row.what[lang], row.value, row.remark[lang]) for row in reply.rows]
+    found = [(row.what[lang], in_words(row.value, lang), row.remark[lang]) for row in reply.rows]
     for title, lines in ((words["assumed"], assumed), (words["found"], found)):
         if lines:
             yield Text()

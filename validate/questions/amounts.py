@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import COMPONENTS
@@ -81,7 +82,7 @@ def _same_open(one: Question, other: Question) -> bool:
     return "checkpointing" not in one.fields and "checkpointing" not in other.fields
 
 
-def _only(changes: dict[str, object], side: Question) -> dict[str, object]:
+def _only(changes: dict[str, Any], side: Question) -> dict[str, Any]:
     """The changes that concern a side: a precision of full fine-tuning's weights does not concern an adapter."""
     return {k: v for k, v in changes.items() if k != "weight_dtype" or side.fields["method"] == "full"}
 

@@ -141,7 +141,8 @@ def expand(
     if open_method:
         fields["method"] = "lora"
         reading.found.append(Assumption("method", "lora"))
-    cards = list(gpus) or [before.gpu if before is not None and not question.gpus else None]
+    inherited_gpu = before.gpu if before is not None and not question.gpus else None
+    cards: list[Any] = [*gpus] or [inherited_gpu]
     whole = replace(
         question,
         model=models[0],
@@ -165,7 +166,7 @@ def expand(
         raise UsageError(f"ask: {count} combinations in one sentence: ask about at most {MOST}")
     if whole.intent in ("time", "why", "cost", "largest_model"):
         return [whole]
-    return [_at(whole, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    return [_at(whole, dict(zip(axes, values, strict=True))) for values in product(*list(axes.values()))]
 
 
 def _at(question: Question, values: Mapping[str, Any]) -> Question:
@@ -188,7 +189,7 @@ def _at(question: Question, values: Mapping[str, Any]) -> Question:
 def _other(assumption: Assumption, question: Question, values: Mapping[str, Any]) -> bool:
     """Whether an assumption is about the model or GPU of another of the questions."""
     if assumption.name == "model":
-        return assumption.value.split(",")[0] != values["model"]
+        return assumption.value.split(",")[0] != str(values["model"])
     return (
         assumption.name == "gpu"
         and values["gpu"] is not None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.methods import METHODS
@@ -14,7 +15,7 @@ from memplan.validate.claimsfile import UNITS
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.questions.claimed import ABOUT, ClaimedValue
 from memplan.validate.questions.question import Question
-from memplan.validate.questions.reply import Both, Reply, Row, both, predicted, settings, subject
+from memplan.validate.questions.reply import Both, Reply, Row, both, in_words, predicted, settings, subject
 from memplan.validate.reading import Assumption
 from memplan.validate.sweep import holds
 
@@ -57,7 +58,7 @@ def claim(question: Question, context: EvaluationContext) -> Reply:
     words, chinese = _VERDICT[truth]["en"], _VERDICT[truth]["zh"]
     line = both(
         f"{words}: for {said['en']}, {found.what['en']} is {found.shown}, against {_claimed(question, 'en')}",
-        f"{chinese}：{said['zh']}，{found.what['zh']}为 {found.shown}，原文 {_claimed(question, 'zh')}",
+        f"{chinese}：{said['zh']}，{found.what['zh']}为 {in_words(found.shown, 'zh')}，原文 {_claimed(question, 'zh')}",
     )
     return Reply(question, line, truth, tuple(rows))
 
@@ -163,7 +164,7 @@ def _weights(question: Question, value: ClaimedValue, context: EvaluationContext
     """The weights alone, as they lie in memory after loading; of a 4-bit base also what 4 bits alone are."""
     fields = question.fields
     quantized = fields["method"] == "qlora"
-    kinds = (
+    kinds: list[tuple[Both, dict[str, Any]]] = (
         [
             (
                 both("4-bit weights, constants quantized again", "4 位权重，双重量化"),

@@ -11,6 +11,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.validate.answer import SCHEMA, Answer, on_gpu, shared
+from memplan.validate.chinese import in_language
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.questions.question import Question
@@ -22,6 +23,13 @@ Both = Mapping[str, str]
 def both(en: str, zh: str) -> Both:
     """A text in English and in Chinese."""
     return {"en": en, "zh": zh}
+
+
+def in_words(value: str, lang: str) -> str:
+    """A number in words with its unit in the language."""
+    for unit in (" B/parameter", " bits/parameter"):
+        value = value.replace(unit, in_language(lang)(unit))
+    return value
 
 
 @dataclass(frozen=True)
