@@ -237,9 +237,10 @@ def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accu
     """How far this engine was from the recorded runs that resemble the prediction, or from all; says so where
     no run was recorded.
     """
-    from memplan.validate import evidence
+    from memplan.validate.evidence import accuracy_of_engine
+    from memplan.validate.published_evidence import evidence
 
-    return evidence.accuracy_of_engine(engine) if prediction is None else evidence.accuracy_of(prediction)
+    return accuracy_of_engine(engine) if prediction is None else evidence(prediction)
 
 
 def _learned_positions(model: Model) -> int | None:
