@@ -132,6 +132,7 @@ class Progress:
             print(f"\r\x1b[Kdry run: {shorten(text or 'starting', 60)}", end="", file=sys.stderr, flush=True)
 
     def clear(self, *_: Any) -> None:
+        """Take the line away."""
         if self._written:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             self._written = False

@@ -71,6 +71,7 @@ class Server:
         self._stop, self._stopped = threading.Event(), threading.Event()
 
     def serve_forever(self) -> None:
+        """Serve until `shutdown`."""
         self._selector.register(self._listener, selectors.EVENT_READ)
         for _ in range(WORKERS):
             threading.Thread(target=self._work, daemon=True).start()
@@ -83,10 +84,12 @@ class Server:
             self._stopped.set()
 
     def shutdown(self) -> None:
+        """Stop serving and wait for it, at most five seconds."""
         self._stop.set()
         self._stopped.wait(5)
 
     def server_close(self) -> None:
+        """Close the listener and all connections."""
         self._stop.set()
         for connection in self._open:
             connection.socket.close()

@@ -21,6 +21,7 @@ class Screen(Console):
     """A Console on which no text moves the cursor, changes a color by itself, or shows a token."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The renderable's segments, with control characters made visible and secrets redacted."""
         for segment in super().render(renderable, options):
             text = segment.text
             if segment.control is None:

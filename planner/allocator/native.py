@@ -79,10 +79,12 @@ class Pool:
         self.unmapped: list[Block] = []  # expandable mode: in address order, the last one without end
 
     def add(self, block: Block) -> None:
+        """Take in a free block."""
         insort(self.order, block.size << _SHIFT | block.tie)
         self.at[block.tie] = block
 
     def remove(self, block: Block) -> None:
+        """Take out a block that is in the pool."""
         del self.order[bisect_left(self.order, block.size << _SHIFT | block.tie)]
         del self.at[block.tie]
 

@@ -45,6 +45,7 @@ class Column:
 
     @property
     def trainable_share(self) -> float | None:
+        """Trained parameters over all parameters, at most 1; None where the setup is refused."""
         if self.prediction is None:
             return None
         return self.prediction.trainable_parameters / max(1, self.prediction.total_parameters)
@@ -68,6 +69,7 @@ class Column:
         return {"base": base, "adapter": adapter, "computation": compute}
 
     def to_document(self) -> dict[str, Any]:
+        """The column as the JSON of `compare` has it: bytes and parameters, or the refusal's text."""
         if self.prediction is None or self.cost is None:
             return {"method": self.method, "error": self.error}
         peak = self.prediction.moment(self.prediction.peak.moment)
@@ -181,6 +183,8 @@ class Difference:
     then: int
 
     def to_document(self) -> dict[str, Any]:
+        """The difference as the JSON of `compare` has it."""
+
         def plain(values: tuple[Any, ...]) -> list[Any]:
             return [list(value) if isinstance(value, tuple) else value for value in values]
 

@@ -27,6 +27,7 @@ class Difference:
 
     @property
     def moved(self) -> int:
+        """The change, in the numbers' own unit: bytes."""
         return self.new - self.old
 
     @property
@@ -35,6 +36,7 @@ class Difference:
         return self.moved / self.old if self.old else None
 
     def to_document(self) -> dict[str, Any]:
+        """The difference as the JSON of `diff` has it."""
         return {
             "what": list(self.what),
             "old_bytes": self.old,
@@ -57,6 +59,7 @@ class Diff:
 
     @property
     def grown(self) -> float:
+        """The largest growth among peaks and moments, as a fraction of the old bytes; 0 where none grew."""
         return max((change.fraction for change in self.peaks if change.fraction is not None), default=0.0)
 
     def beyond(self, fraction: float) -> list[Difference]:
@@ -68,6 +71,7 @@ class Diff:
         ]
 
     def to_document(self) -> dict[str, Any]:
+        """The JSON of `diff`."""
         return {
             "schema": SCHEMA,
             "memplan_version": __version__,

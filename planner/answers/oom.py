@@ -197,6 +197,7 @@ class OutOfMemoryMessage:
         return None if self.held is None or self.asked is None else self.held + self.asked
 
     def to_document(self) -> dict[str, Any]:
+        """The JSON of `oom`: what the message said, in bytes."""
         return {
             "schema": SCHEMA,
             "form": self.form,

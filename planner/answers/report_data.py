@@ -42,6 +42,7 @@ class ReportStructure:
 
     @property
     def key(self) -> str:
+        """The name of this structure in the page's data."""
         return f"{self.method}|{self.checkpointing}"
 
 

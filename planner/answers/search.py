@@ -50,9 +50,11 @@ class MethodFit:
 
     @property
     def fits(self) -> bool:
+        """Whether the verdict is that it fits, margin included."""
         return self.verdict == "fits"
 
     def to_document(self) -> dict[str, Any]:
+        """The method as the JSON of `fit` has it."""
         if self.error is not None:
             return {"method": self.method, "error": self.error}
         return {
@@ -97,6 +99,7 @@ class Fit:
         return self.method(self.setup.method)
 
     def to_document(self) -> dict[str, Any]:
+        """The JSON of `fit`."""
         gpu = {
             "name": self.gpu.name,
             "usable_bytes": self.gpu.usable_bytes,

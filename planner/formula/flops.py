@@ -30,6 +30,7 @@ class StepCost:
 
     @property
     def total(self) -> int:
+        """Floating-point operations of the whole step."""
         return self.forward + self.backward + self.recomputed
 
 

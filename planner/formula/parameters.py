@@ -154,6 +154,7 @@ class ParameterTable:
 
     @property
     def trained(self) -> list[ParameterSpec]:
+        """The tensors that are trained, in the model's order."""
         return [stored for stored in self.all if stored.trained]
 
     def trainable_parameters(self) -> Expr:
@@ -176,6 +177,7 @@ class ParameterTable:
     # ---- rows ----------------------------------------------------------------------------------------------
 
     def weight_rows(self) -> list[SymbolicRow]:
+        """A row of bytes for each kept tensor, and for its quantization constants."""
         rows = []
         for stored in self.all:
             why = "trained" if stored.trained else "a buffer" if not stored.logical else "frozen"

@@ -43,15 +43,18 @@ class PeakCandidate:
 
     @cached_property
     def rows(self) -> tuple[SymbolicRow, ...]:
+        """Every tensor that is alive there, with its size as an expression."""
         return (*self._resident, *(self._candidate.rows if self._candidate else ()))
 
     @cached_property
     def size(self) -> Expr:
+        """Allocated bytes there, over B, S and R."""
         candidate = self._candidate.size if self._candidate else 0
         return total((*(row.size for row in self._resident), candidate))
 
     @cached_property
     def components(self) -> tuple[Expr, ...]:
+        """The same bytes by component, in the order of COMPONENTS."""
         moving = self._candidate.components if self._candidate else {}
         return tuple(
             total((*(r.size for r in self._resident if r.component == c), moving.get(c, 0)))
@@ -136,6 +139,7 @@ class Program:
         return chosen
 
     def totals(self, values: tuple[int, int, int]) -> Totals:
+        """Allocated bytes by moment at (B, S, R), and the largest."""
         moments = {name: size for name, (_, size) in self.chosen(values).items()}
         peak = max(moments, key=moments.__getitem__)
         return Totals(moments, peak, moments[peak])
@@ -189,6 +193,7 @@ class Symbolic:
         return Guard(batch == 1, tuple(w for w in self.windows if sequence >= w))
 
     def program(self, guard: Guard) -> Program:
+        """The program of a guard's sizes, made once."""
         known = self._programs.get(guard)
         if known is None:
             known = self._programs[guard] = Program(self.rank, self.device, guard)

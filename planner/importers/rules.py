@@ -30,6 +30,7 @@ class KeyReport:
     note: str = ""
 
     def to_document(self) -> dict[str, str]:
+        """The key as the JSON of an imported file has it."""
         return {"key": self.key, "status": self.status, "note": self.note}
 
 
@@ -64,6 +65,7 @@ class Imported:
     )  # other files that this one names: an accelerate or DeepSpeed file
 
     def by_status(self, status: Status) -> list[KeyReport]:
+        """The keys of one status, in the file's order."""
         return [report for report in self.keys if report.status == status]
 
     def not_modelled(self) -> list[str]:
@@ -77,6 +79,7 @@ class Imported:
         ]
 
     def to_document(self) -> dict[str, Any]:
+        """What was read of the file, as JSON has it."""
         fields = {
             key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()
         }

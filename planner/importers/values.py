@@ -50,6 +50,7 @@ class Values:
             return UNKNOWN
 
     def name(self, name: str) -> Any:
+        """The value that a plain name has at this place of the script; UNKNOWN where it is not literal."""
         if name in self.names:
             return self.names[name]
         return self.given.get(name, self.parameters.get(name, UNKNOWN))

@@ -24,17 +24,21 @@ class Several:
 
     @property
     def state(self) -> dict[Any, Any]:
+        """States by parameter, as torch.optim.Optimizer.state."""
         return {parameter: state for part in self.parts for parameter, state in part.state.items()}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
+        """All groups, as torch.optim.Optimizer.param_groups."""
         return [group for part in self.parts for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let go of all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:
+        """One step of each part."""
         for part in self.parts:
             part.step()
 

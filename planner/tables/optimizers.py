@@ -76,10 +76,12 @@ class Optimizer:
 
     @property
     def library(self) -> str:
+        """The package that has the class."""
         return self.cls.partition(".")[0]
 
     @property
     def modes(self) -> tuple[Mode, ...]:
+        """The implementations that it has (foreach, fused, ...), the default first."""
         return tuple(self.step)
 
     @property

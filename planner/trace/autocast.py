@@ -41,6 +41,7 @@ class AutocastState:
     cache: dict[int, tuple[weakref.ref[Tensor], Tensor]] = field(default_factory=dict)
 
     def switch(self, enabled: bool) -> None:
+        """Turn autocast on or off in torch's dispatcher."""
         self.enabled = enabled
         torch._C._dispatch_tls_set_dispatch_key_excluded(_KEY, not enabled)
         torch._C._dispatch_tls_set_dispatch_key_included(_KEY, enabled)

@@ -1,8 +1,7 @@
 """Watches every device storage being created and freed while the real libraries run on meta tensors.
 
-A storage's first sight among an op's outputs is its allocation; the finalizer of a weak reference is its
-release, so the order of events is the allocator's own. What a kernel allocates beyond its outputs comes from
-the `kernels` table that the caller hands in.
+A storage's first sight among an op's outputs is its allocation; a weak reference's finalizer is its release:
+the order of events is the allocator's own. What kernels allocate beyond outputs is in `kernels`, handed in.
 """
 
 from __future__ import annotations
@@ -151,6 +150,7 @@ class Observer(TorchDispatchMode):
         return tensor.untyped_storage()._cdata in self._alive
 
     def storage_of(self, tensor: torch.Tensor) -> Storage | None:
+        """The storage that holds a tensor; None where it is not on the device."""
         watch = self._alive.get(tensor.untyped_storage()._cdata)
         return None if watch is None else self.log.storages[watch.id]
 

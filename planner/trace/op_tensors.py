@@ -29,7 +29,8 @@ class KernelFacts(Protocol):
     """
 
     def __call__(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[Any]: ...
-    def order(self, op: Any, count: int) -> Sequence[int]: ...
+    def order(self, op: Any, count: int) -> Sequence[int]:
+        """The order in which an operator allocates its `count` results."""
 
 
 _KNOWN: dict[Any, bool] = {}

@@ -61,11 +61,13 @@ class Rehearsed:
 
     @property
     def context_bytes(self) -> int:
+        """Bytes of the CUDA context on the GPU that was asked for."""
         gpu = self.request.gpu
         return gpu.context_bytes if gpu is not None else context_bytes(None)
 
     @property
     def fits(self) -> bool:
+        """Whether no allocation was refused."""
         return self.observation.refused is None
 
     def holding(self) -> tuple[Gpu, ...]:

@@ -140,6 +140,7 @@ class Effect:
     cost: str
 
     def to_document(self) -> dict[str, Any]:
+        """The change and its effect as the JSON of `fit` and `oom` have them."""
         fields = {
             key: list(value) if isinstance(value, tuple) else value for key, value in self.fields.items()
         }

@@ -46,6 +46,7 @@ class Candidate:
 
     @property
     def possible(self) -> bool:
+        """Whether the method fits as it is or with a remedy."""
         return self.fits or self.remedy is not None
 
 
@@ -60,6 +61,7 @@ class Decision:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
+        """The decision as the JSON of `fit` has it."""
         return {"method": self.method, "setup": dict(self.fields), "reasons": list(self.reasons)}
 
 

@@ -95,6 +95,7 @@ class Structure:
         return peak_bytes(self.symbolic, batch, sequence, self.rank)
 
     def fits(self, batch: int, sequence: int) -> bool:
+        """Whether the allocated bytes of these sizes leave room; what is reserved is not asked."""
         return self.wide.holds(self.allocated(batch, sequence))
 
     def largest_batch(self, sequence: int | None = None) -> int | None:
@@ -186,6 +187,7 @@ class Cell:
     fits: bool
 
     def to_document(self) -> dict[str, Any]:
+        """The cell as the JSON of `fit --grid` has it."""
         return {
             "micro_batch": self.micro_batch,
             "sequence_length": self.sequence_length,

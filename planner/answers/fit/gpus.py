@@ -36,6 +36,7 @@ class CardChoice:
     holding: tuple[str, ...]
 
     def to_document(self) -> dict[str, Any]:
+        """The choice of a GPU as the JSON of `fit` has it."""
         return {"smallest": self.smallest, "device_bytes": self.smallest_bytes, "holding": list(self.holding)}
 
 
@@ -137,6 +138,7 @@ class Shared:
     fits: bool
 
     def to_document(self) -> dict[str, Any]:
+        """The strategy on several GPUs as the JSON of `fit` has it."""
         return {
             "parallel": self.parallel,
             "cards": self.count,
@@ -243,6 +245,7 @@ class JobsAnswer:
     prices: Mapping[str, float]
 
     def to_document(self) -> dict[str, Any]:
+        """The JSON of `fit` for a file of jobs."""
         jobs = [
             {
                 "name": name,

@@ -36,6 +36,7 @@ class SizeFit:
     error: str | None = None
 
     def to_document(self) -> dict[str, Any]:
+        """One model and method as the JSON of `fit` without a model has it."""
         return {
             "model": self.model,
             "parameters": self.parameters,

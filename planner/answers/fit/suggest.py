@@ -44,6 +44,7 @@ class Suggestion:
     device_bytes: int
 
     def to_document(self) -> dict[str, Any]:
+        """The suggestion as JSON has it: the fields to set and the bytes saved."""
         return {
             "change": self.text,
             "setup": dict(self.fields),

@@ -37,6 +37,7 @@ class Device:
 
     @property
     def workspace(self) -> int:
+        """Bytes of one cuBLAS workspace on this GPU."""
         return workspace_bytes(self.capability)
 
 
@@ -95,6 +96,7 @@ class Context:
 
     @contextmanager
     def at_layer(self, key: int | None, trained: bool) -> Iterator[None]:
+        """Walk what is inside as a layer's, then as before."""
         before = self.layer, self.trained
         self.layer, self.trained = key, trained
         try:

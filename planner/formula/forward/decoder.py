@@ -37,6 +37,7 @@ class Guard:
     windows: tuple[int, ...] = ()  # those that cut the sequence
 
     def window(self, layer: Layer) -> int | None:
+        """The layer's sliding window in tokens where the sequence is longer than it; else None."""
         size = layer.attention.window
         return size if size is not None and size in self.windows else None
 

@@ -48,6 +48,7 @@ class Run:
 
     @cached_property
     def passes(self) -> tuple[_Pass, _Pass | None]:
+        """The events of a step's one micro-batch and, with accumulation, of each that follows the first."""
         single, again = self.tapes
         return _as_pass(single, unroll(single)), None if again is None else _as_pass(again, unroll(again))
 

@@ -19,12 +19,14 @@ class Events:
         self.sizes: list[int] = []
 
     def alloc(self, nbytes: int) -> int:
+        """Allocate bytes; the id that frees them."""
         made = len(self.sizes)
         self.sizes.append(nbytes)
         self.events.append(made)
         return made
 
     def free(self, *ids: int) -> None:
+        """Free what these ids allocated, in this order."""
         self.events += [~each for each in ids]
 
     def ends(self, what: str) -> None:
@@ -36,6 +38,7 @@ class Events:
         self.free(self.alloc(nbytes))
 
     def empty_cache(self) -> None:
+        """torch.cuda.empty_cache."""
         self.events.append(EMPTY_CACHE)
 
     def extend(self, events: Iterable[int], sizes: Sequence[int], base: int) -> None:

@@ -48,6 +48,7 @@ class Load:
         self._elements: dict[int, int] = {}
 
     def run(self) -> None:
+        """Write the events of the whole load, in the order in which the stack makes them."""
         self._weights()
         self._prepare()
         self._adapters()
@@ -56,6 +57,7 @@ class Load:
             states(self.parameter_table, self.values, self.out, self.layers_of)
 
     def elements(self, stored: ParameterSpec) -> int:
+        """Elements of a tensor at the run's rank."""
         known = self._elements.get(id(stored))
         if known is None:
             known = self._elements[id(stored)] = stored.elements.evaluate(self.values)

@@ -34,6 +34,7 @@ class Adapter:
     experts: int = 0
 
     def tensor(self, short: str) -> ParameterSpec:
+        """The adapter's tensor of that last name (`lora_A`)."""
         return next(t for t in self.tensors if t.name.rpartition(".")[2] == short)
 
 

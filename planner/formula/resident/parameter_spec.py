@@ -27,4 +27,5 @@ class ParameterSpec:
 
     @property
     def elements(self) -> Expr:
+        """Elements of one tensor: the product of its shape."""
         return product(self.shape)

@@ -45,6 +45,7 @@ class WeightTensor:
 
     @property
     def count(self) -> int:
+        """How many tensors of this kind the model has: one for each of its layers, or one."""
         return len(self.layers) or 1
 
     @property

@@ -34,6 +34,7 @@ class DdpPlan(ShardingPlan):
     """One of N equal ranks, which average their gradients."""
 
     def resident(self) -> list[SymbolicRow]:
+        """What stays through the step: one GPU's tensors and the gradient buckets."""
         return [*super().resident(), *self.buckets()]
 
     def loading(self) -> Loading:

@@ -103,9 +103,11 @@ class FsdpPlan(ShardingPlan):
         return [self.shard(tensor) for tensor in self.stored.trained]
 
     def stepped(self) -> Sequence[ParameterSpec]:
+        """The shards that the optimizer updates on the GPU; none where they are offloaded."""
         return [] if self.offloaded else self.parts()
 
     def resident(self) -> list[SymbolicRow]:
+        """This rank's shards and their states, without what is offloaded."""
         rows = [*self._weights(), *self._states()]
         return [row for row in rows if not self._on_host(row)]
 
@@ -118,6 +120,7 @@ class FsdpPlan(ShardingPlan):
         )
 
     def host(self) -> list[SymbolicRow]:
+        """What this rank keeps in host memory: paged states, and what CPUOffloadPolicy moves there."""
         paged = [row for tensor in self.parts() for row in self.stored.states_of(tensor, paged=True)]
         if not self.offloaded:
             return paged

@@ -89,6 +89,7 @@ class FsdpSchedule(StrategyHooks):
     def enter(
         self, unit: str, given: Tensor | None, place: int | None = None, key: int | None = None
     ) -> Tensor:  # type: ignore[override]
+        """Gather a unit before its forward, or before it is recomputed."""
         one = self._unit(unit, place, key)
         if one is None or (one.state == BEFORE and self.backward):
             if one is not None and one.whole is None:  # gathered again for a recomputation
@@ -103,6 +104,7 @@ class FsdpSchedule(StrategyHooks):
         return self._identity("after the unit's backward", given, lambda: self._after(one))
 
     def leave(self, unit: str, out: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
+        """Reshard a unit after its forward, where it reshards, and hook its backward."""
         one = self._unit(unit, place, key)
         if one is not None and not (one.state == BEFORE and self.backward):
             if not self.backward:
@@ -117,10 +119,11 @@ class FsdpSchedule(StrategyHooks):
         return out
 
     def begin_backward(self) -> None:
+        """From here on a unit is gathered for its backward."""
         self.backward = True
 
     def end_backward(self) -> None:
-        """FsdpSchedule whose inputs wanted no gradient are reduced last, then the last buffers go."""
+        """Units whose inputs wanted no gradient are reduced last, then the last buffers go."""
         for one in sorted(self.units.values(), key=lambda unit: unit.name != "root"):
             if one.state != AFTER:
                 self._after(one)

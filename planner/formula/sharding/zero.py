@@ -76,6 +76,7 @@ class ZeroPlan(ShardingPlan):
         )
 
     def stepped(self) -> Sequence[ParameterSpec]:
+        """The partitions that the optimizer updates on the GPU; none where they are offloaded."""
         return [] if self.offloaded else self.partitions()
 
     def part(self, tensor: ParameterSpec) -> Expr:
@@ -108,10 +109,12 @@ class ZeroPlan(ShardingPlan):
         return [*self.stored.weight_rows(), *pads]
 
     def masters(self) -> list[SymbolicRow]:
+        """The float32 copies of this rank's partition of the parameters."""
         why = "float32 copy of the parameters that this rank updates"
         return [self._flat(t.name, t.elements, t.dtype, "optimizer_states", why) for t in self.partitions()]
 
     def states(self) -> list[SymbolicRow]:
+        """The optimizer's states of this rank's partition."""
         return [row for t in self.partitions() for row in self.stored.states_of(t, paged=False)]
 
     def buffers(self) -> list[SymbolicRow]:
@@ -144,6 +147,7 @@ class ZeroPlan(ShardingPlan):
         return (-1,) if tensor.name.startswith(first) else (self.spec.depth,)
 
     def resident(self) -> list[SymbolicRow]:
+        """What stays on this rank's GPU through the step."""
         return [
             *self.weights(),
             *self.buffers(),
@@ -158,6 +162,7 @@ class ZeroPlan(ShardingPlan):
         return {"load_peak": [load, *before["load_peak"]], "load": [load]}
 
     def host(self) -> list[SymbolicRow]:
+        """What this rank keeps in host memory: paged states and what is offloaded."""
         paged = [row for t in self.partitions() for row in self.stored.states_of(t, paged=True)]
         if not self.offloaded:
             return paged
@@ -186,10 +191,9 @@ class Zero3Plan(ZeroPlan):
         return tensor.role != "buffer" and self.count(tensor) <= self.bucket("zero_persistence_threshold")
 
     def weights(self) -> list[SymbolicRow]:
+        """This rank's part of each parameter; buffers and quantization constants stay whole."""
         left, rows = list(self.stored.all), []
-        for (
-            row
-        ) in self.stored.weight_rows():  # each tensor, then its quantization constants, which stay whole
+        for row in self.stored.weight_rows():  # each tensor, then its quantization constants
             one = left.pop(0) if left and left[0].name == row.name else None
             if one is None or one.role == "buffer":
                 rows.append(row)
@@ -262,6 +266,7 @@ class Zero3Plan(ZeroPlan):
         return {"load_peak": [[*load, whole]], "load": [load]}
 
     def host(self) -> list[SymbolicRow]:
+        """The same with the partitioned parameters, where those are offloaded too."""
         rows = super().host()
         if self.setup.offload == "all":
             rows += [self._part_row(t) for t in self.stored.all if t.role != "buffer"]

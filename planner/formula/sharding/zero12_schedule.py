@@ -36,6 +36,7 @@ class Zero12Schedule(StrategyHooks):
         self.names = {t.name for t in rank.seen.trained}
 
     def begin(self) -> None:
+        """Before a step of several micro-batches: the gradients that accumulate in it."""
         if self.setup.gradient_accumulation == 1:
             return
         if self.rank.stage == 1:
@@ -57,6 +58,7 @@ class Zero12Schedule(StrategyHooks):
             )
 
     def begin_backward(self) -> None:
+        """Meet each gradient as it comes."""
         self.t.taken = self.taken
 
     def taken(self, leaf: Tensor) -> None:
@@ -85,9 +87,11 @@ class Zero12Schedule(StrategyHooks):
         leaf.grad = Tensor(None, leaf.shape, leaf.dtype)
 
     def elements(self, leaf: Tensor) -> int:
+        """Elements of a leaf's gradient."""
         return self.t.size(leaf.shape, "int8").evaluate({"R": self.setup.rank})
 
     def end_backward(self) -> None:
+        """Stage 1 partitions the gradients here; the buckets go."""
         self.t.taken = None
         if self.rank.stage == 1:
             self._partition()

@@ -31,11 +31,13 @@ class Zero3Schedule(Zero12Schedule):
         self.live = self._live(self.most.forward)
 
     def begin_backward(self) -> None:
+        """Meet each gradient as it comes, with the most parameters gathered that a backward holds."""
         self.t.taken = self.taken
         self.live = None
         self.live = self._live(self.most.backward)
 
     def taken(self, leaf: Tensor) -> None:
+        """A gradient has come: into the bucket, which is reduced when it is full."""
         if leaf.name not in self.names:
             return
         self.large = None
@@ -44,6 +46,7 @@ class Zero3Schedule(Zero12Schedule):
         self.drop(leaf)
 
     def end_backward(self) -> None:
+        """Reduce what is left; the gathered parameters go."""
         self.t.taken = None
         self.large = None
         self._interleaved()

@@ -61,6 +61,7 @@ class Buffer:
 
     @property
     def info(self) -> Info:
+        """The buffer's size, dtype and component."""
         return self.tape.infos[self.index]
 
 
@@ -106,6 +107,7 @@ class Tensor:
         )
 
     def detach(self) -> Tensor:
+        """The same bytes without a place in the graph (torch.Tensor.detach)."""
         return Tensor(self.buffer, self.shape, self.dtype, None, False, self.name)
 
     def edge(self) -> Node | None:

@@ -31,6 +31,7 @@ class TapePeak:
 
     @cached_property
     def size(self) -> Expr:
+        """Bytes that are alive there."""
         return total(self.infos[index].size * count for index, count in self.alive.items())
 
     @cached_property
@@ -44,6 +45,7 @@ class TapePeak:
 
     @cached_property
     def rows(self) -> tuple[SymbolicRow, ...]:
+        """Every buffer that is alive there, as a row."""
         return _rows(self.infos, self.alive)
 
 

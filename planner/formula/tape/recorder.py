@@ -121,6 +121,7 @@ class Recorder:
                 self.infos[index].outlives = True
 
     def mark(self, moment: str) -> None:
+        """From here on events belong to this moment."""
         self.marks.append((len(self.log), moment))
 
     # ---- recording -----------------------------------------------------------------------------------------
@@ -177,6 +178,7 @@ class Recorder:
 
     @contextmanager
     def no_grad(self) -> Iterator[None]:
+        """Record what is inside without a graph (torch.no_grad)."""
         before, self.grad_enabled = self.grad_enabled, False
         try:
             yield

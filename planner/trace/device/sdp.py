@@ -33,10 +33,12 @@ class AttentionCall:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value."""
         return self.query, self.key, self.value
 
     @property
     def trains(self) -> bool:
+        """Whether a backward will follow."""
         return torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors)
 
     def asked(self) -> sdp.Asked:

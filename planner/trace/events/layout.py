@@ -25,9 +25,11 @@ class Run:
 
     @property
     def reducible(self) -> bool:
+        """Whether the run is long enough that a shorter one stands for it."""
         return self.repeats > COPIES + 1
 
     def kept(self, extra: int = 0) -> int:
+        """How many layers of the run are traced."""
         return COPIES + extra if self.reducible else self.repeats
 
 

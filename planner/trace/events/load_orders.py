@@ -40,6 +40,7 @@ class Band:
     high: int
 
     def to_document(self) -> dict[str, int]:
+        """The band in bytes, as JSON has it."""
         return {"low_bytes": self.low, "high_bytes": self.high}
 
 

@@ -32,6 +32,7 @@ class Watch:
         self.line, self.before = "", "load"
 
     def mine(self):
+        """Whether this process is the one watched and the watch still runs."""
         return self.started and not self.done and os.getpid() == self.process
 
     def cuda_started(self):
@@ -65,6 +66,7 @@ class Watch:
         )
 
     def enter(self, moment):
+        """A moment begins; the one before it ends."""
         if not self.mine():
             return
         if self.moment == moment:
@@ -79,6 +81,7 @@ class Watch:
         self.begin(moment)
 
     def mark(self, edge):
+        """Note a moment's edge in the allocator's history; the mark's index."""
         self.marks.append([self.step, self.moment, edge, self.counters.position()])
         return len(self.marks) - 1
 
@@ -114,6 +117,7 @@ class Watch:
         progress(f"step {self.step + 1}: forward")
 
     def backward_begins(self):
+        """An outermost backward begins: the forward before it is over."""
         self.depth += 1
         if self.depth == 1 and self.mine():
             if self.step < 0:
@@ -127,6 +131,7 @@ class Watch:
             progress(f"step {self.step + 1}: backward")
 
     def backward_ends(self):
+        """An outermost backward is over."""
         self.depth -= 1
         if self.depth == 0 and self.mine():
             self.enter(GAP)
@@ -134,6 +139,7 @@ class Watch:
                 self.wait_for_forward()
 
     def optimizer_begins(self, optimizer, args, kwargs):
+        """An optimizer's step begins."""
         if self.mine() and not self.depth:
             self.enter("optimizer_step")
             progress(f"step {self.step + 1}: optimizer")
@@ -142,6 +148,7 @@ class Watch:
             self.claim("gradients", owners.gradients(optimizer))
 
     def optimizer_ends(self, optimizer, args, kwargs):
+        """An optimizer's step is over; after enough of them the program is stopped."""
         if not self.mine():
             return
         self.claim("optimizer_states", owners.states(optimizer))
