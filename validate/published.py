@@ -109,6 +109,7 @@ def _number(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
+    """Whether a value is a text with something in it."""
     return isinstance(value, str) and bool(value)
 
 

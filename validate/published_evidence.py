@@ -37,7 +37,7 @@ def evidence(
         return own.with_(published=found)
     known = found.errors.get("allocated")
     if known is None:
-        return own.with_(evidence=f"{sentence(found)}; {own.evidence}", published=found)
+        return own.with_(evidence=sentence(found), nearest_run=None, published=found)
     return own.with_(
         median_error=known.median,
         worst_error=known.worst,
@@ -65,6 +65,12 @@ def published_evidence(prediction: Prediction, published: Iterable[ScoredRun]) -
             if (found := error_of(run.error(engine, quantity) for run in counted)) is not None
         },
         other_libraries=len(like) - len(counted),
+        dry_runs=sum(run.dry_run is not None for run in like),
+        dry_run_errors={
+            quantity: found
+            for quantity in QUANTITIES
+            if (found := error_of(run.dry_run_error(engine, quantity) for run in like)) is not None
+        },
         nearest=nearest.id if nearest is not None else None,
         nearest_differs=differing(own, nearest.traits) if nearest is not None else (),
         nearest_errors=_errors(nearest, engine) if nearest is not None else {},
@@ -103,15 +109,22 @@ def sentence(found: PublishedEvidence) -> str:
         if found.other_libraries
         else ""
     )
+    if found.dry_runs:
+        count = f"{found.dry_runs} dry run{'' if found.dry_runs == 1 else 's'}"
+        other += f"; apart from them {count}: {_each(found.dry_run_errors, found.dry_runs)}"
     if not found.runs:
         return f"{_none(found)}{other}"
-    parts = [
+    return f"{_count(found)}: {_each(found.errors, found.runs)}{other}"
+
+
+def _each(errors: Mapping[str, QuantityError], runs: int) -> str:
+    """The errors of each quantity; the number of runs where not all have it."""
+    return "; ".join(
         f"{quantity} median {percent(error.median)}, worst {percent(error.worst)}"
-        + (f" ({error.runs} runs)" if error.runs != found.runs else "")
-        for quantity in ("allocated", "reserved", "device")
-        if (error := found.errors.get(quantity)) is not None
-    ]
-    return f"{_count(found)}: {'; '.join(parts)}{other}"
+        + (f" ({error.runs} runs)" if error.runs != runs else "")
+        for quantity in QUANTITIES
+        if (error := errors.get(quantity)) is not None
+    )
 
 
 def checked(accuracy: Accuracy) -> str:

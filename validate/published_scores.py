@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from memplan.planner.formula.sharding.strategies import refuse_tracing
@@ -21,8 +22,10 @@ from memplan.validate.engines import Missing, by_trace
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.input_key import input_key
 from memplan.validate.likeness import traits
-from memplan.validate.published import PublishedRun, published_runs
+from memplan.validate.published import DATA, EXPECTED, PublishedRun, checked, lines_of, published_runs
 from memplan.validate.scored_runs import SCHEMA, SHIPPED, EngineScore, ScoredRun, read, shipped, to_document
+
+DRY_RUNS = DATA / "dry_runs.jsonl"
 
 
 def quantities(prediction: Prediction) -> dict[str, int]:
@@ -115,7 +118,26 @@ def scored(
         run.development,
         run.differences,
         engines,
+        dry_runs().get(run.id),
     )
+
+
+@cache
+def dry_runs(path: Path = DRY_RUNS) -> Mapping[str, Mapping[str, int]]:
+    """Run's id -> what torch's own CUDA code allocates and reserves on the same setup in a dry run (no GPU),
+    in bytes; written by `benchmarks/published_dryrun.py --record`. Raises UsageError naming line and key.
+    """
+    found = {}
+    for where, row in lines_of(path):
+        checked(row, where, _DRY_RUN, tuple(_DRY_RUN))
+        found[row["id"]] = {name: row[name] for name in ("allocated", "reserved")}
+    return found
+
+
+_DRY_RUN = {
+    **{key: EXPECTED["id"] for key in ("id", "torch", "transformers")},
+    **{key: EXPECTED["value_bytes"] for key in ("allocated", "reserved")},
+}
 
 
 def update(

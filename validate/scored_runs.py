@@ -54,6 +54,15 @@ class ScoredRun:
     development: bool
     differs: tuple[str, ...]
     engines: Mapping[str, EngineScore]
+    dry_run: Mapping[str, int] | None = None  # torch's own CUDA code on the same setup, without a GPU
+
+    def dry_run_error(self, engine: str, quantity: str) -> float | None:
+        """Predicted less what a dry run saw, as a share of the latter; None where either is not known."""
+        score = self.engines.get(engine)
+        if score is None or quantity not in score.best or quantity not in (self.dry_run or {}):
+            return None
+        assert self.dry_run is not None
+        return score.best[quantity] / self.dry_run[quantity] - 1
 
     def error(self, engine: str, quantity: str) -> float | None:
         """Predicted less measured, as a share of the measured bytes; None where either is not known."""
@@ -75,6 +84,7 @@ def to_document(run: ScoredRun) -> dict[str, Any]:
         "counted": run.counted,
         "development": run.development,
         "differs": list(run.differs),
+        **({"dry_run": dict(run.dry_run)} if run.dry_run is not None else {}),
         "engines": {
             engine: {
                 "key": score.key,
