@@ -27,6 +27,11 @@ from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.units import gib
 
 SCHEMA = "memplan.fit/1"
+TRACED = (
+    "traced: single changes, other numbers of GPUs and the grid are searched only for families that the "
+    "formula knows"
+)
+"""What an answer by traces leaves out."""
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 
@@ -88,6 +93,7 @@ class Fit:
     chosen_cards: CardChoice | None  # for the decision; None where it is what was asked for, or none
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
+    engine: str = "formula"
 
     def method(self, name: str) -> MethodFit:
         """One method's answer; KeyError where it was not asked for."""
@@ -108,7 +114,7 @@ class Fit:
         return {
             "schema": SCHEMA,
             "memplan_version": __version__,
-            "engine": "formula",
+            "engine": self.engine,
             "model": self.model,
             "gpu": gpu,
             "setup": self.setup.to_document(),
@@ -153,7 +159,7 @@ def fit(
         )
         for entry in able
     }
-    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else _held(asked)
+    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else held(asked)
     return Fit(
         model=spec.name,
         gpu=gpu,
@@ -177,7 +183,7 @@ def _chosen(spec: ModelSpec, decision: Decision, able: list[MethodFit], room: Ro
     return method_fit(spec, changed(entry.setup, decision.fields), entry.method, room)
 
 
-def _held(asked: MethodFit) -> Decision:
+def held(asked: MethodFit) -> Decision:
     """Where nothing trains there is nothing to choose: whether weights and cache are held."""
     word = "fit" if asked.fits else "do not fit"
     return Decision(

@@ -69,9 +69,13 @@ class Need:
         bare = min(bare, self.reserved)
         return bare - round(bare * self.margin) + gpu.context_bytes
 
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether the verdict on a GPU is `fits`; no replay."""
+        return self.high_bytes(gpu) <= gpu.usable_bytes
+
     def word(self, gpu: Gpu) -> Word:
         """The verdict on a GPU; at most one replay."""
-        if self.high_bytes(gpu) <= gpu.usable_bytes:
+        if self.fits(gpu):
             return "fits"
         room = gpu.usable_bytes - gpu.context_bytes
         if self.capacity is None and self.survival is not None:

@@ -17,7 +17,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
 from memplan.planner.tables.components import STEP_MOMENTS
-from memplan.planner.tables.gpus import context_bytes
+from memplan.planner.tables.gpus import context_bytes, find_gpu, first_alike
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
@@ -33,8 +33,8 @@ FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 
 
 def _structure(setup: Setup) -> Setup:
-    """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank
-    part of the structure.
+    """The setup with the symbolic fields set to 1, on the first GPU of its compute capability, which decides
+    kernels: equal for setups of one structure. Floors make the rank part of the structure.
     """
     optimizer = OPTIMIZERS[setup.optimizer]
     floors = optimizer.floors or setup.parallel.startswith("zero")
@@ -43,7 +43,8 @@ def _structure(setup: Setup) -> Setup:
         free["init_rank"] = 1
     if setup.target_rank is not None:
         free["target_rank"] = 1
-    return setup.with_(**free)
+    gpu = {} if setup.gpu is None else {"gpu": first_alike(find_gpu(setup.gpu))}
+    return setup.with_(**free, **gpu)
 
 
 class _Key:

@@ -85,6 +85,7 @@ class Program:
         self.names = (*self.loading, *self.walked)
         self.tape = run_step(rank.seen, device, guard, rank)
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
+        self._known: dict[tuple[int, int, int], dict[str, int]] = {}
 
     @cached_property
     def moments(self) -> dict[str, list[PeakCandidate]]:
@@ -102,7 +103,10 @@ class Program:
         """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the
         largest somewhere.
         """
-        return {name: size for name, (size, _) in self._once(values).items()}
+        known = self._known.get(values)
+        if known is None:
+            known = self._known[values] = {name: size for name, (size, _) in self._once(values).items()}
+        return known
 
     def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, PeakCandidate | int]]:
         """For each moment its bytes and its state, or how many events of the log made that."""

@@ -183,6 +183,7 @@ class Layer:
     parallel: bool = False
     prefix: str = "model.layers"
     post_norm: bool = False
+    branches_in_place: bool = False  # of a parallel layer: the MLP's output becomes the sum (Falcon)
     attention_kept_alive: bool = (
         False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
     )

@@ -16,7 +16,7 @@ from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
-from memplan.planner.formula.symbolic.expr import Expr, as_expr
+from memplan.planner.formula.symbolic.expr import Expr, product, symbol
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -224,14 +224,9 @@ def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
     return sorted(found, key=lambda each: each[0].role in ("norm", "bias"))
 
 
-def batch(parameter_table: ParameterTable, values: Values, out: Events) -> None:
-    """The batch, and what waits behind it."""
-    rows = as_expr(values["B"])
-    for _, shape in batch_shapes(parameter_table.setup, rows):
-        size = 8
-        for part in shape:
-            size *= part.evaluate(values) if isinstance(part, Expr) else part
-        out.alloc(size)
+def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:
+    """Bytes of each tensor of the batch, and of what waits behind it."""
+    return [product(shape) * 8 for _, shape in batch_shapes(parameter_table.setup, symbol("B"))]
 
 
 # ---- orders ------------------------------------------------------------------------------------------------
