@@ -3,13 +3,16 @@
 Each run of FILE (default ../shared/published/t4_lora_qlora.json: model, method, dtypes, rank, batch,
 `measured_mib` per moment) is a plain training script, run over stub libraries with random weights. Keys and
 values are expanded before the call, as transformers did when those runs were made. Differences are dry run
-minus measured, in MiB. Nothing here runs on a GPU.
+minus measured, in MiB. Nothing here runs on a GPU. `--record validate/published_data/dry_runs.jsonl` adds
+what was seen to the rows that `memplan validate --published --update` scores both engines against, apart
+from GPU runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,12 +89,29 @@ def dry_run(run: Mapping[str, Any], python: str) -> dict[str, float]:
     return {**seen, **peaks}
 
 
+def row_of(run: Mapping[str, Any], found: Mapping[str, float], python: str) -> dict[str, Any]:
+    """A line of dry_runs.jsonl: the published run's id, the versions that ran, and bytes."""
+    short = run["model"].split("/")[1].removesuffix("-Chat-v1.0").lower()
+    attention = "eager" if run["attention"] == "eager" else "sdpa"
+    name = f"fitcheck-{short}-{run['method']}-{attention}-b{run['micro_batch']}-s{run['sequence']}"
+    ask = "import importlib.metadata as m; print(m.version('torch'), m.version('transformers'))"
+    versions = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+    return {
+        "id": name,
+        "torch": versions[0],
+        "transformers": versions[1],
+        "allocated": round(found["peak_allocated"] * MIB),
+        "reserved": round(found["peak_reserved"] * MIB),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="?", type=Path, default=DEFAULT)
     parser.add_argument("--python", required=True, help="an interpreter with a CUDA build of torch")
+    parser.add_argument("--record", type=Path, help="the file that a line is added to for each run")
     parser.add_argument("--only", default="", help="runs whose label contains this")
     arguments = parser.parse_args()
     for run in json.loads(arguments.file.read_text()):
@@ -107,6 +127,9 @@ def main() -> None:
             if name in found
         ]
         print(label, "  ".join(cells), flush=True)
+        if arguments.record is not None:
+            with arguments.record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row_of(run, found, arguments.python)) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
-from memplan.planner.prediction import Accuracy, GpuVerdict, Prediction
+from memplan.planner.prediction import GpuVerdict, Prediction
+from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
 from memplan.planner.tables.tested_versions import newer_than_tested
@@ -242,9 +243,10 @@ def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accu
     """How far this engine was from the recorded runs that resemble the prediction, or from all; says so where
     no run was recorded.
     """
-    from memplan.validate import evidence
+    from memplan.validate.evidence import accuracy_of_engine
+    from memplan.validate.published_evidence import evidence
 
-    return evidence.accuracy_of_engine(engine) if prediction is None else evidence.accuracy_of(prediction)
+    return accuracy_of_engine(engine) if prediction is None else evidence(prediction)
 
 
 def _learned_positions(model: Model) -> int | None:

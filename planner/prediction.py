@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.components import COMPONENTS, Component
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.notebook import html_table
@@ -149,41 +150,6 @@ class GpuVerdict:
             "low_bytes": self.low_bytes,
             "high_bytes": self.high_bytes,
             **({"why": self.why} if self.why is not None else {}),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """How far this engine was from recorded runs: fractions of the allocated peak. None where no recorded run
-    says anything.
-
-    `device_error`: the worst error of the device peak over the same runs, which counts what the allocator
-    holds beyond the tensors.
-    """
-
-    median_error: float | None = None
-    worst_error: float | None = None
-    runs: int = 0
-    evidence: str = "no recorded run of this engine"
-    nearest_run: str | None = None
-    device_error: float | None = None
-
-    @property
-    def margin(self) -> float:
-        """The share of its allocated peak by which a prediction without replay may be off when it says
-        whether a GPU holds it.
-        """
-        return max(self.worst_error or 0.0, self.device_error or 0.0)
-
-    def to_document(self) -> dict[str, Any]:
-        """This accuracy as it stands in the memplan.prediction/1 document; errors are fractions."""
-        return {
-            "median_error": self.median_error,
-            "worst_error": self.worst_error,
-            "runs": self.runs,
-            "evidence": self.evidence,
-            "nearest_run": self.nearest_run,
-            "device_error": self.device_error,
         }
 
 

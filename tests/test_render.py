@@ -10,7 +10,7 @@ import re
 import pytest
 
 from memplan.planner.answers.fit.suggest import Suggestion
-from memplan.planner.answers.verdict import judge
+from memplan.planner.answers.verdict import judge, margin_of
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Accuracy, Breakdown, ModelSummary, Peak, Prediction, Row
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
@@ -239,9 +239,10 @@ def test_the_formulas_recorded_error_makes_the_band_of_tight():
 
 def test_the_traces_smallest_capacity_makes_the_band_of_tight():
     made = prediction(smallest_capacity_bytes=5 * GIB).with_(engine="trace")
-    context = find_gpu("8GiB").context_bytes - made.peak.context_bytes
-    assert judge(made, find_gpu(f"{5 * GIB + context}B")).verdict == "tight"
-    assert judge(made, find_gpu(f"{5 * GIB + context - 1}B")).verdict == "no"
+    bare = 5 * GIB - made.peak.context_bytes
+    low = bare - round(bare * margin_of("trace", made.setup)) + find_gpu("8GiB").context_bytes
+    assert judge(made, find_gpu(f"{low}B")).verdict == "tight"
+    assert judge(made, find_gpu(f"{low - 1}B")).verdict == "no"
     assert judge(made, find_gpu("24GiB")).verdict == "fits"
 
 

@@ -20,7 +20,7 @@ from memplan.planner.answers.fit.frontier import Room, Structure, boundary, need
 from memplan.planner.answers.fit.gpus import Job, choose_cards, fewest_cards, largest_model, place_jobs
 from memplan.planner.answers.fit.suggest import CHANGES, changed
 from memplan.planner.answers.search import METHODS_COMPARED, advise, fit
-from memplan.planner.answers.verdict import MARGIN, judge
+from memplan.planner.answers.verdict import judge, margin_of
 from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
@@ -93,7 +93,7 @@ def test_between_what_survives_and_what_is_reserved_it_is_tight(llama):
     found = need(llama, setup)
     free = budget("1GiB")
     low, high = found.low_bytes(free), found.high_bytes(free)
-    assert low < high and found.margin == MARGIN["formula"]
+    assert low < high and found.margin == margin_of("formula", setup)
     assert high > found.device_bytes(free) > found.allocated + free.context_bytes
     words = [found.word(budget(f"{size}B")) for size in (high, high - 1, low + 2**22, low - 2**22)]
     assert words == ["fits", "tight", "tight", "no"]

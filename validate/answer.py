@@ -21,7 +21,7 @@ from memplan.validate.claimsfile import Over, Part
 from memplan.validate.derivation import Line, by_hand
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
-from memplan.validate.evidence import accuracy_of
+from memplan.validate.published_evidence import evidence
 from memplan.validate.questions.question import Question
 from memplan.validate.reading import Assumption
 from memplan.validate.sweep import PartResult, check_part
@@ -136,7 +136,7 @@ class Answer:
             ],
             "by_hand_bytes": self.by_hand,
             "peak": self.prediction.peak.to_document(),
-            "accuracy": accuracy_of(self.prediction).to_document(),
+            "accuracy": evidence(self.prediction).to_document(),
             "warnings": list(self.warnings),
         }
 
@@ -176,7 +176,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
         warnings += filter(None, [close_calls(prediction, [gpu])])
         missing = tuple(dict.fromkeys((*prediction.not_modelled, *not_modelled(prediction, gpu))))
     smallest = choose_cards(
-        context.spec(question.model), prediction.setup, accuracy_of(prediction).margin
+        context.spec(question.model), prediction.setup, evidence(prediction).margin
     ).smallest
     derivation = (
         tuple(by_hand(context.spec(question.model), prediction))

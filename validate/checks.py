@@ -235,14 +235,14 @@ METRICS: dict[str, Callable[[Any], Any]] = {
 
 
 def published(part: Part, context: EvaluationContext) -> Found:
-    """A figure that others published, by its id in published.toml."""
-    from memplan.validate.published import figures
+    """A figure that others published, by its id in published_data/runs.jsonl."""
+    from memplan.validate.published import published_runs
 
-    known = {figure.id: figure for figure in figures()}
+    known = {run.id: run for run in published_runs()}
     if part.args["figure"] not in known:
         raise unknown("published figure", part.args["figure"], known)
     figure = known[part.args["figure"]]
-    value = figure.value_bytes / UNITS[part.unit]
+    value = figure.published_bytes / UNITS[part.unit]
     return Found(
         value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source)
     )

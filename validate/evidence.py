@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.prediction import Accuracy, Prediction
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,8 @@ DEFAULT = Path("measurements")
 @click.option(
     "--published",
     is_flag=True,
-    help="Score published figures in a table of their own; they never count toward a tier.",
+    help="Show runs that others published against both engines; they never count toward a tier. "
+    "With --update, score them anew.",
 )
 @click.option("--explain", is_flag=True, help="Show each run's moments, components, suspects and notes.")
 @click.option("--markdown", is_flag=True, help="Print docs/accuracy.md to stdout.")
@@ -57,7 +59,7 @@ def command(
     Exit 4 if an accuracy target is missed by GPU runs that were never used for tuning.
     """
     if published:
-        _published(engine or "formula", as_json)
+        _published(engine, as_json, update)
         return
     if not paths and not DEFAULT.is_dir():
         _shipped(as_json)
@@ -132,19 +134,54 @@ def _shipped(as_json: bool) -> None:
     show(*shipped_table(runs))
 
 
-def _published(engine: str, as_json: bool) -> None:
-    from memplan.validate.published import score, to_document
+def _published(engine: str | None, as_json: bool, update: bool) -> None:
+    """What ships, or with `update` all of it scored anew first."""
+    from memplan.render import published as picture
+    from memplan.validate import published_outcomes, scored_runs
+    from memplan.validate.published import published_runs
 
-    scores = score(engine)
+    if update:
+        _score_published()
+    found = (
+        published_runs(),
+        scored_runs.shipped(),
+        published_outcomes.shipped(),
+        published_outcomes.outcomes(),
+    )
     if as_json:
         from memplan.render.json import write
 
-        write(to_document(scores))
-        return
-    from memplan.render.console import show
-    from memplan.render.validation import published_table
+        write(picture.to_document(*found, engines=(engine,) if engine else scored_runs.ENGINES))
+    elif not update:
+        from memplan.render.console import show
 
-    show(*published_table(scores))
+        show(*picture.tables(*found))
+
+
+def _score_published() -> None:
+    """Both engines on every published run; then the verdicts, which the errors of the former widen; then the
+    page.
+    """
+    from memplan.cli.output import write_file
+    from memplan.planner.tables import reserved_errors
+    from memplan.render.published import with_section
+    from memplan.validate import published_evidence, published_outcomes, published_scores
+
+    page = Path("docs") / "accuracy.md"
+    if not page.is_file():
+        raise UsageError("--update writes to docs/ in a checkout: run it from the repository root")
+    runs = published_scores.update(progress=_told)
+    rows = published_evidence.reserved_rows(runs)
+    write_file(reserved_errors.SHIPPED, reserved_errors.document(rows))
+    reserved_errors.reserved_errors.cache_clear()
+    published_outcomes.update(progress=_told)
+    write_file(page, with_section(page.read_text(encoding="utf-8")))
+
+
+def _told(text: str) -> None:
+    """Where an update is, on a terminal alone: a pipe gets the result."""
+    if sys.stderr.isatty():
+        click.echo(text, err=True)
 
 
 def _update(validation: Validation, measurements: list[Measurement]) -> None:

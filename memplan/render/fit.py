@@ -14,7 +14,7 @@ from memplan.planner.answers.fit.command import command_line
 from memplan.planner.answers.fit.frontier import BATCHES
 from memplan.planner.answers.fit.gpus import CardChoice, JobsAnswer, Shared
 from memplan.planner.answers.search import Fit
-from memplan.planner.answers.verdict import MARGIN, not_counted, uncounted
+from memplan.planner.answers.verdict import margin_of, not_counted, uncounted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.units import gib
 from memplan.render.sentences import paragraph
@@ -279,7 +279,7 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> list
     elif fit.setup.parallel == "none":
         text = (
             "limits leave what the allocator needs beside the tensors, and "
-            f"{MARGIN['formula']:.1%} for the replay's own error"
+            f"{margin_of('formula', fit.setup):.1%} for the replay's own error"
         )
         lines.append(Text(text, style="dim"))
     elif share := uncounted(fit.setup):

@@ -152,6 +152,9 @@ def phrases(setup: Setup) -> list[tuple[tuple[str, ...], str]]:
 def accuracy(prediction: Prediction) -> str:
     """How far this engine was from recorded runs, and what that rests on."""
     known = prediction.accuracy
+    if known.published is not None and (known.margin_share is not None or known.median_error is None):
+        nearest = f"; nearest run: {known.nearest_run}" if known.nearest_run else ""
+        return f"{prediction.engine} engine: {known.evidence}{nearest}."
     if known.median_error is None or known.worst_error is None:
         return f"unknown: {known.evidence}."
     nearest = f"; nearest run: {known.nearest_run}" if known.nearest_run else ""

@@ -5,31 +5,18 @@ docs/accuracy.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.tables.units import gib
+from memplan.render.published import shipped_section
+from memplan.render.tables import ABSENT, Line, markdown, percent, table
 from memplan.validate.accuracy import Stats, TierResult, Validation, grouped, stats, worst_first
 from memplan.validate.evidence import Run
 from memplan.validate.reconcile import Reconciliation
 
-if TYPE_CHECKING:
-    from memplan.validate.published import Score
-
-ABSENT = "-"
-Line = tuple[str, ...]
 HEAD: Line = ("runs", "median", "P95", "worst", "bias", "within 1 MiB")
-
-
-def percent(value: float | None, sign: bool = False) -> str:
-    """A fraction as a percentage with two decimals; a dash for None."""
-    if value is None:
-        return ABSENT
-    shown = round(100 * value, 2) or 0.0  # no minus before a zero
-    return f"{shown:+.2f} %" if sign and shown else f"{shown:.2f} %"
 
 
 def stat_cells(s: Stats) -> Line:
@@ -126,17 +113,17 @@ def tables(validation: Validation, explain: bool = False) -> Iterator[Renderable
     """Everything that `memplan validate` prints: tiers, runs, groups, the development set, and what was
     skipped.
     """
-    yield _table("Tiers (GPU runs never used for tuning)", TIER_HEAD, tier_lines(validation))
-    yield _table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
+    yield table("Tiers (GPU runs never used for tuning)", TIER_HEAD, tier_lines(validation))
+    yield table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
     if lines := dry_lines(validation):
-        yield _table(DRY_TITLE, TIER_HEAD, lines)
+        yield table(DRY_TITLE, TIER_HEAD, lines)
     own = [run for run in validation.runs if not run.development and not run.dry]
     for engine in dict.fromkeys(run.engine for run in own):
         for name, lines in group_lines([run for run in own if run.engine == engine]):
             if name != "engine":
-                yield _table(f"{engine}, by {name}", (name, *HEAD), lines)
+                yield table(f"{engine}, by {name}", (name, *HEAD), lines)
     if lines := development_lines(validation):
-        yield _table("Development set (guided the design; never counts toward a tier)", ("", *HEAD), lines)
+        yield table("Development set (guided the design; never counts toward a tier)", ("", *HEAD), lines)
     if explain:
         for run in worst_first(validation.runs):
             yield from _explained(run)
@@ -148,7 +135,7 @@ def _explained(run: Reconciliation) -> Iterator[RenderableType]:
     lines = [
         (d.moment, d.what, gib(d.predicted), gib(d.measured), percent(d.error, True)) for d in run.moments
     ]
-    yield _table(f"{run.case}, {run.engine}", ("moment", "what", "predicted", "measured", "error"), lines)
+    yield table(f"{run.case}, {run.engine}", ("moment", "what", "predicted", "measured", "error"), lines)
     for suspect in run.suspects:
         yield Text(f"likely cause: {suspect} ({percent(suspect.share)} of the unexplained bytes)")
     for note in run.notes:
@@ -174,50 +161,11 @@ def shipped_table(runs: Sequence[Run]) -> Iterator[RenderableType]:
         lines.append(
             (engine, card, str(len(ordered)), percent(ordered[len(ordered) // 2]), percent(ordered[-1]))
         )
-    yield _table(
+    yield table(
         "Recorded accuracy of this release: allocated peak of the step",
         ("engine", "on", "runs", "median", "worst"),
         lines,
     )
-
-
-def published_table(scores: Sequence[Score]) -> Iterator[RenderableType]:
-    """Predictions against published figures, one line each."""
-    lines = [
-        (
-            s.figure.id,
-            s.figure.quality,
-            s.figure.metric,
-            gib(s.figure.value_bytes),
-            gib(s.predicted) if s.predicted is not None else ABSENT,
-            percent(s.error, True),
-            s.figure.source,
-        )
-        for s in scores
-    ]
-    yield _table(
-        "Published figures (as rounded by their authors; never used for tuning)",
-        ("figure", "quality", "metric", "published", "predicted", "error", "source"),
-        lines,
-    )
-    for s in scores:
-        if s.reason:
-            yield Text(f"not predicted: {s.figure.id}: {s.reason}", style="yellow")
-
-
-def _table(title: str, head: Line, lines: Iterable[Line]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=False
-    )
-    for number, name in enumerate(head):
-        table.add_column(
-            name,
-            justify="left" if number == 0 or name in ("what", "engine", "source", "") else "right",
-            overflow="fold",
-        )
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    return table
 
 
 INTRO = """# Accuracy
@@ -240,34 +188,29 @@ DEVELOPMENT = """
 ## Development set
 
 Runs published by others (fitcheck-llm 0.3.1, MIT: one Tesla T4, fp16, LoRA and QLoRA with checkpointing). They guided the design, so they
-never count toward a tier. This repository contains only their summary.
+never count toward a tier.
 """
 
 
 def page(validation: Validation) -> str:
     """docs/accuracy.md."""
-    parts = [INTRO, "## Tiers\n", _markdown(TIER_HEAD, tier_lines(validation))]
+    parts = [INTRO, "## Tiers\n", markdown(TIER_HEAD, tier_lines(validation))]
     if lines := dry_lines(validation):
-        parts += [DRY, _markdown(TIER_HEAD, lines)]
-        parts += ["", _markdown(RUN_HEAD, run_lines(validation.dry))]
+        parts += [DRY, markdown(TIER_HEAD, lines)]
+        parts += ["", markdown(RUN_HEAD, run_lines(validation.dry))]
     own = [run for run in validation.runs if not run.development and not run.dry]
     parts += [
         "\n## Runs, worst first\n\nAllocated peak of the training step.\n",
-        _markdown(RUN_HEAD, run_lines(own)),
+        markdown(RUN_HEAD, run_lines(own)),
     ]
     for engine in dict.fromkeys(run.engine for run in own):
         parts.append(f"\n## The {engine} engine, by group\n")
         for name, lines in group_lines([run for run in own if run.engine == engine]):
             if name != "engine":
-                parts += [_markdown((name, *HEAD), lines), ""]
+                parts += [markdown((name, *HEAD), lines), ""]
     if lines := development_lines(validation):
-        parts += [DEVELOPMENT, _markdown(("", *HEAD), lines)]
+        parts += [DEVELOPMENT, markdown(("", *HEAD), lines)]
     if validation.skipped:
         parts.append("\n## Not reconciled\n")
         parts += [f"* {s.case}, {s.engine}: {s.reason}" for s in validation.skipped]
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _markdown(head: Line, lines: Iterable[Line]) -> str:
-    rows = [head, tuple("---" for _ in head), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join(parts).rstrip() + "\n\n" + shipped_section()

@@ -3,8 +3,8 @@
 low   the smallest capacity that survives the replay through the caching allocator, which releases its cache
       and asks again (with expandable segments too, where that was looked at);
 high  what the allocator reserves where nothing bounds it.
-Both with the GPU's CUDA context, and widened by the engine's error of reserved (MARGIN, or what recorded runs
-say where that is more). usable >= high: fits; usable < low: no; between: tight.
+Both with the GPU's CUDA context, and widened by the engine's error of reserved (`margin_of`, or what our own
+recorded runs say where that is more). usable >= high: fits; usable < low: no; between: tight.
 
 What is not modeled (another trainer, another vendor's kernels) makes all of it a lower bound: `withheld`, the
 one place where a verdict is withheld.
@@ -23,6 +23,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu, find_gpu
+from memplan.planner.tables.reserved_errors import reserved_error
 
 Word = Literal["fits", "tight", "no"]
 
@@ -36,8 +37,8 @@ of seeded traces of catalog models of 1 to 80 billion parameters, 99 with 16- or
 MARGIN = {"formula": 0.0353, "trace": 0.0}
 """The P95 error of an engine's reserved bytes, as a share. The formula's is against the trace, over 236
 random setups (`benchmarks/reserved.py 330 --seed 71`: median 0.00 %, worst 33.3 %, a segment of 20 MiB in a
-run of 60 MiB; torch 2.13, transformers 5.24, peft 0.21.2, bitsandbytes 0.50). The trace's reference are GPU
-runs: what is recorded of those counts (`Prediction.accuracy`).
+run of 60 MiB; torch 2.13, transformers 5.24, peft 0.21.2, bitsandbytes 0.50). `margin_of` has what was
+published of GPU runs, by method class and checkpointing.
 """
 
 
@@ -103,7 +104,17 @@ def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
 def margin(prediction: Prediction) -> float:
     """By which share a prediction's reserved bytes may be off."""
     replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
-    return max(prediction.accuracy.margin, MARGIN[prediction.engine] if replayed else 0.0)
+    known = margin_of(prediction.engine, prediction.setup) if replayed else 0.0
+    return max(prediction.accuracy.margin, known)
+
+
+def margin_of(engine: str, setup: Setup) -> float:
+    """By which share an engine's replayed reserved bytes may be off for setups like this one: the P95 error
+    in published runs of its method class and checkpointing, and MARGIN where that is more or none was
+    published.
+    """
+    found = reserved_error(engine, setup.method, setup.quant_type, setup.checkpointing, setup.adapter)
+    return max(MARGIN[engine], found.p95 if found is not None else 0.0)
 
 
 def expandable_capacity(prediction: Prediction) -> int | None:
@@ -161,6 +172,8 @@ def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
         yield lack
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
+    if setup.parallel == "fsdp" and setup.fsdp_version == 1 and setup.gpus > 1:
+        yield "FSDP1 (predicted as FSDP2), which needed more than that in most published runs"
 
 
 def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:

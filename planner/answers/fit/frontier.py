@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memplan.planner.answers.verdict import MARGIN, Need
+from memplan.planner.answers.verdict import Need, margin_of
 from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.setup import Setup
@@ -91,7 +91,7 @@ def need(spec: ModelSpec, setup: Setup, error: float = 0.0) -> Need:
     allocated, run = peak_of(spec, setup), replay_of(spec, setup)
     if run is None:
         return Need(allocated, whole_segments(allocated), error)
-    return Need(allocated, run.reserved_bytes, max(error, MARGIN["formula"]), survival=run)
+    return Need(allocated, run.reserved_bytes, max(error, margin_of("formula", setup)), survival=run)
 
 
 class Structure:
