@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,10 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
     error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(subject.setup.gpu or "")
-    return fit(subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
+    found = fit(
+        subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve
+    )
+    return replace(found, typed=subject.model.typed)
 
 
 def _show(

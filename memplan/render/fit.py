@@ -168,7 +168,7 @@ def decision_lines(fit: Fit) -> list[RenderableType]:
     lines += [Padding(Text(reason), (0, 0, 0, 2)) for reason in fit.decision.reasons]
     if method:
         setup = fit.setup if fit.chosen is None or fit.chosen.setup is None else fit.chosen.setup
-        command = command_line(fit.model, setup, fit.gpu.name)
+        command = command_line(fit.typed or fit.model, setup, fit.gpu.name)
         lines.append(Padding(Text(f"next: {command} (--emit writes a training file)"), (0, 0, 0, 2)))
     return lines
 
@@ -181,7 +181,8 @@ def card_lines(
     if fit.chosen_cards is not None:
         lines.append(Text(_smallest("the recommended setup", fit.chosen_cards)))
     if shared is not None and (shared.count or 0) > 1:
-        needed = f"{shared.count} x {fit.gpu.name} with {shared.parallel}, {gib(shared.device_bytes)} each"
+        how = " and ".join([shared.parallel, *(f"{name}={value}" for name, value in shared.needs.items())])
+        needed = f"{shared.count} x {fit.gpu.name} with {how}, {gib(shared.device_bytes)} each"
         lines.append(Text(f"minimum: {needed}"))
         rest = [each for each in alike if each.parallel != shared.parallel]
         others = ", ".join(

@@ -16,7 +16,7 @@ from memplan.planner.answers.fit.changes import Effect, remedy, single_changes, 
 from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, Prefer, Remedy, decide
 from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure, need
 from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import changed, under
 from memplan.planner.answers.verdict import Word
 from memplan.planner.formula.engine import rank_of
 from memplan.planner.inputs.setup import Setup
@@ -88,6 +88,7 @@ class Fit:
     chosen_cards: CardChoice | None  # for the decision; None where it is what was asked for, or none
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
+    typed: str = ""  # what a person types for the model; empty: its name
 
     def method(self, name: str) -> MethodFit:
         """One method's answer; KeyError where it was not asked for."""
@@ -216,7 +217,7 @@ def method_fit(
     has `error` set.
     """
     try:
-        this = setup if method == setup.method else changed(setup, {"method": method})
+        this = under(setup, method)
         room = room.around(spec, this)
         asked = need(spec, this, room.error)
         structure = Structure(spec, this, room)

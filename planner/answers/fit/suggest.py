@@ -178,6 +178,31 @@ def changed(setup: Setup, fields: Fields) -> Setup:
     return resolve(given, trusted=True)
 
 
+OF_THE_BASE = (
+    "quant_type",
+    "double_quant",
+    "quant_block",
+    "quant_storage",
+    "compute_dtype",
+    "kbit_prepare",
+)
+"""Setup fields that say how a base is quantized."""
+
+
+def under(setup: Setup, method: str) -> Setup:
+    """`setup` under another method, on that method's own base: how a training file quantizes is said of the
+    method that it trains with. What the command line says holds for all. Raises UsageError.
+    """
+    if method == setup.method:
+        return setup
+    own = {
+        name: origin
+        for name, origin in setup.origins.items()
+        if not (origin == "import" and name in OF_THE_BASE)
+    }
+    return changed(setup.with_(origins=own), {"method": method})
+
+
 def suggest(
     spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu | None = None, most: int = 3
 ) -> tuple[Suggestion, ...]:
