@@ -31,6 +31,8 @@ OPTIMIZERS = {
     "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
     "bitsandbytes.optim.AdamW8bit": "adamw_bnb_8bit",
     "bitsandbytes.optim.Lion8bit": "lion_8bit",
+    "torchao.optim.AdamW8bit": "adamw_torch_8bit",
+    "torchao.prototype.low_bit_optim.AdamW8bit": "adamw_torch_8bit",
 }
 COMPONENT = re.compile(r"torchtune\.models\.([a-z0-9_]+)\.(?:(qlora|lora|qdora|dora)_)?([a-z0-9_]+)")
 MODELS = {

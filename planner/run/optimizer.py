@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import BITSANDBYTES, require
+from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, require, require_optimizer
 from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
 
 LR = 1e-5
@@ -70,11 +70,16 @@ def make_optimizer(model: nn.Module, setup: Setup) -> Any:
 def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
     if row.library == "bitsandbytes":
         require(*BITSANDBYTES)
+    elif row.library in OPTIONAL:
+        require_optimizer(row.name, OPTIONAL[row.library])
     modes: dict[str, Any] = {"foreach": mode == "foreach"} if "foreach" in row.modes else {}
     if mode == "fused":
         modes = {"fused": True}
     module, _, cls = row.cls.rpartition(".")
-    return getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+    made = getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+    if row.trains:
+        made.train()
+    return made
 
 
 def _groups(model: nn.Module, setup: Setup) -> list[list[torch.Tensor]]:

@@ -92,8 +92,10 @@ CHANGES: tuple[Change, ...] = (
         "optimizer",
         "8-bit optimizer states: --optimizer adamw_bnb_8bit",
         lambda s: (
-            _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")) and s.parallel != "fsdp"
-        ),  # no DTensor in bnb
+            _trains(s)
+            and s.optimizer in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit")
+            and s.parallel != "fsdp"  # no DTensor in bnb
+        ),
         lambda s: {"optimizer": "adamw_bnb_8bit"},
     ),
     Change(
