@@ -127,13 +127,14 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the GPUs in
     question.
     """
-    engine = engine or ("formula" if setup.adapter is None else "trace")
+    unknown = engine is None and unknown_family(model)
+    engine = engine or ("trace" if setup.adapter is not None or unknown else "formula")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     strategies.refuse_sharding(setup)
     if engine == "trace":
         strategies.refuse_tracing(setup)
-    prediction = ENGINES[engine](model, setup)
+    prediction = _compiled(model, setup) if unknown else ENGINES[engine](model, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (
         model.note,
@@ -266,6 +267,32 @@ def _trace(model: Model, setup: Setup) -> Prediction:
     except ImportError as error:
         raise UsageError(f"--engine trace needs {error.name}: pip install 'memplan[trace]'") from None
     return step(model.config, setup, model.name)
+
+
+def unknown_family(model: Model) -> bool:
+    """Whether the formula has no family for the model, while transformers, installed with all that a trace
+    runs, has its class.
+    """
+    from memplan.planner.inputs.families.table import FAMILIES, language_part
+    from memplan.planner.run.extras import has_causal_model
+
+    kind = language_part(model.config).get("model_type")
+    return isinstance(kind, str) and kind not in FAMILIES and has_causal_model(kind)
+
+
+def _compiled(model: Model, setup: Setup) -> Prediction:
+    """The trace of a family that the formula lacks, kept for the next time."""
+    from memplan.planner.run.extras import require
+
+    require()  # before anything imports the libraries: it silences what they say of themselves
+    from memplan.planner.compiled.engine import Compiled
+
+    found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
+    why = (
+        f"traced: the formula has no rule for {found.model.architecture}, so the transformers class itself "
+        "ran on meta tensors"
+    )
+    return found.with_(assumptions=(why, *found.assumptions))
 
 
 ENGINES = {"formula": _formula, "trace": _trace}

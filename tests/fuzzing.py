@@ -44,6 +44,7 @@ ITSELF = (
     *("not a mapping", "compute capability", "Hugging Face id", "unknown", "is not a", "base model", "fsdp"),
     *(
         "targets names",
+        "targets all-linear covers",
         "dropout is",
         "key",
         "Config",

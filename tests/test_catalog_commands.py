@@ -22,7 +22,7 @@ COMMANDS = {
     "report": ["report", "{model}", "--method", "{method}", "-o", "{page}"],
 }
 REFUSALS = (
-    "PEFT has no IA3 targets for model_type",
+    "PEFT has no IA3 targets of its own for model_type",
     "returns a tuple: PEFT's layer fails there; use --targets attention",
     "peft has no DoRA for the parameters of experts",
     "use --engine trace",

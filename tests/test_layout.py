@@ -59,6 +59,7 @@ INSIDE = (
     {"importers", "allocator"},
     {"formula", "run"},
     {"trace"},
+    {"compiled"},
     {"answers"},
 )
 """Import direction inside planner: a part may import those of earlier groups and itself, not its neighbors of

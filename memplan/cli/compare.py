@@ -70,7 +70,7 @@ def command(
         return api.predict(subject.model, setup, options["engine"])
 
     found = columns(
-        subject.model.spec(),
+        None if api.unknown_family(subject.model) else subject.model.spec(),
         subject.setup,
         predict,
         dict.fromkeys((*names, *asked)),

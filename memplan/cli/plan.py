@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, find_gpu
 from memplan.planner.tables.units import gib
 
+if TYPE_CHECKING:
+    from memplan.planner.answers.cost import Cost
+
 EXIT_DOES_NOT_FIT = 1
 
 
@@ -29,6 +32,8 @@ EXIT_DOES_NOT_FIT = 1
 @click.option(
     "--explain", is_flag=True, help="Show every tensor with its shape, dtype, count, bytes and reason."
 )
+@click.option("--price", metavar="N/h", help="What one GPU costs for an hour: the run's price, an estimate.")
+@click.option("--tokens", metavar="N", help="Tokens to train on, such as 10M: the run's time, an estimate.")
 def command(model: str, extra: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> int:
     """Predict how much GPU memory MODEL needs under one setup, and where every byte goes.
 
@@ -61,13 +66,37 @@ def answer(subject: Subject, options: Mapping[str, Any], explain: bool, as_json:
     found, setup = subject.model, subject.setup
     prediction = subject.annotate(api.predict(found, setup, options["engine"]))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
+    costs = cost_of(found, prediction, gpu, options)
     if as_json:
         from memplan.render.json import write
 
-        write(prediction.to_document(explain))
+        write(prediction.to_document(explain) | ({"cost": costs.to_document()} if costs else {}))
     else:
         print_screen(prediction, gpu, help_with(found, prediction, gpu), explain)
+        if costs:
+            from memplan.render.console import show
+            from memplan.render.cost import cost_block
+
+            show("", cost_block(costs))
     return exit_code(prediction, gpu, options["strict"])
+
+
+def cost_of(found: Model, prediction: Prediction, gpu: Gpu | None, options: Mapping[str, Any]) -> Cost | None:
+    """What the run costs beside GPU memory, where --tokens or --price ask for it."""
+    tokens, price = options.get("tokens"), options.get("price")
+    if tokens is None and price is None:
+        return None
+    from memplan.planner.answers.cost import cost, parse_price, parse_tokens
+
+    if gpu is None:
+        raise UsageError("--tokens and --price need a GPU: name one with --gpu")
+    return cost(
+        found.spec(),
+        prediction,
+        gpu,
+        parse_tokens(tokens) if tokens is not None else None,
+        parse_price(price) if price is not None else None,
+    )
 
 
 def help_with(found: Model, prediction: Prediction, gpu: Gpu | None) -> tuple[Suggestion, ...]:

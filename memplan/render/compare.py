@@ -28,7 +28,7 @@ def compare_screen(
         f": micro-batch {setup.micro_batch:,} x {setup.sequence_length:,} tokens, recipe {setup.recipe}",
         style="not bold",
     )
-    able = [column for column in found if column.prediction is not None and column.cost is not None]
+    able = [column for column in found if column.prediction is not None]
     notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in _merging(able).items()]
     notes += [Text(line) for line in _uneven(able)]
     notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]

@@ -70,7 +70,7 @@ class Column:
 
     def to_document(self) -> dict[str, Any]:
         """The column as the JSON of `compare` has it: bytes and parameters, or the refusal's text."""
-        if self.prediction is None or self.cost is None:
+        if self.prediction is None:
             return {"method": self.method, "error": self.error}
         peak = self.prediction.moment(self.prediction.peak.moment)
         return {
@@ -82,8 +82,8 @@ class Column:
             "components": peak.components,
             "gpus": [gpu.to_document() for gpu in self.prediction.gpus],
             "checkpoint_bytes": self.prediction.checkpoint_bytes,
-            "flops": self.cost.total,
-            "dequantized_elements": self.cost.dequantized,
+            "flops": self.cost.total if self.cost else None,
+            "dequantized_elements": self.cost.dequantized if self.cost else None,
             "merge": self.merge,
             "merge_bytes": self.merge_bytes,
             "largest_model": {"name": self.largest[0], "parameters": self.largest[1]}
@@ -100,7 +100,7 @@ def forgetting(method: str) -> str:
 
 
 def columns(
-    spec: ModelSpec,
+    spec: ModelSpec | None,
     setup: Setup,
     predict: Callable[[Setup], Prediction],
     methods: Iterable[str] = METHODS_COMPARED,
@@ -108,13 +108,15 @@ def columns(
     error: float = 0.0,
     largest: bool = False,
 ) -> list[Column]:
-    """The methods side by side under one setup's choices, each predicted by `predict`."""
+    """The methods side by side under one setup's choices, each predicted by `predict`. `spec` None: a family
+    that the formula lacks, whose operations are not counted.
+    """
     found = []
     for name in methods:
         try:
             this = under(setup, name)
             prediction = predict(this)
-            cost = step_cost(spec, this)
+            cost = step_cost(spec, this) if spec is not None else None
         except UsageError as problem:
             found.append(Column(name, None, error=str(problem)))
             continue
@@ -150,11 +152,11 @@ def compare_document(model: str, found: list[Column], tasks: int) -> dict[str, A
     documents = []
     for column in found:
         document = column.to_document()
-        if column.prediction is not None and column.cost is not None and base:
+        if column.prediction is not None:
             document |= {
                 "tasks": tasks,
                 "kept_bytes": kept(column.prediction, tasks),
-                "relative_flops": column.cost.total / base,
+                "relative_flops": column.cost.total / base if column.cost and base else None,
             }
         documents.append(document)
     return {"schema": SCHEMA, "memplan_version": __version__, "model": model, "methods": documents}

@@ -81,6 +81,7 @@ class Setup:
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
     fsdp_version: Literal[1, 2]
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
+    load_on_host: bool  # fsdp: a quantized base waits on the host until it is cut
     gradient_as_bucket_view: bool  # ddp
     offload: Literal[
         "none", "optimizer", "all"

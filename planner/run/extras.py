@@ -6,6 +6,7 @@ import logging
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from memplan.planner.tables.errors import UsageError
@@ -39,6 +40,21 @@ def require_optimizer(name: str, package: str) -> None:
             f"{package} not installed: {name} is its optimizer, and the trace engine runs the real one; "
             f"pip install {package}, or use --engine formula"
         )
+
+
+def has_causal_model(model_type: str) -> bool:
+    """Whether everything is installed that a trace needs, and transformers lists a model with a language
+    modeling head for a model_type: read from its table as text, since importing it takes seconds.
+    """
+    if any(find_spec(name) is None for name in TRACE):
+        return False
+    spec = find_spec("transformers")
+    places = spec.submodule_search_locations if spec is not None else None
+    table = Path(next(iter(places or ()), "")) / "models" / "auto" / "modeling_auto.py"
+    try:
+        return f'("{model_type}", ' in table.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def load(name: str) -> Any:

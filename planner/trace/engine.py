@@ -20,6 +20,7 @@ from memplan.planner.tables.gpus import find_gpu
 
 if TYPE_CHECKING:
     from memplan.planner.trace.events.log import Log
+    from memplan.planner.trace.events.record import Facts
 
 
 def trace(config: Mapping[str, Any], setup: Setup, name: str = "model", *, full: bool = False) -> Prediction:
@@ -38,7 +39,18 @@ def traced(
     """`trace`, with the events that the prediction was made from."""
     require()
     with _collecting_young_only():
-        return _traced(config, setup, name, full=full)
+        log, facts = recorded(config, setup, full=full)
+        return predicted(config, setup, log, facts, name), log
+
+
+def recorded(config: Mapping[str, Any], setup: Setup, *, full: bool = False) -> tuple[Log, Facts]:
+    """The events of two training steps, and the model's counts."""
+    require()
+    from memplan.planner.trace.device.target import target_of
+    from memplan.planner.trace.events.record import record
+
+    with _collecting_young_only():
+        return record(config, setup, target_of(setup), full=full)
 
 
 @contextmanager
@@ -56,15 +68,14 @@ def _collecting_young_only() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _traced(config: Mapping[str, Any], setup: Setup, name: str, *, full: bool) -> tuple[Prediction, Log]:
+def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, name: str) -> Prediction:
+    """The prediction that a run's events make: replayed through the setup's allocator."""
     from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.events.load_orders import bands
-    from memplan.planner.trace.events.record import record
     from memplan.planner.trace.events.timeline import Timeline, alive_after
     from memplan.planner.trace.kernels import Kernels, UnknownBytes
 
     target, spec = target_of(setup), _spec(config)
-    log, facts = record(config, setup, target, full=full)
     timeline = Timeline(log, setup, target)
     moments, peak, step_peak = timeline.moments()
     band = bands(log, setup, timeline.replay) if target.device == "cuda" else None
@@ -78,7 +89,7 @@ def _traced(config: Mapping[str, Any], setup: Setup, name: str, *, full: bool) -
         if usable is not None and smallest is not None and smallest > usable
         else None
     )
-    prediction = Prediction(
+    return Prediction(
         engine="trace",
         model=ModelSummary(name, facts.architecture, facts.parameters),
         setup=setup,
@@ -101,7 +112,6 @@ def _traced(config: Mapping[str, Any], setup: Setup, name: str, *, full: bool) -
             **({"expandable_capacity_bytes": expandable} if expandable else {}),
         },
     )
-    return prediction, log
 
 
 def _spec(config: Mapping[str, Any]) -> ModelSpec | None:

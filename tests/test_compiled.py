@@ -1,0 +1,204 @@
+"""A compiled trace is the direct one, at sizes that were never traced; what it cannot be is not guessed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+for library in ("torch", "transformers", "peft"):
+    pytest.importorskip(library)
+
+import memplan  # noqa: E402
+from memplan.cli.main import run  # noqa: E402
+from memplan.planner.compiled import store  # noqa: E402
+from memplan.planner.compiled.engine import Compiled  # noqa: E402
+from memplan.planner.compiled.nodes import Grid, NotPolynomialError, value  # noqa: E402
+from memplan.planner.compiled.program import DifferentStructureError, confirm, same_structure  # noqa: E402
+from memplan.planner.compiled.regime import Regime, regimes  # noqa: E402
+from memplan.planner.inputs.models import find  # noqa: E402
+from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.trace.engine import recorded, trace  # noqa: E402
+
+GLM = {
+    "model_type": "glm4",
+    "architectures": ["Glm4ForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,  # so many that flash attention splits no keys
+    "num_key_value_heads": 8,
+    "head_dim": 16,
+    "vocab_size": 1024,
+    "pad_token_id": 0,
+    "max_position_embeddings": 131072,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "memplan" / "compiled"
+
+
+def solved(config: dict[str, Any], **fields: Any) -> tuple[Compiled, list[str]]:
+    notes: list[str] = []
+    return Compiled(config, resolve(fields), progress=notes.append), notes
+
+
+# ---- polynomials -------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=6, max_size=6),
+    st.integers(1, 300),
+    st.integers(1, 4000),
+)
+def test_a_polynomial_is_met_everywhere(coefficients: list[int], batch: int, sequence: int) -> None:
+    def size(b: int, s: int) -> int:
+        c = coefficients
+        return c[0] + c[1] * s + c[2] * s * s + b * (c[3] + c[4] * s + c[5] * s * s)
+
+    grid = Grid((2, 3), (512, 1024, 2048))
+    assert value([size(*point) for point in grid.points], grid.weights((batch, sequence))) == size(
+        batch, sequence
+    )
+
+
+def test_what_is_no_polynomial_has_no_value() -> None:
+    grid = Grid((1,), (64, 128, 192))
+    rounded = [-(-s // 100) * 100 for s in grid.sequences]
+    with pytest.raises(NotPolynomialError):
+        value(rounded, grid.weights((1, 150)))
+    with pytest.raises(NotPolynomialError):
+        value([300, 200, 100], (Fraction(0), Fraction(0), Fraction(-1)))
+
+
+# ---- regimes -----------------------------------------------------------------------------------------------
+
+
+def test_regimes_end_where_the_code_branches() -> None:
+    setup = resolve({"method": "lora", "micro_batch": 2, "sequence_length": 1024})
+    free, by_batch, point = regimes({"text_config": {"sliding_window": 4096}}, setup)
+    assert (free.low, free.high, free.batch) == (0, 4096, None)
+    assert by_batch.fixed and by_batch.batch is None and point == Regime(2, 1024, 1024)
+    assert all(free.holds(each) for each in (*free.grid().points, free.check()))
+    assert not free.holds((1, 1024)) and not free.holds((2, 4096)) and not free.holds((2, 1000))
+    for sequence in (4096, 1000):  # at the window itself, and where a kernel would pad
+        fixed = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=sequence))
+        assert all(each.fixed for each in fixed)
+
+
+# ---- programs ----------------------------------------------------------------------------------------------
+
+
+def test_sizes_that_were_not_traced_are_a_direct_traces() -> None:
+    compiled, notes = solved(GLM, method="lora")
+    for point in ((1, 1280), (1, 6400), (4, 1280), (9, 640)):
+        traces = len(notes)
+        ours = compiled.at(point, "model", solve=True)
+        theirs = trace(GLM, compiled.setup.replaced(micro_batch=point[0], sequence_length=point[1]))
+        assert (ours.moments, ours.peak, ours.smallest_capacity_bytes) == (
+            theirs.moments,
+            theirs.peak,
+            theirs.smallest_capacity_bytes,
+        )
+    assert len(notes) == traces, "the last sizes needed no trace"
+    assert not [note for note in notes if "no program" in note]
+
+
+def test_where_a_kernel_splits_its_keys_each_size_is_traced() -> None:
+    """Flash attention's splits are no polynomial: with few heads their number changes with both sizes."""
+    compiled, notes = solved(
+        {**GLM, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}, method="lora"
+    )
+    ours = compiled.at((1, 1280), "model", solve=True)
+    assert any("no program" in note for note in notes)
+    assert ours.moments == trace(compiled.config, compiled.setup.replaced(sequence_length=1280)).moments
+
+
+def test_a_size_that_is_another_is_refused() -> None:
+    compiled, _ = solved(GLM, method="lora")
+    compiled.log((1, 512), solve=True)
+    (free, program), *_ = compiled._programs.items()
+    log, _ = recorded(GLM, compiled.setup.replaced(sequence_length=1280))
+    confirm(program, (1, 1280), log)
+    log.storages[-1].nbytes += 512
+    with pytest.raises(NotPolynomialError):
+        confirm(program, (1, 1280), log)
+    log.storages[-1].op = "another"
+    with pytest.raises(DifferentStructureError):
+        same_structure(program.at((1, 1280)), log)
+    assert free.holds((1, 1280))
+
+
+def test_a_program_is_kept_and_read_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, notes = solved(GLM, method="lora")
+    asked = first.at((1, 1280), solve=True)
+    again, silent = solved(GLM, method="lora")
+    assert again.at((1, 1280)) == asked and notes and not silent
+    assert solved(GLM, method="lora", allocator="expandable")[0].at((1, 1280)).peak != asked.peak
+    other, traced = solved({**GLM, "num_hidden_layers": 1}, method="lora")
+    other.at((1, 1280))
+    assert len(traced) == 1, "another model is another program"
+    monkeypatch.setattr(store, "_versions", lambda: {"torch": "another"})
+    assert solved(GLM, method="lora")[0].program(regimes(GLM, first.setup)[0], solve=False) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x1f\x8b torn"])
+def test_a_damaged_file_is_solved_again(cache: Path, damage: bytes) -> None:
+    asked = solved(GLM, method="lora")[0].at((1, 640))
+    (file,) = cache.glob("*.json.gz")
+    file.write_bytes(damage)
+    assert solved(GLM, method="lora")[0].at((1, 640)) == asked
+
+
+def test_a_folder_that_cannot_be_written_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert solved(GLM, method="lora")[0].at((1, 640)).peak.allocated_bytes > 0
+
+
+# ---- the front door ----------------------------------------------------------------------------------------
+
+
+def test_plan_traces_a_family_that_the_formula_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    found = memplan.plan(GLM, method="lora", sequence_length=512)
+    assert found.engine == "trace" and found.assumptions[0].startswith(
+        "traced: the formula has no rule for Glm4"
+    )
+    assert found.moments == trace(GLM, resolve({"method": "lora", "sequence_length": 512})).moments
+
+
+def test_what_transformers_does_not_know_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GLM, "model_type": "no_such_model"}))
+    assert run([str(tmp_path)]) == 2
+    assert "no rule for model_type 'no_such_model'" in capsys.readouterr().err
+
+
+def test_the_formulas_families_stay_with_the_formula() -> None:
+    assert memplan.plan("gpt2").engine == "formula"
+    assert replace(find("gpt2")).config["model_type"] == "gpt2"
+
+
+def test_compare_traces_its_methods_and_counts_no_operations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GLM))
+    assert run(["compare", str(tmp_path), "--methods", "lora,full", "--seq", "512", "--json"]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    for column in json.loads(found.out)["methods"]:
+        direct = trace(GLM, resolve({"method": column["method"], "sequence_length": 512}))
+        assert column["peak"]["reserved_bytes"] == direct.peak.reserved_bytes
+        assert column["flops"] is column["relative_flops"] is None and column["kept_bytes"] > 0
