@@ -149,6 +149,55 @@ def test_the_trace_says_which_package_an_optimizer_needs(name, package, monkeypa
         both(CONFIG, method="full", optimizer=name)
 
 
+TIED = TALL | {"tie_word_embeddings": True}
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "muon"])
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (TALL, {"method": "full", "recipe": "raw", "checkpointing": "reentrant"}),
+        (TIED, {"method": "full", "recipe": "hf"}),
+        (TALL, {"method": "lora", "checkpointing": "non_reentrant"}),
+    ],
+    ids=["full", "tied", "lora"],
+)
+def test_an_optimizer_in_the_backward_frees_each_gradient(config, fields, optimizer) -> None:
+    """Both engines run one optimizer for each parameter: no gradient is left, the peak is of one alone."""
+    planned, traced = both(config, optimizer=optimizer, optimizer_in_backward=True, **fields)
+    assert states(planned) == states(traced)
+    assert planned.moment("optimizer_step").components["gradients"] == 0
+    for moment in STEP_MOMENTS:
+        ours, theirs = planned.moment(moment), traced.moment(moment)
+        whole = [sum(row.bytes for row in each.rows) for each in (ours, theirs)]
+        assert whole[0] == pytest.approx(whole[1], rel=0.002)
+        gradients = [[r.bytes for r in each.rows if r.component == "gradients"] for each in (ours, theirs)]
+        # muon's steps on the tied embedding and on a layer's matrix need nearly the same
+        assert optimizer == "muon" or sum(gradients[0]) == sum(gradients[1])
+    usual = plan(find(config).spec(), planned.setup.replaced(optimizer_in_backward=False))
+    assert fields["method"] == "lora" or planned.step_peak.allocated_bytes < usual.step_peak.allocated_bytes
+
+
+def test_what_an_optimizer_in_the_backward_excludes() -> None:
+    for fields, words in (
+        ({"gradient_accumulation": 2}, "gradient_accumulation 2 has nothing to add to"),
+        ({"gpus": 2, "parallel": "fsdp"}, "under fsdp it has no rule"),
+        ({"method": "adalora", "importance_buffers": True}, "importance_buffers"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            resolve({"optimizer_in_backward": True, **fields})
+
+
+def test_torchtune_s_8b_in_the_backward_holds_its_weights_and_one_gradient() -> None:
+    """16.06 GB of bfloat16 weights; the largest gradient is the head's, 1.05 GB, not 16.06 GB of them."""
+    fields = {"method": "full", "recipe": "raw", "optimizer": "paged_adamw_8bit", "loss": "fused"}
+    fields |= {"checkpointing": "reentrant", "optimizer_in_backward": True, "sequence_length": 512}
+    found = plan(find("llama-3.1-8b").spec(), resolve(fields))
+    weights, head = 2 * 8_030_261_248, 2 * 128256 * 4096
+    assert weights + head < found.step_peak.allocated_bytes < weights + 3 * head
+
+
 MUON = [
     {"method": "full", "recipe": "hf"},
     {"method": "full", "recipe": "raw", "weight_dtype": "float32"},

@@ -36,6 +36,33 @@ def optimizer_step(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> N
             (_at_once if mode == "foreach" else _one_by_one)(t, setup, optimizer, mode, own)
 
 
+def in_backward(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> Callable[[Tensor], None]:
+    """What follows a leaf's gradient where each parameter has an optimizer of its own: its step's
+    temporaries, then the gradient goes (torchtune 0.6 training/memory.py register_optim_in_bwd_hooks).
+    """
+    row, by_name = OPTIMIZERS[setup.optimizer], {stored.name: stored for stored in trained}
+
+    def taken(leaf: Tensor) -> None:
+        stored = by_name.get(leaf.name)
+        if stored is None:
+            return
+        optimizer = optimizer_of(row, stored)
+        mode: Mode = setup.optimizer_mode if optimizer is row else optimizer.modes[0]
+        held: dict[str, Tensor] = {}
+        for action in optimizer.step[mode]:
+            if isinstance(action, Drop):
+                _forget(held, action)
+                continue
+            tensor = _make(t, setup, optimizer, mode, action, stored)
+            if tensor is not None:
+                held[action.variable] = tensor
+            del tensor
+        held.clear()
+        leaf.grad = None
+
+    return taken
+
+
 def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
     """Each variable is a list as long as the trained tensors are many."""
     held: dict[str, list[Tensor]] = {}

@@ -71,6 +71,7 @@ class Setup:
     loss: Literal["full", "chunked", "fused"]
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
+    optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
@@ -311,6 +312,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             s.gpus > 1 and s.parallel == "none",
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
+        *_in_backward(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
@@ -318,5 +320,24 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         (
             s.packed_documents > 1 and s.padded,
             "packed_documents contradicts padded: a packed row has no padding",
+        ),
+    ]
+
+
+def _in_backward(s: Setup) -> list[tuple[bool, str]]:
+    """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
+    said = "optimizer_in_backward frees each gradient as it comes"
+    return [
+        (
+            s.optimizer_in_backward and s.gradient_accumulation > 1,
+            f"{said}: gradient_accumulation {s.gradient_accumulation} has nothing to add to",
+        ),
+        (
+            s.optimizer_in_backward and s.importance_buffers,
+            f"{said}: AdaLoRA's importance_buffers are made of gradients after the step",
+        ),
+        (
+            s.optimizer_in_backward and s.parallel != "none",
+            f"{said}: under {s.parallel} it has no rule, use one GPU",
         ),
     ]

@@ -30,6 +30,7 @@ BASE: dict[str, Any] = {
     "attention": "sdpa",
     "loss": "full",
     "optimizer": "adamw_torch",
+    "optimizer_in_backward": False,
     "zero_grad": "before_forward",
     "retain_outputs": False,
     "outputs_fp32": False,
