@@ -22,6 +22,7 @@ from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
 from memplan.planner.tables.tested_versions import newer_than_tested
 
 if TYPE_CHECKING:
+    from memplan.planner.answers.search import Fit
     from memplan.profiler.callback import MemoryCallback
     from memplan.profiler.record import Measurement
     from memplan.validate.reconcile import Reconciliation
@@ -278,6 +279,19 @@ def unknown_family(model: Model) -> bool:
 
     kind = language_part(model.config).get("model_type")
     return isinstance(kind, str) and kind not in FAMILIES and has_causal_model(kind)
+
+
+def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
+    """What fits a GPU, for a family that the formula lacks; options are those of
+    planner/answers/fit/traced.py.
+    """
+    from memplan.planner.run.extras import require
+
+    strategies.refuse_tracing(setup)
+    require()
+    from memplan.planner.answers.fit.traced import fit_by_trace as search
+
+    return search(model.name, model.config, setup, gpu, **options)
 
 
 def _compiled(model: Model, setup: Setup) -> Prediction:

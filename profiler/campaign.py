@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,11 @@ def run(
     listen: Callable[[Progress], None] = lambda progress: None,
     targets: Targets | None = None,
     preload: tuple[str, ...] = PRELOAD,
+    server: Callable[[Sequence[str]], Isolation] | None = None,
 ) -> Summary:
     """Measure every case that `out` has no record of. `budget` in seconds; what runs when it ends is stopped
-    and stays missing.
+    and stays missing. `server` makes the process that cases are forked from, where it is not one of this
+    interpreter.
 
     Raises UsageError where the folder cannot be written, another campaign writes into it, or the device is
     not there.
@@ -142,7 +144,7 @@ def run(
     with _lock(raw / ".lock"), contextlib.ExitStack() as stack:
         for folder in (out, raw):
             sweep(folder)
-        isolation, environment, notes = _opened(stack, targets, cases.device, preload)
+        isolation, environment, notes = _opened(stack, targets, cases.device, preload, server)
         found, problems = scan(out)
         known = [measurement for _, measurement in found] + (read(archive) if archive is not None else [])
         kept = [measurement for measurement in known if not (retry_errors and measurement.outcome == "error")]
@@ -276,17 +278,22 @@ def _finish(state: _Run, report: Report) -> None:
 
 
 def _opened(
-    stack: contextlib.ExitStack, targets: Targets, device: str, preload: tuple[str, ...]
+    stack: contextlib.ExitStack,
+    targets: Targets,
+    device: str,
+    preload: tuple[str, ...],
+    server: Callable[[Sequence[str]], Isolation] | None,
 ) -> tuple[Isolation, Mapping[str, Any], list[str]]:
     """The process to fork from, what the device is, and notes. Where a GPU is there but a forked child cannot
     use it, nothing is imported before the fork: some library that the parent imported has touched CUDA.
     """
     cpu = device == "cpu"
     names = PRELOAD_CPU if cpu and preload is PRELOAD else preload
-    isolation = stack.enter_context(Isolation(names, HIDDEN_GPU if cpu else None))
+    made = Isolation(names, HIDDEN_GPU if cpu else None) if server is None else server(names)
+    isolation = stack.enter_context(made)
     report = isolation.run(targets.describe, [device], deadline=120.0)
     notes = []
-    if report.outcome != "ok" and names and not cpu and nvml.look().used is not None:
+    if report.outcome != "ok" and names and device == "cuda" and nvml.look().used is not None:
         isolation.close()
         again = stack.enter_context(Isolation(()))
         second = again.run(targets.describe, [device], deadline=120.0)

@@ -1,7 +1,7 @@
 """A campaign file: YAML of cases and grids -> Case, each fully resolved before anything runs.
 
     name: h200
-    device: cuda                       what the cases run on, unless --device says otherwise
+    device: cuda                       what the cases run on (cuda, cpu, dry), unless --device says otherwise
     steps: 3                           measured steps of each case, after two of warm-up
     deadline: 150s                     of each case
     models: {small: {model_type: ...}} shapes given inline; other names are found as everywhere
@@ -34,6 +34,8 @@ from memplan.planner.tables.units import parse_size
 
 TOP = ("schema", "name", "device", "steps", "deadline", "models", "defaults", "cases")
 OWN = ("model", "cap", "boundary", "steps", "deadline", "name", "grid", "skip")
+DEVICES = {"cuda": "cuda", "cpu": "cpu", "dry": "cuda"}
+"""Where a campaign runs -> the device of its setups: a dry run is of CUDA's."""
 CAMPAIGN_SCHEMA = "memplan.campaign/1"
 STEPS, DEADLINE = 3, 150.0
 MOST_CASES = 2_000
@@ -100,10 +102,10 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
     if document.get("schema", CAMPAIGN_SCHEMA) != CAMPAIGN_SCHEMA:
         raise UsageError(f"schema is {shown(document['schema'])}, expected {CAMPAIGN_SCHEMA}")
     where = device or document.get("device", "cuda")
-    if where not in ("cuda", "cpu"):
-        raise unknown("device", where, ("cuda", "cpu"))
+    if where not in DEVICES:
+        raise unknown("device", where, DEVICES)
     models = _mapping(document, "models")
-    defaults = {"load": "random", "device": where, **_mapping(document, "defaults")}
+    defaults = {"load": "random", "device": DEVICES[where], **_mapping(document, "defaults")}
     _only(defaults, FIELDS, "setting in defaults")
     entries = document.get("cases")
     if not isinstance(entries, list) or not entries:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from memplan.planner.tables.errors import MemplanError, UsageError
+from memplan.planner.tables.torch_versions import nearest
 from memplan.planner.tables.units import gib
 from memplan.profiler.align import Step
 from memplan.profiler.environment import available_bytes, describe
 from memplan.profiler.files import read_document, write_document, write_gzip
-from memplan.profiler.naming import folder_of
+from memplan.profiler.naming import gpu_name
 from memplan.profiler.record import Failure, Measurement, read_setup, save_in
 
 PREDICTED_SCHEMA = "memplan.predicted-case/1"
@@ -35,6 +36,7 @@ def predict(case: Mapping[str, Any], identity: str, path: str, environment: Mapp
 
     torch.set_num_threads(1)  # meta tensors compute nothing, and other predictions run beside this one
     setup = on_this_gpu(read_setup(case["setup"]), environment)
+    setup = setup.with_(torch=nearest(torch.__version__))
     prediction, log = traced(case["config"], setup, case["model"])
     document = prediction.to_document()
     document.pop("timeline", None)
@@ -171,6 +173,6 @@ def on_this_gpu(setup: Any, environment: Mapping[str, Any]) -> Any:
     if setup.gpu is not None or not environment.get("gpu"):
         return setup
     try:
-        return setup.replaced(gpu=cast(Any, find_gpu(folder_of(environment))).name)
+        return setup.replaced(gpu=cast(Any, find_gpu(gpu_name(environment) or "")).name)
     except UsageError:
         return setup

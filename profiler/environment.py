@@ -22,6 +22,8 @@ from memplan.profiler.nvml import driver
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 INSTALL = "pip install 'memplan[profile]'"
+STUB, STUB_MARK = "stub", "(stub)"
+"""The driver of a dry run's record, and the end of its GPU's name: nothing of it ran on a GPU."""
 _ALLOC_NAMES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
@@ -98,16 +100,16 @@ def describe(device: Literal["cuda", "cpu"]) -> dict[str, Any]:
             "allocator": None,
         }
     require_device(device)
-    properties = torch.cuda.get_device_properties(0)
+    gpu, properties = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info()
     return {
         **common,
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": gpu,
         "capability": list(torch.cuda.get_device_capability()),
         "multiprocessors": properties.multi_processor_count,
         "total_bytes": total,
         "used_at_start_bytes": total - free,  # by this process's context and by others
-        "driver": driver(),
+        "driver": STUB if gpu.endswith(STUB_MARK) else driver(),
         "cuda": torch.version.cuda,
         "allocator": allocator(),
         "cublas_workspace_config": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),

@@ -21,8 +21,9 @@ from memplan.planner.tables.errors import UsageError
 from memplan.profiler.fork_server import PRELOAD
 
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memplan.profiler.fork_server import "
-    "main; main(json.loads(sys.argv[2]), int(sys.argv[3]))"
+    "import json, sys; path = json.loads(sys.argv[1]); "
+    "sys.path[:] = path if sys.argv[4] == 'ours' else [*sys.path, *path]; "
+    "from memplan.profiler.fork_server import main; main(json.loads(sys.argv[2]), int(sys.argv[3]))"
 )
 
 
@@ -45,13 +46,17 @@ class Isolation:
 
     `preload` are the modules that the nursery imports before the first fork, `environment` is added to its
     own. Jobs name their function as `module:function`, found on this process's sys.path; arguments and
-    results are JSON.
+    results are JSON. `python` is another interpreter of the same version: its own packages come first, this
+    process's after them.
     """
 
     def __init__(
-        self, preload: Sequence[str] = PRELOAD, environment: Mapping[str, str] | None = None
+        self,
+        preload: Sequence[str] = PRELOAD,
+        environment: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> None:
-        self._preload, self._environment = list(preload), dict(environment or {})
+        self._preload, self._environment, self._python = list(preload), dict(environment or {}), python
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._next = 1
@@ -148,12 +153,13 @@ class Isolation:
         if self._process is None:
             path = [os.path.abspath(entry) for entry in sys.path]
             command = [
-                sys.executable,
+                str(self._python or sys.executable),
                 "-c",
                 _START,
                 json.dumps(path),
                 json.dumps(self._preload),
                 str(os.getpid()),
+                "theirs" if self._python else "ours",
             ]
             around = {**os.environ, **self._environment}
             self._process = subprocess.Popen(

@@ -25,10 +25,14 @@ from memplan.profiler.environment import describe, require, require_device, set_
 from memplan.profiler.evidence import measured_moments
 from memplan.profiler.files import write_gzip
 from memplan.profiler.nvml import Usage, look
-from memplan.profiler.record import Failure, Measurement, Outcome
+from memplan.profiler.record import Failure, Measurement, Outcome, is_dry
 from memplan.profiler.session import Session
 
 T = TypeVar("T")
+DRY = (
+    "a dry run over stub libraries, not a GPU measurement: times, the CUDA context and what CUDA's libraries "
+    "allocate inside themselves are unknown"
+)
 
 
 def _outcome(failure: Failure | None) -> Outcome:
@@ -39,7 +43,8 @@ def _outcome(failure: Failure | None) -> Outcome:
 
 def _speed(session: Session, setup: Setup) -> dict[str, Any]:
     """Tokens and FLOP per second over the timed steps; None where no step was timed."""
-    mean = sum(session.seconds) / len(session.seconds) if session.seconds else None
+    timed = session.seconds if not session.dry else []
+    mean = sum(timed) / len(timed) if timed else None
     tokens = setup.micro_batch * setup.sequence_length * setup.gradient_accumulation
     return {
         "tokens_per_second": round(tokens / mean, 3) if mean else None,
@@ -88,7 +93,10 @@ def profile(
     _limit(cap, environment, device)
     own = setup if setup.device == device else setup.replaced(device=device)
     own = own.with_(torch=nearest(str(environment["versions"]["torch"])))
-    session = Session(dict(config), own, device, steps, snapshot, before)
+    dry = is_dry(environment)
+    session = Session(dict(config), own, device, steps, snapshot, before, dry=dry)
+    if dry:
+        session.warnings.append(DRY)
     mode = (environment["allocator"] or {}).get("mode")
     if mode not in (None, setup.allocator):
         session.warnings.append(f"the allocator runs in {mode} mode, the setup asked for {setup.allocator}")
@@ -120,7 +128,7 @@ def profile(
         total_parameters=session.total,
         retries=session.retries,
         device_bytes=session.device_bytes,
-        step_seconds=tuple(round(s, 6) for s in session.seconds),
+        step_seconds=tuple(round(s, 6) for s in session.seconds) if not dry else (),
         **_speed(session, setup),
         alignment=alignment,
         wall_seconds=round(time.perf_counter() - started, 3),

@@ -43,8 +43,19 @@ def file_name(case: str, identity: str) -> str:
 
 
 def folder_of(environment: Mapping[str, Any]) -> str:
-    """The folder under measurements/ of an environment: the GPU by its short name, or cpu."""
-    gpu = environment.get("gpu")
-    if not gpu:
-        return "cpu"
-    return slug(re.sub(r"\b(nvidia|tesla|geforce|graphics|generation)\b", " ", str(gpu).lower()))
+    """The folder under measurements/ of an environment: the GPU by its short name, or cpu; a dry run's apart
+    from those of GPUs.
+    """
+    gpu = gpu_name(environment) or "cpu"
+    return f"dry-{gpu}" if is_dry(environment) else gpu
+
+
+def gpu_name(environment: Mapping[str, Any]) -> str | None:
+    """The short name of an environment's GPU, or of the one that a dry run played; None on a CPU."""
+    gpu = str(environment.get("gpu") or "").removesuffix("(stub)").lower()
+    return slug(re.sub(r"\b(nvidia|tesla|geforce|graphics|generation)\b", " ", gpu)) if gpu else None
+
+
+def is_dry(environment: Mapping[str, Any]) -> bool:
+    """Whether an environment is that of a dry run: its driver is the stub."""
+    return environment.get("driver") == "stub"

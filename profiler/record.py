@@ -26,6 +26,7 @@ from memplan.profiler.files import LARGEST, line_of, read_document, write_docume
 from memplan.profiler.naming import file_name as file_name
 from memplan.profiler.naming import folder_of as folder_of
 from memplan.profiler.naming import identity_of as identity_of
+from memplan.profiler.naming import is_dry as is_dry
 from memplan.profiler.naming import slug as slug
 
 MEASUREMENT_SCHEMA = "memplan.measurement/1"
@@ -136,6 +137,11 @@ class Measurement:
             self.steps,
             self.environment,
         )
+
+    @property
+    def dry(self) -> bool:
+        """Whether this is the record of a dry run: over stub libraries, no measurement of a GPU."""
+        return is_dry(self.environment)
 
     def moment(self, name: str) -> MeasuredMoment:
         """The peaks of one moment; KeyError where the record has none of that name."""

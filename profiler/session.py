@@ -37,6 +37,7 @@ class Session:
     timed: int
     snapshot: Path | None = None
     before: Usage = field(default_factory=Usage)  # the GPU before this process touched it
+    dry: bool = False  # over stub libraries: no context, no times
     model: dict[str, Any] = field(default_factory=dict)
     recorder: Any = None
     trainable: int | None = None
@@ -167,7 +168,7 @@ class Session:
         """
         import torch
 
-        if self.device != "cuda" or self.context_bytes is not None:
+        if self.device != "cuda" or self.dry or self.context_bytes is not None:
             return
         try:
             free, total = torch.cuda.mem_get_info()

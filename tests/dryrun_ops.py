@@ -97,6 +97,13 @@ def cases(device):
             ids.flatten().bincount(),
             F.one_hot(index),
         ),
+        "numbers of counts": lambda: (
+            labels.ne(-100).sum() / 2,
+            labels.ne(-100).sum().float(),
+            padded.sum(-1).to(torch.bfloat16),
+            (ids > 3).sum(dtype=torch.float32),
+            ids.float(),
+        ),
         "casts": lambda: (
             ids.bool(),
             ids.int(),

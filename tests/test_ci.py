@@ -85,3 +85,45 @@ def test_drift_says_what_moved(tmp_path: Path):
 
 def test_the_differential_tests_exist():
     assert all((ROOT / "tests" / name).is_file() for name in drift.DIFFERENTIAL)
+
+
+def dry_part(tmp_path: Path, pip: str, version: str) -> str:
+    """What .ci/run's own lines for the dry run print, with this `pip` and this torch/version.py."""
+    text = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    lines = text[text.index('dry="$scratch/dry"') : text.index("# What the fast tests without torch cover")]
+    settings = re.search(r"^cuda_torch=.*\ndry_tests=.*\n", text, re.MULTILINE).group(0)
+    python = tmp_path / "python"
+    site = "$3/lib/python3/site-packages"
+    python.write_text(
+        f"#!/bin/sh\nmkdir -p $3/bin {site}/torch\ncat >$3/bin/pip <<'END'\n#!/bin/sh\n{pip}\nEND\n"
+        f'chmod +x $3/bin/pip\necho "{version}" >{site}/torch/version.py\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "dist").mkdir(exist_ok=True)
+    (tmp_path / "dev/bin").mkdir(parents=True, exist_ok=True)
+    shutil.copy(shutil.which("true"), tmp_path / "dev/bin/python")
+    head = (
+        f'scratch={tmp_path}; python={python}; part() {{ echo "PART $1 $2 $3"; }}; enter() {{ echo "$2"; }}\n'
+    )
+    done = subprocess.run(["bash", "-uc", head + settings + lines], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "dry").exists(), "a gigabyte stays behind"
+    return done.stdout
+
+
+def test_a_cuda_wheel_that_cannot_be_had_is_said_and_fails_nothing(tmp_path: Path):
+    said = dry_part(tmp_path, "echo no matching distribution; exit 1", "")
+    assert "PART" not in said and "is not to be had: no matching distribution" in said
+    said = dry_part(tmp_path, "exit 0", "cuda: str | None = None")
+    assert "PART" not in said and "this index has a build without CUDA" in said
+
+
+def test_the_dry_run_is_tested_on_the_cuda_wheel(tmp_path: Path):
+    from memplan.planner.tables.torch_versions import NEWEST, nearest
+
+    said = dry_part(tmp_path, "exit 0", "cuda: str | None = '13.0'")
+    tests = re.findall(r"tests/\w+\.py", said)
+    assert "PART dry run" in said and len(tests) >= 3 and all((ROOT / name).is_file() for name in tests)
+    assert f"MEMPLAN_DRYRUN_PYTHON='{tmp_path}/dry/bin/python'" in said
+    version = re.search(r"^cuda_torch=(\S+)", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert nearest(version.group(1)) == NEWEST

@@ -42,6 +42,8 @@ def test_every_option_sets_a_field_of_setup():
         "qlora",
         "--recipe",
         "raw",
+        "--task",
+        "classify",
         "--batch",
         "2",
         "--seq",

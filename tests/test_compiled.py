@@ -16,7 +16,9 @@ for library in ("torch", "transformers", "peft"):
     pytest.importorskip(library)
 
 import memplan  # noqa: E402
+from memplan import api  # noqa: E402
 from memplan.cli.main import run  # noqa: E402
+from memplan.planner.answers.verdict import judge  # noqa: E402
 from memplan.planner.compiled import store  # noqa: E402
 from memplan.planner.compiled.engine import Compiled  # noqa: E402
 from memplan.planner.compiled.nodes import Grid, NotPolynomialError, value  # noqa: E402
@@ -24,6 +26,7 @@ from memplan.planner.compiled.program import DifferentStructureError, confirm, s
 from memplan.planner.compiled.regime import Regime, regimes  # noqa: E402
 from memplan.planner.inputs.models import find  # noqa: E402
 from memplan.planner.inputs.setup import resolve  # noqa: E402
+from memplan.planner.tables.gpus import find_gpu  # noqa: E402
 from memplan.planner.trace.engine import recorded, trace  # noqa: E402
 
 GLM = {
@@ -202,3 +205,18 @@ def test_compare_traces_its_methods_and_counts_no_operations(
         direct = trace(GLM, resolve({"method": column["method"], "sequence_length": 512}))
         assert column["peak"]["reserved_bytes"] == direct.peak.reserved_bytes
         assert column["flops"] is column["relative_flops"] is None and column["kept_bytes"] > 0
+
+
+def test_fit_finds_the_sizes_at_which_the_verdict_turns() -> None:
+    gpu = find_gpu("0.9GiB")
+    setup = resolve({"method": "lora", "sequence_length": 1024, "gpu": "0.9GiB"})
+    found = api.fit_by_trace(find(GLM), setup, gpu, methods=())
+    batch, longest = found.asked.largest_batch, found.asked.longest_sequence
+    assert found.engine == "trace" and batch is not None and longest is not None and longest % 64 == 0
+
+    def verdict(**fields: Any) -> str | None:
+        direct = trace(GLM, setup.replaced(**fields))
+        return judge(direct, gpu).verdict
+
+    assert verdict(micro_batch=batch) == "fits" != verdict(micro_batch=batch + 1)
+    assert verdict(sequence_length=longest) == "fits" != verdict(sequence_length=longest + 64)

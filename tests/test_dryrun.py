@@ -85,8 +85,21 @@ def test_symbols_and_their_versions_are_read(site: Path) -> None:
 
 
 @needs_compiler
+def test_packages_of_a_second_folder_are_read_and_hidden_ones_are_not(site: Path, tmp_path: Path) -> None:
+    """An environment that takes its other packages from another one: bitsandbytes there, its torch unused."""
+    second = tmp_path / "second"
+    for package in ("torch", "bitsandbytes"):
+        (second / package).mkdir(parents=True)
+        shutil.copy(site / "torch/lib/libtorch_cuda.so", second / package / "libnative.so")
+    assert list(shared_objects(site, second)) == [
+        site / "torch/lib/libtorch_cuda.so",
+        second / "bitsandbytes/libnative.so",
+    ]
+
+
+@needs_compiler
 def test_stub_libraries_satisfy_what_was_needed(site: Path, tmp_path: Path, fake_torch: None) -> None:
-    folder = build.stub_libraries(Path(sys.executable), site, "2.12.0+cu130", "13.0", tmp_path / "cache")
+    folder = build.stub_libraries(Path(sys.executable), [site], "2.12.0+cu130", "13.0", tmp_path / "cache")
     assert sorted(os.listdir(tmp_path / "cache")) == ["lock", folder.name]
     names = {path.name for path in folder.iterdir()}
     assert {"libcudart.so.13", "libcuda.so.1", "libnvidia-ml.so.1", build.MEMORY, "libcuda.so"} <= names
@@ -105,14 +118,14 @@ def test_a_failed_build_leaves_nothing_and_a_kept_one_is_used(
     cache = tmp_path / "cache"
     monkeypatch.setenv("CC", "false")
     with pytest.raises(UsageError, match="could not build the stub libraries"):
-        build.stub_libraries(Path(sys.executable), site, "2.12.0", "13.0", cache)
+        build.stub_libraries(Path(sys.executable), [site], "2.12.0", "13.0", cache)
     assert os.listdir(cache) == ["lock"]
     monkeypatch.delenv("CC")
-    kept = build.stub_libraries(Path(sys.executable), site, "2.12.0", "13.0", cache)
+    kept = build.stub_libraries(Path(sys.executable), [site], "2.12.0", "13.0", cache)
     monkeypatch.setenv("CC", "false")
-    assert build.stub_libraries(Path(sys.executable), site, "2.12.0", "13.0", cache) == kept
+    assert build.stub_libraries(Path(sys.executable), [site], "2.12.0", "13.0", cache) == kept
     with pytest.raises(UsageError):  # another environment is another folder
-        build.stub_libraries(Path(sys.executable), site, "2.13.0", "13.0", cache)
+        build.stub_libraries(Path(sys.executable), [site], "2.13.0", "13.0", cache)
 
 
 def test_no_compiler_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +147,7 @@ def test_another_system_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 def test_memory_of_the_stubs(site: Path, tmp_path: Path, fake_torch: None) -> None:
     """Allocation up to the device's bytes, small copies real, virtual memory counted when it is created."""
-    folder = build.stub_libraries(Path(sys.executable), site, "2.12.0", "13.0", tmp_path / "cache")
+    folder = build.stub_libraries(Path(sys.executable), [site], "2.12.0", "13.0", tmp_path / "cache")
     script = f"""
 import ctypes
 memory = ctypes.CDLL({str(folder / build.MEMORY)!r}, mode=ctypes.RTLD_GLOBAL)
@@ -345,7 +358,8 @@ def test_an_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_versions_are_read_without_importing_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_environment(tmp_path, "__version__ = '2.12.0+cu130'\ncuda: str | None = '13.0'\n", monkeypatch)
     found = find_interpreter(None)
-    assert (found.torch, found.cuda, found.site) == ("2.12.0+cu130", "13.0", tmp_path)
+    assert (found.torch, found.cuda, found.sites[0]) == ("2.12.0+cu130", "13.0", tmp_path)
+    assert found.python == sys.version_info[:2]
     assert resolve(["python3", "a.py"], found) == [sys.executable, "a.py"]
     with pytest.raises(UsageError, match="no such command"):
         resolve(["no-such-launcher"], found)

@@ -136,7 +136,8 @@ def adapted(model: Any, s: Setup) -> Any:
     return peft.get_peft_model(model, lora)
 
 
-def trainer_of(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
+def arguments(s: Setup, folder: Path) -> dict[str, Any]:
+    """What a script tells a trainer of this setup."""
     common: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -156,6 +157,11 @@ def trainer_of(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
     common[argument("activation_checkpointing_kwargs", known)] = {
         "use_reentrant": s.checkpointing == "reentrant"
     }
+    return common
+
+
+def trainer_of(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
+    common = arguments(s, folder)
     if s.recipe == "hf":
         return transformers.Trainer(
             model=model,
@@ -166,22 +172,26 @@ def trainer_of(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
         )
     trl = pytest.importorskip("trl")
     from datasets import Dataset
-    from tokenizers import Tokenizer, models
 
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2}
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
     args = trl.SFTConfig(**common, max_length=TOKENS, dataset_kwargs={"skip_prepare_dataset": True})
     return trl.SFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(rows()),
-        processing_class=tokenizer,
+        processing_class=word_tokenizer(),
         callbacks=[callback],
+    )
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of a few words, which a trainer asks for."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -196,8 +206,10 @@ def tiles_as_triton_folds_them() -> Any:
         yield
 
 
-def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
-    """What the stack's trainer does in STEPS steps on meta, seen by the observer."""
+def trained(s: Setup, folder: Path, make: Any = None) -> tuple[Log, Windows]:
+    """What the stack's trainer does in STEPS steps on meta, seen by the observer. `make`: what makes the
+    trainer of the model where it is another task's.
+    """
     from accelerate.state import AcceleratorState, PartialState
 
     target, meta = target_of(s), torch.device("meta")
@@ -221,7 +233,7 @@ def trained(s: Setup, folder: Path) -> tuple[Log, Windows]:
         )
         AcceleratorState._reset_state(reset_partial_state=True)
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
-        trainer = trainer_of(adapted(model, s), s, folder, windows)
+        trainer = make(model, windows) if make else trainer_of(adapted(model, s), s, folder, windows)
         for state in (PartialState, AcceleratorState):
             stack.enter_context(patch.dict(state._shared_state, device=meta))
         with contextlib.redirect_stdout(None):

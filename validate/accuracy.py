@@ -24,7 +24,7 @@ SCHEMA = "memplan.validation/1"
 @dataclass(frozen=True)
 class Tier:
     """One promise of the design: an engine, the number it is judged by, and the most that its errors may
-    be.
+    be (`worst` None: no bound).
     """
 
     name: str
@@ -32,13 +32,17 @@ class Tier:
     what: str
     median: float
     p95: float
-    worst: float
+    worst: float | None
 
 
 TIERS = (
     Tier("A", "trace", "allocated", 0.001, 0.005, 0.015),
     Tier("A'", "formula", "allocated", 0.01, 0.04, 0.08),
     Tier("B", "trace", "device", 0.01, 0.04, 0.06),
+)
+DRY_TIERS = (  # the trace against dry runs: the same bytes in at least 95 % of them
+    Tier("D", "trace", "allocated", 0.0, 0.0, 0.01),
+    Tier("D", "trace", "reserved", 0.005, 0.03, None),
 )
 FALSE_NO_SHARE = 0.01  # tier C: no false "fits" at all, and at most this share of false "does not"
 
@@ -91,7 +95,8 @@ class TierResult:
         s = self.stats
         if s.median is None or s.p95 is None or s.worst is None:
             return None
-        return s.median <= self.tier.median and s.p95 <= self.tier.p95 and s.worst <= self.tier.worst
+        bounded = self.tier.worst is None or s.worst <= self.tier.worst
+        return s.median <= self.tier.median and s.p95 <= self.tier.p95 and bounded
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,18 @@ class Validation:
 
     @property
     def own(self) -> tuple[Reconciliation, ...]:
-        """Runs that count towards the tiers: on a GPU, and not of the development set."""
-        return tuple(run for run in self.runs if run.gpu and not run.development)
+        """Runs that count towards the tiers: on a GPU, neither dry nor of the development set."""
+        return tuple(run for run in self.runs if run.gpu and not run.development and not run.dry)
+
+    @property
+    def dry(self) -> tuple[Reconciliation, ...]:
+        """Dry runs, which have a tier of their own and count towards no other."""
+        return tuple(run for run in self.runs if run.dry)
+
+    @property
+    def dry_tiers(self) -> tuple[TierResult, ...]:
+        """The result of the targets for dry runs; empty without one."""
+        return tuple(TierResult(tier, tier_stats(tier, self.dry)) for tier in DRY_TIERS if self.dry)
 
     @property
     def tiers(self) -> tuple[TierResult, ...]:
@@ -142,7 +157,7 @@ class Validation:
     def kept(self) -> bool:
         """Whether no tier is broken; a tier without runs breaks nothing."""
         engines = {run.engine for run in self.own}
-        return all(result.kept is not False for result in self.tiers) and all(
+        return all(result.kept is not False for result in (*self.tiers, *self.dry_tiers)) and all(
             self.verdicts(e).kept is not False for e in engines
         )
 
@@ -191,7 +206,9 @@ def to_document(validation: Validation) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {}
     for engine in dict.fromkeys(run.engine for run in validation.runs):
-        counted = [run for run in validation.runs if run.engine == engine and not run.development]
+        counted = [
+            run for run in validation.runs if run.engine == engine and not run.development and not run.dry
+        ]
         summary[engine] = {
             name: {key: s.to_document() for key, s in groups.items()}
             for name, groups in grouped(counted).items()
@@ -205,6 +222,14 @@ def to_document(validation: Validation) -> dict[str, Any]:
             t.tier.name: {**t.stats.to_document(), "kept": t.kept, "limits": _limits(t.tier)}
             for t in validation.tiers
         },
+        "dry_run": {
+            f"{t.tier.name} {t.tier.what}": {
+                **t.stats.to_document(),
+                "kept": t.kept,
+                "limits": _limits(t.tier),
+            }
+            for t in validation.dry_tiers
+        },
         "verdicts": {engine: _verdicts(validation.verdicts(engine)) for engine in summary},
         "summary": summary,
         "development": _development(validation),
@@ -212,7 +237,7 @@ def to_document(validation: Validation) -> dict[str, Any]:
     }
 
 
-def _limits(tier: Tier) -> dict[str, float]:
+def _limits(tier: Tier) -> dict[str, float | None]:
     return {"median": tier.median, "p95": tier.p95, "worst": tier.worst}
 
 

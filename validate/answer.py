@@ -16,13 +16,13 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.recipes import RECIPES
-from memplan.validate.ask import Question
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Over, Part
 from memplan.validate.derivation import Line, by_hand
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.evidence import accuracy_of
+from memplan.validate.questions.question import Question
 from memplan.validate.reading import Assumption
 from memplan.validate.sweep import PartResult, check_part
 
@@ -198,12 +198,12 @@ def _told(question: Question, fields: Mapping[str, Any]) -> Question:
 
 def _predicted(question: Question, fields: Mapping[str, Any], context: EvaluationContext) -> Prediction:
     try:
-        return context.predict(question.model, _on(question, fields))
+        return context.predict(question.model, on_gpu(question, fields))
     except Missing as missing:
         raise UsageError(f"ask: {missing}") from None
 
 
-def _on(question: Question, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def on_gpu(question: Question, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields with the GPU asked about, which chooses kernels."""
     return fields if question.gpu is None else {**fields, "gpu": question.gpu}
 
@@ -213,7 +213,7 @@ def _need(
 ) -> tuple[int, str] | None:
     """(bytes on the device, verdict) of another setup of the question; None where it has no prediction."""
     try:
-        prediction = context.predict(question.model, _on(question, shared(question, fields, context)))
+        prediction = context.predict(question.model, on_gpu(question, shared(question, fields, context)))
     except (Missing, UsageError):
         return None
     if question.gpu is None:

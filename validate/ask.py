@@ -2,76 +2,105 @@
 saying so.
 
 Every thing that was read is an Assumption with the words it came from; every thing that was not said has a
-default and says `default`. What looks like a quantity and was not understood is an error, not ignored. The
-words are tables in `vocabulary.py`.
+default and says `default`. A number that was not understood is an error, a word that was not used is told.
+The words are tables in `vocabulary.py` and `questions/`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 from memplan.planner.tables.errors import UsageError, shorten
-from memplan.validate.askcards import card, how_many, size_of_card
-from memplan.validate.askmodel import model_of
+from memplan.validate.askcards import cards_of, consumer_cards, host_memory, how_many
+from memplan.validate.askmodel import named_models, sized_models
+from memplan.validate.questions.choices import expand, methods_of, numbers_of, switches_of
+from memplan.validate.questions.claimed import WEIGHTS_ALONE, claims_of
+from memplan.validate.questions.intents import FITS, intent_of, negated
+from memplan.validate.questions.leftover import Leftover, leftover
+from memplan.validate.questions.parts import split
+from memplan.validate.questions.question import Question
+from memplan.validate.questions.spelling import spelling
 from memplan.validate.reading import Assumption, B, E, Reading
-from memplan.validate.vocabulary import METHODS_SAID, NUMBERS, SPELT, SWITCHES, UNANSWERED, WANTED, WIDE
+from memplan.validate.vocabulary import UNANSWERED, WIDE
 
 MOST_CHARACTERS = 500
-
-
-@dataclass(frozen=True)
-class Question:
-    """What was read: a model, Setup fields, perhaps a GPU, what is asked for, and the language to answer in.
-
-    `wanted`: empty (does it fit, or what does it need), or the field whose largest value is asked for, or
-    `cards`. `open_method`: no method was named, so the answer may choose one.
-    """
-
-    sentence: str
-    lang: str
-    model: str
-    fields: Mapping[str, Any]
-    gpu: str | None
-    assumptions: tuple[Assumption, ...]
-    wanted: str = ""
-    open_method: bool = False
+MODEL_FREE = ("time", "cost", "why")
+"""What is answered from published figures: no model needs to be named."""
 
 
 def read(sentence: str, lang: str | None = None) -> Question:
-    """The question of a sentence. Raises UsageError where no model is named, or where a number was not
-    understood.
+    """The first question of a sentence. Raises UsageError as `read_all` does."""
+    return read_all(sentence, lang)[0]
+
+
+def read_all(sentence: str, lang: str | None = None) -> tuple[Question, ...]:
+    """Every question of a sentence: one, or one for each of its parts or of the things named beside each
+    other. Raises UsageError where no model is named, or where a number was not understood.
     """
     if not sentence.strip() or len(sentence) > MOST_CHARACTERS:
         raise UsageError(
             f'ask: expected a sentence of 1 to {MOST_CHARACTERS} characters, such as "65B QLoRA 48GB?"'
         )
-    reading = Reading(re.sub(r"\s+", " ", sentence.lower().translate(WIDE)))
+    text = re.sub(r"\s+", " ", sentence.lower().translate(WIDE))
     chosen = lang or ("zh" if re.search(r"[\u4e00-\u9fff]", sentence) else "en")
+    found: list[Question] = []
+    for part in split(text):
+        before = found[-1] if found else None
+        found += _read_part(part, Question(sentence, chosen, "", {}, None, ()), before)
+    return tuple(found)
+
+
+def _read_part(text: str, empty: Question, before: Question | None) -> list[Question]:
+    """The questions of one part; what it leaves out is as in the part before."""
+    reading = Reading(text)
+    spelling(reading)
+    models = named_models(reading)
+    host = host_memory(reading)
     _unanswered(reading)
-    _spelling(reading)
-    wanted = _wanted(reading)
-    for pattern, name in NUMBERS[:-1]:  # before the GPUs: "batch 16 A100" is one GPU
-        _number(reading, pattern, name)
-    gpu = card(reading)
-    model = model_of(reading)
-    _modules(reading)
-    for pattern, name, value in SWITCHES:
-        if name not in reading.fields:
-            _word(reading, pattern, name, value)
-    _number(reading, *NUMBERS[-1])
-    for pattern, value in METHODS_SAID:
-        if "method" not in reading.fields:
-            _word(reading, pattern, "method", value)
-    if gpu is None:
-        gpu = size_of_card(reading)
-    how_many(reading, gpu)
+    denied = negated(reading)
+    claimed = claims_of(reading, weights=re.search(WEIGHTS_ALONE, text) is not None)
+    pairs = numbers_of(reading)
+    intent = intent_of(reading)
+    gpus = cards_of(reading)
+    models += sized_models(reading)
+    methods = methods_of(reading)
+    pairs |= switches_of(reading)
+    consumer = consumer_cards(reading) if not gpus else ()
+    how_many(reading, gpus[0] if gpus else None)
     _all_read(reading)
-    open_method = "method" not in reading.fields
-    _agree(reading)
-    return Question(sentence, chosen, model, reading.fields, gpu, tuple(reading.found), wanted, open_method)
+    if claimed and intent == "saving":
+        raise UsageError(
+            f"ask: '{claimed[0].words}' beside a comparison is not understood: ask how much one saves "
+            "against the other, or what one needs"
+        )
+    question = replace(
+        empty,
+        intent="claim" if claimed and intent in (FITS, "need", "file") else intent,
+        negated=denied,
+        claimed=claimed,
+        gpus=consumer,
+        left=_left(leftover(reading.text), host),
+    )
+    models = models or _default_model(question, before, reading)
+    return expand(question, reading, models, gpus, methods, pairs, before)
+
+
+def _left(found: Leftover, host: str) -> Leftover:
+    return replace(found, words=(*found.words, host)) if host else found
+
+
+def _default_model(question: Question, before: Question | None, reading: Reading) -> list[str]:
+    if before is not None and before.model:
+        return [before.model]
+    if question.intent == "largest_model":
+        return [""]
+    if question.intent in (*MODEL_FREE, "saving"):
+        reading.found.append(Assumption("model", "llama-7b"))
+        return ["llama-7b"]
+    raise UsageError(
+        "ask: no model in the sentence: name one (memplan list models) or a size such as 65B or 650亿"
+    )
 
 
 def _unanswered(reading: Reading) -> None:
@@ -81,86 +110,11 @@ def _unanswered(reading: Reading) -> None:
             raise UsageError(f"ask: '{match.group()}': {why}")
 
 
-def _spelling(reading: Reading) -> None:
-    """A known word with one letter wrong is interpreted as that word, and said so."""
-    for match in list(re.finditer(r"(?<![a-z])[a-z]{4,}", reading.text)):
-        word = match.group()
-        meant = next((known for known in SPELT if word not in SPELT and _one_apart(word, known)), None)
-        if meant:
-            reading.text = re.sub(rf"(?<![a-z]){word}(?![a-z])", meant, reading.text)
-            reading.found.append(Assumption("spelling", meant, word))
-
-
-def _one_apart(word: str, known: str) -> bool:
-    """Whether one letter more, less, other, or two neighbors swapped make `word` the known one; its first
-    letter must be right.
-    """
-    if word[0] != known[0] or abs(len(word) - len(known)) > 1 or word == known:
-        return False
-    at = next(
-        (n for n, (a, b) in enumerate(zip(word, known, strict=False)) if a != b), min(len(word), len(known))
-    )
-    tails = ((word[at + 1 :], known[at + 1 :]), (word[at + 1 :], known[at:]), (word[at:], known[at + 1 :]))
-    swapped = word[at : at + 2][::-1] == known[at : at + 2] and word[at + 2 :] == known[at + 2 :]
-    return swapped or any(a == b for a, b in tails)
-
-
-def _wanted(reading: Reading) -> str:
-    for pattern, name in WANTED:
-        match = re.search(f"{B}(?:{pattern})", reading.text)
-        if match and not (
-            name != "cards" and re.match(r"\s*(?:of|=|:|为|是)?\s*\d", reading.text[match.end() :])
-        ):
-            if name != "cards":
-                reading.take(match)
-            return name
-    return ""
-
-
-def _word(reading: Reading, pattern: str, name: str, value: Any) -> None:
-    match = re.search(f"{B}(?:{pattern}){E}", reading.text)
-    if match:
-        words = reading.take(match)
-        if value is not None:
-            reading.say(name, value, words)
-
-
-def _number(reading: Reading, pattern: str, name: str) -> None:
-    match = None if name in reading.fields else re.search(f"{B}(?:{pattern}){E}", reading.text)
-    if match:
-        kilo = 1024 if match.lastindex == 2 and match.group(2) else 1
-        reading.say(name, int(match.group(1)) * kilo, reading.take(match))
-
-
-def _modules(reading: Reading) -> None:
-    """Target modules by their names: q_proj, v_proj."""
-    found = re.findall(rf"{B}((?:q|k|v|o|gate|up|down|qkv|out)_proj){E}", reading.text)
-    if found:
-        match = re.search(rf"{B}[a-z]+_proj(?:[\s,、和与and+]*[a-z]+_proj)*", reading.text)
-        assert match is not None
-        reading.say("targets", tuple(dict.fromkeys(found)), reading.take(match))
-
-
 def _all_read(reading: Reading) -> None:
     """A number that nothing read may change the answer: refuse rather than ignore it."""
     left = re.search(r"[a-z_\-.]*\d[\w.%\-]*", reading.text, re.ASCII)
     if left:
         raise UsageError(
             f"ask: '{shorten(left.group().strip())}' was not understood: write sizes as 48GB, sequences as "
-            "seq 2048, "
-            "batches as batch 4, ranks as rank 16, GPUs as 8xA100"
+            "seq 2048, batches as batch 4, ranks as rank 16, GPUs as 8xA100"
         )
-
-
-def _agree(reading: Reading) -> None:
-    """What one word means beside another: an 8-bit base is quantized, mixed precision is said of what trains
-    in full.
-    """
-    fields = reading.fields
-    if fields.get("quant_type") == "int8":
-        if fields.get("method", "lora") not in ("lora", "qlora"):
-            raise UsageError("ask: an 8-bit base is for LoRA: say LoRA, or 8-bit Adam for the optimizer")
-        fields["method"] = "qlora"
-    if "method" not in fields:
-        fields["method"] = "lora"
-        reading.found.append(Assumption("method", "lora"))

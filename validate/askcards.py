@@ -11,8 +11,47 @@ from memplan.validate.reading import Assumption, B, E, Reading
 from memplan.validate.vocabulary import COUNTS
 
 MOST_CARDS = 1024
+MOST_NAMED = 4
 _COUNT = "|".join(sorted(COUNTS, key=len, reverse=True))
 _BEFORE = rf"(?:{B}(\d+|{_COUNT})[\s-]*(?:x|\*|张|块|卡|个|gpus?|cards?)*[\s-]*)?"
+
+
+_HOST = re.compile(
+    rf"{B}(?:and |with |和)?(\d+)\s*g(?:i?b)?\s*(?:of )?(?:(?:system|host|cpu|main) )?(?:ram|内存)"
+)
+_CONSUMER = (
+    r"(?:single |one |a )?(?:consumer|gaming)(?:[- ]grade)?(?: (?:gpus?|(?:graphics )?cards?|hardware))?"
+    r"|(?:单张|一张)?(?:消费级|游戏)(?:显卡|gpu|卡|硬件)?"
+)
+
+
+def cards_of(reading: Reading) -> list[str]:
+    """Every GPU that is named; where none is, every size of one."""
+    found: list[str] = []
+    for look in (card, size_of_card):
+        while not found or look is card or len(found) < MOST_NAMED:
+            name = look(reading)
+            if name is None:
+                break
+            found += [] if name in found else [name]
+        if found:
+            return found
+    return found
+
+
+def host_memory(reading: Reading) -> str:
+    """Main memory beside a GPU, which holds nothing of what is predicted; empty where none is named."""
+    match = _HOST.search(reading.text)
+    return re.sub("^(?:and|with|和) ?", "", reading.take(match)) if match else ""
+
+
+def consumer_cards(reading: Reading) -> tuple[str, ...]:
+    """The common consumer GPUs, where a sentence speaks of consumer GPUs and names none."""
+    match = re.search(f"{B}(?:{_CONSUMER})", reading.text)
+    if match is None:
+        return ()
+    reading.take(match)
+    return tuple(gpu.name for gpu in gpus().values() if gpu.kind == "consumer" and gpu.common)
 
 
 def card(reading: Reading) -> str | None:
@@ -29,12 +68,14 @@ def card(reading: Reading) -> str | None:
         if word.isdigit() and len(word) != 4:
             continue
         name = r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
-        size = r"(?:[\s\-_,]*(?:with )?(?<![\d.])(\d+)\s*g(?:i?b)?)?"
+        size = r"(?:[\s\-_,(]*(?:with |有)?(?<![\d.])(\d+)\s*g(?:i?b|igs?|igabytes?)?\)?(?![a-z0-9]))?"
         match = re.search(
-            rf"{_BEFORE}(?<![a-wyz0-9.]){name}(?:s|卡)?{size}(?:\s*[x*]\s*(\d+))?{E}", reading.text
+            rf"{_BEFORE}(?:(?<![\d.])(\d+)\s*g(?:i?b|igs?)?[\s\-]+)?(?<![a-wyz0-9.]){name}(?:s|卡)?{size}(?:\s*[x*]\s*(\d+))?{E}",
+            reading.text,
         )
         if match:
-            before, gigabytes, after = match.groups()
+            before, ahead, behind, after = match.groups()
+            gigabytes = behind or ahead
             gpu = _of_size(gpus()[words[word]], int(gigabytes) if gigabytes else None)
             said = reading.take(match)
             reading.found.append(Assumption("gpu", _card(gpu), said, _card(gpu, "可用")))
@@ -67,7 +108,7 @@ def _count(reading: Reading, text: str | None, words: str) -> None:
 
 def how_many(reading: Reading, gpu: str | None) -> None:
     """How many GPUs, where it stands apart from their name, and the strategy that shares among them."""
-    pattern = rf"{B}(\d+|{_COUNT})\s*(?:x\b|张|块|卡|个?gpu|gpus?|cards?)(?:显?卡)?"
+    pattern = rf"{B}(\d+|{_COUNT})\s*(?:x(?=\s*(?:gpus?|cards?))|张|块|卡|个?gpu|gpus?|cards?)(?:显?卡)?"
     match = re.search(pattern, reading.text)
     if match:
         _count(reading, match.group(1), reading.take(match))
@@ -86,7 +127,10 @@ def _card(gpu: Gpu, usable: str = "usable") -> str:
 
 def size_of_card(reading: Reading) -> str | None:
     """48GB is a GPU sold as such, of the smallest usable size (as after --gpu); 44GiB is a budget."""
-    match = re.search(rf"{_BEFORE}{B}(\d+(?:\.\d+)?)\s*(gib|gb|g){E}(?:显存|显卡|卡)?", reading.text)
+    match = re.search(
+        rf"{_BEFORE}{B}(\d+(?:\.\d+)?)\s*(gib|gb|g(?:igs?|igabytes?)?){E}(?:的?显存|的?显卡|的?卡)?",
+        reading.text,
+    )
     if match is None:
         return None
     size, unit = float(match.group(2)), match.group(3)

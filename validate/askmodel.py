@@ -3,79 +3,159 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 
 from memplan.planner.inputs.families.table import FAMILIES
 from memplan.planner.inputs.models import from_catalog, index, names
 from memplan.planner.inputs.names import suggestions
 from memplan.planner.tables.errors import UsageError, shorten
+from memplan.validate.questions.lexicon import FILLER, NEUTRAL
 from memplan.validate.reading import Assumption, B, E, Reading
+from memplan.validate.vocabulary import FROZEN, METHODS_SAID, PAIRED, QUANTIZED, SWITCHES
 
 NEAR = 0.12  # a size such as "33B" is the catalog's nearest model within this share of its parameters
 
 
-def model_of(reading: Reading) -> str:
-    """A catalog name, longest first; else a size in parameters."""
-    known = {word.lower(): word for word in (*names(), *(i for row in index().values() for i in row["ids"]))}
-    for word in sorted(known, key=len, reverse=True):
-        pattern = r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
-        match = re.search(f"{B}{pattern}{E}", reading.text)
-        if match:
-            model = from_catalog(known[word])
-            if model is not None:
-                reading.found.append(Assumption("model", model.name, reading.take(match)))
-                return model.name
+_SIZE_AFTER = re.compile(rf"[\s\-_]*\d+(?:\.\d+)?b{E}")
+_NAME_BEFORE = re.compile(r"(?<![a-z0-9])([a-z][a-z0-9.]*(?:[-_][a-z0-9.]+)*)([-_ ]?)$")
+_NAME_AFTER = re.compile(r"^[\s\-_]*([a-z][a-z0-9.]*(?:-\d[a-z0-9.]*)?)")
+_VERSION_BEFORE = re.compile(r"(?<![a-z0-9])([a-z]{2,}[a-z0-9.-]*)([-_ ]v?\d+(?:\.\d+)*[-_ ]+)$")
+
+
+@cache
+def _known() -> dict[str, str]:
+    """Every name of the catalog, in lower case, longest first."""
+    words = {word.lower(): word for word in (*names(), *(i for row in index().values() for i in row["ids"]))}
+    return dict(sorted(words.items(), key=lambda item: -len(item[0])))
+
+
+@cache
+def _stems() -> dict[str, None]:
+    """The catalog's names without their sizes, longest first: llama-2, qwen2.5."""
+    stems = {
+        re.sub(r"-\d+(?:\.\d+)?b$", "", word) for word in _known() if re.search(r"-\d+(?:\.\d+)?b$", word)
+    }
+    return dict.fromkeys(sorted((s for s in stems if "/" not in s), key=len, reverse=True))
+
+
+def _spaced(word: str) -> str:
+    return r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
+
+
+def named_models(reading: Reading) -> list[str]:
+    """Every model of the catalog that is named in full, in the order of the sentence. Raises UsageError where
+    another size of it follows ("mistral 13b").
+    """
+    found: dict[int, str] = {}
+    for word, name in _known().items():
+        if word.split("-")[0].split("/")[0] not in reading.text:
+            continue
+        match = re.search(f"{B}{_spaced(word)}{E}", reading.text)
+        model = from_catalog(name) if match else None
+        if match is None or model is None:
+            continue
+        after = _SIZE_AFTER.match(reading.text[match.end() :])
+        if after and not re.search(r"\db$", match.group()):
+            raise _not_known(f"{match.group()}{after.group()}")
+        if model.name not in found.values():
+            said = reading.take(match)
+            found[match.start()] = model.name
+            reading.found.append(Assumption("model", model.name, said))
+    return [name for _, name in sorted(found.items())]
+
+
+def sized_models(reading: Reading) -> list[str]:
+    """Every model that is named by its size alone, or by its size and its family apart ("1.5B qwen2.5").
+    Raises UsageError for a name that the catalog lacks.
+    """
+    found: list[str] = []
     for pattern, scale in _SIZES:
-        match = re.search(pattern, reading.text)
-        if match:
-            _refuse_other_names(reading.text[: match.start()], match.group().strip(), known)
-            count = scale(match)
-            name = _nearest(count, match.group().strip())
+        for match in list(re.finditer(pattern, reading.text)):
+            size, count = match.group().strip(), scale(match)
+            _refuse_other_names(reading.text[: match.start()], size)
+            stem = _stem(reading, match)
+            words = f"{count / 1e9:g}b" if count >= 1e9 else f"{count / 1e6:g}m"
+            if stem is not None:
+                family = stem.group().replace(" ", "-")
+                ways = (f"{family}-{count / 1e9:g}b", f"{family}-{count / 1e6:g}m")
+                name = next((_known()[way] for way in ways if way in _known()), None)
+                model = None if name is None else from_catalog(name)
+                if model is None:
+                    raise _not_known(f"{stem.group()} {size}")
+                reading.found.append(
+                    Assumption("model", model.name, f"{reading.take(match)} {reading.take(stem)}")
+                )
+                found.append(model.name)
+                continue
+            name = _nearest(count, words)
             said = f"{name}, a model of {count / 1e9:g} billion parameters"
-            reading.found.append(
-                Assumption("model", said, reading.take(match), f"{name}，作为 {count / 1e8:g} 亿参数的模型")
-            )
-            return name
-    raise UsageError(
-        "ask: no model in the sentence: name one (memplan list models) or a size such as 65B or 650亿"
+            chinese = f"{name}，作为 {count / 1e8:g} 亿参数的模型"
+            reading.found.append(Assumption("model", said, reading.take(match), chinese))
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def _stem(reading: Reading, size: re.Match[str]) -> re.Match[str] | None:
+    """A family that is named apart from its size. Raises UsageError where the word beside the size is a name
+    that the catalog lacks.
+    """
+    for word in _stems():
+        match = re.search(f"{B}{_spaced(word)}{E}", reading.text)
+        if match:
+            return match
+    before, after = (
+        _NAME_BEFORE.search(reading.text[: size.start()]),
+        _NAME_AFTER.match(reading.text[size.end() :]),
     )
+    beside = [before.group(1)] if before else []
+    beside += [after.group(1)] if after and re.search(r"[\d]", after.group(1)) else []
+    for word in beside:
+        if not _plain(word):
+            raise _not_known(f"{word} {size.group().strip()}")
+    return None
 
 
-def _refuse_other_names(before: str, size: str, known: Mapping[str, str]) -> None:
-    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not interpreted as its size."""
-    match = re.search(r"(?<![a-z0-9])([a-z][a-z0-9.]*(?:[-_][a-z0-9.]+)*)([-_ ]?)$", before)
-    version = re.search(r"(?<![a-z0-9])([a-z]{2,}[a-z0-9.-]*)([-_ ]v?\d+(?:\.\d+)*[-_ ]+)$", before)
-    if version and version.group(1) not in _NO_NAMES:  # "phi 5 14b": a name, its version, its size
-        name = f"{version.group()}{size}"
-    elif match and (match.group(2) in ("-", "_") or re.search(r"\d", match.group(1))):
-        name = f"{match.group()}{size}"
-    else:
-        return
-    close = suggestions(name, (word for word in known if "/" not in word))
+def _plain(word: str) -> bool:
+    """Whether a word beside a size is an ordinary one, no name."""
+    known = (
+        FROZEN,
+        QUANTIZED,
+        *(p for p, _ in METHODS_SAID),
+        *(p for p, _, _ in SWITCHES),
+        *(f"(?:{p})" for p in PAIRED.values()),
+    )
+    plain = word in FILLER or word in NEUTRAL or word in NO_NAMES
+    return plain or any(re.fullmatch(pattern, word) for pattern in known)
+
+
+def _not_known(name: str) -> UsageError:
+    close = suggestions(name.strip().replace(" ", "-"), (word for word in _known() if "/" not in word))
     meant = f" (did you mean {' or '.join(close)}?)" if close else ""
-    raise UsageError(
-        f"ask: '{shorten(name)}' is not in the catalog{meant}: give a hub id or its config.json to memplan "
-        "plan"
+    return UsageError(
+        f"ask: '{shorten(name.strip())}' is not in the catalog{meant}: give a hub id or its config.json to "
+        "memplan plan"
     )
 
 
-_NO_NAMES = (
-    "on",
-    "with",
-    "for",
-    "of",
-    "and",
-    "the",
-    "to",
-    "in",
-    "at",
-    "is",
-    "train",
-    "tune",
-    "run",
-    "fit",
-    "use",
-)
+def _refuse_other_names(before: str, size: str) -> None:
+    """`chatglm3-6b` is no 6B Llama: a name that the catalog lacks is refused, not interpreted as its size."""
+    match, version = _NAME_BEFORE.search(before), _VERSION_BEFORE.search(before)
+    if version and not _plain(version.group(1)):  # "phi 5 14b": a name, its version, its size
+        raise _not_known(f"{version.group()}{size}")
+    if match and (match.group(2) in ("-", "_") or re.search(r"\d", match.group(1))):
+        stem = f"{match.group(1).replace(' ', '-')}"
+        if stem not in _stems():
+            raise _not_known(f"{match.group()}{size}")
+
+
+_NO_NAMES = """
+    class scale parameter param sized dense decoder pretrained base finetune finetuning than versus vs between
+    either both another an other same need needs needed require requires with without and or on for of the to
+    in at is bit bits tuning adapter adapters quantized
+"""
+NO_NAMES = frozenset(_NO_NAMES.split())
+"""Words that stand beside a size and are no model's name."""
 
 
 _SIZES: tuple[tuple[str, Callable[[re.Match[str]], float]], ...] = (

@@ -93,10 +93,12 @@ def fits(part: Part, context: EvaluationContext) -> Found:
     named = part.over is not None and part.over.key == "gpu"
     template = "{need} of {have}{close}{tight}" if named else "{need} of {have}{close}{tight} on {gpu}"
     tight = said(" (tight)" if verdict == "tight" else "")
-    return Found(
-        verdict != "no",
-        said(template, need=gib(need), have=gib(gpu.usable_bytes), close=close, tight=tight, gpu=gpu.name),
-    )
+    found = said(template, need=gib(need), have=gib(gpu.usable_bytes), close=close, tight=tight, gpu=gpu.name)
+    if verdict == "no" and prediction.peak.moment != prediction.step_peak.moment:
+        step = need - prediction.peak.reserved_bytes + prediction.step_peak.reserved_bytes
+        more = "{found}, by loading; the step alone needs {step}"
+        found = said(more, found=found, step=gib(step))
+    return Found(verdict != "no", found)
 
 
 def setup_field(part: Part, context: EvaluationContext) -> Found:
@@ -163,8 +165,13 @@ def library_fact(part: Part, context: EvaluationContext) -> Found:
 
 
 def arithmetic(part: Part, context: EvaluationContext) -> Found:
-    """The value of an expression of numbers, in the unit of the part."""
-    value = calculate(part.args["expression"]) / UNITS[part.unit]
+    """The value of an expression of numbers. It stands in the part's own unit, a share (`%`) as a plain
+    fraction; `expression_unit` says so where it stands in another, such as bytes.
+    """
+    own = part.args.get("expression_unit", "" if part.unit == "%" else part.unit)
+    if own not in UNITS:
+        raise unknown("unit", own, UNITS)
+    value = calculate(part.args["expression"]) * UNITS[own] / UNITS[part.unit]
     return Found(value, said("{sum} = {value}", sum=part.args["expression"], value=amount(value, part.unit)))
 
 
@@ -293,7 +300,7 @@ CHECKS: dict[str, Kind] = {
     "setup_field": Kind(setup_field, {"field": (str,)}, ("field",)),
     "row_dtype": Kind(row_dtype, {"row": (str,), "moment": (str,)}, ("row",)),
     "library_fact": Kind(library_fact, {"fact": (str,)}, ("fact",)),
-    "arithmetic": Kind(arithmetic, {"expression": (str,)}, ("expression",)),
+    "arithmetic": Kind(arithmetic, {"expression": (str,), "expression_unit": (str,)}, ("expression",)),
     "time_ratio": Kind(None, {"slow": (dict,), "fast": (dict,)}, ("slow", "fast"), time_ratio),
     "measured": Kind(measured, {"metric": (str,), "match": (dict,)}, ("metric", "match")),
     "published": Kind(published, {"figure": (str,)}, ("figure",)),

@@ -82,12 +82,14 @@ def _rows(path: Path) -> list[Measurement] | None:
 def recorded(folder: Path | None = None) -> tuple[Measurement, ...]:
     """The measurements under `folder` (a record, a folder, or published rows; UsageError where there is
     none), by default those under ./measurements: none where there is no such folder, and unreadable files
-    there are not evidence.
+    there are not evidence. Dry runs measured nothing and are left out.
     """
-    if folder is not None:
-        return tuple(read_records([folder]))
     where = Path("measurements")
-    return tuple(measurement for _, measurement in scan(where)[0]) if where.is_dir() else ()
+    if folder is not None:
+        found = read_records([folder])
+    else:
+        found = [measurement for _, measurement in scan(where)[0]] if where.is_dir() else []
+    return tuple(measurement for measurement in found if not measurement.dry)
 
 
 def predicted(measurement: Measurement, engine: str, stored: bool = False) -> Predicted:

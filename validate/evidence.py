@@ -52,10 +52,10 @@ class Run:
 
 
 def runs_of(measurements: Sequence[Measurement], reconciliations: Sequence[Reconciliation]) -> list[Run]:
-    """The evidence that reconciled runs leave, in order of engine and case."""
+    """The evidence that reconciled runs leave, by engine and case. A dry run is evidence of no GPU."""
     by_case = {measurement.case: measurement for measurement in measurements}
     found = []
-    for done in reconciliations:
+    for done in (done for done in reconciliations if not done.dry):
         measurement = by_case[done.case]
         error = {name: d.error for name, d in done.tiers.items()}
         found.append(

@@ -30,7 +30,7 @@ class Reading:
     def take(self, match: re.Match[str]) -> str:
         """The matched words, blanked out so that nothing is read twice."""
         words = match.group().strip()
-        self.text = self.text[: match.start()] + " " * len(match.group()) + self.text[match.end() :]
+        self.text = self.text[: match.start()] + TAKEN * len(match.group()) + self.text[match.end() :]
         return words
 
     def say(self, name: str, value: Any, words: str, zh: str = "") -> None:
@@ -46,5 +46,7 @@ class Reading:
         self.found.append(Assumption(name, shown, words, zh))
 
 
-B = r"(?<![a-z0-9.])"  # Chinese has no word boundaries, so only Latin letters and digits bound a word
-E = r"(?![a-z0-9])"
+TAKEN = "¦"  # no space, so that what stood apart is not read as neighbors
+_ZH = r"[\u3400-\u9fff]"  # Chinese has no word boundaries: only Latin letters and digits bound a word
+B = rf"(?:(?<![a-z0-9.])|(?={_ZH}))"
+E = rf"(?:(?![a-z0-9])|(?<={_ZH}))"

@@ -72,6 +72,7 @@ class Reconciliation:
     notes: tuple[str, ...] = ()
     development: bool = False
     alignment: Mapping[str, Any] | None = None
+    dry: bool = False  # "measured" is what a dry run saw: no GPU's number
 
     @property
     def error(self) -> float | None:
@@ -96,6 +97,7 @@ class Reconciliation:
             "suspects": [s.to_document() for s in self.suspects],
             "unexplained_bytes": self.unexplained_bytes,
             "development": self.development,
+            "dry_run": self.dry,
             "notes": list(self.notes),
             "alignment": dict(self.alignment) if self.alignment else None,
         }
@@ -188,6 +190,7 @@ def reconcile(
         (*_notes(measurement, predicted), *event_notes(measurement.alignment, moments)),
         bool(measurement.extra.get("development")),
         measurement.alignment,
+        measurement.dry,
     )
 
 

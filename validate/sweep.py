@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from memplan.planner.tables.errors import UsageError
 from memplan.profiler.localized_message import LocalizedMessage, said
-from memplan.validate.checks import CHECKS, Found
+from memplan.validate.bands import Point, has_band, with_bands
+from memplan.validate.checks import CHECKS
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claimed, Over, Part
 from memplan.validate.engines import Missing
@@ -112,15 +113,6 @@ class PartResult:
             "case": part.case or None,
             "decides": part.decides,
         }
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value that was tried, what was found there, and whether the claim holds at it."""
-
-    at: Any
-    found: Found
-    holds: bool
 
 
 def holds(found: Value, claimed: Claimed, relation: str, tolerance: float) -> bool:
@@ -238,11 +230,15 @@ def _over_range(part: Part, over: Over, context: EvaluationContext) -> PartResul
     text leaves open.
     """
     steps = _SAMPLES + 1
+    doubled = {2**n for n in range(over.high.bit_length()) if over.low <= 2**n} if has_band(part) else set()
     grid = sorted(
         {round(over.low * (over.high / over.low) ** (i / steps)) for i in range(steps + 1)}
         | {over.low, over.high}
+        | doubled
     )
-    points = [_point(part, at, context) for at in grid]
+    points = with_bands(
+        part, [_point(part, at, context) for at in grid], lambda at: _point(part, at, context)
+    )
     changes = [
         _change(part, a, b, context) for a, b in zip(points, points[1:], strict=False) if a.holds != b.holds
     ]

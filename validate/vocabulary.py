@@ -34,8 +34,14 @@ COUNTS = {
     "十六": 16,
 }
 
+UNQUANTIZED = (
+    r"(?:without|with no|no|w/o) (?:any )?quantiz\w+|(?:不用|不做|不|无|没有)量化|unquantized|non-quantized"
+)
+QUANTIZED = r"4[- ]?bits?(?: quantiz\w+)?|nf4|int4|fp4|4\s*(?:位|比特)(?:的)?(?:量化)?(?:后)?|(?<!double )(?<!double-)quantiz(?:ed|ation|ing)|(?<!双重)(?<!双)量化(?:后|之后)?"
+"""The base in 4 bits: QLoRA where an adapter is trained, the weights alone where nothing is."""
+
 METHODS_SAID: tuple[tuple[str, str], ...] = (
-    (r"q-?lora|4[- ]?bit|nf4|int4|4\s*位(?:量化)?|4比特(?:量化)?", "qlora"),
+    (r"q-?lora", "qlora"),
     (r"adalora", "adalora"),
     (r"rs-?lora", "rslora"),
     (r"lora[- ]fa", "lora-fa"),
@@ -43,33 +49,52 @@ METHODS_SAID: tuple[tuple[str, str], ...] = (
     (r"dora", "dora"),
     (r"lora", "lora"),
     (r"ia3|\(ia\)3", "ia3"),
-    (r"prefix[- ]tuning", "prefix-tuning"),
-    (r"prompt[- ]tuning", "prompt-tuning"),
+    (r"prefix(?:[- ]?tun\w*)?|前缀(?:微调|调优)?", "prefix-tuning"),
+    (r"(?:soft[- ])?prompt[- ]?tun\w*|提示(?:词)?(?:微调|调优)", "prompt-tuning"),
     (
-        r"(?:full(?:y)?|sft full)(?:[- ]?(?:parameters?|param|fine[- ]?tun\w*|ft|train\w*))*|全参数?(?:量)?(?:微调|训练)?"
-        r"|全量(?:参数)?(?:微调|训练)?",
+        r"(?:bottleneck|houlsby|series) adapters?|adapter[- ]?(?:tun\w*|fine[- ]?tun\w*|training|layers?)|适配器(?:微调|调优|训练)",
+        "adapter",
+    ),
+    (
+        r"(?:full(?:y)?|sft full)(?:[- ]?(?:parameters?|param|fine[- ]?tun\w*|ft|train\w*|sft|weights?))*|全参数?(?:量)?(?:微调|训练)?"
+        r"|全量(?:参数)?(?:微调|训练)?|全部参数(?:都)?(?:微调|训练)",
         "full",
     ),
     (r"inference|infer(?:ring)?|serv(?:e|ing)|推理|部署", "inference"),
 )
 
+FROZEN = r"freez(?:e|ing)(?: (?:the )?(?:first|lower|all but the last) \S+)?(?: layers?)?|frozen|last[- ]layers?(?: only)?|冻结(?:部分|大部分|前面?几?)?(?:的)?(?:层)?(?:微调)?"
+"""The method that trains the last layers alone, unless another method is named: LoRA's base is frozen too."""
+
 SWITCHES: tuple[tuple[str, str, Any], ...] = (
     (
-        r"(?:no|without|w/o) (?:gradient |activation )?checkpointing|(?:不用|不开|没有|无)(?:梯度)?检查点",
+        r"(?:no|without|w/o|disable|disabling) (?:gradient |activation )?checkpoint(?:ing|s)?|(?:gradient |activation )?checkpointing (?:off|disabled)"
+        r"|(?:不用|不开|没有|没开|无|关闭|关掉|不使用|不启用)(?:梯度|激活)?检查点|(?:梯度|激活)?检查点(?:关闭|不开|关掉)",
         "checkpointing",
         "none",
     ),
     (
-        r"(?:with |and )?(?:gradient |activation )?(?:checkpointing|checkpoints?)(?: on)?|(?:开|带)?(?:梯度)?检查点|gc",
+        r"(?:with |and )?(?:gradient |activation )?(?:checkpointing|checkpoints?)(?: on| enabled)?|(?:开启?|带|打开|启用)?(?:了)?(?:梯度|激活)?检查点(?:打开|开启)?|gc",
         "checkpointing",
         "non_reentrant",
     ),
-    (r"paged[- ]adamw?(?:[- ]?(?:32|8)[- ]?bit)?|分页优化器", "optimizer", "paged_adamw_8bit"),
+    (r"paged[- ]adamw?[- ]?32[- ]?bit", "optimizer", "paged_adamw_32bit"),
+    (
+        r"paged[- ](?:adamw?(?:[- ]?8[- ]?bit)?|optimi[sz]ers?)|paging|分页(?:优化器|adamw?|机制)?",
+        "optimizer",
+        "paged_adamw_8bit",
+    ),
+    (
+        r"(?:no|without|w/o|disable) double[- ]?quant\w*|(?:不用|不开|没有|无|不做)双重?量化",
+        "double_quant",
+        False,
+    ),
+    (r"(?:with )?double[- ]?quant\w*|双重?量化", "double_quant", True),
     (r"(?:8[- ]?bit|8\s*位) ?adamw?|adamw?[- ]?8[- ]?bit", "optimizer", "adamw_bnb_8bit"),
     (r"adafactor", "optimizer", "adafactor"),
     (r"sgd", "optimizer", "sgd"),
     (r"adamw?", "optimizer", None),
-    (r"(?:llm\.)?int8|8[- ]?bit|8\s*位(?:量化)?", "quant_type", "int8"),
+    (r"(?:llm\.)?int8|8[- ]?bit|8\s*(?:位|比特)(?:量化)?", "quant_type", "int8"),
     (r"float32|fp32|全精度|单精度|mixed precision|混合精度|amp", "weight_dtype", "float32"),
     (r"float16|fp16|半精度", "weight_dtype", "float16"),
     (r"bfloat16|bf16", "weight_dtype", "bfloat16"),
@@ -106,25 +131,41 @@ NUMBERS: tuple[tuple[str, str], ...] = (
     (r"(\d+)\s*(k)", "sequence_length"),
 )
 
-WANTED: tuple[tuple[str, str], ...] = (
-    (
-        r"(?:how many|number of) (?:\S+ )?(?:gpus?|cards?|[ablh]\d+\w*|\d{4}s?)|几张|多少张|几块|多少块|几卡|多少卡",
-        "cards",
-    ),
-    (
-        r"(?:max(?:imum)?|longest|largest) (?:sequence|seq|context)(?: ?len(?:gth)?| window)?|how long"
-        r"|(?:最长|最大)(?:的)?(?:序列|上下文)(?:长度)?"
-        r"|(?:序列|上下文)(?:长度)?(?:最长|最大|能到|可以到|能开)?多(?:长|少|大)|最长",
-        "sequence_length",
-    ),
-    (
-        r"(?:what|max(?:imum)?|largest|biggest|which) (?:micro[- ]?)?batch(?:[- ]?size)?|最大(?:的)?(?:批|batch)(?:大小|次|[- ]?size)?"
-        r"|(?:batch(?:[- ]?size)?|批(?:大小)?)(?:最大|能到|能开|可以)?多(?:少|大)",
-        "micro_batch",
-    ),
-)
+PAIRED = {
+    "rank": r"(?:lora )?rank|秩|r",
+    "sequence_length": _SEQUENCE,
+    "micro_batch": r"(?:micro[- ]?)?(?:batch(?:[- ]?size)?|bs|批(?:次)?(?:大小)?)",
+}
+"""Settings of which a question may name two values: from 8 to 64, rank 8 or 64."""
+TO = r"(?:改成|改为|变成|变为|提高到|增加到|增大到|升到|降到|换成|到|至|和|与|或|还是|/|to|->|vs\.?|versus|and|or|instead of|rather than)"
+
+OPPOSITE: dict[tuple[str, object], tuple[str, object]] = {
+    ("checkpointing", "non_reentrant"): ("checkpointing", "none"),
+    ("checkpointing", "none"): ("checkpointing", "non_reentrant"),
+    ("double_quant", True): ("double_quant", False),
+    ("double_quant", False): ("double_quant", True),
+    ("optimizer", "paged_adamw_8bit"): ("optimizer", "adamw_bnb_8bit"),
+    ("optimizer", "paged_adamw_32bit"): ("optimizer", "adamw_torch_fused"),
+    ("optimizer", "adamw_bnb_8bit"): ("optimizer", "adamw_torch_fused"),
+    ("optimizer", "adafactor"): ("optimizer", "adamw_torch_fused"),
+    ("optimizer", "sgd"): ("optimizer", "adamw_torch_fused"),
+    ("attention", "flash_attention_2"): ("attention", "eager"),
+    ("weight_dtype", "bfloat16"): ("weight_dtype", "float32"),
+    ("weight_dtype", "float16"): ("weight_dtype", "float32"),
+    ("method", "qlora"): ("method", "lora"),
+    ("method", "lora"): ("method", "full"),
+}
+"""What a setting is compared with where only one side is said: how much does checkpointing save?"""
 
 UNANSWERED: tuple[tuple[str, str], ...] = (
+    (
+        r"accuracy|perplexity|quality|overfit\w*|forgetting|converge\w*|better|worse|准确率|质量|效果|遗忘|过拟合|收敛|哪个好",
+        "memory does not decide it, and nothing else is predicted",
+    ),
+    (
+        r"(?<!gpu )(?<!video )(?:ram|host memory|main memory|system memory)|内存",
+        "main memory is not predicted: ask for GPU memory (VRAM, 显存)",
+    ),
     (r"gptq|awq|gguf|exl2|aqlm|hqq", "weights quantized that way are not predicted: nf4, fp4 and int8 are"),
     (r"unsloth", "its kernels are not modeled: ask without it for the nearest answer (hf)"),
     (r"vllm|sglang|tensorrt", "serving engines are not modeled: ask for inference alone"),
@@ -138,10 +179,25 @@ UNANSWERED: tuple[tuple[str, str], ...] = (
         "offload=all",
     ),
     (
-        r"pre-?train\w*|预训练",
+        r"(?:continued? |continual )?pre-?train(?:s|ing)?(?! (?:model|weights|checkpoint))|(?:继续|增量|从头)预训练|预训练(?!(?:好|过|完)?的?(?:大?(?:语言)?模型|权重|底座|基座|参数|llm))",
         "pretraining is not one of the methods: ask for full fine-tuning, which holds the same tensors",
     ),
-    (r"rlhf|ppo|grpo|dpo", "preference and reinforcement training hold more than one model: not predicted"),
+    (
+        r"i?phones?|ipads?|android|smartphones?|mobile(?: phones?)?|raspberry(?: pi)?|microcontrollers?|wearables?|手机|平板|安卓|苹果手机|树莓派|物联网|iot",
+        "not modeled as a device: ask with the memory that it leaves free, such as 6GiB",
+    ),
+    (
+        r"tpus?|trainium|inferentia|npus?|gaudi|昇腾|寒武纪",
+        "its kernels and allocator are not modeled: GPUs are",
+    ),
+    (
+        r"p[- ]?tuning(?:[- ]v2)?|lo(?:ha|kr)|vera|boft|oft|galore|lisa|bitfit|badam|relora|loftq|pissa",
+        "not one of the methods asked about in sentences: memplan plan MODEL --adapter adapter_config.json",
+    ),
+    (
+        r"rlhf|ppo|grpo|dpo|orpo|kto|reward models?|奖励模型|强化学习|知识蒸馏|distill(?:ation|ing)",
+        "preference and reinforcement training hold more than one model: not predicted",
+    ),
 )
 """What would change the answer and cannot be read: refused, never ignored."""
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import click
 
+MOST_READ = 4096
+"""Characters read from standard input: more than a sentence may have, so that a longer one is refused."""
+
 
 @click.command("ask", short_help="Answer a question in English or Chinese.")
 @click.argument("sentence", nargs=-1, required=True)
@@ -13,19 +16,30 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(sentence: tuple[str, ...], lang: str | None, as_json: bool) -> None:
     """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": the verdict, the
-    assumptions, the limits, the other methods, and the sum worked out by hand. The exit code is 0 even if
-    the answer is no.
+    assumptions, the limits, the other methods, and the sum worked out by hand. SENTENCE `-` reads standard
+    input. Words that are not used are listed. The exit code is 0 even if the answer is no.
     """
-    from memplan.validate.answer import answer
-    from memplan.validate.ask import read
+    import sys
 
-    found = answer(read(" ".join(sentence), lang))
+    from memplan.planner.tables.errors import UsageError
+    from memplan.validate.questions.replies import ask, to_document
+
+    text = " ".join(sentence)
+    if text.strip() == "-":
+        try:
+            text = sys.stdin.read(MOST_READ).strip()
+        except UnicodeDecodeError:
+            raise UsageError("ask: standard input is not text in UTF-8") from None
+    replies = ask(text, lang)
     if as_json:
         from memplan.render.json import write
 
-        write(found.to_document())
+        write(to_document(replies))
         return
-    from memplan.render.ask import screen
     from memplan.render.console import show
+    from memplan.render.reply import reply_screen
 
-    show(*screen(found))
+    for number, reply in enumerate(replies):
+        if number:
+            show("")
+        show(*reply_screen(reply))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from memplan.cli.options import PYTHON, dry_options
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.planner.tables.errors import UsageError, shorten, tidy
 
@@ -33,7 +34,8 @@ from memplan.planner.tables.errors import UsageError, shorten, tidy
     help="Also append each record to this JSON Lines file.",
 )
 @click.option("--unpack", is_flag=True, help="Unpack FILE, an archive, into DIR; run nothing.")
-@click.option("--device", metavar="NAME", help="cuda or cpu; overrides the file.")
+@click.option("--device", metavar="NAME", help="cuda, cpu or dry; overrides the file.")
+@PYTHON
 @click.option("--only", metavar="TEXT", help="Run only the cases whose names contain TEXT.")
 @click.option(
     "--retry-errors",
@@ -54,6 +56,7 @@ def command(
     archive: Path | None,
     unpack: bool,
     device: str | None,
+    python: str | None,
     only: str | None,
     retry_errors: bool,
     rehearse: bool,
@@ -88,8 +91,11 @@ def command(
     from memplan.profiler.campaign import run
     from memplan.render.campaign import Display, summary_lines
 
+    place = dry_options(cases, python)
     with ends_like_ctrl_c(), Display() as listen:
-        summary = run(cases, out, budget=seconds, archive=archive, retry_errors=retry_errors, listen=listen)
+        summary = run(
+            cases, out, budget=seconds, archive=archive, retry_errors=retry_errors, listen=listen, **place
+        )
     progress = summary.progress
     if as_json:
         counts = {

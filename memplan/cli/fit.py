@@ -133,11 +133,13 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
     """The formula's whole answer, with room for its recorded worst error."""
     from memplan.planner.answers.search import fit
 
-    error = api.recorded_accuracy("formula").margin
     gpu = find_gpu(subject.setup.gpu or "")
-    found = fit(
-        subject.model.spec(), subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve
-    )
+    if api.unknown_family(subject.model):
+        found = api.fit_by_trace(subject.model, subject.setup, gpu, prefer=prefer, tasks=tasks, serve=serve)
+    else:
+        error = api.recorded_accuracy("formula").margin
+        spec = subject.model.spec()
+        found = fit(spec, subject.setup, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
     return replace(found, typed=subject.model.typed)
 
 
@@ -186,9 +188,9 @@ def _shared(subject: Subject, found: Fit) -> tuple[Shared | None, list[Shared]]:
     """
     from memplan.planner.answers.fit.gpus import share, share_alike
 
-    spec, setup = subject.model.spec(), subject.setup
-    if found.asked.fits and setup.gpus == 1:
+    if found.engine == "trace" or (found.asked.fits and subject.setup.gpus == 1):
         return None, []
+    spec, setup = subject.model.spec(), subject.setup
     parallel = setup.parallel if setup.parallel in SHARED else "fsdp"
     shared = share(spec, setup, found.gpu, found.error, parallel)
     if shared is None or shared.count is None or shared.count <= 1:
@@ -200,12 +202,17 @@ def _warnings(subject: Subject, found: Fit) -> list[str]:
     """What `plan` warns of, for the setup as asked and for the recommended one: a fit that fragmentation
     could undo, experts that stay in 16 bits, ...
     """
-    lines = list(subject.annotate(api.predict(subject.model, subject.setup, "formula")).warnings)
+    from memplan.planner.answers.search import TRACED
+
+    engine = None if found.engine == "trace" else "formula"
+    lines = list(subject.annotate(api.predict(subject.model, subject.setup, engine)).warnings)
+    if found.engine == "trace":
+        lines.append(TRACED)
     lines += [said] if (said := said_of(found.gpu)) else []
     method = found.decision.method
     chosen = found.method(method).setup if method is not None else None
     if chosen is not None and (found.decision.fields or method != subject.setup.method):
-        known = api.predict(subject.model, changed(chosen, found.decision.fields), "formula").warnings
+        known = api.predict(subject.model, changed(chosen, found.decision.fields), engine).warnings
         lines += [f"recommended {method}: {line}" for line in known if line not in lines]
     return lines
 

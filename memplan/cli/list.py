@@ -1,4 +1,4 @@
-"""memplan list models|gpus|methods|optimizers|recipes: the tables that the options name things from."""
+"""memplan list models|gpus|methods|optimizers|recipes|tasks: the tables that the options name things from."""
 
 from __future__ import annotations
 
@@ -77,20 +77,39 @@ def recipes() -> Rows:
     ]
 
 
+def tasks() -> Rows:
+    """Every task: rows of a batch for each example, its head, and what of it is not counted."""
+    from memplan.planner.tables.tasks import TASKS
+
+    return [
+        {
+            "name": row.name,
+            "summary": row.summary,
+            "rows": row.rows,
+            "head": row.head,
+            "reference": row.reference,
+            "not_modelled": row.lacks or None,
+            "source": row.source,
+        }
+        for row in TASKS.values()
+    ]
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
     "models": models,
     "gpus": gpus,
     "methods": methods,
     "optimizers": optimizers,
     "recipes": recipes,
+    "tasks": tasks,
 }
 
 
-@click.command("list", short_help="List models, gpus, methods, optimizers or recipes.")
+@click.command("list", short_help="List models, gpus, methods, optimizers, recipes or tasks.")
 @click.argument("what", type=click.Choice(tuple(TABLES)))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(what: str, as_json: bool) -> None:
-    """List the valid names for MODEL, --gpu, --method, --optimizer and --recipe."""
+    """List the valid names for MODEL, --gpu, --method, --optimizer, --recipe and --task."""
     rows = TABLES[what]()
     if as_json:
         from memplan.render.json import write

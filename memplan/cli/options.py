@@ -25,6 +25,7 @@ FIELD_OF: dict[str, str] = {
         for name in (
             "method",
             "recipe",
+            "task",
             "rank",
             "targets",
             "autocast",
@@ -52,6 +53,11 @@ _OPTIONS = (
         "--recipe",
         metavar="NAME",
         help="Training stack that supplies the remaining defaults (memplan list recipes). Default: hf.",
+    ),
+    click.option(
+        "--task",
+        metavar="NAME",
+        help="What is trained: sft, classify, reward, dpo, ... (memplan list tasks). Default: sft.",
     ),
     click.option(
         "--engine",
@@ -119,10 +125,34 @@ _OPTIONS = (
         help="cuda or cpu: the device to run on (profile) or to model (plan). Default: cuda.",
     ),
 )
+DRY = "dry"
+PYTHON = click.option(
+    "--python",
+    metavar="PATH",
+    help="With --device dry: the interpreter, with a CUDA build of torch. Default: the running one.",
+)
+
+
+def check_python(python: str | None, device: str) -> None:
+    """Raises UsageError where --python says nothing: only a dry run has another interpreter."""
+    if python is not None and device != DRY:
+        raise UsageError(f"--python goes with --device dry, the device is {shorten(device)}")
+
+
 _STRICT = click.option(
     "--strict", is_flag=True, help="Exit 1 where a GPU is tight, not only where it is too small."
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+
+
+def dry_options(cases: Any, python: str | None) -> dict[str, Any]:
+    """What a campaign's `run` needs so that its cases run over the stub libraries; empty on real devices."""
+    check_python(python, cases.device)
+    if cases.device != DRY:
+        return {}
+    from memplan.profiler.dryrun.worker import TARGETS, gpu_of, worker_for
+
+    return {"targets": TARGETS, "server": worker_for(gpu_of(cases.cases), python).isolation}
 
 
 def plan_options(command: Command) -> Command:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from memplan.cli.options import plan_options
+from memplan.cli.options import DRY, PYTHON, check_python, dry_options, plan_options
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.tables.errors import UsageError
@@ -50,6 +50,7 @@ EXIT_OUT_OF_MEMORY = 1
     is_flag=True,
     help="Instead, run every traced op on real tensors and list workspaces that the trace misses.",
 )
+@PYTHON
 def command(
     model: str,
     as_json: bool,
@@ -58,17 +59,24 @@ def command(
     snapshot: Path | None,
     save: bool,
     audit: bool,
+    python: str | None,
     **options: Any,
 ) -> int:
     """Run a few real training steps of MODEL with random weights, and compare them with the prediction.
 
-    Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash.
+    Nothing is downloaded. Running out of memory is a result (exit code 1), not a crash. `--device dry` takes
+    the same steps on torch's CUDA build where there is no GPU, and is never counted as a GPU measurement.
     """
-    options["load"] = options.get("load") or "random"
+    dry = options.get("device") == DRY
+    check_python(python, options.get("device") or "cuda")
+    if dry and audit:
+        raise UsageError("--ops runs kernels on real tensors: it goes with --device cuda or cpu, not dry")
+    options.update(load=options.get("load") or "random", device="cuda" if dry else options.get("device"))
     subject = read_subject(model, options)
     if audit:
         return _audit(subject, as_json)
-    measurement = measure(subject, steps, parse_size(cap) if cap else None, snapshot)
+    where = DRY if dry else subject.setup.device
+    measurement = measure(subject, steps, parse_size(cap) if cap else None, snapshot, where, python)
     saved = _save(measurement) if save else None
     if as_json:
         from memplan.render.json import write
@@ -86,14 +94,22 @@ def command(
     return EXIT_OUT_OF_MEMORY if measurement.outcome == "oom" else 0
 
 
-def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None) -> Any:
-    """The record of one case, measured as a campaign of one."""
+def measure(
+    subject: Subject,
+    steps: int,
+    cap: int | None,
+    snapshot: Path | None,
+    where: str,
+    python: str | None = None,
+) -> Any:
+    """The record of one case, measured as a campaign of one. `where`: cuda, cpu or dry."""
     from memplan.profiler.campaign import run
     from memplan.profiler.case_matrix import Case, CaseList
     from memplan.profiler.environment import require
     from memplan.profiler.record import load
 
-    require()
+    if where != DRY:
+        require()
     if snapshot is not None:
         _check_snapshot(snapshot, subject.setup.device)
     found, setup = subject.model, subject.setup
@@ -109,7 +125,8 @@ def measure(subject: Subject, steps: int, cap: int | None, snapshot: Path | None
         str(snapshot.resolve()) if snapshot else None,
     )
     with ends_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="memplan-") as folder:
-        summary = run(CaseList("profile", setup.device, (case,)), Path(folder))
+        cases = CaseList("profile", where, (case,))
+        summary = run(cases, Path(folder), **dry_options(cases, python))
         if not summary.records:
             raise KeyboardInterrupt
         return load(summary.records[0])

@@ -94,7 +94,8 @@ def command(
 def _missed(validation: Validation, engines: Iterable[str]) -> list[str]:
     """The names of the tiers whose targets were missed."""
     return [
-        *(result.tier.name for result in validation.tiers if result.kept is False),
+        *(r.tier.name for r in validation.tiers if r.kept is False),
+        *(f"{r.tier.name} ({r.tier.what})" for r in validation.dry_tiers if r.kept is False),
         *(f"C ({engine})" for engine in engines if validation.verdicts(engine).kept is False),
     ]
 

@@ -63,6 +63,16 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("name", "left", lambda r: r["name"]),
         ("the training stack, and memplan's own defaults in it", "left", _recipe),
     ),
+    "tasks": (
+        ("name", "left", lambda r: r["name"]),
+        ("rows for each example", "right", lambda r: str(r["rows"])),
+        ("head", "left", lambda r: r["head"]),
+        (
+            "what it is",
+            "left",
+            lambda r: r["summary"] + (f" ({r['not_modelled']})" if r["not_modelled"] else ""),
+        ),
+    ),
 }
 FOOT = {
     "gpus": (

@@ -39,9 +39,9 @@ def outcome_line(m: Measurement) -> Text:
     if m.outcome == "ok" and m.peak is not None:
         reserved = f", {gib(m.peak.reserved_bytes)} reserved" if m.peak.reserved_bytes is not None else ""
         device = f", {gib(m.peak.device_bytes)} on the device" if m.peak.device_bytes is not None else ""
+        how = "dry run:" if m.dry else "measured"
         return Text(
-            f"measured {gib(m.peak.allocated_bytes)} allocated{reserved}{device}; peak: "
-            f"{label(m.peak.moment)}",
+            f"{how} {gib(m.peak.allocated_bytes)} allocated{reserved}{device}; peak: {label(m.peak.moment)}",
             style="bold",
         )
     failure = m.failure
@@ -50,7 +50,9 @@ def outcome_line(m: Measurement) -> Text:
         free = f", {gib(failure.free_bytes)} free" if failure.free_bytes is not None else ""
         held = f", {gib(failure.allocated_bytes)} allocated" if failure.allocated_bytes is not None else ""
         return Text(
-            f"out of memory in {label(failure.moment or 'load')}{asked}{free}{held}", style="bold red"
+            f"{'dry run: ' if m.dry else ''}out of memory in {label(failure.moment or 'load')}"
+            f"{asked}{free}{held}",
+            style="bold red",
         )
     return Text(f"failed: {failure.message if failure else 'no reason recorded'}", style="bold red")
 
@@ -73,7 +75,7 @@ def moment_table(m: Measurement) -> Table:
     }
     table = Table(box=None, pad_edge=False)
     table.add_column("moment")
-    for heading in ("predicted", "measured", "error", "reserved"):
+    for heading in ("predicted", "dry run" if m.dry else "measured", "error", "reserved"):
         table.add_column(heading, justify="right")
     for moment in m.moments:
         before = predicted.get(moment.name)

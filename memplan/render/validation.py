@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.tables.units import gib
-from memplan.validate.accuracy import Stats, Validation, grouped, stats, worst_first
+from memplan.validate.accuracy import Stats, TierResult, Validation, grouped, stats, worst_first
 from memplan.validate.evidence import Run
 from memplan.validate.reconcile import Reconciliation
 
@@ -46,16 +46,25 @@ def stat_cells(s: Stats) -> Line:
 
 def tier_lines(validation: Validation) -> Iterator[Line]:
     """Each tier: what it promises, what was found, whether it is kept."""
-    for result in validation.tiers:
-        t = result.tier
-        promise = f"{percent(t.median)} / {percent(t.p95)} / {percent(t.worst)}"
-        kept = "no run" if result.kept is None else "kept" if result.kept else "BROKEN"
-        yield (t.name, f"{t.engine}, {t.what}", promise, *stat_cells(result.stats)[:5], kept)
+    yield from _results(validation.tiers)
     for engine in dict.fromkeys(run.engine for run in validation.runs):
         v = validation.verdicts(engine)
         kept = "no run" if v.kept is None else "kept" if v.kept else "BROKEN"
         found = f"{v.right} right, {v.false_fits} false fits, {v.false_no} false no, {v.tight} tight"
         yield ("C", f"{engine}, verdict", "no false fits, 1 % false no", found, *[""] * 4, kept)
+
+
+def _results(results: Iterable[TierResult]) -> Iterator[Line]:
+    for result in results:
+        t = result.tier
+        promise = f"{percent(t.median)} / {percent(t.p95)} / {percent(t.worst)}"
+        kept = "no run" if result.kept is None else "kept" if result.kept else "BROKEN"
+        yield (t.name, f"{t.engine}, {t.what}", promise, *stat_cells(result.stats)[:5], kept)
+
+
+def dry_lines(validation: Validation) -> list[Line]:
+    """The tier of dry runs; empty without one."""
+    return list(_results(validation.dry_tiers))
 
 
 TIER_HEAD: Line = ("tier", "what", "target: median / P95 / worst", *HEAD[:5], "")
@@ -79,6 +88,7 @@ def run_lines(runs: Sequence[Reconciliation]) -> Iterator[Line]:
                     None,
                     (
                         "development" if run.development else "",
+                        "dry run" if run.dry else "",
                         run.verdict if run.verdict != "unknown" else "",
                     ),
                 )
@@ -118,7 +128,9 @@ def tables(validation: Validation, explain: bool = False) -> Iterator[Renderable
     """
     yield _table("Tiers (GPU runs never used for tuning)", TIER_HEAD, tier_lines(validation))
     yield _table("Runs, worst first: allocated peak of the step", RUN_HEAD, run_lines(validation.runs))
-    own = [run for run in validation.runs if not run.development]
+    if lines := dry_lines(validation):
+        yield _table(DRY_TITLE, TIER_HEAD, lines)
+    own = [run for run in validation.runs if not run.development and not run.dry]
     for engine in dict.fromkeys(run.engine for run in own):
         for name, lines in group_lines([run for run in own if run.engine == engine]):
             if name != "engine":
@@ -216,6 +228,14 @@ tuning count toward a tier. Bytes that no row explains stay *unexplained*.
 """
 
 
+DRY_TITLE = "Dry runs (over stub libraries: no GPU measurement, in no other tier)"
+DRY = """
+## Dry runs
+
+Not GPU measurements: torch's CUDA build over stub libraries ([dry-run.md](dry-run.md)). They count toward no other tier.
+"""
+
+
 DEVELOPMENT = """
 ## Development set
 
@@ -227,7 +247,10 @@ never count toward a tier. This repository contains only their summary.
 def page(validation: Validation) -> str:
     """docs/accuracy.md."""
     parts = [INTRO, "## Tiers\n", _markdown(TIER_HEAD, tier_lines(validation))]
-    own = [run for run in validation.runs if not run.development]
+    if lines := dry_lines(validation):
+        parts += [DRY, _markdown(TIER_HEAD, lines)]
+        parts += ["", _markdown(RUN_HEAD, run_lines(validation.dry))]
+    own = [run for run in validation.runs if not run.development and not run.dry]
     parts += [
         "\n## Runs, worst first\n\nAllocated peak of the training step.\n",
         _markdown(RUN_HEAD, run_lines(own)),

@@ -7,19 +7,18 @@ run of 60,000 events takes less than a tenth of a second.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any
 
 from memplan.planner.allocator.native import (
-    LARGE_LIMIT,
     LARGE_ROUND,
-    LARGE_SEGMENT,
     SMALL_LIMIT,
     SMALL_SEGMENT,
     OutOfMemory,
     Ties,
     round_size,
+    segment_size,
 )
 from memplan.planner.allocator.replay import PRECISION
 
@@ -27,13 +26,18 @@ EMPTY_CACHE = 1 << 60
 """What stands among events where the cache is given back (`torch.cuda.empty_cache`)."""
 _SHIFT = 48
 _LOWEST = ((1 << _SHIFT) - 1) // LARGE_ROUND * LARGE_ROUND
-_TIE, _SIZE, _BEFORE, _AFTER, _FREE, _POOL, _ADDRESS = range(7)  # of a block, which is a list: quick to make
+_KEY, _SIZE, _BEFORE, _AFTER, _TIE, _KEYS, _BLOCKS, _ADDRESS = range(8)
 Block = list[Any]
+"""A block is a list, quick to make: its key among the free ones (0: in use), its size, its neighbors, what
+decides between equal sizes, its pool's two parts, its address. Beside the first and the last of a segment
+stands an edge, which is never free.
+"""
 
 
 class Quick:
-    """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool in best-fit
-    order: by size, then `ties`, the lowest address or the block object that was created first (torch 2.12).
+    """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool by their keys in
+    best-fit order: by size, then `ties`, the lowest address or the block object that was created first
+    (torch 2.12).
     """
 
     def __init__(self, capacity: int = 1 << 62, ties: Ties = "address") -> None:
@@ -41,8 +45,9 @@ class Quick:
         self._by_creation, self._created = ties == "creation", 0
         self.allocated = self.reserved = 0
         self._lowest = _LOWEST
-        self._small: tuple[list[int], list[Block]] = ([], [])
-        self._large: tuple[list[int], list[Block]] = ([], [])
+        self._small: tuple[list[int], dict[int, Block]] = ([], {})
+        self._large: tuple[list[int], dict[int, Block]] = ([], {})
+        self._edge: Block = [0, 0, None, None, 0, None, None, 0]
         self._live: list[Block | None] = []
 
     def run(self, events: Sequence[int], sizes: Sequence[int]) -> tuple[int, int]:
@@ -53,66 +58,48 @@ class Quick:
         """
         live = self._live
         live.extend([None] * (len(sizes) - len(live)))
-        small, large = self._small, self._large
-        allocated, reserved, lowest = self.allocated, self.reserved, self._lowest
+        (small_keys, small_blocks), (large_keys, large_blocks) = self._small, self._large
+        allocated, reserved = self.allocated, self.reserved
         most, most_reserved = allocated, reserved
-        by_creation, created, capacity = self._by_creation, self._created, self.capacity
+        by_creation, created = self._by_creation, self._created
+        find, limit = bisect_left, SMALL_LIMIT
         for event in events:
             if event >= 0:
                 if event == EMPTY_CACHE:
-                    self.reserved = reserved
-                    self._empty_cache()
-                    reserved = self.reserved
+                    reserved -= self._empty_cache()
                     continue
-                asked = sizes[event]
-                if not asked:  # an empty storage asks for nothing
+                size = (sizes[event] + 511) & ~511
+                if not size:  # an empty storage asks for nothing
                     continue
-                size = (asked + 511) & ~511
-                pool = small if size <= SMALL_LIMIT else large
-                keys, blocks = pool
-                place = bisect_left(keys, size << _SHIFT)
-                if place < len(keys):
-                    del keys[place]
-                    block = blocks.pop(place)
-                    rest = block[_SIZE] - size
-                    block[_FREE] = False
+                if size <= limit:
+                    keys, blocks, unsplit = small_keys, small_blocks, 0
                 else:
-                    segment = (
-                        SMALL_SEGMENT
-                        if size <= SMALL_LIMIT
-                        else LARGE_SEGMENT
-                        if size < LARGE_LIMIT
-                        else -(-size // LARGE_ROUND) * LARGE_ROUND
-                    )
-                    if reserved + segment > capacity:
-                        self.reserved = reserved
-                        self._empty_cache()
-                        reserved = self.reserved
-                        if reserved + segment > capacity:
-                            raise OutOfMemory(reserved + segment)
-                    lowest -= segment
-                    reserved += segment
+                    keys, blocks, unsplit = large_keys, large_blocks, limit
+                place = find(keys, size << _SHIFT)
+                if place < len(keys):
+                    block = blocks.pop(keys.pop(place))
+                    block[_KEY] = 0
+                else:
+                    self.reserved = reserved
+                    block = self._grow(size, keys, blocks, created)
+                    created += 1
+                    reserved = self.reserved
                     if reserved > most_reserved:
                         most_reserved = reserved
-                    block = [created if by_creation else lowest, segment, None, None, False, pool, lowest]
-                    created += 1
-                    rest = segment - size
-                if rest and (pool is small or rest > SMALL_LIMIT):
-                    address, after = block[_ADDRESS] + size, block[_AFTER]
-                    tie = address
+                rest = block[_SIZE] - size
+                if rest > unsplit:
+                    _, _, _, after, tie, _, _, address = block
+                    address += size
                     if by_creation:  # the request gets a new object, the remainder keeps the old one
-                        tie = block[_TIE]
                         block[_TIE] = created
                         created += 1
-                    cut: Block = [tie, rest, block, after, True, pool, address]
-                    if after is not None:
-                        after[_BEFORE] = cut
-                    block[_AFTER] = cut
-                    block[_SIZE] = size
+                    else:
+                        tie = address
                     key = rest << _SHIFT | tie
-                    place = bisect_left(keys, key)
-                    keys.insert(place, key)
-                    blocks.insert(place, cut)
+                    cut: Block = [key, rest, block, after, tie, keys, blocks, address]
+                    after[_BEFORE] = block[_AFTER] = blocks[key] = cut
+                    block[_SIZE] = size
+                    insort(keys, key)
                     allocated += size
                 else:
                     allocated += block[_SIZE]
@@ -123,51 +110,58 @@ class Quick:
                 found = live[~event]
                 if found is None:
                     continue
-                block = found
                 live[~event] = None
-                tie, size, before, after, _, pool, _ = block
-                keys, blocks = pool
+                block = found
+                _, size, before, after, tie, keys, blocks, _ = block
                 allocated -= size
-                if before is not None and before[_FREE]:
-                    place = bisect_left(keys, before[_SIZE] << _SHIFT | before[_TIE])
-                    del keys[place]
-                    del blocks[place]
+                key = before[_KEY]
+                if key:
+                    del keys[find(keys, key)], blocks[key]
                     size += before[_SIZE]
                     before[_AFTER] = after
-                    if after is not None:
-                        after[_BEFORE] = before
+                    after[_BEFORE] = before
                     if by_creation:  # the object of the block being freed stays
                         before[_TIE] = tie
-                    block, tie = before, before[_TIE]
-                if after is not None and after[_FREE]:
-                    place = bisect_left(keys, after[_SIZE] << _SHIFT | after[_TIE])
-                    del keys[place]
-                    del blocks[place]
+                    else:
+                        tie = before[_TIE]
+                    block = before
+                key = after[_KEY]
+                if key:
+                    del keys[find(keys, key)], blocks[key]
                     size += after[_SIZE]
-                    beyond = after[_AFTER]
-                    block[_AFTER] = beyond
-                    if beyond is not None:
-                        beyond[_BEFORE] = block
+                    block[_AFTER] = beyond = after[_AFTER]
+                    beyond[_BEFORE] = block
                 block[_SIZE] = size
-                block[_FREE] = True
-                key = size << _SHIFT | tie
-                place = bisect_left(keys, key)
-                keys.insert(place, key)
-                blocks.insert(place, block)
-        self.allocated, self.reserved, self._lowest, self._created = allocated, reserved, lowest, created
+                block[_KEY] = key = size << _SHIFT | tie
+                insort(keys, key)
+                blocks[key] = block
+        self.allocated, self.reserved, self._created = allocated, reserved, created
         return most, most_reserved
 
-    def _empty_cache(self) -> None:
-        """Give every segment that holds no block in use back to the driver (`release_cached_blocks`)."""
+    def _grow(self, size: int, keys: list[int], blocks: dict[int, Block], created: int) -> Block:
+        """A new segment's block, after the cache was released if need be; raises OutOfMemory."""
+        segment = segment_size(size)
+        if self.reserved + segment > self.capacity:
+            self.reserved -= self._empty_cache()
+            if self.reserved + segment > self.capacity:
+                raise OutOfMemory(self.reserved + segment)
+        self.reserved += segment
+        self._lowest -= segment
+        tie = created if self._by_creation else self._lowest
+        return [0, segment, self._edge, self._edge, tie, keys, blocks, self._lowest]
+
+    def _empty_cache(self) -> int:
+        """Give every segment that holds no block in use back to the driver (`release_cached_blocks`); bytes
+        of them.
+        """
+        edge, given = self._edge, 0
         for keys, blocks in (self._large, self._small):
-            kept = [
-                (key, block)
-                for key, block in zip(keys, blocks, strict=True)
-                if block[_BEFORE] is not None or block[_AFTER] is not None
-            ]
-            self.reserved -= sum(block[_SIZE] for block in blocks) - sum(block[_SIZE] for _, block in kept)
-            keys[:] = [key for key, _ in kept]
-            blocks[:] = [block for _, block in kept]
+            for key, block in list(blocks.items()):
+                if block[_BEFORE] is edge and block[_AFTER] is edge:
+                    given += block[_SIZE]
+                    del blocks[key]
+            keys[:] = [key for key in keys if key in blocks]
+        return given
 
 
 def survives(events: Sequence[int], sizes: Sequence[int], capacity: int, ties: Ties = "address") -> bool:

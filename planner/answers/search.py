@@ -27,6 +27,11 @@ from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.units import gib
 
 SCHEMA = "memplan.fit/1"
+TRACED = (
+    "traced: single changes, other numbers of GPUs and the grid are searched only for families that the "
+    "formula knows"
+)
+"""What an answer by traces leaves out."""
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
 
 
@@ -89,6 +94,7 @@ class Fit:
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
     typed: str = ""  # what a person types for the model; empty: its name
+    engine: str = "formula"
 
     def method(self, name: str) -> MethodFit:
         """One method's answer; KeyError where it was not asked for."""
@@ -109,7 +115,7 @@ class Fit:
         return {
             "schema": SCHEMA,
             "memplan_version": __version__,
-            "engine": "formula",
+            "engine": self.engine,
             "model": self.model,
             "gpu": gpu,
             "setup": self.setup.to_document(),
@@ -154,7 +160,7 @@ def fit(
         )
         for entry in able
     }
-    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else _held(asked)
+    decision = decide(candidates, prefer=prefer, tasks=tasks, serve=serve) if trains else held(asked)
     return Fit(
         model=spec.name,
         gpu=gpu,
@@ -178,7 +184,7 @@ def _chosen(spec: ModelSpec, decision: Decision, able: list[MethodFit], room: Ro
     return method_fit(spec, changed(entry.setup, decision.fields), entry.method, room)
 
 
-def _held(asked: MethodFit) -> Decision:
+def held(asked: MethodFit) -> Decision:
     """Where nothing trains there is nothing to choose: whether weights and cache are held."""
     word = "fit" if asked.fits else "do not fit"
     return Decision(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu, find_gpu
 
@@ -68,9 +69,13 @@ class Need:
         bare = min(bare, self.reserved)
         return bare - round(bare * self.margin) + gpu.context_bytes
 
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether the verdict on a GPU is `fits`; no replay."""
+        return self.high_bytes(gpu) <= gpu.usable_bytes
+
     def word(self, gpu: Gpu) -> Word:
         """The verdict on a GPU; at most one replay."""
-        if self.high_bytes(gpu) <= gpu.usable_bytes:
+        if self.fits(gpu):
             return "fits"
         room = gpu.usable_bytes - gpu.context_bytes
         if self.capacity is None and self.survival is not None:
@@ -127,6 +132,8 @@ def not_modelled(prediction: Prediction) -> Iterator[str]:
     gpu = find_gpu(prediction.setup.gpu) if prediction.setup.gpu is not None else None
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
+    if lack := lacks(prediction.setup):
+        yield lack
     if unknown := prediction.extra.get("unknown_ops"):
         yield f"workspaces of {', '.join(sorted({entry['op'] for entry in unknown}))}"
 

@@ -56,8 +56,6 @@ def key(config: Mapping[str, Any], setup: Setup, target: Target, regime: Regime)
 
 @cache
 def _versions() -> dict[str, str]:
-    import memplan
-
     found = {"memplan": __version__, "schema": SCHEMA}
     for name in LIBRARIES:
         try:
@@ -65,7 +63,7 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = ""
     sources = hashlib.sha256()
-    planner = Path(str(memplan.__file__)).parent / "planner"
+    planner = Path(__file__).parents[1]
     for path in sorted(planner / part for part in ("tables", "inputs", "run", "trace", "compiled")):
         for file in sorted(path.rglob("*.py")):
             sources.update(file.read_bytes())

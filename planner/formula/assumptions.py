@@ -18,6 +18,7 @@ from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.recipes import RECIPES
+from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.units import gib
 
 
@@ -28,6 +29,7 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     recipe = RECIPES[setup.recipe]
     yield f"recipe {setup.recipe}: {recipe.summary}"
     yield from (text for about, text in recipe.notes if _applies(about, setup))
+    yield from _of_task(setup)
     yield from spec.notes if spec is not None else ()
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
         yield "assuming an Ampere GPU"
@@ -48,6 +50,15 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
             "paged optimizer states are counted as host memory; they move to the GPU while it has "
             "room, so nvidia-smi can show more"
         )
+
+
+def _of_task(setup: Setup) -> Iterator[str]:
+    """What the task is, and which tokens its loss counts."""
+    task = TASKS[setup.task]
+    if setup.task != "sft":
+        yield f"task {task.name}: {task.summary}"
+    if "completion_mask" in task.sequences:
+        yield "every token of a row is counted as completion: prompts only make the loss smaller"
 
 
 def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:

@@ -15,9 +15,10 @@ from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import headed
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
 from memplan.planner.tables.components import STEP_MOMENTS
-from memplan.planner.tables.gpus import context_bytes
+from memplan.planner.tables.gpus import context_bytes, find_gpu, first_alike
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
@@ -33,8 +34,8 @@ FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 
 
 def _structure(setup: Setup) -> Setup:
-    """The setup with the symbolic fields set to 1: equal for setups of one structure. Floors make the rank
-    part of the structure.
+    """The setup with the symbolic fields set to 1, on the first GPU of its compute capability, which decides
+    kernels: equal for setups of one structure. Floors make the rank part of the structure.
     """
     optimizer = OPTIMIZERS[setup.optimizer]
     floors = optimizer.floors or setup.parallel.startswith("zero")
@@ -43,7 +44,8 @@ def _structure(setup: Setup) -> Setup:
         free["init_rank"] = 1
     if setup.target_rank is not None:
         free["target_rank"] = 1
-    return setup.with_(**free)
+    gpu = {} if setup.gpu is None else {"gpu": first_alike(find_gpu(setup.gpu))}
+    return setup.with_(**free, **gpu)
 
 
 class _Key:
@@ -74,7 +76,7 @@ def symbolic(spec: ModelSpec, setup: Setup) -> Symbolic:
     """The structure of a setup as functions of B, S and R; built once. UsageError where the formula has no
     rule.
     """
-    return _cached(_Key(spec, _structure(setup)))
+    return _cached(_Key(headed(spec, setup), _structure(setup)))
 
 
 def rank_of(setup: Setup) -> int:
@@ -96,7 +98,7 @@ def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
     if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
-    return _replayed(_Key(spec, _structure(setup)), values, setup.allocator, setup.torch)
+    return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
 
 
 @lru_cache(maxsize=32)
@@ -142,6 +144,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the
     trace engine.
     """
+    spec = headed(spec, setup)
     structure = symbolic(spec, setup)
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     named = dict(zip(SYMBOLS, values, strict=True))

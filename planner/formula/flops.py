@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Mlp, ModelSpec, Moe
+from memplan.planner.inputs.tasks import headed, rows
 from memplan.planner.tables.methods import METHODS
 
 
@@ -47,7 +48,7 @@ def matrix_parameters(spec: ModelSpec) -> tuple[int, int]:
         elif not isinstance(layer.mlp, Mlp):
             weights += 0
         layers += weights * count
-    return layers, spec.embedding_dim * spec.vocab
+    return layers, spec.head.in_features * spec.head.out_features
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -59,7 +60,8 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 def step_cost(spec: ModelSpec, setup: Setup) -> StepCost:
     """Operations of one training step of `setup`, micro-batch and sequence included."""
-    tokens = setup.micro_batch * setup.sequence_length
+    tokens = rows(setup) * setup.micro_batch * setup.sequence_length
+    spec = headed(spec, setup)
     layers, head = matrix_parameters(spec)
     attention = sum(
         2 * layer.attention.heads * layer.attention.head_dim * setup.sequence_length * count

@@ -8,6 +8,7 @@ backward pass (activations.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
@@ -17,6 +18,7 @@ from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import trained_head
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
@@ -51,6 +53,7 @@ class ParameterTable:
             *(t for adapter in self.adapters.values() for t in adapter.tensors),
             *self.saved_modules,
         ]
+        self.reference = self._second()
         self.by_name = {(t.name, t.trained): t for t in self.all}
 
     # ---- base weights --------------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ class ParameterTable:
         if self.method.trains != "adapter" or "modules_to_save" not in self.method.reads:
             return
         tensors = list(weight_tensors(self.spec))
-        for module in self.setup.modules_to_save:
+        for module in dict.fromkeys((*self.setup.modules_to_save, *trained_head(self.setup))):
             found = [t for t in tensors if t.module == module or t.module.endswith("." + module)]
             if not found:
                 raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})
@@ -149,6 +152,10 @@ class ParameterTable:
                     tensor.role,
                     tensor.layers,
                 )
+
+    def _second(self) -> ParameterTable | None:
+        """The second model that a task's loss compares with, as it is resident; None where there is none."""
+        return base_only(self) if self.setup.reference == "model" else None
 
     # ---- counts --------------------------------------------------------------------------------------------
 
@@ -256,6 +263,11 @@ class ParameterTable:
         )
         yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
 
+    def reference_rows(self) -> list[SymbolicRow]:
+        """The weights of a second, frozen model."""
+        rows = [] if self.reference is None else self.reference.weight_rows()
+        return [replace(row, name=f"{REFERENCE}{row.name}", why="the reference model") for row in rows]
+
     def state_rows(self) -> list[SymbolicRow]:
         """Optimizer states on the device; paged tensors are in `host_rows`."""
         rows = [row for stored in self.trained for row in self.states_of(stored, paged=False)]
@@ -304,6 +316,23 @@ class ParameterTable:
                         "optimizer_states",
                         f"{optimizer.name}: {size} ({optimizer.source})",
                     )
+
+
+REFERENCE = "reference model: "
+"""What the names of a second model's rows begin with."""
+
+
+def base_only(table: ParameterTable) -> ParameterTable:
+    """The model alone, nothing of it trained and nothing beside it."""
+    setup = table.setup.with_(method="inference", modules_to_save=(), reference="none", task="sft")
+    return ParameterTable(table.spec, setup)
+
+
+def reference_of(table: ParameterTable) -> ParameterTable | None:
+    """The tensors that a reference's forward computes with: the second model's, or the base's where the
+    adapter is switched off; None where no reference runs.
+    """
+    return base_only(table) if table.setup.reference == "base" else table.reference
 
 
 def packed_bytes(elements: Sized, dtype: str) -> Expr:

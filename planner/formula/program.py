@@ -22,6 +22,7 @@ from memplan.planner.formula.symbolic.codegen import compile_python, javascript
 from memplan.planner.formula.symbolic.codegen import grid as over_arrays
 from memplan.planner.formula.symbolic.expr import Expr, total
 from memplan.planner.formula.tape.peaks import TapePeak, candidates, largest, states_after
+from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
@@ -85,6 +86,7 @@ class Program:
         self.names = (*self.loading, *self.walked)
         self.tape = run_step(rank.seen, device, guard, rank)
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
+        self._known: dict[tuple[int, int, int], dict[str, int]] = {}
 
     @cached_property
     def moments(self) -> dict[str, list[PeakCandidate]]:
@@ -102,7 +104,10 @@ class Program:
         """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the
         largest somewhere.
         """
-        return {name: size for name, (size, _) in self._once(values).items()}
+        known = self._known.get(values)
+        if known is None:
+            known = self._known[values] = {name: size for name, (size, _) in self._once(values).items()}
+        return known
 
     def _once(self, values: tuple[int, int, int]) -> dict[str, tuple[int, PeakCandidate | int]]:
         """For each moment its bytes and its state, or how many events of the log made that."""
@@ -183,6 +188,7 @@ class Symbolic:
         self.rank = sharding_plan(spec, setup)
         self.parameter_table = self.rank.stored
         self.device = device_of(setup)
+        self.rows = tasks.rows(setup)  # of a batch, for each example of the micro-batch
         self.windows = tuple(
             sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None})
         )
@@ -190,7 +196,7 @@ class Symbolic:
 
     def guard(self, batch: int, sequence: int) -> Guard:
         """Which discrete facts hold at these sizes."""
-        return Guard(batch == 1, tuple(w for w in self.windows if sequence >= w))
+        return Guard(batch * self.rows == 1, tuple(w for w in self.windows if sequence >= w))
 
     def program(self, guard: Guard) -> Program:
         """The program of a guard's sizes, made once."""
@@ -233,7 +239,7 @@ class Symbolic:
             longer = numpy.ones(sequence.shape, bool)
             for window in self.windows:
                 longer &= (sequence >= window) if window in guard.windows else (sequence < window)
-            where = numpy.broadcast_to(((batch == 1) == guard.single) & longer, shape)
+            where = numpy.broadcast_to(((batch * self.rows == 1) == guard.single) & longer, shape)
             if not where.any():
                 continue
             for name, values in self.program(guard).arrays(batch, sequence, rank).items():
@@ -250,7 +256,8 @@ class Symbolic:
         for guard in self.guards():
             program = self.program(guard)
             longer = [f"S >= {w}n" if w in guard.windows else f"S < {w}n" for w in self.windows]
-            condition = " && ".join(["B === 1n" if guard.single else "B !== 1n", *longer])
+            single = f"B * {self.rows}n {'===' if guard.single else '!=='} 1n"
+            condition = " && ".join([single, *longer])
             sizes = javascript(
                 [state.size for states in program.moments.values() for state in states], SYMBOLS
             )

@@ -7,11 +7,13 @@ where they are accumulated.
 
 from __future__ import annotations
 
+from memplan.planner.formula.forward import preferences
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
 from memplan.planner.formula.forward.linears import orthogonality
 from memplan.planner.formula.forward.losses import causal_loss, logits_of
+from memplan.planner.formula.forward.pooled import POOLED_LOSSES
 from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes
@@ -19,9 +21,11 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.inputs.tasks import rows
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
 
 __all__ = ["Guard", "run_step"]
 
@@ -43,8 +47,8 @@ class _Step:
         self.guard, self.device = guard, device
         self.tape = Tape()
         self.tape.fused_dropout = device.kind == "cuda"
-        self.tape.training = METHODS[self.setup.method].trains != "nothing"
-        batch: Expr = const(1) if guard.single else B
+        self.tape.training = METHODS[self.setup.method].trains != "nothing" and TASKS[self.setup.task].dropout
+        batch: Expr = const(1) if guard.single else rows(self.setup) * B
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
@@ -164,9 +168,14 @@ class _Step:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
         self.hooks.begin()
+        if TASKS[self.setup.task].reference:
+            return self._compared()
         hidden = self.decoder.run()
         logits: Tensor | None = None
-        if self.setup.loss == "full":
+        if self.setup.task in POOLED_LOSSES:
+            logits, loss = POOLED_LOSSES[self.setup.task](w, hidden)
+            logits = self.hooks.leave("tail", logits)
+        elif self.setup.loss == "full":
             logits = self.hooks.leave("tail", logits_of(w, hidden))
             loss = causal_loss(w, logits)
         else:
@@ -186,6 +195,23 @@ class _Step:
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss if logits is None else logits, loss
+
+    def _compared(self) -> tuple[Tensor, Tensor]:
+        """DPO's or KTO's loss, of this model's forward and the reference's."""
+        t, w = self.tape, self.w
+        beside = preferences.divergence(w, self.guard, self.resident[0])
+        labels = preferences.begin(w)
+        rows, kept = preferences.scored(w, self.hooks.leave("tail", self.decoder.run()))
+        t.forget_casts()
+        self.decoder.outside.clear()
+        reference = preferences.against_reference(w, self.guard, self.resident[0])
+        loss = self.hooks.leave("root", preferences.preference_loss(w, rows, reference))
+        if self.setup.method == "adalora":
+            loss = self._regularized(loss)
+        del labels, kept, reference, beside
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(t, "scale", loss, "loss")
+        return loss, loss
 
     def _regularized(self, loss: Tensor) -> Tensor:
         """The loss with AdaLoRA's regularization of every adapter, in the order of the model's modules: its

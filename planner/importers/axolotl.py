@@ -61,7 +61,7 @@ LEGACY_ATTENTION = {
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
     (
-        "reward_model process_reward_model trl ebft vllm precompute_ref_log_probs",
+        "process_reward_model trl ebft vllm precompute_ref_log_probs",
         "another trainer or more models",
         "low",
     ),
@@ -132,6 +132,7 @@ RULES: dict[str, Rule] = {
     "fsdp_version": use("_fsdp_version", integer),
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
+    "reward_model": use("_reward", flag, "a pooled head, chosen and rejected rows"),
     "rl": not_modelled("reinforcement and preference training hold further models", errs="low"),
     "plugins": use(
         "_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)

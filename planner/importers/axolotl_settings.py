@@ -13,6 +13,7 @@ from memplan.planner.importers.rules import (
     Facts,
     setup_fields,
 )
+from memplan.planner.importers.tasks import settle_task
 from memplan.planner.importers.trl import adapter_method
 
 
@@ -28,6 +29,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     _settle_method(facts, warnings)
     settle_optimizer(facts, warnings)
     _settle_loss(facts, warnings)
+    if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
+        facts["task"] = "reward"
+        settle_task(facts)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
     if (

@@ -30,6 +30,7 @@ from memplan.planner.importers import (
 from memplan.planner.importers.document import parse, read_text
 from memplan.planner.importers.fsdp import FSDP, settle_fsdp
 from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, setup_fields, walk
+from memplan.planner.importers.tasks import lacking
 from memplan.planner.tables.errors import UsageError, shorten
 
 Read = Callable[[Mapping[str, Any]], tuple[Facts, list[KeyReport], list[str]]]
@@ -181,6 +182,7 @@ def read_document(document: Mapping[str, Any], row: Format, source: str) -> Impo
     facts, keys, warnings = row.read(document, walk) if row.read else walk(row.rules, document)
     model, deepspeed = facts.get("_model"), facts.get("_deepspeed")
     fields = row.finish(facts, warnings)
+    keys = lacking(keys, facts.get("_lacks", {}))
     imported = Imported(
         row.name, source, facts.get("_model", model), fields, keys, warnings, list(facts.get("_notes", ()))
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from memplan.planner.importers.files import (
     recognize,
 )
 from memplan.planner.importers.fsdp import strategy
-from memplan.planner.importers.rules import Imported, integer
+from memplan.planner.importers.rules import Facts, Imported, integer
 from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
+from memplan.planner.importers.tasks import rules_of, script_task
 from memplan.planner.importers.words import pairs, read_script
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -227,10 +228,11 @@ def _trl(line: Line, folder: Path, name: str) -> Imported:
     what = Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
     if "." not in name and line.words[:1] and not line.words[0].startswith("-"):
         what = line.words.pop(0)
-    kind = next((word for word in BESIDE if what.startswith(word)), None)
-    if kind is not None:
-        line.notes.append(f"trl {kind}: {BESIDE[kind]} not modeled: it needs at least this")
-    return _options(line, folder, "trl")
+    task = script_task(what)
+    imported = _options(line, folder, "trl", task=task)
+    if task is not None and task != "sft":
+        imported.notes.append(f"trl {shorten(what, 20)}: task {task}")
+    return imported
 
 
 def _torchtune(line: Line, folder: Path, name: str) -> Imported:
@@ -244,23 +246,10 @@ def _script(line: Line, folder: Path, name: str) -> Imported:
         found = read_script(script, line.words)
         if found is not None:
             return found
-    if name.endswith(".py") and name.startswith(("sft", *BESIDE)):
+    if name.endswith(".py") and script_task(name) is not None:
         return _trl(line, folder, name)
     trl = any(word.startswith(("--use_peft", "--max_length", "--packing")) for word in line.words)
     return _options(line, folder, "trl" if trl else "hf")
-
-
-BESIDE = {
-    "dpo": "twice the rows, and a second forward with the reference model, are",
-    "kto": "a second forward with the reference model is",
-    "orpo": "twice the rows are",
-    "cpo": "twice the rows are",
-    "reward": "twice the rows are",
-    "grpo": "the completions and the reference model's forward are",
-    "rloo": "the completions and the reference model's forward are",
-    "gkd": "the teacher model is",
-}
-"""What TRL's scripts hold beside the trained model in a supervised step (TRL 1.16, trainer/)."""
 
 
 def _own_words(line: Line, folder: Path, name: str) -> Imported:
@@ -311,7 +300,9 @@ def _with_file(line: Line, folder: Path, kind: str, skip: tuple[str, ...]) -> Im
     return _read({**document, **options}, row, imported_from, folder)
 
 
-def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None) -> Imported:
+def _options(
+    line: Line, folder: Path, kind: str, words: list[str] | None = None, task: str | None = None
+) -> Imported:
     options = pairs(line.words if words is None else words)
     config = options.pop("config", None)
     if isinstance(config, str):
@@ -320,7 +311,20 @@ def _options(line: Line, folder: Path, kind: str, words: list[str] | None = None
         raise UsageError(
             f"the launch line passes no options to {shorten(line.program, 40)} that memplan recognizes"
         )
-    return _read(options, FORMATS[kind], "launch line", folder)
+    row = FORMATS[kind]
+    if task is not None:
+        row = replace(row, rules=rules_of(task, row.rules), finish=_of_task(task, row.finish))
+    return _read(options, row, "launch line", folder)
+
+
+def _of_task(task: str, finish: Callable[[Facts, list[str]], dict[str, Any]]) -> Any:
+    """The stack's `finish` where the launch line says which trainer it is."""
+
+    def finished(facts: Facts, warnings: list[str]) -> dict[str, Any]:
+        facts["task"] = task
+        return finish(facts, warnings)
+
+    return finished
 
 
 def _read(document: Mapping[str, Any], row: Format, source: str, folder: Path) -> Imported:

@@ -84,6 +84,7 @@ RULES: dict[str, Rule] = {
     ),
     "freeze_extra_modules": not_modelled("modules outside the layers train too", errs="low"),
     "resize_vocab": not_modelled("a resized vocabulary makes embeddings and head trainable", errs="low"),
+    "use_asft_loss": not_modelled("a frozen reference model is resident, and runs a forward", errs="low"),
     "ref_model": not_modelled("a reference model is resident too", errs="low"),
     "reward_model": not_modelled("a reward model is resident too", errs="low"),
     "adapter_name_or_path": not_modelled("the rank and targets of an existing adapter"),
@@ -122,7 +123,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "numbers of the loss",
         """
-        pref_* ppo_* dpo_label_smoothing kto_* simpo_gamma ld_alpha moe_aux_loss_coef use_dft_loss use_asft_loss asft_alpha
+        pref_* ppo_* dpo_label_smoothing kto_* simpo_gamma ld_alpha moe_aux_loss_coef use_dft_loss asft_alpha
         use_eaft_loss eaft_alpha loraplus_*
     """,
     ),
@@ -171,6 +172,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     reentrant checkpointing.
     """
     if facts.get("_stage", "sft") not in ("sft", "pt"):
+        facts["_lacks"] = {"stage": f"{facts['_stage']}: the rows, models and loss beside the trained one's"}
         warnings.append(
             f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
         )

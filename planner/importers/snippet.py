@@ -26,6 +26,7 @@ from memplan.planner.importers.rules import (
 )
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
 from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
+from memplan.planner.importers.tasks import COMPARED, rules_of, settle_head, trainer_task
 from memplan.planner.importers.values import UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -123,9 +124,11 @@ def _from_pretrained(call: ast.Call, code: Code, called: str) -> bool:
         if keyword.arg in ("pretrained_model_name_or_path", "model_name")
     ]
     _model(next(iter([*call.args, *named]), None), code, "from_pretrained(model)")
-    if "Classification" in owner_name:
+    if "SequenceClassification" in owner_name:
+        code.facts.setdefault("task", "classify")
+    elif "Classification" in owner_name:
         code.warnings.append(
-            f"{owner_name}: a classification head is not modeled: the logits of the whole vocabulary are "
+            f"{owner_name}: a head for each token is not modeled: the logits of the whole vocabulary are "
             "counted, so the prediction is on the high side"
         )
     return _take(PRETRAINED, call, code, "from_pretrained")
@@ -211,22 +214,33 @@ def _stack(code: Code, is_trl: bool) -> None:
 
 def _training(call: ast.Call, code: Code, called: str) -> bool:
     _stack(code, called.startswith(PREFERENCES))
-    if called not in ("SFTConfig", "TrainingArguments", "Seq2SeqTrainingArguments"):
-        _beside(code, called)
-    return _take(code.stack.rules, call, code, called)
+    _task(code, called)
+    return _take(rules_of(code.facts.get("task"), code.stack.rules), call, code, called)
 
 
 def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     """Which stack trains, and the model where a trainer is given its name: SFTTrainer(model="...")."""
     _stack(code, called not in ("Trainer", "Seq2SeqTrainer"))
-    if called not in ("Trainer", "Seq2SeqTrainer", "SFTTrainer"):
-        _beside(code, called)
+    _task(code, called)
+    second = [keyword.value for keyword in call.keywords if keyword.arg == "ref_model"]
+    reference = next(iter([*second, *call.args[1:2]]), None)
+    if code.facts.get("task") in COMPARED and reference is not None and code.values.of(reference) is not None:
+        code.facts["_reference"] = True
     named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
     first = next(iter([*named, *call.args]), None)
     if isinstance(code.values.of(first), str):
         _model(first, code, f"{called}(model)")
         return True
     return False  # its other arguments are made elsewhere
+
+
+def _task(code: Code, called: str) -> None:
+    """Which task a class of TRL's trains; what is none of the table's needs at least a supervised step."""
+    task = trainer_task(called)
+    if task is not None:
+        code.facts["task"] = task
+    elif called not in ("Trainer", "Seq2SeqTrainer", "TrainingArguments", "Seq2SeqTrainingArguments"):
+        _beside(code, called)
 
 
 def _beside(code: Code, called: str) -> None:
@@ -287,6 +301,7 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
 
 def _finish(code: Code, name: str) -> Imported:
     facts = code.facts
+    settle_head(facts)
     four_bit, kbit = facts.get("_four_bit"), facts.get("_kbit", False)
     fields = code.stack.finish(facts, code.warnings)
     fields.update(_method(facts, bool(four_bit)))

@@ -38,6 +38,7 @@ PRETRAINED: dict[str, Rule] = {
     "load_in_8bit": use("_eight_bit", lambda key, value: bool(value)),
     "device_map": Rule("ignored", why="one GPU is assumed"),
     "max_seq_length": use("_length", integer),
+    "num_labels": use("_labels", integer),
     "full_finetuning": not_modelled("every parameter is trained, in Unsloth's own way"),
     "fast_inference": not_modelled("a generation engine beside the trainer", errs="low"),
     "use_cache": Rule("ignored", why="checkpointing turns the cache off, and a loss needs none"),
@@ -49,7 +50,7 @@ PRETRAINED: dict[str, Rule] = {
         """
         trust_remote_code revision token use_auth_token cache_dir low_cpu_mem_usage use_safetensors local_files_only config
         pretrained_model_name_or_path force_download subfolder variant padding_side use_fast add_eos_token model_max_length legacy
-        offload_state_dict num_labels model_name max_lora_rank gpu_memory_utilization random_state
+        offload_state_dict model_name max_lora_rank gpu_memory_utilization random_state
     """,
     ),
 }

@@ -217,6 +217,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["autocast"] = "none"
     facts.setdefault("micro_batch", 1)
     facts["checkpointing"] = "non_reentrant" if facts.get("_checkpointing") else "none"
+    if ".rlhf." in facts.get("_loss", ""):
+        facts["_lacks"] = {"loss._component_": "a preference loss: rejected rows and a reference's forward"}
     if "Chunked" in facts.get("_loss", ""):
         warnings.append(
             "torchtune's chunked loss keeps 16-bit logits whole and upcasts a chunk at a time: loss full is "

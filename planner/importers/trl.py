@@ -25,6 +25,7 @@ from memplan.planner.importers.rules import (
     text,
     use,
 )
+from memplan.planner.importers.tasks import settle_task
 
 RULES: dict[str, Rule] = {
     **TRAINING,
@@ -77,7 +78,7 @@ RULES: dict[str, Rule] = {
 
 
 def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-    """Setup fields of an SFT run, TRL's own defaults where the file is silent: batch 8, 1,024 tokens, float32
+    """Setup fields of a run of one of TRL's trainers (`task`; SFT where no name says one), TRL's own defaults where the file is silent: batch 8, 1,024 tokens, float32
     weights.
     """
     _settle_model(facts)
@@ -89,6 +90,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         warnings.append("activation_offloading moves saved tensors to the host: not modeled")
     if facts.pop("_liger", False):
         facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
+    settle_task(facts)
     return {**setup_fields(facts), "recipe": "trl"}
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from memplan.planner.inputs import task_rules
 from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
+from memplan.planner.tables.tasks import TASKS
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something
     from memplan.planner.inputs.checking import (
@@ -39,6 +41,9 @@ class Setup:
 
     method: str
     recipe: str
+    task: str
+    num_labels: Count  # outputs of a pooled head
+    reference: Literal["none", "base", "model"]  # base: the adapter switched off; model: a second copy
     micro_batch: Count
     sequence_length: Count
     padded: bool
@@ -146,7 +151,7 @@ class Setup:
 FIELDS: tuple[str, ...] = tuple(each.name for each in fields(Setup) if each.name != "origins")
 
 
-NAMES = {"method", "recipe", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
+NAMES = {"method", "recipe", "task", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
 
 
 def resolve(
@@ -202,6 +207,7 @@ def _known_names(said: Mapping[str, Any]) -> None:
     for kind, name, table in (
         ("method", str(said.get("method", "lora")), METHODS),
         ("recipe", str(said.get("recipe", DEFAULT_RECIPE)), RECIPES),
+        ("task", str(said.get("task", "sft")), TASKS),
     ):
         if name not in table:
             raise unknown(kind, name, table)
@@ -223,6 +229,8 @@ def _defaults(said: Mapping[str, Any], max_positions: int | None) -> Iterator[tu
     quantized = row.quantized or said.get("quant_type", "none") != "none"
     yield from RECIPES[recipe].layers(method, row.trains, quantized)
     yield f"method {method}", row.over_recipe
+    task = str(said.get("task", "sft"))
+    yield f"task {task}", TASKS[task].defaults
 
 
 def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -235,6 +243,7 @@ def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tu
     )
     derived = {name: (value(), why) for name, holds, value, why in rules if holds and name not in said}
     derived |= _ranks(fields, said)
+    derived |= {name: found for name, found in task_rules.derived(fields).items() if name not in said}
     if fields["method"] == "inference":
         derived["checkpointing"] = ("none", "method inference")
     return derived
@@ -267,7 +276,7 @@ def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
     from memplan.planner.inputs.checking import check
 
     found = check(Setup, values)
-    for name, table in (("method", METHODS), ("recipe", RECIPES)):
+    for name, table in (("method", METHODS), ("recipe", RECIPES), ("task", TASKS)):
         if found[name] not in table:
             raise unknown(name, found[name], table)
     return Setup(**found, origins=dict(origins))
@@ -321,6 +330,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             s.packed_documents > 1 and s.padded,
             "packed_documents contradicts padded: a packed row has no padding",
         ),
+        *task_rules.contradictions(s),
     ]
 
 

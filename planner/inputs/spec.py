@@ -183,6 +183,7 @@ class Layer:
     parallel: bool = False
     prefix: str = "model.layers"
     post_norm: bool = False
+    branches_in_place: bool = False  # of a parallel layer: the MLP's output becomes the sum (Falcon)
     attention_kept_alive: bool = (
         False  # the attention's output keeps its name until the layer returns (GPT-2, Falcon, StableLM)
     )
@@ -255,6 +256,7 @@ class ModelSpec:
     embedding_name: str = "model.embed_tokens"
     position_name: str | None = None
     head_name: str = "lm_head"
+    head_outputs: int | None = None  # of a pooled head, a classifier's; None: the vocabulary
     dropouts: Dropouts = Dropouts()
     scaled_embedding: bool = False  # multiplied by a number (Granite) or by a buffer (Gemma)
     empty_window_mask: bool = False  # a mask of window 0 is made that no layer reads (Qwen2-MoE)
@@ -268,7 +270,8 @@ class ModelSpec:
     @property
     def head(self) -> Linear:
         """The output projection; its weight is the embedding's where `tied`."""
-        return Linear(self.head_name, self.embedding_dim, self.vocab, bias=self.head_bias)
+        outputs = self.vocab if self.head_outputs is None else self.head_outputs
+        return Linear(self.head_name, self.embedding_dim, outputs, bias=self.head_bias)
 
     @property
     def parameters(self) -> int:
@@ -276,7 +279,8 @@ class ModelSpec:
         model.parameters())` gives.
         """
         count = self.vocab * self.embedding_dim
-        count += (0 if self.tied else self.vocab * self.embedding_dim) + (self.vocab if self.head_bias else 0)
+        count += 0 if self.tied else self.head.in_features * self.head.out_features
+        count += self.head.out_features if self.head_bias else 0
         count += (self.learned_positions or 0) * self.hidden
         count += sum(n * layer.parameters for n, layer in self.layers)
         count += sum(linear.parameters for linear in self.projections)

@@ -208,7 +208,7 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
     import peft
 
     if setup.adapter is not None:
-        return _read_adapter(setup.adapter)
+        return _read_adapter(setup.adapter, task_type(model))
     common: dict[str, Any] = {"task_type": task_type(model)}
     peft_type = METHODS[setup.method].peft_type
     if peft_type in ("PREFIX_TUNING", "PROMPT_TUNING"):
@@ -238,9 +238,9 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
     )
 
 
-def _read_adapter(document: dict[str, Any]) -> Any:
+def _read_adapter(document: dict[str, Any], kind_of_task: str | None) -> Any:
     """A parsed adapter_config.json as its peft configuration class; keys that the class does not know are
-    dropped.
+    dropped. A classifier's model needs its own task type.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -252,6 +252,8 @@ def _read_adapter(document: dict[str, Any]) -> Any:
     aside = ("peft_type", "inference_mode", "base_model_name_or_path")
     fields = {key: value for key, value in document.items() if key in accepted and key not in aside}
     fields.setdefault("task_type", "CAUSAL_LM")
+    if kind_of_task == "SEQ_CLS":
+        fields["task_type"] = kind_of_task
     try:
         return known[kind](**fields)
     except Exception as error:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.tasks import rows
 from memplan.planner.tables.peft_types import PEFT_TYPES
+from memplan.planner.tables.tasks import TASKS
 
 
 def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
@@ -17,9 +19,11 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their
     own (transformers 5.23 data/data_collator.py DataCollatorForLanguageModeling).
     """
-    size = (setup.micro_batch, setup.sequence_length)
+    size = (rows(setup) * setup.micro_batch, setup.sequence_length)
     vocab = getattr(config.get_text_config(), "vocab_size", 1000)
     ids = torch.randint(0, vocab, size, device=device)
+    if setup.method != "inference" and TASKS[setup.task].sequences:
+        return _examples(ids, setup)
     batch = {"input_ids": ids, "labels": ids}
     if setup.method == "inference":
         return {
@@ -40,6 +44,22 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     return batch
 
 
+def _examples(ids: torch.Tensor, setup: Setup) -> dict[str, Any]:
+    """The batch of a task whose collator makes its own tensors: every token real and, of a pair, part of the
+    completion; one label for each row, a number where the head has one output.
+    """
+    task = TASKS[setup.task]
+    batch: dict[str, Any] = {
+        name: ids if name == "input_ids" else torch.ones_like(ids) for name in task.sequences
+    }
+    if setup.padded:
+        batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
+    if task.row_labels:
+        kind = torch.float32 if setup.num_labels == 1 else torch.int64
+        batch["labels"] = torch.zeros(ids.shape[0], dtype=kind, device=ids.device)
+    return batch
+
+
 def waiting(setup: Setup) -> int:
     """Micro-batches on the device beside the one that runs: the Trainer fetches all of an optimizer step's at
     once (transformers 5.23 trainer.py get_batch_samples), a plain loop one by one.
@@ -57,5 +77,5 @@ def _positions(setup: Setup, device: torch.device) -> torch.Tensor:
     """B x S positions that restart at each of the row's documents, all of nearly one length."""
     length = -(-setup.sequence_length // setup.packed_documents)
     row = torch.arange(setup.sequence_length) % length
-    rows = row.repeat(setup.micro_batch, 1)
-    return torch.empty_like(rows, device=device) if device.type == "meta" else rows.to(device)
+    several = row.repeat(setup.micro_batch, 1)
+    return torch.empty_like(several, device=device) if device.type == "meta" else several.to(device)

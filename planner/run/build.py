@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,12 +21,15 @@ from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import quiet, skeleton
 from memplan.planner.run.optimizer import make_optimizer
+from memplan.planner.run.preferences import drops_nothing
 from memplan.planner.run.quantize import replace_linears
+from memplan.planner.tables.tasks import TASKS
 
 
 def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model, every tensor still an unallocated placeholder."""
-    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention))
+    outputs = setup.num_labels if TASKS[setup.task].head == "pooled" else None
+    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
 
 
 def build(
@@ -47,14 +51,21 @@ def build(
         model = outline(config, setup)
     with watcher.on_host(), quiet():
         replace_linears(model, setup)
+        reference = deepcopy(model) if setup.reference == "model" else None
     with quiet():
         with watcher.announce("load"):
             warnings = materialize(model, setup, where, watcher)
         base, own = model, frozenset(id(p) for p in model.parameters())
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)
+        if reference is not None:
+            with watcher.announce("load"):
+                materialize(reference, setup, where, watcher)
+            reference.eval()
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
+        if not TASKS[setup.task].dropout:
+            drops_nothing(model)
         with watcher.announce("load"):
             optimizer = make_optimizer(model, setup) if trainable else None
             batch = batches.make(base.config, setup, where)
@@ -69,6 +80,7 @@ def build(
         optimizer,
         batch,
         waiting=waiting,
+        reference=reference,
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),
         kernels=_kernels(setup, device),

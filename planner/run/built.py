@@ -92,6 +92,7 @@ class Built:
     waiting: tuple[
         dict[str, torch.Tensor], ...
     ] = ()  # micro-batches of the same optimizer step that the stack has fetched already
+    reference: nn.Module | None = None  # the second model that a task's loss compares with
     held: Any = None  # outputs that outlive their step
     warnings: tuple[str, ...] = ()  # what of the load could not be modeled
     own: frozenset[int] = frozenset()  # id of each parameter that the checkpoint holds, adapters' excluded

@@ -75,6 +75,18 @@ def loss_of(
     The trainer asks for the entropy and for the most likely entries too, and takes the mean itself, beside
     the model's own loss (trl 1.16 trainer/sft_trainer.py compute_loss).
     """
+    found = scores_of(hidden, labels, head, softcap)
+    count = found["label_mask"].sum().clamp(min=1)
+    return {"loss": (-found["log_probs"]).sum() / count}
+
+
+def scores_of(
+    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap: float | None = None
+) -> dict[str, torch.Tensor]:
+    """What the fused projection returns: a log-probability, the entropy and whether it was the most likely
+    entry for each token, which of them are scored, and the loss (trl 1.16 trainer/utils.py
+    FusedCausalLMOutput).
+    """
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != -100
     targets = labels.clamp(min=0).reshape(-1)
@@ -83,9 +95,13 @@ def loss_of(
     )
     log_probabilities, entropy, best = (each.view(mask.shape).masked_fill(~mask, 0) for each in found)  # type: ignore[union-attr]
     own = -log_probabilities.sum() / mask.sum().clamp(min=1)
-    loss = (-log_probabilities).sum() / mask.sum().clamp(min=1)
-    del own, entropy, best
-    return {"loss": loss}
+    return {
+        "loss": own,
+        "log_probs": log_probabilities,
+        "entropy": entropy,
+        "is_top1": best,
+        "label_mask": mask,
+    }
 
 
 class TiledLogProbabilities(torch.autograd.Function):

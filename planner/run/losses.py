@@ -1,20 +1,23 @@
 """The forward pass up to the loss: the model's own (logits materialized), in TRL's tiles (chunked), or fused
-as Liger does it.
+as Liger does it; a task's trainer computes its loss from the outputs.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.run import chunked_loss, fused_loss
+from memplan.planner.run import chunked_loss, fused_loss, preferences
 from memplan.planner.run.built import Built
 
 LOSSES = {"chunked": chunked_loss.loss_of, "fused": fused_loss.loss_of}
 
 
 def forward(built: Built) -> Any:
-    """The model's outputs with a loss in them."""
+    """The model's outputs with a loss in them, autocast and cast as the setup has it."""
+    task = preferences.TASK_LOSSES.get(built.setup.task)
+    if task is not None:
+        return task(built)
     if built.setup.loss != "full":
         with chunked_loss.fused_head(built.base, LOSSES[built.setup.loss]):
-            return built.model(**built.batch)
-    return built.model(**built.batch)
+            return preferences.called(built, built.model, built.batch)
+    return preferences.called(built, built.model, built.batch)

@@ -148,18 +148,31 @@ def _listed(tables: tuple[str, ...], config: Any) -> Any | None:
     return None
 
 
+def pooled_class(config: Any) -> Any:
+    """The transformers class with a pooled head in place of the vocabulary. UsageError where it has none."""
+    found = _listed(("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",), config)
+    if found is None:
+        raise UsageError(
+            f"transformers has no sequence classification class for model_type '{config.model_type}': use "
+            "another model, or --task sft"
+        )
+    return found
+
+
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits
     have no type of their own.
     """
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
     if getattr(model.config, "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
-def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module:
+def skeleton(config: Mapping[str, Any], dtype: str, attention: str, outputs: int | None = None) -> nn.Module:
     """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be
-    built.
+    built. `outputs`: those of a pooled head in place of the vocabulary's; None: a language model.
 
     A class without SDPA attention is built with its own eager one, which is what transformers does when
     nobody names one.
@@ -167,7 +180,9 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
     from transformers.initialization import no_init_weights
 
     made = read_config(config)
-    cls = model_class(made)
+    if outputs is not None:
+        _classifies(made, outputs)
+    cls = model_class(made) if outputs is None else pooled_class(made)
     if cls.config_class is type(made).sub_configs.get(
         "text_config"
     ):  # as transformers 5.23 auto_factory.py from_config does
@@ -189,6 +204,17 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str) -> nn.Module
     for index, layer in enumerate(layers_of(model)):
         layer.memplan_index = index
     return model
+
+
+def _classifies(config: Any, outputs: int) -> None:
+    """What a script tells a classifier's config: how many labels, and which id is padding, without which it
+    takes one row at a time.
+    """
+    config.num_labels = outputs
+    text = config.get_text_config()
+    text.num_labels = outputs
+    if getattr(text, "pad_token_id", None) is None:
+        text.pad_token_id = 0
 
 
 def _all_on_meta(model: nn.Module) -> None:

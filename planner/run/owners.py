@@ -28,6 +28,12 @@ def weights(model: Any) -> Named:
             yield f"{name}.{key}", tensor
 
 
+def reference(built: Any) -> Named:
+    """The tensors of a second model that the loss compares with; none where there is none."""
+    if built.reference is not None:
+        yield from ((f"reference model: {name}", tensor) for name, tensor in weights(built.reference))
+
+
 def batches(built: Any) -> Named:
     """The micro-batch that runs, and those that wait for it."""
     yield from tensors(built.batch, "batch")
@@ -138,10 +144,10 @@ def kept_by_contexts(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
     input so). torch's own functions save by the hooks' way; a checkpoint's keeps random number states beside.
     """
     function = torch.autograd.Function
-    apply = function.apply.__func__  # type: ignore[attr-defined]
+    own = function.__dict__["apply"]  # a classmethod up to torch 2.13, a built-in one from 2.14 on
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        made = apply(cls, *args, **kwargs)
+        made = own.__get__(None, cls)(*args, **kwargs)
         if cls.__module__.startswith("torch."):
             return made
         for output in made if isinstance(made, tuple) else (made,):
@@ -154,4 +160,4 @@ def kept_by_contexts(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+        function.apply = own

@@ -47,10 +47,7 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     outputs: Any = None
     for _ in range(micro_steps):
         with watcher.announce("forward", step):
-            with built.autocast():
-                outputs = losses.forward(built)
-            if setup.outputs_fp32 and setup.autocast != "none":
-                outputs = _to_fp32(outputs)
+            outputs = losses.forward(built)
             loss = outputs["loss"]
             if setup.gradient_accumulation > 1:
                 loss = loss / setup.gradient_accumulation
@@ -71,15 +68,6 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     if setup.zero_grad == "after_step":
         optimizer.zero_grad(set_to_none=True)
     outputs = None
-
-
-def _to_fp32(outputs: Any) -> Any:
-    """What accelerate does to whatever the forward returns under mixed precision (accelerate 1.15
-    utils/operations.py convert_to_fp32).
-    """
-    from accelerate.utils.operations import convert_to_fp32
-
-    return convert_to_fp32(outputs)
 
 
 class Unwatched:

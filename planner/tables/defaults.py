@@ -8,6 +8,9 @@ from memplan.planner.tables.torch_versions import NEWEST
 
 _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": ("all-linear",), "adapter_dtype": "float32"}
 BASE: dict[str, Any] = {
+    "task": "sft",
+    "num_labels": 2,
+    "reference": "none",
     "micro_batch": 1,
     "padded": False,
     "packed_documents": 1,
@@ -65,6 +68,8 @@ BASE: dict[str, Any] = {
 
 
 BASE_SOURCES: dict[str, str] = {
+    "num_labels": "transformers 5.24 configuration_utils.py num_labels 2",
+    "reference": "trl 1.16 trainer/dpo_trainer.py __init__: without PEFT a second model, with PEFT the adapter switched off",
     "weight_dtype": "transformers 5.23 modeling_utils.py from_pretrained: dtype='auto', the checkpoint's own",
     "adapter_dtype": "peft 0.21 tuners/tuners_utils.py cast_adapter_dtype: float16 and bfloat16 adapters become float32",
     "attention": "transformers 5.23 modeling_utils.py: sdpa where the class supports it",

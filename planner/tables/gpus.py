@@ -111,6 +111,18 @@ def context_bytes(name: str | None) -> int:
     return find_gpu(name).context_bytes if name is not None else int(_file()["context"]["bytes"])
 
 
+def first_alike(gpu: Gpu) -> str | None:
+    """The table's first GPU of the same compute capability (itself where it has none), None where the
+    capability is not known.
+    """
+    return None if gpu.capability is None else _first_by_capability().get(gpu.capability, gpu.name)
+
+
+@cache
+def _first_by_capability() -> dict[tuple[int, int], str]:
+    return {gpu.capability: gpu.name for gpu in reversed(gpus().values()) if gpu.capability is not None}
+
+
 def common_gpus() -> tuple[Gpu, ...]:
     """The GPUs to compare with when none is named, smallest first."""
     return tuple(sorted((gpu for gpu in gpus().values() if gpu.common), key=lambda gpu: gpu.usable_bytes))

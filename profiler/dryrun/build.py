@@ -47,21 +47,21 @@ def check_machine() -> None:
 
 
 def stub_libraries(
-    python: Path, site: Path, torch_version: str, cuda: str, cache: Path | None = None
+    python: Path, sites: Sequence[Path], torch_version: str, cuda: str, cache: Path | None = None
 ) -> Path:
-    """The folder with the stub libraries for the environment with that site-packages folder, compiled where
-    needed.
+    """The folder with the stub libraries for the environment with those folders of packages, the one with
+    torch first; compiled where needed.
 
     A folder that stands under its final name is whole: it is written beside and renamed, under a lock.
     """
     check_machine()
     root = cache or _cache_folder()
-    kept = root / _key(site, torch_version, cuda)
+    kept = root / _key(sites, torch_version, cuda)
     if not kept.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / "lock"):
             if not kept.is_dir():
-                _build(python, site, cuda, kept)
+                _build(python, sites, cuda, kept)
     return kept
 
 
@@ -124,9 +124,9 @@ def _script(versions: dict[str, set[str]]) -> str:
     )
 
 
-def _build(python: Path, site: Path, cuda: str, kept: Path) -> None:
-    libraries, symbols = needed(shared_objects(site), int(cuda.split(".")[0]))
-    symbols |= {Symbol(NVML if name.startswith("nvml") else DRIVER, "", name) for name in looked_up(site)}
+def _build(python: Path, sites: Sequence[Path], cuda: str, kept: Path) -> None:
+    libraries, symbols = needed(shared_objects(*sites), int(cuda.split(".")[0]))
+    symbols |= {Symbol(NVML if name.startswith("nvml") else DRIVER, "", name) for name in looked_up(sites[0])}
     with tempfile.TemporaryDirectory(prefix="build-", dir=kept.parent) as name:
         folder = Path(name)
         made = folder / "lib"
@@ -202,12 +202,12 @@ def _number(cuda: str) -> int:
     return int(major) * 1000 + int(minor or 0) * 10
 
 
-def _key(site: Path, torch_version: str, cuda: str) -> str:
+def _key(sites: Sequence[Path], torch_version: str, cuda: str) -> str:
     """What the libraries depend on: torch, this folder's sources, the environment's shared objects."""
     digest = hashlib.sha256()
     for path in [*sorted(SOURCES.iterdir()), Path(__file__), Path(__file__).with_name("symbols.py")]:
         digest.update(path.read_bytes())
-    digest.update("\n".join([cuda, platform.machine(), *listing(site)]).encode())
+    digest.update("\n".join([cuda, platform.machine(), *listing(*sites)]).encode())
     return f"torch-{re.sub(r'[^0-9A-Za-z.+]', '_', torch_version)}-{digest.hexdigest()[:16]}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import KIB
+from memplan.profiler.environment import STUB_MARK
 
 AMPERE = (8, 0)
 EVERYTHING = 4 << 40
@@ -76,4 +77,5 @@ def card_environment(gpu: Gpu | None, count: int, architecture: int, bounded: bo
 
 def device_name(gpu: Gpu | None) -> str:
     """What torch calls the device, with a word that it is none."""
-    return f"NVIDIA {gpu.name.upper()} (stub)" if gpu is not None and gpu.capability else "NVIDIA GPU (stub)"
+    name = gpu.name.upper() if gpu is not None and gpu.capability else "GPU"
+    return f"NVIDIA {name} {STUB_MARK}"

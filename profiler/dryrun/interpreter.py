@@ -21,21 +21,25 @@ MAKE = (
     "typing-extensions sympy networkx jinja2 fsspec numpy"
 )
 """The two lines that make an environment: none of NVIDIA's runtime packages is needed."""
+_PACKAGES = re.compile(r"/(site|dist)-packages/?$")
 _ASK = """
 import importlib.util, json, sys
 spec = importlib.util.find_spec("torch")
-print(json.dumps([spec.origin if spec else None, sys.version_info[:2]]))
+print(json.dumps([spec.origin if spec else None, sys.version_info[:2], sys.path]))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """`path`: the executable; `site`: the folder that holds torch; versions as torch's file states them."""
+    """`path`: the executable; `sites`: the folder that holds torch, then every other folder of packages on
+    its path; torch's versions as its file states them; `python`: major and minor version.
+    """
 
     path: Path
-    site: Path
+    sites: tuple[Path, ...]
     torch: str
     cuda: str
+    python: tuple[int, int]
 
 
 def find_interpreter(named: str | None) -> Interpreter:
@@ -44,7 +48,7 @@ def find_interpreter(named: str | None) -> Interpreter:
     if not found:
         raise UsageError(f"--python {shorten(named or '')}: there is no such executable")
     path = Path(os.path.abspath(found))
-    origin = _torch_of(path)
+    origin, python, searched = _ask(path)
     if origin is None:
         raise UsageError(
             f"{path} has no torch. An environment for dry runs:\n{MAKE}\nthen: --python cuda-env/bin/python"
@@ -61,18 +65,21 @@ def find_interpreter(named: str | None) -> Interpreter:
         )
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
         raise UsageError(f"{path} has torch {version}: a dry run needs {OLDEST[0]}.{OLDEST[1]} or later")
-    return Interpreter(path, site, version, cuda)
+    others = [Path(entry) for entry in searched if _PACKAGES.search(entry) and os.path.isdir(entry)]
+    sites = tuple(dict.fromkeys([site, *others]))
+    return Interpreter(path, sites, version, cuda, (python[0], python[1]))
 
 
-def _torch_of(path: Path) -> str | None:
+def _ask(path: Path) -> tuple[str | None, list[int], list[str]]:
+    """Where an interpreter has its torch (None: nowhere), its version, where it looks for modules."""
     try:
         done = subprocess.run(
             [str(path), "-c", _ASK], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
         )
-        origin: str | None = json.loads(done.stdout)[0]
+        origin, python, searched = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         raise UsageError(f"{path} is no Python interpreter that runs here") from None
-    return origin
+    return origin, python, searched
 
 
 def _value(text: str, name: str) -> str | None:

@@ -65,13 +65,19 @@ def program_environment(variables: Mapping[str, str], preload: str, reports: Pat
     kept = {key: value for key, value in os.environ.items() if key not in _DROPPED}
     path = [str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])]
     own = {
-        "LD_PRELOAD": ":".join(filter(None, [preload, kept.get("LD_PRELOAD")])),
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "TRITON_LIBCUDA_PATH": str(Path(preload.split(":")[0]).parent),
         "MEMPLAN_DRYRUN_REPORTS": str(reports),
     }
-    return {**kept, **variables, **own}
+    return {**kept, **variables, **stub_environment(preload), **own}
+
+
+def stub_environment(libraries: str) -> dict[str, str]:
+    """The variables that put a process over stub libraries (LD_PRELOAD's value); what was preloaded stays."""
+    return {
+        "LD_PRELOAD": ":".join(filter(None, [libraries, os.environ.get("LD_PRELOAD")])),
+        "TRITON_LIBCUDA_PATH": str(Path(libraries.split(":")[0]).parent),
+    }
 
 
 @contextlib.contextmanager

@@ -117,8 +117,8 @@ def rehearse(request: Rehearsal, notice: Callable[[str], None] = lambda text: No
     interpreter = find_interpreter(request.python)
     command = resolve(request.command, interpreter)
     notice("building the stub libraries")
-    folder = stub_libraries(interpreter.path, interpreter.site, interpreter.torch, interpreter.cuda)
-    libraries, kernels = preload(folder), _kernels(request.gpu, interpreter, folder)
+    folder = stub_libraries(interpreter.path, interpreter.sites, interpreter.torch, interpreter.cuda)
+    libraries, kernels = preload(folder), kernels_for(request.gpu, interpreter, folder)
 
     def attempt(bounded: bool) -> tuple[Ended, Observation | None]:
         variables = {
@@ -143,7 +143,7 @@ def rehearse(request: Rehearsal, notice: Callable[[str], None] = lambda text: No
     return Rehearsed(request, interpreter, found, unbounded, ended.seconds)
 
 
-def _kernels(gpu: Gpu | None, interpreter: Interpreter, folder: Path) -> int:
+def kernels_for(gpu: Gpu | None, interpreter: Interpreter, folder: Path) -> int:
     """The architecture whose kernels run. Raises UsageError where torch was built without any for the GPU."""
     wanted = capability_of(gpu)
     found = architecture(folder, wanted)

@@ -51,16 +51,27 @@ class Symbol:
     name: str
 
 
-def shared_objects(site: Path) -> Iterator[Path]:
-    """Every shared object under a site-packages folder, in a fixed order."""
-    for folder, folders, files in os.walk(site):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
-        yield from (Path(folder, name) for name in sorted(files) if re.search(r"\.so(\.\d+)*$", name))
+def shared_objects(*sites: Path) -> Iterator[Path]:
+    """Every shared object under folders of packages, in a fixed order. A package that an earlier folder has
+    is hidden in a later one.
+    """
+    hidden = set(_SKIPPED)
+    for site in sites:
+        found: set[str] = set()
+        for folder, folders, files in os.walk(site):
+            top = folder == str(site)
+            folders[:] = sorted(name for name in folders if name not in (hidden if top else _SKIPPED))
+            found |= set(folders) if top else set()
+            yield from (Path(folder, name) for name in sorted(files) if re.search(r"\.so(\.\d+)*$", name))
+        hidden |= found
 
 
-def listing(site: Path) -> list[str]:
+def listing(*sites: Path) -> list[str]:
     """What tells one state of the environment from another: each shared object's path and size."""
-    return [f"{path.relative_to(site)} {path.stat().st_size}" for path in shared_objects(site)]
+    return [
+        f"{next(path.relative_to(site) for site in sites if path.is_relative_to(site))} {path.stat().st_size}"
+        for path in shared_objects(*sites)
+    ]
 
 
 def needed(paths: Iterable[Path], major: int) -> tuple[set[str], set[Symbol]]:

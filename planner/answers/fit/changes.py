@@ -228,7 +228,7 @@ def remedy(spec: ModelSpec, setup: Setup, room: Room) -> Remedy | None:
     if not steps or not steps[-1].fits:
         return None
     fields = {key: value for step in steps for key, value in step.fields.items()}
-    if need(spec, changed(setup, fields), room.error).word(room.gpu) != "fits":
+    if not need(spec, changed(setup, fields), room.error).fits(room.gpu):
         return None
     words = tuple(step.text.partition(":")[0].partition(",")[0] for step in steps)
     return Remedy(

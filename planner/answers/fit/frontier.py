@@ -23,6 +23,7 @@ from memplan.planner.tables.gpus import Gpu
 MOST_BATCH = 4096
 CONFIRMATIONS = 4  # sizes that the replay is asked about for one boundary
 CLOSE = 0.01  # a boundary is looked for to this share of it
+APART = 0.1  # two sizes whose tensors differ by more than this share of them show what more of them take
 STEP = 0.002  # by which share more is left beside the tensors where a guess did not fit
 MOST_TOKENS = 2**24
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -32,22 +33,35 @@ SEQUENCES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a GPU leaves for tensors. `error`: by which share the formula may be off; `spread`: what the
-    allocator reserves beyond its tensors, as a share of them, taken from the replay of one setup for others
-    like it.
+    allocator reserves beyond its tensors, as a share of them and `beside`, in bytes, taken from the replays
+    of one or two setups for others like them.
     """
 
     gpu: Gpu
     error: float = 0.0
     spread: float = 0.0
+    beside: int = 0
 
     def around(self, spec: ModelSpec, setup: Setup) -> Room:
         """The same room for setups like this one."""
         found = need(spec, setup, self.error)
-        return replace(self, error=found.margin, spread=max(0.0, found.reserved / found.allocated - 1))
+        spread = max(0.0, found.reserved / found.allocated - 1)
+        return replace(self, error=found.margin, spread=spread, beside=0)
+
+    def through(self, found: Need, other: Need | None) -> Room:
+        """The same room on a line through what was found at one size and, where it is far from that, at
+        another; else with what is found there beside the same share.
+        """
+        spread = self.spread
+        if other is not None and abs(found.allocated - other.allocated) > APART * found.allocated:
+            slope = (found.reserved - other.reserved) / (found.allocated - other.allocated)
+            spread = max(0.0, slope - 1)
+        beside = found.reserved - round(found.allocated * (1 + spread))
+        return replace(self, spread=spread, beside=beside)
 
     def reserved(self, allocated: int) -> int:
         """What is reserved for so many allocated bytes."""
-        return whole_segments(round(allocated * (1 + self.spread)))
+        return whole_segments(max(allocated, round(allocated * (1 + self.spread)) + self.beside))
 
     def device_bytes(self, allocated: int) -> int:
         """Device bytes of so many allocated ones: what is reserved, and this GPU's context."""
@@ -123,19 +137,20 @@ class Structure:
 
     def _confirmed(self, most: Callable[[Room], int | None], at: Callable[[int], Setup]) -> int | None:
         """The largest size at which the replay says `fits`, to CLOSE of it: what is reserved beside the
-        tensors at one guess leads to the next.
+        tensors at the setup's own size and at one guess leads to the next.
         """
-        room, best = self.room, None
+        room, best, asked = self.wide, None, need(self.spec, self.setup, self.room.error)
         for _ in range(CONFIRMATIONS):
             found = most(room)
             if found is None or found == best:
                 break
             here = need(self.spec, at(found), room.error)
-            spread = here.reserved / here.allocated - 1
-            fits = here.word(room.gpu) == "fits"
+            fits, before = here.fits(room.gpu), room.reserved(here.allocated)
+            room = room.through(here, asked)
             if fits and (best is None or found > best):
-                best, self.wide = found, replace(room, spread=spread)
-            room = replace(room, spread=spread if fits else max(spread, room.spread + STEP))
+                best, self.wide = found, room
+            if not fits and here.reserved <= before:  # the line was right, and yet it does not fit
+                room = replace(room, beside=room.beside + round(here.allocated * STEP))
             following = most(room)
             if fits and (following is None or following <= found * (1 + CLOSE)):
                 break

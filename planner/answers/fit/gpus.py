@@ -59,12 +59,14 @@ def choose_cards(
         kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
         if kernels not in needs:
             own = setup.with_(gpu=gpu.name) if gpu.capability is not None else setup
+            if not room.holds(peak_of(spec, own)):  # the tensors alone are too many: nothing to replay
+                continue
             needs[kernels] = need(spec, own, error)
-        if needs[kernels].word(gpu) == "fits":
+        if needs[kernels].fits(gpu):
             larger = tuple(
                 card.name
                 for card in ordered[start:]
-                if needs[kernels].word(card) == "fits" and cannot_run(spec, setup, card) is None
+                if needs[kernels].fits(card) and cannot_run(spec, setup, card) is None
             )
             return CardChoice(gpu.name, needs[kernels].device_bytes(gpu), larger)
     return CardChoice(None, None, ())
@@ -185,7 +187,7 @@ def share(
 
     try:
         alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
-        if alone.word(gpu) == "fits":
+        if alone.fits(gpu):
             return Shared("none", 1, alone.device_bytes(gpu), True)
         if not room.holds(allocated(MOST_CARDS)):
             return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False, needs)
@@ -232,7 +234,7 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
             if spec.max_positions is not None and setup.sequence_length > spec.max_positions:
                 continue
             may = room.holds(_stays(spec, setup)) and room.holds(peak_of(spec, setup))
-            if may and need(spec, setup, error).word(gpu) == "fits":
+            if may and need(spec, setup, error).fits(gpu):
                 return name, parameters
         except UsageError:
             continue
@@ -293,7 +295,7 @@ def place_jobs(
             own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
             needed = need(job.spec, own, error)
             sizes[gpu.name] = needed.device_bytes(gpu)
-            if needed.word(gpu) == "fits":
+            if needed.fits(gpu):
                 holding[gpu.name] = gpu
         if not sizes:
             raise UsageError(f"job {job.name}: no GPU asked about can run it: {'; '.join(refused)}")

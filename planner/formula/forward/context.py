@@ -65,6 +65,7 @@ class Context:
         self.trained = False
         self.accumulated = False
         self.cache: list[Tensor] | None = None  # keys and values of an inference
+        self.leaves = False  # every parameter wants a gradient, where none is made (a model nobody froze)
         self.past = 0  # virtual tokens that stand before every layer's own keys
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
             None  # a layer's keys and values behind those
@@ -88,7 +89,7 @@ class Context:
             if stored is None:
                 raise KeyError(name)
             found = self.params[key] = Tensor(
-                None, stored.shape, stored.dtype, None, stored.trained, stored.name
+                None, stored.shape, stored.dtype, None, stored.trained or self.leaves, stored.name
             )
             if self.accumulated and stored.trained:
                 found.grad = Tensor(None, stored.shape, stored.dtype)  # there from the micro-batches before

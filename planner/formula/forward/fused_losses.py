@@ -16,9 +16,9 @@ from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
 
 
-def chunked_loss(w: Context, given: Tensor) -> Tensor:
+def log_probabilities(w: Context, given: Tensor) -> Tensor:
     """TRL's fused output projection: logits in tiles of 4,096 tokens x 32,768 entries, made again in the
-    backward, never whole.
+    backward, never whole; a log-probability for each token.
 
     Saves the hidden states that have a label and a log-sum-exp per token; gradients of hidden states and of a
     trained head are summed in fp32 (trl 1.16 kernels/chunked_logprob.py ChunkedLogProbFunction).
@@ -107,13 +107,21 @@ def chunked_loss(w: Context, given: Tensor) -> Tensor:
             name="log-probabilities",
         )
         del held, statistics
-        return t.op(
+        return scores
+
+
+def chunked_loss(w: Context, given: Tensor) -> Tensor:
+    """The mean of the log-probabilities that the fused projection gives."""
+    scores = log_probabilities(w, given)
+    tokens = scores.shape
+    with w.t.inside("loss: "):
+        return w.t.op(
             "sum",
             (scores,),
             (),
             "float32",
             name="loss",
-            backward=lambda t, n, g: [Tensor(g.buffer, (tokens,), "float32")],
+            backward=lambda t, n, g: [Tensor(g.buffer, tokens, "float32")],
         )
 
 

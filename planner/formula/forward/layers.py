@@ -18,7 +18,7 @@ from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.rotary import joined, rotate
-from memplan.planner.formula.tape.ops import Grads, add, concatenate, dropout, split, unary
+from memplan.planner.formula.tape.ops import Grads, add, add_in_place, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
 
@@ -268,8 +268,10 @@ def _parallel(
     passed = [normed if second is None else norm(w, second, given, prefix)]
     if not layer.attention_kept_alive:  # GPT-NeoX names neither norm's output
         del normed
-    hidden = mlp(w, layer, passed, prefix)
+    fed = mlp(w, layer, passed, prefix)  # named by every family's code, so that the sum stands beside it
     passed.clear()
-    hidden = add(t, hidden, attended, "branches")
-    hidden = add(t, hidden, given, "layer output")
-    return hidden, probabilities
+    if layer.branches_in_place:
+        both = add_in_place(t, fed, attended)
+    else:
+        both = add(t, fed, attended, "branches")
+    return add(t, both, given, "layer output"), probabilities

@@ -47,29 +47,34 @@ def rotate(
     """
     t = w.t
     wide = [cast(t, x, "float32", "fp32 copy for rotary") for x in pair] if spec.rotary in COPIED else [*pair]
-    made = []
+    made: list[Tensor] = []
     for x, copied in zip(pair, wide, strict=True):
-        out = _rotated(w, copied, spec, tables, kept_alive)
+        out = _rotated(w, copied, spec, tables)
         made.append(cast(t, out, x.dtype, "rotary output") if spec.rotary == "complex" else out)
         del out
+    for number, x in enumerate(wide):  # both are rotated before the first is concatenated
+        if kept_alive is not None:
+            kept_alive += [made[number], x]
+        made[number] = _whole(w, made[number], x, spec)
     if spec.rotary in FLOAT32:
         return [cast(t, out, x.dtype, "rotary output") for out, x in zip(made, pair, strict=True)]
     return made
 
 
-def _rotated(
-    w: Context, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor], kept_alive: list[Tensor] | None
-) -> Tensor:
-    t, size = w.t, int(x.shape[-1])  # type: ignore[arg-type]
+def _rotated(w: Context, x: Tensor, spec: Attention, tables: tuple[Tensor, Tensor]) -> Tensor:
+    dim = min(spec.rotary_dim, int(x.shape[-1]))  # type: ignore[arg-type]
+    part = x if dim == x.shape[-1] else part_of(w.t, x, (*x.shape[:-1], dim))
+    return WRITTEN.get(spec.rotary, _in_order)(w, part, tables)
+
+
+def _whole(w: Context, rotated: Tensor, x: Tensor, spec: Attention) -> Tensor:
+    """The rotated features of `x` and those that pass through, side by side."""
+    size = int(x.shape[-1])  # type: ignore[arg-type]
     dim = min(spec.rotary_dim, size)
-    front = x.shape[:-1]
-    rotated = x if dim == size else part_of(t, x, (*front, dim))
-    out = WRITTEN.get(spec.rotary, _in_order)(w, rotated, tables)
-    if kept_alive is not None:
-        kept_alive += [out, x]
-    if dim != size or spec.rotary_joined:
-        out = concatenate(t, (out, part_of(t, x, (*front, size - dim))), x.shape, "rotary output")
-    return out
+    if dim == size and not spec.rotary_joined:
+        return rotated
+    rest = part_of(w.t, x, (*x.shape[:-1], size - dim))
+    return concatenate(w.t, (rotated, rest), x.shape, "rotary output")
 
 
 def made_tables(w: Context, spec: Attention, rows: Sized, dtype: str) -> tuple[Tensor, Tensor]:

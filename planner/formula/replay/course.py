@@ -3,20 +3,26 @@ first.
 
 What the tape leaves out of a step is added here: the cuBLAS workspaces come with the first product of each
 thread, gradients go when they are zeroed, the norms of clipping are one number a gradient.
+
+Which tensor comes and goes when is the same at all sizes: it is written once a rank, and a size fills in the
+bytes of what depends on micro-batch and sequence length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Load, Values, batch, in_groups, states
+from memplan.planner.formula.replay.load import Load, Values, batch_sizes, in_groups, states
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.sharding.plan import ShardingPlan
+from memplan.planner.formula.symbolic.expr import AtomValues, Expr
+from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
 from memplan.planner.tables.methods import METHODS
 
@@ -37,6 +43,17 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
+@dataclass(slots=True)
+class _Script:
+    """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
+    tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
+    """
+
+    events: Events
+    fill: list[tuple[int, int, int, Callable[[Sequence[int]], Sequence[int]]]] = field(default_factory=list)
+    batch: list[tuple[int, Expr]] = field(default_factory=list)
+
+
 class Run:
     """One structure's tapes as events of every layer: `single` is a micro-batch that finds no gradients,
     `again` one that adds to those of micro-batches before (None where a step has one).
@@ -45,6 +62,7 @@ class Run:
     def __init__(self, rank: ShardingPlan, single: Tape, again: Tape | None) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
         self.tapes = (single, again)
+        self._scripts: dict[int, _Script] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass, _Pass | None]:
@@ -53,15 +71,32 @@ class Run:
         return _as_pass(single, unroll(single)), None if again is None else _as_pass(again, unroll(again))
 
     def events(self, values: Values) -> Events:
-        """The run at these sizes."""
+        """The run at these sizes. Its list of events is shared with other sizes: not to be changed."""
+        script = self._scripts.get(values["R"])
+        if script is None:
+            script = self._scripts[values["R"]] = self._written(values)
+        atoms = AtomValues(values)
+        tapes = [sizes_at(tape, values) if tape is not None else [] for tape in self.tapes]
+        sizes = script.events.sizes.copy()
+        for first, count, tape, chosen in script.fill:
+            sizes[first : first + count] = chosen(tapes[tape])
+        for which, size in script.batch:
+            sizes[which] = size.evaluate(atoms)
+        return script.events.at(sizes)
+
+    def _written(self, values: Values) -> _Script:
+        """The run of a rank; nothing that it evaluates depends on micro-batch or sequence length."""
         out = Events()
+        script = _Script(out)
         setup, layers_of = self.setup, self.layers
-        Load(self.parameter_table, values, out, layers_of).run()
-        batch(self.parameter_table, values, out)
+        rank = AtomValues({"R": values["R"]})
+        Load(self.parameter_table, rank, out, layers_of).run()
+        for size in batch_sizes(self.parameter_table):
+            script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
-        importance = Importance(self.parameter_table, values, layers_of)
+        importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
         norms = len(in_groups(self.parameter_table, layers_of)) if clips else 0
         for step in range(STEPS):
@@ -70,21 +105,16 @@ class Run:
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
                 gradients = []
-            single, again = self.passes
-            ends = self._micro_batch(single, self.tapes[0], values, out, first=step == 0)
-            gradients += ends[0]
-            if again is not None and self.tapes[1] is not None:
-                out.free(*kept, *ends[1])
-                ends = self._micro_batch(again, self.tapes[1], values, out, first=False)
-                gradients += ends[0]
-            else:
-                out.free(*kept)
-            kept = ends[1]
+            made, kept = self._micro_batch(0, script, kept, first=step == 0)
+            gradients += made
+            if self.passes[1] is not None:
+                made, kept = self._micro_batch(1, script, kept, first=False)
+                gradients += made
             if trains:
                 numbers = [out.alloc(4) for _ in range(norms)]
                 out.free(*numbers)
                 if step == 0:
-                    self._states(values, out)
+                    self._states(rank, out)
                 importance.update(out)
             if setup.zero_grad == "after_step":
                 out.free(*gradients)
@@ -92,7 +122,7 @@ class Run:
             if not setup.retain_outputs:
                 out.free(*kept)
                 kept = []
-        return out
+        return script
 
     def layers(self, stored: ParameterSpec) -> Sequence[int]:
         """The decoder layers that have a tensor: the first ones for what is beside no weight
@@ -107,35 +137,39 @@ class Run:
             states(self.parameter_table, values, out, self.layers)
 
     def _micro_batch(
-        self, made: _Pass, tape: Tape, values: Values, out: Events, *, first: bool
+        self, which: int, script: _Script, before: list[int], *, first: bool
     ) -> tuple[list[int], list[int]]:
-        """Write one micro-batch; (ids of its gradients, of what else it leaves)."""
-        sizes = [0] * len(tape.infos)
-        known: dict[int, int] = {}
-        for number, info in enumerate(tape.infos):
-            value = known.get(id(info.size))
-            if value is None:
-                value = known[id(info.size)] = info.size.evaluate(values)
-            sizes[number] = value
-        base = len(out.sizes) - made.begin
-        by_id = [sizes[index] for index in made.infos[made.begin :]]
-        start = made.marks["forward"]
-        if not first:
-            out.extend(made.events[start:], by_id, base)
-        else:
-            cuts = [position for position in _first_products(made, tape) if position is not None]
+        """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
+        micro-batch before left, which the loop's variable holds until the next forward has returned
+        (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read.
+        """
+        made, tape, out = self.passes[which], self.tapes[which], script.events
+        assert made is not None and tape is not None
+        infos = made.infos[made.begin :]
+        base = out.reserve(len(infos)) - made.begin
+        script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
+        position = made.marks["forward"]
+        stops = [(made.marks.get("backward", position), -1)]
+        if first:
             workspaces = [i for i in made.infos[: made.begin] if "workspace" in tape.infos[i].name]
-            at = base + made.begin
-            spaces: list[int] = []
-            out.sizes += by_id
-            before = start
-            for position, workspace in zip(cuts, workspaces, strict=False):
-                out.extend(made.events[before:position], (), base)
-                spaces.append(out.alloc(sizes[workspace]))
-                before = position
-            out.extend(made.events[before:], (), base)
-            assert at <= len(out.sizes)
+            cuts = [cut for cut in _first_products(made, tape) if cut is not None]
+            stops += zip(cuts, workspaces, strict=False)
+        for stop, workspace in sorted(stops):
+            out.extend(made.events[position:stop], base)
+            if workspace >= 0:
+                script.fill.append((out.alloc(0), 1, which, _picked([workspace])))
+            else:
+                out.free(*before)
+            position = stop
+        out.extend(made.events[position:], base)
         return [each + base for each in made.gradients], [each + base for each in made.left]
+
+
+def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
+    """What takes the entries at these places of a list."""
+    if len(indices) < 2:
+        return lambda sizes: [sizes[index] for index in indices]
+    return itemgetter(*indices)
 
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
@@ -158,7 +192,7 @@ def _first_products(made: _Pass, tape: Tape) -> list[int | None]:
     spans = ((made.marks["forward"], backward), (backward, len(made.events)))
 
     def product(info: Info) -> bool:
-        return info.why.endswith(_PRODUCTS) or "grad @" in info.why or info.name.endswith(_INTO)
+        return info.why.endswith(_PRODUCTS) or " @ " in info.why or info.name.endswith(_INTO)
 
     found: list[int | None] = []
     for start, stop in spans:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from memplan.planner.allocator.quick import EMPTY_CACHE
 
@@ -17,6 +17,12 @@ class Events:
         self.spans: list[tuple[str, int]] = []  # what ends where among the events
         self.events: list[int] = []
         self.sizes: list[int] = []
+
+    def at(self, sizes: list[int]) -> Events:
+        """The same events with other sizes."""
+        other = Events()
+        other.steady, other.spans, other.events, other.sizes = self.steady, self.spans, self.events, sizes
+        return other
 
     def alloc(self, nbytes: int) -> int:
         """Allocate bytes; the id that frees them."""
@@ -41,7 +47,12 @@ class Events:
         """torch.cuda.empty_cache."""
         self.events.append(EMPTY_CACHE)
 
-    def extend(self, events: Iterable[int], sizes: Sequence[int], base: int) -> None:
-        """Events whose ids count from 0, as ids from `base` on, which `sizes` belong to."""
+    def extend(self, events: Iterable[int], base: int) -> None:
+        """Events whose ids count from 0, as ids from `base` on."""
         self.events += [each + base if each >= 0 else each - base for each in events]
-        self.sizes += sizes
+
+    def reserve(self, count: int) -> int:
+        """Ids for so many tensors whose sizes follow; the first of them."""
+        first = len(self.sizes)
+        self.sizes += [0] * count
+        return first

@@ -16,7 +16,8 @@ from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
-from memplan.planner.formula.symbolic.expr import Expr, as_expr
+from memplan.planner.formula.symbolic.expr import Expr, product, symbol
+from memplan.planner.inputs import tasks
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -49,10 +50,12 @@ class Load:
 
     def run(self) -> None:
         """Write the events of the whole load, in the order in which the stack makes them."""
-        self._weights()
+        self.weights()
         self._prepare()
         self._adapters()
         self._cast_trained()
+        if self.parameter_table.reference is not None:
+            Load(self.parameter_table.reference, self.values, self.out, self.layers_of).weights()
         if OPTIMIZERS[self.setup.optimizer].at_once and METHODS[self.setup.method].trains != "nothing":
             states(self.parameter_table, self.values, self.out, self.layers_of)
 
@@ -69,7 +72,8 @@ class Load:
         """The dtype in which a base tensor comes from the checkpoint."""
         return self.own.get(stored.name) or self.setup.weight_dtype
 
-    def _weights(self) -> None:
+    def weights(self) -> None:
+        """The checkpoint's tensors, in the order in which they are read."""
         kinds = [stored for stored in self.parameter_table.base if stored.role != "buffer"]
         if self.setup.load == "pretrained":
             if self.setup.device == "cuda":
@@ -224,14 +228,10 @@ def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
     return sorted(found, key=lambda each: each[0].role in ("norm", "bias"))
 
 
-def batch(parameter_table: ParameterTable, values: Values, out: Events) -> None:
-    """The batch, and what waits behind it."""
-    rows = as_expr(values["B"])
-    for _, shape in batch_shapes(parameter_table.setup, rows):
-        size = 8
-        for part in shape:
-            size *= part.evaluate(values) if isinstance(part, Expr) else part
-        out.alloc(size)
+def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:
+    """Bytes of each tensor of the batch, and of what waits behind it."""
+    rows = product((symbol("B"), tasks.rows(parameter_table.setup)))
+    return [product(shape) * 8 for _, shape in batch_shapes(parameter_table.setup, rows)]
 
 
 # ---- orders ------------------------------------------------------------------------------------------------

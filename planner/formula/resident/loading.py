@@ -5,10 +5,12 @@ from __future__ import annotations
 from memplan.planner.formula.parameters import B, ParameterTable, S, packed_bytes
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Sized, product, total
+from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.tasks import TASKS
 
 # Model types whose checkpoints hold every expert apart: gate and up are stacked, then joined (transformers
 # 5.23 conversion_mapping.py).
@@ -27,9 +29,10 @@ def load_candidates(parameter_table: ParameterTable) -> dict[str, list[list[Symb
     setup = parameter_table.setup
     load = [
         *resident,
+        *parameter_table.reference_rows(),
         *(
             SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
-            for name, shape in batch_shapes(setup, B)
+            for name, shape in batch_shapes(setup, tasks.rows(setup) * B)
         ),
     ]
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
@@ -117,6 +120,8 @@ def batch_tensors(setup: Setup) -> list[str]:
     """
     if METHODS[setup.method].trains == "nothing":
         return ["input_ids"]
+    if own := TASKS[setup.task].sequences:
+        return list(own)
     collates = setup.loop.collates
     names = ["input_ids", "labels"] if collates else ["input_ids"]
     if setup.padded or (collates and setup.packed_documents == 1):
@@ -132,13 +137,17 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
     """
     names = batch_tensors(setup)
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
+    labels = TASKS[setup.task].row_labels
+    if labels:
+        found.append(("labels", (rows,)))
     waits = (
         METHODS[setup.method].trains != "nothing"
         and setup.loop.prefetches
         and setup.gradient_accumulation > 1
     )
-    return (
-        [*found, ("micro-batches that wait", (len(names) * (setup.gradient_accumulation - 1), rows, S))]
-        if waits
-        else found
-    )
+    if waits:
+        further = setup.gradient_accumulation - 1
+        found.append(("micro-batches that wait", (len(names) * further, rows, S)))
+        if labels:
+            found.append(("labels that wait", (further, rows)))
+    return found

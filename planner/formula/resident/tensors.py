@@ -87,7 +87,7 @@ def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
         f"{spec.head_name}.weight", spec.head.shape, "head", tied_to=embedding if spec.tied else None
     )
     if spec.head_bias:
-        yield WeightTensor(f"{spec.head_name}.bias", (spec.vocab,), "bias")
+        yield WeightTensor(f"{spec.head_name}.bias", (spec.head.out_features,), "bias")
     for extra in spec.extras:
         role: Role = "buffer" if extra.kind == "buffer" else "scalar"
         yield WeightTensor(extra.name, extra.shape, role, dtype=extra.dtype)

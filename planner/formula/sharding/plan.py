@@ -68,7 +68,11 @@ class ShardingPlan:
 
     def resident(self) -> list[SymbolicRow]:
         """Rows that exist all through the training step."""
-        return [*self.stored.weight_rows(), *self.stored.state_rows()]
+        return [
+            *self.stored.weight_rows(),
+            *self.stored.reference_rows(),
+            *self.stored.state_rows(),
+        ]
 
     def loading(self) -> Loading:
         """Rows of `load_peak` and `load`: of each moment the states among which the largest counts."""

@@ -96,11 +96,14 @@ class Expr:
         return self.terms.get(()) if len(self.terms) == 1 else None
 
     def evaluate(self, values: Mapping[str, int]) -> int:
-        """The value as a Python int: exact at any size. KeyError for a symbol without a value."""
+        """The value as a Python int: exact at any size. KeyError for a symbol without a value. Many
+        expressions are evaluated over one `AtomValues`, which works each ceil-division out once.
+        """
+        known = values if isinstance(values, AtomValues) else AtomValues(values)
         total = 0
         for monomial, coefficient in self.terms.items():
             for atom in monomial:
-                coefficient *= _atom_value(atom, values)
+                coefficient *= known[atom]
             total += coefficient
         return total
 
@@ -116,6 +119,19 @@ class Expr:
         return all(
             coefficient <= mine.get(monomial, 0) for monomial, coefficient in other.terms.items()
         ) and all(coefficient >= 0 for monomial, coefficient in mine.items() if monomial not in other.terms)
+
+
+class AtomValues(dict[str, int]):
+    """The values of symbols, and of each ceil-division and maximum that has been met."""
+
+    def __missing__(self, atom: str) -> int:
+        kind = getattr(atom, "kind", "symbol")
+        if kind == "symbol":
+            raise KeyError(atom)
+        operands = [operand.evaluate(self) for operand in atom.operands]  # type: ignore[attr-defined]
+        value: int = max(operands) if kind == "max" else -(-operands[0] // atom.divisor)  # type: ignore[attr-defined]
+        self[atom] = value
+        return value
 
 
 def symbol(name: str) -> Expr:
@@ -218,14 +234,3 @@ def _leaves(atom: str) -> Iterator[str]:
         yield str(atom)
     for operand in operands:
         yield from operand.symbols()
-
-
-def _atom_value(atom: str, values: Mapping[str, int]) -> int:
-    kind = getattr(atom, "kind", "symbol")
-    if kind == "symbol":
-        return values[atom]
-    operands: list[int] = [operand.evaluate(values) for operand in atom.operands]  # type: ignore[attr-defined]
-    if kind == "max":
-        return max(operands)
-    divisor: int = atom.divisor  # type: ignore[attr-defined]
-    return -(-operands[0] // divisor)

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Expr, Monomial, total
+from memplan.planner.formula.symbolic.expr import AtomValues, Expr, Monomial, total
 from memplan.planner.formula.tape.tape import Info, Shape, Tape
 from memplan.planner.tables.components import Component
 
@@ -53,13 +53,7 @@ def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> 
     """For each moment the bytes of its largest state where the symbols have these values, and how many events
     of the log made it.
     """
-    known: dict[int, int] = {}  # by identity: a tape makes one expression for each shape and dtype
-    sizes = []
-    for info in tape.infos:
-        value = known.get(id(info.size))
-        if value is None:
-            value = known[id(info.size)] = info.size.evaluate(values)
-        sizes.append(value)
+    sizes = sizes_at(tape, values)
     changes = (
         sizes[index] * change if index >= 0 else sum([sizes[each] * count for each, count in change.items()])
         for index, change in tape.log
@@ -73,6 +67,19 @@ def largest(tape: Tape, moments: tuple[str, ...], values: Mapping[str, int]) -> 
             if most > best[moment][0]:
                 best[moment] = most, alive.index(most, begin)
     return best
+
+
+def sizes_at(tape: Tape, values: Mapping[str, int]) -> list[int]:
+    """The bytes of each of a tape's buffers where the symbols have these values."""
+    atoms = AtomValues(values)
+    known: dict[int, int] = {}  # by identity: a tape makes one expression for each shape and dtype
+    sizes = []
+    for info in tape.infos:
+        value = known.get(id(info.size))
+        if value is None:
+            value = known[id(info.size)] = info.size.evaluate(atoms)
+        sizes.append(value)
+    return sizes
 
 
 def candidates(tape: Tape, moments: tuple[str, ...]) -> dict[str, list[TapePeak]]:

@@ -211,7 +211,8 @@ class Recorder:
             extra = self._jump(start, times)
             span = Span(start, stop)
             self.walked.append(Region(low, self.sequence + 1, times, extra, forward=span))
-            self.regions.append(self.walked[-1])
+            if self.grad_enabled:
+                self.regions.append(self.walked[-1])
 
     @contextmanager
     def dropping(self) -> Iterator[None]:

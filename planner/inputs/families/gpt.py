@@ -267,7 +267,15 @@ def falcon(c: Fields) -> ModelSpec:
         own = norms(c, ("ln_attn", "input"), ("ln_mlp", "pre_mlp"), kind="layer", bias=True)
     else:
         own = norms(c, ("input_layernorm", "input"), kind="layer", bias=True)
-    layer = Layer(attention, mlp, own, parallel=parallel, prefix="transformer.h", attention_kept_alive=True)
+    layer = Layer(
+        attention,
+        mlp,
+        own,
+        parallel=parallel,
+        prefix="transformer.h",
+        attention_kept_alive=True,
+        branches_in_place=parallel,
+    )
     drop = c.fraction(
         "attention_dropout"
     )  # on the scores with ALiBi alone, and after attention where the layer is not parallel

@@ -214,7 +214,7 @@ _POINTWISE = _names("""
     eq ne lt le gt ge logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor isnan isinf isfinite
     addcmul addcdiv lerp fmod remainder floor_divide atan2 polar rsub square tril triu lift_fresh fill zero copy _to_copy clone to
     silu_backward gelu_backward tanh_backward sigmoid_backward threshold_backward elu_backward softplus_backward hardswish_backward
-    mish_backward leaky_relu_backward native_dropout native_dropout_backward bernoulli normal uniform random glu glu_backward
+    mish_backward leaky_relu_backward native_dropout_backward bernoulli normal uniform random glu glu_backward
 """)
 _FACTORIES = _names("""
     empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full
@@ -273,6 +273,7 @@ RULES: dict[str, KernelRule] = {
     "aten::_log_softmax_backward_data": KernelRule(
         "native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)
     ),
+    "aten::native_dropout": KernelRule("native/cuda/Dropout.cu dropout_cuda: the mask first", order=(1, 0)),
     "aten::_safe_softmax": KernelRule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
     "aten::constant_pad_nd": KernelRule("native/PadNd.cpp: filled and copied into, the output alone"),
     "aten::flip": KernelRule("native/TensorTransformations.cpp flip: the output alone"),

@@ -39,6 +39,7 @@ def attribute(observer: Observer, tensor: Any, component: str, name: str = "") -
 def attribute_weights(observer: Observer, built: Built) -> None:
     """Parameters, buffers and the constants of quantized weights; the batch."""
     attribute_all(observer, owners.weights(built.model), "weights")
+    attribute_all(observer, owners.reference(built), "weights")
     attribute_all(observer, owners.batches(built), "activations")
 
 

@@ -251,7 +251,10 @@ def _observe(
         attribute.attribute_weights(observer, built)
         observer.finalize = attribute.attribute_after(observer, built)
         try:
-            with named_modules(observer, built.model), attribute.saved_for_backward(observer):
+            with (
+                named_modules(observer, built.model, built.reference),
+                attribute.saved_for_backward(observer),
+            ):
                 for index in range(STEPS):
                     step.run(built, observer, index, micro_steps)
         except UsageError:
@@ -288,12 +291,17 @@ def _composites(target: Target) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def named_modules(observer: Observer, model: torch.nn.Module) -> Iterator[None]:
+def named_modules(
+    observer: Observer, model: torch.nn.Module, reference: torch.nn.Module | None = None
+) -> Iterator[None]:
     """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included:
     checkpointing stops early).
     """
     prefix = layer_prefix(model)
     table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
+    if reference is not None:
+        second = layer_prefix(reference)
+        table |= {id(m): (name, layer_number(second, name)) for name, m in reference.named_modules()}
     stack = observer.modules
     hooks = torch.nn.modules.module
 

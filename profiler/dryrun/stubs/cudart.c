@@ -95,10 +95,10 @@ API int cudaGetDeviceProperties_v2(void *to, int which) { return cudaGetDevicePr
 API int cudaPointerGetAttributes(void *to, const void *address) {
     int owner = stub_owner(address);
     memset(to, 0, POINTER_BYTES);
-    ((int *)to)[0] = owner >= 0 ? 2 : owner == -2 ? 3 : 0;
-    ((int *)to)[1] = owner >= 0 ? owner : 0;
-    *(const void **)((char *)to + 8) = owner == -1 ? NULL : address;
-    *(const void **)((char *)to + 16) = owner >= 0 ? NULL : address;
+    *(int *)((char *)to + POINTER_type) = owner >= 0 ? 2 : owner == -2 ? 3 : 0;
+    *(int *)((char *)to + POINTER_device) = owner >= 0 ? owner : 0;
+    *(const void **)((char *)to + POINTER_devicePointer) = owner == -1 ? NULL : address;
+    *(const void **)((char *)to + POINTER_hostPointer) = owner >= 0 ? NULL : address;
     return SUCCESS;
 }
 
@@ -181,12 +181,14 @@ API int cudaEventElapsedTime(float *ms, const struct timespec *a, const struct t
 }
 
 API int cudaFuncGetAttributes(void *to, UNUSED const void *function) {
-    int *words = to;
     memset(to, 0, FUNCTION_BYTES);
-    words[6] = 1024; /* maxThreadsPerBlock */
-    words[7] = 32;   /* numRegs */
-    words[8] = words[9] = stub_card()->architecture; /* ptxVersion, binaryVersion */
-    words[11] = 49152; /* maxDynamicSharedSizeBytes */
+#define INT(field, value) (*(int *)((char *)to + FUNCTION_##field) = (value))
+    INT(maxThreadsPerBlock, 1024);
+    INT(numRegs, 32);
+    INT(ptxVersion, stub_card()->architecture);
+    INT(binaryVersion, stub_card()->architecture);
+    INT(maxDynamicSharedSizeBytes, 49152);
+#undef INT
     return SUCCESS;
 }
 API int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, UNUSED const void *f, int threads, UNUSED size_t s) { *blocks = stub_threads_on(threads); return SUCCESS; }

@@ -59,7 +59,7 @@ API int cuPointerGetAttribute(void *to, int attribute, const void *address) {
     return owner == -1 ? INVALID_VALUE : SUCCESS;
 }
 
-/* Virtual memory: physical memory counts, address space does not. The device stands third in the properties. */
+/* Virtual memory: physical memory counts, address space does not. The device is the fourth int of the properties. */
 API int cuMemCreate(unsigned long long *handle, size_t bytes, const int *properties, UNUSED unsigned long long f) { return stub_physical_create(bytes, properties[3], handle); }
 API int cuMemRelease(unsigned long long handle) { return stub_physical_release(handle); }
 API int cuMemAddressReserve(void **address, size_t bytes, UNUSED size_t a, UNUSED void *w, UNUSED unsigned long long f) { return stub_reserve(address, bytes); }

@@ -1,4 +1,5 @@
-/* Where the runtime's structs have their fields, in CUDA 12 and 13: found by compiling offsetof, checked by a test. */
+/* Where the runtime's structs have their fields, in CUDA 12 and 13: found by compiling offsetof, checked by
+ * tests/test_dryrun_layout.py. */
 #ifndef MEMPLAN_STUB_LAYOUT_H
 #define MEMPLAN_STUB_LAYOUT_H
 #if STUB_CUDA >= 13000
@@ -9,6 +10,15 @@
 #define PROPERTIES_BYTES PLACE(1032, 1008)
 #define FUNCTION_BYTES 144
 #define POINTER_BYTES PLACE(24, 88)
+#define FUNCTION_maxThreadsPerBlock 24
+#define FUNCTION_numRegs 28
+#define FUNCTION_ptxVersion 32
+#define FUNCTION_binaryVersion 36
+#define FUNCTION_maxDynamicSharedSizeBytes 44
+#define POINTER_type 0
+#define POINTER_device 4
+#define POINTER_devicePointer 8
+#define POINTER_hostPointer 16
 #define AT_name PLACE(0, 0)
 #define AT_uuid PLACE(256, 256)
 #define AT_totalGlobalMem PLACE(288, 288)

@@ -27,7 +27,18 @@ def _saving(module):
     watch.wrap_saving(module, "save_file")
 
 
-AFTER_IMPORT = {"torch": _torch, "transformers.modeling_utils": _modeling, "safetensors.torch": _saving}
+def _deepspeed(module):
+    from memplan_inside import watch
+
+    watch.wrap_engine(module.DeepSpeedEngine)
+
+
+AFTER_IMPORT = {
+    "torch": _torch,
+    "transformers.modeling_utils": _modeling,
+    "safetensors.torch": _saving,
+    "deepspeed.runtime.engine": _deepspeed,
+}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -132,6 +132,12 @@ def _floating(tensor):
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
+def _from_integers(name, args):
+    """Whether floating-point results are made of integers and Booleans alone, as a loss's denominator is."""
+    sources = list(_tensors(args[1:2] if name == "copy_" else args))
+    return bool(sources) and not any(_floating(tensor) for tensor in sources)
+
+
 def _kernel(name, op, kernel):
     writes = any(
         argument.is_out or (argument.alias_info is not None and argument.alias_info.is_write)
@@ -145,7 +151,7 @@ def _kernel(name, op, kernel):
         result = call(keyset, *args, **kwargs)
         outputs = list(_tensors(result if isinstance(result, (list, tuple)) else (result,)))
         floating = all(_floating(tensor) for tensor in outputs)
-        if floating and not creates:
+        if floating and not creates and not _from_integers(name, args):
             return result
         if all(0 < tensor.numel() <= (MOST_FLOATING if floating else MOST) for tensor in outputs):
             with _quietly():
@@ -208,8 +214,8 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     seen = []
     args, kwargs = _on_cpu(args, seen), {key: _on_cpu(value, seen) for key, value in kwargs.items()}
     inputs = seen
-    if name == "copy_" and seen[-1].device.type != "cuda":
-        inputs = []  # from the host: known, whatever its dtype
+    if name == "copy_":  # from the host: known, whatever its dtype
+        inputs = [tensor for tensor in seen[-1:] if tensor.device.type == "cuda"]
     unknown = [tensor for tensor in inputs if _floating(tensor) and tensor.device.type == "cuda"]
     if unknown and not creates:
         _fill_unknown(name, args, outputs)
@@ -224,7 +230,7 @@ def _compute(name, op, writes, creates, args, kwargs, outputs):
     if writes:
         return
     for tensor, value in zip(outputs, made if isinstance(made, (list, tuple)) else (made,), strict=True):
-        if _readable(tensor) and not _floating(tensor):
+        if _readable(tensor):
             view(tensor).copy_(value)
 
 

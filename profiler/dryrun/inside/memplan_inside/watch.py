@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from memplan_inside import owners, report
+from memplan_inside import kernels, owners, report
 from memplan_inside.counters import Counters
 
 GAP = "gap"
@@ -25,6 +25,7 @@ class Watch:
         self.step, self.moment, self.begun, self.repeats = -1, "load", None, {}
         self.depth = 0  # of backward passes, which nest in reentrant checkpointing
         self.counts = {}  # optimizer -> its steps
+        self.stepping = []  # optimizers inside their step: one may use others
         self.moments, self.marks, self.claims = [], [], []
         self.started = self.done = False
         self.outcome, self.error, self.noticed = "ended", None, 0.0
@@ -139,19 +140,25 @@ class Watch:
                 self.wait_for_forward()
 
     def optimizer_begins(self, optimizer, args, kwargs):
-        """An optimizer's step begins."""
-        if self.mine() and not self.depth:
+        """An optimizer's step begins. One that uses others (ZeRO's, DeepSpeed's engine) counts alone."""
+        self.stepping.append(id(optimizer))
+        if self.mine() and not self.depth and len(self.stepping) == 1:
             self.enter("optimizer_step")
             progress(f"step {self.step + 1}: optimizer")
-        if self.mine():
+        if self.mine() and hasattr(optimizer, "param_groups"):
             self.claim("weights", owners.parameters(optimizer))
             self.claim("gradients", owners.gradients(optimizer))
 
     def optimizer_ends(self, optimizer, args, kwargs):
         """An optimizer's step is over; after enough of them the program is stopped."""
+        if id(optimizer) in self.stepping:  # with what was left by an exception inside
+            del self.stepping[self.stepping.index(id(optimizer)) :]
         if not self.mine():
             return
-        self.claim("optimizer_states", owners.states(optimizer))
+        if hasattr(optimizer, "param_groups"):
+            self.claim("optimizer_states", owners.states(optimizer))
+        if self.stepping:
+            return
         self.counts[id(optimizer)] = self.counts.get(id(optimizer), 0) + 1
         if self.steps and min(self.counts.values()) >= self.steps:
             self.outcome = "stopped"
@@ -196,8 +203,7 @@ def install():
         setattr(torch.autograd, name, _around_backward(getattr(torch.autograd, name)))
     torch.nn.Module.train = _around_train(torch.nn.Module.train)
     wrap_saving(torch, "save")
-    if torch.version.cuda and int(os.environ.get("MEMPLAN_STUB_CAPABILITY", "80")) >= 90:
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    kernels.without_cudnn_attention()
 
 
 def _around_backward(call):
@@ -232,6 +238,24 @@ def _around_train(call):
         return result
 
     return train
+
+
+def wrap_engine(engine):
+    """Make an engine's `step` (DeepSpeed's, which steps an optimizer once for each group of parameters) one
+    step. It counts where it updates anything: at the end of an accumulation.
+    """
+    call = engine.step
+
+    @functools.wraps(call)
+    def step(self, *args, **kwargs):
+        if not self.is_gradient_accumulation_boundary():
+            return call(self, *args, **kwargs)
+        WATCH.optimizer_begins(self, args, kwargs)
+        result = call(self, *args, **kwargs)
+        WATCH.optimizer_ends(self, args, kwargs)
+        return result
+
+    engine.step = step
 
 
 def wrap_saving(module, name):

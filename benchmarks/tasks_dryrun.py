@@ -1,0 +1,296 @@
+"""Training scripts of each task dry-run, and what the trace and the formula predict of them.
+
+`python benchmarks/tasks_dryrun.py --python CUDA_PYTHON` runs what is not in tasks_dryrun.json yet and keeps
+it there; `--page > docs/tasks.md` writes the page. The scripts are TRL's and transformers' trainers as their
+documentation calls them, with random weights, over stub libraries: nothing here runs on a GPU. CUDA_PYTHON
+needs torch, transformers, peft, trl, datasets and triton, without which TRL folds logits by other tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from memplan.planner.formula.engine import plan
+from memplan.planner.inputs.models import find
+from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.units import MIB
+from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
+
+KEPT = Path(__file__).with_suffix(".json")
+GPUS = ("a100-80gb", "h100-80gb")
+HEAD = """
+import sys
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import Trainer, TrainingArguments, default_data_collator
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+folder, method = sys.argv[1:3]
+batch, tokens, checkpoints = map(int, sys.argv[3:6])
+words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+common = dict(
+    output_dir="out", per_device_train_batch_size=batch, max_steps=3, report_to=[], save_strategy="no",
+    gradient_checkpointing=bool(checkpoints), bf16=True)
+def lora(task_type):
+    return None if method == "full" else LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type=task_type)
+bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
+quantized = dict(quantization_config=bits) if method == "qlora" else {}
+"""
+SCRIPTS = {
+    "classify": """
+model = AutoModelForSequenceClassification.from_pretrained(
+    folder, num_labels=5, dtype="bfloat16", device_map="auto")
+model.config.pad_token_id = 0
+if method != "full":
+    model = get_peft_model(model, lora("SEQ_CLS"))
+row = {"input_ids": [3] * tokens, "attention_mask": [1] * tokens, "labels": 1}
+trainer = Trainer(
+    model=model, args=TrainingArguments(**common), train_dataset=[row] * 64,
+    data_collator=default_data_collator)
+trainer.train()
+""",
+    "reward": """
+ids = [3] * tokens
+trainer = RewardTrainer(
+    model=folder, args=RewardConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"chosen_ids": ids, "rejected_ids": ids}] * 64),
+    processing_class=tokenizer, peft_config=lora("SEQ_CLS"), **quantized)
+trainer.train()
+""",
+    "kto": """
+text = " a" * tokens
+rows = [{"prompt": "a", "completion": text, "label": bool(i % 2)} for i in range(64)]
+trainer = KTOTrainer(
+    model=folder, args=KTOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
+    **quantized)
+trainer.train()
+""",
+    "dpo": """
+text = " a" * tokens
+trainer = DPOTrainer(
+    model=folder, args=DPOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"prompt": "a", "chosen": text, "rejected": text}] * 64),
+    processing_class=tokenizer, peft_config=lora("CAUSAL_LM"), **quantized)
+trainer.train()
+""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One script on one GPU."""
+
+    task: str
+    model: str
+    method: str
+    batch: int
+    tokens: int
+    checkpoints: bool
+    gpu: str
+
+    @property
+    def label(self) -> str:
+        """The case's name in the file of results."""
+        kept = "checkpoints" if self.checkpoints else "none"
+        return f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+
+    def setup(self) -> Setup:
+        """What the script says, as memplan's options have it."""
+        adapters = {} if self.method == "full" else {"targets": ("all-linear",), "rank": 16, "alpha": 32}
+        return resolve(
+            {
+                "task": self.task,
+                "recipe": "hf" if self.task == "classify" else "trl",
+                "method": self.method,
+                "micro_batch": self.batch,
+                "sequence_length": self.tokens,
+                "checkpointing": "non_reentrant" if self.checkpoints else "none",
+                "weight_dtype": "bfloat16",
+                "compute_dtype": "bfloat16",
+                "num_labels": 5 if self.task == "classify" else None,
+                "gpu": self.gpu,
+                "torch": "2.12",
+                **adapters,
+                **({} if self.method == "full" else {"dropout": 0.05}),
+            }
+        )
+
+
+SHAPES = (
+    ("qwen2.5-0.5b", "lora", 4, 1024, True),
+    ("qwen2.5-0.5b", "full", 2, 512, False),
+    ("qwen2.5-0.5b", "qlora", 2, 1024, True),
+    ("llama-3.2-1b", "lora", 2, 512, False),
+    ("llama-3.2-1b", "full", 2, 1024, True),
+)
+
+
+def cases() -> Iterator[Case]:
+    """Every task on two GPUs: two models, full, LoRA and QLoRA, with checkpoints and without."""
+    for shape in SHAPES:
+        for task in SCRIPTS:
+            if (task, shape[1]) != ("classify", "qlora"):
+                yield from (Case(task, *shape, gpu) for gpu in GPUS)
+
+
+def judged(kept: dict[str, Any]) -> list[Case]:
+    """The cases that have been dry-run and predicted."""
+    return [case for case in cases() if "formula" in kept.get(case.label, ())]
+
+
+def dry_run(case: Case, python: str) -> dict[str, int]:
+    """Peak allocated and reserved bytes of the script, over stub libraries."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(find(case.model).config))
+        (folder / "train.py").write_text(HEAD + SCRIPTS[case.task])
+        sizes = (str(case.batch), str(case.tokens), str(int(case.checkpoints)))
+        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
+        request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
+        found = rehearse(request).observation
+    return {"allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
+
+
+def predictions(case: Case) -> dict[str, dict[str, int]]:
+    """The same of the trace and of the formula."""
+    from memplan.planner.trace.engine import trace
+
+    model, setup = find(case.model), case.setup()
+    found = {"trace": trace(model.config, setup), "formula": plan(model.spec(), setup)}
+    return {
+        name: {"allocated_bytes": p.peak.allocated_bytes, "reserved_bytes": p.peak.reserved_bytes}
+        for name, p in found.items()
+    }
+
+
+PAGE = """# Tasks: what is trained, and how well it is predicted
+
+`--task NAME` says what is trained; training files, scripts and launch lines that name one of TRL's trainers
+set it. `memplan list tasks` lists them, each with what of it is not counted: such a prediction says "at
+least" and has no verdict of fits.
+
+| task | rows for each example | head | reference model | read in |
+|---|---|---|---|---|
+{tasks}
+
+`--set num_labels=N` is the size of a classifier's head. `--set reference=base|model|none` says what DPO
+compares with: the model with its adapter switched off (the default with adapters), a second copy (the default
+without), or log-probabilities that came with the data.
+
+## Checked by dry runs
+
+Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
+([dry-run.md](dry-run.md)): torch 2.12, transformers 5.24, peft 0.21, trl 1.16, random weights. Peak
+allocated, and by how much predictions differ from it. Models are loaded on the GPU, as TRL's trainers do; a
+classifier that is loaded on the host first has its adapters between its weights, which moved one peak by
+0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
+CUDA_PYTHON` repeats it.
+
+{header}
+{rows}
+
+{runs} runs. Allocated, trace: median {trace_median:.2%}, worst {trace_worst:.2%}; formula: median
+{formula_median:.2%}, worst {formula_worst:.2%}. None is a GPU measurement.
+"""
+HEADER = (
+    "task",
+    "model",
+    "method",
+    "micro-batch x tokens",
+    "checkpoints",
+    "GPU",
+    "dry run, MiB",
+    "trace",
+    "formula",
+    "reserved: trace",
+    "formula",
+)
+
+
+def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> float:
+    """By how much an engine differs from the dry run, as a fraction."""
+    return float(entry[engine][what] / entry["dry_run"][what] - 1)
+
+
+def page(kept: dict[str, Any]) -> str:
+    """docs/tasks.md of the kept results."""
+    rows = []
+    for case in judged(kept):
+        entry = kept[case.label]
+        cells = (
+            case.task,
+            case.model,
+            case.method,
+            f"{case.batch} x {case.tokens}",
+            "yes" if case.checkpoints else "no",
+            case.gpu,
+            f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
+            f"{error(entry, 'trace'):+.2%}",
+            f"{error(entry, 'formula'):+.2%}",
+            f"{error(entry, 'trace', 'reserved_bytes'):+.2%}",
+            f"{error(entry, 'formula', 'reserved_bytes'):+.2%}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    tasks = [
+        f"| `{t.name}` | {t.rows} | {t.head} | {'yes' if t.reference else 'no'} | {t.source} |"
+        for t in TASKS.values()
+        if not t.lacks
+    ]
+    off = {
+        engine: [abs(error(kept[case.label], engine)) for case in judged(kept)]
+        for engine in ("trace", "formula")
+    }
+    return PAGE.format(
+        tasks="\n".join(tasks),
+        header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
+        rows="\n".join(rows),
+        runs=len(rows),
+        **{f"{engine}_median": median(values) for engine, values in off.items()},
+        **{f"{engine}_worst": max(values) for engine, values in off.items()},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", help="an interpreter with a CUDA build of torch")
+    parser.add_argument("--only", default="", help="cases whose label contains this")
+    parser.add_argument("--again", action="store_true", help="predict again what was dry-run already")
+    parser.add_argument("--page", action="store_true", help="print docs/tasks.md")
+    arguments = parser.parse_args()
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if arguments.page:
+        print(page(kept), end="")
+        return
+    for case in cases():
+        if arguments.only not in case.label or (
+            "formula" in kept.get(case.label, ()) and not arguments.again
+        ):
+            continue
+        seen = kept.get(case.label, {}).get("dry_run") or dry_run(case, arguments.python)
+        kept[case.label] = {"dry_run": seen}
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        kept[case.label] |= predictions(case)
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        off = (f"{name} {error(kept[case.label], name):+.3%}" for name in ("trace", "formula"))
+        print(case.label, *off, flush=True)
+
+
+if __name__ == "__main__":
+    main()

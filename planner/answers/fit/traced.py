@@ -1,0 +1,156 @@
+"""What fits a GPU where the formula has no family: the same boundaries, from compiled traces.
+
+Sequence lengths are looked for in steps of 64, at which a program of the whole regime answers; single changes
+and other GPU counts are the formula's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from memplan.planner.allocator.replay import replay
+from memplan.planner.answers.fit.decide import Candidate, decide
+from memplan.planner.answers.fit.frontier import MOST_BATCH, boundary
+from memplan.planner.answers.fit.gpus import CardChoice, older
+from memplan.planner.answers.fit.suggest import under
+from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, held
+from memplan.planner.answers.verdict import MARGIN, Need, need_of
+from memplan.planner.compiled.engine import Compiled, Progress
+from memplan.planner.compiled.nodes import Point
+from memplan.planner.compiled.regime import STEP
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import Gpu, common_gpus
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
+
+LONGEST = 2**20  # tokens: where no position limit is stated
+
+
+def fit_by_trace(
+    name: str,
+    config: Mapping[str, Any],
+    setup: Setup,
+    gpu: Gpu,
+    *,
+    methods: Iterable[str] = METHODS_COMPARED,
+    progress: Progress = lambda text: None,
+    **preferences: Any,
+) -> Fit:
+    """What fits `gpu` around `setup`, method by method. UsageError where the setup's own method cannot be
+    traced.
+    """
+    found, predictions = [], {}
+    trains = METHODS[setup.method].trains != "nothing"
+    for method in dict.fromkeys((*methods, setup.method)) if trains else (setup.method,):
+        try:
+            this = under(setup, method)
+            says = partial(_of_method, progress, method)
+            entry, predictions[method] = _method(name, config, this, gpu, says)
+        except UsageError as problem:
+            if method == setup.method:
+                raise
+            entry = MethodFit(method, None, error=str(problem))
+        found.append(entry)
+    able = [entry for entry in found if entry.error is None]
+    candidates = {
+        each.method: Candidate(each.method, each.fits, each.device_bytes, each.checkpoint_bytes, None)
+        for each in able
+    }
+    decision = decide(candidates, **preferences) if trains else held(able[0])
+    chosen = next((entry for entry in able if entry.method == decision.method), None)
+    return Fit(
+        model=name,
+        gpu=gpu,
+        setup=setup,
+        methods=tuple(found),
+        changes=(),
+        waterfall=(),
+        decision=decision,
+        cards=_cards(predictions[setup.method]),
+        chosen_cards=_cards(predictions[chosen.method]) if chosen and chosen.method != setup.method else None,
+        error=MARGIN["trace"],
+        chosen=chosen,
+        engine="trace",
+    )
+
+
+def _of_method(progress: Progress, method: str, text: str) -> None:
+    progress(f"{method}: {text}")
+
+
+def _method(
+    name: str, config: Mapping[str, Any], setup: Setup, gpu: Gpu, progress: Progress
+) -> tuple[MethodFit, Prediction]:
+    compiled = Compiled(config, setup, progress)
+    batch, sequence = setup.micro_batch, setup.sequence_length
+    asked = compiled.at((batch, sequence), name)
+    need = need_of(asked)
+
+    def fits(point: Point) -> bool:
+        progress(f"micro-batch {point[0]} x {point[1]:,} tokens")
+        return _need(compiled, point).word(gpu) == "fits"
+
+    positions = config.get("max_position_embeddings")
+    most = positions if isinstance(positions, int) and positions > 0 else LONGEST
+    longest = _longest(lambda tokens: fits((batch, tokens)), sequence, most)
+    entry = MethodFit(
+        setup.method,
+        setup,
+        need.device_bytes(gpu),
+        need.word(gpu),
+        boundary(lambda rows: fits((rows, sequence)), MOST_BATCH),
+        longest,
+        (),
+        (),
+        asked.trainable_parameters,
+        asked.checkpoint_bytes,
+    )
+    return entry, asked
+
+
+def _need(compiled: Compiled, point: Point) -> Need:
+    """What a run at these sizes reserves, by one replay."""
+    log, _ = compiled.log(point, solve=True)
+    setup = compiled.setup
+    run = replay(log.events, mode=setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
+    return Need(max(run.allocated), max(run.reserved), MARGIN["trace"])
+
+
+def _longest(holds: Callable[[int], bool], near: int, most: int) -> int | None:
+    """The longest sequence, a multiple of STEP or the length asked for, that holds: doubled or halved from
+    `near`, then bisected.
+    """
+    low, high = (near, None) if holds(near) else (None, near)
+    while high is None and low is not None:
+        following = min(2 * (low // STEP * STEP or STEP), most // STEP * STEP)
+        if following <= low:
+            return low
+        low, high = (following, None) if holds(following) else (low, following)
+    while low is None and high is not None:
+        following = high // 2 // STEP * STEP
+        if following < STEP:
+            return None
+        low, high = (following, high) if holds(following) else (None, following)
+    assert low is not None and high is not None
+    while True:
+        middle = (low + high) // 2 // STEP * STEP
+        if not low < middle < high:
+            return low
+        low, high = (middle, high) if holds(middle) else (low, middle)
+
+
+def _cards(prediction: Prediction) -> CardChoice:
+    """The common GPUs that hold a prediction, of those with the kernels that were traced."""
+    need = need_of(prediction)
+    holding = [
+        gpu
+        for gpu in sorted(common_gpus(), key=lambda gpu: gpu.usable_bytes)
+        if not older(gpu) and need.word(gpu) == "fits"
+    ]
+    if not holding:
+        return CardChoice(None, None, ())
+    return CardChoice(holding[0].name, need.device_bytes(holding[0]), tuple(gpu.name for gpu in holding))

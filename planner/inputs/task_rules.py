@@ -1,0 +1,83 @@
+"""What a task fixes and excludes in a setup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
+
+PROMPTS = ("prefix-tuning", "prompt-tuning")
+
+
+def derived(fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Fields that follow from a task of the table: (value, what it follows from)."""
+    task = TASKS[fields["task"]]
+    found: dict[str, tuple[Any, str]] = {}
+    if task.labels is not None:
+        found["num_labels"] = (task.labels, f"task {task.name}")
+    if task.reference:
+        # trl 1.16 trainer/dpo_trainer.py __init__: with PEFT the adapter is switched off, else a second model
+        adapts = METHODS[fields["method"]].trains == "adapter"
+        found["reference"] = ("base" if adapts else "model", f"task {task.name} with {fields['method']}")
+    return found
+
+
+def contradictions(s: Any) -> list[tuple[bool, str]]:
+    """Choices that a setup's task excludes, each with the sentence that says so and what to do instead."""
+    task, method = TASKS[s.task], METHODS[s.method]
+    pooled, said = task.head == "pooled", f"task '{s.task}'"
+    return [
+        (
+            s.task != "sft" and method.trains == "nothing",
+            f"{said} trains, method '{s.method}' does not: leave --task out, or name another --method",
+        ),
+        (
+            bool(task.stacks) and s.recipe not in task.stacks,
+            f"{said} has no rule for recipe '{s.recipe}': use --recipe {' or '.join(task.stacks)}",
+        ),
+        (
+            pooled and s.method in ("freeze", "adapter", *PROMPTS),
+            f"{said} trains a new head, method '{s.method}' does not: use --method lora or full",
+        ),
+        (
+            task.reference and s.method in ("adapter", *PROMPTS),
+            f"{said} has no rule for method '{s.method}': use --method lora or full",
+        ),
+        (
+            s.reference != "none" and not task.reference,
+            f"reference '{s.reference}' contradicts task '{s.task}', which compares with no reference model: "
+            "leave it out, or use --task dpo",
+        ),
+        (
+            s.reference == "base" and method.trains != "adapter",
+            f"reference 'base' needs an adapter to switch off: method '{s.method}' trains the model itself "
+            "(use --set reference=model)",
+        ),
+        (
+            task.labels is not None and s.num_labels != task.labels,
+            f"num_labels {s.num_labels} contradicts task '{s.task}', whose trainer takes {task.labels}: "
+            "leave it out, or use --task classify",
+        ),
+        (
+            "loss" in task.defaults and s.loss != task.defaults["loss"],
+            f"loss '{s.loss}' contradicts task '{s.task}', whose loss is computed as "
+            f"'{task.defaults.get('loss')}': leave --loss out",
+        ),
+        (
+            task.divergence and s.micro_batch < 2,
+            f"micro_batch {s.micro_batch} is too small for task '{s.task}', which exchanges completions "
+            "between rows: use --batch 2 or more",
+        ),
+        (
+            bool(task.sequences) and s.packed_documents > 1,
+            f"packed_documents {s.packed_documents} contradicts task '{s.task}', whose rows are examples: "
+            "leave packing out",
+        ),
+        (
+            task.head + str(task.reference) != "vocabularyFalse" and s.parallel not in ("none", "ddp"),
+            f"{said} has no rule for parallel '{s.parallel}': use --parallel ddp, or leave --task out for "
+            "the supervised step, which is less",
+        ),
+    ]

@@ -1,0 +1,148 @@
+"""TASKS: what each kind of training holds beside the model of a supervised step: rows of a batch for each
+example, the model's head, a reference model, dropout.
+
+Adding a task is adding a row here. `lacks` names what of a task is not modeled: its prediction is a lower
+bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Head = Literal["vocabulary", "pooled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One kind of training: its batch, its head, its loss, and where that was read."""
+
+    name: str
+    summary: str
+    source: str
+    rows: int = 1
+    """Rows of the batch for each example: a pair has two."""
+    head: Head = "vocabulary"
+    """pooled: one linear layer of `num_labels` outputs, of which a row's last token is kept."""
+    labels: int | None = None
+    """The outputs of a pooled head where the trainer fixes them; None: `num_labels` says."""
+    sequences: tuple[str, ...] = ()
+    """The int64 tensors (rows, S) of a batch; empty: those of the stack's own collator."""
+    row_labels: bool = False
+    """The batch has one label for each row."""
+    reference: bool = False
+    """The loss compares with the log-probabilities of a reference model: a second forward."""
+    divergence: bool = False
+    """Each model also scores other completions, without a graph, for an estimate of their divergence."""
+    dropout: bool = True
+    """False: the trainer sets the probability of every nn.Dropout to 0."""
+    stacks: tuple[str, ...] = ()
+    """The recipes whose stack trains so; empty: every one."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Setup fields that follow from the task, over the recipe's."""
+    lacks: str = ""
+    """What the task needs beside a supervised step that is not counted."""
+
+
+def _table(*rows: Task) -> dict[str, Task]:
+    return {row.name: row for row in rows}
+
+
+_LATER = "not modeled: predicted as a supervised step, which it needs at least"
+
+TASKS: dict[str, Task] = _table(
+    Task(
+        name="sft",
+        summary="next-token loss on one row for each example",
+        source="transformers 5.24 loss/loss_utils.py",
+    ),
+    Task(
+        name="classify",
+        summary="a pooled head of num_labels outputs, one label for each row",
+        source="transformers 5.24 modeling_layers.py GenericForSequenceClassification, data/data_collator.py "
+        "DataCollatorWithPadding",
+        head="pooled",
+        sequences=("input_ids", "attention_mask"),
+        row_labels=True,
+        stacks=("raw", "hf"),
+        defaults={"loss": "full"},
+    ),
+    Task(
+        name="reward",
+        summary="a pooled head of one output, a chosen and a rejected row for each example",
+        source="trl 1.16 trainer/reward_trainer.py RewardTrainer.compute_loss, DataCollatorForPreference; "
+        "trainer/reward_config.py disable_dropout",
+        rows=2,
+        head="pooled",
+        labels=1,
+        sequences=("input_ids", "attention_mask"),
+        dropout=False,
+        stacks=("hf", "trl", "axolotl"),
+        defaults={"loss": "full"},
+    ),
+    Task(
+        name="dpo",
+        summary="log-probabilities of a chosen and a rejected row, by the model and by a reference model",
+        source="trl 1.16 trainer/dpo_trainer.py DPOTrainer._compute_loss, DataCollatorForPreference; "
+        "trainer/dpo_config.py disable_dropout",
+        rows=2,
+        sequences=("input_ids", "attention_mask", "completion_mask"),
+        reference=True,
+        dropout=False,
+        stacks=("hf", "trl"),
+        defaults={"loss": "chunked"},
+    ),
+    Task(
+        name="kto",
+        summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
+        "reference model",
+        source="trl 1.16 trainer/kto_trainer.py KTOTrainer._compute_loss, _compute_kl_logps, "
+        "DataCollatorForUnpairedPreference; trainer/kto_config.py disable_dropout",
+        sequences=(
+            "input_ids",
+            "attention_mask",
+            "completion_mask",
+            "KL_input_ids",
+            "KL_attention_mask",
+            "KL_completion_mask",
+        ),
+        row_labels=True,
+        reference=True,
+        divergence=True,
+        dropout=False,
+        stacks=("hf", "trl"),
+        defaults={
+            "loss": "chunked",
+            "micro_batch": 2,
+        },  # it takes two rows at least: completions are exchanged
+    ),
+    *(
+        Task(name=name, summary=_LATER, source=source, lacks=lacks)
+        for name, source, lacks in (
+            ("orpo", "trl 1.16 experimental/orpo", "the rejected rows and whole logits"),
+            ("cpo", "trl 1.16 experimental/cpo", "the rejected rows and whole logits"),
+            ("prm", "trl 1.16 experimental", "a head for each token"),
+            (
+                "grpo",
+                "trl 1.16 trainer/grpo_trainer.py",
+                "the generation of completions and the reference model",
+            ),
+            (
+                "rloo",
+                "trl 1.16 trainer/rloo_trainer.py",
+                "the generation of completions and the reference model",
+            ),
+            ("ppo", "trl 1.16 experimental", "generation, the value, reward and reference models"),
+            ("distill", "trl 1.16 trainer/distillation_trainer.py", "the teacher model and its logits"),
+            ("embed", "sentence-transformers", "the rows of an in-batch contrastive loss"),
+        )
+    ),
+)
+
+WITHOUT_POOLED_HEAD = ("cohere", "cohere2", "granite", "granitemoe", "olmoe")
+"""Model types of the formula's families for which transformers has no sequence classification class
+(5.24 models/auto/modeling_auto.py MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)."""
+
+MODULE_HEAD = "score"
+"""The pooled head's name in every decoder's sequence classification class; PEFT trains a copy of it."""

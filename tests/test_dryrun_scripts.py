@@ -1,0 +1,148 @@
+"""Scripts as users write them (tests/dryrun_scripts/), dry-run unmodified: trainers, a plain loop under
+accelerate, an optimizer in the backward pass, and one rank of several. MEMPLAN_DRYRUN_PYTHON names the
+interpreter. DeepSpeed runs where that has it (pip install --no-deps deepspeed hjson py-cpuinfo msgpack ninja
+einops, with DS_BUILD_OPS=0).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dryrun_hub import PARAMETERS, layout
+
+from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.units import MIB
+from memplan.profiler.dryrun.observation import Observation
+from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
+
+PYTHON = os.environ.get("MEMPLAN_DRYRUN_PYTHON")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="MEMPLAN_DRYRUN_PYTHON names no CUDA build of torch")
+SCRIPTS = Path(__file__).with_name("dryrun_scripts")
+STEP = ["load_peak", "load", "forward", "backward", "optimizer_step"]
+RANKS = 4
+
+
+def slow(*values: object) -> Any:
+    """A case that continuous integration has no time for."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return layout(tmp_path_factory.mktemp("hub"))
+
+
+def dry_run(script: str, *words: str, gpu: str = "rtx-4090") -> Observation:
+    command = ("python", str(SCRIPTS / script), *words)
+    done = rehearse(Rehearsal(command, find_gpu(gpu), python=PYTHON, random_weights=True))
+    assert done.fits
+    return done.observation
+
+
+def component(found: Observation, moment: str, name: str) -> int:
+    seen: Mapping[str, int] | None = next(m for m in found.moments if m.name == moment).components
+    assert seen is not None
+    return seen[name]
+
+
+def near(found: int, nbytes: int) -> bool:
+    """Blocks are at most 512 bytes larger than each of a model's few tensors."""
+    return nbytes <= found <= nbytes + 512 * 64
+
+
+@pytest.mark.parametrize("script", ["sft", slow("dpo"), slow("reward"), "grpo"])
+def test_trl(script: str, hub: Path) -> None:
+    found = dry_run(f"{script}.py", str(hub))
+    assert (found.outcome, found.steps) == ("stopped", 2)
+    names = [moment.name for moment in found.moments]
+    assert names[:5] == STEP and "gap" not in names
+    adapters = script in ("sft", "dpo")
+    weights = component(found, "optimizer_step", "weights")
+    assert weights >= 2 * PARAMETERS, "bfloat16 weights, adapters beside them"
+    states = component(found, "optimizer_step", "optimizer_states")
+    assert (0 < states < weights) if adapters else states >= 2 * 2 * (PARAMETERS - 512 * 64)
+    if script == "grpo":  # how many tokens are sampled is not known: the end of a text is a sampled value
+        assert any(note.startswith("depends on values") for note in found.notes)
+
+
+def test_a_trainer_with_a_custom_model(tmp_path: Path) -> None:
+    found = dry_run("custom_model.py", str(tmp_path))
+    layers = 2 * (4 * 128 * 128 + 2 * 128 * 256 + 9 * 128 + 256)
+    parameters = 4 * (512 * 128 + layers + 3 * 128 + 3)
+    assert found.steps == 2 and [moment.name for moment in found.moments][:5] == STEP
+    assert near(component(found, "load", "weights"), parameters)
+    assert near(component(found, "optimizer_step", "optimizer_states"), 2 * parameters)
+
+
+def test_an_accelerate_loop_counts_its_optimizers_steps(hub: Path) -> None:
+    """Two micro-batches to a step: the gradients of the first are there in the second's forward pass."""
+    found = dry_run("accelerate_loop.py", str(hub))
+    assert found.steps == 2 and [moment.name for moment in found.moments] == STEP
+    assert near(component(found, "optimizer_step", "optimizer_states"), 2 * 4 * PARAMETERS)
+    assert near(component(found, "forward", "gradients"), 4 * PARAMETERS)
+
+
+def test_an_optimizer_in_the_backward_pass() -> None:
+    """Four layers of 4 MiB: every state, but never all gradients at once."""
+    found = dry_run("in_backward.py")
+    assert found.steps == 2 and [moment.name for moment in found.moments] == STEP[:4]
+    assert component(found, "backward", "optimizer_states") == 32 * MIB
+    assert component(found, "backward", "gradients") <= 8 * MIB
+    assert not any("cuDNN" in note for note in found.notes)
+
+
+def rank(how: str, hub: Path) -> Observation:
+    found = dry_run("ranks.py", how, str(hub / "model"), str(RANKS))
+    assert found.steps == 2 and [moment.name for moment in found.moments] == STEP
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "weights", "states"),
+    [
+        slow("ddp", 1, 2),
+        ("fsdp1", 1 / RANKS, 2 / RANKS),
+        slow("fsdp2", 1 / RANKS, 2 / RANKS),
+        slow("zero1", 1, 2 / RANKS),
+    ],
+)
+def test_one_rank_of_four(how: str, weights: float, states: float, hub: Path) -> None:
+    """What a rank holds after its step, in shares of the model: its weights (bfloat16) and its states."""
+    found = rank(how, hub)
+    whole = 2 * PARAMETERS
+    assert 0.9 * states < component(found, "optimizer_step", "optimizer_states") / whole < 1.2 * states + 0.05
+    assert 0.95 * weights < component(found, "load", "weights") / whole < 1.2 * weights + 0.05
+
+
+def test_tensor_parallel_shards_what_its_plan_names(hub: Path) -> None:
+    """The MLP's matrices are a quarter each, the rest is whole."""
+    found = rank("tp", hub)
+    mlp = 2 * 3 * 64 * 128
+    held = 2 * (PARAMETERS - mlp + mlp // RANKS)
+    assert near(component(found, "load", "weights"), held)
+
+
+def has_deepspeed() -> bool:
+    """Whether that interpreter has it; torch need not be imported to know."""
+    ask = "import importlib.util, sys; sys.exit(importlib.util.find_spec('deepspeed') is None)"
+    return bool(PYTHON) and subprocess.run([str(PYTHON), "-c", ask]).returncode == 0
+
+
+@pytest.mark.skipif(not has_deepspeed(), reason="deepspeed is not here: it is no part of the dev extra")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_counts_its_engines_steps(stage: int, hub: Path) -> None:
+    """Two of five steps are taken, though the engine steps its optimizer once for each group."""
+    found = dry_run("deepspeed_zero.py", str(stage), str(hub / "model"))
+    assert found.steps == 2 and [moment.name for moment in found.moments] == STEP
+    assert near(component(found, "optimizer_step", "optimizer_states"), 2 * 4 * PARAMETERS)
+
+
+def test_cudnn_attention_is_said_to_be_off_where_torch_would_choose_it() -> None:
+    """From compute capability 9.0 on; before it, there is nothing to say."""
+    notes = dry_run("in_backward.py", gpu="h100-80gb").notes
+    assert any("cuDNN attention is switched off (compute capability 9.0)" in note for note in notes)

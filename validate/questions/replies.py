@@ -1,0 +1,71 @@
+"""From a sentence to its replies: one function for each kind of question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from memplan.validate.answer import answer
+from memplan.validate.ask import read_all
+from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.questions.amounts import file_size, kv_cache, parameters, saving
+from memplan.validate.questions.claim_reply import claim
+from memplan.validate.questions.headline import headline
+from memplan.validate.questions.question import Question
+from memplan.validate.questions.ranges import by_class, largest_model
+from memplan.validate.questions.reply import Reply
+from memplan.validate.questions.times import cost, time
+
+
+def memory(question: Question, context: EvaluationContext) -> Reply:
+    """A verdict on a GPU, or what is needed where none is named."""
+    if question.gpus and question.intent == "fits":
+        return by_class(question, context)
+    found = answer(question, context)
+    yes = {"fits": True, "tight": True, "no": False}.get(found.verdict)
+    holds = None if yes is None or not question.says_yes_or_no else yes != question.negated
+    return Reply(found.question, headline(found), holds, answer=found)
+
+
+def why(question: Question, context: EvaluationContext) -> Reply:
+    """Why something is slower: the measured times; why it needs so much: the rows of the answer."""
+    slow = re.search(r"slow|fast|speed|time|慢|快|时间|速度", question.sentence.lower())
+    return time(question, context) if slow else memory(question, context)
+
+
+REPLIES: dict[str, Callable[[Question, EvaluationContext], Reply]] = {
+    "fits": memory,
+    "need": memory,
+    "cards": memory,
+    "sequence_length": memory,
+    "micro_batch": memory,
+    "claim": claim,
+    "saving": saving,
+    "parameters": parameters,
+    "file": file_size,
+    "kv_cache": kv_cache,
+    "largest_model": largest_model,
+    "time": time,
+    "cost": cost,
+    "why": why,
+}
+
+
+def ask(sentence: str, lang: str | None = None, context: EvaluationContext | None = None) -> list[Reply]:
+    """The replies to a sentence, in its order. Raises UsageError for what was not understood or cannot be
+    predicted.
+    """
+    context = context or EvaluationContext()
+    return [REPLIES[question.intent](question, context) for question in read_all(sentence, lang)]
+
+
+def to_document(replies: Sequence[Reply]) -> dict[str, Any]:
+    """The document of `memplan ask --json`: of one question its own, of several the first's head and `answers`,
+    with no verdict over all.
+    """
+    first = replies[0].to_document()
+    if len(replies) == 1:
+        return first
+    head = {key: first[key] for key in ("schema", "memplan_version", "sentence", "lang")}
+    return {**head, "verdict": None, "answers": [reply.to_document() for reply in replies]}
