@@ -336,18 +336,13 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
 
 def _in_backward(s: Setup) -> list[tuple[bool, str]]:
     """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
+    broken = (
+        (
+            s.gradient_accumulation > 1,
+            f"gradient_accumulation {s.gradient_accumulation} has nothing to add to",
+        ),
+        (s.importance_buffers, "AdaLoRA's importance_buffers are made of gradients after the step"),
+        (s.parallel != "none", f"under {s.parallel} it has no rule, use one GPU"),
+    )
     said = "optimizer_in_backward frees each gradient as it comes"
-    return [
-        (
-            s.optimizer_in_backward and s.gradient_accumulation > 1,
-            f"{said}: gradient_accumulation {s.gradient_accumulation} has nothing to add to",
-        ),
-        (
-            s.optimizer_in_backward and s.importance_buffers,
-            f"{said}: AdaLoRA's importance_buffers are made of gradients after the step",
-        ),
-        (
-            s.optimizer_in_backward and s.parallel != "none",
-            f"{said}: under {s.parallel} it has no rule, use one GPU",
-        ),
-    ]
+    return [(s.optimizer_in_backward and holds, f"{said}: {why}") for holds, why in broken]
