@@ -71,6 +71,9 @@ FIELDS = [
     },
     {"method": "qlora", "double_quant": False, "quant_type": "fp4", "kbit_prepare": False},
     {"recipe": "raw", "optimizer": "sgd", "optimizer_mode": "loop", "zero_grad": "after_step"},
+    {"gpus": 8, "parallel": "fsdp", "fsdp_version": 1, "reshard_after_forward": False, "offload": "all"},
+    {"gpus": 4, "parallel": "zero3", "zero_reduce_bucket": 10**8, "zero_overlap_comm": False},
+    {"gpus": 2, "parallel": "ddp", "gradient_as_bucket_view": True, "allocator": "expandable"},
 ]
 
 
@@ -108,6 +111,21 @@ def test_next_reproduces_its_row(model, gpu, fields):
     prediction = api.plan(model, resolve({k: v for k, v in options.items() if v is not None}))
     assert prediction.peak.device_bytes == found.chosen.device_bytes
     assert prediction.gpus[0].verdict == found.chosen.verdict == "fits"
+
+
+def test_next_names_the_file_that_a_model_came_from_and_keeps_how_gpus_share_it(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(find("qwen3-0.6b").config))
+    shares = ["--gpus", "4", "--parallel", "zero2"]
+    run(["fit", "./mine", "--gpu", "rtx-3060", "--method", "full", *shares])
+    printed = " ".join(capsys.readouterr().out.split())
+    words = shlex.split(printed.partition("next: ")[2].partition(" (--emit")[0])
+    assert words[1] == "mine/config.json"
+    setup = _setup_of(words[1:])
+    assert (setup["gpus"], setup["parallel"], setup["gpu"]) == (4, "zero2", "rtx-3060")
 
 
 def test_the_first_line_is_the_largest_micro_batch_with_what_it_needs(capsys):

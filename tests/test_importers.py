@@ -83,7 +83,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
         ("liger_rms_norm: true", "on the high side"),
         ("rl: dpo", "on the low side"),
         (
-            "optimizer: adamw_torch_8bit",
+            "optimizer: galore_adamw",
             "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
             "side",
         ),
@@ -101,6 +101,24 @@ def test_a_warning_says_which_way_the_number_errs_or_what_was_meant(tmp_path, li
     assert any(words in warning for warning in read_training_file(path).warnings), read_training_file(
         path
     ).warnings
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("micro_batch_sizes", "micro_batch_size"),
+        ("sequence_lne", "sequence_len"),
+        ("lora_rr", "lora_r"),
+        ("lora_rank_of_mine", None),
+        ("embedding_size", None),
+    ],
+)
+def test_a_key_is_only_meant_within_one_edit(tmp_path, key, meant):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"base_model: a\nmicro_batch_size: 1\n{key}: 2\n")
+    (warning,) = (w for w in read_training_file(path).warnings if w.startswith("unknown key"))
+    assert ("did you mean" in warning) == (meant is not None)
+    assert meant is None or f"(did you mean {meant}?)" in warning
 
 
 def test_a_handbook_file_of_preference_training_is_trls_and_says_what_it_lacks(tmp_path):

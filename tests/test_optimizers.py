@@ -52,7 +52,7 @@ def states(prediction: Prediction, moment: str = "optimizer_step") -> int:
     [*((name, "hf") for name in OPTIMIZERS), ("ademamix_8bit", "raw"), ("lion_8bit", "raw")],
 )
 def test_a_rows_bytes_are_those_of_the_optimizers_states(name: str, recipe: str) -> None:
-    for library in ("transformers", "peft", "bitsandbytes"):
+    for library in ("transformers", "peft", "bitsandbytes", OPTIMIZERS[name].library):
         pytest.importorskip(library)
     from memplan.planner.trace.engine import trace
 
@@ -82,18 +82,120 @@ def both(config: dict[str, Any], **fields: Any) -> tuple[Prediction, Prediction]
 
 
 TALL = CONFIG | {"hidden_size": 512, "intermediate_size": 1400, "vocab_size": 4003}
-STEPS = [(name, mode) for name, row in OPTIMIZERS.items() if row.library == "torch" for mode in row.modes]
+LIBRARIES = ("torch", "torchao", "schedulefree")
+STEPS = [(name, mode) for name, row in OPTIMIZERS.items() if row.library in LIBRARIES for mode in row.modes]
 
 
 @pytest.mark.trace
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(("name", "mode"), STEPS, ids=str)
 def test_a_steps_temporaries_are_those_of_the_real_step(name: str, mode: str, dtype: str) -> None:
+    pytest.importorskip(OPTIMIZERS[name].library)
     fields = {"method": "full", "recipe": "raw", "optimizer": name, "optimizer_mode": mode}
     planned, traced = both(TALL, **fields, weight_dtype=dtype)
     # one at a time, the last tensor's variable lasts into the next one's step: which that is, families differ
     last = TALL["hidden_size"] ** 2 * itemsize(dtype) if mode == "loop" else 0
     assert abs(temporaries(planned) - temporaries(traced)) <= last
+
+
+ELEMENTS = 8_030_261_248 - 65 * 4096, 65 * 4096
+"""Of Llama-3.1-8B: in matrices, all of them multiples of 256, and in its 65 norms of 4,096."""
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "scratch", "table"),
+    [("adamw_torch_8bit", 1, 8, 256), ("adamw_torch_4bit", 0.5, 24, 16)],
+)
+def test_torchao_s_states_and_what_its_compiled_step_makes(name, codes, scratch, table) -> None:
+    """Codes and an fp32 scale for 256 of them, twice, with a table for each of 2 x 291 tensors; the step of
+    the embedding makes both moments in fp32, and of 4-bit states two int64 codes beside.
+    """
+    setup = resolve({"method": "full", "optimizer": name})
+    found = plan(find("llama-3.1-8b").spec(), setup)
+    rows = [r for r in found.moment("optimizer_step").rows if r.component == "optimizer_states"]
+    tables = sum(row.bytes for row in rows if "qmap" in row.name)
+    assert sum(row.bytes for row in rows) - tables == 2 * sum(ELEMENTS) * (codes + 4 / 256)
+    assert tables == 2 * 291 * table * 4
+    embedding = 128256 * 4096
+    assert temporaries(found) == embedding * scratch + 2 * 4 * embedding // 256
+
+
+def test_torchao_keeps_small_and_odd_tensors_in_their_dtype() -> None:
+    """320 elements of a norm are too few; a matrix of 320 x 1,003 elements is no multiple of 256."""
+    found = plan(find(CONFIG).spec(), resolve({"method": "full", "optimizer": "adamw_torch_8bit"}))
+    rows = {r.name: r for r in found.moment("optimizer_step").rows if r.component == "optimizer_states"}
+    for name, shape in (("model.norm.weight", (320,)), ("lm_head.weight", (1003, 320))):
+        row = rows[f"{name} exp_avg"]
+        assert (tuple(row.shape), row.dtype) == (shape, "bfloat16")
+    assert rows["model.layers.*.self_attn.q_proj.weight exp_avg codes"].dtype == "uint8"
+
+
+def test_schedule_free_keeps_a_copy_of_the_weights_and_one_moment() -> None:
+    found = plan(find("llama-7b").spec(), resolve({"method": "full", "optimizer": "schedule_free_adamw"}))
+    assert states(found) == 2 * 2 * found.trainable_parameters
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize(
+    ("name", "package"), [("adamw_torch_4bit", "torchao"), ("schedule_free_adamw", "schedulefree")]
+)
+def test_the_trace_says_which_package_an_optimizer_needs(name, package, monkeypatch) -> None:
+    from importlib.util import find_spec
+
+    from memplan.planner.run import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda each: None if each == package else find_spec(each))
+    with pytest.raises(UsageError, match=f"{package} not installed: {name}.*pip install {package}"):
+        both(CONFIG, method="full", optimizer=name)
+
+
+TIED = TALL | {"tie_word_embeddings": True}
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "muon"])
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (TALL, {"method": "full", "recipe": "raw", "checkpointing": "reentrant"}),
+        (TIED, {"method": "full", "recipe": "hf"}),
+        (TALL, {"method": "lora", "checkpointing": "non_reentrant"}),
+    ],
+    ids=["full", "tied", "lora"],
+)
+def test_an_optimizer_in_the_backward_frees_each_gradient(config, fields, optimizer) -> None:
+    """Both engines run one optimizer for each parameter: no gradient is left, the peak is of one alone."""
+    planned, traced = both(config, optimizer=optimizer, optimizer_in_backward=True, **fields)
+    assert states(planned) == states(traced)
+    assert planned.moment("optimizer_step").components["gradients"] == 0
+    for moment in STEP_MOMENTS:
+        ours, theirs = planned.moment(moment), traced.moment(moment)
+        whole = [sum(row.bytes for row in each.rows) for each in (ours, theirs)]
+        assert whole[0] == pytest.approx(whole[1], rel=0.002)
+        gradients = [[r.bytes for r in each.rows if r.component == "gradients"] for each in (ours, theirs)]
+        # muon's steps on the tied embedding and on a layer's matrix need nearly the same
+        assert optimizer == "muon" or sum(gradients[0]) == sum(gradients[1])
+    usual = plan(find(config).spec(), planned.setup.replaced(optimizer_in_backward=False))
+    assert fields["method"] == "lora" or planned.step_peak.allocated_bytes < usual.step_peak.allocated_bytes
+
+
+def test_what_an_optimizer_in_the_backward_excludes() -> None:
+    for fields, words in (
+        ({"gradient_accumulation": 2}, "gradient_accumulation 2 has nothing to add to"),
+        ({"gpus": 2, "parallel": "fsdp"}, "under fsdp it has no rule"),
+        ({"method": "adalora", "importance_buffers": True}, "importance_buffers"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            resolve({"optimizer_in_backward": True, **fields})
+
+
+def test_torchtune_s_8b_in_the_backward_holds_its_weights_and_one_gradient() -> None:
+    """16.06 GB of bfloat16 weights; the largest gradient is the head's, 1.05 GB, not 16.06 GB of them."""
+    fields = {"method": "full", "recipe": "raw", "optimizer": "paged_adamw_8bit", "loss": "fused"}
+    fields |= {"checkpointing": "reentrant", "optimizer_in_backward": True, "sequence_length": 512}
+    found = plan(find("llama-3.1-8b").spec(), resolve(fields))
+    weights, head = 2 * 8_030_261_248, 2 * 128256 * 4096
+    assert weights + head < found.step_peak.allocated_bytes < weights + 3 * head
 
 
 MUON = [

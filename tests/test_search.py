@@ -17,8 +17,16 @@ from memplan.planner.allocator.quick import Quick
 from memplan.planner.answers.fit.changes import COSTS, EXTRA, single_changes, waterfall
 from memplan.planner.answers.fit.decide import Candidate, Remedy, decide
 from memplan.planner.answers.fit.frontier import Room, Structure, boundary, need
-from memplan.planner.answers.fit.gpus import Job, choose_cards, fewest_cards, largest_model, place_jobs
-from memplan.planner.answers.fit.suggest import CHANGES, changed
+from memplan.planner.answers.fit.gpus import (
+    Job,
+    choose_cards,
+    fewest_cards,
+    largest_model,
+    place_jobs,
+    share_alike,
+    to_share,
+)
+from memplan.planner.answers.fit.suggest import CHANGES, changed, under
 from memplan.planner.answers.search import METHODS_COMPARED, advise, fit
 from memplan.planner.answers.verdict import judge, margin_of
 from memplan.planner.formula.engine import plan, replay_of
@@ -40,6 +48,44 @@ def llama():
 @pytest.fixture(scope="module")
 def answer(llama):
     return fit(llama, resolve({"gpu": "rtx-4090"}), find_gpu("rtx-4090"))
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "gpu"),
+    [("llama-3.1-70b", "full", "h100-80gb"), ("llama-3.1-8b", "full", "l40s")],
+)
+def test_ask_fit_and_plan_agree_on_how_many_gpus(model, method, gpu):
+    from memplan.validate.answer import answer as answered
+    from memplan.validate.ask import read
+
+    asked = answered(read(f"how many {gpu} for {method} fine-tuning of {model} with checkpointing?"))
+    fields = {"method": method, "checkpointing": "non_reentrant", "gpu": gpu}
+    count = fewest_cards(find(model).spec(), resolve(fields), find_gpu(gpu))
+    assert asked.prediction.setup.gpus == count > 1 and asked.verdict == "fits"
+    for gpus, word in ((count, "fits"), (count - 1, "no")):
+        shares = {"gpus": gpus, "parallel": "fsdp" if gpus > 1 else "none"}
+        assert memplan.plan(model, **fields, **shares).gpus[0].verdict == word
+
+
+def test_gpus_share_a_4_bit_base_stored_so_that_they_can(llama):
+    setup = resolve({"method": "qlora", "micro_batch": 1, "sequence_length": 512, "load": "random"})
+    found = {each.parallel: each for each in share_alike(llama, setup, find_gpu("l4"), 8)}
+    assert found["fsdp"].needs == found["zero3"].needs == {"quant_storage": "bfloat16"}
+    assert not found["ddp"].needs and found["fsdp"].device_bytes < found["ddp"].device_bytes
+    said = resolve({"method": "qlora", "quant_storage": "uint8"})
+    assert to_share(said, "fsdp") == {}
+
+
+@pytest.mark.parametrize("name", METHODS_COMPARED)
+def test_a_training_file_s_quantization_is_its_own_method_s(name, llama):
+    """A QLoRA file compared with LoRA and full fine-tuning: those train on 16 bits."""
+    imported = {"method": "qlora", "quant_type": "nf4", "double_quant": False, "sequence_length": 512}
+    this = under(resolve(imported={**imported, "recipe": "axolotl"}), name)
+    bare = resolve({"method": name, "recipe": "axolotl", "sequence_length": 512})
+    assert this.quant_type == bare.quant_type and (name == "qlora") == (this.quant_type == "nf4")
+    assert this.double_quant is (False if name == "qlora" else bare.double_quant)
+    typed = resolve({"quant_type": "nf4"}, imported={"method": "lora"})
+    assert under(typed, "adalora").quant_type == "nf4"
 
 
 @pytest.mark.parametrize("edge", [1, 2, 3, 7, 64, 65, 1000, 4096])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import memplan
 from memplan.planner.formula.engine import plan
 from memplan.planner.importers.files import FORMATS, read_document, read_training_file
 from memplan.planner.inputs.models import find
@@ -143,3 +144,26 @@ def test_fsdp1_hybrid_sharding_and_other_units_are_said():
 def test_a_strategy_that_is_none_is_refused():
     with pytest.raises(UsageError, match="shard_grad_op"):
         accelerate(fsdp_sharding_strategy="EVERYTHING")
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "on_host"), [(2, True, True), (2, False, False), (1, True, False)], ids=str
+)
+def test_axolotl_cuts_a_4_bit_base_on_the_host_under_fsdp2(tmp_path, version, asked, on_host):
+    """loaders/model.py puts rank 0 on "cpu" and the others on "meta" with cpu_ram_efficient_loading, under
+    FSDP2 alone: the step decides, not a whole model on every GPU. Two times 24 GB hold QLoRA of 70B.
+    """
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "base_model: meta-llama/Llama-2-70b-hf\nload_in_4bit: true\nadapter: qlora\nlora_r: 32\n"
+        "lora_target_linear: true\nsequence_len: 512\nmicro_batch_size: 1\ngradient_checkpointing: true\n"
+        f"attn_implementation: flash_attention_2\nfsdp_version: {version}\ndp_shard_size: 2\nfsdp_config:\n"
+        f"  offload_params: true\n  cpu_ram_efficient_loading: {asked}\n  activation_checkpointing: true\n"
+    )
+    imported = read_training_file(path)
+    assert imported.fields.get("load_on_host", False) is on_host
+    found = memplan.plan(imported.model, resolve({"gpu": "rtx-4090"}, imported=imported.fields))
+    layer = sum(64 * n // 127 for n in (2 * 8192 * 8192, 2 * 8192 * 1024, 3 * 8192 * 28672))
+    whole = found.moment("load_peak").allocated_bytes
+    assert (whole > 80 * layer * 0.9) is not on_host
+    assert found.gpus[0].verdict == ("fits" if on_host else "no")

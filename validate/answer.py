@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner import __version__
-from memplan.planner.answers.fit.gpus import choose_cards
+from memplan.planner.answers.fit.gpus import choose_cards, to_share
 from memplan.planner.answers.verdict import close_calls, device_bytes, judge, not_modelled
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.prediction import Prediction
@@ -28,7 +28,7 @@ from memplan.validate.sweep import PartResult, check_part
 
 SCHEMA = "memplan.ask/1"
 LONGEST = 1_048_576
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+COUNTS = tuple(2**n for n in range(11))  # to MOST_CARDS
 
 METHODS_BESIDE: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("full, fp32 weights", {"method": "full", "weight_dtype": "float32"}),
@@ -158,7 +158,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
                 "parallel": _strategy(question, int(enough.what)),
             },
         )
-    fields = shared(question.fields)
+    fields = shared(question, question.fields, context)
     question = _told(question, fields)
     prediction = _predicted(question, fields, context)
     boundaries: list[tuple[str, PartResult]] = []
@@ -187,16 +187,12 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
     return Answer(question, prediction, verdict, device, usable, smallest, *told)
 
 
-def shared(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """4-bit weights are stored as bfloat16 where ranks are to share them: as uint8 every rank would keep all
-    (planner/formula/sharding/strategies.py).
+def shared(question: Question, fields: Mapping[str, Any], context: EvaluationContext) -> dict[str, Any]:
+    """The fields with what lets ranks share 4-bit weights, where the sentence does not say how they are
+    stored.
     """
-    apart = (
-        fields.get("parallel") in ("fsdp", "zero3")
-        and fields.get("method") == "qlora"
-        and fields.get("quant_type") != "int8"
-    )
-    return {**fields, "quant_storage": "bfloat16"} if apart else dict(fields)
+    parallel = str(fields.get("parallel", "none"))
+    return {**fields, **to_share(context.setup(question.model, fields), parallel)}
 
 
 def _told(question: Question, fields: Mapping[str, Any]) -> Question:
@@ -228,7 +224,7 @@ def _need(
 ) -> tuple[int, str] | None:
     """(bytes on the device, verdict) of another setup of the question; None where it has no prediction."""
     try:
-        prediction = context.predict(question.model, on_gpu(question, shared(fields)))
+        prediction = context.predict(question.model, on_gpu(question, shared(question, fields, context)))
     except (Missing, UsageError):
         return None
     if question.gpu is None:
@@ -288,17 +284,25 @@ def _strategy(question: Question, count: int) -> str:
 
 
 def _cards(question: Question, context: EvaluationContext) -> list[Beside]:
-    """One GPU, then two, four, ...: what each holds, up to the first that fits."""
-    found: list[Beside] = []
-    for count in COUNTS:
-        need = _need(
-            question, {**question.fields, "gpus": count, "parallel": _strategy(question, count)}, context
-        )
+    """One GPU, then two, four, ... up to the first that fits, and between the last two the fewest that do, as
+    `fit` looks for them: what each needs.
+    """
+
+    def ask(count: int) -> bool:
+        fields = {**question.fields, "gpus": count, "parallel": _strategy(question, count)}
+        need = _need(question, fields, context)
         if need is not None:
-            found.append(Beside(str(count), *need))
-            if need[1] == "fits":
-                break
-    return found
+            found[count] = Beside(str(count), *need)
+        return need is not None and need[1] == "fits"
+
+    found: dict[int, Beside] = {}
+    enough = next((count for count in COUNTS if ask(count)), None)
+    few = 1 if enough is None else enough // 2 + 1
+    while enough is not None and few < enough:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if ask(middle) else (middle + 1, enough)
+    shown = [count for count in sorted(found) if count in COUNTS or count == enough]
+    return [found[count] for count in shown if enough is None or count <= enough]
 
 
 def _boundaries(

@@ -5,6 +5,7 @@ jobs.yaml.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,7 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
 
     gpu = find_gpu(subject.setup.gpu or "")
     if api.unknown_family(subject.model):
-        return api.fit_by_trace(
+        found = api.fit_by_trace(
             subject.model,
             subject.setup,
             gpu,
@@ -146,17 +147,18 @@ def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: boo
             serve=serve,
             not_modelled=subject.not_modelled,
         )
-    error = api.recorded_accuracy("formula").margin
-    return fit(
-        subject.model.spec(),
-        subject.setup,
-        gpu,
-        error=error,
-        prefer=prefer,
-        tasks=tasks,
-        serve=serve,
-        not_modelled=subject.not_modelled,
-    )
+    else:
+        found = fit(
+            subject.model.spec(),
+            subject.setup,
+            gpu,
+            error=api.recorded_accuracy("formula").margin,
+            prefer=prefer,
+            tasks=tasks,
+            serve=serve,
+            not_modelled=subject.not_modelled,
+        )
+    return replace(found, typed=subject.model.typed)
 
 
 def _show(

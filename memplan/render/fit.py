@@ -117,7 +117,7 @@ def _gpus(fit: Fit, shared: Shared | None) -> Iterator[str]:
 
 def _next(fit: Fit) -> str:
     setup = fit.setup if fit.chosen is None or fit.chosen.setup is None else fit.chosen.setup
-    return command_line(fit.model, setup, fit.gpu.name)
+    return command_line(fit.typed or fit.model, setup, fit.gpu.name)
 
 
 def _explained(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> Iterator[RenderableType]:
@@ -247,7 +247,8 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> list
     if fit.chosen_cards is not None:
         lines.append(Text(_smallest("the recommended setup", fit.chosen_cards)))
     if shared is not None and (shared.count or 0) > 1:
-        needed = f"{shared.count} x {fit.gpu.name} with {shared.parallel}, {gib(shared.device_bytes)} each"
+        how = " and ".join([shared.parallel, *(f"{name}={value}" for name, value in shared.needs.items())])
+        needed = f"{shared.count} x {fit.gpu.name} with {how}, {gib(shared.device_bytes)} each"
         lines.append(Text(f"minimum: {needed}"))
         rest = [each for each in alike if each.parallel != shared.parallel]
         others = ", ".join(

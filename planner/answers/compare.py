@@ -10,7 +10,7 @@ from typing import Any
 
 from memplan.planner import __version__
 from memplan.planner.answers.fit.gpus import largest_model
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import under
 from memplan.planner.formula.flops import StepCost, step_cost
 from memplan.planner.inputs.setup import FIELDS, Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -114,7 +114,7 @@ def columns(
     found = []
     for name in methods:
         try:
-            this = setup if name == setup.method else changed(setup, {"method": name})
+            this = under(setup, name)
             prediction = predict(this)
             cost = step_cost(spec, this) if spec is not None else None
         except UsageError as problem:

@@ -16,7 +16,7 @@ from memplan.planner.answers.fit.changes import Effect, remedy, single_changes, 
 from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, Prefer, Remedy, decide
 from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure, need
 from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import changed, under
 from memplan.planner.answers.verdict import Word, not_counted, uncounted_of, withheld
 from memplan.planner.formula.engine import rank_of
 from memplan.planner.inputs.setup import Setup
@@ -96,6 +96,7 @@ class Fit:
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
     not_modelled: tuple[str, ...] = ()  # what is not counted: no verdict says `fits`, sizes are lower bounds
+    typed: str = ""  # what a person types for the model; empty: its name
     engine: str = "formula"
 
     def method(self, name: str) -> MethodFit:
@@ -249,7 +250,7 @@ def method_fit(
     contradicts those choices has `error` set.
     """
     try:
-        this = setup if method == setup.method else changed(setup, {"method": method})
+        this = under(setup, method)
         room = room.around(spec, this)
         asked = need(spec, this, room.error)
         structure = Structure(spec, this, room)

@@ -4,11 +4,16 @@ backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
-from memplan.planner.formula.resident.states import optimizer_of
-from memplan.planner.formula.symbolic.expr import Sized, minimum
+from memplan.planner.formula.resident.states import (
+    BLOCK_8BIT,
+    elements_of,
+    optimizer_of,
+    quantized_by_torchao,
+)
+from memplan.planner.formula.symbolic.expr import Sized, ceil_div, minimum
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.optimizers import OPTIMIZERS, Drop, Make, Mode, Optimizer
@@ -31,6 +36,33 @@ def optimizer_step(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> N
             (_at_once if mode == "foreach" else _one_by_one)(t, setup, optimizer, mode, own)
 
 
+def in_backward(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> Callable[[Tensor], None]:
+    """What follows a leaf's gradient where each parameter has an optimizer of its own: its step's
+    temporaries, then the gradient goes (torchtune 0.6 training/memory.py register_optim_in_bwd_hooks).
+    """
+    row, by_name = OPTIMIZERS[setup.optimizer], {stored.name: stored for stored in trained}
+
+    def taken(leaf: Tensor) -> None:
+        stored = by_name.get(leaf.name)
+        if stored is None:
+            return
+        optimizer = optimizer_of(row, stored)
+        mode: Mode = setup.optimizer_mode if optimizer is row else optimizer.modes[0]
+        held: dict[str, Tensor] = {}
+        for action in optimizer.step[mode]:
+            if isinstance(action, Drop):
+                _forget(held, action)
+                continue
+            tensor = _make(t, setup, optimizer, mode, action, stored)
+            if tensor is not None:
+                held[action.variable] = tensor
+            del tensor
+        held.clear()
+        leaf.grad = None
+
+    return taken
+
+
 def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
     """Each variable is a list as long as the trained tensors are many."""
     held: dict[str, list[Tensor]] = {}
@@ -40,7 +72,7 @@ def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequenc
             continue
         made = []
         for stored in trained:
-            tensor = _make(t, row, mode, action, stored)
+            tensor = _make(t, setup, row, mode, action, stored)
             if tensor is not None:
                 made.append(tensor)
                 t.log.append((-1, {len(t.infos) - 1: stored.count - 1}))
@@ -55,7 +87,7 @@ def _one_by_one(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequ
             if isinstance(action, Drop):
                 _forget(held, action)
                 continue
-            tensor = _make(t, row, mode, action, stored)
+            tensor = _make(t, setup, row, mode, action, stored)
             if tensor is not None:
                 held[action.variable] = tensor
             del tensor
@@ -79,17 +111,31 @@ def _in_order(setup: Setup, trained: Sequence[ParameterSpec]) -> Iterable[Parame
     return order
 
 
-def _make(t: Tape, row: Optimizer, mode: Mode, action: Make, stored: ParameterSpec) -> Tensor | None:
-    """The tensor of one action for one trained tensor; None where that is in the wanted dtype already."""
+def _make(
+    t: Tape, setup: Setup, row: Optimizer, mode: Mode, action: Make, stored: ParameterSpec
+) -> Tensor | None:
+    """The tensor of one action for one trained tensor; None where that is in the wanted dtype already, or
+    its states are not quantized.
+    """
     if action.unless == stored.dtype:
         return None
-    shape = stored.shape if action.shape == "like" else _gram(stored)
+    if action.quantized and not quantized_by_torchao(elements_of(stored, setup)):
+        return None
+    shape = SHAPES[action.shape](stored)
     dtype = stored.dtype if action.dtype == "like" else action.dtype
     why = f"{row.name}: {HOW[mode]} ({row.source})"
     return t.alloc(f"{stored.name} {action.what}", shape, dtype, why, "temporaries")
 
 
-def _gram(stored: ParameterSpec) -> tuple[Sized, Sized]:
+def _gram(stored: ParameterSpec) -> tuple[Sized, ...]:
     """The shape of a matrix times its transpose, over its shorter side."""
     side = minimum(*stored.shape)
     return side, side
+
+
+SHAPES: dict[str, Callable[[ParameterSpec], tuple[Sized, ...]]] = {
+    "like": lambda stored: stored.shape,
+    "gram": _gram,
+    "blocks": lambda stored: (ceil_div(stored.elements, BLOCK_8BIT),),
+}
+"""The shapes of Make."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
-from memplan.planner.formula.resident.states import FLOOR_PAGED, optimizer_of, states
+from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
@@ -300,7 +300,7 @@ class ParameterTable:
     def states_of(self, stored: ParameterSpec, paged: bool) -> Iterator[SymbolicRow]:
         """The optimizer states of one tensor, on the device or in managed memory."""
         optimizer = optimizer_of(OPTIMIZERS[self.setup.optimizer], stored)
-        elements = _needed(stored, self.setup) if optimizer.floors else None
+        elements = elements_of(stored, self.setup) if optimizer.floors else None
         on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         for state, rule in optimizer.states:
             for suffix, shape, dtype, pageable, size in states(
@@ -340,9 +340,3 @@ def packed_bytes(elements: Sized, dtype: str) -> Expr:
     if dtype in ("nf4", "fp4"):
         return ceil_div(elements, 2)
     return as_expr(elements) * itemsize(dtype)
-
-
-def _needed(stored: ParameterSpec, setup: Setup) -> int:
-    """Elements as a number: a floor decides here, so the rank is part of the discrete structure."""
-    rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
-    return stored.elements.evaluate({"R": rank})

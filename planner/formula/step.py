@@ -14,7 +14,7 @@ from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
 from memplan.planner.formula.forward.linears import orthogonality
 from memplan.planner.formula.forward.losses import causal_loss, logits_of
 from memplan.planner.formula.forward.pooled import POOLED_LOSSES
-from memplan.planner.formula.optimizer_step import optimizer_step
+from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
@@ -53,6 +53,8 @@ class _Step:
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
         self.hooks = rank.hooks(self.w)
+        if self.setup.optimizer_in_backward:
+            self.tape.taken = in_backward(self.tape, self.setup, parameter_table.trained)
         self.resident: list[Tensor] = []
         if self.w.auto is not None:
             self.tape.casts = {}
@@ -93,7 +95,7 @@ class _Step:
             del loss  # and with it the graph, whose contexts hold what no hook can see
         t.mark("optimizer_step")
         made = self.hooks.begin_optimizer()
-        optimizer_step(t, setup, self.rank.stepped())
+        optimizer_step(t, setup, [] if setup.optimizer_in_backward else self.rank.stepped())
         del made
         t.mark("end")
         del outputs

@@ -41,6 +41,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     ):
         facts["gpus"] = facts.get("_shards", 1)
         settle_fsdp(facts, warnings)
+        # axolotl 0.18 loaders/model.py _build_model: rank 0 loads onto "cpu", the others onto "meta"
+        if facts.get("_host_load") and facts.get("fsdp_version", 2) == 2:
+            facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
     return {**setup_fields(facts), "recipe": "axolotl"}
 

@@ -62,12 +62,16 @@ FSDP: dict[str, Rule] = {
         name: not_modelled("units of another size: whole decoder layers are assumed", WRAPPED)
         for name in ("auto_wrap_policy", "fsdp_auto_wrap_policy")
     },
+    **{
+        name: use("_host_load", flag, "where a quantized base waits until it is cut")
+        for name in ("cpu_ram_efficient_loading", "fsdp_cpu_ram_efficient_loading")
+    },
     "fsdp_ignored_modules": not_modelled("modules that every rank holds whole", errs="low"),
     "mixed_precision_policy": not_modelled("a policy of its own for gathered and reduced dtypes", ({},)),
     **ignored(
         "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling",
         """
-        *transformer_layer_cls_to_wrap *min_num_params *cpu_ram_efficient_loading *state_dict_type
+        *transformer_layer_cls_to_wrap *min_num_params *state_dict_type
         *sync_module_states *use_orig_params *backward_prefetch *forward_prefetch *cpu_offload_pin_memory *limit_all_gathers
     """,
     ),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
+from memplan.planner.tables.errors import UsageError, shorten, shown
 
 Status = Literal["used", "ignored", "not_modelled", "unknown"]
 Facts = dict[str, Any]
@@ -139,10 +139,8 @@ def walk(
         rule = find_rule(rules, str(raw))
         if rule is None:
             reports.append(KeyReport(key, "unknown"))
-            close = (
-                nearest(str(raw), (name for name in rules if "*" not in name), 1) if len(str(raw)) > 3 else []
-            )
-            meant = f" (did you mean {close[0]}?)" if close else ""
+            close = next((name for name in rules if "*" not in name and one_edit(str(raw), name)), None)
+            meant = f" (did you mean {close}?)" if close and len(str(raw)) > 3 else ""
             warnings.append(f"unknown key {key}{meant}: memplan does not know whether it moves memory")
         elif rule.inner is not None and isinstance(value, Mapping):
             inner_facts, inner_reports, inner_warnings = walk(rule.inner, value, f"{prefix}{raw}.")
@@ -166,6 +164,19 @@ def walk(
         else:
             reports.append(KeyReport(key, "ignored", rule.why))
     return facts, reports, warnings
+
+
+def one_edit(word: str, known: str) -> bool:
+    """Whether one letter more, less or other, or two neighbors swapped, make `word` the known one: a key
+    further away is another key.
+    """
+    if abs(len(word) - len(known)) > 1 or word == known:
+        return False
+    pairs = enumerate(zip(word, known, strict=False))
+    at = next((n for n, (one, other) in pairs if one != other), min(len(word), len(known)))
+    one, other = word[at:], known[at:]
+    swapped = one[:2] == other[:2][::-1] and one[2:] == other[2:]
+    return swapped or one[1:] == other[1:] or one[1:] == other or one == other[1:]
 
 
 def find_rule(rules: Mapping[str, Rule], key: str) -> Rule | None:

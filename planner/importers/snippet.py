@@ -265,6 +265,7 @@ _OPTIMIZERS = {
     "PagedAdamW32bit": "paged_adamw_32bit",
     "PagedAdamW": "paged_adamw_32bit",
     "Lion8bit": "lion_8bit",
+    "AdamWScheduleFree": "schedule_free_adamw",
 }
 
 

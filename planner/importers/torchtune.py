@@ -31,6 +31,8 @@ OPTIMIZERS = {
     "bitsandbytes.optim.PagedAdamW8bit": "paged_adamw_8bit",
     "bitsandbytes.optim.AdamW8bit": "adamw_bnb_8bit",
     "bitsandbytes.optim.Lion8bit": "lion_8bit",
+    "torchao.optim.AdamW8bit": "adamw_torch_8bit",
+    "torchao.prototype.low_bit_optim.AdamW8bit": "adamw_torch_8bit",
 }
 COMPONENT = re.compile(r"torchtune\.models\.([a-z0-9_]+)\.(?:(qlora|lora|qdora|dora)_)?([a-z0-9_]+)")
 MODELS = {
@@ -150,7 +152,7 @@ RULES: dict[str, Rule] = {
     "enable_activation_checkpointing": use("_checkpointing", flag),
     "loss": nested({"_component_": use("_loss", text), **_ANY}),
     "enable_activation_offloading": not_modelled("saved tensors on the host", errs="high"),
-    "optimizer_in_bwd": not_modelled("gradients are freed as soon as they are applied", errs="high"),
+    "optimizer_in_bwd": use("optimizer_in_backward", flag),
     "fsdp_cpu_offload": not_modelled("shards on the host", errs="high"),
     "compile": not_modelled("a compiled step frees and fuses tensors differently", errs="high"),
     "tensor_parallel_dim": not_modelled("weights split across GPUs", (1,), errs="high"),

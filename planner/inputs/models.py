@@ -32,6 +32,7 @@ class Model:
     config: dict[str, Any]
     source: str
     note: str = ""
+    from_file: bool = False  # read from a path: its name alone does not find it
     _spec: list[ModelSpec] = field(default_factory=list, repr=False, compare=False)
 
     def spec(self) -> ModelSpec:
@@ -40,6 +41,11 @@ class Model:
             spec = read_config(self.config, self.name)
             self._spec.append(replace(spec, notes=(self.note, *spec.notes)) if self.note else spec)
         return self._spec[0]
+
+    @property
+    def typed(self) -> str:
+        """What a person types for this model: its name, or the file that it was read from."""
+        return self.source if self.from_file else self.name
 
 
 def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
@@ -52,7 +58,7 @@ def find(model: str | Path | Mapping[str, Any] | ModelSpec | Model) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, ModelSpec):
-        return Model(model.name, dict(model.config), "ModelSpec", "", [model])
+        return Model(model.name, dict(model.config), "ModelSpec", _spec=[model])
     if isinstance(model, Mapping):
         return Model(_name_of(model), dict(model), "dict")
     if isinstance(model, Path):
@@ -157,7 +163,7 @@ def _from_path(path: Path) -> Model:
         )
     folder = target.resolve().parent.name
     name = (folder if target.name == "config.json" else target.stem) or target.stem
-    return Model(name, config, str(target))
+    return Model(name, config, str(target), from_file=True)
 
 
 def _from_hub(text: str) -> Model:

@@ -76,6 +76,7 @@ class Setup:
     loss: Literal["full", "chunked", "fused"]
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
+    optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
@@ -86,6 +87,7 @@ class Setup:
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
     fsdp_version: Literal[1, 2]
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
+    load_on_host: bool  # fsdp: a quantized base waits on the host until it is cut
     gradient_as_bucket_view: bool  # ddp
     offload: Literal[
         "none", "optimizer", "all"
@@ -319,6 +321,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             s.gpus > 1 and s.parallel == "none",
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
+        *_in_backward(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
@@ -329,3 +332,17 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         *task_rules.contradictions(s),
     ]
+
+
+def _in_backward(s: Setup) -> list[tuple[bool, str]]:
+    """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
+    broken = (
+        (
+            s.gradient_accumulation > 1,
+            f"gradient_accumulation {s.gradient_accumulation} has nothing to add to",
+        ),
+        (s.importance_buffers, "AdaLoRA's importance_buffers are made of gradients after the step"),
+        (s.parallel != "none", f"under {s.parallel} it has no rule, use one GPU"),
+    )
+    said = "optimizer_in_backward frees each gradient as it comes"
+    return [(s.optimizer_in_backward and holds, f"{said}: {why}") for holds, why in broken]

@@ -14,6 +14,9 @@ from memplan.planner.tables.errors import UsageError
 TRACE = ("torch", "transformers", "peft", "accelerate")
 BITSANDBYTES = ("bitsandbytes",)
 
+OPTIONAL = {"torchao": "torchao", "schedulefree": "schedulefree"}
+"""Libraries of single optimizers, which no extra installs: their packages' names."""
+
 
 def require(*names: str) -> None:
     """UsageError with the exact install command where one of `names` (default: what every trace needs) is not
@@ -28,6 +31,15 @@ def require(*names: str) -> None:
     _silence()
     if names == BITSANDBYTES:
         load("bitsandbytes")
+
+
+def require_optimizer(name: str, package: str) -> None:
+    """UsageError where the package that has an optimizer is not installed."""
+    if find_spec(package) is None:
+        raise UsageError(
+            f"{package} not installed: {name} is its optimizer, and the trace engine runs the real one; "
+            f"pip install {package}, or use --engine formula"
+        )
 
 
 def has_causal_model(model_type: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import BITSANDBYTES, require
+from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, require, require_optimizer
 from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
 
 LR = 1e-5
@@ -43,14 +44,50 @@ class Several:
             part.step()
 
 
+class InBackward(Several):
+    """An optimizer for each parameter, which steps as soon as its gradient is whole and lets it go
+    (torchtune 0.6 training/memory.py OptimizerInBackwardWrapper, register_optim_in_bwd_hooks).
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        super().__init__(parts)
+        for part in parts:
+            (parameter,) = part.param_groups[0]["params"]
+            parameter.register_post_accumulate_grad_hook(partial(_apply, part))
+
+    def step(self) -> None:
+        """Nothing: every parameter is updated already."""
+
+    def watch(self, note: Callable[[torch.Tensor], None]) -> None:
+        """Call `note` with every parameter before it is updated: its gradient is gone after the backward."""
+
+        def noted(part: Any, *_: Any) -> None:
+            note(part.param_groups[0]["params"][0])
+
+        for part in self.parts:
+            part.register_step_pre_hook(noted)
+
+
+def _apply(part: Any, parameter: torch.Tensor) -> None:
+    part.step()
+    part.zero_grad(set_to_none=True)
+
+
 def make_optimizer(model: nn.Module, setup: Setup) -> Any:
     """The optimizer over the trainable parameters, in one group or in the loop's two (decayed or not). Where
-    a row leaves some to another optimizer, both as one.
+    a row leaves some to another optimizer, both as one; in the backward, one for each parameter.
     """
+    if setup.optimizer_in_backward:
+        trained = [p for group in _groups(model, setup) for p in group]
+        return InBackward([_made(model, setup, [[p]]) for p in trained])
+    return _made(model, setup, _groups(model, setup))
+
+
+def _made(model: nn.Module, setup: Setup, grouped: list[list[torch.Tensor]]) -> Any:
     row = OPTIMIZERS[setup.optimizer]
     embedding = {id(p) for p in _embeds(model)}
     groups: dict[str, list[dict[str, Any]]] = {}
-    for group in _groups(model, setup):
+    for group in grouped:
         shares: dict[str, list[Any]] = {name: [] for name in (row.name, row.others) if name is not None}
         for p in group:
             shares[row.of(p.ndim, id(p) in embedding).name].append(p)
@@ -70,11 +107,16 @@ def make_optimizer(model: nn.Module, setup: Setup) -> Any:
 def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
     if row.library == "bitsandbytes":
         require(*BITSANDBYTES)
+    elif row.library in OPTIONAL:
+        require_optimizer(row.name, OPTIONAL[row.library])
     modes: dict[str, Any] = {"foreach": mode == "foreach"} if "foreach" in row.modes else {}
     if mode == "fused":
         modes = {"fused": True}
     module, _, cls = row.cls.rpartition(".")
-    return getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+    made = getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+    if row.trains:
+        made.train()
+    return made
 
 
 def _groups(model: nn.Module, setup: Setup) -> list[list[torch.Tensor]]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Named = Iterator[tuple[str, torch.Tensor]]
 STEPPED = ("optimizer_step", "update_and_allocate")
@@ -78,8 +79,13 @@ def importance_buffers(model: Any) -> dict[str, Any]:
 
 
 def tensors(value: Any, path: str = "") -> Named:
-    """Every tensor in nested dictionaries and lists, with its path; none in anything else."""
-    if isinstance(value, torch.Tensor):
+    """Every tensor in nested dictionaries and lists, with its path, and the parts of one that wraps others;
+    none in anything else.
+    """
+    if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):
+        for part in value.__tensor_flatten__()[0]:
+            yield from tensors(getattr(value, part), f"{path}.{part}" if path else part)
+    elif isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, dict):
         for key, inner in value.items():

@@ -59,7 +59,7 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
             loss.backward()
         del loss
     with watcher.announce("optimizer_step", step):
-        if loop.clips:
+        if loop.clips and not setup.optimizer_in_backward:
             torch.nn.utils.clip_grad_norm_(built.trainable, 1.0)
         optimizer.step()
     if setup.importance_buffers and built.rank_allocator is not None:

@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
     "attention": "sdpa",
     "loss": "full",
     "optimizer": "adamw_torch",
+    "optimizer_in_backward": False,
     "zero_grad": "before_forward",
     "retain_outputs": False,
     "outputs_fp32": False,
@@ -44,6 +45,7 @@ BASE: dict[str, Any] = {
     "parallel": "none",
     "fsdp_version": 2,
     "reshard_after_forward": True,
+    "load_on_host": False,
     "gradient_as_bucket_view": False,
     "offload": "none",
     "zero_reduce_bucket": 5 * 10**8,
@@ -84,6 +86,7 @@ BASE_SOURCES: dict[str, str] = {
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",
     "fsdp_version": "transformers 5.23 training_args.py _process_fsdp_args; accelerate's own files and options say 1",
     "reshard_after_forward": "accelerate 1.15 utils/dataclasses.py FullyShardedDataParallelPlugin: true for FSDP2",
+    "load_on_host": "transformers 5.23 quantizers/quantizer_bnb_4bit.py update_device_map: onto the GPU",
     "gradient_as_bucket_view": "torch 2.13 nn/parallel/distributed.py",
     **dict.fromkeys(
         (

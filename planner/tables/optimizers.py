@@ -13,16 +13,21 @@ from typing import Any, Literal
 
 from memplan.planner.tables.errors import UsageError, nearest, unknown
 
-Rule = Literal["like", "float32", "blockwise8", "pair32", "pair8", "step", "factored", "none"]
+Rule = Literal["like", "float32", "blockwise8", "pair32", "pair8", "ao8", "ao4", "step", "factored", "none"]
 """How a state's size follows from its parameter of n elements:
 like        zeros_like(p): n elements of p's dtype
 float32     n fp32 elements
 blockwise8  n uint8 elements and ceil(n / 256) fp32 block constants; below 4,096 elements 32-bit (bitsandbytes optim/optimizer.py)
 pair32      two of float32, stacked: AdEMAMix's fast and slow averages (bitsandbytes optim/ademamix.py)
 pair8       two of blockwise8, stacked, with two rows of block constants (the same file)
+ao8         n uint8 codes, n / 256 fp32 scales, and a table of 256 fp32 values of its own; of p's dtype where n is below 4,096 or
+            no multiple of 256 (torchao optim/adam.py _new_buffer, optim/subclass_8bit.py)
+ao4         n / 2 uint8 codes, n / 256 fp32 scales and a table of 16, else the same (optim/subclass_4bit.py)
 step        one fp32 scalar on the device (fused torch optimizers; the others keep it on the host)
 factored    Adafactor's row and column means for 2-D tensors, n fp32 elements for others (transformers optimization.py)
 """
+FLOORED = ("blockwise8", "pair8", "ao8", "ao4")
+"""Rules that keep small tensors unquantized."""
 Mode = Literal["foreach", "fused", "loop"]
 """How a step walks the trainable tensors: lists of all of them, one kernel over such a list, or one tensor after
 another.
@@ -34,15 +39,17 @@ class Make:
     """A tensor that a step makes for a trainable tensor (one list of them under `foreach`), and the variable
     that then holds it: what that held before is freed afterwards.
 
-    shape: like the trainable tensor, or `gram`: the square of its shorter side. dtype: "like" it, or a name.
-    `unless` it already has this dtype, where the step makes no copy.
+    shape: like the trainable tensor; `gram`: the square of its shorter side; `blocks`: one value for each of
+    a quantized state's blocks. dtype: "like" it, or a name. `unless` it already has this dtype, where the
+    step makes no copy. `quantized`: only where the states are.
     """
 
     variable: str
     what: str
-    shape: Literal["like", "gram"] = "like"
+    shape: Literal["like", "gram", "blocks"] = "like"
     dtype: str = "like"
     unless: str = ""
+    quantized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class Optimizer:
     source: str
     paged: bool = False
     at_once: bool = False  # its states are made with it, not in its first step
+    trains: bool = False  # it has a `train` method, which its step insists on
     others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
 
     @property
@@ -89,7 +97,7 @@ class Optimizer:
         """Whether the number of a tensor's elements decides how a state is kept: in 8 bits, or in pageable
         memory.
         """
-        return self.paged or any(rule in ("blockwise8", "pair8") for _, rule in self.states)
+        return self.paged or any(rule in FLOORED for _, rule in self.states)
 
     def of(self, dimensions: int, embeds: bool) -> Optimizer:
         """The optimizer that trains a parameter of so many dimensions; `embeds`: an embedding or the output
@@ -147,6 +155,45 @@ _MUON: Step = (
     *(5 * NEWTON_SCHULZ),  # DEFAULT_NS_STEPS
     Drop(("update", "orthogonal", "gram", "polynomial")),
 )
+
+_SCALES = (
+    Make("first scale", "new scales of exp_avg", "blocks", "float32", quantized=True),
+    Make("second scale", "new scales of exp_avg_sq", "blocks", "float32", quantized=True),
+)
+_SCALED = (
+    Make("first", "exp_avg in fp32, scaled", dtype="float32", quantized=True),
+    Make("second", "exp_avg_sq in fp32, scaled", dtype="float32", quantized=True),
+)
+_CODES = (
+    Make("first codes", "codes of exp_avg in int64", dtype="int64", quantized=True),
+    Make("second codes", "codes of exp_avg_sq in int64", dtype="int64", quantized=True),
+)
+# what Inductor's CUDA code makes of one tensor's step: a reduction over blocks first, then the packing
+_TORCHAO_8: Step = (*_SCALES, *_SCALED, Drop(("first", "second")), Drop(("first scale", "second scale")))
+_TORCHAO_4: Step = (
+    *_SCALES,
+    *_SCALED,
+    *_CODES,
+    Drop(("first", "first codes")),
+    Drop(("first scale",)),
+    Drop(("second", "second codes")),
+    Drop(("second scale",)),
+)
+
+
+def _torchao(name: str, cls: str, rule: Rule, step: Step) -> Optimizer:
+    """torchao's compiled step, steady state: tuning its kernels in the first step takes more. Arguments as
+    transformers 5.24 trainer_optimizer.py _get_torchao_optimizer gives them.
+    """
+    return Optimizer(
+        name=name,
+        cls=f"torchao.optim.{cls}",
+        arguments={"block_size": 256},
+        states=(("exp_avg", rule), ("exp_avg_sq", rule)),
+        step={"loop": step},
+        source="torchao 0.18 optim/adam.py, as torch 2.12's Inductor compiles single_param_adam for CUDA",
+    )
+
 
 _ROWS = (
     Optimizer(
@@ -213,6 +260,16 @@ _ROWS = (
         source="torch 2.13 optim/_muon.py",
         others="adamw_torch",
     ),
+    Optimizer(
+        name="schedule_free_adamw",
+        cls="schedulefree.AdamWScheduleFree",
+        states=(("z", "like"), ("exp_avg_sq", "like")),
+        step=dict.fromkeys(("foreach", "loop"), (Make("denominator", "square root of exp_avg_sq"),)),
+        source="schedulefree 1.4 adamw_schedulefree.py step",
+        trains=True,
+    ),
+    _torchao("adamw_torch_8bit", "AdamW8bit", "ao8", _TORCHAO_8),
+    _torchao("adamw_torch_4bit", "AdamW4bit", "ao4", _TORCHAO_4),
     _bnb("adamw_bnb_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("paged_adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
@@ -235,8 +292,6 @@ WITHOUT_A_RULE = (
     "adamw_torch_xla",
     "adamw_torch_npu_fused",
     "adamw_anyprecision",
-    "adamw_torch_4bit",
-    "adamw_torch_8bit",
     "galore_adamw",
     "galore_adamw_8bit",
     "galore_adafactor",
@@ -247,7 +302,6 @@ WITHOUT_A_RULE = (
     "adalomo",
     "grokadamw",
     "schedule_free_radam",
-    "schedule_free_adamw",
     "schedule_free_sgd",
     "apollo_adamw",
     "apollo_adamw_layerwise",

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import BITSANDBYTES, load, require
+from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, load, require, require_optimizer
 from memplan.planner.run.values import Values
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.trace import patches_peft
@@ -279,6 +279,32 @@ def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
         F.name2qmap.update(maps)
 
 
+@contextmanager
+def _torchao_compiled(observer: Observer, setup: Setup) -> Iterator[None]:
+    """torchao 0.18 optim/adam.py compiles each tensor's step, and nothing compiles for meta: instead of
+    single_param_adam, the buffers of the CUDA code that torch 2.12's Inductor makes of it (with triton 3.7,
+    for compute capability 9.0): where states are quantized, the new scales and both moments in fp32, and
+    of 4-bit states the codes in int64 before they are packed.
+    """
+    if OPTIMIZERS[setup.optimizer].library != "torchao":
+        yield
+        return
+    require_optimizer(setup.optimizer, OPTIONAL["torchao"])
+    from torchao.optim import adam
+
+    def step(p: Any, grad: Any, count: Any, exp_avg: Any, exp_avg_sq: Any, *rest: Any) -> None:
+        if not hasattr(exp_avg, "codes"):
+            return
+        scales = [torch.empty_like(state.scale) for state in (exp_avg, exp_avg_sq)]
+        packed = exp_avg.codes.numel() < p.numel()
+        wide = (torch.float32, torch.int64) if packed else (torch.float32,)
+        moments = [[torch.empty(p.shape, dtype=kind, device=p.device) for kind in wide] for _ in scales]
+        del moments, scales
+
+    with patch.object(adam, "single_param_adam", step), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """A kernel that moves values, not memory."""
 
@@ -312,4 +338,5 @@ PATCHES = (
     patches_peft.decomposes,
     patches_peft.copies_weights,
     _bitsandbytes_paged,
+    _torchao_compiled,
 )

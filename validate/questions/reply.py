@@ -102,7 +102,7 @@ def predicted(
     question: Question, context: EvaluationContext, model: str | None = None, **changes: Any
 ) -> Prediction:
     """The prediction of a question's setup with changes. Raises UsageError where there is none."""
-    fields = shared({**question.fields, **changes})
+    fields = shared(question, {**question.fields, **changes}, context)
     try:
         return context.predict(model or question.model, on_gpu(question, fields))
     except Missing as missing:

@@ -35,7 +35,7 @@ EXTRA: tuple[Change, ...] = (
     Change(
         "paged",
         "paged 8-bit optimizer states: --optimizer paged_adamw_8bit",
-        lambda s: s.optimizer.startswith("adamw_torch"),
+        lambda s: s.optimizer in ("adamw_torch", "adamw_torch_fused"),
         lambda s: {"optimizer": "paged_adamw_8bit"},
     ),
     Change(

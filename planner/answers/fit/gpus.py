@@ -5,14 +5,15 @@ cheapest for several jobs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need, peak_of
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import CHOSEN, changed
 from memplan.planner.answers.verdict import Need
 from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.forward.context import Device
+from memplan.planner.formula.sharding.strategies import compute_dtype
 from memplan.planner.formula.sharding.wiring import sharding_plan
 from memplan.planner.inputs.models import find, index
 from memplan.planner.inputs.setup import Setup
@@ -138,6 +139,7 @@ class Shared:
     count: int | None
     device_bytes: int
     fits: bool
+    needs: Mapping[str, Any] = field(default_factory=dict)  # Setup fields without which ranks share less
 
     def to_document(self) -> dict[str, Any]:
         """The strategy on several GPUs as the JSON of `fit` has it."""
@@ -146,7 +148,18 @@ class Shared:
             "cards": self.count,
             "device_bytes": self.device_bytes,
             "fits": self.fits,
+            "setup": dict(self.needs),
         }
+
+
+def to_share(setup: Setup, parallel: str) -> dict[str, str]:
+    """What lets ranks share 4-bit weights, where nobody chose their storage: as uint8 every rank would keep
+    all of them (planner/formula/sharding/strategies.py).
+    """
+    wide = compute_dtype(setup)
+    apart = parallel in ("fsdp", "zero3") and setup.quant_type in ("nf4", "fp4")
+    chosen = setup.origins.get("quant_storage") in CHOSEN
+    return {"quant_storage": wide} if apart and not chosen and setup.quant_storage != wide else {}
 
 
 def fewest_cards(
@@ -167,15 +180,17 @@ def share(
     """
     room = Room(gpu, error)
 
+    needs = to_share(setup, parallel)
+
     def allocated(count: int) -> int:
-        return peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel if count > 1 else "none"}))
+        return peak_of(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}))
 
     try:
         alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
         if alone.fits(gpu):
             return Shared("none", 1, alone.device_bytes(gpu), True)
         if not room.holds(allocated(MOST_CARDS)):
-            return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False)
+            return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False, needs)
         enough = 2
         while not room.holds(allocated(enough)):
             enough *= 2
@@ -185,7 +200,7 @@ def share(
         while few < enough:
             middle = (few + enough) // 2
             few, enough = (few, middle) if room.holds(allocated(middle)) else (middle + 1, enough)
-        return Shared(parallel, enough, room.device_bytes(allocated(enough)), True)
+        return Shared(parallel, enough, room.device_bytes(allocated(enough)), True, needs)
     except UsageError:
         return None
 
@@ -194,11 +209,12 @@ def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: floa
     """What one rank needs under the other strategies on as many GPUs."""
     room, found = Room(gpu, error), []
     for parallel in STRATEGIES:
+        needs = to_share(setup, parallel)
         try:
-            size = peak_of(spec, changed(setup, {"gpus": count, "parallel": parallel}))
+            size = peak_of(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}))
         except UsageError:
             continue
-        found.append(Shared(parallel, count, room.device_bytes(size), room.holds(size)))
+        found.append(Shared(parallel, count, room.device_bytes(size), room.holds(size), needs))
     return found
 
 

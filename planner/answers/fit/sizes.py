@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, Structure, need
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import under
 from memplan.planner.answers.verdict import Word, uncounted_of, withheld
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup
@@ -59,7 +59,7 @@ def by_size(
         spec = find(name).spec()
         for method in dict.fromkeys(methods):
             try:
-                this = setup if method == setup.method else changed(setup, {"method": method})
+                this = under(setup, method)
                 run = need(spec, this, error)
             except UsageError as problem:
                 found.append(SizeFit(name, spec.parameters, method, error=str(problem)))

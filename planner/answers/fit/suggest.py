@@ -97,8 +97,10 @@ CHANGES: tuple[Change, ...] = (
         "optimizer",
         "8-bit optimizer states: --optimizer adamw_bnb_8bit",
         lambda s: (
-            _trains(s) and s.optimizer.startswith(("adamw_torch", "paged_adamw_32")) and s.parallel != "fsdp"
-        ),  # no DTensor in bnb
+            _trains(s)
+            and s.optimizer in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit")
+            and s.parallel != "fsdp"  # no DTensor in bnb
+        ),
         lambda s: {"optimizer": "adamw_bnb_8bit"},
     ),
     Change(
@@ -181,6 +183,31 @@ def changed(setup: Setup, fields: Fields) -> Setup:
         **fields,
     }
     return resolve(given, trusted=True)
+
+
+OF_THE_BASE = (
+    "quant_type",
+    "double_quant",
+    "quant_block",
+    "quant_storage",
+    "compute_dtype",
+    "kbit_prepare",
+)
+"""Setup fields that say how a base is quantized."""
+
+
+def under(setup: Setup, method: str) -> Setup:
+    """`setup` under another method, on that method's own base: how a training file quantizes is said of the
+    method that it trains with. What the command line says holds for all. Raises UsageError.
+    """
+    if method == setup.method:
+        return setup
+    own = {
+        name: origin
+        for name, origin in setup.origins.items()
+        if not (origin == "import" and name in OF_THE_BASE)
+    }
+    return changed(setup.with_(origins=own), {"method": method})
 
 
 def suggest(

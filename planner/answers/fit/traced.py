@@ -14,7 +14,7 @@ from memplan.planner.allocator.replay import replay
 from memplan.planner.answers.fit.decide import Candidate, decide
 from memplan.planner.answers.fit.frontier import MOST_BATCH, boundary
 from memplan.planner.answers.fit.gpus import CardChoice, older
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import under
 from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, bounded, held
 from memplan.planner.answers.verdict import MARGIN, Need, need_of, uncounted_of, withheld
 from memplan.planner.compiled.engine import Compiled, Progress
@@ -49,7 +49,7 @@ def fit_by_trace(
     trains = METHODS[setup.method].trains != "nothing"
     for method in dict.fromkeys((*methods, setup.method)) if trains else (setup.method,):
         try:
-            this = setup if method == setup.method else changed(setup, {"method": method})
+            this = under(setup, method)
             says = partial(_of_method, progress, method)
             entry, predictions[method] = _method(name, config, this, gpu, says, missing)
         except UsageError as problem:

@@ -96,7 +96,8 @@ class Run:
         kept: list[int] = []
         gradients: list[int] = []
         importance = Importance(self.parameter_table, rank, layers_of)
-        norms = len(in_groups(self.parameter_table, layers_of)) if trains and setup.loop.clips else 0
+        clips = trains and setup.loop.clips and not setup.optimizer_in_backward
+        norms = len(in_groups(self.parameter_table, layers_of)) if clips else 0
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
-from memplan.planner.formula.symbolic.expr import Sized
+from memplan.planner.formula.symbolic.expr import Sized, ceil_div
+from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.optimizers import Optimizer, Rule
 
 # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
@@ -51,6 +52,35 @@ def _blockwise8(stored: ParameterSpec, elements: int | None) -> list[State]:
     ]
 
 
+def _torchao(
+    codes: Callable[[ParameterSpec], tuple[Sized, ...]], table: int, size: str
+) -> Callable[[ParameterSpec, int | None], list[State]]:
+    def found(stored: ParameterSpec, elements: int | None) -> list[State]:
+        assert elements is not None
+        if not quantized_by_torchao(elements):
+            why = f"not quantized: below {FLOOR_8BIT:,} elements, or no multiple of {BLOCK_8BIT}"
+            return [("", stored.shape, stored.dtype, True, why)]
+        scales = (elements // BLOCK_8BIT,)
+        return [
+            (" codes", codes(stored), "uint8", False, f"{size}, in blocks of {BLOCK_8BIT}"),
+            (" scale", scales, "float32", False, f"one fp32 for each block of {BLOCK_8BIT} elements"),
+            (" qmap", (table,), "float32", False, "the values that codes stand for, each state's own"),
+        ]
+
+    return found
+
+
+def quantized_by_torchao(elements: int) -> bool:
+    """Whether torchao quantizes the states of a tensor (torchao 0.18 optim/adam.py _new_buffer)."""
+    return elements >= FLOOR_8BIT and elements % BLOCK_8BIT == 0
+
+
+def elements_of(stored: ParameterSpec, setup: Setup) -> int:
+    """Elements as a number: a floor decides here, so the rank is part of the discrete structure."""
+    rank = setup.init_rank if setup.method == "adalora" and setup.init_rank else setup.rank
+    return stored.elements.evaluate({"R": rank})
+
+
 def _embedding8(stored: ParameterSpec, elements: int | None) -> list[State]:
     return [
         (
@@ -90,6 +120,8 @@ STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
     "like": _like,
     "float32": _float32,
     "blockwise8": _blockwise8,
+    "ao8": _torchao(lambda stored: stored.shape, 256, "1 B an element"),
+    "ao4": _torchao(lambda stored: (ceil_div(stored.elements, 2),), 16, "half a byte an element"),
     "step": _step,
     "factored": _factored,
     "none": lambda stored, elements: [],

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from memplan.planner.formula.parameters import B, ParameterTable
+from memplan.planner.formula.parameters import B, ParameterTable, packed_bytes
 from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.loading import batch_shapes, load_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
@@ -131,13 +131,13 @@ class FsdpPlan(ShardingPlan):
     def loading(self) -> Loading:
         """Shards stay. While a unit is cut it is whole on the device; a quantized model is whole there on
         every rank until all is cut, also with cpu_ram_efficient_loading, which neither library heeds then
-        (transformers 5.23 quantizer_bnb_4bit.py `update_device_map`).
+        (transformers 5.23 quantizer_bnb_4bit.py `update_device_map`); `load_on_host` is a loader that does.
         """
         batch = load_rows(self.stored)[len(self.stored.weight_rows()) :]
         assert len(batch) == len(batch_shapes(self.setup, B))
         kept = [row for row in self._weights() if not self._on_host(row)]
         load = [*kept, *batch]
-        if self.setup.quant_type != "none":
+        if self.setup.quant_type != "none" and not self.setup.load_on_host:
             cut = [*self.stored.weight_rows(), *self._cut()]
             built = load_candidates(self.stored, self.each_layer)["load_peak"]
             return {"load_peak": [*built, cut, load], "load": [load]}
@@ -177,9 +177,8 @@ class FsdpPlan(ShardingPlan):
         for tensor in self.stored.all:
             for place in self.layers(tensor) or (None,):
                 key = (self.unit(tensor), place)
-                sizes[key] = sizes.get(key, 0) + tensor.elements.evaluate({"R": self.setup.rank}) * itemsize(
-                    tensor.dtype
-                )
+                size = packed_bytes(tensor.elements, tensor.dtype).evaluate({"R": self.setup.rank})
+                sizes[key] = sizes.get(key, 0) + size
         (unit, _), size = max(sizes.items(), key=lambda item: item[1])
         return SymbolicRow(
             f"{unit} before it is cut",

@@ -56,9 +56,8 @@ PARALLEL: dict[str, Parallel] = {
                 "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
                 "weights)",
                 "in the load peak, a quantized model whole beside its parts: it is loaded onto every GPU, "
-                "and accelerate holds what it "
-                "cuts (loaders of their own, such as axolotl's qlora_sharded_model_loading, are not "
-                "modeled)",
+                "and accelerate holds what it cuts; with a loader that keeps it on the host "
+                "(`load_on_host`, axolotl's cpu_ram_efficient_loading), one whole unit",
             ),
             "torch 2.13 distributed/fsdp/_fully_shard; accelerate 1.15 utils/fsdp_utils.py "
             "fsdp2_prepare_model",

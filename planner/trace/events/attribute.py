@@ -15,6 +15,7 @@ import torch
 
 from memplan.planner.run import owners
 from memplan.planner.run.built import Built
+from memplan.planner.run.optimizer import InBackward
 from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
@@ -51,6 +52,10 @@ def attribute_all(observer: Observer, named: owners.Named, component: str) -> No
 def attribute_after(observer: Observer, built: Built) -> Callable[[str], None]:
     """What a finished moment leaves behind, claimed for the component that holds it."""
     names = {id(p): name for name, p in built.model.named_parameters()}
+    if isinstance(built.optimizer, InBackward):
+        built.optimizer.watch(
+            lambda parameter: attribute_all(observer, owners.gradients([parameter], names), "gradients")
+        )
 
     def after(moment: str) -> None:
         if moment == "forward":

@@ -1,0 +1,62 @@
+"""What becomes of every example of an axolotl release: answered, or why not; its keys that no rule follows.
+
+    python benchmarks/axolotl_examples.py FOLDER
+
+FOLDER: the release's `examples`. Each file is read and, where its model is known without a network, predicted
+by the formula without a GPU named. A line for each file, then sums: names and outcomes, nothing of a file's
+content.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def outcome(path: Path, keys: Counter[str]) -> str:
+    """`answered`, `answered, at least`, `another kind of file`, `model not known` or `refused`."""
+    from memplan import api
+    from memplan.planner.importers.files import read_training_file
+    from memplan.planner.inputs.models import find
+    from memplan.planner.inputs.setup import resolve
+    from memplan.planner.tables.errors import MemplanError, UsageError
+
+    try:
+        imported = read_training_file(path)
+    except UsageError:
+        return "another kind of file"
+    keys.update(f"{key.status}: {key.key}" for key in imported.keys if key.status in KINDS)
+    try:
+        model = find(imported.model or "")
+        model.spec()
+    except MemplanError:
+        return "model not known"
+    try:
+        api.predict(model, resolve(imported=imported.fields), "formula")
+    except MemplanError as error:
+        return f"refused: {error}"
+    return "answered, at least" if imported.not_modelled() else "answered"
+
+
+KINDS = ("unknown", "not_modelled")
+
+
+def main(folder: Path) -> None:
+    """Print every file's outcome, how often each was met, and the keys without a rule."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    keys: Counter[str] = Counter()
+    met: Counter[str] = Counter()
+    for path in sorted(path for ending in ("*.yaml", "*.yml") for path in folder.rglob(ending)):
+        found = outcome(path, keys)
+        met[found.partition(":")[0]] += 1
+        print(f"{path.relative_to(folder)}: {found}", flush=True)
+    for name, count in (*met.most_common(), *keys.most_common()):
+        print(f"{count:5} {name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
