@@ -99,9 +99,9 @@ def test_runs_whose_libraries_did_otherwise_and_dry_runs_stand_apart():
     assert found.median_error == pytest.approx(0.02) and found.worst_error == pytest.approx(0.03)
     assert found.published.dry_run_errors["reserved"].worst == pytest.approx(0.5)
     assert found.margin == 0.0, "published runs widen a verdict by their class, not twice"
-    assert checked(found) == "3 published runs like this one (A100): reserved median 2.0 %, worst 3.0 %"
+    assert checked(found) == "3 published runs like this (A100): reserved median 2.0 %, worst 3.0 %"
     assert found.evidence.startswith(
-        "3 published runs like this one (A100): allocated median 2.0 %, worst 3.0 %; "
+        "3 published runs like this (A100): allocated median 2.0 %, worst 3.0 %; "
     )
     assert (
         "1 more whose libraries did otherwise are not counted; apart from them 4 dry runs: " in found.evidence

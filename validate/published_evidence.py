@@ -143,7 +143,7 @@ def checked(accuracy: Accuracy) -> str:
 
 def _count(found: PublishedEvidence) -> str:
     cards = ", ".join(name.partition("-")[0].upper() for name in found.gpus)
-    return f"{found.runs} published run{'' if found.runs == 1 else 's'} like this one ({cards})"
+    return f"{found.runs} published run{'' if found.runs == 1 else 's'} like this ({cards})"
 
 
 def _none(found: PublishedEvidence) -> str:

@@ -52,12 +52,10 @@ PLACES = {
 
 
 def checked(prediction: Prediction) -> str:
-    """The evidence for a prediction like this one in a line."""
-    known = prediction.accuracy
-    if known.median_error is None or known.worst_error is None:
-        return known.evidence
-    errors = f"median {100 * known.median_error:.1f} %, worst {100 * known.worst_error:.1f} %"
-    return f"{known.evidence}: {errors}"
+    """The evidence for a prediction like this one in a line; --assumptions has all of it."""
+    from memplan.validate.published_evidence import checked as of_published
+
+    return of_published(prediction.accuracy)
 
 
 def _passing(prediction: Prediction) -> list[Row]:
