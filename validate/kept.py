@@ -22,7 +22,7 @@ from memplan.validate.sweep import Boundary, PartResult
 SCHEMA = "memplan.kept/1"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "numpy")
 PACKAGES = ("planner", "profiler", "validate")
-MOST_BYTES = 32 * 2**20
+MOST_BYTES = 64 * 2**20
 
 
 @dataclass

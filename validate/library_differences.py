@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.tables.tested_versions import is_newer
 
 
@@ -41,7 +42,8 @@ class LibraryDifference:
 
 
 def _whole_logits(model: str, setup: Mapping[str, Any]) -> bool:
-    return setup.get("recipe") != "raw" and setup.get("loss", "full") == "full"
+    collates = RECIPES[setup.get("recipe", "hf")].loop.collates  # the model gets labels and has the loss
+    return collates and setup.get("loss", "full") == "full"
 
 
 DIFFERENCES: dict[str, LibraryDifference] = {

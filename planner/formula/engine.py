@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
 from memplan.planner.formula.program import SYMBOLS, Symbolic
+from memplan.planner.formula.replay.load import MOST_LAYERS
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
@@ -84,10 +85,6 @@ def rank_of(setup: Setup) -> int:
     tuners/adalora/model.py).
     """
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
-
-
-MOST_LAYERS = 512
-"""Layers that a replay writes out, four times what any published model has: more would take minutes."""
 
 
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:

@@ -96,6 +96,7 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         _ATEN._to_copy.default: values.to_copy,
         _ATEN.copy_.default: _copy,
         _ATEN._grouped_mm.default: _grouped_mm,
+        _ATEN._scaled_dot_product_efficient_attention_backward.default: _grouped_heads,
         _ATEN.nonzero.default: flash2.nonzero,
         **(_gemm_4bit(setup) if setup.quant_type in ("nf4", "fp4") else {}),
         **_REFUSALS,
@@ -189,6 +190,20 @@ def _int8() -> dict[Any, Callable[..., Any]]:
 
     ops = torch.ops.bitsandbytes
     return {ops.int8_vectorwise_quant.default: quantized, ops.int8_mixed_scaled_mm.default: product}
+
+
+def _grouped_heads(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Memory-efficient attention's backward with fewer key than query heads: CUDA has it from torch 2.14 on,
+    an older torch's meta kernel answers with one gradient for each query head. Rows lie before heads in
+    memory, as the kernel lays them out; a mask is a constant.
+    """
+    tensors = args[1:4]
+    if not tensors[0].is_meta or len({tensor.shape[1] for tensor in tensors}) == 1 or args[10][3]:
+        return NotImplemented
+    made = (
+        torch.empty_permuted(each.shape, (0, 2, 1, 3), dtype=each.dtype, device="meta") for each in tensors
+    )
+    return (*made, None)
 
 
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

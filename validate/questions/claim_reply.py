@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import HELD_ACROSS_STEPS
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.units import gib
 from memplan.validate.claimsfile import UNITS
@@ -19,7 +20,7 @@ from memplan.validate.questions.reply import Both, Reply, Row, both, in_words, p
 from memplan.validate.reading import Assumption
 from memplan.validate.sweep import holds
 
-_STATES = ("weights", "gradients", "optimizer_states")
+_STATES = HELD_ACROSS_STEPS
 _VERDICT: dict[bool | None, Both] = {
     True: both("Holds", "成立"),
     False: both("Does not hold", "不成立"),

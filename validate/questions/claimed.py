@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 
 from memplan.planner.tables.gpus import SOLD, find_gpu
+from memplan.planner.tables.units import SIZES
 from memplan.validate.reading import B, E, Reading
 
+_WRITTEN = {unit.lower(): unit for unit in SIZES}
 ABOUT = 0.10
 """How far a plain "needs X" may be off and still hold: our choice, printed beside each verdict."""
 
@@ -65,7 +67,7 @@ def claims_of(reading: Reading, weights: bool) -> tuple[ClaimedValue, ...]:
         relation = _relation(f"{match['needs']} {match['how']}", match["after"])
         value, unit = (
             float(match[3]),
-            {"g": "GB", "gb": "GB", "gib": "GiB", "mb": "MB", "mib": "MiB"}[match["unit"]],
+            _WRITTEN[match["unit"].removesuffix("b") + "b"],
         )
         if relation == "<=" and not weights and _sold(value, unit):
             continue  # "only needs 48GB": whether it fits on such a GPU

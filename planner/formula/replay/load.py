@@ -24,6 +24,8 @@ from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
+MOST_LAYERS = 512
+"""Layers that a run writes out, four times what any published model has: more would take minutes."""
 QUANTIZED = ("nf4", "fp4", "int8")
 _ELEMENT = {"nf4": 1, "fp4": 1, "int8": 2}
 """Half bytes that transformers' warm-up counts for an element (planner/run/loading.py _ELEMENT)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from memplan.planner.formula.parameters import ParameterTable, packed_bytes
 from memplan.planner.formula.replay.events import About, Events
-from memplan.planner.formula.replay.load import Load
+from memplan.planner.formula.replay.load import MOST_LAYERS, Load
 from memplan.planner.formula.resident.loading import load_rows
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
@@ -34,8 +34,10 @@ class _Named(Events):
 
 def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str, list[list[SymbolicRow]]]:
     """Rows of `load_peak` and `load`: of the former the largest state before there are adapters, the largest
-    with them, and what stays.
+    with them, and what stays; the last alone where layers are too many to write out.
     """
+    if parameter_table.spec.depth > MOST_LAYERS:
+        return {"load_peak": [load_rows(parameter_table)], "load": [load_rows(parameter_table)]}
     out = _Named()
     load = Load(parameter_table, {"R": USUAL_RANK}, out, layers_of)
     load.run()
