@@ -16,10 +16,11 @@ from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, op
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import trained_head
-from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
@@ -43,6 +44,7 @@ class ParameterTable:
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
         self.spec, self.setup, self.method = spec, setup, METHODS[setup.method]
+        self.checkpoint = quantized.packed(spec.config, setup)
         self.first_trained = self._first_trained()
         self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
         self.adapters = adapters(spec, setup)
@@ -77,8 +79,11 @@ class ParameterTable:
             setup.quant_type != "none"
             and tensor.role in ("linear", "conv1d")
             and self.spec.model_type not in NEVER_QUANTIZED
+            and not self._left_out(tensor)
         ):
             return setup.quant_type
+        if self.checkpoint is not None and self.checkpoint.converts(tensor.role, tensor.module):
+            return self.checkpoint.dtype
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
@@ -87,6 +92,13 @@ class ParameterTable:
             found = tensor.role != "norm" or "norm" in tensor.name.split(".")[-2]  # GPT-2's ln_1 is not
             return "float32" if found else setup.weight_dtype
         return setup.weight_dtype
+
+    def _left_out(self, tensor: WeightTensor) -> bool:
+        """Whether the checkpoint's own list leaves this kind of module as it is."""
+        if self.setup.checkpoint_quant != quantized.BITSANDBYTES:
+            return False
+        found = quantized.read(self.spec.config)
+        return found is not None and any(quantized.skips(name, tensor.module) for name in found.skipped)
 
     def _store(self, tensor: WeightTensor) -> Iterator[ParameterSpec]:
         """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name
@@ -131,7 +143,7 @@ class ParameterTable:
                 raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})
             for tensor in found:
                 dtype = self.stored_dtype(tensor)
-                if dtype in ("nf4", "fp4", "int8"):
+                if dtype in ("nf4", "fp4", "int8") or self._packed(dtype):
                     raise UsageError(
                         f"modules_to_save '{module}' is a quantized layer: the formula has no rule for "
                         "that; use --engine trace"
@@ -152,6 +164,9 @@ class ParameterTable:
                     tensor.role,
                     tensor.layers,
                 )
+
+    def _packed(self, dtype: str) -> bool:
+        return self.checkpoint is not None and dtype == self.checkpoint.dtype
 
     def _second(self) -> ParameterTable | None:
         """The second model that a task's loss compares with, as it is resident; None where there is none."""
@@ -208,10 +223,10 @@ class ParameterTable:
                     why,
                 )
             )
-            rows += self._constants(stored)
+            rows += self.constants(stored)
         return rows
 
-    def _constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
+    def constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
         """Quantization constants: per 4-bit block an fp32 absmax, or with double quantization a byte each and
         an fp32 per 256 of them.
         """
@@ -227,6 +242,9 @@ class ParameterTable:
                 why,
             )
 
+        if self.checkpoint is not None and self._packed(stored.dtype):
+            for what, shape, dtype, why in self.checkpoint.constants(matrix(stored)):
+                yield row(what, shape, dtype, why)
         if stored.dtype == "int8":
             yield row("scales", (stored.shape[0],), "float32", "one scale per output row (LLM.int8())")
         if stored.dtype not in ("nf4", "fp4"):
@@ -335,8 +353,14 @@ def reference_of(table: ParameterTable) -> ParameterTable | None:
     return base_only(table) if table.setup.reference == "base" else table.reference
 
 
+def matrix(stored: ParameterSpec) -> tuple[int, ...]:
+    """The shape of a base weight with its outputs before its inputs."""
+    *first, rows, columns = (size for size in stored.shape if isinstance(size, int))
+    return (*first, columns, rows) if stored.role == "conv1d" else (*first, rows, columns)
+
+
 def packed_bytes(elements: Sized, dtype: str) -> Expr:
-    """Bytes of `elements` values: two 4-bit values a byte."""
-    if dtype in ("nf4", "fp4"):
-        return ceil_div(elements, 2)
+    """Bytes of `elements` values, values of less than 8 bits packed."""
+    if DTYPE_BITS[dtype] < 8:
+        return ceil_div(as_expr(elements) * DTYPE_BITS[dtype], 8)
     return as_expr(elements) * itemsize(dtype)
