@@ -54,9 +54,7 @@ def request(
     if setup is not None:
         changes = {**fields, **stored}
         return found, setup.replaced(**changes) if changes else setup
-    return found, resolve(
-        fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found)
-    )
+    return found, resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
 
 
 def _chosen(setup: Setup | None) -> dict[str, str]:
@@ -87,9 +85,7 @@ def _adapted(
     def resolved(file: Mapping[str, Any]) -> Setup:
         if setup is not None:
             return setup.replaced(**{**fields, **file, **stored})
-        return resolve(
-            fields, imported={**under, **file}, checkpoint=stored, max_positions=positions
-        )
+        return resolve(fields, imported={**under, **file}, checkpoint=stored, max_positions=positions)
 
     found = resolved(file)
     if found.adapter is None and spec is not None:

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs import quantized
+from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu, find_gpu

@@ -79,7 +79,7 @@ def _applies(about: str, setup: Setup) -> bool:
     """Whether a word about a setting's default says anything of this setup: nobody chose the setting, and the
     method reads it.
     """
-    if setup.origins.get(about) in ("user", "import") or (
+    if setup.origins.get(about) in ("user", "import", "checkpoint") or (
         about == "quant_type" and setup.quant_type == "none"
     ):
         return False

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
+from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs import quantized
+from memplan.planner.inputs.checkpoint_formats import BITSANDBYTES
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import trained_head
@@ -26,15 +28,12 @@ from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 B, S = symbol("B"), symbol("S")
-__all__ = ["B", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
+__all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
 UPCAST: dict[str, tuple[str, ...]] = {
     "none": (),
     "norms": ("norm",),
     "norms_and_embeddings": ("norm", "embedding", "head"),
 }  # upcast_modules
-# constants for each fp32 constant of double quantization (bitsandbytes 0.50 functional.py quantize_4bit:
-# blocksize=256)
-NESTED_BLOCK = 256
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
 
@@ -82,7 +81,7 @@ class ParameterTable:
             and not self._left_out(tensor)
         ):
             return setup.quant_type
-        if self.checkpoint is not None and self.checkpoint.converts(tensor.role, tensor.module):
+        if self.checkpoint is not None and self.checkpoint.converts(tensor.role, tensor.name):
             return self.checkpoint.dtype
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
@@ -95,7 +94,7 @@ class ParameterTable:
 
     def _left_out(self, tensor: WeightTensor) -> bool:
         """Whether the checkpoint's own list leaves this kind of module as it is."""
-        if self.setup.checkpoint_quant != quantized.BITSANDBYTES:
+        if self.setup.checkpoint_quant != BITSANDBYTES:
             return False
         found = quantized.read(self.spec.config)
         return found is not None and any(quantized.skips(name, tensor.module) for name in found.skipped)
@@ -227,59 +226,8 @@ class ParameterTable:
         return rows
 
     def constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
-        """Quantization constants: per 4-bit block an fp32 absmax, or with double quantization a byte each and
-        an fp32 per 256 of them.
-        """
-
-        def row(what: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
-            return SymbolicRow(
-                f"{stored.name} {what}",
-                shape,
-                dtype,
-                stored.count,
-                product((*shape, itemsize(dtype), stored.count)),
-                "weights",
-                why,
-            )
-
-        if self.checkpoint is not None and self._packed(stored.dtype):
-            for what, shape, dtype, why in self.checkpoint.constants(matrix(stored)):
-                yield row(what, shape, dtype, why)
-        if stored.dtype == "int8":
-            yield row("scales", (stored.shape[0],), "float32", "one scale per output row (LLM.int8())")
-        if stored.dtype not in ("nf4", "fp4"):
-            return
-        blocks = ceil_div(stored.elements, self.setup.quant_block).constant or 0
-        yield row(
-            "4-bit code",
-            (16,),
-            "float32",
-            "the 16 values that a 4-bit index means (bitsandbytes QuantState.code)",
-        )
-        if not self.setup.double_quant:
-            yield row(
-                "quantization constants",
-                (blocks,),
-                "float32",
-                f"absmax of each block of {self.setup.quant_block}",
-            )
-            return
-        yield row(
-            "quantization constants",
-            (blocks,),
-            "uint8",
-            f"absmax of each block of {self.setup.quant_block}, quantized again",
-        )
-        yield row(
-            "nested code",
-            (256,),
-            "float32",
-            "the values that a quantized constant means: each weight keeps a copy",
-        )
-        yield row(
-            "nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants"
-        )
-        yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
+        """Rows of what stands beside a quantized weight."""
+        return constants(stored, self.setup, self.checkpoint)
 
     def reference_rows(self) -> list[SymbolicRow]:
         """The weights of a second, frozen model."""
@@ -351,12 +299,6 @@ def reference_of(table: ParameterTable) -> ParameterTable | None:
     adapter is switched off; None where no reference runs.
     """
     return base_only(table) if table.setup.reference == "base" else table.reference
-
-
-def matrix(stored: ParameterSpec) -> tuple[int, ...]:
-    """The shape of a base weight with its outputs before its inputs."""
-    *first, rows, columns = (size for size in stored.shape if isinstance(size, int))
-    return (*first, columns, rows) if stored.role == "conv1d" else (*first, rows, columns)
 
 
 def packed_bytes(elements: Sized, dtype: str) -> Expr:

@@ -300,6 +300,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         raise unknown_optimizer(s.optimizer)
     method = METHODS[s.method]
     return [
+        *quantized.contradictions(s),
         (
             s.optimizer_mode not in row.modes,
             f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is "
@@ -335,5 +336,4 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             "packed_documents contradicts padded: a packed row has no padding",
         ),
         *task_rules.contradictions(s),
-        *quantized.contradictions(s),
     ]

@@ -96,8 +96,17 @@ class Load:
         halves = sum(
             self.elements(s) * s.count * (_ELEMENT.get(s.dtype) or 2 * itemsize(self.arrives(s)))
             for s in kinds
+            if not self._as_stored(s)
         )
+        halves += 2 * sum(self._stored_bytes(s) * s.count for s in kinds if self._as_stored(s))
         return halves // 4 * 2
+
+    def _stored_bytes(self, stored: ParameterSpec) -> int:
+        """Bytes of one weight and its constants as the checkpoint has them."""
+        beside = (
+            row.size.evaluate(self.values) // row.count for row in self.parameter_table.constants(stored)
+        )
+        return packed_bytes(self.elements(stored), stored.dtype).evaluate(self.values) + sum(beside)
 
     def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
         nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
