@@ -40,13 +40,10 @@ def _named(key: str, default: str | None = None) -> Callable[[Config], int | Non
 def _in_groups(config: Config) -> int | None:
     """compressed-tensors: the fewest bits of any group's weights; the groups are the layers it names."""
     groups = config.get("config_groups")
-    weights = [g.get("weights") for g in groups.values() if isinstance(g, Mapping)] if _maps(groups) else []
+    rows = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [row.get("weights") for row in rows if isinstance(row, Mapping)]
     found = [_number("num_bits")(w) for w in weights if isinstance(w, Mapping)]
     return min((bits for bits in found if bits is not None), default=None)
-
-
-def _maps(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 @dataclass(frozen=True, slots=True)
