@@ -133,7 +133,10 @@ def checked(accuracy: Accuracy) -> str:
     """
     found = accuracy.published
     if found is None:
-        return accuracy.evidence
+        if accuracy.median_error is None or accuracy.worst_error is None:
+            return accuracy.evidence
+        own = f"median {percent(accuracy.median_error)}, worst {percent(accuracy.worst_error)}"
+        return f"{accuracy.evidence}: {own}"
     if not found.runs:
         return _none(found)
     quantity = next(name for name in SEEN if name in found.errors)
