@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memplan.names import setup_fields
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
@@ -47,11 +48,20 @@ def request(
     if gpu is not None:
         fields["gpu"] = setup_gpu(gpu)
     under = dict(imported or {})
+    stored = quantized.fields(found.config, {**under, **_chosen(setup), **fields})
     if isinstance(document := fields.get("adapter", under.get("adapter")), Mapping):
-        return found, _adapted(found, document, setup, under, fields)
+        return found, _adapted(found, document, setup, under, fields, stored)
     if setup is not None:
-        return found, setup.replaced(**fields) if fields else setup
-    return found, resolve(fields, imported=under, max_positions=_learned_positions(found))
+        changes = {**fields, **stored}
+        return found, setup.replaced(**changes) if changes else setup
+    return found, resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
+
+
+def _chosen(setup: Setup | None) -> dict[str, str]:
+    """What a complete Setup says of the checkpoint, where somebody chose it."""
+    if setup is None or setup.origins.get("checkpoint_quant") not in ("user", "import"):
+        return {}
+    return {"checkpoint_quant": setup.checkpoint_quant}
 
 
 def _adapted(
@@ -60,6 +70,7 @@ def _adapted(
     setup: Setup | None,
     under: Mapping[str, Any],
     fields: dict[str, Any],
+    stored: Mapping[str, Any],
 ) -> Setup:
     """The Setup with an adapter file: the file's own values, and the file itself where the formula has no
     rule for it.
@@ -73,8 +84,8 @@ def _adapted(
 
     def resolved(file: Mapping[str, Any]) -> Setup:
         if setup is not None:
-            return setup.replaced(**{**fields, **file})
-        return resolve(fields, imported={**under, **file}, max_positions=positions)
+            return setup.replaced(**{**fields, **file, **stored})
+        return resolve(fields, imported={**under, **file}, checkpoint=stored, max_positions=positions)
 
     found = resolved(file)
     if found.adapter is None and spec is not None:

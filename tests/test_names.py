@@ -92,7 +92,8 @@ def test_somebodys_model_is_asked_of_the_hub_and_never_guessed(text, message):
 def test_what_is_left_out_of_a_name_is_said():
     note = find("unsloth/Qwen3-8B-bnb-4bit").note
     assert note.startswith("'unsloth/Qwen3-8B-bnb-4bit' interpreted as qwen3-8b, the same architecture")
-    assert "how it is stored (bnb-4bit) is not counted" in note
+    assert "its weights quantized with bitsandbytes (bnb-4bit; its own config.json is not here)" in note
+    assert "how it is stored (gguf) is not counted" in find("unsloth/Qwen3-8B-GGUF").note
     assert find("qwen3-4b-instruct-2507").note == (
         "'qwen3-4b-instruct-2507' interpreted as qwen3-4b, the same architecture"
     )

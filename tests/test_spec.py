@@ -265,10 +265,6 @@ def test_a_flat_vision_language_config():
     assert spec.layers[0][1].attention.linears[0].bias and "qwen2_5_vl config" in spec.notes[0]
 
 
-def test_a_quantized_checkpoint_is_said_so():
-    assert "quantized" in read_config(llama(quantization_config={"quant_method": "fp8"})).notes[0]
-
-
 def test_opt_350m_has_its_projections_and_position_offset():
     config = {
         "model_type": "opt",

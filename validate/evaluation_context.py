@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.sharding.strategies import refuse_sharding, refuse_tracing
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
@@ -64,7 +65,8 @@ class EvaluationContext:
         except UsageError:
             limit = None  # the formula has no rule: the trace reads the config itself
         given = {**fields, "gpu": None} if fields.get("gpu") is None else dict(fields)
-        return resolve(given, max_positions=limit)
+        checkpoint = quantized.fields(self.model(name).config, given)
+        return resolve(given, checkpoint=checkpoint, max_positions=limit)
 
     def gpu(self, name: str) -> Gpu:
         """The GPU of that name. Raises UsageError where there is none."""

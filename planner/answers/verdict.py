@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
@@ -169,6 +170,8 @@ def not_modelled(prediction: Prediction, gpu: Gpu | None = None) -> Iterator[str
 def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
     """What no engine counts of a setup on a GPU."""
     if lack := lacks(setup):
+        yield lack
+    if lack := quantized.lacks(setup):
         yield lack
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"

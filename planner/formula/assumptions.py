@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED
 from memplan.planner.formula.sharding.strategies import wraps
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -31,6 +32,7 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     yield from (text for about, text in recipe.notes if _applies(about, setup))
     yield from _of_task(setup)
     yield from spec.notes if spec is not None else ()
+    yield from quantized.said(setup, {} if spec is None else spec.config)
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
         yield "assuming an Ampere GPU"
     yield "steady state: a step after the first, when optimizer states and cuBLAS workspaces exist"
@@ -77,7 +79,7 @@ def _applies(about: str, setup: Setup) -> bool:
     """Whether a word about a setting's default says anything of this setup: nobody chose the setting, and the
     method reads it.
     """
-    if setup.origins.get(about) in ("user", "import") or (
+    if setup.origins.get(about) in ("user", "import", "checkpoint") or (
         about == "quant_type" and setup.quant_type == "none"
     ):
         return False

@@ -11,29 +11,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target
+from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
+from memplan.planner.inputs import quantized
+from memplan.planner.inputs.checkpoint_formats import BITSANDBYTES
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import trained_head
-from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 B, S = symbol("B"), symbol("S")
-__all__ = ["B", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
+__all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
 UPCAST: dict[str, tuple[str, ...]] = {
     "none": (),
     "norms": ("norm",),
     "norms_and_embeddings": ("norm", "embedding", "head"),
 }  # upcast_modules
-# constants for each fp32 constant of double quantization (bitsandbytes 0.50 functional.py quantize_4bit:
-# blocksize=256)
-NESTED_BLOCK = 256
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
 
@@ -43,6 +43,7 @@ class ParameterTable:
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
         self.spec, self.setup, self.method = spec, setup, METHODS[setup.method]
+        self.checkpoint = quantized.packed(spec.config, setup)
         self.first_trained = self._first_trained()
         self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
         self.adapters = adapters(spec, setup)
@@ -77,8 +78,11 @@ class ParameterTable:
             setup.quant_type != "none"
             and tensor.role in ("linear", "conv1d")
             and self.spec.model_type not in NEVER_QUANTIZED
+            and not self._left_out(tensor)
         ):
             return setup.quant_type
+        if self.checkpoint is not None and self.checkpoint.converts(tensor.role, tensor.name):
+            return self.checkpoint.dtype
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
@@ -87,6 +91,13 @@ class ParameterTable:
             found = tensor.role != "norm" or "norm" in tensor.name.split(".")[-2]  # GPT-2's ln_1 is not
             return "float32" if found else setup.weight_dtype
         return setup.weight_dtype
+
+    def _left_out(self, tensor: WeightTensor) -> bool:
+        """Whether the checkpoint's own list leaves this kind of module as it is."""
+        if self.setup.checkpoint_quant != BITSANDBYTES:
+            return False
+        found = quantized.read(self.spec.config)
+        return found is not None and any(quantized.skips(name, tensor.module) for name in found.skipped)
 
     def _store(self, tensor: WeightTensor) -> Iterator[ParameterSpec]:
         """A tensor's layers split into frozen and trained ones; tied tensors are stored once, under the name
@@ -131,7 +142,7 @@ class ParameterTable:
                 raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})
             for tensor in found:
                 dtype = self.stored_dtype(tensor)
-                if dtype in ("nf4", "fp4", "int8"):
+                if dtype in ("nf4", "fp4", "int8") or self._packed(dtype):
                     raise UsageError(
                         f"modules_to_save '{module}' is a quantized layer: the formula has no rule for "
                         "that; use --engine trace"
@@ -152,6 +163,9 @@ class ParameterTable:
                     tensor.role,
                     tensor.layers,
                 )
+
+    def _packed(self, dtype: str) -> bool:
+        return self.checkpoint is not None and dtype == self.checkpoint.dtype
 
     def _second(self) -> ParameterTable | None:
         """The second model that a task's loss compares with, as it is resident; None where there is none."""
@@ -208,60 +222,12 @@ class ParameterTable:
                     why,
                 )
             )
-            rows += self._constants(stored)
+            rows += self.constants(stored)
         return rows
 
-    def _constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
-        """Quantization constants: per 4-bit block an fp32 absmax, or with double quantization a byte each and
-        an fp32 per 256 of them.
-        """
-
-        def row(what: str, shape: tuple[Sized, ...], dtype: str, why: str) -> SymbolicRow:
-            return SymbolicRow(
-                f"{stored.name} {what}",
-                shape,
-                dtype,
-                stored.count,
-                product((*shape, itemsize(dtype), stored.count)),
-                "weights",
-                why,
-            )
-
-        if stored.dtype == "int8":
-            yield row("scales", (stored.shape[0],), "float32", "one scale per output row (LLM.int8())")
-        if stored.dtype not in ("nf4", "fp4"):
-            return
-        blocks = ceil_div(stored.elements, self.setup.quant_block).constant or 0
-        yield row(
-            "4-bit code",
-            (16,),
-            "float32",
-            "the 16 values that a 4-bit index means (bitsandbytes QuantState.code)",
-        )
-        if not self.setup.double_quant:
-            yield row(
-                "quantization constants",
-                (blocks,),
-                "float32",
-                f"absmax of each block of {self.setup.quant_block}",
-            )
-            return
-        yield row(
-            "quantization constants",
-            (blocks,),
-            "uint8",
-            f"absmax of each block of {self.setup.quant_block}, quantized again",
-        )
-        yield row(
-            "nested code",
-            (256,),
-            "float32",
-            "the values that a quantized constant means: each weight keeps a copy",
-        )
-        yield row(
-            "nested constants", (-(-blocks // NESTED_BLOCK),), "float32", f"one per {NESTED_BLOCK} constants"
-        )
-        yield row("nested offset", (1,), "float32", "the mean that was taken off the constants")
+    def constants(self, stored: ParameterSpec) -> Iterator[SymbolicRow]:
+        """Rows of what stands beside a quantized weight."""
+        return constants(stored, self.setup, self.checkpoint)
 
     def reference_rows(self) -> list[SymbolicRow]:
         """The weights of a second, frozen model."""
@@ -336,7 +302,7 @@ def reference_of(table: ParameterTable) -> ParameterTable | None:
 
 
 def packed_bytes(elements: Sized, dtype: str) -> Expr:
-    """Bytes of `elements` values: two 4-bit values a byte."""
-    if dtype in ("nf4", "fp4"):
-        return ceil_div(elements, 2)
+    """Bytes of `elements` values, values of less than 8 bits packed."""
+    if DTYPE_BITS[dtype] < 8:
+        return ceil_div(as_expr(elements) * DTYPE_BITS[dtype], 8)
     return as_expr(elements) * itemsize(dtype)

@@ -24,6 +24,23 @@ Alpha = Annotated[int | float, Field(gt=0, le=10**9)]
 Dropout = Annotated[int | float, Field(ge=0, lt=1)]
 Gpus = Annotated[int, Field(ge=1, le=65536)]
 Elements = Annotated[int, Field(ge=0, le=10**13)]
+CheckpointQuant = Literal[
+    "none",
+    "bitsandbytes",
+    "bitsandbytes-mixed",
+    "fp8",
+    "gptq",
+    "awq",
+    "auto-round",
+    "mxfp4",
+    "compressed-tensors",
+    "fbgemm_fp8",
+    "nvfp4",
+    "hqq",
+    "quanto",
+    "eetq",
+    "torchao",
+]  # "none", and the formats of planner/inputs/quantized.py
 Bucket = Literal["auto"] | Elements
 
 NAME_LISTS = ("targets", "modules_to_save")

@@ -92,11 +92,15 @@ def from_catalog(text: str) -> Model | None:
     if slash and (account.lower() not in _publishers() or _is_cached(text.strip())):
         return None
     found = spellings.variant(name, _spelled())
-    return None if found is None else _entry(found.entry, found.note(text.strip()))
+    if found is None:
+        return None
+    return _entry(found.entry, found.note(text.strip()), found.quantization)
 
 
-def _entry(stem: str, note: str = "") -> Model:
+def _entry(stem: str, note: str = "", quantization: dict[str, Any] | None = None) -> Model:
     config = read_json(CATALOG / f"{stem}.json")
+    if quantization is not None:
+        config["quantization_config"] = quantization
     own = config.pop("memplan", {}).get("note", "")
     return Model(stem, config, f"catalog ({stem}.json)", "; ".join(filter(None, (note, own))))
 

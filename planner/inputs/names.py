@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from memplan.planner.tables.errors import UsageError, nearest, shorten
@@ -32,6 +33,23 @@ STORED = re.compile(
     block|marlin|g(?:32|64|128)|autoround|qat|torchao|ud)(?=-|$)""",
     re.VERBOSE,
 )
+STORED_AS: dict[str, dict[str, Any]] = {
+    # unsloth 2026.10 and transformers' own 4-bit examples: nf4, double quantization, 16-bit products
+    "bnb": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "fp8": {"quant_method": "fp8"},
+    "gptq": {"quant_method": "gptq", "bits": 4},
+    "awq": {"quant_method": "awq", "bits": 4},
+    "mxfp4": {"quant_method": "mxfp4"},
+    "nvfp4": {"quant_method": "nvfp4"},
+}
+"""What a checkpoint's name says of its quantization_config, by the word in it."""
+EIGHT = frozenset(("8bit", "int8", "w8a16", "w8a8"))
 TUNED = re.compile(
     r"-(?:instruct|instruction|it|chat|base|pt|hf|think|thinking|reasoning|sft|dpo|bf16|fp16|f16|16bit)(?=-|$)"
 )
@@ -48,11 +66,29 @@ class Variant:
     stored: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
 
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """The quantization_config that copies under such a name have; None where the words do not tell."""
+        named = [STORED_AS[word] for word in self.stored if word in STORED_AS]
+        if len(named) != 1 or (named[0]["quant_method"] == "bitsandbytes" and "4bit" not in self.stored):
+            return None
+        found = dict(named[0])
+        if "bits" in found and EIGHT.intersection(self.stored):
+            found["bits"] = 8
+        if "unsloth" in self.stored and found["quant_method"] == "bitsandbytes":
+            found["llm_int8_skip_modules"] = ["layers that unsloth's dynamic quantization chose"]
+        return found
+
     def note(self, typed: str) -> str:
         """What the output says of it; empty where nothing was left out."""
         said = f"'{shorten(typed, 60)}' interpreted as {self.entry}, the same architecture"
         if self.stored:
             words = "-".join(self.stored)
+            if self.quantization is not None:
+                method = self.quantization["quant_method"]
+                return (
+                    f"{said}, its weights quantized with {method} ({words}; its own config.json is not here)"
+                )
             return f"{said}: how it is stored ({words}) is not counted, weights are as the setup says"
         return said if self.other else ""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from memplan.planner.inputs import task_rules
+from memplan.planner.inputs import quantized, task_rules
 from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
     from memplan.planner.inputs.checking import (
         Alpha,
         Bucket,
+        CheckpointQuant,
         Count,
         Dropout,
         Elements,
@@ -59,6 +60,7 @@ class Setup:
     # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
     targets: tuple[str, ...]
     modules_to_save: tuple[str, ...]
+    checkpoint_quant: CheckpointQuant  # how the base is stored, where its config says that it is quantized
     quant_type: Literal["none", "nf4", "fp4", "int8"]
     double_quant: bool
     quant_block: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
@@ -160,10 +162,11 @@ def resolve(
     max_positions: int | None = None,
     origin: str = "user",
     imported: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
     trusted: bool = False,
 ) -> Setup:
     """Fill every field: base < method < recipe < recipe for that method < what the method keeps of its own <
-    imported file < `given`, each with its origin.
+    imported file < `given` < what the `checkpoint` already is, each with its origin.
 
     What a person wrote is checked field by field; the defaults of our own tables are not, nor is `given`
     where it is `trusted` because it comes from a checked Setup (building pydantic's validator takes longer
@@ -173,11 +176,12 @@ def resolve(
     """
     given = {key: value for key, value in (given or {}).items() if value is not None}
     imported = {key: value for key, value in (imported or {}).items() if value is not None}
-    said = {**imported, **given}
+    said = {**imported, **given, **(checkpoint or {})}
     _known_names(said)
     fields: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for label, layer in (*_defaults(said, max_positions), ("import", imported), (origin, given)):
+    own = (("import", imported), (origin, given), ("checkpoint", checkpoint or {}))
+    for label, layer in (*_defaults(said, max_positions), *own):
         fields.update(layer)
         origins.update(dict.fromkeys(layer, label))
     for key, value, changes in RECIPES[fields["recipe"]].when:
@@ -296,6 +300,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         raise unknown_optimizer(s.optimizer)
     method = METHODS[s.method]
     return [
+        *quantized.contradictions(s),
         (
             s.optimizer_mode not in row.modes,
             f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is "
@@ -321,7 +326,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             s.gpus > 1 and s.parallel == "none",
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
-        *_in_backward(s),
+        *task_rules.in_backward(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
@@ -332,17 +337,3 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         *task_rules.contradictions(s),
     ]
-
-
-def _in_backward(s: Setup) -> list[tuple[bool, str]]:
-    """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
-    broken = (
-        (
-            s.gradient_accumulation > 1,
-            f"gradient_accumulation {s.gradient_accumulation} has nothing to add to",
-        ),
-        (s.importance_buffers, "AdaLoRA's importance_buffers are made of gradients after the step"),
-        (s.parallel != "none", f"under {s.parallel} it has no rule, use one GPU"),
-    )
-    said = "optimizer_in_backward frees each gradient as it comes"
-    return [(s.optimizer_in_backward and holds, f"{said}: {why}") for holds, why in broken]

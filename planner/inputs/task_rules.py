@@ -1,4 +1,4 @@
-"""What a task fixes and excludes in a setup."""
+"""What a task fixes and excludes in a setup, and what an optimizer in the backward excludes."""
 
 from __future__ import annotations
 
@@ -81,3 +81,17 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "the supervised step, which is less",
         ),
     ]
+
+
+def in_backward(s: Any) -> list[tuple[bool, str]]:
+    """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
+    broken = (
+        (
+            s.gradient_accumulation > 1,
+            f"gradient_accumulation {s.gradient_accumulation} has nothing to add to",
+        ),
+        (s.importance_buffers, "AdaLoRA's importance_buffers are made of gradients after the step"),
+        (s.parallel != "none", f"under {s.parallel} it has no rule, use one GPU"),
+    )
+    said = "optimizer_in_backward frees each gradient as it comes"
+    return [(s.optimizer_in_backward and holds, f"{said}: {why}") for holds, why in broken]

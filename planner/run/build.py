@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run import adapters, attention, batches
 from memplan.planner.run.built import Built, NoWatcher, Watcher
@@ -27,7 +28,8 @@ from memplan.planner.tables.tasks import TASKS
 
 
 def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
-    """The model, every tensor still an unallocated placeholder."""
+    """The model, every tensor still an unallocated placeholder. UsageError where no library can build it."""
+    quantized.refuse(setup)
     outputs = setup.num_labels if TASKS[setup.task].head == "pooled" else None
     return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
 

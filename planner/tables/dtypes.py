@@ -17,14 +17,20 @@ DTYPE_BITS: dict[str, int] = {
     "float8_e5m2": 8,
     "nf4": 4,
     "fp4": 4,
+    "uint2": 2,
+    "uint3": 3,
+    "uint4": 4,
 }
+
+PACKED: dict[int, str] = {2: "uint2", 3: "uint3", 4: "uint4", 8: "uint8"}
+"""The dtype that a row names for a weight of so many bits that a quantized checkpoint packs into words."""
 
 FLOATS = ("bfloat16", "float16", "float32")
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes per element of a dtype of at least 8 bits; KeyError for an unknown one, ValueError for a 4-bit
-    one.
+    """Bytes per element of a dtype of at least 8 bits; KeyError for an unknown one, ValueError for a
+    narrower one.
     """
     bits = DTYPE_BITS[dtype]
     if bits < 8:

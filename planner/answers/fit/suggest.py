@@ -18,7 +18,7 @@ from memplan.planner.tables.gpus import Gpu, find_gpu
 from memplan.planner.tables.methods import METHODS
 
 Fields = Mapping[str, Any]
-CHOSEN = ("user", "import")
+CHOSEN = ("user", "import", "checkpoint")
 """Origins of what a person chose: these stay when a change makes the other fields follow new defaults."""
 
 

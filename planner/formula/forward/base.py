@@ -14,6 +14,7 @@ from memplan.planner.formula.tape.layers import matmul
 from memplan.planner.formula.tape.ops import Grads, cast
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
+from memplan.planner.tables.dtypes import PACKED
 
 
 def base(w: Context, layer: Linear, given: Tensor, prefix: str) -> Tensor:
@@ -25,6 +26,8 @@ def base(w: Context, layer: Linear, given: Tensor, prefix: str) -> Tensor:
     kind = KINDS.get(weight.dtype)
     if kind is not None:
         return kind(w, layer, given, shape)
+    if weight.dtype in STORED:
+        return _stored(w, layer, given, shape)
     low = w.autocast_low(given)
     return matmul(
         w.t, low, w.autocast_low(weight), shape, None if bias is None else w.autocast_low(bias), "output"
@@ -105,6 +108,26 @@ def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor
     return out
 
 
+def _stored(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
+    """A weight that its checkpoint quantized, packed in a format of its own: the output in the input's dtype,
+    nothing saved, and N x K in 16 bit for the gradient (transformers 5.24 integrations/finegrained_fp8.py
+    FP8LinearFunction). What kernels of the forward allocate is not counted, and said so.
+    """
+    t = w.t
+    x = w.autocast_low(given)
+    x_shape, n = x.shape, (layer.out_features, layer.in_features)
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        weight = t.alloc("dequantized weight", n, grad.dtype, "the whole weight, for one product")
+        result = t.alloc("gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight")
+        del weight
+        return [result]
+
+    return t.op("quantized linear", (x,), shape, x.dtype, backward=backward, name="output")
+
+
+STORED = (*PACKED.values(), "float8_e4m3fn")
+"""Dtypes of weights that a checkpoint quantized."""
 KINDS: dict[str, Callable[[Context, Linear, Tensor, Shape], Tensor]] = {
     "nf4": _four_bit,
     "fp4": _four_bit,

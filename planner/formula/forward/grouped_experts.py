@@ -5,6 +5,7 @@ summed.
 from __future__ import annotations
 
 from memplan.planner.formula.forward.activation_functions import activation
+from memplan.planner.formula.forward.base import STORED
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import merged
 from memplan.planner.formula.symbolic.expr import Sized
@@ -88,7 +89,8 @@ def _grouped_mm(w: Context, x: Tensor, weight: Tensor, shape: Shape, name: str) 
     rows want a gradient.
     """
     t = w.t
-    x = cast(t, x, weight.dtype)
+    packed = weight.dtype in STORED  # its kernels' own copies are not counted, and said so
+    x = x if packed else cast(t, x, weight.dtype)
     x_shape, w_shape, w_name = x.shape, weight.shape, weight.name
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:

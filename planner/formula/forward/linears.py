@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from memplan.planner.formula.forward.base import KINDS, base
+from memplan.planner.formula.forward.base import KINDS, STORED, base
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.symbolic.expr import Sized
@@ -16,6 +16,7 @@ from memplan.planner.formula.tape.layers import bmm, matmul
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, cast, copy, divide, dropout, mul, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.peft_targets import ia3_feedforward
 from memplan.planner.tables.tasks import TASKS
 
@@ -128,6 +129,10 @@ def merged(w: Context, name: str, prefix: str) -> Tensor:
     adapter = w.parameter_table.adapters.get(name)
     if adapter is None:
         return weight
+    if weight.dtype in STORED:
+        raise UsageError(
+            f"'{name}' is stored quantized by the checkpoint: PEFT cannot fold an adapter into it"
+        )
     with t.inside(f"{name.rpartition('.')[2]} "):
         a, b = (w.weight(f"{prefix}{name}.{short}") for short in ("lora_A", "lora_B"))
         if adapter.experts == 1:

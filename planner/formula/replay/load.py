@@ -31,6 +31,7 @@ _ELEMENT = {"nf4": 1, "fp4": 1, "int8": 2}
 """Half bytes that transformers' warm-up counts for an element (planner/run/loading.py _ELEMENT)."""
 _CODE = 16 * 4  # bytes of bitsandbytes' QuantState.code
 _NESTED_CODE = 256 * 4  # bytes of the nested code
+_DESCRIPTION = 160  # bytes of the JSON beside a packed weight, more or less: one block of the allocator
 
 Values = Mapping[str, int]
 Each = tuple[ParameterSpec, int]  # one tensor: its kind, and its layer (-1 outside the layers)
@@ -97,8 +98,17 @@ class Load:
         halves = sum(
             self.elements(s) * s.count * (_ELEMENT.get(s.dtype) or 2 * itemsize(self.arrives(s)))
             for s in kinds
+            if not self._as_stored(s)
         )
+        halves += 2 * sum(self._stored_bytes(s) * s.count for s in kinds if self._as_stored(s))
         return halves // 4 * 2
+
+    def _stored_bytes(self, stored: ParameterSpec) -> int:
+        """Bytes of one weight and its constants as the checkpoint has them."""
+        beside = (
+            row.size.evaluate(self.values) // row.count for row in self.parameter_table.constants(stored)
+        )
+        return packed_bytes(self.elements(stored), stored.dtype).evaluate(self.values) + sum(beside)
 
     def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
         nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
@@ -107,12 +117,38 @@ class Load:
 
     def _read(self, each: Each) -> None:
         stored, layer = each
-        if stored.dtype in QUANTIZED:
+        if stored.dtype in QUANTIZED and self.setup.checkpoint_quant != "none":
+            self._packed(stored, layer)
+        elif self._as_stored(stored):
+            self._keep(stored, layer, stored.dtype)
+            self._beside(stored)
+        elif stored.dtype in QUANTIZED:
             self._quantize(stored, layer)
         elif self._apart(stored):
             self._merge(stored, layer)
         else:
             self._keep(stored, layer, self.arrives(stored))
+
+    def _as_stored(self, stored: ParameterSpec) -> bool:
+        checkpoint = self.parameter_table.checkpoint
+        return checkpoint is not None and stored.dtype == checkpoint.dtype and stored.logical
+
+    def _beside(self, stored: ParameterSpec) -> None:
+        """The constants of a weight that is read as the checkpoint has it."""
+        for row in self.parameter_table.constants(stored):
+            self.out.about = (row.name, row.shape, row.dtype, "")
+            self.out.alloc(row.size.evaluate(self.values) // row.count)
+
+    def _packed(self, stored: ParameterSpec, layer: int) -> None:
+        """A weight that bitsandbytes quantized before: its tensors arrive as they are kept, and a description
+        in JSON that goes once it is read (transformers 5.24 integrations/bitsandbytes.py Bnb4bitDeserialize,
+        Bnb8bitDeserialize; bitsandbytes 0.50 functional.py QuantState.from_dict).
+        """
+        self._keep(stored, layer, stored.dtype)
+        self.out.about = (stored.name, (_DESCRIPTION,), "uint8", " quantization state")
+        description = self.out.alloc(_DESCRIPTION)
+        self._beside(stored)
+        self.out.free(description)
 
     def _quantize(self, stored: ParameterSpec, layer: int) -> None:
         out, n = self.out, self.elements(stored)

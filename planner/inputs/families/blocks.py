@@ -187,11 +187,6 @@ def assemble(
     if "dropouts" not in more:
         more["dropouts"] = Dropouts(attention=c.fraction("attention_dropout"))
     vocab = vocab or c.size("vocab_size")
-    if c.has("quantization_config"):
-        c.notes.append(
-            "the checkpoint is stored quantized: memplan plans with the weight dtype and quantization of "
-            "the setup instead"
-        )
     return ModelSpec(
         name=c.name,
         model_type=str(c.config.get("model_type")),

@@ -103,7 +103,9 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         (config[key] for key in NESTED if isinstance(config.get(key), Mapping) and config[key]), None
     )
     if inner is not None:
-        shared = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
+        shared = {
+            key: config[key] for key in ("dtype", "torch_dtype", "quantization_config") if key in config
+        }
         return _renamed({**shared, **inner})
     return _renamed(config)
 
