@@ -19,7 +19,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, load, require, require_optimizer
 from memplan.planner.run.values import Values
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.trace import patches_peft
+from memplan.planner.trace import grouped, patches_peft
 from memplan.planner.trace.autocast import lower_dtype
 from memplan.planner.trace.device import flash2
 from memplan.planner.trace.device.kernels_bitsandbytes import fused
@@ -95,8 +95,8 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         _ATEN._local_scalar_dense.default: values.scalar,
         _ATEN._to_copy.default: values.to_copy,
         _ATEN.copy_.default: _copy,
-        _ATEN._grouped_mm.default: _grouped_mm,
-        _ATEN._scaled_dot_product_efficient_attention_backward.default: _grouped_heads,
+        _ATEN._grouped_mm.default: grouped.grouped_mm,
+        _ATEN._scaled_dot_product_efficient_attention_backward.default: grouped.grouped_heads,
         _ATEN.nonzero.default: flash2.nonzero,
         **(_gemm_4bit(setup) if setup.quant_type in ("nf4", "fp4") else {}),
         **_REFUSALS,
@@ -190,42 +190,6 @@ def _int8() -> dict[Any, Callable[..., Any]]:
 
     ops = torch.ops.bitsandbytes
     return {ops.int8_vectorwise_quant.default: quantized, ops.int8_mixed_scaled_mm.default: product}
-
-
-def _grouped_heads(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Memory-efficient attention's backward with fewer key than query heads: CUDA has it from torch 2.14 on,
-    an older torch's meta kernel answers with one gradient for each query head. Rows lie before heads in
-    memory, as the kernel lays them out; a mask is a constant.
-    """
-    tensors = args[1:4]
-    if not tensors[0].is_meta or len({tensor.shape[1] for tensor in tensors}) == 1 or args[10][3]:
-        return NotImplemented
-    made = (
-        torch.empty_permuted(each.shape, (0, 2, 1, 3), dtype=each.dtype, device="meta") for each in tensors
-    )
-    return (*made, None)
-
-
-def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """torch 2.13 _meta_registrations.py refuses what CUDA takes (fp16, fp32). Rows of the output are padded
-    to 16 bytes, as aten/src/ATen/native/GroupedMMUtils.h create_grouped_gemm_output_tensor does.
-    """
-    a, b = args[0], args[1]
-    offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
-    if not a.is_meta or a.dtype == torch.bfloat16:
-        return NotImplemented
-    batch = (
-        (offsets.shape[0],) if a.dim() == b.dim() == 2 else (a.shape[0],) if a.dim() == b.dim() == 3 else ()
-    )
-    rows, columns = a.shape[-2], b.shape[-1]
-    unit = 16 // a.element_size()
-    stride = -(-columns // unit) * unit
-    return torch.empty_strided(
-        (*batch, rows, columns),
-        (*((rows * stride,) if batch else ()), stride, 1),
-        dtype=a.dtype,
-        device="meta",
-    )
 
 
 @contextmanager

@@ -78,7 +78,7 @@ INTENTS: tuple[Intent, ...] = (
     ),
     Intent(
         "cards",
-        r"(?:how many|number of) (?:\S+ )?(?:gpus?|cards?|[ablh]\d+\w*|\d{4}s?)|几张|多少张|几块|多少块|几卡|多少卡|几个(?:gpu|卡|显卡)|多少个(?:gpu|卡|显卡)",
+        r"(?:how many|number of) (?:(?:\S+ )?(?:gpus?|cards?)|(?=(?:rtx|gtx|[ablh]\d|\d{4})))|几张|多少张|几块|多少块|几卡|多少卡|几个(?:gpu|卡|显卡)|多少个(?:gpu|卡|显卡)",
         rf"how many|number of|至少|最少|{_NEEDS}|要",
     ),
     Intent(
