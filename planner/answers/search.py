@@ -24,6 +24,7 @@ from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.progress import tell
 from memplan.planner.tables.units import gib
 
 SCHEMA = "memplan.fit/1"
@@ -159,7 +160,10 @@ def fit(
     missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
     trains = METHODS[setup.method].trains != "nothing"
     names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
-    found = tuple(method_fit(spec, setup, name, room, missing=missing) for name in names)
+    found = []
+    for name in names:
+        tell(name)
+        found.append(method_fit(spec, setup, name, room, missing=missing))
     asked = next(entry for entry in found if entry.method == setup.method)
     if asked.error is not None:
         raise UsageError(asked.error)
@@ -177,7 +181,7 @@ def fit(
         model=spec.name,
         gpu=gpu,
         setup=setup,
-        methods=found,
+        methods=tuple(found),
         changes=tuple(single_changes(spec, setup, room)),
         waterfall=() if asked.holds else tuple(waterfall(spec, setup, room)),
         decision=decision,

@@ -7,7 +7,6 @@ and other GPU counts are the formula's alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from memplan.planner.allocator.replay import replay
@@ -17,7 +16,7 @@ from memplan.planner.answers.fit.gpus import CardChoice, older
 from memplan.planner.answers.fit.suggest import under
 from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, bounded, held
 from memplan.planner.answers.verdict import MARGIN, Need, need_of, uncounted_of, withheld
-from memplan.planner.compiled.engine import Compiled, Progress
+from memplan.planner.compiled.engine import Compiled
 from memplan.planner.compiled.nodes import Point
 from memplan.planner.compiled.regime import STEP
 from memplan.planner.inputs.setup import Setup
@@ -25,6 +24,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.progress import tell, telling
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 
 LONGEST = 2**20  # tokens: where no position limit is stated
@@ -37,7 +37,6 @@ def fit_by_trace(
     gpu: Gpu,
     *,
     methods: Iterable[str] = METHODS_COMPARED,
-    progress: Progress = lambda text: None,
     not_modelled: Sequence[str] = (),
     **preferences: Any,
 ) -> Fit:
@@ -50,8 +49,8 @@ def fit_by_trace(
     for method in dict.fromkeys((*methods, setup.method)) if trains else (setup.method,):
         try:
             this = under(setup, method)
-            says = partial(_of_method, progress, method)
-            entry, predictions[method] = _method(name, config, this, gpu, says, missing)
+            with telling(method):
+                entry, predictions[method] = _method(name, config, this, gpu, missing)
         except UsageError as problem:
             if method == setup.method:
                 raise
@@ -83,25 +82,20 @@ def fit_by_trace(
     )
 
 
-def _of_method(progress: Progress, method: str, text: str) -> None:
-    progress(f"{method}: {text}")
-
-
 def _method(
     name: str,
     config: Mapping[str, Any],
     setup: Setup,
     gpu: Gpu,
-    progress: Progress,
     missing: tuple[str, ...],
 ) -> tuple[MethodFit, Prediction]:
-    compiled = Compiled(config, setup, progress)
+    compiled = Compiled(config, setup)
     batch, sequence = setup.micro_batch, setup.sequence_length
     asked = compiled.at((batch, sequence), name)
     need = need_of(asked)
 
     def fits(point: Point) -> bool:
-        progress(f"micro-batch {point[0]} x {point[1]:,} tokens")
+        tell(f"does {point[0]:,} x {point[1]:,} tokens fit?")
         return _need(compiled, point).word(gpu) == "fits"
 
     positions = config.get("max_position_embeddings")
