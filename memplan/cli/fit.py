@@ -182,8 +182,9 @@ def _show(
         from memplan.render.json import write
 
         alone = 1 if found.asked.holds else None
+        fewest = shared.count if shared is not None else alone
         extra = {
-            "fewest_cards": shared.count if shared is not None else alone,
+            "fewest_cards": None if found.not_modelled else fewest,
             "shared": [each.to_document() for each in alike or filter(None, (shared,))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
             "confirmed": [

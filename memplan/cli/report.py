@@ -108,7 +108,8 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
         return subject, find_gpu(subject.setup.gpu)
     from memplan.planner.answers.fit.gpus import cannot_run, choose_cards
 
-    chosen = choose_cards(subject.model.spec(), subject.setup).smallest
+    cards = choose_cards(subject.model.spec(), subject.setup, missing=subject.not_modelled)
+    chosen = cards.smallest or cards.at_least
     spec, setup = subject.model.spec(), subject.setup
     able = [gpu for gpu in common_gpus() if cannot_run(spec, setup, gpu) is None]
     gpu = find_gpu(chosen) if chosen else (able or common_gpus())[-1]

@@ -185,8 +185,8 @@ def fit(
         changes=tuple(single_changes(spec, setup, room)),
         waterfall=() if asked.holds else tuple(waterfall(spec, setup, room)),
         decision=decision,
-        cards=choose_cards(spec, setup, error),
-        chosen_cards=_cards_of(spec, decision, able, setup, error),
+        cards=choose_cards(spec, setup, error, missing=not_modelled),
+        chosen_cards=_cards_of(spec, decision, able, setup, error, not_modelled),
         error=error,
         chosen=_chosen(spec, decision, able, room, missing),
         not_modelled=missing,
@@ -220,7 +220,12 @@ def held(asked: MethodFit) -> Decision:
 
 
 def _cards_of(
-    spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float
+    spec: ModelSpec,
+    decision: Decision,
+    able: list[MethodFit],
+    setup: Setup,
+    error: float,
+    missing: Sequence[str],
 ) -> CardChoice | None:
     """The smallest GPU for the method chosen, with the changes that it needs, where that is not what was
     asked for.
@@ -228,7 +233,7 @@ def _cards_of(
     chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
     if chosen is None or (chosen is setup and not decision.fields):
         return None
-    return choose_cards(spec, changed(chosen, decision.fields), error)
+    return choose_cards(spec, changed(chosen, decision.fields), error, missing=missing)
 
 
 def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:
