@@ -12,7 +12,8 @@ from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
 from memplan.planner.answers.fit.jobs import Job, place_jobs
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
-from memplan.planner.tables.gpus import Gpu, find_gpu
+from memplan.planner.tables.gpus import Gpu, find_gpu, gpus
+from memplan.render.text import short_gib
 
 SPEC = find("gpt2").spec()
 PLAIN, GRPO = resolve({"method": "lora"}), resolve({"method": "lora", "task": "grpo"})
@@ -81,3 +82,16 @@ def test_the_screen_of_fit_says_at_least(capsys: pytest.CaptureFixture[str]) -> 
     document = json.loads(capsys.readouterr().out)
     assert document["cards"]["smallest"] is document["fewest_cards"] is None
     assert document["cards"]["at_least"] == "rtx-3070"
+
+
+def test_gpus_without_a_verdict_are_listed_last_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "gpus"]) == 0
+    table, _, line = capsys.readouterr().out.partition("AMD and Apple: kernels not modeled")
+    rest = [gpu for gpu in gpus().values() if not gpu.verified]
+    words = " ".join(line.split())
+    assert len(rest) >= 10 and "rtx-4090 " in table and words.startswith(", so answers say at least: ")
+    for gpu in rest:
+        assert f"{gpu.name} " not in table and f"{gpu.name} {short_gib(gpu.usable_bytes)}" in words
+    assert words.count(", ") == len(rest), "those, and none besides"
+    assert run(["list", "gpus", "--json"]) == 0
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)["gpus"]} == set(gpus())
