@@ -16,9 +16,9 @@ from memplan.planner.inputs.models import index
 from memplan.planner.tables.methods import METHODS
 
 COMMANDS = {
-    "plan": ["plan", "{model}", "--method", "{method}", "--json"],
-    "compare": ["compare", "{model}", "--method", "{method}"],
-    "fit": ["fit", "{model}", "--method", "{method}", "--gpu", "rtx-3060"],
+    "plan": ["plan", "{model}", "--engine", "formula", "--method", "{method}", "--json"],
+    "compare": ["compare", "{model}", "--engine", "formula", "--method", "{method}"],
+    "fit": ["fit", "{model}", "--engine", "formula", "--method", "{method}", "--gpu", "rtx-3060"],
     "report": ["report", "{model}", "--method", "{method}", "-o", "{page}"],
 }
 REFUSALS = (

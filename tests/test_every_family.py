@@ -11,13 +11,14 @@ from memplan.planner.inputs.models import find, index
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 
+# where the formula has no family, plan traces by itself: tests/test_compiled.py
 FAMILIES = {find(name).config["model_type"]: name for name in sorted(index(), reverse=True)}
 SAMPLE = ("full", "qlora", "inference")
 
 
 def check(model: str, method: str, **fields: object) -> None:
     try:
-        prediction = memplan.plan(model, method=method, sequence_length=512, **fields)
+        prediction = memplan.plan(model, method=method, engine="formula", sequence_length=512, **fields)
     except UsageError as error:
         moves = ("--engine trace", "--targets", "--no-checkpointing", "take another method")
         assert any(move in str(error) for move in moves), "a refusal names the next move"

@@ -105,7 +105,7 @@ def command(
             "fit needs a GPU: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
         )
     with Progress("fit", as_json):
-        found = search(subject, prefer, tasks, serve)
+        found = search(subject, prefer, tasks, serve, options["engine"])
     text = None if emit is None else _emit(subject, found, emit)
     if text is not None and output is not None:
         write_file(output, text)
@@ -134,12 +134,20 @@ def _every_size(options: dict[str, Any], as_json: bool) -> int:
     return answer_by_size(setup, (*METHODS, *asked), as_json)
 
 
-def search(subject: Subject, prefer: Any = "quality", tasks: int = 1, serve: bool = False) -> Fit:
-    """The formula's whole answer, with room for its recorded worst error."""
+def search(
+    subject: Subject,
+    prefer: Any = "quality",
+    tasks: int = 1,
+    serve: bool = False,
+    engine: str | None = None,
+) -> Fit:
+    """The formula's whole answer, with room for its recorded worst error; for a family that it lacks, unless
+    it is asked for by name, the trace's.
+    """
     from memplan.planner.answers.search import fit
 
     gpu = find_gpu(subject.setup.gpu or "")
-    if api.unknown_family(subject.model):
+    if engine != "formula" and api.unknown_family(subject.model):
         found = api.fit_by_trace(
             subject.model,
             subject.setup,

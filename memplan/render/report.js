@@ -37,10 +37,21 @@
     for (const each in found) if (name === null || found[each].total > found[name].total) name = each;
     return { moment: name, allocated: found[name].total, components: found[name].components, moments: found };
   }
-  const reserved = (allocated) => Math.ceil(Math.round(allocated * (1 + data.spread)) / data.segment) * data.segment;
-  const device = (allocated, card) => reserved(allocated) + card.context;
-  const says = (ok) => (ok ? (data.missing.length ? "or more" : "fits") : "does not fit");
-  const fits = (allocated, card) => device(allocated, card) + Math.round(reserved(allocated) * data.error) <= card.usable;
+  // what a structure reserves: on the line between two replays (report_data.py ReservedTable)
+  const reserved = (key, allocated) => {
+    const points = data.reserved[key], last = points.length - 1, found = points.findIndex((p) => p[0] >= allocated);
+    const after = found < 0 ? last : found, left = points[Math.max(0, after - 1)], right = points[Math.min(last, Math.max(1, after))];
+    const slope = right[0] > left[0] ? (right[1] - left[1]) / (right[0] - left[0]) : 1;
+    return Math.ceil(Math.max(allocated, Math.floor(left[1] + (allocated - left[0]) * slope + 0.5)) / data.segment) * data.segment;
+  };
+  const device = (key, allocated, card) => reserved(key, allocated) + card.context;
+  const SAYS = { fits: "fits", tight: "tight", no: "does not fit", least: "or more" };
+  const fits = (key, allocated, card) => device(key, allocated, card) + Math.round(reserved(key, allocated) * data.errors[key]) <= card.usable;
+  // fits, tight or no; "least" where something is not counted, so that only "no" would stand
+  const wordOf = (key, allocated, card) => {
+    const bare = fits(key, allocated, card) ? "fits" : allocated * (1 - data.errors[key]) + card.context > card.usable ? "no" : "tight";
+    return bare !== "no" && data.missing.length > 0 ? "least" : bare;
+  };
 
   // ---- helpers
   const GIB = 2 ** 30;
@@ -87,14 +98,13 @@
   function draw() {
     const card = data.cards.find((c) => c.name === state.card);
     const now = peak(keyOf(state.method), state.batch, state.seq, state.rank);
-    const needed = device(now.allocated, card), ok = fits(now.allocated, card);
+    const own = keyOf(state.method), needed = device(own, now.allocated, card), ok = fits(own, now.allocated, card);
     by("batch").value = state.batch; by("seq").value = fromSeq(state.seq); by("rank").value = state.rank;
     by("method").value = state.method; by("checkpointing").value = keyOf(state.method).split("|")[1]; by("card").value = state.card;
     by("batch-value").textContent = state.batch; by("seq-value").textContent = state.seq.toLocaleString("en"); by("rank-value").textContent = state.rank;
     by("rank").disabled = data.trains[state.method] !== "adapter";
     const room = card.usable - needed, share = data.uncounted[keyOf(state.method)], close = ok && room < now.allocated * share;
-    const bare = ok ? "fits" : now.allocated * (1 - data.error) + card.context > card.usable ? "no" : "tight";
-    const word = bare !== "no" && data.missing.length > 0 ? "least" : bare;
+    const word = wordOf(own, now.allocated, card);
     by("verdict").className = "verdict " + (close || word === "least" ? "tight" : word);
     by("verdict").replaceChildren(node("span", { class: "pill" }, { fits: "fits ", tight: "tight on ", no: "does not fit ", least: "at least, on " }[word] + card.name), node("b", {}, gib(needed)),
       node("span", { class: "muted" }, "of " + gib(card.usable) + " usable, " + (room >= 0 ? gib(room) + " free" : gib(-room) + " short") +
@@ -158,14 +168,14 @@
 
   function drawMethods(card) {
     const found = data.methods.map((m) => [m, peak(keyOf(m), state.batch, state.seq, state.rank)]).filter((p) => p[1]);
-    const most = Math.max(card.usable, ...found.map((p) => device(p[1].allocated, card))) * 1.02;
+    const most = Math.max(card.usable, ...found.map((p) => device(keyOf(p[0]), p[1].allocated, card))) * 1.02;
     const width = Math.max(280, by("methods").clientWidth), tall = 62, scale = width / most, limit = card.usable * scale;
     const svg = node("svg", { viewBox: "0 0 " + width + " " + (found.length * tall + 26), role: "img", "aria-label": "Device memory of each method" });
     found.forEach(([name, p], i) => {
       let x = 0;
-      const y = i * tall, total = device(p.allocated, card), ok = fits(p.allocated, card), row = node("g", {});
+      const y = i * tall, total = device(keyOf(name), p.allocated, card), word = wordOf(keyOf(name), p.allocated, card), row = node("g", {});
       const words = node("text", { x: 0, y: y + 14, class: name === state.method ? "h" : "" }, name);
-      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: ok ? "good" : "bad" }, gib(total) + ", " + says(ok)));
+      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: { fits: "good", no: "bad" }[word] || "close" }, gib(total) + ", " + SAYS[word]));
       row.append(node("rect", { x: 0, y: y + 22, width, height: 20, rx: 4, fill: "var(--track)" }));
       p.components.forEach((size, c) => {
         row.append(node("rect", { x, y: y + 22, width: Math.max(0, size * scale), height: 20, fill: fill(data.components[c]) },
@@ -183,7 +193,7 @@
   }
 
   function longest(key, batch, card) {
-    const holds = (s) => fits(peak(key, batch, s, state.rank).allocated, card);
+    const holds = (s) => fits(key, peak(key, batch, s, state.rank).allocated, card);
     if (!holds(1)) return 0;
     let low = 1, high = data.longest + 1;
     while (high - low > 1) { const middle = (low + high) >> 1; if (holds(middle)) low = middle; else high = middle; }
@@ -204,12 +214,12 @@
       svg.append(node("text", { x: left - 8, y: y + 19, "text-anchor": "end", class: "m" }, b));
       let last = 0;
       SEQUENCES.forEach((s, j) => {
-        const allocated = peak(key, b, s, state.rank).allocated, size = device(allocated, card), ok = fits(allocated, card);
+        const allocated = peak(key, b, s, state.rank).allocated, size = device(key, allocated, card), ok = fits(key, allocated, card);
         if (ok) last = j + 1;
         const share = Math.min(1, size / card.usable);
         const rect = node("rect", { x: left + j * cell + 1, y: y + 1, width: cell - 2, height: tall - 2, rx: 3,
           fill: ok ? "color-mix(in srgb, var(--cool2) " + Math.round(100 * share) + "%, var(--cool))" : "var(--hot)", "data-fits": ok ? "1" : "0", "data-bytes": size,
-          "data-batch": b, "data-seq": s, ...(b === state.batch && s === state.seq ? { stroke: "var(--fg)", "stroke-width": 2 } : {}) }, node("title", {}, b + " x " + s + ": " + gib(size) + ", " + says(ok)));
+          "data-batch": b, "data-seq": s, ...(b === state.batch && s === state.seq ? { stroke: "var(--fg)", "stroke-width": 2 } : {}) }, node("title", {}, b + " x " + s + ": " + gib(size) + ", " + SAYS[wordOf(key, allocated, card)]));
         rect.addEventListener("click", () => { state.batch = b; state.seq = s; draw(); });
         svg.append(rect);
         svg.append(node("text", { x: left + j * cell + cell / 2, y: y + 20, "text-anchor": "middle", "pointer-events": "none" }, shortGib(size)));

@@ -10,14 +10,16 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from memplan.planner.answers.fit.frontier import Room
+from memplan.planner.answers.fit.frontier import Room, need
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.verdict import uncounted
-from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic
+from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic, whole_segments
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.symbolic.codegen import javascript
 from memplan.planner.inputs.setup import Setup
@@ -65,6 +67,39 @@ def structures(spec: ModelSpec, setup: Setup) -> list[ReportStructure]:
     return found
 
 
+SCALES = (0.25, 1, 4, 16)
+"""Sequence lengths, as shares of the setup's own, at which the page knows what the replay reserves."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedTable:
+    """What a structure reserves, tabulated: (allocated, reserved) bytes of its replays in order, `error` the
+    margin of its verdict. Between two of them the page goes along the line through both, as here.
+    """
+
+    points: tuple[tuple[int, int], ...]
+    error: float
+
+    def reserved(self, allocated: int) -> int:
+        """Reserved bytes where so many are allocated, in whole segments; the replay's own at its points."""
+        last = len(self.points) - 1
+        after = next((n for n, (size, _) in enumerate(self.points) if size >= allocated), last)
+        (left, low), (right, high) = self.points[max(0, after - 1)], self.points[min(last, max(1, after))]
+        slope = (high - low) / (right - left) if right > left else 1
+        return whole_segments(max(allocated, math.floor(low + (allocated - left) * slope + 0.5)))
+
+
+def reserved_table(spec: ModelSpec, setup: Setup, error: float) -> ReservedTable:
+    """The table of one structure at its own micro-batch and rank."""
+    longest = min(LONGEST, spec.max_positions or LONGEST)
+    lengths = {max(1, min(longest, round(scale * setup.sequence_length))) for scale in SCALES}
+    found = [need(spec, setup.with_(sequence_length=length), error) for length in sorted(lengths)]
+    points = sorted((one.allocated, one.reserved) for one in found)
+    rising = accumulate((reserved for _, reserved in points), max)  # more tokens never reserve less
+    table = dict(zip((allocated for allocated, _ in points), rising, strict=True))
+    return ReservedTable(tuple(table.items()), max(one.margin for one in found))
+
+
 def script(spec: ModelSpec, found: Iterable[ReportStructure]) -> str:
     """A JavaScript object: structure key -> {windows, guards: [{single, windows, names, counts, f}]}; `f`
     gives the components of each state of each moment, in COMPONENTS' order, for (B, S, R).
@@ -108,6 +143,7 @@ def data(
 ) -> dict[str, Any]:
     """Everything else that the page's script needs, as JSON types."""
     longest = min(LONGEST, spec.max_positions or LONGEST)
+    tables = {entry.key: reserved_table(spec, entry.setup, 0.0) for entry in found}
     return {
         "model": spec.name,
         "parameters": spec.parameters,
@@ -127,8 +163,8 @@ def data(
         },
         "longest": longest,
         "segment": SEGMENT,
-        "error": room.error,
-        "spread": room.spread,
+        "errors": {key: table.error for key, table in tables.items()},
+        "reserved": {key: table.points for key, table in tables.items()},
         "uncounted": {
             entry.key: 0 if room.error or prediction.survival else uncounted(entry.setup) for entry in found
         },
