@@ -307,7 +307,8 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
     require()
     from memplan.planner.answers.fit.traced import fit_by_trace as search
 
-    return search(model.name, model.config, setup, gpu, **options)
+    error = recorded_accuracy("trace").margin
+    return search(model.name, model.config, setup, gpu, error=error, **options)
 
 
 def _compiled(model: Model, setup: Setup) -> Prediction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +19,8 @@ for library in ("torch", "transformers", "peft"):
 import memplan  # noqa: E402
 from memplan import api  # noqa: E402
 from memplan.cli.main import run  # noqa: E402
-from memplan.planner.answers.verdict import judge  # noqa: E402
+from memplan.planner.answers.fit.traced import fit_by_trace  # noqa: E402
+from memplan.planner.answers.verdict import judge, margin_of  # noqa: E402
 from memplan.planner.compiled import store  # noqa: E402
 from memplan.planner.compiled.engine import Compiled  # noqa: E402
 from memplan.planner.compiled.nodes import Grid, NotPolynomialError, value  # noqa: E402
@@ -28,6 +30,8 @@ from memplan.planner.inputs.models import find  # noqa: E402
 from memplan.planner.inputs.setup import resolve  # noqa: E402
 from memplan.planner.tables.gpus import find_gpu  # noqa: E402
 from memplan.planner.trace.engine import recorded, trace  # noqa: E402
+from memplan.render.console import make_console, show  # noqa: E402
+from memplan.render.fit import fit_screen  # noqa: E402
 
 GLM = {
     "model_type": "glm4",
@@ -220,3 +224,30 @@ def test_fit_finds_the_sizes_at_which_the_verdict_turns() -> None:
 
     assert verdict(micro_batch=batch) == "fits" != verdict(micro_batch=batch + 1)
     assert verdict(sequence_length=longest) == "fits" != verdict(sequence_length=longest + 64)
+
+
+def test_the_screen_of_a_traced_fit_says_nothing_of_a_grid() -> None:
+    """Every limit as `--explain` shows it: what a trace does not search is not said to be empty."""
+    setup = resolve({"method": "lora", "sequence_length": 512, "gpu": "0.9GiB"})
+    found = api.fit_by_trace(find(GLM), setup, find_gpu("0.9GiB"), methods=())
+    stream = io.StringIO()
+    show(*fit_screen(found, None, [], None, [], explain=True), console=make_console(stream, 80))
+    words = " ".join(stream.getvalue().split())
+    assert "Choose lora: it needs 0.65 GiB" in words and found.asked.holds
+    assert "no method fits" not in words and "longest sequence by micro-batch" not in words
+    assert margin_of("trace", setup) < margin_of("formula", setup)
+    assert f"{margin_of('formula', setup):.1%}" not in words, "the replay's own error is the trace's"
+
+
+def test_limits_of_a_traced_fit_leave_the_recorded_error() -> None:
+    setup = resolve({"method": "lora", "sequence_length": 1024, "gpu": "0.9GiB"})
+    gpu = find_gpu("0.9GiB")
+    bare, wide = (fit_by_trace("glm", GLM, setup, gpu, methods=(), error=error).asked for error in (0.0, 0.2))
+    assert wide.largest_batch is not None and bare.largest_batch is not None
+    assert wide.largest_batch < bare.largest_batch
+
+    def needed(batch: int) -> int:
+        return trace(GLM, setup.replaced(micro_batch=batch)).peak.reserved_bytes
+
+    room = gpu.usable_bytes - gpu.context_bytes
+    assert needed(wide.largest_batch) * 1.2 <= room < needed(wide.largest_batch + 1) * 1.2

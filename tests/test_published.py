@@ -14,6 +14,7 @@ from memplan.cli.main import run
 from memplan.planner.inputs.models import find
 from memplan.planner.tables import reserved_errors
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.progress import listening
 from memplan.render.published import TITLE, shipped_section, tables
 from memplan.validate import published_outcomes, scored_runs
 from memplan.validate.evaluation_context import EvaluationContext
@@ -132,8 +133,10 @@ def test_an_update_goes_on_where_it_ended_and_asks_the_formula_anew(tmp_path):
         [SCORED[rows[0].id], scored_runs.ScoredRun(**{**fields(SCORED[rows[1].id]), "engines": stale})], path
     )
     told = []
-    found = update(path, rows, told.append)
-    assert [run.id for run in found] == [row.id for row in rows] == [text.split(": ")[1] for text in told]
+    with listening(told.append):
+        found = update(path, rows)
+    assert [run.id for run in found] == [row.id for row in rows]
+    assert [f"{n} of 2, {row.id}" for n, row in enumerate(rows, 1)] == [t for t in told if ": " not in t]
     assert list(found) == [SCORED[row.id] for row in rows] == list(scored_runs.read(path))
 
 

@@ -18,14 +18,13 @@ from memplan.planner.answers.fit.changes import COSTS, EXTRA, single_changes, wa
 from memplan.planner.answers.fit.decide import Candidate, Remedy, decide
 from memplan.planner.answers.fit.frontier import Room, Structure, boundary, need
 from memplan.planner.answers.fit.gpus import (
-    Job,
     choose_cards,
     fewest_cards,
     largest_model,
-    place_jobs,
     share_alike,
     to_share,
 )
+from memplan.planner.answers.fit.jobs import Job, place_jobs
 from memplan.planner.answers.fit.suggest import CHANGES, changed, under
 from memplan.planner.answers.search import METHODS_COMPARED, advise, fit
 from memplan.planner.answers.verdict import judge, margin_of
@@ -321,7 +320,8 @@ def test_jobs_get_the_cheapest_card_by_the_users_prices(llama):
     ]
     cards = [find_gpu(name) for name in ("t4", "rtx-4090", "h100-80gb")]
     found = place_jobs(jobs, cards, {"t4": 0.5, "rtx-4090": 0.3, "h100-80gb": 2.0})
-    assert found.jobs[0][2:] == ("t4", "rtx-4090") and found.jobs[1][2:] == ("h100-80gb", "h100-80gb")
+    cards = [(job.smallest, job.cheapest) for job in found.jobs]
+    assert cards == [("t4", "rtx-4090"), ("h100-80gb", "h100-80gb")]
     assert found.one_for_all == "h100-80gb"
 
 
@@ -334,7 +334,10 @@ def test_a_job_needs_the_device_bytes_that_plan_says_of_its_card(llama):
     )
     for cards, on in pairs:
         answer = place_jobs([job], [find_gpu(name) for name in cards], {})
-        assert answer.jobs[0][1] == plan(llama, resolve({"method": "qlora", "gpu": on})).peak.device_bytes
+        assert (
+            answer.jobs[0].device_bytes
+            == plan(llama, resolve({"method": "qlora", "gpu": on})).peak.device_bytes
+        )
     shown = run(str(DATA / "jobs_qlora.yaml"))
     assert (
         gib(plan(find("llama-7b").spec(), resolve({"method": "qlora", "gpu": "rtx-3070"})).peak.device_bytes)

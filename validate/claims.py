@@ -4,13 +4,14 @@ anywhere; all are computed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from memplan.planner import __version__
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.progress import telling
 from memplan.profiler.localized_message import LocalizedMessage
 from memplan.validate.checks import CHECKS
 from memplan.validate.chinese import in_language
@@ -203,15 +204,13 @@ def claim_text(part: Part, lang: str = "en") -> str:
 def check(
     file: ClaimsFile,
     context: EvaluationContext,
-    progress: Callable[[str], None] | None = None,
     kept: Kept | None = None,
 ) -> list[ClaimResult]:
-    """Every claim of a file, in its order; `progress` is told each claim's id before it is checked."""
+    """Every claim of a file, in its order; each is told as a part of the progress."""
     results = []
-    for claim in file.claims:
-        if progress is not None:
-            progress(claim.id)
-        results.append(check_claim(claim, context, kept))
+    for number, claim in enumerate(file.claims, 1):
+        with telling(f"{claim.id} ({number} of {len(file.claims)})"):
+            results.append(check_claim(claim, context, kept))
     return results
 
 

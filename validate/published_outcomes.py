@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from memplan.planner.answers.verdict import judge, margin_of, not_modelled, withhold
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.progress import telling
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.input_key import input_key
@@ -159,17 +160,15 @@ def to_document(outcome: Outcome, scores: Mapping[str, tuple[str, OutcomeScore]]
     }
 
 
-def update(
-    path: Path = SHIPPED, progress: Callable[[str], None] = lambda text: None
-) -> tuple[Mapping[str, Any], ...]:
+def update(path: Path = SHIPPED) -> tuple[Mapping[str, Any], ...]:
     """Judge every outcome that has a setup by both engines and write the file after each; a trace whose
     inputs are the same is taken over.
     """
     known = {line["id"]: line for line in read(path)}
     wanted = [outcome for outcome in outcomes() if outcome.setup is not None]
     for number, outcome in enumerate(wanted, start=1):
-        progress(f"{number} of {len(wanted)}: {outcome.id}")
-        known[outcome.id] = _line(outcome, known.get(outcome.id))
+        with telling(f"{number} of {len(wanted)}, {outcome.id}"):
+            known[outcome.id] = _line(outcome, known.get(outcome.id))
         write([known[each.id] for each in wanted if each.id in known], path)
     shipped.cache_clear()
     return tuple(known[outcome.id] for outcome in wanted)

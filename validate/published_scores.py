@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from memplan.planner.formula.sharding.strategies import refuse_tracing
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.progress import telling
 from memplan.planner.tables.tested_versions import installed_versions
 from memplan.validate.engines import Missing, by_trace
 from memplan.validate.evaluation_context import EvaluationContext
@@ -143,7 +144,6 @@ _DRY_RUN = {
 def update(
     path: Path = SHIPPED,
     runs: Sequence[PublishedRun] | None = None,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[ScoredRun, ...]:
     """Score every run that has a setup and write the file after each: an update that was cut off goes on
     where it ended.
@@ -151,8 +151,8 @@ def update(
     known = {run.id: run for run in read(path)}
     wanted = [run for run in (published_runs() if runs is None else runs) if run.setup is not None]
     for number, run in enumerate(wanted, start=1):
-        progress(f"{number} of {len(wanted)}: {run.id}")
-        known[run.id] = scored(run, EvaluationContext(), known.get(run.id))
+        with telling(f"{number} of {len(wanted)}, {run.id}"):
+            known[run.id] = scored(run, EvaluationContext(), known.get(run.id))
         write([known[run.id] for run in wanted if run.id in known], path)
     shipped.cache_clear()
     return tuple(known[run.id] for run in wanted)

@@ -23,12 +23,16 @@ def summary_line(found: Answer) -> Mapping[str, str]:
         card_en = (
             f"; smallest common GPU: {found.smallest_card}"
             if found.smallest_card
-            else "; no common GPU holds it"
+            else (
+                "; not all is counted, so no GPU is said to hold it"
+                if found.not_modelled
+                else "; no common GPU holds it"
+            )
         )
         card_zh = (
             f"；能放下的最小常见卡是 {found.smallest_card}"
             if found.smallest_card
-            else "；没有常见的单卡能放下"
+            else ("；并非全部计入，不能断言哪张卡放得下" if found.not_modelled else "；没有常见的单卡能放下")
         )
         return {
             "en": f"{method} on {model} needs {need}{each_en}{card_en}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from memplan.cli.progress import Progress
+
 MOST_READ = 4096
 """Characters read from standard input: more than a sentence may have, so that a longer one is refused."""
 
@@ -31,7 +33,8 @@ def command(sentence: tuple[str, ...], lang: str | None, explain: bool, as_json:
             text = sys.stdin.read(MOST_READ).strip()
         except UnicodeDecodeError:
             raise UsageError("ask: standard input is not text in UTF-8") from None
-    replies = ask(text, lang)
+    with Progress("ask", as_json):
+        replies = ask(text, lang)
     if as_json:
         from memplan.render.json import write
 

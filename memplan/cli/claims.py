@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from memplan.cli.progress import Progress
 from memplan.planner.tables.errors import unknown
-
-
-@contextmanager
-def counted(total: int) -> Iterator[Callable[[str], None] | None]:
-    """What tells on standard error which claim is being checked; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    done = 0
-
-    def tell(name: str) -> None:
-        nonlocal done
-        done += 1
-        sys.stderr.write(f"\r\x1b[Kchecking claim {name} ({done} of {total})")
-        sys.stderr.flush()
-
-    try:
-        yield tell
-    finally:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
 
 
 @click.command("claims", short_help="Check claims about training memory against computed evidence.")
@@ -83,10 +60,10 @@ def command(
         models=claims.models, records=recorded(Path(measurements) if measurements else None)
     )
     kept = open_kept(context, claims.models)
-    with counted(len(claims.claims)) as progress:
-        results = [] if conflicts and not as_json else check(claims, context, progress, kept)
-    kept.write()
-    clashes = [check_conflict(conflict, context) for conflict in claims.conflicts] if conflicts else None
+    with Progress("claims", as_json):
+        results = [] if conflicts and not as_json else check(claims, context, kept)
+        kept.write()
+        clashes = [check_conflict(conflict, context) for conflict in claims.conflicts] if conflicts else None
     if as_json:
         from memplan.render.json import write
 

@@ -12,6 +12,7 @@ import click
 from memplan import api
 from memplan.cli.completion import completes
 from memplan.cli.options import HELP, plan_options
+from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner import __version__
 from memplan.planner.inputs.models import Model
@@ -71,15 +72,16 @@ def command(
     def predict(setup: Setup) -> Prediction:
         return subject.bounded(api.predict(subject.model, setup, options["engine"]))
 
-    found = columns(
-        None if api.unknown_family(subject.model) else subject.model.spec(),
-        subject.setup,
-        predict,
-        dict.fromkeys((*names, *asked)),
-        gpu,
-        error,
-        largest_model,
-    )
+    with Progress("compare", as_json):
+        found = columns(
+            None if api.unknown_family(subject.model) else subject.model.spec(),
+            subject.setup,
+            predict,
+            dict.fromkeys((*names, *asked)),
+            gpu,
+            error,
+            largest_model,
+        )
     if all(column.prediction is None for column in found):
         raise UsageError(found[0].error or "no method could be predicted")
     if as_json:
@@ -128,22 +130,26 @@ def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool, st
     engine = engine or (
         "trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula"
     )
-    one, two = (
-        subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second)
-    )
-    known = {(id(first.model), first.setup.identity()): one, (id(second.model), second.setup.identity()): two}
+    with Progress("compare", as_json):
+        one, two = (
+            subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second)
+        )
+        known = {
+            (id(first.model), first.setup.identity()): one,
+            (id(second.model), second.setup.identity()): two,
+        }
 
-    def device_bytes(setup: Setup, model: Model = first.model) -> int:
-        key = (id(model), setup.identity())
-        if key not in known:
-            known[key] = api.predict(model, setup, engine)
-        return known[key].peak.device_bytes
+        def device_bytes(setup: Setup, model: Model = first.model) -> int:
+            key = (id(model), setup.identity())
+            if key not in known:
+                known[key] = api.predict(model, setup, engine)
+            return known[key].peak.device_bytes
 
-    target = second.setup
-    found = differences(first.setup, target, device_bytes)
-    model_bytes = 0
-    if first.model.config != second.model.config:
-        model_bytes = device_bytes(target, second.model) - device_bytes(target)
+        target = second.setup
+        found = differences(first.setup, target, device_bytes)
+        model_bytes = 0
+        if first.model.config != second.model.config:
+            model_bytes = device_bytes(target, second.model) - device_bytes(target)
     if as_json:
         from memplan.render.json import write
 

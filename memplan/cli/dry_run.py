@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from memplan.cli.options import HELP
 from memplan.cli.output import check_writable
+from memplan.cli.progress import Progress
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -88,16 +88,12 @@ def command(
         check_writable(snapshot)
     found = find_gpu(gpu) if gpu else None
     request = Rehearsal(words, found, gpus, python, seconds, steps, random_weights, snapshot)
-    progress = Progress()
     try:
-        with ends_like_ctrl_c():
-            done = rehearse(request, progress)
+        with ends_like_ctrl_c(), Progress("dry run", as_json) as progress:
+            done = rehearse(request, lambda text: progress(text or "starting"))
     except ProgramFailed as failed:
-        progress.clear()
         print(failed.output, file=sys.stderr)
         raise
-    finally:
-        progress.clear()
     if as_json:
         from memplan.render.json import write
 
@@ -117,22 +113,3 @@ def parse_time(text: str) -> float:
     if not 0 < seconds <= 7 * 24 * 3600:
         raise UsageError(f"--timeout {shorten(text)}: expected a time such as 90s, 10m or 1h")
     return seconds
-
-
-class Progress:
-    """One line on a terminal that says what the program is doing; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._written = False
-
-    def __call__(self, text: str) -> None:
-        if self._shown:
-            self._written = True
-            print(f"\r\x1b[Kdry run: {shorten(text or 'starting', 60)}", end="", file=sys.stderr, flush=True)
-
-    def clear(self, *_: Any) -> None:
-        """Take the line away."""
-        if self._written:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._written = False

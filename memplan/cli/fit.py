@@ -16,6 +16,7 @@ from memplan.cli.completion import completes
 from memplan.cli.jobs import answer_jobs, jobs_document
 from memplan.cli.options import HELP, plan_options
 from memplan.cli.output import check_writable, write_file
+from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.verdict import not_counted
@@ -103,7 +104,8 @@ def command(
         raise UsageError(
             "fit needs a GPU: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
         )
-    found = search(subject, prefer, tasks, serve, options["engine"])
+    with Progress("fit", as_json):
+        found = search(subject, prefer, tasks, serve, options["engine"])
     text = None if emit is None else _emit(subject, found, emit)
     if text is not None and output is not None:
         write_file(output, text)
@@ -179,16 +181,18 @@ def _show(
 ) -> int:
     from memplan.planner.answers.fit.gpus import largest_model
 
-    shared, alike = _shared(subject, found)
-    largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
-    confirmed = _confirm(subject, found) if options.get("engine") == "trace" else []
-    warnings = _warnings(subject, found)
+    with Progress("fit", as_json):
+        shared, alike = _shared(subject, found)
+        largest = largest_model(subject.setup, found.gpu, found.error) if want_largest else None
+        confirmed = _confirm(subject, found) if options.get("engine") == "trace" else []
+        warnings = _warnings(subject, found)
     if as_json:
         from memplan.render.json import write
 
         alone = 1 if found.asked.holds else None
+        fewest = shared.count if shared is not None else alone
         extra = {
-            "fewest_cards": shared.count if shared is not None else alone,
+            "fewest_cards": None if found.not_modelled else fewest,
             "shared": [each.to_document() for each in alike or filter(None, (shared,))],
             "largest_model": {"name": largest[0], "parameters": largest[1]} if largest else None,
             "confirmed": [

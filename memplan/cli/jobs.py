@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from memplan import api
+from memplan.planner.answers.verdict import not_counted
 from memplan.planner.tables.errors import MemplanError, UsageError, shorten
 from memplan.planner.tables.gpus import find_gpu
 
@@ -27,7 +29,7 @@ def jobs_document(model: str) -> dict[str, Any] | None:
 def answer_jobs(document: dict[str, Any], as_json: bool) -> int:
     """Print the cheapest GPU for each job and for all of them; 1 where one fits no GPU. Raises UsageError."""
     from memplan.planner import __version__
-    from memplan.planner.answers.fit.gpus import Job, place_jobs
+    from memplan.planner.answers.fit.jobs import Job, place_jobs
     from memplan.planner.tables.gpus import common_gpus
 
     prices = _prices(document.get("prices"))
@@ -60,10 +62,16 @@ def answer_jobs(document: dict[str, Any], as_json: bool) -> int:
         write({"schema": "memplan.fit/1", "memplan_version": __version__, **answer.to_document()})
     else:
         from memplan.render.console import show
-        from memplan.render.fit import jobs_screen
+        from memplan.render.jobs import jobs_screen
 
         show(*jobs_screen(answer))
-    return 0 if all(smallest is not None for _, _, smallest, _ in answer.jobs) else EXIT_NOTHING_FITS
+    for job in answer.jobs:
+        if job.not_modelled:
+            print(
+                f"memplan: no verdict on {shorten(job.name)}: {not_counted(job.not_modelled)}",
+                file=sys.stderr,
+            )
+    return 0 if all(job.smallest or job.at_least for job in answer.jobs) else EXIT_NOTHING_FITS
 
 
 def _prices(value: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ import click
 from memplan import api
 from memplan.cli.completion import completes
 from memplan.cli.options import plan_options
+from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
 from memplan.planner.answers.verdict import margin, what_it_takes
@@ -71,7 +72,8 @@ def answer(subject: Subject, options: Mapping[str, Any], as_json: bool) -> int:
     `explain` and `assumptions` as well.
     """
     found, setup = subject.model, subject.setup
-    prediction = subject.annotate(api.predict(found, setup, options["engine"]))
+    with Progress("plan", as_json):
+        prediction = subject.annotate(api.predict(found, setup, options["engine"]))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     costs = cost_of(found, prediction, gpu, options)
     if as_json:

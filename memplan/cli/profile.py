@@ -6,17 +6,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from memplan.cli.completion import completes
 from memplan.cli.options import DRY, PYTHON, check_python, dry_options, plan_options
+from memplan.cli.progress import Progress
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.progress import tell
 from memplan.planner.tables.units import parse_size
+
+if TYPE_CHECKING:
+    from memplan.profiler.campaign import Progress as CampaignProgress
 
 DEADLINE = 1800.0
 EXIT_OUT_OF_MEMORY = 1
@@ -77,7 +83,8 @@ def command(
     if audit:
         return _audit(subject, as_json)
     where = DRY if dry else subject.setup.device
-    measurement = measure(subject, steps, parse_size(cap) if cap else None, snapshot, where, python)
+    with Progress("profile", as_json):
+        measurement = measure(subject, steps, parse_size(cap) if cap else None, snapshot, where, python)
     saved = _save(measurement) if save else None
     if as_json:
         from memplan.render.json import write
@@ -126,11 +133,24 @@ def measure(
         str(snapshot.resolve()) if snapshot else None,
     )
     with ends_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="memplan-") as folder:
-        cases = CaseList("profile", where, (case,))
-        summary = run(cases, Path(folder), **dry_options(cases, python))
+        cases, began = CaseList("profile", where, (case,)), time.monotonic()
+
+        def listen(progress: CampaignProgress) -> None:
+            tell(doing(progress, time.monotonic() - began))
+
+        summary = run(cases, Path(folder), listen=listen, **dry_options(cases, python))
         if not summary.records:
             raise KeyboardInterrupt
         return load(summary.records[0])
+
+
+def doing(progress: CampaignProgress, seconds: float) -> str:
+    """Which case is being predicted or measured, and for how long in all."""
+    if progress.measuring:
+        return f"measuring {progress.measuring}, {seconds:.0f} s"
+    if progress.predicting:
+        return f"predicting {', '.join(progress.predicting)}, {seconds:.0f} s"
+    return f"{seconds:.0f} s"
 
 
 def _check_snapshot(path: Path, device: str) -> None:
@@ -159,7 +179,8 @@ def _audit(subject: Subject, as_json: bool) -> int:
         "setup": subject.setup.to_document(),
         "name": subject.model.name,
     }
-    with ends_like_ctrl_c(), Isolation() as isolation:
+    with ends_like_ctrl_c(), Progress("profile", as_json), Isolation() as isolation:
+        tell("running every traced op on real tensors")
         report = isolation.run("memplan.profiler.ops:audit", arguments, deadline=DEADLINE)
     if report.outcome != "ok":
         raise UsageError(f"the op audit failed: {report.message}")

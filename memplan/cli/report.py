@@ -13,6 +13,7 @@ from memplan.cli.completion import completes
 from memplan.cli.options import HELP, setup_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.plan import exit_code
+from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
@@ -65,10 +66,12 @@ def command(
     for path in (path for path in (output, png, svg) if path is not None):
         check_writable(path)
     named = subject.setup.gpu is not None
-    subject, gpu = on_a_card(subject)
-    prediction = _predict(subject, options["engine"])
-    if output is not None:
-        write_file(output, _page(subject, prediction, gpu, measurement))
+    with Progress("report"):
+        subject, gpu = on_a_card(subject)
+        prediction = _predict(subject, options["engine"])
+        text = None if output is None else _page(subject, prediction, gpu, measurement)
+    if output is not None and text is not None:
+        write_file(output, text)
         click.echo(f"wrote {shorten(str(output))}", err=True)
     if png is not None or svg is not None:
         from memplan.render.pictures import draw
@@ -105,7 +108,8 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
         return subject, find_gpu(subject.setup.gpu)
     from memplan.planner.answers.fit.gpus import cannot_run, choose_cards
 
-    chosen = choose_cards(subject.model.spec(), subject.setup).smallest
+    cards = choose_cards(subject.model.spec(), subject.setup, missing=subject.not_modelled)
+    chosen = cards.smallest or cards.at_least
     spec, setup = subject.model.spec(), subject.setup
     able = [gpu for gpu in common_gpus() if cannot_run(spec, setup, gpu) is None]
     gpu = find_gpu(chosen) if chosen else (able or common_gpus())[-1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from memplan.cli.progress import Progress
 from memplan.planner import __version__
 from memplan.planner.tables.errors import ToleranceError, UsageError
 
@@ -170,18 +170,13 @@ def _score_published() -> None:
     page = Path("docs") / "accuracy.md"
     if not page.is_file():
         raise UsageError("--update writes to docs/ in a checkout: run it from the repository root")
-    runs = published_scores.update(progress=_told)
-    rows = published_evidence.reserved_rows(runs)
-    write_file(reserved_errors.SHIPPED, reserved_errors.document(rows))
-    reserved_errors.reserved_errors.cache_clear()
-    published_outcomes.update(progress=_told)
+    with Progress("validate"):
+        runs = published_scores.update()
+        rows = published_evidence.reserved_rows(runs)
+        write_file(reserved_errors.SHIPPED, reserved_errors.document(rows))
+        reserved_errors.reserved_errors.cache_clear()
+        published_outcomes.update()
     write_file(page, with_section(page.read_text(encoding="utf-8")))
-
-
-def _told(text: str) -> None:
-    """Where an update is, on a terminal alone: a pipe gets the result."""
-    if sys.stderr.isatty():
-        click.echo(text, err=True)
 
 
 def _update(validation: Validation, measurements: list[Measurement]) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from memplan.planner.answers.fit.changes import Effect
 from memplan.planner.answers.fit.command import command_line
 from memplan.planner.answers.fit.frontier import BATCHES
-from memplan.planner.answers.fit.gpus import CardChoice, JobsAnswer, Shared
+from memplan.planner.answers.fit.gpus import CardChoice, Shared
 from memplan.planner.answers.search import Fit
 from memplan.planner.answers.verdict import margin_of, not_counted, uncounted
 from memplan.planner.prediction import Prediction
@@ -85,7 +85,7 @@ def _because(fit: Fit) -> str:
     """The reason that says what the chosen method needs, without its name."""
     named = f"{fit.decision.method} "
     reason = next((r for r in fit.decision.reasons if r.startswith(named + "fits")), fit.decision.reasons[0])
-    return reason.removeprefix(named)
+    return reason.removeprefix(named).removeprefix("fits: ")
 
 
 def _saves(fit: Fit, room: int) -> str:
@@ -103,16 +103,22 @@ def _saves(fit: Fit, room: int) -> str:
 
 def _gpus(fit: Fit, shared: Shared | None) -> Iterator[str]:
     """The smallest GPU, alone or shared, for what was asked and for what is recommended."""
-    if fit.chosen_cards is not None and fit.chosen_cards.smallest is not None:
-        yield f"smallest for this choice: {fit.chosen_cards.smallest}"
-    smallest = fit.cards.smallest
+    if fit.chosen_cards is not None and (name := _card(fit.chosen_cards)):
+        yield f"smallest for this choice: {name}"
+    name = _card(fit.cards)
     yield (
-        f"for {fit.setup.method} as asked: {smallest}"
-        if smallest
-        else (f"no single common GPU holds {fit.setup.method} as asked")
+        f"for {fit.setup.method} as asked: {name}"
+        if name
+        else f"no single common GPU holds {fit.setup.method} as asked"
     )
     if shared is not None and (shared.count or 0) > 1:
-        yield f"or {shared.count} × {fit.gpu.name} ({shared.parallel})"
+        bound = "at least " if fit.not_modelled else ""
+        yield f"or {bound}{shared.count} × {fit.gpu.name} ({shared.parallel})"
+
+
+def _card(cards: CardChoice) -> str | None:
+    """The smallest GPU in words; None where no single common GPU holds the setup."""
+    return cards.smallest or (f"at least {cards.at_least}" if cards.at_least else None)
 
 
 def _next(fit: Fit) -> str:
@@ -122,7 +128,8 @@ def _next(fit: Fit) -> str:
 
 def _explained(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> Iterator[RenderableType]:
     """Every boundary, every single change, the changes in order, the decision's reasons, the GPUs."""
-    yield from (frontier_table(fit), Text())
+    if fit.engine == "formula":  # a trace has no grid
+        yield from (frontier_table(fit), Text())
     if fit.changes:
         yield changes_table(f"single changes to {fit.setup.method}", fit.changes[:MOST_CHANGES])
     if fit.waterfall:
@@ -249,7 +256,7 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> list
     if shared is not None and (shared.count or 0) > 1:
         how = " and ".join([shared.parallel, *(f"{name}={value}" for name, value in shared.needs.items())])
         needed = f"{shared.count} x {fit.gpu.name} with {how}, {gib(shared.device_bytes)} each"
-        lines.append(Text(f"minimum: {needed}"))
+        lines.append(Text(f"minimum: {'at least ' if fit.not_modelled else ''}{needed}"))
         rest = [each for each in alike if each.parallel != shared.parallel]
         others = ", ".join(
             f"{each.parallel} {gib(each.device_bytes)}{'' if each.fits else ' (no)'}" for each in rest
@@ -275,13 +282,14 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> list
         )
     if fit.error:
         lines.append(
-            Text(f"limits leave room for the formula's worst recorded error, {fit.error:.1%}", style="dim")
+            Text(
+                f"limits leave room for the {fit.engine}'s worst recorded error, {fit.error:.1%}", style="dim"
+            )
         )
     elif fit.setup.parallel == "none":
-        text = (
-            "limits leave what the allocator needs beside the tensors, and "
-            f"{margin_of('formula', fit.setup):.1%} for the replay's own error"
-        )
+        room = margin_of(fit.engine, fit.setup)
+        own = f", and {room:.1%} for the replay's own error" if room else ""
+        text = f"limits leave what the allocator needs beside the tensors{own}"
         lines.append(Text(text, style="dim"))
     elif share := uncounted(fit.setup):
         text = f"boundaries leave no room for fragmentation, {share:.0%} or less in 19 of 20 traced setups"
@@ -291,16 +299,18 @@ def card_lines(fit: Fit, shared: Shared | None, alike: Sequence[Shared]) -> list
 
 def largest_model_line(fit: Fit, largest: tuple[str, int]) -> Text:
     """The largest model that the method as asked holds on the GPU."""
+    bound = "at most " if fit.not_modelled else ""
     return Text(
-        f"largest model in the catalog for {fit.setup.method} on {fit.gpu.name}: {largest[0]} "
+        f"largest model in the catalog for {fit.setup.method} on {fit.gpu.name}: {bound}{largest[0]} "
         f"({count(largest[1])} parameters)"
     )
 
 
 def _smallest(what: str, cards: CardChoice) -> str:
-    if cards.smallest is None or cards.smallest_bytes is None:
+    name = _card(cards)
+    if name is None or cards.smallest_bytes is None:
         return f"no single common GPU holds {what}"
-    return f"smallest common GPU for {what}: {cards.smallest} ({gib(cards.smallest_bytes)} needed)"
+    return f"smallest common GPU for {what}: {name} ({gib(cards.smallest_bytes)} needed)"
 
 
 def confirmed_line(what: str, prediction: Prediction) -> Text:
@@ -316,26 +326,6 @@ def confirmed_line(what: str, prediction: Prediction) -> Text:
     if prediction.smallest_capacity_bytes is not None:
         text += f"; smallest sufficient capacity: {gib(prediction.smallest_capacity_bytes)}"
     return Text(text)
-
-
-def jobs_screen(answer: JobsAnswer) -> list[RenderableType]:
-    """One row per job, then the one GPU that is cheapest for all of them."""
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for name, justify in (
-        ("job", "left"),
-        ("needs", "right"),
-        ("smallest GPU", "left"),
-        ("cheapest GPU", "left"),
-        ("price", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name, size, smallest, cheapest in answer.jobs:
-        price = answer.prices.get(cheapest) if cheapest else None
-        table.add_row(
-            name, gib(size), smallest or "none", cheapest or "-", "-" if price is None else f"{price:g}"
-        )
-    one = answer.one_for_all or "no single GPU"
-    return [table, Text(), Text(f"one GPU for every job: {one}")]
 
 
 def _number(value: int | None) -> str:

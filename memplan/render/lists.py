@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.tables.units import gib
-from memplan.render.text import count
+from memplan.render.text import count, short_gib
 
 Column = tuple[str, Literal["left", "right"], Callable[[dict[str, Any]], str]]
 
@@ -22,8 +22,13 @@ def _rate(value: float | None) -> str:
 def _known(gpu: dict[str, Any]) -> str:
     """How its usable bytes are known, in one word."""
     derived = {"not measured": "derived", "a budget": "budget"}
-    word = next((word for start, word in derived.items() if gpu["source"].startswith(start)), "reported")
-    return word if gpu["verified"] else f"{word}, unverified"
+    return next((word for start, word in derived.items() if gpu["source"].startswith(start)), "reported")
+
+
+def _unverified(gpus: list[dict[str, Any]]) -> str:
+    """The GPUs whose kernels are not modeled, on one line: their names and what is usable."""
+    names = ", ".join(f"{gpu['name']} {short_gib(gpu['usable_bytes'])}" for gpu in gpus)
+    return f"AMD and Apple: kernels not modeled, so answers say at least: {names}"
 
 
 def _recipe(row: dict[str, Any]) -> str:
@@ -78,18 +83,21 @@ FOOT = {
     "gpus": (
         "usable: memory available to one process, CUDA context included. reported: from "
         "PyTorch's out-of-memory messages; derived: a low estimate from the nominal size; "
-        "budget: memory shared with the system. TFLOPS: dense 16-bit, vendor's figure. "
-        "unverified: this vendor's kernels are not modeled."
+        "budget: memory shared with the system. TFLOPS: dense 16-bit, vendor's figure."
     ),
     "models": "Any Hugging Face id, folder or config.json works too.",
 }
 
 
 def listing(what: str, rows: list[dict[str, Any]]) -> list[RenderableType]:
-    """One table of `memplan list`, with a line under it where it needs one."""
+    """One table of `memplan list`, with a line under it where it needs one; GPUs that have no verdict are one
+    line, the last.
+    """
+    rest = [row for row in rows if not row.get("verified", True)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for index, (title, justify, _) in enumerate(COLUMNS[what]):
         table.add_column(title, justify=justify, no_wrap=index == 0, overflow="fold")
-    for row in rows:
+    for row in (row for row in rows if row not in rest):
         table.add_row(*(text(row) for _, _, text in COLUMNS[what]))
-    return [table, *([Text(FOOT[what], style="dim")] if what in FOOT else [])]
+    foot = [Text(FOOT[what], style="dim")] if what in FOOT else []
+    return [table, *foot, *([Text(_unverified(rest))] if rest else [])]

@@ -19,6 +19,7 @@ from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.progress import telling
 
 SCHEMA = "memplan.compare/1"
 METHODS_COMPARED = ("full", "lora", "adalora", "qlora")
@@ -115,7 +116,8 @@ def columns(
     for name in methods:
         try:
             this = under(setup, name)
-            prediction = predict(this)
+            with telling(name):
+                prediction = predict(this)
             cost = step_cost(spec, this) if spec is not None else None
         except UsageError as problem:
             found.append(Column(name, None, error=str(problem)))

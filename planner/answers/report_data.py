@@ -29,6 +29,7 @@ from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.progress import tell
 
 METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
 LONGEST = 131072
@@ -55,6 +56,7 @@ def structures(spec: ModelSpec, setup: Setup) -> list[ReportStructure]:
     for method in dict.fromkeys((setup.method, *METHODS_SHOWN)):
         for word in dict.fromkeys((setup.checkpointing, "none", checkpointed)):
             own = method == setup.method and word == setup.checkpointing
+            tell(f"the step of {method}, checkpointing {word}")
             try:
                 this = setup if own else changed(setup, {"method": method, "checkpointing": word})
                 symbolic(spec, this)
@@ -102,7 +104,10 @@ def script(spec: ModelSpec, found: Iterable[ReportStructure]) -> str:
     """A JavaScript object: structure key -> {windows, guards: [{single, windows, names, counts, f}]}; `f`
     gives the components of each state of each moment, in COMPONENTS' order, for (B, S, R).
     """
-    parts = [f"{json.dumps(entry.key)}: {_structure(symbolic(spec, entry.setup))}" for entry in found]
+    parts = []
+    for entry in found:
+        tell(f"expressions of {entry.method}, checkpointing {entry.checkpointing}")
+        parts.append(f"{json.dumps(entry.key)}: {_structure(symbolic(spec, entry.setup))}")
     return "({" + ",\n".join(parts) + "})"
 
 

@@ -24,6 +24,7 @@ from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.progress import tell
 from memplan.planner.tables.units import gib
 
 SCHEMA = "memplan.fit/1"
@@ -159,7 +160,10 @@ def fit(
     missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
     trains = METHODS[setup.method].trains != "nothing"
     names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
-    found = tuple(method_fit(spec, setup, name, room, missing=missing) for name in names)
+    found = []
+    for name in names:
+        tell(name)
+        found.append(method_fit(spec, setup, name, room, missing=missing))
     asked = next(entry for entry in found if entry.method == setup.method)
     if asked.error is not None:
         raise UsageError(asked.error)
@@ -177,12 +181,12 @@ def fit(
         model=spec.name,
         gpu=gpu,
         setup=setup,
-        methods=found,
+        methods=tuple(found),
         changes=tuple(single_changes(spec, setup, room)),
         waterfall=() if asked.holds else tuple(waterfall(spec, setup, room)),
         decision=decision,
-        cards=choose_cards(spec, setup, error),
-        chosen_cards=_cards_of(spec, decision, able, setup, error),
+        cards=choose_cards(spec, setup, error, missing=not_modelled),
+        chosen_cards=_cards_of(spec, decision, able, setup, error, not_modelled),
         error=error,
         chosen=_chosen(spec, decision, able, room, missing),
         not_modelled=missing,
@@ -216,7 +220,12 @@ def held(asked: MethodFit) -> Decision:
 
 
 def _cards_of(
-    spec: ModelSpec, decision: Decision, able: list[MethodFit], setup: Setup, error: float
+    spec: ModelSpec,
+    decision: Decision,
+    able: list[MethodFit],
+    setup: Setup,
+    error: float,
+    missing: Sequence[str],
 ) -> CardChoice | None:
     """The smallest GPU for the method chosen, with the changes that it needs, where that is not what was
     asked for.
@@ -224,7 +233,7 @@ def _cards_of(
     chosen = next((entry.setup for entry in able if entry.method == decision.method), None)
     if chosen is None or (chosen is setup and not decision.fields):
         return None
-    return choose_cards(spec, changed(chosen, decision.fields), error)
+    return choose_cards(spec, changed(chosen, decision.fields), error, missing=missing)
 
 
 def _remedy(spec: ModelSpec, entry: MethodFit, room: Room) -> Remedy | None:

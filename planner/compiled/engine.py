@@ -6,7 +6,7 @@ regime is made where many sizes are asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.compiled import store
@@ -15,19 +15,16 @@ from memplan.planner.compiled.program import DifferentStructureError, Program, c
 from memplan.planner.compiled.regime import Regime, regimes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
+from memplan.planner.tables.progress import Listener, tell, telling
 from memplan.planner.trace.engine import predicted, recorded
 from memplan.planner.trace.events.log import Log
 from memplan.planner.trace.events.record import Facts
-
-Progress = Callable[[str], None]
 
 
 class Compiled:
     """One model and structure; `at` answers for its sizes, by traces of its own as they are needed."""
 
-    def __init__(
-        self, config: Mapping[str, Any], setup: Setup, progress: Progress = lambda text: None
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], setup: Setup, progress: Listener = tell) -> None:
         from memplan.planner.trace.device.target import target_of
 
         self.config, self.setup, self.progress = config, setup, progress
@@ -94,5 +91,6 @@ class Compiled:
         if point not in self._logs:
             self.progress(f"tracing micro-batch {point[0]}, sequence length {point[1]:,}")
             setup = self.setup.replaced(micro_batch=point[0], sequence_length=point[1])
-            self._logs[point] = recorded(self.config, setup)
+            with telling(f"{point[0]} x {point[1]:,} tokens"):
+                self._logs[point] = recorded(self.config, setup)
         return self._logs[point]

@@ -17,6 +17,7 @@ from memplan.planner.prediction import ModelSummary, Prediction
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.progress import tell
 
 if TYPE_CHECKING:
     from memplan.planner.trace.events.log import Log
@@ -46,6 +47,7 @@ def traced(
 def recorded(config: Mapping[str, Any], setup: Setup, *, full: bool = False) -> tuple[Log, Facts]:
     """The events of two training steps, and the model's counts."""
     require()
+    tell("loading torch and transformers")
     from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.events.record import record
 
@@ -76,12 +78,14 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
     from memplan.planner.trace.kernels import Kernels, UnknownBytes
 
     target, spec = target_of(setup), _spec(config)
+    tell(f"replaying {len(log.events):,} events of the allocator")
     timeline = Timeline(log, setup, target)
     moments, peak, step_peak = timeline.moments()
     band = bands(log, setup, timeline.replay) if target.device == "cuda" else None
     share, unknown = UnknownBytes(Kernels(target)).share(
         (s.op, s.nbytes) for s in alive_after(log, timeline.replay.peaks().index)
     )
+    tell("looking for the smallest capacity that survives")
     smallest = timeline.smallest_capacity()
     usable = find_gpu(setup.gpu).usable_bytes if setup.gpu else None
     expandable = (

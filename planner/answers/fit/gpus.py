@@ -1,16 +1,14 @@
-"""Which GPU: the smallest that holds a setup, how many share it, the largest model that one holds, and the
-cheapest for several jobs.
-"""
+"""Which GPU: the smallest that holds a setup, how many share it, and the largest model that one holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need, peak_of
 from memplan.planner.answers.fit.suggest import CHOSEN, changed
-from memplan.planner.answers.verdict import Need
+from memplan.planner.answers.verdict import Need, uncounted_of, withheld
 from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.sharding.strategies import compute_dtype
@@ -28,24 +26,45 @@ STRATEGIES = ("fsdp", "zero3", "zero2", "zero1", "ddp")
 
 @dataclass(frozen=True, slots=True)
 class CardChoice:
-    """The smallest common GPU that holds the setup alone, and what each GPU would need. None where no
-    single common GPU does.
+    """The smallest common GPU that holds the setup alone, and what it would need there. None where no
+    single common GPU does, or something is not counted: no GPU smaller than `at_least` then does.
     """
 
     smallest: str | None
     smallest_bytes: int | None
     holding: tuple[str, ...]
+    at_least: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The choice of a GPU as the JSON of `fit` has it."""
-        return {"smallest": self.smallest, "device_bytes": self.smallest_bytes, "holding": list(self.holding)}
+        return {
+            "smallest": self.smallest,
+            "at_least": self.at_least,
+            "device_bytes": self.smallest_bytes,
+            "holding": list(self.holding),
+        }
+
+
+def choice(holding: Sequence[Gpu], need: Need, setup: Setup, missing: Sequence[str] = ()) -> CardChoice:
+    """The choice of those GPUs, smallest first, on which all that is counted fits; `missing` is not."""
+    if not holding:
+        return CardChoice(None, None, ())
+    first, size = holding[0].name, need.device_bytes(holding[0])
+    sure = [g.name for g in holding if withheld("fits", (*missing, *uncounted_of(setup, g))) == "fits"]
+    if first not in sure:
+        return CardChoice(None, size, (), at_least=first)
+    return CardChoice(first, size, tuple(sure))
 
 
 def choose_cards(
-    spec: ModelSpec, setup: Setup, error: float = 0.0, cards: Iterable[Gpu] | None = None
+    spec: ModelSpec,
+    setup: Setup,
+    error: float = 0.0,
+    cards: Iterable[Gpu] | None = None,
+    missing: Sequence[str] = (),
 ) -> CardChoice:
     """The smallest GPU that holds `setup`, judged with its own kernels; `holding` are the larger ones,
-    judged with the same.
+    judged with the same. `missing` is what else the run needs and nothing counts.
     """
     ordered = sorted(cards if cards is not None else common_gpus(), key=lambda gpu: gpu.usable_bytes)
     stays = _stays(spec, setup)
@@ -63,12 +82,12 @@ def choose_cards(
                 continue
             needs[kernels] = need(spec, own, error)
         if needs[kernels].fits(gpu):
-            larger = tuple(
-                card.name
+            larger = [
+                card
                 for card in ordered[start:]
                 if needs[kernels].fits(card) and cannot_run(spec, setup, card) is None
-            )
-            return CardChoice(gpu.name, needs[kernels].device_bytes(gpu), larger)
+            ]
+            return choice(larger, needs[kernels], setup, missing)
     return CardChoice(None, None, ())
 
 
@@ -239,87 +258,3 @@ def largest_model(setup: Setup, gpu: Gpu, error: float = 0.0) -> tuple[str, int]
         except UsageError:
             continue
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One run that needs a GPU."""
-
-    name: str
-    spec: ModelSpec
-    setup: Setup
-
-
-@dataclass(frozen=True, slots=True)
-class JobsAnswer:
-    """Which GPU each job needs at least, the cheapest GPU for it, and the cheapest one GPU for all of
-    them, by the prices given.
-    """
-
-    jobs: tuple[
-        tuple[str, int, str | None, str | None], ...
-    ]  # name, device bytes on the smallest card, that card, cheapest card
-    one_for_all: str | None
-    prices: Mapping[str, float]
-
-    def to_document(self) -> dict[str, Any]:
-        """The JSON of `fit` for a file of jobs."""
-        jobs = [
-            {
-                "name": name,
-                "device_bytes": size,
-                "smallest": smallest,
-                "cheapest": cheapest,
-                "price": self.prices.get(cheapest) if cheapest else None,
-            }
-            for name, size, smallest, cheapest in self.jobs
-        ]
-        return {"jobs": jobs, "one_for_all": self.one_for_all, "prices": dict(self.prices)}
-
-
-def place_jobs(
-    jobs: Iterable[Job], cards: Iterable[Gpu], prices: Mapping[str, float], error: float = 0.0
-) -> JobsAnswer:
-    """Where to run several jobs. GPUs without a price are considered only where no GPU has one."""
-    pool = [gpu for gpu in cards if not prices or gpu.name in prices]
-    rows: list[tuple[str, int, str | None, str | None]] = []
-    common: set[str] | None = None
-    for job in jobs:
-        holding = {}
-        sizes = {}
-        refused: list[str] = []
-        for gpu in pool:
-            if (why := cannot_run(job.spec, job.setup, gpu)) is not None:
-                refused.append(f"{gpu.name}: {why}")
-                continue
-            own = job.setup.with_(gpu=gpu.name) if gpu.capability is not None else job.setup
-            needed = need(job.spec, own, error)
-            sizes[gpu.name] = needed.device_bytes(gpu)
-            if needed.fits(gpu):
-                holding[gpu.name] = gpu
-        if not sizes:
-            raise UsageError(f"job {job.name}: no GPU asked about can run it: {'; '.join(refused)}")
-        ranked = sorted(holding.values(), key=lambda gpu: gpu.usable_bytes)
-        able = [gpu for gpu in pool if gpu.name in sizes]
-        on = (
-            ranked[0] if ranked else max(able, key=lambda gpu: gpu.usable_bytes)
-        )  # no card holds it: what it would need on the largest
-        size = sizes[on.name]
-        cheapest = (
-            min(
-                holding,
-                key=lambda name: (prices.get(name, float("inf")), holding[name].usable_bytes),
-                default=None,
-            )
-            if prices
-            else None
-        )
-        rows.append((job.name, size, ranked[0].name if ranked else None, cheapest))
-        common = set(holding) if common is None else common & set(holding)
-    by_name = {gpu.name: gpu for gpu in pool}
-    one = min(
-        common or (),
-        key=lambda name: (prices.get(name, float("inf")) if prices else 0, by_name[name].usable_bytes),
-        default=None,
-    )
-    return JobsAnswer(tuple(rows), one, prices)

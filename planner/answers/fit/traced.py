@@ -7,17 +7,17 @@ and other GPU counts are the formula's alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from memplan.planner.allocator.replay import replay
 from memplan.planner.answers.fit.decide import Candidate, decide
 from memplan.planner.answers.fit.frontier import MOST_BATCH, boundary
-from memplan.planner.answers.fit.gpus import CardChoice, older
+from memplan.planner.answers.fit.gpus import CardChoice, choice, older
 from memplan.planner.answers.fit.suggest import under
 from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, bounded, held
-from memplan.planner.answers.verdict import MARGIN, Need, need_of, uncounted_of, withheld
-from memplan.planner.compiled.engine import Compiled, Progress
+from memplan.planner.answers.verdict import Need, margin_of, need_of, uncounted_of, withheld
+from memplan.planner.compiled.engine import Compiled
 from memplan.planner.compiled.nodes import Point
 from memplan.planner.compiled.regime import STEP
 from memplan.planner.inputs.setup import Setup
@@ -25,6 +25,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.progress import tell, telling
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 
 LONGEST = 2**20  # tokens: where no position limit is stated
@@ -36,13 +37,13 @@ def fit_by_trace(
     setup: Setup,
     gpu: Gpu,
     *,
+    error: float = 0.0,
     methods: Iterable[str] = METHODS_COMPARED,
-    progress: Progress = lambda text: None,
     not_modelled: Sequence[str] = (),
     **preferences: Any,
 ) -> Fit:
-    """What fits `gpu` around `setup`, method by method. UsageError where the setup's own method cannot be
-    traced.
+    """What fits `gpu` around `setup`, method by method. `error` is the trace's recorded worst error (a
+    fraction). UsageError where the setup's own method cannot be traced.
     """
     found, predictions = [], {}
     missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
@@ -50,8 +51,8 @@ def fit_by_trace(
     for method in dict.fromkeys((*methods, setup.method)) if trains else (setup.method,):
         try:
             this = under(setup, method)
-            says = partial(_of_method, progress, method)
-            entry, predictions[method] = _method(name, config, this, gpu, says, missing)
+            with telling(method):
+                entry, predictions[method] = _method(name, config, this, gpu, error, missing)
         except UsageError as problem:
             if method == setup.method:
                 raise
@@ -74,17 +75,15 @@ def fit_by_trace(
         changes=(),
         waterfall=(),
         decision=decision,
-        cards=_cards(predictions[setup.method]),
-        chosen_cards=_cards(predictions[chosen.method]) if chosen and chosen.method != setup.method else None,
-        error=MARGIN["trace"],
+        cards=_cards(predictions[setup.method], error, not_modelled),
+        chosen_cards=_cards(predictions[chosen.method], error, not_modelled)
+        if chosen and chosen.method != setup.method
+        else None,
+        error=error,
         chosen=chosen,
         not_modelled=missing,
         engine="trace",
     )
-
-
-def _of_method(progress: Progress, method: str, text: str) -> None:
-    progress(f"{method}: {text}")
 
 
 def _method(
@@ -92,17 +91,17 @@ def _method(
     config: Mapping[str, Any],
     setup: Setup,
     gpu: Gpu,
-    progress: Progress,
+    error: float,
     missing: tuple[str, ...],
 ) -> tuple[MethodFit, Prediction]:
-    compiled = Compiled(config, setup, progress)
+    compiled = Compiled(config, setup)
     batch, sequence = setup.micro_batch, setup.sequence_length
     asked = compiled.at((batch, sequence), name)
-    need = need_of(asked)
+    need = _widened(need_of(asked), error)
 
     def fits(point: Point) -> bool:
-        progress(f"micro-batch {point[0]} x {point[1]:,} tokens")
-        return _need(compiled, point).word(gpu) == "fits"
+        tell(f"does {point[0]:,} x {point[1]:,} tokens fit?")
+        return _need(compiled, point, error).fits(gpu)
 
     positions = config.get("max_position_embeddings")
     most = positions if isinstance(positions, int) and positions > 0 else LONGEST
@@ -124,12 +123,17 @@ def _method(
     return entry, asked
 
 
-def _need(compiled: Compiled, point: Point) -> Need:
+def _widened(need: Need, error: float) -> Need:
+    """What a run needs, with room for the recorded worst error where that is more than its own margin."""
+    return replace(need, margin=max(need.margin, error))
+
+
+def _need(compiled: Compiled, point: Point, error: float) -> Need:
     """What a run at these sizes reserves, by one replay."""
     log, _ = compiled.log(point, solve=True)
     setup = compiled.setup
     run = replay(log.events, mode=setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
-    return Need(max(run.allocated), max(run.reserved), MARGIN["trace"])
+    return _widened(Need(max(run.allocated), max(run.reserved), margin_of("trace", setup)), error)
 
 
 def _longest(holds: Callable[[int], bool], near: int, most: int) -> int | None:
@@ -155,14 +159,12 @@ def _longest(holds: Callable[[int], bool], near: int, most: int) -> int | None:
         low, high = (middle, high) if holds(middle) else (low, middle)
 
 
-def _cards(prediction: Prediction) -> CardChoice:
+def _cards(prediction: Prediction, error: float, missing: Sequence[str]) -> CardChoice:
     """The common GPUs that hold a prediction, of those with the kernels that were traced."""
-    need = need_of(prediction)
+    need = _widened(need_of(prediction), error)
     holding = [
         gpu
         for gpu in sorted(common_gpus(), key=lambda gpu: gpu.usable_bytes)
         if not older(gpu) and need.word(gpu) == "fits"
     ]
-    if not holding:
-        return CardChoice(None, None, ())
-    return CardChoice(holding[0].name, need.device_bytes(holding[0]), tuple(gpu.name for gpu in holding))
+    return choice(holding, need, prediction.setup, missing)

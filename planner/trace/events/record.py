@@ -27,6 +27,7 @@ from memplan.planner.run.model import (
     sub_configs,
 )
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.progress import tell
 from memplan.planner.trace import attention, autocast, patches, patches_peft
 from memplan.planner.trace.device.composites import as_on_cuda
 from memplan.planner.trace.device.target import Target
@@ -111,6 +112,7 @@ def _recorded(
 
 def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model before its layers are cut, made with the attention packages that its class asks for."""
+    tell("building the model on meta")
     with attention.packages(setup.attention):
         return outline(config, setup)
 
@@ -256,7 +258,7 @@ def _observe(
                 attribute.saved_for_backward(observer),
             ):
                 for index in range(STEPS):
-                    step.run(built, observer, index, micro_steps)
+                    step.run(built, _Told(observer), index, micro_steps)
         except UsageError:
             raise
         except Exception as error:
@@ -269,6 +271,22 @@ def _observe(
         facts = _facts(built, observer)
         observer.freeze()
     return observer.log, facts
+
+
+class _Told:
+    """An announcer that also tells each moment, as progress."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        """The observer's bracket around a moment."""
+        tell(_where(step, moment))
+        return self._observer.announce(moment, step)
+
+
+def _where(step: int, moment: str) -> str:
+    return f"step {step + 1} of {STEPS}, {moment.replace('_', ' ')}"
 
 
 def _facts(built: Built, observer: Observer) -> Facts:
@@ -304,10 +322,16 @@ def named_modules(
         table |= {id(m): (name, layer_number(second, name)) for name, m in reference.named_modules()}
     stack = observer.modules
     hooks = torch.nn.modules.module
+    layers = 1 + max((layer for _, layer in table.values() if layer is not None), default=0)
+    told: int | None = None
 
     def enter(module: torch.nn.Module, args: Any) -> None:
+        nonlocal told
         observer.inherited = None
-        stack.append(table.get(id(module), ("", None)))
+        stack.append(entered := table.get(id(module), ("", None)))
+        if (layer := entered[1]) is not None and layer != told and observer.log.marks:
+            told = layer
+            tell(f"{_where(observer.log.marks[-1].step, observer.moment)}, layer {layer + 1} of {layers}")
 
     def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
         observer.inherited = None
