@@ -17,7 +17,7 @@ from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Load, Values, batch_sizes, in_groups, states
+from memplan.planner.formula.replay.load import Values, batch_sizes, in_groups, loaded, states
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
@@ -89,7 +89,8 @@ class Run:
         script = _Script(out)
         setup, layers_of = self.setup, self.rank.each_layer
         rank = AtomValues({"R": values["R"]})
-        Load(self.parameter_table, rank, out, layers_of).run()
+        load, _ = loaded(self.parameter_table, values["R"], layers_of)
+        out.events, out.sizes = load.events.copy(), load.sizes.copy()
         for size in batch_sizes(self.parameter_table):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"

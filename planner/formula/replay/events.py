@@ -61,3 +61,16 @@ class Events:
         first = len(self.sizes)
         self.sizes += [0] * count
         return first
+
+
+class NamedEvents(Events):
+    """Events that remember what each allocation is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[About] = []
+
+    def alloc(self, nbytes: int) -> int:
+        """Allocate bytes, named; the id that frees them."""
+        self.names.append(self.about)
+        return super().alloc(nbytes)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from memplan.planner.formula.parameters import IMPORTANCE, ParameterTable
 from memplan.planner.formula.replay.events import Events
-from memplan.planner.formula.replay.load import Values, in_order
+from memplan.planner.formula.replay.load import Values
+from memplan.planner.formula.replay.orders import in_order
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.tables.dtypes import itemsize
 

@@ -7,17 +7,19 @@ N x K rows and columns of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
-from memplan.planner.formula.replay.events import Events
+from memplan.planner.formula.replay.events import Events, NamedEvents
+from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
-from memplan.planner.formula.symbolic.expr import Expr, product, symbol
+from memplan.planner.formula.symbolic.expr import AtomValues, Expr, product, symbol
 from memplan.planner.inputs import tasks
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -34,7 +36,22 @@ _NESTED_CODE = 256 * 4  # bytes of the nested code
 _DESCRIPTION = 160  # bytes of the JSON beside a packed weight, more or less: one block of the allocator
 
 Values = Mapping[str, int]
-Each = tuple[ParameterSpec, int]  # one tensor: its kind, and its layer (-1 outside the layers)
+
+
+_LOADED: WeakKeyDictionary[ParameterTable, dict[int, tuple[NamedEvents, int]]] = WeakKeyDictionary()
+
+
+def loaded(parameter_table: ParameterTable, rank: int, layers_of: Any) -> tuple[NamedEvents, int]:
+    """The events of a table's load at a rank, and where among them adapters begin; written once, not to be
+    changed.
+    """
+    known = _LOADED.setdefault(parameter_table, {})
+    if rank not in known:
+        out = NamedEvents()
+        load = Load(parameter_table, AtomValues({"R": rank}), out, layers_of)
+        load.run()
+        known[rank] = out, load.adapted
+    return known[rank]
 
 
 class Load:
@@ -85,12 +102,12 @@ class Load:
             if self.setup.device == "cuda":
                 self.out.about = ("warm-up of the allocator", (), "uint8", "")
                 self.out.through(self._warm_up(kinds))
-            for each in sorted(_each(kinds), key=partial(_natural, self.spec.model_type)):
+            for each in sorted(each_of(kinds), key=partial(natural, self.spec.model_type)):
                 self._read(each)
         else:
-            for each in sorted(_each(kinds), key=lambda each: each[0].dtype not in QUANTIZED):
+            for each in sorted(each_of(kinds), key=lambda each: each[0].dtype not in QUANTIZED):
                 self._read(each)
-        for stored, layer in _each(s for s in self.parameter_table.base if s.role == "buffer"):
+        for stored, layer in each_of(s for s in self.parameter_table.base if s.role == "buffer"):
             self._keep(stored, layer, stored.dtype)
 
     def _warm_up(self, kinds: Sequence[ParameterSpec]) -> int:
@@ -238,7 +255,7 @@ class Load:
         cast = self.setup.method not in ("adapter",)
         for stored, layer in every:
             self._keep(stored, layer, first if cast and stored.dtype != first else stored.dtype)
-        copies = [*_each(self.parameter_table.saved_modules)]
+        copies = [*each_of(self.parameter_table.saved_modules)]
         for stored, layer in copies:
             self._keep(stored, layer, self._copied(stored))
         for stored, layer in copies:
@@ -293,49 +310,3 @@ def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:
     """Bytes of each tensor of the batch, and of what waits behind it."""
     rows = product((symbol("B"), tasks.rows(parameter_table.setup)))
     return [product(shape) * 8 for _, shape in batch_shapes(parameter_table.setup, rows)]
-
-
-# ---- orders ------------------------------------------------------------------------------------------------
-
-
-def _each(kinds: Iterable[ParameterSpec]) -> Iterator[Each]:
-    for stored in kinds:
-        for layer in stored.layers or (-1,):
-            yield stored, layer
-
-
-_IN_CHECKPOINT = {
-    "mixtral": (
-        ("mlp.experts.gate_up_proj", "block_sparse_moe.experts.0.w1"),
-        ("mlp.experts.down_proj", "block_sparse_moe.experts.0.w2"),
-        ("mlp.", "block_sparse_moe."),
-    )
-}
-"""Names that a checkpoint orders its tensors by, where they are not the model's (transformers 5.24
-conversion_mapping.py)."""
-
-
-def _natural(model_type: str, each: Each) -> tuple[Any, ...]:
-    """transformers' dot_natural_key of the tensor's name in the checkpoint, its layer filled in."""
-    stored, layer = each
-    name = stored.name
-    for ours, theirs in _IN_CHECKPOINT.get(model_type, ()):
-        name = name.replace(ours, theirs)
-    return tuple(
-        (0, layer) if part == "*" else (0, int(part)) if part.isdigit() else (1, part)
-        for part in name.split(".")
-    )
-
-
-def in_order(kinds: Sequence[ParameterSpec] | Sequence[tuple[ParameterSpec, Sequence[int]]]) -> list[Each]:
-    """Every tensor module by module: what stands before the layers, layer by layer, what stands after."""
-    pairs = [(kind, kind.layers) if isinstance(kind, ParameterSpec) else kind for kind in kinds]
-    layered = [number for number, (_, layers) in enumerate(pairs) if layers]
-    last = layered[-1] if layered else -1
-    keyed = [
-        ((0 if layers else -1 if number < last else 1), layer, number, stored)
-        for number, (stored, layers) in enumerate(pairs)
-        for layer in (layers or (-1,))
-    ]
-    keyed.sort(key=lambda entry: entry[:3])
-    return [(stored, layer) for _, layer, _, stored in keyed]

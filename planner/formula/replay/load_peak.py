@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from memplan.planner.formula.parameters import ParameterTable, packed_bytes
-from memplan.planner.formula.replay.events import About, Events
-from memplan.planner.formula.replay.load import MOST_LAYERS, Load
+from memplan.planner.formula.replay.events import About, Events, NamedEvents
+from memplan.planner.formula.replay.load import MOST_LAYERS, loaded
 from memplan.planner.formula.resident.loading import load_rows
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
@@ -20,29 +20,15 @@ adapters are a small part of each.
 """
 
 
-class _Named(Events):
-    """Events that remember what each allocation is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[About] = []
-
-    def alloc(self, nbytes: int) -> int:
-        self.names.append(self.about)
-        return super().alloc(nbytes)
-
-
 def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str, list[list[SymbolicRow]]]:
     """Rows of `load_peak` and `load`: of the former the largest state before there are adapters, the largest
     with them, and what stays; the last alone where layers are too many to write out.
     """
     if parameter_table.spec.depth > MOST_LAYERS:
         return {"load_peak": [load_rows(parameter_table)], "load": [load_rows(parameter_table)]}
-    out = _Named()
-    load = Load(parameter_table, {"R": USUAL_RANK}, out, layers_of)
-    load.run()
+    out, adapted = loaded(parameter_table, USUAL_RANK, layers_of)
     stays = load_rows(parameter_table)
-    spans = [(0, load.adapted), (load.adapted, len(out.events))]
+    spans = [(0, adapted), (adapted, len(out.events))]
     peaks = [_rows(parameter_table, out, place) for place in _largest(out, spans)]
     return {"load_peak": [stays, *peaks], "load": [stays]}
 
@@ -64,7 +50,7 @@ def _largest(out: Events, spans: Sequence[tuple[int, int]]) -> list[int]:
     return found
 
 
-def _rows(parameter_table: ParameterTable, out: _Named, place: int) -> list[SymbolicRow]:
+def _rows(parameter_table: ParameterTable, out: NamedEvents, place: int) -> list[SymbolicRow]:
     """The rows alive after so many events: what the load frees later is temporary."""
     freed = {~event for event in out.events if event < 0}
     alive = {event for event in out.events[:place] if 0 <= event < len(out.sizes)}
