@@ -498,11 +498,6 @@ def test_a_router_selects_its_experts_without_scratch():
         assert Kernels(H100).status(op) == "source"
 
 
-def test_dropout_makes_its_mask_before_its_output():
-    assert list(Kernels(A100).order("aten::native_dropout", 2)) == [1, 0]
-    assert Kernels(A100).status("aten::native_dropout") == "source"
-
-
 def test_the_scales_of_4_bit_weights_are_made_before_them():
     op = "bitsandbytes::quantize_4bit"
     pair = [meta(4), meta(4)]
