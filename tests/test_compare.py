@@ -136,7 +136,7 @@ def run(*args):
 
 
 def test_the_command_sets_methods_side_by_side():
-    shown = run("gpt2", "--gpu", "t4", "--seq", "512", "--methods", "full,lora,qlora")
+    shown = run("gpt2", "--gpu", "t4", "--seq", "512", "--methods", "full,lora,qlora", "--explain")
     for words in (
         "optimizer states",
         "trained share",

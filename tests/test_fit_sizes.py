@@ -120,7 +120,7 @@ def test_next_names_the_file_that_a_model_came_from_and_keeps_how_gpus_share_it(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text(json.dumps(find("qwen3-0.6b").config))
     shares = ["--gpus", "4", "--parallel", "zero2"]
-    run(["fit", "./mine", "--gpu", "rtx-3060", "--method", "full", *shares])
+    run(["fit", "./mine", "--gpu", "rtx-3060", "--method", "full", "--explain", *shares])
     printed = " ".join(capsys.readouterr().out.split())
     words = shlex.split(printed.partition("next: ")[2].partition(" (--emit")[0])
     assert words[1] == "mine/config.json"

@@ -102,9 +102,10 @@ def predicted(
     question: Question, context: EvaluationContext, model: str | None = None, **changes: Any
 ) -> Prediction:
     """The prediction of a question's setup with changes. Raises UsageError where there is none."""
-    fields = shared(question, {**question.fields, **changes}, context)
+    asked = question if model is None else replace(question, model=model)
     try:
-        return context.predict(model or question.model, on_gpu(question, fields))
+        fields = shared(asked, {**question.fields, **changes}, context)
+        return context.predict(asked.model, on_gpu(question, fields))
     except Missing as missing:
         raise UsageError(f"ask: {missing}") from None
 
