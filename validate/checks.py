@@ -74,10 +74,10 @@ CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of Gi
 
 
 def fits(part: Part, context: EvaluationContext) -> Found:
-    """Whether the predicted device peak is within the GPU's usable bytes (tight counts as fitting, and is
-    said).
+    """Whether the run as predicted survives on the GPU: tight counts as fitting, and is said, but not where
+    only the prediction's margin makes it tight.
     """
-    from memplan.planner.answers.verdict import device_bytes, judge
+    from memplan.planner.answers.verdict import device_bytes, judge, need_of
 
     if not part.model or not part.gpu:
         raise UsageError("this check needs a model and a gpu")
@@ -101,7 +101,8 @@ def fits(part: Part, context: EvaluationContext) -> Found:
         step = need - prediction.peak.reserved_bytes + prediction.step_peak.reserved_bytes
         more = "{found}, by loading; the step alone needs {step}"
         found = said(more, found=found, step=gib(step))
-    return Found(verdict != "no", found)
+    survives = replace(need_of(prediction), margin=0.0).word(gpu) != "no"
+    return Found(verdict != "no" and survives, found)
 
 
 def setup_field(part: Part, context: EvaluationContext) -> Found:
