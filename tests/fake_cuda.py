@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.planner.allocator.expandable import Expandable
-from memplan.planner.allocator.native import Block, Native, OutOfMemory, Pool
+from memplan.planner.allocator.native import Block, Native, OutOfMemory, Pool, Ties
 
 MIB = 2**20
 SETTINGS = {
@@ -74,8 +74,8 @@ class FakeCuda:
     the place of torch.cuda's.
     """
 
-    def __init__(self, total: int = 8 * 2**30, expandable: bool = False) -> None:
-        self.total, self.expandable = total, expandable
+    def __init__(self, total: int = 8 * 2**30, expandable: bool = False, ties: Ties = "address") -> None:
+        self.total, self.expandable, self.ties = total, expandable, ties
         self.fraction: float | None = None
         self.trace: list[dict[str, Any]] = []
         self.entries: int | None = None  # of the history; None: off
@@ -90,7 +90,7 @@ class FakeCuda:
         self._start()
 
     def _start(self) -> None:
-        self.allocator = (_ExpandableNoting if self.expandable else _NativeNoting)()
+        self.allocator = (_ExpandableNoting if self.expandable else _NativeNoting)(ties=self.ties)
         self.allocator.fake = self
 
     # -- what kernels do -------------------------------------------------------------------------------------
