@@ -80,7 +80,8 @@ def compare(
         return api.predict(found, this, engine)
 
     names = METHODS_COMPARED if methods is None else tuple(methods)
-    return tuple(columns(found.spec(), complete, predict, dict.fromkeys(names), gpu, error))
+    spec = None if api.unknown_family(found) else found.spec()
+    return tuple(columns(spec, complete, predict, dict.fromkeys(names), gpu, error))
 
 
 def oom(log: str, model: api.ModelLike | None = None, **fields: Any) -> OutOfMemoryAnswer:

@@ -155,9 +155,8 @@ def test_boundaries_agree_with_direct_plans(answer, llama):
 
 
 def test_the_whole_answer_takes_seconds_of_computation_at_most(llama):
-    """In units of one replay's walk through the allocator, which a busy machine slows as much: 62 of them,
-    2.5 s where one takes 0.04 s. It was 80 before runs, structures and limits shared their work; the loads'
-    own events, which say where a load peaks, are some 15 of them.
+    """In units of one replay's walk through the allocator, which a busy machine slows as much: under 60 of
+    them, 2.4 s where one takes 0.04 s. It was 80 before runs, structures and limits shared their work.
     """
     fit(llama, resolve({"gpu": "l4"}), find_gpu("l4"))  # imports and NumPy
     walked = replay_of(llama, resolve({"method": "qlora", "gpu": "l4"})).events
@@ -171,9 +170,15 @@ def test_the_whole_answer_takes_seconds_of_computation_at_most(llama):
         Quick().run(walked.events, walked.sizes)
 
     units = [seconds(walk) for _ in range(3)]
-    whole = seconds(lambda: fit(llama, resolve({"gpu": "rtx-3090", "method": "qlora"}), find_gpu("rtx-3090")))
+    # the better of two that share nothing, since another process may take the caches of one
+    whole = min(
+        seconds(
+            lambda rank=rank: fit(llama, resolve({"gpu": "rtx-3090", "rank": rank}), find_gpu("rtx-3090"))
+        )
+        for rank in (7, 9)
+    )
     units += [seconds(walk) for _ in range(3)]
-    assert whole < 75 * statistics.median(units)
+    assert whole < 60 * statistics.median(units)
 
 
 def test_every_change_is_evaluated_and_ordered(answer, llama):
