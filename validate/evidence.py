@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
+from memplan.validate.likeness import generation
 
 if TYPE_CHECKING:
     from memplan.profiler.record import Measurement
@@ -182,24 +182,11 @@ def _run_of(prediction: Prediction) -> Run:
         setup.method,
         setup.weight_dtype,
         setup.gpu,
-        _generation(setup),
+        generation(setup),
         None,
         None,
         "",
     )
-
-
-def _generation(setup: Setup) -> int | None:
-    """The named GPU's major capability; None where no GPU is named, or a budget is."""
-    if setup.gpu is None or setup.device == "cpu":
-        return None
-    from memplan.planner.tables.gpus import find_gpu
-
-    try:
-        capability = find_gpu(setup.gpu).capability
-    except UsageError:
-        return None
-    return capability[0] if capability else None
 
 
 def distance(wanted: Run, run: Run) -> float:

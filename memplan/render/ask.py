@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import RenderableType
+from rich.console import JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -93,12 +93,12 @@ def _tables(found: Answer, words: dict[str, str], translate: Translate, explain:
     """What was assumed, where the verdict flips, what else there is, and the total by hand."""
     lang = found.question.lang
     if explain:
-        yield _rows(words["assumed"], list(_assumed(found, lang, translate)))
+        yield three_columns(words["assumed"], list(_assumed(found, lang, translate)))
     else:
         read = ", ".join(f"{name} {value}" for name, value, _ in _assumed(found, lang, translate))
-        yield _rows(words["assumed"], [(read, "", "")])
+        yield three_columns(words["assumed"], [(read, "", "")])
     if found.cards:
-        yield _rows(
+        yield three_columns(
             words["cards"],
             [(f"{b.what} x {found.question.gpu}", gib(b.device), words[b.verdict]) for b in found.cards],
         )
@@ -111,11 +111,11 @@ def _tables(found: Answer, words: dict[str, str], translate: Translate, explain:
             )
             for what, result in found.boundaries
         ]
-        yield _rows(words["flips"], flips)
+        yield three_columns(words["flips"], flips)
     if found.beside:
-        yield _rows(words["beside"], [_method(b, words, translate) for b in found.beside])
+        yield three_columns(words["beside"], [_method(b, words, translate) for b in found.beside])
     if found.derivation and explain:
-        yield _rows(words["hand"], list(_hand(found, words, translate)))
+        yield three_columns(words["hand"], list(_hand(found, words, translate)))
 
 
 def _assumed(found: Answer, lang: str, translate: Translate) -> Iterator[tuple[str, str, str]]:
@@ -165,7 +165,8 @@ def _hand(found: Answer, words: dict[str, str], translate: Translate) -> Iterato
     yield words["context"], "", gib(found.device)
 
 
-def _rows(title: str, lines: list[tuple[str, str, str]]) -> Table:
+def three_columns(title: str, lines: list[tuple[str, str, str]], last: JustifyMethod = "right") -> Table:
+    """A titled table without a head; `last`: how its last column stands."""
     table = Table(
         title=title,
         title_justify="left",
@@ -176,7 +177,7 @@ def _rows(title: str, lines: list[tuple[str, str, str]]) -> Table:
     )
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    table.add_column(justify="right", overflow="fold")
+    table.add_column(justify=last, overflow="fold")
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
     return table

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from memplan.render.ask import screen
+from memplan.render.ask import screen, three_columns
 from memplan.validate.chinese import in_language
 from memplan.validate.questions.reply import Reply, in_words
 
@@ -43,7 +42,7 @@ def reply_screen(reply: Reply, explain: bool = False) -> Iterator[RenderableType
     for title, lines in ((words["assumed"], assumed), (words["found"], found)):
         if lines:
             yield Text()
-            yield _table(title, lines)
+            yield three_columns(title, lines, "left")
 
 
 def _not_used(reply: Reply) -> Iterator[Text]:
@@ -51,19 +50,3 @@ def _not_used(reply: Reply) -> Iterator[Text]:
         listed = ", ".join(reply.not_used) if reply.question.lang == "en" else "、".join(reply.not_used)
         colon = ": " if reply.question.lang == "en" else "："
         yield Text(f"{WORDS[reply.question.lang]['not_used']}{colon}{listed}", style="yellow")
-
-
-def _table(title: str, lines: list[tuple[str, str, str]]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        show_header=False,
-        padding=(0, 2, 0, 0),
-    )
-    for _ in range(3):
-        table.add_column(overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    return table
