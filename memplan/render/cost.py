@@ -25,11 +25,11 @@ def _lines(cost: Cost) -> Iterator[tuple[str, str]]:
     if cost.step_seconds is None or cost.tokens_per_second is None:
         yield "Time", f"not estimated: {cost.why}"
     else:
-        speed = f"{_span(cost.step_seconds)} s a step, {_span(cost.tokens_per_second)} tokens a second"
+        speed = f"{_span(cost.step_seconds)} s per step, {_span(cost.tokens_per_second)} tokens per second"
         yield "Time", f"{speed} ({cost.why})"
     if cost.hours is not None:
         of = f" on {cost.gpus} GPUs" if cost.gpus > 1 else ""
-        money = f", {_span(cost.money)} at {cost.price:g} for a GPU's hour" if cost.money else ""
+        money = f", {_span(cost.money)} at {cost.price:g} per GPU-hour" if cost.money else ""
         yield "Run", f"{cost.tokens:,} tokens: {cost.steps:,} steps, {_duration(cost.hours)}{of}{money}"
     states = f" + optimizer states {gib(cost.states_bytes)}" if cost.states_bytes else ""
     yield (
@@ -40,8 +40,8 @@ def _lines(cost: Cost) -> Iterator[tuple[str, str]]:
     yield (
         "Host",
         (
-            f"{kept}reading the checkpoint holds up to {gib(cost.read_bytes)} with device_map, "
-            f"{gib(cost.whole_bytes)} for each process without"
+            f"{kept}reading the checkpoint takes up to {gib(cost.read_bytes)} with device_map, "
+            f"{gib(cost.whole_bytes)} per process without"
         ),
     )
 
