@@ -200,10 +200,11 @@ def test_the_largest_is_exact_and_comes_first():
     found = answer(read("what batch size can I use for qlora 7b on 24gb"), context)
     largest = dict(found.boundaries)["micro_batch"].boundaries[0].low
     assert summary_line(found)["en"].startswith(f"Largest micro-batch: {largest} (")
-    assert (
-        answer(read(f"qlora 7b on 24gb batch {largest}"), context).verdict != "no"
-    )  # tight is held, and said
-    assert answer(read(f"qlora 7b on 24gb batch {largest + 1}"), context).verdict == "no"
+    assert answer(read(f"qlora 7b on 24gb batch {largest}"), context).survives
+    beyond = answer(read(f"qlora 7b on 24gb batch {largest + 1}"), context)
+    assert not beyond.survives and summary_line(beyond)["en"].startswith(
+        {"tight": "Probably not: ", "no": "No: "}[beyond.verdict]
+    )
 
 
 def test_where_no_method_is_named_the_richest_that_fits_is_chosen_and_said():
@@ -233,8 +234,8 @@ def test_the_verdict_flips_exactly_at_the_boundary():
     context = EvaluationContext()
     found = answer(read("33B QLoRA 4090"), context)
     boundary = dict(found.boundaries)["sequence_length"].boundaries[0]
-    assert answer(read(f"33B QLoRA 4090 seq {boundary.low}"), context).verdict != "no"
-    assert answer(read(f"33B QLoRA 4090 seq {boundary.high}"), context).verdict == "no"
+    assert answer(read(f"33B QLoRA 4090 seq {boundary.low}"), context).survives
+    assert not answer(read(f"33B QLoRA 4090 seq {boundary.high}"), context).survives
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import memplan
 ROOT = Path(__file__).parent.parent
 LINKED = ("planner", "profiler", "validate")
 """Top-level folders that are packages of memplan: memplan/planner is a link to planner."""
-KINDS = (".py", ".toml", ".json", ".html", ".js", ".css", ".typed", ".c", ".h", ".txt")
+KINDS = (".py", ".toml", ".json", ".jsonl", ".html", ".js", ".css", ".typed", ".c", ".h", ".txt")
 
 
 def has_setuptools() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from memplan.planner import __version__
 from memplan.planner.answers.fit.gpus import choose_cards, to_share
-from memplan.planner.answers.verdict import close_calls, device_bytes, judge, not_modelled
+from memplan.planner.answers.verdict import close_calls, device_bytes, judge, need_of, not_modelled
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
@@ -82,6 +82,7 @@ class Answer:
     derivation: tuple[Line, ...]
     warnings: tuple[str, ...] = ()
     not_modelled: tuple[str, ...] = ()
+    survives: bool = True  # on the GPU, exactly as it is predicted
 
     @property
     def by_hand(self) -> int:
@@ -163,7 +164,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
     prediction = _predicted(question, fields, context)
     boundaries: list[tuple[str, PartResult]] = []
     verdict, usable, device = "", None, prediction.peak.device_bytes
-    missing = prediction.not_modelled
+    missing, survives = prediction.not_modelled, True
     warnings = [*prediction.warnings, *strategies.warnings("formula", prediction.setup)]
     if question.gpu is not None:
         gpu = context.gpu(question.gpu)
@@ -172,6 +173,7 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
             gpu.usable_bytes,
             device_bytes(prediction, gpu),
         )
+        survives = need_of(prediction).survives(gpu)
         boundaries = _boundaries(question, prediction, context)
         warnings += filter(None, [close_calls(prediction, [gpu])])
         missing = tuple(dict.fromkeys((*prediction.not_modelled, *not_modelled(prediction, gpu))))
@@ -183,8 +185,8 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
         if fields.get("parallel", "none") == "none"
         else ()
     )
-    told = (tuple(boundaries), _beside(question, context), tuple(cards), derivation, tuple(warnings), missing)
-    return Answer(question, prediction, verdict, device, usable, smallest, *told)
+    told = (tuple(boundaries), _beside(question, context), tuple(cards), derivation, tuple(warnings))
+    return Answer(question, prediction, verdict, device, usable, smallest, *told, missing, survives)
 
 
 def shared(question: Question, fields: Mapping[str, Any], context: EvaluationContext) -> dict[str, Any]:

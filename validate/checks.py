@@ -101,8 +101,7 @@ def fits(part: Part, context: EvaluationContext) -> Found:
         step = need - prediction.peak.reserved_bytes + prediction.step_peak.reserved_bytes
         more = "{found}, by loading; the step alone needs {step}"
         found = said(more, found=found, step=gib(step))
-    survives = replace(need_of(prediction), margin=0.0).word(gpu) != "no"
-    return Found(verdict != "no" and survives, found)
+    return Found(verdict != "no" and need_of(prediction).survives(gpu), found)
 
 
 def setup_field(part: Part, context: EvaluationContext) -> Found:

@@ -49,6 +49,8 @@ def summary_line(found: Answer) -> Mapping[str, str]:
             "zh": f"至少 {need}：{model} 做 {method}{each_zh}，卡上可用 {have}；未计入：{missing}",
         }
     words = {"fits": ("Yes", "可以"), "tight": ("Barely", "勉强"), "no": ("No", "不行")}[found.verdict]
+    if found.verdict == "tight" and not found.survives:
+        words = ("Probably not", "多半不行")
     but = _but(found)
     if found.question.wanted == "cards":
         count = f"{setup.gpus}" if found.verdict != "no" else f"more than {setup.gpus}"

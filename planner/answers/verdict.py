@@ -76,6 +76,10 @@ class Need:
         """Whether the verdict on a GPU is `fits`; no replay."""
         return self.high_bytes(gpu) <= gpu.usable_bytes
 
+    def survives(self, gpu: Gpu) -> bool:
+        """Whether the run survives on a GPU exactly as it is predicted; at most one replay."""
+        return replace(self, margin=0.0).word(gpu) != "no"
+
     def word(self, gpu: Gpu) -> Word:
         """The verdict on a GPU; at most one replay."""
         if self.fits(gpu):

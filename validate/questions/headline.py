@@ -50,6 +50,11 @@ def _denied(found: Answer) -> Both:
     need = f"{gib(found.device)} of {gib(usable)}"
     if found.verdict == AT_LEAST:
         return summary_line(found)
+    if found.verdict != "no" and not found.survives:
+        return both(
+            f"Probably true: as predicted it does not fit, {need} ({found.question.gpu})",
+            f"多半对：按预测放不下，{need}（{found.question.gpu}）",
+        )
     if found.verdict != "no":
         how_en, how_zh = ("barely ", "勉强") if found.verdict == "tight" else ("", "")
         return both(
