@@ -56,8 +56,8 @@ class _Step:
         if self.setup.optimizer_in_backward:
             self.tape.taken = in_backward(self.tape, self.setup, parameter_table.trained)
         self.resident: list[Tensor] = []
-        if self.w.auto is not None:
-            self.tape.casts = {}
+        self.tape.autocast = self.w.auto is not None
+        self.tape.casts = self.tape.new_casts()
 
     # ---- the step ------------------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model, every tensor still an unallocated placeholder. UsageError where no library can build it."""
     quantized.refuse(setup)
     outputs = setup.num_labels if TASKS[setup.task].head == "pooled" else None
-    return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
+    with quiet():
+        return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
 
 
 def build(

@@ -31,11 +31,14 @@ NOT_ARCHITECTURE = (
     "_attn_implementation",
 )
 
+# torchao, where it is installed: transformers imports it, and it tells of kernels that it cannot load.
+_LOGGERS = ("transformers", "bitsandbytes", "peft", "accelerate", "torchao", "torch.utils._pytree")
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """The libraries' warnings are about training quality and kernels; none is about memory."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "peft", "accelerate")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -190,7 +193,7 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str, outputs: int
     if attention == "sdpa" and not getattr(cls, "_supports_sdpa", True):
         attention = "eager"
     try:
-        with torch.device("meta"), no_init_weights(), quiet():
+        with torch.device("meta"), no_init_weights():
             model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)
             _all_on_meta(model)
             model.tie_weights()

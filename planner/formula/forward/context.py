@@ -118,13 +118,7 @@ class Context:
         if self.auto is None or x.dtype == self.auto:
             return x
         casts = self.t.casts
-        cached = (
-            casts is not None
-            and x.buffer is None
-            and x.dtype == "float32"
-            and x.requires_grad
-            and x.node is None
-        )
+        cached = casts is not None and x.dtype == "float32" and x.requires_grad and x.node is None
         if cached and id(x) in casts:  # type: ignore[operator]
             return casts[id(x)]  # type: ignore[index]
         made = cast(

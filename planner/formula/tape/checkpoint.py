@@ -66,7 +66,7 @@ class _Frame:
             return buffer
 
         pack, enabled, scope, casts = tape.pack, tape.grad_enabled, tape.scope, tape.casts
-        tape.pack, tape.grad_enabled, tape.casts = keep, True, {} if casts is not None else None  # type: ignore[assignment]
+        tape.pack, tape.grad_enabled, tape.casts = keep, True, tape.new_casts()  # type: ignore[assignment]
         try:
             self.body(_back(tape, self.given) if self.offload else self.given)
         except _Stop:
@@ -134,7 +134,7 @@ def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> l
         leaf = Tensor(kept, shape, dtype, None, True, "layer input")
         del kept
         enabled, tape.grad_enabled = tape.grad_enabled, True
-        casts, tape.casts = tape.casts, {} if tape.casts is not None else None
+        casts, tape.casts = tape.casts, tape.new_casts()
         again = body(leaf)
         tape.grad_enabled, tape.casts = enabled, casts
         tape.backward(

@@ -67,7 +67,8 @@ class Recorder:
         self.regions: list[Region] = []  # those whose backward has not ended
         self.times = 1  # how many layers the one that is being walked stands for
         self.host: Expr = const(0)  # bytes that offloading puts in host memory
-        self.casts: dict[int, Tensor] | None = None  # autocast's cache of weight copies
+        self.autocast = False  # around the forward, and a checkpointed region's recomputation
+        self.casts: dict[int, Tensor] | None = None  # autocast's cache of copies of leaves, where it is on
         self.taken: Callable[[Tensor], None] | None = (
             None  # what happens to a leaf whose gradient has just come
         )
@@ -225,6 +226,10 @@ class Recorder:
             if gone:
                 self.dropped.add(len(self.log))
                 self.log.append((-1, gone))
+
+    def new_casts(self) -> dict[int, Tensor] | None:
+        """An empty cache, as a region that enters autocast by itself has it."""
+        return {} if self.autocast else None
 
     def forget_casts(self) -> None:
         """Autocast ends: its cached copies go unless a node saved them."""
