@@ -30,7 +30,7 @@ from memplan.planner.tables.units import GIB  # noqa: E402
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A script's words, `{folder}` standing for the data's; the model and GPU; what it should take at most."""
+    """A script's words, `{folder}` the data's; the model and GPU; the most that it should take."""
 
     model: str
     gpu: str
@@ -68,7 +68,8 @@ def run(case: Case, python: str) -> None:
     kept = seconds <= case.seconds and (case.host_bytes is None or host <= case.host_bytes)
     print(
         f"{case.model} {' '.join(case.words)} on {case.gpu}: {seconds:.1f} s (at most {case.seconds:.0f}), "
-        f"{used.ru_utime + used.ru_stime:.1f} s of a CPU, {host / GIB:.2f} GiB of host memory, {found['allocated_bytes'] / GIB:.2f} GiB allocated, "
+        f"{used.ru_utime + used.ru_stime:.1f} s of a CPU, {host / GIB:.2f} GiB of host memory, "
+        f"{found['allocated_bytes'] / GIB:.2f} GiB allocated, "
         f"{found['reserved_bytes'] / GIB:.2f} GiB reserved{'' if kept else '  <- beyond its target'}",
         flush=True,
     )
