@@ -15,6 +15,7 @@ from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
+from memplan.planner.formula.resident.upcasts import UPCAST
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs import quantized
@@ -26,14 +27,10 @@ from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.upcasts import is_expert
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
-UPCAST: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "norms": ("norm",),
-    "norms_and_embeddings": ("norm", "embedding", "head"),
-}  # upcast_modules
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
 
@@ -81,16 +78,15 @@ class ParameterTable:
             and not self._left_out(tensor)
         ):
             return setup.quant_type
+        if setup.quantize_experts and tensor.role == "expert" and is_expert(tensor.name, len(tensor.shape)):
+            return setup.quant_type
         if self.checkpoint is not None and self.checkpoint.converts(tensor.role, tensor.name):
             return self.checkpoint.dtype
         if setup.kbit_prepare and setup.quant_type != "none":
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
             return "float32"
-        if tensor.role in UPCAST[setup.upcast_modules]:
-            found = tensor.role != "norm" or "norm" in tensor.name.split(".")[-2]  # GPT-2's ln_1 is not
-            return "float32" if found else setup.weight_dtype
-        return setup.weight_dtype
+        return "float32" if UPCAST[setup.upcast_modules](tensor) else setup.weight_dtype
 
     def _left_out(self, tensor: WeightTensor) -> bool:
         """Whether the checkpoint's own list leaves this kind of module as it is."""

@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
     "plugins": use(
         "_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     ),
-    "quantize_moe_experts": not_modelled("experts in 4 or 8 bits", errs="high"),
+    "quantize_moe_experts": use("_quantize_experts", flag),
     "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
     "lora_rank_pattern": not_modelled("ranks that differ by module"),
     "peft_layers_to_transform": not_modelled("adapters on some layers only", errs="high"),

@@ -67,6 +67,7 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (adapters, dict.fromkeys(kernels, False)),
         (True, {"load_in_4bit": quantized, "load_in_8bit": s.quant_type == "int8"}),
         (quantized, {"bnb_config_kwargs": _four_bit(s)}),
+        (s.quantize_experts, {"quantize_moe_experts": True}),
         (True, {"sequence_len": s.sequence_length, "micro_batch_size": s.micro_batch}),
         (True, {"gradient_accumulation_steps": s.gradient_accumulation}),
         (True, {"sample_packing": s.packed_documents > 1, "optimizer": s.optimizer}),
