@@ -247,7 +247,8 @@ class Load:
         """
         setup = self.setup
         if setup.upcast_modules in PASSES:
-            return self._there_and_back()
+            self._there_and_back()
+            return
         kbit = setup.kbit_prepare and setup.quant_type != "none"
         if kbit or setup.upcast_modules != "none":
             for stored, layer in in_order(self.parameter_table.base):
