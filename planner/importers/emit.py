@@ -26,6 +26,7 @@ UNSAID = (
     "load",
     "allocator",
     "torch",
+    "transformers",
     "retain_outputs",
     "zero_grad",
     "optimizer_mode",

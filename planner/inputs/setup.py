@@ -84,6 +84,7 @@ class Setup:
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
+    transformers: Literal["4.43", "4.48", "5"]  # whose logits, loss and keys; 5: as since 4.49
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
