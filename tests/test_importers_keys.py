@@ -126,7 +126,8 @@ def test_the_page_of_formats_is_not_stale():
     [
         (
             "model_name_or_path: Qwen/Qwen3-VL-8B-Instruct\nstage: sft\ndo_train: true\n"
-            "finetuning_type: lora\ntemplate: qwen3_vl\nimage_max_pixels: 262144\nfreeze_vision_tower: false\n",
+            "finetuning_type: lora\ntemplate: qwen3_vl\nimage_max_pixels: 262144\n"
+            "freeze_vision_tower: false\n",
             ["image_max_pixels", "freeze_vision_tower"],
         ),
         (

@@ -82,11 +82,12 @@ def weights(prediction: Prediction, name: str = "") -> int:
         (QWEN, {"recipe": "axolotl", "checkpointing": "non_reentrant", "targets": ("all-linear",)}),
         (QWEN, {"recipe": "hf", "quant_type": "fp4", "double_quant": False, "quant_block": 128}),
         (QWEN, {"recipe": "axolotl", "quantize_experts": False}),
+        (QWEN, {"recipe": "axolotl", "quantize_experts": False, "kbit_prepare": True}),
         (QWEN, {"recipe": "raw", "load": "random", "micro_batch": 1}),
         (GPT_OSS, {"recipe": "axolotl", "attention": "eager"}),
         (GRANITE, {"recipe": "axolotl"}),
     ],
-    ids=["cached", "checkpointed", "single", "upcast", "raw", "biases", "granite"],
+    ids=["cached", "checkpointed", "single", "upcast", "prepared", "raw", "biases", "granite"],
 )
 def test_the_formula_holds_what_the_trace_holds(config: dict[str, Any], fields: dict[str, Any]) -> None:
     ours, theirs = (engine(config, **{**COMMON, **fields}) for engine in (memplan.plan, memplan.trace))

@@ -15,7 +15,6 @@ from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
-from memplan.planner.formula.resident.upcasts import UPCAST
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs import quantized
@@ -27,7 +26,7 @@ from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.tables.upcasts import is_expert
+from memplan.planner.tables.upcasts import is_expert, upcast
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
@@ -86,7 +85,7 @@ class ParameterTable:
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
             return "float32"
-        return "float32" if UPCAST[setup.upcast_modules](tensor) else setup.weight_dtype
+        return "float32" if upcast(tensor.module, setup.upcast_modules) else setup.weight_dtype
 
     def _left_out(self, tensor: WeightTensor) -> bool:
         """Whether the checkpoint's own list leaves this kind of module as it is."""

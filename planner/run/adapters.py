@@ -16,7 +16,7 @@ from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
 from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
 from memplan.planner.run.renamed import renamed
-from memplan.planner.run.upcast import upcast
+from memplan.planner.run.upcast import upcast_modules
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
@@ -38,7 +38,7 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     """Freeze, adapt, upcast and switch on checkpointing as the recipe's stack does; what the loop then
     calls.
     """
-    upcast(model, setup, watcher)
+    upcast_modules(model, setup, watcher)
     trains = METHODS[setup.method].trains
     if setup.adapter is not None or trains == "adapter":
         adapted = _inject(model, setup, device, watcher)

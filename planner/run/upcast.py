@@ -9,17 +9,22 @@ import torch
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import load
-from memplan.planner.tables.upcasts import PASSES, returns, routes
+from memplan.planner.tables.upcasts import PASSES, returns, routes, upcast
 
 
-def upcast(model: Any, setup: Setup, watcher: Any) -> None:
+def upcast_modules(model: Any, setup: Setup, watcher: Any) -> None:
     """Cast what the setup's stack casts, in its order."""
-    if setup.quant_type != "none" and setup.kbit_prepare:
+    kbit = setup.quant_type != "none" and setup.kbit_prepare
+    if kbit:
         _prepare_for_kbit(model, watcher)
     if setup.upcast_modules in PASSES:
+        if kbit:  # all that is not quantized is in fp32, and stays so
+            return
         _there_and_back(model, setup, watcher)
     elif setup.upcast_modules != "none":
-        _norms(model, setup.upcast_modules == "norms_and_embeddings")
+        for name, module in model.named_modules():
+            if upcast(name, setup.upcast_modules):
+                module.to(torch.float32)
 
 
 def _there_and_back(model: Any, setup: Setup, watcher: Any) -> None:
@@ -47,14 +52,3 @@ def clears_cache() -> bool:
     import peft
 
     return "auto_clear_cache" in inspect.signature(peft.prepare_model_for_kbit_training).parameters
-
-
-def _norms(model: Any, embeddings: bool) -> None:
-    """Norms (and embeddings, head) to fp32, trained or not (axolotl 0.21 loaders/model.py
-    _configure_embedding_dtypes).
-    """
-    for name, module in model.named_modules():
-        if "norm" in name.rsplit(".", 1)[-1] or (
-            embeddings and any(part in name for part in ("lm_head", "embed_tokens", "wte"))
-        ):
-            module.to(torch.float32)

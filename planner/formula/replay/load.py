@@ -246,10 +246,10 @@ class Load:
         prepare_model_for_kbit_training).
         """
         setup = self.setup
-        if setup.upcast_modules in PASSES:
+        kbit = setup.kbit_prepare and setup.quant_type != "none"
+        if setup.upcast_modules in PASSES and not kbit:
             self._there_and_back()
             return
-        kbit = setup.kbit_prepare and setup.quant_type != "none"
         if kbit or setup.upcast_modules != "none":
             for stored, layer in in_order(self.parameter_table.base):
                 upcast = stored.role != "buffer" and stored.dtype == "float32" and not stored.trained
