@@ -4,7 +4,10 @@ A door makes one command line (and the files that it names) from a seed; `proble
 and says what it broke: an exit code outside the contract, a traceback, more than five seconds or a gigabyte,
 output beside a failure, a control character, a token, a message that names neither the file nor the key.
 
-By hand: `PYTHONPATH=.:tests python -m fuzzing --cases 10000 [--door record] [--start 0]`.
+By hand: `PYTHONPATH=.:tests python -m fuzzing --cases 10000 --whole 50 --log fuzz.jsonl [--door record]`.
+`--whole 50` takes every fiftieth case to its answer and the others to the end of what reads the input
+(fuzzing_readers.py): a model and a complete Setup, a document, a list of claims. The log gets a line for each
+finding and each five hundred cases; the same command goes on where it ends.
 """
 
 from __future__ import annotations
@@ -12,21 +15,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import random
 import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from fuzzing_doors import DOORS, Line
 from fuzzing_input import TOKENS
+from fuzzing_readers import reading_alone
 
 from memplan.cli.main import run
 from memplan.planner.tables.errors import shorten
 
 CODES = (0, 1, 2, 3, 4)
 MOST_SECONDS, MOST_BYTES = 5.0, 2**30
+TRACED = "the formula has no rule for"
+TRACED_SECONDS = 60.0  # a family without a rule is traced: the real class runs once for each of a few shapes
 ITSELF = (
     *(
         "JSON",
@@ -96,7 +104,7 @@ def problems(line: Line) -> list[str]:
     seconds = time.process_time() - started
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
     return [
-        *([f"{seconds:.1f} s"] if seconds > MOST_SECONDS else []),
+        *([f"{seconds:.1f} s"] if seconds > (TRACED_SECONDS if TRACED in out else MOST_SECONDS) else []),
         *([f"{grown / 2**20:.0f} MiB"] if grown > MOST_BYTES else []),
         *broken_promises(code, out, err, line.names),
     ]
@@ -131,8 +139,10 @@ SERVERS = ("hub", "ui")
 """Doors that are sockets: fuzzing_servers.py."""
 
 
-def fuzz(door: str, seed: int) -> list[str]:
-    """What one case of a door broke: nothing, or a line for each, with the seed."""
+def fuzz(door: str, seed: int, whole: bool = True) -> list[str]:
+    """What one case of a door broke: nothing, or a line for each, with the seed. Not `whole`: what reads the
+    input alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
         if door in SERVERS:
             from fuzzing_servers import one
@@ -142,24 +152,51 @@ def fuzz(door: str, seed: int) -> list[str]:
                 for problem in one(door, random.Random(f"{door} {seed}"), Path(folder))
             ]
         line = DOORS[door](random.Random(f"{door} {seed}"), Path(folder))
-        return [f"{door} {seed}: {problem} <- {line.args!r:.300}" for problem in problems(line)]
+        with contextlib.nullcontext() if whole else reading_alone(door):
+            return [f"{door} {seed}: {problem} <- {line.args!r:.300}" for problem in problems(line)]
+
+
+EVERY = 500  # cases between two lines of the log
+
+
+def already(log: Path | None, door: str) -> tuple[int, int, float]:
+    """How many cases of a door a log holds, how many were broken, and the seconds that they took."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log is not None and log.exists() else []
+    done = [entry for entry in map(json.loads, lines) if entry["door"] == door and "cases" in entry]
+    return (done[-1]["cases"], done[-1]["broken"], done[-1]["seconds"]) if done else (0, 0, 0.0)
+
+
+def run_door(door: str, cases: int, whole: int, log: Path | None) -> str:
+    """Every case of a door that the log lacks; what is found is appended to it. The counts and the rate."""
+
+    def write(**entry: Any) -> None:
+        if log is not None:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"door": door, **entry}) + "\n")
+
+    start, broken, before = already(log, door)
+    started = time.perf_counter()
+    for seed in range(start, cases):
+        broke = fuzz(door, seed, whole == 1 or seed % whole == 0)
+        if broke:
+            broken += 1
+            print("\n".join(broke), flush=True)
+            write(seed=seed, broke=broke)
+        if (seed + 1) % EVERY == 0 or seed + 1 == cases:
+            write(cases=seed + 1, broken=broken, seconds=before + time.perf_counter() - started)
+    took = before + time.perf_counter() - started
+    return f"{door}: {cases} cases, {broken} broken, {took:.0f} s, {cases / max(took, 1e-3):.0f}/s"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hostile input for every door, by hand.")
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--whole", type=int, default=1, help="take every Nth case to its answer")
+    parser.add_argument("--log", type=Path, help="append what is found, and go on where it ends")
     parser.add_argument("--door", action="append", choices=(*DOORS, *SERVERS))
     chosen = parser.parse_args()
     for door in chosen.door or (*DOORS, *SERVERS):
-        started, found = time.perf_counter(), []
-        for seed in range(chosen.start, chosen.start + chosen.cases):
-            broke = fuzz(door, seed)
-            found += broke
-            if broke and len(found) <= 40:
-                print("\n".join(broke), flush=True)
-        took = time.perf_counter() - started
-        print(f"{door}: {chosen.cases} cases, {len(found)} broken, {took:.0f} s", flush=True)
+        print(run_door(door, chosen.cases, chosen.whole, chosen.log), flush=True)
 
 
 if __name__ == "__main__":
