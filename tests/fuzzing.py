@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -62,9 +63,13 @@ ITSELF = (
         "attn_implementation is",
         "model_type",
         "formula has no rule",
+        "null character",
+        "without an optimizer",
     ),
 )
 """A refusal may name what is wrong with the file as a whole, or the name in it that is not known."""
+KEY = re.compile(r"memplan: (?:[^:]+: )?(?:[\w.]+\.)?(\w+) is .*: expected ")
+"""A refusal that names a key of the file; one that was not changed may be wrong beside one that was."""
 LONGEST_LINE = 130  # of standard error: the longest word that a message may have, and what stands around it
 
 
@@ -106,11 +111,13 @@ def problems(line: Line) -> list[str]:
     return [
         *([f"{seconds:.1f} s"] if seconds > (TRACED_SECONDS if TRACED in out else MOST_SECONDS) else []),
         *([f"{grown / 2**20:.0f} MiB"] if grown > MOST_BYTES else []),
-        *broken_promises(code, out, err, line.names),
+        *broken_promises(code, out, err, line.names, line.words),
     ]
 
 
-def broken_promises(code: int, out: str, err: str, names: list[str]) -> list[str]:
+def broken_promises(
+    code: int, out: str, err: str, names: list[str], words: frozenset[str] = frozenset()
+) -> list[str]:
     """The same of an answer alone."""
     found = []
     if code not in CODES:
@@ -130,13 +137,23 @@ def broken_promises(code: int, out: str, err: str, names: list[str]) -> list[str
     word = max(err.split(), key=len, default="")
     if len(word) > LONGEST_LINE:
         found.append(f"a word of {len(word)} characters: {word[:60]}")
-    if code == 2 and names and not any(name and shorten(name)[:20] in err for name in (*names, *ITSELF)):
+    key = KEY.match(err)
+    named = (key and key.group(1) in words) or any(n and shorten(n)[:20] in err for n in (*names, *ITSELF))
+    if code == 2 and names and not named:
         found.append(f"names none of {names[:6]}: {err[:200]!r}")
     return found
 
 
 SERVERS = ("hub", "ui")
 """Doors that are sockets: fuzzing_servers.py."""
+
+
+def words_of(folder: Path) -> frozenset[str]:
+    """Every word of the files in a folder."""
+    texts = (
+        path.read_text(encoding="utf-8", errors="replace") for path in folder.iterdir() if path.is_file()
+    )
+    return frozenset(word for text in texts for word in re.findall(r"\w+", text))
 
 
 def fuzz(door: str, seed: int, whole: bool = True) -> list[str]:
@@ -152,6 +169,7 @@ def fuzz(door: str, seed: int, whole: bool = True) -> list[str]:
                 for problem in one(door, random.Random(f"{door} {seed}"), Path(folder))
             ]
         line = DOORS[door](random.Random(f"{door} {seed}"), Path(folder))
+        line.words = words_of(Path(folder))
         with contextlib.nullcontext() if whole else reading_alone(door):
             return [f"{door} {seed}: {problem} <- {line.args!r:.300}" for problem in problems(line)]
 

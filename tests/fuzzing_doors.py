@@ -17,11 +17,14 @@ DATA = Path(__file__).parent / "data" / "importers"
 
 @dataclass
 class Line:
-    """One command line, what it reads on standard input, and words of which a refusal must name one."""
+    """One command line, what it reads on standard input, words of which a refusal must name one, and the
+    words of its files, of which a refusal may name one as a key instead.
+    """
 
     args: list[str]
     stdin: bytes = b""
     names: list[str] = field(default_factory=list)
+    words: frozenset[str] = frozenset()
 
 
 def read(name: str) -> str:
