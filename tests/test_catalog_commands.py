@@ -1,7 +1,7 @@
 """Every model of the catalog, every method, every command that predicts: all answer, or say what to do
 instead.
 
-By hand, in an order that a seed makes, so that what is done is a sample at any time, and on from where the log
+By hand, in a seeded order, so that what is done is a sample at any time, and on from where the log
 ends: `PYTHONPATH=.:tests python -m test_catalog_commands plan catalog.jsonl [--share 500]`.
 """
 
