@@ -33,9 +33,7 @@ from memplan.cli.main import run
 from memplan.planner.tables.errors import shorten
 
 CODES = (0, 1, 2, 3, 4)
-MOST_SECONDS, MOST_BYTES = 5.0, 2**30
-TRACED = "the formula has no rule for"
-TRACED_SECONDS = 60.0  # a family without a rule is traced: the real class runs once for each of a few shapes
+MOST_BYTES = 2**30
 ITSELF = (
     *(
         "JSON",
@@ -109,7 +107,7 @@ def problems(line: Line) -> list[str]:
     seconds = time.process_time() - started
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
     return [
-        *([f"{seconds:.1f} s"] if seconds > (TRACED_SECONDS if TRACED in out else MOST_SECONDS) else []),
+        *([f"{seconds:.1f} s"] if seconds > line.seconds else []),
         *([f"{grown / 2**20:.0f} MiB"] if grown > MOST_BYTES else []),
         *broken_promises(code, out, err, line.names, line.words),
     ]
