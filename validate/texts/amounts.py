@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memplan.validate.claimsfile import UNITS
-from memplan.validate.questions.claimed import ROUGHLY, AT_LEAST, AT_MOST, relation_of
+from memplan.validate.questions.claimed import AT_LEAST, AT_MOST, ROUGHLY, relation_of
 
 Number = float | tuple[float, float]
 

@@ -53,6 +53,8 @@ def _claims(question: Question, name: str, quote: str) -> Iterator[Claim]:
     """One question as a claim; none where words are left over or something was taken for granted."""
     if question.left.changes or question.open_method or not question.model or question.gpus:
         return
+    if METHODS[question.fields["method"]].trains == "nothing":
+        return  # serving is no fine-tuning
     method = str(question.fields["method"])
     if question.intent == "fits" and question.gpu is not None:
         yield _fits(question, method, name, quote)
@@ -73,11 +75,16 @@ def _fits(question: Question, method: str, name: str, quote: str) -> Claim:
     verb, does = ("does not fit", "放不下") if question.negated else ("fits", "放得下")
     return Claim(
         name,
-        f"{method} on {question.model} {verb} {many}{question.gpu}",
+        f"{method} on {question.model} {verb} {many}{_named(question.gpu)}",
         (Source("text", quote),),
         parts,
-        f"{method} 微调 {question.model}，{many}{question.gpu} {does}",
+        f"{method} 微调 {question.model}，{many}{_named(question.gpu)} {does}",
     )
+
+
+def _named(gpu: str | None) -> str:
+    """A GPU as people write it: a bare size in capitals."""
+    return re.sub(r"^([\d.]+)gb$", r"\1GB", str(gpu))
 
 
 def _set(part: Part, question: Question, claimed: bool) -> Part:

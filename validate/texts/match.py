@@ -88,7 +88,8 @@ def _match(template: Template, text: str, sentence: Sentence) -> Iterator[Match]
         return
     spans = tuple(hit.span() for hit in hits)
     touched = tuple(clause for clause in clauses(text) if _overlap((clause,), spans))
-    if not _subject_fits(template, reading.text, spans, touched, sentence):
+    inside = {method for hit in hits for _, method in methods_in(hit.group())}
+    if not _subject_fits(template, reading.text, spans, touched, sentence, inside):
         return
     amount = next((one for one in map(amount_of, hits) if one is not None), None)
     words = {k: v for hit in hits for k, v in hit.groupdict().items() if v is not None}
@@ -133,7 +134,12 @@ def _around(text: str, sentence: Sentence) -> str:
 
 
 def _subject_fits(
-    template: Template, text: str, spans: tuple[Span, ...], touched: tuple[Span, ...], sentence: Sentence
+    template: Template,
+    text: str,
+    spans: tuple[Span, ...],
+    touched: tuple[Span, ...],
+    sentence: Sentence,
+    inside: set[str],
 ) -> bool:
     """Whether the method that the wording is said of is one of the template's."""
     if template.free:
@@ -143,16 +149,14 @@ def _subject_fits(
     before = [method for place, method in named if place < spans[0][0]]
     earlier = [method for _, method in methods_in(normal(sentence.before))]
     around = {*before[-1:], *earlier[-1:], *([] if before or earlier else [method_above(sentence)])}
-    if before[-1:] == ["lora"] or near == {"lora"}:
-        around |= {*before, *earlier[-1:], method_above(sentence)} & {
-            "qlora"
-        }  # QLoRA is told in terms of LoRA
+    if "lora" in (*before[-1:], *earlier[-1:]) or near == {"lora"}:
+        around |= {*before, *earlier, method_above(sentence)} & {"qlora"}  # QLoRA is told in terms of LoRA
     wanted = set(template.subject)
     if near and not near <= wanted:
         return (
             near == {"lora"} and "qlora" in around & wanted or near == {"lora", "qlora"} and "qlora" in wanted
         )
-    return bool(near) or "" in wanted or bool(around & wanted)
+    return bool(near) or "" in wanted or bool((inside | around) & wanted)
 
 
 def _named(
