@@ -1,4 +1,4 @@
-"""`memplan check FILE`: a document in, verdicts beside its sentences, a page, a JSON document, a claims file."""
+"""`memplan check FILE`: a document in; verdicts beside its sentences, a page, JSON, a claims file out."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_what_is_emitted_is_a_claims_file_with_the_same_verdicts(document: Path,
 
 def test_the_page_is_self_contained_and_escapes_the_text(tmp_path: Path) -> None:
     path, out = tmp_path / "<b>.md", tmp_path / "page.html"
-    path.write_text(TEXT + "\n<script>alert(1)</script>\n\nLoRA adds 2% to 9% parameters.\n", encoding="utf-8")
+    more = "\n<script>alert(1)</script>\n\nLoRA adds 2% to 9% parameters.\n"
+    path.write_text(TEXT + more, encoding="utf-8")
     assert run(["check", str(path), "--html", str(out), "--json"]) == 0
     page = out.read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page

@@ -1,5 +1,5 @@
-"""`memplan check` reads sentences: every sentence with a number of five published texts, and a hundred paraphrases.
-What each states was written by hand beside it; a sentence may stay unread, but is never read as something else.
+"""`memplan check` reads sentences: each one with a number of five texts, and a hundred paraphrases.
+What each states stands beside it; a sentence may stay unread, but is never read as something else.
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ def verdict_sentence(result: ClaimResult, lang: str = "en") -> str:
 
 
 def _label(part: Part, lang: str) -> str:
-    label = (part.zh if lang == "zh" else "") or part.case or part.what
-    return label
+    return (part.zh if lang == "zh" else "") or part.case or part.what
 
 
 def _one(result: PartResult, lang: str) -> str:

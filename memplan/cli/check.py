@@ -46,9 +46,9 @@ def command(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Check FILE (Markdown, text or HTML; English or Chinese) sentence by sentence: supported, refuted, depends,
-    not checkable, or not understood, with one sentence why, the condition, and what would be right. Sentences
-    that were not read are listed. The exit code is 0 even if a sentence is refuted.
+    """Check FILE (Markdown, text or HTML; English or Chinese) sentence by sentence: supported, refuted,
+    depends, not checkable or not understood, with one sentence why, the condition, and what would be right.
+    Sentences that were not read are listed. The exit code is 0 even if a sentence is refuted.
     """
     from memplan.validate.collect import recorded
     from memplan.validate.evaluation_context import EvaluationContext

@@ -1,5 +1,5 @@
-"""The page of a checked text: the text as it stands, every read sentence marked with its verdict and a note below;
-one self-contained file that loads and runs nothing.
+"""The page of a checked text: the text as it stands, every sentence that was read marked with its verdict, a
+note below; one self-contained file that loads and runs nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _counts(checked: Sequence[Checked], lang: str) -> str:
         f'<span class="pill {one}">{found[one]} {words[one]}</span>' for one in found if found[one]
     )
     read, every = numbered(checked)
-    return f'<p class="pills">{pills}</p><p class="muted">{escape(words["numbers"].format(read=read, all=every))}</p>'
+    told = escape(words["numbers"].format(read=read, all=every))
+    return f'<p class="pills">{pills}</p><p class="muted">{told}</p>'
 
 
 def _lines(text: str, checked: Sequence[Checked], lang: str) -> Iterator[str]:
@@ -92,7 +93,8 @@ def _unread(checked: Sequence[Checked], lang: str) -> str:
     if not unread:
         return ""
     items = "".join(
-        f'<li value="{one.sentence.line}">{escape(one.sentence.text)} <span class="muted">({escape(one.unread(lang))})</span></li>'
+        f'<li value="{one.sentence.line}">{escape(one.sentence.text)} '
+        f'<span class="muted">({escape(one.unread(lang))})</span></li>'
         for one in unread
     )
     return f"<section><h2>{escape(WORDS[lang]['unread'])}</h2><ol>{items}</ol></section>"

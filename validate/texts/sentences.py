@@ -109,8 +109,6 @@ def sentences(text: str) -> Iterator[Sentence]:
         indent = len(line) - len(line.lstrip())
         if marker:
             items = [(n, i) for n, i in items if n < indent]
-        elif indent == 0:
-            items = [] if not items else items
         body = marker.end() if marker else len(line) - len(line.lstrip())
         above = _above(headings, items)
         yield from _of_prose(line[body:].rstrip(), start + body, number, above)
