@@ -192,6 +192,24 @@ least" and has no verdict of fits.
 compares with: the model with its adapter switched off (the default with adapters), a second copy (the default
 without), or log-probabilities that came with the data.
 
+## Evaluation
+
+`--set eval_batch=8` adds an evaluation step after training, the moment `evaluate`: the loss of so many
+rows without a graph, as the Trainer asks for it without `compute_metrics` (transformers 5.24 trainer.py
+prediction_step). A Trainer's file with `eval_strategy: steps` or `epoch` has it by itself, of
+`per_device_eval_batch_size` rows (8 where the file is silent). It often decides, since gradient
+checkpointing saves nothing there and the batch is larger:
+
+```console
+$ memplan llama-3.1-8b --method lora --recipe hf --checkpointing --set eval_batch=8 --gpu rtx-5090
+```
+
+The peak is then where evaluation is, and `step_peak` (JSON) is that of training alone. The trace's
+evaluation equals that of an unmodified Trainer script in a dry run but for a few scalars
+(tests/test_dryrun_scripts.py), and the formula's is within 0.1 % of the trace's in every component
+(tests/test_evaluation.py). Not counted: the logits that `compute_metrics` keeps, generation, and the
+evaluation of a model that several GPUs share (no verdict of `fits` then).
+
 ## Checked by dry runs
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memplan.planner.run.extras import load
+from memplan.planner.run.extras import load, out_of_sight
 
 PRELOAD = (
     "torch",
@@ -64,13 +64,17 @@ class _Child:
 
 
 def preload(names: Sequence[str]) -> list[str]:
-    """Import modules by name; the names that could not be imported."""
+    """Import modules by name; the names that could not be imported. torchao 0.18 utils.py is_sm_at_least_100
+    initializes CUDA while it is imported, which transformers does where it is installed: out of sight here.
+    A case whose optimizer is torchao's imports it itself.
+    """
     missing = []
-    for name in names:
-        try:
-            load(name) if name in ("peft", "bitsandbytes") else importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
+    with out_of_sight("torchao"):
+        for name in names:
+            try:
+                load(name) if name in ("peft", "bitsandbytes") else importlib.import_module(name)
+            except ImportError:
+                missing.append(name)
     return missing
 
 

@@ -105,6 +105,7 @@ class Session:
         return found
 
     def _steps(self) -> None:
+        from memplan.planner.run import evaluation
         from memplan.planner.run import step as loop
         from memplan.planner.run.build import build
         from memplan.profiler.attribution import after_moment, loaded, saved_tensors
@@ -120,6 +121,7 @@ class Session:
             loop.run(built, watcher, index)
         with saved_tensors(self._saved):
             loop.run(built, watcher, INSTRUMENTED)
+        evaluation.run(built, watcher, INSTRUMENTED)
         self._stop()
         for index in range(WARM_UP + 1, WARM_UP + 1 + self.timed):
             self.recorder.synchronise()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dryrun_hub import PARAMETERS, layout
+from dryrun_hub import PARAMETERS, SMALL, layout
 
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.torch_versions import nearest
 from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.observation import Observation
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
@@ -155,3 +156,28 @@ def test_cudnn_attention_is_said_to_be_off_where_torch_would_choose_it() -> None
     """From compute capability 9.0 on; before it, there is nothing to say."""
     notes = dry_run("in_backward.py", gpu="h100-80gb").notes
     assert any("cuDNN attention is switched off (compute capability 9.0)" in note for note in notes)
+
+
+def test_the_trainers_evaluation_is_the_traces(hub: Path) -> None:
+    """Full fine-tuning with an evaluation of 32 rows: but for some scalars of the Trainer's (blocks of 512
+    bytes), the trace's bytes.
+    """
+    import memplan
+
+    command = ("python", str(SCRIPTS / "evaluates.py"), str(hub))
+    found = rehearse(Rehearsal(command, find_gpu("a100-80gb"), python=PYTHON, steps=0)).observation
+    sizes = {"micro_batch": 2, "sequence_length": 128, "eval_batch": 32}
+    release = nearest(found.torch)
+    traced = memplan.plan(
+        SMALL,
+        engine="trace",
+        method="full",
+        recipe="hf",
+        load="random",
+        gpu="a100-80gb",
+        torch=release,
+        **sizes,
+    )
+    seen = next(m for m in found.moments if m.name == "evaluate")
+    assert 0 <= seen.allocated_bytes - traced.moment("evaluate").allocated_bytes <= 16 * 512
+    assert seen.reserved_bytes == traced.peak.reserved_bytes

@@ -173,3 +173,28 @@ def test_the_parent_never_asks_for_cuda_and_bitsandbytes_would() -> None:
         done.stdout + done.stderr
     )
     assert "torch" in PRELOAD
+
+
+@pytest.mark.trace
+def test_torchao_which_initializes_cuda_while_it_is_imported_is_left_to_the_case(tmp_path: Path) -> None:
+    """torchao 0.18 does, and transformers imports it wherever it is installed."""
+    package = tmp_path / "torchao"
+    package.mkdir()
+    (package / "__init__.py").write_text("import torch\ntorch.cuda.init()\n")
+    about = tmp_path / "torchao-9.0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 9.0.0\n")
+    script = f"""
+        import sys; sys.path[:] = {[str(tmp_path), *sys.path]!r}
+        from importlib.util import find_spec
+        from memplan.profiler.fork_server import PRELOAD, preload
+        print(preload(PRELOAD), "torchao" in sys.modules, find_spec("torchao") is not None)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.splitlines()[:1] == ["[] False True"], done.stdout + done.stderr

@@ -47,6 +47,7 @@ PLACES = {
     "forward": "forward pass",
     "backward": "backward pass",
     "optimizer_step": "inside the optimizer's step",
+    "evaluate": "the evaluation step",
 }
 """Where a peak is, in words."""
 

@@ -8,6 +8,7 @@ LABELS = {
     "optimizer_states": "optimizer states",
     "load_peak": "load peak",
     "optimizer_step": "optimizer step",
+    "evaluate": "evaluation",
 }
 
 

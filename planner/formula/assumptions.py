@@ -36,6 +36,11 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     if setup.device == "cuda" and (setup.gpu is None or find_gpu(setup.gpu).capability is None):
         yield "assuming an Ampere GPU"
     yield "steady state: a step after the first, when optimizer states and cuBLAS workspaces exist"
+    if setup.eval_batch is not None:
+        yield (
+            f"evaluation: batches of {setup.eval_batch} are asked for their loss alone; with compute_metrics "
+            "the Trainer also keeps the logits of every batch, which is not counted"
+        )
     if setup.method == "adalora" and setup.importance_buffers and setup.loop.callbacks:
         yield (
             "AdaLoRA pruning is on: a callback has to call update_and_allocate, which no Trainer "

@@ -130,11 +130,11 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
     from memplan.planner.formula.replay.course import Run
 
     structure = _cached(key)
-    tape = structure.program(guard).tape
+    program = structure.program(guard)
     if key.setup.gradient_accumulation == 1 or METHODS[key.setup.method].trains == "nothing":
-        return Run(structure.rank, tape, None)
+        return Run(structure.rank, program.tape, None, program.evaluation)
     alone = symbolic(key.spec, key.setup.with_(gradient_accumulation=1))
-    return Run(structure.rank, alone.program(guard).tape, tape)
+    return Run(structure.rank, alone.program(guard).tape, program.tape, program.evaluation)
 
 
 def plan(spec: ModelSpec, setup: Setup) -> Prediction:

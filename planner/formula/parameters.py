@@ -26,14 +26,10 @@ from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.upcasts import upcast
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
-UPCAST: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "norms": ("norm",),
-    "norms_and_embeddings": ("norm", "embedding", "head"),
-}  # upcast_modules
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
 
@@ -87,10 +83,7 @@ class ParameterTable:
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
             return "float32"
-        if tensor.role in UPCAST[setup.upcast_modules]:
-            found = tensor.role != "norm" or "norm" in tensor.name.split(".")[-2]  # GPT-2's ln_1 is not
-            return "float32" if found else setup.weight_dtype
-        return setup.weight_dtype
+        return "float32" if upcast(tensor.module, setup.upcast_modules) else setup.weight_dtype
 
     def _left_out(self, tensor: WeightTensor) -> bool:
         """Whether the checkpoint's own list leaves this kind of module as it is."""

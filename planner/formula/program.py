@@ -13,20 +13,23 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
+from memplan.planner.formula.evaluation import run_evaluation
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import ShardingPlan
+from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.formula.sharding.wiring import sharding_plan
 from memplan.planner.formula.step import Guard, run_step
 from memplan.planner.formula.symbolic.codegen import compile_python, javascript
 from memplan.planner.formula.symbolic.codegen import grid as over_arrays
 from memplan.planner.formula.symbolic.expr import Expr, total
 from memplan.planner.formula.tape.peaks import TapePeak, candidates, largest, states_after
+from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
-from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
+from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
@@ -84,22 +87,27 @@ class Program:
             name: [PeakCandidate(rows) for rows in states] for name, states in rank.loading().items()
         }
         self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
-        self.names = (*self.loading, *self.walked)
         self.tape = run_step(rank.seen, device, guard, rank)
+        self.evaluation: Tape | None = None
+        if rank.setup.eval_batch is not None and not wraps(rank.setup):
+            self.evaluation = run_evaluation(rank.seen, device, guard, rank)
+        self.names = (*self.loading, *(name for _, names in self._walks() for name in names))
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
         self._known: dict[tuple[int, int, int], dict[str, int]] = {}
+
+    def _walks(self) -> list[tuple[Tape, tuple[str, ...]]]:
+        """Each tape, and the moments that are read from it."""
+        step = (self.tape, self.walked)
+        return [step] if self.evaluation is None else [step, (self.evaluation, (EVALUATION,))]
 
     @cached_property
     def moments(self) -> dict[str, list[PeakCandidate]]:
         """For each moment every state that is the largest at some size."""
-        found = candidates(self.tape, self.walked)
-        return {
-            **self.loading,
-            **{
-                name: [PeakCandidate(self.resident, candidate) for candidate in found[name]]
-                for name in self.walked
-            },
-        }
+        found = dict(self.loading)
+        for tape, names in self._walks():
+            for name, states in candidates(tape, names).items():
+                found[name] = [PeakCandidate(self.resident, candidate) for candidate in states]
+        return found
 
     def once(self, values: tuple[int, int, int]) -> dict[str, int]:
         """Bytes of each moment at one size, as `totals` has them, without compiling every state that is the
@@ -118,8 +126,9 @@ class Program:
             for name, states in self.loading.items()
         }
         stays = sum(row.size.evaluate(named) for row in self.resident)
-        for name, (size, position) in largest(self.tape, self.walked, named).items():
-            found[name] = (stays + size, position)
+        for tape, names in self._walks():
+            for name, (size, position) in largest(tape, names, named).items():
+                found[name] = (stays + size, position)
         return found
 
     @cached_property
@@ -169,11 +178,11 @@ class Program:
         """The rows alive at the peak of each moment."""
         named = dict(zip(SYMBOLS, values, strict=True))
         chosen = {name: found for name, (_, found) in self._once(values).items()}
-        states = states_after(self.tape, {found for found in chosen.values() if isinstance(found, int)})
-        rows = {
-            name: (PeakCandidate(self.resident, states[found]) if isinstance(found, int) else found).rows
-            for name, found in chosen.items()
-        }
+        rows = {name: found.rows for name, found in chosen.items() if not isinstance(found, int)}
+        for tape, names in self._walks():
+            places = {name: place for name in names if isinstance(place := chosen[name], int)}
+            states = states_after(tape, set(places.values()))
+            rows |= {name: PeakCandidate(self.resident, states[place]).rows for name, place in places.items()}
         return tuple(
             Breakdown(name, tuple(row for symbolic in alive if (row := symbolic.at(named)).bytes))
             for name, alive in rows.items()

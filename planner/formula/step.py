@@ -27,7 +27,7 @@ from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
 
-__all__ = ["Guard", "run_step"]
+__all__ = ["Guard", "Step", "run_step"]
 
 
 def run_step(
@@ -36,10 +36,12 @@ def run_step(
     """The log of one step: moments forward, backward and optimizer_step. `rank`: what this process shares
     with others (nothing).
     """
-    return _Step(parameter_table, device, guard, rank or ShardingPlan(parameter_table)).run()
+    return Step(parameter_table, device, guard, rank or ShardingPlan(parameter_table)).run()
 
 
-class _Step:
+class Step:
+    """One training step under way: its tape, and what every part of it shares."""
+
     def __init__(
         self, parameter_table: ParameterTable, device: Device, guard: Guard, rank: ShardingPlan
     ) -> None:
@@ -62,6 +64,7 @@ class _Step:
     # ---- the step ------------------------------------------------------------------------------------------
 
     def run(self) -> Tape:
+        """The log of the whole step."""
         t, setup = self.tape, self.setup
         self._residents()
         if METHODS[setup.method].trains == "nothing":

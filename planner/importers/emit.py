@@ -96,7 +96,9 @@ def _reentrant(s: Setup) -> dict[str, Any]:
 
 
 def _training(s: Setup) -> dict[str, Any]:
+    evaluates = {"eval_strategy": "steps", "per_device_eval_batch_size": s.eval_batch}
     return {
+        **(evaluates if s.eval_batch is not None else {}),
         "per_device_train_batch_size": s.micro_batch,
         "gradient_accumulation_steps": s.gradient_accumulation,
         "optim": s.optimizer,

@@ -48,6 +48,8 @@ def sharded(key: str, value: Any) -> str | None:
     return " ".join(words)
 
 
+EVAL_BATCH = 8
+"""transformers 5.24 training_args.py per_device_eval_batch_size."""
 TRAINING: dict[str, Rule] = {
     "per_device_train_batch_size": use("_batch", integer),
     "train_micro_batch_size_per_gpu": use("_batch", integer),
@@ -76,7 +78,8 @@ TRAINING: dict[str, Rule] = {
         "halves the batch after an out-of-memory error: the batch given is the one predicted"
     ),
     "liger_kernel_config": not_modelled("which Liger kernels are on"),
-    "per_device_eval_batch_size": Rule("ignored", why="evaluation is not part of the training step"),
+    "per_device_eval_batch_size": use("_eval_batch", integer, "rows of an evaluation step"),
+    **{name: use("_evaluates", text) for name in ("eval_strategy", "evaluation_strategy")},
     "use_cache": not_modelled("a key-value cache kept while training"),
     **ignored(
         "when gradients are synchronised across ranks, not how many bytes a step holds",
@@ -93,9 +96,9 @@ TRAINING: dict[str, Rule] = {
     """,
     ),
     **ignored(
-        "evaluation, saving and logging are outside the training step",
+        "when it is evaluated, and saving and logging, are outside these steps",
         """
-        eval_* evaluation_strategy do_eval do_predict do_train prediction_loss_only include_for_metrics batch_eval_metrics
+        eval_* do_eval do_predict do_train prediction_loss_only include_for_metrics batch_eval_metrics
         bf16_full_eval fp16_full_eval eval_on_start save_* load_best_model_at_end metric_for_best_model greater_is_better
         logging_* log_* report_to run_name project trackio_* disable_tqdm output_dir overwrite_output_dir push_to_hub hub_*
         enable_jit_checkpoint resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip debug
@@ -159,6 +162,8 @@ def settle(
         settle_fsdp(facts, warnings)
     if facts.get("_cpu"):
         facts["device"] = "cpu"
+    if str(facts.get("_evaluates", "no")).rpartition(".")[2].lower() in ("steps", "epoch"):
+        facts["eval_batch"] = facts.get("_eval_batch", EVAL_BATCH)
     settle_optimizer(facts, warnings)
     settle_attention(facts, warnings)
 

@@ -81,6 +81,7 @@ class Setup:
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
+    eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
@@ -327,6 +328,10 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
         *task_rules.in_backward(s),
+        (
+            s.eval_batch is not None and method.trains == "nothing",
+            f"eval_batch {s.eval_batch}: method '{s.method}' trains nothing that an evaluation would follow",
+        ),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",

@@ -19,6 +19,7 @@ from memplan.planner.run.renamed import renamed
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
+from memplan.planner.tables.upcasts import upcast
 
 _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cross_attn)(\.|$)")
 
@@ -42,7 +43,7 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         if clears_cache():
             watcher.empty_cache()
     if setup.upcast_modules != "none":
-        _upcast(model, setup.upcast_modules == "norms_and_embeddings")
+        _upcast(model, setup.upcast_modules)
     trains = METHODS[setup.method].trains
     if setup.adapter is not None or trains == "adapter":
         adapted = _inject(model, setup, device, watcher)
@@ -105,14 +106,9 @@ def _unfreeze_last(model: nn.Module, count: int) -> None:
             layer.requires_grad_(True)
 
 
-def _upcast(model: Any, embeddings: bool) -> None:
-    """Norms (and embeddings, head) to fp32, trained or not (axolotl 0.21 loaders/model.py
-    _configure_embedding_dtypes).
-    """
+def _upcast(model: Any, kind: str) -> None:
     for name, module in model.named_modules():
-        if "norm" in name.rsplit(".", 1)[-1] or (
-            embeddings and any(part in name for part in ("lm_head", "embed_tokens", "wte"))
-        ):
+        if upcast(name, kind):
             module.to(torch.float32)
 
 

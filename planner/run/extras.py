@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,14 +66,21 @@ def load(name: str) -> Any:
     """
     if "bitsandbytes" not in sys.modules and find_spec("bitsandbytes") is not None:
         _silence()
-        seen = {key: sys.modules[key] for key in ("kernels",) if key in sys.modules}
-        sys.modules["kernels"] = None  # type: ignore[assignment]
-        try:
+        with out_of_sight("kernels"):
             import_module("bitsandbytes")
-        finally:
-            del sys.modules["kernels"]
-            sys.modules.update(seen)
     return import_module(name)
+
+
+@contextlib.contextmanager
+def out_of_sight(package: str) -> Iterator[None]:
+    """Whoever asks for this package meanwhile finds that it is not installed."""
+    seen = {package: sys.modules[package]} if package in sys.modules else {}
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        sys.modules.update(seen)
 
 
 def _silence() -> None:

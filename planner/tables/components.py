@@ -23,5 +23,7 @@ HELD_ACROSS_STEPS = COMPONENTS[:3]
 
 STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 """The moments of one training step, in order."""
+EVALUATION = "evaluate"
+"""An evaluation step, after training steps, where a setup asks for it."""
 MOMENTS = ("load_peak", "load", *STEP_MOMENTS)
 """Those before them too: the peak while building, and what stays."""

@@ -37,6 +37,7 @@ BASE: dict[str, Any] = {
     "optimizer_in_backward": False,
     "zero_grad": "before_forward",
     "retain_outputs": False,
+    "eval_batch": None,
     "outputs_fp32": False,
     "trainable_dtype": "weight",
     "allocator": "native",

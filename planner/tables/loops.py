@@ -24,6 +24,8 @@ class Loop:
     prepares: bool
     """accelerate prepares the model: it wraps it for several ranks, upcasts what FSDP2 trains, reduces
     gradients in the last micro-batch alone, and scales fp16 losses."""
+    frees_gradients: bool
+    """Gradients are freed as soon as the optimizer has stepped, before an evaluation."""
     callbacks: bool
     """The loop is a library's: a method that acts between steps (AdaLoRA) needs a callback."""
 
@@ -36,6 +38,7 @@ PLAIN = Loop(
     decay_groups=False,
     embeddings_32bit=False,
     prepares=False,
+    frees_gradients=False,
     callbacks=False,
 )
 """A loop that the user writes: zero_grad, forward, backward, step."""
@@ -47,6 +50,7 @@ TRAINER = Loop(
     decay_groups=True,  # trainer.py create_optimizer, get_decay_parameter_names
     embeddings_32bit=True,  # trainer.py create_optimizer: register_module_override for bitsandbytes' Adam
     prepares=True,  # accelerate 1.15 accelerator.py prepare_model
+    frees_gradients=True,  # trainer.py _run_epoch: model.zero_grad()
     callbacks=True,  # trainer_callback.py
 )
 """transformers' Trainer, which TRL, axolotl and LLaMA-Factory subclass."""

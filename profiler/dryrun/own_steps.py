@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.components import EVALUATION
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, find_gpu
 from memplan.planner.tables.torch_versions import nearest
@@ -178,6 +179,7 @@ class _Watch:
     repeats: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def steps(self, config: dict[str, Any], setup: Setup) -> None:
+        from memplan.planner.run import evaluation
         from memplan.planner.run import step as loop
         from memplan.planner.run.build import build
         from memplan.profiler.attribution import after_moment, loaded
@@ -195,6 +197,7 @@ class _Watch:
         self.claim = after_moment(built)
         for index in range(STEPS):
             loop.run(built, self, index)
+        evaluation.run(built, self, STEPS - 1)
 
     @contextlib.contextmanager
     def announce(self, moment: str, step: int = -1) -> Iterator[None]:
@@ -218,6 +221,7 @@ class _Watch:
         history.claims = self.claims
         seen = self.counters
         steady = [row for row in seen if row[0] == STEPS - 1]
+        trained = [row for row in steady if row[1] != EVALUATION]
         moments = {"load": next((c["allocated"] for s, _, c in seen if s < 0), 0)}
         for _, moment, found in steady:
             if moment != "between":
@@ -225,8 +229,8 @@ class _Watch:
         return {
             "allocated": max((c["allocated_peak"] for *_, c in seen), default=0),
             "reserved": max((c["reserved_peak"] for *_, c in seen), default=0),
-            "step_allocated": max((c["allocated_peak"] for *_, c in steady), default=0),
-            "step_reserved": max((c["reserved_peak"] for *_, c in steady), default=0),
+            "step_allocated": max((c["allocated_peak"] for *_, c in trained), default=0),
+            "step_reserved": max((c["reserved_peak"] for *_, c in trained), default=0),
             "moments": moments,
             "components": _components(history),
             "retries": seen[-1][2]["retries"] if seen else 0,

@@ -23,6 +23,7 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
+from memplan.planner.tables.components import EVALUATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -58,16 +59,19 @@ class Run:
     `again` one that adds to those of micro-batches before (None where a step has one).
     """
 
-    def __init__(self, rank: ShardingPlan, single: Tape, again: Tape | None) -> None:
+    def __init__(
+        self, rank: ShardingPlan, single: Tape, again: Tape | None, evaluation: Tape | None = None
+    ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again)
+        self.tapes = (single, again, evaluation)
         self._scripts: dict[int, _Script] = {}
 
     @cached_property
-    def passes(self) -> tuple[_Pass, _Pass | None]:
-        """The events of a step's one micro-batch and, with accumulation, of each that follows the first."""
-        single, again = self.tapes
-        return _as_pass(single, unroll(single)), None if again is None else _as_pass(again, unroll(again))
+    def passes(self) -> tuple[_Pass | None, ...]:
+        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
+        evaluation step.
+        """
+        return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
     def events(self, values: Values) -> Events:
         """The run at these sizes. Its list of events is shared with other sizes: not to be changed."""
@@ -122,7 +126,20 @@ class Run:
             if not setup.retain_outputs:
                 out.free(*kept)
                 kept = []
+        out.trained = len(out.events)
+        if self.passes[2] is not None:
+            if setup.loop.frees_gradients:
+                out.free(*gradients)
+            self._evaluation(self.passes[2], script)
         return script
+
+    def _evaluation(self, made: _Pass, script: _Script) -> None:
+        """Write an evaluation step, which leaves nothing."""
+        infos, out = made.infos[made.begin :], script.events
+        base = out.reserve(len(infos)) - made.begin
+        script.fill.append((base + made.begin, len(infos), 2, _picked(infos)))
+        out.extend(made.events[made.marks[EVALUATION] :], base)
+        out.free(*(each + base for each in made.left))
 
     def _states(self, values: Values, out: Events) -> None:
         from memplan.planner.tables.optimizers import OPTIMIZERS
@@ -168,7 +185,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = marks["forward"]
+    start = marks.get("forward", marks.get(EVALUATION, 0))
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     events = [each for each in made.events[:ends]]

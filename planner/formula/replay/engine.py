@@ -68,15 +68,18 @@ def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:
     """The run of a structure at these sizes, replayed without a bound."""
     events = run.events(values)
     found = Replayed(mode, ties, events)
-    cut = events.steady
+    cut, end = events.steady, events.trained
     if mode == "native":
         allocator = Quick(ties=ties)
         before = allocator.run(events.events[:cut], events.sizes)
-        after = allocator.run(events.events[cut:], events.sizes)
+        steady = allocator.run(events.events[cut:end], events.sizes)
+        after = allocator.run(events.events[end:], events.sizes)
     else:
         made = replay(found.as_events, mode=mode, ties=ties)
         before = max(made.allocated[:cut]), max(made.reserved[:cut])
-        after = max(made.allocated[cut - 1 :]), max(made.reserved[cut - 1 :])
-    found.allocated_bytes, found.reserved_bytes = max(before[0], after[0]), max(before[1], after[1])
-    found.step_allocated_bytes, found.step_reserved_bytes = after
+        steady = max(made.allocated[cut - 1 : end]), max(made.reserved[cut - 1 : end])
+        after = max(made.allocated[end - 1 :]), max(made.reserved[end - 1 :])
+    found.allocated_bytes = max(before[0], steady[0], after[0])
+    found.reserved_bytes = max(before[1], steady[1], after[1])
+    found.step_allocated_bytes, found.step_reserved_bytes = steady
     return found

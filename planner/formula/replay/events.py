@@ -17,7 +17,7 @@ class Events:
     """
 
     def __init__(self) -> None:
-        self.steady = 0  # where the steady step begins
+        self.steady = self.trained = 0  # where the steady step begins, and where it ends
         self.spans: list[tuple[str, int]] = []  # what ends where among the events
         self.events: list[int] = []
         self.sizes: list[int] = []
@@ -26,7 +26,8 @@ class Events:
     def at(self, sizes: list[int]) -> Events:
         """The same events with other sizes."""
         other = Events()
-        other.steady, other.spans, other.events, other.sizes = self.steady, self.spans, self.events, sizes
+        other.steady, other.trained, other.spans = self.steady, self.trained, self.spans
+        other.events, other.sizes = self.events, sizes
         return other
 
     def alloc(self, nbytes: int) -> int:

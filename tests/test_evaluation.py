@@ -1,0 +1,116 @@
+"""An evaluation step: both engines agree on what it holds, it comes after training and moves nothing of that,
+and files that evaluate have one. tests/test_dryrun_scripts.py has the Trainer's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memplan
+from memplan.planner.importers.files import read_training_file
+from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.components import COMPONENTS, EVALUATION
+from memplan.planner.tables.errors import UsageError
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 2003,
+    "tie_word_embeddings": False,
+}
+SIZES: dict[str, Any] = {"micro_batch": 2, "sequence_length": 256, "eval_batch": 8}
+
+
+def predicted(engine: str, **fields: Any) -> Prediction:
+    return memplan.plan(CONFIG, engine=engine, **SIZES | fields)
+
+
+def parts(found: Prediction) -> dict[str, int]:
+    rows = found.moment(EVALUATION).rows
+    return {name: sum(row.bytes for row in rows if row.component == name) for name in COMPONENTS}
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "full", "recipe": "hf"},
+        {"method": "full", "recipe": "raw"},
+        {"method": "full", "recipe": "hf", "weight_dtype": "float32", "autocast": "bfloat16"},
+        {"method": "qlora", "recipe": "trl", "checkpointing": "reentrant"},
+        {"method": "lora", "recipe": "hf", "padded": True, "attention": "eager"},
+        {"method": "lora", "recipe": "hf", "gradient_accumulation": 4},
+        {"method": "lora", "recipe": "trl", "loss": "chunked"},
+        {"method": "lora", "recipe": "hf", "loss": "fused"},
+        {"method": "lora", "recipe": "trl", "packed_documents": 4},
+        {"method": "lora", "recipe": "trl", "task": "dpo"},
+        {"method": "full", "recipe": "hf", "task": "classify"},
+        {"method": "prefix-tuning", "recipe": "hf"},
+        {"method": "dora", "recipe": "hf", "eval_batch": 1},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_both_engines_hold_the_same(fields: dict[str, Any]) -> None:
+    formula, trace = (parts(predicted(engine, **fields)) for engine in ("formula", "trace"))
+    whole = sum(trace.values())
+    assert all(abs(formula[name] - trace[name]) <= 1e-3 * whole for name in COMPONENTS), (formula, trace)
+
+
+def test_the_trainer_frees_its_gradients_before_a_plain_loop_after() -> None:
+    assert parts(predicted("formula", method="full", recipe="hf"))["gradients"] == 0
+    assert parts(predicted("formula", method="full", recipe="raw"))["gradients"] > 0
+
+
+@pytest.mark.parametrize("engine", ["formula", pytest.param("trace", marks=pytest.mark.trace)])
+def test_training_is_what_it_was(engine: str) -> None:
+    """The evaluation follows the steady step: nothing of training moves, reserved bytes included."""
+    found, without = (
+        predicted(engine, method="lora", recipe="hf", checkpointing="reentrant", eval_batch=rows)
+        for rows in (32, None)
+    )
+    assert found.step_peak == without.step_peak
+    assert found.moments[:-1] == without.moments and found.moments[-1].moment == EVALUATION
+    assert found.peak.moment == EVALUATION and found.peak.reserved_bytes > without.peak.reserved_bytes
+
+
+def test_it_grows_with_its_own_batch_alone() -> None:
+    sizes = [
+        sum(parts(predicted("formula", method="lora", recipe="hf", **more)).values())
+        for more in ({}, {"eval_batch": 16}, {"micro_batch": 4})
+    ]
+    logits = 8 * 256 * 2003 * 4
+    assert sizes[1] - sizes[0] >= 2 * logits  # fp32 logits and their log-softmax
+    assert 0 < sizes[2] - sizes[0] < logits / 100  # the batch that training holds
+
+
+def test_what_trains_nothing_has_none() -> None:
+    with pytest.raises(UsageError, match="eval_batch 8: method 'inference'"):
+        resolve({"method": "inference", "eval_batch": 8})
+
+
+def test_of_a_model_that_gpus_share_it_is_not_counted() -> None:
+    found = memplan.plan("llama-7b", method="full", gpus=8, parallel="fsdp", eval_batch=8, gpu="h200")
+    assert found.gpus[0].verdict is None and "evaluation" in str(found.gpus[0].why)
+
+
+@pytest.mark.parametrize(
+    ("said", "rows"),
+    [
+        ("eval_strategy: steps", 8),
+        ("eval_strategy: epoch\nper_device_eval_batch_size: 2", 2),
+        ("eval_strategy: 'no'\nper_device_eval_batch_size: 2", None),
+        ("per_device_eval_batch_size: 2", None),
+    ],
+)
+def test_a_file_that_evaluates_has_the_trainers_batch(said: str, rows: int | None, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(f"model_name_or_path: llama-7b\nstage: sft\nfinetuning_type: lora\nbf16: true\n{said}\n")
+    assert read_training_file(file).fields.get("eval_batch") == rows
