@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from memplan.cli.main import run
+from memplan.validate.checks import CHECKS
 from memplan.validate.claims import VERDICTS, check, load
 from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.evidence_kinds import KINDS
 from memplan.validate.questions.claimed import relation_of
 from memplan.validate.texts.check import MOST_BYTES, check_text, read_document
 from memplan.validate.texts.html import text_of_html
@@ -185,3 +187,7 @@ def test_a_file_is_html_by_its_name_or_its_start(tmp_path: Path) -> None:
 )
 def test_a_negated_comparison_is_the_other_one(words: str, sign: str) -> None:
     assert relation_of(words, None) == sign
+
+
+def test_every_kind_of_check_says_what_kind_of_evidence_it_gives() -> None:
+    assert set(KINDS) == set(CHECKS)

@@ -23,7 +23,6 @@ from memplan.validate.matching import comparable, find_records, hint
 from memplan.validate.numbers import Value, amount, number, word
 from memplan.validate.quantities import Term, read_term
 
-
 if TYPE_CHECKING:
     from memplan.validate.published import PublishedRun
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from memplan.validate.chinese import in_language
 from memplan.validate.claims import ClaimResult, claim_text
 from memplan.validate.claimsfile import Part
 from memplan.validate.numbers import amount
-from memplan.validate.sweep import PartResult
+from memplan.validate.sweep import Boundary, PartResult
 
 MOST_WORDS = 30
 _OPENING = {
@@ -19,7 +21,8 @@ _OPENING = {
     "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件", "not_checkable": "无法检验"},
 }
 _COLON, _STOP, _AND = {"en": ": ", "zh": "："}, {"en": ".", "zh": "。"}, {"en": "; ", "zh": "；"}
-_SHORTEST = 6
+MOST_NAMES = 8
+_COMMAND = re.compile(r"[:：]\s*memplan .*$", re.DOTALL)
 
 
 def verdict_sentence(result: ClaimResult, lang: str = "en") -> str:
@@ -53,7 +56,7 @@ def _one(result: PartResult, lang: str) -> str:
 def _first(result: PartResult, lang: str) -> str:
     """The first sentence of a part's evidence."""
     text = result.evidence.text(in_language(lang))
-    return text.split(_AND[lang])[0]
+    return _COMMAND.sub("", text.split(_AND[lang])[0])
 
 
 def _depends(deciding: list[PartResult], lang: str) -> str:
@@ -67,8 +70,19 @@ def _depends(deciding: list[PartResult], lang: str) -> str:
         return f"{words[0]}{gap}{yes[0]}{_AND[lang]}{words[1]}{gap}{no[0]}"
     if open_ is None:
         return _one(deciding[0], lang)
-    limit = open_.boundaries[0].said(lang)
+    limit = _limit(open_.boundaries[0], lang)
     return f"{_label(open_.part, lang)}{_COLON[lang]}{limit}"
+
+
+def _limit(boundary: Boundary, lang: str) -> str:
+    """A limit; of many names, how many of them hold."""
+    many = len(boundary.yes) + len(boundary.no)
+    if many <= MOST_NAMES:
+        return boundary.said(lang)
+    return {
+        "en": f"holds for {len(boundary.yes)} of {many}",
+        "zh": f"{many} 项中 {len(boundary.yes)} 项成立",
+    }[lang]
 
 
 def _short(text: str, lang: str) -> str:
