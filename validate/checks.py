@@ -238,8 +238,8 @@ METRICS: dict[str, Callable[[Any], Any]] = {
 
 
 def published(part: Part, context: EvaluationContext) -> Found:
-    """A figure that others published, by its id in published_data/runs.jsonl; over a second one (`per_figure`),
-    or over the parameters of its model where the unit is B/parameter.
+    """A figure that others published, by its id in published_data/runs.jsonl; over a second one
+    (`per_figure`), or over the parameters of its model where the unit is B/parameter.
     """
     from memplan.planner.inputs.models import index
 
