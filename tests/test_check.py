@@ -191,3 +191,10 @@ def test_a_negated_comparison_is_the_other_one(words: str, sign: str) -> None:
 
 def test_every_kind_of_check_says_what_kind_of_evidence_it_gives() -> None:
     assert set(KINDS) == set(CHECKS)
+
+
+def test_a_paragraph_is_not_under_the_list_that_ended() -> None:
+    text = "# Methods\n\n- **QLoRA**: small\n\n  It is slow.\n\nA paragraph.\n"
+    above = {one.text: one.above for one in sentences(text)}
+    assert above["It is slow."] == ("Methods", "QLoRA")
+    assert above["A paragraph."] == ("Methods",)

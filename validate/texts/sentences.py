@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PROSE, CELL, COMMENT = "prose", "cell", "comment"
 HEADING, CODE, LINK, FORMULA, DATE = "heading", "code", "link", "formula", "date"
@@ -57,67 +57,77 @@ MOST_CODE = 2000
 
 def sentences(text: str) -> Iterator[Sentence]:
     """Every sentence of a text, in its order."""
-    headings: list[tuple[int, str]] = []
-    items: list[tuple[int, str]] = []
-    columns: list[str] = []
-    fenced = formula = False
-    code = ""
-    at = 0
+    reader, at = _Lines(), 0
     for number, line in enumerate(text.splitlines(keepends=True), 1):
-        start, at = at, at + len(line)
+        yield from reader.read(line, at, number)
+        at += len(line)
+
+
+@dataclass
+class _Lines:
+    """What the lines so far have opened: headings and list items by depth, a table, a fence, a formula."""
+
+    headings: list[tuple[int, str]] = field(default_factory=list)
+    items: list[tuple[int, str]] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    fenced: bool = False
+    formula: bool = False
+    code: str = ""
+
+    def read(self, line: str, start: int, number: int) -> Iterator[Sentence]:
+        """The sentences of one line."""
         bare = line.rstrip()
         if _FENCE.match(line):
-            fenced, code = not fenced, ""
-            continue
-        if fenced:
-            yield from _of_code(line, start, number, tuple(h for _, h in headings), code)
-            code = code[-MOST_CODE:] + line
-            continue
-        if bare.strip() == "$$":
-            formula = not formula
-            continue
-        if not bare.strip() or (_RULE.match(bare) and not columns):
-            columns = []
-            items = items if not bare.strip() else []
-            continue
+            self.fenced, self.code = not self.fenced, ""
+        elif self.fenced:
+            yield from _of_code(line, start, number, tuple(h for _, h in self.headings), self.code)
+            self.code = self.code[-MOST_CODE:] + line
+        elif bare.strip() == "$$":
+            self.formula = not self.formula
+        elif not bare.strip() or (_RULE.match(bare) and not self.columns):
+            self.columns, self.items = [], [] if bare.strip() else self.items
+        elif _HEADING.match(bare) or _NUMBERED_HEADING.match(bare):
+            yield self._heading(bare, start, number)
+        elif _DATE.match(bare) or _LINK.match(bare) or self.formula:
+            kind = DATE if _DATE.match(bare) else FORMULA if self.formula else LINK
+            yield Sentence(bare.strip(), start, start + len(bare), number, kind)
+        elif bare.lstrip().startswith("|"):
+            yield from self._row(bare, start, number)
+        else:
+            yield from self._prose(line, bare, start, number)
+
+    def _heading(self, bare: str, start: int, number: int) -> Sentence:
         heading = _HEADING.match(bare)
-        named = heading or _NUMBERED_HEADING.match(bare)
-        if named:
-            level = len(bare) - len(bare.lstrip("#")) if heading else DEEPEST - 1
-            words = heading.group(1) if heading else bare.strip()
-            headings = [*[(n, h) for n, h in headings if n < level], (level, words)]
-            items, columns = [], []
-            yield Sentence(words, start, start + len(bare), number, HEADING, _above(headings[:-1], []))
-            continue
-        if _DATE.match(bare):
-            yield Sentence(bare.strip(), start, start + len(bare), number, DATE)
-            continue
-        if _LINK.match(bare) or formula:
-            yield Sentence(bare.strip(), start, start + len(bare), number, FORMULA if formula else LINK)
-            continue
-        if bare.lstrip().startswith("|"):
-            cells = [cell.strip() for cell in bare.strip().strip("|").split("|")]
-            if _RULE.match(bare):
-                continue
-            if not columns:
-                columns = cells
-                continue
-            yield from _of_row(bare, start, number, cells, columns, _above(headings, []))
-            continue
-        columns = []
+        level = len(bare) - len(bare.lstrip("#")) if heading else DEEPEST - 1
+        words = heading.group(1) if heading else bare.strip()
+        over = [(n, h) for n, h in self.headings if n < level]
+        self.headings, self.items, self.columns = [*over, (level, words)], [], []
+        return Sentence(words, start, start + len(bare), number, HEADING, _above(over, []))
+
+    def _row(self, bare: str, start: int, number: int) -> Iterator[Sentence]:
+        """A table's row; its first row names the columns."""
+        cells = [cell.strip() for cell in bare.strip().strip("|").split("|")]
+        if _RULE.match(bare):
+            return
+        if not self.columns:
+            self.columns = cells
+            return
+        yield from _of_row(bare, start, number, cells, self.columns, _above(self.headings, []))
+
+    def _prose(self, line: str, bare: str, start: int, number: int) -> Iterator[Sentence]:
+        """A line of prose; a list item's first words, and a short line, stand above what follows."""
+        self.columns = []
         marker = _MARKER.match(line)
         indent = len(line) - len(line.lstrip())
-        if marker:
-            items = [(n, i) for n, i in items if n < indent]
-        body = marker.end() if marker else len(line) - len(line.lstrip())
-        above = _above(headings, items)
-        yield from _of_prose(line[body:].rstrip(), start + body, number, above)
+        self.items = [(n, i) for n, i in self.items if n < indent]
+        body = marker.end() if marker else indent
+        yield from _of_prose(line[body:].rstrip(), start + body, number, _above(self.headings, self.items))
         lead = _LEAD.match(line[body:])
         if marker and lead:
-            items = [*items, (indent, lead.group(1).strip("*` "))]
+            self.items = [*self.items, (indent, lead.group(1).strip("*` "))]
         elif not marker and len(bare.strip()) <= 40 and not _END.search(bare):
-            items = []
-            headings = [*[(n, h) for n, h in headings if n < DEEPEST], (DEEPEST, bare.strip(" *:：`"))]
+            over = [(n, h) for n, h in self.headings if n < DEEPEST]
+            self.items, self.headings = [], [*over, (DEEPEST, bare.strip(" *:：`"))]
 
 
 def _above(headings: list[tuple[int, str]], items: list[tuple[int, str]]) -> tuple[str, ...]:
