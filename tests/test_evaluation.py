@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 import memplan
+from memplan.planner.answers.fit.gpus import share
 from memplan.planner.importers.files import read_training_file
+from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import COMPONENTS, EVALUATION
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -99,6 +102,13 @@ def test_what_trains_nothing_has_none() -> None:
 def test_of_a_model_that_gpus_share_it_is_not_counted() -> None:
     found = memplan.plan("llama-7b", method="full", gpus=8, parallel="fsdp", eval_batch=8, gpu="h200")
     assert found.gpus[0].verdict is None and "evaluation" in str(found.gpus[0].why)
+
+
+def test_fit_names_no_number_of_gpus_that_leaves_the_evaluation_out() -> None:
+    spec, gpu = find("llama-3.1-8b").spec(), find_gpu("rtx-4090")
+    asked = {"method": "lora", "recipe": "hf", "sequence_length": 2048}
+    counts = [share(spec, resolve({**asked, **more}), gpu) for more in ({}, {"eval_batch": 8})]
+    assert counts[0] is not None and counts[1] is None
 
 
 @pytest.mark.parametrize(

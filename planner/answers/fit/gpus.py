@@ -208,6 +208,8 @@ def share(
         alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
         if alone.fits(gpu):
             return Shared("none", 1, alone.device_bytes(gpu), True)
+        if setup.eval_batch is not None:  # a rank's evaluation is not counted: no count is enough for sure
+            return None
         if not room.holds(allocated(MOST_CARDS)):
             return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False, needs)
         enough = 2
@@ -227,7 +229,7 @@ def share(
 def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: float = 0.0) -> list[Shared]:
     """What one rank needs under the other strategies on as many GPUs."""
     room, found = Room(gpu, error), []
-    for parallel in STRATEGIES:
+    for parallel in STRATEGIES if setup.eval_batch is None else ():
         needs = to_share(setup, parallel)
         try:
             size = peak_of(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}))
