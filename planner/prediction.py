@@ -115,27 +115,41 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Whether loading alone and the training step alone fit one GPU, and the device bytes of each."""
+    """Whether loading alone, the training step alone and, where there is one, the evaluation alone fit one
+    GPU, and the device bytes of each.
+    """
 
     load: Literal["fits", "tight", "no"]
     step: Literal["fits", "tight", "no"]
     load_bytes: int
     step_bytes: int
+    evaluate: Literal["fits", "tight", "no"] | None = None
+    evaluate_bytes: int | None = None
 
     @property
-    def decided_by(self) -> Literal["load", "step", "both"] | None:
-        """The part that does not surely fit; None where both do."""
-        if "fits" not in (self.load, self.step):
-            return "both"
-        return "load" if self.load != "fits" else "step" if self.step != "fits" else None
+    def _each(self) -> dict[str, tuple[str, int | None]]:
+        found: dict[str, tuple[str, int | None]] = {
+            "load": (self.load, self.load_bytes),
+            "step": (self.step, self.step_bytes),
+        }
+        if self.evaluate is not None:
+            found["evaluate"] = (self.evaluate, self.evaluate_bytes)
+        return found
+
+    @property
+    def decided_by(self) -> str | None:
+        """The part that does not surely fit: load, step or evaluate; both (several, of three) where more than
+        one does not, None where all do.
+        """
+        short = [name for name, (verdict, _) in self._each.items() if verdict != "fits"]
+        if len(short) > 1:
+            return "both" if self.evaluate is None else "several"
+        return short[0] if short else None
 
     def to_document(self) -> dict[str, Any]:
         """The parts as they stand in the documents of plan and fit."""
-        return {
-            "load": {"verdict": self.load, "device_bytes": self.load_bytes},
-            "step": {"verdict": self.step, "device_bytes": self.step_bytes},
-            "decided_by": self.decided_by,
-        }
+        each = {name: {"verdict": word, "device_bytes": size} for name, (word, size) in self._each.items()}
+        return {**each, "decided_by": self.decided_by}
 
 
 @dataclass(frozen=True, slots=True)
