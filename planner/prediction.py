@@ -114,6 +114,31 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """Whether loading alone and the training step alone fit one GPU, and the device bytes of each."""
+
+    load: Literal["fits", "tight", "no"]
+    step: Literal["fits", "tight", "no"]
+    load_bytes: int
+    step_bytes: int
+
+    @property
+    def decided_by(self) -> Literal["load", "step", "both"] | None:
+        """The part that does not surely fit; None where both do."""
+        if "fits" not in (self.load, self.step):
+            return "both"
+        return "load" if self.load != "fits" else "step" if self.step != "fits" else None
+
+    def to_document(self) -> dict[str, Any]:
+        """The parts as they stand in the documents of plan and fit."""
+        return {
+            "load": {"verdict": self.load, "device_bytes": self.load_bytes},
+            "step": {"verdict": self.step, "device_bytes": self.step_bytes},
+            "decided_by": self.decided_by,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class GpuVerdict:
     """Whether a prediction fits one GPU: `headroom_bytes` is usable minus predicted device bytes, negative
     where it does not fit. A GPU that cannot run the setup has neither, and `why`; where something is not
@@ -127,6 +152,7 @@ class GpuVerdict:
     why: str | None = None
     high_bytes: int | None = None
     low: Callable[[], int] | None = field(default=None, compare=False, repr=False)
+    parts: Parts | None = None
 
     @property
     def low_bytes(self) -> int | None:
@@ -149,6 +175,7 @@ class GpuVerdict:
             "headroom_bytes": self.headroom_bytes,
             "low_bytes": self.low_bytes,
             "high_bytes": self.high_bytes,
+            **({"parts": self.parts.to_document()} if self.parts is not None else {}),
             **({"why": self.why} if self.why is not None else {}),
         }
 

@@ -102,7 +102,7 @@ def expand(document: Any, name: str, device: str | None = None) -> CaseList:
     if document.get("schema", CAMPAIGN_SCHEMA) != CAMPAIGN_SCHEMA:
         raise UsageError(f"schema is {shown(document['schema'])}, expected {CAMPAIGN_SCHEMA}")
     where = device or document.get("device", "cuda")
-    if where not in DEVICES:
+    if not isinstance(where, str) or where not in DEVICES:
         raise unknown("device", where, DEVICES)
     models = _mapping(document, "models")
     defaults = {"load": "random", "device": DEVICES[where], **_mapping(document, "defaults")}

@@ -195,7 +195,8 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
     try:
         return checked({**BASE, **known}, dict.fromkeys(known, "record"))
     except UsageError as error:
-        raise UsageError(f"setup.{error}") from None
+        names_the_field = str(error).split(" ", 1)[0] in FIELDS
+        raise UsageError(f"setup{'.' if names_the_field else ': '}{error}") from None
 
 
 def _measured_setup(document: Mapping[str, Any], environment: Mapping[str, Any]) -> Setup:

@@ -11,23 +11,31 @@ from typing import Any
 
 from fuzzing_input import SECRET, broken, nasty, spoiled, text_of, written
 
+from memplan.planner.inputs.families.table import FAMILIES
+
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "importers"
 
 
 @dataclass
 class Line:
-    """One command line, what it reads on standard input, and words of which a refusal must name one."""
+    """One command line, what it reads on standard input, words of which a refusal must name one, and the
+    words of its files, of which a refusal may name one as a key instead.
+    """
 
     args: list[str]
     stdin: bytes = b""
     names: list[str] = field(default_factory=list)
+    words: frozenset[str] = frozenset()
+    seconds: float = 5.0  # of this process that the answer may take
 
 
 def read(name: str) -> str:
     return (DATA / name).read_text(encoding="utf-8")
 
 
+TRACED_SECONDS = 120.0
+"""A family that the formula lacks is traced: the real class runs, forty layers of experts for a minute."""
 Door = Callable[[random.Random, Path], Line]
 
 
@@ -38,7 +46,10 @@ def config(rng: random.Random, folder: Path) -> Line:
     catalog = (ROOT / "planner/inputs/catalog").glob("*.json")
     entry = rng.choice(sorted(path for path in catalog if path.name != "index.json"))
     document, names = broken(rng, json.loads(entry.read_text(encoding="utf-8")))
-    return Line([written(rng, folder / "config.json", text_of(rng, document))], names=names)
+    line = Line([written(rng, folder / "config.json", text_of(rng, document))], names=names)
+    if str(document.get("model_type")) not in FAMILIES:
+        line.seconds = TRACED_SECONDS
+    return line
 
 
 def _loaded(name: str) -> Any:

@@ -14,6 +14,7 @@ from memplan import api
 from memplan.cli.main import run
 from memplan.planner.importers import peft
 from memplan.planner.inputs.models import find
+from memplan.planner.tables.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "importers"
 RSLORA = {
@@ -199,6 +200,24 @@ def test_a_family_that_only_the_trace_knows_keeps_the_file():
 
 
 @pytest.mark.trace
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("r", 10**7, "a whole number from 1 to 1,000,000"),
+        ("lora_alpha", -1, "a number above 0"),
+        ("lora_dropout", 1.0, "a number from 0 to less than 1"),
+        ("init_r", 10**11, "a whole number from 1 to 1,000,000,000"),
+        ("target_modules", [""], "names of modules"),
+        ("target_modules", ["q_proj", " "], "names of modules"),
+        ("target_modules", [], "names of modules (PEFT finds none to adapt)"),
+    ],
+)
+def test_a_value_that_no_adapter_has_is_refused_by_the_name_that_the_file_gives_it(key, value, expected):
+    with pytest.raises(UsageError) as caught:
+        memplan.plan("llama-7b", adapter={**RSLORA, key: value})
+    assert f"{key} is {value}: expected {expected}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "document", [RSLORA, IA3, {**RSLORA, "use_dora": True}, PROMPTS], ids=["rslora", "ia3", "dora", "prompts"]
 )

@@ -72,6 +72,7 @@ def test_grids_multiply_merge_mappings_and_skip() -> None:
         ({"cases": [{"model": "tiny", "skip": {"rank": 8}}]}, "case 1: skip is"),
         ({"defaults": {"cap": "1GiB"}}, "unknown setting in defaults 'cap'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": {"x": None}}, "unknown device '{'x': None}': expected one of cpu, cuda, dry"),
         ({"models": {"tiny": 3}}, "models.tiny is 3"),
         (
             {"cases": [{"model": "tiny", "boundary": True}]},

@@ -1,11 +1,18 @@
 """Every model of the catalog, every method, every command that predicts: all answer, or say what to do
 instead.
+
+By hand, in a seeded order, so that what is done is a sample at any time, and on from where the log
+ends: `PYTHONPATH=.:tests python -m test_catalog_commands plan catalog.jsonl [--share 500]`.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import random
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +33,7 @@ REFUSALS = (
     "returns a tuple: PEFT's layer fails there; use --targets attention",
     "peft has no DoRA for the parameters of experts",
     "use --engine trace",
+    "prompt tuning needs embeddings as wide as the layers",  # opt-350m's are 512 wide, its layers 1,024
 )
 """What a library cannot do, or the formula has no rule for: exit 2, and each says the next move."""
 CASES = sorted(itertools.product(index(), METHODS, COMMANDS))
@@ -57,3 +65,36 @@ def test_the_whole_catalog_answers(model: str, tmp_path: Path) -> None:
         except AssertionError as error:
             failed[method, command] = str(error)[:500]
     assert not failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Every model x every method under one command, by hand.")
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--share", type=int, help="this many of the cases; default: all")
+    chosen = parser.parse_args()
+    every = sorted(itertools.product(index(), METHODS))
+    cases = random.Random(20261128).sample(every, chosen.share or len(every))
+    lines = chosen.log.read_text(encoding="utf-8").splitlines() if chosen.log.exists() else []
+    done = {(e["command"], e["model"], e["method"]): e["failed"] for e in map(json.loads, lines)}
+    for model, method in cases:
+        if (chosen.command, model, method) in done:
+            continue
+        started, failed = time.perf_counter(), ""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                check(model, method, chosen.command, Path(folder))
+            except Exception as error:
+                failed = f"{type(error).__name__}: {str(error)[:500]}"
+        done[chosen.command, model, method] = failed
+        entry = {"command": chosen.command, "model": model, "method": method, "failed": failed}
+        with chosen.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry | {"seconds": round(time.perf_counter() - started, 2)}) + "\n")
+        if failed:
+            print(chosen.command, model, method, failed, flush=True)
+    found = [done[chosen.command, *case] for case in cases]
+    print(f"{chosen.command}: {len(found)} of {len(every)} cases, {sum(map(bool, found))} failed")
+
+
+if __name__ == "__main__":
+    main()

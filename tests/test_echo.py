@@ -48,6 +48,11 @@ def test_tokens_are_not_echoed(secret):
     assert secret[:12] not in shorten("x" * 50 + " " + secret + "y" * 500)
 
 
+def test_one_letter_is_close_to_no_name():
+    assert "did you mean" not in str(unknown("thing", "x", ("prefix-tuning", "lora")))
+    assert str(unknown("thing", "ix", ("prefix-tuning", "lora"))).endswith("did you mean prefix-tuning?")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_no_tokens(name):
     assert redacted(name) == name

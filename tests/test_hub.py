@@ -5,6 +5,7 @@ routes, healthy and faulty.
 import json
 import struct
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -97,6 +98,18 @@ def test_sharded_headers(cache):
     ],
 )
 def test_a_broken_header_is_one_message(tmp_path, content):
+    _refused(tmp_path, content)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 10**6, [1] * 65, [2**63, 2], [1.5], ["1"], [-1]])
+def test_a_header_with_dimensions_that_no_tensor_has_is_refused_at_once(tmp_path, sizes):
+    header = json.dumps({"a": {"dtype": "F32", "shape": sizes, "data_offsets": [0, 4]}}).encode()
+    started = time.process_time()
+    _refused(tmp_path, struct.pack("<Q", len(header)) + header)
+    assert time.process_time() - started < 5
+
+
+def _refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="x.safetensors"):

@@ -13,6 +13,19 @@ from memplan.planner.tables.errors import UsageError
     [
         ("base_model: a\nmicro_batch_size: two\n", "micro_batch_size is 'two': expected a whole number"),
         ("base_model: a\nmicro_batch_size: 0\n", "micro_batch_size is 0"),
+        (
+            "base_model: a\nmicro_batch_size: 90000000\n",
+            "micro_batch_size is 90000000: expected a whole number from 1",
+        ),
+        (
+            "base_model: a\nadapter: lora\nlora_r: 1000001\n",
+            "lora_r is 1000001: expected a whole number from 1 to",
+        ),
+        ("base_model: a\nadapter: lora\nlora_alpha: -1\n", "lora_alpha is -1: expected a number above 0"),
+        (
+            "base_model: a\nadapter: lora\nlora_dropout: 1\n",
+            "lora_dropout is 1: expected a number from 0 to less",
+        ),
         ("base_model: a\ndatasets: []\nadapter: mixlora\n", "adapter 'mixlora' is not supported"),
         ("base_model: a\ndatasets: []\noptimizer: adamv\n", "did you mean"),
         ("base_model: a\ndatasets: []\nattn_implementation: flsh\n", "unknown attention implementation"),

@@ -124,6 +124,10 @@ def test_unknown_keys_of_a_newer_version_are_dropped_and_missing_setup_fields_fi
         ({"step_seconds": ["fast"]}, "step_seconds[0] is 'fast'"),
         ({"cap_bytes": 7}, "the record was edited or cut"),
         ({"setup": {"method": "lora"}}, "setup."),
+        (
+            {"setup": {**measurement().to_document()["setup"], "method": "x"}},
+            "setup: unknown method 'x': expected one of ",
+        ),
     ],
 )
 def test_a_bad_record_is_one_message(tmp_path: Path, change: dict[str, Any], says: str) -> None:

@@ -225,6 +225,11 @@ def test_paged_states_are_the_hosts() -> None:
         ),
         ({**SMALL, "hidden_act": "nope"}, {}, "transformers (rejects|cannot build)"),
         (
+            {**SMALL, "rope_theta": "fast"},
+            {},
+            r"cannot build .*\(rope_theta is 'fast', by default 10000\.0\)",
+        ),
+        (
             {**SMALL, "hidden_size": 250},
             {},
             "transformers (rejects|cannot build|cannot run)|LlamaForCausalLM cannot run",

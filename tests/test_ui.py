@@ -4,6 +4,7 @@ read.
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import threading
@@ -155,7 +156,7 @@ def crowd(server: Server, readers: int, seconds: float, models: tuple[str, ...])
             model = rng.choice(models)
             known = (model, "", "") in ui.PAGES
             start = time.monotonic()
-            assert ask(server, f"/?model={model}")[0] == 200
+            assert ask(server, f"/?model={model}", wait=300)[0] == 200
             found.append((known, time.monotonic() - start))
 
     with ThreadPoolExecutor(readers) as pool:
@@ -177,7 +178,8 @@ def test_parallel_readers_are_served_without_a_reset(server, readers, seconds):
     cached = sorted(took for known, took in found if known) or [0.0]
     cold = sorted(took for known, took in found if not known)
     worst, late = cached[-1], cold[int(0.95 * len(cold))]
-    print(f"{len(cached)} cached, at most {worst:.2f} s; {len(cold)} cold, P95 {late:.2f} s")
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{len(cached)} cached, at most {worst:.2f} s; {len(cold)} cold, P95 {late:.2f} s; {load}")
     if seconds > 10:  # a promise about a machine that does little else, tried by hand
         assert worst <= 2 and late <= 10
 

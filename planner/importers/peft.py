@@ -11,6 +11,7 @@ from memplan.planner.importers.rules import (
     Facts,
     KeyReport,
     Rule,
+    bad,
     ignored,
     integer,
     names,
@@ -29,7 +30,10 @@ from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
 def _targets(key: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) and value != "all-linear":
         return ("(pattern)", value)  # a regular expression: only the trace can match it
-    return names(key, value) or ("peft-default",)
+    found = names(key, value)
+    if len(found) < len(value if isinstance(value, list) else [value]):
+        raise bad(key, value, "names of modules, or all-linear")
+    return found or ("peft-default",)
 
 
 VARIANTS = (
@@ -122,6 +126,8 @@ def read(document: Mapping[str, Any], walk: Any) -> tuple[Facts, list[Any], list
         raise UsageError("the adapter file names no peft_type: expected a name such as LORA")
     if kind in DEFAULTS:
         facts, reports, warnings = walk(LORA, document)
+        if document.get("target_modules") == [] and not document.get("target_parameters"):
+            raise bad("target_modules", [], "names of modules (PEFT finds none to adapt)")
         if kind == "ADALORA":
             facts.pop("rank", None)  # AdaLoRA reads init_r; r stays at its default in the file
         facts = {**DEFAULTS[kind], **facts, "_type": kind}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from memplan.planner.inputs.setup import FIELDS, Setup
 from memplan.planner.tables.errors import UsageError, shorten, shown
 
 Status = Literal["used", "ignored", "not_modelled", "unknown"]
@@ -106,6 +107,9 @@ def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
     return Rule("used", fact, read, why)
 
 
+PICTURES = "pictures: the vision tower, what it saves, and the tokens that pictures become"
+
+
 def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high", "low"] = "") -> Rule:
     """A key that moves memory and that no Setup field follows: a warning where it is set to something that
     matters.
@@ -151,6 +155,7 @@ def walk(
             reports.append(KeyReport(key, "ignored", "empty"))
         elif rule.status == "used" and rule.fact:
             facts[rule.fact] = rule.read(key, value) if rule.read else value
+            _within_bounds(rule.fact, key, facts[rule.fact])
             reports.append(KeyReport(key, "used", rule.why))
         elif rule.status == "not_modelled":
             harmless = any(value == item and type(value) is type(item) for item in rule.harmless)
@@ -164,6 +169,14 @@ def walk(
         else:
             reports.append(KeyReport(key, "ignored", rule.why))
     return facts, reports, warnings
+
+
+def _within_bounds(fact: str, key: str, value: Any) -> None:
+    """UsageError naming the file's key where a number is beyond what the Setup field takes."""
+    if fact in FIELDS and type(value) in (int, float):
+        from memplan.planner.inputs.checking import check_number
+
+        check_number(Setup, fact, key, value)
 
 
 def one_edit(word: str, known: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
@@ -69,6 +69,22 @@ def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{key} is not a setting") from None
         raise UsageError(refusal(key, schema, shown(values.get(key)))) from None
     return {name: getattr(found, name) for name in values}
+
+
+def check_number(record: type, field: str, key: str, value: int | float) -> None:
+    """Raises UsageError naming `key`, the word that a file has for a record's field, where the field takes no
+    such number.
+    """
+    adapter = _of_field(record, field)
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError:
+        raise UsageError(refusal(field, adapter.json_schema(), shown(value), key)) from None
+
+
+@cache
+def _of_field(record: type, field: str) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(record, globalns=globals(), include_extras=True)[field])
 
 
 def _as_tuple(value: Any) -> Any:

@@ -19,12 +19,12 @@ WORDS = {
 KINDS = {"boolean": "true or false", "string": "a name", "object": "a mapping of keys and values"}
 
 
-def refusal(field: str, schema: Mapping[str, Any], shown: str) -> str:
+def refusal(field: str, schema: Mapping[str, Any], shown: str, key: str = "") -> str:
     """'micro_batch (--batch) is 0: expected a whole number from 1 to 10,000,000'; `schema` is the field's
-    JSON schema.
+    JSON schema, `key` what a file calls the field.
     """
     option = f" ({OPTION[field]})" if field in OPTION else ""
-    return f"{field}{option} is {shown}: expected {WORDS.get(field) or in_words(schema)}"
+    return f"{key or field + option} is {shown}: expected {WORDS.get(field) or in_words(schema)}"
 
 
 def in_words(schema: Mapping[str, Any]) -> str:

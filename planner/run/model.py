@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from memplan.planner.run.extras import require
-from memplan.planner.tables.errors import UsageError, nearest, shorten
+from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
 
 require()
 
@@ -97,11 +97,32 @@ def read_config(config: Mapping[str, Any]) -> Any:
         with quiet():
             made = CONFIG_MAPPING[model_type](**fields)
     except Exception as error:
-        raise UsageError(f"transformers rejects this {model_type} config: {reason(error)}") from None
+        found = reason(error) + odd_values(config)
+        raise UsageError(f"transformers rejects this {model_type} config: {found}") from None
     made.use_cache = False
     for part in sub_configs(made):
         part.use_cache = False
     return made
+
+
+def odd_values(config: Mapping[str, Any]) -> str:
+    """What of a config that a library failed on is of another kind than the class's own default: " (KEY is
+    VALUE, by default OTHER)" of the first such key, "" where there is none.
+    """
+    from transformers import CONFIG_MAPPING
+
+    with quiet():
+        usual = CONFIG_MAPPING[config["model_type"]]().to_dict()
+    for key, value in config.items():
+        known = [part[key] for part in (usual, *usual.values()) if isinstance(part, dict) and key in part]
+        if key not in NOT_ARCHITECTURE and any(_kind(value) != _kind(other) for other in known if other):
+            return f" ({shorten(key)} is {shown(value)}, by default {shown(known[0])})"
+    return ""
+
+
+def _kind(value: Any) -> type:
+    """What a key takes: any number, of any sign, is as good as another."""
+    return float if type(value) is int else type(value)
 
 
 def sub_configs(config: Any) -> list[Any]:
@@ -200,9 +221,8 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str, outputs: int
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"transformers cannot build {cls.__name__} from this config: {reason(error)}"
-        ) from None
+        found = reason(error) + odd_values(config)
+        raise UsageError(f"transformers cannot build {cls.__name__} from this config: {found}") from None
     assert isinstance(model, nn.Module)
     for index, layer in enumerate(layers_of(model)):
         layer.memplan_index = index

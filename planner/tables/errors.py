@@ -32,11 +32,11 @@ class ToleranceError(MemplanError):
 
 
 def nearest(value: str, legal: Iterable[str], count: int = 3) -> list[str]:
-    """The legal names closest to `value`, best first; substring matches count as close."""
+    """The legal names closest to `value`, best first; a part of two characters or more counts as close."""
     names = sorted(set(legal))
     lowered = value[:200].lower()  # no name is as long, and the comparison is quadratic
     close = difflib.get_close_matches(lowered, names, n=count, cutoff=0.5)
-    close += [n for n in names if lowered and lowered in n.lower() and n not in close]
+    close += [n for n in names if len(lowered) > 1 and lowered in n.lower() and n not in close]
     return close[:count]
 
 
