@@ -25,6 +25,7 @@ from memplan.validate.vocabulary import SWITCHES
 Span = tuple[int, int]
 _NUMBER = re.compile(r"(?<![a-z0-9_.])\d[\d.,]*")
 _SWITCH = re.compile("|".join(f"{B}(?:{pattern}){E}" for pattern, _, value in SWITCHES if value is not None))
+_BOTH = re.compile(r"lora\s?(?:和|与|及|、|/|and|or|&)\s?(?:q-?|ada|do)?lora")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ def _subject_fits(
     """Whether the method that the wording is said of is one of the template's."""
     if template.free:
         return True
+    if any(_BOTH.search(text[start:end]) for start, end in touched):
+        return False  # said of two methods at once
     named = methods_in(text)
     near = {method for place, method in named if any(start <= place < end for start, end in touched)}
     before = [method for place, method in named if place < spans[0][0]]
