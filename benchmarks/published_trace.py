@@ -47,7 +47,7 @@ def predicted_mib(run: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, l
         return predicted, {name: [value] for name, value in predicted.items()}
     # k-bit preparation left the cache alone before peft 0.20: emptied, no order reproduces the runs of
     # SmolLM2-135M
-    with patch("memplan.planner.run.adapters.clears_cache", lambda: False):
+    with patch("memplan.planner.run.upcast.clears_cache", lambda: False):
         log = _log(run)
     runs = [
         _mib(log, replay([*load, *log.events[len(load) :]]), tokens)

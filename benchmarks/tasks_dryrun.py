@@ -204,7 +204,8 @@ checkpointing saves nothing there and the batch is larger:
 $ memplan llama-3.1-8b --method lora --recipe hf --checkpointing --set eval_batch=8 --gpu rtx-5090
 ```
 
-The peak is then where evaluation is, and `step_peak` (JSON) is that of training alone. The trace's
+The peak is then where evaluation is, `step_peak` (JSON) is that of training alone, and `Decides` says where
+only the evaluation does not fit. The trace's
 evaluation equals that of an unmodified Trainer script in a dry run but for a few scalars
 (tests/test_dryrun_scripts.py), and the formula's is within 0.1 % of the trace's in every component
 (tests/test_evaluation.py). Not counted: the logits that `compute_metrics` keeps, generation, and the

@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import formula_vs_trace as random_setups
 
+from memplan.planner.allocator.native import SMALL_SEGMENT
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables import sdp
@@ -169,22 +170,26 @@ def again(record: Document) -> Document:
 
 
 def threshold(runner: DryRunner, record: Document) -> Document:
-    """A record with the smallest capacity in bytes under which its dry run survives, to a 400th; bracketed
-    within 3 % of the predicted one, None where it lies outside.
+    """A record with the smallest capacity in bytes under which its dry run survives, to a 400th or the one
+    segment of 2 MiB that memory is reserved by; sought within 3 % of the predicted one, None where it lies
+    outside.
     """
     setup = setup_of(record)
-    guess = record["trace"]["smallest_capacity"]
-    low, high = int(guess * 0.97), int(guess * 1.03)
+    guess = record["trace"]["smallest_capacity"] // SMALL_SEGMENT
+    step = max(1, guess // 400)
 
-    def survives(capacity: int) -> bool:
-        return not runner.run(record["config"], setup, capacity=capacity).oom
+    def survives(segments: int) -> bool:
+        return not runner.run(record["config"], setup, capacity=segments * SMALL_SEGMENT).oom
 
+    low, high = guess - step, guess
     if survives(low) or not survives(high):
-        return record | {"smallest_capacity": None}
-    while high - low > max(guess // 400, 2**21):
+        low, high = min(guess * 97 // 100, low), max(-(-guess * 103 // 100), guess + step)
+        if survives(low) or not survives(high):
+            return record | {"smallest_capacity": None}
+    while high - low > step:
         middle = (low + high) // 2
         low, high = (low, middle) if survives(middle) else (middle, high)
-    return record | {"smallest_capacity": high}
+    return record | {"smallest_capacity": high * SMALL_SEGMENT}
 
 
 # ---- what came of it ---------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ Computes nothing itself; torch is imported only by `trace` and `profile`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memplan.names import setup_fields
+from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs import quantized
@@ -167,7 +169,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         prediction = prediction.with_(accuracy=recorded_accuracy(engine, prediction))
     judgments = list(judged(model, prediction))
     verdicts = tuple(
-        judge(its, gpu)
+        replace(judge(its, gpu), parts=parts(its, gpu))
         if isinstance(its, Prediction)
         else GpuVerdict(gpu.name, gpu.usable_bytes, None, None, its)
         for its, gpu in judgments

@@ -114,6 +114,45 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """Whether loading alone, the training step alone and, where there is one, the evaluation alone fit one
+    GPU, and the device bytes of each.
+    """
+
+    load: Literal["fits", "tight", "no"]
+    step: Literal["fits", "tight", "no"]
+    load_bytes: int
+    step_bytes: int
+    evaluate: Literal["fits", "tight", "no"] | None = None
+    evaluate_bytes: int | None = None
+
+    @property
+    def _each(self) -> dict[str, tuple[str, int | None]]:
+        found: dict[str, tuple[str, int | None]] = {
+            "load": (self.load, self.load_bytes),
+            "step": (self.step, self.step_bytes),
+        }
+        if self.evaluate is not None:
+            found["evaluate"] = (self.evaluate, self.evaluate_bytes)
+        return found
+
+    @property
+    def decided_by(self) -> str | None:
+        """The part that does not surely fit: load, step or evaluate; both (several, of three) where more than
+        one does not, None where all do.
+        """
+        short = [name for name, (verdict, _) in self._each.items() if verdict != "fits"]
+        if len(short) > 1:
+            return "both" if self.evaluate is None else "several"
+        return short[0] if short else None
+
+    def to_document(self) -> dict[str, Any]:
+        """The parts as they stand in the documents of plan and fit."""
+        each = {name: {"verdict": word, "device_bytes": size} for name, (word, size) in self._each.items()}
+        return {**each, "decided_by": self.decided_by}
+
+
+@dataclass(frozen=True, slots=True)
 class GpuVerdict:
     """Whether a prediction fits one GPU: `headroom_bytes` is usable minus predicted device bytes, negative
     where it does not fit. A GPU that cannot run the setup has neither, and `why`; where something is not
@@ -127,6 +166,7 @@ class GpuVerdict:
     why: str | None = None
     high_bytes: int | None = None
     low: Callable[[], int] | None = field(default=None, compare=False, repr=False)
+    parts: Parts | None = None
 
     @property
     def low_bytes(self) -> int | None:
@@ -149,6 +189,7 @@ class GpuVerdict:
             "headroom_bytes": self.headroom_bytes,
             "low_bytes": self.low_bytes,
             "high_bytes": self.high_bytes,
+            **({"parts": self.parts.to_document()} if self.parts is not None else {}),
             **({"why": self.why} if self.why is not None else {}),
         }
 

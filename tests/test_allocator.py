@@ -13,7 +13,7 @@ from memplan.planner.allocator.replay import MODES, Peaks, Replay, RunningReplay
 
 MIB = 2**20
 BOTH = pytest.mark.parametrize("mode", ["native", "expandable"])
-TIES = pytest.mark.parametrize("ties", ["address", "creation"])  # torch up to 2.11, and from 2.12 on
+TIES = pytest.mark.parametrize("ties", ["address", "creation", "segment"])  # torch 2.11, 2.12, 2.13 and later
 
 
 def alloc(key, nbytes):
@@ -375,12 +375,17 @@ class Literal:
         self.made += 1
         return self.made
 
+    def order(self, number, place, made):
+        """Of equal sizes the lowest address (later segments lie lower), the oldest object, or the lowest of
+        the oldest segment.
+        """
+        return {"address": (-number, place), "creation": (made,), "segment": (number, place)}[self.ties]
+
     def allocate(self, nbytes):
         size = max(512, -(-nbytes // 512) * 512)
         small = size <= MIB
         fits = [
-            # of equal sizes the lowest address (later segments lie lower), or the oldest object
-            ((block[0], -number, place) if self.ties == "address" else (block[0], block[2]), number, place)
+            ((block[0], *self.order(number, place, block[2])), number, place)
             for number, (kind, blocks) in enumerate(self.segments)
             if kind == small
             for place, block in enumerate(blocks)
@@ -438,7 +443,7 @@ def test_native_mode_equals_a_literal_second_implementation(ties, events):
     assert list(zip(result.allocated, result.reserved, strict=True)) == expected
 
 
-def test_from_torch_2_12_on_the_oldest_block_object_serves_between_equal_ones():
+def test_in_torch_2_12_the_oldest_block_object_serves_between_equal_ones():
     """Two free blocks of 30 MiB: the first segment's is older, the second's lies lower. What is taken decides
     whether 60 MiB are one free range afterwards.
     """
@@ -455,3 +460,23 @@ def test_from_torch_2_12_on_the_oldest_block_object_serves_between_equal_ones():
         running.run(events)
         taken[ties] = running.live[2].address
     assert taken["creation"] > taken["address"], "later segments lie lower"
+
+
+def test_from_torch_2_13_on_the_lowest_of_the_oldest_segment_serves_between_equal_blocks():
+    """Three free blocks of 30 MiB: at the start of the first segment, at its end (the oldest object), and a
+    younger segment.
+    """
+    events = [
+        *(alloc(0, 90 * MIB), free(0)),
+        *(alloc(key, 30 * MIB) for key in (1, 2, 3)),
+        alloc(4, 30 * MIB),
+        *map(free, (1, 3, 4)),
+    ]
+    taken = {}
+    for ties in ("address", "creation", "segment"):
+        running = RunningReplay("native", ties=ties)
+        running.run(events)
+        first = running.live[2].address - 30 * MIB
+        running.run([alloc(5, 30 * MIB)])
+        taken[ties] = running.live[5].address - first
+    assert taken["segment"] == 0 and taken["creation"] == 60 * MIB and taken["address"] < 0

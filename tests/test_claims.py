@@ -23,7 +23,9 @@ from memplan.validate.claims import SHIPPED, check, check_claim, check_conflict,
 from memplan.validate.claimsfile import Claim, Over, Part
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.evidence_kinds import kinds_of
 from memplan.validate.sweep import PartResult, check_part, holds
+from memplan.validate.verdict_sentence import verdict_sentence
 
 pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
 pytestmark = pytest.mark.trace
@@ -109,10 +111,33 @@ def test_headline_claims(results):
 
 
 def test_time_and_quality_say_what_is_missing(results):
-    for name in ("63", "64", "65", "67", "69", "70"):
+    for name in ("65", "67", "69", "70"):
         assert results[name].verdict == "not_checkable"
         assert "missing: " in results[name].evidence
-    assert "memplan profile" in results["63"].evidence
+    assert "memplan profile" in results["65"].evidence
+
+
+def test_times_that_others_published_decide_where_there_are_no_records(results):
+    for name in ("63", "64"):
+        recorded, published = results[name].parts
+        assert [recorded.verdict, published.verdict] == ["not_checkable", results[name].verdict]
+        assert kinds_of(results[name].parts) == ["published measurement"]
+
+
+def test_fifteen_claims_have_a_published_figure_beside_them(results):
+    assert sum("published measurement" in kinds_of(result.parts) for result in results.values()) >= 15
+    assert found(results, "6", "litgpt").found == pytest.approx(
+        13.68 / 19.77
+    )  # GB, config_hub/finetune/README.md of litgpt
+    assert found(results, "62", "as PEFT measured").found == pytest.approx(0.9976, abs=1e-4)
+    assert found(results, "1", "as PEFT measured").found == pytest.approx(38868615168 / 3212749824)
+    assert all(kinds_of(result.parts) or result.verdict == "not_checkable" for result in results.values())
+
+
+def test_the_verdict_is_one_sentence_of_at_most_thirty_words(results):
+    for result in results.values():
+        assert len(verdict_sentence(result).split()) <= 30 and "..." not in verdict_sentence(result)
+        assert re.match(r"(成立|不成立|视条件|无法检验)：", verdict_sentence(result, "zh"))
 
 
 NUMBERS = (lambda n: n * 1000 + 1, lambda n: n / 1000 - 1, lambda n: n * 1.5, lambda n: n / 1.5)

@@ -168,7 +168,10 @@ def test_a_claim_of_time_becomes_checkable_once_the_records_exist(tmp_path, caps
     save_in(recorded("qlora", slower), tmp_path)
     assert run(["claims", "--only", "63", "--measurements", str(tmp_path), "--json"]) == 0
     claim = json.loads(capsys.readouterr().out)["claims"][0]
-    assert claim["verdict"] == verdict and claim["parts"][0]["found"] == pytest.approx(100 * (slower - 1))
+    assert claim["verdict"] == "depends"  # runs that others published differ among themselves
+    assert claim["parts"][0]["verdict"] == verdict and claim["parts"][0]["found"] == pytest.approx(
+        100 * (slower - 1)
+    )
 
 
 def test_chinese_and_conflicts_on_the_command_line(capsys):

@@ -11,6 +11,7 @@ import pytest
 
 import memplan
 from memplan.planner.answers.fit.gpus import share
+from memplan.planner.answers.parts import deciding
 from memplan.planner.importers.files import read_training_file
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
@@ -109,6 +110,16 @@ def test_fit_names_no_number_of_gpus_that_leaves_the_evaluation_out() -> None:
     asked = {"method": "lora", "recipe": "hf", "sequence_length": 2048}
     counts = [share(spec, resolve({**asked, **more}), gpu) for more in ({}, {"eval_batch": 8})]
     assert counts[0] is not None and counts[1] is None
+
+
+def test_training_fits_the_evaluation_does_not() -> None:
+    fields = {"method": "lora", "recipe": "hf", "checkpointing": "reentrant", "gpu": "rtx-4090"}
+    found = memplan.plan("llama-3.1-8b", eval_batch=8, **fields).gpus[0]
+    assert found.verdict == "no" and found.parts is not None
+    assert (found.parts.step, found.parts.evaluate, found.parts.decided_by) == ("fits", "no", "evaluate")
+    assert found.parts.evaluate_bytes == found.needed_bytes
+    assert deciding(found.parts).startswith("the evaluation; the training step alone, ")
+    assert memplan.plan("llama-3.1-8b", **fields).gpus[0].verdict == "fits"
 
 
 @pytest.mark.parametrize(

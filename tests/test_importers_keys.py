@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from memplan.planner.importers import hf, peft, trl
-from memplan.planner.importers.files import FORMATS, read_document
+from memplan.planner.importers.files import FORMATS, read_document, read_training_file
 from memplan.planner.importers.rules import find_rule
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
@@ -119,3 +119,35 @@ def test_the_page_of_formats_is_not_stale():
     assert page.read_text() == format_docs.page(), (
         "run: python -m memplan.render.format_docs > docs/formats.md"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        (
+            "model_name_or_path: Qwen/Qwen3-VL-8B-Instruct\nstage: sft\ndo_train: true\n"
+            "finetuning_type: lora\ntemplate: qwen3_vl\nimage_max_pixels: 262144\n"
+            "freeze_vision_tower: false\n",
+            ["image_max_pixels", "freeze_vision_tower"],
+        ),
+        (
+            "base_model: Qwen/Qwen3-VL-8B-Instruct\nprocessor_type: AutoProcessor\nadapter: lora\nlora_r: 8\n"
+            "lora_target_modules: [q_proj]\n",
+            ["processor_type"],
+        ),
+    ],
+)
+def test_a_run_on_pictures_is_a_lower_bound(tmp_path, text, keys):
+    (path := tmp_path / "run.yaml").write_text(text)
+    imported = read_training_file(path)
+    for key in keys:
+        assert any(key in missing for missing in imported.not_modelled()), key
+
+
+def test_a_frozen_tower_and_no_pictures_lack_nothing(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model_name_or_path: Qwen/Qwen3-8B\nstage: sft\ndo_train: true\nfinetuning_type: lora\n"
+        "template: qwen3\nfreeze_vision_tower: true\n"
+    )
+    assert read_training_file(path).not_modelled() == []

@@ -147,7 +147,10 @@ def fields(run: scored_runs.ScoredRun) -> dict[str, object]:
 def test_a_score_without_its_trace_is_made_without_one():
     row = next(row for row in EXPRESSED if row.id == AGAIN[3])
     found = scored(row, EvaluationContext(), trace=False)
-    assert list(found.engines) == ["formula"] and found.engines["formula"].as_recorded is None
+    assert list(found.engines) == ["formula"]
+    score = found.engines["formula"]  # transformers 4.48.1, for which the formula has rules of its own
+    assert score.as_recorded is not None
+    assert score.as_recorded["allocated"] > score.predicted["allocated"]
 
 
 def test_what_cannot_be_predicted_is_no_zero():

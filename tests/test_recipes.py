@@ -39,7 +39,7 @@ def test_every_key_of_a_recipe_is_a_setting_and_sources_name_settings(recipe):
     row = RECIPES[recipe]
     keys = {
         key
-        for layer in (row.defaults, *row.methods.values(), *(changes for _, _, changes in row.when))
+        for layer in (row.defaults, *row.methods.values(), *(changes for _, changes in row.when))
         for key in layer
     }
     assert keys <= set(FIELDS)

@@ -299,3 +299,12 @@ def test_windows_follow_the_family():
         == [None] * 6 + [16] * 2
     )
     assert windows("llama", sliding_window=4096) == [None] * 8
+
+
+def test_a_family_without_a_rule_says_how_to_get_the_answer(monkeypatch):
+    config = {"model_type": "gemma4_text", "hidden_size": 64}
+    with pytest.raises(UsageError, match=r"use --engine trace, which runs the transformers class itself"):
+        read_config(config)
+    monkeypatch.setattr("memplan.planner.inputs.families.table.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'memplan\[trace\]' for the trace"):
+        read_config(config)

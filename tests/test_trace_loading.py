@@ -22,7 +22,7 @@ from memplan.planner.allocator.replay import replay
 from memplan.planner.answers.verdict import judge, what_it_takes
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.run import adapters, loading
+from memplan.planner.run import loading, upcast
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.engine import trace
@@ -163,7 +163,7 @@ def test_an_older_peft_leaves_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -
 
     assert (
         any(kind == "empty_cache" for kind, _, _ in log_of(WIDE, setup_of(method="qlora")).events)
-        == adapters.clears_cache()
+        == upcast.clears_cache()
     )
     monkeypatch.setattr("peft.prepare_model_for_kbit_training", older)
     assert not any(kind == "empty_cache" for kind, _, _ in log_of(WIDE, setup_of(method="qlora")).events)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
@@ -22,6 +22,9 @@ from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.matching import comparable, find_records, hint
 from memplan.validate.numbers import Value, amount, number, word
 from memplan.validate.quantities import Term, read_term
+
+if TYPE_CHECKING:
+    from memplan.validate.published import PublishedRun
 
 
 @dataclass(frozen=True)
@@ -235,17 +238,47 @@ METRICS: dict[str, Callable[[Any], Any]] = {
 
 
 def published(part: Part, context: EvaluationContext) -> Found:
-    """A figure that others published, by its id in published_data/runs.jsonl."""
-    from memplan.validate.published import published_runs
+    """A figure that others published, by its id in published_data/runs.jsonl; over a second one
+    (`per_figure`), or over the parameters of its model where the unit is B/parameter.
+    """
+    from memplan.planner.inputs.models import index
 
-    known = {run.id: run for run in published_runs()}
-    if part.args["figure"] not in known:
-        raise unknown("published figure", part.args["figure"], known)
-    figure = known[part.args["figure"]]
-    value = figure.published_bytes / UNITS[part.unit]
+    figure = _figure(part.args["figure"])
+    size = figure.published_bytes
+    if "per_figure" in part.args:
+        other = _figure(part.args["per_figure"])
+        value = size / other.published_bytes / UNITS[part.unit]
+        return Found(
+            value,
+            said(
+                "{value} published ({one} / {other}): {source}; {second}",
+                value=amount(value, part.unit),
+                one=gib(size),
+                other=gib(other.published_bytes),
+                source=figure.source,
+                second=other.source,
+            ),
+        )
+    if part.unit == "B/parameter":
+        size_of = size / index()[figure.model]["parameters"]
+        return Found(
+            size_of,
+            said("{value} published: {source}", value=amount(size_of, part.unit), source=figure.source),
+        )
+    value = size / UNITS[part.unit]
     return Found(
         value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source)
     )
+
+
+def _figure(name: str) -> PublishedRun:
+    """A published run by its id. Raises UsageError where there is none."""
+    from memplan.validate.published import published_runs
+
+    known = {run.id: run for run in published_runs()}
+    if name not in known:
+        raise unknown("published figure", name, known)
+    return known[name]
 
 
 def published_times(part: Part, context: EvaluationContext) -> dict[str, Found]:
@@ -306,7 +339,7 @@ CHECKS: dict[str, Kind] = {
     "arithmetic": Kind(arithmetic, {"expression": (str,), "expression_unit": (str,)}, ("expression",)),
     "time_ratio": Kind(None, {"slow": (dict,), "fast": (dict,)}, ("slow", "fast"), time_ratio),
     "measured": Kind(measured, {"metric": (str,), "match": (dict,)}, ("metric", "match")),
-    "published": Kind(published, {"figure": (str,)}, ("figure",)),
+    "published": Kind(published, {"figure": (str,), "per_figure": (str,)}, ("figure",)),
     "published_times": Kind(None, {}, (), published_times),
     "quality": Kind(quality, {"needs": (str,)}, ("needs",)),
 }

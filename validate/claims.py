@@ -17,6 +17,7 @@ from memplan.validate.checks import CHECKS
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
 from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.evidence_kinds import kind_of, kinds_of
 from memplan.validate.kept import Kept
 from memplan.validate.numbers import shown, word
 from memplan.validate.sweep import Boundary, PartResult, Verdict, check_part, holds
@@ -55,7 +56,8 @@ class ClaimResult:
             "zh": claim.zh,
             "sources": [{"document": s.document, "quote": s.quote} for s in claim.sources],
             "verdict": self.verdict,
-            "parts": [part.to_document() for part in self.parts],
+            "parts": [{**part.to_document(), "kind": kind_of(part) or None} for part in self.parts],
+            "kinds": kinds_of(self.parts),
             "evidence": self.evidence,
             "evidence_zh": self.said("zh"),
         }

@@ -4,7 +4,8 @@ A run is marked by what it says of its own versions (`library`, `since`, `before
 itself where it says so in words. Nothing is tuned to a marked run. Where the trace can do what the library
 did (`put_back`), its difference between the two releases is added to what each engine predicts, so that the
 run still says something of memplan; where it cannot, the run is shown and stays out of every statistic, but
-for a difference that is chance alone (`counted`).
+for a difference that is chance alone (`counted`). The formula has rules for some earlier releases itself
+(`release`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class LibraryDifference:
     before: str = ""  # the first release that does as the installed one
     concerns: Callable[[str, Mapping[str, Any]], bool] = lambda model, setup: True
     put_back: bool = False
+    release: str = ""  # the Setup's `transformers` that has it, for the formula
     counted: bool = False
 
     def holds(self, model: str, setup: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
@@ -59,6 +61,7 @@ DIFFERENCES: dict[str, LibraryDifference] = {
             "4.49",
             _whole_logits,
             put_back=True,
+            release="4.48",
         ),
         LibraryDifference(
             "cast_logits",
@@ -69,6 +72,7 @@ DIFFERENCES: dict[str, LibraryDifference] = {
             "0",
             "4.48",
             _whole_logits,
+            release="4.43",
         ),
         LibraryDifference(
             "linear_experts",

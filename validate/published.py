@@ -68,6 +68,13 @@ class PublishedRun:
         return tuple(name for name in names if DIFFERENCES[name].put_back)
 
     @property
+    def release(self) -> str:
+        """The earlier transformers for which the formula has rules; "" where a further difference stays."""
+        rows = [DIFFERENCES[name] for name in self.differences if not DIFFERENCES[name].counted]
+        found = {row.release for row in rows}
+        return found.pop() if len(found) == 1 else ""
+
+    @property
     def counted(self) -> bool:
         """Whether its errors say how far memplan is from reality: no library did otherwise, or that is put
         back, or it is chance.

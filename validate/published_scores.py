@@ -1,8 +1,8 @@
 """Published runs scored by both engines: how `published_data/scores.json` is made anew.
 
-`as_recorded`: the trace is run with what the run's libraries did otherwise put back, and the formula's number
-moves by as much as the trace's did. A trace takes seconds, so one whose inputs are the same is taken over;
-the formula is asked anew each time.
+`as_recorded`: the trace is run with what the run's libraries did otherwise put back; the formula follows the
+rules that it has for the run's own transformers, else its number moves by as much as the trace's did. A trace
+takes seconds, so one whose inputs are the same is taken over; the formula is asked anew each time.
 """
 
 from __future__ import annotations
@@ -62,9 +62,20 @@ def by_engine(
         found, reason = {}, str(missing)
     if engine == "trace":
         recorded = _traced_as_recorded(run, context)
+    elif run.release and found:
+        recorded = _as_of_release(run, context)
     else:
         recorded = moved(found, traced) if run.put_back and found else None
     return EngineScore(key, found, recorded, reason)
+
+
+def _as_of_release(run: PublishedRun, context: EvaluationContext) -> Mapping[str, int] | None:
+    """The formula of a run under its own transformers; None where it has no rule for the model there."""
+    fields = {**(run.setup or {}), "transformers": run.release}
+    try:
+        return quantities(context.predict(run.model, fields, "formula"))
+    except Missing:
+        return None
 
 
 def _traced_as_recorded(run: PublishedRun, context: EvaluationContext) -> Mapping[str, int] | None:

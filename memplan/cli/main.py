@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "claims": "memplan.cli.claims:command",
     "validate": "memplan.cli.validate:command",
     "ask": "memplan.cli.ask:command",
+    "check": "memplan.cli.check:command",
     "compare": "memplan.cli.compare:command",
     "diff": "memplan.cli.diff:command",
     "fit": "memplan.cli.fit:command",

@@ -10,7 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from memplan.validate.chinese import in_language
 from memplan.validate.claims import ClaimResult, ConflictResult, claim_text, said
+from memplan.validate.evidence_kinds import kinds_of
+from memplan.validate.verdict_sentence import verdict_sentence
 
 COLOURS = {"supported": "green", "refuted": "red", "depends": "yellow", "not_checkable": "dim"}
 VERDICT = {
@@ -30,6 +33,7 @@ WORDS = {
         "agree": "can both hold",
         "side": "says",
         "arbiter": "computed",
+        "evidence": "evidence",
     },
     "zh": {
         "sources": "文档",
@@ -38,6 +42,7 @@ WORDS = {
         "agree": "可以同时成立",
         "side": "说",
         "arbiter": "计算结果",
+        "evidence": "证据",
     },
 }
 
@@ -68,7 +73,9 @@ def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:
     head = (claim.zh if lang == "zh" else "") or claim.reading
     yield Text(f"{head} [{documents}]" if documents else head, style="bold")
     if not explain:
-        yield Text(result.said(lang))
+        yield Text(verdict_sentence(result, lang))
+        yield Text(result.said(lang), style="dim")
+        yield from _kinds(result, lang)
         return
     for source in claim.sources:
         yield Text(f"{source.document}: {source.quote}", style="dim")
@@ -77,6 +84,15 @@ def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:
             ("" if part.part.decides else "(also) ") + said(part, lang),
             style="" if part.part.decides else "dim",
         )
+
+
+def _kinds(result: ClaimResult, lang: str) -> Iterator[Text]:
+    """Which kinds of evidence the verdict rests on."""
+    kinds = kinds_of(result.parts)
+    if kinds:
+        comma, colon = ("、", "：") if lang == "zh" else (", ", ": ")
+        told = comma.join(in_language(lang)(kind) for kind in kinds)
+        yield Text(f"{WORDS[lang]['evidence']}{colon}{told}", style="dim")
 
 
 def conflict_table(results: Sequence[ConflictResult], lang: str = "en") -> Iterator[RenderableType]:

@@ -13,6 +13,7 @@ from memplan.planner.answers.fit.changes import Effect
 from memplan.planner.answers.fit.command import command_line
 from memplan.planner.answers.fit.frontier import BATCHES
 from memplan.planner.answers.fit.gpus import CardChoice, Shared
+from memplan.planner.answers.parts import deciding
 from memplan.planner.answers.search import Fit
 from memplan.planner.answers.verdict import margin_of, not_counted, uncounted
 from memplan.planner.prediction import Prediction
@@ -74,6 +75,8 @@ def advice_lines(fit: Fit, shared: Shared | None, room: int) -> Iterator[tuple[s
         "Choose",
         f"{method}: {_because(fit)}" if method else f"nothing fits: {fit.decision.reasons[-1]}",
     )
+    if not fit.asked.holds and (which := deciding(fit.parts)):
+        yield "Decides", f"for {fit.setup.method} as asked: {which}"
     if saves := _saves(fit, room):
         yield "Save", saves
     yield "GPU", "; ".join(_gpus(fit, shared))

@@ -48,10 +48,10 @@ def _recipe(row: Recipe) -> str:
     lines += [
         "",
         *(
-            f"* With `{key}` = {text(value)}: "
+            f"* With {' and '.join(f'`{key}` = {text(value)}' for key, value in holds.items())}: "
             + ", ".join(f"`{k}` = {text(v)}" for k, v in changes.items())
             + "."
-            for key, value, changes in row.when
+            for holds, changes in row.when
         ),
     ]
     lines += [f"* {note}." for _, note in row.notes]

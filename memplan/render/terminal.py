@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
+from memplan.planner.answers.parts import deciding
 from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
@@ -156,6 +157,8 @@ def advice_lines(
     room = width - 10
     yield "Peak", peak_in_short(prediction, room)
     verdict = prediction.gpus[0] if gpu is not None else None
+    if verdict is not None and verdict.verdict in ("tight", "no") and (which := deciding(verdict.parts)):
+        yield "Decides", which
     if gpu is not None and verdict is not None and verdict.verdict == "tight":
         yield "To fit", what_it_takes(prediction, gpu)
     if verdict is not None and advice.limits is not None and (could := could_line(prediction, advice.limits)):

@@ -9,10 +9,13 @@ The rules and constants are those of c10/cuda/CUDACachingAllocator.cpp and c10/c
 Between free blocks of exactly one size, up to torch 2.11 the lowest address wins, and no source says which
 addresses cudaMalloc returns. Each new segment lies below the ones before it here: so replayed, published runs
 on a T4 reach their measured reserved peak to the byte that were 3 to 9 % off with ascending addresses (eager
-attention, whose scores come in equal blocks), and no other run moves by 1 %. From torch 2.12 on the block
-object that was created first wins, wherever it lies: a split gives the request a new object and leaves the
-old one to the remainder, a merge keeps the object of the block being freed (observed: torch 2.12.0's and
-2.14.1's own allocator, 52,063 events of one run with reserved equal after every one). `ties` chooses.
+attention, whose scores come in equal blocks), and no other run moves by 1 %. In torch 2.12 the block object
+that was created first wins, wherever it lies: a split gives the request a new object and leaves the old one
+to the remainder, a merge keeps the object of the block being freed (observed: torch 2.12.0's own allocator,
+52,063 events of one run with reserved equal after every one). From torch 2.13 on the oldest segment wins, and
+within one the lowest address: BlockComparatorSizeCounterAddress, pytorch/pytorch#183591 (observed: every one
+of 1,125 such choices in dry runs of 2.13.0, 1,999 of 2.14.1). An expandable segment is one, so there this is
+the order of addresses. `ties` chooses.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ LARGE_LIMIT = 10 * 2**20  # kMinLargeAlloc: from here on a segment fits its requ
 LARGE_ROUND = 2 * 2**20  # kRoundLarge: rounded up to this
 _SHIFT = 48  # a free block's sort key is size << 48 | tie: best fit, and between equal blocks the lowest tie
 _MASK = (1 << _SHIFT) - 1
-Ties = Literal["address", "creation"]
+Ties = Literal["address", "creation", "segment"]
 
 
 def round_size(nbytes: int) -> int:
@@ -135,7 +138,7 @@ class _State:
 
     reserved: int
     retries: int
-    lowest: int
+    end: int
     blocks: list[tuple[Block, int, int, int, Block | None, Block | None, bool, bool]]
     pools: list[tuple[Pool, list[int], dict[int, Block], list[Block]]]
 
@@ -157,7 +160,8 @@ class Native:
         self.fraction = fraction
         self.reserved = self.retries = self._wanted = 0
         self.small, self.large = Pool(True), Pool(False)
-        self._lowest = _MASK // LARGE_ROUND * LARGE_ROUND  # cudaMalloc goes downwards
+        # by address, cudaMalloc goes downwards; upwards, the oldest segment has the lowest
+        self._end = 0 if ties == "segment" else _MASK // LARGE_ROUND * LARGE_ROUND
 
     def allocate(self, nbytes: int) -> Block:
         """A block for a request of `nbytes`; raises OutOfMemory."""
@@ -203,7 +207,7 @@ class Native:
         copied = type(self)(capacity, self.fraction, self.ties)
         made_so_far = next(self._created)
         self._created, copied._created = count(made_so_far), count(made_so_far)
-        copied.reserved, copied.retries, copied._lowest = self.reserved, self.retries, self._lowest
+        copied.reserved, copied.retries, copied._end = self.reserved, self.retries, self._end
         pools = {self.small: copied.small, self.large: copied.large}
         others = (blocks for pool in pools for blocks in (pool.at.values(), pool.unmapped))
         made = {
@@ -254,10 +258,10 @@ class Native:
             for b in dict.fromkeys(chain(idle, beside))
         ]
         pools = [(p, p.order.copy(), p.at.copy(), p.unmapped.copy()) for p in (self.small, self.large)]
-        return _State(self.reserved, self.retries, self._lowest, blocks, pools)
+        return _State(self.reserved, self.retries, self._end, blocks, pools)
 
     def _restore(self, state: _State) -> None:
-        self.reserved, self.retries, self._lowest = state.reserved, state.retries, state.lowest
+        self.reserved, self.retries, self._end = state.reserved, state.retries, state.end
         for block, address, size, tie, previous, after, free, mapped in state.blocks:
             block.address, block.size, block.tie, block.free, block.mapped = address, size, tie, free, mapped
             block.previous, block.next = previous, after
@@ -278,8 +282,11 @@ class Native:
         if self._refused(self.reserved + segment):
             return None
         self.reserved += segment
-        self._lowest -= segment
-        block = Block(self._lowest, segment, pool)
+        if self.ties != "segment":
+            self._end -= segment
+        block = Block(self._end, segment, pool)
+        if self.ties == "segment":
+            self._end += segment
         self._number(block)
         return block
 

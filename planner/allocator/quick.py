@@ -25,7 +25,7 @@ from memplan.planner.allocator.replay import PRECISION
 EMPTY_CACHE = 1 << 60
 """What stands among events where the cache is given back (`torch.cuda.empty_cache`)."""
 _SHIFT = 48
-_LOWEST = ((1 << _SHIFT) - 1) // LARGE_ROUND * LARGE_ROUND
+_HIGHEST = ((1 << _SHIFT) - 1) // LARGE_ROUND * LARGE_ROUND
 _KEY, _SIZE, _BEFORE, _AFTER, _TIE, _KEYS, _BLOCKS, _ADDRESS = range(8)
 Block = list[Any]
 """A block is a list, quick to make: its key among the free ones (0: in use), its size, its neighbors, what
@@ -36,15 +36,14 @@ stands an edge, which is never free.
 
 class Quick:
     """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool by their keys in
-    best-fit order: by size, then `ties`, the lowest address or the block object that was created first
-    (torch 2.12).
+    best-fit order: by size, then `ties`.
     """
 
     def __init__(self, capacity: int = 1 << 62, ties: Ties = "address") -> None:
         self.capacity = capacity
-        self._by_creation, self._created = ties == "creation", 0
+        self._by_creation, self._upwards, self._created = ties == "creation", ties == "segment", 0
         self.allocated = self.reserved = 0
-        self._lowest = _LOWEST
+        self._end = 0 if self._upwards else _HIGHEST
         self._small: tuple[list[int], dict[int, Block]] = ([], {})
         self._large: tuple[list[int], dict[int, Block]] = ([], {})
         self._edge: Block = [0, 0, None, None, 0, None, None, 0]
@@ -146,9 +145,10 @@ class Quick:
             if self.reserved + segment > self.capacity:
                 raise OutOfMemory(self.reserved + segment)
         self.reserved += segment
-        self._lowest -= segment
-        tie = created if self._by_creation else self._lowest
-        return [0, segment, self._edge, self._edge, tie, keys, blocks, self._lowest]
+        address = self._end if self._upwards else self._end - segment
+        self._end = address + segment if self._upwards else address
+        tie = created if self._by_creation else address
+        return [0, segment, self._edge, self._edge, tie, keys, blocks, address]
 
     def _empty_cache(self) -> int:
         """Give every segment that holds no block in use back to the driver (`release_cached_blocks`); bytes

@@ -17,10 +17,12 @@ from memplan.planner.answers.fit.decide import CONSIDERED, Candidate, Decision, 
 from memplan.planner.answers.fit.frontier import BATCHES, Cell, Room, Structure, need
 from memplan.planner.answers.fit.gpus import CardChoice, choose_cards
 from memplan.planner.answers.fit.suggest import changed, under
+from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import Word, not_counted, uncounted_of, withheld
-from memplan.planner.formula.engine import rank_of
+from memplan.planner.formula.engine import plan, rank_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.prediction import Parts
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
@@ -97,6 +99,7 @@ class Fit:
     error: float
     chosen: MethodFit | None = None  # the decision with its changes; None where nothing fits
     not_modelled: tuple[str, ...] = ()  # what is not counted: no verdict says `fits`, sizes are lower bounds
+    parts: Parts | None = None  # of the setup that was asked for: loading and the step apart
     typed: str = ""  # what a person types for the model; empty: its name
     engine: str = "formula"
 
@@ -126,6 +129,7 @@ class Fit:
             "worst_error": self.error or None,
             "methods": [fit.to_document() for fit in self.methods],
             "not_modelled": list(self.not_modelled),
+            "parts": self.parts.to_document() if self.parts is not None else None,
             "changes": [self._effect(effect) for effect in self.changes],
             "waterfall": [self._effect(effect) for effect in self.waterfall],
             "decision": self.decision.to_document(),
@@ -190,6 +194,7 @@ def fit(
         error=error,
         chosen=_chosen(spec, decision, able, room, missing),
         not_modelled=missing,
+        parts=None if missing else parts(plan(spec, setup), gpu),
     )
 
 

@@ -178,6 +178,8 @@ def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
         yield lack
     if lack := quantized.lacks(setup):
         yield lack
+    if setup.quantize_experts and setup.gpus > 1 and setup.parallel not in ("none", "ddp"):
+        yield f"how experts in 4 bits are divided under {setup.parallel}"
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
     if setup.eval_batch is not None and wraps(setup):

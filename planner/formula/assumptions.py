@@ -119,11 +119,15 @@ def _unquantized_experts(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     base = ParameterTable(
         spec, setup.with_(method="inference", modules_to_save=())
     ).base  # without what the method adds
-    experts = [stored for stored in base if stored.role == "expert"]
+    experts = [each for each in base if each.role == "expert" and each.dtype not in ("nf4", "fp4")]
+    if not experts or (setup.quantize_experts and all(len(each.shape) < 3 for each in experts)):
+        return
     size = sum(itemsize(stored.dtype) * stored.elements.evaluate({}) * stored.count for stored in experts)
     half = (
         "; without the fp32 upcast of k-bit preparation they would take half (--set kbit_prepare=false)"
         if setup.kbit_prepare
+        else "; in 4 bits too: --set quantize_experts=true"
+        if setup.quant_type != "int8" and not setup.quantize_experts
         else ""
     )
     yield (

@@ -26,7 +26,7 @@ from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.tables.upcasts import upcast
+from memplan.planner.tables.upcasts import is_expert, upcast
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
@@ -76,6 +76,8 @@ class ParameterTable:
             and self.spec.model_type not in NEVER_QUANTIZED
             and not self._left_out(tensor)
         ):
+            return setup.quant_type
+        if setup.quantize_experts and tensor.role == "expert" and is_expert(tensor.name, len(tensor.shape)):
             return setup.quant_type
         if self.checkpoint is not None and self.checkpoint.converts(tensor.role, tensor.name):
             return self.checkpoint.dtype

@@ -9,6 +9,7 @@ from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import keyword_arguments
 from memplan.planner.importers.rules import (
+    PICTURES,
     Rule,
     bad,
     flag,
@@ -137,7 +138,7 @@ RULES: dict[str, Rule] = {
     "plugins": use(
         "_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     ),
-    "quantize_moe_experts": not_modelled("experts in 4 or 8 bits", errs="high"),
+    "quantize_moe_experts": use("_quantize_experts", flag),
     "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
     "lora_rank_pattern": not_modelled("ranks that differ by module"),
     "peft_layers_to_transform": not_modelled("adapters on some layers only", errs="high"),
@@ -169,6 +170,7 @@ RULES: dict[str, Rule] = {
     "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
+    "processor_type": not_modelled(PICTURES, errs="low"),
     **{
         f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors", errs="high")
         for name in ("mlp", "qkv", "o", "embedding")
@@ -218,7 +220,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "the tokenizer, or where the model comes from",
         """
-        tokenizer_* model_type type_of_model revision_of_model is_*_derived_model processor_type processor_kwargs strict
+        tokenizer_* model_type type_of_model revision_of_model is_*_derived_model processor_kwargs strict
         experimental_skip_move_to_device use_kernels lora_model_dir cls_model_config
     """,
     ),

@@ -135,6 +135,19 @@ _BNB = {
 
 
 def _settle_quantization(facts: Facts, warnings: list[str]) -> None:
+    if facts.get("_quantize_experts"):
+        if facts["method"] == "qlora" or facts.get("quant_type") in ("nf4", "fp4"):
+            facts["quantize_experts"] = True
+            if facts.get("_linear"):
+                warnings.append("axolotl refuses lora_target_linear with quantize_moe_experts: name modules")
+        elif facts.get("quant_type") == "int8":  # its experts' own 8-bit class skips k-bit preparation too
+            facts["upcast_modules"] = "routers"
+            warnings.append(
+                "quantize_moe_experts with load_in_8bit is not modeled: experts in 8 bits, so the prediction "
+                "errs on the high side"
+            )
+        else:
+            warnings.append("quantize_moe_experts without a quantized base: axolotl refuses it; ignored")
     for key, value in (facts.get("_bnb") or {}).items():
         name = _BNB.get(str(key))
         if name is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from memplan.planner.importers.hf import TRAINING, packed_rows, settle
 from memplan.planner.importers.rules import (
+    PICTURES,
     Facts,
     Rule,
     flag,
@@ -133,7 +134,7 @@ RULES: dict[str, Rule] = {
         template dataset dataset_dir eval_dataset media_dir train_on_prompt mask_history streaming buffer_size mix_strategy
         interleave_probs overwrite_cache preprocessing_* max_samples eval_num_beams ignore_pad_token_for_loss val_size
         eval_on_each_dataset tool_format default_system enable_thinking preserve_thinking tokenized_path data_shared_file_system
-        image_* video_* use_audio_in_video audio_sampling_rate crop_to_patches
+        use_audio_in_video audio_sampling_rate crop_to_patches
     """,
     ),
     **ignored(
@@ -161,8 +162,12 @@ RULES: dict[str, Rule] = {
     ),
     **ignored(
         "parts that a text model lacks",
-        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
+        "freeze_multi_modal_projector freeze_language_model",
     ),
+    "freeze_vision_tower": Rule(
+        "not_modelled", why="the vision tower trains", harmless=(None, True, "true", ""), errs="low"
+    ),
+    **{name: not_modelled(PICTURES, errs="low") for name in ("image_*", "video_*")},
     "max_length": Rule("ignored", why="generation only"),
 }
 

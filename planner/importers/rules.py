@@ -107,6 +107,9 @@ def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
     return Rule("used", fact, read, why)
 
 
+PICTURES = "pictures: the vision tower, what it saves, and the tokens that pictures become"
+
+
 def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high", "low"] = "") -> Rule:
     """A key that moves memory and that no Setup field follows: a warning where it is set to something that
     matters.

@@ -183,6 +183,11 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said}: transformers does not quantize it again with bitsandbytes ({s.quant_type}); use "
             f"--method lora, or {INSTEAD}",
         ),
+        (
+            s.quantize_experts and (s.quant_type not in ("nf4", "fp4") or s.checkpoint_quant != "none"),
+            "quantize_experts quantizes experts beside a base that is quantized to 4 bits as it loads: use "
+            "--method qlora with quant_type nf4 or fp4, on a checkpoint in 16 bit",
+        ),
     ]
 
 

@@ -66,10 +66,10 @@ class Setup:
     quant_block: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
     quant_storage: Literal["uint8", "bfloat16", "float16", "float32"]
     compute_dtype: FloatType
+    quantize_experts: bool  # 3-D expert parameters in 4 bits too, as bitsandbytes parametrizes them
     kbit_prepare: bool
-    upcast_modules: Literal[
-        "none", "norms", "norms_and_embeddings"
-    ]  # what the stack casts to fp32 once loaded, trained or not
+    # what the stack casts to fp32 once loaded, trained or not; unquantized: all but norms and embeddings
+    upcast_modules: Literal["none", "norms", "norms_and_embeddings", "routers", "unquantized"]
     checkpointing: Literal["none", "non_reentrant", "reentrant"]
     checkpoint_every: Count
     checkpoint_offload: bool
@@ -85,6 +85,7 @@ class Setup:
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
+    transformers: Literal["4.43", "4.48", "5"]  # whose logits, loss and keys; 5: as since 4.49
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -185,10 +186,11 @@ def resolve(
     for label, layer in (*_defaults(said, max_positions), *own):
         fields.update(layer)
         origins.update(dict.fromkeys(layer, label))
-    for key, value, changes in RECIPES[fields["recipe"]].when:
-        if fields[key] == value:
+    for holds, changes in RECIPES[fields["recipe"]].when:
+        if all(fields[key] == value for key, value in holds.items()):
             left = {name: changed for name, changed in changes.items() if name not in said}
             fields.update(left)
+            key, value = next(iter(holds.items()))
             origins.update(dict.fromkeys(left, f"recipe {fields['recipe']} with {key} {value}"))
     for name, (value, why) in _derived(fields, said).items():
         fields[name], origins[name] = value, why

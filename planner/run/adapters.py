@@ -16,10 +16,10 @@ from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
 from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
 from memplan.planner.run.renamed import renamed
+from memplan.planner.run.upcast import upcast_modules
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
-from memplan.planner.tables.upcasts import upcast
 
 _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cross_attn)(\.|$)")
 
@@ -38,12 +38,7 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     """Freeze, adapt, upcast and switch on checkpointing as the recipe's stack does; what the loop then
     calls.
     """
-    if setup.quant_type != "none" and setup.kbit_prepare:
-        load("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        if clears_cache():
-            watcher.empty_cache()
-    if setup.upcast_modules != "none":
-        _upcast(model, setup.upcast_modules)
+    upcast_modules(model, setup, watcher)
     trains = METHODS[setup.method].trains
     if setup.adapter is not None or trains == "adapter":
         adapted = _inject(model, setup, device, watcher)
@@ -60,13 +55,6 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     if not any(p.requires_grad for p in adapted.parameters()) and setup.method != "inference":
         raise UsageError(f"method '{setup.method}' trains nothing in {type(model).__name__}")
     return adapted
-
-
-def clears_cache() -> bool:
-    """Whether k-bit preparation ends with `empty_cache` (peft 0.20 does, 0.19 does not)."""
-    import peft
-
-    return "auto_clear_cache" in inspect.signature(peft.prepare_model_for_kbit_training).parameters
 
 
 def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
@@ -104,12 +92,6 @@ def _unfreeze_last(model: nn.Module, count: int) -> None:
     for layer in layers:
         if layer_place(layer) > last - count:
             layer.requires_grad_(True)
-
-
-def _upcast(model: Any, kind: str) -> None:
-    for name, module in model.named_modules():
-        if upcast(name, kind):
-            module.to(torch.float32)
 
 
 def _cast_trained(model: nn.Module, setup: Setup) -> None:

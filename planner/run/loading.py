@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.model import layer_number, layer_prefix
-from memplan.planner.run.quantize import quantize
+from memplan.planner.run.quantize import quantize, quantize_expert, quantizes_expert
 
 
 class Reader(Protocol):
@@ -38,6 +38,10 @@ class Reader(Protocol):
 
     def reading(self) -> AbstractContextManager[None]:
         """Around what arrives from the checkpoint."""
+        ...
+
+    def empty_cache(self) -> None:
+        """Note that the allocator's cache is emptied here."""
         ...
 
 
@@ -94,7 +98,7 @@ def materialize(model: nn.Module, setup: Setup, device: torch.device, watcher: R
     if setup.load == "random":
         _made_here(model, setup, device, watcher)
     else:
-        if device.type != "cpu":
+        if device.type != "cpu" and not setup.quantize_experts:
             _warm_up(model, setup, device)
         warnings = _Loader(model, setup, device, watcher).run()
     _rotary(model, device)
@@ -121,6 +125,8 @@ def _made_here(model: nn.Module, setup: Setup, device: torch.device, watcher: Re
             old = slot.tensor
             if hasattr(old, "memplan_dtype"):
                 quantize(slot.module, setup, _real(old, device))
+            elif quantizes_expert(slot.name, old, setup):
+                quantize_expert(slot.module, slot.key, setup, _real(old, device))
             else:
                 if id(old) not in made:
                     made[id(old)] = (_like(old, _real(old, device)), old)
@@ -185,6 +191,11 @@ class _Loader:
         old = slots[0].tensor
         if hasattr(old, "memplan_dtype"):
             quantize(slots[0].module, self.setup, made, pretrained=True)
+            return
+        if quantizes_expert(name, old, self.setup):
+            quantize_expert(slots[0].module, slots[0].key, self.setup, made)
+            made.data = torch.empty(0, dtype=made.dtype, device=made.device)  # whoever else holds it
+            self.watcher.empty_cache()
             return
         made = _like(old, made)
         for slot in slots:

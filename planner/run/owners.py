@@ -45,7 +45,8 @@ def quantization_constants(module: Any) -> Named:
     QuantState, nn/modules.py).
     """
     weight = module._parameters.get("weight")
-    state = getattr(weight, "quant_state", None)
+    # the parametrization of a quantized parameter has the state itself (bitsandbytes 0.50 nn/parametrize.py)
+    state = getattr(module if weight is None else weight, "quant_state", None)
     for level, prefix in ((state, ""), (getattr(state, "state2", None), "nested_")):
         for key in ("absmax", "code", "offset"):
             yield from tensors(getattr(level, key, None), f"weight.{prefix}{key}")

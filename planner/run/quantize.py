@@ -11,6 +11,7 @@ from torch import nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, require
+from memplan.planner.tables.upcasts import is_expert
 
 
 def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
@@ -101,3 +102,32 @@ def quantize(module: Any, setup: Setup, weight: torch.Tensor, *, pretrained: boo
         module=module,
     )
     module.weight = made._quantize(weight.device)
+
+
+def quantizes_expert(name: str, parameter: Any, setup: Setup) -> bool:
+    """Whether this is a parameter of experts that is quantized beside linear layers."""
+    return (
+        setup.quantize_experts
+        and isinstance(parameter, nn.Parameter)
+        and is_expert(name, parameter.dim())
+        and not hasattr(parameter, "quant_state")
+    )
+
+
+def quantize_expert(module: nn.Module, key: str, setup: Setup, weight: torch.Tensor) -> None:
+    """Put `weight`, on the device, in 4 bits in place of a parameter of all experts: bitsandbytes' own
+    parametrization, which dequantizes the whole of it when the experts' forward reads it and keeps it until
+    that forward ends. As axolotl calls it (0.18 monkeypatch/moe_quant.py), with the setup's type and blocks.
+    """
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    module._parameters[key] = nn.Parameter(weight, requires_grad=False)
+    replace_parameter_4bit(
+        module,
+        key,
+        compress_statistics=setup.double_quant,
+        quant_type=setup.quant_type,  # type: ignore[arg-type]
+        blocksize=setup.quant_block,
+    )
+    made: Any = module.parametrizations[key]  # type: ignore[index]
+    made.original.quant_state = made[0].quant_state

@@ -17,6 +17,10 @@ from memplan.planner.tables.units import MIB, gib, parse_size
 
 UNVERIFIED = ("amd", "apple")
 """Vendors whose GPUs nobody has measured for this project: their capacities and kernels are unverified."""
+GROUPED_MM = (8, 0)
+"""The compute capability from which on transformers multiplies experts by torch's grouped_mm (transformers
+5.24 integrations/moe.py _can_use_grouped_mm), below it by a loop of its own.
+"""
 SOLD = "sold"
 """The kind of a GPU that is named by the size that it is sold with."""
 _SOLD_AS = ("datacenter", "workstation", "consumer")

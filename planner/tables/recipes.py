@@ -32,7 +32,7 @@ class Recipe:
     notes: tuple[
         tuple[str, str], ...
     ] = ()  # (the setting whose default needs a word, or "" for the stack itself, the word)
-    when: tuple[tuple[str, Any, Mapping[str, Any]], ...] = ()  # (field, value, what else then changes)
+    when: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # (fields, what then changes)
 
     def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
@@ -183,7 +183,12 @@ RECIPES: dict[str, Recipe] = {
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
             "freeze": {"upcast_modules": "norms_and_embeddings"},
-            "quantized": {**_QUANT, "kbit_prepare": False, "quant_storage": "bfloat16"},
+            "quantized": {
+                **_QUANT,
+                "kbit_prepare": False,
+                "quant_storage": "bfloat16",
+                "upcast_modules": "unquantized",
+            },
         },
         sources={
             "weight_dtype": "axolotl 0.21 utils/config/__init__.py: bf16 (auto) -> torch_dtype bfloat16",
@@ -194,14 +199,14 @@ RECIPES: dict[str, Recipe] = {
             "optimizer": "axolotl 0.21 utils/schemas/training.py optimizer adamw_torch_fused",
             "allocator": "axolotl 0.21 utils/__init__.py set_pytorch_cuda_alloc_conf: expandable_segments:True",
             "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without adapter, FSDP or flash "
-            "attention, norms, embeddings and head go to float32",
+            "attention, norms, embeddings and head go to float32; on a quantized base all but those that is not "
+            "quantized (0.18 _prepare_model_for_quantization), with quantize_moe_experts the routers alone",
             "double_quant": "axolotl 0.21 loaders/model.py: bnb_4bit_use_double_quant True",
             "quant_type": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_type nf4",
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
-            "kbit_prepare": "axolotl 0.21 loaders/model.py: prepare_model_for_kbit_training skips the "
-            "embeddings, and the norms are cast "
-            "back to torch_dtype (should_convert_embedding_dtypes)",
+            "kbit_prepare": "axolotl 0.21 loaders/model.py: after prepare_model_for_kbit_training norms and "
+            "embeddings are cast back to torch_dtype: upcast_modules has what stays",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
             "true, use_reentrant False "
             "(utils/config/__init__.py)",
@@ -220,8 +225,9 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         when=(
-            ("attention", "flash_attention_2", {"upcast_modules": "none"}),
-            ("parallel", "fsdp", {"upcast_modules": "none"}),
+            ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "none"}),
+            ({"quantize_experts": True}, {"upcast_modules": "routers"}),
+            ({"parallel": "fsdp"}, {"upcast_modules": "none"}),
         ),
     ),
     "llamafactory": Recipe(
@@ -284,7 +290,7 @@ RECIPES: dict[str, Recipe] = {
                 "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
-        when=(("parallel", "fsdp", {"checkpointing": "non_reentrant"}),),
+        when=(({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),),
     ),
     "paper": Recipe(
         "paper",

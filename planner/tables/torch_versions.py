@@ -13,20 +13,23 @@ from typing import Literal
 @dataclass(frozen=True, slots=True)
 class TorchVersion:
     """One minor version. `equal_blocks`: which of several free blocks of exactly one size the CUDA caching
-    allocator takes, the one at the lowest `address` or the one whose block object is oldest (`creation`).
+    allocator takes: the one at the lowest `address`, the one whose block object is oldest (`creation`), or
+    the lowest of the oldest `segment`.
     """
 
-    equal_blocks: Literal["address", "creation"]
+    equal_blocks: Literal["address", "creation", "segment"]
     source: str
 
 
-_OBSERVED = "observed in the real allocator's events, dry runs of torch 2.12.0 and 2.14.1"
+_SEGMENT = (
+    "pytorch/pytorch#183591 BlockComparatorSizeCounterAddress; observed in dry runs of 2.13.0 and 2.14.1"
+)
 
 TORCH_VERSIONS: dict[str, TorchVersion] = {
     "2.11": TorchVersion("address", "torch 2.11 c10/cuda/CUDACachingAllocator.cpp BlockComparatorSize"),
-    "2.12": TorchVersion("creation", _OBSERVED),
-    "2.13": TorchVersion("creation", _OBSERVED),
-    "2.14": TorchVersion("creation", _OBSERVED),
+    "2.12": TorchVersion("creation", "observed in the real allocator's events, dry runs of torch 2.12.0"),
+    "2.13": TorchVersion("segment", _SEGMENT),
+    "2.14": TorchVersion("segment", _SEGMENT),
 }
 NEWEST = list(TORCH_VERSIONS)[-1]
 

@@ -1,12 +1,20 @@
 """What an older torch's meta kernels do not answer as CUDA does: attention whose key heads are fewer than its
-query heads, and grouped products.
+query heads, and grouped products; which grouped product a GPU's compute capability allows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.gpus import GROUPED_MM
+from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.observe import Observer
 
 
 def grouped_heads(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -43,3 +51,19 @@ def grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         dtype=a.dtype,
         device="meta",
     )
+
+
+@contextmanager
+def by_capability(observer: Observer, setup: Setup) -> Iterator[None]:
+    """transformers 5.24 integrations/moe.py _can_use_grouped_mm asks the GPU, which meta is not: below
+    compute capability 8.0 a loop of its own multiplies, whose backward makes the weights' gradient, wanted
+    or not.
+    """
+    from transformers.integrations import moe
+
+    target = target_of(setup)
+    if target.device != "cuda" or target.capability >= GROUPED_MM:
+        yield
+        return
+    with patch.object(moe, "_can_use_grouped_mm", lambda *arguments: False):
+        yield

@@ -240,7 +240,7 @@ class Observer(TorchDispatchMode):
         if fresh:
             self._outputs(func, args, outputs, where, layers)
         temporary += [self._workspace(w, where, home) for w in workspaces if not w.before]
-        for sid, workspace in sorted(temporary, key=lambda made: made[1].last):
+        for sid, workspace in sorted(reversed(temporary), key=lambda made: made[1].last):
             if not workspace.persistent:
                 self.drop(sid)
         return out

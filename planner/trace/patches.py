@@ -318,4 +318,5 @@ PATCHES = (
     patches_peft.copies_weights,
     _bitsandbytes_paged,
     _torchao_compiled,
+    grouped.by_capability,
 )

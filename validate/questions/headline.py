@@ -4,7 +4,8 @@ where one was asked; whether a denial is true.
 
 from __future__ import annotations
 
-from memplan.planner.answers.verdict import need_of
+from memplan.planner.answers.parts import parts
+from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.units import gib
 from memplan.validate.answer import AT_LEAST, Answer
 from memplan.validate.questions.reply import Both, both
@@ -102,8 +103,15 @@ def _step_alone(found: Answer) -> Both | None:
     prediction, usable = found.prediction, found.usable
     if found.verdict != "no" or usable is None or prediction.peak.moment == prediction.step_peak.moment:
         return None
-    step = found.device - need_of(prediction).reserved + prediction.step_peak.reserved_bytes
-    fits_en, fits_zh = ("fits", "放得下") if step <= usable else ("does not fit either", "也放不下")
+    apart = parts(prediction, find_gpu(str(found.question.gpu)))
+    if apart is None:
+        return None
+    step = apart.step_bytes
+    fits_en, fits_zh = {
+        "fits": ("fits", "放得下"),
+        "tight": ("does not surely fit either", "也不一定放得下"),
+        "no": ("does not fit either", "也放不下"),
+    }[apart.step]
     return both(
         f". Loading decides ({gib(found.device)}); the training step alone needs {gib(step)}, which {fits_en}",
         f"。决定的是加载（{gib(found.device)}）；训练步本身需要 {gib(step)}，{fits_zh}",

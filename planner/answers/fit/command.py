@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.recipes import DEFAULT_RECIPE
 
@@ -43,6 +44,8 @@ def command_line(model: str, setup: Setup, gpu: str | None = None) -> str:
 
 
 def _option(name: str, value: Any) -> list[str]:
+    if name == "device" and value == BASE["device"]:  # what is written beside a GPU says nothing more
+        return []
     if name == "checkpointing" and value in ("none", "non_reentrant"):
         return ["--no-checkpointing" if value == "none" else "--checkpointing"]
     if name == "padded":

@@ -15,6 +15,7 @@ from memplan.planner.answers.fit.decide import Candidate, decide
 from memplan.planner.answers.fit.frontier import MOST_BATCH, boundary
 from memplan.planner.answers.fit.gpus import CardChoice, choice, older
 from memplan.planner.answers.fit.suggest import under
+from memplan.planner.answers.parts import parts
 from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, bounded, held
 from memplan.planner.answers.verdict import Need, margin_of, need_of, uncounted_of, withheld
 from memplan.planner.compiled.engine import Compiled
@@ -82,6 +83,7 @@ def fit_by_trace(
         error=error,
         chosen=chosen,
         not_modelled=missing,
+        parts=None if missing else parts(predictions[setup.method], gpu),
         engine="trace",
     )
 

@@ -45,10 +45,12 @@ def attend(
 
 def native_gqa(w: Context, h: Heads) -> bool:
     """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced
-    `efficient` repeats them.
+    `efficient` repeats them, and so did transformers up to 4.48 (4.48.1 integrations/sdpa_attention.py).
     """
     if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
         return True
+    if w.setup.transformers != "5":
+        return False
     return h.mask is None and h.query_size == h.value_size <= 256 and w.setup.attention != "sdpa-efficient"
 
 

@@ -27,11 +27,17 @@ from memplan.planner.formula.tape.ops import (
 )
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Linear, Moe
+from memplan.planner.tables.errors import UsageError
 
 
 def mixture(w: Context, moe: Moe, given: Tensor, prefix: str) -> Tensor:
     """The experts' weighted output, with the shared experts' added."""
     t = w.t
+    if w.setup.transformers != "5":
+        raise UsageError(
+            f"experts were linear modules in transformers {w.setup.transformers}, for which the formula has "
+            "no rule: leave transformers out for the installed release's"
+        )
     tokens = product(given.shape[:-1])
     hidden = given.view(tokens, given.shape[-1])
     gated: Tensor | None = None

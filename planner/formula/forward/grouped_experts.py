@@ -19,6 +19,7 @@ from memplan.planner.formula.tape.ops import (
 )
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Moe
+from memplan.planner.tables.gpus import GROUPED_MM
 
 
 def _grouped(w: Context, moe: Moe, hidden: Tensor, weights: Tensor, indices: Tensor, prefix: str) -> Tensor:
@@ -86,24 +87,25 @@ def _index(w: Context, x: Tensor, index: Tensor, shape: Shape, name: str, saved:
 
 def _grouped_mm(w: Context, x: Tensor, weight: Tensor, shape: Shape, name: str) -> Tensor:
     """One product for each expert's rows: saves the rows where the experts are trained, the weights where the
-    rows want a gradient.
+    rows want a gradient. Below GROUPED_MM, transformers' own loop saves both and makes both gradients.
     """
     t = w.t
+    loop = w.device.kind == "cuda" and w.device.capability < GROUPED_MM
     packed = weight.dtype in STORED  # its kernels' own copies are not counted, and said so
     x = x if packed else cast(t, x, weight.dtype)
     x_shape, w_shape, w_name = x.shape, weight.shape, weight.name
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None]
-        if node.needs(0):
+        if loop or node.needs(0):
             grads[0] = t.alloc(
                 "gradient of the experts' input", x_shape, grad.dtype, "grad @ weight, expert by expert"
             )
-        if node.needs(1):
+        if loop or node.needs(1):
             grads[1] = t.alloc(f"{w_name} gradient", w_shape, grad.dtype, "of all experts, used or not")
         return grads
 
-    saves = ([x] if weight.requires_grad else []) + ([weight] if x.requires_grad else [])
+    saves = [saved for saved, other in ((x, weight), (weight, x)) if loop or other.requires_grad]
     return t.op("grouped_mm", (x, weight), shape, x.dtype, saves=saves, backward=backward, name=name)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from memplan.planner.formula.forward.base import KINDS, STORED, base
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.resident.adapters import Adapter
-from memplan.planner.formula.symbolic.expr import Sized
+from memplan.planner.formula.symbolic.expr import Sized, ceil_div, product
 from memplan.planner.formula.tape.layers import bmm, matmul
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, cast, copy, divide, dropout, mul, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
@@ -127,6 +127,8 @@ def merged(w: Context, name: str, prefix: str) -> Tensor:
     t = w.t
     weight = w.weight(f"{prefix}{name}")
     adapter = w.parameter_table.adapters.get(name)
+    if weight.dtype in ("nf4", "fp4"):
+        weight = _dequantized(w, weight)
     if adapter is None:
         return weight
     if weight.dtype in STORED:
@@ -160,6 +162,26 @@ def merged(w: Context, name: str, prefix: str) -> Tensor:
             name="weight with adapter",
             why="peft folds the adapter into a copy of all experts' weights",
         )
+
+
+def _dequantized(w: Context, weight: Tensor) -> Tensor:
+    """A quantized parameter of all experts as their forward reads it: the whole of it in the dtype that it
+    was loaded in, kept until that forward ends (bitsandbytes 0.50 nn/parametrize.py
+    Bnb4bitParametrization, _enable_parametrization_cache; functional.py dequantize_4bit).
+    """
+    blocks = (ceil_div(product(weight.shape), w.setup.quant_block),)
+    constants = [
+        w.t.alloc("quantization constants in fp32", blocks, "float32", "double quantization undone")
+        for _ in range(w.setup.double_quant)
+    ]
+    made = w.t.alloc(
+        "dequantized experts",
+        weight.shape,
+        w.setup.weight_dtype,
+        "the weights of all experts, until their forward ends",
+    )
+    del constants
+    return made
 
 
 def orthogonality(w: Context, layers: Iterable[Linear], prefix: str = "") -> Tensor | None:

@@ -1,5 +1,5 @@
 """From the last hidden states to the loss with whole logits: the output projection, logits and their copies,
-cross-entropy.
+cross-entropy; and as transformers 4.43 to 4.48 took them.
 
 V vocabulary. Sources: transformers 5.23 loss/loss_utils.py ForCausalLMLoss, accelerate 1.15
 utils/operations.py convert_to_fp32, torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear
+from memplan.planner.formula.symbolic.expr import as_expr
 from memplan.planner.formula.tape.ops import Grads, cast, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
@@ -24,6 +25,8 @@ def logits_of(w: Context, given: Tensor) -> Tensor:
             logits = unary(t, "scale", logits, "capped logits")
         if spec.scaled_logits:
             logits = unary(t, "scale", logits, "scaled logits")
+        if w.setup.transformers == "4.43":  # 4.45.2 models/mistral/modeling_mistral.py: logits.float()
+            logits = cast(t, logits, "float32", "logits in fp32")
     if logits.buffer is not None:
         logits.buffer.info.why = "the output of the model, alive as long as the loop holds it"
         logits.buffer.info.names_itself = True
@@ -40,36 +43,66 @@ def causal_loss(w: Context, logits: Tensor) -> Tensor:
     gradients too.
     """
     t = w.t
+    if w.setup.transformers != "5":
+        return _shifted_loss(w, logits)
     with t.inside("loss: "):
         shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
+        return _cross_entropy(w, cast(t, logits, "float32", "fp32 logits"), shifted)
+
+
+def _shifted_loss(w: Context, logits: Tensor) -> Tensor:
+    """The loss up to transformers 4.48: of a contiguous copy of all logits but the last token's, beside the
+    whole ones in fp32, which a name keeps until the loss is there (4.48.1 loss/loss_utils.py
+    ForCausalLMLoss). The copy's gradient is put into zeros of the whole shape.
+    """
+    t, (batch, sequence, vocabulary) = w.t, logits.shape
+    with t.inside("loss: "):
         wide = cast(t, logits, "float32", "fp32 logits")
-        probabilities = t.op(
-            "log_softmax",
-            (wide,),
-            wide.shape,
-            "float32",
-            saves_output=True,
-            name="log-softmax of the logits",
-            backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
-        )
-        shape = wide.shape
+        whole = wide.shape
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-            return [
-                t.alloc("gradient of the log-softmax", shape, "float32", "zeros but for the labels' places")
-            ]
+            return [t.alloc("gradient of the whole logits", whole, grad.dtype, "zeros but for the shifted")]
 
-        weight = t.alloc("total weight", (), "float32", "how many labels count")
-        return t.op(
-            "nll_loss",
-            (probabilities,),
-            (),
+        shifted = t.op(
+            "shift",
+            (wide,),
+            (batch, as_expr(sequence) - 1, vocabulary),
             "float32",
-            saves=(probabilities, shifted, weight),
             backward=backward,
-            name="loss",
+            name="shifted logits",
+            why="a contiguous copy of all logits but the last token's",
         )
+        labels = t.alloc("shifted labels", (batch, as_expr(sequence) - 1), "int64", "labels but the first")
+        return _cross_entropy(w, shifted, labels)
+
+
+def _cross_entropy(w: Context, wide: Tensor, labels: Tensor) -> Tensor:
+    """Log-softmax of fp32 logits, which is saved, and the negative log likelihood."""
+    t, shape = w.t, wide.shape
+    probabilities = t.op(
+        "log_softmax",
+        (wide,),
+        shape,
+        "float32",
+        saves_output=True,
+        name="log-softmax of the logits",
+        backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
+    )
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("gradient of the log-softmax", shape, "float32", "zeros but for the labels' places")]
+
+    weight = t.alloc("total weight", (), "float32", "how many labels count")
+    return t.op(
+        "nll_loss",
+        (probabilities,),
+        (),
+        "float32",
+        saves=(probabilities, labels, weight),
+        backward=backward,
+        name="loss",
+    )
 
 
 def _same(name: str, why: str):  # type: ignore[no-untyped-def]

@@ -25,6 +25,7 @@ from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.upcasts import PASSES, returns, routes
 
 MOST_LAYERS = 512
 """Layers that a run writes out, four times what any published model has: more would take minutes."""
@@ -99,7 +100,7 @@ class Load:
         """The checkpoint's tensors, in the order in which they are read."""
         kinds = [stored for stored in self.parameter_table.base if stored.role != "buffer"]
         if self.setup.load == "pretrained":
-            if self.setup.device == "cuda":
+            if self.setup.device == "cuda" and not self.setup.quantize_experts:  # axolotl leaves it out then
                 self.out.about = ("warm-up of the allocator", (), "uint8", "")
                 self.out.through(self._warm_up(kinds))
             for each in sorted(each_of(kinds), key=partial(natural, self.spec.model_type)):
@@ -139,8 +140,10 @@ class Load:
         elif self._as_stored(stored):
             self._keep(stored, layer, stored.dtype)
             self._beside(stored)
-        elif stored.dtype in QUANTIZED:
+        elif stored.dtype in QUANTIZED and stored.role != "expert":
             self._quantize(stored, layer)
+        elif stored.dtype in QUANTIZED:
+            self._quantize_expert(stored, layer)
         elif self._apart(stored):
             self._merge(stored, layer)
         else:
@@ -167,10 +170,20 @@ class Load:
         self._beside(stored)
         self.out.free(description)
 
-    def _quantize(self, stored: ParameterSpec, layer: int) -> None:
+    def _quantize_expert(self, stored: ParameterSpec, layer: int) -> None:
+        """All experts' weights at once, merged where the checkpoint has them apart; the cache then goes."""
+        if self._apart(stored):
+            self._merge(stored, layer)
+            self._quantize(stored, layer, self.held.pop((id(stored), layer)))
+        else:
+            self._quantize(stored, layer)
+        if self.setup.load == "pretrained":
+            self.out.empty_cache()
+
+    def _quantize(self, stored: ParameterSpec, layer: int, read: int | None = None) -> None:
         out, n = self.out, self.elements(stored)
         out.about = (stored.name, stored.shape, self.setup.weight_dtype, "")
-        read = out.alloc(n * itemsize(self.setup.weight_dtype))
+        read = out.alloc(n * itemsize(self.setup.weight_dtype)) if read is None else read
         if stored.dtype == "int8":
             made = (
                 [out.alloc(n * itemsize(self.setup.weight_dtype))] if self.setup.load == "pretrained" else []
@@ -234,6 +247,9 @@ class Load:
         """
         setup = self.setup
         kbit = setup.kbit_prepare and setup.quant_type != "none"
+        if setup.upcast_modules in PASSES and not kbit:
+            self._there_and_back()
+            return
         if kbit or setup.upcast_modules != "none":
             for stored, layer in in_order(self.parameter_table.base):
                 upcast = stored.role != "buffer" and stored.dtype == "float32" and not stored.trained
@@ -242,9 +258,30 @@ class Load:
         if kbit:
             self.out.empty_cache()
 
-    def _recast(self, stored: ParameterSpec, layer: int) -> None:
+    def _there_and_back(self) -> None:
+        """axolotl's passes for adapters: norms, routers and embeddings to fp32; all that is not quantized
+        too; norms and embeddings back (planner/tables/upcasts.py).
+        """
+        plain = [
+            (stored, layer, stored.name.rpartition(".")[0])
+            for stored, layer in in_order(self.parameter_table.base)
+            if stored.logical and stored.dtype not in QUANTIZED and self.arrives(stored) != "float32"
+        ]
+        first = [each for each in plain if returns(each[2]) or routes(each[2])]
+        for stored, layer, _ in first:
+            self._recast(stored, layer, "float32")
+        if self.setup.upcast_modules == "unquantized":
+            for each in plain:
+                if each not in first:
+                    self._recast(*each[:2], "float32")
+            self.out.empty_cache()
+        for stored, layer, module in first:
+            if returns(module):
+                self._recast(stored, layer)
+
+    def _recast(self, stored: ParameterSpec, layer: int, dtype: str | None = None) -> None:
         old = self.held[id(stored), layer]
-        self._keep(stored, layer, stored.dtype)
+        self._keep(stored, layer, dtype or stored.dtype)
         self.out.free(old)
 
     def _adapters(self) -> None:

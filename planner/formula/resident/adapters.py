@@ -17,6 +17,7 @@ from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
 from memplan.planner.tables.errors import UsageError, nearest, unknown
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_targets import ia3_feedforward, peft_targets
+from memplan.planner.tables.upcasts import is_expert
 
 R = symbol("R")
 Kind = Literal["lora", "dora", "adalora", "ia3", "added"]
@@ -209,7 +210,9 @@ def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, 
         if isinstance(layer.mlp, Moe):
             for name, shape in (*layer.mlp.router, *layer.mlp.parameters):
                 ranks = wanted.get(name.rpartition(".")[2])
-                if ranks:
+                # peft 0.21 tuners/tuners_utils.py _inject_parameters finds no parameter that is parametrized
+                left_out = setup.quantize_experts and is_expert(name, len(shape))
+                if ranks and not left_out:
                     before = found[name][2] if name in found else 0
                     found[name] = (shape, ranks, before + count, f"{layer.prefix}.*.")
     return found

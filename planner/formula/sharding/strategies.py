@@ -108,8 +108,13 @@ def refuse_sharding(setup: Setup) -> None:
 
 def refuse_tracing(setup: Setup) -> None:
     """Raise UsageError where the trace, which runs one process, would answer for one rank of several that
-    share.
+    share, or the installed transformers for another release.
     """
+    if setup.transformers != "5":
+        raise UsageError(
+            f"the trace runs the installed transformers and cannot run {setup.transformers}: use --engine "
+            "formula, or leave transformers out"
+        )
     if setup.parallel in SHARDED:
         raise UsageError(
             f"the trace runs one process and cannot show a rank's share under {setup.parallel}: use "

@@ -8,6 +8,7 @@ device. The order of linear layers is the order in which the forward calls them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from memplan.planner.inputs.families import gpt, layer_norm, llama, moe
@@ -86,10 +87,16 @@ def read_config(config: Mapping[str, Any], name: str = "model") -> ModelSpec:
         close = nearest(model_type, FAMILIES)
         like = f" (nearest: {', '.join(close)})" if close else ""
         raise UsageError(
-            f"the formula has no rule for model_type '{shorten(model_type)}'{like}: use --engine trace, "
-            "which runs the transformers class itself"
+            f"the formula has no rule for model_type '{shorten(model_type)}'{like}: {_instead()}, which "
+            "runs the transformers class itself"
         )
     return family(fields)
+
+
+def _instead() -> str:
+    """What answers for a family that the formula lacks: the trace, or how to get it."""
+    missing = [name for name in ("torch", "transformers", "peft", "accelerate") if find_spec(name) is None]
+    return "pip install 'memplan[trace]' for the trace" if missing else "use --engine trace"
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -206,6 +206,12 @@ RULES: dict[str, KernelRule] = {
         grouped,
         matmul=grouped_product,
     ),
+    **{
+        f"transformers::grouped_mm_fallback{end}": KernelRule(
+            "transformers 5.24 integrations/moe.py: one product a group into zeros", matmul=product
+        )
+        for end in ("", "_backward")
+    },
     "aten::nll_loss_forward": KernelRule("native/cuda/Loss.cu: output and total weight"),
     "aten::nll_loss_backward": KernelRule("native/cuda/Loss.cu: the gradient alone"),
     "aten::native_layer_norm": KernelRule("native/cuda/layer_norm_kernel.cu", _contiguous_first(0)),

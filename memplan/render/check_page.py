@@ -1,0 +1,100 @@
+"""The page of a checked text: the text as it stands, every sentence that was read marked with its verdict, a
+note below; one self-contained file that loads and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from memplan.planner import __version__
+from memplan.render.check import WORDS, numbered
+from memplan.validate.claims import ClaimResult
+from memplan.validate.texts.check import Checked, condition, corrected, counts, has_number
+from memplan.validate.verdict_sentence import verdict_sentence
+
+HERE = Path(__file__).parent
+
+
+def page(name: str, text: str, checked: Sequence[Checked], lang: str) -> str:
+    """The whole page; every string of the text is escaped."""
+    parts = {
+        "LANG": "zh-Hans" if lang == "zh" else "en",
+        "TITLE": escape(f"{name}: memplan check"),
+        "NAME": escape(name),
+        "STYLE": (HERE / "check_page.css").read_text(encoding="utf-8"),
+        "COUNTS": _counts(checked, lang),
+        "BODY": "".join(_lines(text, checked, lang)),
+        "UNREAD": _unread(checked, lang),
+        "VERSION": escape(__version__),
+    }
+    made = (HERE / "check_page.html").read_text(encoding="utf-8")
+    for key, value in parts.items():
+        head, mark, tail = made.partition(f"@@{key}@@")
+        made = head + value + tail if mark else made
+        made = made.replace(f"@@{key}@@", value) if key in ("TITLE",) else made
+    return made
+
+
+def _counts(checked: Sequence[Checked], lang: str) -> str:
+    found, words = counts(checked), WORDS[lang]
+    pills = "".join(
+        f'<span class="pill {one}">{found[one]} {words[one]}</span>' for one in found if found[one]
+    )
+    read, every = numbered(checked)
+    told = escape(words["numbers"].format(read=read, all=every))
+    return f'<p class="pills">{pills}</p><p class="muted">{told}</p>'
+
+
+def _lines(text: str, checked: Sequence[Checked], lang: str) -> Iterator[str]:
+    """The text line by line, as it stands; below each line the notes of its sentences."""
+    by_line: dict[int, list[Checked]] = {}
+    for one in checked:
+        by_line.setdefault(one.sentence.line, []).append(one)
+    at = 0
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        end = at + len(line)
+        marked = [one for one in by_line.get(number, []) if one.results or one.status == "not_understood"]
+        body, done = "", at
+        for one in marked:
+            start, stop = max(done, one.sentence.start), max(done, one.sentence.end)
+            kind = one.status if one.results or has_number(one.sentence) else "plain"
+            body += escape(text[done:start]) + f'<mark class="{kind}">{escape(text[start:stop])}</mark>'
+            done = stop
+        body += escape(text[done:end].rstrip("\n"))
+        heading = (
+            ' class="heading"'
+            if any(one.sentence.kind == "heading" for one in by_line.get(number, []))
+            else ""
+        )
+        code = ' class="code"' if any(one.sentence.kind == "code" for one in by_line.get(number, [])) else ""
+        yield f"<p{heading or code}>{body}</p>\n" if body.strip() else ""
+        for one in marked:
+            yield "".join(_note(result, lang) for result in one.results)
+        at = end
+
+
+def _note(result: ClaimResult, lang: str) -> str:
+    words = WORDS[lang]
+    reading = (result.claim.zh if lang == "zh" else "") or result.claim.reading
+    better = corrected(result, lang)
+    rows = [
+        f'<b class="{result.verdict}">{words[result.verdict]}</b> {escape(reading)}',
+        escape(verdict_sentence(result, lang)),
+        f'<span class="muted">{words["condition"]}: {escape(condition(result, lang))}</span>',
+    ]
+    rows += [f"{words['right']}: {escape(better)}"] if better else []
+    return f'<aside class="{result.verdict}">{"".join(f"<div>{row}</div>" for row in rows)}</aside>\n'
+
+
+def _unread(checked: Sequence[Checked], lang: str) -> str:
+    unread = [one for one in checked if one.status == "not_understood" and has_number(one.sentence)]
+    if not unread:
+        return ""
+    items = "".join(
+        f'<li value="{one.sentence.line}">{escape(one.sentence.text)} '
+        f'<span class="muted">({escape(one.unread(lang))})</span></li>'
+        for one in unread
+    )
+    return f"<section><h2>{escape(WORDS[lang]['unread'])}</h2><ol>{items}</ol></section>"

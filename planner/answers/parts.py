@@ -1,0 +1,65 @@
+"""Loading, the training step and the evaluation apart: which of them decides that a run does not fit, and
+whether the others would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from memplan.planner.answers.verdict import UNCOUNTED, Word, margin, not_modelled
+from memplan.planner.prediction import Parts, Prediction
+from memplan.planner.tables.components import EVALUATION
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.units import gib
+
+LOAD = "load_peak"
+
+
+def parts(prediction: Prediction, gpu: Gpu) -> Parts | None:
+    """The verdicts of loading alone, of the step alone and of the evaluation alone on a GPU; None where
+    something is not counted, or nothing is loaded. No replay.
+
+    The part that is the peak has its predicted reserved bytes. Of the others only their tensors are known
+    apart (what loading reserved is still there in the step): they have them, and where the run was replayed
+    what fragmentation takes beside them at the P95 (`UNCOUNTED`), but no more than the whole run reserves.
+    What several GPUs share is not replayed: as in its verdict, tensors are what a part needs.
+    """
+    sizes = {m.moment: m.allocated_bytes for m in prediction.moments}
+    load, evaluation = sizes.get(LOAD), sizes.get(EVALUATION)
+    if load is None or prediction.not_modelled or any(not_modelled(prediction, gpu)):
+        return None
+    step, peak = prediction.step_peak.allocated_bytes, prediction.peak
+    four_bit = prediction.setup.quant_type in ("nf4", "fp4")
+    replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
+    share = 1 + replayed * UNCOUNTED["4-bit base" if four_bit else "others"]
+    off = margin(prediction)
+
+    def part(allocated: int, known: int | None) -> tuple[Word, int]:
+        reserved = min(peak.reserved_bytes, round(allocated * share)) if known is None else known
+        room = gpu.usable_bytes - gpu.context_bytes
+        if reserved * (1 + off) <= room:
+            return "fits", reserved + gpu.context_bytes
+        word: Word = "no" if allocated * (1 - off) > room else "tight"
+        return word, reserved + gpu.context_bytes
+
+    # what is reserved only grows: an evaluation comes last, and what was reserved before it is known
+    whole = {LOAD: None, EVALUATION: prediction.step_peak.reserved_bytes}.get(
+        peak.moment, peak.reserved_bytes
+    )
+    loads, steps = part(load, peak.reserved_bytes if peak.moment == LOAD else None), part(step, whole)
+    found = Parts(loads[0], steps[0], loads[1], steps[1])
+    if evaluation is None:
+        return found
+    evaluates = part(evaluation, peak.reserved_bytes if peak.moment == EVALUATION else None)
+    return replace(found, evaluate=evaluates[0], evaluate_bytes=evaluates[1])
+
+
+def deciding(found: Parts | None) -> str:
+    """In a sentence, where one part alone decides and the other fits; "" elsewhere."""
+    which = found.decided_by if found is not None else None
+    if found is None or which not in ("load", "step", "evaluate"):
+        return ""
+    if which == "step":
+        return f"the training step; loading alone, {gib(found.load_bytes)}, fits"
+    part = f"loading ({gib(found.load_bytes)})" if which == "load" else "the evaluation"
+    return f"{part}; the training step alone, {gib(found.step_bytes)}, fits"
