@@ -251,8 +251,10 @@ def _conflict(table: Any, place: Place, kinds: Kinds) -> Conflict:
 
 def _check_units(units: list[Any], place: Place) -> None:
     known = ", ".join(unit for unit in UNITS if unit)
+    if not units:
+        raise place.error("unit", f"is an empty list: expected one or more of {known}")
     for unit in units:
-        if unit not in UNITS:
+        if not isinstance(unit, str) or unit not in UNITS:
             raise place.error("unit", f"{shown(unit)} is not a unit: expected one of {known}")
 
 
