@@ -181,7 +181,7 @@ def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
     if setup.quantize_experts and setup.gpus > 1 and setup.parallel not in ("none", "ddp"):
         yield f"how experts in 4 bits are divided under {setup.parallel}"
     elif setup.quantize_experts:  # axolotl's GLM-4.7-Flash example: 23 to 24 GiB, where 20.3 are predicted
-        yield "what a published run with experts in 4 bits needed beyond this (a fifth more), not yet explained"
+        yield "why a published run with experts in 4 bits needed a fifth more than is predicted"
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
     if setup.eval_batch is not None and wraps(setup):
