@@ -310,6 +310,7 @@ def test_every_warning_of_a_prediction_has_its_chinese():
     said = [
         *warned("gpt-oss-20b", method="qlora"),
         *warned("gpt-oss-20b", method="qlora", kbit_prepare=False),
+        *warned("gpt-oss-20b", method="qlora", quant_type="int8", kbit_prepare=False),
         *warned("llama-7b", "t4"),
         *warned("falcon-7b", method="qlora"),
         *warned("qwen3-8b", method="freeze", checkpointing="non_reentrant"),

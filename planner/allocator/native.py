@@ -161,7 +161,7 @@ class Native:
         self.reserved = self.retries = self._wanted = 0
         self.small, self.large = Pool(True), Pool(False)
         # by address, cudaMalloc goes downwards; upwards, the oldest segment has the lowest
-        self._end = 0 if ties == "segment" else _MASK // LARGE_ROUND * LARGE_ROUND
+        self._end = LARGE_ROUND if ties == "segment" else _MASK // LARGE_ROUND * LARGE_ROUND
 
     def allocate(self, nbytes: int) -> Block:
         """A block for a request of `nbytes`; raises OutOfMemory."""

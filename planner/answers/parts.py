@@ -55,11 +55,11 @@ def parts(prediction: Prediction, gpu: Gpu) -> Parts | None:
 
 
 def deciding(found: Parts | None) -> str:
-    """In a sentence, where one part alone decides and the other fits; "" elsewhere."""
+    """In a sentence, where loading or the evaluation alone decides and the training step fits; "" elsewhere,
+    the ordinary case that the step decides included.
+    """
     which = found.decided_by if found is not None else None
-    if found is None or which not in ("load", "step", "evaluate"):
+    if found is None or which not in ("load", "evaluate"):
         return ""
-    if which == "step":
-        return f"the training step; loading alone, {gib(found.load_bytes)}, fits"
     part = f"loading ({gib(found.load_bytes)})" if which == "load" else "the evaluation"
     return f"{part}; the training step alone, {gib(found.step_bytes)}, fits"

@@ -87,6 +87,7 @@ def _sold(value: float, unit: str) -> bool:
 
 
 def relation_of(before: str | None, after: str | None) -> str:
+    """The relation that the words before and after an amount state: =, <=, >=, < or >."""
     text = f"{before or ''} {after or ''}"
     return next((sign for words, sign in _RELATIONS if re.search(words, text)), "=")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memplan.planner.tables.units import SIZES
 from memplan.validate.claimsfile import UNITS
 from memplan.validate.questions.claimed import AT_LEAST, AT_MOST, ROUGHLY, relation_of
 
@@ -83,18 +84,8 @@ _DTYPES = (
     ("int8|8", "int8"),
     ("fp4|4", "nf4"),
 )
-_UNITS = {
-    "g": "GB",
-    "gb": "GB",
-    "gigabytes": "GB",
-    "gib": "GiB",
-    "m": "MB",
-    "mb": "MB",
-    "megabytes": "MB",
-    "兆": "MB",
-    "mib": "MiB",
-    "tb": "TB",
-}
+_UNITS = {**{unit.lower(): unit for unit in SIZES if unit != "B"}, "g": "GB", "m": "MB", "兆": "MB"}
+_UNITS |= {"gigabytes": "GB", "megabytes": "MB"}
 
 
 @dataclass(frozen=True)
