@@ -100,7 +100,7 @@ TRACED = (
     (["plan"], ["--method", "lora"], "plan: 1 x 64 tokens: step 1 of 2, forward, layer 2 of 2"),
     (["plan"], ["--engine", "trace"], "plan: step 2 of 2, backward"),
     (["compare"], ["--methods", "lora"], "compare: lora: 1 x 64 tokens: "),
-    (["fit"], ["--gpu", "0.7GiB"], "fit: qlora: does 1 x 1"),
+    pytest.param(["fit"], ["--gpu", "0.7GiB"], "fit: qlora: does 1 x 1", marks=pytest.mark.slow),
 )
 
 
