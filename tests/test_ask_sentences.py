@@ -239,7 +239,7 @@ LIMITS = ("sequence_length", "micro_batch")
 
 def test_the_collected_sentences_are_read_as_what_they_ask():
     if not SHARED.is_file():
-        pytest.skip("the collected sentences are not beside this clone")
+        pytest.skip("the collected sentences are not beside this checkout")
     lines = [line.split("\t") for line in SHARED.read_text(encoding="utf-8").splitlines()]
     for sentence, right, *_ in (line for line in lines if len(line) > 1 and not line[0].startswith("#")):
         kind = next((name for name, words in KINDS if any(word in right for word in words)), "fits")
