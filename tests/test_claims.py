@@ -185,10 +185,12 @@ def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], context: Ev
     return False
 
 
-def test_every_checkable_verdict_can_be_flipped(shipped, results, context):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_checkable_verdict_can_be_flipped(shipped, results, context, every):
+    """All of them by hand, each third one in continuous integration: each asks for many predictions."""
     stuck = [
         c.id
-        for c in shipped.claims
+        for c in shipped.claims[::every]
         if results[c.id].verdict != "not_checkable"
         and not flips(c, results[c.id].verdict, results[c.id].parts, context)
     ]
