@@ -97,19 +97,24 @@ def test_an_interrupt_is_one_word_wherever_it_comes(after):
     assert "ignored" not in err and (started.returncode != 130 or err == "memplan: interrupted\n"), err
 
 
-def test_an_interrupt_inside_a_deletion_is_not_lost():
-    code = """if True:
-        import signal
-        from memplan.cli.stopping import interrupts_between_deletions
+@pytest.mark.parametrize("death", ["__del__", "weakref.finalize(made, die)"])
+def test_an_interrupt_at_a_death_is_not_lost(death):
+    """Python prints and forgets what a `__del__` or a weak reference's callback raises."""
+    code = f"""if True:
+        import signal, sys, weakref
+        from memplan.cli.stopping import interrupts_are_heard
+
+        def die(self=None):
+            signal.raise_signal(signal.SIGINT)
+            sum(range(1000))
 
         class Dies:
-            def __del__(self):
-                signal.raise_signal(signal.SIGINT)
-                sum(range(1000))
+            pass
 
-        with interrupts_between_deletions():
+        with interrupts_are_heard():
             try:
                 made = Dies()
+                {"Dies.__del__ = die" if death == "__del__" else death}
                 del made
                 while True:
                     pass

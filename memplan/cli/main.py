@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from memplan.cli.stopping import interrupts_between_deletions
+from memplan.cli.stopping import interrupts_are_heard
 from memplan.planner import __version__
 from memplan.planner.tables.errors import MemplanError, tidy
 
@@ -180,6 +180,6 @@ def main(argv: Any = None) -> None:
             stream.reconfigure(errors="replace")  # an ASCII-only pipe gets '?', not a traceback
     if "_MEMPLAN_COMPLETE" in os.environ:  # shell completion, click's own
         group.main(prog_name="memplan")
-    with interrupts_between_deletions():
+    with interrupts_are_heard():
         code = run(sys.argv[1:] if argv is None else argv)
     sys.exit(code)

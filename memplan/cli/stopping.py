@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,31 +33,33 @@ RETRY = 0.001
 
 
 @contextlib.contextmanager
-def interrupts_between_deletions() -> Iterator[None]:
-    """Within it, Ctrl-C raises KeyboardInterrupt, but not inside a `__del__`, where Python would print and
-    forget it: then a moment later. The formula's tape counts deaths in one.
+def interrupts_are_heard() -> Iterator[None]:
+    """Within it, Ctrl-C raises KeyboardInterrupt wherever it comes. In a `__del__` or a weak reference's
+    callback Python would print and forget it: there it is raised again a moment later. The formula's tape and
+    the trace count deaths in them.
     """
 
     def interrupt(number: int, frame: Any) -> None:
-        while frame is not None:
-            if frame.f_code.co_name == "__del__":
-                signal.setitimer(signal.ITIMER_REAL, RETRY)
-                return
-            frame = frame.f_back
         raise KeyboardInterrupt
+
+    def unraisable(error: Any) -> None:
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, RETRY)
+        else:
+            others(error)
 
     if not hasattr(signal, "setitimer") or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # no such timer (Windows), or whoever started us ignores or handles it
         return
     try:
         before = signal.signal(signal.SIGALRM, interrupt)
-        signal.signal(signal.SIGINT, interrupt)
     except ValueError:  # not the main thread
         yield
         return
+    others, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = others
         signal.signal(signal.SIGALRM, before)
