@@ -185,9 +185,9 @@ def flips(claim: Claim, verdict: str, parts: tuple[PartResult, ...], context: Ev
     return False
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_checkable_verdict_can_be_flipped(shipped, results, context, every):
-    """All of them by hand, each third one in continuous integration: each asks for many predictions."""
+    """All of them by hand, each ninth one in continuous integration: each asks for many predictions."""
     stuck = [
         c.id
         for c in shipped.claims[::every]

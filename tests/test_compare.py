@@ -198,9 +198,9 @@ def test_the_method_asked_for_is_a_column_too():
     ("args", "code"),
     [
         (("llama-3.1-8b", "--gpu", "rtx-4090"), 0),  # full does not fit, qlora does
-        (("llama-3.1-405b", "--gpu", "t4"), 1),
+        pytest.param(("llama-3.1-405b", "--gpu", "t4"), 1, marks=pytest.mark.slow),
         (("llama-3.1-405b", "--gpu", "t4", "--json"), 1),
-        (("llama-3.1-405b",), 0),
+        pytest.param(("llama-3.1-405b",), 0, marks=pytest.mark.slow),
         (("llama-3.1-405b", "llama-3.1-70b", "--gpu", "t4"), 1),
         (("llama-3.1-405b", "gpt2", "--gpu", "t4", "--seq", "64"), 0),
     ],

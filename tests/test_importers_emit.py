@@ -123,6 +123,7 @@ def test_a_file_that_would_not_fit_as_its_stack_runs_it_is_not_written(tmp_path)
     assert shown.return_value == 1 and "nothing was written" in shown.output and not path.exists()
 
 
+@pytest.mark.slow
 def test_with_json_the_text_is_in_the_document_and_nothing_else_on_standard_output(tmp_path):
     import json
 

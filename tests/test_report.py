@@ -230,7 +230,10 @@ def test_ui_listens_on_loopback_and_refuses_foreign_names():
 
 
 @pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])
-@pytest.mark.parametrize(("model", "fields"), [("gpt2", {}), ("qwen3-4b", {"seq": 512}), ("llama-7b", {})])
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [("gpt2", {}), ("qwen3-4b", {"seq": 512}), pytest.param("llama-7b", {}, marks=pytest.mark.slow)],
+)
 def test_every_slider_position_is_what_python_says_of_that_gpu(model, fields, gpu):
     """The GPU named, or chosen because it is the smallest that holds the setup: other kernels, other
     memory.
@@ -260,7 +263,7 @@ def test_what_would_save_is_computed_for_the_gpu_that_was_chosen():
     assert [(e.text, e.saved, e.after) for e in own] == [(e.text, e.saved, e.after) for e in other]
 
 
-@pytest.mark.parametrize("gpu", [None, "t4", "h100-80gb"])
+@pytest.mark.parametrize("gpu", [pytest.param(None, marks=pytest.mark.slow), "t4", "h100-80gb"])
 def test_a_page_offers_the_cards_that_its_expressions_hold_for(gpu):
     """Other kernels need other memory: on each GPU offered, the page's peak is the program's."""
     options = {"method": "lora", "gpu": gpu}

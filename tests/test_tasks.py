@@ -74,8 +74,14 @@ def setup_of(**fields: Any) -> Setup:
     return resolve({"gpu": "a100-40gb", "micro_batch": 2, "sequence_length": 128, **fields})
 
 
+SLOW = ("dpo, accumulated", "classify, accumulated", "kto, full", "dpo, qlora")
+"""About ten seconds each."""
+
+
 @pytest.mark.trace
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def test_the_formula_is_the_trace(case: str) -> None:
     """Allocated within 2 % in every moment (blocks are rounded up in one alone), reserved within 2 %,
     parameters equal; and the trace of a few layers is that of all.

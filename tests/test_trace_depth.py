@@ -216,7 +216,16 @@ def same_as_every_layer(config: dict[str, Any], fields: dict[str, Any]) -> None:
     assert [getattr(counted, name) for name in counts] == [getattr(facts, name) for name in counts]
 
 
-@pytest.mark.parametrize(("config", "fields"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+LONG = ("sliding-window", "adalora")  # 20 s each
+
+
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        pytest.param(*case[1:], id=case[0], marks=[pytest.mark.slow] if case[0] in LONG else [])
+        for case in CASES
+    ],
+)
 def test_synthesized_stream_is_the_traced_one(config: dict[str, Any], fields: dict[str, Any]) -> None:
     same_as_every_layer(config, fields)
 

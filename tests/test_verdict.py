@@ -142,8 +142,18 @@ def test_a_newer_gpu_may_refuse_a_head_size_too():
     assert "flash_trains_head_size" in str(found["rtx-4090"].why)
 
 
-@pytest.mark.parametrize("attention", ["flash_attention_2", "sdpa-flash", "sdpa-cudnn"])
-@pytest.mark.parametrize("command", [[], ["compare"], ["fit", "--gpu", "l40s"], ["report"]])
+BACKENDS = ("sdpa-flash", "sdpa-cudnn")
+COMMANDS = ([], ["compare"], ["fit", "--gpu", "l40s"], ["report"])
+
+
+@pytest.mark.parametrize(
+    ("command", "attention"),
+    [
+        *((command, "flash_attention_2") for command in COMMANDS),
+        *(([], backend) for backend in BACKENDS),
+        *(pytest.param(c, b, marks=pytest.mark.slow) for c in COMMANDS[1:] for b in BACKENDS),
+    ],
+)
 def test_no_command_fails_for_a_gpu_that_nobody_named(command, attention, tmp_path, capsys):
     """axolotl's example files state an attention in 213 of 250 cases."""
     file = tmp_path / "axolotl.yaml"

@@ -34,7 +34,13 @@ SCREENS = {
 }
 
 
-@pytest.mark.parametrize("args", SCREENS.values(), ids=SCREENS.keys())
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param(a, id=name, marks=[pytest.mark.slow] if name == "fit" else [])
+        for name, a in SCREENS.items()
+    ],
+)
 def test_nothing_is_cut_at_80_columns(
     args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
