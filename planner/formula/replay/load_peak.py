@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from memplan.planner.formula.parameters import ParameterTable, packed_bytes
 from memplan.planner.formula.replay.events import About, Events, NamedEvents
-from memplan.planner.formula.replay.load import MOST_LAYERS, loaded
+from memplan.planner.formula.replay.load import MOST_LAYERS
+from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.resident.loading import load_rows
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
@@ -28,9 +30,16 @@ def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str
         return {"load_peak": [load_rows(parameter_table)], "load": [load_rows(parameter_table)]}
     out, adapted = loaded(parameter_table, USUAL_RANK, layers_of)
     stays = load_rows(parameter_table)
-    spans = [(0, adapted), (adapted, len(out.events))]
-    peaks = [_rows(parameter_table, out, place) for place in _largest(out, spans)]
+    adapters = frozenset(t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors)
+    peaks = _peaks(out, adapted, adapters)
     return {"load_peak": [stays, *peaks], "load": [stays]}
+
+
+@lru_cache(maxsize=32)
+def _peaks(out: NamedEvents, adapted: int, adapters: frozenset[str]) -> list[list[SymbolicRow]]:
+    """The rows of the largest state before there are adapters, and of the largest with them."""
+    spans = [(0, adapted), (adapted, len(out.events))]
+    return [_rows(out, place, adapters) for place in _largest(out, spans)]
 
 
 def _largest(out: Events, spans: Sequence[tuple[int, int]]) -> list[int]:
@@ -50,12 +59,11 @@ def _largest(out: Events, spans: Sequence[tuple[int, int]]) -> list[int]:
     return found
 
 
-def _rows(parameter_table: ParameterTable, out: NamedEvents, place: int) -> list[SymbolicRow]:
+def _rows(out: NamedEvents, place: int, adapters: frozenset[str]) -> list[SymbolicRow]:
     """The rows alive after so many events: what the load frees later is temporary."""
     freed = {~event for event in out.events if event < 0}
     alive = {event for event in out.events[:place] if 0 <= event < len(out.sizes)}
     alive -= {~event for event in out.events[:place] if event < 0}
-    adapters = {t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors}
     counts: Counter[tuple[About, bool]] = Counter()
     sizes: Counter[tuple[About, bool]] = Counter()
     for each in sorted(alive):
