@@ -53,6 +53,7 @@ class Load:
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
         self.adapted = 0  # where among the events adapters begin
         self._elements: dict[int, int] = {}
+        self._packed_bytes: dict[tuple[int, str], int] = {}
 
     def run(self) -> None:
         """Write the events of the whole load, in the order in which the stack makes them."""
@@ -112,7 +113,11 @@ class Load:
         return packed_bytes(self.elements(stored), stored.dtype).evaluate(self.values) + sum(beside)
 
     def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
-        nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
+        kind = id(stored), dtype  # the same in every layer
+        nbytes = self._packed_bytes.get(kind)
+        if nbytes is None:
+            nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
+            self._packed_bytes[kind] = nbytes
         self.out.about = (stored.name, stored.shape, dtype, "")
         self.held[id(stored), layer] = self.out.alloc(nbytes)
 
