@@ -13,7 +13,10 @@ from memplan.planner.tables.optimizers import OPTIMIZERS
 
 NOT_READ = ("gpu", "attention", "checkpointing", "loss", "outputs_fp32")
 """Setup fields that no load depends on: setups that differ in these alone have one."""
-OF_OPTIMIZER = ("optimizer", "optimizer_mode")
+OF_STATES = ("optimizer", "optimizer_mode", "rank")
+"""What only optimizer states that are there at once depend on: a rank that a setup fixes decides which of
+them have a floor; that of the adapters is the load's own.
+"""
 
 
 class _Source:
@@ -27,7 +30,7 @@ class _Source:
     def __init__(self, table: ParameterTable, rank: int, layers_of: Any) -> None:
         self.table, self.rank, self.layers_of = table, rank, layers_of
         setup = table.setup
-        left_out = {*NOT_READ} if OPTIMIZERS[setup.optimizer].at_once else {*NOT_READ, *OF_OPTIMIZER}
+        left_out = {*NOT_READ} if OPTIMIZERS[setup.optimizer].at_once else {*NOT_READ, *OF_STATES}
         said = tuple(repr(value) for name, value in setup.values().items() if name not in left_out)
         self.key = (id(table.spec), said, rank, id(table) if setup.gpus > 1 else 0)
 
