@@ -7,6 +7,8 @@ import os
 
 import torch
 
+from memplan_inside.lines import of_user
+
 MOST_EVENTS = 3_000_000
 _KINDS = {"alloc": 0, "free_requested": 1, "oom": 2}
 _SEGMENTS = {"segment_alloc": 3, "segment_map": 3, "segment_free": 4, "segment_unmap": 4}
@@ -69,8 +71,6 @@ class _Lines:
 
     def is_user(self, path):
         if path not in self._user:
-            from memplan_inside.watch import of_user
-
             self._user[path] = of_user(path)
         return self._user[path]
 

@@ -15,6 +15,7 @@ import weakref
 import torch
 
 from memplan_inside.answer import Answer
+from memplan_inside.lines import asking_line
 
 MOST, MOST_FLOATING = 1 << 24, 1 << 16
 """Elements: what is larger stays unknown. Of floating-point tensors only the constants of small ones are
@@ -342,9 +343,7 @@ def _scalar(op, kernel):
         if isinstance(value, float) and not math.isfinite(value):
             return 0.0
         if tensor.dtype is torch.bool and tensor.data_ptr() in _unknown:
-            from memplan_inside.watch import user_line
-
-            notes[f"depends on values: {user_line()}"] = 1
+            notes[f"depends on values: {asking_line()}"] = 1
         return value
 
     return run

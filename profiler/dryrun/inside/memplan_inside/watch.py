@@ -10,10 +10,10 @@ import torch
 
 from memplan_inside import kernels, owners, report
 from memplan_inside.counters import Counters
+from memplan_inside.lines import user_line, user_line_of
 
 GAP = "gap"
 """Between what hooks announce: before an optimizer's step it belongs to that, else to what was before."""
-_SKIPPED = (os.path.dirname(os.path.abspath(__file__)), "<frozen", "<string>", "<eval")
 
 
 class Watch:
@@ -311,35 +311,3 @@ def progress(text):
                 file.write(text)
         except OSError:
             pass
-
-
-def of_user(path):
-    """Whether a file is the user's own: not the standard library, not an installed package, not ours."""
-    return not (
-        path.startswith(_SKIPPED)
-        or "site-packages" in path
-        or "dist-packages" in path
-        or "torchinductor_" in path
-        or path.startswith((os.path.dirname(os.__file__), "<"))
-    )
-
-
-def user_line():
-    """'file:line function' of the innermost frame in the user's own code, empty where there is none."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if of_user(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back
-    return ""
-
-
-def user_line_of(trace):
-    """The same of a traceback."""
-    found = ""
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if of_user(code.co_filename):
-            found = f"{code.co_filename}:{trace.tb_lineno} {code.co_name}"
-        trace = trace.tb_next
-    return found
