@@ -155,7 +155,10 @@ def test_the_quick_allocator_is_the_other_one(steps: list[tuple[int, int, int]])
     assert max(first[1], second[1]) == max(run.reserved, default=0)
     capacity = smallest_capacity(events, sizes, max(run.reserved, default=0))
     assert capacity == other_capacity(old)
-    for bound in (capacity, capacity - 2**21, capacity + 2**21):
+    for mode in ("native", "expandable"):  # what is reserved without a bound is enough: nothing to replay
+        most = max(replay(old, mode=mode).reserved, default=0)
+        assert replay(old, mode=mode, capacity=most).oom is None
+    for bound in (capacity, capacity - 2**21, capacity + 2**21, max(run.reserved, default=0)):
         assert survives(events, sizes, bound) == (replay(old, capacity=bound).oom is None)
     assert (quick.allocated, quick.reserved) == ((run.allocated[-1], run.reserved[-1]) if events else (0, 0))
 
@@ -269,6 +272,10 @@ def test_a_capacity_survives_and_the_next_smaller_one_does_not():
     assert run.allocated_bytes <= capacity <= run.reserved_bytes
     assert run.survives(capacity) and not run.survives(capacity - max(2**21, capacity // 4096))
     assert run.smallest_capacity("expandable") <= capacity
+    assert run.survives(run.reserved_bytes)
+    assert not run.survives(run.allocated_bytes // 2) and not run.survives(
+        run.allocated_bytes // 2, "expandable"
+    )
 
 
 def test_expandable_segments_leave_less_between_tensors():

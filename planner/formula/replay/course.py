@@ -17,7 +17,8 @@ from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Values, batch_sizes, in_groups, loaded, states
+from memplan.planner.formula.replay.load import Values, batch_sizes, in_groups, states
+from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr

@@ -58,7 +58,11 @@ class Replayed:
         return self._capacities[mode]
 
     def survives(self, capacity: int, mode: Mode | None = None) -> bool:
-        """Whether the run survives under a capacity; one replay."""
+        """Whether the run survives under a capacity; at most one replay: one that is not bounded reserves
+        no more than `reserved_bytes`, and takes the same course under any capacity from there on.
+        """
+        if (mode or self.mode) == self.mode and capacity >= self.reserved_bytes:
+            return True
         if (mode or self.mode) == "native":
             return quick.survives(self.events.events, self.events.sizes, capacity, self.ties)
         return replay(self.as_events, mode="expandable", capacity=capacity, ties=self.ties).oom is None

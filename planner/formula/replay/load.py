@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
-from memplan.planner.formula.replay.events import Events, NamedEvents
+from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
-from memplan.planner.formula.symbolic.expr import AtomValues, Expr, product, symbol
+from memplan.planner.formula.symbolic.expr import Expr, product, symbol
 from memplan.planner.inputs import tasks
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -39,22 +38,6 @@ _DESCRIPTION = 160  # bytes of the JSON beside a packed weight, more or less: on
 Values = Mapping[str, int]
 
 
-_LOADED: WeakKeyDictionary[ParameterTable, dict[int, tuple[NamedEvents, int]]] = WeakKeyDictionary()
-
-
-def loaded(parameter_table: ParameterTable, rank: int, layers_of: Any) -> tuple[NamedEvents, int]:
-    """The events of a table's load at a rank, and where among them adapters begin; written once, not to be
-    changed.
-    """
-    known = _LOADED.setdefault(parameter_table, {})
-    if rank not in known:
-        out = NamedEvents()
-        load = Load(parameter_table, AtomValues({"R": rank}), out, layers_of)
-        load.run()
-        known[rank] = out, load.adapted
-    return known[rank]
-
-
 class Load:
     """Writes the events of one build into `out`."""
 
@@ -70,6 +53,7 @@ class Load:
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
         self.adapted = 0  # where among the events adapters begin
         self._elements: dict[int, int] = {}
+        self._packed_bytes: dict[tuple[int, str], int] = {}
 
     def run(self) -> None:
         """Write the events of the whole load, in the order in which the stack makes them."""
@@ -129,7 +113,11 @@ class Load:
         return packed_bytes(self.elements(stored), stored.dtype).evaluate(self.values) + sum(beside)
 
     def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
-        nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
+        kind = id(stored), dtype  # the same in every layer
+        nbytes = self._packed_bytes.get(kind)
+        if nbytes is None:
+            nbytes = packed_bytes(self.elements(stored), dtype).evaluate(self.values)
+            self._packed_bytes[kind] = nbytes
         self.out.about = (stored.name, stored.shape, dtype, "")
         self.held[id(stored), layer] = self.out.alloc(nbytes)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from memplan.planner.formula.parameters import ParameterTable, packed_bytes
 from memplan.planner.formula.replay.events import About, Events, NamedEvents
-from memplan.planner.formula.replay.load import MOST_LAYERS, loaded
+from memplan.planner.formula.replay.load import MOST_LAYERS
+from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.resident.loading import load_rows
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
@@ -28,43 +30,47 @@ def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str
         return {"load_peak": [load_rows(parameter_table)], "load": [load_rows(parameter_table)]}
     out, adapted = loaded(parameter_table, USUAL_RANK, layers_of)
     stays = load_rows(parameter_table)
-    spans = [(0, adapted), (adapted, len(out.events))]
-    peaks = [_rows(parameter_table, out, place) for place in _largest(out, spans)]
+    adapters = frozenset(t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors)
+    peaks = _peaks(out, adapted, adapters)
     return {"load_peak": [stays, *peaks], "load": [stays]}
+
+
+@lru_cache(maxsize=32)
+def _peaks(out: NamedEvents, adapted: int, adapters: frozenset[str]) -> list[list[SymbolicRow]]:
+    """The rows of the largest state before there are adapters, and of the largest with them."""
+    gone = {~event: place for place, event in enumerate(out.events) if event < 0}
+    spans = [(0, adapted), (adapted, len(out.events))]
+    return [_rows(out, place, gone, adapters) for place in _largest(out, spans)]
 
 
 def _largest(out: Events, spans: Sequence[tuple[int, int]]) -> list[int]:
     """After how many events most bytes are allocated, in each span that is not empty."""
-    found, now, place = [], 0, 0
-    for begin, end in spans:
-        most, where = -1, begin
-        for place in range(begin, end):
-            event = out.events[place]
-            if event >= len(out.sizes):  # the cache is emptied
-                continue
-            now += out.sizes[event] if event >= 0 else -out.sizes[~event]
-            if now > most:
-                most, where = now, place + 1
-        if end > begin:
-            found.append(where)
-    return found
+    sizes = out.sizes
+    known = len(sizes)  # no id is higher: the cache is emptied
+    changes = [-sizes[~event] if event < 0 else sizes[event] if event < known else 0 for event in out.events]
+    after = [0, *accumulate(changes)]
+    return [after.index(max(after[begin + 1 : end + 1]), begin + 1) for begin, end in spans if end > begin]
 
 
-def _rows(parameter_table: ParameterTable, out: NamedEvents, place: int) -> list[SymbolicRow]:
-    """The rows alive after so many events: what the load frees later is temporary."""
-    freed = {~event for event in out.events if event < 0}
-    alive = {event for event in out.events[:place] if 0 <= event < len(out.sizes)}
-    alive -= {~event for event in out.events[:place] if event < 0}
-    adapters = {t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors}
-    counts: Counter[tuple[About, bool]] = Counter()
-    sizes: Counter[tuple[About, bool]] = Counter()
-    for each in sorted(alive):
-        key = (out.names[each], each in freed)
-        counts[key] += 1
-        sizes[key] += out.sizes[each]
+def _rows(
+    out: NamedEvents, place: int, gone: Mapping[int, int], adapters: frozenset[str]
+) -> list[SymbolicRow]:
+    """The rows alive after so many events: what the load frees later is temporary. `gone`: where each tensor
+    that it frees is freed.
+    """
+    names, sizes = out.names, out.sizes
+    known, never = len(sizes), len(out.events)
+    alike: dict[tuple[About, bool], list[int]] = {}  # the bytes of each tensor that is one row
+    for event in out.events[:place]:
+        if 0 <= event < known and (end := gone.get(event, never)) >= place:
+            key = names[event], end < never
+            if key in alike:
+                alike[key].append(sizes[event])
+            else:
+                alike[key] = [sizes[event]]
     return [
-        _row(about, count, sizes[about, passing], passing, about[0] in adapters)
-        for (about, passing), count in counts.items()
+        _row(about, len(each), sum(each), passing, about[0] in adapters)
+        for (about, passing), each in alike.items()
     ]
 
 
