@@ -127,6 +127,31 @@ def test_the_form_itself_can(server, header):
     assert ask(server, "/?model=no-such-model", f"{header}\r\n")[0] == 400
 
 
+@pytest.mark.parametrize(
+    "headers", ["Sec-Fetch-Site: cross-site\r\n", "Origin: http://evil.example\r\n", "Host: evil.example\r\n"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_page_that_is_known_is_not_given_to_another_site_either(server, headers, method, monkeypatch):
+    monkeypatch.setattr(ui, "_page", lambda model, options: "the page")
+    assert ask(server, "/?model=org/known") == (200, "the page")
+    host = "" if headers.startswith("Host") else "Host: localhost\r\n"
+    with socket.create_connection(server.server_address, timeout=20) as client:
+        client.sendall(f"{method} /?model=org/known HTTP/1.1\r\n{host}{headers}\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(2**16), b""))
+    assert b" 403 " in answer[:16] and b"the page" not in answer
+    ui.PAGES.clear()
+
+
+def test_a_hub_is_asked_with_the_token_only_for_who_may_ask_and_never_in_a_worker(server, monkeypatch):
+    from memplan.planner.inputs import models
+
+    threads = []
+    monkeypatch.setattr(models, "_from_hub", lambda name: threads.append(os.getpid()) or models.find("gpt2"))
+    assert ask(server, "/?model=org/asked", "Origin: http://evil.example\r\n")[0] == 403 and not threads
+    assert ask(server, "/?model=org/asked")[0] == 200 and threads == [os.getpid()]
+    ui.PAGES.clear()
+
+
 def test_a_folder_of_this_machine_is_never_read(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
