@@ -156,7 +156,7 @@ class Server:
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                connection = self._waiting.get(timeout=0.5)
+                connection = self._waiting.get(timeout=5)
             except queue.Empty:
                 continue
             if not _has_gone(connection.socket):
