@@ -16,7 +16,7 @@ import pytest
 from memplan.cli import main as frame
 from memplan.cli.main import run
 from memplan.cli.options import FIELD_OF, given_fields, plan_options, read_value
-from memplan.planner.inputs.setup import FIELDS
+from memplan.planner.inputs.setup import FIELDS, resolve
 from memplan.planner.tables.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +112,17 @@ def test_what_was_not_given_is_not_said():
 )
 def test_values_of_set(text: str, value: object):
     assert read_value(text) == value
+
+
+@pytest.mark.parametrize("name", ["torch=2.12", "transformers=4.48"])
+def test_a_release_is_a_name_and_no_number(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """JSON and YAML read 2.12 as a number; what the setup holds is the release."""
+    field, _, release = name.partition("=")
+    (tmp_path / "setup.yaml").write_text(f"{field}: {release}")
+    for given in (["--set", name], ["--setup", str(tmp_path / "setup.yaml")]):
+        assert run(["gpt2", "--method", "lora", *given, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["setup"][field] == release
+    assert getattr(resolve({field: float(release)}), field) == release
 
 
 @pytest.mark.parametrize("assignment", ["rank", "=8", " = "])

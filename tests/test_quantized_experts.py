@@ -86,8 +86,21 @@ def weights(prediction: Prediction, name: str = "") -> int:
         (QWEN, {"recipe": "raw", "load": "random", "micro_batch": 1}),
         (GPT_OSS, {"recipe": "axolotl", "attention": "eager"}),
         (GRANITE, {"recipe": "axolotl"}),
+        (QWEN, {"recipe": "axolotl", "method": "lora", "quantize_experts": False}),
+        (QWEN, {"recipe": "axolotl", "method": "full", "quantize_experts": False}),
     ],
-    ids=["cached", "checkpointed", "single", "upcast", "prepared", "raw", "biases", "granite"],
+    ids=[
+        "cached",
+        "checkpointed",
+        "single",
+        "upcast",
+        "prepared",
+        "raw",
+        "biases",
+        "granite",
+        "lora",
+        "full",
+    ],
 )
 def test_the_formula_holds_what_the_trace_holds(config: dict[str, Any], fields: dict[str, Any]) -> None:
     ours, theirs = (engine(config, **{**COMMON, **fields}) for engine in (memplan.plan, memplan.trace))
@@ -139,6 +152,24 @@ def test_axolotl_keeps_in_fp32_what_is_not_quantized_but_norms_and_embeddings() 
     assert dtypes["model.embed_tokens.weight"] == dtypes["lm_head.weight"] == "bfloat16"
     assert dtypes["input_layernorm.weight"] == dtypes["self_attn.q_norm.weight"] == "bfloat16"
     assert weights(found, "experts.") == EXPERT_WEIGHTS * 4
+
+
+def test_an_adapter_without_quantization_sees_embeddings_go_to_fp32_and_back() -> None:
+    """A dry run of axolotl 0.19 shows it: both in fp32 and the first one's way back, beside all else."""
+    config = {**QWEN, "model_type": "llama", "vocab_size": 50_000}
+    setup = {"method": "lora", "recipe": "axolotl", "targets": ("q_proj",), "sequence_length": 64}
+    norms = (2 * LAYERS + 1) * HIDDEN * 2
+    for engine in (memplan.plan, memplan.trace):
+        found = engine(config, **setup)
+        load, peak = (sum(row.bytes for row in found.moment(name).rows) for name in ("load", "load_peak"))
+        adapters = sum(row.bytes for row in found.moment("load").rows if "lora" in row.name)
+        both = 2 * 50_000 * HIDDEN * 2
+        assert peak - (load - adapters) == pytest.approx(both + norms + both // 2, abs=8192)
+    flash = resolve({"method": "full", "recipe": "axolotl", "attention": "flash_attention_2"})
+    assert flash.upcast_modules == "routers"
+    assert resolve({"method": "lora", "recipe": "axolotl", "gpus": 2, "parallel": "fsdp"}).upcast_modules == (
+        "none"
+    )
 
 
 def test_biases_of_experts_stay_in_16_bit() -> None:

@@ -146,7 +146,7 @@ HEADLINE = [  # the contract's table
         },
     ),
     ("axolotl", "full", {"upcast_modules": "norms_and_embeddings", "trainable_dtype": "weight"}),
-    ("axolotl", "lora", {"upcast_modules": "none"}),
+    ("axolotl", "lora", {"upcast_modules": "routers"}),
     ("llamafactory", "full", {"trainable_dtype": "float32", "checkpointing": "reentrant"}),
     (
         "llamafactory",
@@ -164,7 +164,7 @@ def test_headline_defaults(recipe, method, expected):
 
 def test_a_condition_changes_a_default_but_never_what_the_user_said():
     flash = {"recipe": "axolotl", "method": "full", "attention": "flash_attention_2"}
-    assert resolve(flash).upcast_modules == "none"
+    assert resolve(flash).upcast_modules == "routers"
     assert resolve(flash).origins["upcast_modules"] == "recipe axolotl with attention flash_attention_2"
     assert resolve({**flash, "upcast_modules": "norms"}).upcast_modules == "norms"
     sharded = {"recipe": "llamafactory", "gpus": 2, "parallel": "fsdp"}

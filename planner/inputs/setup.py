@@ -176,8 +176,7 @@ def resolve(
     *learned* positions, None where positions are computed: it bounds the sequence length.
     Raises UsageError for an unknown field or name, a value out of bounds, or choices that contradict.
     """
-    given = {key: value for key, value in (given or {}).items() if value is not None}
-    imported = {key: value for key, value in (imported or {}).items() if value is not None}
+    given, imported = _told(given), _told(imported)
     said = {**imported, **given, **(checkpoint or {})}
     _known_names(said)
     fields: dict[str, Any] = {}
@@ -197,11 +196,15 @@ def resolve(
     known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
     setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
     if max_positions is not None and setup.sequence_length > max_positions:
-        raise UsageError(
-            f"sequence_length {setup.sequence_length} is more than this model's maximum of "
-            f"{max_positions} positions"
-        )
+        said_length = f"sequence_length {setup.sequence_length}"
+        raise UsageError(f"{said_length} is more than this model's maximum of {max_positions} positions")
     return setup
+
+
+def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it."""
+    told = {key: value for key, value in (values or {}).items() if value is not None}
+    return told | {name: str(told[name]) for name in ("torch", "transformers") if name in told}
 
 
 def _known_names(said: Mapping[str, Any]) -> None:

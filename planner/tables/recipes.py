@@ -183,6 +183,7 @@ RECIPES: dict[str, Recipe] = {
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
             "freeze": {"upcast_modules": "norms_and_embeddings"},
+            "adapters": {"upcast_modules": "routers"},
             "quantized": {
                 **_QUANT,
                 "kbit_prepare": False,
@@ -198,9 +199,9 @@ RECIPES: dict[str, Recipe] = {
             ),
             "optimizer": "axolotl 0.21 utils/schemas/training.py optimizer adamw_torch_fused",
             "allocator": "axolotl 0.21 utils/__init__.py set_pytorch_cuda_alloc_conf: expandable_segments:True",
-            "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without adapter, FSDP or flash "
-            "attention, norms, embeddings and head go to float32; on a quantized base all but those that is not "
-            "quantized (0.18 _prepare_model_for_quantization), with quantize_moe_experts the routers alone",
+            "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without FSDP norms, routers, embeddings and "
+            "head go to float32; with an adapter or flash attention all but routers go back; on a quantized base "
+            "what is not quantized goes too (0.18 _prepare_model_for_quantization), but for quantize_moe_experts",
             "double_quant": "axolotl 0.21 loaders/model.py: bnb_4bit_use_double_quant True",
             "quant_type": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_type nf4",
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
@@ -225,7 +226,7 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         when=(
-            ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "none"}),
+            ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "routers"}),
             ({"quantize_experts": True}, {"upcast_modules": "routers"}),
             ({"parallel": "fsdp"}, {"upcast_modules": "none"}),
         ),

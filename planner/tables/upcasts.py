@@ -27,7 +27,9 @@ def upcast(module: str, kind: str) -> bool:
     if kind in PASSES:
         return routes(module) if kind == "routers" else not returns(module)
     norm = "norm" in module.rsplit(".", 1)[-1]
-    return norm or (kind == "norms_and_embeddings" and any(part in module for part in EMBEDDINGS))
+    return norm or (
+        kind == "norms_and_embeddings" and (routes(module) or any(part in module for part in EMBEDDINGS))
+    )
 
 
 def returns(module: str) -> bool:
