@@ -22,8 +22,10 @@ MOST_OPEN = 400
 MOST_WAITING = 256
 """Whole requests that wait for a worker."""
 MOST_HEAD = 16 * 2**10
-WORKERS = 64
-"""Threads: most of them wait for the one page that is being computed, the others serve what is known."""
+WORKERS = 160
+"""Threads: most of them wait for pages that are being computed, the others serve what is known."""
+RETRY_SECONDS = 10
+"""When whoever got a 503 may ask again (Retry-After)."""
 HEAD_SECONDS, SEND_SECONDS = 5.0, 10.0
 REASONS = {
     200: "OK",
@@ -154,7 +156,7 @@ class Server:
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                connection = self._waiting.get(timeout=0.5)
+                connection = self._waiting.get(timeout=5)
             except queue.Empty:
                 continue
             if not _has_gone(connection.socket):
@@ -188,8 +190,9 @@ def parse(head: bytes) -> Request | None:
 
 def _response(status: int, text: str, head_only: bool = False) -> bytes:
     body = text.encode("utf-8", errors="replace")
+    later = f"Retry-After: {RETRY_SECONDS}\r\n" if status == 503 else ""
     head = (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: text/html; charset=utf-8\r\n"
+        f"HTTP/1.1 {status} {REASONS[status]}\r\n{later}Content-Type: text/html; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
         "Referrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: same-origin\r\nConnection: "
         "close\r\n\r\n"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
 import traceback
 from collections.abc import Mapping
 from html import escape
@@ -14,15 +12,15 @@ from urllib.parse import parse_qs, urlsplit
 import click
 
 from memplan.cli.options import HELP
+from memplan.cli.page_cache import Pages
+from memplan.cli.page_pool import Busy, Pool
 from memplan.cli.server import HOST, Request, Server
 from memplan.planner.tables.errors import MemplanError, UsageError, shorten, tidy
 
 LOCAL = (HOST, "localhost", "::1")
 MOST_QUERY, MOST_FIELDS = 2000, 20
-MOST_PAGES = 64
-PAGES: dict[tuple[str, str, str], str] = {}
-"""Pages that were computed, oldest first: a hundred kilobytes each."""
-COMPUTING = threading.Lock()
+PAGES = Pages()
+POOL = Pool()
 FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>memplan</title>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; form-action 'self'">
@@ -53,6 +51,7 @@ def command(port: int) -> None:
     to stop.
     """
     server = make_server(port)
+    POOL.warm()
     click.echo(f"memplan ui: http://{HOST}:{server.server_address[1]}/ (Ctrl-C to stop)", err=True)
     try:
         server.serve_forever()
@@ -60,6 +59,7 @@ def command(port: int) -> None:
         pass
     finally:
         server.server_close()
+        POOL.close()
         click.echo("memplan ui: closed", err=True)
 
 
@@ -123,37 +123,29 @@ def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
 
 def respond(fields: dict[str, str]) -> tuple[int, str]:
     """(status, page) for what somebody typed: a model's name or a Hugging Face id, never a path of this
-    machine. Equal questions are computed once, and one at a time.
+    machine. Equal questions are computed once.
     """
     model = fields.get("model", "").strip()
     if not model:
         return 200, form()
-    key = (model, fields.get("method", ""), fields.get("gpu", ""))
-    known = PAGES.get(key)
-    if known is not None:
-        return 200, known
+    options = {name: fields[name] for name in ("method", "gpu") if fields.get(name)}
     try:
-        with COMPUTING:  # Python computes one page at a time anyway: so the first asked is the first answered
-            text = PAGES.get(key) or _page(
-                model, {name: fields[name] for name in ("method", "gpu") if fields.get(name)}
-            )
+        return 200, PAGES.get(
+            (model, fields.get("method", ""), fields.get("gpu", "")), lambda: _page(model, options)
+        )
+    except Busy as error:
+        return 503, form(model, tidy(str(error)))
     except MemplanError as error:
         return 400, form(model, tidy(str(error)))
-    while len(PAGES) >= MOST_PAGES:
-        with contextlib.suppress(StopIteration, KeyError):  # another worker was faster
-            del PAGES[next(iter(PAGES))]
-    PAGES[key] = text
-    return 200, text
 
 
 def _page(model: str, options: dict[str, Any]) -> str:
+    """The page, whose model is looked for here: a worker has neither network nor token."""
     from memplan import api
-    from memplan.cli.report import page_of
-    from memplan.cli.subject import Subject
     from memplan.planner.inputs.models import named
 
     found, setup = api.request(named(model), **options)
-    return page_of(Subject(found, setup)).replace("<main>", BACK + "<main>", 1)
+    return POOL.compute(found, setup).replace("<main>", BACK + "<main>", 1)
 
 
 def form(model: str = "", error: str = "") -> str:

@@ -81,11 +81,11 @@ class Program:
     compiled when first used.
     """
 
-    def __init__(self, rank: ShardingPlan, device: Device, guard: Guard) -> None:
+    def __init__(
+        self, rank: ShardingPlan, device: Device, guard: Guard, loading: dict[str, list[PeakCandidate]]
+    ) -> None:
         self.resident = rank.resident()
-        self.loading = {
-            name: [PeakCandidate(rows) for rows in states] for name, states in rank.loading().items()
-        }
+        self.loading = loading
         self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
         self.tape = run_step(rank.seen, device, guard, rank)
         self.evaluation: Tape | None = None
@@ -208,11 +208,18 @@ class Symbolic:
         """Which discrete facts hold at these sizes."""
         return Guard(batch * self.rows == 1, tuple(w for w in self.windows if sequence >= w))
 
+    @cached_property
+    def loading(self) -> dict[str, list[PeakCandidate]]:
+        """The states of the load, which no guard changes: made once for all programs."""
+        return {
+            name: [PeakCandidate(rows) for rows in states] for name, states in self.rank.loading().items()
+        }
+
     def program(self, guard: Guard) -> Program:
         """The program of a guard's sizes, made once."""
         known = self._programs.get(guard)
         if known is None:
-            known = self._programs[guard] = Program(self.rank, self.device, guard)
+            known = self._programs[guard] = Program(self.rank, self.device, guard, self.loading)
         return known
 
     def totals(self, batch: int, sequence: int, rank: int) -> Totals:
