@@ -52,6 +52,12 @@ FIELD = re.compile(
 """Words of the field: a sentence without any says nothing about training memory."""
 
 
+OTHER_SUBJECTS = re.compile(
+    r"检查点|重计算|重新计算|前向计算|卸载|累积|checkpointing|recomput|forward pass|flash-?attention|\bzero-?[123]\b|\bfsdp\b|offload|accumulat"
+)
+"""What else a text speaks of: an "it" behind these need not be the method that was named before."""
+
+
 def without_harmless(text: str) -> str:
     """The text with Chinese words that say nothing blanked; Latin words are the reader's."""
     return _HARMLESS.sub(" ", text)

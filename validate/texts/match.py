@@ -15,7 +15,13 @@ from memplan.validate.questions.choices import numbers_of
 from memplan.validate.questions.leftover import leftover
 from memplan.validate.reading import TAKEN, B, E, Reading
 from memplan.validate.texts.amounts import Amount, amount_of, dtype_of
-from memplan.validate.texts.lexicon import CONDITIONS, HARMLESS_EN, TURNS, without_harmless
+from memplan.validate.texts.lexicon import (
+    CONDITIONS,
+    HARMLESS_EN,
+    OTHER_SUBJECTS,
+    TURNS,
+    without_harmless,
+)
 from memplan.validate.texts.normal import clauses, normal
 from memplan.validate.texts.sentences import Sentence
 from memplan.validate.texts.subject import method_above, methods_in, take_model
@@ -150,6 +156,8 @@ def _subject_fits(
     named = methods_in(text)
     near = {method for place, method in named if any(start <= place < end for start, end in touched)}
     before = [method for place, method in named if place < spans[0][0]]
+    if not named and OTHER_SUBJECTS.search(f"{normal(sentence.before)} {text}"):
+        return False
     earlier = [method for _, method in methods_in(normal(sentence.before))]
     around = {*before[-1:], *earlier[-1:], *([] if before or earlier else [method_above(sentence)])}
     if "lora" in (*before[-1:], *earlier[-1:]) or near == {"lora"}:
