@@ -114,12 +114,13 @@ NARROW = ("sdpa-flash", "sdpa-cudnn")
 
 
 def cannot_run(spec: ModelSpec, setup: Setup, gpu: Gpu) -> str | None:
-    """Why a GPU cannot run a setup that others can, such as FlashAttention 2 on a T4; None where it can.
+    """Why a GPU cannot run a setup that others can, such as FlashAttention 2 or TRL's loss in bfloat16 on a
+    T4; None where it can.
 
     The GPU that the setup names is left out of the question: naming one that cannot run it is an error. Asked
     of the formula, and only where a GPU's kernels could differ in it.
     """
-    forced = setup.attention not in ("eager", "sdpa")
+    forced = setup.attention not in ("eager", "sdpa") or setup.loss == "chunked"
     if gpu.capability is None or not forced or not (older(gpu) or setup.attention in NARROW):
         return None
     try:

@@ -11,6 +11,8 @@ from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.symbolic.expr import Sized, ceil_div, exceeds, maximum, minimum, power_of_two
 from memplan.planner.formula.tape.ops import Grads, cast, promote
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
+from memplan.planner.tables.chunked_loss import refuses_chunked_loss
+from memplan.planner.tables.errors import UsageError
 
 # trl 1.16 kernels/chunked_logprob.py TOKEN_CHUNK_SIZE, trainer/utils.py _CHUNKED_LOGPROB_CHUNK_SIZE
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
@@ -30,6 +32,8 @@ def log_probabilities(w: Context, given: Tensor) -> Tensor:
     weight = w.weight(f"{spec.head_name}.weight")
     w_shape, w_dtype, weight_name, given_dtype = weight.shape, weight.dtype, weight.name, given.dtype
     dtype = w.auto or given.dtype
+    if w.device.kind != "cpu" and (refused := refuses_chunked_loss(w.device.capability, dtype)):
+        raise UsageError(refused)
     with t.inside("loss: "):
         whole = given.shape
         labels = t.alloc("labels in use", (tokens,), "int64", "which positions are scored")
