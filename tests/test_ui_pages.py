@@ -15,44 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from page_makers import endless, of_environment, of_process, refused, slow, wrong
 
 from memplan import api
 from memplan.cli import page_cache, page_pool, ui
 from memplan.cli.page_cache import Pages
 from memplan.cli.page_pool import Busy, Pool
 from memplan.cli.server import Server
-from memplan.planner.inputs.models import Model, named
-from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.models import named
 from memplan.planner.tables.errors import UsageError
 
 forks = pytest.mark.skipif(not page_pool.can_fork(), reason="no fork server on this system")
 GPT2 = api.request(named("gpt2"))
-
-
-def of_process(model: Model, setup: Setup) -> str:
-    return f"{os.getpid()}"
-
-
-def of_environment(model: Model, setup: Setup) -> str:
-    return " ".join(f"{name}={value}" for name, value in os.environ.items())
-
-
-def endless(model: Model, setup: Setup) -> str:
-    while True:
-        pass
-
-
-def refused(model: Model, setup: Setup) -> str:
-    raise UsageError("no such thing")
-
-
-def wrong(model: Model, setup: Setup) -> str:
-    raise ZeroDivisionError("our mistake")
-
-
-def slow(model: Model, setup: Setup) -> str:
-    time.sleep(0.5)
-    return f"{os.getpid()}"
 
 
 @pytest.fixture
@@ -259,12 +233,12 @@ from memplan import api
 from memplan.cli import page_pool, ui
 from memplan.cli.main import run
 from memplan.planner.inputs.models import named
-import test_ui_pages
+import page_makers
 
 if __name__ == "__main__":
-    ui.POOL = page_pool.Pool(2, test_ui_pages.endless)
+    ui.POOL = page_pool.Pool(2, page_makers.endless)
     for _ in range(2):
-        threading.Thread(target=ui.POOL.compute, args=test_ui_pages.GPT2, daemon=True).start()
+        threading.Thread(target=ui.POOL.compute, args=api.request(named("gpt2")), daemon=True).start()
     while len(ui.POOL.pids()) < 2:
         time.sleep(0.05)
     time.sleep(0.5)
