@@ -10,22 +10,16 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from memplan.planner.tables.errors import UsageError
-from memplan.profiler.localized_message import said
-from memplan.validate.arithmetic import calculate
-from memplan.validate.checks import CHECKS, Found
-from memplan.validate.chinese import in_language, sentences
-from memplan.validate.claims import SHIPPED, check, check_claim, check_conflict, combine, load, to_document
-from memplan.validate.claimsfile import Claim, Over, Part
-from memplan.validate.engines import Missing
+from memplan.validate.chinese import sentences
+from memplan.validate.claims import SHIPPED, check, check_claim, check_conflict, load, to_document
+from memplan.validate.claimsfile import Claim, Part
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.evidence_kinds import kinds_of
-from memplan.validate.sweep import PartResult, check_part, holds
-from memplan.validate.verdict_sentence import verdict_sentence
+from memplan.validate.sweep import PartResult
 
 pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
 pytestmark = pytest.mark.trace
@@ -98,7 +92,7 @@ def test_headline_claims(results):
     """
     verdicts = {name: result.verdict for name, result in results.items()}
     assert verdicts["49"] == "refuted" and verdicts["24"] == "refuted" and verdicts["14"] == "refuted"
-    assert verdicts["10"] == "supported" and verdicts["13"] == "supported" and verdicts["12"] == "supported"
+    assert verdicts["10"] == "supported" and verdicts["13"] == "supported"
     only_way = found(results, "15", "fits the GPU").boundaries[0]
     assert only_way.yes == ("a100-80gb", "h100-80gb") and only_way.no == ("h200", "b200")
     longest = found(results, "16", "as its paper defines").boundaries[0]
@@ -110,11 +104,31 @@ def test_headline_claims(results):
     }
 
 
-def test_time_and_quality_say_what_is_missing(results):
-    for name in ("65", "67", "69", "70"):
+def test_quality_says_what_is_missing(results):
+    for name in ("69", "70", "72"):
         assert results[name].verdict == "not_checkable"
         assert "missing: " in results[name].evidence
-    assert "memplan profile" in results["65"].evidence
+    assert "memplan profile" in results["65"].parts[0].evidence.text()
+
+
+def test_a_condition_that_the_text_leaves_out_decides(results):
+    """Each by what its condition changes: defaults, constants, offloading, releases, checkpointing."""
+    verdicts = {name: result.verdict for name, result in results.items()}
+    for name in ("6", "8", "12", "15", "21", "25", "26", "36", "42", "61", "62", "65", "68"):
+        assert verdicts[name] == "depends", name
+    assert verdicts["44"] == verdicts["54"] == "supported" and verdicts["67"] == verdicts["71"] == "refuted"
+    offloaded = found(results, "12", "under ZeRO-3")
+    assert offloaded.verdict == "refuted" and found(results, "12", "nothing offloaded").verdict == "supported"
+    assert found(results, "12", "host memory").found == pytest.approx(65.3e9 * 2 / 2**30, rel=0.01)
+    limit = found(results, "26", "by rank").boundaries[0]
+    assert limit.high * 4096 >= 100_000 > limit.low * 4096  # bitsandbytes pages tensors of 100,000 elements
+
+
+def test_paging_is_named_where_33b_and_65b_fit(results):
+    """19.5 GiB of tensors at 2,048 tokens with the states paged out, 21.3 with them on the GPU."""
+    for name in ("13", "16"):
+        paged, kept = results[name].parts[:2]
+        assert "paged" in paged.part.case and paged.boundaries[0].low > kept.boundaries[0].low >= 2048
 
 
 def test_times_that_others_published_decide_where_there_are_no_records(results):
@@ -126,18 +140,16 @@ def test_times_that_others_published_decide_where_there_are_no_records(results):
 
 def test_fifteen_claims_have_a_published_figure_beside_them(results):
     assert sum("published measurement" in kinds_of(result.parts) for result in results.values()) >= 15
-    assert found(results, "6", "litgpt").found == pytest.approx(
-        13.68 / 19.77
-    )  # GB, config_hub/finetune/README.md of litgpt
+    assert found(results, "6", "litgpt").found == pytest.approx(14.14 / 21.30)  # GB, resource-tables.md
+    saved = (4.57 - 4.26) * 8 / (32 * (4 * 4096**2 + 3 * 4096 * 11008) / 1e9)
+    assert (
+        found(results, "9", "Llama-2-7B as litgpt").found
+        == pytest.approx(saved)
+        == pytest.approx(0.383, abs=5e-4)
+    )
     assert found(results, "62", "as PEFT measured").found == pytest.approx(0.9976, abs=1e-4)
     assert found(results, "1", "as PEFT measured").found == pytest.approx(38868615168 / 3212749824)
     assert all(kinds_of(result.parts) or result.verdict == "not_checkable" for result in results.values())
-
-
-def test_the_verdict_is_one_sentence_of_at_most_thirty_words(results):
-    for result in results.values():
-        assert len(verdict_sentence(result).split()) <= 30 and "..." not in verdict_sentence(result)
-        assert re.match(r"(成立|不成立|视条件|无法检验)：", verdict_sentence(result, "zh"))
 
 
 NUMBERS = (lambda n: n * 1000 + 1, lambda n: n / 1000 - 1, lambda n: n * 1.5, lambda n: n / 1.5)
@@ -239,114 +251,3 @@ def test_the_document_keeps_to_the_contract(shipped, results):
             set(part) >= {"what", "claimed", "found", "unit", "verdict", "evidence", "condition"}
             for part in claim["parts"]
         )
-
-
-# ---------------------------------------------------------------- the parts by themselves
-
-
-@pytest.mark.parametrize(
-    "value, claimed, relation, tolerance, expected",
-    [
-        (4, 4, "=", 0, True),
-        (4.1, 4, "=", 0, False),
-        (4.1, 4, "=", 0.05, True),
-        (4.1, 4, ">", 0, True),
-        (4, 4, "<", 0, False),
-        (30, (30.0, 40.0), "between", 0, True),
-        (29.9, (30.0, 40.0), "between", 0, False),
-        ("nf4", "fp4", "=", 0, False),
-        (True, True, "=", 0, True),
-        (True, 1, "=", 0, False),
-        (1, True, "=", 0, False),
-    ],
-)
-def test_relations(value, claimed, relation, tolerance, expected):
-    assert holds(value, claimed, relation, tolerance) is expected
-
-
-def part(claimed: Any = True, **fields: Any) -> Part:
-    return Part(
-        **{"what": "w", "check": "arithmetic", "claimed": claimed, "args": {"expression": "1"}, **fields}
-    )
-
-
-def result(verdict: str, **fields: Any) -> PartResult:
-    return PartResult(part(**fields), verdict, None, said(""))
-
-
-@pytest.mark.parametrize(
-    "parts, verdict",
-    [
-        ([result("supported"), result("refuted")], "refuted"),
-        ([result("supported"), result("not_checkable")], "not_checkable"),
-        ([result("supported", case="a"), result("refuted", case="b")], "depends"),
-        ([result("refuted", case="a"), result("refuted", case="b")], "refuted"),
-        ([result("supported", case="a"), result("not_checkable", case="b")], "supported"),
-        ([result("supported"), result("refuted", decides=False)], "supported"),
-        ([result("refuted"), result("supported", case="a"), result("refuted", case="b")], "refuted"),
-        ([result("supported", decides=False)], "not_checkable"),
-    ],
-)
-def test_the_verdict_of_a_claim_follows_from_its_parts(parts, verdict):
-    assert combine(parts) == verdict
-
-
-def test_a_boundary_is_exact_and_both_ways(monkeypatch):
-    """Against a check whose truth changes twice, at 37 and at 700."""
-
-    def stepped(given: Part, context: EvaluationContext) -> Found:
-        at = given.setup["sequence_length"]
-        return Found(37 <= at < 700, said("{at}", at=at))
-
-    monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=stepped))
-    outcome = check_part(part(True, over=Over("setup.sequence_length", 1, 4096)), EvaluationContext())
-    assert outcome.verdict == "depends"
-    assert [(b.low, b.high, b.low_holds) for b in outcome.boundaries] == [(36, 37, False), (699, 700, True)]
-    assert outcome.condition.startswith("fails up to sequence_length 36, holds from 37")
-    further = check_part(
-        part(True, over=Over("setup.sequence_length", 40, 600, explore=5000)), EvaluationContext()
-    )
-    assert further.verdict == "supported" and further.boundaries[0].high == 700
-    assert further.said("zh") == "序列长度到 699 成立，从 700 起不成立"
-
-
-def test_what_is_missing_is_said_and_never_guessed(monkeypatch):
-    def absent(given: Part, context: EvaluationContext) -> Found:
-        if given.model == "b":
-            raise Missing("no b")
-        return Found(True, said("fine"))
-
-    monkeypatch.setitem(CHECKS, "arithmetic", replace(CHECKS["arithmetic"], run=absent))
-    some = check_part(part(True, over=Over("model", values=("a", "b"))), EvaluationContext())
-    assert some.verdict == "supported" and "not checkable for b: no b" in str(some.evidence)
-    assert "b 无法检验" in some.evidence.text(in_language("zh"))
-    none = check_part(part(True, over=Over("model", values=("b",))), EvaluationContext())
-    assert none.verdict == "not_checkable" and str(none.evidence) == "missing: no b"
-
-
-@pytest.mark.parametrize(
-    "text, value",
-    [("1 + 2 * 3", 7), ("2 ** 3 ** 2 / 2", 256), ("-(4 - 6)", 2), ("8*(4096+4096)/(4096*4096)", 0.00390625)],
-)
-def test_arithmetic(text, value):
-    assert calculate(text) == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "1 +",
-        "(1",
-        "1 2",
-        "1 / 0",
-        "__import__('os')",
-        "9 ** 9 ** 9",
-        "2 ** 0.5",
-        "1" + "+1" * 300,
-        "10 ** 64 * 10 ** 64 ** 64",
-    ],
-)
-def test_arithmetic_refuses_anything_else(text):
-    with pytest.raises(UsageError):
-        calculate(text)

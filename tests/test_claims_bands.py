@@ -9,10 +9,11 @@ import pytest
 
 from memplan.planner.tables.errors import UsageError
 from memplan.profiler.localized_message import said
-from memplan.validate.checks import CHECKS, Found
+from memplan.validate.checks import CHECKS
 from memplan.validate.claims import check, load
 from memplan.validate.claimsfile import Over, Part
 from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.found import Found
 from memplan.validate.sweep import check_part
 
 

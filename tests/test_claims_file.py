@@ -71,7 +71,12 @@ def test_a_refuted_claim_is_exit_0(written, capsys):
     "old, new, line, words",
     [
         ("gpu = ", "gpuu = ", 10, "gpuu: unknown key: did you mean gpu"),
-        ('check = "fits"', 'check = "fit"', 8, "'fit' is not a check kind: expected one of arithmetic, fits"),
+        (
+            'check = "fits"',
+            'check = "fit"',
+            8,
+            "'fit' is not a check kind: expected one of arithmetic, dry_run",
+        ),
         ("claimed = true", "", 6, "claimed: is missing here"),
         ("claimed = 1", "claimed = [1, 2]", 21, 'a list needs relation = "between"'),
         ('expression = "1"', "", 17, "expression: is missing here"),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from memplan.validate.checks import Found
 from memplan.validate.claimsfile import Part
+from memplan.validate.found import Found
 
 
 @dataclass(frozen=True)

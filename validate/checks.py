@@ -9,30 +9,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.units import gib
-from memplan.profiler.localized_message import LocalizedMessage, said
+from memplan.profiler.localized_message import said
 from memplan.validate.arithmetic import calculate
 from memplan.validate.claimsfile import UNITS, Part
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.found import Found
 from memplan.validate.matching import comparable, find_records, hint
-from memplan.validate.numbers import Value, amount, number, word
+from memplan.validate.numbers import amount, displayed, number, word
+from memplan.validate.others import dry_run, published, published_times, release
 from memplan.validate.quantities import Term, read_term
-
-if TYPE_CHECKING:
-    from memplan.validate.published import PublishedRun
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a check found, in the part's unit, and the numbers it came from in words."""
-
-    value: Value
-    evidence: LocalizedMessage
 
 
 def _default(part: Part) -> Term:
@@ -97,9 +88,17 @@ def fits(part: Part, context: EvaluationContext) -> Found:
     far = abs(spare) > CLOSE_BYTES
     close = said("" if far else ", {size} to spare" if spare >= 0 else ", {size} over", size=gib(abs(spare)))
     named = part.over is not None and part.over.key == "gpu"
-    template = "{need} of {have}{close}{tight}" if named else "{need} of {have}{close}{tight} on {gpu}"
+    template = "needs {need} of {have}{close}{tight}"
+    template = template if named else f"{template} on {{gpu}}"
     tight = said(" (tight)" if verdict == "tight" else "")
-    found = said(template, need=gib(need), have=gib(gpu.usable_bytes), close=close, tight=tight, gpu=gpu.name)
+    found = said(
+        template,
+        need=gib(need),
+        have=gib(gpu.usable_bytes),
+        close=close,
+        tight=tight,
+        gpu=displayed(gpu.name),
+    )
     if verdict == "no" and prediction.peak.moment != prediction.step_peak.moment:
         step = need - prediction.peak.reserved_bytes + prediction.step_peak.reserved_bytes
         more = "{found}, by loading; the step alone needs {step}"
@@ -123,7 +122,10 @@ def setup_field(part: Part, context: EvaluationContext) -> Found:
         if source is None
         else "{name} = {value} ({recipe} recipe: {source})"
     )
-    return Found(text, said(template, name=name, value=word(text), recipe=recipe, source=source))
+    return Found(
+        text,
+        said(template, name=said(name.replace("_", " ")), value=word(text), recipe=recipe, source=source),
+    )
 
 
 def row_dtype(part: Part, context: EvaluationContext) -> Found:
@@ -141,8 +143,7 @@ def row_dtype(part: Part, context: EvaluationContext) -> Found:
     return Found(
         dtypes,
         said(
-            "{name}: {dtypes}, {size}",
-            name=rows[0].name,
+            "{dtypes}, {size}",
             dtypes=dtypes,
             size=gib(sum(row.bytes for row in rows)),
         ),
@@ -237,71 +238,6 @@ METRICS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def published(part: Part, context: EvaluationContext) -> Found:
-    """A figure that others published, by its id in published_data/runs.jsonl; over a second one
-    (`per_figure`), or over the parameters of its model where the unit is B/parameter.
-    """
-    from memplan.planner.inputs.models import index
-
-    figure = _figure(part.args["figure"])
-    size = figure.published_bytes
-    if "per_figure" in part.args:
-        other = _figure(part.args["per_figure"])
-        value = size / other.published_bytes / UNITS[part.unit]
-        return Found(
-            value,
-            said(
-                "{value} published ({one} / {other}): {source}; {second}",
-                value=amount(value, part.unit),
-                one=gib(size),
-                other=gib(other.published_bytes),
-                source=figure.source,
-                second=other.source,
-            ),
-        )
-    if part.unit == "B/parameter":
-        size_of = size / index()[figure.model]["parameters"]
-        return Found(
-            size_of,
-            said("{value} published: {source}", value=amount(size_of, part.unit), source=figure.source),
-        )
-    value = size / UNITS[part.unit]
-    return Found(
-        value, said("{value} published: {source}", value=amount(value, part.unit), source=figure.source)
-    )
-
-
-def _figure(name: str) -> PublishedRun:
-    """A published run by its id. Raises UsageError where there is none."""
-    from memplan.validate.published import published_runs
-
-    known = {run.id: run for run in published_runs()}
-    if name not in known:
-        raise unknown("published figure", name, known)
-    return known[name]
-
-
-def published_times(part: Part, context: EvaluationContext) -> dict[str, Found]:
-    """By model and GPU: how much longer QLoRA took than LoRA in runs that others published (`%`: less
-    100).
-    """
-    from memplan.validate.published import times
-
-    found = {}
-    for pair in times():
-        ratio = pair.qlora / pair.lora
-        value = (ratio - (1 if part.unit == "%" else 0)) / UNITS[part.unit]
-        told = said(
-            "{ratio:.3f}x ({slow:g} / {fast:g} {unit})",
-            ratio=ratio,
-            slow=pair.qlora,
-            fast=pair.lora,
-            unit=said(pair.unit),
-        )
-        found[pair.id] = Found(value, told)
-    return found
-
-
 def quality(part: Part, context: EvaluationContext) -> Found:
     """What memory cannot decide: always missing, saying which evidence would decide it."""
     raise Missing(said(part.args["needs"].replace("{", "{{").replace("}", "}}")))
@@ -339,7 +275,13 @@ CHECKS: dict[str, Kind] = {
     "arithmetic": Kind(arithmetic, {"expression": (str,), "expression_unit": (str,)}, ("expression",)),
     "time_ratio": Kind(None, {"slow": (dict,), "fast": (dict,)}, ("slow", "fast"), time_ratio),
     "measured": Kind(measured, {"metric": (str,), "match": (dict,)}, ("metric", "match")),
-    "published": Kind(published, {"figure": (str,), "per_figure": (str,)}, ("figure",)),
-    "published_times": Kind(None, {}, (), published_times),
+    "published": Kind(
+        published,
+        {"figure": (str,), "per_figure": (str,), "less_figure": (str,), "per": (str,)},
+        ("figure",),
+    ),
+    "published_times": Kind(None, {"slow": (str,), "fast": (str,)}, (), published_times),
+    "release": Kind(release, {"feature": (str,), "version": (str,)}, ("feature", "version")),
+    "dry_run": Kind(dry_run, {"quantity": (str,), "per_setup": (dict,)}, ("quantity",)),
     "quality": Kind(quality, {"needs": (str,)}, ("needs",)),
 }

@@ -16,10 +16,11 @@ from memplan.profiler.localized_message import LocalizedMessage
 from memplan.validate.checks import CHECKS
 from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
+from memplan.validate.conditions import conditions
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.evidence_kinds import kind_of, kinds_of
 from memplan.validate.kept import Kept
-from memplan.validate.numbers import shown, word
+from memplan.validate.numbers import amount, shown, word
 from memplan.validate.sweep import Boundary, PartResult, Verdict, check_part, holds
 
 SHIPPED = Path(__file__).with_name("claims.toml")
@@ -34,6 +35,7 @@ class ClaimResult:
     claim: Claim
     verdict: Verdict
     parts: tuple[PartResult, ...]
+    conditions: tuple[str, str] = ("", "")  # what it was found under, in English and in Chinese
 
     @property
     def evidence(self) -> str:
@@ -58,6 +60,8 @@ class ClaimResult:
             "verdict": self.verdict,
             "parts": [{**part.to_document(), "kind": kind_of(part) or None} for part in self.parts],
             "kinds": kinds_of(self.parts),
+            "conditions": self.conditions[0] or None,
+            "conditions_zh": self.conditions[1] or None,
             "evidence": self.evidence,
             "evidence_zh": self.said("zh"),
         }
@@ -146,7 +150,7 @@ def check_claim(claim: Claim, context: EvaluationContext, kept: Kept | None = No
             where = f"{part.place.path}, line {part.place.blame(str(error))}: " if part.place else ""
             raise UsageError(f"{where}claim '{claim.id}', part '{part.what}': {error}") from None
     verdict = combine(results)
-    return ClaimResult(claim, verdict, tuple(results))
+    return ClaimResult(claim, verdict, tuple(results), conditions(results, context))
 
 
 def _checked(part: Part, context: EvaluationContext, kept: Kept | None) -> PartResult:
@@ -172,14 +176,37 @@ def _telling(verdict: Verdict, parts: tuple[PartResult, ...]) -> list[PartResult
 def said(result: PartResult, lang: str = "en") -> str:
     """One part in words: what, whether it holds and where, what was claimed, and the numbers found."""
     part = result.part
-    label = (part.zh if lang == "zh" else "") or part.case or part.what
+    label = label_of(part, lang)
     evidence = result.evidence.text(in_language(lang))
     if not part.decides and result.verdict != "not_checkable" and part.claimed == 0 and part.relation == ">":
         return f"{label}{_COLON[lang]}{evidence}"  # a number that is told, not judged
     judged = part.claimed is not True and result.verdict != "not_checkable"
-    claimed = f"{_COMMA[lang]}{_CLAIMED[lang]} {claim_text(part, lang)}" if judged else ""
+    claimed = (
+        f"{_COMMA[lang]}{_CLAIMED[lang]} {claim_text(part, lang)}{turning(result, lang)}" if judged else ""
+    )
     where = _BRACKETS[lang].format(result.said(lang)) if result.boundaries else ""
     return f"{label}{_COLON[lang]}{_WORDS[lang][result.verdict]}{where}{claimed}{_COLON[lang]}{evidence}"
+
+
+def label_of(part: Part, lang: str) -> str:
+    """What a part is called: its case where it is one of several readings."""
+    return ((part.case_zh or part.zh) if lang == "zh" else part.case) or part.what
+
+
+def turning(result: PartResult, lang: str = "en") -> str:
+    """Where a threshold that memplan chose would turn the verdict; empty for one of the text's own."""
+    if not result.part.chosen or result.spread is None:
+        return ""
+    low, high = (amount(n, result.part.unit).text(in_language(lang)) for n in result.spread)
+    if low == high:
+        return {
+            "en": f" (our threshold: turns at {low})",
+            "zh": f"（阈值为本程序所取：取 {low} 时结论改变）",
+        }[lang]
+    return {
+        "en": f" (our threshold: turns between {low} and {high})",
+        "zh": f"（阈值为本程序所取：在 {low} 与 {high} 之间结论改变）",
+    }[lang]
 
 
 _WORDS: dict[str, dict[str, str]] = {
@@ -192,15 +219,20 @@ _COLON, _COMMA, _STOP = {"en": ": ", "zh": "："}, {"en": ", ", "zh": "，"}, {"
 _BRACKETS = {"en": " ({})", "zh": "（{}）"}
 
 
+_RELATIONS = {
+    "en": {"=": "", ">=": "at least ", "<=": "at most ", ">": "more than ", "<": "less than "},
+    "zh": {"=": "", ">=": "至少 ", "<=": "至多 ", ">": "多于 ", "<": "不到 "},
+}
+
+
 def claim_text(part: Part, lang: str = "en") -> str:
     """What the text claims of a part, with its relation and unit."""
     translate = in_language(lang)
-    unit = part.unit if part.unit in ("", "x", "%") else translate(f" {part.unit}")
+    unit = translate(part.unit if part.unit in ("", "x", "%") else f" {part.unit}")
     if isinstance(part.claimed, tuple):
         return f"{shown(part.claimed[0])} {'到' if lang == 'zh' else 'to'} {shown(part.claimed[1])}{unit}"
     about = {"en": "about ", "zh": "约 "}[lang] if part.tolerance >= 0.01 else ""
-    relation = "" if part.relation == "=" else f"{part.relation} "
-    return f"{about}{relation}{word(part.claimed).text(translate)}{unit}"
+    return f"{about}{_RELATIONS[lang][part.relation]}{word(part.claimed).text(translate)}{unit}"
 
 
 def check(

@@ -74,8 +74,10 @@ class Part:
     tolerance: float = 0.0
     unit: str = ""
     case: str = ""
+    case_zh: str = ""
     decides: bool = True
     tell: bool = False  # told beside the verdict though it does not decide
+    chosen: bool = False  # the threshold is memplan's, not the text's: the output says where it would turn
     over: Over | None = None
     engine: str = ""
     model: str = ""
@@ -145,8 +147,10 @@ _PART: dict[str, tuple[type, ...]] = {
     "tolerance": _NUMBER,
     "unit": (str, list),
     "case": _TEXT,
+    "case_zh": _TEXT,
     "decides": _FLAG,
     "tell": _FLAG,
+    "chosen": _FLAG,
     "over": _TABLE,
     "engine": _TEXT,
     "model": _TEXT,
@@ -274,7 +278,8 @@ def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple
         )
     units = table.get("unit", "")
     _check_units(units if isinstance(units, list) else [units], place)
-    plain = ("what", "zh", "check", "decides", "tell", "engine", "model", "gpu", "setup", "case")
+    plain = ("what", "zh", "check", "decides", "tell", "chosen", "engine", "model", "gpu", "setup")
+    plain += ("case", "case_zh")
     shared = {key: table[key] for key in plain if key in table}
     shared |= {
         "relation": relation,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from memplan.validate.sweep import PartResult
 
 PREDICTED, PUBLISHED, OWN = "predicted", "published measurement", "own measurement"
+DRY_RUN = "dry run"
 KINDS: dict[str, str] = {
     "quantity": PREDICTED,
     "fits": PREDICTED,
@@ -18,6 +19,8 @@ KINDS: dict[str, str] = {
     "measured": OWN,
     "published": PUBLISHED,
     "published_times": PUBLISHED,
+    "release": "library source",
+    "dry_run": DRY_RUN,
     "quality": "",
 }
 """Check kind -> kind of evidence; empty: there is none."""

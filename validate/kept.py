@@ -19,7 +19,7 @@ from memplan.validate.claimsfile import Part
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.sweep import Boundary, PartResult
 
-SCHEMA = "memplan.kept/1"
+SCHEMA = "memplan.kept/2"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "numpy")
 PACKAGES = ("planner", "profiler", "validate")
 MOST_BYTES = 64 * 2**20
@@ -42,7 +42,9 @@ class Kept:
         boundaries = tuple(
             Boundary(**{**b, "yes": tuple(b["yes"]), "no": tuple(b["no"])}) for b in found["boundaries"]
         )
-        return PartResult(part, found["verdict"], found["found"], _message(found["evidence"]), boundaries)
+        spread = None if found["spread"] is None else tuple(found["spread"])
+        evidence = _message(found["evidence"])
+        return PartResult(part, found["verdict"], found["found"], evidence, boundaries, spread)  # type: ignore[arg-type]
 
     def keep(self, part: Part, result: PartResult) -> None:
         """Keep a result; what no JSON can hold is found anew each time."""
@@ -51,6 +53,7 @@ class Kept:
                 "verdict": result.verdict,
                 "found": result.found,
                 "evidence": _plain(result.evidence),
+                "spread": result.spread,
                 "boundaries": [{f.name: getattr(b, f.name) for f in fields(b)} for b in result.boundaries],
             }
             json.dumps(entry)

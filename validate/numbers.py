@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from memplan.profiler.localized_message import LocalizedMessage, said
 
 Value = int | float | bool | str
@@ -27,6 +29,13 @@ def shown(value: Value, unit: str = "", unlike: float | None = None) -> str:
     if isinstance(value, str):
         return value
     return f"{number(value, unlike)}{'' if unit in ('', 'x', '%') else ' '}{unit}"
+
+
+def displayed(name: str, kind: str = "gpu") -> str:
+    """A GPU of the table as people write it (RTX 4090, A100 80GB); a budget and other names as they stand."""
+    if kind != "gpu" or re.fullmatch(r"[\d.]+ ?[kmgt]i?b", name.lower()):
+        return name
+    return name.upper().replace("-", " ")
 
 
 def amount(value: Value, unit: str = "", unlike: float | None = None) -> LocalizedMessage:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -89,15 +89,42 @@ class PublishedRun:
         return next(iter(self.measured.values()), self.value_bytes or 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Times:
-    """What the same work took by LoRA and by QLoRA, in one unit, as others published it."""
+    """What the same work took by several methods, in one unit, as others published it: `took` in a unit of
+    time, or `rate` in work a unit of time.
+    """
 
     id: str
-    lora: float
-    qlora: float
     unit: str
     source: str
+    took: Mapping[str, float] = field(default_factory=dict)
+    rate: Mapping[str, float] = field(default_factory=dict)
+
+    def has(self, *methods: str) -> bool:
+        """Whether every one of these methods was timed."""
+        return all(method in (self.took or self.rate) for method in methods)
+
+    def pair(self, slow: str, fast: str) -> tuple[float, float, float]:
+        """How many times as long `slow` took as `fast`, and the two numbers as published."""
+        if self.took:
+            return self.took[slow] / self.took[fast], self.took[slow], self.took[fast]
+        return self.rate[fast] / self.rate[slow], self.rate[slow], self.rate[fast]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A peak that others published of a run whose settings memplan has no Setup for, in GB (10^9 bytes)."""
+
+    id: str
+    gb: float
+    source: str
+    model: str = ""
+
+    @property
+    def published_bytes(self) -> int:
+        """The figure in bytes."""
+        return round(self.gb * 1e9)
 
 
 def _texts(value: Any) -> bool:
@@ -204,7 +231,18 @@ def published_runs() -> tuple[PublishedRun, ...]:
 
 
 @cache
-def times() -> tuple[Times, ...]:
-    """The published times, in the file's order."""
-    document = tomllib.loads(TIMES.read_text(encoding="utf-8"))
-    return tuple(Times(**table) for table in document["times"])
+def _document() -> Mapping[str, Any]:
+    return tomllib.loads(TIMES.read_text(encoding="utf-8"))
+
+
+@cache
+def times(*methods: str) -> tuple[Times, ...]:
+    """The published times that have every one of these methods, in the file's order."""
+    return tuple(one for one in (Times(**table) for table in _document()["times"]) if one.has(*methods))
+
+
+@cache
+def figures() -> Mapping[str, PublishedRun | Figure]:
+    """Every published figure by its id: the runs that have settings, then the others."""
+    alone = (Figure(**table) for table in _document()["figures"])
+    return {one.id: one for one in (*published_runs(), *alone)}

@@ -16,7 +16,7 @@ from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claimed, Over, Part
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
-from memplan.validate.numbers import Value, number, shown
+from memplan.validate.numbers import Value, displayed, number, shown
 
 Verdict = Literal["supported", "refuted", "depends", "not_checkable"]
 _SAMPLES = (
@@ -40,17 +40,15 @@ class Boundary:
     def said(self, lang: str = "en") -> str:
         """The limit in words, in one language."""
         if self.yes or self.no:
-            return said("holds for {yes}; fails for {no}", yes=_names(self.yes), no=_names(self.no)).text(
-                in_language(lang)
-            )
+            yes, no = (_names(tuple(displayed(n, self.name) for n in names)) for names in (self.yes, self.no))
+            return said("holds for {yes}; fails for {no}", yes=yes, no=no).text(in_language(lang))
         template = (
             "holds up to {name} {low}, fails from {high}"
             if self.low_holds
             else "fails up to {name} {low}, holds from {high}"
         )
-        return said(template, name=said(self.name), low=number(self.low), high=number(self.high)).text(
-            in_language(lang)
-        )
+        name = said(self.name.replace("_", " "))
+        return said(template, name=name, low=number(self.low), high=number(self.high)).text(in_language(lang))
 
     def to_document(self) -> dict[str, Any]:
         """The limit for JSON: the last value that holds, or the values that do and do not."""
@@ -83,6 +81,7 @@ class PartResult:
     found: Value | None
     evidence: LocalizedMessage
     boundaries: tuple[Boundary, ...] = ()
+    spread: tuple[float, float] | None = None  # least and most that was found, where it is a number
 
     @property
     def condition(self) -> str:
@@ -112,6 +111,7 @@ class PartResult:
             "boundaries": [boundary.to_document() for boundary in self.boundaries],
             "case": part.case or None,
             "decides": part.decides,
+            "turns_at": list(self.spread) if part.chosen and self.spread is not None else None,
         }
 
 
@@ -146,9 +146,8 @@ def check_part(part: Part, context: EvaluationContext) -> PartResult:
             return _over_each(part, context)
         if part.over is None:
             point = _point(part, None, context)
-            return PartResult(
-                part, "supported" if point.holds else "refuted", point.found.value, point.found.evidence
-            )
+            verdict: Verdict = "supported" if point.holds else "refuted"
+            return PartResult(part, verdict, point.found.value, point.found.evidence, spread=_spread([point]))
         return (
             _over_values(part, part.over, context)
             if part.over.values
@@ -195,7 +194,7 @@ def _over_values(part: Part, over: Over, context: EvaluationContext) -> PartResu
     also = said(
         "{evidence}; not checkable for {names}: {reason}",
         evidence=result.evidence,
-        names=_names(tuple(unknown_at)),
+        names=_names(tuple(displayed(n, over.key) for n in unknown_at)),
         reason=reason,
     )
     return replace(result, evidence=also)
@@ -217,12 +216,21 @@ def _of_points(part: Part, key: str, points: list[Point]) -> PartResult:
     verdict: Verdict = "depends" if yes and no else "supported" if yes else "refuted"
     evidence = said(
         "{points}",
-        points=tuple(said("{at}: {evidence}", at=_name(p.at), evidence=p.found.evidence) for p in points),
+        points=tuple(
+            said("{at}: {evidence}", at=displayed(_name(p.at), key), evidence=p.found.evidence)
+            for p in points
+        ),
     )
     boundaries = (Boundary(key, yes=yes, no=no),) if verdict == "depends" else ()
-    return PartResult(
-        part, verdict, points[-1].found.value if len(points) == 1 else None, evidence, boundaries
-    )
+    found = points[-1].found.value if len(points) == 1 else None
+    return PartResult(part, verdict, found, evidence, boundaries, _spread(points))
+
+
+def _spread(points: list[Point]) -> tuple[float, float] | None:
+    """The least and the most that was found; None where it is no number."""
+    values = [p.found.value for p in points]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return (min(numbers), max(numbers)) if numbers and len(numbers) == len(values) else None
 
 
 def _over_range(part: Part, over: Over, context: EvaluationContext) -> PartResult:
@@ -245,21 +253,25 @@ def _over_range(part: Part, over: Over, context: EvaluationContext) -> PartResul
     name = over.key.removeprefix("setup.")
     if changes:
         evidence = said("{points}", points=tuple(_at(name, p) for pair in changes for p in pair))
-        return PartResult(part, "depends", None, evidence, tuple(_boundary(name, *pair) for pair in changes))
+        limits = tuple(_boundary(name, *pair) for pair in changes)
+        return PartResult(part, "depends", None, evidence, limits, _spread(points))
     last = points[-1]
     evidence = said("{points}", points=(_at(name, points[0]), _at(name, last)))
     verdict: Verdict = "supported" if last.holds else "refuted"
     beyond = _beyond(part, over, last, context)
     found = last.found.value if isinstance(last.found.value, bool) else None
     if beyond is None:
-        return PartResult(part, verdict, found, evidence)
+        return PartResult(part, verdict, found, evidence, spread=_spread(points))
     evidence = said("{points}", points=tuple(_at(name, p) for p in (points[0], last, *beyond)))
-    return PartResult(part, verdict, found, evidence, (_boundary(name, *beyond),))
+    return PartResult(part, verdict, found, evidence, (_boundary(name, *beyond),), _spread(points))
 
 
 def _at(name: str, point: Point) -> LocalizedMessage:
     return said(
-        "{name} {at}: {evidence}", name=said(name), at=number(point.at), evidence=point.found.evidence
+        "{name} {at}: {evidence}",
+        name=said(name.replace("_", " ")),
+        at=number(point.at),
+        evidence=point.found.evidence,
     )
 
 

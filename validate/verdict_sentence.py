@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from memplan.validate.chinese import in_language
-from memplan.validate.claims import ClaimResult, claim_text
-from memplan.validate.claimsfile import Part
+from memplan.validate.claims import ClaimResult, claim_text, label_of
 from memplan.validate.numbers import amount
 from memplan.validate.sweep import Boundary, PartResult
 
 MOST_WORDS = 30
+MOST_SIGNS = 100
 _OPENING = {
     "en": {
         "supported": "Holds",
@@ -26,31 +26,51 @@ _COMMAND = re.compile(r"[:：]\s*memplan .*$", re.DOTALL)
 
 
 def verdict_sentence(result: ClaimResult, lang: str = "en") -> str:
-    """The verdict with its first reason; at most MOST_WORDS words in English."""
+    """The verdict with its first reason; at most MOST_WORDS words in English, MOST_SIGNS signs in Chinese."""
     opening = _OPENING[lang][result.verdict]
     deciding = [part for part in result.parts if part.part.decides]
     if result.verdict == "depends":
-        body = _depends(deciding, lang)
+        bodies = _depends(deciding, lang)
     else:
         telling = next((part for part in deciding if part.verdict == result.verdict), deciding[0])
-        body = _one(telling, lang)
-    return _short(f"{opening}{_COLON[lang]}{body}", lang) + _STOP[lang]
+        bodies = _one(telling, lang)
+    sentences = [f"{opening}{_COLON[lang]}{body}{_STOP[lang]}" for body in bodies]
+    return next((one for one in sentences if _short(one, lang)), sentences[-1])
 
 
-def _label(part: Part, lang: str) -> str:
-    return (part.zh if lang == "zh" else "") or part.case or part.what
+def _one(result: PartResult, lang: str) -> list[str]:
+    """What was found of one part, against what was claimed; shorter wordings behind."""
+    label = label_of(result.part, lang)
+    part = result.part
+    if result.verdict == "not_checkable" or (result.found is None and result.spread is None):
+        return _told(result, lang)
+    if isinstance(result.found, bool):
+        return _told(result, lang)
+    value = _found(result, lang)
+    claim = claim_text(part, lang)
+    ours = {"en": f"; interpreted as {claim}", "zh": f"，按 {claim} 理解"}
+    texts = {"en": f"; the text says {claim}", "zh": f"，原文为 {claim}"}
+    against = (ours if part.chosen else texts)[lang]
+    return [f"{label}{_COLON[lang]}{value}{against}", f"{label}{_COLON[lang]}{value}", f"{value}{against}"]
 
 
-def _one(result: PartResult, lang: str) -> str:
-    """What was found of one part, against what was claimed."""
-    label = _label(result.part, lang)
-    part, found = result.part, result.found
-    if result.verdict == "not_checkable" or found is None or isinstance(found, bool):
-        where = result.said(lang)
-        return f"{label}{_COLON[lang]}{where}" if where else f"{label}{_COLON[lang]}{_first(result, lang)}"
-    value = amount(found, part.unit, None).text(in_language(lang))
-    against = {"en": f", claimed {claim_text(part, 'en')}", "zh": f"，原文 {claim_text(part, 'zh')}"}[lang]
-    return f"{label}{_COLON[lang]}{value}{against}"
+def _found(result: PartResult, lang: str) -> str:
+    """The value that was found, or the least and the most of several."""
+    unit, translate = result.part.unit, in_language(lang)
+    if result.found is not None:
+        return amount(result.found, unit).text(translate)
+    assert result.spread is not None
+    low, high = (amount(n, unit).text(translate) for n in result.spread)
+    return f"{low}{' to ' if lang == 'en' else ' 到 '}{high}"
+
+
+def _told(result: PartResult, lang: str) -> list[str]:
+    """A part that found no number: its limit, or the first sentence of its evidence."""
+    label = label_of(result.part, lang)
+    where = result.said(lang) or _first(result, lang)
+    if result.part.claimed is False and not result.part.case:
+        label = {"en": f"the text denies “{label}”", "zh": f"原文否认“{label}”"}[lang]
+    return [f"{label}{_COLON[lang]}{where}", where, label]
 
 
 def _first(result: PartResult, lang: str) -> str:
@@ -59,25 +79,28 @@ def _first(result: PartResult, lang: str) -> str:
     return _COMMAND.sub("", text.split(_AND[lang])[0])
 
 
-def _depends(deciding: list[PartResult], lang: str) -> str:
+def _depends(deciding: list[PartResult], lang: str) -> list[str]:
     """The first limit, or the cases that hold and those that fail."""
-    yes = [_label(part.part, lang) for part in deciding if part.verdict == "supported" and part.part.case]
-    no = [_label(part.part, lang) for part in deciding if part.verdict == "refuted" and part.part.case]
+    yes = [label_of(part.part, lang) for part in deciding if part.verdict == "supported" and part.part.case]
+    no = [label_of(part.part, lang) for part in deciding if part.verdict == "refuted" and part.part.case]
     open_ = next((part for part in deciding if part.boundaries and part.verdict == "depends"), None)
     if yes and no:
-        words = {"en": ("holds", "fails"), "zh": ("成立：", "不成立：")}[lang]
-        gap = " " if lang == "en" else ""
-        return f"{words[0]}{gap}{yes[0]}{_AND[lang]}{words[1]}{gap}{no[0]}"
+        both = {
+            "en": f"true of “{yes[0]}”, false of “{no[0]}”",
+            "zh": f"“{yes[0]}”成立，“{no[0]}”不成立",
+        }[lang]
+        return [both, {"en": f"false of “{no[0]}”", "zh": f"“{no[0]}”不成立"}[lang]]
     if open_ is None:
         return _one(deciding[0], lang)
-    limit = _limit(open_.boundaries[0], lang)
-    return f"{_label(open_.part, lang)}{_COLON[lang]}{limit}"
+    label = label_of(open_.part, lang)
+    limits = (_limit(open_.boundaries[0], lang, most) for most in (MOST_NAMES, 0))
+    return [f"{label}{_COLON[lang]}{limit}" for limit in limits]
 
 
-def _limit(boundary: Boundary, lang: str) -> str:
-    """A limit; of many names, how many of them hold."""
+def _limit(boundary: Boundary, lang: str, most: int) -> str:
+    """A limit; of more than `most` names, how many of them hold."""
     many = len(boundary.yes) + len(boundary.no)
-    if many <= MOST_NAMES:
+    if not many or many <= most:
         return boundary.said(lang)
     return {
         "en": f"holds for {len(boundary.yes)} of {many}",
@@ -85,9 +108,6 @@ def _limit(boundary: Boundary, lang: str) -> str:
     }[lang]
 
 
-def _short(text: str, lang: str) -> str:
-    """The sentence within the words that one may have."""
-    words = text.split(" ")
-    if lang == "zh" or len(words) <= MOST_WORDS:
-        return text
-    return " ".join(words[: MOST_WORDS - 1]).rstrip(",;:") + " ..."
+def _short(text: str, lang: str) -> bool:
+    """Whether a sentence keeps within what one may have."""
+    return len(text) <= MOST_SIGNS if lang == "zh" else len(text.split()) <= MOST_WORDS

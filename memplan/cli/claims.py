@@ -1,4 +1,4 @@
-"""memplan claims [FILE]: check claims about training memory; default: the seventy shipped ones."""
+"""memplan claims [FILE]: check claims about training memory; default: the shipped ones."""
 
 from __future__ import annotations
 

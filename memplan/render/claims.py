@@ -23,7 +23,7 @@ VERDICT = {
         "depends": "depends",
         "not_checkable": "not checkable",
     },
-    "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件而定", "not_checkable": "无法检验"},
+    "zh": {"supported": "成立", "refuted": "不成立", "depends": "视条件", "not_checkable": "无法检验"},
 }
 WORDS = {
     "en": {
@@ -34,6 +34,7 @@ WORDS = {
         "side": "says",
         "arbiter": "computed",
         "evidence": "evidence",
+        "conditions": "conditions",
     },
     "zh": {
         "sources": "文档",
@@ -43,6 +44,7 @@ WORDS = {
         "side": "说",
         "arbiter": "计算结果",
         "evidence": "证据",
+        "conditions": "条件",
     },
 }
 
@@ -74,6 +76,7 @@ def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:
     yield Text(f"{head} [{documents}]" if documents else head, style="bold")
     if not explain:
         yield Text(verdict_sentence(result, lang))
+        yield from _conditions(result, lang)
         yield Text(result.said(lang), style="dim")
         yield from _kinds(result, lang)
         return
@@ -84,6 +87,13 @@ def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:
             ("" if part.part.decides else "(also) ") + said(part, lang),
             style="" if part.part.decides else "dim",
         )
+
+
+def _conditions(result: ClaimResult, lang: str) -> Iterator[Text]:
+    """What the verdict was found under; nothing where it hangs on no setting."""
+    told = result.conditions[1 if lang == "zh" else 0]
+    if told:
+        yield Text(f"{WORDS[lang]['conditions']}{'：' if lang == 'zh' else ': '}{told}")
 
 
 def _kinds(result: ClaimResult, lang: str) -> Iterator[Text]:

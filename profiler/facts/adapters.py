@@ -59,6 +59,16 @@ def _scaling() -> Finding:
     )
 
 
+def _ranks(**config: Any) -> Finding:
+    """How many different ranks the adapted layers have."""
+    model = with_adapter(r=8, **config)
+    ranks = [module.r["default"] for module in model.modules() if hasattr(module, "lora_A")]
+    told = said(
+        "{layers} adapted layers have the ranks {ranks}", layers=len(ranks), ranks=str(sorted(set(ranks)))
+    )
+    return len(set(ranks)), told
+
+
 def _product_order() -> Finding:
     layer = _first_lora(with_adapter(target_modules=["up_proj"]))
     a, b, w = (
@@ -274,6 +284,8 @@ ADAPTERS: dict[str, tuple[Probe, str]] = {
     "lora_a_gaussian_distribution": (lambda: _a_distribution("gaussian"), "peft"),
     "lora_starts_equal": (_starts_equal, "peft"),
     "lora_scaling_is_alpha_over_r": (_scaling, "peft"),
+    "lora_ranks_by_default": (_ranks, "peft"),
+    "lora_ranks_with_a_pattern": (lambda: _ranks(rank_pattern={"q_proj": 16}), "peft"),
     "lora_product_order": (_product_order, "peft"),
     "lora_merged_extra_parameters": (_merged_parameters, "peft"),
     "lora_merged_same_modules": (_merged_modules, "peft"),

@@ -32,15 +32,15 @@ def time(question: Question, context: EvaluationContext) -> Reply:
 
 def _published(question: Question) -> Reply:
     """By model and GPU, as others measured it: the source stands beside each."""
-    found = sorted(times(), key=lambda pair: pair.qlora / pair.lora)
-    low, high = (pair.qlora / pair.lora for pair in (found[0], found[-1]))
+    found = sorted(((one.pair("qlora", "lora"), one) for one in times("qlora", "lora")), key=lambda p: p[0])
+    low, high = found[0][0][0], found[-1][0][0]
     rows = tuple(
         Row(
-            both(p.id, p.id),
-            f"{p.qlora / p.lora:.3f}x ({p.qlora:g} / {p.lora:g} {p.unit})",
-            both(p.source, p.source),
+            both(one.id, one.id),
+            f"{ratio:.3f}x ({slow:g} / {fast:g} {one.unit})",
+            both(one.source, one.source),
         )
-        for p in found
+        for (ratio, slow, fast), one in found
     )
     why_en = ": each use of a 4-bit weight dequantizes it first" if question.intent == "why" else ""
     why_zh = "：每次用到 4 位权重都要先反量化" if question.intent == "why" else ""

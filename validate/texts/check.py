@@ -147,10 +147,15 @@ def _together(results: Iterable[ClaimResult]) -> str:
 
 
 def condition(result: ClaimResult, lang: str = "en") -> str:
-    """What the verdict hangs on: the limits of the deciding parts, else what was assumed of the first."""
+    """What the verdict hangs on: the limits of the deciding parts, else the settings that it was found under,
+    else what was asked first.
+    """
     limits = [part.said(lang) for part in result.parts if part.part.decides and part.boundaries]
     if limits:
         return in_language(lang)("; ").join(dict.fromkeys(limits))
+    settings = result.conditions[1 if lang == "zh" else 0]
+    if settings:
+        return settings
     part = next((one.part for one in result.parts if one.part.decides), result.parts[0].part)
     return (part.zh if lang == "zh" else "") or part.what
 

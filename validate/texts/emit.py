@@ -43,7 +43,7 @@ def _claim(claim: Claim) -> list[str]:
 def _part(part: Part) -> dict[str, Any]:
     """A part's keys as the file has them, without those at their defaults."""
     made: dict[str, Any] = {"what": part.what, "check": part.check, "claimed": part.claimed}
-    for key in ("zh", "case", "unit", "model", "gpu", "engine"):
+    for key in ("zh", "case", "case_zh", "unit", "model", "gpu", "engine"):
         if getattr(part, key):
             made[key] = getattr(part, key)
     if part.relation != "=":
@@ -54,6 +54,8 @@ def _part(part: Part) -> dict[str, Any]:
         made["decides"] = False
     if part.tell:
         made["tell"] = True
+    if part.chosen:
+        made["chosen"] = True
     if part.setup:
         made["setup"] = dict(part.setup)
     if part.over is not None:

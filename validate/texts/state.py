@@ -30,13 +30,15 @@ def stated(match: Match, name: str, quote: str) -> Claim:
     numbers = dict(zip(chosen, template.numbers, strict=False))
     parts = []
     for index in chosen:
+        if base.parts[index].check == "dry_run" and (match.model is not None or match.settings):
+            continue  # it was run for the bank's own model and settings
         part = _about(base.parts[index], match)
         if index in numbers:
             part = replace(part, claimed=int(match.words[numbers[index]].replace(",", "")), relation="=")
         elif template.words:
             part = replace(part, claimed=match.words[template.words])
         elif amount is not None and index in values and not isinstance(part.claimed, bool):
-            part = _with_amount(part, amount, template.tolerance)
+            part = replace(_with_amount(part, amount, template.tolerance), chosen=False)
         if template.decide:
             part = replace(part, decides=True, tell=False)
         parts.append(part)

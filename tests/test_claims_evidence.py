@@ -1,0 +1,127 @@
+"""What stands beside a verdict: conditions, our own thresholds, evidence, sentences in two languages."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from memplan.planner.answers.verdict import judge
+from memplan.validate.claims import check, load, turning
+from memplan.validate.evaluation_context import EvaluationContext
+from memplan.validate.evidence_kinds import kinds_of
+from memplan.validate.numbers import displayed
+from memplan.validate.others import DRY_RUNS
+from memplan.validate.verdict_sentence import MOST_SIGNS, MOST_WORDS, verdict_sentence
+
+pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
+pytestmark = pytest.mark.trace
+ROWS = [json.loads(line) for line in DRY_RUNS.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def context():
+    return EvaluationContext(models=load().models)
+
+
+@pytest.fixture(scope="module")
+def results(context):
+    return {result.claim.id: result for result in check(load(), context)}
+
+
+def test_the_verdict_is_one_sentence_and_short(results):
+    for result in results.values():
+        english, chinese = verdict_sentence(result), verdict_sentence(result, "zh")
+        assert len(english.split()) <= MOST_WORDS and "..." not in english
+        assert len(chinese) <= MOST_SIGNS and re.match(r"(成立|不成立|视条件|无法检验)：", chinese)
+
+
+NAMES = re.compile(
+    r"(?i)lora|bf16|fp16|fp32|nf4|fp4|int4|int8|gib|mib|gb|adam\w*|adafactor|zero|fsdp|deepspeed|opt-350m|gpt|optim|k-bit|llama\S*|qwen\S*"
+    r"|tinyllama\S*|peft|trainer|trl|axolotl|hf|raw|paper|bitsandbytes\S*|transformers|torch|prompt-tuning|prefix-tuning|ia3|autocast|token|flops"
+    r"|dropout|alpha|scaling|[a-z]+(?:_[a-z0-9]+)+\S*|cpu|cuda|ffn|absmax|rtx|gpu|\w*attention|gaussian|accelerate|sgd"
+)
+"""What stays in Latin letters: names of methods, models, formats, libraries and their identifiers."""
+
+
+def test_chinese_sentences_hold_no_english_words(results):
+    for result in results.values():
+        for told in (verdict_sentence(result, "zh"), result.conditions[1]):
+            left = re.findall(r"[A-Za-z]{3,}", NAMES.sub(" ", told))
+            assert left == [], (result.claim.id, told)
+        assert not re.search(r"\dx\b|rtx-|a100-80gb", verdict_sentence(result, "zh")), result.claim.id
+
+
+def test_a_case_that_the_text_denies_is_not_told_as_its_opposite(results):
+    """Of “fits”, claimed false, “holds” would be read as that it fits."""
+    assert "“一张卡，不卸载”成立" in verdict_sentence(results["12"], "zh")
+    assert "“one GPU, nothing offloaded”" in verdict_sentence(results["12"])
+    for result in results.values():
+        for part in result.parts:
+            if part.part.decides and part.part.claimed is False and part.part.case:
+                assert part.part.case_zh, (result.claim.id, part.part.what)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("12", ("1 GPU (zero3)", "nothing offloaded or parameters and states offloaded", "sequence 128")),
+        ("13", ("1 GPU", "nf4 weights", "checkpointing", "sequence 128, 2,048", "paged_adamw_32bit")),
+        ("21", ("8 GPUs (fsdp)", "4 GPUs (fsdp)", "fp32 or bf16 weights")),
+        ("52", ("bitsandbytes ",)),
+        ("6", ("with and without checkpointing", "torch 2.")),
+    ],
+)
+def test_conditions_stand_beside_a_verdict(results, name, words):
+    assert [word for word in words if word not in results[name].conditions[0]] == []
+    assert results[name].to_document()["conditions_zh"]
+
+
+def test_every_verdict_about_memory_has_its_conditions(results):
+    bare = [
+        name
+        for name, result in results.items()
+        if any(p.part.decides and p.part.check == "fits" for p in result.parts) and not result.conditions[0]
+    ]
+    assert bare == []
+
+
+def test_a_threshold_of_ours_says_where_the_verdict_would_turn(results):
+    part = next(p for p in results["66"].parts if p.part.chosen)
+    assert part.spread == (part.found, part.found)
+    assert turning(part) == f" (our threshold: turns at {part.found:.4g}x)"
+    assert part.to_document()["turns_at"] == [part.found, part.found]
+    wide = next(p for p in results["73"].parts if p.part.chosen)
+    low, high = wide.spread or (0, 0)
+    assert wide.part.claimed < low < high and turning(wide, "zh").endswith("之间结论改变）")
+    told = {name for name, result in results.items() if any(p.part.chosen for p in result.parts)}
+    assert {"2", "3", "4", "11", "17", "26", "34", "62", "66", "67", "73"} <= told
+
+
+def test_dry_runs_and_published_figures_are_counted_apart(results):
+    kinds = [set(kinds_of(result.parts)) for result in results.values()]
+    assert sum("dry run" in kind for kind in kinds) >= 15
+    assert sum("published measurement" in kind for kind in kinds) >= 20
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']} {row['gpu']}")
+def test_a_dry_run_and_the_formula_agree(context, row):
+    """Within what the formula may be off; what ran out of memory is predicted not to fit."""
+    gpu = context.gpu(row["gpu"])
+    prediction = context.predict(row["model"], {**row["setup"], "gpu": gpu.name})
+    if row["outcome"] == "oom":
+        assert judge(prediction, gpu).verdict in ("no", "tight")
+    else:
+        assert prediction.step_peak.allocated_bytes == pytest.approx(row["allocated"], rel=0.03)
+        assert judge(prediction, gpu).verdict != "no"
+
+
+def test_every_dry_run_that_a_claim_names_is_there(results):
+    parts = [part for result in results.values() for part in result.parts if part.part.check == "dry_run"]
+    assert len(parts) >= 20 and not [p.part.what for p in parts if p.verdict == "not_checkable"]
+
+
+def test_a_gpu_is_shown_as_people_write_it():
+    assert displayed("rtx-4090") == "RTX 4090" and displayed("a100-80gb") == "A100 80GB"
+    assert displayed("8GiB") == "8GiB" and displayed("llama-7b", "model") == "llama-7b"
