@@ -48,8 +48,9 @@ def _one(result: PartResult, lang: str) -> list[str]:
         return _told(result, lang)
     value = _found(result, lang)
     claim = claim_text(part, lang)
-    ours = {"en": f"; interpreted as {claim}", "zh": f"，按 {claim} 理解"}
-    texts = {"en": f"; the text says {claim}", "zh": f"，原文为 {claim}"}
+    gap = " " if claim[0].isascii() else ""
+    ours = {"en": f"; interpreted as {claim}", "zh": f"，按{gap}{claim}理解"}
+    texts = {"en": f"; the text says {claim}", "zh": f"，原文为{gap}{claim}"}
     against = (ours if part.chosen else texts)[lang]
     return [f"{label}{_COLON[lang]}{value}{against}", f"{label}{_COLON[lang]}{value}", f"{value}{against}"]
 
