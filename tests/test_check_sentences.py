@@ -164,3 +164,36 @@ def test_of_an_outsiders_text_nothing_is_misread(name: str) -> None:
 def test_an_it_behind_checkpointing_is_not_the_method_named_before() -> None:
     text = "LoRA和QLoRA都用梯度检查点。其代价是多做一次前向计算，训练时间增加约30%。"
     assert [read(sentence) for sentence in sentences(text)] == [[], []]
+
+
+UNNUMBERED = [
+    ("LoRA 和 AdaLoRA 极大地降低了可训练参数的数量，但它们并没有减少基础模型本身占用的内存。", "74"),
+    ("LoRA gives every layer the same rank r: all layers have the same rank.", "77"),
+    ("LoRA给所有应用LoRA的层都分配了相同的秩 r。", "77"),
+    ("QLoRA冻结量化后的权重，仅训练低秩矩阵参数。", "87"),
+    ("LoRA在训练时只需更新少量参数，大幅降低了计算量和显存占用。", "89"),
+    ("量化能显著减小模型体积，降低内存占用，加速推理。", "84"),
+    ("Quantization speeds up inference.", "84"),
+    ("LoRA does not reduce the base model's memory.", "74"),
+]
+
+
+@pytest.mark.parametrize(("text", "claim"), UNNUMBERED)
+def test_what_texts_state_without_a_number_is_read(text: str, claim: str) -> None:
+    found, why = matches(Sentence(text, 0, len(text), 1))
+    assert why is None and [one.template.claim for one in found] in ([claim], [claim, claim])
+
+
+UNREAD = [
+    "双重量化进一步节省显存。",  # said of the constants, not of QLoRA against LoRA
+    "LoRA并没有减少可训练参数。",
+    "梯度检查点大幅降低了计算量和显存占用。",
+    "DoRA给所有层分配了相同的秩 r。",
+    "LoRA适配器并没有给所有层相同的秩吗？",
+    "剪枝能加速推理。",
+]
+
+
+@pytest.mark.parametrize("text", UNREAD)
+def test_what_is_said_of_something_else_without_a_number_is_not_read(text: str) -> None:
+    assert read_sentence(Sentence(text, 0, len(text), 1))[0] == []
