@@ -179,7 +179,7 @@ def test_a_worker_that_is_killed_costs_its_own_page_alone(pool):
     made = pool(1, slow)
     made.compute(*GPT2)
     threading.Timer(0.2, os.kill, (made.pids()[0], signal.SIGKILL)).start()
-    with pytest.raises(Busy, match="was ended"):
+    with pytest.raises(Busy, match="was stopped"):
         made.compute(*GPT2)
     assert made.compute(*GPT2)
 

@@ -137,12 +137,12 @@ class Pool:
             worker.connection.send((model, setup))
             if not worker.connection.poll(self._longest):
                 raise Busy(
-                    f"this page took longer than {self._longest:.0f} s and was ended: memplan report has no "
-                    "such limit"
+                    f"this page took longer than {self._longest:.0f} s and was stopped: memplan report has "
+                    "no such limit"
                 )
             kind, text = worker.connection.recv()
         except (OSError, EOFError):
-            raise Busy("the process that computed this page was ended: try again") from None
+            raise Busy("the process computing this page was stopped: try again") from None
         return kind, text
 
     def _replaced(self, worker: _Worker | None) -> _Worker:

@@ -181,7 +181,7 @@ def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
     if setup.quantize_experts and setup.gpus > 1 and setup.parallel not in ("none", "ddp"):
         yield f"how experts in 4 bits are divided under {setup.parallel}"
     elif setup.quantize_experts:  # axolotl's GLM-4.7-Flash example: 23 to 24 GiB, where 20.3 are predicted
-        yield "why a published run with experts in 4 bits needed a fifth more than is predicted"
+        yield "the extra fifth that a published run with 4-bit experts needed (cause unknown)"
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
     if setup.eval_batch is not None and wraps(setup):

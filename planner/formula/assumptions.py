@@ -38,8 +38,8 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     yield "steady state: a step after the first, when optimizer states and cuBLAS workspaces exist"
     if setup.eval_batch is not None:
         yield (
-            f"evaluation: batches of {setup.eval_batch} are asked for their loss alone; with compute_metrics "
-            "the Trainer also keeps the logits of every batch, which is not counted"
+            f"evaluation: batches of {setup.eval_batch} return the loss only; with compute_metrics the "
+            "Trainer also keeps the logits of every batch, which is not counted"
         )
     if setup.method == "adalora" and setup.importance_buffers and setup.loop.callbacks:
         yield (

@@ -199,7 +199,7 @@ RECIPES: dict[str, Recipe] = {
             ),
             "optimizer": "axolotl 0.21 utils/schemas/training.py optimizer adamw_torch_fused",
             "allocator": "axolotl 0.21 utils/__init__.py set_pytorch_cuda_alloc_conf: expandable_segments:True",
-            "upcast_modules": "axolotl 0.21 loaders/model.py _configure_embedding_dtypes: without FSDP norms, routers, embeddings and "
+            "upcast_modules": "axolotl 0.19 loaders/model.py _configure_embedding_dtypes: without FSDP norms, routers, embeddings and "
             "head go to float32; with an adapter or flash attention all but routers go back; on a quantized base "
             "what is not quantized goes too (0.18 _prepare_model_for_quantization), but for quantize_moe_experts",
             "double_quant": "axolotl 0.21 loaders/model.py: bnb_4bit_use_double_quant True",

@@ -12,9 +12,6 @@ from unittest.mock import patch
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run import chunked_loss
-from memplan.planner.tables.chunked_loss import refuses_chunked_loss
-from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import GROUPED_MM
 from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.observe import Observer
@@ -60,7 +57,7 @@ def grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def by_capability(observer: Observer, setup: Setup) -> Iterator[None]:
     """transformers 5.24 integrations/moe.py _can_use_grouped_mm asks the GPU, which meta is not: below
     compute capability 8.0 a loop of its own multiplies, whose backward makes the weights' gradient, wanted
-    or not. Nor does the chunked loss, whose bfloat16 sums torch refuses there.
+    or not.
     """
     from transformers.integrations import moe
 
@@ -68,15 +65,5 @@ def by_capability(observer: Observer, setup: Setup) -> Iterator[None]:
     if target.device != "cuda" or target.capability >= GROUPED_MM:
         yield
         return
-    summed = chunked_loss._add_product
-
-    def add_product(sums: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        if refused := refuses_chunked_loss(target.capability, str(a.dtype).removeprefix("torch.")):
-            raise UsageError(refused)
-        summed(sums, a, b)
-
-    with (
-        patch.object(moe, "_can_use_grouped_mm", lambda *arguments: False),
-        patch.object(chunked_loss, "_add_product", add_product),
-    ):
+    with patch.object(moe, "_can_use_grouped_mm", lambda *arguments: False):
         yield

@@ -19,7 +19,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, load, require, require_optimizer
 from memplan.planner.run.values import Values
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.trace import grouped, patches_peft
+from memplan.planner.trace import chunked_sums, grouped, patches_peft
 from memplan.planner.trace.autocast import lower_dtype
 from memplan.planner.trace.device import flash2
 from memplan.planner.trace.device.kernels_bitsandbytes import fused
@@ -319,4 +319,5 @@ PATCHES = (
     _bitsandbytes_paged,
     _torchao_compiled,
     grouped.by_capability,
+    chunked_sums.by_capability,
 )
