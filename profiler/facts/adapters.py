@@ -80,6 +80,18 @@ def _product_order() -> Finding:
     )
 
 
+def _transposed_product() -> Finding:
+    """Whether PEFT's update is alpha / r times P Q^T with P (d x r) its B and Q (k x r) its A transposed."""
+    import torch
+
+    layer = _first_lora(with_adapter(target_modules=["up_proj"], init_lora_weights=False))
+    p, q = layer.lora_B["default"].weight, layer.lora_A["default"].weight.T
+    update = layer.get_delta_weight("default")
+    same = torch.allclose(update, layer.scaling["default"] * p @ q.T) and bool(update.abs().max() > 0)
+    shapes = (tuple(p.shape), tuple(q.shape), tuple(update.shape))
+    return same, said("P {p}, Q {q}, the update {w}", **dict(zip("pqw", map(str, shapes), strict=True)))
+
+
 def _merged_parameters() -> Finding:
     before = sum(p.numel() for p in tiny_llama().parameters())
     merged = with_adapter().merge_and_unload()
@@ -287,6 +299,7 @@ ADAPTERS: dict[str, tuple[Probe, str]] = {
     "lora_ranks_by_default": (_ranks, "peft"),
     "lora_ranks_with_a_pattern": (lambda: _ranks(rank_pattern={"q_proj": 16}), "peft"),
     "lora_product_order": (_product_order, "peft"),
+    "lora_transposed_product_is_the_update": (_transposed_product, "peft"),
     "lora_merged_extra_parameters": (_merged_parameters, "peft"),
     "lora_merged_same_modules": (_merged_modules, "peft"),
     "lora_adapter_dtype": (_adapter_dtype, "peft"),
