@@ -322,8 +322,9 @@ def _finish(code: Code, name: str) -> Imported:
     if "_length" in facts:
         fields["sequence_length"] = facts["_length"]
     notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
-    known = facts.get("_model")
-    return Imported("python", name, known, fields, code.keys, code.warnings, [] if known else notes)
+    known, kernel = facts.get("_model"), facts.get("_named_attention", "")
+    said = [] if known else notes
+    return Imported("python", name, known, fields, code.keys, code.warnings, said, [], kernel)
 
 
 def _method(facts: Facts, four_bit: bool) -> dict[str, Any]:
