@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from memplan.planner.inputs.families.table import FAMILIES, language_part
+from memplan.planner.tables.errors import UsageError
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
@@ -57,7 +59,25 @@ def ask(sentence: str, lang: str | None = None, context: EvaluationContext | Non
     predicted.
     """
     context = context or EvaluationContext()
-    return [REPLIES[question.intent](question, context) for question in read_all(sentence, lang)]
+    return [_reply(question, context) for question in read_all(sentence, lang)]
+
+
+def _reply(question: Question, context: EvaluationContext) -> Reply:
+    try:
+        return REPLIES[question.intent](question, context)
+    except UsageError:
+        kind = (
+            language_part(context.model(question.model).config).get("model_type") if question.model else None
+        )
+        if kind is None or kind in FAMILIES:
+            raise
+        method = question.fields.get("method")
+        words = [question.model, *(["--method", str(method)] if method else [])]
+        words += ["--gpu", question.gpu] if question.gpu else []
+        raise UsageError(
+            f"ask: the formula, with which questions are answered, has no rule for {question.model}: "
+            f"memplan {' '.join(words)} traces it"
+        ) from None
 
 
 def to_document(replies: Sequence[Reply]) -> dict[str, Any]:
