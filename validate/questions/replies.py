@@ -63,21 +63,24 @@ def ask(sentence: str, lang: str | None = None, context: EvaluationContext | Non
 
 
 def _reply(question: Question, context: EvaluationContext) -> Reply:
-    try:
-        return REPLIES[question.intent](question, context)
-    except UsageError:
-        kind = (
-            language_part(context.model(question.model).config).get("model_type") if question.model else None
-        )
-        if kind is None or kind in FAMILIES:
-            raise
-        method = question.fields.get("method")
-        words = [question.model, *(["--method", str(method)] if method else [])]
-        words += ["--gpu", question.gpu] if question.gpu else []
-        raise UsageError(
-            f"ask: the formula, with which questions are answered, has no rule for {question.model}: "
-            f"memplan {' '.join(words)} traces it"
-        ) from None
+    if question.model and REPLIES[question.intent] is memory:
+        _refuse_unknown_family(question, context)
+    return REPLIES[question.intent](question, context)
+
+
+def _refuse_unknown_family(question: Question, context: EvaluationContext) -> None:
+    """A verdict rests on the formula (limits, the other methods, the sum by hand): where it has no rule for the
+    model's family, the command that traces the model is named. Raises UsageError.
+    """
+    config = context.model(question.model).config
+    if language_part(config).get("model_type") in FAMILIES:
+        return
+    method, gpu = question.fields.get("method"), question.gpu
+    words = ([f"--method {method}"] if method else []) + ([f"--gpu {gpu}"] if gpu else [])
+    raise UsageError(
+        "ask: the formula, with which questions are answered, has no rule for the family of "
+        f"{question.model}: {' '.join(['memplan', question.model, *words])} traces it"
+    )
 
 
 def to_document(replies: Sequence[Reply]) -> dict[str, Any]:
