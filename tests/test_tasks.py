@@ -66,6 +66,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo, reference precomputed": (LLAMA, {"task": "dpo", "method": "full", "reference": "none"}),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
+    "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
+    "orpo, full": (QWEN, {"task": "orpo", "method": "full", "checkpointing": "none"}),
+    "orpo, one pair": (LLAMA, {"task": "orpo", "recipe": "trl", "method": "full", "micro_batch": 1}),
+    "cpo, without autocast": (LLAMA, {"task": "cpo", "autocast": "none", "weight_dtype": "bfloat16"}),
+    "cpo, accumulated": (QWEN, {"task": "cpo", "recipe": "trl", "gradient_accumulation": 2}),
     "dpo, accumulated": (LLAMA, {"task": "dpo", "gradient_accumulation": 2}),
 }
 
@@ -74,7 +79,7 @@ def setup_of(**fields: Any) -> Setup:
     return resolve({"gpu": "a100-40gb", "micro_batch": 2, "sequence_length": 128, **fields})
 
 
-SLOW = ("dpo, accumulated", "classify, accumulated", "kto, full", "dpo, qlora")
+SLOW = ("dpo, accumulated", "cpo, accumulated", "classify, accumulated", "kto, full", "dpo, qlora")
 """About ten seconds each."""
 
 
@@ -129,6 +134,19 @@ def test_no_task_is_a_supervised_step() -> None:
         assert weights.components["weights"] == 2 * alone.moment("load").components["weights"], model
 
 
+@pytest.mark.parametrize("task", ["orpo", "cpo"])
+def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
+    """Of twice the rows, in fp32, and their gradient twice: more than DPO's tiles, than a supervised step."""
+    same = {"method": "lora", "recipe": "trl", "micro_batch": 4, "sequence_length": 512}
+    found = plan(read_config(LLAMA), setup_of(task=task, **same))
+    logits = 2 * 4 * 512 * 50_000 * 4
+    rows = [row for row in found.peak_rows if row.shape[-1:] == (50_000,)]
+    assert sum(row.bytes for row in rows) >= 3 * logits
+    assert found.peak.allocated_bytes > 3 * logits > peak(LLAMA, task="dpo", **same)
+    assert found.peak.allocated_bytes > 1.5 * peak(LLAMA, loss="full", **same)
+    assert not lacks(setup_of(task=task))
+
+
 def test_a_reference_runs_without_a_graph() -> None:
     """Its forward comes on top of all that the model's has saved, and keeps nothing of its own."""
     fields = {"task": "dpo", "checkpointing": "none", "micro_batch": 8, "sequence_length": 512}
@@ -164,6 +182,10 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "dpo", "method": "prefix-tuning"}, "use --method lora or full"),
         ({"task": "dpo", "method": "full", "reference": "base"}, "--set reference=model"),
         ({"task": "kto", "micro_batch": 1}, "use --batch 2 or more"),
+        ({"task": "orpo", "method": "qlora"}, "no rule for nf4 weights"),
+        ({"task": "cpo", "method": "prompt-tuning"}, "use --method lora or full"),
+        ({"task": "orpo", "gpus": 2, "parallel": "zero3"}, "use --parallel ddp"),
+        ({"task": "orpo", "loss": "chunked"}, "leave --loss out"),
         ({"task": "dpo", "packed_documents": 2}, "leave packing out"),
         ({"task": "dpo", "gpus": 2, "parallel": "zero3"}, "use --parallel ddp"),
         ({"reference": "model"}, "use --task dpo"),
@@ -203,7 +225,10 @@ def test_defaults_are_the_trainers() -> None:
     assert resolve({"task": "reward"}).num_labels == 1
     assert resolve({}).reference == "none"
     trl = pytest.importorskip("trl")
-    for config in (trl.DPOConfig, trl.RewardConfig, trl.KTOConfig):
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    for config in (trl.DPOConfig, trl.RewardConfig, trl.KTOConfig, ORPOConfig, CPOConfig):
         assert config.__dataclass_fields__["disable_dropout"].default is True
     assert not TASKS["dpo"].dropout and not TASKS["reward"].dropout
 
@@ -257,6 +282,9 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
         assert found.fields["sequence_length"] == 512 and not found.not_modelled()
     reward = PREFERENCES.replace("DPO", "Reward").format(more="", second="")
     assert written(tmp_path, "reward.py", reward).fields["task"] == "reward"
+    for name in ("ORPO", "CPO"):
+        found = written(tmp_path, "train.py", PREFERENCES.replace("DPO", name).format(more="", second=""))
+        assert found.fields["task"] == name.lower() and not found.not_modelled()
     grpo = PREFERENCES.replace("DPO", "GRPO").format(more="", second="")
     assert lacks(resolve(imported=written(tmp_path, "grpo.py", grpo).fields)).startswith("task grpo")
 
@@ -267,6 +295,8 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
         ("python trl/scripts/dpo.py --model_name_or_path Qwen/Qwen2.5-7B --beta 0.1", "dpo"),
         ("trl dpo --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "dpo"),
         ("accelerate launch reward_modeling.py --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "reward"),
+        ("python examples/scripts/orpo.py --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "orpo"),
+        ("accelerate launch cpo.py --model_name_or_path Qwen/Qwen2.5-7B --cpo_alpha 1.0 --use_peft", "cpo"),
         ("trl kto --model_name_or_path Qwen/Qwen2.5-7B --desirable_weight 2", "kto"),
         ("trl grpo --model_name_or_path Qwen/Qwen2.5-7B", "grpo"),
         ("trl sft --model_name_or_path Qwen/Qwen2.5-7B --use_peft", None),

@@ -1,12 +1,17 @@
 """The trainers of other tasks, run on tensors without storage: a classifier under transformers' Trainer,
-TRL's RewardTrainer, DPOTrainer and KTOTrainer allocate in a step what the trace says.
+TRL's trainers of rewards, DPO, KTO, ORPO and CPO allocate in a step what the trace says.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -66,6 +71,15 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo, lora": {"recipe": "trl", "task": "dpo", "method": "lora"},
     "kto, full": {"recipe": "trl", "task": "kto", "method": "full"},
     "kto, lora": {"recipe": "trl", "task": "kto", "method": "lora"},
+    "orpo, full": {"recipe": "trl", "task": "orpo", "method": "full"},
+    "orpo, lora": {"recipe": "trl", "task": "orpo", "method": "lora"},
+    "cpo, full, no checkpoints": {
+        "recipe": "trl",
+        "task": "cpo",
+        "method": "full",
+        "checkpointing": "none",
+    },
+    "cpo, lora": {"recipe": "trl", "task": "cpo", "method": "lora"},
     "dpo, lora, no checkpoints": {"recipe": "trl", "task": "dpo", "method": "lora", "checkpointing": "none"},
 }
 
@@ -159,7 +173,59 @@ def on_meta(prepare: Any) -> Any:
     return prepared
 
 
-MAKERS = {"classify": classifier, "reward": rewards, "dpo": preferences, "kto": unpaired}
+def without_reference(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
+    package = importlib.import_module(f"trl.experimental.{s.task}")
+    name, text = s.task.upper(), " a" * (TOKENS + 2)
+    return getattr(package, f"{name}Trainer")(
+        model=model,
+        args=getattr(package, f"{name}Config")(**arguments(s, folder), max_length=TOKENS),
+        train_dataset=Dataset.from_list([{"prompt": " a", "chosen": text, "rejected": text}] * 8),
+        processing_class=word_tokenizer(),
+        peft_config=lora(model, s),
+        callbacks=[callback],
+    )
+
+
+@contextlib.contextmanager
+def one_kernel_for_log_probabilities() -> Iterator[None]:
+    """TRL's own function around its Triton kernel, of which only the launch is left out: a kernel allocates
+    nothing. Without Triton TRL takes log-probabilities row by row.
+    """
+    from trl.trainer import utils
+
+    class Kernel:
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **options: None
+
+    triton, language = ModuleType("triton"), ModuleType("triton.language")
+    triton.jit, triton.cdiv, triton.language = Kernel, lambda a, b: -(-a // b), language  # type: ignore[attr-defined]
+    language.constexpr = int  # type: ignore[attr-defined]
+    with patch.dict(sys.modules, {"triton": triton, "triton.language": language}):
+        path = Path(utils.__file__).parents[1] / "kernels/logprob_entropy.py"
+        loader = importlib.util.spec_from_file_location("logprob_entropy", path)
+        assert loader is not None and loader.loader is not None
+        kernels = importlib.util.module_from_spec(loader)
+        loader.loader.exec_module(kernels)
+    whole = {
+        "is_triton_available": lambda: True,
+        "_supports_trl_loss_kernel": lambda *args: True,
+        "_fused_logprob_entropy": kernels.selective_log_softmax_and_entropy,
+    }
+    with patch.multiple(utils, create=True, **whole):
+        yield
+
+
+MAKERS = {
+    "classify": classifier,
+    "reward": rewards,
+    "dpo": preferences,
+    "kto": unpaired,
+    "orpo": without_reference,
+    "cpo": without_reference,
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -167,7 +233,10 @@ def test_a_tasks_own_trainer(case: str, tmp_path: Path) -> None:
     """Every allocation beyond a number to a token, and the peak but for a handful of numbers."""
     fields = dict(CASES[case])
     s = setup_of(fields.pop("recipe"), fields)
-    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+    with (
+        torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True),
+        one_kernel_for_log_probabilities() if TASKS[s.task].joined else contextlib.nullcontext(),
+    ):
         theirs, windows = trained(s, tmp_path, lambda model, heard: MAKERS[s.task](model, s, tmp_path, heard))
     ours, _ = record(CONFIG, s, target_of(s), full=True)
     begin, end = steady(ours)

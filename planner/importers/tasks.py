@@ -47,8 +47,10 @@ _PAIRS: dict[str, Rule] = {
     "sync_ref_model": not_modelled("the reference model is updated in place"),
     "use_weighting": not_modelled("one more number for each token"),
     "loss_type": Rule("ignored", why="another number of the same log-probabilities"),
+    "cpo_alpha": Rule("ignored", why="a number of the loss; its cross-entropy is counted, 0 leaves it out"),
+    "simpo_gamma": Rule("ignored", why="a number of the loss"),
 }
-KEYS: dict[str, dict[str, Rule]] = dict.fromkeys(("dpo", "kto", "reward"), _PAIRS)
+KEYS: dict[str, dict[str, Rule]] = dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo"), _PAIRS)
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 
 

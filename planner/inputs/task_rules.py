@@ -42,7 +42,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} trains a new head, method '{s.method}' does not: use --method lora or full",
         ),
         (
-            task.reference and s.method in ("adapter", *PROMPTS),
+            (task.reference or task.joined) and s.method in ("adapter", *PROMPTS),
             f"{said} has no rule for method '{s.method}': use --method lora or full",
         ),
         (
@@ -76,7 +76,14 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "leave packing out",
         ),
         (
-            task.head + str(task.reference) != "vocabularyFalse" and s.parallel not in ("none", "ddp"),
+            # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit
+            task.joined and s.quant_type != "none",
+            f"{said} has no rule for {s.quant_type} weights, whose norms and head its trainer casts: "
+            "use --method lora",
+        ),
+        (
+            (task.head != "vocabulary" or task.reference or task.joined)
+            and s.parallel not in ("none", "ddp"),
             f"{said} has no rule for parallel '{s.parallel}': use --parallel ddp, or leave --task out for "
             "the supervised step, which is less",
         ),
