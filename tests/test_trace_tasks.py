@@ -80,8 +80,46 @@ CASES: dict[str, dict[str, Any]] = {
         "checkpointing": "none",
     },
     "cpo, lora": {"recipe": "trl", "task": "cpo", "method": "lora"},
+    "mlm, full": {"recipe": "hf", "task": "mlm", "method": "full"},
+    "mlm, lora, checkpoints": {
+        "recipe": "hf",
+        "task": "mlm",
+        "method": "lora",
+        "targets": ("query", "value"),
+        "checkpointing": "non_reentrant",
+    },
+    "seq2seq, full": {"recipe": "hf", "task": "seq2seq", "method": "full", "target_length": 16},
+    "seq2seq, lora": {
+        "recipe": "hf",
+        "task": "seq2seq",
+        "method": "lora",
+        "targets": ("q", "v"),
+        "target_length": 16,
+    },
     "dpo, lora, no checkpoints": {"recipe": "trl", "task": "dpo", "method": "lora", "checkpointing": "none"},
 }
+
+
+BERT: dict[str, Any] = {
+    "model_type": "bert",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "vocab_size": 1024,
+}
+T5: dict[str, Any] = {
+    "model_type": "t5",
+    "d_model": 256,
+    "d_ff": 512,
+    "d_kv": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "vocab_size": 1024,
+    "decoder_start_token_id": 0,
+}
+CONFIGS = {"mlm": BERT, "seq2seq": T5}
 
 
 def lora(model: Any, s: Setup) -> Any:
@@ -89,6 +127,8 @@ def lora(model: Any, s: Setup) -> Any:
     if s.method == "full":
         return None
     targets = "all-linear" if s.targets == ("all-linear",) else None
+    if s.task in CONFIGS:
+        targets = list(s.targets)
     return peft.LoraConfig(
         r=s.rank,
         lora_alpha=s.alpha,
@@ -106,6 +146,25 @@ def classifier(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
         args=transformers.TrainingArguments(**arguments(s, folder)),
         train_dataset=[row] * 8,
         data_collator=transformers.default_data_collator,
+        callbacks=[callback],
+    )
+
+
+def encoder(model: Any, s: Setup, folder: Path, callback: Any) -> Any:
+    """transformers' Trainer and its collator for masked tokens, or for an encoder-decoder."""
+    tokenizer, config = word_tokenizer(), lora(model, s)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    row = {"input_ids": [3] * TOKENS, "attention_mask": [1] * TOKENS}
+    if s.task == "seq2seq":
+        row["labels"] = [3] * int(s.target_length or TOKENS)
+        collator: Any = transformers.DataCollatorForSeq2Seq(tokenizer, model=model)
+    else:
+        collator = transformers.DataCollatorForLanguageModeling(tokenizer)
+    return transformers.Trainer(
+        model=model if config is None else peft.get_peft_model(model, config),
+        args=transformers.TrainingArguments(**arguments(s, folder)),
+        train_dataset=[row] * 8,
+        data_collator=collator,
         callbacks=[callback],
     )
 
@@ -225,6 +284,8 @@ MAKERS = {
     "kto": unpaired,
     "orpo": without_reference,
     "cpo": without_reference,
+    "mlm": encoder,
+    "seq2seq": encoder,
 }
 
 
@@ -233,12 +294,15 @@ def test_a_tasks_own_trainer(case: str, tmp_path: Path) -> None:
     """Every allocation beyond a number to a token, and the peak but for a handful of numbers."""
     fields = dict(CASES[case])
     s = setup_of(fields.pop("recipe"), fields)
+    config = CONFIGS.get(s.task, CONFIG)
     with (
         torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True),
         one_kernel_for_log_probabilities() if TASKS[s.task].joined else contextlib.nullcontext(),
     ):
-        theirs, windows = trained(s, tmp_path, lambda model, heard: MAKERS[s.task](model, s, tmp_path, heard))
-    ours, _ = record(CONFIG, s, target_of(s), full=True)
+        theirs, windows = trained(
+            s, tmp_path, lambda model, heard: MAKERS[s.task](model, s, tmp_path, heard), config
+        )
+    ours, _ = record(config, s, target_of(s), full=True)
     begin, end = steady(ours)
     least = TASKS[s.task].rows * BATCH * TOKENS * NUMBER + 1
     expected = Counter(allocations(ours, begin, end, least))

@@ -29,6 +29,13 @@ TRAINERS: dict[str, str] = {
 SCRIPTS: dict[str, str] = {word.lower(): task for word, task in TRAINERS.items()}
 """The first word of a script or a subcommand of TRL's (dpo.py, trl reward) -> the task."""
 
+CLASSES: dict[str, str] = {
+    "SequenceClassification": "classify",
+    "MaskedLM": "mlm",
+    "Seq2SeqLM": "seq2seq",
+}
+"""What a transformers class is for, in its name -> the task."""
+
 COMPARED = ("dpo", "kto")
 """The tasks whose trainers take a `ref_model`."""
 
@@ -87,9 +94,9 @@ def settle_head(facts: Facts) -> None:
     """The task of a piece of Python, and a classifier's num_labels, unless a trainer says what its head is."""
     settle_task(facts)
     labels = facts.pop("_labels", None)
-    if facts.get("task") == "classify":
+    if facts.get("task") in CLASSES.values():
         facts.pop("loss", None)
-        if labels is not None:
+        if labels is not None and facts["task"] == "classify":
             facts["num_labels"] = labels
 
 

@@ -81,6 +81,7 @@ class Setup:
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
+    target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]

@@ -66,6 +66,11 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"'{task.defaults.get('loss')}': leave --loss out",
         ),
         (
+            s.target_length is not None and not task.targets,
+            f"target_length {s.target_length} contradicts task '{s.task}', whose rows have one length: use "
+            "--task seq2seq, or --seq",
+        ),
+        (
             task.divergence and s.micro_batch < 2,
             f"micro_batch {s.micro_batch} is too small for task '{s.task}', which exchanges completions "
             "between rows: use --batch 2 or more",

@@ -33,6 +33,10 @@ class Task:
     """The batch has one label for each row."""
     reference: bool = False
     """The loss compares with the log-probabilities of a reference model: a second forward."""
+    classes: str = ""
+    """transformers' table of the classes that train so; empty: the one that a model trains on text with."""
+    targets: tuple[str, ...] = ()
+    """Those of `sequences` that are of the decoder's length, `target_length`."""
     joined: bool = False
     """Chosen and rejected rows come apart and are joined on the device: the batch is there twice."""
     divergence: bool = False
@@ -133,6 +137,26 @@ TASKS: dict[str, Task] = _table(
             defaults={"loss": "full"},
         )
         for name, what in (("orpo", "the odds ratio"), ("cpo", "log-probabilities"))
+    ),
+    Task(
+        name="mlm",
+        summary="masked tokens predicted from both sides, of an encoder's logits for every token",
+        source="transformers 5.24 data/data_collator.py DataCollatorForLanguageModeling, loss/loss_utils.py "
+        "ForMaskedLMLoss",
+        sequences=("input_ids", "attention_mask", "labels"),
+        classes="MODEL_FOR_MASKED_LM_MAPPING",
+        stacks=("raw", "hf"),
+        defaults={"loss": "full"},
+    ),
+    Task(
+        name="seq2seq",
+        summary="an encoder reads a row, a decoder predicts target_length tokens of another",
+        source="transformers 5.24 data/data_collator.py DataCollatorForSeq2Seq",
+        sequences=("input_ids", "attention_mask", "labels", "decoder_input_ids"),
+        targets=("labels", "decoder_input_ids"),
+        classes="MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+        stacks=("raw", "hf"),
+        defaults={"loss": "full"},
     ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
