@@ -159,7 +159,9 @@ least" and has no verdict of fits.
 
 `--set num_labels=N` is the size of a classifier's head. `--set reference=base|model|none` says what DPO
 compares with: the model with its adapter switched off (the default with adapters), a second copy (the default
-without), or log-probabilities that came with the data.
+without), or log-probabilities that came with the data. `mlm` and `seq2seq` train a class that transformers
+lists for them (BERT, T5): others are refused. `--set target_length=N` is the length of the decoder's rows
+(the encoder's where it is left out). Not counted: `token_type_ids`, 8 bytes a token.
 
 ## Evaluation
 
@@ -177,8 +179,18 @@ The peak is then where evaluation is, `step_peak` (JSON) is that of training alo
 only the evaluation does not fit. The trace's
 evaluation equals that of an unmodified Trainer script in a dry run but for a few scalars
 (tests/test_dryrun_scripts.py), and the formula's is within 0.1 % of the trace's in every component
-(tests/test_evaluation.py). Not counted: the logits that `compute_metrics` keeps, generation, and the
-evaluation of a model that several GPUs share (no verdict of `fits` then).
+(tests/test_evaluation.py).
+
+With `compute_metrics` the Trainer keeps the logits of every batch on the GPU and joins them as they come,
+so that nearly twice as many are there at once. `--set eval_kept=ROWS` counts them: the rows of the evaluation
+set, or `eval_accumulation_steps` x the batch, after which they go to the host. With a
+`preprocess_logits_for_metrics` that returns a few numbers for each token, leave it out.
+
+```console
+$ memplan llama-3.2-1b --method lora --recipe hf --set eval_batch=8 --set eval_kept=64 --gpu rtx-4090
+```
+
+Not counted: generation, and the evaluation of a model that several GPUs share (no verdict of `fits` then).
 
 ## Checked by dry runs
 

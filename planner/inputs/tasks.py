@@ -23,6 +23,13 @@ def rows(setup: Setup) -> int:
     return TASKS[setup.task].rows
 
 
+def evaluation_batches(setup: Setup) -> int:
+    """Batches whose logits an evaluation keeps on the device; those of one batch where none are kept."""
+    if setup.eval_batch is None or setup.eval_kept is None:
+        return 1
+    return -(-setup.eval_kept // setup.eval_batch)
+
+
 def lacks(setup: Setup) -> str:
     """What of the setup's task is not counted, "" where all of it is."""
     task = TASKS[setup.task]
