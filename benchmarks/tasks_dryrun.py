@@ -207,8 +207,9 @@ should_split keeps a rest of up to 1 MiB). An MLP of width 4,864 at 4 x 512 toke
 that full fine-tuning without checkpoints has up to 1.9 % more. *Its blocks* is the same peak in the formula's
 own replay, as the trace and the device count it; reserved bytes and every verdict come from that replay.
 
-Reserved bytes differ by whole segments: that of the embedding's gradient (260 MiB for qwen2.5-0.5b) is either
-served from what is cached or asked for anew, which a few tensors' order decides.
+Reserved bytes differ by whole segments. The two largest differences of full fine-tuning, -258 MiB of the
+trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB), served
+from what is cached or asked for anew; this was not followed event by event.
 
 BERT and T5 have no formula: for them that column is the compiled trace, which plan answers with.
 
