@@ -208,8 +208,8 @@ that full fine-tuning without checkpoints has up to 1.9 % more. *Its blocks* is 
 own replay, as the trace and the device count it; reserved bytes and every verdict come from that replay.
 
 Reserved bytes differ by whole segments. The two largest differences of full fine-tuning, -258 MiB of the
-trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB), served
-from what is cached or asked for anew; this was not followed event by event.
+trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
+served from what is cached or asked for anew; this was not followed event by event.
 
 BERT and T5 have no formula: for them that column is the compiled trace, which plan answers with.
 
