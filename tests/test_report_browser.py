@@ -11,10 +11,10 @@ import urllib.request
 
 import pytest
 
+from memplan.planner.answers.fit.frontier import need
 from memplan.planner.answers.fit.gpus import kernels
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.report_data import reserved_table
-from memplan.planner.formula.engine import plan, rank_of, symbolic
+from memplan.planner.formula.engine import plan
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.gpus import common_gpus, find_gpu
@@ -59,11 +59,14 @@ class Browser:
             "POST", f"/session/{self.session}/url", {"url": "about:blank"}
         )  # a new address fragment alone would load nothing
         self.call("POST", f"/session/{self.session}/url", {"url": url})
-        for _ in range(200):
-            if self.run("return document.body.dataset.ready === '1'"):
-                return
+        self.until("return document.body.dataset.ready === '1'")
+
+    def until(self, script, seconds=60):
+        """Wait until a script says true."""
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, f"never so: {script}: {json.dumps(self.log())}"
             time.sleep(0.1)
-        raise AssertionError("the page did not become ready: " + json.dumps(self.log()))
 
     def run(self, script, *args):
         return self.call(
@@ -119,11 +122,9 @@ def subject(tmp_path_factory):
 
 
 def expected(spec, setup, gpu):
-    """Device bytes and moment of a setup: what the page's table of replays says for its allocated bytes."""
+    """Device bytes and moment of a setup, by the formula and the replay of its run."""
     peak = plan(spec, setup).peak
-    structure = setup.with_(micro_batch=1, sequence_length=2048, rank=16)
-    reserved = reserved_table(spec, structure, 0.0).reserved(peak.allocated_bytes)
-    return str(reserved + gpu.context_bytes), peak.moment
+    return str(peak.reserved_bytes + gpu.context_bytes), peak.moment
 
 
 def shown(browser):
@@ -166,7 +167,9 @@ def test_a_method_and_a_cell_are_chosen_by_a_click(browser, subject):
     browser.run(click, "#methods g:nth-of-type(2)")
     method = browser.run("return document.getElementById('method').value")
     assert method != "qlora"
-    browser.run(click, "#heat rect[data-batch='4'][data-seq='512']")
+    cell = "#heat rect[data-batch='4'][data-seq='512']"
+    browser.until(f'return document.querySelector("{cell}") !== null')
+    browser.run(click, cell)
     chosen = changed(setup, {"method": method, "checkpointing": "non_reentrant"}).replaced(
         micro_batch=4, sequence_length=512
     )
@@ -177,21 +180,19 @@ def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
     spec, setup, gpu, path = subject
     browser.open(path.as_uri() + "#method=lora&checkpointing=none&batch=2")
     lora = changed(setup, {"method": "lora", "checkpointing": "none"})
-    structure = symbolic(spec, lora)
-    table = reserved_table(spec, lora, 0.0)
 
     def sizes(batch, sequence):
         """Device bytes, and whether they fit with the margin."""
-        reserved = table.reserved(structure.totals(batch, sequence, rank_of(lora)).peak)
-        need = reserved + gpu.context_bytes
-        return need, need + round(reserved * table.error) <= gpu.usable_bytes
+        found = need(spec, lora.with_(micro_batch=batch, sequence_length=sequence))
+        return found.device_bytes(gpu), found.fits(gpu)
 
+    browser.until("return document.body.dataset.heat !== ''")
     cells = browser.run(
         "return [...document.querySelectorAll('#heat rect')].map(r => ['batch','seq','bytes','fits'].map(k "
         "=> Number(r.dataset[k])))"
     )
     assert len(cells) >= 60
-    for batch, seq, size, fits in cells[::5]:
+    for batch, seq, size, fits in cells[::9]:
         assert (size, bool(fits)) == sizes(batch, seq)
     lines = browser.run(
         "return [...document.querySelectorAll('#heat text[data-longest]')].map(t => "
