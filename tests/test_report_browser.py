@@ -3,6 +3,7 @@ Chromium's driver is absent.
 """
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -11,10 +12,12 @@ import urllib.request
 
 import pytest
 
+from memplan.cli.plan import command as plan_command
+from memplan.cli.subject import read_subject
 from memplan.planner.answers.fit.frontier import need
 from memplan.planner.answers.fit.gpus import kernels
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.formula.engine import plan
+from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.gpus import common_gpus, find_gpu
@@ -217,3 +220,60 @@ def test_it_fits_a_narrow_window_and_prints(browser, subject):
         "POST", f"/session/{browser.session}/print", {"page": {"width": 21.0, "height": 29.7}}
     )
     assert len(printed) > 20_000  # a PDF, base64
+
+
+def test_the_address_has_the_state_and_gives_it_back(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    for name, value in (("method", "lora"), ("checkpointing", "none"), ("card", "a100-80gb"), ("batch", 3)):
+        browser.move(name, value)
+    before, address = shown(browser), browser.run("return location.href")
+    assert "method=lora" in address and "batch=3" in address and "card=a100-80gb" in address
+    browser.open(address)
+    assert shown(browser) == before and browser.run("return location.href") == address
+
+
+def test_two_setups_stand_side_by_side_and_in_the_address(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    browser.run("document.getElementById('pin').click()")
+    browser.move("batch", 5)
+    own, other = setup, setup.replaced(micro_batch=5)
+    sizes = ",".join(expected(spec, each, gpu)[0] for each in (own, other))
+    assert browser.run("return document.body.dataset.beside") == sizes
+    browser.open(browser.run("return location.href"))
+    assert browser.run("return document.body.dataset.beside") == sizes
+    browser.run("document.getElementById('pin').click()")
+    assert browser.run("return document.getElementById('beside').hidden")
+    assert "than." not in browser.run("return location.href")
+
+
+def test_the_command_that_is_copied_is_of_the_setup_shown(browser, subject):
+    spec, setup, gpu, path = subject
+    for method in ("qlora", "lora", "adalora", "full"):
+        browser.open(path.as_uri() + f"#method={method}&batch=2&seq=640&rank=24&checkpointing=none")
+        browser.run("document.getElementById('command').click()")
+        words = shlex.split(browser.run("return document.getElementById('copied').value"))
+        assert words[0] == "memplan"
+        context = plan_command.make_context("plan", words[1:], allow_interspersed_args=True)
+        options = {k: v for k, v in context.params.items() if k != "model"}
+        typed = read_subject(words[1], options).setup
+        assert shown(browser)[0] == expected(spec, typed, gpu)[0]
+
+
+def test_the_course_of_the_run_is_the_replays_and_zooms(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    run = replay_of(spec, setup)
+    first, last, reserved = map(int, browser.run("return document.body.dataset.course").split(","))
+    assert (first, last, reserved) == (0, len(run.events.events), run.reserved_bytes)
+    drag = (
+        "const s = document.querySelector('#course svg'), r = s.getBoundingClientRect();"
+        "for (const [kind, x] of [['pointerdown', 0.25], ['pointerup', 0.5]])"
+        " s.dispatchEvent(new PointerEvent(kind, {clientX: r.left + x * r.width, clientY: r.top + 9}))"
+    )
+    browser.run(drag)
+    first, after, _ = map(int, browser.run("return document.body.dataset.course").split(","))
+    assert abs(first - last * 0.25) <= 1 and abs(after - last * 0.5) <= 1
+    browser.run("document.getElementById('whole').click()")
+    assert browser.run("return document.body.dataset.course").startswith(f"0,{last},")

@@ -30,6 +30,7 @@ SCRIPTS = (
     "report_allocator",
     "report_parts",
     "report_charts",
+    "report_decide",
     "report",
 )
 
@@ -138,7 +139,7 @@ def _changes(spec: ModelSpec, setup: Setup, room: Room, bounded: bool) -> str:
             f'<span class="muted">{escape(effect.cost)}</span></td></tr>'
         )
     return (
-        "<h3>Each of these changes alone would save</h3><table "
+        "<h3>Each of these changes alone would save, as asked</h3><table "
         f'class="changes"><tbody>{"".join(rows)}</tbody></table>'
     )
 

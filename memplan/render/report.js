@@ -1,19 +1,12 @@
   // ---- the state: from the setup asked for, then the address, then the controls
-  const state = { ...data.state };
-  for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
-    if (!Object.hasOwn(state, key)) continue;
-    if (typeof state[key] === "number") { if (/^[0-9]{1,7}$/.test(value)) state[key] = Math.max(1, Number(value)); } else state[key] = value;
-  }
-  if (!data.methods.includes(state.method)) state.method = data.state.method;
-  if (!data.checkpointings.includes(state.checkpointing)) state.checkpointing = data.state.checkpointing;
-  if (!data.cards.some((c) => c.name === state.card)) state.card = data.state.card;
-  state.seq = Math.min(state.seq, data.longest);
+  const given = new URLSearchParams(location.hash.slice(1));
+  const state = read(given);
   const words = { none: "none", non_reentrant: "on", reentrant: "on (reentrant)" };
   for (const name of data.methods) by("method").append(node("option", { value: name }, name));
   for (const name of data.checkpointings) by("checkpointing").append(node("option", { value: name }, words[name] || name));
   for (const card of data.cards) by("card").append(node("option", { value: card.name }, card.name + " (" + gib(card.usable) + ")"));
-  const keyOf = (method) => {
-    const wanted = method + "|" + state.checkpointing;
+  const keyOf = (method, checkpointing = state.checkpointing) => {
+    const wanted = method + "|" + checkpointing;
     return data.keys.includes(wanted) ? wanted : data.keys.find((k) => k.startsWith(method + "|"));
   };
 
@@ -37,7 +30,8 @@
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +
       (data.trains[state.method] === "adapter" ? ", rank " + state.rank : "");
     by("peak-moment").textContent = label(now.moment);
-    drawBar(now, needed, card); drawTimeline(now, card); drawMethods(card); drawHeat(card);
+    drawBar(now, needed, card); drawTimeline(now, card); drawMethods(card); drawHeat(card); drawCourse(now, card); drawBeside();
+    history.replaceState(null, "", address());
   }
 
   for (const id of ["method", "checkpointing", "card"]) by(id).addEventListener("change", () => { state[id] = by(id).value; draw(); });
@@ -47,6 +41,10 @@
   window.addEventListener("hashchange", () => location.reload());
   window.addEventListener("resize", draw);
   window.addEventListener("beforeprint", draw);
-  draw();
+  by("link").addEventListener("click", () => copy(location.href, by("link")));
+  by("command").addEventListener("click", () => copy(command(state), by("command")));
+  by("pin").addEventListener("click", () => pin(pinned ? null : { ...state }));
+  by("whole").addEventListener("click", () => zoom(null));
+  if (given.has("than.method")) pin(read(given, "than.")); else draw();
   document.body.dataset.ready = "1";
 

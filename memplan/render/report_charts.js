@@ -13,7 +13,7 @@
       node("td", {}, gib(size)), node("td", {}, ((100 * size) / needed).toFixed(1) + " %")]);
     by("components").tBodies[0].replaceChildren(...parts.map(([name, size]) => row(name, size)),
       node("tr", {}, [node("td", {}, "device memory"), node("td", {}, gib(needed)), node("td", {}, "")]));
-    by("components").querySelectorAll("tr:nth-last-child(2) td")[0].lastChild.textContent = "CUDA context and rounding";
+    by("components").querySelectorAll("tr:nth-last-child(2) td")[0].lastChild.textContent = "CUDA context and fragmentation";
   }
 
   function drawTimeline(now, card) {
@@ -40,7 +40,8 @@
     });
     const line = base - (base * card.usable) / most;
     svg.append(node("line", { x1: 0, x2: width, y1: line, y2: line, stroke: "var(--bad)", "stroke-width": 1.5 }));
-    svg.append(node("text", { x: width - 4, y: line - 6, "text-anchor": "end", class: "bad" }, card.name + ", " + gib(card.usable) + " usable"));
+    const taken = names.slice(-3).some((name) => Math.abs(base - (base * now.moments[name].total) / most - 6 - line) < 22); // a total stands there
+    svg.append(node("text", { x: taken ? 4 : width - 4, y: line - 6, "text-anchor": taken ? "start" : "end", class: "bad" }, card.name + ", " + gib(card.usable) + " usable"));
     const legend = "allocated, GiB" + (Object.keys(measured).length ? "; dashed: measured, as asked" : "");
     svg.append(node("text", { x: 4, y: height - 6, class: "m" }, legend));
     by("timeline").replaceChildren(svg);
@@ -88,13 +89,13 @@
       rect.setAttribute("class", Number(rect.dataset.batch) === state.batch && Number(rect.dataset.seq) === state.seq ? "here" : "");
   }
   async function drawHeat(card) {
-    const key = keyOf(state.method), left = 60, cell = 74, tall = 30, right = 130, wanted = [key, state.rank, card.name, by("heat").clientWidth].join();
+    const key = keyOf(state.method), left = 60, cell = 74, tall = 30, right = 130, wanted = [key, state.rank, card.name].join();
     if (wanted === heat) { mark(); return; }
     heat = wanted;
     document.body.dataset.heat = "";
     const width = left + SEQUENCES.length * cell + right, height = (BATCHES.length + 1) * tall + 6;
     const svg = node("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Device memory by micro-batch and sequence length" });
-    svg.style.width = Math.max(by("heat").clientWidth, Math.min(width, 760)) + "px";
+    svg.style.width = "max(100%, " + Math.min(width, 760) + "px)";
     svg.append(node("text", { x: left - 8, y: 18, "text-anchor": "end", class: "m" }, "batch"));
     SEQUENCES.forEach((s, j) => svg.append(node("text", { x: left + j * cell + cell / 2, y: 18, "text-anchor": "middle", class: "m" }, s.toLocaleString("en"))));
     svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, data.missing.length ? "at most" : "longest that fits"));

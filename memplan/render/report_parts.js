@@ -6,7 +6,7 @@
   const by = (id) => document.getElementById(id);
   const fill = (name) => "var(--" + name + ")";
   function node(tag, attributes, content) {
-    const svg = ["svg", "rect", "line", "text", "polyline", "g", "title"].includes(tag);
+    const svg = ["svg", "rect", "line", "text", "polyline", "polygon", "g", "title"].includes(tag);
     const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const key in attributes || {}) made.setAttribute(key, attributes[key]);
     if (typeof content === "string" || typeof content === "number") made.textContent = content;

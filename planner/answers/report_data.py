@@ -11,18 +11,20 @@ import base64
 import gzip
 import json
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.answers.fit.frontier import Room, need
-from memplan.planner.answers.fit.suggest import changed
+from memplan.planner.answers.fit.suggest import CHOSEN, changed
 from memplan.planner.answers.report_runs import SymbolicRun, symbolic_run
 from memplan.planner.answers.verdict import margin_of, uncounted
 from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic, whole_segments
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.symbolic.codegen import javascript
+from memplan.planner.inputs.models import names
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Prediction
@@ -183,12 +185,13 @@ def data(
     errors = {entry.key: margin_of("formula", entry.setup) for entry in found if entry.key in runs}
     return {
         "model": spec.name,
-        "parameters": spec.parameters,
+        "command": _command(spec, setup),
         "recipe": setup.recipe,
         "components": list(COMPONENTS),
         "methods": list(dict.fromkeys(entry.method for entry in found)),
         "checkpointings": list(dict.fromkeys(entry.checkpointing for entry in found)),
         "keys": [entry.key for entry in found],
+        "ranks": {entry.method: _rank_option(entry.method) for entry in found},
         "trains": {entry.method: METHODS[entry.method].trains for entry in found},
         "state": {
             "batch": setup.micro_batch,
@@ -214,6 +217,32 @@ def data(
         "engine": prediction.engine,
         "measured": measured or {},
     }
+
+
+CONTROLLED = ("method", "checkpointing", "micro_batch", "sequence_length", "rank", "init_rank", "gpu")
+"""Setup fields that the page's controls set, or that its command says by an option of their own."""
+
+
+def _rank_option(method: str) -> str:
+    """What precedes the rank on a command line; empty where the method has none."""
+    if method == "adalora":
+        return "--set init_rank="
+    return "--rank " if "rank" in METHODS[method].reads else ""
+
+
+def _command(spec: ModelSpec, setup: Setup) -> str:
+    """MODEL and the options that a command has for this setup beside those of the page's controls, quoted for
+    a shell.
+    """
+    model = spec.name if spec.name in names() or "/" in spec.name else "MODEL"
+    chosen = {
+        name: getattr(setup, name)
+        for name, origin in setup.origins.items()
+        if origin in CHOSEN and name not in (*CONTROLLED, "recipe")
+    }
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in chosen.items()}
+    words = [model, "--recipe", setup.recipe, *(w for k, v in values.items() for w in ("--set", f"{k}={v}"))]
+    return shlex.join(words)
 
 
 def _with(cards: Iterable[Gpu], gpu: Gpu) -> list[Gpu]:

@@ -33,7 +33,7 @@ AT, TRIED = (1, 8, 64), (3, 200)
 @dataclass(frozen=True, slots=True)
 class SymbolicRun:
     """`steps` are the events as text, `sizes` the distinct sizes and `which` has for each tensor, in the
-    order of births, the place of its own; `steady` and `trained`: the steps before the steady step and its end.
+    order of births, the place of its own; `steady`, `trained`: the steps before the steady step and its end.
 
     An event is 0 where the next tensor is born, n where the n-th last is released, "e" where the cache is
     given back: equal layers give equal text, which gzip makes small.
