@@ -277,3 +277,14 @@ def test_the_course_of_the_run_is_the_replays_and_zooms(browser, subject):
     assert abs(first - last * 0.25) <= 1 and abs(after - last * 0.5) <= 1
     browser.run("document.getElementById('whole').click()")
     assert browser.run("return document.body.dataset.course").startswith(f"0,{last},")
+
+
+def test_a_setup_without_a_replay_in_the_file_has_its_table(browser, tmp_path):
+    spec, gpu = find("gpt2").spec(), find_gpu("rtx-4090")
+    setup = resolve({"method": "lora", "gpu": "rtx-4090", "sequence_length": 512, "allocator": "expandable"})
+    path = tmp_path / "report.html"
+    path.write_text(page(spec, setup, plan(spec, setup), gpu, OFFERED), encoding="utf-8")
+    browser.open(path.as_uri())
+    assert tuple(shown(browser)) == expected(spec, setup, gpu)
+    assert "No replay" in browser.run("return document.getElementById('course').textContent")
+    assert [entry for entry in browser.log() if entry["level"] == "SEVERE"] == []
