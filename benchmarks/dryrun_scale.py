@@ -40,9 +40,21 @@ class Case:
 
 
 RANK = ("ranks.py", "fsdp2", "{folder}/model")
+
+
+def adapters(*words: str) -> Case:
+    """A script that trains LoRA of an 8B model on one GPU."""
+    return Case("llama-3.1-8b", "h100-80gb", words, 30, 6e9)
+
+
 CASES = {
-    "sft": Case("llama-3.1-8b", "h100-80gb", ("sft.py", "{folder}"), 30, 6e9),
-    "dpo": Case("llama-3.1-8b", "h100-80gb", ("dpo.py", "{folder}"), 30, 6e9),
+    "sft": adapters("sft.py", "{folder}"),
+    "dpo": adapters("dpo.py", "{folder}"),
+    "reward": adapters("reward.py", "{folder}", "lora"),
+    "grpo": adapters("grpo.py", "{folder}", "lora"),
+    "trainer": adapters("lora_trainer.py", "{folder}"),
+    "loop": adapters("lora_loop.py", "{folder}"),
+    "accelerate": adapters("lora_loop.py", "{folder}", "accelerate"),
     "70b": Case("llama-3-70b", "h200", (*RANK, "16"), 60),
     "405b": Case("llama-3.1-405b", "h200", (*RANK, "64"), 180),
 }
@@ -79,10 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("case", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("case", nargs="*", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--python", required=True, help="an interpreter with a CUDA build of torch")
     arguments = parser.parse_args()
-    for name in arguments.case:
+    if unknown := sorted(set(arguments.case) - set(CASES)):
+        parser.error(f"no such case: {', '.join(unknown)}; expected {', '.join(CASES)}")
+    for name in arguments.case or CASES:
         run(CASES[name], arguments.python)
 
 

@@ -126,6 +126,17 @@ def test_true_values_change_no_allocation(tmp_path: Path, monkeypatch: pytest.Mo
     assert with_values.reserved_bytes == without.reserved_bytes
 
 
+@pytest.mark.parametrize("values", ["1", "0"])
+def test_a_large_copy_of_another_dtype_allocates_its_result_alone(
+    values: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host's tensor is converted on the host: 64 MiB in fp32 of 32 in bf16, read or not."""
+    monkeypatch.setenv("MEMPLAN_DRYRUN_VALUES", values)
+    extra = "moved = torch.empty(2**24, dtype=torch.bfloat16).to('cuda', torch.float32)"
+    more, plain = (dry_run(tmp_path, LOOP.format(extra=text)).observation for text in (extra, ""))
+    assert sizes(more)["forward"] == sizes(plain)["forward"] + 64 * MIB
+
+
 def test_branches_are_those_of_the_values(tmp_path: Path) -> None:
     """What transformers asks of a padding mask and of packed positions is answered from the batch."""
     script = """

@@ -129,6 +129,27 @@ def test_every_rank_of_ddp_runs_and_the_first_is_shown(hub: Path) -> None:
     assert near(component(found, "optimizer_step", "optimizer_states"), 2 * 2 * PARAMETERS)
 
 
+def test_ranks_read_each_others_integers_and_the_largest_is_shown(hub: Path) -> None:
+    """The script holds what each rank reads against the true values; rank 1 keeps 300 MiB more."""
+    found = of_two_ranks("unequal_ranks.py", "300")
+    assert [rank.rank for rank in found.ranks] == [0, 1] and found.steps == 2
+    first, second = (rank.allocated_bytes for rank in found.ranks)
+    assert second - first == 300 * MIB - 512 and found.allocated_bytes == second
+
+
+@pytest.mark.slow
+def test_a_rank_that_runs_out_of_memory_is_the_answer() -> None:
+    found = of_two_ranks("unequal_ranks.py", "30000")
+    assert found.outcome == "oom" and found.refused is not None
+    assert found.refused.requested_bytes == 30000 * MIB
+
+
+def of_two_ranks(script: str, *words: str) -> Observation:
+    launcher = ("python", "-m", "torch.distributed.run", "--nproc_per_node", "2")
+    command = (*launcher, str(SCRIPTS / script), *words)
+    return rehearse(Rehearsal(command, find_gpu("rtx-4090"), gpus=2, python=PYTHON)).observation
+
+
 def test_tensor_parallel_shards_what_its_plan_names(hub: Path) -> None:
     """The MLP's matrices are a quarter each, the rest is whole."""
     found = rank("tp", hub)
@@ -137,19 +158,56 @@ def test_tensor_parallel_shards_what_its_plan_names(hub: Path) -> None:
     assert near(component(found, "load", "weights"), held)
 
 
-def has_deepspeed() -> bool:
+def has(package: str) -> bool:
     """Whether that interpreter has it; torch need not be imported to know."""
-    ask = "import importlib.util, sys; sys.exit(importlib.util.find_spec('deepspeed') is None)"
+    ask = f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{package}') is None)"
     return bool(PYTHON) and subprocess.run([str(PYTHON), "-c", ask]).returncode == 0
 
 
-@pytest.mark.skipif(not has_deepspeed(), reason="deepspeed is not here: it is no part of the dev extra")
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        not has(package), reason=f"{package} is not here: it is no part of the dev extra"
+    )
+
+
+@needs("deepspeed")
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_counts_its_engines_steps(stage: int, hub: Path) -> None:
     """Two of five steps are taken, though the engine steps its optimizer once for each group."""
     found = dry_run("deepspeed_zero.py", str(stage), str(hub / "model"))
     assert found.steps == 2 and [moment.name for moment in found.moments] == STEP
     assert near(component(found, "optimizer_step", "optimizer_states"), 2 * 4 * PARAMETERS)
+
+
+@needs("deepspeed")
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_over_two_ranks_halves_the_states(stage: int, hub: Path) -> None:
+    """Masters and both moments in fp32; ZeRO pads what it divides."""
+    found = of_two_ranks("deepspeed_zero.py", str(stage), str(hub / "model"))
+    assert found.steps == 2 and len({rank.allocated_bytes for rank in found.ranks}) == 1
+    states = component(found, "optimizer_step", "optimizer_states")
+    assert PARAMETERS * 4 <= states <= PARAMETERS * 4 * 1.1
+
+
+@pytest.mark.slow
+def test_a_cuda_graph_keeps_its_gradients(hub: Path) -> None:
+    found = dry_run("compiled.py", "graph", str(hub / "model"))
+    assert found.steps == 2 and near(component(found, "forward", "gradients"), 2 * PARAMETERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param("compile", marks=needs("triton")), pytest.param("liger", marks=needs("liger_kernel"))],
+)
+def test_kernels_of_triton_are_launched(how: str, hub: Path) -> None:
+    """What torch.compile and Liger fuse holds no logits in fp32 for the backward pass."""
+    plain, found = (dry_run("compiled.py", kind, str(hub / "model")) for kind in ("plain", how))
+    assert found.steps == 2 and near(component(found, "load", "weights"), 2 * PARAMETERS)
+    logits = 4 * 2 * 64 * SMALL["vocab_size"]
+    held = component(found, "forward", "activations")
+    assert 0 < held <= component(plain, "forward", "activations") - logits
 
 
 def test_cudnn_attention_is_said_to_be_off_where_torch_would_choose_it() -> None:

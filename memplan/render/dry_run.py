@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from memplan.planner.tables.errors import shorten
 from memplan.planner.tables.units import gib
-from memplan.profiler.dryrun.observation import Observation, Refused, SeenMoment
+from memplan.profiler.dryrun.observation import Observation, Refused, SeenMoment, SeenRank
 from memplan.profiler.dryrun.rehearse import Rehearsed
 from memplan.profiler.record import MEASURED_COMPONENTS
 from memplan.render.components import SPACING
@@ -130,6 +131,8 @@ def sentences(done: Rehearsed, found: Observation) -> list[RenderableType]:
             f"{gib(found.reserved_bytes)} reserved.",
         )
     ]
+    if found.ranks:
+        lines.append(("Ranks", _ranks(found.ranks)))
     if found.largest:
         blocks = "; ".join(
             f"{gib(block.nbytes)} {label(block.component)}" + (f" ({block.line})" if block.line else "")
@@ -141,6 +144,18 @@ def sentences(done: Rehearsed, found: Observation) -> list[RenderableType]:
     lines += [("Note", note[0].upper() + note[1:] + ".") for note in found.notes]
     lines.append(("Dry run", CANNOT_SEE))
     return [paragraph(head, text) for head, text in lines]
+
+
+def _ranks(ranks: Sequence[SeenRank]) -> str:
+    """What each rank reserves; the one that is shown above reserves most."""
+    seen = {rank.reserved_bytes for rank in ranks}
+    if len(seen) == 1 and all(rank.outcome != "oom" for rank in ranks):
+        return f"all {len(ranks)} reserve the same."
+    cells = (
+        f"{rank.rank}: {'out of memory' if rank.outcome == 'oom' else gib(rank.reserved_bytes)}"
+        for rank in ranks
+    )
+    return f"reserved {', '.join(cells)}; the table is of the one that needs most."
 
 
 def place(line: str) -> str:

@@ -74,9 +74,19 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenRank:
+    """One of several processes that trained: the peaks of its device."""
+
+    rank: int
+    outcome: str
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """One process's dry run on one device. `outcome`: stopped (after the steps), ended (by itself), oom,
-    error.
+    error. `ranks`: every process that trained, where there were several.
     """
 
     outcome: str
@@ -95,6 +105,7 @@ class Observation:
     notes: tuple[str, ...]
     refused: Refused | None = None
     error: str | None = None
+    ranks: tuple[SeenRank, ...] = ()
 
     def to_document(self, context_bytes: int) -> dict[str, Any]:
         """The part of memplan.dry-run/1 that the program decides."""
@@ -114,16 +125,35 @@ class Observation:
 
 
 def observe(reports: Sequence[Report]) -> Observation | None:
-    """The observation of the process that trained: the lowest rank among those that took most steps. None:
-    nobody used CUDA.
+    """The observation of the process that trained: of several ranks the one that ran out of memory, else the
+    one that reserves most. None: nobody used CUDA.
     """
     used = [report for report in reports if any(report["events"])]
     if not used:
         return None
-    report = min(used, key=lambda report: (-report["steps"], report["rank"], -len(report["marks"])))
-    devices = range(len(report["events"]))
-    device = max(devices, key=lambda device: _most(report, device, "allocated_peak"))
-    return _Reader(report, device).observation()
+    steps = max(report["steps"] for report in used)
+    trained = [report for report in used if report["steps"] == steps or report["outcome"] == "oom"]
+    ranks = {report["rank"]: _rank(report) for report in trained}
+
+    def decides(report: Report) -> tuple[bool, int, int, int]:
+        seen = _rank(report)
+        return report["outcome"] == "oom", seen.reserved_bytes, -seen.rank, len(report["marks"])
+
+    chosen = max(trained, key=decides)
+    found = _Reader(chosen, _busiest(chosen)).observation()
+    seen = tuple(ranks[rank] for rank in sorted(ranks)) if len(ranks) > 1 else ()
+    return dataclasses.replace(found, ranks=seen)
+
+
+def _busiest(report: Report) -> int:
+    """The device on which a process allocates most."""
+    return max(range(len(report["events"])), key=lambda device: _most(report, device, "allocated_peak"))
+
+
+def _rank(report: Report) -> SeenRank:
+    device = _busiest(report)
+    peaks = (_most(report, device, f"{number}_peak") for number in ("allocated", "reserved"))
+    return SeenRank(report["rank"], report["outcome"], *peaks)
 
 
 def _most(report: Report, device: int, counter: str) -> int:

@@ -1,9 +1,11 @@
 import sys
 
 from datasets import load_dataset
+from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 folder = sys.argv[1]
+adapter = LoraConfig(r=8, target_modules="all-linear") if sys.argv[2:] == ["lora"] else None
 
 
 def shorter_is_better(completions, **kwargs):
@@ -21,5 +23,6 @@ trainer = GRPOTrainer(
     ),
     reward_funcs=shorter_is_better,
     train_dataset=load_dataset("json", data_files=f"{folder}/prompts.jsonl", split="train"),
+    peft_config=adapter,
 )
 trainer.train()

@@ -15,6 +15,7 @@ import weakref
 import torch
 
 from memplan_inside.answer import Answer
+from memplan_inside.host import reading_nothing
 from memplan_inside.lines import asking_line
 
 MOST, MOST_FLOATING = 1 << 24, 1 << 16
@@ -180,7 +181,7 @@ def _kernel(name, op, kernel):
                 _compute(name, op, writes, creates, args, kwargs, outputs)
         return result
 
-    return run
+    return reading_nothing(run, MOST_FLOATING) if name == "copy_" else run
 
 
 def _promoting(op):

@@ -1,7 +1,7 @@
 """--random-weights: from_pretrained reads a checkpoint that holds nothing, made from the config.
 
-The file has a real header and a hole for its data, so that transformers loads it as it loads any checkpoint:
-in its order, with its warm-up, its quantization and its device map.
+Its files have a real header and a hole for their data, so that transformers loads them as it loads any
+checkpoint: in its order, with its warm-up, its quantization and its device map.
 """
 
 import copy
@@ -11,6 +11,8 @@ import sys
 
 import torch
 
+SHARD = 5 * 10**9
+"""Bytes of a file at most, as on the hub: a mapping larger than the machine's memory is refused."""
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -33,31 +35,39 @@ def install(modeling):
         around = sys._getframe(1).f_locals
         if pretrained_model_name_or_path is None or "cls" not in around or "config" not in around:
             return original(pretrained_model_name_or_path, *args, **kwargs)
-        return [write_checkpoint(around["cls"], around["config"])], None
+        return write_checkpoint(around["cls"], around["config"]), None
 
     modeling._get_resolved_checkpoint_files = resolved
 
 
 def write_checkpoint(cls, config):
-    """The path of a checkpoint for the model that `cls` builds of that config."""
+    """The paths of a checkpoint for the model that `cls` builds of that config."""
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     dtype = config.dtype if isinstance(getattr(config, "dtype", None), torch.dtype) else torch.bfloat16
     with torch.device("meta"):
         model = cls(config)
-    header, place = {"__metadata__": {"format": "pt"}}, 0
+    paths, header, place = [], {}, 0
     for name, shape, kind in tensors_of(model, dtype):
         size = torch.Size(shape).numel() * kind.itemsize
+        if header and place + size > SHARD:
+            paths.append(_write(header, place))
+            header, place = {}, 0
         header[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [place, place + size]}
         place += size
-    text = json.dumps(header).encode()
+    return [*paths, _write(header, place)]
+
+
+def _write(header, nbytes):
+    """The path of a file with that header and a hole of so many bytes."""
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
     folder = os.environ["MEMPLAN_DRYRUN_REPORTS"]
     path = os.path.join(folder, f"random-{os.getpid()}-{len(os.listdir(folder))}.safetensors")
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + place)
+        file.truncate(8 + len(text) + nbytes)
     return path
 
 
