@@ -214,9 +214,9 @@ Written by `python benchmarks/verdicts.py --table > docs/verdicts.md` from `meas
 Random setups (`benchmarks/formula_vs_trace.py`) of catalog models of up to 40 billion parameters at their
 full depth, and small models of families that have none, with the kernels of one of six GPUs (T4, A100, A10G,
 RTX 4090, H100, B200) and the default torch release. What each needs was asked of the trace: what it reserves
-and the smallest capacity that it survives. The formula then gave its verdict for GPUs of eight sizes, with the
-margins that other setups gave (`planner/answers/verdict.py`). A FITS where the trace runs out of memory is
-refuted, and so is a NO where it survives; TIGHT promises neither, so its share stands beside them.
+and the smallest capacity that it survives. The formula then gave its verdict for GPUs of eight sizes, with
+the margins that other setups gave (`planner/answers/verdict.py`). A FITS where the trace runs out of memory
+is refuted, and so is a NO where it survives; TIGHT promises neither, so its share stands beside them.
 """
 CAUSES = """The furthest apart, and what is known of them:
 
