@@ -44,7 +44,7 @@ def _of(
     if frozen:
         made.__setattr__, made.__delattr__ = _no_assignment, _no_deletion
         made.__getstate__, made.__setstate__ = _values, _take
-    return made
+    return made  # type: ignore[no-any-return]
 
 
 def _later(cls: type, name: str, frozen: bool) -> Callable[..., Any]:
@@ -79,7 +79,7 @@ def _initializer(cls: Any, frozen: bool) -> Callable[..., Any]:
     """`__init__` as the library writes it (dataclasses.py _init_fn), without what a frozen class needs beside
     it.
     """
-    fields = sorted((f for f in dataclasses.fields(cls)), key=lambda f: f.kw_only)
+    fields = sorted((f for f in dataclasses.fields(cls)), key=lambda f: bool(f.kw_only))
     taken, lines, scope = ["self"], [], {"_set": object.__setattr__, "_made": object()}
     for f in fields:
         value, given = f.name, f.init
