@@ -78,8 +78,6 @@ def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
             f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator "
             "is not replayed: fragmentation is not counted"
         )
-    if setup.attention == "sdpa-efficient":
-        yield "sdpa-efficient: grouped key and value heads are repeated before the call"
 
 
 def _applies(about: str, setup: Setup) -> bool:

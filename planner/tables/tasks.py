@@ -8,8 +8,10 @@ bound.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from memplan.planner.tables.records import dataclass
 
 Head = Literal["vocabulary", "pooled"]
 

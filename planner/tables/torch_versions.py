@@ -6,8 +6,9 @@ A later version than the last row behaves like it until something else is read o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
