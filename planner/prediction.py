@@ -6,7 +6,7 @@ Data flows one way: rows -> moments (breakdowns) -> peak -> verdict. All sizes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from memplan.planner import __version__
@@ -15,7 +15,6 @@ from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.components import COMPONENTS, Component
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.notebook import html_table
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.units import gib
 
 PREDICTION_SCHEMA = "memplan.prediction/1"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.records import dataclass
 from memplan.validate.likeness import generation
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.records import dataclass
 from memplan.validate.likeness import Traits
 
 SHIPPED = Path(__file__).with_name("published_data") / "scores.json"

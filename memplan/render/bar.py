@@ -5,10 +5,9 @@ differ: no color needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.text import Text
-
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

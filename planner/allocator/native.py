@@ -22,10 +22,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain, count
 from typing import Literal
-
-from memplan.planner.tables.records import dataclass
 
 MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple
 SMALL_LIMIT = 2**20  # kSmallSize: the largest request that the small pool serves

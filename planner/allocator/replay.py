@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from memplan.planner.allocator.expandable import Expandable
@@ -23,7 +23,6 @@ from memplan.planner.allocator.native import (
     Undecided,
     round_size,
 )
-from memplan.planner.tables.records import dataclass
 
 Mode = Literal["native", "expandable"]
 Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, bytes requested)

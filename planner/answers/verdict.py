@@ -16,7 +16,7 @@ beside a `fits` what fragmentation could undo.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from memplan.planner.formula.sharding.strategies import wraps
@@ -25,7 +25,6 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu, find_gpu
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.reserved_errors import reserved_error
 
 Word = Literal["fits", "tight", "no"]

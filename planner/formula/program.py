@@ -8,6 +8,7 @@ Python ints, over NumPy arrays and as JavaScript for the report page.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -32,7 +33,6 @@ from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMEN
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.torch_versions import release_of
 
 SYMBOLS = ("B", "S", "R")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from memplan.planner.formula.symbolic.expr import Expr, Sized
 from memplan.planner.prediction import Row
 from memplan.planner.tables.components import Component
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from memplan.planner.tables.records import dataclass
 
 Config = Mapping[str, Any]
 Part = tuple[str, tuple[int, ...], str, str]  # of a weight's constants: name, shape, dtype, why

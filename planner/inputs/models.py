@@ -5,7 +5,7 @@ Reads at most two small files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.jsonfile import read_json
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import NetworkError, UsageError, shorten, shown
-from memplan.planner.tables.records import dataclass
 
 CATALOG = Path(__file__).parent / "catalog"
 INDEX = (

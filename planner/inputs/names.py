@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from memplan.planner.tables.errors import UsageError, nearest, shorten
-from memplan.planner.tables.records import dataclass
 
 # Accounts that copy others' checkpoints, in the same architecture and most often in another precision.
 _MIRRORS = """

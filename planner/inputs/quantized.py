@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.inputs.checkpoint_formats import (
@@ -23,7 +24,6 @@ from memplan.planner.tables.dtypes import FLOATS, PACKED
 from memplan.planner.tables.errors import UsageError, shorten, shown
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.records import dataclass
 
 STORAGES = ("uint8", "bfloat16", "float16", "float32")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.planner.inputs import quantized, task_rules
@@ -14,7 +14,6 @@ from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.tasks import TASKS
 
 if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a person wrote something

@@ -11,11 +11,9 @@ H hidden, I intermediate, L layers, V vocabulary, A heads, K key-value heads, D 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
-
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

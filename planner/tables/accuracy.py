@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from memplan.planner.tables.errors import UsageError, shorten, unknown
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.units import MIB, gib, parse_size
 
 UNVERIFIED = ("amd", "apple")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memplan.planner.tables.records import dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,8 @@ Adding a method is adding a row here; a test compares its trainable count with p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from memplan.planner.tables.records import dataclass
 
 Trains = Literal["all", "last_layers", "adapter", "nothing"]
 

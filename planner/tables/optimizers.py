@@ -8,11 +8,10 @@ row's states with `optimizer.state` after traced steps, and its temporaries with
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memplan.planner.tables.errors import UsageError, nearest, unknown
-from memplan.planner.tables.records import dataclass
 
 Rule = Literal["like", "float32", "blockwise8", "pair32", "pair8", "ao8", "ao4", "step", "factored", "none"]
 """How a state's size follows from its parameter of n elements:

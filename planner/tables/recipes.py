@@ -10,11 +10,10 @@ generated from it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from memplan.planner.tables.loops import PLAIN, TRAINER, Loop
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from memplan.planner.tables.method_class import method_class
-from memplan.planner.tables.records import dataclass
 
 SHIPPED = Path(__file__).with_name("reserved_errors.json")
 

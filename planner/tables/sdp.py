@@ -14,9 +14,8 @@ can_use_cudnn_attention).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
-
-from memplan.planner.tables.records import dataclass
 
 Attention = Literal[
     "eager", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "sdpa-cudnn", "flash_attention_2"

@@ -8,10 +8,8 @@ bound.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from memplan.planner.tables.records import dataclass
 
 Head = Literal["vocabulary", "pooled"]
 

@@ -6,9 +6,8 @@ A later version than the last row behaves like it until something else is read o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
-
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

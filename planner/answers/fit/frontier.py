@@ -10,7 +10,7 @@ Sizes are bytes; a boundary is None where not even the smallest size fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner.answers.verdict import Need, margin_of
@@ -19,7 +19,6 @@ from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.gpus import Gpu
-from memplan.planner.tables.records import dataclass
 
 MOST_BATCH = 4096
 CONFIRMATIONS = 4  # sizes that the replay is asked about for one boundary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need, peak_of
@@ -19,7 +19,6 @@ from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus
-from memplan.planner.tables.records import dataclass
 
 MOST_CARDS = 1024
 STRATEGIES = ("fsdp", "zero3", "zero2", "zero1", "ddp")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import peak_of
@@ -15,7 +16,6 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, find_gpu
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.records import dataclass
 
 Fields = Mapping[str, Any]
 CHOSEN = ("user", "import", "checkpoint")

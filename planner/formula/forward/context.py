@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.symbolic.expr import Expr
@@ -13,7 +14,6 @@ from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.cublas import Release, workspace_bytes
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
 
 

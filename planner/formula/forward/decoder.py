@@ -6,7 +6,7 @@ What the model's forward keeps in local variables lives as long as it runs.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
@@ -25,7 +25,6 @@ from memplan.planner.formula.tape.repeats import compress
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Layer, prefix_sizes
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ matmul folds B and A into one dimension, which such a view allows without a copy
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.tape.ops import Grads, copy, part_of
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Attention
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ bytes of what depends on micro-batch and sequence length.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
@@ -26,7 +26,6 @@ from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
 from memplan.planner.tables.components import EVALUATION
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.records import dataclass
 
 STEPS = 2  # the second is the steady one
 _PRODUCTS = ("matmul", "linear", "bmm")  # how the tape says what made a buffer

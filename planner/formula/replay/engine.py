@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from memplan.planner.allocator.quick import EMPTY_CACHE, Quick
 from memplan.planner.allocator.replay import Event, Mode, replay, smallest_capacity
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load import Values
-from memplan.planner.tables.records import dataclass
 
 if TYPE_CHECKING:
     from memplan.planner.formula.replay.course import Run

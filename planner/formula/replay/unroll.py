@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from memplan.planner.formula.tape.nodes import Info
 from memplan.planner.formula.tape.recorder import Region, Span
 from memplan.planner.formula.tape.tape import Tape
-from memplan.planner.tables.records import dataclass
 
 Kind = tuple[str, object, str]
 

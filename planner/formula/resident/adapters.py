@@ -6,6 +6,7 @@ R rank, N x K a weight's rows and columns, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from memplan.planner.formula.resident.added import ADDED
@@ -16,7 +17,6 @@ from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
 from memplan.planner.tables.errors import UsageError, nearest, unknown
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_targets import ia3_feedforward, peft_targets
-from memplan.planner.tables.records import dataclass
 from memplan.planner.tables.upcasts import is_expert
 
 R = symbol("R")

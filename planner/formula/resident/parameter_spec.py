@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from memplan.planner.formula.symbolic.expr import Expr, Sized, product
-from memplan.planner.tables.records import dataclass
 
 # Model types whose linear layers are a subclass of nn.Linear (FalconLinear): transformers 5.23
 # integrations/bitsandbytes.py replace_with_bnb_linear converts only `type(module) is nn.Linear` and Conv1D,

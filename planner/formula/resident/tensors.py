@@ -5,11 +5,11 @@ each kind of tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from memplan.planner.inputs.spec import Layer, Linear, ModelSpec, Moe, Norm
-from memplan.planner.tables.records import dataclass
 
 # linear / conv1d: the weight of an nn.Linear / Conv1D in a layer or a projection: what adapters target and
 # k-bit loading quantizes. expert: a 3-D (or 2-D bias) parameter of all experts; router: the routing layer's

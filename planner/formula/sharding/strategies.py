@@ -11,11 +11,11 @@ the most where they differ. Of two setups that follow from it, `stored` says in 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.tables.records import dataclass
 
 FOUR_BIT = ("nf4", "fp4")
 UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"

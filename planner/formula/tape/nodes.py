@@ -7,11 +7,11 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from memplan.planner.formula.symbolic.expr import Expr, Sized
 from memplan.planner.tables.components import Component
-from memplan.planner.tables.records import dataclass
 
 Shape = tuple[Sized, ...]
 FIRST = -(10**12)  # accumulation into a leaf runs before anything else that is ready

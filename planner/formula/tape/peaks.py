@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
@@ -17,7 +18,6 @@ from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr, Monomial, total
 from memplan.planner.formula.tape.tape import Info, Shape, Tape
 from memplan.planner.tables.components import Component
-from memplan.planner.tables.records import dataclass
 
 Terms = dict[Monomial, int]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.formula.symbolic.expr import Expr, const, product
@@ -19,7 +20,6 @@ from memplan.planner.formula.tape.nodes import (
 )
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.dtypes import itemsize
-from memplan.planner.tables.records import dataclass
 
 
 @dataclass(slots=True)
