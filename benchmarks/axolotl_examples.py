@@ -18,25 +18,35 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def outcome(path: Path, keys: Counter[str]) -> str:
-    """`answered`, `answered, at least`, `another kind of file`, `model not known` or `refused`."""
+    """`answered`, `answered, at least`, `refused` (and why), or what keeps it from the formula: `another kind
+    of file`, `no model named`, `the hub has its model`, `a family for the trace` (`plan` then runs that).
+    """
     from memplan import api
+    from memplan.planner.importers.choices import runs_instead
     from memplan.planner.importers.files import read_training_file
     from memplan.planner.inputs.models import find
     from memplan.planner.inputs.setup import resolve
-    from memplan.planner.tables.errors import MemplanError, UsageError
+    from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError
 
     try:
         imported = read_training_file(path)
     except UsageError:
         return "another kind of file"
     keys.update(f"{key.status}: {key.key}" for key in imported.keys if key.status in KINDS)
+    if not imported.model:
+        return "no model named"
     try:
-        model = find(imported.model or "")
-        model.spec()
-    except MemplanError:
-        return "model not known"
+        model = find(imported.model)
+    except NetworkError:
+        return "the hub has its model"
+    except MemplanError as error:
+        return f"refused: {error}"
+    if api.unknown_family(model):
+        return "a family for the trace"
     try:
-        api.predict(model, resolve(imported=imported.fields), "formula")
+        spec = model.spec()
+        setup = runs_instead(imported, resolve(imported=imported.fields), spec)
+        api.predict(model, setup, "formula")
     except MemplanError as error:
         return f"refused: {error}"
     return "answered, at least" if imported.not_modelled() else "answered"
@@ -54,6 +64,9 @@ def main(folder: Path) -> None:
         found = outcome(path, keys)
         met[found.partition(":")[0]] += 1
         print(f"{path.relative_to(folder)}: {found}", flush=True)
+    answered = met["answered"] + met["answered, at least"]
+    asked = answered + met["refused"]
+    print(f"{answered} of {asked} whose model the formula knows are answered without a GPU named")
     for name, count in (*met.most_common(), *keys.most_common()):
         print(f"{count:5} {name}")
 

@@ -45,18 +45,23 @@ def catalog() -> Iterator[Case]:
 
 def traced(config: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
     """What the trace reserves, or why it refuses."""
-    from memplan.planner.trace.engine import trace
+    from memplan.planner.trace.device.target import target_of
+    from memplan.planner.trace.engine import recorded
+    from memplan.planner.trace.events.timeline import Timeline
 
     try:
-        found = trace(config, setup)
+        log, _ = recorded(config, setup)
     except UsageError as error:
         return {"refused": str(error)}
-    assert found.smallest_capacity_bytes is not None
+    timeline = Timeline(log, setup, target_of(setup))
+    _, peak, step_peak = timeline.moments()
+    capacity = timeline.smallest_capacity()
+    assert capacity is not None
     return {
-        "allocated": found.peak.allocated_bytes,
-        "reserved": found.peak.reserved_bytes,
-        "step_reserved": found.step_peak.reserved_bytes,
-        "capacity": found.smallest_capacity_bytes - context_bytes(setup.gpu),
+        "allocated": peak.allocated_bytes,
+        "reserved": peak.reserved_bytes,
+        "step_reserved": step_peak.reserved_bytes,
+        "capacity": capacity - context_bytes(setup.gpu),
     }
 
 

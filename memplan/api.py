@@ -293,10 +293,13 @@ def unknown_family(model: Model) -> bool:
     runs, has its class.
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
-    from memplan.planner.run.extras import has_causal_model
 
     kind = language_part(model.config).get("model_type")
-    return isinstance(kind, str) and kind not in FAMILIES and has_causal_model(kind)
+    if not isinstance(kind, str) or kind in FAMILIES:
+        return False
+    from memplan.planner.run.extras import has_causal_model
+
+    return has_causal_model(kind)
 
 
 def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:

@@ -357,3 +357,17 @@ def test_an_answer_is_what_plan_says_of_the_card(sentence, options):
     found = answer(read(sentence))
     planned = memplan.plan("llama-7b", method="lora", **{"gpu": found.question.gpu, **options})
     assert (found.prediction.peak, found.verdict) == (planned.peak, planned.gpus[0].verdict)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "step"),
+    [
+        ("Gemma 4 31B LoRA 80GB?", "memplan gemma-4-31b --method lora --gpu 80gb traces it"),
+        ("Ministral 3 8B QLoRA 12GB?", "memplan ministral-3-8b --method qlora --gpu 12gb traces it"),
+        ("EXAONE 4 32B LoRA 80GB?", "memplan exaone-4.0-32b --method lora --gpu 80gb traces it"),
+    ],
+)
+def test_a_family_that_only_the_trace_knows_is_refused_with_the_command_that_answers(sentence, step, capsys):
+    assert run(["ask", sentence]) == 2
+    said = capsys.readouterr().err
+    assert step in said and "--engine" not in said

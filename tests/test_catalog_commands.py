@@ -33,7 +33,8 @@ REFUSALS = (
     "returns a tuple: PEFT's layer fails there; use --targets attention",
     "peft has no DoRA for the parameters of experts",
     "use --engine trace",
-    "which cannot be concatenated with the model's own keys: use another method",  # prefix tuning of latent heads
+    # prefix tuning of latent heads
+    "which cannot be concatenated with the model's own keys: use another method",
     "prompt tuning needs embeddings as wide as the layers",  # opt-350m's are 512 wide, its layers 1,024
 )
 """What a library cannot do, or the formula has no rule for: exit 2, and each says the next move."""

@@ -216,15 +216,19 @@ def test_cudnn_attention_is_said_to_be_off_where_torch_would_choose_it() -> None
     assert any("cuDNN attention is switched off (compute capability 9.0)" in note for note in notes)
 
 
-def test_the_trainers_evaluation_is_the_traces(hub: Path) -> None:
-    """Full fine-tuning with an evaluation of 32 rows: but for some scalars of the Trainer's (blocks of 512
-    bytes), the trace's bytes.
+@pytest.mark.parametrize(
+    ("script", "rows"),
+    [("evaluates.py", {"eval_batch": 32}), ("metrics.py", {"eval_batch": 8, "eval_kept": 64})],
+)
+def test_the_trainers_evaluation_is_the_traces(script: str, rows: dict[str, int], hub: Path) -> None:
+    """Full fine-tuning with an evaluation of 32 rows, and one of 64 whose logits compute_metrics keeps: but
+    for some scalars of the Trainer's (blocks of 512 bytes), the trace's bytes.
     """
     import memplan
 
-    command = ("python", str(SCRIPTS / "evaluates.py"), str(hub))
+    command = ("python", str(SCRIPTS / script), str(hub))
     found = rehearse(Rehearsal(command, find_gpu("a100-80gb"), python=PYTHON, steps=0)).observation
-    sizes = {"micro_batch": 2, "sequence_length": 128, "eval_batch": 32}
+    sizes = {"micro_batch": 2, "sequence_length": 128, **rows}
     release = nearest(found.torch)
     traced = memplan.plan(
         SMALL,

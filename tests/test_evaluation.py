@@ -59,6 +59,10 @@ def parts(found: Prediction) -> dict[str, int]:
         {"method": "full", "recipe": "hf", "task": "classify"},
         {"method": "prefix-tuning", "recipe": "hf"},
         {"method": "dora", "recipe": "hf", "eval_batch": 1},
+        {"method": "full", "recipe": "hf", "eval_kept": 40},
+        {"method": "lora", "recipe": "hf", "eval_kept": 8},
+        {"method": "lora", "recipe": "raw", "eval_kept": 24, "autocast": "none"},
+        {"method": "full", "recipe": "hf", "eval_kept": 64, "task": "classify"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
@@ -93,6 +97,32 @@ def test_it_grows_with_its_own_batch_alone() -> None:
     logits = 8 * 256 * 2003 * 4
     assert sizes[1] - sizes[0] >= 2 * logits  # fp32 logits and their log-softmax
     assert 0 < sizes[2] - sizes[0] < logits / 100  # the batch that training holds
+
+
+def test_kept_logits_are_there_twice_while_they_are_joined() -> None:
+    """With compute_metrics: those of all batches, those before the last one, and the last one's."""
+    kept = predicted("formula", method="lora", recipe="hf", eval_kept=512)
+    alone = predicted("formula", method="lora", recipe="hf", eval_kept=256)
+    row = 256 * 2003 * 4
+    grows = kept.moment(EVALUATION).allocated_bytes - alone.moment(EVALUATION).allocated_bytes
+    assert grows == pytest.approx(2 * 256 * row, rel=1e-2)
+    rows = {item.name: item.shape[0] for item in kept.moment(EVALUATION).rows if item.shape[2:] == (2003,)}
+    assert max(rows.values()) == 512
+    assert kept.peak.moment == EVALUATION and kept.step_peak == alone.step_peak
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"eval_kept": 8}, "--set eval_batch=8"),
+        ({"eval_kept": 4, "eval_batch": 8}, "less than one batch"),
+        ({"eval_kept": 8, "eval_batch": 8, "loss": "chunked"}, "use --loss full"),
+        ({"eval_kept": 8, "eval_batch": 8, "task": "reward"}, "no rule for task 'reward'"),
+    ],
+)
+def test_what_keeps_no_logits(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resolve(fields)
 
 
 def test_what_trains_nothing_has_none() -> None:

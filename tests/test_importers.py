@@ -180,3 +180,64 @@ def test_a_pattern_that_means_nothing_here_is_refused(tmp_path, pattern):
     path.write_text(f'base_model: a\nmicro_batch_size: 1\nadapter: lora\nlora_target_modules: "{pattern}"\n')
     with pytest.raises(UsageError, match="lora_target_modules"):
         read_training_file(path)
+
+
+GPT_OSS = "base_model: openai/gpt-oss-20b\nadapter: lora\nlora_r: 8\nlora_target_modules: [q_proj]\n"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "model", "attention"),
+    [
+        ("kernels-community/vllm-flash-attn3", "openai/gpt-oss-20b", "eager"),  # sinks
+        ("flash_attention_3", "tiiuae/falcon-rw-1b", "eager"),  # ALiBi
+        ("xformers", "tiiuae/falcon-rw-1b", "sdpa-efficient"),
+        ("kernels-community/flash-attn3", "Qwen/Qwen3-8B", "flash_attention_2"),
+    ],
+)
+def test_the_attention_in_place_of_an_unmodeled_kernel_is_one_that_runs(tmp_path, kernel, model, attention):
+    from memplan import api
+    from memplan.cli.subject import read_subject
+
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        f"base_model: {model}\nadapter: lora\nlora_r: 8\nlora_target_linear: true\nsequence_len: 512\n"
+        f"micro_batch_size: 1\nbf16: true\nattn_implementation: {kernel}\n"
+    )
+    subject = read_subject(str(path), {})
+    (warning,) = (w for w in subject.imported.warnings if w.startswith(f"attention {kernel} is not modeled"))
+    assert subject.setup.attention == attention and attention in warning
+    assert ("high side" in warning) == (attention == "eager")
+    assert api.predict(subject.model, subject.setup).peak.device_bytes > 0
+
+
+def test_an_attention_that_the_file_names_itself_is_not_replaced(tmp_path):
+    from memplan import api
+    from memplan.cli.subject import read_subject
+
+    path = tmp_path / "train.yaml"
+    path.write_text(GPT_OSS + "micro_batch_size: 1\nattn_implementation: flash_attention_2\n")
+    subject = read_subject(str(path), {})
+    with pytest.raises(UsageError, match="no flash_attention_2 with sinks"):
+        api.predict(subject.model, subject.setup)
+
+
+@pytest.mark.parametrize(
+    ("loss", "field", "side"),
+    [
+        ("torchtune.modules.loss.LinearCrossEntropyLoss", None, "high side"),
+        ("torchtune.modules.loss.CEWithChunkedOutputLoss", None, "high side"),
+        ("torchtune.modules.loss.LigerFusedCrossEntropyLoss", "fused", ""),
+        ("torch.nn.CrossEntropyLoss", None, ""),
+    ],
+)
+def test_a_torchtune_loss_is_what_it_keeps(tmp_path, loss, field, side):
+    """torchtune's loops over chunks recompute nothing: between full and chunked, and said so."""
+    path = tmp_path / "full.yaml"
+    path.write_text(
+        "model: {_component_: torchtune.models.llama3_1.llama3_1_8b}\n"
+        "optimizer: {_component_: torch.optim.AdamW}\n"
+        f"loss: {{_component_: {loss}}}\nbatch_size: 2\ndtype: bf16\n"
+    )
+    imported = read_training_file(path)
+    assert imported.fields.get("loss") == field
+    assert any(loss.rpartition(".")[2] in w and side in w for w in imported.warnings) == bool(side)

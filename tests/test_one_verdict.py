@@ -1,5 +1,6 @@
-"""One verdict for one setup, whoever is asked: plan, fit, ask, report and the Python function, for 50 setups
-of which some are not modeled (in continuous integration the first 20).
+"""One verdict for one setup, whoever is asked: plan, compare, fit, ask, report, the callback and the Python
+function, for 50 setups of which some are not modeled and some are shared by several GPUs (in continuous
+integration the first 20).
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ import memplan
 from memplan.cli.main import run
 from memplan.cli.report import _predict
 from memplan.cli.subject import Subject
+from memplan.planner.answers.compare import columns
 from memplan.planner.answers.fit.frontier import Room
 from memplan.planner.answers.search import method_fit
 from memplan.planner.answers.verdict import judge, uncounted_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.gpus import Gpu
 from memplan.profiler import callback
 from memplan.validate.answer import AT_LEAST, answer
 from memplan.validate.ask import read
 from memplan.validate.evaluation_context import EvaluationContext
 
 MODELS = ("gpt2", "smollm2-135m", "qwen3-0.6b", "tinyllama-1.1b")
+PARALLEL = ("ddp", "fsdp", "zero2", "zero3")
 GPUS = ("gtx-1060-6gb", "t4", "rtx-3070", "rtx-3090", "3GiB", "mi300x", "m3-max-36gb")
 
 
 def setups(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Seeded setups, a third of them on GPUs whose kernels are not modeled."""
-    chosen = random.Random(13)
+    """Seeded setups, a third of them on GPUs whose kernels are not modeled, a fifth on two GPUs."""
+    chosen, shared = random.Random(13), random.Random(14)
     for _ in range(count):
         fields = {
             "method": chosen.choice(("full", "lora", "qlora")),
@@ -41,7 +46,27 @@ def setups(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
             "sequence_length": chosen.choice((128, 512, 1024)),
             "gpu": chosen.choice(GPUS),
         }
+        if shared.random() < 0.2:
+            fields |= {"gpus": 2, "parallel": shared.choice(PARALLEL)}
         yield chosen.choice(MODELS), fields
+
+
+WORDS = {
+    "memplan: this training fits": "fits",
+    "memplan: this training is tight": "tight",
+    "memplan: this training needs at least": None,
+    "memplan: this training needs about": "no",
+}
+"""How the callback begins -> the verdict."""
+
+
+def told_by_the_callback(prediction: Prediction, gpu: Gpu) -> str | None:
+    """The verdict that a trainer on this GPU is told."""
+    told: list[str] = []
+    watcher = callback.MemoryCallback(prediction.setup, capacity=gpu.usable_bytes, report=told.append)
+    watcher.prediction = prediction
+    watcher._judge("cuda")
+    return next(word for text, word in WORDS.items() if told[0].startswith(text))
 
 
 def verdicts(name: str, fields: dict[str, Any], context: EvaluationContext) -> dict[str, str | None]:
@@ -58,9 +83,13 @@ def verdicts(name: str, fields: dict[str, Any], context: EvaluationContext) -> d
         tuple(uncounted_of(setup, gpu)),
     )
     prediction = memplan.plan(name, setup)
+    (column,) = columns(model.spec(), setup, lambda each: memplan.plan(name, each), (setup.method,), gpu)
+    assert column.prediction is not None, column.error
     return {
         "api": memplan.plan(name, **fields).gpus[0].verdict,
         "plan": subject.annotate(prediction).gpus[0].verdict,
+        "compare": column.prediction.gpus[0].verdict,
+        "callback": told_by_the_callback(prediction, gpu),
         "fit": fitted.verdict,
         "report": _predict(subject).gpus[0].verdict,
         "ask and claims": judge(context.predict(name, fields), gpu).verdict,

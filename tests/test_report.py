@@ -1,4 +1,4 @@
-"""The page: under 200 kB, loads nothing, escapes everything, and computes in JavaScript exactly what Python
+"""The page: under 400 kB, loads nothing, escapes everything, and computes in JavaScript exactly what Python
 computes.
 """
 
@@ -30,7 +30,7 @@ from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import LARGEST_PAGE, page
 
-PAGE = Path(memplan.__file__).parent / "render" / "report.js"
+PAGE = Path(memplan.__file__).parent / "render" / "report_formula.js"
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -51,7 +51,7 @@ HARNESS = """
 const fs = require("fs");
 const [page, structuresFile, pointsFile] = process.argv.slice(2);
 const source = fs.readFileSync(page, "utf8");
-const own = source.slice(source.indexOf("function moments("), source.indexOf("const device ="));
+const own = source.slice(source.indexOf("function guardOf("), source.indexOf("function peak("));
 const structures = eval(fs.readFileSync(structuresFile, "utf8"));
 const made = new Function("structures", "data", own + "; return moments;");
 const moments = made(structures, { components: WIDTH });
@@ -74,7 +74,7 @@ def test_javascript_equals_python_on_a_grid(tmp_path, config):
         for seq in (1, 128, 299, 300, 4096, 131072)
         for rank in (1, 16)
     ]
-    (tmp_path / "structures.js").write_text(script(spec, found))
+    (tmp_path / "structures.js").write_text(script(spec, found, {}))
     (tmp_path / "points.json").write_text(json.dumps([(entry.key, *rest) for entry, *rest in points]))
     (tmp_path / "harness.js").write_text(HARNESS.replace("WIDTH", json.dumps(COMPONENTS)))
     files = [tmp_path / "harness.js", PAGE, tmp_path / "structures.js", tmp_path / "points.json"]

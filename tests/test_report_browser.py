@@ -3,6 +3,7 @@ Chromium's driver is absent.
 """
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -11,10 +12,12 @@ import urllib.request
 
 import pytest
 
+from memplan.cli.plan import command as plan_command
+from memplan.cli.subject import read_subject
+from memplan.planner.answers.fit.frontier import need
 from memplan.planner.answers.fit.gpus import kernels
 from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.report_data import reserved_table
-from memplan.planner.formula.engine import plan, rank_of, symbolic
+from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.gpus import common_gpus, find_gpu
@@ -59,11 +62,14 @@ class Browser:
             "POST", f"/session/{self.session}/url", {"url": "about:blank"}
         )  # a new address fragment alone would load nothing
         self.call("POST", f"/session/{self.session}/url", {"url": url})
-        for _ in range(200):
-            if self.run("return document.body.dataset.ready === '1'"):
-                return
+        self.until("return document.body.dataset.ready === '1'")
+
+    def until(self, script, seconds=60):
+        """Wait until a script says true."""
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, f"never so: {script}: {json.dumps(self.log())}"
             time.sleep(0.1)
-        raise AssertionError("the page did not become ready: " + json.dumps(self.log()))
 
     def run(self, script, *args):
         return self.call(
@@ -119,11 +125,9 @@ def subject(tmp_path_factory):
 
 
 def expected(spec, setup, gpu):
-    """Device bytes and moment of a setup: what the page's table of replays says for its allocated bytes."""
+    """Device bytes and moment of a setup, by the formula and the replay of its run."""
     peak = plan(spec, setup).peak
-    structure = setup.with_(micro_batch=1, sequence_length=2048, rank=16)
-    reserved = reserved_table(spec, structure, 0.0).reserved(peak.allocated_bytes)
-    return str(reserved + gpu.context_bytes), peak.moment
+    return str(peak.reserved_bytes + gpu.context_bytes), peak.moment
 
 
 def shown(browser):
@@ -166,7 +170,9 @@ def test_a_method_and_a_cell_are_chosen_by_a_click(browser, subject):
     browser.run(click, "#methods g:nth-of-type(2)")
     method = browser.run("return document.getElementById('method').value")
     assert method != "qlora"
-    browser.run(click, "#heat rect[data-batch='4'][data-seq='512']")
+    cell = "#heat rect[data-batch='4'][data-seq='512']"
+    browser.until(f'return document.querySelector("{cell}") !== null')
+    browser.run(click, cell)
     chosen = changed(setup, {"method": method, "checkpointing": "non_reentrant"}).replaced(
         micro_batch=4, sequence_length=512
     )
@@ -177,21 +183,19 @@ def test_the_heat_map_and_the_frontier_are_those_of_fit(browser, subject):
     spec, setup, gpu, path = subject
     browser.open(path.as_uri() + "#method=lora&checkpointing=none&batch=2")
     lora = changed(setup, {"method": "lora", "checkpointing": "none"})
-    structure = symbolic(spec, lora)
-    table = reserved_table(spec, lora, 0.0)
 
     def sizes(batch, sequence):
         """Device bytes, and whether they fit with the margin."""
-        reserved = table.reserved(structure.totals(batch, sequence, rank_of(lora)).peak)
-        need = reserved + gpu.context_bytes
-        return need, need + round(reserved * table.error) <= gpu.usable_bytes
+        found = need(spec, lora.with_(micro_batch=batch, sequence_length=sequence))
+        return found.device_bytes(gpu), found.fits(gpu)
 
+    browser.until("return document.body.dataset.heat !== ''")
     cells = browser.run(
         "return [...document.querySelectorAll('#heat rect')].map(r => ['batch','seq','bytes','fits'].map(k "
         "=> Number(r.dataset[k])))"
     )
     assert len(cells) >= 60
-    for batch, seq, size, fits in cells[::5]:
+    for batch, seq, size, fits in cells[::9]:
         assert (size, bool(fits)) == sizes(batch, seq)
     lines = browser.run(
         "return [...document.querySelectorAll('#heat text[data-longest]')].map(t => "
@@ -216,3 +220,71 @@ def test_it_fits_a_narrow_window_and_prints(browser, subject):
         "POST", f"/session/{browser.session}/print", {"page": {"width": 21.0, "height": 29.7}}
     )
     assert len(printed) > 20_000  # a PDF, base64
+
+
+def test_the_address_has_the_state_and_gives_it_back(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    for name, value in (("method", "lora"), ("checkpointing", "none"), ("card", "a100-80gb"), ("batch", 3)):
+        browser.move(name, value)
+    before, address = shown(browser), browser.run("return location.href")
+    assert "method=lora" in address and "batch=3" in address and "card=a100-80gb" in address
+    browser.open(address)
+    assert shown(browser) == before and browser.run("return location.href") == address
+
+
+def test_two_setups_stand_side_by_side_and_in_the_address(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    browser.run("document.getElementById('pin').click()")
+    browser.move("batch", 5)
+    own, other = setup, setup.replaced(micro_batch=5)
+    sizes = ",".join(expected(spec, each, gpu)[0] for each in (own, other))
+    assert browser.run("return document.body.dataset.beside") == sizes
+    browser.open(browser.run("return location.href"))
+    assert browser.run("return document.body.dataset.beside") == sizes
+    browser.run("document.getElementById('pin').click()")
+    assert browser.run("return document.getElementById('beside').hidden")
+    assert "than." not in browser.run("return location.href")
+
+
+def test_the_command_that_is_copied_is_of_the_setup_shown(browser, subject):
+    spec, setup, gpu, path = subject
+    for method in ("qlora", "lora", "adalora", "full"):
+        browser.open(path.as_uri() + f"#method={method}&batch=2&seq=640&rank=24&checkpointing=none")
+        browser.run("document.getElementById('command').click()")
+        words = shlex.split(browser.run("return document.getElementById('copied').value"))
+        assert words[0] == "memplan"
+        context = plan_command.make_context("plan", words[1:], allow_interspersed_args=True)
+        options = {k: v for k, v in context.params.items() if k != "model"}
+        typed = read_subject(words[1], options).setup
+        assert shown(browser)[0] == expected(spec, typed, gpu)[0]
+
+
+def test_the_course_of_the_run_is_the_replays_and_zooms(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    run = replay_of(spec, setup)
+    first, last, reserved = map(int, browser.run("return document.body.dataset.course").split(","))
+    assert (first, last, reserved) == (0, len(run.events.events), run.reserved_bytes)
+    drag = (
+        "const s = document.querySelector('#course svg'), r = s.getBoundingClientRect();"
+        "for (const [kind, x] of [['pointerdown', 0.25], ['pointerup', 0.5]])"
+        " s.dispatchEvent(new PointerEvent(kind, {clientX: r.left + x * r.width, clientY: r.top + 9}))"
+    )
+    browser.run(drag)
+    first, after, _ = map(int, browser.run("return document.body.dataset.course").split(","))
+    assert abs(first - last * 0.25) <= 1 and abs(after - last * 0.5) <= 1
+    browser.run("document.getElementById('whole').click()")
+    assert browser.run("return document.body.dataset.course").startswith(f"0,{last},")
+
+
+def test_a_setup_without_a_replay_in_the_file_has_its_table(browser, tmp_path):
+    spec, gpu = find("gpt2").spec(), find_gpu("rtx-4090")
+    setup = resolve({"method": "lora", "gpu": "rtx-4090", "sequence_length": 512, "allocator": "expandable"})
+    path = tmp_path / "report.html"
+    path.write_text(page(spec, setup, plan(spec, setup), gpu, OFFERED), encoding="utf-8")
+    browser.open(path.as_uri())
+    assert tuple(shown(browser)) == expected(spec, setup, gpu)
+    assert "No replay" in browser.run("return document.getElementById('course').textContent")
+    assert [entry for entry in browser.log() if entry["level"] == "SEVERE"] == []

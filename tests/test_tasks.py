@@ -66,6 +66,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo, reference precomputed": (LLAMA, {"task": "dpo", "method": "full", "reference": "none"}),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
+    "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
+    "orpo, full": (QWEN, {"task": "orpo", "method": "full", "checkpointing": "none"}),
+    "orpo, one pair": (LLAMA, {"task": "orpo", "recipe": "trl", "method": "full", "micro_batch": 1}),
+    "cpo, without autocast": (LLAMA, {"task": "cpo", "autocast": "none", "weight_dtype": "bfloat16"}),
+    "cpo, accumulated": (QWEN, {"task": "cpo", "recipe": "trl", "gradient_accumulation": 2}),
     "dpo, accumulated": (LLAMA, {"task": "dpo", "gradient_accumulation": 2}),
 }
 
@@ -74,7 +79,7 @@ def setup_of(**fields: Any) -> Setup:
     return resolve({"gpu": "a100-40gb", "micro_batch": 2, "sequence_length": 128, **fields})
 
 
-SLOW = ("dpo, accumulated", "classify, accumulated", "kto, full", "dpo, qlora")
+SLOW = ("dpo, accumulated", "cpo, accumulated", "classify, accumulated", "kto, full", "dpo, qlora")
 """About ten seconds each."""
 
 
@@ -129,6 +134,19 @@ def test_no_task_is_a_supervised_step() -> None:
         assert weights.components["weights"] == 2 * alone.moment("load").components["weights"], model
 
 
+@pytest.mark.parametrize("task", ["orpo", "cpo"])
+def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
+    """Of twice the rows, in fp32, and their gradient twice: more than DPO's tiles, than a supervised step."""
+    same = {"method": "lora", "recipe": "trl", "micro_batch": 4, "sequence_length": 512}
+    found = plan(read_config(LLAMA), setup_of(task=task, **same))
+    logits = 2 * 4 * 512 * 50_000 * 4
+    rows = [row for row in found.peak_rows if row.shape[-1:] == (50_000,)]
+    assert sum(row.bytes for row in rows) >= 2.5 * logits
+    assert found.peak.allocated_bytes > 2.5 * logits > peak(LLAMA, task="dpo", **same)
+    assert found.peak.allocated_bytes > 1.5 * peak(LLAMA, loss="full", **same)
+    assert not lacks(setup_of(task=task))
+
+
 def test_a_reference_runs_without_a_graph() -> None:
     """Its forward comes on top of all that the model's has saved, and keeps nothing of its own."""
     fields = {"task": "dpo", "checkpointing": "none", "micro_batch": 8, "sequence_length": 512}
@@ -164,6 +182,12 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "dpo", "method": "prefix-tuning"}, "use --method lora or full"),
         ({"task": "dpo", "method": "full", "reference": "base"}, "--set reference=model"),
         ({"task": "kto", "micro_batch": 1}, "use --batch 2 or more"),
+        ({"task": "orpo", "method": "qlora"}, "no rule for nf4 weights"),
+        ({"task": "cpo", "method": "prompt-tuning"}, "use --method lora or full"),
+        ({"task": "orpo", "gpus": 2, "parallel": "zero3"}, "use --parallel ddp"),
+        ({"task": "orpo", "loss": "chunked"}, "leave --loss out"),
+        ({"target_length": 64}, "use --task seq2seq, or --seq"),
+        ({"task": "mlm", "recipe": "trl"}, "use --recipe raw or hf"),
         ({"task": "dpo", "packed_documents": 2}, "leave packing out"),
         ({"task": "dpo", "gpus": 2, "parallel": "zero3"}, "use --parallel ddp"),
         ({"reference": "model"}, "use --task dpo"),
@@ -174,6 +198,41 @@ def test_what_a_task_excludes(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match="(?s)" + said) as refused:
         resolve(fields)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("task", ["mlm", "seq2seq"])
+def test_a_decoder_is_no_encoder(task: str) -> None:
+    """The formula has decoders alone, of which transformers lists no class for these tasks."""
+    from memplan.planner.inputs.families.table import FAMILIES
+
+    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+    assert not set(FAMILIES) & set(getattr(auto, f"{TASKS[task].classes}_NAMES"))
+    with pytest.raises(UsageError, match="model_type 'llama': leave --task out"):
+        plan(read_config(LLAMA), setup_of(task=task, recipe="hf"))
+
+
+@pytest.mark.trace
+def test_encoders_are_traced_by_their_own_class() -> None:
+    """A decoder is refused there too; of an encoder-decoder the decoder's rows have a length of their own."""
+    pytest.importorskip("transformers")
+    from test_trace_tasks import BERT, T5
+
+    from memplan.planner.trace.engine import trace
+
+    def bytes_of(config: dict[str, Any], **fields: Any) -> int:
+        return trace(config, setup_of(recipe="hf", method="full", **fields)).peak.allocated_bytes
+
+    with pytest.raises(UsageError, match="model_type 'llama': leave --task out"):
+        bytes_of(LLAMA, task="mlm")
+    with pytest.raises(UsageError, match="model_type 'bert': leave --task out"):
+        bytes_of(BERT, task="seq2seq")
+    short, same, supervised = (
+        bytes_of(T5, **fields)
+        for fields in ({"task": "seq2seq", "target_length": 16}, {"task": "seq2seq"}, {})
+    )
+    logits = 2 * (128 - 16) * T5["vocab_size"] * 4
+    assert same - short > 2 * logits and abs(same - supervised) < 0.01 * same
+    assert bytes_of(BERT, task="mlm") != bytes_of(BERT, task="classify")
 
 
 @pytest.mark.parametrize("model_type", WITHOUT_POOLED_HEAD)
@@ -203,7 +262,10 @@ def test_defaults_are_the_trainers() -> None:
     assert resolve({"task": "reward"}).num_labels == 1
     assert resolve({}).reference == "none"
     trl = pytest.importorskip("trl")
-    for config in (trl.DPOConfig, trl.RewardConfig, trl.KTOConfig):
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    for config in (trl.DPOConfig, trl.RewardConfig, trl.KTOConfig, ORPOConfig, CPOConfig):
         assert config.__dataclass_fields__["disable_dropout"].default is True
     assert not TASKS["dpo"].dropout and not TASKS["reward"].dropout
 
@@ -245,6 +307,11 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
     found = written(tmp_path, "classify.py", CLASSIFIER)
     assert (found.fields["task"], found.fields["num_labels"]) == ("classify", 5)
     assert not found.not_modelled() and not any("classification" in text for text in found.warnings)
+    for name, task in (("MaskedLM", "mlm"), ("Seq2SeqLM", "seq2seq")):
+        encoder = CLASSIFIER.replace("SequenceClassification", name).replace(", num_labels=5", "")
+        encoder = encoder.replace('task_type="SEQ_CLS", ', "")
+        found = written(tmp_path, "encoder.py", encoder)
+        assert found.fields["task"] == task and not found.not_modelled()
     cases = {
         ("", ""): ("dpo", None),
         ("", ", ref"): ("dpo", "model"),
@@ -257,6 +324,9 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
         assert found.fields["sequence_length"] == 512 and not found.not_modelled()
     reward = PREFERENCES.replace("DPO", "Reward").format(more="", second="")
     assert written(tmp_path, "reward.py", reward).fields["task"] == "reward"
+    for name in ("ORPO", "CPO"):
+        found = written(tmp_path, "train.py", PREFERENCES.replace("DPO", name).format(more="", second=""))
+        assert found.fields["task"] == name.lower() and not found.not_modelled()
     grpo = PREFERENCES.replace("DPO", "GRPO").format(more="", second="")
     assert lacks(resolve(imported=written(tmp_path, "grpo.py", grpo).fields)).startswith("task grpo")
 
@@ -267,6 +337,8 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
         ("python trl/scripts/dpo.py --model_name_or_path Qwen/Qwen2.5-7B --beta 0.1", "dpo"),
         ("trl dpo --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "dpo"),
         ("accelerate launch reward_modeling.py --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "reward"),
+        ("python examples/scripts/orpo.py --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "orpo"),
+        ("accelerate launch cpo.py --model_name_or_path Qwen/Qwen2.5-7B --cpo_alpha 1.0 --use_peft", "cpo"),
         ("trl kto --model_name_or_path Qwen/Qwen2.5-7B --desirable_weight 2", "kto"),
         ("trl grpo --model_name_or_path Qwen/Qwen2.5-7B", "grpo"),
         ("trl sft --model_name_or_path Qwen/Qwen2.5-7B --use_peft", None),
@@ -328,7 +400,7 @@ def test_the_page_is_of_the_kept_dry_runs() -> None:
     root = Path(__file__).parents[1]
     sys.path.insert(0, str(root / "benchmarks"))
     try:
-        import tasks_dryrun as judged
+        import tasks_dryrun as judged  # and the scripts beside it
     finally:
         sys.path.pop(0)
     from memplan.planner.inputs.models import find
@@ -341,5 +413,6 @@ def test_the_page_is_of_the_kept_dry_runs() -> None:
         entry = kept[case.label]
         assert abs(judged.error(entry, "trace")) <= 0.005, case.label
         assert abs(judged.error(entry, "formula")) <= 0.02, case.label
-        today = plan(find(case.model).spec(), case.setup()).peak.allocated_bytes
-        assert today == entry["formula"]["allocated_bytes"], case.label
+        if case.model not in judged.CONFIGS:
+            today = plan(find(case.model).spec(), case.setup()).peak.allocated_bytes
+            assert today == entry["formula"]["allocated_bytes"], case.label

@@ -206,7 +206,7 @@ def tiles_as_triton_folds_them() -> Any:
         yield
 
 
-def trained(s: Setup, folder: Path, make: Any = None) -> tuple[Log, Windows]:
+def trained(s: Setup, folder: Path, make: Any = None, config: dict[str, Any] = CONFIG) -> tuple[Log, Windows]:
     """What the stack's trainer does in STEPS steps on meta, seen by the observer. `make`: what makes the
     trainer of the model where it is another task's.
     """
@@ -216,7 +216,7 @@ def trained(s: Setup, folder: Path, make: Any = None) -> tuple[Log, Windows]:
     observer = Observer(Kernels(target))
     observer.answers = patches.answers(s, observer)
     windows = Windows(observer.log)
-    model = outline(CONFIG, s)
+    model = outline(config, s)
     with observer.on_host(), quiet():
         replace_linears(model, s)
     with contextlib.ExitStack() as stack:

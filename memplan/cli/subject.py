@@ -121,4 +121,8 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
         raise NoModelError(imported)
     fields = {**imported.fields, **file_fields(options)}
     found, setup = api.request(imported.model, imported=fields, **given_fields(options))
+    if imported.named_attention and not api.unknown_family(found):
+        from memplan.planner.importers.choices import runs_instead
+
+        setup = runs_instead(imported, setup, found.spec())
     return Subject(found, setup, imported)

@@ -159,6 +159,7 @@ class OutOfMemoryMessage:
     moment: str | None
     place: str | None
     failures: int  # how many such messages the log has
+    garbled: str | None = None  # a size that no GPU has: what a cut or joined log leaves; it counts as unsaid
 
     @property
     def held(self) -> int | None:
@@ -218,6 +219,7 @@ class OutOfMemoryMessage:
             "moment": self.moment,
             "place": self.place,
             "failures": self.failures,
+            "garbled": self.garbled,
         }
 
 
@@ -236,6 +238,7 @@ def read_oom(log: str) -> OutOfMemoryMessage:
     groups = match.groupdict()
     binary = form == "MPS"
     sizes = {name: _believed(name, groups.get(name), binary) for name in NUMBERS}
+    garbled = [groups[name] for name, size in sizes.items() if size is None and groups.get(name)]
     before = text[max(0, match.start() - 20_000) : match.start()]
     frames = before[max(before.rfind("Traceback (most recent call last)"), 0) :]
     reserved = _reserved(sizes)
@@ -265,6 +268,7 @@ def read_oom(log: str) -> OutOfMemoryMessage:
         moment=moment,
         place=None if moment == "save" else _first(PLACES, _innermost(frames)),
         failures=len(telling),
+        garbled=shorten(garbled[0]) if garbled else None,
     )
 
 
@@ -275,13 +279,10 @@ def _matches(text: str) -> Iterator[tuple[str, re.Match[str]]]:
 
 
 def _believed(name: str, text: str | None, binary: bool = False) -> int | None:
-    """The bytes that a message names. UsageError where no GPU has as much: the message is garbled."""
+    """The bytes that a message names; None where no GPU has as much: the message is garbled."""
     size = _bytes(text, binary)
-    if size is not None and size > (MOST_ASKED if name == "asked" else MOST_HELD):
-        raise UsageError(
-            f"the out-of-memory message names {shorten(text or '')}, more than any GPU has: is the log whole?"
-        )
-    return size
+    most = MOST_ASKED if name == "asked" else MOST_HELD
+    return None if size is None or size > most else size
 
 
 def _own_process(

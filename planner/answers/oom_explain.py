@@ -28,8 +28,10 @@ def explain(oom: OutOfMemoryMessage, checkpoint_bytes: int | None = None) -> lis
         )
     elif where or place:
         lines.append(f"failed{where}{place}; the message gives no sizes")
-    else:
+    elif oom.garbled is None:
         lines.append("the message gives neither sizes nor a location")
+    if oom.garbled is not None:
+        lines.append(f"not used: {oom.garbled}, more than any GPU has: is the log whole?")
     if oom.allocated is not None and oom.reserved is not None:
         lines.append(f"tensors used {gib(oom.allocated)} of the {gib(oom.reserved)} reserved by PyTorch")
     if over := shared_memory(oom):

@@ -11,17 +11,20 @@ import base64
 import gzip
 import json
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memplan.planner.answers.fit.frontier import Room, need
-from memplan.planner.answers.fit.suggest import changed
-from memplan.planner.answers.verdict import uncounted
+from memplan.planner.answers.fit.suggest import CHOSEN, changed
+from memplan.planner.answers.report_runs import SymbolicRun, symbolic_run
+from memplan.planner.answers.verdict import margin_of, uncounted
 from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic, whole_segments
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.symbolic.codegen import javascript
+from memplan.planner.inputs.models import names
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Prediction
@@ -30,9 +33,15 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.progress import tell
+from memplan.planner.tables.torch_versions import TORCH_VERSIONS
+
+if TYPE_CHECKING:
+    from memplan.planner.formula.forward.decoder import Guard
 
 METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
 LONGEST = 131072
+MOST_RUNS = 180_000
+"""Bytes, compressed, of the runs that a page has room for; structures beyond it have a table of replays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +109,58 @@ def reserved_table(spec: ModelSpec, setup: Setup, error: float) -> ReservedTable
     return ReservedTable(tuple(table.items()), max(one.margin for one in found))
 
 
-def script(spec: ModelSpec, found: Iterable[ReportStructure]) -> str:
-    """A JavaScript object: structure key -> {windows, guards: [{single, windows, names, counts, f}]}; `f`
-    gives the components of each state of each moment, in COMPONENTS' order, for (B, S, R).
+Runs = dict[str, list[SymbolicRun]]
+
+
+def runs_of(spec: ModelSpec, found: Iterable[ReportStructure]) -> Runs:
+    """By structure the run of each guard, of as many structures as a page has room for, in their order; none
+    of one that the allocator is not written for, or that GPUs share.
     """
+    runs: Runs = {}
+    known: set[str] = set()
+    room = MOST_RUNS
+    for entry in found:
+        tell(f"events of {entry.method}, checkpointing {entry.checkpointing}")
+        own = [symbolic_run(spec, entry.setup, guard) for guard in symbolic(spec, entry.setup).guards()]
+        made = [run for run in own if run is not None]
+        new = {text for run in made for text in (run.steps, run.which)} - known
+        size = sum(len(gzip.compress(text.encode(), 6)) for text in new)
+        if len(made) == len(own) and size <= room:
+            room -= size
+            known |= new
+            runs[entry.key] = made
+    return runs
+
+
+def script(spec: ModelSpec, found: Iterable[ReportStructure], runs: Runs) -> str:
+    """A JavaScript object {texts, of}: `of` has for each structure's key {rows, windows, guards: [{single,
+    windows, names, counts, f, run}]}; `f` gives the components of each state of each moment, in COMPONENTS'
+    order, for (B, S, R), and `run` what the allocator is asked for (report_runs.py), its two long texts as
+    places in `texts`, or null.
+    """
+    texts: dict[str, int] = {}
     parts = []
     for entry in found:
         tell(f"expressions of {entry.method}, checkpointing {entry.checkpointing}")
-        parts.append(f"{json.dumps(entry.key)}: {_structure(symbolic(spec, entry.setup))}")
-    return "({" + ",\n".join(parts) + "})"
+        structure = symbolic(spec, entry.setup)
+        guards = structure.guards()
+        codes = [run.javascript(texts) for run in runs.get(entry.key, ())] or ["null"] * len(guards)
+        written = [_guard(structure, guard, code) for guard, code in zip(guards, codes, strict=True)]
+        head = json.dumps({"rows": structure.rows, "windows": list(structure.windows)})[:-1]
+        parts.append(f"{json.dumps(entry.key)}: {head}" + ', "guards": [' + ",\n".join(written) + "]}")
+    return f'({{"texts": {json.dumps(list(texts))},\n"of": {{' + ",\n".join(parts) + "}})"
 
 
-def _structure(structure: Symbolic) -> str:
-    guards = []
-    for guard in structure.guards():
-        program = structure.program(guard)
-        sizes = [size for states in program.moments.values() for state in states for size in state.components]
-        head = {
-            "single": guard.single,
-            "windows": list(guard.windows),
-            "names": list(program.moments),
-            "counts": [len(states) for states in program.moments.values()],
-        }
-        guards.append(json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}' + "}")
-    return '{"windows": ' + json.dumps(list(structure.windows)) + ', "guards": [' + ",\n".join(guards) + "]}"
+def _guard(structure: Symbolic, guard: Guard, run: str) -> str:
+    program = structure.program(guard)
+    sizes = [size for states in program.moments.values() for state in states for size in state.components]
+    head = {
+        "single": guard.single,
+        "windows": list(guard.windows),
+        "names": list(program.moments),
+        "counts": [len(states) for states in program.moments.values()],
+    }
+    return json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}, "run": {run}' + "}"
 
 
 def packed(text: str) -> str:
@@ -138,20 +175,23 @@ def data(
     cards: Iterable[Gpu],
     gpu: Gpu,
     found: list[ReportStructure],
+    runs: Runs,
     room: Room,
     measured: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Everything else that the page's script needs, as JSON types."""
     longest = min(LONGEST, spec.max_positions or LONGEST)
-    tables = {entry.key: reserved_table(spec, entry.setup, 0.0) for entry in found}
+    tables = {entry.key: reserved_table(spec, entry.setup, 0.0) for entry in found if entry.key not in runs}
+    errors = {entry.key: margin_of("formula", entry.setup) for entry in found if entry.key in runs}
     return {
         "model": spec.name,
-        "parameters": spec.parameters,
+        "command": _command(spec, setup),
         "recipe": setup.recipe,
         "components": list(COMPONENTS),
         "methods": list(dict.fromkeys(entry.method for entry in found)),
         "checkpointings": list(dict.fromkeys(entry.checkpointing for entry in found)),
         "keys": [entry.key for entry in found],
+        "ranks": {entry.method: _rank_option(entry.method) for entry in found},
         "trains": {entry.method: METHODS[entry.method].trains for entry in found},
         "state": {
             "batch": setup.micro_batch,
@@ -163,7 +203,8 @@ def data(
         },
         "longest": longest,
         "segment": SEGMENT,
-        "errors": {key: table.error for key, table in tables.items()},
+        "ties": TORCH_VERSIONS[setup.torch].equal_blocks,
+        "errors": errors | {key: table.error for key, table in tables.items()},
         "reserved": {key: table.points for key, table in tables.items()},
         "uncounted": {
             entry.key: 0 if room.error or prediction.survival else uncounted(entry.setup) for entry in found
@@ -176,6 +217,32 @@ def data(
         "engine": prediction.engine,
         "measured": measured or {},
     }
+
+
+CONTROLLED = ("method", "checkpointing", "micro_batch", "sequence_length", "rank", "init_rank", "gpu")
+"""Setup fields that the page's controls set, or that its command says by an option of their own."""
+
+
+def _rank_option(method: str) -> str:
+    """What precedes the rank on a command line; empty where the method has none."""
+    if method == "adalora":
+        return "--set init_rank="
+    return "--rank " if "rank" in METHODS[method].reads else ""
+
+
+def _command(spec: ModelSpec, setup: Setup) -> str:
+    """MODEL and the options that a command has for this setup beside those of the page's controls, quoted for
+    a shell.
+    """
+    model = spec.name if spec.name in names() or "/" in spec.name else "MODEL"
+    chosen = {
+        name: getattr(setup, name)
+        for name, origin in setup.origins.items()
+        if origin in CHOSEN and name not in (*CONTROLLED, "recipe")
+    }
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in chosen.items()}
+    words = [model, "--recipe", setup.recipe, *(w for k, v in values.items() for w in ("--set", f"{k}={v}"))]
+    return shlex.join(words)
 
 
 def _with(cards: Iterable[Gpu], gpu: Gpu) -> list[Gpu]:

@@ -39,7 +39,9 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
     if setup.eval_batch is not None:
         yield (
             f"evaluation: batches of {setup.eval_batch} return the loss only; with compute_metrics the "
-            "Trainer also keeps the logits of every batch, which is not counted"
+            "Trainer also keeps the logits of every batch: --set eval_kept=ROWS counts them"
+            if setup.eval_kept is None
+            else f"evaluation: compute_metrics has the logits of {setup.eval_kept} rows on the GPU at once"
         )
     if setup.method == "adalora" and setup.importance_buffers and setup.loop.callbacks:
         yield (
@@ -76,8 +78,6 @@ def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
             f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator "
             "is not replayed: fragmentation is not counted"
         )
-    if setup.attention == "sdpa-efficient":
-        yield "sdpa-efficient: grouped key and value heads are repeated before the call"
 
 
 def _applies(about: str, setup: Setup) -> bool:

@@ -125,6 +125,15 @@ def _run(key: _Key, batch: int, sequence: int) -> Run:
     return _cached_run(key, guard)
 
 
+def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
+    """The events of a structure's run under a guard; None where `replay_of` has none. UsageError where the
+    formula has no rule.
+    """
+    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+        return None
+    return _cached_run(_Key(headed(spec, setup), _structure(setup)), guard)
+
+
 @lru_cache(maxsize=64)
 def _cached_run(key: _Key, guard: Guard) -> Run:
     from memplan.planner.formula.replay.course import Run

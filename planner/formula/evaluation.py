@@ -1,5 +1,5 @@
-"""An evaluation step on a tape of its own: the loss of a larger batch without a graph, after the optimizer's
-step; what `planner/run/evaluation.py` runs.
+"""An evaluation on a tape of its own: the loss of a larger batch without a graph, after the optimizer's
+step, and the logits that compute_metrics keeps; what `planner/run/evaluation.py` runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from memplan.planner.formula.resident.loading import batch_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.step import Step
 from memplan.planner.formula.symbolic.expr import const
-from memplan.planner.formula.tape.tape import Tape
-from memplan.planner.inputs.tasks import rows
+from memplan.planner.formula.tape.tape import Tape, Tensor
+from memplan.planner.inputs.tasks import evaluation_batches, rows
 from memplan.planner.tables.components import EVALUATION
 
 
@@ -39,7 +39,19 @@ class _Evaluation(Step):
         self.setup = setup.with_(micro_batch=setup.eval_batch, checkpointing="none", gradient_accumulation=1)
         count = rows(self.setup) * self.setup.micro_batch
         self.guard = replace(self.guard, single=count == 1)
-        batch, before = const(count), self.w
+        with t.no_grad():
+            if setup.eval_kept is None:
+                outputs, _, ids = self._batch(count)
+                del outputs, ids
+            else:
+                self._keep(count, evaluation_batches(setup))
+        t.end_forward()
+        t.mark("end")
+        return t
+
+    def _batch(self, count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """One batch of `count` rows: its outputs, its labels and all of its tensors."""
+        t, before, batch = self.tape, self.w, const(count)
         self.w = Context(
             t, self.setup, self.parameter_table, before.device, batch, before.sequence, count == 1, {}
         )
@@ -48,11 +60,28 @@ class _Evaluation(Step):
             t.alloc(name, shape, "int64", "the batch of the evaluation")
             for name, shape in batch_shapes(self.setup, batch)
         ]
-        with t.no_grad():
-            self.decoder = Decoder(self.w, self.guard, self.hooks, ids[0])
-            outputs = self._forward()
-            del outputs, ids
-            self.decoder.prefix.drop()
-        t.end_forward()
-        t.mark("end")
-        return t
+        self.decoder = Decoder(self.w, self.guard, self.hooks, ids[0])
+        outputs, loss = self._forward()
+        del loss
+        self.decoder.prefix.drop()
+        labels = next((tensor for tensor in ids if "labels" in tensor.name), ids[0])
+        return outputs, labels, ids
+
+    def _keep(self, count: int, batches: int) -> None:
+        """Logits and labels of several batches, joined as they come (planner/run/evaluation.py)."""
+        t, kept = self.tape, []
+        logits, labels, ids = self._batch(count)
+        kept = [logits, labels]
+        for number in range(1, batches):
+            if number == batches - 1:
+                logits, labels, ids = self._batch(count)
+            else:
+                logits, labels = (
+                    t.alloc("logits of a batch", logits.shape, logits.dtype, "of one more batch"),
+                    t.alloc("labels of a batch", labels.shape, labels.dtype, "of one more batch"),
+                )
+            for place, new in enumerate((logits, labels)):
+                shape = ((number + 1) * count, *new.shape[1:])
+                name = f"kept {'labels' if place else 'logits'}"
+                kept[place] = t.alloc(name, shape, new.dtype, "of every batch, for compute_metrics")
+        del ids

@@ -7,7 +7,7 @@ where they are accumulated.
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward import preferences
+from memplan.planner.formula.forward import preferences, whole_logits
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
@@ -173,6 +173,8 @@ class Step:
         self.hooks.begin()
         if TASKS[self.setup.task].reference:
             return self._compared()
+        if TASKS[self.setup.task].joined:
+            return self._joined()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
@@ -212,6 +214,21 @@ class Step:
         if self.setup.method == "adalora":
             loss = self._regularized(loss)
         del labels, kept, reference, beside
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(t, "scale", loss, "loss")
+        return loss, loss
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        """ORPO's or CPO's loss, of whole logits, after the model's forward has returned."""
+        t, w = self.tape, self.w
+        rows = whole_logits.joined(w)
+        logits = self.hooks.leave("tail", logits_of(w, self.decoder.run()))
+        t.forget_casts()
+        self.decoder.outside.clear()
+        if self.setup.outputs_fp32 and w.auto is not None:
+            logits = cast(t, logits, "float32", "fp32 logits")
+        loss = self.hooks.leave("root", whole_logits.pairs_loss(w, logits))
+        del rows, logits
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss, loss

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers.rules import SIDE, Facts, bad, text
+from memplan.planner.importers.rules import SIDE, Facts, Imported, bad, text
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import unknown
 from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
+from memplan.planner.tables.sdp import FLASH_2
 
 _OTHERS = """
 optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon_8bit dion sinkgd polora flash_adamw
@@ -99,4 +102,26 @@ def settle_attention(facts: Facts, warnings: list[str]) -> None:
         raise unknown("attention implementation", name, (*ATTENTION, *_NEAREST))
     facts["attention"] = ATTENTION.get(base) or _NEAREST[base]
     if base in _NEAREST:
-        warnings.append(f"attention {base} is not modeled: {facts['attention']}, the nearest, is assumed")
+        facts["_named_attention"] = base
+        warnings.append(f"{_said(base)}: {facts['attention']}, the nearest, is assumed")
+
+
+def runs_instead(imported: Imported, setup: Setup, spec: ModelSpec) -> Setup:
+    """`setup` with an attention that the model's class runs, where the file's own kernel was replaced by
+    flash_attention_2 and that takes neither sinks nor ALiBi (gpt-oss, Falcon-RW): eager, which holds the
+    scores that a fused kernel does not. The warning is added to `imported`.
+    """
+    attentions = [layer.attention for _, layer in spec.layers]
+    has = "sinks" if any(a.sinks for a in attentions) else "ALiBi" if any(a.alibi for a in attentions) else ""
+    if not (has and imported.named_attention and setup.attention == FLASH_2):
+        return setup
+    imported.warnings[:] = [w for w in imported.warnings if not w.startswith(_said(imported.named_attention))]
+    imported.warnings.append(
+        f"{_said(imported.named_attention)}: eager is assumed, since transformers has no flash_attention_2 "
+        f"with {has}; a fused kernel holds no scores of sequence x sequence{SIDE['high']}"
+    )
+    return setup.replaced(attention="eager")
+
+
+def _said(kernel: str) -> str:
+    return f"attention {kernel} is not modeled"

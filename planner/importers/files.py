@@ -186,6 +186,7 @@ def read_document(document: Mapping[str, Any], row: Format, source: str) -> Impo
     imported = Imported(
         row.name, source, facts.get("_model", model), fields, keys, warnings, list(facts.get("_notes", ()))
     )
+    imported.named_attention = facts.get("_named_attention", "")
     if isinstance(deepspeed, Mapping):
         merge(imported, read_document(deepspeed, FORMATS["deepspeed"], f"{source}: deepspeed"))
     elif isinstance(deepspeed, str) and deepspeed:

@@ -64,6 +64,7 @@ class Imported:
     beside: list[str] = field(
         default_factory=list
     )  # other files that this one names: an accelerate or DeepSpeed file
+    named_attention: str = ""  # the kernel that the file names, where `fields` has the nearest in its place
 
     def by_status(self, status: Status) -> list[KeyReport]:
         """The keys of one status, in the file's order."""

@@ -26,7 +26,7 @@ from memplan.planner.importers.rules import (
 )
 from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
 from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
-from memplan.planner.importers.tasks import COMPARED, rules_of, settle_head, trainer_task
+from memplan.planner.importers.tasks import CLASSES, COMPARED, rules_of, settle_head, trainer_task
 from memplan.planner.importers.values import UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -124,8 +124,9 @@ def _from_pretrained(call: ast.Call, code: Code, called: str) -> bool:
         if keyword.arg in ("pretrained_model_name_or_path", "model_name")
     ]
     _model(next(iter([*call.args, *named]), None), code, "from_pretrained(model)")
-    if "SequenceClassification" in owner_name:
-        code.facts.setdefault("task", "classify")
+    task = next((task for word, task in CLASSES.items() if word in owner_name), None)
+    if task is not None:
+        code.facts.setdefault("task", task)
     elif "Classification" in owner_name:
         code.warnings.append(
             f"{owner_name}: a head for each token is not modeled: the logits of the whole vocabulary are "
@@ -322,8 +323,9 @@ def _finish(code: Code, name: str) -> Imported:
     if "_length" in facts:
         fields["sequence_length"] = facts["_length"]
     notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
-    known = facts.get("_model")
-    return Imported("python", name, known, fields, code.keys, code.warnings, [] if known else notes)
+    known, kernel = facts.get("_model"), facts.get("_named_attention", "")
+    said = [] if known else notes
+    return Imported("python", name, known, fields, code.keys, code.warnings, said, [], kernel)
 
 
 def _method(facts: Facts, four_bit: bool) -> dict[str, Any]:

@@ -29,6 +29,13 @@ TRAINERS: dict[str, str] = {
 SCRIPTS: dict[str, str] = {word.lower(): task for word, task in TRAINERS.items()}
 """The first word of a script or a subcommand of TRL's (dpo.py, trl reward) -> the task."""
 
+CLASSES: dict[str, str] = {
+    "SequenceClassification": "classify",
+    "MaskedLM": "mlm",
+    "Seq2SeqLM": "seq2seq",
+}
+"""What a transformers class is for, in its name -> the task."""
+
 COMPARED = ("dpo", "kto")
 """The tasks whose trainers take a `ref_model`."""
 
@@ -47,8 +54,10 @@ _PAIRS: dict[str, Rule] = {
     "sync_ref_model": not_modelled("the reference model is updated in place"),
     "use_weighting": not_modelled("one more number for each token"),
     "loss_type": Rule("ignored", why="another number of the same log-probabilities"),
+    "cpo_alpha": Rule("ignored", why="a number of the loss; its cross-entropy is counted, 0 leaves it out"),
+    "simpo_gamma": Rule("ignored", why="a number of the loss"),
 }
-KEYS: dict[str, dict[str, Rule]] = dict.fromkeys(("dpo", "kto", "reward"), _PAIRS)
+KEYS: dict[str, dict[str, Rule]] = dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo"), _PAIRS)
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 
 
@@ -85,9 +94,9 @@ def settle_head(facts: Facts) -> None:
     """The task of a piece of Python, and a classifier's num_labels, unless a trainer says what its head is."""
     settle_task(facts)
     labels = facts.pop("_labels", None)
-    if facts.get("task") == "classify":
+    if facts.get("task") in CLASSES.values():
         facts.pop("loss", None)
-        if labels is not None:
+        if labels is not None and facts["task"] == "classify":
             facts["num_labels"] = labels
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from memplan.planner.importers.rules import (
+    SIDE,
     Facts,
     Rule,
     bad,
@@ -73,6 +74,13 @@ MODELS = {
 }
 """torchtune's builders -> the catalog's names."""
 
+
+CHUNKED_LOSSES = ("CEWithChunkedOutputLoss", "LinearCrossEntropyLoss")
+"""torchtune 0.6.1 modules/loss/ce_chunked_output_loss.py; modules/loss/cross_entropy_loss.py after it
+(02b12d3), where the head's product is in the loop too: eight chunks, neither recomputed nor checkpointed.
+"""
+FUSED_LOSSES = ("LigerFusedCrossEntropyLoss",)
+"""Liger's own kernel (02b12d3, the same file)."""
 
 RENAMED = {"output_proj": "o_proj"}
 FUSED = {
@@ -219,11 +227,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["checkpointing"] = "non_reentrant" if facts.get("_checkpointing") else "none"
     if ".rlhf." in facts.get("_loss", ""):
         facts["_lacks"] = {"loss._component_": "a preference loss: rejected rows and a reference's forward"}
-    if "Chunked" in facts.get("_loss", ""):
-        warnings.append(
-            "torchtune's chunked loss keeps 16-bit logits whole and upcasts a chunk at a time: loss full is "
-            "the nearest"
-        )
+    _loss(facts, warnings)
     if facts.get("_fused") and facts.get("optimizer") == "adamw_torch":
         facts["optimizer"] = "adamw_torch_fused"
     if facts.get("_device") == "cpu":
@@ -241,6 +245,20 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["packed_documents"] = 2
     _attention(facts, model)
     return {**setup_fields(facts), "recipe": "raw"}
+
+
+def _loss(facts: Facts, warnings: list[str]) -> None:
+    """Logits in chunks are no logits spared: autograd keeps the fp32 log-softmax of every chunk (4 B S V bytes)
+    until its backward. `full` holds the logits in 16 and in 32 bit besides, `chunked` (TRL's) none of the three.
+    """
+    name = facts.get("_loss", "").rpartition(".")[2]
+    if name in FUSED_LOSSES:
+        facts["loss"] = "fused"
+    elif name in CHUNKED_LOSSES:
+        warnings.append(
+            f"{name} upcasts the logits a chunk at a time and keeps each chunk's log-softmax: loss full is "
+            "assumed, --loss chunked, which keeps none, is the low side" + SIDE["high"]
+        )
 
 
 METHOD_OF = {"full": "full", "lora": "lora", "qlora": "qlora", "dora": "dora", "qdora": "dora"}

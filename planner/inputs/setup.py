@@ -81,7 +81,9 @@ class Setup:
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
+    target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
+    eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
@@ -333,10 +335,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
         *task_rules.in_backward(s),
-        (
-            s.eval_batch is not None and method.trains == "nothing",
-            f"eval_batch {s.eval_batch}: method '{s.method}' trains nothing that an evaluation would follow",
-        ),
+        *task_rules.evaluation(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",

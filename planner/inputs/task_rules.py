@@ -8,6 +8,8 @@ from typing import Any
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
 
+KEEPS_LOGITS = ("sft", "classify", "mlm")
+"""Tasks whose evaluation is the Trainer's, of logits alone."""
 PROMPTS = ("prefix-tuning", "prompt-tuning")
 
 
@@ -42,7 +44,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} trains a new head, method '{s.method}' does not: use --method lora or full",
         ),
         (
-            task.reference and s.method in ("adapter", *PROMPTS),
+            (task.reference or task.joined) and s.method in ("adapter", *PROMPTS),
             f"{said} has no rule for method '{s.method}': use --method lora or full",
         ),
         (
@@ -66,6 +68,11 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"'{task.defaults.get('loss')}': leave --loss out",
         ),
         (
+            s.target_length is not None and not task.targets,
+            f"target_length {s.target_length} contradicts task '{s.task}', whose rows have one length: use "
+            "--task seq2seq, or --seq",
+        ),
+        (
             task.divergence and s.micro_batch < 2,
             f"micro_batch {s.micro_batch} is too small for task '{s.task}', which exchanges completions "
             "between rows: use --batch 2 or more",
@@ -76,9 +83,46 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "leave packing out",
         ),
         (
-            task.head + str(task.reference) != "vocabularyFalse" and s.parallel not in ("none", "ddp"),
+            # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit
+            task.joined and s.quant_type != "none",
+            f"{said} has no rule for {s.quant_type} weights, whose norms and head its trainer casts: "
+            "use --method lora",
+        ),
+        (
+            (task.head != "vocabulary" or task.reference or task.joined)
+            and s.parallel not in ("none", "ddp"),
             f"{said} has no rule for parallel '{s.parallel}': use --parallel ddp, or leave --task out for "
             "the supervised step, which is less",
+        ),
+    ]
+
+
+def evaluation(s: Any) -> list[tuple[bool, str]]:
+    """What an evaluation needs; its logits are kept by transformers' own prediction_step, of a decoder or an
+    encoder (T5's outputs have more than logits, TRL's trainers of pairs keep other numbers).
+    """
+    trains = METHODS[s.method].trains != "nothing"
+    kept = f"eval_kept {s.eval_kept}"
+    return [
+        (
+            s.eval_batch is not None and not trains,
+            f"eval_batch {s.eval_batch}: method '{s.method}' trains nothing that an evaluation would follow",
+        ),
+        (
+            s.eval_kept is not None and s.eval_batch is None,
+            f"{kept} needs the batch of the evaluation: --set eval_batch=8",
+        ),
+        (
+            s.eval_kept is not None and s.eval_batch is not None and s.eval_kept < s.eval_batch,
+            f"{kept} is less than one batch of eval_batch {s.eval_batch}: use a multiple of it",
+        ),
+        (
+            s.eval_kept is not None and s.loss != "full",
+            f"{kept} contradicts loss '{s.loss}', which never has whole logits: use --loss full",
+        ),
+        (
+            s.eval_kept is not None and s.task not in KEEPS_LOGITS,
+            f"{kept} has no rule for task '{s.task}': use it with {', '.join(KEEPS_LOGITS)}",
         ),
     ]
 

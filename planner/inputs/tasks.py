@@ -23,6 +23,13 @@ def rows(setup: Setup) -> int:
     return TASKS[setup.task].rows
 
 
+def evaluation_batches(setup: Setup) -> int:
+    """Batches whose logits an evaluation keeps on the device; those of one batch where none are kept."""
+    if setup.eval_batch is None or setup.eval_kept is None:
+        return 1
+    return -(-setup.eval_kept // setup.eval_batch)
+
+
 def lacks(setup: Setup) -> str:
     """What of the setup's task is not counted, "" where all of it is."""
     task = TASKS[setup.task]
@@ -37,11 +44,21 @@ def trained_head(setup: Setup) -> tuple[str, ...]:
     return (MODULE_HEAD,) if pooled else ()
 
 
+def without_class(model_type: str, setup: Setup) -> str:
+    """What is said of a model that has no class for the setup's task."""
+    return (
+        f"task '{setup.task}' needs a class of transformers' {TASKS[setup.task].classes}, which has none for "
+        f"model_type '{model_type}': leave --task out"
+    )
+
+
 def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
     """The model with the head and the dropout of the setup's task. Raises UsageError where transformers has
     no such class.
     """
     task = TASKS[setup.task]
+    if task.classes:  # every family of the formula is a decoder
+        raise UsageError(without_class(spec.model_type, setup))
     if task.head == "pooled" and spec.head_outputs is None:
         spec = _pooled(_Same(spec), setup.num_labels, setup.task)
     if not task.dropout and spec.dropouts != _functional(spec):

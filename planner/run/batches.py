@@ -50,8 +50,13 @@ def _examples(ids: torch.Tensor, setup: Setup) -> dict[str, Any]:
     """
     task = TASKS[setup.task]
     batch: dict[str, Any] = {
-        name: ids if name == "input_ids" else torch.ones_like(ids) for name in task.sequences
+        name: ids if name == "input_ids" else torch.ones_like(ids)
+        for name in task.sequences
+        if name not in task.targets
     }
+    length = setup.target_length or setup.sequence_length
+    for name in task.targets:
+        batch[name] = torch.ones(ids.shape[0], length, dtype=ids.dtype, device=ids.device)
     if setup.padded:
         batch["attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
     if task.row_labels:

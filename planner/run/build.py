@@ -17,21 +17,26 @@ from torch import nn
 
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.tasks import without_class
 from memplan.planner.run import adapters, attention, batches
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
-from memplan.planner.run.model import quiet, skeleton
+from memplan.planner.run.model import listed, quiet, read_config, skeleton
 from memplan.planner.run.optimizer import make_optimizer
 from memplan.planner.run.preferences import drops_nothing
 from memplan.planner.run.quantize import replace_linears
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.tasks import TASKS
 
 
 def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model, every tensor still an unallocated placeholder. UsageError where no library can build it."""
     quantized.refuse(setup)
-    outputs = setup.num_labels if TASKS[setup.task].head == "pooled" else None
+    task = TASKS[setup.task]
+    outputs = setup.num_labels if task.head == "pooled" else None
     with quiet():
+        if task.classes and listed((task.classes,), read_config(config)) is None:
+            raise UsageError(without_class(str(config.get("model_type")), setup))
         return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
 
 

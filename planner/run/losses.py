@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.run import chunked_loss, fused_loss, preferences
+from memplan.planner.run import chunked_loss, fused_loss, preferences, whole_logits
 from memplan.planner.run.built import Built
 
+TASK_LOSSES = {**preferences.TASK_LOSSES, **whole_logits.WHOLE_LOGITS_LOSSES}
 LOSSES = {"chunked": chunked_loss.loss_of, "fused": fused_loss.loss_of}
 
 
 def forward(built: Built) -> Any:
     """The model's outputs with a loss in them, autocast and cast as the setup has it."""
-    task = preferences.TASK_LOSSES.get(built.setup.task)
+    task = TASK_LOSSES.get(built.setup.task)
     if task is not None:
         return task(built)
     if built.setup.loss != "full":

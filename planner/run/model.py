@@ -146,13 +146,13 @@ def model_class(config: Any) -> Any:
     """The transformers class that trains on text: the causal language model, else the image-text model, used
     without images; an encoder-decoder's own (T5), an encoder's masked language model (BERT).
     """
-    encoder = not getattr(config, "is_decoder", False) and _listed(_MASKED, config) is not None
+    encoder = not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
     for tables in (
         _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (),
         _MASKED if encoder else (),
         _CAUSAL,
     ):
-        found = _listed(tables, config)
+        found = listed(tables, config)
         if found is not None:
             return found
     raise UsageError(
@@ -161,7 +161,8 @@ def model_class(config: Any) -> Any:
     )
 
 
-def _listed(tables: tuple[str, ...], config: Any) -> Any | None:
+def listed(tables: tuple[str, ...], config: Any) -> Any | None:
+    """The class for a configuration in the first of transformers' tables that has one."""
     from transformers.models.auto import modeling_auto
 
     for table in tables:
@@ -174,7 +175,7 @@ def _listed(tables: tuple[str, ...], config: Any) -> Any | None:
 
 def pooled_class(config: Any) -> Any:
     """The transformers class with a pooled head in place of the vocabulary. UsageError where it has none."""
-    found = _listed(("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",), config)
+    found = listed(("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",), config)
     if found is None:
         raise UsageError(
             f"transformers has no sequence classification class for model_type '{config.model_type}': use "

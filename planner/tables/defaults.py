@@ -39,6 +39,8 @@ BASE: dict[str, Any] = {
     "zero_grad": "before_forward",
     "retain_outputs": False,
     "eval_batch": None,
+    "eval_kept": None,
+    "target_length": None,
     "outputs_fp32": False,
     "trainable_dtype": "weight",
     "allocator": "native",

@@ -4,7 +4,6 @@ message.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -33,6 +32,8 @@ class ToleranceError(MemplanError):
 
 def nearest(value: str, legal: Iterable[str], count: int = 3) -> list[str]:
     """The legal names closest to `value`, best first; a part of two characters or more counts as close."""
+    import difflib  # only a mistake needs it
+
     names = sorted(set(legal))
     lowered = value[:200].lower()  # no name is as long, and the comparison is quadratic
     close = difflib.get_close_matches(lowered, names, n=count, cutoff=0.5)

@@ -33,6 +33,12 @@ class Task:
     """The batch has one label for each row."""
     reference: bool = False
     """The loss compares with the log-probabilities of a reference model: a second forward."""
+    classes: str = ""
+    """transformers' table of the classes that train so; empty: the one that a model trains on text with."""
+    targets: tuple[str, ...] = ()
+    """Those of `sequences` that are of the decoder's length, `target_length`."""
+    joined: bool = False
+    """Chosen and rejected rows come apart and are joined on the device: the batch is there twice."""
     divergence: bool = False
     """Each model also scores other completions, without a graph, for an estimate of their divergence."""
     dropout: bool = True
@@ -118,11 +124,44 @@ TASKS: dict[str, Task] = _table(
         },  # it takes two rows at least: completions are exchanged
     ),
     *(
+        Task(
+            name=name,
+            summary=f"{what} of a chosen and a rejected row, from whole logits, and the chosen row's own loss",
+            source=f"trl 1.16 experimental/{name}/{name}_trainer.py concatenated_forward, DPODataCollatorWithPadding; "
+            f"{name}_config.py disable_dropout",
+            rows=2,
+            sequences=("input_ids", "attention_mask", "labels"),
+            joined=True,
+            dropout=False,
+            stacks=("hf", "trl"),
+            defaults={"loss": "full"},
+        )
+        for name, what in (("orpo", "the odds ratio"), ("cpo", "log-probabilities"))
+    ),
+    Task(
+        name="mlm",
+        summary="masked tokens predicted from both sides, of an encoder's logits for every token",
+        source="transformers 5.24 data/data_collator.py DataCollatorForLanguageModeling, loss/loss_utils.py "
+        "ForMaskedLMLoss",
+        sequences=("input_ids", "attention_mask", "labels"),
+        classes="MODEL_FOR_MASKED_LM_MAPPING",
+        stacks=("raw", "hf"),
+        defaults={"loss": "full"},
+    ),
+    Task(
+        name="seq2seq",
+        summary="an encoder reads a row, a decoder predicts target_length tokens of another",
+        source="transformers 5.24 data/data_collator.py DataCollatorForSeq2Seq",
+        sequences=("input_ids", "attention_mask", "labels", "decoder_input_ids"),
+        targets=("labels", "decoder_input_ids"),
+        classes="MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+        stacks=("raw", "hf"),
+        defaults={"loss": "full"},
+    ),
+    *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
-            ("orpo", "trl 1.16 experimental/orpo", "the rejected rows and whole logits"),
-            ("cpo", "trl 1.16 experimental/cpo", "the rejected rows and whole logits"),
-            ("prm", "trl 1.16 experimental", "a head for each token"),
+            ("prm", "TRL's PRMTrainer, which trl 1.16 has no more", "a head for each token"),
             (
                 "grpo",
                 "trl 1.16 trainer/grpo_trainer.py",
@@ -133,7 +172,11 @@ TASKS: dict[str, Task] = _table(
                 "trl 1.16 trainer/rloo_trainer.py",
                 "the generation of completions and the reference model",
             ),
-            ("ppo", "trl 1.16 experimental", "generation, the value, reward and reference models"),
+            (
+                "ppo",
+                "TRL's PPOTrainer, which trl 1.16 has no more",
+                "generation, the value, reward and reference models",
+            ),
             ("distill", "trl 1.16 trainer/distillation_trainer.py", "the teacher model and its logits"),
             ("embed", "sentence-transformers", "the rows of an in-batch contrastive loss"),
         )

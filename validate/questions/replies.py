@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from memplan.planner.inputs.families.table import FAMILIES, language_part
+from memplan.planner.tables.errors import UsageError
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
@@ -57,7 +59,28 @@ def ask(sentence: str, lang: str | None = None, context: EvaluationContext | Non
     predicted.
     """
     context = context or EvaluationContext()
-    return [REPLIES[question.intent](question, context) for question in read_all(sentence, lang)]
+    return [_reply(question, context) for question in read_all(sentence, lang)]
+
+
+def _reply(question: Question, context: EvaluationContext) -> Reply:
+    if question.model and REPLIES[question.intent] is memory:
+        _refuse_unknown_family(question, context)
+    return REPLIES[question.intent](question, context)
+
+
+def _refuse_unknown_family(question: Question, context: EvaluationContext) -> None:
+    """A verdict rests on the formula (limits, the other methods, the sum by hand): where it has no rule for the
+    model's family, the command that traces the model is named. Raises UsageError.
+    """
+    config = context.model(question.model).config
+    if language_part(config).get("model_type") in FAMILIES:
+        return
+    method, gpu = question.fields.get("method"), question.gpu
+    words = ([f"--method {method}"] if method else []) + ([f"--gpu {gpu}"] if gpu else [])
+    raise UsageError(
+        "ask: the formula, with which questions are answered, has no rule for the family of "
+        f"{question.model}: {' '.join(['memplan', question.model, *words])} traces it"
+    )
 
 
 def to_document(replies: Sequence[Reply]) -> dict[str, Any]:

@@ -44,14 +44,14 @@ def attend(
 
 
 def native_gqa(w: Context, h: Heads) -> bool:
-    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256. Forced
-    `efficient` repeats them, and so did transformers up to 4.48 (4.48.1 integrations/sdpa_attention.py).
+    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256.
+    transformers up to 4.48 repeated them (4.48.1 integrations/sdpa_attention.py).
     """
     if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
         return True
     if w.setup.transformers != "5":
         return False
-    return h.mask is None and h.query_size == h.value_size <= 256 and w.setup.attention != "sdpa-efficient"
+    return h.mask is None and h.query_size == h.value_size <= 256
 
 
 def choose(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:
@@ -167,7 +167,7 @@ def _flash(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _efficient(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Memory-efficient attention: statistics padded to 32 rows; its backward keeps an fp32 dq for 16-bit
-    inputs and a delta per row.
+    inputs and a delta per row; with grouped heads (torch 2.14) dk and dv of every query head too.
     """
     t = w.t
     masks = [] if h.mask is None else _aligned(w, _additive(w, h.mask, q.dtype))
@@ -184,7 +184,7 @@ def _efficient(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                     "dq is summed in fp32",
                 )
             )
-        return held
+        return held + _of_each_head(t, dq, dk, dv)
 
     out = _fused(w, h, q, k, v, round_up(q.shape[2], 32), "efficient", scratch)
     for mask in masks:
@@ -204,16 +204,7 @@ def _cudnn(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
         held = [t.alloc("dq accumulator and row sums", (b, a, s, d + 1), "float32", "dq is summed in fp32")]
-        if a != dk.shape[1]:
-            held += [
-                t.alloc(
-                    f"expanded d{n}",
-                    (b, a, s, x.shape[3]),
-                    dq.dtype,
-                    "one per query head before the sum over groups",
-                )
-                for n, x in (("k", dk), ("v", dv))
-            ]
+        held += _of_each_head(t, dq, dk, dv)
         if w.device.capability[0] not in (9, 10):
             held.append(
                 t.alloc(
@@ -229,6 +220,19 @@ def _cudnn(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if bias is not None and out.node is not None:
         t.save(out.node, bias)
     return out
+
+
+def _of_each_head(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
+    """Grouped heads: dk and dv of every query head, before their sum over groups; none where heads are
+    equal.
+    """
+    b, a, s, _ = dq.shape
+    if a == dk.shape[1]:
+        return []
+    why = "one per query head before the sum over groups"
+    return [
+        t.alloc(f"expanded d{n}", (b, a, s, x.shape[3]), dq.dtype, why) for n, x in (("k", dk), ("v", dv))
+    ]
 
 
 def _additive(w: Context, mask: Tensor, dtype: str) -> Tensor:

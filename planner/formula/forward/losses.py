@@ -48,7 +48,7 @@ def causal_loss(w: Context, logits: Tensor) -> Tensor:
     with t.inside("loss: "):
         shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
-        return _cross_entropy(w, cast(t, logits, "float32", "fp32 logits"), shifted)
+        return log_likelihood(w, cast(t, logits, "float32", "fp32 logits"), shifted)
 
 
 def _shifted_loss(w: Context, logits: Tensor) -> Tensor:
@@ -74,31 +74,31 @@ def _shifted_loss(w: Context, logits: Tensor) -> Tensor:
             why="a contiguous copy of all logits but the last token's",
         )
         labels = t.alloc("shifted labels", (batch, as_expr(sequence) - 1), "int64", "labels but the first")
-        return _cross_entropy(w, shifted, labels)
+        return log_likelihood(w, shifted, labels)
 
 
-def _cross_entropy(w: Context, wide: Tensor, labels: Tensor) -> Tensor:
-    """Log-softmax of fp32 logits, which is saved, and the negative log likelihood."""
-    t, shape = w.t, wide.shape
+def log_likelihood(w: Context, wide: Tensor, labels: Tensor) -> Tensor:
+    """Log-softmax of logits in their dtype, which is saved, and the negative log likelihood."""
+    t, shape, dtype = w.t, wide.shape, wide.dtype
     probabilities = t.op(
         "log_softmax",
         (wide,),
         shape,
-        "float32",
+        dtype,
         saves_output=True,
         name="log-softmax of the logits",
         backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
     )
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        return [t.alloc("gradient of the log-softmax", shape, "float32", "zeros but for the labels' places")]
+        return [t.alloc("gradient of the log-softmax", shape, dtype, "zeros but for the labels' places")]
 
-    weight = t.alloc("total weight", (), "float32", "how many labels count")
+    weight = t.alloc("total weight", (), dtype, "how many labels count")
     return t.op(
         "nll_loss",
         (probabilities,),
         (),
-        "float32",
+        dtype,
         saves=(probabilities, labels, weight),
         backward=backward,
         name="loss",

@@ -45,7 +45,7 @@ class _Pass:
 
 
 @dataclass(slots=True)
-class _Script:
+class RunScript:
     """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
     tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
     """
@@ -65,7 +65,7 @@ class Run:
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
         self.tapes = (single, again, evaluation)
-        self._scripts: dict[int, _Script] = {}
+        self._scripts: dict[int, RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
@@ -76,9 +76,7 @@ class Run:
 
     def events(self, values: Values) -> Events:
         """The run at these sizes. Its list of events is shared with other sizes: not to be changed."""
-        script = self._scripts.get(values["R"])
-        if script is None:
-            script = self._scripts[values["R"]] = self._written(values)
+        script = self.written(values["R"])
         atoms = AtomValues(values)
         tapes = [sizes_at(tape, values) if tape is not None else [] for tape in self.tapes]
         sizes = script.events.sizes.copy()
@@ -88,10 +86,18 @@ class Run:
             sizes[which] = size.evaluate(atoms)
         return script.events.at(sizes)
 
-    def _written(self, values: Values) -> _Script:
-        """The run of a rank; nothing that it evaluates depends on micro-batch or sequence length."""
+    def written(self, rank: int) -> RunScript:
+        """The run of a rank, written once; nothing that it evaluates depends on micro-batch or sequence
+        length.
+        """
+        script = self._scripts.get(rank)
+        if script is None:
+            script = self._scripts[rank] = self._written({"R": rank})
+        return script
+
+    def _written(self, values: Values) -> RunScript:
         out = Events()
-        script = _Script(out)
+        script = RunScript(out)
         setup, layers_of = self.setup, self.rank.each_layer
         rank = AtomValues({"R": values["R"]})
         load, _ = loaded(self.parameter_table, values["R"], layers_of)
@@ -134,7 +140,7 @@ class Run:
             self._evaluation(self.passes[2], script)
         return script
 
-    def _evaluation(self, made: _Pass, script: _Script) -> None:
+    def _evaluation(self, made: _Pass, script: RunScript) -> None:
         """Write an evaluation step, which leaves nothing."""
         infos, out = made.infos[made.begin :], script.events
         base = out.reserve(len(infos)) - made.begin
@@ -149,7 +155,7 @@ class Run:
             states(self.parameter_table, values, out, self.rank.each_layer)
 
     def _micro_batch(
-        self, which: int, script: _Script, before: list[int], *, first: bool
+        self, which: int, script: RunScript, before: list[int], *, first: bool
     ) -> tuple[list[int], list[int]]:
         """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
         micro-batch before left, which the loop's variable holds until the next forward has returned

@@ -89,11 +89,14 @@ class Load:
                 self.out.through(self._warm_up(kinds))
             for each in sorted(each_of(kinds), key=partial(natural, self.spec.model_type)):
                 self._read(each)
-        else:
-            for each in sorted(each_of(kinds), key=lambda each: each[0].dtype not in QUANTIZED):
-                self._read(each)
-        for stored, layer in each_of(s for s in self.parameter_table.base if s.role == "buffer"):
-            self._keep(stored, layer, stored.dtype)
+            for stored, layer in each_of(s for s in self.parameter_table.base if s.role == "buffer"):
+                self._keep(stored, layer, stored.dtype)
+        else:  # quantized layers first, then module by module (planner/run/loading.py _made_here)
+            for each in sorted(in_order(self.parameter_table.base), key=lambda each: not _is_layer(each[0])):
+                if each[0].role == "buffer":
+                    self._keep(*each, each[0].dtype)
+                else:
+                    self._read(each)
 
     def _warm_up(self, kinds: Sequence[ParameterSpec]) -> int:
         """Bytes of the block that stays reserved: those of all that will be loaded."""
@@ -306,6 +309,11 @@ class Load:
         for stored, layer in in_order(self.parameter_table.base):
             if stored.trained and stored.dtype == "float32" and self.arrives(stored) != "float32":
                 self._recast(stored, layer)
+
+
+def _is_layer(stored: ParameterSpec) -> bool:
+    """Whether this is the weight of a linear layer that is quantized; experts are tensors of a module."""
+    return stored.dtype in QUANTIZED and stored.role != "expert"
 
 
 def states(parameter_table: ParameterTable, values: Values, out: Events, layers_of: Any) -> None:

@@ -51,12 +51,12 @@ def bmm(t: Tape, a: Tensor, b: Tensor, shape: Shape, name: str = "") -> Tensor:
 
 
 def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None, name: str = "") -> Tensor:
-    """The fused layer norm: saves its input, and mean and 1 / deviation per token in fp32
-    (ATen/native/cuda/layer_norm_kernel.cu).
+    """The fused layer norm: makes its output, saves its input, and mean and 1 / deviation per token in fp32
+    (ATen/native/cuda/layer_norm_kernel.cu layer_norm_cuda).
     """
-    rows = x.shape[:-1]
+    rows, shape = x.shape[:-1], x.shape
+    made = t.alloc(name or "layer_norm output", shape, x.dtype, "made by layer_norm")
     mean_, rstd = (t.alloc(f"layer norm {what}", rows, "float32", "per token") for what in ("mean", "rstd"))
-    shape = x.shape
     given = [p for p in (weight, bias) if p is not None]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
@@ -77,7 +77,7 @@ def layer_norm(t: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None, n
         x.dtype,
         saves=(x, mean_, rstd, *given),
         backward=backward,
-        name=name,
+        alias=made,
     )
 
 

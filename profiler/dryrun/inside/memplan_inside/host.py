@@ -1,5 +1,5 @@
-"""Large floating-point tensors that come from the host: their values stay unknown, so that neither a checkpoint
-is read nor a copy of another dtype made of it.
+"""Large floating-point tensors that come from the host: their values stay unknown, so that a checkpoint is
+neither read nor copied in another dtype.
 """
 
 
@@ -10,7 +10,8 @@ def reading_nothing(copy, most):
 
     def run(keyset, target, source, *rest):
         large = target.numel() > most and target.is_contiguous()
-        if large and source.device.type == "cpu" and target.is_floating_point() and source.is_floating_point():
+        floating = target.is_floating_point() and source.is_floating_point()
+        if large and floating and source.device.type == "cpu":
             return target
         return copy(keyset, target, source, *rest)
 

@@ -1,0 +1,134 @@
+"""The training scripts of benchmarks/tasks_dryrun.py: the trainers as their documentation calls them."""
+
+from __future__ import annotations
+
+HEAD = """
+import sys
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import Trainer, TrainingArguments, default_data_collator
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+folder, method = sys.argv[1:3]
+batch, tokens, checkpoints = map(int, sys.argv[3:6])
+words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+common = dict(
+    output_dir="out", per_device_train_batch_size=batch, max_steps=3, report_to=[], save_strategy="no",
+    gradient_checkpointing=bool(checkpoints), bf16=True)
+def lora(task_type):
+    return None if method == "full" else LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type=task_type)
+bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
+quantized = dict(quantization_config=bits) if method == "qlora" else {}
+"""
+WHOLE_LOGITS = """
+text = " a" * tokens
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16", device_map="auto", **quantized)
+trainer = NAMETrainer(
+    model=model, args=NAMEConfig(**common, max_length=tokens), processing_class=tokenizer,
+    train_dataset=Dataset.from_list([{"prompt": "a", "chosen": text, "rejected": text}] * 64),
+    peft_config=lora("CAUSAL_LM"))
+trainer.train()
+"""
+SCRIPTS = {
+    "classify": """
+model = AutoModelForSequenceClassification.from_pretrained(
+    folder, num_labels=5, dtype="bfloat16", device_map="auto")
+model.config.pad_token_id = 0
+if method != "full":
+    model = get_peft_model(model, lora("SEQ_CLS"))
+row = {"input_ids": [3] * tokens, "attention_mask": [1] * tokens, "labels": 1}
+trainer = Trainer(
+    model=model, args=TrainingArguments(**common), train_dataset=[row] * 64,
+    data_collator=default_data_collator)
+trainer.train()
+""",
+    "reward": """
+ids = [3] * tokens
+trainer = RewardTrainer(
+    model=folder, args=RewardConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"chosen_ids": ids, "rejected_ids": ids}] * 64),
+    processing_class=tokenizer, peft_config=lora("SEQ_CLS"), **quantized)
+trainer.train()
+""",
+    "kto": """
+text = " a" * tokens
+rows = [{"prompt": "a", "completion": text, "label": bool(i % 2)} for i in range(64)]
+trainer = KTOTrainer(
+    model=folder, args=KTOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
+    **quantized)
+trainer.train()
+""",
+    "dpo": """
+text = " a" * tokens
+trainer = DPOTrainer(
+    model=folder, args=DPOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"prompt": "a", "chosen": text, "rejected": text}] * 64),
+    processing_class=tokenizer, peft_config=lora("CAUSAL_LM"), **quantized)
+trainer.train()
+""",
+    "orpo": """
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+"""
+    + WHOLE_LOGITS.replace("NAME", "ORPO"),
+    "cpo": """
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+"""
+    + WHOLE_LOGITS.replace("NAME", "CPO"),
+    "mlm": """
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
+tokenizer.add_special_tokens({"mask_token": "<mask>"})
+model = AutoModelForMaskedLM.from_pretrained(folder, dtype="bfloat16", device_map="auto")
+row = {"input_ids": [3] * tokens, "attention_mask": [1] * tokens}
+trainer = Trainer(
+    model=model, args=TrainingArguments(**common), train_dataset=[row] * 64,
+    data_collator=DataCollatorForLanguageModeling(tokenizer))
+trainer.train()
+""",
+    "seq2seq": """
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype="bfloat16", device_map="auto")
+if method != "full":
+    model = get_peft_model(model, lora("SEQ_2_SEQ_LM"))
+row = {"input_ids": [3] * tokens, "attention_mask": [1] * tokens, "labels": [3] * (tokens // 4)}
+trainer = Seq2SeqTrainer(
+    model=model, args=Seq2SeqTrainingArguments(**common), train_dataset=[row] * 64,
+    data_collator=DataCollatorForSeq2Seq(tokenizer, model=model))
+trainer.train()
+""",
+}
+BERT = {
+    "architectures": ["BertForMaskedLM"],
+    "model_type": "bert",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+    "pad_token_id": 0,
+}
+T5 = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "d_model": 768,
+    "d_ff": 3072,
+    "d_kv": 64,
+    "num_layers": 12,
+    "num_heads": 12,
+    "vocab_size": 32128,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "is_encoder_decoder": True,
+}
+CONFIGS = {"bert-base": BERT, "t5-base": T5}
+"""Models that the catalog, of decoders, does not have: google-bert/bert-base-uncased, google-t5/t5-base."""

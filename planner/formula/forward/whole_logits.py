@@ -1,0 +1,110 @@
+"""ORPO's and CPO's loss: a chosen and a rejected row's log-probabilities from whole logits, and the chosen
+row's cross-entropy.
+
+N rows, S sequence, V vocabulary. Sources: trl 1.16 experimental/orpo/orpo_trainer.py concatenated_forward,
+kernels/logprob_entropy.py; torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
+"""
+
+from __future__ import annotations
+
+from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.forward.losses import log_likelihood
+from memplan.planner.formula.parameters import S
+from memplan.planner.formula.resident.loading import batch_tensors
+from memplan.planner.formula.symbolic.expr import Sized, as_expr, ceil_div, exceeds
+from memplan.planner.formula.tape.ops import Grads, add, part_of, unary
+from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.tables.errors import UsageError
+
+
+def joined(w: Context) -> list[Tensor]:
+    """The pairs' rows in one tensor each, beside the batch that they came in."""
+    shape = (w.batch, S)
+    return [
+        w.t.alloc(name, shape, "int64", "chosen and rejected rows, joined") for name in batch_tensors(w.setup)
+    ]
+
+
+def pairs_loss(w: Context, logits: Tensor) -> Tensor:
+    """The chosen rows' cross-entropy, and a number for each pair of the rows' log-probabilities."""
+    if w.device.kind == "cpu":
+        raise UsageError(
+            f"task '{w.setup.task}' has no rule for device 'cpu', where TRL takes log-probabilities "
+            "row by row: use another device"
+        )
+    t = w.t
+    with t.inside("loss: "):
+        likelihood = _likelihood(w, logits)
+        rows = _log_probabilities(w, logits)
+        shape = rows.shape
+        found = t.op(
+            "logsigmoid",
+            (rows,),
+            (),
+            "float32",
+            saves=(rows,),
+            backward=lambda t, n, g: [t.alloc("gradient of log-probabilities of rows", shape, "float32")],
+            name="loss",
+        )
+        return add(t, likelihood, found, "loss")
+
+
+def _likelihood(w: Context, logits: Tensor) -> Tensor:
+    """Cross-entropy of the chosen half: of a contiguous copy of all but the last token's logits, which one
+    pair's are already.
+    """
+    t, vocabulary, pairs = w.t, logits.shape[-1], ceil_div(w.batch, 2)
+    chosen = part_of(t, logits, (pairs, w.sequence, vocabulary))
+    shape = (pairs, as_expr(w.sequence) - 1, vocabulary)
+    shifted = part_of(t, chosen, shape)
+    copies: Sized = exceeds(pairs, 1)
+    copied = t.alloc("shifted logits", (*shape, copies), logits.dtype, "a contiguous copy of several pairs'")
+    labels = t.alloc("shifted labels", shape[:-1], "int64", "labels but the first")
+    loss = log_likelihood(w, shifted, labels)
+    del copied
+    return loss
+
+
+def _log_probabilities(w: Context, logits: Tensor) -> Tensor:
+    """(N,): a sum over each row's tokens; the kernel saves all logits and makes their gradient at once."""
+    t, batch = w.t, w.batch
+    tokens = (batch, as_expr(w.sequence) - 1)
+    whole = (*tokens, logits.shape[-1])
+    scored = part_of(t, logits, whole)
+    labels = t.alloc("scored labels", tokens, "int64", "which entry of the logits counts")
+    mask = t.alloc("scored tokens", tokens, "bool", "which are completions")
+    kept = [
+        t.alloc(name, tokens, "float32", "one per token") for name in ("log-sum-exp", "mean logit of a token")
+    ]
+    dtype = logits.dtype
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("gradient of the scored logits", whole, dtype, "1[label] - p for each entry")]
+
+    each = t.op(
+        "log-probabilities",
+        (scored,),
+        tokens,
+        "float32",
+        saves=(scored, labels, *kept),
+        backward=backward,
+        name="log-probabilities",
+    )
+    masked = t.op(
+        "mul",
+        (each,),
+        tokens,
+        "float32",
+        saves=(mask,),
+        name="masked log-probabilities",
+        backward=lambda t, n, g: [t.alloc("gradient of log-probabilities", tokens, "float32", "masked")],
+    )
+    rows = t.op(
+        "sum",
+        (masked,),
+        (batch,),
+        "float32",
+        name="log-probabilities of rows",
+        backward=lambda t, n, g: [Tensor(g.buffer, tokens, "float32")],
+    )
+    return unary(t, "scale", rows, "mean log-probabilities")
