@@ -294,14 +294,21 @@ def test_names_of_transformers_are_rows_or_known_to_have_none() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "galore_adamw",
-            "transformers knows 'galore_adamw', memplan has no rule for it yet: nearest by name .*adamw",
-        ),
-        ("lomo", "transformers knows 'lomo', memplan has no rule for it yet: nearest by name muon"),
+        ("galore_adamw", "'galore_adamw' has no rule yet .GaLore: .* low rank .*: plan with adamw_torch, .* adamw_8bit"),
+        ("apollo_adamw", "APOLLO: .* low rank .*: plan with adamw_torch, .* adamw_8bit"),
+        ("stable_adamw", "Kahan's compensation.: plan with adamw_torch for a lower bound"),
+        ("lomo", "SGD within the backward.*: plan with sgd and optimizer_in_backward=true"),
         ("adamw_troch", "unknown optimizer 'adamw_troch': did you mean adamw_torch"),
     ],
 )
 def test_a_real_optimizer_without_a_row_is_no_misspelling(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolve({"optimizer": name})
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_RULE)
+def test_what_is_said_instead_of_an_optimizer_names_one_that_is_planned(name: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        resolve({"optimizer": name})
+    instead = str(raised.value).rpartition("plan with ")[2].split()[0].strip(",")
+    assert resolve({"optimizer": instead, "optimizer_in_backward": "in_backward" in str(raised.value)})

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers.rules import SIDE, Facts, Imported, bad, text
+from memplan.planner.importers.rules import SIDE, UNMODELED, Facts, Imported, bad, text
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import unknown
@@ -37,9 +37,10 @@ SMALLER = (
     "lion",
     "sgd",
 )
-LARGER = ("grokadamw",)
+LARGER = ("grokadamw", "stable_adamw", "optimi_adamw", "anyprecision")
 """Parts of names: states smaller than AdamW's two (quantized, projected, factored or a single one), and
-larger ones (a third).
+larger ones: a third (of 16-bit weights Kahan's: torch-optimi 0.3.3 stableadamw.py, adamw.py), or in fp32
+whatever the weights are (transformers 5.24 trainer_optimizer.py _get_adamw_anyprecision).
 """
 
 _ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
@@ -55,7 +56,9 @@ def optimizer(key: str, value: Any) -> str:
 
 
 def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
-    """Replace an optimizer without a row by the one assumed, and say so."""
+    """Replace an optimizer without a row by the one assumed, and say so; `Imported.not_modelled` makes the
+    answer a lower bound where the states may be larger.
+    """
     name = facts.get("optimizer")
     if name is not None and name not in OPTIMIZERS:
         side = (
@@ -65,9 +68,7 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
             if any(word in name for word in LARGER)
             else ""
         )
-        warnings.append(
-            f"optimizer {name} is not modeled: assuming the states of adamw_torch_fused{SIDE[side]}"
-        )
+        warnings.append(f"{UNMODELED.format(name)}: assuming the states of adamw_torch_fused{SIDE[side]}")
         facts["optimizer"] = "adamw_torch_fused"
 
 

@@ -74,11 +74,18 @@ class Imported:
         """What the file asks for that is not counted, and that could make the run need more."""
         high = tuple(f"{report.key} is not modeled" for report in self.by_status("not_modelled"))
         less = [w for w in self.warnings if w.startswith(high) and w.endswith(SIDE["high"])]
-        return [
+        uncounted = [
             f"{report.key} ({report.note})"
             for report in self.by_status("not_modelled")
             if not any(w.startswith(f"{report.key} is not modeled") for w in less)
         ]
+        start, end = UNMODELED.split("{}")
+        larger = [
+            f"{w.partition(end)[0]} (its states may be larger than those assumed)"
+            for w in self.warnings
+            if w.startswith(start) and f"{end}: assuming" in w and not w.endswith(SIDE["high"])
+        ]
+        return uncounted + larger
 
     def to_document(self) -> dict[str, Any]:
         """What was read of the file, as JSON has it."""
@@ -96,6 +103,7 @@ class Imported:
         }
 
 
+UNMODELED = "optimizer {} is not modeled"
 SIDE = {
     "": "",
     "high": ", so the prediction errs on the high side",

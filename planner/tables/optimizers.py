@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from memplan.planner.tables.errors import UsageError, nearest, unknown
+from memplan.planner.tables.errors import UsageError, unknown
 
 Rule = Literal["like", "float32", "blockwise8", "pair32", "pair8", "ao8", "ao4", "step", "factored", "none"]
 """How a state's size follows from its parameter of n elements:
@@ -288,38 +288,56 @@ _ROWS = (
 )
 OPTIMIZERS: dict[str, Optimizer] = {row.name: row for row in _ROWS}
 
-WITHOUT_A_RULE = (
-    "adamw_torch_xla",
-    "adamw_torch_npu_fused",
-    "adamw_anyprecision",
-    "galore_adamw",
-    "galore_adamw_8bit",
-    "galore_adafactor",
-    "galore_adamw_layerwise",
-    "galore_adamw_8bit_layerwise",
-    "galore_adafactor_layerwise",
-    "lomo",
-    "adalomo",
-    "grokadamw",
-    "schedule_free_radam",
-    "schedule_free_sgd",
-    "apollo_adamw",
-    "apollo_adamw_layerwise",
-    "stable_adamw",
+_LOW_RANK = "AdamW or Adafactor with states of low rank for the matrices that optim_target_modules names"
+_SMALLER = (
+    "plan with adamw_torch, whose states are larger at such a rank; adamw_8bit has small ones of all tensors"
 )
-"""transformers' other optimizers (5.23 training_args.py OptimizerNames): names that are no mistake, whose
-states no row describes.
+_ELSEWHERE = "plan with adamw_torch, which is AdamW for CUDA GPUs"
+_AT_LEAST = "plan with adamw_torch for a lower bound"
+_NO_STATES = "SGD within the backward, without states or whole gradients"
+WITHOUT_A_RULE: dict[str, tuple[str, str]] = {
+    "adamw_torch_xla": ("AdamW of torch_xla, for TPUs", _ELSEWHERE),
+    "adamw_torch_npu_fused": ("AdamW of torch_npu, for Ascend NPUs", _ELSEWHERE),
+    "adamw_anyprecision": (
+        "torchdistx's AdamW, with states in fp32, the Trainer's default, whatever the weights are",
+        _AT_LEAST,
+    ),
+    **dict.fromkeys(("galore_adamw", "galore_adafactor"), (f"GaLore: {_LOW_RANK}", _SMALLER)),
+    "galore_adamw_8bit": (f"GaLore: {_LOW_RANK}, in 8 bits", _SMALLER),
+    **dict.fromkeys(
+        ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
+        (f"GaLore in the backward: {_LOW_RANK}", _SMALLER),
+    ),
+    "lomo": (f"LOMO: {_NO_STATES}", "plan with sgd and optimizer_in_backward=true"),
+    "adalomo": (
+        f"AdaLomo: {_NO_STATES} but factored ones",
+        "plan with adafactor and optimizer_in_backward=true",
+    ),
+    "grokadamw": ("AdamW with a third state, a slow average of gradients", _AT_LEAST),
+    "schedule_free_radam": (
+        "schedule-free RAdam, with a copy of the weights and one moment",
+        "plan with schedule_free_adamw",
+    ),
+    "schedule_free_sgd": (
+        "schedule-free SGD, with one state, a copy of the weights",
+        "plan with rmsprop, which keeps one too",
+    ),
+    "apollo_adamw": (f"APOLLO: {_LOW_RANK}", _SMALLER),
+    "apollo_adamw_layerwise": (f"APOLLO in the backward: {_LOW_RANK}", _SMALLER),
+    "stable_adamw": (
+        "optimi's AdamW with clipped updates, and of 16-bit weights a third state, Kahan's compensation",
+        _AT_LEAST,
+    ),
+}
+"""transformers' other optimizers (5.23 training_args.py OptimizerNames, trainer_optimizer.py), names that are no
+mistake and whose states no row describes: what each is, and what to do. StableAdamW's third state: torch-optimi
+0.3.3 stableadamw.py _init_state, kahan_comp.
 """
 
 
 def unknown_optimizer(name: object) -> UsageError:
     """The error for a name without a row: one of transformers' is not taken for a misspelling."""
-    if name not in WITHOUT_A_RULE:
+    if not isinstance(name, str) or name not in WITHOUT_A_RULE:
         return unknown("optimizer", name, OPTIMIZERS)
-    close = nearest(str(name), OPTIMIZERS)
-    tail = (
-        f"nearest by name {' or '.join(close)}"
-        if close
-        else f"expected one of {', '.join(sorted(OPTIMIZERS))}"
-    )
-    return UsageError(f"transformers knows '{name}', memplan has no rule for it yet: {tail}")
+    what, instead = WITHOUT_A_RULE[name]
+    return UsageError(f"optimizer '{name}' has no rule yet ({what}): {instead}")
