@@ -294,7 +294,7 @@ def test_names_of_transformers_are_rows_or_known_to_have_none() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("galore_adamw", "'galore_adamw' has no rule yet .GaLore: .* low rank .*: plan with adamw_torch, .* adamw_8bit"),
+        ("galore_adamw", "'galore_adamw' has no rule yet .GaLore: .* low rank .*: plan with adamw_torch,"),
         ("apollo_adamw", "APOLLO: .* low rank .*: plan with adamw_torch, .* adamw_8bit"),
         ("stable_adamw", "Kahan's compensation.: plan with adamw_torch for a lower bound"),
         ("lomo", "SGD within the backward.*: plan with sgd and optimizer_in_backward=true"),

@@ -39,7 +39,7 @@ SMALLER = (
 )
 LARGER = ("grokadamw", "stable_adamw", "optimi_adamw", "anyprecision")
 """Parts of names: states smaller than AdamW's two (quantized, projected, factored or a single one), and
-larger ones: a third (of 16-bit weights Kahan's: torch-optimi 0.3.3 stableadamw.py, adamw.py), or in fp32
+larger ones: a third (of 16-bit weights Kahan's: torch-optimi 0.3.3 stableadamw.py, adam.py), or in fp32
 whatever the weights are (transformers 5.24 trainer_optimizer.py _get_adamw_anyprecision).
 """
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 stage, config = int(sys.argv[1]), AutoConfig.from_pretrained(sys.argv[2])
 for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
     os.environ.setdefault(name, value)
-os.environ.setdefault("MASTER_PORT", "29511")
+os.environ.setdefault("MASTER_PORT", str(20000 + os.getpid() % 20000))
 model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 settings = {
     "train_micro_batch_size_per_gpu": 1,
