@@ -66,7 +66,7 @@ READ = [
     ),
     ("双重量化省多少显存，65B", "saving", "llama-65b", None, {"double_quant": True, "method": "qlora"}),
     ("LoRA比全参省多少", "saving", "llama-7b", None, {"method": "lora"}),
-    ("用7B模型LoRA时rank从8改成64显存涨多少", "saving", "llama-7b", None, {"rank": 8}),
+    ("用7B模型LoRA时rank从8改成64显存涨多少", "saving", "llama-7b", None, {"rank": 64}),
     ("LoRA vs DoRA on llama-2-7b", "saving", "llama-2-7b", None, {"method": "lora"}),
     ("Does paging save memory for full 7B?", "saving", "llama-7b", None, {"optimizer": "paged_adamw_8bit"}),
     # values are claims
@@ -249,3 +249,9 @@ def test_the_collected_sentences_are_read_as_what_they_ask():
             found = {"refused"}
         names = {"largest": {"largest_model"}, "limit": set(LIMITS)}.get(kind, {kind})
         assert found <= names, (sentence, right, found)
+
+
+def test_what_a_value_becomes_is_compared_with_what_it_was():
+    changed, compared = (read(f"7B LoRA rank{words}显存涨多少") for words in ("从8改成64", "64和8"))
+    for question in (changed, compared):
+        assert (question.fields["rank"], question.against.fields["rank"]) == (64, 8)

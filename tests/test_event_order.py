@@ -61,7 +61,9 @@ def test_a_layer_norm_makes_its_output_before_its_statistics():
 
 
 def test_grouped_heads_reach_the_efficient_kernel_from_torch_2_14_on():
-    """Before, `enable_gqa` with only that kernel left is refused, as the trace refuses it."""
+    """Before, transformers' own call with only that kernel left is refused by the trace; the formula takes
+    heads that were repeated before the call, as the published T4 runs have them.
+    """
     pytest.importorskip("torch")
     from memplan.planner.trace.engine import trace
 
@@ -78,6 +80,6 @@ def test_grouped_heads_reach_the_efficient_kernel_from_torch_2_14_on():
         there = sum(row.bytes for row in theirs.moment(moment).rows)
         assert sum(row.bytes for row in ours.moment(moment).rows) == pytest.approx(there, rel=1e-3), moment
     older = resolve({**fields, "torch": "2.13"})
-    for refuses in (lambda: trace(config, older), lambda: plan(find(config).spec(), older)):
-        with pytest.raises(UsageError, match="efficient"):
-            refuses()
+    with pytest.raises(UsageError, match="efficient"):
+        trace(config, older)
+    assert any("repeat" in row.name for row in plan(find(config).spec(), older).moment("forward").rows)

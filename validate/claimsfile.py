@@ -278,8 +278,7 @@ def _parts(table: Any, place: Place, kinds: Kinds, loose: bool = False) -> tuple
         )
     units = table.get("unit", "")
     _check_units(units if isinstance(units, list) else [units], place)
-    plain = ("what", "zh", "check", "decides", "tell", "chosen", "engine", "model", "gpu", "setup")
-    plain += ("case", "case_zh")
+    plain = ["what", "zh", "check", "decides", "tell", "chosen", "engine", "model", "gpu", "setup", "case", "case_zh"]
     shared = {key: table[key] for key in plain if key in table}
     shared |= {
         "relation": relation,

@@ -244,5 +244,5 @@ def times(*methods: str) -> tuple[Times, ...]:
 @cache
 def figures() -> Mapping[str, PublishedRun | Figure]:
     """Every published figure by its id: the runs that have settings, then the others."""
-    alone = (Figure(**table) for table in _document()["figures"])
-    return {one.id: one for one in (*published_runs(), *alone)}
+    found: dict[str, PublishedRun | Figure] = {run.id: run for run in published_runs()}
+    return found | {table["id"]: Figure(**table) for table in _document()["figures"]}

@@ -137,6 +137,8 @@ PAIRED = {
     "micro_batch": r"(?:micro[- ]?)?(?:batch(?:[- ]?size)?|bs|批(?:次)?(?:大小)?)",
 }
 """Settings of which a question may name two values: from 8 to 64, rank 8 or 64."""
+CHANGED = r"从|from|改|变|提高|增|升|降|换|->"
+"""What says that the second of two values comes after the first."""
 TO = r"(?:改成|改为|变成|变为|提高到|增加到|增大到|升到|降到|换成|到|至|和|与|或|还是|/|to|->|vs\.?|versus|and|or|instead of|rather than)"
 
 OPPOSITE: dict[tuple[str, object], tuple[str, object]] = {
@@ -196,7 +198,7 @@ UNANSWERED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"rlhf|ppo|grpo|dpo|orpo|kto|reward models?|奖励模型|强化学习|知识蒸馏|distill(?:ation|ing)",
-        "preference and reinforcement training hold more than one model: not predicted",
+        "a task of its own: memplan MODEL --task NAME predicts it, or says what it lacks (memplan list tasks)",
     ),
 )
 """What would change the answer and cannot be read: refused, never ignored."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from memplan.cli.options import HELP
 from memplan.cli.progress import Progress
 
 MOST_READ = 4096
 """Characters read from standard input: more than a sentence may have, so that a longer one is refused."""
 
 
-@click.command("ask", short_help="Answer a question in English or Chinese.")
+@click.command("ask", context_settings=HELP, short_help="Answer a question in English or Chinese.")
 @click.argument("sentence", nargs=-1, required=True)
 @click.option(
     "--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: that of the question."

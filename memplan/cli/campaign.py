@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from memplan.cli.options import PYTHON, dry_options
+from memplan.cli.options import HELP, PYTHON, dry_options
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.planner.tables.errors import UsageError, shorten, tidy
 
 
-@click.command("campaign", short_help="Run many profiles from a file; resumable.")
+@click.command("campaign", context_settings=HELP, short_help="Run many profiles from a file; resumable.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
+from memplan.cli.options import HELP
 from memplan.cli.progress import Progress
 
 
-@click.command("check", short_help="Check every sentence of a text about training memory.")
+@click.command(
+    "check", context_settings=HELP, short_help="Check every sentence of a text about training memory."
+)
 @click.argument("file", type=click.Path())
 @click.option(
     "--lang", type=click.Choice(("en", "zh")), help="Language of the output. Default: that of the text."

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import click
 
+from memplan.cli.options import HELP
 from memplan.cli.progress import Progress
 from memplan.planner.tables.errors import unknown
 
 
-@click.command("claims", short_help="Check claims about training memory against computed evidence.")
+@click.command(
+    "claims",
+    context_settings=HELP,
+    short_help="Check claims about training memory against computed evidence.",
+)
 @click.argument("file", required=False, type=click.Path())
 @click.option(
     "--lang", type=click.Choice(("en", "zh")), default="en", show_default=True, help="Language of the output."

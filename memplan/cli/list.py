@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from memplan.cli.options import HELP
 from memplan.planner import __version__
 
 Rows = list[dict[str, Any]]
@@ -105,7 +106,9 @@ TABLES: dict[str, Callable[[], Rows]] = {
 }
 
 
-@click.command("list", short_help="List models, gpus, methods, optimizers, recipes or tasks.")
+@click.command(
+    "list", context_settings=HELP, short_help="List models, gpus, methods, optimizers, recipes or tasks."
+)
 @click.argument("what", type=click.Choice(tuple(TABLES)))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def command(what: str, as_json: bool) -> None:

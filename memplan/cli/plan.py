@@ -10,7 +10,7 @@ import click
 
 from memplan import api
 from memplan.cli.completion import completes
-from memplan.cli.options import plan_options
+from memplan.cli.options import HELP, plan_options
 from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 EXIT_DOES_NOT_FIT = 1
 
 
-@click.command("plan", short_help="Predict the memory that a run needs (the default command).")
+@click.command(
+    "plan", context_settings=HELP, short_help="Predict the memory that a run needs (the default command)."
+)
 @click.argument("model", shell_complete=completes("model"))
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options

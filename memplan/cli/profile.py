@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan.cli.completion import completes
-from memplan.cli.options import DRY, PYTHON, check_python, dry_options, plan_options
+from memplan.cli.options import DRY, HELP, PYTHON, check_python, dry_options, plan_options
 from memplan.cli.progress import Progress
 from memplan.cli.stopping import ends_like_ctrl_c
 from memplan.cli.subject import Subject, read_subject
@@ -28,7 +28,11 @@ DEADLINE = 1800.0
 EXIT_OUT_OF_MEMORY = 1
 
 
-@click.command("profile", short_help="Run real training steps on this machine and record a measurement.")
+@click.command(
+    "profile",
+    context_settings=HELP,
+    short_help="Run real training steps on this machine and record a measurement.",
+)
 @click.argument("model", shell_complete=completes("model"))
 @plan_options
 @click.option(

@@ -14,6 +14,7 @@ from memplan.planner.tables.errors import UsageError
 from memplan.validate.questions.question import Question, Side
 from memplan.validate.reading import Assumption, B, E, Reading
 from memplan.validate.vocabulary import (
+    CHANGED,
     FROZEN,
     METHODS_SAID,
     NUMBERS,
@@ -75,6 +76,8 @@ def numbers_of(reading: Reading) -> Pairs:
         match = re.search(pattern, reading.text)
         if match:
             first, second = _kilo(match[1], match[2]), _kilo(match[3], match[4])
+            if re.search(CHANGED, match[0], re.I):  # what becomes of it is compared with what it was
+                first, second = second, first
             reading.say(name, first, reading.take(match))
             pairs[name] = (first, second)
     for pattern, name in NUMBERS[:-1]:

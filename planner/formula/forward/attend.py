@@ -19,7 +19,7 @@ from memplan.planner.formula.tape.ops import Grads, cast, dropout, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables import sdp
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.sdp import FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
+from memplan.planner.tables.sdp import EFFICIENT_GQA, FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
 
 
 def attend(
@@ -45,11 +45,13 @@ def attend(
 
 def native_gqa(w: Context, h: Heads) -> bool:
     """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256.
-    transformers up to 4.48 repeated them (4.48.1 integrations/sdpa_attention.py).
+    transformers up to 4.48 repeated them (4.48.1 integrations/sdpa_attention.py); so is forced `efficient`
+    taken before torch 2.14, whose kernel refuses grouped heads: the published T4 runs expanded them.
     """
     if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
         return True
-    if w.setup.transformers != "5":
+    before = w.setup.attention == "sdpa-efficient" and w.device.torch < EFFICIENT_GQA
+    if w.setup.transformers != "5" or before:
         return False
     return h.mask is None and h.query_size == h.value_size <= 256
 
