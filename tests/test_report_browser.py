@@ -288,3 +288,21 @@ def test_a_setup_without_a_replay_in_the_file_has_its_table(browser, tmp_path):
     assert tuple(shown(browser)) == expected(spec, setup, gpu)
     assert "No replay" in browser.run("return document.getElementById('course').textContent")
     assert [entry for entry in browser.log() if entry["level"] == "SEVERE"] == []
+
+
+def test_the_treemap_has_every_byte_of_the_peak_and_says_when_the_controls_left_it(browser, subject):
+    spec, setup, gpu, path = subject
+    browser.open(path.as_uri())
+    sizes = browser.run(
+        "return [...document.querySelectorAll('#treemap rect[data-bytes]')].map(r => "
+        "[Number(r.dataset.bytes), r.getAttribute('width') * r.getAttribute('height')])"
+    )
+    assert sum(size for size, _ in sizes) == plan(spec, setup).peak.allocated_bytes
+    per_byte = sum(area for _, area in sizes) / sum(size for size, _ in sizes)
+    assert all(area == pytest.approx(size * per_byte, rel=1e-6) for size, area in sizes)
+    note = "return document.getElementById('treemap-note').textContent"
+    assert browser.run(note) == ""
+    browser.move("batch", 7)
+    assert "setup asked for" in browser.run(note)
+    browser.move("batch", setup.micro_batch)
+    assert browser.run(note) == ""

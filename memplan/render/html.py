@@ -31,6 +31,7 @@ SCRIPTS = (
     "report_parts",
     "report_charts",
     "report_decide",
+    "report_treemap",
     "report",
 )
 
@@ -69,6 +70,11 @@ def page(
         "COMPONENTS": "".join(
             f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>"
             for name, size in components.items()
+        ),
+        "ASKED": escape(
+            f"{setup.method}, checkpointing {setup.checkpointing}, micro-batch {setup.micro_batch:,} x "
+            f"{setup.sequence_length:,} tokens: {gib(prediction.peak.allocated_bytes)} allocated in "
+            f"{label(prediction.peak.moment)}."
         ),
         "ROWSNOTE": escape(_rows_note(prediction)),
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
@@ -161,7 +167,7 @@ def _row(row: Row) -> str:
     classes = ("", "", "", ' class="n"', ' class="n"', "", "")
     texts = (escape(row.name).replace(".", ".<wbr>"), *map(escape, cells[1:]))
     return (
-        "<tr>"
+        f'<tr data-component="{escape(row.component)}" data-bytes="{row.charged}">'
         + "".join(f"<td{c}>{start}{text}</td>" for c, start, text in zip(classes, starts, texts, strict=True))
         + "</tr>"
     )

@@ -30,7 +30,7 @@
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +
       (data.trains[state.method] === "adapter" ? ", rank " + state.rank : "");
     by("peak-moment").textContent = label(now.moment);
-    drawBar(now, needed, card); drawTimeline(now, card); drawMethods(card); drawHeat(card); drawCourse(now, card); drawBeside();
+    drawBar(now, needed, card); drawTimeline(now, card); drawMethods(card); drawHeat(card); drawCourse(now, card); drawBeside(); drawTreemap();
     history.replaceState(null, "", address());
   }
 

@@ -201,6 +201,7 @@ def data(
             "checkpointing": setup.checkpointing,
             "card": gpu.name,
         },
+        "asked": prediction.moment(prediction.peak.moment).components,
         "longest": longest,
         "segment": SEGMENT,
         "ties": TORCH_VERSIONS[setup.torch].equal_blocks,
