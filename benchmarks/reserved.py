@@ -2,15 +2,16 @@
 [--seed N] [--catalog] [--out FILE]`, worst first, then a table.
 
 Cases are those of formula_vs_trace.py, on CUDA and one GPU, or with --catalog every catalog model of at most
-40 billion parameters under LoRA and QLoRA as recipe hf has them. FILE keeps what the trace found, one JSON
-document a line; a run goes on where the file ends, and the formula, which takes a fraction of a second, is
-asked anew each time. `reserved`: the peak over load and two steps; `capacity`: the smallest that survives.
+40 billion parameters (COUNT: so many of them, drawn by seed) under LoRA and QLoRA as recipe hf has them. FILE
+keeps what the trace found, one JSON document a line; a run goes on where the file ends, and the formula,
+which takes a fraction of a second, is asked anew each time. `reserved`: the peak over load and two steps; `capacity`: the smallest that survives.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +36,12 @@ def drawn(seed: int, count: int) -> Iterator[Case]:
         yield f"{seed}-{number}", name, config, fields
 
 
-def catalog() -> Iterator[Case]:
-    """Every catalog model of one GPU's size, under LoRA and QLoRA."""
-    for name, row in index().items():
-        if row["parameters"] < LARGEST:
-            for method in ("lora", "qlora"):
-                yield f"{name} {method}", name, find(name).config, {"method": method}
+def catalog(seed: int, count: int | None) -> Iterator[Case]:
+    """So many catalog models of one GPU's size, drawn by seed (None: all), under LoRA and QLoRA."""
+    names = [name for name, row in index().items() if row["parameters"] < LARGEST]
+    for name in names if count is None else random.Random(seed).sample(names, count):
+        for method in ("lora", "qlora"):
+            yield f"{name} {method}", name, find(name).config, {"method": method}
 
 
 def traced(config: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
@@ -101,7 +102,7 @@ NUMBERS = ("reserved", "allocated", "capacity")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("count", nargs="?", type=int, default=60)
+    parser.add_argument("count", nargs="?", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--catalog", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -109,7 +110,11 @@ def main() -> None:
     asked = parser.parse_args()
     known = {document["key"]: document for document in done(asked.out)}
     results = []
-    for key, name, config, fields in catalog() if asked.catalog else drawn(asked.seed, asked.count):
+    if asked.catalog:
+        cases = catalog(asked.seed, asked.count)
+    else:
+        cases = drawn(asked.seed, asked.count or 60)
+    for key, name, config, fields in cases:
         setup = legal(dict(config), fields)
         if setup is None:
             continue

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from memplan.planner.formula.evaluation import run_evaluation
-from memplan.planner.formula.forward.context import Device
+from memplan.planner.formula.forward.context import Device, device_of
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.sharding.strategies import wraps
@@ -31,9 +31,7 @@ from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
 from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.torch_versions import release_of
 
 SYMBOLS = ("B", "S", "R")
 
@@ -301,16 +299,3 @@ def refuse(setup: Setup) -> None:
             raise UsageError(
                 f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves"
             )
-
-
-def device_of(setup: Setup) -> Device:
-    """What the named GPU means for kernels; an A100's capability where none is named or a budget in bytes
-    is.
-    """
-    if setup.device == "cpu":
-        return Device("cpu")
-    capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None
-    torch = release_of(setup.torch)
-    if capability is None:
-        return Device(torch=torch)
-    return Device("cuda", capability, torch, assumed=False)

@@ -36,9 +36,11 @@ def base(w: Context, layer: Linear, given: Tensor, prefix: str) -> Tensor:
 
 def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
     """Linear4bit: the input in compute_dtype, N x K dequantized while it multiplies, nothing saved, N x K
-    again for the gradient.
+    again for the gradient. Under an autocast of another dtype F.linear casts weight and input once more, and
+    its output is of that dtype.
     """
     setup, t = w.setup, w.t
+    multiplied = w.auto or setup.compute_dtype
     x = cast(t, given, setup.compute_dtype)
     k_shape, n = x.shape, (layer.out_features, layer.in_features)
     blocks = (ceil_div(layer.out_features * layer.in_features, setup.quant_block),)
@@ -48,15 +50,11 @@ def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
             t.alloc("quantization constants in fp32", blocks, "float32", "double quantization undone")
             for _ in range(copies * setup.double_quant)
         ]
-        return [
-            *constants,
-            t.alloc("dequantized weight", n, dtype, "the whole weight in 16 bit, for one product"),
-        ]
+        whole = t.alloc("dequantized weight", n, dtype, "the whole weight in 16 bit, for one product")
+        return [whole, *constants]  # a list goes from its end on: the weight last
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        weight = dequantized(
-            t, setup.weight_dtype, 1
-        ).pop()  # the constants go with the call of dequantize_4bit
+        weight = dequantized(t, setup.weight_dtype, 1)[0]  # constants go with the call of dequantize_4bit
         if setup.weight_dtype != grad.dtype:
             weight = t.alloc("dequantized weight", n, grad.dtype, "cast to the gradient's dtype")
         result = t.alloc("gradient of a linear layer's input", k_shape, grad.dtype, "grad @ weight")
@@ -64,9 +62,16 @@ def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
         return [result]
 
     held = dequantized(t, setup.compute_dtype, 2)
-    out = t.op("4-bit linear", (x,), shape, setup.compute_dtype, backward=backward, name="output")
-    del held
-    return cast(t, out, given.dtype)
+    if multiplied != setup.compute_dtype:
+        held[1:1] = [
+            t.alloc(f"{what} as autocast casts it", shape, multiplied, "F.linear's operand")
+            for what, shape in (("weight", n), ("input", k_shape))
+        ]
+    out = t.op("4-bit linear", (x,), shape, multiplied, backward=backward, name="output")
+    held.clear()
+    made = cast(t, out, given.dtype)
+    del out  # `.to` reads it; the input's copy lasts until the module returns
+    return made
 
 
 def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:

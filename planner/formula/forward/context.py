@@ -14,7 +14,9 @@ from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.cublas import Release, workspace_bytes
+from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
+from memplan.planner.tables.torch_versions import release_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,19 @@ class Device:
     def workspace(self) -> int:
         """Bytes of one cuBLAS workspace on this GPU."""
         return workspace_bytes(self.capability, self.torch)
+
+
+def device_of(setup: Setup) -> Device:
+    """What the named GPU means for kernels; an A100's capability where none is named or a budget in bytes
+    is.
+    """
+    if setup.device == "cpu":
+        return Device("cpu")
+    capability = find_gpu(setup.gpu).capability if setup.gpu is not None else None
+    torch = release_of(setup.torch)
+    if capability is None:
+        return Device(torch=torch)
+    return Device("cuda", capability, torch, assumed=False)
 
 
 class Context:

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Values, batch_sizes, in_groups, states
+from memplan.planner.formula.replay.load import Values, batch_sizes
 from memplan.planner.formula.replay.loaded import loaded
+from memplan.planner.formula.replay.optimizer import OptimizerSteps
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
@@ -53,6 +55,7 @@ class RunScript:
     events: Events
     fill: list[tuple[int, int, int, Callable[[Sequence[int]], Sequence[int]]]] = field(default_factory=list)
     batch: list[tuple[int, Expr]] = field(default_factory=list)
+    workspaces: int = 0  # how many threads' cuBLAS workspaces the load has made
 
 
 class Run:
@@ -102,6 +105,8 @@ class Run:
         rank = AtomValues({"R": values["R"]})
         load, _ = loaded(self.parameter_table, values["R"], layers_of)
         out.events, out.sizes = load.events.copy(), load.sizes.copy()
+        if load.product is not None:
+            self._workspace_at_load(script, load.product)
         for size in batch_sizes(self.parameter_table):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
@@ -109,7 +114,7 @@ class Run:
         gradients: list[int] = []
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
-        norms = len(in_groups(self.parameter_table, layers_of)) if clips else 0
+        optimizer = OptimizerSteps(self.parameter_table, rank, layers_of)
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)
@@ -122,10 +127,9 @@ class Run:
                 made, kept = self._micro_batch(1, script, kept, first=False)
                 gradients += made
             if trains:
-                numbers = [out.alloc(4) for _ in range(norms)]
-                out.free(*numbers)
-                if step == 0:
-                    self._states(rank, out)
+                if clips:
+                    out.free(*[out.alloc(4) for _ in optimizer.tensors])
+                self._optimizer(optimizer, script, first=step == 0)
                 importance.update(out)
             if setup.zero_grad == "after_step":
                 out.free(*gradients)
@@ -148,11 +152,29 @@ class Run:
         out.extend(made.events[made.marks[EVALUATION] :], base)
         out.free(*(each + base for each in made.left))
 
-    def _states(self, values: Values, out: Events) -> None:
-        from memplan.planner.tables.optimizers import OPTIMIZERS
+    def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
+        """Write one step of the optimizer."""
+        which = 0 if self.tapes[1] is None else 1
+        tape = self.tapes[which]
+        assert tape is not None
 
-        if not OPTIMIZERS[self.setup.optimizer].at_once:
-            states(self.parameter_table, values, out, self.rank.each_layer)
+        def fill(base: int, indices: Sequence[int]) -> None:
+            script.fill.append((base, len(indices), which, _picked(indices)))
+
+        optimizer.write(script.events, tape, fill, first=first)
+
+    def _workspace_at_load(self, script: RunScript, place: int) -> None:
+        """The main thread's cuBLAS workspace, which the load's first product made."""
+        (workspace, *_), out = self._workspaces(0), script.events
+        script.fill.append((out.reserve(1), 1, 0, _picked([workspace])))
+        out.events.insert(place, len(out.sizes) - 1)
+        script.workspaces = 1
+
+    def _workspaces(self, which: int) -> list[int]:
+        """Where a tape describes the cuBLAS workspaces, the main thread's first."""
+        tape, made = self.tapes[which], self.passes[which]
+        assert tape is not None and made is not None
+        return [i for i in made.infos[: made.begin] if "workspace" in tape.infos[i].name]
 
     def _micro_batch(
         self, which: int, script: RunScript, before: list[int], *, first: bool
@@ -169,9 +191,9 @@ class Run:
         position = made.marks["forward"]
         stops = [(made.marks.get("backward", position), -1)]
         if first:
-            workspaces = [i for i in made.infos[: made.begin] if "workspace" in tape.infos[i].name]
-            cuts = [cut for cut in _first_products(made, tape) if cut is not None]
-            stops += zip(cuts, workspaces, strict=False)
+            products = zip(_first_products(made, tape), self._workspaces(which), strict=False)
+            threads = list(products)[script.workspaces :]
+            stops += [(cut, workspace) for cut, workspace in threads if cut is not None]
         for stop, workspace in sorted(stops):
             out.extend(made.events[position:stop], base)
             if workspace >= 0:
@@ -179,7 +201,7 @@ class Run:
             else:
                 out.free(*before)
             position = stop
-        out.extend(made.events[position:], base)
+        out.extend(made.events[position : made.marks.get("optimizer_step")], base)
         return [each + base for each in made.gradients], [each + base for each in made.left]
 
 
@@ -195,9 +217,10 @@ def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     start = marks.get("forward", marks.get(EVALUATION, 0))
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
-    events = [each for each in made.events[:ends]]
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here
-    events[start:] = [each for each in events[start:] if (each if each >= 0 else ~each) >= begin]
+    theirs = [each >= begin or ~each >= begin for each in made.events[start:ends]]
+    events = [*made.events[:start], *compress(made.events[start:ends], theirs)]
+    marks = {name: min(at, start) + sum(theirs[: max(0, at - start)]) for name, at in marks.items()}
     alive = {each for each in events[start:] if each >= 0} - {~each for each in events[start:] if each < 0}
     gradients = [each for each in sorted(alive) if tape.infos[made.infos[each]].component == "gradients"]
     left = sorted(alive - set(gradients))

@@ -22,6 +22,7 @@ class Events:
         self.events: list[int] = []
         self.sizes: list[int] = []
         self.about: About = ("", (), "uint8", "")  # of what is allocated next
+        self.product: int | None = None  # after how many events the first product of a load has its output
 
     def at(self, sizes: list[int]) -> Events:
         """The same events with other sizes."""

@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
+from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
+from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
-from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
@@ -90,11 +91,11 @@ class Load:
             for each in sorted(each_of(kinds), key=partial(natural, self.spec.model_type)):
                 self._read(each)
             for stored, layer in each_of(s for s in self.parameter_table.base if s.role == "buffer"):
-                self._keep(stored, layer, stored.dtype)
+                self.keep(stored, layer, stored.dtype)
         else:  # quantized layers first, then module by module (planner/run/loading.py _made_here)
             for each in sorted(in_order(self.parameter_table.base), key=lambda each: not _is_layer(each[0])):
                 if each[0].role == "buffer":
-                    self._keep(*each, each[0].dtype)
+                    self.keep(*each, each[0].dtype)
                 else:
                     self._read(each)
 
@@ -115,7 +116,8 @@ class Load:
         )
         return packed_bytes(self.elements(stored), stored.dtype).evaluate(self.values) + sum(beside)
 
-    def _keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
+    def keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
+        """A tensor that stays, in the dtype in which it is made."""
         kind = id(stored), dtype  # the same in every layer
         nbytes = self._packed_bytes.get(kind)
         if nbytes is None:
@@ -129,7 +131,7 @@ class Load:
         if stored.dtype in QUANTIZED and self.setup.checkpoint_quant != "none":
             self._packed(stored, layer)
         elif self._as_stored(stored):
-            self._keep(stored, layer, stored.dtype)
+            self.keep(stored, layer, stored.dtype)
             self._beside(stored)
         elif stored.dtype in QUANTIZED and stored.role != "expert":
             self._quantize(stored, layer)
@@ -138,7 +140,7 @@ class Load:
         elif self._apart(stored):
             self._merge(stored, layer)
         else:
-            self._keep(stored, layer, self.arrives(stored))
+            self.keep(stored, layer, self.arrives(stored))
 
     def _as_stored(self, stored: ParameterSpec) -> bool:
         checkpoint = self.parameter_table.checkpoint
@@ -155,7 +157,7 @@ class Load:
         in JSON that goes once it is read (transformers 5.24 integrations/bitsandbytes.py Bnb4bitDeserialize,
         Bnb8bitDeserialize; bitsandbytes 0.50 functional.py QuantState.from_dict).
         """
-        self._keep(stored, layer, stored.dtype)
+        self.keep(stored, layer, stored.dtype)
         self.out.about = (stored.name, (_DESCRIPTION,), "uint8", " quantization state")
         description = self.out.alloc(_DESCRIPTION)
         self._beside(stored)
@@ -272,37 +274,55 @@ class Load:
 
     def _recast(self, stored: ParameterSpec, layer: int, dtype: str | None = None) -> None:
         old = self.held[id(stored), layer]
-        self._keep(stored, layer, dtype or stored.dtype)
+        self.keep(stored, layer, dtype or stored.dtype)
         self.out.free(old)
 
     def _adapters(self) -> None:
         """PEFT makes every tensor, then casts those that are trained in fp32, one after the other."""
-        tensors = [t for adapter in self._ordered() for t in adapter.tensors]
-        first = self.setup.weight_dtype
+        tensors = [t for adapter in self.parameter_table.adapters.values() for t in adapter.tensors]
         every = [*in_order([(t, self.layers_of(t)) for t in tensors])]
-        cast = self.setup.method not in ("adapter",)
+        first, norms = self._first_dtypes(), DoraNorms(self)
         for stored, layer in every:
-            self._keep(stored, layer, first if cast and stored.dtype != first else stored.dtype)
+            dtype = first.get(id(stored), stored.dtype)
+            if norms.takes(stored):
+                norms.write(stored, layer, dtype)
+            else:
+                self.keep(stored, layer, dtype)
         copies = [*each_of(self.parameter_table.saved_modules)]
         for stored, layer in copies:
-            self._keep(stored, layer, self._copied(stored))
+            self.keep(stored, layer, self._copied(stored))
         for stored, layer in copies:
             if self._copied(stored) != stored.dtype:
                 self._recast(stored, layer)
-        if cast:
-            for stored, layer in every:
-                if stored.dtype != first:
-                    self._recast(stored, layer)
+        for stored, layer in every:
+            if stored.dtype != first.get(id(stored), stored.dtype):
+                self._recast(stored, layer)
+
+    def _first_dtypes(self) -> dict[int, str]:
+        """In which dtype PEFT makes each adapter tensor, by identity: the base's own, a 4-bit layer's compute
+        dtype, float32 beside int8 (peft 0.21 tuners/tuners_utils.py _get_base_layer_device_and_dtype);
+        the model's where no one layer is the base. Bottlenecks are ours, and made as they are.
+        """
+        if self.setup.method == "adapter":
+            return {}
+        base = {stored.name: stored.dtype for stored in self.parameter_table.base}
+        of_base = {**dict.fromkeys(("nf4", "fp4"), self.setup.compute_dtype), "int8": "float32"}
+        found = {}
+        for adapter in self.parameter_table.adapters.values():
+            for tensor in adapter.tensors:
+                module = tensor.name.rpartition(".")[0]
+                dtype = base.get(f"{module}.weight", base.get(module, self.setup.weight_dtype))
+                found[id(tensor)] = of_base.get(dtype, dtype)
+        return found
 
     def _copied(self, stored: ParameterSpec) -> str:
         """The dtype of a module's trained copy before it is cast: the module's own (peft 0.21 utils/other.py
         ModulesToSaveWrapper copies it).
         """
-        name = stored.name.removesuffix(" (trained copy)")
+        name, spec = stored.name.removesuffix(" (trained copy)"), self.spec
+        if spec.tied and name == f"{spec.head_name}.weight":
+            name = f"{spec.embedding_name}.weight"
         return next((base.dtype for base in self.parameter_table.base if base.name == name), stored.dtype)
-
-    def _ordered(self) -> list[Adapter]:
-        return list(self.parameter_table.adapters.values())
 
     def _cast_trained(self) -> None:
         """Trained weights in fp32 where the stack wants them so: each is cast in turn."""
@@ -314,29 +334,6 @@ class Load:
 def _is_layer(stored: ParameterSpec) -> bool:
     """Whether this is the weight of a linear layer that is quantized; experts are tensors of a module."""
     return stored.dtype in QUANTIZED and stored.role != "expert"
-
-
-def states(parameter_table: ParameterTable, values: Values, out: Events, layers_of: Any) -> None:
-    """Optimizer states, parameter by parameter, as the first step makes them."""
-    sizes = {
-        id(stored): [
-            row.size.evaluate(values) // row.count for row in parameter_table.states_of(stored, paged=False)
-        ]
-        for stored in parameter_table.trained
-    }
-    for stored, _ in in_groups(parameter_table, layers_of):
-        for nbytes in sizes[id(stored)]:
-            out.alloc(nbytes)
-
-
-def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
-    """Every trained tensor in the optimizer's order: in a plain loop as the model has them, else those that
-    are decayed first (transformers trainer.py create_optimizer: no biases, no norms).
-    """
-    found = in_order([(stored, layers_of(stored)) for stored in parameter_table.trained])
-    if not parameter_table.setup.loop.decay_groups:
-        return found
-    return sorted(found, key=lambda each: each[0].role in ("norm", "bias"))
 
 
 def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
+from memplan.planner.formula.forward.context import device_of
 from memplan.planner.formula.parameters import ParameterTable, packed_bytes
 from memplan.planner.formula.replay.events import About, Events, NamedEvents
 from memplan.planner.formula.replay.load import MOST_LAYERS
@@ -14,7 +15,9 @@ from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.resident.loading import load_rows
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
+from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.components import Component
+from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 
 USUAL_RANK = 16
 """The adapters' rank at which the largest states are looked for: the states are those of every rank, since
@@ -32,7 +35,20 @@ def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str
     stays = load_rows(parameter_table)
     adapters = frozenset(t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors)
     peaks = _peaks(out, adapted, adapters)
+    if out.product is not None:  # before any adapter's largest tensors: there at the largest state with them
+        workspace = _workspace(parameter_table.setup)
+        stays, peaks = [*stays, *workspace], [*peaks[:1], *([*rows, *workspace] for rows in peaks[1:])]
     return {"load_peak": [stays, *peaks], "load": [stays]}
+
+
+def _workspace(setup: Setup) -> list[SymbolicRow]:
+    """The cuBLAS workspace of a load that multiplies."""
+    device = device_of(setup)
+    if device.kind == "cpu":
+        return []
+    size = device.workspace
+    name = workspace_name(THREADS[0])
+    return [SymbolicRow(name, (size,), "uint8", 1, as_expr(size), "temporaries", HELD)]
 
 
 @lru_cache(maxsize=32)

@@ -12,18 +12,26 @@ from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 def matmul(
     t: Tape, x: Tensor, weight: Tensor, shape: Shape, bias: Tensor | None = None, name: str = ""
 ) -> Tensor:
-    """x @ weight^T (+ bias): saves x where the weight is trained, the weight where x wants a gradient."""
+    """x @ weight^T (+ bias): saves x where the weight is trained, the weight where x wants a gradient.
+
+    Gradients come in the alphabetical order of an op's arguments (torch 2.13 tools/autograd/
+    load_derivatives.py, over derivatives.yaml): mm has mat2 and self, the weight first; addmm, which a bias
+    makes of it (ATen/native/Linear.cpp), mat1 and mat2, the input first.
+    """
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         grads: list[Tensor | None] = [None, None, None]
-        if node.needs(1):
-            grads[1] = weight_grad = t.alloc("gradient of the weight", w_shape, grad.dtype, "grad^T @ input")
-            weight_grad.viewed = True  # transposed back
-        if node.needs(0):
-            grads[0] = x_grad = t.alloc(
-                "gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight"
-            )
-            x_grad.viewed = len(x_shape) > 2  # a matrix product, seen in the input's shape
+        for argument in (0, 1) if bias is not None else (1, 0):
+            if not node.needs(argument):
+                continue
+            if argument:
+                made = t.alloc("gradient of the weight", w_shape, grad.dtype, "grad^T @ input")
+                made.viewed = True  # transposed back
+            else:
+                made = t.alloc("gradient of a linear layer's input", x_shape, grad.dtype, "grad @ weight")
+                made.viewed = len(x_shape) > 2  # a matrix product, seen in the input's shape
+            grads[argument] = made
+            del made
         if len(node.edges) > 2 and node.needs(2):
             grads[2] = _alias(grad)
         return grads[: len(node.edges)]
