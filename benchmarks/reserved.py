@@ -4,7 +4,8 @@
 Cases are those of formula_vs_trace.py, on CUDA and one GPU, or with --catalog every catalog model of at most
 40 billion parameters (COUNT: so many of them, drawn by seed) under LoRA and QLoRA as recipe hf has them. FILE
 keeps what the trace found, one JSON document a line; a run goes on where the file ends, and the formula,
-which takes a fraction of a second, is asked anew each time. `reserved`: the peak over load and two steps; `capacity`: the smallest that survives.
+which takes a fraction of a second, is asked anew each time. `reserved`: the peak over load and two steps;
+`capacity`: the smallest that survives.
 """
 
 from __future__ import annotations

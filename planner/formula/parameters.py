@@ -26,7 +26,7 @@ from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.tables.upcasts import is_expert, upcast
+from memplan.planner.tables.upcasts import PASSES, is_expert, upcast
 
 B, S = symbol("B"), symbol("S")
 __all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
@@ -85,7 +85,15 @@ class ParameterTable:
             return "float32"
         if setup.trainable_dtype == "float32" and self.method.trains == "all":
             return "float32"
-        return "float32" if upcast(tensor.module, setup.upcast_modules) else setup.weight_dtype
+        modules = self.modules_of(tensor.name, tensor.module)
+        kept = all if setup.upcast_modules in PASSES else any  # a pass that goes back casts what is shared
+        wide = kept(upcast(module, setup.upcast_modules) for module in modules)
+        return "float32" if wide else setup.weight_dtype
+
+    def modules_of(self, name: str, module: str) -> tuple[str, ...]:
+        """The modules that hold a tensor: of tied embeddings the output projection too."""
+        tied = self.spec.tied and name == f"{self.spec.embedding_name}.weight"
+        return (module, self.spec.head_name) if tied else (module,)
 
     def _left_out(self, tensor: WeightTensor) -> bool:
         """Whether the checkpoint's own list leaves this kind of module as it is."""

@@ -72,27 +72,57 @@ def _relu2(w: Context, x: Tensor) -> Tensor:
 
 
 def _bloom(w: Context, x: Tensor) -> Tensor:
-    """Bloom's own autograd function: saves x alone, and makes the polynomial again in the backward.
-
-    bloom_gelu_forward holds four tensors of x's size before its output, bloom_gelu_back five before the
-    gradient (counted in the order in which Python evaluates their one-line formulas).
-    """
+    """Bloom's own autograd function: saves x alone, and makes the polynomial again in the backward."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        held = [
-            t.alloc("gelu gradient formula", grad.shape, grad.dtype, "a factor of the gradient formula")
-            for _ in range(5)
-        ]
-        del held[2:]  # the curve and the derivative keep their names
+        held = _evaluated(t, grad, _BLOOM_BACK, "gelu gradient formula")
         result = t.alloc("gradient of gelu's input", grad.shape, grad.dtype, "grad times the derivative")
-        del held
+        held.clear()
         return [result]
 
-    held = [w.t.alloc("gelu formula", x.shape, x.dtype, "a factor of the formula") for _ in range(4)]
-    del held[2:]  # half of x and 1 + tanh are multiplied last
+    held = _evaluated(w.t, x, _BLOOM_FORWARD, "gelu formula")
     out = w.t.op("gelu", (x,), x.shape, x.dtype, saves=(x,), backward=backward, name="activation output")
-    del held
+    held.clear()
     return out
+
+
+Operation = tuple[str, tuple[str, ...]]
+"""What an operation makes, and which unnamed results it lets go when it has read them."""
+_TANH: tuple[Operation, ...] = (
+    ("scaled x", ()),
+    ("0.044715 x", ()),
+    ("0.044715 x x", ("0.044715 x",)),
+    ("1 + square", ("0.044715 x x",)),
+    ("polynomial", ("scaled x", "1 + square")),
+    ("tanh", ("polynomial",)),
+)
+_BLOOM_FORWARD: tuple[Operation, ...] = (("0.5 x", ()), *_TANH, ("1 + tanh", ("tanh",)))
+_BLOOM_BACK: tuple[Operation, ...] = (
+    *_TANH,
+    ("0.5 x", ()),
+    ("tanh tanh", ()),
+    ("1 - tanh tanh", ("tanh tanh",)),
+    ("0.107 x", ()),
+    ("0.107 x x", ("0.107 x",)),
+    ("0.798 + 0.107 x x", ("0.107 x x",)),
+    ("slope", ("1 - tanh tanh", "0.798 + 0.107 x x")),
+    ("left", ("0.5 x", "slope")),
+    ("1 + tanh", ()),
+    ("right", ("1 + tanh",)),
+    ("derivative", ("left", "right")),
+)
+"""bloom_gelu_forward up to its last product, and bloom_gelu_back, in the order in which Python evaluates
+their one-line formulas (transformers 5.24 models/bloom/modeling_bloom.py)."""
+
+
+def _evaluated(t: Tape, like: Tensor, operations: tuple[Operation, ...], name: str) -> dict[str, Tensor]:
+    """What is left of a formula's results, of one tensor's shape and dtype each."""
+    held: dict[str, Tensor] = {}
+    for made, read in operations:
+        held[made] = t.alloc(name, like.shape, like.dtype, "a factor of the formula")
+        for each in read:
+            del held[each]
+    return held
 
 
 ACTIVATIONS: dict[str, Function] = {

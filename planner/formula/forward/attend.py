@@ -34,9 +34,10 @@ def attend(
     if h.spec.heads != kv_heads and not native_gqa(w, h):
         k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads
     backend = choose(w, h, q, k, v, kv_heads)
-    out = BACKENDS[backend](
-        w, h, *(w.autocast_low(x) for x in (q, k, v))
-    )  # autocast's copies go when the call returns
+    # autocast copies the last argument first (GCC's order of evaluation), and its copies go with the call
+    v, k = w.autocast_low(v), w.autocast_low(k)
+    out = BACKENDS[backend](w, h, w.autocast_low(q), k, v)
+    del k, v
     by_head = backend == "math" or (
         backend != "efficient" and h.head_major
     )  # how the output lies in memory: as q does, or token by token

@@ -28,10 +28,10 @@ def base(w: Context, layer: Linear, given: Tensor, prefix: str) -> Tensor:
         return kind(w, layer, given, shape)
     if weight.dtype in STORED:
         return _stored(w, layer, given, shape)
-    low = w.autocast_low(given)
-    return matmul(
-        w.t, low, w.autocast_low(weight), shape, None if bias is None else w.autocast_low(bias), "output"
-    )
+    # C++ casts the last argument of an op first (GCC's order of evaluation)
+    low_bias = None if bias is None else w.autocast_low(bias)
+    low_weight = w.autocast_low(weight)
+    return matmul(w.t, w.autocast_low(given), low_weight, shape, low_bias, "output")
 
 
 def _four_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor:
@@ -109,7 +109,7 @@ def _eight_bit(w: Context, layer: Linear, given: Tensor, shape: Shape) -> Tensor
     if out.node is not None and given.buffer is not None:
         out.node.kept.append(given.buffer)
         given.buffer.info.saved_by = given.buffer.info.saved_by or "8-bit linear"
-    del quantized, product
+    del product, quantized
     return out
 
 

@@ -121,13 +121,10 @@ def _bloom(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Attended:
         t, softmax_fp32(t, scores, w.device.kind), q.dtype, "attention probabilities in 16 bit"
     )
     probabilities = dropout(t, probabilities, h.dropout)
-    out = merge(
-        w,
-        h,
-        bmm(t, w.autocast_low(probabilities), w.autocast_low(v), (b, a, s, h.value_size), "attention output"),
-        True,
-    )
-    return out, probabilities, [raw, scores, q, k, v]
+    values = w.autocast_low(v)  # C++ casts the last argument of an op first
+    out = bmm(t, w.autocast_low(probabilities), values, (b, a, s, h.value_size), "attention output")
+    del values
+    return merge(w, h, out, True), probabilities, [scores, raw, v, k, q]  # go from the list's end on
 
 
 def _scaled_product(t: Tape, a: Tensor, b: Tensor, shape: tuple[object, ...]) -> Tensor:
@@ -147,6 +144,7 @@ def _scaled_product(t: Tape, a: Tensor, b: Tensor, shape: tuple[object, ...]) ->
                 if made is not None
                 else None
             )
+            del made
         return grads
 
     saves = ([a] if b.requires_grad else []) + ([b] if a.requires_grad else [])

@@ -41,11 +41,29 @@ def _heads(w: Context, x: Tensor, heads: int, size: int, copies: bool) -> Tensor
     return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
 
 
+DROPS_INSIDE = ("bloom", "codegen", "gpt2", "gpt_bigcode", "gptj", "starcoder2")
+"""Model types whose attention and MLP modules end with their dropout; others' layers drop what these return
+(transformers 5.24)."""
+NAMES_OUTPUT = ("bloom",)
+"""Model types whose attention keeps what it projects under a name of its own until it returns, and whose
+modules add the residual themselves (transformers 5.24 models/bloom/modeling_bloom.py dropout_add)."""
+
+
+def drops_inside(w: Context) -> bool:
+    """Whether the modules drop, not the layer."""
+    return w.parameter_table.spec.model_type in DROPS_INSIDE
+
+
 def attention(
-    w: Context, layer: Layer, given: Tensor, prefix: str, tables: tuple[Tensor, Tensor] | None
+    w: Context,
+    layer: Layer,
+    given: Tensor,
+    prefix: str,
+    tables: tuple[Tensor, Tensor] | None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention module's output and what it returns beside it (eager's probabilities, which live as long
-    as the layer's call).
+    as the layer's call). `residual`: what the module itself adds.
     """
     spec, t = layer.attention, w.t
     qkv = _mla if spec.kind == "mla" else _gqa
@@ -69,8 +87,14 @@ def attention(
         )
         out, probabilities, local = attend(w, heads, q, k, v)
     hidden = linear(w, spec.linears[-1], out, prefix)
-    hidden = dropout(t, hidden, w.parameter_table.spec.dropouts.attention_output)
-    del kept_alive, local
+    if w.parameter_table.spec.model_type in NAMES_OUTPUT:
+        local.insert(0, out)
+    del out
+    if drops_inside(w):
+        hidden = dropout(t, hidden, w.parameter_table.spec.dropouts.attention_output)
+    if residual is not None:
+        hidden = add(t, residual, hidden, "attention residual")
+    del q, k, v, kept_alive, local
     return bottleneck(w, "attention", hidden, prefix), probabilities
 
 
@@ -91,6 +115,18 @@ def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
     return next((n for n in norms if n.position == position), None)
 
 
+PROJECTS_FIRST = (
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "gemma3",
+    "gemma3_text",
+    "glm4_moe",
+    "persimmon",
+    "stablelm",
+)
+"""Model types that make queries, keys and values before the norms of queries and keys; others norm, or scale,
+each as it is made (transformers 5.24)."""
 Projected = tuple[
     Tensor, Tensor, Tensor, list[Tensor]
 ]  # q, k, v, and what else stays kept_alive until the module returns
@@ -116,11 +152,15 @@ def _gqa(
             pieces = split(t, fused, [(*given.shape[:-1], n * d) for n in counts])
         del fused
     else:
-        pieces = [linear(w, projection, given, prefix) for projection in spec.linears[:3]]
+        first = w.parameter_table.spec.model_type in PROJECTS_FIRST
+        pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []
     made = []
     for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):
-        piece = pieces[i]
-        pieces[i] = given
+        if pieces:
+            piece = pieces[i]
+            pieces[i] = given
+        else:
+            piece = linear(w, spec.linears[i], given, prefix)
         if position == "q" and spec.scaled_query:
             piece = unary(t, "scale", piece, "scaled q")
         own = [n for n in spec.norms if n.position == position]
@@ -210,15 +250,23 @@ def _normed(w: Context, layer: Layer, position: str, x: Tensor, prefix: str) -> 
     return x if spec is None else norm(w, spec, x, prefix)
 
 
-def mlp(w: Context, layer: Layer, given: list[Tensor], prefix: str) -> Tensor:
-    """The layer's MLP, dense or a mixture of experts, and the dropout after it. `given`: its input alone,
-    which an inline one lets go.
+def mlp(w: Context, layer: Layer, given: list[Tensor], prefix: str, residual: Tensor | None = None) -> Tensor:
+    """The layer's MLP, dense or a mixture of experts, and the dropout inside it. `given`: its input alone,
+    which an inline one lets go. `residual`: what the module itself adds.
     """
+    kept_alive: list[Tensor] = []
     if isinstance(layer.mlp, Mlp):
-        out = dense_mlp(w, layer.mlp, given.pop() if layer.mlp.inline else given[0], prefix)
+        x = given.pop() if layer.mlp.inline else given[0]
+        out = dense_mlp(w, layer.mlp, x, prefix, None if residual is None else kept_alive)
+        del x
     else:
         out = mixture(w, layer.mlp, given[0], prefix)
-    return bottleneck(w, "mlp", dropout(w.t, out, w.parameter_table.spec.dropouts.mlp_output), prefix)
+    if drops_inside(w):
+        out = dropout(w.t, out, w.parameter_table.spec.dropouts.mlp_output)
+    if residual is not None:
+        out = add(w.t, residual, out, "layer output")
+    kept_alive.clear()
+    return out if isinstance(layer.mlp, Mlp) and layer.mlp.inline else bottleneck(w, "mlp", out, prefix)
 
 
 def _sequential(
@@ -229,28 +277,38 @@ def _sequential(
     """
     t = w.t
     residual = given
+    dropouts, drops = w.parameter_table.spec.dropouts, not drops_inside(w)
+    adds = w.parameter_table.spec.model_type not in NAMES_OUTPUT
     normed = _normed(w, layer, "input", given, prefix)
-    hidden, probabilities = attention(w, layer, normed, prefix, tables)
+    hidden, probabilities = attention(w, layer, normed, prefix, tables, None if adds else residual)
     kept_alive = [hidden] if layer.attention_kept_alive else []
     kept_alive += [normed] if layer.named_norm else []
+    renamed = [] if adds else [normed]  # the next norm's output takes its name
     del normed
+    if drops:
+        hidden = dropout(t, hidden, dropouts.attention_output)
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     if layer.scaled_branches:
         hidden = unary(t, "scale", hidden, "scaled branch")
-    hidden = add(t, residual, hidden, "attention residual")
+    if adds:
+        hidden = add(t, residual, hidden, "attention residual")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
     residual = hidden
     passed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
+    renamed.clear()
     del hidden
-    hidden = mlp(w, layer, passed, prefix)
+    hidden = mlp(w, layer, passed, prefix, None if adds else residual)
     passed.clear()
+    if drops:
+        hidden = dropout(t, hidden, dropouts.mlp_output)
     if not layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
     if layer.scaled_branches:
         hidden = unary(t, "scale", hidden, "scaled branch")
-    hidden = add(t, residual, hidden, "layer output")
+    if adds:
+        hidden = add(t, residual, hidden, "layer output")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
     del kept_alive
@@ -263,13 +321,18 @@ def _parallel(
     """Attention and MLP of the same residual stream, both added (GPT-NeoX, Falcon, Cohere)."""
     t = w.t
     normed = _normed(w, layer, "input", given, prefix)
+    dropouts, drops = w.parameter_table.spec.dropouts, not drops_inside(w)
     attended, probabilities = attention(w, layer, normed, prefix, tables)
+    if drops:
+        attended = dropout(t, attended, dropouts.attention_output)
     second = _named(layer.norms, "pre_mlp")
     passed = [normed if second is None else norm(w, second, given, prefix)]
     if not layer.attention_kept_alive:  # GPT-NeoX names neither norm's output
         del normed
     fed = mlp(w, layer, passed, prefix)  # named by every family's code, so that the sum stands beside it
     passed.clear()
+    if drops:
+        fed = dropout(t, fed, dropouts.mlp_output)
     if layer.branches_in_place:
         both = add_in_place(t, fed, attended)
     else:

@@ -56,12 +56,15 @@ def _adapter_input(w: Context, layer: Linear, prefix: str, given: Tensor, dtype:
 
 
 def _product(w: Context, x: Tensor, weight: Tensor, features: object, name: str) -> Tensor:
-    return matmul(w.t, w.autocast_low(x), w.autocast_low(weight), (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
+    low_weight = w.autocast_low(weight)  # C++ casts the last argument first
+    return matmul(w.t, w.autocast_low(x), low_weight, (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
 
 
 def _low_rank(w: Context, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """lora_B(lora_A(x))."""
-    return _product(w, _product(w, x, a, a.shape[0], "lora_A output"), b, b.shape[0], "lora_B output")
+    """lora_B(lora_A(x)): an x that nobody else names goes before lora_B is asked."""
+    low = _product(w, x, a, a.shape[0], "lora_A output")
+    del x
+    return _product(w, low, b, b.shape[0], "lora_B output")
 
 
 def _dropped(w: Context, x: Tensor) -> Tensor:
@@ -248,19 +251,29 @@ def _dora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     dense = cast(t, dense.detach(), x.dtype, "weight in the adapter's dtype")
     scale = _magnitude_scale(w, m, dense, delta)
     low_rank = _low_rank(w, x, a, b)
-    plain = (
-        result
-        if w.setup.dropout == 0
-        else matmul(
+    if w.setup.dropout:
+        plain = matmul(
             t, w.autocast_low(x), w.autocast_low(dense), result.shape, None, "base of the dropped input"
         )
-    )
+    elif layer.bias:  # peft takes the bias off, so that the magnitude does not scale it
+        plain = t.op(
+            "sub",
+            (result,),
+            result.shape,
+            result.dtype,
+            name="base without bias",
+            backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)],
+        )
+    else:
+        plain = result
     left = mul(t, plain, unary(t, "shift", scale, "scale - 1"), "scaled base")
     right = unary(t, "scale", mul(t, low_rank, scale, "scaled adapter"), "scaled adapter")
     extra = add(t, left, right, "DoRA output")
-    del left, right, low_rank, delta, dense, scale, plain, wide
-    result = add(t, result, extra, "with adapter")
-    del extra
+    del left, right, low_rank, delta, dense, scale, plain
+    made = add(t, result, extra, "with adapter")
+    del extra, x  # of the variant's call; the layer's own names go after it
+    result = made
+    del made
     return cast(t, result, dtype)
 
 

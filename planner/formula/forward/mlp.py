@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from memplan.planner.formula.forward.activation_functions import activation
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.forward.linears import linear
+from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.tape.ops import mul, split
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Mlp
 
 
-def dense_mlp(w: Context, mlp: Mlp, given: Tensor, prefix: str) -> Tensor:
-    """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x)))."""
+def dense_mlp(
+    w: Context, mlp: Mlp, given: Tensor, prefix: str, kept_alive: list[Tensor] | None = None
+) -> Tensor:
+    """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x))), whose
+    activations a module that does more than project keeps.
+    """
     t, act = w.t, activation(mlp.activation)
     if not mlp.gated:
         up, down = mlp.linears
         hidden = linear(w, up, given, prefix)
         del given
         hidden = act(w, hidden)
-        return linear(w, down, hidden, prefix)
+        out = linear(w, down, hidden, prefix)
+        if kept_alive is not None:
+            kept_alive.append(hidden)
+        return bottleneck(w, "mlp", out, prefix) if mlp.inline else out
     if mlp.fused_gate_up:
         both, down = mlp.linears
         states = linear(w, both, given, prefix)

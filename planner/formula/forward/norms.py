@@ -33,7 +33,11 @@ def _rms(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) 
     x = cast(w.t, given, "float32")
     x = _normalized(w, x)  # keeps its name until the output is made
     low = cast(w.t, x, given.dtype)
-    return low if weight is None else mul(w.t, low, weight, "output")
+    if weight is None:
+        return low
+    output = mul(w.t, low, weight, "output")
+    del low  # it has no name, x has
+    return output
 
 
 def _gemma(w: Context, given: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
 _PRODUCTS = ("matmul", "linear", "bmm")  # how the tape says what made a buffer
+_WITHOUT = "8-bit linear"  # bitsandbytes' own cuBLASLt product (backends/cuda/ops.py int8_linear_matmul)
 _INTO = ("tile of logits", "chunk of logits")  # what a product is written into
 
 
@@ -233,6 +234,8 @@ def _first_products(made: _Pass, tape: Tape) -> list[int | None]:
     spans = ((made.marks["forward"], backward), (backward, len(made.events)))
 
     def product(info: Info) -> bool:
+        if info.why.endswith(_WITHOUT):
+            return False
         return info.why.endswith(_PRODUCTS) or " @ " in info.why or info.name.endswith(_INTO)
 
     found: list[int | None] = []

@@ -6,11 +6,12 @@ peft 0.21 tuners/lora/dora.py DoraLinearLayer.update_layer. N x K the base weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from memplan.planner.formula.parameters import ParameterTable
+from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.resident.adapters import Adapter
 from memplan.planner.formula.resident.constants import matrix
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
@@ -19,13 +20,22 @@ from memplan.planner.formula.tape.ops import promote
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.dtypes import itemsize
 
-if TYPE_CHECKING:
-    from memplan.planner.formula.replay.load import Load
-
 MAGNITUDE = "lora_magnitude_vector"
 FOUR_BIT = ("nf4", "fp4")
 COPIED = ("quantization constants", "4-bit code", "nested offset", "nested constants", "nested code")
-"""The tensors of a QuantState in the order in which a deep copy meets them (bitsandbytes 0.50 functional.py)."""
+"""A QuantState's tensors in the order in which a deep copy meets them (bitsandbytes 0.50 functional.py)."""
+
+
+class Writer(Protocol):
+    """What the norms need of the load that is under way."""
+
+    parameter_table: ParameterTable
+    setup: Setup
+    values: Mapping[str, int]
+    out: Events
+
+    def elements(self, stored: ParameterSpec) -> int: ...
+    def keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None: ...
 
 
 def norms_at_load(setup: Setup) -> bool:
@@ -39,7 +49,7 @@ def norms_at_load(setup: Setup) -> bool:
 class DoraNorms:
     """Writes the norm of one layer after another into a load's events."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Writer) -> None:
         self.load, self.out, self.setup = load, load.out, load.setup
         table = load.parameter_table
         self.layers = dict(_layers(table)) if norms_at_load(load.setup) else {}

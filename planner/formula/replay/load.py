@@ -14,6 +14,7 @@ from typing import Any
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
 from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
+from memplan.planner.formula.replay.experts import Experts, end_of
 from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
 from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
@@ -52,6 +53,7 @@ class Load:
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
+        self.experts: Experts | None = None
         self.adapted = 0  # where among the events adapters begin
         self._elements: dict[int, int] = {}
         self._packed_bytes: dict[tuple[int, str], int] = {}
@@ -214,23 +216,18 @@ class Load:
         )
 
     def _merge(self, stored: ParameterSpec, layer: int) -> None:
-        """Every expert's own tensors are read, then stacked; gate and up are joined (transformers
-        core_model_loading.py MergeModulelist, Concatenate).
-        """
-        out, nbytes = self.out, self.elements(stored) * itemsize(self.arrives(stored))
-        experts = next(layer.mlp.experts for _, layer in self.spec.layers if isinstance(layer.mlp, Moe))
-        halves = 2 if stored.name.endswith("gate_up_proj") else 1
-        out.about = (stored.name, stored.shape, self.arrives(stored), "")
-        read = [out.alloc(nbytes // experts // halves) for _ in range(experts * halves)]
-        stacked = []
-        for half in range(halves):
-            stacked.append(out.alloc(nbytes // halves))
-            out.free(*read[half * experts : (half + 1) * experts])
-        if halves == 2:
-            whole = out.alloc(nbytes)
-            out.free(*stacked)
-            stacked = [whole]
-        self.held[id(stored), layer] = stacked[0]
+        """A parameter of all experts, from what the checkpoint has of each."""
+        if self.experts is None:
+            count = next(layer.mlp.experts for _, layer in self.spec.layers if isinstance(layer.mlp, Moe))
+            threaded = self.setup.quant_type == "none" or self.setup.checkpoint_quant != "none"
+            self.experts = Experts(self.out, self.spec.model_type, count, threaded=threaded)
+        nbytes = {
+            end_of(each): self.elements(each) * itemsize(self.arrives(each))
+            for each in self.parameter_table.base
+            if each.role == "expert"
+        }
+        self.out.about = (stored.name, stored.shape, self.arrives(stored), "")
+        self.held[id(stored), layer] = self.experts.merge(stored, layer, nbytes)
 
     # ---- what a stack does to them -------------------------------------------------------------------------
 
@@ -256,11 +253,11 @@ class Load:
         too; norms and embeddings back (planner/tables/upcasts.py).
         """
         plain = [
-            (stored, layer, stored.name.rpartition(".")[0])
+            (stored, layer, self.parameter_table.modules_of(stored.name, stored.name.rpartition(".")[0]))
             for stored, layer in in_order(self.parameter_table.base)
             if stored.logical and stored.dtype not in QUANTIZED and self.arrives(stored) != "float32"
         ]
-        first = [each for each in plain if returns(each[2]) or routes(each[2])]
+        first = [each for each in plain if any(returns(m) or routes(m) for m in each[2])]
         for stored, layer, _ in first:
             self._recast(stored, layer, "float32")
         if self.setup.upcast_modules == "unquantized":
@@ -268,8 +265,8 @@ class Load:
                 if each not in first:
                     self._recast(*each[:2], "float32")
             self.out.empty_cache()
-        for stored, layer, module in first:
-            if returns(module):
+        for stored, layer, modules in first:
+            if any(returns(module) for module in modules):
                 self._recast(stored, layer)
 
     def _recast(self, stored: ParameterSpec, layer: int, dtype: str | None = None) -> None:

@@ -43,15 +43,16 @@ def matmul(
 
 
 def bmm(t: Tape, a: Tensor, b: Tensor, shape: Shape, name: str = "") -> Tensor:
-    """A batched product of two activations: saves both."""
+    """A batched product of two activations: saves both. The second's gradient comes first, as of mm."""
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        return [
-            t.alloc("gradient of a matmul's input", s, grad.dtype, "grad @ the other factor")
-            if node.needs(i)
-            else None
-            for i, s in enumerate(shapes)
-        ]
+        grads: list[Tensor | None] = [None, None]
+        for i in (1, 0):
+            if node.needs(i):
+                grads[i] = t.alloc(
+                    "gradient of a matmul's input", shapes[i], grad.dtype, "grad @ the other factor"
+                )
+        return grads
 
     shapes = (a.shape, b.shape)
     saves = ([a] if b.requires_grad else []) + ([b] if a.requires_grad else [])
