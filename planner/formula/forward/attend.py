@@ -13,7 +13,7 @@ from collections.abc import Callable
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import attend_eagerly, eager
 from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
-from memplan.planner.formula.symbolic.expr import Sized, exceeds, round_up
+from memplan.planner.formula.symbolic.expr import Sized, exceeds, round_up, total
 from memplan.planner.formula.tape.layers import bmm
 from memplan.planner.formula.tape.ops import Grads, cast, dropout, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
@@ -121,6 +121,8 @@ def _fused(
     """
     t = w.t
     b, a, s, _ = q.shape
+    why = f"made by {kind} attention"
+    made = t.alloc("attention output", (b, a, s, h.value_size), q.dtype, why)  # before the sums
     lse = t.alloc("log-sum-exp", (b, a, statistics), "float32", "one per query and head")
     shapes, dtype = (q.shape, k.shape, v.shape), q.dtype
 
@@ -141,7 +143,7 @@ def _fused(
         saves=(q, k, v, lse),
         saves_output=True,
         backward=backward,
-        name="attention output",
+        alias=made,
     )
 
 
@@ -173,7 +175,7 @@ def _efficient(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     inputs and a delta per row; with grouped heads (torch 2.14) dk and dv of every query head too.
     """
     t = w.t
-    masks = [] if h.mask is None else _aligned(w, _additive(w, h.mask, q.dtype))
+    masks = [] if h.mask is None else _aligned(w, h.mask, q.dtype)
 
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
@@ -206,18 +208,13 @@ def _cudnn(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     def scratch(t: Tape, dq: Tensor, dk: Tensor, dv: Tensor) -> list[Tensor]:
         b, a, s, d = dq.shape
-        held = [t.alloc("dq accumulator and row sums", (b, a, s, d + 1), "float32", "dq is summed in fp32")]
-        held += _of_each_head(t, dq, dk, dv)
-        if w.device.capability[0] not in (9, 10):
-            held.append(
-                t.alloc(
-                    "dq accumulator of cuDNN's own",
-                    (b, a, round_up(s, 8), d),
-                    "float32",
-                    "its engine sums dq again",
-                )
-            )
-        return held
+        parts = [t.size((b, a, s, d + 1), "float32")]  # dq in fp32 and row sums
+        if a != dk.shape[1]:  # dk and dv of every query head
+            parts += [t.size((b, a, s, x.shape[3]), dq.dtype) for x in (dk, dv)]
+        if w.device.capability[0] not in (9, 10):  # its engine sums dq again
+            parts.append(t.size((b, a, round_up(s, 8), d), "float32"))
+        why = "one for dq in fp32, row sums and what it keeps of each query head"
+        return [t.alloc("cuDNN's workspace", (total(parts),), "uint8", why)]
 
     out = _fused(w, h, q, k, v, q.shape[2], "cudnn", scratch)
     if bias is not None and out.node is not None:
@@ -247,21 +244,20 @@ def _additive(w: Context, mask: Tensor, dtype: str) -> Tensor:
     return w.t.alloc("additive mask", mask.shape, dtype, "the boolean mask in the query's dtype")
 
 
-def _aligned(w: Context, mask: Tensor) -> list[Tensor]:
+def _aligned(w: Context, mask: Tensor, dtype: str) -> list[Tensor]:
     """pad_bias: rows of the efficient kernel begin at multiples of 8; where S is none, the mask is made again
     with longer rows.
     """
     *front, columns = mask.shape
-    padded = (*front, round_up(columns, 8))
-    if mask.shape[1] == 1:
-        return [w.t.alloc("additive mask", padded, mask.dtype, "rows padded to a multiple of 8")]
-    odd = exceeds(
-        round_up(columns, 8) - columns, 0
-    )  # one mask of all heads serves every layer unless it has to be padded
-    return [
-        mask,
-        w.t.alloc("padded ALiBi mask", (*padded, odd), mask.dtype, "rows padded to a multiple of 8"),
-    ]
+    padded, why = (*front, round_up(columns, 8)), "rows padded to a multiple of 8"
+    odd = exceeds(round_up(columns, 8) - columns, 0)
+    if mask.dtype == "bool":
+        short = w.t.alloc("additive mask", (*mask.shape, odd), dtype, "before its rows are padded")
+        made = w.t.alloc("additive mask", padded, dtype, why)
+        del short
+        return [made]
+    # one mask of all heads serves every layer unless it has to be padded
+    return [mask, w.t.alloc("padded ALiBi mask", (*padded, odd), mask.dtype, why)]
 
 
 def _math(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

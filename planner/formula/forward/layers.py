@@ -10,6 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memplan.planner.formula.forward.attend import attend
+from memplan.planner.formula.forward.call_order import (
+    adds_inside,
+    drops_inside,
+    names_norm,
+    projects_first,
+    residual_first,
+    seen_as,
+)
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
 from memplan.planner.formula.forward.experts import mixture
@@ -18,6 +26,7 @@ from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.rotary import joined, rotate
+from memplan.planner.formula.symbolic.expr import product
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
@@ -39,19 +48,6 @@ def _heads(w: Context, x: Tensor, heads: int, size: int, copies: bool) -> Tensor
         ]
 
     return w.t.op("heads", (x,), (w.batch, heads, whole[1], size), x.dtype, alias=x, backward=backward)
-
-
-DROPS_INSIDE = ("bloom", "codegen", "gpt2", "gpt_bigcode", "gptj", "starcoder2")
-"""Model types whose attention and MLP modules end with their dropout; others' layers drop what these return
-(transformers 5.24)."""
-NAMES_OUTPUT = ("bloom",)
-"""Model types whose attention keeps what it projects under a name of its own until it returns, and whose
-modules add the residual themselves (transformers 5.24 models/bloom/modeling_bloom.py dropout_add)."""
-
-
-def drops_inside(w: Context) -> bool:
-    """Whether the modules drop, not the layer."""
-    return w.parameter_table.spec.model_type in DROPS_INSIDE
 
 
 def attention(
@@ -87,7 +83,7 @@ def attention(
         )
         out, probabilities, local = attend(w, heads, q, k, v)
     hidden = linear(w, spec.linears[-1], out, prefix)
-    if w.parameter_table.spec.model_type in NAMES_OUTPUT:
+    if adds_inside(w):
         local.insert(0, out)
     del out
     if drops_inside(w):
@@ -115,18 +111,6 @@ def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
     return next((n for n in norms if n.position == position), None)
 
 
-PROJECTS_FIRST = (
-    "cohere",
-    "cohere2",
-    "exaone4",
-    "gemma3",
-    "gemma3_text",
-    "glm4_moe",
-    "persimmon",
-    "stablelm",
-)
-"""Model types that make queries, keys and values before the norms of queries and keys; others norm, or scale,
-each as it is made (transformers 5.24)."""
 Projected = tuple[
     Tensor, Tensor, Tensor, list[Tensor]
 ]  # q, k, v, and what else stays kept_alive until the module returns
@@ -152,7 +136,7 @@ def _gqa(
             pieces = split(t, fused, [(*given.shape[:-1], n * d) for n in counts])
         del fused
     else:
-        first = w.parameter_table.spec.model_type in PROJECTS_FIRST
+        first = projects_first(w)
         pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []
     made = []
     for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):
@@ -256,9 +240,8 @@ def mlp(w: Context, layer: Layer, given: list[Tensor], prefix: str, residual: Te
     """
     kept_alive: list[Tensor] = []
     if isinstance(layer.mlp, Mlp):
-        x = given.pop() if layer.mlp.inline else given[0]
-        out = dense_mlp(w, layer.mlp, x, prefix, None if residual is None else kept_alive)
-        del x
+        kept = None if residual is None else kept_alive
+        out = dense_mlp(w, layer.mlp, given.pop() if layer.mlp.inline else given[0], prefix, kept)
     else:
         out = mixture(w, layer.mlp, given[0], prefix)
     if drops_inside(w):
@@ -278,7 +261,7 @@ def _sequential(
     t = w.t
     residual = given
     dropouts, drops = w.parameter_table.spec.dropouts, not drops_inside(w)
-    adds = w.parameter_table.spec.model_type not in NAMES_OUTPUT
+    adds = not adds_inside(w)
     normed = _normed(w, layer, "input", given, prefix)
     hidden, probabilities = attention(w, layer, normed, prefix, tables, None if adds else residual)
     kept_alive = [hidden] if layer.attention_kept_alive else []
@@ -295,6 +278,9 @@ def _sequential(
         hidden = add(t, residual, hidden, "attention residual")
     if layer.post_norm:
         hidden = _normed(w, layer, "post_attention", hidden, prefix)
+    shape, by_token = hidden.shape, isinstance(layer.mlp, Mlp) and layer.mlp.inline
+    if by_token:
+        hidden = seen_as(t, hidden, (product(shape[:-1]), shape[-1]))
     residual = hidden
     passed = [_normed(w, layer, "pre_mlp", hidden, prefix)]
     renamed.clear()
@@ -309,6 +295,8 @@ def _sequential(
         hidden = unary(t, "scale", hidden, "scaled branch")
     if adds:
         hidden = add(t, residual, hidden, "layer output")
+    if by_token:
+        hidden = seen_as(t, hidden, shape)
     if layer.post_norm:
         hidden = _normed(w, layer, "post_mlp", hidden, prefix)
     del kept_alive
@@ -330,11 +318,18 @@ def _parallel(
     if not layer.attention_kept_alive:  # GPT-NeoX names neither norm's output
         del normed
     fed = mlp(w, layer, passed, prefix)  # named by every family's code, so that the sum stands beside it
+    first = residual_first(w)
+    renamed = [*passed] if names_norm(w) else []
     passed.clear()
     if drops:
         fed = dropout(t, fed, dropouts.mlp_output)
     if layer.branches_in_place:
         both = add_in_place(t, fed, attended)
+    elif first:
+        both = add(t, given, attended, "residual and attention")
     else:
         both = add(t, fed, attended, "branches")
-    return add(t, both, given, "layer output"), probabilities
+    out = add(t, both, fed if first else given, "layer output")
+    del both  # it has no name, the others have
+    renamed.clear()
+    return out, probabilities

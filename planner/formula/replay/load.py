@@ -277,7 +277,10 @@ class Load:
     def _adapters(self) -> None:
         """PEFT makes every tensor, then casts those that are trained in fp32, one after the other."""
         tensors = [t for adapter in self.parameter_table.adapters.values() for t in adapter.tensors]
-        every = [*in_order([(t, self.layers_of(t)) for t in tensors])]
+        ordered = in_order([(t, self.layers_of(t)) for t in tensors])
+        # experts' modules have no `weight`, so peft leaves what it adds to them on the host, to the end
+        late = {id(t) for a in self.parameter_table.adapters.values() if a.experts > 1 for t in a.tensors}
+        every = [each for each in ordered if id(each[0]) not in late]
         first, norms = self._first_dtypes(), DoraNorms(self)
         for stored, layer in every:
             dtype = first.get(id(stored), stored.dtype)
@@ -294,11 +297,14 @@ class Load:
         for stored, layer in every:
             if stored.dtype != first.get(id(stored), stored.dtype):
                 self._recast(stored, layer)
+        for stored, layer in ordered:
+            if id(stored) in late:
+                self.keep(stored, layer, stored.dtype)
 
     def _first_dtypes(self) -> dict[int, str]:
         """In which dtype PEFT makes each adapter tensor, by identity: the base's own, a 4-bit layer's compute
-        dtype, float32 beside int8 (peft 0.21 tuners/tuners_utils.py _get_base_layer_device_and_dtype);
-        the model's where no one layer is the base. Bottlenecks are ours, and made as they are.
+        dtype, float32 beside int8 (peft 0.21 tuners/tuners_utils.py _get_base_layer_device_and_dtype); the
+        model's where no one layer is the base. Bottlenecks are ours, and made as they are.
         """
         if self.setup.method == "adapter":
             return {}

@@ -42,7 +42,9 @@ UNARY: dict[str, tuple[str, int]] = {
     "sigmoid": ("output", 0),
     "rsqrt": ("output", 2),  # -0.5 * grad * result^3
     "pow": ("input", 2),  # grad * (exponent * self^(exponent - 1))
-    "scale": ("number", 0),  # multiplication by a number, which is saved as a tensor without device bytes
+    # multiplication by a number: no checkpoint's hook sees that it is saved (torch 2.13
+    # csrc/autograd/saved_variable.cpp: is_wrapped_number), and it has no device bytes
+    "scale": ("nothing", 0),
     "neg": ("nothing", 0),
     "shift": ("alias", 0),  # addition of a number
     "clamp": ("input", 1),  # where(mask, grad, 0)
@@ -64,7 +66,7 @@ def unary(t: Tape, kind: str, x: Tensor, name: str = "") -> Tensor:
         del held
         return [result]
 
-    saves = (x,) if reads == "input" else (_NUMBER,) if reads == "number" else ()
+    saves = (x,) if reads == "input" else ()
     return t.op(
         kind,
         (x,),
@@ -75,9 +77,6 @@ def unary(t: Tape, kind: str, x: Tensor, name: str = "") -> Tensor:
         backward=backward,
         name=name,
     )
-
-
-_NUMBER = Tensor(None, (), "float64")
 
 
 def add(t: Tape, a: Tensor, b: Tensor, name: str = "", shape: Shape | None = None) -> Tensor:

@@ -32,6 +32,10 @@ from memplan.planner.formula.tape.recorder import Recorder
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
 
 
+PYTHON_FUNCTIONS = ("4-bit linear", "8-bit linear", "quantized linear")
+"""Nodes whose backward is a library's Python function."""
+
+
 class Tape(Recorder):
     """The log of one training step, and the backward pass over what it recorded."""
 
@@ -75,8 +79,13 @@ class Tape(Recorder):
                     self._into_leaf(node.target, incoming)
                 del incoming
                 continue
-            results = self._apply(node, incoming) if incoming is not None else [None] * len(node.edges)
-            incoming = None
+            if incoming is not None:
+                given = [incoming]
+                del incoming
+                results = self._apply(node, given)
+                del given
+            else:
+                results = [None] * len(node.edges)
             node.saved.clear()
             for position, edge in enumerate(node.edges):
                 if edge is None:
@@ -91,14 +100,23 @@ class Tape(Recorder):
                     ticket += 1
                     heapq.heappush(ready, (-edge.sequence if edge.sequence != FIRST else FIRST, ticket, edge))
 
-    def _apply(self, node: Node, incoming: Tensor) -> list[Tensor | None]:
+    def _apply(self, node: Node, given: list[Tensor]) -> list[Tensor | None]:
+        """The gradients of a node's inputs. `given`: the incoming one, which a Python function lets go before
+        they are cast (csrc/autograd/python_function.cpp PyNode::apply).
+        """
         assert node.backward is not None
+        incoming = given[0]
         held = [unpack(self) if callable(unpack := saved) else saved for saved in node.saved]
         self.scope = node.scope
         results = list(node.backward(self, node, incoming))
         # what a checkpoint's hook brought back goes with the formula; the node's own saved tensors when it is
         # done
         held.clear()
+        shape_given, viewed = incoming.shape, incoming.viewed
+        own = [r is not None and r.buffer is incoming.buffer for r in results]
+        if node.name in PYTHON_FUNCTIONS:
+            given.clear()
+            del incoming
         for position, result in enumerate(results):
             if result is None or node.edges[position] is None:
                 results[position] = None
@@ -115,8 +133,8 @@ class Tape(Recorder):
                 result = self.alloc(
                     f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype"
                 )
-            if result.buffer is incoming.buffer:
-                result.viewed = incoming.viewed or result.shape != incoming.shape
+            if own[position]:
+                result.viewed = viewed or result.shape != shape_given
             results[position] = result
             del result
         return results
