@@ -243,8 +243,10 @@ def test_a_structure_is_shared_by_gpus_of_one_compute_capability(name: str):
         {"method": "full", "checkpointing": "non_reentrant", "sequence_length": 512},
         {"method": "qlora", "allocator": "expandable", "recipe": "axolotl", "quant_type": "int8"},
         {"method": "adalora", "sequence_length": 512},
+        {"method": "dora", "quant_type": "nf4", "sequence_length": 512},
+        {"method": "full", "recipe": "raw", "optimizer": "adamw_torch", "gradient_accumulation": 4},
     ],
-    ids=lambda fields: fields["method"],
+    ids=lambda fields: " ".join((fields["method"], fields.get("recipe", ""))).strip(),
 )
 def test_reserved_and_capacity_are_the_traces(fields: dict[str, Any]):
     from memplan.planner.trace.engine import trace

@@ -42,6 +42,27 @@ def test_no_fits_is_refuted(script: ModuleType, record: dict[str, Any]) -> None:
     assert not [v for v in found.verdicts if v.refuted] and found.spare >= 0
 
 
+MENDED = {
+    "5-316": "DoRA's norms in the load of a 4-bit model",
+    "5-229": "a 4-bit product under an autocast of another dtype than its compute dtype",
+    "5-7": "an optimizer's lists tensor by tensor, its states before them; addmm's gradients",
+    "5-51": "OPT: the residual as a view, an MLP that lets go line by line",
+    "5-66": "GPT-NeoX: dropped inputs of adapters go before lora_B; no hook sees a number",
+    "5-115": "BLOOM's activation, and modules that add the residual themselves",
+    "5-249": "experts' parts that threads read ahead",
+    "5-378": "tied embeddings cast with the output projection",
+    "5-364": "Phi: the normed input keeps its name until the sum",
+    "5-143": "Cohere: the residual is added first",
+}
+
+
+@pytest.mark.parametrize("key", MENDED)
+def test_the_formula_reserves_what_the_trace_did(script: ModuleType, key: str) -> None:
+    """Each of these was 1.9 to 13.5 % away for the cause that is named."""
+    found = script.compared(next(record for record in RAN if record["key"] == key))
+    assert found.reserved == 0
+
+
 @pytest.mark.slow
 def test_no_fits_of_all_is_refuted_and_few_are_tight(script: ModuleType) -> None:
     found = [verdict for result in script.of(RAN) for verdict in result.verdicts]
@@ -59,6 +80,6 @@ def test_a_refuted_fits_is_told(script: ModuleType) -> None:
 
 def test_the_document_is_of_these_records(script: ModuleType) -> None:
     text = (ROOT / "docs" / "verdicts.md").read_text(encoding="utf-8")
-    assert f"(digest {script.digest(script.RECORDS)})" in text, (
+    assert f"(digest {script.digest(script.RECORDS, script.CATALOG_RECORDS)})" in text, (
         "run: python benchmarks/verdicts.py --table > docs/verdicts.md"
     )

@@ -140,7 +140,7 @@ def _fused(
         (q, k, v),
         (b, a, s, h.value_size),
         dtype,
-        saves=(q, k, v, lse),
+        saves=(lse, v, q, k),  # they go from the end on: the output, k, q, v, the sums
         saves_output=True,
         backward=backward,
         alias=made,

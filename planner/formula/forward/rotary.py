@@ -88,12 +88,28 @@ def made_tables(w: Context, spec: Attention, rows: Sized, dtype: str) -> tuple[T
     if spec.rotary == "complex":  # as many complex64 frequencies as pairs
         both = t.once(t.alloc("rotary frequencies", shape, "float32", "complex, once for all layers"))
         return both, both
-    wide = "float32" if spec.rotary == "half_float32" else dtype
-    cos, sin = (
-        t.once(t.alloc(f"rotary {name}", shape, wide, "computed once for all layers"))
-        for name in ("cos", "sin")
-    )
-    return cos, sin
+    return _computed(w, shape, dim // 2, "float32" if spec.rotary == "half_float32" else dtype)
+
+
+def _computed(w: Context, shape: Shape, frequencies: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """cos and sin as LlamaRotaryEmbedding.forward computes them: in fp32 from the angles, scaled, then cast
+    (transformers 5.24 models/llama/modeling_llama.py).
+    """
+    t, why = w.t, "computed once for all layers"
+    places = t.alloc("rotary places", (*shape[:-1], 1), "float32", why)
+    angles = t.alloc("rotary angles", (*shape[:-1], frequencies), "float32", why)
+    del places
+    both = angles if shape[-1] == frequencies else t.alloc("rotary angles twice", shape, "float32", why)
+    made = []
+    for name in ("cos", "sin"):
+        plain = t.alloc(f"rotary {name} before it is scaled", shape, "float32", why)
+        made.append(t.once(t.alloc(f"rotary {name}", shape, "float32", why)))
+        del plain
+    cos, sin = made
+    del made
+    tables = t.once(cast(t, cos, dtype, cos.name)), t.once(cast(t, sin, dtype, sin.name))
+    del angles, both
+    return tables
 
 
 def _indexed_table(w: Context, shape: Shape, dtype: str) -> tuple[Tensor, Tensor]:
