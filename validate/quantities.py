@@ -77,10 +77,14 @@ def read_term(table: Any, default: Term) -> Term:
     return term
 
 
+_RESERVED = {"device"}
+"""Quantities that the allocator decides; all others are of tensors."""
+
+
 def _prediction(term: Term, context: EvaluationContext) -> Any:
     if not term.model:
         raise UsageError(f"quantity '{term.quantity}' needs a model")
-    return context.predict(term.model, term.setup, term.engine)
+    return context.predict(term.model, term.setup, term.engine, replayed=term.quantity in _RESERVED)
 
 
 def _rows(term: Term, context: EvaluationContext) -> tuple[Row, ...]:
