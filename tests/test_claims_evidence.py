@@ -114,7 +114,7 @@ def test_dry_runs_and_published_figures_are_counted_apart(shipped_claims, result
     console = Console(width=200, file=io.StringIO())
     for lang in ("en", "zh"):
         console.print(*table(list(results.values()), lang))
-    told = console.file.getvalue()
+    told = re.sub(r"\s+", " ", console.file.getvalue())
     n, every = evidence["measured_or_dry_run"], len(results)
     assert f"With a published figure, a dry run or a measurement: {n} of {every}." in told
     assert f"{every} 条中 {n} 条" in told and f"{evidence['kinds']['dry run']} dry run" in told

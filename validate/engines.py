@@ -37,7 +37,7 @@ def by_formula(model: Model, setup: Setup) -> Prediction:
 
 
 def without_replay(model: Model, setup: Setup) -> Prediction:
-    """The formula's prediction of tensors, not replayed through the allocator: a few ms instead of a second."""
+    """The formula's prediction of tensors, not replayed through the allocator, in a few ms."""
     from memplan.planner.formula.engine import plan
 
     return plan(model.spec(), setup, replayed=False)

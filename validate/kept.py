@@ -72,9 +72,7 @@ class Kept:
             partial.replace(self.path)
 
 
-def open_kept(
-    context: EvaluationContext, models: Mapping[str, Any], folder: Path | None = None
-) -> Kept:
+def open_kept(context: EvaluationContext, models: Mapping[str, Any], folder: Path | None = None) -> Kept:
     """What was kept for this state in a folder, by default the user's; empty where nothing was, or where no
     cache folder is known.
     """

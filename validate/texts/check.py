@@ -29,6 +29,7 @@ from memplan.validate.texts.normal import normal
 from memplan.validate.texts.printed import printed
 from memplan.validate.texts.sentences import NO_CLAIM, NUMBER, Sentence, sentences
 from memplan.validate.texts.state import stated
+from memplan.validate.texts.statements import statements
 from memplan.validate.verdict_sentence import verdict_sentence
 
 SCHEMA = "memplan.check/1"
@@ -99,7 +100,7 @@ def read_sentence(sentence: Sentence, name: str = "1") -> tuple[list[Claim], Loc
     """The claims of one sentence, with ids from `name`; where there are none, why it was not read."""
     found, why = matches(sentence)
     claims = [stated(match, name, sentence.text) for match in found]
-    claims = claims or fitting(sentence, name) or printed(sentence, name)
+    claims = claims or statements(sentence, name) or fitting(sentence, name) or printed(sentence, name)
     many = len(claims) > 1
     return [
         replace(one, id=f"{name}{'abcdefgh'[n % 8] if many else ''}") for n, one in enumerate(claims)
