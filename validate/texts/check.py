@@ -100,7 +100,9 @@ def read_sentence(sentence: Sentence, name: str = "1") -> tuple[list[Claim], Loc
     """The claims of one sentence, with ids from `name`; where there are none, why it was not read."""
     found, why = matches(sentence)
     claims = [stated(match, name, sentence.text) for match in found]
-    claims = claims or statements(sentence, name) or fitting(sentence, name) or printed(sentence, name)
+    more = statements(sentence, name)
+    claims = more if len(more) > len(claims) else claims
+    claims = claims or fitting(sentence, name) or printed(sentence, name)
     many = len(claims) > 1
     return [
         replace(one, id=f"{name}{'abcdefgh'[n % 8] if many else ''}") for n, one in enumerate(claims)
@@ -172,8 +174,10 @@ def corrected(result: ClaimResult, lang: str = "en") -> str:
         if part.boundaries:
             return f"{reading}{colon}{part.said(lang)}"
         label = (part.part.zh if lang == "zh" else "") or part.part.what
-        if part.found is not None and not isinstance(part.found, bool):
-            return f"{label}{colon}{amount(part.found, part.part.unit).text(in_language(lang))}"
+        if part.spread is not None:
+            between = {"en": " to ", "zh": " 到 "}[lang]
+            ends = [amount(n, part.part.unit).text(in_language(lang)) for n in dict.fromkeys(part.spread)]
+            return f"{label}{colon}{between.join(ends)}"
         return f"{label}{colon}{part.evidence.text(in_language(lang))}"
     return ""
 

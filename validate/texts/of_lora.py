@@ -65,7 +65,7 @@ def lora_count(v: Values) -> Iterator[Said]:
     ]
     yield (
         f"{en} trains {text_of_amount(v['count'])} parameters",
-        f"{zh}训练 {text_of_amount(v['count'], 'zh')} 参数",
+        f"{zh} 训练 {text_of_amount(v['count'], 'zh')} 参数",
         parts,
     )
 
@@ -83,7 +83,7 @@ def lora_share(v: Values) -> Iterator[Said]:
     )
     yield (
         f"{en} trains {text_of_amount(v['share'])} of the parameters",
-        f"{zh}训练 {text_of_amount(v['share'], 'zh')} 的参数",
+        f"{zh} 训练 {text_of_amount(v['share'], 'zh')} 的参数",
         [claiming(part, v["share"])],
     )
 

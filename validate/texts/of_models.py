@@ -10,7 +10,6 @@ from typing import Any
 from memplan.validate.claimsfile import Part
 from memplan.validate.texts.amount_parts import (
     MIXED,
-    PLAIN,
     PURE,
     SHORT,
     SPLIT,
@@ -113,7 +112,7 @@ def _cases(v: Values) -> list[tuple[Values, tuple[str, str]]]:
 
 
 def in_bytes(part: Part, value: float) -> Part:
-    return replace(part, claimed=value, tolerance=PLAIN)
+    return replace(part, claimed=value, tolerance=0.005)
 
 
 def bytes_per_parameter(v: Values) -> Iterator[Said]:

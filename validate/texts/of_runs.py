@@ -9,6 +9,8 @@ from memplan.validate.claimsfile import Over, Part
 from memplan.validate.texts.amount_parts import (
     CHECKPOINTING,
     MIXED,
+    PURE,
+    SPLIT,
     STATES,
     Said,
     Values,
@@ -78,7 +80,9 @@ def _total_said(model: str, method: str, size: Stated, v: Values) -> Said:
     )
 
 
-def _fits_said(model: str, method: str, gpu: str, claimed: bool, v: Values) -> Said:
+def _fits_said(
+    model: str, method: str, gpu: str, claimed: bool, v: Values, base: Values | None = None
+) -> Said:
     fixed = {
         key: v[slot] for key, slot in (("sequence_length", "sequence"), ("micro_batch", "batch")) if slot in v
     }
@@ -95,7 +99,7 @@ def _fits_said(model: str, method: str, gpu: str, claimed: bool, v: Values) -> S
             f"{method} 能放进该卡",
             model=model,
             gpu=gpu,
-            setup={"method": method, "checkpointing": checkpointing, **fixed},
+            setup={**(base or {"method": method}), "checkpointing": checkpointing, **fixed},
             over=over,
             case=case[0],
             case_zh=case[1],
@@ -117,9 +121,14 @@ def total_and_gpu(v: Values) -> Iterator[Said]:
 
 
 def states_total_and_gpu(v: Values) -> Iterator[Said]:
+    """Bytes per parameter times parameters; a GPU that they are said not to fit is asked under the precision
+    that they stand for, and nothing is said where they stand for none.
+    """
     yield from states_total(v)
     if "gpu" in v:
-        yield _fits_said(v["model"], "full", v["gpu"], False, v)
+        base = {16.0: MIXED, 8.0: PURE}.get(v["per"])
+        english, chinese, parts = _fits_said(v["model"], "full", v["gpu"], False, v, base)
+        yield english, chinese, parts if base is not None else []
 
 
 def gpu_runs(v: Values) -> Iterator[Said]:
@@ -149,10 +158,10 @@ def weights_lora_qlora(v: Values) -> Iterator[Said]:
 
 
 def zero_three(v: Values) -> Iterator[Said]:
-    shared = {**MIXED, "parallel": "zero3", "gpus": v["gpus"], "checkpointing": "non_reentrant"}
-    alone = {"setup": {"gpus": 1, "parallel": "none"}}
+    shared = {**SPLIT, "parallel": "zero3", "gpus": v["gpus"], "checkpointing": "non_reentrant"}
+    alone = {"setup": {"gpus": 1}}
     for key, en, zh, of in (
-        ("states", "weights and optimizer states", "权重与优化器状态", [STATES[0], STATES[2]]),
+        ("states", "model states", "模型状态", STATES),
         ("acts", "activations", "激活", [{"quantity": "rows", "component": "activations"}]),
     ):
         if key in v:

@@ -36,6 +36,8 @@ IDIOMS: tuple[tuple[str, str], ...] = (
     (r"不足|少于", "不到"),
 )
 """Words around a number that the patterns of numbers lack, and what they are read as."""
+_ABOUT_BEFORE = re.compile(r"(大约|约)(为|是|需要?|占用?|有|要|达到?)")
+"""约为 X is 为约 X."""
 _SCALES = (("million", 1e6), ("billion", 1e9), ("thousand", 1e3), ("千万", 1e7), ("万", 1e4), ("亿", 1e8))
 _SCALED = re.compile(
     rf"(?<![a-z0-9_.-])(\d+(?:,\d{{3}})*(?:\.\d+)?) ?({'|'.join(word for word, _ in _SCALES)})(?![级亿a-z])"
@@ -46,6 +48,7 @@ def plain(text: str) -> str:
     """A normal text with idioms around numbers made plain and counts written out: 6.74 billion, 419万."""
     for words, said in IDIOMS:
         text = re.sub(words, said, text)
+    text = _ABOUT_BEFORE.sub(r"\2\1", text)
     scale = dict(_SCALES)
     return _SCALED.sub(lambda m: f"{round(float(m[1].replace(',', '')) * scale[m[2]])}", text)
 
@@ -93,7 +96,8 @@ def _family(match: re.Match[str]) -> str | None:
         if re.fullmatch(rf"{re.escape(stem)}-[\d.]+b", name) and (m := from_catalog(name))
     ]
     sizes = {model.config["vocab_size"] for model in found}
-    return str(found[0].name) if len(sizes) == 1 else None
+    by_size = sorted(found, key=lambda model: float(str(model.name).rsplit("-", 1)[1][:-1]))
+    return str(by_size[0].name) if len(sizes) == 1 else None
 
 
 def _gpu(match: re.Match[str]) -> str | None:

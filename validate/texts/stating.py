@@ -12,12 +12,11 @@ from memplan.validate.texts.amount_parts import Said, Values
 
 
 def claims_of(kind: str, values: Values, name: str, quote: str) -> list[Claim]:
-    """The claims of one statement; none where its values do not make one."""
-    return [
-        Claim(name, english, (Source("text", quote),), tuple(parts), chinese)
-        for english, chinese, parts in KINDS[kind](values)
-        if parts
-    ]
+    """The claims of one statement; none where its values do not make all of them."""
+    said = list(KINDS[kind](values))
+    if not all(parts for _, _, parts in said):
+        return []
+    return [Claim(name, en, (Source("text", quote),), tuple(parts), zh) for en, zh, parts in said]
 
 
 KINDS: Mapping[str, Callable[[Values], Iterator[Said]]] = {
