@@ -4,6 +4,7 @@ note below; one self-contained file that loads and runs nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +16,8 @@ from memplan.validate.texts.check import Checked, condition, corrected, counts, 
 from memplan.validate.verdict_sentence import verdict_sentence
 
 HERE = Path(__file__).parent
+_HASHES = re.compile(r"^\s*#{1,6}\s+")
+_BOLD = re.compile(r"\*\*([^*<>]+)\*\*")
 
 
 def page(name: str, text: str, checked: Sequence[Checked], lang: str) -> str:
@@ -69,22 +72,28 @@ def _lines(text: str, checked: Sequence[Checked], lang: str) -> Iterator[str]:
             else ""
         )
         code = ' class="code"' if any(one.sentence.kind == "code" for one in by_line.get(number, [])) else ""
+        body = body if code else _emphasis(_HASHES.sub("", body) if heading else body)
         yield f"<p{heading or code}>{body}</p>\n" if body.strip() else ""
         for one in marked:
             yield "".join(_note(result, lang) for result in one.results)
         at = end
 
 
+def _emphasis(body: str) -> str:
+    """Markdown's bold as bold, in a line that is escaped already."""
+    return _BOLD.sub(r"<b>\1</b>", body)
+
+
 def _note(result: ClaimResult, lang: str) -> str:
     words = WORDS[lang]
     reading = (result.claim.zh if lang == "zh" else "") or result.claim.reading
-    better = corrected(result, lang)
+    better, told, colon = corrected(result, lang), condition(result, lang), "：" if lang == "zh" else ": "
     rows = [
         f'<b class="{result.verdict}">{words[result.verdict]}</b> {escape(reading)}',
         escape(verdict_sentence(result, lang)),
-        f'<span class="muted">{words["condition"]}: {escape(condition(result, lang))}</span>',
+        f'<span class="muted">{words["condition"]}{colon}{escape(told)}</span>',
     ]
-    rows += [f"{words['right']}: {escape(better)}"] if better else []
+    rows += [f"{words['right']}{colon}{escape(better)}"] if better and told not in better else []
     return f'<aside class="{result.verdict}">{"".join(f"<div>{row}</div>" for row in rows)}</aside>\n'
 
 

@@ -148,8 +148,8 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
 
 def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
     """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the
-    trace engine. Not `replayed` through the allocator, which takes nearly all of the time: tensors are as they
-    are, reserved bytes only whole segments.
+    trace engine. Not `replayed` through the allocator, which takes nearly all of the time: tensors are the
+    same, reserved bytes only whole segments.
     """
     spec = headed(spec, setup)
     structure = symbolic(spec, setup)
