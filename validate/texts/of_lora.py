@@ -165,7 +165,7 @@ def adapter_file(v: Values) -> Iterator[Said]:
             return
         v = {**v, "model": model}
     for dtype, size in ((v["dtype"], v["size"]), (v.get("other"), v.get("second"))):
-        if dtype is None:
+        if dtype is None or size is None:
             continue
         parts = []
         for setup, case in lora_cases(v):

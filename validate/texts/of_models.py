@@ -14,6 +14,7 @@ from memplan.validate.texts.amount_parts import (
     SHORT,
     SPLIT,
     STATES,
+    Case,
     Said,
     Values,
     claiming,
@@ -107,7 +108,8 @@ _COMPONENTS: dict[str, tuple[str, str, str, str]] = {
 
 def _cases(v: Values) -> list[tuple[Values, tuple[str, str]]]:
     """The settings under which bytes per parameter are counted: those that the text names, else each."""
-    mixed, pure = [(MIXED, _MIXED_CASE)], [(PURE, _PURE_CASE)]
+    mixed: list[tuple[Values, Case]] = [(MIXED, _MIXED_CASE)]
+    pure: list[tuple[Values, Case]] = [(PURE, _PURE_CASE)]
     return mixed if v.get("mixed") else pure if v.get("pure") else mixed + pure
 
 

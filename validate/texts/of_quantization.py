@@ -68,7 +68,7 @@ def double_saves_bits(v: Values) -> Iterator[Said]:
 
 def double_saves(v: Values) -> Iterator[Said]:
     for model, size in ((v["a"], v["size"]), (v.get("b"), v.get("second"))):
-        if model is None:
+        if model is None or size is None:
             continue
         single = {"method": "inference", "quant_type": "nf4", "double_quant": False}
         rows = {"quantity": "rows", "moment": "load", "component": "weights"}

@@ -70,13 +70,17 @@ class Hit:
 def _table() -> tuple[tuple[Kind, ...], tuple[tuple[str, str], ...], frozenset[str], tuple[str, ...]]:
     """Kinds, macros, and the connecting words of both languages."""
     document = tomllib.loads((HERE / "statements.toml").read_text(encoding="utf-8"))
-    kinds = tuple(
-        Kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-        for row in document["kind"]
-    )
+    kinds = tuple(_kind(row) for row in document["kind"])
     words = document["words"]
     chinese = tuple(sorted(words["zh"].split(), key=len, reverse=True))
     return kinds, tuple(document["macros"].items()), frozenset(words["en"].split()), chinese
+
+
+def _kind(row: dict[str, Any]) -> Kind:
+    made: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
+    }
+    return Kind(**made)
 
 
 def statements(sentence: Sentence, name: str) -> list[Claim]:
