@@ -13,6 +13,7 @@ from memplan.planner import __version__
 from memplan.render.check import WORDS, numbered
 from memplan.validate.claims import ClaimResult
 from memplan.validate.texts.check import Checked, condition, corrected, counts, has_number
+from memplan.validate.texts.sentences import CODE, HEADING, LINK
 from memplan.validate.verdict_sentence import verdict_sentence
 
 HERE = Path(__file__).parent
@@ -70,12 +71,9 @@ def _lines(text: str, checked: Sequence[Checked], lang: str) -> Iterator[str]:
                 notes += [_note(result, lang, noted) for result in one.results]
             done = stop
         body += escape(text[done:end].rstrip("\n"))
-        heading = (
-            ' class="heading"'
-            if any(one.sentence.kind == "heading" for one in by_line.get(number, []))
-            else ""
-        )
-        code = ' class="code"' if any(one.sentence.kind == "code" for one in by_line.get(number, [])) else ""
+        kinds = {one.sentence.kind for one in by_line.get(number, [])}
+        heading = ' class="heading"' if HEADING in kinds else ""
+        code = ' class="code"' if kinds & {CODE, LINK} else ""
         body = body if code else _emphasis(_HASHES.sub("", body) if heading else body)
         yield f"<p{heading or code}>{body}</p>\n" if body.strip() else ""
         yield "".join(notes)
