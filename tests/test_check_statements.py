@@ -99,6 +99,18 @@ def test_zero_three_divides_states_and_no_activations(context: EvaluationContext
     assert [result.verdict for result in one.results] == ["supported", "refuted"]
 
 
+def test_a_gpu_is_asked_under_the_precision_that_the_bytes_stand_for(context: EvaluationContext) -> None:
+    """16 bytes per parameter are fp32 weights, gradients and two moments; 7 are no precision of ours."""
+    text = (
+        "全参数微调时每个参数约占{}字节。照此计算，Llama-2-7B（67.4亿参数）仅这几项就需要约100 GiB，"
+        "一张A100 80GB放不下。"
+    )
+    last = check_text(text.format(16), context)[-1]
+    assert [result.verdict for result in last.results] == ["supported"] * 3
+    assert {part.part.setup["weight_dtype"] for part in last.results[2].parts} == {"float32"}
+    assert check_text(text.format(7), context)[-1].results == ()
+
+
 CARRIED = [
     (
         "With rank 8 on q and v of Llama-2-7B you train 4.2 million parameters. With rank 16 on all linear "
