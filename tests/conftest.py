@@ -175,3 +175,28 @@ def held() -> SimpleNamespace:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return SimpleNamespace(traced=traced, real=real)
+
+
+@pytest.fixture(scope="session")
+def shipped_claims(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The shipped claims, checked once a run of pytest: `.file`, `.context`, `.results` by id. The first
+    process that asks computes them, the others wait and read what it kept.
+    """
+    pytest.importorskip("bitsandbytes")  # facts are read by running the libraries
+    from filelock import FileLock
+
+    from memplan.validate.claims import check, load
+    from memplan.validate.evaluation_context import EvaluationContext
+    from memplan.validate.kept import open_kept
+
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    file = load()
+    context = EvaluationContext(models=file.models)
+    with FileLock(common / "claims.lock"):
+        kept = open_kept(context, file.models, common)
+        results = check(file, context, kept)
+        kept.write()
+    return SimpleNamespace(
+        file=file, context=context, results={result.claim.id: result for result in results}, kept=kept
+    )

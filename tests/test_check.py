@@ -100,6 +100,17 @@ def test_the_page_is_self_contained_and_escapes_the_text(tmp_path: Path) -> None
     assert page.count("<aside") == 6
 
 
+def test_the_page_reads_as_the_text_does(tmp_path: Path) -> None:
+    """Headings without hashes, bold as bold, small addresses; a note has the number of its sentence."""
+    path, out = tmp_path / "post.md", tmp_path / "page.html"
+    path.write_text(f"{TEXT}\n**Note**: `**kwargs` stays.\n\n![x](y.png)\n", encoding="utf-8")
+    assert run(["check", str(path), "--html", str(out), "--json"]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert '<p class="heading">Fine-tuning</p>' in page and "<b>Note</b>" in page and "**kwargs" in page
+    assert [page.count(f"<sup>{n}</sup>") for n in range(1, 7)] == [2, 2, 2, 2, 2, 0]
+    assert '<p class="code">![x](y.png)</p>' in page
+
+
 BAD = [
     ("empty.md", b"", "holds no text"),
     ("dots.md", b"... 123 !!!\n", "holds no text"),

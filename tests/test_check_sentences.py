@@ -17,6 +17,7 @@ from memplan.validate.texts.match import Match, matches
 from memplan.validate.texts.printed import printed
 from memplan.validate.texts.sentences import NO_CLAIM, Sentence, sentences
 from memplan.validate.texts.state import stated
+from memplan.validate.texts.statements import statements
 from memplan.validate.texts.templates import bank, templates
 
 TEXTS = Path(__file__).parent / "texts"
@@ -46,6 +47,8 @@ def read(sentence: Sentence) -> list[str]:
     if sentence.kind in NO_CLAIM:
         return []
     found = [signature(match) for match in matches(sentence)[0]]
+    more = [claim.reading for claim in statements(sentence, "1")]
+    found = more if len(more) > len(found) else found
     return found or [claim.reading for claim in (*fitting(sentence, "1"), *printed(sentence, "1"))]
 
 
@@ -163,7 +166,8 @@ def test_of_an_outsiders_text_nothing_is_misread(name: str) -> None:
 
 def test_an_it_behind_checkpointing_is_not_the_method_named_before() -> None:
     text = "LoRA和QLoRA都用梯度检查点。其代价是多做一次前向计算，训练时间增加约30%。"
-    assert [read(sentence) for sentence in sentences(text)] == [[], []]
+    longer = "gradient checkpointing makes a step about 30% longer"
+    assert [read(sentence) for sentence in sentences(text)] == [[], [longer]]
 
 
 UNNUMBERED = [

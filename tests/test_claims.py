@@ -15,7 +15,7 @@ import pytest
 
 from memplan.planner.tables.errors import UsageError
 from memplan.validate.chinese import sentences
-from memplan.validate.claims import SHIPPED, check, check_claim, check_conflict, load, to_document
+from memplan.validate.claims import SHIPPED, check_claim, check_conflict, to_document
 from memplan.validate.claimsfile import Claim, Part
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.evidence_kinds import kinds_of
@@ -27,18 +27,18 @@ SEEDS = Path(__file__).parent.parent.parent / "shared" / "seeds"
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    return load()
+def shipped(shipped_claims):
+    return shipped_claims.file
 
 
 @pytest.fixture(scope="module")
-def context(shipped):
-    return EvaluationContext(models=shipped.models)
+def context(shipped_claims):
+    return shipped_claims.context
 
 
 @pytest.fixture(scope="module")
-def results(shipped, context):
-    return {result.claim.id: result for result in check(shipped, context)}
+def results(shipped_claims):
+    return shipped_claims.results
 
 
 def test_the_seventy_claims_are_there_in_order_and_others_after_them(shipped):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import pytest
+from rich.console import Console
 
 from memplan.planner.answers.verdict import judge
-from memplan.validate.claims import check, load, turning
-from memplan.validate.evaluation_context import EvaluationContext
-from memplan.validate.evidence_kinds import kinds_of
+from memplan.render.claims import table
+from memplan.validate.claims import to_document, turning
+from memplan.validate.evidence_kinds import KINDS, kinds_of
 from memplan.validate.numbers import displayed
 from memplan.validate.others import DRY_RUNS
 from memplan.validate.verdict_sentence import MOST_SIGNS, MOST_WORDS, verdict_sentence
@@ -21,13 +23,13 @@ ROWS = [json.loads(line) for line in DRY_RUNS.read_text(encoding="utf-8").splitl
 
 
 @pytest.fixture(scope="module")
-def context():
-    return EvaluationContext(models=load().models)
+def context(shipped_claims):
+    return shipped_claims.context
 
 
 @pytest.fixture(scope="module")
-def results(context):
-    return {result.claim.id: result for result in check(load(), context)}
+def results(shipped_claims):
+    return shipped_claims.results
 
 
 def test_the_verdict_is_one_sentence_and_short(results):
@@ -100,10 +102,22 @@ def test_a_threshold_of_ours_says_where_the_verdict_would_turn(results):
     assert {"2", "3", "4", "11", "17", "26", "34", "62", "66", "67", "73"} <= told
 
 
-def test_dry_runs_and_published_figures_are_counted_apart(results):
+def test_dry_runs_and_published_figures_are_counted_apart(shipped_claims, results):
     kinds = [set(kinds_of(result.parts)) for result in results.values()]
     assert sum("dry run" in kind for kind in kinds) >= 15
     assert sum("published measurement" in kind for kind in kinds) >= 20
+    evidence = to_document(shipped_claims.file, list(results.values()))["evidence"]
+    assert set(evidence["kinds"]) == set(KINDS.values()) - {""}
+    assert evidence["kinds"]["dry run"] == sum("dry run" in kind for kind in kinds)
+    outside = {"dry run", "published measurement", "own measurement"}
+    assert evidence["measured_or_dry_run"] == sum(bool(kind & outside) for kind in kinds) >= 35
+    console = Console(width=200, file=io.StringIO())
+    for lang in ("en", "zh"):
+        console.print(*table(list(results.values()), lang))
+    told = re.sub(r"\s+", " ", console.file.getvalue())
+    n, every = evidence["measured_or_dry_run"], len(results)
+    assert f"With a published figure, a dry run or a measurement: {n} of {every}." in told
+    assert f"{every} 条中 {n} 条" in told and f"{evidence['kinds']['dry run']} dry run" in told
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']} {row['gpu']}")

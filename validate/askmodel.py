@@ -39,6 +39,12 @@ def _stems() -> dict[str, None]:
     return dict.fromkeys(sorted((s for s in stems if "/" not in s), key=len, reverse=True))
 
 
+@cache
+def _pattern(word: str) -> re.Pattern[str]:
+    """A name as it may be written, compiled once: re keeps fewer than there are names."""
+    return re.compile(f"{B}{_spaced(word)}{E}")
+
+
 def _spaced(word: str) -> str:
     return r"[\s\-_]*".join(re.escape(part) for part in re.split(r"[\s\-_]+", word))
 
@@ -51,7 +57,7 @@ def named_models(reading: Reading) -> list[str]:
     for word, name in _known().items():
         if word.split("-")[0].split("/")[0] not in reading.text:
             continue
-        match = re.search(f"{B}{_spaced(word)}{E}", reading.text)
+        match = _pattern(word).search(reading.text)
         model = from_catalog(name) if match else None
         if match is None or model is None:
             continue
@@ -101,7 +107,7 @@ def _stem(reading: Reading, size: re.Match[str]) -> re.Match[str] | None:
     that the catalog lacks.
     """
     for word in _stems():
-        match = re.search(f"{B}{_spaced(word)}{E}", reading.text)
+        match = _pattern(word).search(reading.text)
         if match:
             return match
     before, after = (

@@ -9,12 +9,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.units import gib
-from memplan.profiler.localized_message import said
+from memplan.profiler.localized_message import LocalizedMessage, said
 from memplan.validate.arithmetic import calculate
 from memplan.validate.claimsfile import UNITS, Part
 from memplan.validate.engines import Missing
@@ -24,6 +24,10 @@ from memplan.validate.matching import comparable, find_records, hint
 from memplan.validate.numbers import amount, displayed, number, word
 from memplan.validate.others import dry_run, published, published_times, release
 from memplan.validate.quantities import Term, read_term
+
+if TYPE_CHECKING:
+    from memplan.planner.prediction import Prediction
+    from memplan.planner.tables.gpus import Gpu
 
 
 def _default(part: Part) -> Term:
@@ -69,41 +73,54 @@ CLOSE_BYTES = 2**27  # below this a difference is told, since two decimals of Gi
 
 def fits(part: Part, context: EvaluationContext) -> Found:
     """Whether the run as predicted survives on the GPU: tight counts as fitting, and is said, but not where
-    only the prediction's margin makes it tight.
+    only the prediction's margin makes it tight. Where the tensors alone are too many, nothing is replayed but
+    for the words.
     """
-    from memplan.planner.answers.verdict import device_bytes, judge, need_of
+    from memplan.planner.answers.verdict import judge, need_of, not_modelled
 
     if not part.model or not part.gpu:
         raise UsageError("this check needs a model and a gpu")
     gpu = context.gpu(part.gpu)
-    prediction = context.predict(
-        part.model, {**part.setup, "gpu": gpu.name}, part.engine
-    )  # the GPU chooses kernels
-    judged = judge(prediction, gpu)
-    verdict = judged.verdict
-    if verdict is None:
-        raise Missing("no verdict: {why}", why=str(judged.why))
+    asked = part.model, {**part.setup, "gpu": gpu.name}, part.engine  # the GPU chooses kernels
+    tensors = context.predict(*asked, replayed=False)
+    uncounted = (*tensors.not_modelled, *not_modelled(tensors, gpu))
+    room = gpu.usable_bytes - gpu.context_bytes
+    if tensors.peak.allocated_bytes > room and not uncounted:
+        return Found(False, lambda: _need(part, context.predict(*asked), gpu, False, False))
+    prediction = context.predict(*asked)
+    survives = need_of(prediction).survives(gpu)
+    verdict: str | None = "no"
+    if survives or uncounted:
+        judged = judge(prediction, gpu)
+        verdict = judged.verdict
+        if verdict is None:
+            raise Missing("no verdict: {why}", why=str(judged.why))
+    holds = survives and verdict != "no"
+    return Found(holds, _need(part, prediction, gpu, holds, verdict == "tight"))
+
+
+def _need(part: Part, prediction: Prediction, gpu: Gpu, fitting: bool, tight: bool) -> LocalizedMessage:
+    """What a run needs of what a GPU has, in words."""
+    from memplan.planner.answers.verdict import device_bytes
+
     need = device_bytes(prediction, gpu)
     spare = gpu.usable_bytes - need
     far = abs(spare) > CLOSE_BYTES
     close = said("" if far else ", {size} to spare" if spare >= 0 else ", {size} over", size=gib(abs(spare)))
     named = part.over is not None and part.over.key == "gpu"
     template = "needs {need} of {have}{close}{tight}"
-    template = template if named else f"{template} on {{gpu}}"
-    tight = said(" (tight)" if verdict == "tight" else "")
     found = said(
-        template,
+        template if named else f"{template} on {{gpu}}",
         need=gib(need),
         have=gib(gpu.usable_bytes),
         close=close,
-        tight=tight,
+        tight=said(" (tight)" if tight else ""),
         gpu=displayed(gpu.name),
     )
-    if verdict == "no" and prediction.peak.moment != prediction.step_peak.moment:
+    if not fitting and prediction.peak.moment != prediction.step_peak.moment:
         step = need - prediction.peak.reserved_bytes + prediction.step_peak.reserved_bytes
-        more = "{found}, by loading; the step alone needs {step}"
-        found = said(more, found=found, step=gib(step))
-    return Found(verdict != "no" and need_of(prediction).survives(gpu), found)
+        return said("{found}, by loading; the step alone needs {step}", found=found, step=gib(step))
+    return found
 
 
 def setup_field(part: Part, context: EvaluationContext) -> Found:
@@ -132,7 +149,7 @@ def row_dtype(part: Part, context: EvaluationContext) -> Found:
     """The dtypes of the rows of that name, sorted and joined by +."""
     import fnmatch
 
-    prediction = context.predict(part.model, part.setup, part.engine)
+    prediction = context.predict(part.model, part.setup, part.engine, replayed=False)
     moment = part.args.get("moment", prediction.step_peak.moment)
     rows = [row for row in prediction.moment(moment).rows if fnmatch.fnmatch(row.name, part.args["row"])]
     if not rows:

@@ -18,7 +18,7 @@ from memplan.validate.chinese import in_language
 from memplan.validate.claimsfile import Claim, ClaimsFile, Conflict, Part, read_claims
 from memplan.validate.conditions import conditions
 from memplan.validate.evaluation_context import EvaluationContext
-from memplan.validate.evidence_kinds import kind_of, kinds_of
+from memplan.validate.evidence_kinds import beside, counted, kind_of, kinds_of
 from memplan.validate.kept import Kept
 from memplan.validate.numbers import amount, shown, word
 from memplan.validate.sweep import Boundary, PartResult, Verdict, check_part, holds
@@ -283,11 +283,13 @@ def to_document(
 ) -> dict[str, Any]:
     """The document of `memplan claims --json` (schema memplan.claims/1)."""
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
+    kinds = [kinds_of(result.parts) for result in results]
     document: dict[str, Any] = {
         "schema": CLAIMS_SCHEMA,
         "memplan_version": __version__,
         "file": Path(file.path).name,
         "summary": counts,
+        "evidence": {"kinds": counted(kinds), "measured_or_dry_run": beside(kinds)},
         "claims": [result.to_document() for result in results],
     }
     if conflicts is not None:

@@ -36,6 +36,13 @@ def by_formula(model: Model, setup: Setup) -> Prediction:
     return plan(model.spec(), setup)
 
 
+def without_replay(model: Model, setup: Setup) -> Prediction:
+    """The formula's prediction of tensors, not replayed through the allocator, in a few ms."""
+    from memplan.planner.formula.engine import plan
+
+    return plan(model.spec(), setup, replayed=False)
+
+
 def by_trace(model: Model, setup: Setup) -> Prediction:
     """The trace's prediction. Raises Missing where a library that it needs is not installed."""
     try:

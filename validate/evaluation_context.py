@@ -17,7 +17,7 @@ from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
-from memplan.validate.engines import Engine, Missing, by_formula, by_trace
+from memplan.validate.engines import Engine, Missing, by_formula, by_trace, without_replay
 
 if TYPE_CHECKING:
     from memplan.planner.inputs.models import Model
@@ -38,6 +38,8 @@ class EvaluationContext:
         records: Sequence[Measurement] = (),
     ) -> None:
         self._engines: dict[str, Engine] = {"": engine, "formula": engine, "trace": trace}
+        light = without_replay if engine is by_formula else engine
+        self._light: dict[str, Engine] = {"": light, "formula": light, "trace": trace}
         self._own_models = dict(models or {})
         self._models: dict[str, Model] = {}
         self._predictions: dict[str, Prediction] = {}
@@ -74,14 +76,20 @@ class EvaluationContext:
 
         return find_gpu(name)
 
-    def predict(self, name: str, fields: Mapping[str, Any], engine: str = "") -> Prediction:
-        """What the engine predicts; where the formula has no rule for the model, the trace is asked."""
+    def predict(
+        self, name: str, fields: Mapping[str, Any], engine: str = "", *, replayed: bool = True
+    ) -> Prediction:
+        """What the engine predicts; where the formula has no rule for the model, the trace is asked. Whoever
+        asks for tensors alone does not need it `replayed` through the allocator.
+        """
         key = json.dumps([name, fields, engine], sort_keys=True, default=str)
+        if key not in self._predictions and not replayed:
+            key = f"not replayed {key}"
         if key not in self._predictions:
-            self._predictions[key] = self._predict(name, fields, engine)
+            self._predictions[key] = self._predict(name, fields, engine, replayed)
         return self._predictions[key]
 
-    def _predict(self, name: str, fields: Mapping[str, Any], engine: str) -> Prediction:
+    def _predict(self, name: str, fields: Mapping[str, Any], engine: str, replayed: bool) -> Prediction:
         model = self.model(name)
         setup = self.setup(name, fields)
         if setup.adapter is not None and engine != "trace":
@@ -93,7 +101,7 @@ class EvaluationContext:
             refuse_sharding(setup)
             if engine == "trace":
                 refuse_tracing(setup)
-            prediction = self._asked(model, setup, engine)
+            prediction = self._asked(model, setup, engine, self._engines if replayed else self._light)
         except UsageError as error:
             raise Missing(f"{name}: {error}") from None
         if prediction.trainable_parameters == 0 and METHODS[setup.method].trains != "nothing":
@@ -105,12 +113,12 @@ class EvaluationContext:
             )
         return prediction
 
-    def _asked(self, model: Model, setup: Setup, engine: str) -> Prediction:
+    def _asked(self, model: Model, setup: Setup, engine: str, engines: Mapping[str, Engine]) -> Prediction:
         """One engine's prediction; where none was named and the formula has no rule, the trace's."""
         try:
-            return self._engines[engine](model, setup)
+            return engines[engine](model, setup)
         except UsageError:
             if engine:
                 raise
             refuse_tracing(setup)
-            return self._engines["trace"](model, setup)
+            return engines["trace"](model, setup)

@@ -72,14 +72,18 @@ class Kept:
             partial.replace(self.path)
 
 
-def open_kept(context: EvaluationContext, models: Mapping[str, Any]) -> Kept:
-    """What was kept for this state; empty where nothing was, or where no cache folder is known."""
+def open_kept(context: EvaluationContext, models: Mapping[str, Any], folder: Path | None = None) -> Kept:
+    """What was kept for this state in a folder, by default the user's; empty where nothing was, or where no
+    cache folder is known.
+    """
     state = _state(context, models)
-    try:
-        from platformdirs import user_cache_path
-    except ImportError:
-        return Kept(None, state)
-    path = Path(user_cache_path("memplan")) / "claims" / f"{state[:20]}.json"
+    if folder is None:
+        try:
+            from platformdirs import user_cache_path
+        except ImportError:
+            return Kept(None, state)
+        folder = Path(user_cache_path("memplan"))
+    path = folder / "claims" / f"{state[:20]}.json"
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         if path.stat().st_size <= MOST_BYTES:
             document = json.loads(path.read_text(encoding="utf-8"))

@@ -77,10 +77,14 @@ def read_term(table: Any, default: Term) -> Term:
     return term
 
 
+_RESERVED = {"device"}
+"""Quantities that the allocator decides; all others are of tensors."""
+
+
 def _prediction(term: Term, context: EvaluationContext) -> Any:
     if not term.model:
         raise UsageError(f"quantity '{term.quantity}' needs a model")
-    return context.predict(term.model, term.setup, term.engine)
+    return context.predict(term.model, term.setup, term.engine, replayed=term.quantity in _RESERVED)
 
 
 def _rows(term: Term, context: EvaluationContext) -> tuple[Row, ...]:
@@ -141,6 +145,14 @@ def _kv_elements(term: Term, context: EvaluationContext) -> int:
     return sum(2 * layer.attention.kv_heads * layer.attention.head_dim for layer in _layers(term, context))
 
 
+def _compute_capability(term: Term, context: EvaluationContext) -> float:
+    """A GPU's compute capability as one number: 7.5, 8.0."""
+    found = context.gpu(term.gpu).capability
+    if found is None:
+        raise Missing("the compute capability of {gpu} is not known", gpu=term.gpu)
+    return found[0] + found[1] / 10
+
+
 def _matmul_flops(term: Term, context: EvaluationContext) -> int:
     """Matrix-product FLOPs of one training step a token, attention scores apart: forward 2 a weight, backward
     2 for the input's gradient and 2 for the weight's where it trains, recomputation 2 more under
@@ -174,7 +186,10 @@ QUANTITIES: dict[str, Callable[[Term, EvaluationContext], float]] = {
     "largest_linear": _largest_linear,
     "kv_elements": _kv_elements,
     "layers": lambda t, context: context.spec(t.model).depth,
+    "hidden": lambda t, context: context.spec(t.model).hidden,
+    "vocabulary": lambda t, context: context.spec(t.model).vocab,
     "matmul_flops": _matmul_flops,
+    "compute_capability": _compute_capability,
     "usable": lambda t, context: context.gpu(t.gpu).usable_bytes,
     "one": lambda t, context: 1,
 }

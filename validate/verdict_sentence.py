@@ -94,11 +94,11 @@ def _depends(deciding: list[PartResult], lang: str) -> list[str]:
     if open_ is None:
         return _one(deciding[0], lang)
     label = label_of(open_.part, lang)
-    limits = (_limit(open_.boundaries[0], lang, most) for most in (MOST_NAMES, 0))
+    limits = (limit(open_.boundaries[0], lang, most) for most in (MOST_NAMES, 0))
     return [f"{label}{_COLON[lang]}{limit}" for limit in limits]
 
 
-def _limit(boundary: Boundary, lang: str, most: int) -> str:
+def limit(boundary: Boundary, lang: str, most: int) -> str:
     """A limit; of more than `most` names, how many of them hold."""
     many = len(boundary.yes) + len(boundary.no)
     if not many or many <= most:

@@ -95,10 +95,12 @@ def _block(one: Checked, lang: str) -> Table:
     for result in one.results:
         reading = (result.claim.zh if lang == "zh" else "") or result.claim.reading
         body.append(f"\n{reading}", style="")
-        body.append(f"\n{verdict_sentence(result, lang)}", style=f"not bold {COLORS[result.verdict]}")
-        body.append(f"\n{words['condition']}{colon}{condition(result, lang)}", style="not bold dim")
-        better = corrected(result, lang)
-        if better:
+        sentence = verdict_sentence(result, lang)
+        body.append(f"\n{sentence}", style=f"not bold {COLORS[result.verdict]}")
+        told, better = condition(result, lang), corrected(result, lang)
+        if told not in sentence:
+            body.append(f"\n{words['condition']}{colon}{told}", style="not bold dim")
+        if better and told not in better:
             body.append(f"\n{words['right']}{colon}{better}", style="not bold")
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=5, overflow="fold")

@@ -4,6 +4,7 @@ note below; one self-contained file that loads and runs nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -12,9 +13,12 @@ from memplan.planner import __version__
 from memplan.render.check import WORDS, numbered
 from memplan.validate.claims import ClaimResult
 from memplan.validate.texts.check import Checked, condition, corrected, counts, has_number
+from memplan.validate.texts.sentences import CODE, HEADING, LINK
 from memplan.validate.verdict_sentence import verdict_sentence
 
 HERE = Path(__file__).parent
+_HASHES = re.compile(r"^\s*#{1,6}\s+")
+_BOLD = re.compile(r"\*\*([^*<>]+)\*\*")
 
 
 def page(name: str, text: str, checked: Sequence[Checked], lang: str) -> str:
@@ -52,39 +56,48 @@ def _lines(text: str, checked: Sequence[Checked], lang: str) -> Iterator[str]:
     by_line: dict[int, list[Checked]] = {}
     for one in checked:
         by_line.setdefault(one.sentence.line, []).append(one)
-    at = 0
+    at = noted = 0
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         end = at + len(line)
         marked = [one for one in by_line.get(number, []) if one.results or one.status == "not_understood"]
-        body, done = "", at
+        body, done, notes = "", at, list[str]()
         for one in marked:
             start, stop = max(done, one.sentence.start), max(done, one.sentence.end)
             kind = one.status if one.results or has_number(one.sentence) else "plain"
             body += escape(text[done:start]) + f'<mark class="{kind}">{escape(text[start:stop])}</mark>'
+            if one.results:
+                noted += 1
+                body += f"<sup>{noted}</sup>"
+                notes += [_note(result, lang, noted) for result in one.results]
             done = stop
         body += escape(text[done:end].rstrip("\n"))
-        heading = (
-            ' class="heading"'
-            if any(one.sentence.kind == "heading" for one in by_line.get(number, []))
-            else ""
-        )
-        code = ' class="code"' if any(one.sentence.kind == "code" for one in by_line.get(number, [])) else ""
+        kinds = {one.sentence.kind for one in by_line.get(number, [])}
+        heading = ' class="heading"' if HEADING in kinds else ""
+        code = ' class="code"' if kinds & {CODE, LINK} else ""
+        body = body if code else _emphasis(_HASHES.sub("", body) if heading else body)
         yield f"<p{heading or code}>{body}</p>\n" if body.strip() else ""
-        for one in marked:
-            yield "".join(_note(result, lang) for result in one.results)
+        yield "".join(notes)
         at = end
 
 
-def _note(result: ClaimResult, lang: str) -> str:
+def _emphasis(body: str) -> str:
+    """Markdown's bold as bold, in a line that is escaped already."""
+    return _BOLD.sub(r"<b>\1</b>", body)
+
+
+def _note(result: ClaimResult, lang: str, number: int) -> str:
+    """What came of one claim, under the number that stands behind its sentence."""
     words = WORDS[lang]
     reading = (result.claim.zh if lang == "zh" else "") or result.claim.reading
-    better = corrected(result, lang)
+    sentence = verdict_sentence(result, lang)
+    better, told, colon = corrected(result, lang), condition(result, lang), "：" if lang == "zh" else ": "
     rows = [
-        f'<b class="{result.verdict}">{words[result.verdict]}</b> {escape(reading)}',
-        escape(verdict_sentence(result, lang)),
-        f'<span class="muted">{words["condition"]}: {escape(condition(result, lang))}</span>',
+        f'<sup>{number}</sup> <b class="{result.verdict}">{words[result.verdict]}</b> {escape(reading)}',
+        escape(sentence),
     ]
-    rows += [f"{words['right']}: {escape(better)}"] if better else []
+    if told not in sentence:
+        rows += [f'<span class="muted">{words["condition"]}{colon}{escape(told)}</span>']
+    rows += [f"{words['right']}{colon}{escape(better)}"] if better and told not in better else []
     return f'<aside class="{result.verdict}">{"".join(f"<div>{row}</div>" for row in rows)}</aside>\n'
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from memplan.validate.chinese import in_language
 from memplan.validate.claims import ClaimResult, ConflictResult, claim_text, said
-from memplan.validate.evidence_kinds import kinds_of
+from memplan.validate.evidence_kinds import beside, counted, kinds_of
 from memplan.validate.verdict_sentence import verdict_sentence
 
 COLOURS = {"supported": "green", "refuted": "red", "depends": "yellow", "not_checkable": "dim"}
@@ -35,6 +35,8 @@ WORDS = {
         "arbiter": "computed",
         "evidence": "evidence",
         "conditions": "conditions",
+        "counted": "Evidence, by claims: {told}.",
+        "beside": "With a published figure, a dry run or a measurement: {n} of {all}.",
     },
     "zh": {
         "sources": "文档",
@@ -45,6 +47,8 @@ WORDS = {
         "arbiter": "计算结果",
         "evidence": "证据",
         "conditions": "条件",
+        "counted": "按论断计的证据：{told}。",
+        "beside": "有公开数据、空跑或实测佐证：{all} 条中 {n} 条。",
     },
 }
 
@@ -53,7 +57,7 @@ def table(
     results: Sequence[ClaimResult], lang: str = "en", explain: bool = False
 ) -> Iterator[RenderableType]:
     """Every claim: number, verdict, what is claimed and where, and the evidence; then how many of each
-    verdict.
+    verdict, and on how many each kind of evidence bears.
     """
     for result in results:
         yield _block(
@@ -67,6 +71,11 @@ def table(
         f"{counts[verdict]} {word}" for verdict, word in VERDICT[lang].items() if counts[verdict]
     )
     yield Text(f"\n{len(results)} {WORDS[lang]['of']}: {told}", style="bold")
+    kinds = [kinds_of(result.parts) for result in results]
+    comma = "，" if lang == "zh" else ", "
+    told = comma.join(f"{n} {in_language(lang)(kind)}" for kind, n in counted(kinds).items())
+    yield Text(WORDS[lang]["counted"].format(told=told))
+    yield Text(WORDS[lang]["beside"].format(n=beside(kinds), all=len(results)))
 
 
 def _lines(result: ClaimResult, lang: str, explain: bool) -> Iterator[Text]:

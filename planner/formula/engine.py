@@ -146,9 +146,10 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
     return Run(structure.rank, alone.program(guard).tape, program.tape, program.evaluation)
 
 
-def plan(spec: ModelSpec, setup: Setup) -> Prediction:
+def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
     """The formula's prediction for one model and setup. Raises UsageError where it has no rule, naming the
-    trace engine.
+    trace engine. Not `replayed` through the allocator, which takes nearly all of the time: tensors are the
+    same, reserved bytes only whole segments.
     """
     spec = headed(spec, setup)
     structure = symbolic(spec, setup)
@@ -158,7 +159,7 @@ def plan(spec: ModelSpec, setup: Setup) -> Prediction:
     context = context_bytes(setup.gpu) if setup.device == "cuda" else 0
     parameter_table = structure.parameter_table
     host = structure.program(structure.guard(values[0], values[1])).host.evaluate(named)
-    run = replay_of(spec, setup)
+    run = replay_of(spec, setup) if replayed else None
     steps = [m for m in moments if m.moment in STEP_MOMENTS]
     return Prediction(
         engine="formula",

@@ -21,6 +21,7 @@ from memplan.validate.claimsfile import Claim
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.kept import Kept
 from memplan.validate.numbers import amount
+from memplan.validate.sweep import PartResult
 from memplan.validate.texts.fitting import fitting
 from memplan.validate.texts.html import text_of_html
 from memplan.validate.texts.lexicon import FIELD
@@ -29,7 +30,8 @@ from memplan.validate.texts.normal import normal
 from memplan.validate.texts.printed import printed
 from memplan.validate.texts.sentences import NO_CLAIM, NUMBER, Sentence, sentences
 from memplan.validate.texts.state import stated
-from memplan.validate.verdict_sentence import verdict_sentence
+from memplan.validate.texts.statements import statements
+from memplan.validate.verdict_sentence import MOST_NAMES, limit, verdict_sentence
 
 SCHEMA = "memplan.check/1"
 MOST_BYTES = 2 * 2**20
@@ -99,6 +101,8 @@ def read_sentence(sentence: Sentence, name: str = "1") -> tuple[list[Claim], Loc
     """The claims of one sentence, with ids from `name`; where there are none, why it was not read."""
     found, why = matches(sentence)
     claims = [stated(match, name, sentence.text) for match in found]
+    more = statements(sentence, name)
+    claims = more if len(more) > len(claims) else claims
     claims = claims or fitting(sentence, name) or printed(sentence, name)
     many = len(claims) > 1
     return [
@@ -150,7 +154,7 @@ def condition(result: ClaimResult, lang: str = "en") -> str:
     """What the verdict hangs on: the limits of the deciding parts, else the settings that it was found under,
     else what was asked first.
     """
-    limits = [part.said(lang) for part in result.parts if part.part.decides and part.boundaries]
+    limits = [_limits(part, lang) for part in result.parts if part.part.decides and part.boundaries]
     if limits:
         return in_language(lang)("; ").join(dict.fromkeys(limits))
     settings = result.conditions[1 if lang == "zh" else 0]
@@ -160,19 +164,26 @@ def condition(result: ClaimResult, lang: str = "en") -> str:
     return (part.zh if lang == "zh" else "") or part.what
 
 
+def _limits(part: PartResult, lang: str) -> str:
+    """A part's limits in words; of many names, how many of them hold."""
+    return in_language(lang)("; ").join(limit(boundary, lang, MOST_NAMES) for boundary in part.boundaries)
+
+
 def corrected(result: ClaimResult, lang: str = "en") -> str:
     """What would be right in the sentence's place, where it is not; empty where it is or nobody knows."""
     if result.verdict in ("supported", "not_checkable"):
         return ""
-    deciding = [part for part in result.parts if part.part.decides and part.verdict != "supported"]
+    wrong = [part for part in result.parts if part.part.decides and part.verdict in ("refuted", "depends")]
     reading = (result.claim.zh if lang == "zh" else "") or result.claim.reading
     colon = "：" if lang == "zh" else ": "
-    for part in deciding:
+    for part in wrong:
         if part.boundaries:
-            return f"{reading}{colon}{part.said(lang)}"
+            return f"{reading}{colon}{_limits(part, lang)}"
         label = (part.part.zh if lang == "zh" else "") or part.part.what
-        if part.found is not None and not isinstance(part.found, bool):
-            return f"{label}{colon}{amount(part.found, part.part.unit).text(in_language(lang))}"
+        if part.spread is not None:
+            between = {"en": " to ", "zh": " 到 "}[lang]
+            ends = [amount(n, part.part.unit).text(in_language(lang)) for n in dict.fromkeys(part.spread)]
+            return f"{label}{colon}{between.join(ends)}"
         return f"{label}{colon}{part.evidence.text(in_language(lang))}"
     return ""
 

@@ -48,6 +48,7 @@ CONDITIONS = re.compile(
 FIELD = re.compile(
     r"显存|内存|gpu|显卡|lora|微调|量化|参数|训练|模型|权重|优化器|梯度|精度|bf16|fp16|fp32|nf4|bit|memory|vram|fine-?tun|quantiz|parameter"
     r"|optimi[sz]er|gradient|adapter|适配器|checkpoint|检查点|\b\d+b\b|token|weights|a100|h100|3090|4090"
+    r"|词表|vocabulary|logits|激活|activation|kv[- ]?(?:cache|缓存)"
 )
 """Words of the field: a sentence without any says nothing about training memory."""
 
