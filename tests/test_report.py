@@ -53,7 +53,9 @@ const [page, structuresFile, pointsFile] = process.argv.slice(2);
 const source = fs.readFileSync(page, "utf8");
 const own = source.slice(source.indexOf("function guardOf("), source.indexOf("function peak("));
 const structures = eval(fs.readFileSync(structuresFile, "utf8"));
-const made = new Function("structures", "data", own + "; return moments;");
+const all = "(...point) => { const found = moments(...point); "
+  + "for (const name in found) componentsOf(found[name]); return found; }";
+const made = new Function("structures", "data", own + "; return " + all);
 const moments = made(structures, { components: WIDTH });
 const points = JSON.parse(fs.readFileSync(pointsFile, "utf8"));
 console.log(JSON.stringify(points.map((point) => moments(...point))));

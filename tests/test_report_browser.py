@@ -22,6 +22,7 @@ from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.gpus import common_gpus, find_gpu
 from memplan.render.html import page
+from memplan.render.text import label
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -290,19 +291,38 @@ def test_a_setup_without_a_replay_in_the_file_has_its_table(browser, tmp_path):
     assert [entry for entry in browser.log() if entry["level"] == "SEVERE"] == []
 
 
-def test_the_treemap_has_every_byte_of_the_peak_and_says_when_the_controls_left_it(browser, subject):
+def test_the_treemap_and_the_table_follow_the_controls(browser, subject):
     spec, setup, gpu, path = subject
     browser.open(path.as_uri())
-    sizes = browser.run(
-        "return [...document.querySelectorAll('#treemap rect[data-bytes]')].map(r => "
-        "[Number(r.dataset.bytes), r.getAttribute('width') * r.getAttribute('height')])"
-    )
-    assert sum(size for size, _ in sizes) == plan(spec, setup).peak.allocated_bytes
-    per_byte = sum(area for _, area in sizes) / sum(size for size, _ in sizes)
-    assert all(area == pytest.approx(size * per_byte, rel=1e-6) for size, area in sizes)
-    note = "return document.getElementById('treemap-note').textContent"
-    assert browser.run(note) == ""
-    browser.move("batch", 7)
-    assert "setup asked for" in browser.run(note)
-    browser.move("batch", setup.micro_batch)
-    assert browser.run(note) == ""
+    full = changed(setup, {"method": "full", "checkpointing": "none"})
+    for moves, this in (
+        ({}, setup),
+        ({"batch": 7}, setup.replaced(micro_batch=7)),
+        ({"method": "full", "checkpointing": "none", "batch": 1}, full),
+    ):
+        for name, value in moves.items():
+            browser.move(name, value)
+        prediction = plan(spec, this)
+        sizes = browser.run(
+            "return [...document.querySelectorAll('#treemap rect[data-bytes]')].map(r => "
+            "[Number(r.dataset.bytes), r.getAttribute('width') * r.getAttribute('height')])"
+        )
+        assert sum(size for size, _ in sizes) == prediction.peak.allocated_bytes
+        per_byte = sum(area for _, area in sizes) / sum(size for size, _ in sizes)
+        assert all(area == pytest.approx(size * per_byte, rel=1e-6) for size, area in sizes)
+        rows = browser.run(
+            "return [...document.querySelectorAll('#rows tr')].map(tr => "
+            "[...tr.cells].map(c => c.textContent))"
+        )
+        assert sorted(map(tuple, rows)) == sorted(
+            (
+                r.name,
+                " x ".join(f"{n:,}" for n in r.shape),
+                r.dtype,
+                f"{r.count:,}",
+                f"{r.bytes:,}",
+                label(r.component),
+                r.why,
+            )
+            for r in prediction.peak_rows
+        )

@@ -23,10 +23,11 @@ from memplan.planner.tables.units import gib
 from memplan.render.text import label
 
 HERE = Path(__file__).parent
-MOST_ROWS, MOST_CHANGES = 300, 4
+MOST_ROWS, MOST_CHANGES = 40, 4
 LARGEST_PAGE = 400_000
 SCRIPTS = (
     "report_formula",
+    "report_verdict",
     "report_allocator",
     "report_parts",
     "report_charts",
@@ -70,11 +71,6 @@ def page(
         "COMPONENTS": "".join(
             f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>"
             for name, size in components.items()
-        ),
-        "ASKED": escape(
-            f"{setup.method}, checkpointing {setup.checkpointing}, micro-batch {setup.micro_batch:,} x "
-            f"{setup.sequence_length:,} tokens: {gib(prediction.peak.allocated_bytes)} allocated in "
-            f"{label(prediction.peak.moment)}."
         ),
         "ROWSNOTE": escape(_rows_note(prediction)),
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),

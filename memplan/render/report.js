@@ -30,7 +30,9 @@
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +
       (data.trains[state.method] === "adapter" ? ", rank " + state.rank : "");
     by("peak-moment").textContent = label(now.moment);
-    drawBar(now, needed, card); drawTimeline(now, card); drawMethods(card); drawHeat(card); drawCourse(now, card); drawBeside(); drawTreemap();
+    drawBar(now, needed, card); drawTimeline(now, card); drawMethods(card); drawHeat(card); drawCourse(now, card); drawBeside();
+    const rows = tensors(now);
+    drawTreemap(rows, now); drawRows(rows, now);
     history.replaceState(null, "", address());
   }
 

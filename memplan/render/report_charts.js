@@ -1,6 +1,6 @@
   function drawBar(now, needed, card) {
     const scale = Math.max(card.usable, needed) * 1.02;
-    const parts = [...data.components.map((name, i) => [name, now.components[i]]), ["context", needed - now.allocated]];
+    const parts = [...data.components.map((name, i) => [name, components(now)[i]]), ["context", needed - now.allocated]];
     const long = by("bar").clientWidth, named = (name, size) => (long * size) / scale > 7 * label(name).length + 16;
     by("bar").replaceChildren(...parts.filter((p) => p[1] > 0).map(([name, size]) =>
       node("span", { style: "width:" + (100 * size) / scale + "%;background:" + fill(name) + (named(name, size) ? "" : ";padding:0"), title: label(name) + ": " + gib(size) },
@@ -23,7 +23,7 @@
     const svg = node("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Allocated memory in each moment" });
     names.forEach((name, i) => {
       let y = base;
-      now.moments[name].components.forEach((size, c) => {
+      componentsOf(now.moments[name]).forEach((size, c) => {
         const h = (base * size) / most;
         y -= h;
         if (h > 0.2) svg.append(node("rect", { x: i * step + 10, y, width: step - 20, height: h, fill: fill(data.components[c]) },
@@ -58,7 +58,7 @@
       const words = node("text", { x: 0, y: y + 14, class: name === state.method ? "h" : "" }, name);
       row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: { fits: "good", no: "bad" }[word] || "close" }, gib(total) + ", " + SAYS[word]));
       row.append(node("rect", { x: 0, y: y + 22, width, height: 20, rx: 4, fill: "var(--track)" }));
-      p.components.forEach((size, c) => {
+      components(p).forEach((size, c) => {
         row.append(node("rect", { x, y: y + 22, width: Math.max(0, size * scale), height: 20, fill: fill(data.components[c]) },
           node("title", {}, name + ", " + label(data.components[c]) + ": " + gib(size))));
         x += size * scale;

@@ -52,7 +52,7 @@
       line("micro-batch x tokens", (c) => c.chosen.batch + " x " + c.chosen.seq.toLocaleString("en")),
       line("rank", (c) => (data.trains[c.chosen.method] === "adapter" ? c.chosen.rank : "none")),
       line("verdict", (c) => SAYS[wordOf(c.p, c.card)] + " on " + c.card.name), line("peak moment", (c) => label(c.p.moment)),
-      ...data.components.map((name, i) => line(label(name), (c) => c.p.components[i], true)),
+      ...data.components.map((name, i) => line(label(name), (c) => components(c.p)[i], true)),
       line("reserved, not allocated", (c) => reserved(c.p) - c.p.allocated, true), line("CUDA context", (c) => c.card.context, true), line("device memory", (c) => c.size, true));
     document.body.dataset.beside = columns.map((c) => c.size).join();
   }

@@ -15,15 +15,15 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need
 from memplan.planner.answers.fit.suggest import CHOSEN, changed
 from memplan.planner.answers.report_runs import SymbolicRun, symbolic_run
+from memplan.planner.answers.report_tables import PageTables
+from memplan.planner.answers.report_tapes import written_guard, written_structure
 from memplan.planner.answers.verdict import margin_of, uncounted
 from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic, whole_segments
-from memplan.planner.formula.program import SYMBOLS, Symbolic
-from memplan.planner.formula.symbolic.codegen import javascript
 from memplan.planner.inputs.models import names
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -34,9 +34,6 @@ from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.progress import tell
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
-
-if TYPE_CHECKING:
-    from memplan.planner.formula.forward.decoder import Guard
 
 METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
 LONGEST = 131072
@@ -133,34 +130,23 @@ def runs_of(spec: ModelSpec, found: Iterable[ReportStructure]) -> Runs:
 
 
 def script(spec: ModelSpec, found: Iterable[ReportStructure], runs: Runs) -> str:
-    """A JavaScript object {texts, of}: `of` has for each structure's key {rows, windows, guards: [{single,
-    windows, names, counts, f, run}]}; `f` gives the components of each state of each moment, in COMPONENTS'
-    order, for (B, S, R), and `run` what the allocator is asked for (report_runs.py), its two long texts as
-    places in `texts`, or null.
+    """A JavaScript object: the members of report_tables.py, and `of`: for each structure's key what
+    report_tapes.py writes of it and of its guards, each with its `run` (report_runs.py) or null.
     """
-    texts: dict[str, int] = {}
-    parts = []
+    tables = PageTables()
+    of = {}
     for entry in found:
         tell(f"expressions of {entry.method}, checkpointing {entry.checkpointing}")
         structure = symbolic(spec, entry.setup)
         guards = structure.guards()
-        codes = [run.javascript(texts) for run in runs.get(entry.key, ())] or ["null"] * len(guards)
-        written = [_guard(structure, guard, code) for guard, code in zip(guards, codes, strict=True)]
-        head = json.dumps({"rows": structure.rows, "windows": list(structure.windows)})[:-1]
-        parts.append(f"{json.dumps(entry.key)}: {head}" + ', "guards": [' + ",\n".join(written) + "]}")
-    return f'({{"texts": {json.dumps(list(texts))},\n"of": {{' + ",\n".join(parts) + "}})"
-
-
-def _guard(structure: Symbolic, guard: Guard, run: str) -> str:
-    program = structure.program(guard)
-    sizes = [size for states in program.moments.values() for state in states for size in state.components]
-    head = {
-        "single": guard.single,
-        "windows": list(guard.windows),
-        "names": list(program.moments),
-        "counts": [len(states) for states in program.moments.values()],
-    }
-    return json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}, "run": {run}' + "}"
+        own = [run.written(tables) for run in runs.get(entry.key, ())] or [None] * len(guards)
+        of[entry.key] = written_structure(structure, tables) | {
+            "guards": [
+                written_guard(structure, guard, tables) | {"run": run}
+                for guard, run in zip(guards, own, strict=True)
+            ]
+        }
+    return f'({{{tables.javascript()},\n"of": {json.dumps(of, separators=(",", ":"))}}})'
 
 
 def packed(text: str) -> str:
