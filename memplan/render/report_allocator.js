@@ -6,7 +6,7 @@
   function eventsOf(place) {
     if (!parsed.has(place)) {
       let born = 0, far = 0;
-      parsed.set(place, Int32Array.from(structures.texts[place].split(" "), (each) => {
+      parsed.set(place, Int32Array.from(structures.texts.steps[place].split(" "), (each) => {
         if (each === "e") return EMPTY_CACHE;
         if (each === "0") { born++; return 0; }
         if (each[0] !== "p" && each[0] !== "m") return Number(each);
@@ -21,7 +21,7 @@
     const run = guardOf(structures.of[p.key], p.batch, p.seq).run;
     if (!run) return null;
     const all = sizesAt(p.batch, p.seq, p.rank), sizes = run.sizes.map((place) => Math.ceil(all[place] / MIN_BLOCK) * MIN_BLOCK);
-    return { steps: eventsOf(run.steps), which: integers(run.which), sizes, steady: run.steady, trained: run.trained };
+    return { steps: eventsOf(run.steps), which: integers("which", run.which), sizes, steady: run.steady, trained: run.trained };
   }
   // where a free block of this size and tie stands, or would
   function find(free, size, tie) {

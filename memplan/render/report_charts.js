@@ -48,7 +48,7 @@
   }
 
   function drawMethods(card) {
-    const found = data.methods.map((m) => [m, at(keyOf(m), state.batch, state.seq, state.rank)]).filter((p) => p[1]);
+    const found = data.offered.method.map((method) => [method, shown({ ...state, method })]).filter((p) => p[1]);
     const most = Math.max(card.usable, ...found.map((p) => device(p[1], card))) * 1.02;
     const width = Math.max(280, by("methods").clientWidth), tall = 62, scale = width / most, limit = card.usable * scale;
     const svg = node("svg", { viewBox: "0 0 " + width + " " + (found.length * tall + 26), role: "img", "aria-label": "Device memory of each method" });
@@ -56,7 +56,7 @@
       let x = 0;
       const y = i * tall, total = device(p, card), word = wordOf(p, card), row = node("g", {});
       const words = node("text", { x: 0, y: y + 14, class: name === state.method ? "h" : "" }, name);
-      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: { fits: "good", no: "bad" }[word] || "close" }, gib(total) + ", " + SAYS[word]));
+      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: { fits: "good", no: "bad" }[word] || "close" }, gib(total) + ", " + data.words[word][1].toLowerCase()));
       row.append(node("rect", { x: 0, y: y + 22, width, height: 20, rx: 4, fill: "var(--track)" }));
       components(p).forEach((size, c) => {
         row.append(node("rect", { x, y: y + 22, width: Math.max(0, size * scale), height: 20, fill: fill(data.components[c]) },
@@ -69,12 +69,12 @@
     });
     const right = limit > width / 2;
     svg.append(node("text", { x: right ? limit : limit + 2, y: found.length * tall + 6, "text-anchor": right ? "end" : "start", class: "bad" }, card.name + ", " + gib(card.usable) + " usable"));
-    by("methods-note").textContent = "checkpointing " + words[state.checkpointing];
+    by("methods-note").textContent = "checkpointing " + wordFor("checkpointing", state.checkpointing);
     by("methods").replaceChildren(svg);
   }
 
   function longest(key, batch, card) {
-    const holds = (s) => fits(at(key, batch, s, state.rank), card);
+    const holds = (s) => fits(at(key, batch, s, rankOf(state, key)), card);
     if (!holds(1)) return 0;
     let low = 1, high = data.longest + 1;
     while (high - low > 1) { const middle = (low + high) >> 1; if (holds(middle)) low = middle; else high = middle; }
@@ -89,7 +89,7 @@
       rect.setAttribute("class", Number(rect.dataset.batch) === state.batch && Number(rect.dataset.seq) === state.seq ? "here" : "");
   }
   async function drawHeat(card) {
-    const key = keyOf(state.method), left = 60, cell = 74, tall = 30, right = 130, wanted = [key, state.rank, card.name].join();
+    const key = keyOf(state), left = 60, cell = 74, tall = 30, right = 130, wanted = [key, rankOf(state, key), card.name].join();
     if (wanted === heat) { mark(); return; }
     heat = wanted;
     document.body.dataset.heat = "";
@@ -98,7 +98,7 @@
     svg.style.width = "max(100%, " + Math.min(width, 760) + "px)";
     svg.append(node("text", { x: left - 8, y: 18, "text-anchor": "end", class: "m" }, "batch"));
     SEQUENCES.forEach((s, j) => svg.append(node("text", { x: left + j * cell + cell / 2, y: 18, "text-anchor": "middle", class: "m" }, s.toLocaleString("en"))));
-    svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, data.missing.length ? "at most" : "longest that fits"));
+    svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, missingOn(card).length ? "at most" : "longest that fits"));
     by("heat-card").textContent = state.method + " on " + card.name;
     by("heat").replaceChildren(svg);
     const edge = [];
@@ -109,7 +109,7 @@
       for (const [j, s] of SEQUENCES.entries()) {
         await idle();
         if (heat !== wanted) return;
-        const p = at(key, b, s, state.rank), size = device(p, card), ok = fits(p, card);
+        const p = at(key, b, s, rankOf(state, key)), size = device(p, card), ok = fits(p, card);
         if (ok) last = j + 1;
         const share = Math.min(1, size / card.usable);
         const rect = node("rect", { x: left + j * cell + 1, y: y + 1, width: cell - 2, height: tall - 2, rx: 3,

@@ -12,10 +12,11 @@
     return structure.guards.find((r) => r.single === (batch * structure.rows === 1) && r.windows.join() === windows);
   }
   const split = new Map();
-  // a text of whole numbers, by its place
-  function integers(place) {
-    if (!split.has(place)) split.set(place, structures.texts[place] ? Int32Array.from(structures.texts[place].split(" "), Number) : new Int32Array());
-    return split.get(place);
+  // a text of whole numbers, by its kind and place
+  function integers(what, place) {
+    const name = what + place, text = structures.texts[what][place];
+    if (!split.has(name)) split.set(name, text ? Int32Array.from(text.split(" "), Number) : new Int32Array());
+    return split.get(name);
   }
   const logs = new Map();
   // {codes, groups}: a tape's log; where a code is GROUP, groups has the [item, count] pairs of that event
@@ -23,7 +24,7 @@
   function logOf(place) {
     if (!logs.has(place)) {
       const groups = new Map();
-      const codes = Int32Array.from(structures.texts[place].split(" "), (token, position) => {
+      const codes = Int32Array.from(structures.texts.log[place].split(" "), (token, position) => {
         if (!token.includes(":")) return Number(token);
         groups.set(position, token === ":" ? [] : token.split(",").map((pair) => pair.split(":").map(Number)));
         return GROUP;
@@ -44,14 +45,14 @@
   }
   // rows as [kind, bytes, count]
   function rowsOf(place, sizes) {
-    const numbers = integers(place), found = [];
+    const numbers = integers("rows", place), found = [];
     for (let i = 0; i < numbers.length; i += 3) found.push([numbers[i], sizes[numbers[i + 1]], numbers[i + 2]]);
     return found;
   }
   const sum = (rows) => rows.reduce((total, row) => total + row[1], 0);
   // for each moment of a tape its largest state: bytes, and after how many events it stands (tape/peaks.py largest)
   function largest(tape, sizes) {
-    const { codes, groups } = logOf(tape.log), items = integers(tape.items), alive = new Float64Array(codes.length + 1);
+    const { codes, groups } = logOf(tape.log), items = integers("items", tape.items), alive = new Float64Array(codes.length + 1);
     for (let i = 0, now = 0; i < codes.length; i++) {
       const code = codes[i];
       if (code === GROUP) for (const [item, count] of groups.get(i)) now += sizes[items[2 * item + 1]] * count;
@@ -69,7 +70,7 @@
   }
   // the rows of a tape after so many events: one for each kind of buffer, in the order in which kinds appear
   function rowsAfter(tape, position, sizes) {
-    const { codes, groups } = logOf(tape.log), items = integers(tape.items), counts = new Map();
+    const { codes, groups } = logOf(tape.log), items = integers("items", tape.items), counts = new Map();
     const add = (item, count) => counts.set(item, (counts.get(item) || 0) + count);
     for (let i = 0; i < position; i++) {
       const code = codes[i];

@@ -19,6 +19,7 @@ from memplan.planner.formula.engine import has_free_rank, rank_of, run_of
 from memplan.planner.formula.symbolic.expr import Expr, const, product, symbol
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.methods import METHODS
 
 if TYPE_CHECKING:
     from memplan.planner.formula.forward.decoder import Guard
@@ -53,8 +54,8 @@ class SymbolicRun:
     def written(self, tables: PageTables) -> dict[str, Any]:
         """The same with the long texts and the sizes as places."""
         return {
-            "steps": tables.text(self.steps),
-            "which": tables.text(self.which),
+            "steps": tables.text("steps", self.steps),
+            "which": tables.text("which", self.which),
             "sizes": [tables.size(size) for size in self.sizes],
             "steady": self.steady,
             "trained": self.trained,
@@ -97,7 +98,8 @@ def symbolic_run(spec: ModelSpec, setup: Setup, guard: Guard) -> SymbolicRun | N
 
 def _sizes(run: Run) -> list[Expr] | None:
     """For each id its bytes over B, S and R."""
-    ranks = (*AT, *TRIED) if has_free_rank(run.setup) else (rank_of(run.setup),)
+    varies = has_free_rank(run.setup) and METHODS[run.setup.method].trains == "adapter"
+    ranks = (*AT, *TRIED) if varies else (rank_of(run.setup),)
     scripts = {rank: run.written(rank) for rank in ranks}
     first = scripts[ranks[0]]
     if any(script.events.events != first.events.events for script in scripts.values()):

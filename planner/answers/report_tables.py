@@ -5,6 +5,7 @@ one JavaScript function of B, S and R.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable
 
 from memplan.planner.formula.program import SYMBOLS
@@ -13,19 +14,36 @@ from memplan.planner.formula.symbolic.codegen import javascript
 from memplan.planner.formula.symbolic.expr import Expr, Sized
 from memplan.planner.tables.components import COMPONENTS
 
+WINDOW = 2**15  # how far back gzip looks
+
 
 class PageTables:
     """Places of what a page holds once, given out in the order in which they are first asked for."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, int] = {}
+        self._texts: dict[str, dict[str, int]] = {
+            "rows": {},
+            "items": {},
+            "log": {},
+            "steps": {},
+            "which": {},
+        }
         self._words: dict[str, int] = {}
         self._kinds: dict[tuple[int, ...], int] = {}
         self._sizes: dict[Expr, int] = {}
+        self._last: dict[str, str] = {}
+        self.compressed = 0  # bytes of all texts, each compressed behind the one before of its kind
 
-    def text(self, text: str) -> int:
-        """The place of a long text."""
-        return self._texts.setdefault(text, len(self._texts))
+    def text(self, what: str, text: str) -> int:
+        """The place of a long text among those of its kind, which stand together: they are much alike."""
+        known = self._texts[what]
+        if text not in known:
+            known[text] = len(known)
+            before = self._last.get(what, "")[-WINDOW:].encode()
+            packer = zlib.compressobj(6, zdict=before)
+            self.compressed += len(packer.compress(text.encode()) + packer.flush())
+            self._last[what] = text
+        return known[text]
 
     def size(self, size: Expr) -> int:
         """The place of a size in what the function returns."""
@@ -46,14 +64,14 @@ class PageTables:
             (self.kind(r.name, r.shape, r.dtype, r.component, r.why), self.size(r.size), r.count)
             for r in rows
         )
-        return self.text(" ".join(str(number) for triple in triples for number in triple))
+        return self.text("rows", " ".join(str(number) for triple in triples for number in triple))
 
     def javascript(self) -> str:
-        """The members of a JavaScript object: texts, words, kinds (places of name, dtype and why, the
-        component's number, the shape: a number, or ~place where it is a size) and `f`.
+        """The members of a JavaScript object: texts of each kind, words, kinds (places of name, dtype and
+        why, the component's number, the shape: a number, or ~place where it is a size) and `f`.
         """
         values = {
-            "texts": list(self._texts),
+            "texts": {what: list(texts) for what, texts in self._texts.items()},
             "words": list(self._words),
             "kinds": [list(kind) for kind in self._kinds],
         }

@@ -40,9 +40,14 @@ def _tape(tape: Tape, names: tuple[str, ...], tables: PageTables) -> dict[str, A
     """
     items: dict[tuple[int, int], int] = {}
     which = []
+    known: dict[tuple[object, ...], int] = {}  # shapes and sizes by identity: to hash them is slow
     for info in tape.infos:
-        kind = tables.kind(info.name, info.shape, info.dtype, component_of(info), why_of(info))
-        which.append(items.setdefault((kind, tables.size(info.size)), len(items)))
+        component, why = component_of(info), why_of(info)
+        same = (info.name, id(info.shape), info.dtype, component, why, id(info.size))
+        if same not in known:
+            kind = tables.kind(info.name, info.shape, info.dtype, component, why)
+            known[same] = items.setdefault((kind, tables.size(info.size)), len(items))
+        which.append(known[same])
     log = []
     for index, change in tape.log:
         if index < 0:
@@ -52,6 +57,6 @@ def _tape(tape: Tape, names: tuple[str, ...], tables: PageTables) -> dict[str, A
     return {
         "names": list(names),
         "marks": [list(mark) for mark in tape.marks],
-        "items": tables.text(" ".join(f"{kind} {size}" for kind, size in items)),
-        "log": tables.text(" ".join(log)),
+        "items": tables.text("items", " ".join(f"{kind} {size}" for kind, size in items)),
+        "log": tables.text("log", " ".join(log)),
     }
