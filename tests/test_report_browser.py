@@ -6,12 +6,14 @@ import json
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 
 import pytest
 
+from memplan.cli import ui
 from memplan.cli.plan import command as plan_command
 from memplan.cli.subject import read_subject
 from memplan.planner.answers import report_structures
@@ -20,7 +22,7 @@ from memplan.planner.answers.fit.frontier import Room, need
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.report_data import LONGEST
 from memplan.planner.formula.engine import plan, replay_of
-from memplan.planner.inputs.models import find
+from memplan.planner.inputs.models import find, names
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.gpus import find_gpu, gpus
 from memplan.render.html import page
@@ -86,7 +88,7 @@ class Browser:
     def move(self, name, value):
         self.run(
             "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event(e.tagName === 'SELECT' ? 'change' : 'input'))",
+            "e.dispatchEvent(new Event(e.type === 'range' ? 'input' : 'change'))",
             name,
             str(value),
         )
@@ -434,3 +436,33 @@ def test_the_treemap_and_the_table_follow_the_controls(browser, subject):
             )
             for r in prediction.peak_rows
         )
+
+
+def test_a_served_page_asks_the_server_for_what_it_does_not_hold(browser):
+    server = ui.make_server(0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    asked = {"method": "lora", "gpu": "l4", "sequence_length": 256}
+    spec, gpu, here = (
+        find("gpt2").spec(),
+        find_gpu("l4"),
+        "return location.search + ' ' + document.readyState",
+    )
+    try:
+        browser.open(f"http://127.0.0.1:{server.server_address[1]}/?model=gpt2&method=lora&gpu=l4&seq=256")
+        assert tuple(shown(browser)) == expected(spec, resolve(asked), gpu)
+        assert browser.run("return document.getElementById('models').options.length") == len(names())
+        for moves, fields in (
+            ({"method": "dora"}, {"method": "dora"}),
+            ({"recipe": "trl"}, {"recipe": "trl", "method": "dora"}),
+        ):
+            for name, value in moves.items():
+                browser.move(name, value)
+                browser.until(
+                    f"{here} && location.search.includes('{value}') && !!document.body.dataset.ready"
+                )
+            this = resolve({**asked, **fields})
+            assert tuple(shown(browser)) == expected(spec, this, gpu), fields
+    finally:
+        server.shutdown()
+        server.server_close()
+        ui.PAGES.clear()

@@ -89,7 +89,7 @@ def _predict(subject: Subject, engine: str | None = None) -> Prediction:
 def page_of(subject: Subject) -> str:
     """The page of one subject as `memplan ui` serves it: what it does not hold the server is asked for."""
     subject, gpu = on_a_card(subject)
-    return _page(subject, _predict(subject), gpu, wide=False)
+    return _page(subject, _predict(subject), gpu, served=True)
 
 
 def _page(
@@ -98,9 +98,11 @@ def _page(
     gpu: Gpu,
     measurement: Path | None = None,
     typed: str | None = None,
-    wide: bool = True,
+    served: bool = False,
 ) -> str:
-    """`typed`: what a person typed for the model, or for a training file that names one."""
+    """`typed`: what a person typed for the model, or for a training file that names one; `served`: by
+    memplan ui.
+    """
     from memplan.render.html import page
 
     return page(
@@ -110,7 +112,8 @@ def _page(
         gpu,
         _measured(measurement),
         model=typed if typed and subject.imported is None else subject.model.typed,
-        wide=wide,
+        wide=not served,
+        served=served,
     )
 
 

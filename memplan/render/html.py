@@ -14,11 +14,15 @@ from memplan.planner import __version__
 from memplan.planner.answers.fit.frontier import Room
 from memplan.planner.answers.report_data import data, packed, script
 from memplan.planner.answers.report_structures import contents
+from memplan.planner.inputs.models import names
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.tables.units import gib
 from memplan.render.text import label
 from memplan.render.words import words_of
@@ -50,10 +54,11 @@ def page(
     *,
     model: str | None = None,
     wide: bool = True,
+    served: bool = False,
 ) -> str:
     """The whole page as text, under 400 kB. `measured`: allocated bytes by moment of a recorded run of this
     setup; `model`: what a command calls the model, its name where None; `wide`: with as many losses and
-    attentions of other methods as there is room for.
+    attentions of other methods as there is room for; `served`: by memplan ui, which it asks for the rest.
     """
     made = contents(spec, setup, wide)
     if not made.found:
@@ -63,6 +68,15 @@ def page(
     room = Room(gpu, prediction.accuracy.margin).around(spec, setup)
     values = data(made, prediction, gpu, room, model or spec.name, measured)
     values["words"] = {word or "least": words_of(word)[:2] for word in ("fits", "tight", "no", None)}
+    if served:
+        values["served"] = {
+            "models": list(names()),
+            "recipes": list(RECIPES),
+            "optimizers": list(OPTIMIZERS),
+            "methods": list(METHODS),
+            "optimizer": setup.optimizer,
+            "said": {"optimizer": setup.optimizer} if setup.origins.get("optimizer") == "user" else {},
+        }
     components = prediction.moment(prediction.peak.moment).components
     parts = {
         "TITLE": escape(f"{spec.name}: memory of {setup.method} fine-tuning"),

@@ -29,7 +29,32 @@
     for (const name of PICKERS) for (const value of data.offered[name]) by(name).append(node("option", { value }, wordFor(name, value)));
     const groups = SIZES.map(([, words]) => node("optgroup", { label: words }));
     for (const card of data.cards) groups[SIZES.findLastIndex(([from]) => card.usable >= from * GIB)].append(node("option", { value: card.name }));
+    if (SERVED) fillServed();
     by("card").append(...groups.filter((group) => group.children.length));
+  }
+  // the pickers of a page that memplan ui serves: what they change is computed there
+  function fillServed() {
+    const choose = (id, values, value) => { by(id).append(...values.map((each) => node("option", { value: each }, each))); by(id).value = value; };
+    for (const label of document.querySelectorAll(".served")) label.hidden = false;
+    by("models").append(...data.served.models.map((value) => node("option", { value })));
+    by("model").value = data.model;
+    choose("recipe", data.served.recipes, data.recipe);
+    choose("optimizer", data.served.optimizers, data.served.optimizer);
+    const held = data.offered.method;
+    by("method").append(...data.served.methods.filter((name) => !held.includes(name)).map((value) => node("option", { value }, value)));
+    by("model").addEventListener("change", () => request({ model: by("model").value }));
+    by("recipe").addEventListener("change", () => request({ recipe: by("recipe").value, checkpointing: "", loss: "", attention: "" }));
+    by("optimizer").addEventListener("change", () => request({ optimizer: by("optimizer").value }));
+  }
+  // asks memplan ui for the page of a state with other fields; empty: what the method and the recipe choose
+  function request(fields, chosen = state) {
+    const known = data.offered.method.includes(chosen.method), rank = data.ranks[chosen.method];
+    const asked = { model: data.model, method: chosen.method, gpu: chosen.card, recipe: data.recipe, batch: chosen.batch, seq: chosen.seq, ...data.served.said };
+    if (known) Object.assign(asked, { checkpointing: chosen.checkpointing, loss: chosen.loss, attention: chosen.attention });
+    if (rank) asked[rank.startsWith("--set") ? "init_rank" : "rank"] = chosen.rank;
+    Object.assign(asked, fields);
+    document.body.dataset.asked = "1";
+    location.assign("/?" + new URLSearchParams(Object.entries(asked).filter(([, value]) => value !== "")));
   }
   // marks what cannot run, and what this file does not hold, beside the rest of the state
   function markPickers() {
@@ -55,5 +80,10 @@
     by("beyond").replaceChildren(node("h2", {}, why ? "This cannot run" : "This file does not hold that setup"),
       node("p", {}, why || "It holds " + data.keys.length + " of the combinations that the pickers offer, as many as " + (data.complete ? "differ for this model" : "400 kB allow") + ". The command for this one:"),
       ...(why ? [] : [node("p", {}, node("code", {}, text))]));
+    if (SERVED && !why) {
+      by("verdict").replaceChildren(node("span", { class: "pill" }, "asking memplan ui"));
+      by("beyond").replaceChildren(node("p", {}, "memplan ui computes this setup: a few seconds."));
+      request({});
+    }
     for (const name of ["device", "moment", "verdict", "close"]) delete document.body.dataset[name];
   }
