@@ -31,7 +31,7 @@
     const word = wordOf(now, card);
     by("verdict").className = "verdict " + (close || word === "least" ? "tight" : word);
     by("verdict").replaceChildren(node("span", { class: "pill" }, says(now, card) + (word === "least" ? "" : " " + card.name)), node("b", {}, gib(needed)),
-      node("span", { class: "muted" }, (word === "least" ? "on " + card.name + " " : "") + "of " + gib(card.usable) + " usable, " + (room >= 0 ? gib(room) + " free" : gib(-room) + " short") +
+      node("span", { class: "muted" }, (word === "least" ? "on " + card.name + " " : "") + "of " + gib(card.usable) + " usable, " + (room >= 0 ? (word === "least" ? "at most " : "") + gib(room) + " free" : gib(-room) + " short") +
         (word === "least" ? "; no verdict, not counted: " + missingOn(card).join("; ") : "") +
         (close ? "; not counted: fragmentation, at most " + (100 * share).toFixed(0) + "% of allocated memory in 19 of 20 traced setups" : "")));
     document.body.dataset.device = String(needed); document.body.dataset.moment = now.moment; document.body.dataset.verdict = word;

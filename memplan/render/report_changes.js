@@ -23,11 +23,11 @@
     const able = missingOn(card).length === 0 && !fits(now, card), found = changesAt(now, card).filter((c) => c.saved * 100 >= c.after).slice(0, MOST_CHANGES);
     const row = (c) => {
       const [words, option] = c.text.includes(": ") ? [c.text.slice(0, c.text.indexOf(": ")), c.text.slice(c.text.indexOf(": ") + 2)] : [c.text, ""];
-      const says = [words + " ", node("code", {}, option), ...(c.fits && able ? [", ", node("span", { class: "good" }, "fits")] : []), node("br"), node("span", { class: "muted" }, c.cost)];
+      const says = [words + " ", typed(option), ...(c.fits && able ? [", ", node("span", { class: "good" }, "fits")] : []), node("br"), node("span", { class: "muted" }, c.cost)];
       return node("tr", { "data-saved": c.saved, "data-after": c.after }, [node("td", {}, gib(c.saved)), node("td", {}, says)]);
     };
     by("changes").replaceChildren(...found.map(row));
     by("changes-head").textContent = found.length ? "Each of these changes alone would save" : "No single change saves one per cent";
     by("changes-note").hidden = structures.changes[now.key].every((change) => change.to);
-    by("changes-command").textContent = command(state).replace("memplan ", "memplan fit ");
+    by("changes-command").replaceChildren(typed(command(state).replace("memplan ", "memplan fit ")));
   }

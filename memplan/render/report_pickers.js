@@ -59,10 +59,10 @@
   // marks what cannot run, and what this file does not hold, beside the rest of the state
   function markPickers() {
     const mark = (option, chosen, text) => {
-      const why = refusal(chosen), held = keyOf(chosen) !== null;
+      const why = refusal(chosen), held = option.selected || keyOf(chosen) !== null;
       option.textContent = text + (why ? ": cannot run" : held ? "" : SERVED ? ": computed when chosen" : ": not in this file");
       option.title = why || "";
-      option.disabled = Boolean(why);
+      option.disabled = Boolean(why) && !option.selected;
     };
     for (const name of PICKERS) for (const option of by(name).options) mark(option, { ...state, [name]: option.value }, wordFor(name, option.value));
     for (const option of by("card").options) mark(option, { ...state, card: option.value }, option.value + " (" + gib(cardOf(option.value).usable) + ")");
@@ -79,7 +79,7 @@
     by("verdict").replaceChildren(node("span", { class: "pill" }, why ? "cannot run on " + state.card : "not in this file"));
     by("beyond").replaceChildren(node("h2", {}, why ? "This cannot run" : "This file does not hold that setup"),
       node("p", {}, why || "It holds " + data.keys.length + " of the combinations that the pickers offer, as many as " + (data.complete ? "differ for this model" : "400 kB allow") + ". The command for this one:"),
-      ...(why ? [] : [node("p", {}, node("code", {}, text))]));
+      ...(why ? [] : [node("p", {}, typed(text))]));
     if (SERVED && !why) {
       by("verdict").replaceChildren(node("span", { class: "pill" }, "asking memplan ui"));
       by("beyond").replaceChildren(node("p", {}, "memplan ui computes this setup: a few seconds."));

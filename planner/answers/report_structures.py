@@ -30,7 +30,7 @@ LOSSES = ("full", "chunked", "fused")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 MOST_BYTES = 195_000
 """Compressed bytes of a file's texts: with base64 and the rest of a page below 400 kB."""
-MOST_EVENTS = 2_000_000
+MOST_EVENTS = 3_000_000
 """Events of all runs that are written: ten seconds of work."""
 
 
