@@ -1,4 +1,4 @@
-"""What `fit` advises where nothing fits as asked: the fewest changes, and a command that does what it says."""
+"""What `fit` advises where nothing fits as asked: the fewest changes, a command that does what it says."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ OPTIONS = {
     "parallel": "--parallel",
     "load": "--load",
     "device": "--device",
+    "task": "--task",
 }
 SAID = ("user", "import")
 """Origins of what a person chose; everything else follows from method and recipe again."""
