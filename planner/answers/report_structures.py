@@ -31,7 +31,9 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 MOST_BYTES = 195_000
 """Compressed bytes of a file's texts: with base64 and the rest of a page below 400 kB."""
 MOST_EVENTS = 3_000_000
-"""Events of all runs that are written: ten seconds of work."""
+"""Events of all runs that a file holds: ten seconds of work."""
+MOST_SERVED = 1_000_000
+"""The same of a page that is served, which can ask for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +132,13 @@ def contents(spec: ModelSpec, setup: Setup, wide: bool = True) -> PageContents:
     """The structures of a page. `wide`: with the other methods' losses and attentions, while there is
     room; else what is one picker from the setup asked for.
     """
-    made = PageContents(spec, setup)
+    made, most = PageContents(spec, setup), MOST_EVENTS if wide else min(MOST_EVENTS, MOST_SERVED)
     seen: set[tuple[object, ...]] = set()
     for near, choice in _choices(setup, wide):
         if choice in seen:
             continue
         seen.add(choice)
-        if not near and (made.tables.compressed > MOST_BYTES or made.events > MOST_EVENTS):
+        if not near and (made.tables.compressed > MOST_BYTES or made.events > most):
             made.complete = False
             break
         method, checkpointing, loss, attention, which = choice
