@@ -18,7 +18,6 @@ from page_scripts import answers, needs_node, page_data
 from memplan.cli.report import command, on_a_card
 from memplan.cli.subject import read_subject
 from memplan.cli.ui import form, make_server, respond
-from memplan.planner.answers import report_structures
 from memplan.planner.answers.fit.changes import single_changes
 from memplan.planner.answers.fit.frontier import Room
 from memplan.planner.answers.report_data import packed
@@ -28,13 +27,6 @@ from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.gpus import find_gpu, gpus
 from memplan.render.html import LARGEST_PAGE, page
-
-
-@pytest.fixture(autouse=True)
-def small_pages(monkeypatch):
-    """Pages with what is near the setup asked for: the others cost seconds each."""
-    monkeypatch.setattr(report_structures, "MOST_EVENTS", 0)
-
 
 LLAMA = {
     "model_type": "llama",

@@ -115,12 +115,6 @@ def browser():
         process.wait(timeout=20)
 
 
-@pytest.fixture(autouse=True)
-def small_pages(monkeypatch):
-    """Pages made in a test: what is near its setup, the others cost seconds."""
-    monkeypatch.setattr(report_structures, "MOST_EVENTS", 0)
-
-
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     spec, setup, gpu = (
@@ -130,7 +124,8 @@ def subject(tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_structures, "MOST_SERVED", 10**9)  # every loss and attention of its method
+        patch.setattr(report_structures, "MOST_EVENTS", 10**9)  # every loss and attention of its method
+        patch.setattr(report_structures, "MOST_SERVED", 10**9)
         path.write_text(page(spec, setup, plan(spec, setup), gpu, wide=False), encoding="utf-8")
     return spec, setup, gpu, path
 

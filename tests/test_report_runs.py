@@ -37,7 +37,8 @@ FAST = ("gpt2 full, accumulated", "8-bit states")
 @pytest.mark.parametrize(
     "case", [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in CASES]
 )
-def test_rows_reserved_verdict_and_changes_at_random_positions(tmp_path, case):
+def test_rows_reserved_verdict_and_changes_at_random_positions(tmp_path, case, monkeypatch):
+    monkeypatch.undo()
     model, fields = CASES[case]
     spec, setup, random = find(model).spec(), resolve(fields), Random(20261129)
     made = contents(spec, setup, wide=case not in FAST)
