@@ -21,6 +21,16 @@ if os.environ.get("CI"):  # the same examples on every day: what fails there fai
     settings.load_profile("ci")
 
 
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report pages hold what is near the setup asked for, since the rest costs seconds each; a test of that
+    takes it back.
+    """
+    from memplan.planner.answers import report_structures
+
+    monkeypatch.setattr(report_structures, "MOST_EVENTS", 0)
+
+
 @dataclass
 class Held:
     """Bytes by component after the second step, and elements. A storage counts once, by the name of the first

@@ -131,7 +131,7 @@ def test_a_report_and_claims_say_where_they_are(tmp_path: Path, monkeypatch: pyt
         assert run(["report", "gpt2", "-o", str(tmp_path / "page.html")]) == 0
         assert run(["claims", "--only", "2,3"]) == 0
     text = terminal.text
-    assert f"{CLEAR}report: expressions of lora, checkpointing none{CLEAR}" in text
+    assert f"{CLEAR}report: lora, checkpointing none, loss full, attention sdpa{CLEAR}" in text
     assert f"{CLEAR}wrote " in text, "the line is gone before the next one is printed"
     assert f"{CLEAR}claims: 3 (2 of 2)" in text and text.endswith(CLEAR)
 

@@ -69,7 +69,7 @@ def command(
     with Progress("report"):
         subject, gpu = on_a_card(subject)
         prediction = _predict(subject, options["engine"])
-        text = None if output is None else _page(subject, prediction, gpu, measurement)
+        text = None if output is None else _page(subject, prediction, gpu, measurement, model)
     if output is not None and text is not None:
         write_file(output, text)
         click.echo(f"wrote {shorten(str(output))}", err=True)
@@ -87,16 +87,33 @@ def _predict(subject: Subject, engine: str | None = None) -> Prediction:
 
 
 def page_of(subject: Subject) -> str:
-    """The page of one subject."""
+    """The page of one subject as `memplan ui` serves it: what it does not hold the server is asked for."""
     subject, gpu = on_a_card(subject)
-    return _page(subject, _predict(subject), gpu)
+    return _page(subject, _predict(subject), gpu, served=True)
 
 
-def _page(subject: Subject, prediction: Prediction, gpu: Gpu, measurement: Path | None = None) -> str:
+def _page(
+    subject: Subject,
+    prediction: Prediction,
+    gpu: Gpu,
+    measurement: Path | None = None,
+    typed: str | None = None,
+    served: bool = False,
+) -> str:
+    """`typed`: what a person typed for the model, or for a training file that names one; `served`: by
+    memplan ui.
+    """
     from memplan.render.html import page
 
     return page(
-        subject.model.spec(), subject.setup, prediction, gpu, cards_of(subject), _measured(measurement)
+        subject.model.spec(),
+        subject.setup,
+        prediction,
+        gpu,
+        _measured(measurement),
+        model=typed if typed and subject.imported is None else subject.model.typed,
+        wide=not served,
+        served=served,
     )
 
 
@@ -114,14 +131,6 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
     able = [gpu for gpu in common_gpus() if cannot_run(spec, setup, gpu) is None]
     gpu = find_gpu(chosen) if chosen else (able or common_gpus())[-1]
     return replace(subject, setup=subject.setup.with_(gpu=gpu.name)), gpu
-
-
-def cards_of(subject: Subject) -> tuple[Gpu, ...]:
-    """The common GPUs that a page can offer: those with the kernels that its expressions were made for."""
-    from memplan.planner.answers.fit.gpus import kernels
-
-    named = find_gpu(subject.setup.gpu) if subject.setup.gpu is not None else None
-    return tuple(gpu for gpu in common_gpus() if kernels(gpu) == kernels(named))
 
 
 def _measured(path: Path | None) -> dict[str, int] | None:

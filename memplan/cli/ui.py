@@ -16,22 +16,27 @@ from memplan.cli.page_cache import Pages
 from memplan.cli.page_pool import Busy, Pool
 from memplan.cli.server import HOST, Request, Server
 from memplan.planner.tables.errors import MemplanError, UsageError, shorten, tidy
+from memplan.planner.tables.units import gib
 
 LOCAL = (HOST, "localhost", "::1")
 MOST_QUERY, MOST_FIELDS = 2000, 20
+NUMBERS = ("batch", "seq", "rank", "init_rank")
+ASKED = ("method", "gpu", "recipe", "checkpointing", "loss", "attention", "optimizer", *NUMBERS)
+"""What a page can be asked for beside the model: Setup fields and their short names."""
 PAGES = Pages()
 POOL = Pool()
 FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>memplan</title>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; form-action 'self'">
-<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:640px;margin:12vh auto;padding:0 20px}
-input,select,button{font:inherit;padding:6px 10px;margin:4px 0}input[name=model]{width:100%%}.error{color:#b3372f}</style></head><body>
+<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:440px;margin:12vh auto;padding:0 20px}
+label{display:block;margin:8px 0}input,select,button{font:inherit;padding:6px 10px;margin:4px 0;width:100%%;box-sizing:border-box}.error{color:#b3372f}</style></head><body>
 <h1>memplan</h1><p>How much GPU memory will a fine-tuning run need, and where does every byte go?</p>%(error)s
 <form action="/" method="get">
-<input name="model" list="models" placeholder="llama-3.1-8b" value="%(model)s" autofocus required>
+<label>model <input name="model" list="models" placeholder="llama-3.1-8b" value="%(model)s" autofocus required></label>
 <datalist id="models">%(models)s</datalist>
-<select name="method">%(methods)s</select>
-<select name="gpu"><option value="">any GPU</option>%(gpus)s</select> <button>predict</button></form>
+<label>method <select name="method">%(methods)s</select></label>
+<label>recipe <select name="recipe">%(recipes)s</select></label>
+<label>GPU <select name="gpu"><option value="">the smallest that holds it</option>%(gpus)s</select></label> <button>predict</button></form>
 </body></html>"""
 
 
@@ -47,8 +52,8 @@ BACK = '<p class="no-print"><a href="/" style="color:inherit">another model, met
     help="Port to listen on; 0 picks a free one.",
 )
 def command(port: int) -> None:
-    """Serve the report page on this machine only (127.0.0.1): pick a model, a method and a GPU. Press Ctrl-C
-    to stop.
+    """Serve the report page on this machine only (127.0.0.1): pick a model, a method, a recipe and a GPU;
+    what a page cannot vary by itself, it asks for. Press Ctrl-C to stop.
     """
     server = make_server(port)
     POOL.warm()
@@ -72,8 +77,8 @@ def make_server(port: int) -> Server:
 
 
 def answer(request: Request) -> tuple[int, str]:
-    """GET /?model=NAME&method=NAME&gpu=NAME: the page, or the form with one message. Nothing else is served,
-    no file of this machine is read.
+    """GET /?model=NAME, with any of ASKED: the page, or the form with one message. Nothing else is served, no
+    file of this machine is read.
     """
     try:
         status, text = _answer(request)
@@ -128,15 +133,19 @@ def respond(fields: dict[str, str]) -> tuple[int, str]:
     model = fields.get("model", "").strip()
     if not model:
         return 200, form()
-    options = {name: fields[name] for name in ("method", "gpu") if fields.get(name)}
+    options = {name: _value(name, fields[name]) for name in ASKED if fields.get(name)}
+    others = (f"{name}={value}" for name, value in options.items() if name not in ("method", "gpu"))
+    key = (model, fields.get("method", ""), fields.get("gpu", ""), *others)
     try:
-        return 200, PAGES.get(
-            (model, fields.get("method", ""), fields.get("gpu", "")), lambda: _page(model, options)
-        )
+        return 200, PAGES.get(key, lambda: _page(model, options))
     except Busy as error:
         return 503, form(model, tidy(str(error)))
     except MemplanError as error:
         return 400, form(model, tidy(str(error)))
+
+
+def _value(name: str, text: str) -> str | int:
+    return int(text) if name in NUMBERS and text.isdecimal() and len(text) < 9 else text
 
 
 def _page(model: str, options: dict[str, Any]) -> str:
@@ -151,16 +160,22 @@ def _page(model: str, options: dict[str, Any]) -> str:
 def form(model: str = "", error: str = "") -> str:
     """The entry page, with one message where something went wrong."""
     from memplan.planner.inputs.models import names
-    from memplan.planner.tables.gpus import common_gpus
+    from memplan.planner.tables.gpus import gpus
     from memplan.planner.tables.methods import METHODS
+    from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 
-    def option(name: str, chosen: bool = False) -> str:
-        return f'<option value="{escape(name)}"{" selected" if chosen else ""}>{escape(name)}</option>'
+    def option(name: str, chosen: bool = False, text: str = "") -> str:
+        selected = " selected" if chosen else ""
+        return f'<option value="{escape(name)}"{selected}>{escape(text or name)}</option>'
 
     return FORM % {
         "model": escape(shorten(model), quote=True),
         "error": f'<p class="error">{escape(error)}</p>' if error else "",
         "models": "".join(f'<option value="{escape(name)}">' for name in names()),
         "methods": "".join(option(name, name == "lora") for name in METHODS),
-        "gpus": "".join(option(gpu.name) for gpu in common_gpus()),
+        "recipes": "".join(option(name, name == DEFAULT_RECIPE) for name in RECIPES),
+        "gpus": "".join(
+            option(gpu.name, text=f"{gpu.name} ({gib(gpu.usable_bytes)})")
+            for gpu in sorted(gpus().values(), key=lambda gpu: gpu.usable_bytes)
+        ),
     }

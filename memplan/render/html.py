@@ -11,27 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from memplan.planner import __version__
-from memplan.planner.answers.fit.changes import single_changes
-from memplan.planner.answers.fit.frontier import Room, peak_of
-from memplan.planner.answers.report_data import data, packed, runs_of, script, structures
+from memplan.planner.answers.fit.frontier import Room
+from memplan.planner.answers.report_data import data, packed, script
+from memplan.planner.answers.report_structures import contents
+from memplan.planner.inputs.models import names
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu, common_gpus
+from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.tables.units import gib
 from memplan.render.text import label
+from memplan.render.words import words_of
 
 HERE = Path(__file__).parent
-MOST_ROWS, MOST_CHANGES = 300, 4
+MOST_ROWS = 40
+"""Rows that are there without JavaScript, which writes the others."""
 LARGEST_PAGE = 400_000
 SCRIPTS = (
     "report_formula",
+    "report_verdict",
     "report_allocator",
     "report_parts",
+    "report_pickers",
     "report_charts",
     "report_decide",
     "report_treemap",
+    "report_changes",
     "report",
 )
 
@@ -41,20 +50,33 @@ def page(
     setup: Setup,
     prediction: Prediction,
     gpu: Gpu,
-    cards: Iterable[Gpu],
     measured: dict[str, int] | None = None,
+    *,
+    model: str | None = None,
+    wide: bool = True,
+    served: bool = False,
 ) -> str:
     """The whole page as text, under 400 kB. `measured`: allocated bytes by moment of a recorded run of this
-    setup.
+    setup; `model`: what a command calls the model, its name where None; `wide`: with as many losses and
+    attentions of other methods as there is room for; `served`: by memplan ui, which it asks for the rest.
     """
-    found = structures(spec, setup)
-    if not found:
+    made = contents(spec, setup, wide)
+    if not made.found:
         raise UsageError(
             f"the formula has no rule for {spec.name} under method {setup.method}: a page needs the formula"
         )
-    runs = runs_of(spec, found)
-    room, offered = Room(gpu, prediction.accuracy.margin).around(spec, setup), tuple(cards)
-    values = data(spec, setup, prediction, offered, gpu, found, runs, room, measured)
+    room = Room(gpu, prediction.accuracy.margin).around(spec, setup)
+    values = data(made, prediction, gpu, room, model or spec.name, measured)
+    values["words"] = {word or "least": words_of(word)[:2] for word in ("fits", "tight", "no", None)}
+    if served:
+        values["served"] = {
+            "models": list(names()),
+            "recipes": list(RECIPES),
+            "optimizers": list(OPTIMIZERS),
+            "methods": list(METHODS),
+            "optimizer": setup.optimizer,
+            "said": {"optimizer": setup.optimizer} if setup.origins.get("optimizer") == "user" else {},
+        }
     components = prediction.moment(prediction.peak.moment).components
     parts = {
         "TITLE": escape(f"{spec.name}: memory of {setup.method} fine-tuning"),
@@ -71,22 +93,16 @@ def page(
             f"<tr><td>{escape(label(name))}</td><td>{gib(size)}</td></tr>"
             for name, size in components.items()
         ),
-        "ASKED": escape(
-            f"{setup.method}, checkpointing {setup.checkpointing}, micro-batch {setup.micro_batch:,} x "
-            f"{setup.sequence_length:,} tokens: {gib(prediction.peak.allocated_bytes)} allocated in "
-            f"{label(prediction.peak.moment)}."
-        ),
         "ROWSNOTE": escape(_rows_note(prediction)),
         "ROWS": "".join(_row(row) for row in prediction.peak_rows[:MOST_ROWS]),
-        "NOTES": _items((*prediction.assumptions, *_other_cards(gpu, offered))),
+        "NOTES": _items((*prediction.assumptions, *_held(len(made.found), made.complete))),
         "WARNINGS": _warnings(prediction.warnings),
-        "CHANGES": _changes(spec, setup, room, bounded=bool(prediction.not_modelled)),
         "FOOTER": escape(
             f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: "
             "the formula"
         ),
         "DATA": _inline(values),
-        "FORMULAS": packed(script(spec, found, runs)),
+        "FORMULAS": packed(script(made)),
         "STYLE": (HERE / "report.css").read_text(encoding="utf-8"),
         "SCRIPT": _script(),
     }
@@ -101,16 +117,12 @@ def _script() -> str:
     return '"use strict";\n(async () => {\n' + "".join(parts) + "})();"
 
 
-def _other_cards(gpu: Gpu, offered: Sequence[Gpu]) -> tuple[str, ...]:
-    """Which common GPUs the page does not offer, and why."""
-    others = [card.name for card in common_gpus() if card not in offered]
+def _held(count: int, complete: bool) -> tuple[str, ...]:
+    """How many combinations of the pickers the page holds, and why not all."""
+    why = "" if complete else ": more would not fit 400 kB or take too long to write"
     return (
-        (
-            f"GPUs that use other kernels than {gpu.name} need their own page (--gpu NAME): "
-            + ", ".join(others),
-        )
-        if others
-        else ()
+        f"this page holds {count} combinations of method, checkpointing, loss, attention and kind of GPU"
+        f"{why}; for any other it gives the command, and memplan ui computes it",
     )
 
 
@@ -124,30 +136,6 @@ def _warnings(lines: Sequence[str]) -> str:
 
 def _items(lines: Iterable[str]) -> str:
     return "".join(f"<li>{escape(line)}</li>" for line in lines)
-
-
-def _changes(spec: ModelSpec, setup: Setup, room: Room, bounded: bool) -> str:
-    """The single changes that save most, as a table: what each saves, its words, the option that makes it,
-    what it costs, and whether it then fits, unless what is predicted is only a lower bound.
-    """
-    able = not bounded and not room.holds(peak_of(spec, setup))
-    effects = [effect for effect in single_changes(spec, setup, room) if effect.saved * 100 >= effect.after][
-        :MOST_CHANGES
-    ]
-    if not effects:
-        return ""
-    rows = []
-    for effect in effects:
-        words, _, option = effect.text.partition(": ")
-        fits = ', <span class="good">fits</span>' if effect.fits and able else ""
-        rows.append(
-            f"<tr><td>{gib(effect.saved)}</td><td>{escape(words)} <code>{escape(option)}</code>{fits}<br>"
-            f'<span class="muted">{escape(effect.cost)}</span></td></tr>'
-        )
-    return (
-        "<h3>Each of these changes alone would save, as asked</h3><table "
-        f'class="changes"><tbody>{"".join(rows)}</tbody></table>'
-    )
 
 
 def _rows_note(prediction: Prediction) -> str:

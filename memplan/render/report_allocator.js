@@ -2,16 +2,26 @@
   const MIN_BLOCK = 512, SMALL_LIMIT = 2 ** 20, SMALL_SEGMENT = 2 ** 21, LARGE_SEGMENT = 20 * 2 ** 20, LARGE_LIMIT = 10 * 2 ** 20, LARGE_ROUND = 2 ** 21;
   const EMPTY_CACHE = -1;
   const parsed = new Map();
-  function numbers(place) {
-    if (!parsed.has(place)) parsed.set(place, Int32Array.from(structures.texts[place].split(" "), (each) => (each === "e" ? EMPTY_CACHE : Number(each))));
+  // the events of a run (report_runs.py): 0 a birth, n the n-th last released, EMPTY_CACHE
+  function eventsOf(place) {
+    if (!parsed.has(place)) {
+      let born = 0, far = 0;
+      parsed.set(place, Int32Array.from(structures.texts.steps[place].split(" "), (each) => {
+        if (each === "e") return EMPTY_CACHE;
+        if (each === "0") { born++; return 0; }
+        if (each[0] !== "p" && each[0] !== "m") return Number(each);
+        far += (each[0] === "p" ? 1 : -1) * Number(each.slice(1));
+        return born - far;
+      }));
+    }
     return parsed.get(place);
   }
   // what one setup asks of the allocator: its steps, and bytes of each tensor in the order of births
   function runAt(p) {
     const run = guardOf(structures.of[p.key], p.batch, p.seq).run;
     if (!run) return null;
-    const sizes = run.f(BigInt(p.batch), BigInt(p.seq), BigInt(p.rank)).map((size) => Math.ceil(Number(size) / MIN_BLOCK) * MIN_BLOCK);
-    return { steps: numbers(run.steps), which: numbers(run.which), sizes, steady: run.steady, trained: run.trained };
+    const all = sizesAt(p.batch, p.seq, p.rank), sizes = run.sizes.map((place) => Math.ceil(all[place] / MIN_BLOCK) * MIN_BLOCK);
+    return { steps: eventsOf(run.steps), which: integers("which", run.which), sizes, steady: run.steady, trained: run.trained };
   }
   // where a free block of this size and tie stands, or would
   function find(free, size, tie) {

@@ -1,6 +1,6 @@
   function drawBar(now, needed, card) {
     const scale = Math.max(card.usable, needed) * 1.02;
-    const parts = [...data.components.map((name, i) => [name, now.components[i]]), ["context", needed - now.allocated]];
+    const parts = [...data.components.map((name, i) => [name, components(now)[i]]), ["context", needed - now.allocated]];
     const long = by("bar").clientWidth, named = (name, size) => (long * size) / scale > 7 * label(name).length + 16;
     by("bar").replaceChildren(...parts.filter((p) => p[1] > 0).map(([name, size]) =>
       node("span", { style: "width:" + (100 * size) / scale + "%;background:" + fill(name) + (named(name, size) ? "" : ";padding:0"), title: label(name) + ": " + gib(size) },
@@ -23,7 +23,7 @@
     const svg = node("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Allocated memory in each moment" });
     names.forEach((name, i) => {
       let y = base;
-      now.moments[name].components.forEach((size, c) => {
+      componentsOf(now.moments[name]).forEach((size, c) => {
         const h = (base * size) / most;
         y -= h;
         if (h > 0.2) svg.append(node("rect", { x: i * step + 10, y, width: step - 20, height: h, fill: fill(data.components[c]) },
@@ -48,7 +48,7 @@
   }
 
   function drawMethods(card) {
-    const found = data.methods.map((m) => [m, at(keyOf(m), state.batch, state.seq, state.rank)]).filter((p) => p[1]);
+    const found = data.offered.method.map((method) => [method, shown({ ...state, method })]).filter((p) => p[1]);
     const most = Math.max(card.usable, ...found.map((p) => device(p[1], card))) * 1.02;
     const width = Math.max(280, by("methods").clientWidth), tall = 62, scale = width / most, limit = card.usable * scale;
     const svg = node("svg", { viewBox: "0 0 " + width + " " + (found.length * tall + 26), role: "img", "aria-label": "Device memory of each method" });
@@ -56,9 +56,9 @@
       let x = 0;
       const y = i * tall, total = device(p, card), word = wordOf(p, card), row = node("g", {});
       const words = node("text", { x: 0, y: y + 14, class: name === state.method ? "h" : "" }, name);
-      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: { fits: "good", no: "bad" }[word] || "close" }, gib(total) + ", " + SAYS[word]));
+      row.append(words, node("text", { x: width, y: y + 14, "text-anchor": "end", class: { fits: "good", no: "bad" }[word] || "close" }, gib(total) + ", " + data.words[word][1].toLowerCase()));
       row.append(node("rect", { x: 0, y: y + 22, width, height: 20, rx: 4, fill: "var(--track)" }));
-      p.components.forEach((size, c) => {
+      components(p).forEach((size, c) => {
         row.append(node("rect", { x, y: y + 22, width: Math.max(0, size * scale), height: 20, fill: fill(data.components[c]) },
           node("title", {}, name + ", " + label(data.components[c]) + ": " + gib(size))));
         x += size * scale;
@@ -69,12 +69,12 @@
     });
     const right = limit > width / 2;
     svg.append(node("text", { x: right ? limit : limit + 2, y: found.length * tall + 6, "text-anchor": right ? "end" : "start", class: "bad" }, card.name + ", " + gib(card.usable) + " usable"));
-    by("methods-note").textContent = "checkpointing " + words[state.checkpointing];
+    by("methods-note").textContent = "checkpointing " + wordFor("checkpointing", state.checkpointing);
     by("methods").replaceChildren(svg);
   }
 
   function longest(key, batch, card) {
-    const holds = (s) => fits(at(key, batch, s, state.rank), card);
+    const holds = (s) => fits(at(key, batch, s, rankOf(state, key)), card);
     if (!holds(1)) return 0;
     let low = 1, high = data.longest + 1;
     while (high - low > 1) { const middle = (low + high) >> 1; if (holds(middle)) low = middle; else high = middle; }
@@ -89,7 +89,7 @@
       rect.setAttribute("class", Number(rect.dataset.batch) === state.batch && Number(rect.dataset.seq) === state.seq ? "here" : "");
   }
   async function drawHeat(card) {
-    const key = keyOf(state.method), left = 60, cell = 74, tall = 30, right = 130, wanted = [key, state.rank, card.name].join();
+    const key = keyOf(state), left = 60, cell = 74, tall = 30, right = 130, wanted = [key, rankOf(state, key), card.name].join();
     if (wanted === heat) { mark(); return; }
     heat = wanted;
     document.body.dataset.heat = "";
@@ -98,7 +98,7 @@
     svg.style.width = "max(100%, " + Math.min(width, 760) + "px)";
     svg.append(node("text", { x: left - 8, y: 18, "text-anchor": "end", class: "m" }, "batch"));
     SEQUENCES.forEach((s, j) => svg.append(node("text", { x: left + j * cell + cell / 2, y: 18, "text-anchor": "middle", class: "m" }, s.toLocaleString("en"))));
-    svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, data.missing.length ? "at most" : "longest that fits"));
+    svg.append(node("text", { x: left + SEQUENCES.length * cell + 10, y: 18, class: "m" }, missingOn(card).length ? "at most" : "longest that fits"));
     by("heat-card").textContent = state.method + " on " + card.name;
     by("heat").replaceChildren(svg);
     const edge = [];
@@ -109,7 +109,7 @@
       for (const [j, s] of SEQUENCES.entries()) {
         await idle();
         if (heat !== wanted) return;
-        const p = at(key, b, s, state.rank), size = device(p, card), ok = fits(p, card);
+        const p = at(key, b, s, rankOf(state, key)), size = device(p, card), ok = fits(p, card);
         if (ok) last = j + 1;
         const share = Math.min(1, size / card.usable);
         const rect = node("rect", { x: left + j * cell + 1, y: y + 1, width: cell - 2, height: tall - 2, rx: 3,

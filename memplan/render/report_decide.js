@@ -11,17 +11,19 @@
       if (value === null) continue;
       if (typeof found[key] === "number") { if (/^[0-9]{1,7}$/.test(value)) found[key] = Math.max(1, Number(value)); } else found[key] = value;
     }
-    if (!data.methods.includes(found.method)) found.method = data.state.method;
-    if (!data.checkpointings.includes(found.checkpointing)) found.checkpointing = data.state.checkpointing;
-    if (!data.cards.some((c) => c.name === found.card)) found.card = data.state.card;
+    for (const name of PICKERS) if (!data.offered[name].includes(found[name])) found[name] = data.state[name];
+    if (!cardOf(found.card)) found.card = data.state.card;
     found.seq = Math.min(found.seq, data.longest);
     return found;
   }
   // the setup as a command line
   function command(chosen) {
-    const rank = data.ranks[chosen.method] ? " " + data.ranks[chosen.method] + chosen.rank : "";
     const checkpointing = { none: " --no-checkpointing", non_reentrant: " --checkpointing" }[chosen.checkpointing] || " --set checkpointing=" + chosen.checkpointing;
-    return "memplan " + data.command + " --method " + chosen.method + checkpointing + " --batch " + chosen.batch + " --seq " + chosen.seq + rank + " --gpu " + chosen.card;
+    const rank = data.ranks[chosen.method] ? " " + data.ranks[chosen.method] + rankOf(chosen) : "";
+    // what a method chooses by itself is not said of the method asked for
+    const said = (name) => data.said.includes(name) || chosen.method !== data.state.method || chosen[name] !== data.state[name];
+    const others = ["loss", "attention"].filter(said).map((name) => " --" + name + " " + chosen[name]).join("");
+    return "memplan " + data.command + " --method " + chosen.method + checkpointing + others + " --batch " + chosen.batch + " --seq " + chosen.seq + rank + " --gpu " + chosen.card;
   }
   async function copy(text, button) {
     const said = button.textContent;
@@ -32,7 +34,7 @@
 
   let pinned = null;
   function pin(chosen) {
-    pinned = chosen;
+    pinned = chosen && keyOf(chosen) ? chosen : null;
     by("pin").textContent = pinned ? "stop comparing" : "compare with this";
     draw();
   }
@@ -40,7 +42,7 @@
     by("beside").hidden = !pinned;
     if (!pinned) { by("two").replaceChildren(); return; }
     const columns = [pinned, state].map((chosen) => {
-      const card = data.cards.find((c) => c.name === chosen.card), p = at(keyOf(chosen.method, chosen.checkpointing), chosen.batch, chosen.seq, chosen.rank);
+      const card = cardOf(chosen.card), p = shown(chosen);
       return { chosen, card, p, size: device(p, card) };
     });
     const [a, b] = columns, signed = (n) => (n === 0 ? "same" : (n > 0 ? "+" : "\u2212") + gib(Math.abs(n)));
@@ -48,11 +50,11 @@
       node("td", { class: "muted" }, bytes ? signed(of(b) - of(a)) : "")]);
     by("two").replaceChildren(
       node("tr", {}, [node("th", {}, ""), node("th", {}, "kept"), node("th", {}, "now"), node("th", {}, "difference")]),
-      line("method", (c) => c.chosen.method), line("checkpointing", (c) => words[c.p.key.split("|")[1]] || c.p.key.split("|")[1]),
+      line("method", (c) => c.chosen.method), ...PICKERS.slice(1).map((name) => line(name, (c) => wordFor(name, c.chosen[name]))),
       line("micro-batch x tokens", (c) => c.chosen.batch + " x " + c.chosen.seq.toLocaleString("en")),
-      line("rank", (c) => (data.trains[c.chosen.method] === "adapter" ? c.chosen.rank : "none")),
-      line("verdict", (c) => SAYS[wordOf(c.p, c.card)] + " on " + c.card.name), line("peak moment", (c) => label(c.p.moment)),
-      ...data.components.map((name, i) => line(label(name), (c) => c.p.components[i], true)),
+      line("rank", (c) => (data.trains[c.chosen.method] === "adapter" ? c.p.rank : "none")),
+      line("verdict", (c) => says(c.p, c.card) + " " + c.card.name), line("peak moment", (c) => label(c.p.moment)),
+      ...data.components.map((name, i) => line(label(name), (c) => components(c.p)[i], true)),
       line("reserved, not allocated", (c) => reserved(c.p) - c.p.allocated, true), line("CUDA context", (c) => c.card.context, true), line("device memory", (c) => c.size, true));
     document.body.dataset.beside = columns.map((c) => c.size).join();
   }

@@ -6,37 +6,118 @@
   document.head.append(holder);
   const structures = window.memplanStructures;
 
-  // ---- the formula: the largest state of each moment, from the emitted expressions
+  // ---- the formula: planner/formula/program.py Program.breakdowns, from a step's log and its sizes
   function guardOf(structure, batch, seq) {
     const windows = structure.windows.filter((w) => seq >= w).join();
     return structure.guards.find((r) => r.single === (batch * structure.rows === 1) && r.windows.join() === windows);
   }
+  const split = new Map();
+  // a text of whole numbers, by its kind and place
+  function integers(what, place) {
+    const name = what + place, text = structures.texts[what][place];
+    if (!split.has(name)) split.set(name, text ? Int32Array.from(text.split(" "), Number) : new Int32Array());
+    return split.get(name);
+  }
+  const logs = new Map();
+  // {codes, groups}: a tape's log; where a code is GROUP, groups has the [item, count] pairs of that event
+  const GROUP = 2 ** 31 - 1;
+  function logOf(place) {
+    if (!logs.has(place)) {
+      const groups = new Map();
+      const codes = Int32Array.from(structures.texts.log[place].split(" "), (token, position) => {
+        if (!token.includes(":")) return Number(token);
+        groups.set(position, token === ":" ? [] : token.split(",").map((pair) => pair.split(":").map(Number)));
+        return GROUP;
+      });
+      logs.set(place, { codes, groups });
+    }
+    return logs.get(place);
+  }
+  const evaluated = new Map();
+  // every size of the page at one place of the sliders
+  function sizesAt(batch, seq, rank) {
+    const name = [batch, seq, rank].join();
+    if (!evaluated.has(name)) {
+      if (evaluated.size > 500) evaluated.clear();
+      evaluated.set(name, Float64Array.from(structures.f(BigInt(batch), BigInt(seq), BigInt(rank)), Number));
+    }
+    return evaluated.get(name);
+  }
+  // rows as [kind, bytes, count]
+  function rowsOf(place, sizes) {
+    const numbers = integers("rows", place), found = [];
+    for (let i = 0; i < numbers.length; i += 3) found.push([numbers[i], sizes[numbers[i + 1]], numbers[i + 2]]);
+    return found;
+  }
+  const sum = (rows) => rows.reduce((total, row) => total + row[1], 0);
+  // for each moment of a tape its largest state: bytes, and after how many events it stands (tape/peaks.py largest)
+  function largest(tape, sizes) {
+    const { codes, groups } = logOf(tape.log), items = integers("items", tape.items), alive = new Float64Array(codes.length + 1);
+    for (let i = 0, now = 0; i < codes.length; i++) {
+      const code = codes[i];
+      if (code === GROUP) for (const [item, count] of groups.get(i)) now += sizes[items[2 * item + 1]] * count;
+      else now += code >= 0 ? sizes[items[2 * code + 1]] : -sizes[items[2 * ~code + 1]];
+      alive[i + 1] = now;
+    }
+    const best = {};
+    for (const name of tape.names) best[name] = { total: -1, position: 0 };
+    tape.marks.forEach(([begin, name], which) => {
+      if (!best[name]) return;
+      const end = which + 1 < tape.marks.length ? tape.marks[which + 1][0] : codes.length;
+      for (let i = begin; i <= end; i++) if (alive[i] > best[name].total) best[name] = { total: alive[i], position: i };
+    });
+    return best;
+  }
+  // the rows of a tape after so many events: one for each kind of buffer, in the order in which kinds appear
+  function rowsAfter(tape, position, sizes) {
+    const { codes, groups } = logOf(tape.log), items = integers("items", tape.items), counts = new Map();
+    const add = (item, count) => counts.set(item, (counts.get(item) || 0) + count);
+    for (let i = 0; i < position; i++) {
+      const code = codes[i];
+      if (code === GROUP) for (const [item, count] of groups.get(i)) add(item, count);
+      else if (code >= 0) add(code, 1);
+      else add(~code, -1);
+    }
+    return [...counts].filter((pair) => pair[1]).map(([item, count]) => [items[2 * item], sizes[items[2 * item + 1]] * count, count]);
+  }
+  // {moment: {total, rows()}} of a structure at these sizes
   function moments(key, batch, seq, rank) {
     const structure = structures.of[key];
     if (!structure) return null;
-    const guard = guardOf(structure, batch, seq);
-    const sizes = guard.f(BigInt(batch), BigInt(seq), BigInt(rank));
-    const width = BigInt(data.components.length);
-    const found = {};
-    let at = 0;
-    guard.names.forEach((name, i) => {
-      let best = null, largest = -1n;
-      for (let state = 0; state < guard.counts[i]; state++) {
-        const parts = sizes.slice(at, at + Number(width));
-        const total = parts.reduce((a, b) => a + b, 0n);
-        if (total > largest) { largest = total; best = parts; }
-        at += Number(width);
-      }
-      found[name] = { total: Number(largest), components: best.map(Number) };
-    });
+    const guard = guardOf(structure, batch, seq), sizes = sizesAt(batch, seq, rank), found = {};
+    for (const [name, states] of structure.loading) {
+      const all = states.map((place) => rowsOf(place, sizes)), totals = all.map(sum), total = Math.max(...totals);
+      found[name] = { total, rows: () => all[totals.indexOf(total)] };
+    }
+    const stays = rowsOf(guard.resident, sizes), resident = sum(stays);
+    for (const tape of guard.tapes)
+      for (const [name, state] of Object.entries(largest(tape, sizes)))
+        found[name] = { total: resident + state.total, rows: () => [...stays, ...rowsAfter(tape, state.position, sizes)] };
     return found;
+  }
+  // bytes of each component of a moment, in the order of data.components
+  function componentsOf(moment) {
+    if (!moment.components) {
+      moment.components = data.components.map(() => 0);
+      for (const [kind, bytes] of moment.rows()) moment.components[structures.kinds[kind][3]] += bytes;
+    }
+    return moment.components;
+  }
+  // the rows of a moment as a table shows them, the largest first
+  function tensorsOf(moment, batch, seq, rank) {
+    const sizes = sizesAt(batch, seq, rank), words = structures.words;
+    const found = moment.rows().filter((row) => row[1] > 0).map(([kind, bytes, count]) => {
+      const [name, dtype, why, component, ...shape] = structures.kinds[kind];
+      return { name: words[name], shape: shape.map((size) => (size < 0 ? sizes[~size] : size)), dtype: words[dtype], count, bytes, component: data.components[component], why: words[why] };
+    });
+    return found.sort((a, b) => b.bytes - a.bytes);
   }
   function peak(key, batch, seq, rank) {
     const found = moments(key, batch, seq, rank);
     if (!found) return null;
     let name = null;
     for (const each in found) if (name === null || found[each].total > found[name].total) name = each;
-    return { moment: name, allocated: found[name].total, components: found[name].components, moments: found };
+    return { moment: name, allocated: found[name].total, moments: found };
   }
   // what a structure reserves on the line between two replays (report_data.py ReservedTable)
   const tabulated = (points, allocated) => {
@@ -57,6 +138,8 @@
     known.set(name, Object.assign(found, { key, batch, seq, rank }));
     return found;
   }
+  const components = (p) => componentsOf(p.moments[p.moment]);
+  const tensors = (p) => tensorsOf(p.moments[p.moment], p.batch, p.seq, p.rank);
   function reserved(p) {
     if (p.reserved === undefined) {
       const run = runAt(p);
@@ -65,22 +148,3 @@
     return p.reserved;
   }
   const device = (p, card) => reserved(p) + card.context;
-  const SAYS = { fits: "fits", tight: "tight", no: "does not fit", least: "or more" };
-  const high = (p, card) => device(p, card) + Math.round(reserved(p) * data.errors[p.key]);
-  // tensors alone that are too large need no replay
-  const fits = (p, card) => p.allocated + card.context <= card.usable && high(p, card) <= card.usable;
-  // the verdict of planner/answers/verdict.py Need.word: fits, tight or no
-  function bare(p, card) {
-    if (fits(p, card)) return "fits";
-    const room = card.usable - card.context, error = data.errors[p.key];
-    if (p.allocated * (1 - error) > room) return "no";
-    const run = runAt(p);
-    if (!run) return "tight";
-    const capacity = Math.round(room / (1 - error));
-    return capacity >= reserved(p) || replay(run, capacity) ? "tight" : "no";
-  }
-  // "least" where something is not counted, so that only "no" would stand
-  const wordOf = (p, card) => {
-    const word = bare(p, card);
-    return word !== "no" && data.missing.length > 0 ? "least" : word;
-  };

@@ -13,6 +13,8 @@
     else if (content) made.append(...[content].flat());
     return made;
   }
+  // a command that breaks between its words alone
+  const typed = (text) => node("code", {}, text.split(" ").flatMap((word, i) => [i ? " " : "", node("span", { class: "word" }, word)]));
   const BATCHES = [1, 2, 4, 8, 16, 32, 64];
   const SEQUENCES = [];
   for (let s = 256; s <= data.longest; s *= 2) SEQUENCES.push(s);

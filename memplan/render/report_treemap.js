@@ -1,4 +1,4 @@
-  // ---- where the bytes are at the peak of the setup asked for: components, in each its tensors
+  // ---- where the bytes are at the peak: components, in each its tensors; and the table of them
   // squarified layout (Bruls, Huizing, van Wijk 2000): one rectangle [x, y, width, height] for each size, in
   // order, its area in proportion; sizes descend and are above zero
   function squarify(sizes, x, y, width, height) {
@@ -32,9 +32,21 @@
     });
     return found.filter((g) => g.bytes > 0).sort((a, b) => b.bytes - a.bytes);
   }
-  function drawTreemap() {
-    const rows = [...document.querySelectorAll(".rows tbody tr")].map((tr) => ({ name: tr.cells[0].textContent, component: tr.dataset.component, bytes: Number(tr.dataset.bytes) }));
-    const groups = grouped(rows, data.asked), width = Math.max(280, by("treemap").clientWidth), height = width < 500 ? 420 : 380, all = groups.reduce((sum, g) => sum + g.bytes, 0);
+  const MOST_ROWS = 300;
+  function drawRows(rows, now) {
+    const count = (n, word) => n.toLocaleString("en") + " " + word;
+    by("rows-note").textContent = (rows.length > MOST_ROWS ? "the " + MOST_ROWS + " largest of " + count(rows.length, "kinds of tensor") : count(rows.length, "kinds of tensor")) +
+      " alive in " + label(now.moment) + ", " + gib(now.allocated) + " in all";
+    const cells = (r) => [node("td", {}, breakable(r.name)), node("td", {}, r.shape.map((n) => n.toLocaleString("en")).join(" x ")), node("td", {}, r.dtype),
+      node("td", { class: "n" }, r.count.toLocaleString("en")), node("td", { class: "n" }, r.bytes.toLocaleString("en")),
+      node("td", {}, [node("span", { class: "key", style: "background:" + fill(r.component) }), label(r.component)]), node("td", {}, r.why)];
+    by("rows").replaceChildren(...rows.slice(0, MOST_ROWS).map((r) => node("tr", { "data-component": r.component, "data-bytes": r.bytes }, cells(r))));
+  }
+  // a name that may break behind its dots
+  const breakable = (name) => name.split(".").flatMap((part, i, all) => (i + 1 < all.length ? [part + ".", document.createElement("wbr")] : [part]));
+  function drawTreemap(rows, now) {
+    const own = Object.fromEntries(components(now).map((size, i) => [data.components[i], size]));
+    const groups = grouped(rows, own), width = Math.max(280, by("treemap").clientWidth), height = width < 500 ? 420 : 380, all = groups.reduce((sum, g) => sum + g.bytes, 0);
     const svg = node("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Bytes at the peak by component and tensor" });
     const cut = (text, room) => (text.length * 6.8 <= room ? text : room < 34 ? "" : text.slice(0, Math.floor(room / 6.8) - 1) + "\u2026");
     squarify(groups.map((g) => g.bytes), 0, 0, width, height).forEach(([x, y, w, h], i) => {
@@ -52,7 +64,4 @@
     });
     const key = (g) => node("span", {}, [node("span", { class: "key", style: "background:" + fill(g.name) }), label(g.name) + " " + gib(g.bytes)]);
     by("treemap").replaceChildren(svg, node("p", { class: "legend muted" }, groups.map(key)));
-    const moved = FIELDS.some((name) => name !== "card" && state[name] !== data.state[name]);
-    by("treemap").classList.toggle("stale", moved);
-    by("treemap-note").textContent = moved ? "Still the setup asked for, not what the controls show." : "";
   }

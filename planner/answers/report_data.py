@@ -1,8 +1,8 @@
-"""What the report page computes with: the formula's own symbolic rows as JavaScript, one structure for each
-method and checkpointing.
+"""What the report page computes with: the formula's own structures (report_structures.py), the changes that
+lead from one to another, the GPUs, and the setup that was asked for.
 
-The page does not hold a second formula: each structure's functions are emitted by `expr.javascript` from the
-expressions that `plan` evaluates, and a test compares the two on a grid. Sizes are bytes, as BigInt.
+The page holds no second formula: its sizes are the expressions that `plan` evaluates, its log and its events
+those of the formula, and tests compare the two. Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -12,72 +12,31 @@ import gzip
 import json
 import math
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need
-from memplan.planner.answers.fit.suggest import CHOSEN, changed
-from memplan.planner.answers.report_runs import SymbolicRun, symbolic_run
-from memplan.planner.answers.verdict import margin_of, uncounted
-from memplan.planner.formula.engine import SEGMENT, rank_of, symbolic, whole_segments
-from memplan.planner.formula.program import SYMBOLS, Symbolic
-from memplan.planner.formula.symbolic.codegen import javascript
-from memplan.planner.inputs.models import names
+from memplan.planner.answers.fit.gpus import cannot_run
+from memplan.planner.answers.fit.suggest import CHOSEN
+from memplan.planner.answers.report_changes import page_changes
+from memplan.planner.answers.report_structures import PageContents, class_of
+from memplan.planner.answers.verdict import margin_of, uncounted, uncounted_of
+from memplan.planner.formula.engine import SEGMENT, rank_of, whole_segments
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import COMPONENTS
-from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.gpus import Gpu, gpus
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.progress import tell
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 
-if TYPE_CHECKING:
-    from memplan.planner.formula.forward.decoder import Guard
-
-METHODS_SHOWN = ("full", "lora", "adalora", "qlora")
 LONGEST = 131072
-MOST_RUNS = 180_000
-"""Bytes, compressed, of the runs that a page has room for; structures beyond it have a table of replays."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportStructure:
-    """One discrete structure of the page: its key and the setup behind it."""
-
-    method: str
-    checkpointing: str
-    setup: Setup
-
-    @property
-    def key(self) -> str:
-        """The name of this structure in the page's data."""
-        return f"{self.method}|{self.checkpointing}"
-
-
-def structures(spec: ModelSpec, setup: Setup) -> list[ReportStructure]:
-    """Every method with and without checkpointing that the formula has a rule for; the setup's own first."""
-    checkpointed = setup.checkpointing if setup.checkpointing != "none" else "non_reentrant"
-    found: list[ReportStructure] = []
-    for method in dict.fromkeys((setup.method, *METHODS_SHOWN)):
-        for word in dict.fromkeys((setup.checkpointing, "none", checkpointed)):
-            own = method == setup.method and word == setup.checkpointing
-            tell(f"the step of {method}, checkpointing {word}")
-            try:
-                this = setup if own else changed(setup, {"method": method, "checkpointing": word})
-                symbolic(spec, this)
-            except UsageError:
-                continue
-            if this.checkpointing == word:
-                found.append(ReportStructure(method, word, this))
-    return found
-
-
 SCALES = (0.25, 1, 4, 16)
-"""Sequence lengths, as shares of the setup's own, at which the page knows what the replay reserves."""
+"""Sequence lengths, as shares of the setup's own, at which the page knows what is reserved where no run is
+written.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,58 +68,13 @@ def reserved_table(spec: ModelSpec, setup: Setup, error: float) -> ReservedTable
     return ReservedTable(tuple(table.items()), max(one.margin for one in found))
 
 
-Runs = dict[str, list[SymbolicRun]]
-
-
-def runs_of(spec: ModelSpec, found: Iterable[ReportStructure]) -> Runs:
-    """By structure the run of each guard, of as many structures as a page has room for, in their order; none
-    of one that the allocator is not written for, or that GPUs share.
+def script(made: PageContents) -> str:
+    """A JavaScript object: the members of report_tables.py, `of`: what is written of each structure by its
+    key, and `changes` of each (report_changes.py). Adds to `made` what changes lead to.
     """
-    runs: Runs = {}
-    known: set[str] = set()
-    room = MOST_RUNS
-    for entry in found:
-        tell(f"events of {entry.method}, checkpointing {entry.checkpointing}")
-        own = [symbolic_run(spec, entry.setup, guard) for guard in symbolic(spec, entry.setup).guards()]
-        made = [run for run in own if run is not None]
-        new = {text for run in made for text in (run.steps, run.which)} - known
-        size = sum(len(gzip.compress(text.encode(), 6)) for text in new)
-        if len(made) == len(own) and size <= room:
-            room -= size
-            known |= new
-            runs[entry.key] = made
-    return runs
-
-
-def script(spec: ModelSpec, found: Iterable[ReportStructure], runs: Runs) -> str:
-    """A JavaScript object {texts, of}: `of` has for each structure's key {rows, windows, guards: [{single,
-    windows, names, counts, f, run}]}; `f` gives the components of each state of each moment, in COMPONENTS'
-    order, for (B, S, R), and `run` what the allocator is asked for (report_runs.py), its two long texts as
-    places in `texts`, or null.
-    """
-    texts: dict[str, int] = {}
-    parts = []
-    for entry in found:
-        tell(f"expressions of {entry.method}, checkpointing {entry.checkpointing}")
-        structure = symbolic(spec, entry.setup)
-        guards = structure.guards()
-        codes = [run.javascript(texts) for run in runs.get(entry.key, ())] or ["null"] * len(guards)
-        written = [_guard(structure, guard, code) for guard, code in zip(guards, codes, strict=True)]
-        head = json.dumps({"rows": structure.rows, "windows": list(structure.windows)})[:-1]
-        parts.append(f"{json.dumps(entry.key)}: {head}" + ', "guards": [' + ",\n".join(written) + "]}")
-    return f'({{"texts": {json.dumps(list(texts))},\n"of": {{' + ",\n".join(parts) + "}})"
-
-
-def _guard(structure: Symbolic, guard: Guard, run: str) -> str:
-    program = structure.program(guard)
-    sizes = [size for states in program.moments.values() for state in states for size in state.components]
-    head = {
-        "single": guard.single,
-        "windows": list(guard.windows),
-        "names": list(program.moments),
-        "counts": [len(states) for states in program.moments.values()],
-    }
-    return json.dumps(head)[:-1] + f', "f": {javascript(sizes, SYMBOLS)}, "run": {run}' + "}"
+    changes = {key: [one.to_document() for one in each] for key, each in page_changes(made).items()}
+    of, led = (json.dumps(each, separators=(",", ":")) for each in (made.of, changes))
+    return f'({{{made.tables.javascript()},\n"of": {of},\n"changes": {led}}})'
 
 
 def packed(text: str) -> str:
@@ -169,58 +83,89 @@ def packed(text: str) -> str:
 
 
 def data(
-    spec: ModelSpec,
-    setup: Setup,
+    made: PageContents,
     prediction: Prediction,
-    cards: Iterable[Gpu],
     gpu: Gpu,
-    found: list[ReportStructure],
-    runs: Runs,
     room: Room,
+    model: str,
     measured: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Everything else that the page's script needs, as JSON types."""
-    longest = min(LONGEST, spec.max_positions or LONGEST)
-    tables = {entry.key: reserved_table(spec, entry.setup, 0.0) for entry in found if entry.key not in runs}
-    errors = {entry.key: margin_of("formula", entry.setup) for entry in found if entry.key in runs}
+    """Everything else that the page's script needs, as JSON types. `model`: what a command calls it."""
+    spec, setup, found = made.spec, made.setup, made.found
+    tables = {e.key: reserved_table(spec, e.setup, 0.0) for e in found if e.key not in made.replayed}
+    errors = {e.key: margin_of("formula", e.setup) for e in found if e.key in made.replayed}
+    own = room.error or prediction.survival
     return {
         "model": spec.name,
-        "command": _command(spec, setup),
+        "command": _command(model, setup),
         "recipe": setup.recipe,
         "components": list(COMPONENTS),
-        "methods": list(dict.fromkeys(entry.method for entry in found)),
-        "checkpointings": list(dict.fromkeys(entry.checkpointing for entry in found)),
         "keys": [entry.key for entry in found],
+        "refused": made.refused,
+        "complete": made.complete,
+        "offered": {name: list(dict.fromkeys(getattr(e, name) for e in found)) for name in PICKERS},
         "ranks": {entry.method: _rank_option(entry.method) for entry in found},
+        "fixed": {entry.key: entry.fixed_rank for entry in found if entry.fixed_rank is not None},
         "trains": {entry.method: METHODS[entry.method].trains for entry in found},
-        "state": {
-            "batch": setup.micro_batch,
-            "seq": setup.sequence_length,
-            "rank": rank_of(setup),
-            "method": setup.method,
-            "checkpointing": setup.checkpointing,
-            "card": gpu.name,
-        },
-        "asked": prediction.moment(prediction.peak.moment).components,
-        "longest": longest,
+        "state": _state(setup, gpu),
+        "said": [name for name in ("loss", "attention") if setup.origins.get(name) in CHOSEN],
+        "longest": min(LONGEST, spec.max_positions or LONGEST),
         "segment": SEGMENT,
         "ties": TORCH_VERSIONS[setup.torch].equal_blocks,
         "errors": errors | {key: table.error for key, table in tables.items()},
         "reserved": {key: table.points for key, table in tables.items()},
-        "uncounted": {
-            entry.key: 0 if room.error or prediction.survival else uncounted(entry.setup) for entry in found
-        },
-        "cards": [
-            {"name": card.name, "usable": card.usable_bytes, "context": card.context_bytes}
-            for card in _with(cards, gpu)
-        ],
+        "uncounted": {e.key: 0 if own else uncounted(e.setup) for e in found},
+        "cards": _cards(spec, setup, gpu),
         "missing": list(prediction.not_modelled),
         "engine": prediction.engine,
         "measured": measured or {},
     }
 
 
-CONTROLLED = ("method", "checkpointing", "micro_batch", "sequence_length", "rank", "init_rank", "gpu")
+PICKERS = ("method", "checkpointing", "loss", "attention")
+"""Setup fields that a picker of the page sets, beside the GPU."""
+
+
+def _state(setup: Setup, gpu: Gpu) -> dict[str, Any]:
+    """Where the page's controls begin."""
+    return {
+        "batch": setup.micro_batch,
+        "seq": setup.sequence_length,
+        "rank": rank_of(setup),
+        **{name: getattr(setup, name) for name in PICKERS},
+        "card": gpu.name,
+    }
+
+
+def _cards(spec: ModelSpec, setup: Setup, gpu: Gpu) -> list[dict[str, Any]]:
+    """Every GPU of the table and the one that was named, by usable size: `missing` is what is not counted on
+    it, `cannot` why it cannot run the setup asked for.
+    """
+
+    @cache
+    def refuses(capability: tuple[int, int]) -> str | None:
+        return cannot_run(spec, setup, next(g for g in gpus().values() if g.capability == capability))
+
+    named = {card.name: card for card in gpus().values()} | {gpu.name: gpu}
+    return [
+        {
+            "name": card.name,
+            "usable": card.usable_bytes,
+            "context": card.context_bytes,
+            "kernels": class_of(card),
+            "missing": list(uncounted_of(setup, card)),
+            "cannot": refuses(card.capability) if card.capability in _capabilities() else None,
+        }
+        for card in sorted(named.values(), key=lambda card: (card.usable_bytes, card.name))
+    ]
+
+
+@cache
+def _capabilities() -> frozenset[tuple[int, int]]:
+    return frozenset(gpu.capability for gpu in gpus().values() if gpu.capability is not None)
+
+
+CONTROLLED = (*PICKERS, "micro_batch", "sequence_length", "rank", "init_rank", "gpu")
 """Setup fields that the page's controls set, or that its command says by an option of their own."""
 
 
@@ -231,11 +176,10 @@ def _rank_option(method: str) -> str:
     return "--rank " if "rank" in METHODS[method].reads else ""
 
 
-def _command(spec: ModelSpec, setup: Setup) -> str:
+def _command(model: str, setup: Setup) -> str:
     """MODEL and the options that a command has for this setup beside those of the page's controls, quoted for
     a shell.
     """
-    model = spec.name if spec.name in names() or "/" in spec.name else "MODEL"
     chosen = {
         name: getattr(setup, name)
         for name, origin in setup.origins.items()
@@ -244,9 +188,3 @@ def _command(spec: ModelSpec, setup: Setup) -> str:
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in chosen.items()}
     words = [model, "--recipe", setup.recipe, *(w for k, v in values.items() for w in ("--set", f"{k}={v}"))]
     return shlex.join(words)
-
-
-def _with(cards: Iterable[Gpu], gpu: Gpu) -> list[Gpu]:
-    named = {card.name: card for card in cards}
-    named.setdefault(gpu.name, gpu)
-    return sorted(named.values(), key=lambda card: card.usable_bytes)

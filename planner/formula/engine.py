@@ -34,14 +34,20 @@ SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
 
 
+def has_free_rank(setup: Setup) -> bool:
+    """Whether the rank is a symbol of the setup's structure: floors (8-bit states, ZeRO's buckets) make it
+    part of the structure, whose sizes then hold at this rank alone.
+    """
+    return not (OPTIMIZERS[setup.optimizer].floors or setup.parallel.startswith("zero"))
+
+
 def _structure(setup: Setup) -> Setup:
     """The setup with the symbolic fields set to 1, on the first GPU of its compute capability, which decides
-    kernels: equal for setups of one structure. Floors make the rank part of the structure.
+    kernels: equal for setups of one structure.
     """
-    optimizer = OPTIMIZERS[setup.optimizer]
-    floors = optimizer.floors or setup.parallel.startswith("zero")
-    free = {name: 1 for name in FREE if not (name == "rank" and floors)}
-    if setup.init_rank is not None and not floors:
+    free_rank = has_free_rank(setup)
+    free = {name: 1 for name in FREE if name != "rank" or free_rank}
+    if setup.init_rank is not None and free_rank:
         free["init_rank"] = 1
     if setup.target_rank is not None:
         free["target_rank"] = 1

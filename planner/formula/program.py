@@ -89,11 +89,11 @@ class Program:
         self.evaluation: Tape | None = None
         if rank.setup.eval_batch is not None and not wraps(rank.setup):
             self.evaluation = run_evaluation(rank.seen, device, guard, rank)
-        self.names = (*self.loading, *(name for _, names in self._walks() for name in names))
+        self.names = (*self.loading, *(name for _, names in self.tapes() for name in names))
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
         self._known: dict[tuple[int, int, int], dict[str, int]] = {}
 
-    def _walks(self) -> list[tuple[Tape, tuple[str, ...]]]:
+    def tapes(self) -> list[tuple[Tape, tuple[str, ...]]]:
         """Each tape, and the moments that are read from it."""
         step = (self.tape, self.walked)
         return [step] if self.evaluation is None else [step, (self.evaluation, (EVALUATION,))]
@@ -102,7 +102,7 @@ class Program:
     def moments(self) -> dict[str, list[PeakCandidate]]:
         """For each moment every state that is the largest at some size."""
         found = dict(self.loading)
-        for tape, names in self._walks():
+        for tape, names in self.tapes():
             for name, states in candidates(tape, names).items():
                 found[name] = [PeakCandidate(self.resident, candidate) for candidate in states]
         return found
@@ -124,7 +124,7 @@ class Program:
             for name, states in self.loading.items()
         }
         stays = sum(row.size.evaluate(named) for row in self.resident)
-        for tape, names in self._walks():
+        for tape, names in self.tapes():
             for name, (size, position) in largest(tape, names, named).items():
                 found[name] = (stays + size, position)
         return found
@@ -177,7 +177,7 @@ class Program:
         named = dict(zip(SYMBOLS, values, strict=True))
         chosen = {name: found for name, (_, found) in self._once(values).items()}
         rows = {name: found.rows for name, found in chosen.items() if not isinstance(found, int)}
-        for tape, names in self._walks():
+        for tape, names in self.tapes():
             places = {name: place for name in names if isinstance(place := chosen[name], int)}
             states = states_after(tape, set(places.values()))
             rows |= {name: PeakCandidate(self.resident, states[place]).rows for name, place in places.items()}

@@ -155,7 +155,7 @@ def component_of(info: Info) -> Component:
     return info.component or ("activations" if info.saved_by or info.outlives else "temporaries")
 
 
-def _why(info: Info) -> str:
+def why_of(info: Info) -> str:
     """Why a buffer is there: what saved it, before what it is."""
     if info.component or not info.saved_by:
         return info.why
@@ -169,7 +169,7 @@ def _rows(infos: list[Info], alive: dict[int, int]) -> tuple[SymbolicRow, ...]:
     sizes: dict[tuple[str, Shape, str, Component, str], Expr] = {}
     for index, count in alive.items():
         info = infos[index]
-        kind = (info.name, info.shape, info.dtype, component_of(info), _why(info))
+        kind = (info.name, info.shape, info.dtype, component_of(info), why_of(info))
         counts[kind] += count
         sizes[kind] = info.size
     return tuple(
