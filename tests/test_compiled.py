@@ -30,6 +30,7 @@ from memplan.planner.inputs.models import find  # noqa: E402
 from memplan.planner.inputs.setup import resolve  # noqa: E402
 from memplan.planner.tables.gpus import find_gpu  # noqa: E402
 from memplan.planner.trace.engine import recorded, trace  # noqa: E402
+from memplan.planner.trace.kernels import Kernels  # noqa: E402
 from memplan.render.console import make_console, show  # noqa: E402
 from memplan.render.fit import fit_screen  # noqa: E402
 
@@ -46,6 +47,7 @@ GLM = {
     "pad_token_id": 0,
     "max_position_embeddings": 131072,
 }
+GLM_FEW_HEADS = {**GLM, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +99,14 @@ def test_regimes_end_where_the_code_branches() -> None:
     assert by_batch.fixed and by_batch.batch is None and point == Regime(2, 1024, 1024)
     assert all(free.holds(each) for each in (*free.grid().points, free.check()))
     assert not free.holds((1, 1024)) and not free.holds((2, 4096)) and not free.holds((2, 1000))
-    for sequence in (4096, 1000):  # at the window itself, and where a kernel would pad
-        fixed = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=sequence))
-        assert all(each.fixed for each in fixed)
+    at_the_window = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=4096))
+    assert all(each.fixed for each in at_the_window)
+    odd, *_ = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=1000))
+    assert odd.holds((2, 1000)) and not odd.holds((2, 1024)), "kernels pad what is no multiple of 64"
+    assert all(odd.holds(each) for each in (*odd.grid().points, odd.check()))
+    learned, *_ = regimes({"max_position_embeddings": 512}, setup.replaced(sequence_length=512))
+    lengths = [s for _, s in (*learned.grid().points, learned.check())]
+    assert learned.holds((2, 512)) and max(lengths) == 512, "no trace beyond the last position"
 
 
 # ---- programs ----------------------------------------------------------------------------------------------
@@ -120,14 +127,24 @@ def test_sizes_that_were_not_traced_are_a_direct_traces() -> None:
     assert not [note for note in notes if "no program" in note]
 
 
-def test_where_a_kernel_splits_its_keys_each_size_is_traced() -> None:
-    """Flash attention's splits are no polynomial: with few heads their number changes with both sizes."""
-    compiled, notes = solved(
-        {**GLM, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}, method="lora"
-    )
-    ours = compiled.at((1, 1280), "model", solve=True)
-    assert any("no program" in note for note in notes)
-    assert ours.moments == trace(compiled.config, compiled.setup.replaced(sequence_length=1280)).moments
+def test_where_a_kernel_splits_its_keys_its_own_rule_is_asked() -> None:
+    """Flash attention's splits are no polynomial: with few heads their number changes with both sizes, and
+    where blocks fill the GPU there is no workspace at all.
+    """
+    compiled, notes = solved(GLM_FEW_HEADS, method="lora")
+    splits = set()
+    for point in ((1, 1280), (1, 333), (2, 5120), (9, 1280)):
+        ours = compiled.log(point, solve=True)[0]
+        theirs, _ = recorded(
+            GLM_FEW_HEADS, compiled.setup.replaced(micro_batch=point[0], sequence_length=point[1])
+        )
+        assert ours.events == theirs.events
+        assert [(s.op, s.shape, s.module, s.component, s.name) for s in ours.storages] == [
+            (s.op, s.shape, s.module, s.component, s.name) for s in theirs.storages
+        ]
+        splits.add(sum(s.nbytes for s in ours.storages if s.op == "split outputs"))
+    assert not [note for note in notes if "no program" in note]
+    assert 0 in splits and len(splits) > 2
 
 
 def test_a_size_that_is_another_is_refused() -> None:
@@ -135,13 +152,14 @@ def test_a_size_that_is_another_is_refused() -> None:
     compiled.log((1, 512), solve=True)
     (free, program), *_ = compiled._programs.items()
     log, _ = recorded(GLM, compiled.setup.replaced(sequence_length=1280))
-    confirm(program, (1, 1280), log)
+    kernels = Kernels(compiled.target)
+    confirm(program, (1, 1280), log, kernels)
     log.storages[-1].nbytes += 512
     with pytest.raises(NotPolynomialError):
-        confirm(program, (1, 1280), log)
+        confirm(program, (1, 1280), log, kernels)
     log.storages[-1].op = "another"
     with pytest.raises(DifferentStructureError):
-        same_structure(program.at((1, 1280)), log)
+        same_structure(program.at((1, 1280), kernels), log)
     assert free.holds((1, 1280))
 
 

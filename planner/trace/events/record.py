@@ -77,7 +77,12 @@ class StepFailed(UsageError):
 
 
 def record(
-    config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False
+    config: Mapping[str, Any],
+    setup: Setup,
+    target: Target,
+    *,
+    full: bool = False,
+    kind: type[Observer] = Observer,
 ) -> tuple[Log, Facts]:
     """The log of building and `STEPS` steps. `full` runs every layer and every micro-step of gradient
     accumulation; otherwise equal layers are synthesized where that is proved exact, and `MICRO_STEPS`
@@ -88,26 +93,27 @@ def record(
     """
     patches_peft.refuse(setup)
     try:
-        return _recorded(config, setup, target, full, routed=False)
+        return _recorded(config, setup, target, full, kind, routed=False)
     except StepFailed as failure:
         try:
-            log, facts = _recorded(config, setup, target, full, routed=True)
+            log, facts = _recorded(config, setup, target, full, kind, routed=True)
         except UsageError:
             raise failure from failure.__cause__
     return log, replace(facts, warnings=(*facts.warnings, BALANCED))
 
 
 def _recorded(
-    config: Mapping[str, Any], setup: Setup, target: Target, full: bool, routed: bool
+    config: Mapping[str, Any], setup: Setup, target: Target, full: bool, kind: type[Observer], routed: bool
 ) -> tuple[Log, Facts]:
     if not full:
         try:
-            found = _synthesized(config, setup, target, routed)
+            found = _synthesized(config, setup, target, kind, routed)
             if found is not None:
                 return found
         except layer_extrapolation.NotPeriodic:
             pass
-    return _observe(_outline(config, setup), config, setup, target, routed, None if full else MICRO_STEPS)
+    steps, model = None if full else MICRO_STEPS, _outline(config, setup)
+    return _observe(model, config, setup, target, kind, routed, steps)
 
 
 def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
@@ -118,7 +124,7 @@ def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
 
 
 def _synthesized(
-    config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
+    config: Mapping[str, Any], setup: Setup, target: Target, kind: type[Observer], routed: bool
 ) -> tuple[Log, Facts] | None:
     """The full log from a few layers; None where nothing repeats often enough. Raises
     layer_extrapolation.NotPeriodic where it does not stretch.
@@ -138,10 +144,11 @@ def _synthesized(
     )
     if not reducible or cost >= len(found[1]):
         return None
-    small, facts = _observe(_cut(model, layout, None), config, setup, target, routed)
+    small, facts = _observe(_cut(model, layout, None), config, setup, target, kind, routed)
     gains, longer = [], []
     for number in reducible:
-        log, counts = _observe(_cut(_outline(config, setup), layout, number), config, setup, target, routed)
+        deeper = _cut(_outline(config, setup), layout, number)
+        log, counts = _observe(deeper, config, setup, target, kind, routed)
         gains.append(
             layer_extrapolation.growth(
                 small, log, layer_extrapolation.templates(layout, full=False, longer=number)
@@ -240,13 +247,14 @@ def _observe(
     config: Mapping[str, Any],
     setup: Setup,
     target: Target,
+    kind: type[Observer],
     routed: bool,
     micro_steps: int | None = MICRO_STEPS,
 ) -> tuple[Log, Facts]:
     """Build on `model` and run `STEPS` steps of at most `micro_steps` micro-steps under an observer.
     StepFailed where a library cannot.
     """
-    observer = Observer(Kernels(target))
+    observer = kind(Kernels(target))
     observer.answers = patches.answers(setup, observer, routed)
     with watching(observer, setup, target):
         built = build(config, setup, "meta", watcher=observer, model=model)
