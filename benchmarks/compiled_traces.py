@@ -208,7 +208,8 @@ rules at every new size. Each row is a model class of transformers {transformers
 configuration cut to a few layers, compiled once and compared with a direct trace at sizes that were not
 among those it was solved from. Errors are of the worst size.
 """
-COLUMNS = "| architecture | parameters | setup | compared at | peak | reserved | capacity |\n|---|---|---|---|---|---|---|"
+COLUMNS = """| architecture | parameters | setup | compared at | peak | reserved | capacity |
+|---|---|---|---|---|---|---|"""
 
 
 def table(results: list[Document], digest: str) -> str:
@@ -249,11 +250,12 @@ def row(each: Document) -> str:
 def summary(ran: list[Document], sizes: list[Document]) -> list[str]:
     """What all of them show."""
     peaks = [size["peak"] for size in sizes]
-    equal = sum(size["rows"] and not any(size[n] for n in ("peak", "reserved", "capacity")) for size in sizes)
+    totals = ("peak", "reserved", "capacity")
+    equal = sum(size["rows"] and not any(size[name] for name in totals) for size in sizes)
     return [
-        f"**{len(ran)} architectures, {len(sizes)} sizes: peak allocated median {statistics.median(peaks):.2%}, "
-        f"worst {max(peaks):.2%}; {equal} sizes equal in every tensor, in what is reserved and in the smallest "
-        "capacity.**"
+        f"**{len(ran)} architectures, {len(sizes)} sizes: peak allocated median "
+        f"{statistics.median(peaks):.2%}, worst {max(peaks):.2%}; {equal} sizes equal in every tensor, in what "
+        "is reserved and in the smallest capacity.**"
     ]
 
 

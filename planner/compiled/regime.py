@@ -18,7 +18,8 @@ from memplan.planner.inputs.setup import Setup
 
 STEP = 64
 """Sequence lengths of one remainder are padded by equally many tokens in every tensor (the largest alignment
-is SDPA's of the log-sum-exp, 32 rows); what kernels take beside those, their own rules say (trace/calls.py)."""
+is SDPA's of the log-sum-exp, 32 rows); what kernels take beside those, their own rules say (trace/calls.py).
+"""
 ROOM = 8 * STEP
 """Tokens between two limits that four lengths need."""
 USUAL = 512

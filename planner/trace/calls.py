@@ -19,7 +19,9 @@ from memplan.planner.trace.observe import Observer
 from memplan.planner.trace.op_tensors import WorkspaceLike
 
 CALL = "call"
-"""The op of the storage of no bytes that stands for a call, from before its first allocation to after its last."""
+"""The op of a storage of no bytes that stands for a call: made before its first allocation, freed after its
+last.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,8 @@ def recorded(
     """
     require()
     tell("loading torch and transformers")
-    from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.calls import CallObserver
+    from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.events.record import record
     from memplan.planner.trace.observe import Observer
 
