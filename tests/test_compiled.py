@@ -269,3 +269,32 @@ def test_limits_of_a_traced_fit_leave_the_recorded_error() -> None:
 
     room = gpu.usable_bytes - gpu.context_bytes
     assert needed(wide.largest_batch) * 1.2 <= room < needed(wide.largest_batch + 1) * 1.2
+
+
+@pytest.mark.parametrize("command", ["plan", "fit"])
+def test_what_several_gpus_share_is_refused_with_what_answers(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GLM))
+    several = ["--gpus", "2", "--parallel", "fsdp", "--gpu", "h100-80gb"]
+    assert run([command, str(tmp_path), *several]) == 2
+    said = capsys.readouterr().err
+    assert "no rule for glm4" in said and "memplan dry-run --gpus 2 --" in said and "formula," not in said
+
+
+def test_a_page_of_a_family_that_the_formula_lacks_is_refused_with_what_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GLM))
+    assert run(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
+    assert "--explain has every tensor" in capsys.readouterr().err
+
+
+def test_ddp_of_a_family_that_the_formula_lacks_counts_its_buckets() -> None:
+    fields = {"method": "full", "sequence_length": 512}
+    alone, one_of_two = (memplan.plan(GLM, **fields, **more) for more in ({}, {"parallel": "ddp", "gpus": 2}))
+    buckets = [row for row in one_of_two.moment("optimizer_step").rows if row.name.endswith("bucket")]
+    gradients = [row for row in alone.moment("optimizer_step").rows if row.component == "gradients"]
+    assert sum(row.bytes for row in buckets) == sum(row.bytes for row in gradients) > 0
+    more = [each.moment("optimizer_step").allocated_bytes for each in (one_of_two, alone)]
+    assert more[0] - more[1] == sum(row.charged for row in buckets)

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
@@ -19,8 +18,6 @@ from memplan.planner.run.build import build, outline
 from memplan.planner.run.built import Built, logical_numel
 from memplan.planner.run.model import (
     layer_list,
-    layer_number,
-    layer_prefix,
     place,
     quiet,
     reason,
@@ -29,14 +26,15 @@ from memplan.planner.run.model import (
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.progress import tell
 from memplan.planner.trace import attention, autocast, patches, patches_peft
+from memplan.planner.trace.buckets import buckets
 from memplan.planner.trace.device.composites import as_on_cuda
 from memplan.planner.trace.device.target import Target
 from memplan.planner.trace.events import attribute, layer_extrapolation
 from memplan.planner.trace.events.log import Log
 from memplan.planner.trace.kernels import Kernels
 from memplan.planner.trace.observe import Observer
+from memplan.planner.trace.telling import STEPS, Told, named_modules
 
-STEPS = 2  # optimizer states appear in the first: the second is the steady one
 MICRO_STEPS = 2  # of gradient accumulation: the first makes gradients, the second and all others add to them
 _NAMES_LAYERS = (
     "layers_to_transform",
@@ -67,8 +65,7 @@ class Facts:
 
 
 BALANCED = (
-    "shapes depend on which experts are chosen: the trace takes every expert equally often, a real router "
-    "does not"
+    "which experts are chosen decides shapes: the trace takes each equally often, a real router does not"
 )
 
 
@@ -259,6 +256,7 @@ def _observe(
     with watching(observer, setup, target):
         built = build(config, setup, "meta", watcher=observer, model=model)
         attribute.attribute_weights(observer, built)
+        held = buckets(observer, built, setup)
         observer.finalize = attribute.attribute_after(observer, built)
         try:
             with (
@@ -266,8 +264,8 @@ def _observe(
                 attribute.saved_for_backward(observer),
             ):
                 for index in range(STEPS):
-                    step.run(built, _Told(observer), index, micro_steps)
-                evaluation.run(built, _Told(observer), STEPS - 1)
+                    step.run(built, Told(observer), index, micro_steps)
+                evaluation.run(built, Told(observer), STEPS - 1)
         except UsageError:
             raise
         except Exception as error:
@@ -279,23 +277,8 @@ def _observe(
         attribute.finalize_rest(observer.log.storages)
         facts = _facts(built, observer)
         observer.freeze()
+        del held
     return observer.log, facts
-
-
-class _Told:
-    """An announcer that also tells each moment, as progress."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-
-    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
-        """The observer's bracket around a moment."""
-        tell(_where(step, moment))
-        return self._observer.announce(moment, step)
-
-
-def _where(step: int, moment: str) -> str:
-    return f"step {step + 1} of {STEPS}, {moment.replace('_', ' ')}"
 
 
 def _facts(built: Built, observer: Observer) -> Facts:
@@ -315,38 +298,3 @@ def _facts(built: Built, observer: Observer) -> Facts:
 
 def _composites(target: Target) -> AbstractContextManager[None]:
     return as_on_cuda() if target.device == "cuda" else nullcontext()
-
-
-@contextmanager
-def named_modules(
-    observer: Observer, model: torch.nn.Module, reference: torch.nn.Module | None = None
-) -> Iterator[None]:
-    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included:
-    checkpointing stops early).
-    """
-    prefix = layer_prefix(model)
-    table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
-    if reference is not None:
-        second = layer_prefix(reference)
-        table |= {id(m): (name, layer_number(second, name)) for name, m in reference.named_modules()}
-    stack = observer.modules
-    hooks = torch.nn.modules.module
-    layers = 1 + max((layer for _, layer in table.values() if layer is not None), default=0)
-    told: int | None = None
-
-    def enter(module: torch.nn.Module, args: Any) -> None:
-        nonlocal told
-        observer.inherited = None
-        stack.append(entered := table.get(id(module), ("", None)))
-        if (layer := entered[1]) is not None and layer != told and observer.log.marks:
-            told = layer
-            tell(f"{_where(observer.log.marks[-1].step, observer.moment)}, layer {layer + 1} of {layers}")
-
-    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-        observer.inherited = None
-        stack.pop()
-
-    with ExitStack() as undo:
-        undo.callback(hooks.register_module_forward_pre_hook(enter).remove)
-        undo.callback(hooks.register_module_forward_hook(leave, always_call=True).remove)
-        yield
