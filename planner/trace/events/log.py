@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
 OF_CALL, BY_DEPTH = "of a call", "by depth"
@@ -36,7 +37,7 @@ class Storage:
     died: int | None = None  # index of its release among the events
     # where kernels' calls are kept (trace/calls.py): the call that a storage of no bytes stands for, BY_DEPTH
     # where another depth makes another call, and OF_CALL for a workspace of the call around it
-    call: object = None
+    call: Any = None
 
 
 @dataclass(slots=True)
