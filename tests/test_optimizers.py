@@ -136,6 +136,13 @@ def test_schedule_free_keeps_a_copy_of_the_weights_and_one_moment() -> None:
     assert states(found) == 2 * 2 * found.trainable_parameters
 
 
+def test_optimi_under_fsdp_is_refused_with_what_has_a_rule() -> None:
+    setup = resolve({"method": "full", "optimizer": "stable_adamw", "gpus": 2, "parallel": "fsdp"})
+    with pytest.raises(UsageError, match="no Triton step on fsdp's sharded tensors.*zero2 or zero3"):
+        plan(find("llama-7b").spec(), setup)
+    assert plan(find("llama-7b").spec(), setup.replaced(parallel="zero2")).peak.allocated_bytes > 0
+
+
 @pytest.mark.trace
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("name", ["stable_adamw", "optimi_adamw"])

@@ -163,6 +163,12 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         "tensors (DTensor), and torch stops the run; choose --optimizer "
         "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
     )
+    yield (
+        s.parallel == "fsdp" and OPTIMIZERS[s.optimizer].library == "optimi",
+        f"{s.optimizer} takes no Triton step on fsdp's sharded tensors (torch-optimi 0.3.3 utils.py "
+        "_default_to_triton), and its loop over them has no rule: use zero2 or zero3, or "
+        "--optimizer adamw_torch_fused",
+    )
     wide = compute_dtype(s)
     yield (
         s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
