@@ -30,6 +30,7 @@ from memplan.planner.inputs.models import find  # noqa: E402
 from memplan.planner.inputs.setup import resolve  # noqa: E402
 from memplan.planner.tables.gpus import find_gpu  # noqa: E402
 from memplan.planner.trace.engine import recorded, trace  # noqa: E402
+from memplan.planner.trace.events.log import BY_DEPTH  # noqa: E402
 from memplan.planner.trace.kernels import Kernels  # noqa: E402
 from memplan.render.console import make_console, show  # noqa: E402
 from memplan.render.fit import fit_screen  # noqa: E402
@@ -47,7 +48,13 @@ GLM = {
     "pad_token_id": 0,
     "max_position_embeddings": 131072,
 }
-GLM_FEW_HEADS = {**GLM, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+GLM_FEW_HEADS = {
+    **GLM,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "num_hidden_layers": 8,  # of which three run
+}
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +152,8 @@ def test_where_a_kernel_splits_its_keys_its_own_rule_is_asked() -> None:
         splits.add(sum(s.nbytes for s in ours.storages if s.op == "split outputs"))
     assert not [note for note in notes if "no program" in note]
     assert 0 in splits and len(splits) > 2
+    first, facts = compiled._logs[(1, 512)]
+    assert facts.traced_layers == 3 and any(storage.call == BY_DEPTH for storage in first.storages)
 
 
 def test_a_size_that_is_another_is_refused() -> None:
