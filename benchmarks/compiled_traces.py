@@ -40,11 +40,13 @@ RECORDS = Path(__file__).parents[1] / "measurements" / "compiled.jsonl"
 TARGET = 0.005  # the worst peak
 SIZES: tuple[Point, ...] = ((2, 1280), (3, 768), (4, 1536), (6, 896), (7, 640))
 SHORT: tuple[Point, ...] = ((2, 384), (3, 192), (4, 320), (6, 256), (7, 128))
-"""For models of at most 1,600 positions; a micro-batch of 1, a structure of its own, in half of the cases."""
+"""For models of at most 1,600 positions. Of the others half are asked at a micro-batch of 1, a structure of its
+own.
+"""
 BATCHES = (4, 6, 7, 9, 12)
 """Micro-batches of one sequence length, where the number of events depends on it."""
 SHORTEST = 128
-PATIENCE = 6.0  # seconds of a core for one trace of a few tokens
+PATIENCE = 12.0  # seconds of a core for one trace of a few tokens
 DEPTHS = (
     "num_hidden_layers",
     "n_layer",
@@ -124,9 +126,10 @@ def case(model_type: str) -> Document:
     except Exception as error:  # the class's own defaults may be none of a model
         return found | {"refused": f"{type(error).__name__}: {error}"}
     rng = random.Random(f"sizes of {model_type}")
-    rest, alone = rng.choice((0, 0, 13, 40)), rng.random() < 0.5
+    rest = rng.choice((0, 0, 13, 40))
     positions = [config[key] for key in POSITIONS if isinstance(config.get(key), int)]
     usual = SHORT if min(positions, default=9999) <= 1600 else SIZES
+    alone = usual is SIZES and rng.random() < 0.5
     sizes = [(1 if alone else batch, length + rest) for batch, length in usual]
     reasons = []
     for fields in plainer(found["fields"]):

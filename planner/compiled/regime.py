@@ -67,7 +67,7 @@ class Regime:
 
     def _sequences(self) -> tuple[int, int, int, int]:
         """Three lengths to solve with and a far one to check with."""
-        first = (self.low - self.rest) // STEP * STEP + STEP
+        first = self.low // STEP * STEP + STEP
         if first < USUAL and self.high - USUAL > ROOM:
             first = USUAL
         first += self.rest
