@@ -40,8 +40,8 @@ RECORDS = Path(__file__).parents[1] / "measurements" / "compiled.jsonl"
 TARGET = 0.005  # the worst peak
 SIZES: tuple[Point, ...] = ((2, 1280), (3, 768), (4, 1536), (6, 896), (7, 640))
 SHORT: tuple[Point, ...] = ((2, 384), (3, 192), (4, 320), (6, 256), (7, 128))
-"""For models of at most 1,600 positions. Of the others half are asked at a micro-batch of 1, a structure of its
-own.
+"""For models of at most 1,600 positions. Half of the others are asked at a micro-batch of 1, which is a
+structure of its own.
 """
 BATCHES = (4, 6, 7, 9, 12)
 """Micro-batches of one sequence length, where the number of events depends on it."""
