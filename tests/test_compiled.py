@@ -116,6 +116,18 @@ def test_regimes_end_where_the_code_branches() -> None:
     assert learned.holds((2, 512)) and max(lengths) == 512, "no trace beyond the last position"
 
 
+@pytest.mark.parametrize("limit", [{}, {"max_position_embeddings": 512}, {"sliding_window": 640}])
+def test_every_length_is_solved_from_others_of_its_regime(limit: dict[str, int]) -> None:
+    for sequence in range(1, 1400):
+        for batch in (1, 4):
+            setup = resolve({"method": "lora", "micro_batch": batch, "sequence_length": sequence})
+            for regime in regimes(limit, setup):
+                points, check = regime.grid().points, regime.check()
+                assert len(set(points)) == len(points) and check not in points
+                assert all(regime.holds(point) for point in ((batch, sequence), *points))
+                assert check is None or regime.holds(check)
+
+
 # ---- programs ----------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ class Regime:
             first = USUAL
         first += self.rest
         room = (self.high - 1 - first) // STEP * STEP
-        step = min(USUAL, room // 7 // STEP * STEP)
+        step = max(STEP, min(USUAL, room // 7 // STEP * STEP))
         return first, first + step, first + 3 * step, first + min(room, 16 * step)
 
 
