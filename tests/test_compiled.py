@@ -168,6 +168,26 @@ def test_where_a_kernel_splits_its_keys_its_own_rule_is_asked() -> None:
     assert facts.traced_layers == 3 and any(storage.call == BY_DEPTH for storage in first.storages)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention": "flash_attention_2", "padded": True},
+        {"attention": "sdpa", "padded": True, "gpu": "t4"},  # memory-efficient attention
+        {"checkpointing": "non_reentrant", "checkpoint_offload": True},  # bytes on the host move too
+        {"method": "full", "parallel": "ddp", "gpus": 2},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_other_regimes_are_a_direct_traces_too(fields: dict[str, Any]) -> None:
+    config = {**GLM_FEW_HEADS, "num_hidden_layers": 1}
+    compiled, notes = solved(config, **{"method": "lora", **fields})
+    ours, facts = compiled.log((4, 768), solve=True)
+    theirs, counts = recorded(config, compiled.setup.replaced(micro_batch=4, sequence_length=768))
+    assert ours.events == theirs.events and facts == counts
+    assert (facts.host_bytes > 0) == bool(fields.get("checkpoint_offload"))
+    assert not [note for note in notes if "no program" in note]
+
+
 def test_a_size_that_is_another_is_refused() -> None:
     compiled, _ = solved(GLM, method="lora")
     compiled.log((1, 512), solve=True)
