@@ -113,6 +113,8 @@ def test_regimes_end_where_the_code_branches() -> None:
     assert all(odd.holds(each) for each in (*odd.grid().points, odd.check()))
     learned, *_ = regimes({"max_position_embeddings": 512}, setup.replaced(sequence_length=512))
     lengths = [s for _, s in (*learned.grid().points, learned.check())]
+    sparse, *_ = regimes({"index_topk": 2048}, setup)
+    assert sparse.holds((2, 2048)) and not sparse.holds((2, 2112)), "beyond it keys are chosen"
     assert learned.holds((2, 512)) and max(lengths) == 512, "no trace beyond the last position"
 
 

@@ -24,9 +24,17 @@ ROOM = 8 * STEP
 """Tokens between two limits that four lengths need."""
 USUAL = 512
 LONGEST = 2**20
-_LIMITS = (("window", 0), ("chunk", 0), ("position", 1), ("seq_len", 1), ("seqlen", 1))
+_LIMITS = (
+    ("window", 0),
+    ("chunk", 0),
+    ("position", 1),
+    ("seq_len", 1),
+    ("seqlen", 1),
+    ("index_topk", 1),
+)
 """Words in the names of settings at whose value a model's code branches on the sequence length, or beyond
-which there are no positions."""
+which there are no positions, or more keys than an indexer chooses; and what to add for the first such length.
+"""
 
 
 @dataclass(frozen=True, slots=True)
