@@ -252,9 +252,10 @@ def table(results: list[Document], digest: str) -> str:
     if by_length:
         lines += [
             "",
-            "Where layers walk the sequence in chunks, the number of events depends on its length, so that a "
-            "program holds for one length and every micro-batch beyond 1 (another length, and a micro-batch "
-            f"of 1, are traced): {', '.join(by_length)}.",
+            "Where the events themselves depend on the length (layers that walk the sequence in chunks, an "
+            "indexer that chooses as many keys as there are) a program holds for one length and every "
+            "micro-batch beyond 1; another length, and a micro-batch of 1, are traced: "
+            f"{', '.join(by_length)}.",
         ]
     lines += ["", "## Not compared", "", "| architecture | reason |", "|---|---|"]
     lines += [f"| {each['model_type']} | {reason(each['refused'])} |" for each in left]
@@ -271,8 +272,13 @@ def row(each: Document) -> str:
     worst = (max(size[name] for size in each["sizes"]) for name in ("peak", "reserved", "capacity"))
     return (
         f"| {each['model_type']} | {each['parameters'] / 1e9:.2f} B | {', '.join(setup)} | {points} | "
-        f"{' | '.join('0' if value == 0 else f'{value:.2%}' for value in worst)} |"
+        f"{' | '.join(share(value) for value in worst)} |"
     )
+
+
+def share(value: float) -> str:
+    """An error in percent; nothing at all is told from little."""
+    return "0" if value == 0 else f"{value:.4%}"
 
 
 def summary(ran: list[Document], sizes: list[Document]) -> list[str]:
@@ -281,8 +287,9 @@ def summary(ran: list[Document], sizes: list[Document]) -> list[str]:
     equal = sum(size.get("equal", False) for size in sizes)
     return [
         f"**{len(ran)} architectures, {len(sizes)} sizes: peak allocated median "
-        f"{statistics.median(peaks):.2%}, worst {max(peaks):.2%}; at {equal} sizes every allocation and "
-        "release is the direct trace's, in its order.**"
+        f"{share(statistics.median(peaks))}, worst {share(max(peaks))}.** At {equal} of the sizes every "
+        "allocation and release was compared, and is the direct trace's, in its order; at the others every "
+        "moment's bytes, what is reserved and the smallest capacity.",
     ]
 
 
