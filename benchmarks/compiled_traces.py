@@ -38,12 +38,13 @@ from memplan.planner.trace.events.log import Log
 
 RECORDS = Path(__file__).parents[1] / "measurements" / "compiled.jsonl"
 TARGET = 0.005  # the worst peak
-SIZES: tuple[Point, ...] = ((2, 1280), (3, 768), (4, 1536), (6, 896), (7, 640))
-SHORT: tuple[Point, ...] = ((2, 384), (3, 192), (4, 320), (6, 256), (7, 128))
+SIZES: tuple[Point, ...] = ((2, 1280), (3, 768), (4, 1536), (6, 896), (7, 640), (5, 1152), (8, 704))
+SHORT: tuple[Point, ...] = ((2, 384), (3, 192), (4, 320), (6, 256), (7, 128), (4, 384), (8, 192))
 """For models of at most 1,600 positions. Half of the others are asked at a micro-batch of 1, which is a
-structure of its own.
+structure of its own. The first five count that are none of the sizes that were traced.
 """
 BATCHES = (4, 6, 7, 9, 12)
+OTHERS = 5
 """Micro-batches of one sequence length, where the number of events depends on it."""
 SHORTEST = 128
 PATIENCE = 12.0  # seconds of a core for one trace of a few tokens
@@ -157,9 +158,7 @@ def compare(found: Document, config: Document, setup: Setup, sizes: list[Point])
     if "regime" not in kinds.values():
         sizes = [(batch, SHORTEST) for batch in BATCHES]
         kinds = {point: answered(compiled, point) for point in sizes}
-    for point in sizes:
-        if kinds[point] == "point":
-            continue
+    for point in [each for each in sizes if kinds[each] in ("regime", "length")][:OTHERS]:
         log, facts = compiled.log(point)
         this = setup.replaced(micro_batch=point[0], sequence_length=point[1])
         direct, counts = recorded_log(config, this)
@@ -178,12 +177,16 @@ def compare(found: Document, config: Document, setup: Setup, sizes: list[Point])
 
 
 def answered(compiled: Compiled, point: Point) -> str:
-    """Which kind of program answers for a point: of a regime, of one length, or the point's own trace."""
+    """Which kind of program answers for a point: of a regime, of one length, or its own trace (a node of the
+    program's, or the point's).
+    """
     setup = compiled.setup.replaced(micro_batch=point[0], sequence_length=point[1])
     for wanted in regimes(compiled.config, setup):
         if wanted.batch is not None and wanted.fixed:
             return "point"
         if compiled.program(wanted) is not None:
+            if point in (*wanted.grid().points, wanted.check()):
+                return "node"
             return "length" if wanted.fixed else "regime"
     raise AssertionError("the last regime is the point")
 
