@@ -151,7 +151,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     strategies.refuse_sharding(setup)
     if engine == "trace":
-        strategies.refuse_tracing(setup)
+        strategies.refuse_tracing(setup, model.config.get("model_type") if unknown_family(model) else None)
     prediction = _compiled(model, setup) if unknown else ENGINES[engine](model, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (
@@ -308,7 +308,7 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
     """
     from memplan.planner.run.extras import require
 
-    strategies.refuse_tracing(setup)
+    strategies.refuse_tracing(setup, model.config.get("model_type"))
     require()
     from memplan.planner.answers.fit.traced import fit_by_trace as search
 

@@ -30,6 +30,8 @@ from memplan.planner.inputs.models import find  # noqa: E402
 from memplan.planner.inputs.setup import resolve  # noqa: E402
 from memplan.planner.tables.gpus import find_gpu  # noqa: E402
 from memplan.planner.trace.engine import recorded, trace  # noqa: E402
+from memplan.planner.trace.events.log import BY_DEPTH  # noqa: E402
+from memplan.planner.trace.kernels import Kernels  # noqa: E402
 from memplan.render.console import make_console, show  # noqa: E402
 from memplan.render.fit import fit_screen  # noqa: E402
 
@@ -45,6 +47,13 @@ GLM = {
     "vocab_size": 1024,
     "pad_token_id": 0,
     "max_position_embeddings": 131072,
+}
+GLM_FEW_HEADS = {
+    **GLM,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "num_hidden_layers": 8,  # of which three run
 }
 
 
@@ -97,9 +106,28 @@ def test_regimes_end_where_the_code_branches() -> None:
     assert by_batch.fixed and by_batch.batch is None and point == Regime(2, 1024, 1024)
     assert all(free.holds(each) for each in (*free.grid().points, free.check()))
     assert not free.holds((1, 1024)) and not free.holds((2, 4096)) and not free.holds((2, 1000))
-    for sequence in (4096, 1000):  # at the window itself, and where a kernel would pad
-        fixed = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=sequence))
-        assert all(each.fixed for each in fixed)
+    at_the_window = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=4096))
+    assert all(each.fixed for each in at_the_window)
+    odd, *_ = regimes({"sliding_window": 4096}, setup.replaced(sequence_length=1000))
+    assert odd.holds((2, 1000)) and not odd.holds((2, 1024)), "kernels pad what is no multiple of 64"
+    assert all(odd.holds(each) for each in (*odd.grid().points, odd.check()))
+    learned, *_ = regimes({"max_position_embeddings": 512}, setup.replaced(sequence_length=512))
+    lengths = [s for _, s in (*learned.grid().points, learned.check())]
+    sparse, *_ = regimes({"index_topk": 2048}, setup)
+    assert sparse.holds((2, 2048)) and not sparse.holds((2, 2112)), "beyond it keys are chosen"
+    assert learned.holds((2, 512)) and max(lengths) == 512, "no trace beyond the last position"
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_position_embeddings": 512}, {"sliding_window": 640}])
+def test_every_length_is_solved_from_others_of_its_regime(limit: dict[str, int]) -> None:
+    for sequence in range(1, 1400):
+        for batch in (1, 4):
+            setup = resolve({"method": "lora", "micro_batch": batch, "sequence_length": sequence})
+            for regime in regimes(limit, setup):
+                points, check = regime.grid().points, regime.check()
+                assert len(set(points)) == len(points) and check not in points
+                assert all(regime.holds(point) for point in ((batch, sequence), *points))
+                assert check is None or regime.holds(check)
 
 
 # ---- programs ----------------------------------------------------------------------------------------------
@@ -120,14 +148,46 @@ def test_sizes_that_were_not_traced_are_a_direct_traces() -> None:
     assert not [note for note in notes if "no program" in note]
 
 
-def test_where_a_kernel_splits_its_keys_each_size_is_traced() -> None:
-    """Flash attention's splits are no polynomial: with few heads their number changes with both sizes."""
-    compiled, notes = solved(
-        {**GLM, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}, method="lora"
-    )
-    ours = compiled.at((1, 1280), "model", solve=True)
-    assert any("no program" in note for note in notes)
-    assert ours.moments == trace(compiled.config, compiled.setup.replaced(sequence_length=1280)).moments
+def test_where_a_kernel_splits_its_keys_its_own_rule_is_asked() -> None:
+    """Flash attention's splits are no polynomial: with few heads their number changes with both sizes, and
+    where blocks fill the GPU there is no workspace at all.
+    """
+    compiled, notes = solved(GLM_FEW_HEADS, method="lora")
+    splits = set()
+    for point in ((1, 1280), (1, 333), (2, 5120), (9, 1280)):
+        ours = compiled.log(point, solve=True)[0]
+        theirs, _ = recorded(
+            GLM_FEW_HEADS, compiled.setup.replaced(micro_batch=point[0], sequence_length=point[1])
+        )
+        assert ours.events == theirs.events
+        assert [(s.op, s.shape, s.module, s.component, s.name) for s in ours.storages] == [
+            (s.op, s.shape, s.module, s.component, s.name) for s in theirs.storages
+        ]
+        splits.add(sum(s.nbytes for s in ours.storages if s.op == "split outputs"))
+    assert not [note for note in notes if "no program" in note]
+    assert 0 in splits and len(splits) > 2
+    first, facts = compiled._logs[(1, 512)]
+    assert facts.traced_layers == 3 and any(storage.call == BY_DEPTH for storage in first.storages)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention": "flash_attention_2", "padded": True},
+        {"attention": "sdpa", "padded": True, "gpu": "t4"},  # memory-efficient attention
+        {"checkpointing": "non_reentrant", "checkpoint_offload": True},  # bytes on the host move too
+        {"method": "full", "parallel": "ddp", "gpus": 2},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_other_regimes_are_a_direct_traces_too(fields: dict[str, Any]) -> None:
+    config = {**GLM_FEW_HEADS, "num_hidden_layers": 1}
+    compiled, notes = solved(config, **{"method": "lora", **fields})
+    ours, facts = compiled.log((4, 768), solve=True)
+    theirs, counts = recorded(config, compiled.setup.replaced(micro_batch=4, sequence_length=768))
+    assert ours.events == theirs.events and facts == counts
+    assert (facts.host_bytes > 0) == bool(fields.get("checkpoint_offload"))
+    assert not [note for note in notes if "no program" in note]
 
 
 def test_a_size_that_is_another_is_refused() -> None:
@@ -135,13 +195,14 @@ def test_a_size_that_is_another_is_refused() -> None:
     compiled.log((1, 512), solve=True)
     (free, program), *_ = compiled._programs.items()
     log, _ = recorded(GLM, compiled.setup.replaced(sequence_length=1280))
-    confirm(program, (1, 1280), log)
+    kernels = Kernels(compiled.target)
+    confirm(program, (1, 1280), log, kernels)
     log.storages[-1].nbytes += 512
     with pytest.raises(NotPolynomialError):
-        confirm(program, (1, 1280), log)
+        confirm(program, (1, 1280), log, kernels)
     log.storages[-1].op = "another"
     with pytest.raises(DifferentStructureError):
-        same_structure(program.at((1, 1280)), log)
+        same_structure(program.at((1, 1280), kernels), log)
     assert free.holds((1, 1280))
 
 
@@ -251,3 +312,32 @@ def test_limits_of_a_traced_fit_leave_the_recorded_error() -> None:
 
     room = gpu.usable_bytes - gpu.context_bytes
     assert needed(wide.largest_batch) * 1.2 <= room < needed(wide.largest_batch + 1) * 1.2
+
+
+@pytest.mark.parametrize("command", ["plan", "fit"])
+def test_what_several_gpus_share_is_refused_with_what_answers(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GLM))
+    several = ["--gpus", "2", "--parallel", "fsdp", "--gpu", "h100-80gb"]
+    assert run([command, str(tmp_path), *several]) == 2
+    said = capsys.readouterr().err
+    assert "no rule for glm4" in said and "memplan dry-run --gpus 2 --" in said and "formula," not in said
+
+
+def test_a_page_of_a_family_that_the_formula_lacks_is_refused_with_what_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GLM))
+    assert run(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
+    assert "--explain has every tensor" in capsys.readouterr().err
+
+
+def test_ddp_of_a_family_that_the_formula_lacks_counts_its_buckets() -> None:
+    fields = {"method": "full", "sequence_length": 512}
+    alone, one_of_two = (memplan.plan(GLM, **fields, **more) for more in ({}, {"parallel": "ddp", "gpus": 2}))
+    buckets = [row for row in one_of_two.moment("optimizer_step").rows if row.name.endswith("bucket")]
+    gradients = [row for row in alone.moment("optimizer_step").rows if row.component == "gradients"]
+    assert sum(row.bytes for row in buckets) == sum(row.bytes for row in gradients) > 0
+    more = [each.moment("optimizer_step").allocated_bytes for each in (one_of_two, alone)]
+    assert more[0] - more[1] == sum(row.charged for row in buckets)

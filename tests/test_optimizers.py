@@ -15,7 +15,8 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE, Make, Optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS, Make, Optimizer
+from memplan.planner.tables.other_optimizers import WITHOUT_A_RULE
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -82,7 +83,7 @@ def both(config: dict[str, Any], **fields: Any) -> tuple[Prediction, Prediction]
 
 
 TALL = CONFIG | {"hidden_size": 512, "intermediate_size": 1400, "vocab_size": 4003}
-LIBRARIES = ("torch", "torchao", "schedulefree")
+LIBRARIES = ("torch", "torchao", "schedulefree", "optimi")
 STEPS = [(name, mode) for name, row in OPTIMIZERS.items() if row.library in LIBRARIES for mode in row.modes]
 
 
@@ -135,16 +136,64 @@ def test_schedule_free_keeps_a_copy_of_the_weights_and_one_moment() -> None:
     assert states(found) == 2 * 2 * found.trainable_parameters
 
 
+def test_optimi_under_fsdp_is_refused_with_what_has_a_rule() -> None:
+    setup = resolve({"method": "full", "optimizer": "stable_adamw", "gpus": 2, "parallel": "fsdp"})
+    with pytest.raises(UsageError, match="no Triton step on fsdp's sharded tensors.*zero2 or zero3"):
+        plan(find("llama-7b").spec(), setup)
+    assert plan(find("llama-7b").spec(), setup.replaced(parallel="zero2")).peak.allocated_bytes > 0
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", ["stable_adamw", "optimi_adamw"])
+def test_kahan_s_compensation_is_a_third_state_of_16_bit_weights(name: str, dtype: str) -> None:
+    """A real step of the library on a CPU; its Triton kernels alone keep a fp32 value and a byte beside."""
+    optimi, torch = pytest.importorskip("optimi"), pytest.importorskip("torch")
+    row = OPTIMIZERS[name]
+    shapes = [(48, 32), (32,)]
+    weights = [torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, dtype))) for shape in shapes]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    real = getattr(optimi, row.cls.rpartition(".")[2])(weights, lr=1e-3, triton=False)
+    real.step()
+    kept = {
+        key: sum(state[key].nbytes for state in real.state.values() if state[key] is not None)
+        for key in next(iter(real.state.values()))
+    }
+    elements = 48 * 32 + 32
+    assert kept["exp_avg"] == kept["exp_avg_sq"] == elements * itemsize(dtype)
+    assert kept["kahan_comp"] == (elements * 2 if itemsize(dtype) == 2 else 0)
+    fields = {"method": "full", "recipe": "raw", "optimizer": name, "weight_dtype": dtype}
+    found = plan(find(CONFIG).spec(), resolve(fields))
+    rows = [r for r in found.moment("optimizer_step").rows if r.component == "optimizer_states"]
+    weights_of = {
+        state: sum(r.bytes for r in rows if r.name.endswith(f" {state}")) for state, _ in row.states
+    }
+    whole = found.trainable_parameters * itemsize(dtype)
+    assert weights_of["exp_avg"] == weights_of["exp_avg_sq"] == whole
+    tensors = 3 + 9 * CONFIG["num_hidden_layers"]
+    assert weights_of["kahan_comp"] == (whole if itemsize(dtype) == 2 else tensors)
+    if name == "stable_adamw":
+        assert kept["eps_sq"] == len(shapes) * itemsize(dtype)
+        assert weights_of["eps_sq"] == tensors * itemsize(dtype)
+        assert weights_of["mean_square"] == tensors * 4
+
+
 @pytest.mark.trace
 @pytest.mark.parametrize(
-    ("name", "package"), [("adamw_torch_4bit", "torchao"), ("schedule_free_adamw", "schedulefree")]
+    ("name", "module", "package"),
+    [
+        ("adamw_torch_4bit", "torchao", "torchao"),
+        ("schedule_free_adamw", "schedulefree", "schedulefree"),
+        ("stable_adamw", "optimi", "torch-optimi"),
+    ],
 )
-def test_the_trace_says_which_package_an_optimizer_needs(name, package, monkeypatch) -> None:
+def test_the_trace_says_which_package_an_optimizer_needs(name, module, package, monkeypatch) -> None:
     from importlib.util import find_spec
 
     from memplan.planner.run import extras
 
-    monkeypatch.setattr(extras, "find_spec", lambda each: None if each == package else find_spec(each))
+    monkeypatch.setattr(extras, "find_spec", lambda each: None if each == module else find_spec(each))
     with pytest.raises(UsageError, match=f"{package} not installed: {name}.*pip install {package}"):
         both(CONFIG, method="full", optimizer=name)
 
@@ -296,7 +345,7 @@ def test_names_of_transformers_are_rows_or_known_to_have_none() -> None:
     [
         ("galore_adamw", "'galore_adamw' has no rule yet .GaLore: .* low rank .*: plan with adamw_torch,"),
         ("apollo_adamw", "APOLLO: .* low rank .*: plan with adamw_torch, .* adamw_8bit"),
-        ("stable_adamw", "Kahan's compensation.: plan with adamw_torch for a lower bound"),
+        ("grokadamw", "a third state.*: plan with adamw_torch for a lower bound"),
         ("lomo", "SGD within the backward.*: plan with sgd and optimizer_in_backward=true"),
         ("adamw_troch", "unknown optimizer 'adamw_troch': did you mean adamw_torch"),
     ],

@@ -133,3 +133,23 @@ def test_one_rank_alone_and_the_older_fsdp_are_said():
     assert any("FSDP1" in warning for warning in eight) and not any(
         "--gpus N" in warning for warning in eight
     )
+
+
+def test_the_trace_has_the_formulas_buckets() -> None:
+    """Also where layers are synthesized."""
+    pytest.importorskip("peft")
+    from memplan.planner.trace.engine import trace
+
+    config = {**LLAMA, "tie_word_embeddings": False, "num_hidden_layers": 8}
+    setup = resolve({"method": "full", "parallel": "ddp", "gpus": 2, "sequence_length": 32})
+    traced, found = trace(config, setup), plan(find(config).spec(), setup)
+    alone = trace(config, setup.replaced(parallel="none", gpus=1))
+
+    def kept(prediction: Any) -> int:
+        rows = prediction.moment("backward").rows
+        return sum(row.bytes for row in rows if row.name.endswith("bucket"))
+
+    assert kept(traced) == kept(found) > 0 == kept(alone)
+    assert traced.extra["traced_layers"] is not None and traced.extra["traced_layers"] < 8
+    charged = sum(row.charged for row in traced.moment("backward").rows if row.name.endswith("bucket"))
+    assert traced.step_peak.allocated_bytes - alone.step_peak.allocated_bytes == charged >= kept(traced)

@@ -63,6 +63,12 @@ def command(
     if output is None and png is None and svg is None:
         raise UsageError("report needs an output file: -o page.html, --png picture.png or --svg picture.svg")
     subject = read_subject(model, options)
+    if api.unknown_family(subject.model):
+        raise UsageError(
+            "a page computes its sliders from the formula's expressions, and the formula has no rule for "
+            f"model_type '{subject.model.config.get('model_type')}': memplan {subject.model.typed or model} "
+            "--explain has every tensor, fit what fits a GPU"
+        )
     for path in (path for path in (output, png, svg) if path is not None):
         check_writable(path)
     named = subject.setup.gpu is not None

@@ -12,9 +12,11 @@ from typing import Any
 from memplan.planner.compiled import store
 from memplan.planner.compiled.nodes import NotPolynomialError, Point
 from memplan.planner.compiled.program import DifferentStructureError, Program, confirm, made, same_structure
+from memplan.planner.compiled.reduce import direct, reduced
 from memplan.planner.compiled.regime import Regime, regimes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.progress import Listener, tell, telling
 from memplan.planner.trace.engine import predicted, recorded
 from memplan.planner.trace.events.log import Log
@@ -49,7 +51,7 @@ class Compiled:
             program = self.program(wanted, solve=solve or wanted == exact)
             if program is not None:
                 try:
-                    return program.at(point), program.facts
+                    return program.at(point, self._kernels()), program.facts_at(point)
                 except NotPolynomialError:
                     continue
         raise AssertionError("a point's own trace is a program")
@@ -72,25 +74,33 @@ class Compiled:
         return found
 
     def _solved(self, wanted: Regime) -> Program | None:
-        grid = wanted.grid()
+        grid, check = wanted.grid(), wanted.check()
         logs: dict[Point, Log] = {}
+        facts: dict[Point, Facts] = {}
         try:
             for point in grid.points:
-                logs[point], facts = self._traced(point)
+                log, facts[point] = self._traced(point)
+                logs[point] = reduced(log)
                 same_structure(logs[grid.points[0]], logs[point])
             program = made(grid, logs, facts)
-            check = wanted.check()
-            if check is not None:
-                confirm(program, check, self._traced(check)[0])
-        except (DifferentStructureError, NotPolynomialError) as error:
+            for point in (grid.points[0], *([check] if check else ())):
+                confirm(program, point, direct(self._traced(point)[0]), self._kernels())
+        except (DifferentStructureError, NotPolynomialError, UsageError) as error:
+            if check is None:
+                raise
             self.progress(f"no program for {wanted}: {error}")
             return None
         return program
+
+    def _kernels(self) -> Any:
+        from memplan.planner.trace.kernels import Kernels
+
+        return Kernels(self.target)
 
     def _traced(self, point: Point) -> tuple[Log, Facts]:
         if point not in self._logs:
             self.progress(f"tracing micro-batch {point[0]}, sequence length {point[1]:,}")
             setup = self.setup.replaced(micro_batch=point[0], sequence_length=point[1])
             with telling(f"{point[0]} x {point[1]:,} tokens"):
-                self._logs[point] = recorded(self.config, setup)
+                self._logs[point] = recorded(self.config, setup, calls=True)
         return self._logs[point]

@@ -1,9 +1,10 @@
 """Which traced points stand for a question: sizes at which a model's code takes the same branches.
 
 A micro-batch of one is a case of its own (masks and expanded views are then left out), a sequence on the
-other side of a window or a chunk another, and kernels pad sequences that are no multiple of 64. Within such a
-regime every size is a polynomial; outside, or where the number of events itself depends on the sequence
-(layers that walk it in chunks), the sequence length stays fixed and only the micro-batch moves.
+other side of a window, a chunk or the last position another, and kernels pad sequences that are no multiple
+of 64: lengths with one remainder are solved together. Within such a regime every size is a polynomial;
+outside, or where the number of events itself depends on the sequence (layers that walk it in chunks), the
+sequence length stays fixed and only the micro-batch moves.
 """
 
 from __future__ import annotations
@@ -16,25 +17,36 @@ from memplan.planner.compiled.nodes import Grid, Point
 from memplan.planner.inputs.setup import Setup
 
 STEP = 64
-"""Sequence lengths that are multiples of this need no padding by any kernel rule (the largest is SDPA's
-mask alignment, 16 elements; blocks of flash kernels are 64 or 128 rows)."""
+"""Sequence lengths of one remainder are padded by equally many tokens in every tensor (the largest alignment
+is SDPA's of the log-sum-exp, 32 rows); what kernels take beside those, their own rules say (trace/calls.py).
+"""
 ROOM = 8 * STEP
 """Tokens between two limits that four lengths need."""
 USUAL = 512
 LONGEST = 2**20
-_LIMITS = ("window", "chunk")
-"""Words in the names of settings at whose value a model's code branches on the sequence length."""
+_LIMITS = (
+    ("window", 0),
+    ("chunk", 0),
+    ("position", 1),
+    ("seq_len", 1),
+    ("seqlen", 1),
+    ("index_topk", 1),
+)
+"""Words in the names of settings at whose value a model's code branches on the sequence length, or beyond
+which there are no positions, or more keys than an indexer chooses; and what to add for the first such length.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """Sizes of one structure: `low` < S < `high`, or one S where they are equal; `batch`: one B, or None for
-    every B beyond 1.
+    """Sizes of one structure: `low` < S < `high` with S = `rest` modulo STEP, or one S where they are equal;
+    `batch`: one B, or None for every B beyond 1.
     """
 
     batch: int | None
     low: int
     high: int
+    rest: int = 0
 
     @property
     def fixed(self) -> bool:
@@ -48,7 +60,7 @@ class Regime:
             return False
         if self.fixed:
             return sequence == self.low
-        return self.low < sequence < self.high and sequence % STEP == 0
+        return self.low < sequence < self.high and sequence % STEP == self.rest
 
     def grid(self) -> Grid:
         """The points to trace: three sequence lengths and two micro-batches, where they move."""
@@ -66,8 +78,9 @@ class Regime:
         first = self.low // STEP * STEP + STEP
         if first < USUAL and self.high - USUAL > ROOM:
             first = USUAL
+        first += self.rest
         room = (self.high - 1 - first) // STEP * STEP
-        step = min(USUAL, room // 7 // STEP * STEP)
+        step = max(STEP, min(USUAL, room // 7 // STEP * STEP))
         return first, first + step, first + 3 * step, first + min(room, 16 * step)
 
 
@@ -78,8 +91,8 @@ def regimes(config: Mapping[str, Any], setup: Setup) -> tuple[Regime, ...]:
     low = max(each for each in limits if each <= sequence)
     high = min((each for each in limits if each > sequence), default=LONGEST)
     any_batch = 1 if batch == 1 else None
-    found = [Regime(any_batch, low, high)]
-    if sequence % STEP or sequence in limits or high - low <= ROOM:
+    found = [Regime(any_batch, low, high, sequence % STEP)]
+    if sequence in limits or high - low <= ROOM:
         found.clear()
     found += [Regime(any_batch, sequence, sequence), Regime(batch, sequence, sequence)]
     return tuple(dict.fromkeys(found))
@@ -89,5 +102,5 @@ def _limits(config: Mapping[str, Any]) -> Iterator[int]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _limits(value)
-        elif isinstance(value, int) and not isinstance(value, bool) and any(word in key for word in _LIMITS):
-            yield value
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield from (value + beyond for word, beyond in _LIMITS if word in key)

@@ -25,13 +25,13 @@ from memplan.planner.trace.device.target import Target
 from memplan.planner.trace.events.log import Mark, Storage
 from memplan.planner.trace.events.record import Facts
 
-SCHEMA = "memplan.compiled/1"
+SCHEMA = "memplan.compiled/2"
 MOST_FILES = 400
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl")
 _MOVES_NOTHING = ("micro_batch", "sequence_length", "gpu", "allocator", "torch")
 """Setup fields that are arguments of a program, or of the allocator that it is replayed through."""
 _TEXT = ("op", "module", "dtype", "moment", "via", "component", "name")
-_PLAIN = ("layer", "born", "saved", "held", "died")
+_PLAIN = ("layer", "saved", "held")
 
 
 def folder() -> Path:
@@ -116,7 +116,11 @@ def _document(program: Program) -> dict[str, Any]:
         "sizes": program.sizes,
         "shapes": program.shapes,
         "marks": [[mark.step, mark.moment, mark.begin, mark.end] for mark in program.marks],
+        "calls": [[storage, *key] for storage, key in program.calls.items()],
+        "templates": program.templates,
+        "numbers": program.numbers,
         "facts": asdict(program.facts),
+        "host": program.host,
     }
 
 
@@ -128,11 +132,15 @@ def _read(document: Mapping[str, Any]) -> Program:
         name: plain[name] for name in _PLAIN
     }
     sizes = tuple(tuple(each) for each in document["sizes"])
-    shapes = tuple(tuple(tuple(shape) for shape in each) for each in document["shapes"])
+    shapes = _tuples(document["shapes"])
     names = tuple(columns)
     storages = tuple(
         Storage(
-            id=number, nbytes=sizes[size][0], shape=shapes[shape][0], **dict(zip(names, row, strict=True))
+            id=number,
+            nbytes=sizes[size][0],
+            shape=shapes[shape][0],
+            born=0,
+            **dict(zip(names, row, strict=True)),
         )
         for number, (size, shape, *row) in enumerate(
             zip(document["size_of"], document["shape_of"], *columns.values(), strict=True)
@@ -147,6 +155,15 @@ def _read(document: Mapping[str, Any]) -> Program:
         tuple(document["shape_of"]),
         sizes,
         shapes,
+        {storage: (template, numbers) for storage, template, numbers in document["calls"]},
+        _tuples(document["templates"]),
+        _tuples(document["numbers"]),
         tuple(Mark(*mark) for mark in document["marks"]),
         Facts(**{**facts, "warnings": tuple(facts["warnings"])}),
+        tuple(document["host"]),
     )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, however deep."""
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

@@ -146,6 +146,14 @@ RULES: dict[str, Rule] = {
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
     "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "tokens": not_modelled(
+        "rows that new tokens add to embeddings and head, which both exist twice while they grow",
+        ([], {}),
+        errs="low",
+    ),
+    "resize_token_embeddings_to_32x": not_modelled(
+        "embeddings and head grow to a multiple of 32 rows, and exist twice while they do", errs="low"
+    ),
     "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
     "selective_checkpointing": not_modelled(
         "attention outputs kept, about one hidden state more per layer", errs="low"
@@ -199,7 +207,7 @@ RULES: dict[str, Rule] = {
         "names data, templates or tokens",
         """
         datasets test_datasets dataset_* pretraining_dataset shuffle_* skip_prepare_dataset num_dataset_shards_to_save val_size
-        val_set_size chat_template chat_template_* default_system_message special_tokens tokens added_tokens_overrides
+        val_set_size chat_template chat_template_* default_system_message special_tokens added_tokens_overrides
         eot_tokens train_on_inputs group_by_length streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
         excess_length_strategy min_sample_len max_prompt_len balance_labels label_balance_* sample_packing_*
         multipack_real_batches use_pose pose_* pretrain_* pretraining_sample_concatenation preprocess_iterable
@@ -239,7 +247,7 @@ RULES: dict[str, Rule] = {
         "precision of products, or a detail of a switch reported by itself",
         """
         tf32 torch_compile_* flash_attn_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
-        fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings resize_token_embeddings_to_32x
+        fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings
         fa_varlen_kwargs_in_collator rl_beta heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
         lora_alpha_pattern peft_ensure_weight_tying s2_attention
     """,

@@ -10,11 +10,12 @@ from memplan.planner.importers.rules import SIDE, UNMODELED, Facts, Imported, ba
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import unknown
-from memplan.planner.tables.optimizers import OPTIMIZERS, WITHOUT_A_RULE
+from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.other_optimizers import WITHOUT_A_RULE
 from memplan.planner.tables.sdp import FLASH_2
 
 _OTHERS = """
-optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon_8bit dion sinkgd polora flash_adamw
+ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon_8bit dion sinkgd polora flash_adamw
 flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit adam_mini badam
 """
 OTHER_OPTIMIZERS = frozenset((*WITHOUT_A_RULE, *_OTHERS.split()))
@@ -37,10 +38,10 @@ SMALLER = (
     "lion",
     "sgd",
 )
-LARGER = ("grokadamw", "stable_adamw", "optimi_adamw", "anyprecision")
+LARGER = ("grokadamw", "anyprecision")
 """Parts of names: states smaller than AdamW's two (quantized, projected, factored or a single one), and
-larger ones: a third (of 16-bit weights Kahan's: torch-optimi 0.3.3 stableadamw.py, adam.py), or in fp32
-whatever the weights are (transformers 5.24 trainer_optimizer.py _get_adamw_anyprecision).
+larger ones: a third, or in fp32 whatever the weights are (transformers 5.24 trainer_optimizer.py
+_get_adamw_anyprecision).
 """
 
 _ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}

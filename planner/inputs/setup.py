@@ -12,7 +12,8 @@ from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.other_optimizers import unknown_optimizer
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.tasks import TASKS
 

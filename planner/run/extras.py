@@ -16,8 +16,8 @@ from memplan.planner.tables.errors import UsageError
 TRACE = ("torch", "transformers", "peft", "accelerate")
 BITSANDBYTES = ("bitsandbytes",)
 
-OPTIONAL = {"torchao": "torchao", "schedulefree": "schedulefree"}
-"""Libraries of single optimizers, which no extra installs: their packages' names."""
+OPTIONAL = {"torchao": "torchao", "schedulefree": "schedulefree", "optimi": "torch-optimi"}
+"""Libraries of single optimizers, which no extra installs, and their packages' names."""
 
 
 def require(*names: str) -> None:
@@ -35,9 +35,10 @@ def require(*names: str) -> None:
         load("bitsandbytes")
 
 
-def require_optimizer(name: str, package: str) -> None:
-    """UsageError where the package that has an optimizer is not installed."""
-    if find_spec(package) is None:
+def require_optimizer(name: str, library: str) -> None:
+    """UsageError where the package of OPTIONAL that has an optimizer is not installed."""
+    if find_spec(library) is None:
+        package = OPTIONAL[library]
         raise UsageError(
             f"{package} not installed: {name} is its optimizer, and the trace engine runs the real one; "
             f"pip install {package}, or use --engine formula"

@@ -108,7 +108,7 @@ def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
     if row.library == "bitsandbytes":
         require(*BITSANDBYTES)
     elif row.library in OPTIONAL:
-        require_optimizer(row.name, OPTIONAL[row.library])
+        require_optimizer(row.name, row.library)
     modes: dict[str, Any] = {"foreach": mode == "foreach"} if "foreach" in row.modes else {}
     if mode == "fused":
         modes = {"fused": True}

@@ -11,9 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from memplan.planner.tables.errors import UsageError, unknown
-
-Rule = Literal["like", "float32", "blockwise8", "pair32", "pair8", "ao8", "ao4", "step", "factored", "none"]
+Rule = Literal[
+    "like",
+    "float32",
+    "blockwise8",
+    "pair32",
+    "pair8",
+    "ao8",
+    "ao4",
+    "step",
+    "factored",
+    "kahan",
+    "one",
+    "one32",
+    "none",
+]
 """How a state's size follows from its parameter of n elements:
 like        zeros_like(p): n elements of p's dtype
 float32     n fp32 elements
@@ -24,6 +36,8 @@ ao8         n uint8 codes, n / 256 fp32 scales, and a table of 256 fp32 values o
             no multiple of 256 (torchao optim/adam.py _new_buffer, optim/subclass_8bit.py)
 ao4         n / 2 uint8 codes, n / 256 fp32 scales and a table of 16, else the same (optim/subclass_4bit.py)
 step        one fp32 scalar on the device (fused torch optimizers; the others keep it on the host)
+kahan       n elements of p's dtype where that has 16 bits, else one byte (torch-optimi's Triton steps)
+one, one32  a single value, of p's dtype or fp32
 factored    Adafactor's row and column means for 2-D tensors, n fp32 elements for others (transformers optimization.py)
 """
 FLOORED = ("blockwise8", "pair8", "ao8", "ao4")
@@ -195,6 +209,24 @@ def _torchao(name: str, cls: str, rule: Rule, step: Step) -> Optimizer:
     )
 
 
+_KAHAN: tuple[tuple[str, Rule], ...] = (*_ADAM_LIKE, ("kahan_comp", "kahan"))
+
+
+def _optimi(name: str, cls: str, states: tuple[tuple[str, Rule], ...], source: str) -> Optimizer:
+    """torch-optimi's step in Triton kernels, its choice on CUDA (utils.py _default_to_triton): in place; and
+    Kahan's compensation for weights of 16 bits, which transformers 5.24 trainer_optimizer.py
+    _get_stable_adamw and axolotl leave at its default, on.
+    """
+    return Optimizer(
+        name=name,
+        cls=f"optimi.{cls}",
+        arguments={"triton": True},
+        states=states,
+        step={"loop": IN_PLACE},
+        source=f"torch-optimi 0.3.3 {source} _init_state, _triton_{cls.lower()}",
+    )
+
+
 _ROWS = (
     Optimizer(
         name="adamw_torch",
@@ -268,6 +300,21 @@ _ROWS = (
         source="schedulefree 1.4 adamw_schedulefree.py step",
         trains=True,
     ),
+    Optimizer(
+        name="schedule_free_sgd",
+        cls="schedulefree.SGDScheduleFree",
+        states=(("z", "like"),),
+        step=dict.fromkeys(("foreach", "loop"), IN_PLACE),
+        source="schedulefree 1.4 sgd_schedulefree.py step",
+        trains=True,
+    ),
+    _optimi(
+        "stable_adamw",
+        "StableAdamW",
+        (*_KAHAN, ("eps_sq", "one"), ("mean_square", "one32")),
+        "stableadamw.py",
+    ),
+    _optimi("optimi_adamw", "AdamW", _KAHAN, "adam.py"),
     _torchao("adamw_torch_8bit", "AdamW8bit", "ao8", _TORCHAO_8),
     _torchao("adamw_torch_4bit", "AdamW4bit", "ao4", _TORCHAO_4),
     _bnb("adamw_bnb_8bit", "AdamW", _ADAM_8, _TWO, 8),
@@ -287,57 +334,3 @@ _ROWS = (
     _bnb("paged_ademamix_8bit", "AdEMAMix", _MIX_8, _MIX, 8),
 )
 OPTIMIZERS: dict[str, Optimizer] = {row.name: row for row in _ROWS}
-
-_LOW_RANK = "AdamW or Adafactor with states of low rank for the matrices that optim_target_modules names"
-_SMALLER = (
-    "plan with adamw_torch, whose states are larger at such a rank; adamw_8bit has small ones of all tensors"
-)
-_ELSEWHERE = "plan with adamw_torch, which is AdamW for CUDA GPUs"
-_AT_LEAST = "plan with adamw_torch for a lower bound"
-_NO_STATES = "SGD within the backward, without states or whole gradients"
-WITHOUT_A_RULE: dict[str, tuple[str, str]] = {
-    "adamw_torch_xla": ("AdamW of torch_xla, for TPUs", _ELSEWHERE),
-    "adamw_torch_npu_fused": ("AdamW of torch_npu, for Ascend NPUs", _ELSEWHERE),
-    "adamw_anyprecision": (
-        "torchdistx's AdamW, with states in fp32, the Trainer's default, whatever the weights are",
-        _AT_LEAST,
-    ),
-    **dict.fromkeys(("galore_adamw", "galore_adafactor"), (f"GaLore: {_LOW_RANK}", _SMALLER)),
-    "galore_adamw_8bit": (f"GaLore: {_LOW_RANK}, in 8 bits", _SMALLER),
-    **dict.fromkeys(
-        ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
-        (f"GaLore in the backward: {_LOW_RANK}", _SMALLER),
-    ),
-    "lomo": (f"LOMO: {_NO_STATES}", "plan with sgd and optimizer_in_backward=true"),
-    "adalomo": (
-        f"AdaLomo: {_NO_STATES} but factored ones",
-        "plan with adafactor and optimizer_in_backward=true",
-    ),
-    "grokadamw": ("AdamW with a third state, a slow average of gradients", _AT_LEAST),
-    "schedule_free_radam": (
-        "schedule-free RAdam, with a copy of the weights and one moment",
-        "plan with schedule_free_adamw",
-    ),
-    "schedule_free_sgd": (
-        "schedule-free SGD, with one state, a copy of the weights",
-        "plan with rmsprop, which keeps one too",
-    ),
-    "apollo_adamw": (f"APOLLO: {_LOW_RANK}", _SMALLER),
-    "apollo_adamw_layerwise": (f"APOLLO in the backward: {_LOW_RANK}", _SMALLER),
-    "stable_adamw": (
-        "optimi's AdamW with clipped updates, and of 16-bit weights a third state, Kahan's compensation",
-        _AT_LEAST,
-    ),
-}
-"""transformers' other optimizers (5.23 training_args.py OptimizerNames, trainer_optimizer.py), names that are no
-mistake and whose states no row describes: what each is, and what to do. StableAdamW's third state: torch-optimi
-0.3.3 stableadamw.py _init_state, kahan_comp.
-"""
-
-
-def unknown_optimizer(name: object) -> UsageError:
-    """The error for a name without a row: one of transformers' is not taken for a misspelling."""
-    if not isinstance(name, str) or name not in WITHOUT_A_RULE:
-        return unknown("optimizer", name, OPTIMIZERS)
-    what, instead = WITHOUT_A_RULE[name]
-    return UsageError(f"optimizer '{name}' has no rule yet ({what}): {instead}")

@@ -44,15 +44,22 @@ def traced(
         return predicted(config, setup, log, facts, name), log
 
 
-def recorded(config: Mapping[str, Any], setup: Setup, *, full: bool = False) -> tuple[Log, Facts]:
-    """The events of two training steps, and the model's counts."""
+def recorded(
+    config: Mapping[str, Any], setup: Setup, *, full: bool = False, calls: bool = False
+) -> tuple[Log, Facts]:
+    """The events of two training steps, and the model's counts. `calls`: with the calls of kernels whose
+    workspaces depend on sizes, as storages of no bytes.
+    """
     require()
     tell("loading torch and transformers")
+    from memplan.planner.trace.calls import CallObserver
     from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.events.record import record
+    from memplan.planner.trace.observe import Observer
 
     with _collecting_young_only():
-        return record(config, setup, target_of(setup), full=full)
+        observer = CallObserver if calls else Observer
+        return record(config, setup, target_of(setup), full=full, kind=observer)
 
 
 @contextmanager

@@ -50,6 +50,13 @@ class Kernels:
             found = [*found, *self._workspaces(library == "cublaslt")]
         return [hidden for hidden in found if hidden.nbytes > 0]
 
+    def hides(self, op: Any) -> bool:
+        """Whether an op may take workspaces that are freed again, at some size."""
+        rule = self.rules.get(name_of(op))
+        if rule is None:
+            return False
+        return rule.hidden is not None or (rule.matmul is not None and not cublas.held(self.target.torch))
+
     def order(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> Sequence[int]:
         """Positions of the outputs that CUDA makes on the device, in the order in which it does."""
         rule, count = self.rules.get(name_of(op)), len(outputs)

@@ -57,8 +57,7 @@ class Observer(TorchDispatchMode):
         self.host_bytes = self._on_host_now = 0
         self.modules: list[tuple[str, int | None]] = []  # the stack of modules whose forward is running
         self._alive: dict[int, _Watch] = {}
-        # outputs that a kernel makes on the host: seeds without dropout
-        self._elsewhere: dict[int, _Watch] = {}
+        self._elsewhere: dict[int, _Watch] = {}  # outputs that a kernel makes on the host: seeds
         self._host = self._reading = False
         # outside the layers: the layer whose tensors the last op there worked on
         self.inherited: int | None = None
@@ -227,9 +226,18 @@ class Observer(TorchDispatchMode):
         outputs = tensors_of(out)
         fresh = bool(outputs) and makes_storage(func)
         workspaces = () if self.kernels is None or self._on_host(args) else self.kernels(func, args, outputs)
-        if not fresh and not workspaces:
+        if fresh or workspaces or self._may_hide(func, args):
+            self._count(func, args, outputs, fresh, workspaces)
+        else:
             self._remember_node(None)  # a view's
-            return out
+        return out
+
+    def _may_hide(self, func: Any, args: tuple[Any, ...]) -> bool:
+        return False  # whether to count a call that makes nothing at this size
+
+    def _count(
+        self, func: Any, args: tuple[Any, ...], outputs: Any, fresh: bool, workspaces: Sequence[Any]
+    ) -> None:
         where, layers = self._place(args, len(outputs))
         home = layers[0] if layers else self._layer
         self._remember_node((where, self._layer, home))
@@ -243,7 +251,6 @@ class Observer(TorchDispatchMode):
         for sid, workspace in sorted(reversed(temporary), key=lambda made: made[1].last):
             if not workspace.persistent:
                 self.drop(sid)
-        return out
 
     def _on_host(self, args: tuple[Any, ...]) -> bool:
         """Whether an op runs on the host: none of its tensors is on the device."""
@@ -288,17 +295,12 @@ class Observer(TorchDispatchMode):
         layers: list[int | None] | None,
     ) -> None:
         made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, args, outputs)
-        if len(made) < len(outputs):
-            for tensor in (outputs[index] for index in range(len(outputs)) if index not in made):
-                self._not_here(tensor.untyped_storage())
+        for index in set(range(len(outputs))).difference(made):
+            self._not_here(outputs[index].untyped_storage())
         for index in made:
             tensor = outputs[index]
-            if not tensor.is_meta:
-                continue
             storage = tensor.untyped_storage()
-            if storage._cdata in self._alive:
-                continue
-            if self._on_host(args):
+            if not tensor.is_meta or storage._cdata in self._alive or self._on_host(args):
                 continue
             self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, load, require, require_optimizer
+from memplan.planner.run.extras import BITSANDBYTES, load, require, require_optimizer
 from memplan.planner.run.values import Values
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.trace import chunked_sums, grouped, patches_peft
@@ -268,7 +269,7 @@ def _torchao_compiled(observer: Observer, setup: Setup) -> Iterator[None]:
     if OPTIMIZERS[setup.optimizer].library != "torchao":
         yield
         return
-    require_optimizer(setup.optimizer, OPTIONAL["torchao"])
+    require_optimizer(setup.optimizer, "torchao")
     from torchao.optim import adam
 
     def step(p: Any, grad: Any, count: Any, exp_avg: Any, exp_avg_sq: Any, *rest: Any) -> None:
@@ -286,6 +287,23 @@ def _torchao_compiled(observer: Observer, setup: Setup) -> Iterator[None]:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """A kernel that moves values, not memory."""
+
+
+@contextmanager
+def _optimi_kernels(observer: Observer, setup: Setup) -> Iterator[None]:
+    """torch-optimi 0.3.3 stableadamw.py, adam.py: on CUDA a step is Triton kernels over one tensor after
+    another, in place, and nothing compiles them for meta. Without Triton optimizer.py refuses to ask for it.
+    """
+    if OPTIMIZERS[setup.optimizer].library != "optimi":
+        yield
+        return
+    require_optimizer(setup.optimizer, "optimi")
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(import_module("optimi.optimizer"), "HAS_TRITON", True))
+        for module, step in (("stableadamw", "_triton_stableadamw"), ("adam", "_triton_adam")):
+            home = import_module(f"optimi.{module}")
+            stack.enter_context(patch.object(home, step, _nothing, create=True))
+        yield
 
 
 @contextmanager
@@ -318,6 +336,7 @@ PATCHES = (
     patches_peft.copies_weights,
     _bitsandbytes_paged,
     _torchao_compiled,
+    _optimi_kernels,
     grouped.by_capability,
     chunked_sums.by_capability,
 )

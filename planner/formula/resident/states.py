@@ -9,6 +9,7 @@ from collections.abc import Callable
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized, ceil_div
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.optimizers import Optimizer, Rule
 
 # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
@@ -112,6 +113,12 @@ def _factored(stored: ParameterSpec, elements: int | None) -> list[State]:
     ]
 
 
+def _kahan(stored: ParameterSpec, elements: int | None) -> list[State]:
+    if itemsize(stored.dtype) == 2:
+        return [("", stored.shape, stored.dtype, True, "Kahan's compensation of a 16-bit weight")]
+    return [("", (1,), "uint8", False, "a byte: the weight has 32 bits")]
+
+
 PAIRS: dict[Rule, Rule] = {"pair32": "float32", "pair8": "blockwise8"}
 """Rules whose tensors are twice those of another, stacked (bitsandbytes 0.50 optim/ademamix.py:
 `_get_state_double_buffer`, absmax1).
@@ -124,6 +131,9 @@ STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
     "ao4": _torchao(lambda stored: (ceil_div(stored.elements, 2),), 16, "half a byte an element"),
     "step": _step,
     "factored": _factored,
+    "kahan": _kahan,
+    "one": lambda stored, elements: [("", (1,), stored.dtype, False, "one value")],
+    "one32": lambda stored, elements: [("", (1,), "float32", False, "one fp32")],
     "none": lambda stored, elements: [],
 }
 

@@ -106,9 +106,9 @@ def refuse_sharding(setup: Setup) -> None:
             raise UsageError(text)
 
 
-def refuse_tracing(setup: Setup) -> None:
+def refuse_tracing(setup: Setup, family: str | None = None) -> None:
     """Raise UsageError where the trace, which runs one process, would answer for one rank of several that
-    share, or the installed transformers for another release.
+    share, or the installed transformers for another release. `family`: a model_type that the formula lacks.
     """
     if setup.transformers != "5":
         raise UsageError(
@@ -116,10 +116,15 @@ def refuse_tracing(setup: Setup) -> None:
             "formula, or leave transformers out"
         )
     if setup.parallel in SHARDED:
+        alone = "--gpus 1 --set parallel=none for one GPU that holds everything"
+        dry = f"memplan dry-run --gpus {setup.gpus} -- torchrun --nproc_per_node {setup.gpus} train.py"
         raise UsageError(
-            f"the trace runs one process and cannot show a rank's share under {setup.parallel}: use "
-            "--engine formula, or --gpus 1 "
-            "--set parallel=none for one GPU that holds everything"
+            f"the trace runs one process and cannot show a rank's share under {setup.parallel}"
+            + (
+                f": use --engine formula, or {alone}"
+                if family is None
+                else f", and the formula has no rule for {family}: run the program itself ({dry}), or use {alone}"
+            )
         )
 
 
@@ -157,6 +162,12 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
         "tensors (DTensor), and torch stops the run; choose --optimizer "
         "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
+    )
+    yield (
+        s.parallel == "fsdp" and OPTIMIZERS[s.optimizer].library == "optimi",
+        f"{s.optimizer} takes no Triton step on fsdp's sharded tensors (torch-optimi 0.3.3 utils.py "
+        "_default_to_triton), and its loop over them has no rule: use zero2 or zero3, or "
+        "--optimizer adamw_torch_fused",
     )
     wide = compute_dtype(s)
     yield (
@@ -236,12 +247,12 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
             "its model with, does not wrap it, so this is one GPU without buckets: set the number "
             "of processes with --gpus N",
         )
-    buckets = (
-        "DDP's gradient buckets (a second copy of the gradients, which the formula counts) and "
-        if engine != "formula"
-        else ""
-    )
-    found = [f"{setup.parallel}: {buckets}NCCL's buffers are not in the total; {UNRECORDED}"]
+    found = [f"{setup.parallel}: NCCL's buffers are not in the total; {UNRECORDED}"]
+    if engine != "formula" and setup.gradient_as_bucket_view:
+        found.append(
+            "gradients that are views of their buckets are counted twice by the trace, which is too high: the "
+            "formula counts them once"
+        )
     if setup.gpus == 1:
         found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
     if setup.parallel == "fsdp" and setup.fsdp_version == 1:

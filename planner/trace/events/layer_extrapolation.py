@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from memplan.planner.trace.events.layout import COPIES, Run, kept_layers, prune, runs, signatures, templates
-from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, Event, Log, Mark, Storage
+from memplan.planner.trace.events.log import ALLOC, BY_DEPTH, EMPTY, FREE, Event, Log, Mark, Storage
 
 __all__ = ["COPIES", "NotPeriodic", "Run", "kept_layers", "prune", "runs", "signatures", "templates"]
 
@@ -251,13 +251,16 @@ def growth(small: Log, longer: Log, stand_ins: Sequence[int]) -> dict[int, int]:
     Raises NotPeriodic where they differ in anything but the sizes of storages that do not repeat.
     """
     made = _Stretch(small, stand_ins, {})
-    mine, theirs = canonical(made.run().events), canonical(longer.events)
+    log = made.run()
+    calls, mine, theirs = log.storages, canonical(log.events), canonical(longer.events)
     if len(mine) != len(theirs):
         raise NotPeriodic(f"{len(mine)} events synthesized, {len(theirs)} traced")
     gains: dict[int, int] = {}
     for (kind, sid, nbytes), (kind2, sid2, nbytes2) in zip(mine, theirs, strict=True):
         if (kind, sid) != (kind2, sid2):
             raise NotPeriodic(f"storage {sid}, {kind}: the traced stream has {sid2}, {kind2}")
+        if kind == ALLOC and calls[sid].call != longer.storages[sid].call:
+            small.storages[made.origins[sid]].call = BY_DEPTH
         if kind == ALLOC and nbytes != nbytes2:
             if made.origins.count(made.origins[sid]) > 1:
                 raise NotPeriodic(f"a repeated storage changes its size: {nbytes} and {nbytes2}")

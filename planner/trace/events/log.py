@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 ALLOC, FREE, EMPTY = "alloc", "free", "empty_cache"
+OF_CALL, BY_DEPTH = "of a call", "by depth"
 # the op of a tensor that loading brings to the device, by threads where the library has some
 READ = "read from the checkpoint"
 Event = tuple[str, int, int]  # kind, storage id, bytes
@@ -33,6 +35,9 @@ class Storage:
     saved: bool = False
     held: bool = False  # by a thread's handle, until it exits: a cuBLAS workspace
     died: int | None = None  # index of its release among the events
+    # where kernels' calls are kept (trace/calls.py): the call that a storage of no bytes stands for, BY_DEPTH
+    # where another depth makes another call, and OF_CALL for a workspace of the call around it
+    call: Any = None
 
 
 @dataclass(slots=True)

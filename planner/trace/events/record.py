@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
@@ -19,8 +18,6 @@ from memplan.planner.run.build import build, outline
 from memplan.planner.run.built import Built, logical_numel
 from memplan.planner.run.model import (
     layer_list,
-    layer_number,
-    layer_prefix,
     place,
     quiet,
     reason,
@@ -29,14 +26,15 @@ from memplan.planner.run.model import (
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.progress import tell
 from memplan.planner.trace import attention, autocast, patches, patches_peft
+from memplan.planner.trace.buckets import buckets
 from memplan.planner.trace.device.composites import as_on_cuda
 from memplan.planner.trace.device.target import Target
 from memplan.planner.trace.events import attribute, layer_extrapolation
 from memplan.planner.trace.events.log import Log
 from memplan.planner.trace.kernels import Kernels
 from memplan.planner.trace.observe import Observer
+from memplan.planner.trace.telling import STEPS, Told, named_modules
 
-STEPS = 2  # optimizer states appear in the first: the second is the steady one
 MICRO_STEPS = 2  # of gradient accumulation: the first makes gradients, the second and all others add to them
 _NAMES_LAYERS = (
     "layers_to_transform",
@@ -67,8 +65,7 @@ class Facts:
 
 
 BALANCED = (
-    "shapes depend on which experts are chosen: the trace takes every expert equally often, a real router "
-    "does not"
+    "which experts are chosen decides shapes: the trace takes each equally often, a real router does not"
 )
 
 
@@ -77,7 +74,12 @@ class StepFailed(UsageError):
 
 
 def record(
-    config: Mapping[str, Any], setup: Setup, target: Target, *, full: bool = False
+    config: Mapping[str, Any],
+    setup: Setup,
+    target: Target,
+    *,
+    full: bool = False,
+    kind: type[Observer] = Observer,
 ) -> tuple[Log, Facts]:
     """The log of building and `STEPS` steps. `full` runs every layer and every micro-step of gradient
     accumulation; otherwise equal layers are synthesized where that is proved exact, and `MICRO_STEPS`
@@ -88,26 +90,27 @@ def record(
     """
     patches_peft.refuse(setup)
     try:
-        return _recorded(config, setup, target, full, routed=False)
+        return _recorded(config, setup, target, full, kind, routed=False)
     except StepFailed as failure:
         try:
-            log, facts = _recorded(config, setup, target, full, routed=True)
+            log, facts = _recorded(config, setup, target, full, kind, routed=True)
         except UsageError:
             raise failure from failure.__cause__
     return log, replace(facts, warnings=(*facts.warnings, BALANCED))
 
 
 def _recorded(
-    config: Mapping[str, Any], setup: Setup, target: Target, full: bool, routed: bool
+    config: Mapping[str, Any], setup: Setup, target: Target, full: bool, kind: type[Observer], routed: bool
 ) -> tuple[Log, Facts]:
     if not full:
         try:
-            found = _synthesized(config, setup, target, routed)
+            found = _synthesized(config, setup, target, kind, routed)
             if found is not None:
                 return found
         except layer_extrapolation.NotPeriodic:
             pass
-    return _observe(_outline(config, setup), config, setup, target, routed, None if full else MICRO_STEPS)
+    steps, model = None if full else MICRO_STEPS, _outline(config, setup)
+    return _observe(model, config, setup, target, kind, routed, steps)
 
 
 def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
@@ -118,7 +121,7 @@ def _outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
 
 
 def _synthesized(
-    config: Mapping[str, Any], setup: Setup, target: Target, routed: bool
+    config: Mapping[str, Any], setup: Setup, target: Target, kind: type[Observer], routed: bool
 ) -> tuple[Log, Facts] | None:
     """The full log from a few layers; None where nothing repeats often enough. Raises
     layer_extrapolation.NotPeriodic where it does not stretch.
@@ -138,10 +141,11 @@ def _synthesized(
     )
     if not reducible or cost >= len(found[1]):
         return None
-    small, facts = _observe(_cut(model, layout, None), config, setup, target, routed)
+    small, facts = _observe(_cut(model, layout, None), config, setup, target, kind, routed)
     gains, longer = [], []
     for number in reducible:
-        log, counts = _observe(_cut(_outline(config, setup), layout, number), config, setup, target, routed)
+        deeper = _cut(_outline(config, setup), layout, number)
+        log, counts = _observe(deeper, config, setup, target, kind, routed)
         gains.append(
             layer_extrapolation.growth(
                 small, log, layer_extrapolation.templates(layout, full=False, longer=number)
@@ -240,17 +244,19 @@ def _observe(
     config: Mapping[str, Any],
     setup: Setup,
     target: Target,
+    kind: type[Observer],
     routed: bool,
     micro_steps: int | None = MICRO_STEPS,
 ) -> tuple[Log, Facts]:
     """Build on `model` and run `STEPS` steps of at most `micro_steps` micro-steps under an observer.
     StepFailed where a library cannot.
     """
-    observer = Observer(Kernels(target))
+    observer = kind(Kernels(target))
     observer.answers = patches.answers(setup, observer, routed)
     with watching(observer, setup, target):
         built = build(config, setup, "meta", watcher=observer, model=model)
         attribute.attribute_weights(observer, built)
+        held = buckets(observer, built, setup)
         observer.finalize = attribute.attribute_after(observer, built)
         try:
             with (
@@ -258,8 +264,8 @@ def _observe(
                 attribute.saved_for_backward(observer),
             ):
                 for index in range(STEPS):
-                    step.run(built, _Told(observer), index, micro_steps)
-                evaluation.run(built, _Told(observer), STEPS - 1)
+                    step.run(built, Told(observer), index, micro_steps)
+                evaluation.run(built, Told(observer), STEPS - 1)
         except UsageError:
             raise
         except Exception as error:
@@ -271,23 +277,8 @@ def _observe(
         attribute.finalize_rest(observer.log.storages)
         facts = _facts(built, observer)
         observer.freeze()
+        del held
     return observer.log, facts
-
-
-class _Told:
-    """An announcer that also tells each moment, as progress."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-
-    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
-        """The observer's bracket around a moment."""
-        tell(_where(step, moment))
-        return self._observer.announce(moment, step)
-
-
-def _where(step: int, moment: str) -> str:
-    return f"step {step + 1} of {STEPS}, {moment.replace('_', ' ')}"
 
 
 def _facts(built: Built, observer: Observer) -> Facts:
@@ -307,38 +298,3 @@ def _facts(built: Built, observer: Observer) -> Facts:
 
 def _composites(target: Target) -> AbstractContextManager[None]:
     return as_on_cuda() if target.device == "cuda" else nullcontext()
-
-
-@contextmanager
-def named_modules(
-    observer: Observer, model: torch.nn.Module, reference: torch.nn.Module | None = None
-) -> Iterator[None]:
-    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included:
-    checkpointing stops early).
-    """
-    prefix = layer_prefix(model)
-    table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
-    if reference is not None:
-        second = layer_prefix(reference)
-        table |= {id(m): (name, layer_number(second, name)) for name, m in reference.named_modules()}
-    stack = observer.modules
-    hooks = torch.nn.modules.module
-    layers = 1 + max((layer for _, layer in table.values() if layer is not None), default=0)
-    told: int | None = None
-
-    def enter(module: torch.nn.Module, args: Any) -> None:
-        nonlocal told
-        observer.inherited = None
-        stack.append(entered := table.get(id(module), ("", None)))
-        if (layer := entered[1]) is not None and layer != told and observer.log.marks:
-            told = layer
-            tell(f"{_where(observer.log.marks[-1].step, observer.moment)}, layer {layer + 1} of {layers}")
-
-    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-        observer.inherited = None
-        stack.pop()
-
-    with ExitStack() as undo:
-        undo.callback(hooks.register_module_forward_pre_hook(enter).remove)
-        undo.callback(hooks.register_module_forward_hook(leave, always_call=True).remove)
-        yield

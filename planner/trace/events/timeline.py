@@ -151,6 +151,8 @@ def describe(storage: Storage) -> tuple[str, str]:
         return _NUMBER.sub("*", storage.name), _WHY[storage.component]
     where = _NUMBER.sub("*", storage.module).removeprefix("base_model.model.")
     op = storage.name or storage.op.removeprefix("aten.").rsplit(".", 1)[0]
+    if storage.name == "bucket":
+        return f"{where} bucket", "DDP copies gradients into buckets for the all-reduce"
     why = f"saved for backward, made by {op}" if storage.saved else f"{_WHY[storage.component]}, made by {op}"
     return (f"{where}: {op}" if where else op), why
 
