@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         FloatType,
         Gpus,
         Rank,
+        Share,
         Size,
     )
     from memplan.planner.tables.sdp import Attention
@@ -82,6 +83,11 @@ class Setup:
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
     target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
+    completion_length: Size | None  # of a row's tokens those that are sampled, where the task generates
+    generations: Count | None  # completions of one prompt, of which a generation has a multiple; not checked: None
+    steps_per_generation: Count | None  # micro-batches sampled at once; None: gradient_accumulation
+    vllm_share: Share | None  # of the GPU's memory, which a vLLM beside the trainer takes; None: no vLLM
+    vllm_sleeps: bool  # it holds its share while it samples alone
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
@@ -336,6 +342,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         *task_rules.in_backward(s),
         *task_rules.evaluation(s),
+        *task_rules.generation(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
