@@ -42,12 +42,14 @@ class Case:
     tokens: int
     checkpoints: bool
     gpu: str
+    sampled: tuple[int, ...] = ()  # of a task that generates: completion tokens, micro-batches of a step
 
     @property
     def label(self) -> str:
         """The case's name in the file of results."""
         kept = "checkpoints" if self.checkpoints else "none"
-        return f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+        whole = f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+        return " ".join((whole, *map(str, self.sampled)))
 
     def config(self) -> Mapping[str, Any]:
         """The model's config.json."""
@@ -55,6 +57,10 @@ class Case:
 
     def setup(self) -> Setup:
         """What the script says, as memplan's options have it."""
+        own: dict[str, Any] = {}
+        if self.sampled:  # with Triton there is a newer torch here than for the others
+            own = dict(zip(("completion_length", "gradient_accumulation"), self.sampled, strict=True))
+            own |= {"torch": "2.14", "reference": "model" if self.method == "full" else "base"}
         adapters = {} if self.method == "full" else {"targets": ("all-linear",), "rank": 16, "alpha": 32}
         return resolve(
             {
@@ -72,6 +78,7 @@ class Case:
                 "torch": "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
+                **own,
             }
         )
 
@@ -101,13 +108,25 @@ ALONE = (
 """An encoder's tasks and an encoder-decoder's."""
 
 
+SAMPLED = (
+    ("grpo", "qwen2.5-0.5b", "full", 4, 256, False, (16, 1)),
+    ("grpo", "qwen2.5-0.5b", "lora", 8, 256, True, (16, 2)),
+    ("grpo", "qwen2.5-0.5b", "qlora", 4, 256, True, (32, 8)),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
+    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (32, 16)),
+)
+"""Completions are short: a dry run calls every kernel of every token."""
+
+
 def cases() -> Iterator[Case]:
     """Every task on two GPUs: decoders full, with LoRA and QLoRA, with and without checkpoints; BERT, T5."""
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
+    for *shape, own in SAMPLED:
+        yield from (Case(*shape, gpu, own) for gpu in GPUS)
     for shape in SHAPES:
         for task in SCRIPTS:
-            if task not in ("mlm", "seq2seq") and (task, shape[1]) not in WITHOUT:
+            if task not in ("mlm", "seq2seq", "grpo") and (task, shape[1]) not in WITHOUT:
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
 
 
@@ -122,7 +141,7 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config()))
         (folder / "train.py").write_text(HEAD + SCRIPTS[case.task])
-        sizes = (str(case.batch), str(case.tokens), str(int(case.checkpoints)))
+        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *case.sampled)))
         words = ("python", str(folder / "train.py"), name, case.method, *sizes)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
@@ -135,7 +154,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
     from memplan.planner.trace.engine import trace
 
     config, setup, blocks = case.config(), case.setup(), None
-    if case.model in CONFIGS:
+    if case.model in CONFIGS or case.sampled:
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
         spec = find(case.model).spec()
@@ -240,6 +259,14 @@ def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> 
     return float(entry[engine][what] / entry["dry_run"][what] - 1)
 
 
+def of_step(case: Case) -> str:
+    """What a sampled batch has beside its size: micro-batches of a step, completion tokens."""
+    if not case.sampled:
+        return ""
+    completion, steps = case.sampled
+    return f", {steps} of them, {completion} sampled"
+
+
 def page(kept: dict[str, Any]) -> str:
     """docs/tasks.md of the kept results."""
     rows = []
@@ -249,7 +276,7 @@ def page(kept: dict[str, Any]) -> str:
             case.task,
             case.model,
             case.method,
-            f"{case.batch} x {case.tokens}",
+            f"{case.batch} x {case.tokens}{of_step(case)}",
             "yes" if case.checkpoints else "no",
             case.gpu,
             f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",

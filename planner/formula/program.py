@@ -33,6 +33,7 @@ from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMEN
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.torch_versions import release_of
 
 SYMBOLS = ("B", "S", "R")
@@ -295,6 +296,7 @@ def refuse(setup: Setup) -> None:
     """UsageError for what the formula has no rule for; each names the next move."""
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
     }
     for what, refused in reasons.items():
         if refused:

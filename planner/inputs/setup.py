@@ -83,11 +83,11 @@ class Setup:
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
     target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
-    completion_length: Size | None  # of a row's tokens those that are sampled, where the task generates
-    generations: Count | None  # completions of one prompt, of which a generation has a multiple; not checked: None
+    completion_length: Size | None  # sampled tokens of a row, task grpo
+    generations: Count | None  # completions of a prompt, of which a generation is a multiple; None: unchecked
     steps_per_generation: Count | None  # micro-batches sampled at once; None: gradient_accumulation
-    vllm_share: Share | None  # of the GPU's memory, which a vLLM beside the trainer takes; None: no vLLM
-    vllm_sleeps: bool  # it holds its share while it samples alone
+    vllm_share: Share | None  # of the GPU's memory, that of a vLLM beside the trainer; None: no vLLM
+    vllm_sleeps: bool  # it holds its share only while it samples
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
@@ -139,18 +139,14 @@ class Setup:
         return {name: getattr(self, name) for name in FIELDS}
 
     def replaced(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed and checked again; origins of the changed fields become
-        'user'.
-        """
+        """The same setup with some fields changed and checked again; their origins become 'user'."""
         values = {**self.values(), **changes}
         if "optimizer" in changes and "optimizer_mode" not in changes:
             values["optimizer_mode"] = _mode_of(values["optimizer"])
         return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def with_(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed, unchecked and their origins kept: for values of our
-        own.
-        """
+        """The same setup with some fields changed, unchecked, origins kept: for values of our own."""
         return replace(self, **changes)
 
     def identity(self) -> str:
@@ -216,9 +212,7 @@ def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _known_names(said: Mapping[str, Any]) -> None:
-    """Raise UsageError for a setting, method or recipe that does not exist, or a method that its recipe
-    lacks.
-    """
+    """Raise UsageError for an unknown setting, method, recipe or task, or a method that its recipe lacks."""
     for key in said:
         if key not in FIELDS:
             raise unknown("setting", key, FIELDS)

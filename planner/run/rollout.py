@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import GeneratedRows, generated
 from memplan.planner.run import policy
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import unchecked
 from memplan.planner.tables.components import GENERATION
+from memplan.planner.tables.gpus import find_gpu
 
 GROWTH_STEPS = 64
 """The cache grows from the first sampled token to the last in so many concatenations."""
@@ -32,18 +34,30 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
     setup, sizes = built.setup, generated(built.setup)
     where = next(built.model.parameters()).device
     with watcher.announce(GENERATION, step):
+        beside = share_of_vllm(setup, where) if setup.vllm_sleeps else None
         prompts = torch.randint(0, 100, (sizes.rows, sizes.prompt), device=where)
         mask = torch.ones_like(prompts)
     if setup.vllm_share is None:
         with unchecked(built.base), torch.no_grad(), _prepared(built):
             _sample(built, watcher, step, prompts, mask, sizes)
     with watcher.announce(GENERATION, step), built.kernels():
-        del mask
+        del beside, mask
         made = _batch(prompts, sizes)
         del prompts
         with torch.no_grad(), unchecked(built.base):
             found = _scores(built, made, sizes)
         built.rollout = _shuffled(made | found)
+
+
+def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
+    """What a vLLM in the trainer's process takes by configuration, gpu_memory_utilization x the GPU's memory
+    (vllm 0.11 v1/worker/gpu_worker.py init_device): its own weights, cache and workspaces, none of which is
+    looked into. None where there is none.
+    """
+    if setup.vllm_share is None or setup.gpu is None:
+        return None
+    nbytes = int(setup.vllm_share * find_gpu(setup.gpu).usable_bytes)
+    return torch.empty(nbytes, dtype=torch.uint8, device=where)
 
 
 def _sample(
@@ -70,7 +84,9 @@ def _sample(
         for more in _growth(sizes.completion - 2):
             for layer in _growing(cache):
                 keys, values = layer.keys, layer.values
-                layer.update(*(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values)))
+                layer.update(
+                    *(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values))
+                )
                 del keys, values
         built.held = cache
     with watcher.announce(GENERATION, step), built.kernels():

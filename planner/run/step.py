@@ -1,7 +1,7 @@
 """One training step, announcing its moments: the trace engine and the profiler run this same loop.
 
-Moments: generate where the task samples its batch, forward, backward, optimizer_step (and update_and_allocate for AdaLoRA); with gradient accumulation,
-forward and backward repeat.
+Moments: generate where the task samples its batch, forward, backward, optimizer_step (and update_and_allocate
+for AdaLoRA); with gradient accumulation, forward and backward repeat.
 """
 
 from __future__ import annotations
