@@ -182,6 +182,32 @@ without), or log-probabilities that came with the data. `mlm` and `seq2seq` trai
 lists for them (BERT, T5): others are refused. `--set target_length=N` is the length of the decoder's rows
 (the encoder's where it is left out). Not counted: `token_type_ids`, 8 bytes a token.
 
+## Sampling
+
+`grpo` trains on completions that the model samples itself: the moment `generate`, before the step. A row
+(`--seq`) is a prompt and a completion, `--set completion_length=N` says how much of it is sampled (512, as
+TRL's default). `--batch` counts completions, `--set generations=N` is how many of them share a prompt: it
+moves no memory, TRL asks for a multiple. So many rows are sampled at once as an optimizer step trains on, or
+`--set steps_per_generation=N` times the micro-batch. `--set reference=base` or `model` is a `beta` above 0.
+
+The trace runs transformers' generate and the trainer's arithmetic. Of the loop it runs the first token, which reads the
+prompts, and the last; between them the KV cache is concatenated as it grows. That is the whole loop's peak:
+a token makes the tensors of the one before, of which only the cache, the mask and what attention reads of them are longer.
+(tests/test_trace_sampling.py compares it with a loop that is run token by token.) *Reserved* bytes are less exact: of a completion
+of more than 64 tokens the cache grows in 64 steps, so that fewer blocks are left behind.
+
+```console
+$ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch 8 --gpu rtx-4090
+```
+
+The formula has no rule for it: `plan`, `fit` and `compare` answer with the trace, which takes a while, and
+`ask`, jobs and several GPUs are refused. Not counted: a sort of the logits (`top_p`, `top_k`), a reward
+model; where a file says so the answer is "at least".
+
+With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU's
+memory (vLLM's `gpu_memory_utilization`), of which memplan looks into nothing, all along, or with `--set vllm_sleeps=true` in
+`generate` alone.
+
 ## Evaluation
 
 `--set eval_batch=8` adds an evaluation step after training, the moment `evaluate`: the loss of so many
@@ -230,7 +256,9 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT and T5 have no formula: for them that column is the compiled trace, which plan answers with.
+BERT, T5 and GRPO have no formula: for them that column is the compiled trace, which plan answers with. GRPO's
+dry runs are torch 2.14's; completions are short, since a dry run calls every kernel of every token. With LoRA and QLoRA
+the rows of eight and sixteen micro-batches are sampled at once, which is the peak.
 
 {header}
 {rows}

@@ -76,9 +76,9 @@ def sampled(facts: Facts, fields: dict[str, Any], warnings: list[str]) -> dict[s
     if facts.get("task") != "grpo":
         return fields
     completion = facts.get("_completion", COMPLETION)
-    prompt = facts.get("_prompt", facts.get("_length", 0) - completion)
-    if prompt <= 0:
-        prompt = PROMPT
+    facts.pop("_length", None)  # GRPOConfig has none: a row is a prompt and a completion
+    prompt = facts.get("_prompt", PROMPT)
+    if "_prompt" not in facts:
         warnings.append(
             f"the length of prompts is in the data: {PROMPT} tokens are assumed, --seq says prompt and completion"
         )

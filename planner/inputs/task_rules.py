@@ -106,16 +106,16 @@ def generation(s: Any) -> list[tuple[bool, str]]:
         return [
             (
                 strange is not None,
-                f"{strange} {getattr(s, strange or 'task')} contradicts {said}, which samples nothing: leave it "
-                "out, or use --task grpo",
+                f"{strange} {getattr(s, strange or 'task')} contradicts {said}, which samples nothing: "
+                "leave it out, or use --task grpo",
             )
         ]
     rows = s.micro_batch * s.gpus * (s.steps_per_generation or s.gradient_accumulation)
     return [
         (
             (s.completion_length or 0) >= s.sequence_length,
-            f"completion_length {s.completion_length} leaves no prompt in a row of {s.sequence_length} tokens: "
-            "use --seq for prompt and completion together, or --set completion_length=N",
+            f"completion_length {s.completion_length} leaves no prompt in {s.sequence_length} tokens of a "
+            "row: use --seq for prompt and completion together, or --set completion_length=N",
         ),
         (
             s.generations is not None and rows % s.generations != 0,

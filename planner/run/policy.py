@@ -18,7 +18,7 @@ from memplan.planner.run.built import Built
 from memplan.planner.run.preferences import called
 
 BETA, CLIP = 0.04, 0.2
-"""A weight of the divergence from a reference, and trl 1.16 grpo_config.py epsilon: neither moves memory."""
+"""A divergence's weight, and trl 1.16 grpo_config.py epsilon: neither moves memory."""
 
 
 def scores(
