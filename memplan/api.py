@@ -311,7 +311,7 @@ def traced_alone(model: Model, setup: Setup) -> bool:
 
     if unknown_family(model):
         return True
-    if not TASKS[setup.task].generates:
+    if not (TASKS[setup.task].generates or setup.merge):
         return False
     from memplan.planner.run.extras import has_causal_model
 
@@ -340,7 +340,8 @@ def _compiled(model: Model, setup: Setup) -> Prediction:
     from memplan.planner.compiled.engine import Compiled
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
-    what = f"task {setup.task}" if TASKS[setup.task].generates else found.model.architecture
+    own = "merging an adapter" if setup.merge else found.model.architecture
+    what = f"task {setup.task}" if TASKS[setup.task].generates else own
     why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))
 

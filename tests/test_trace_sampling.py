@@ -40,11 +40,13 @@ from test_trace_trainer import (
 )
 
 from memplan.planner.allocator.replay import replay
-from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.tasks import generated
 from memplan.planner.run import chunked_loss, policy
 from memplan.planner.tables.components import GENERATION
+from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.trace.device.target import target_of
+from memplan.planner.trace.engine import trace
 from memplan.planner.trace.events.log import Log, Mark
 from memplan.planner.trace.events.record import STEPS, record
 
@@ -187,3 +189,36 @@ def test_a_long_completion_needs_what_its_first_and_its_last_token_do(tmp_path: 
     first, last = sampling[0].begin, sampling[-2].end  # scoring follows
     found = events.peaks(first, last)
     assert found.allocated == pytest.approx(replay(theirs.events).peaks(begin, ends_at).allocated, rel=2e-3)
+
+
+def test_vllm_counts_as_its_share_while_it_is_there() -> None:
+    """All along, or where it sleeps while the model is trained, in the generation alone; and the policy's own
+    scores are taken, which correct for its numerics.
+    """
+    fields = {"task": "grpo", "method": "lora", **COMPLETIONS, "vllm_share": 0.25}
+    share = int(0.25 * find_gpu("a100-40gb").usable_bytes)
+    there, sleeps = (
+        trace(CONFIG, setup_of("trl", {**fields, "vllm_sleeps": rests})) for rests in (False, True)
+    )
+    for moment in ("load", "generate", "backward"):
+        row = [each for each in there.moment(moment).rows if each.bytes == share]
+        assert len(row) == 1 and "vLLM" in row[0].name + row[0].why
+    held = {m.moment for m in sleeps.moments if any(row.bytes == share for row in m.rows)}
+    assert held == {"generate"} and sleeps.peak.moment == "generate"
+    ours, _ = record(CONFIG, sleeps.setup, target_of(sleeps.setup))
+    cached = [s for s in ours.storages if s.name.startswith("KV cache")]
+    assert not cached and generated(sleeps.setup).old_scores
+
+
+def test_grpo_is_no_supervised_step() -> None:
+    """It samples first, scores completions alone, and has no gradients of other tokens' logits."""
+    same = {"method": "lora", "gpu": "a100-40gb", "micro_batch": 8, "sequence_length": 64}
+    sampled, supervised = (
+        trace(CONFIG, resolve({"recipe": "trl", **same, **own}))
+        for own in ({"task": "grpo", "completion_length": 48, "gradient_accumulation": 4}, {})
+    )
+    assert [m.moment for m in sampled.moments][2] == "generate"
+    assert "generate" not in [m.moment for m in supervised.moments]
+    cached = [row for row in sampled.moment("generate").rows if row.name.startswith("KV cache")]
+    assert not cached or cached[0].component == "activations"
+    assert sampled.moment("backward").allocated_bytes < supervised.moment("backward").allocated_bytes

@@ -296,6 +296,7 @@ def refuse(setup: Setup) -> None:
     """UsageError for what the formula has no rule for; each names the next move."""
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        "merging an adapter into its base": setup.merge,
         f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
     }
     for what, refused in reasons.items():

@@ -36,9 +36,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and
-    remembers why.
-
-    The annotations are the rules that `checking.check` makes pydantic enforce on what a person wrote.
+    remembers why. The annotations are the rules that `checking.check` enforces on what a person wrote.
     """
 
     method: str
@@ -90,6 +88,7 @@ class Setup:
     vllm_sleeps: bool  # it holds its share only while it samples
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
+    merge: bool  # the adapter is merged into its base after training, as merge_and_unload does
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
@@ -336,6 +335,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         *task_rules.in_backward(s),
         *task_rules.evaluation(s),
+        *task_rules.merging(s),
         *task_rules.generation(s),
         (
             s.packed_documents > s.sequence_length,

@@ -176,6 +176,25 @@ def evaluation(s: Any) -> list[tuple[bool, str]]:
     ]
 
 
+def merging(s: Any) -> list[tuple[bool, str]]:
+    """What an adapter that is merged into its base needs."""
+    trains, linear = METHODS[s.method].trains, s.method not in ("adapter", *PROMPTS)
+    return [
+        (
+            s.merge and (trains != "adapter" or not linear),
+            f"merge: method '{s.method}' has no adapter that PEFT merges into a base: use --method lora",
+        ),
+        (
+            s.merge and s.quant_type == "int8",
+            "merge has no rule for int8 weights: use --method lora or qlora",
+        ),
+        (
+            s.merge and s.parallel != "none",
+            f"merge has no rule for parallel '{s.parallel}': leave it out for one GPU",
+        ),
+    ]
+
+
 def in_backward(s: Any) -> list[tuple[bool, str]]:
     """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
     broken = (

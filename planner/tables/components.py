@@ -27,5 +27,7 @@ STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 """The moments of one training step, in order."""
 EVALUATION = "evaluate"
 """An evaluation step, after training steps, where a setup asks for it."""
+MERGE = "merge"
+"""An adapter merged into its base, after training steps, where a setup asks for it."""
 MOMENTS = ("load_peak", "load", *STEP_MOMENTS)
 """Those before them too: the peak while building, and what stays."""

@@ -40,6 +40,7 @@ BASE: dict[str, Any] = {
     "retain_outputs": False,
     "eval_batch": None,
     "eval_kept": None,
+    "merge": False,
     "target_length": None,
     "completion_length": None,
     "generations": None,

@@ -313,6 +313,7 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
 
 
 PATCHES = (
+    patches_peft.requantized,
     _tensors_from_data,
     _torch_optimizers,
     patches_peft.moves_adapters,
