@@ -42,12 +42,14 @@ class Case:
     tokens: int
     checkpoints: bool
     gpu: str
+    sampled: tuple[int, ...] = ()  # of a task that generates: completion tokens, micro-batches of a step
 
     @property
     def label(self) -> str:
         """The case's name in the file of results."""
         kept = "checkpoints" if self.checkpoints else "none"
-        return f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+        whole = f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+        return " ".join((whole, *map(str, self.sampled)))
 
     def config(self) -> Mapping[str, Any]:
         """The model's config.json."""
@@ -55,6 +57,10 @@ class Case:
 
     def setup(self) -> Setup:
         """What the script says, as memplan's options have it."""
+        own: dict[str, Any] = {}
+        if self.sampled:  # with Triton there is a newer torch here than for the others
+            own = dict(zip(("completion_length", "gradient_accumulation"), self.sampled, strict=True))
+            own |= {"torch": "2.14", "reference": "model" if self.method == "full" else "base"}
         adapters = {} if self.method == "full" else {"targets": ("all-linear",), "rank": 16, "alpha": 32}
         return resolve(
             {
@@ -72,6 +78,7 @@ class Case:
                 "torch": "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
+                **own,
             }
         )
 
@@ -101,13 +108,25 @@ ALONE = (
 """An encoder's tasks and an encoder-decoder's."""
 
 
+SAMPLED = (
+    ("grpo", "qwen2.5-0.5b", "full", 4, 256, False, (16, 1)),
+    ("grpo", "qwen2.5-0.5b", "lora", 8, 256, True, (16, 2)),
+    ("grpo", "qwen2.5-0.5b", "qlora", 4, 256, True, (32, 8)),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
+    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (32, 16)),
+)
+"""Completions are short: a dry run calls every kernel of every token."""
+
+
 def cases() -> Iterator[Case]:
     """Every task on two GPUs: decoders full, with LoRA and QLoRA, with and without checkpoints; BERT, T5."""
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
+    for *shape, own in SAMPLED:
+        yield from (Case(*shape, gpu, own) for gpu in GPUS)
     for shape in SHAPES:
         for task in SCRIPTS:
-            if task not in ("mlm", "seq2seq") and (task, shape[1]) not in WITHOUT:
+            if task not in ("mlm", "seq2seq", "grpo") and (task, shape[1]) not in WITHOUT:
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
 
 
@@ -122,7 +141,7 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config()))
         (folder / "train.py").write_text(HEAD + SCRIPTS[case.task])
-        sizes = (str(case.batch), str(case.tokens), str(int(case.checkpoints)))
+        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *case.sampled)))
         words = ("python", str(folder / "train.py"), name, case.method, *sizes)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
@@ -135,7 +154,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
     from memplan.planner.trace.engine import trace
 
     config, setup, blocks = case.config(), case.setup(), None
-    if case.model in CONFIGS:
+    if case.model in CONFIGS or case.sampled:
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
         spec = find(case.model).spec()
@@ -162,6 +181,43 @@ compares with: the model with its adapter switched off (the default with adapter
 without), or log-probabilities that came with the data. `mlm` and `seq2seq` train a class that transformers
 lists for them (BERT, T5): others are refused. `--set target_length=N` is the length of the decoder's rows
 (the encoder's where it is left out). Not counted: `token_type_ids`, 8 bytes a token.
+
+## Sampling
+
+`grpo` trains on completions that the model samples itself: the moment `generate`, before the step. A row
+(`--seq`) is a prompt and a completion, `--set completion_length=N` says how much of it is sampled (512, as
+TRL's default). `--batch` counts completions; `--set generations=N`, how many of them share a prompt, moves no
+memory, but a generation must be a multiple of it. As many rows are sampled at once as an optimizer step
+trains on, or `--set steps_per_generation=N` micro-batches. `--set reference=base` or `model` is a `beta`
+above 0.
+
+The trace runs transformers' own generate. Of its loop it runs the first token, which reads the prompts, and
+the last; between them the KV cache is concatenated as it grows. That is the whole loop's peak: a token makes
+the tensors of the one before, of which only the cache, the mask and what attention reads of them are longer
+(tests/test_trace_sampling.py compares it with a loop that runs token by token). Reserved bytes are less
+exact: of a completion of more than 64 tokens the cache grows in 64 steps, so that fewer blocks stay behind.
+
+```console
+$ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch 8 --gpu rtx-4090
+```
+
+The formula has no rule for it: `plan`, `fit` and `compare` answer with the trace, which takes a while; jobs
+and several GPUs are refused. Not counted: what `top_p` and `top_k` make of the logits, and a reward model;
+where a file names them the answer is "at least".
+
+With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
+`gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
+`generate` alone.
+
+## Merging
+
+`--set merge=true` adds the moment `merge` after training: PEFT's `merge_and_unload` while optimizer and
+adapters are still there. Linear layers are merged one after another, so the largest one decides. Into a
+16-bit base it takes 8 bytes for each of its weights (the update in fp32, and that scaled), into a 4-bit base
+14 (the layer in 16 bits; in fp32 its update, their sum, and the sum on its way back, since bitsandbytes
+quantizes it again). The formula has no rule for it, the trace answers. Over stub libraries the peak of an
+unmodified script (tests/dryrun_scripts/merges.py, llama-3.2-1b, torch 2.14) is the trace's to the byte for
+LoRA, 2,631.4 MiB, and 1.0 MiB less than it for QLoRA, 1,359.6 MiB.
 
 ## Evaluation
 
@@ -211,7 +267,9 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT and T5 have no formula: for them that column is the compiled trace, which plan answers with.
+BERT, T5 and GRPO have no formula: for them that column is the compiled trace, which plan answers with. GRPO's
+dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every kernel of
+every token. Where eight or more micro-batches are sampled at once, that is the peak.
 
 {header}
 {rows}
@@ -240,6 +298,14 @@ def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> 
     return float(entry[engine][what] / entry["dry_run"][what] - 1)
 
 
+def of_step(case: Case) -> str:
+    """What a sampled batch has beside its size: micro-batches of a step, completion tokens."""
+    if not case.sampled:
+        return ""
+    completion, steps = case.sampled
+    return f", {steps} of them, {completion} sampled"
+
+
 def page(kept: dict[str, Any]) -> str:
     """docs/tasks.md of the kept results."""
     rows = []
@@ -249,7 +315,7 @@ def page(kept: dict[str, Any]) -> str:
             case.task,
             case.model,
             case.method,
-            f"{case.batch} x {case.tokens}",
+            f"{case.batch} x {case.tokens}{of_step(case)}",
             "yes" if case.checkpoints else "no",
             case.gpu,
             f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",

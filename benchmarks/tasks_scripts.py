@@ -81,6 +81,21 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 """
     + WHOLE_LOGITS.replace("NAME", "CPO"),
+    "grpo": """
+from trl import GRPOConfig, GRPOTrainer
+completion, accumulation = map(int, sys.argv[6:8])
+tokenizer.padding_side = "left"
+def lengths(completions, **kwargs):
+    return [float(len(each)) for each in completions]
+trainer = GRPOTrainer(
+    model=folder, reward_funcs=lengths, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
+    args=GRPOConfig(
+        **common, gradient_accumulation_steps=accumulation, num_generations=4, beta=0.04,
+        max_completion_length=completion, generation_kwargs={"min_new_tokens": completion},
+        model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"prompt": "a " * (tokens - completion)}] * 64), **quantized)
+trainer.train()
+""",
     "mlm": """
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 tokenizer.add_special_tokens({"mask_token": "<mask>"})

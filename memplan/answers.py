@@ -52,7 +52,7 @@ def fit(
     if complete.gpu is None:
         raise UsageError("fit needs a GPU: gpu='rtx-3090' (memplan list gpus), or a budget such as '23.5GiB'")
     gpu = find_gpu(complete.gpu)
-    if api.unknown_family(found):
+    if api.traced_alone(found, complete):
         return api.fit_by_trace(found, complete, gpu, prefer=prefer, tasks=tasks, serve=serve)
     error = api.recorded_accuracy("formula").margin
     return search(found.spec(), complete, gpu, error=error, prefer=prefer, tasks=tasks, serve=serve)
@@ -80,7 +80,7 @@ def compare(
         return api.predict(found, this, engine)
 
     names = METHODS_COMPARED if methods is None else tuple(methods)
-    spec = None if api.unknown_family(found) else found.spec()
+    spec = None if api.traced_alone(found, complete) else found.spec()
     return tuple(columns(spec, complete, predict, dict.fromkeys(names), gpu, error))
 
 

@@ -24,6 +24,7 @@ from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
+from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.tested_versions import newer_than_tested
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     """The prediction of one engine, with that engine's recorded accuracy and the verdicts for the GPUs in
     question.
     """
-    unknown = engine is None and unknown_family(model)
+    unknown = engine is None and traced_alone(model, setup)
     engine = engine or ("trace" if setup.adapter is not None or unknown else "formula")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
@@ -302,6 +303,21 @@ def unknown_family(model: Model) -> bool:
     return has_causal_model(kind)
 
 
+def traced_alone(model: Model, setup: Setup) -> bool:
+    """Whether the trace is all that answers, and installed: the formula has no family for the model, or no
+    rule for the setup's task.
+    """
+    from memplan.planner.inputs.families.table import language_part
+
+    if unknown_family(model):
+        return True
+    if not (TASKS[setup.task].generates or setup.merge):
+        return False
+    from memplan.planner.run.extras import has_causal_model
+
+    return has_causal_model(str(language_part(model.config).get("model_type")))
+
+
 def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
     """What fits a GPU, for a family that the formula lacks; options are those of
     planner/answers/fit/traced.py.
@@ -324,10 +340,9 @@ def _compiled(model: Model, setup: Setup) -> Prediction:
     from memplan.planner.compiled.engine import Compiled
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
-    why = (
-        f"traced: the formula has no rule for {found.model.architecture}, so the transformers class itself "
-        "ran on meta tensors"
-    )
+    own = "merging an adapter" if setup.merge else found.model.architecture
+    what = f"task {setup.task}" if TASKS[setup.task].generates else own
+    why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))
 
 

@@ -16,7 +16,7 @@ from memplan.validate.questions.replies import ask
     [
         ("Will DPO of llama-3.1-8b with LoRA fit on an A100 80GB?", "dpo"),
         ("llama-7b 做 KTO，LoRA，24G 够吗", "kto"),
-        ("GRPO of qwen2.5-7b with qlora on a 4090?", "grpo"),
+        ("PPO of qwen2.5-7b with qlora on a 4090?", "ppo"),
         ("训练一个 8B 的奖励模型，24G 够吗", "reward"),
         ("sequence classification with mistral-7b qlora on a t4?", "classify"),
     ],
@@ -39,8 +39,14 @@ def test_a_task_is_compared_with_supervised_training():
 
 
 def test_where_not_all_is_counted_no_length_is_said_to_fit():
-    (reply,) = ask("GRPO of qwen2.5-7b with qlora on a 4090?")
+    (reply,) = ask("PPO of qwen2.5-7b with qlora on a 4090?")
     assert reply.answer is not None and reply.answer.verdict == "at least" and not reply.answer.boundaries
+
+
+def test_what_only_the_trace_knows_names_its_command():
+    command = "memplan qwen2.5-7b --task grpo --method qlora --gpu rtx-4090 traces it"
+    with pytest.raises(UsageError, match=command):
+        ask("GRPO of qwen2.5-7b with qlora on a 4090?")
 
 
 def test_a_run_of_so_many_tokens_takes_its_time_and_costs_its_price():

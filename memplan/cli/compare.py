@@ -74,7 +74,7 @@ def command(
 
     with Progress("compare", as_json):
         found = columns(
-            None if api.unknown_family(subject.model) else subject.model.spec(),
+            None if api.traced_alone(subject.model, subject.setup) else subject.model.spec(),
             subject.setup,
             predict,
             dict.fromkeys((*names, *asked)),

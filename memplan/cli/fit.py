@@ -147,7 +147,7 @@ def search(
     from memplan.planner.answers.search import fit
 
     gpu = find_gpu(subject.setup.gpu or "")
-    if engine != "formula" and api.unknown_family(subject.model):
+    if engine != "formula" and api.traced_alone(subject.model, subject.setup):
         found = api.fit_by_trace(
             subject.model,
             subject.setup,

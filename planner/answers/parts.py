@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from memplan.planner.answers.verdict import UNCOUNTED, Word, margin, not_modelled
 from memplan.planner.prediction import Parts, Prediction
-from memplan.planner.tables.components import EVALUATION
+from memplan.planner.tables.components import EVALUATION, MERGE
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
 
@@ -26,7 +26,7 @@ def parts(prediction: Prediction, gpu: Gpu) -> Parts | None:
     """
     sizes = {m.moment: m.allocated_bytes for m in prediction.moments}
     load, evaluation = sizes.get(LOAD), sizes.get(EVALUATION)
-    if load is None or prediction.not_modelled or any(not_modelled(prediction, gpu)):
+    if load is None or MERGE in sizes or prediction.not_modelled or any(not_modelled(prediction, gpu)):
         return None
     step, peak = prediction.step_peak.allocated_bytes, prediction.peak
     four_bit = prediction.setup.quant_type in ("nf4", "fp4")

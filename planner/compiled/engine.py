@@ -38,15 +38,13 @@ class Compiled:
         """The trace's prediction at (micro-batch, sequence length). `solve`: other sizes will be asked, so
         that a program for all of their regime is worth its traces.
         """
-        setup = self.setup.replaced(micro_batch=point[0], sequence_length=point[1])
+        setup = self.setup.with_(micro_batch=point[0], sequence_length=point[1])
         log, facts = self.log(point, solve=solve)
         return predicted(self.config, setup, log, facts, name)
 
     def log(self, point: Point, *, solve: bool = False) -> tuple[Log, Facts]:
         """The run's events at those sizes, and the model's counts."""
-        *wide, exact = regimes(
-            self.config, self.setup.replaced(micro_batch=point[0], sequence_length=point[1])
-        )
+        *wide, exact = regimes(self.config, self.setup.with_(micro_batch=point[0], sequence_length=point[1]))
         for wanted in (*wide, exact):
             program = self.program(wanted, solve=solve or wanted == exact)
             if program is not None:
@@ -100,7 +98,7 @@ class Compiled:
     def _traced(self, point: Point) -> tuple[Log, Facts]:
         if point not in self._logs:
             self.progress(f"tracing micro-batch {point[0]}, sequence length {point[1]:,}")
-            setup = self.setup.replaced(micro_batch=point[0], sequence_length=point[1])
+            setup = self.setup.with_(micro_batch=point[0], sequence_length=point[1])
             with telling(f"{point[0]} x {point[1]:,} tokens"):
                 self._logs[point] = recorded(self.config, setup, calls=True)
         return self._logs[point]

@@ -87,7 +87,8 @@ class Regime:
 def regimes(config: Mapping[str, Any], setup: Setup) -> tuple[Regime, ...]:
     """The regimes that answer for a setup's sizes, the widest first; the last is that one point."""
     batch, sequence = setup.micro_batch, setup.sequence_length
-    limits = sorted({0, LONGEST, *(each for each in _limits(config) if each > 0)})
+    own = setup.completion_length or 0  # a row without a prompt is none
+    limits = sorted({0, LONGEST, own, *(each for each in _limits(config) if each > 0)})
     low = max(each for each in limits if each <= sequence)
     high = min((each for each in limits if each > sequence), default=LONGEST)
     any_batch = 1 if batch == 1 else None

@@ -32,6 +32,7 @@ from memplan.planner.prediction import Breakdown
 from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
 
 SYMBOLS = ("B", "S", "R")
 
@@ -293,6 +294,8 @@ def refuse(setup: Setup) -> None:
     """UsageError for what the formula has no rule for; each names the next move."""
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        "merging an adapter into its base": setup.merge,
+        f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
     }
     for what, refused in reasons.items():
         if refused:

@@ -24,6 +24,7 @@ from memplan.planner.importers.rules import (
     find_rule,
     walk,
 )
+from memplan.planner.importers.sampling import REWARD
 from memplan.planner.importers.snippet_rules import ADAPTER, OPTIMIZERS, PRETRAINED, QUANTIZATION
 from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
 from memplan.planner.importers.tasks import CLASSES, COMPARED, rules_of, settle_head, trainer_task
@@ -238,6 +239,8 @@ def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     reference = next(iter([*second, *call.args[1:2]]), None)
     if code.facts.get("task") in COMPARED and reference is not None and code.values.of(reference) is not None:
         code.facts["_reference"] = True
+    if any(k.arg == "reward_funcs" and isinstance(code.values.of(k.value), str) for k in call.keywords):
+        code.keys.append(KeyReport("reward_funcs", "not_modelled", REWARD))
     named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
     first = next(iter([*named, *call.args]), None)
     if isinstance(code.values.of(first), str):

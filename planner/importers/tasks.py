@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.importers.rules import Facts, KeyReport, Rule, flag, ignored, not_modelled, use
+from memplan.planner.importers.sampling import SAMPLING
 
 TRAINERS: dict[str, str] = {
     "SFT": "sft",
@@ -57,7 +58,10 @@ _PAIRS: dict[str, Rule] = {
     "cpo_alpha": Rule("ignored", why="a number of the loss; its cross-entropy is counted, 0 leaves it out"),
     "simpo_gamma": Rule("ignored", why="a number of the loss"),
 }
-KEYS: dict[str, dict[str, Rule]] = dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo"), _PAIRS)
+KEYS: dict[str, dict[str, Rule]] = {
+    **dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo"), _PAIRS),
+    "grpo": SAMPLING,
+}
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 
 

@@ -25,6 +25,7 @@ from memplan.planner.importers.rules import (
     text,
     use,
 )
+from memplan.planner.importers.sampling import sampled
 from memplan.planner.importers.tasks import settle_task
 
 RULES: dict[str, Rule] = {
@@ -89,7 +90,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.pop("_liger", False):
         facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
     settle_task(facts)
-    return {**setup_fields(facts), "recipe": "trl"}
+    return sampled(facts, {**setup_fields(facts), "recipe": "trl"}, warnings)
 
 
 def _settle_model(facts: Facts) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         FloatType,
         Gpus,
         Rank,
+        Share,
         Size,
     )
     from memplan.planner.tables.sdp import Attention
@@ -36,9 +37,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """How a model is trained. Frozen and complete: build one with `resolve`, which fills every field and
-    remembers why.
-
-    The annotations are the rules that `checking.check` makes pydantic enforce on what a person wrote.
+    remembers why. The annotations are the rules that `checking.check` enforces on what a person wrote.
     """
 
     method: str
@@ -83,8 +82,14 @@ class Setup:
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
     target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
+    completion_length: Size | None  # sampled tokens of a row, task grpo
+    generations: Count | None  # completions of a prompt, of which a generation is a multiple; None: unchecked
+    steps_per_generation: Count | None  # micro-batches sampled at once; None: gradient_accumulation
+    vllm_share: Share | None  # of the GPU's memory, that of a vLLM beside the trainer; None: no vLLM
+    vllm_sleeps: bool  # it holds its share only while it samples
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
+    merge: bool  # the adapter is merged into its base after training, as merge_and_unload does
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
@@ -134,18 +139,14 @@ class Setup:
         return {name: getattr(self, name) for name in FIELDS}
 
     def replaced(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed and checked again; origins of the changed fields become
-        'user'.
-        """
+        """The same setup with some fields changed and checked again; their origins become 'user'."""
         values = {**self.values(), **changes}
         if "optimizer" in changes and "optimizer_mode" not in changes:
             values["optimizer_mode"] = _mode_of(values["optimizer"])
         return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def with_(self, **changes: Any) -> Setup:
-        """The same setup with some fields changed, unchecked and their origins kept: for values of our
-        own.
-        """
+        """The same setup with some fields changed, unchecked, origins kept: for values of our own."""
         return replace(self, **changes)
 
     def identity(self) -> str:
@@ -211,9 +212,7 @@ def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _known_names(said: Mapping[str, Any]) -> None:
-    """Raise UsageError for a setting, method or recipe that does not exist, or a method that its recipe
-    lacks.
-    """
+    """Raise UsageError for an unknown setting, method, recipe or task, or a method that its recipe lacks."""
     for key in said:
         if key not in FIELDS:
             raise unknown("setting", key, FIELDS)
@@ -337,6 +336,8 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         ),
         *task_rules.in_backward(s),
         *task_rules.evaluation(s),
+        *task_rules.merging(s),
+        *task_rules.generation(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",

@@ -48,7 +48,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} has no rule for method '{s.method}': use --method lora or full",
         ),
         (
-            s.reference != "none" and not task.reference,
+            s.reference != "none" and not (task.reference or task.compares),
             f"reference '{s.reference}' contradicts task '{s.task}', which compares with no reference model: "
             "leave it out, or use --task dpo",
         ),
@@ -97,6 +97,55 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
     ]
 
 
+def generation(s: Any) -> list[tuple[bool, str]]:
+    """What a task that samples its batch needs, and what only such a task has."""
+    task, said = TASKS[s.task], f"task '{s.task}'"
+    own = ("completion_length", "generations", "steps_per_generation", "vllm_share")
+    strange = next((name for name in own if getattr(s, name) is not None), None)
+    if not task.generates:
+        return [
+            (
+                strange is not None,
+                f"{strange} {getattr(s, strange or 'task')} contradicts {said}, which samples nothing: "
+                "leave it out, or use --task grpo",
+            )
+        ]
+    rows = s.micro_batch * s.gpus * (s.steps_per_generation or s.gradient_accumulation)
+    return [
+        (
+            (s.completion_length or 0) >= s.sequence_length,
+            f"completion_length {s.completion_length} leaves no prompt in {s.sequence_length} tokens of a "
+            "row: use --seq for prompt and completion together, or --set completion_length=N",
+        ),
+        (
+            s.generations is not None and rows % s.generations != 0,
+            f"a generation of {rows} rows is no multiple of generations {s.generations}: use --batch or "
+            "--set generations=N",
+        ),
+        (
+            s.vllm_share is not None and s.gpu is None,
+            f"vllm_share {s.vllm_share} is of a GPU's memory: name it with --gpu",
+        ),
+        (
+            s.vllm_sleeps and s.vllm_share is None,
+            "vllm_sleeps needs vLLM's share of the GPU: --set vllm_share=0.3",
+        ),
+        (
+            s.eval_batch is not None,
+            f"eval_batch {s.eval_batch} has no rule for {said}, whose evaluation samples too: leave it out",
+        ),
+        (
+            s.method in ("adapter", *PROMPTS),
+            f"{said} has no rule for method '{s.method}': use --method lora or full",
+        ),
+        (
+            s.parallel != "none",
+            f"{said} has no rule for parallel '{s.parallel}': leave it out for one GPU, or leave --task out "
+            "for the supervised step, which is less",
+        ),
+    ]
+
+
 def evaluation(s: Any) -> list[tuple[bool, str]]:
     """What an evaluation needs; its logits are kept by transformers' own prediction_step, of a decoder or an
     encoder (T5's outputs have more than logits, TRL's trainers of pairs keep other numbers).
@@ -123,6 +172,25 @@ def evaluation(s: Any) -> list[tuple[bool, str]]:
         (
             s.eval_kept is not None and s.task not in KEEPS_LOGITS,
             f"{kept} has no rule for task '{s.task}': use it with {', '.join(KEEPS_LOGITS)}",
+        ),
+    ]
+
+
+def merging(s: Any) -> list[tuple[bool, str]]:
+    """What an adapter that is merged into its base needs."""
+    trains, linear = METHODS[s.method].trains, s.method not in ("adapter", *PROMPTS)
+    return [
+        (
+            s.merge and (trains != "adapter" or not linear),
+            f"merge: method '{s.method}' has no adapter that PEFT merges into a base: use --method lora",
+        ),
+        (
+            s.merge and s.quant_type == "int8",
+            "merge has no rule for int8 weights: use --method lora or qlora",
+        ),
+        (
+            s.merge and s.parallel != "none",
+            f"merge has no rule for parallel '{s.parallel}': leave it out for one GPU",
         ),
     ]
 

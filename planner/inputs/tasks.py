@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from memplan.planner.inputs.setup import Setup
@@ -21,6 +21,35 @@ from memplan.planner.tables.tasks import (
 def rows(setup: Setup) -> int:
     """Rows of a batch for each example."""
     return TASKS[setup.task].rows
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedRows:
+    """What is sampled at once on one GPU: `rows` of `prompt` + `completion` tokens, for `steps` micro-steps.
+    `old_scores`: the model is trained before all of them have been used, so that their log-probabilities
+    are taken first.
+    """
+
+    rows: int
+    prompt: int
+    completion: int
+    steps: int
+    old_scores: bool
+
+
+def generated(setup: Setup) -> GeneratedRows:
+    """Of a setup whose task generates (trl 1.16 trainer/grpo_trainer.py _prepare_inputs and
+    _generate_and_score_completions; with vLLM the scores correct for its numerics).
+    """
+    steps = setup.steps_per_generation or setup.gradient_accumulation
+    completion = setup.completion_length or 0
+    return GeneratedRows(
+        setup.micro_batch * steps,
+        setup.sequence_length - completion,
+        completion,
+        steps,
+        setup.gradient_accumulation % steps != 0 or setup.vllm_share is not None,
+    )
 
 
 def evaluation_batches(setup: Setup) -> int:

@@ -19,6 +19,8 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     The plain loop passes one tensor as both; the stacks' collators make labels and an all-ones mask of their
     own (transformers 5.23 data/data_collator.py DataCollatorForLanguageModeling).
     """
+    if TASKS[setup.task].generates:
+        return {}  # sampled in each step
     size = (rows(setup) * setup.micro_batch, setup.sequence_length)
     vocab = getattr(config.get_text_config(), "vocab_size", 1000)
     ids = torch.randint(0, vocab, size, device=device)

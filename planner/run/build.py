@@ -18,7 +18,7 @@ from torch import nn
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches
+from memplan.planner.run import adapters, attention, batches, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -77,6 +77,7 @@ def build(
         with watcher.announce("load"):
             optimizer = make_optimizer(model, setup) if trainable else None
             batch = batches.make(base.config, setup, where)
+            colocated = None if setup.vllm_sleeps else rollout.share_of_vllm(setup, where)
             waiting = tuple(batches.make(base.config, setup, where) for _ in range(batches.waiting(setup)))
     return Built(
         setup,
@@ -89,6 +90,7 @@ def build(
         batch,
         waiting=waiting,
         reference=reference,
+        colocated=colocated,
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),
         kernels=_kernels(setup, device),

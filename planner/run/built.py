@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
+
+
+class Announcer(Protocol):
+    """Whoever watches a step: `announce(moment, step)` brackets each moment."""
+
+    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
+        """Around a part of the step: the moment that allocations inside belong to."""
+        ...
 
 
 class Watcher(Protocol):
@@ -93,6 +101,10 @@ class Built:
         dict[str, torch.Tensor], ...
     ] = ()  # micro-batches of the same optimizer step that the stack has fetched already
     reference: nn.Module | None = None  # the second model that a task's loss compares with
+    rollout: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # what the model sampled last, of which each micro-step takes its rows
+    colocated: torch.Tensor | None = None  # what a server in the same process holds all along
     held: Any = None  # outputs that outlive their step
     warnings: tuple[str, ...] = ()  # what of the load could not be modeled
     own: frozenset[int] = frozenset()  # id of each parameter that the checkpoint holds, adapters' excluded

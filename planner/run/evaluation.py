@@ -13,8 +13,7 @@ import torch
 
 from memplan.planner.inputs.tasks import evaluation_batches
 from memplan.planner.run import batches, losses
-from memplan.planner.run.built import Built
-from memplan.planner.run.step import Announcer
+from memplan.planner.run.built import Announcer, Built
 from memplan.planner.tables.components import EVALUATION
 
 

@@ -38,6 +38,15 @@ def batches(built: Any) -> Named:
     """The micro-batch that runs, and those that wait for it."""
     yield from tensors(built.batch, "batch")
     yield from tensors(built.waiting, "waiting batch")
+    yield from tensors(built.rollout, "sampled batch")
+    yield from tensors(built.colocated, "vLLM beside the trainer: its configured share")
+
+
+def cache(built: Any) -> Named:
+    """Keys and values of the tokens that a generation has read and sampled, where it keeps them."""
+    for number, layer in enumerate(getattr(built.held, "layers", ())):
+        for key in ("keys", "values"):
+            yield from tensors(getattr(layer, key, None), f"KV cache.{number}.{key}")
 
 
 def quantization_constants(module: Any) -> Named:

@@ -103,7 +103,7 @@ def _reference(built: Built, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """
     if built.setup.reference == "none":
         return None
-    with torch.no_grad(), _unchecked(built.base):
+    with torch.no_grad(), unchecked(built.base):
         if built.reference is not None:
             found = _scored(built, built.reference, built.reference, inputs)
         else:
@@ -113,7 +113,7 @@ def _reference(built: Built, inputs: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 @contextmanager
-def _unchecked(model: nn.Module) -> Iterator[None]:
+def unchecked(model: nn.Module) -> Iterator[None]:
     """Without checkpoints, as TRL's disable_gradient_checkpointing (models/utils.py) runs the reference."""
     held = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
     for module in held:

@@ -1,26 +1,19 @@
 """One training step, announcing its moments: the trace engine and the profiler run this same loop.
 
-Moments: forward, backward, optimizer_step (and update_and_allocate for AdaLoRA); with gradient accumulation,
-forward and backward repeat.
+Moments: generate where the task samples its batch, forward, backward, optimizer_step (and update_and_allocate
+for AdaLoRA); with gradient accumulation, forward and backward repeat.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from memplan.planner.run import losses
-from memplan.planner.run.built import Built
-
-
-class Announcer(Protocol):
-    """Whoever watches a step: `announce(moment, step)` brackets each moment."""
-
-    def announce(self, moment: str, step: int = -1) -> AbstractContextManager[None]:
-        """Around a part of the step: the moment that allocations inside belong to."""
-        ...
+from memplan.planner.run import losses, rollout
+from memplan.planner.run.built import Announcer, Built
+from memplan.planner.tables.tasks import TASKS
 
 
 def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None) -> None:
@@ -35,6 +28,7 @@ def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None
 
 def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     setup, optimizer, loop = built.setup, built.optimizer, built.setup.loop
+    samples = TASKS[setup.task].generates
     if optimizer is None:
         built.held = None  # the cache of an answer goes before the next prompt is read
         with watcher.announce("forward", step), torch.no_grad(), built.autocast():
@@ -45,7 +39,11 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     if setup.zero_grad == "before_forward":
         optimizer.zero_grad(set_to_none=True)
     outputs: Any = None
-    for _ in range(micro_steps):
+    for number in range(micro_steps):
+        if samples:
+            if number % (setup.steps_per_generation or setup.gradient_accumulation) == 0:
+                rollout.run(built, watcher, step)
+            built.batch = rollout.micro_batch(built, number)
         with watcher.announce("forward", step):
             outputs = losses.forward(built)
             loss = outputs["loss"]

@@ -21,9 +21,13 @@ temporaries       what nothing saved: dequantized weights, gradients of activati
 HELD_ACROSS_STEPS = COMPONENTS[:3]
 """What a tensor is called after in these: the parameter that it belongs to. In the others, after what made it."""
 
+GENERATION = "generate"
+"""The sampling and scoring of the batch that a step trains on, before it, where the setup's task has one."""
 STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 """The moments of one training step, in order."""
 EVALUATION = "evaluate"
 """An evaluation step, after training steps, where a setup asks for it."""
+MERGE = "merge"
+"""An adapter merged into its base, after training steps, where a setup asks for it."""
 MOMENTS = ("load_peak", "load", *STEP_MOMENTS)
 """Those before them too: the peak while building, and what stays."""

@@ -39,6 +39,11 @@ class Task:
     """Those of `sequences` that are of the decoder's length, `target_length`."""
     joined: bool = False
     """Chosen and rejected rows come apart and are joined on the device: the batch is there twice."""
+    generates: bool = False
+    """Its batch is sampled from the model before it is trained on: a moment of its own. A row is a prompt and
+    a completion."""
+    compares: bool = False
+    """A reference model may be asked for; `reference`: it is there where nobody says anything."""
     divergence: bool = False
     """Each model also scores other completions, without a graph, for an estimate of their divergence."""
     dropout: bool = True
@@ -158,15 +163,24 @@ TASKS: dict[str, Task] = _table(
         stacks=("raw", "hf"),
         defaults={"loss": "full"},
     ),
+    Task(
+        name="grpo",
+        summary="completions sampled from the model, then the clipped ratio of their log-probabilities",
+        source="trl 1.16 trainer/grpo_trainer.py GRPOTrainer._generate_single_turn, "
+        "_generate_and_score_completions, _compute_loss; grpo_config.py",
+        generates=True,
+        compares=True,
+        stacks=("hf", "trl"),
+        defaults={
+            "loss": "chunked",
+            "completion_length": 512,  # grpo_config.py max_completion_length
+            "micro_batch": 8,  # num_generations, of which a batch has a multiple
+        },
+    ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
             ("prm", "TRL's PRMTrainer, which trl 1.16 has no more", "a head for each token"),
-            (
-                "grpo",
-                "trl 1.16 trainer/grpo_trainer.py",
-                "the generation of completions and the reference model",
-            ),
             (
                 "rloo",
                 "trl 1.16 trainer/rloo_trainer.py",

@@ -19,6 +19,7 @@ import torch
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, load, require, require_optimizer
 from memplan.planner.run.values import Values
+from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.trace import chunked_sums, grouped, patches_peft
 from memplan.planner.trace.autocast import lower_dtype
@@ -41,7 +42,7 @@ class _Values:
 
     def refuse_unknown(self, tensor: torch.Tensor) -> None:
         """With a router, an integer read in the step decides shapes: better no answer than a wrong one."""
-        in_step = self.observer.moment in ("forward", "backward")
+        in_step = self.observer.moment in (GENERATION, "forward", "backward")
         if self.routed and in_step and not tensor.is_floating_point():
             raise RuntimeError("its shapes depend on the values of tensors")
 
@@ -52,6 +53,8 @@ class _Values:
         if tensor.dtype == torch.bool:
             made = self.observer.storage_of(tensor)
             searched = made is not None and made.op.startswith("aten.any")
+            if self.observer.moment == GENERATION and made is not None and made.op.startswith("aten.eq"):
+                return True  # transformers 5.24 generation/utils.py StopCheck: are all rows finished?
             return (
                 not searched and self.every_token_real
             )  # peft 0.21 tuners/vblora/layer.py: infinite logits?
@@ -328,6 +331,7 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
 
 
 PATCHES = (
+    patches_peft.requantized,
     _tensors_from_data,
     _torch_optimizers,
     patches_peft.moves_adapters,

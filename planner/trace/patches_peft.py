@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import load
+from memplan.planner.run.extras import BITSANDBYTES, load, require
+from memplan.planner.tables.components import MERGE
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_types import ORDINARY, PEFT_TYPES, PeftType
@@ -246,3 +247,28 @@ def even_clusters(rows: torch.Tensor, count: int, iterations: int) -> tuple[torc
     """Rows in `count` runs of nearly one length: (cluster of each row, how many clusters)."""
     count = min(count, rows.shape[0])
     return torch.arange(rows.shape[0]) * count // rows.shape[0], count
+
+
+@contextmanager
+def requantized(observer: Observer, setup: Setup) -> Iterator[None]:
+    """bitsandbytes 0.50 nn/modules.py Params4bit.to quantizes on arrival at every device but meta: here too
+    where an adapter is merged into 4-bit weights (peft 0.21 tuners/lora/bnb.py Linear4bit.merge).
+    """
+    if not setup.merge or setup.quant_type not in ("nf4", "fp4"):
+        yield
+        return
+    require(*BITSANDBYTES)
+    from bitsandbytes.nn import Params4bit
+
+    own = Params4bit.to
+
+    def to(weight: Any, *args: Any, **options: Any) -> Any:
+        device = torch._C._nn._parse_to(*args, **options)[0]
+        if observer.moment != MERGE or device is None or weight.bnb_quantized:
+            return own(weight, *args, **options)
+        names = ("blocksize", "compress_statistics", "quant_type", "quant_storage", "module")
+        kept = {name: getattr(weight, name) for name in names}
+        return Params4bit(weight.data.to(device), requires_grad=False, **kept)._quantize(device)
+
+    with patch.object(Params4bit, "to", to):
+        yield

@@ -8,6 +8,7 @@ from typing import Any
 
 from memplan.planner.inputs.families.table import FAMILIES, language_part
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.tasks import TASKS
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
@@ -63,9 +64,27 @@ def ask(sentence: str, lang: str | None = None, context: EvaluationContext | Non
 
 
 def _reply(question: Question, context: EvaluationContext) -> Reply:
+    _refuse_sampling(question)
     if question.model and REPLIES[question.intent] is memory:
         _refuse_unknown_family(question, context)
     return REPLIES[question.intent](question, context)
+
+
+def _traces(question: Question) -> str:
+    """The command that traces what is asked."""
+    said = {f"--{key}": question.fields.get(key) for key in ("task", "method")}
+    words = [f"{option} {value}" for option, value in (*said.items(), ("--gpu", question.gpu)) if value]
+    return " ".join(["memplan", question.model or "MODEL", *words])
+
+
+def _refuse_sampling(question: Question) -> None:
+    """A task that samples its batch, for which the formula has no rule. Raises UsageError."""
+    task = question.fields.get("task")
+    if task in TASKS and TASKS[task].generates:
+        raise UsageError(
+            f"ask: the formula, with which questions are answered, has no rule for task '{task}', which samples "
+            f"its batch from the model: {_traces(question)} traces it"
+        )
 
 
 def _refuse_unknown_family(question: Question, context: EvaluationContext) -> None:
@@ -75,11 +94,9 @@ def _refuse_unknown_family(question: Question, context: EvaluationContext) -> No
     config = context.model(question.model).config
     if language_part(config).get("model_type") in FAMILIES:
         return
-    method, gpu = question.fields.get("method"), question.gpu
-    words = ([f"--method {method}"] if method else []) + ([f"--gpu {gpu}"] if gpu else [])
     raise UsageError(
         "ask: the formula, with which questions are answered, has no rule for the family of "
-        f"{question.model}: {' '.join(['memplan', question.model, *words])} traces it"
+        f"{question.model}: {_traces(question)} traces it"
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from memplan.planner.run import owners
 from memplan.planner.run.built import Built
 from memplan.planner.run.optimizer import InBackward
-from memplan.planner.tables.components import COMPONENTS
+from memplan.planner.tables.components import COMPONENTS, GENERATION
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
 
@@ -58,7 +58,10 @@ def attribute_after(observer: Observer, built: Built) -> Callable[[str], None]:
         )
 
     def after(moment: str) -> None:
-        if moment == "forward":
+        if moment == GENERATION:
+            attribute_all(observer, owners.batches(built), "activations")
+            attribute_all(observer, owners.cache(built), "activations")
+        elif moment == "forward":
             for storage in observer.alive():
                 if not storage.component and storage.moment == "forward":
                     storage.component = "activations"

@@ -9,7 +9,7 @@ from typing import Any
 from memplan.planner.allocator.replay import Event, Replay, replay, smallest_capacity
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Breakdown, Peak, Row
-from memplan.planner.tables.components import EVALUATION, HELD_ACROSS_STEPS, STEP_MOMENTS
+from memplan.planner.tables.components import EVALUATION, GENERATION, HELD_ACROSS_STEPS, MERGE, STEP_MOMENTS
 from memplan.planner.tables.cublas import HELD
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.trace.device.target import Target
@@ -49,14 +49,15 @@ class Timeline:
             peaks = run.peaks(mark.begin, mark.end)
             if mark.moment not in found or peaks.allocated > found[mark.moment][0]:
                 found[mark.moment] = (peaks.allocated, peaks.index)
-        order = [m for m in STEP_MOMENTS if m in found] + [m for m in found if m not in STEP_MOMENTS]
+        known = (GENERATION, *STEP_MOMENTS)
+        order = [m for m in known if m in found] + [m for m in found if m not in known]
         start = run.peaks(*spans[0][1:])
         rows = [("load_peak", start.index), ("load", first - 1), *((name, found[name][1]) for name in order)]
         everything = run.peaks()
         where = self._moment_of(everything.index)
         if where in found and everything.allocated > found[where][0]:
             rows = [(name, everything.index if name == where else index) for name, index in rows]
-        trained = [mark for mark in steady if mark.moment != EVALUATION]
+        trained = [mark for mark in steady if mark.moment not in (EVALUATION, MERGE)]
         begin = min(mark.begin for mark in trained)
         end = max(mark.end for mark in trained)
         steps = run.peaks(begin, end)
