@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import rows
+from memplan.planner.run import pictures
 from memplan.planner.tables.peft_types import PEFT_TYPES
 from memplan.planner.tables.tasks import TASKS
 
@@ -21,15 +23,19 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     """
     size = (rows(setup) * setup.micro_batch, setup.sequence_length)
     vocab = getattr(config.get_text_config(), "vocab_size", 1000)
-    ids = torch.randint(0, vocab, size, device=device)
+    if read_sizes(setup.images):
+        ids = pictures.ids(config, setup, size[0], device)
+    else:
+        ids = torch.randint(0, vocab, size, device=device)
     if setup.method != "inference" and TASKS[setup.task].sequences:
         return _examples(ids, setup)
     batch = {"input_ids": ids, "labels": ids}
     if setup.method == "inference":
         return {
             "input_ids": ids,
-            "logits_to_keep": 1,
-        }  # what generate passes (transformers 5.23 generation/utils.py)
+            "logits_to_keep": 1,  # what generate passes (transformers 5.23 generation/utils.py)
+            **pictures.tensors(config, setup, size[0], device),
+        }
     if setup.loop.collates:
         batch["labels"] = ids.clone()
     if setup.padded or (setup.loop.collates and setup.packed_documents == 1):
@@ -41,7 +47,7 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
         batch["task_ids"] = torch.zeros(setup.micro_batch, dtype=torch.int64, device=device)
     if setup.packed_documents > 1:
         batch["position_ids"] = _positions(setup, device)
-    return batch
+    return batch | pictures.tensors(config, setup, size[0], device)
 
 
 def _examples(ids: torch.Tensor, setup: Setup) -> dict[str, Any]:

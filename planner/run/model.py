@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
 
@@ -139,17 +140,20 @@ _CAUSAL = (
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
     "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 )
+_WITH_TOWER = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING")
 _MASKED, _SEQ2SEQ = ("MODEL_FOR_MASKED_LM_MAPPING",), ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",)
 
 
 def model_class(config: Any) -> Any:
-    """The transformers class that trains on text: the causal language model, else the image-text model, used
-    without images; an encoder-decoder's own (T5), an encoder's masked language model (BERT).
+    """The transformers class that trains on text: of a config with a vision or audio part the class that has
+    it, used without where the batch has none; else the causal language model; an encoder-decoder's own (T5),
+    an encoder's masked language model (BERT).
     """
     encoder = not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
     for tables in (
         _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (),
         _MASKED if encoder else (),
+        _WITH_TOWER if has_tower(config.to_dict()) else (),
         _CAUSAL,
     ):
         found = listed(tables, config)

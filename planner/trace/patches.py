@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import torch
 
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, load, require, require_optimizer
 from memplan.planner.run.values import Values
@@ -104,7 +105,9 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
         **(patches_peft.sparse() if adapter.sparse else {}),
     }
-    return Values(found, routed) if adapter.values or routed else found
+    with_pictures = bool(read_sizes(setup.images))
+    known = adapter.values or routed or with_pictures
+    return Values(found, routed, with_pictures) if known else found
 
 
 def _gemm_4bit(setup: Setup) -> dict[Any, Callable[..., Any]]:
