@@ -15,8 +15,9 @@ from memplan.names import setup_fields
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
-from memplan.planner.inputs import quantized
+from memplan.planner.inputs import pictures, quantized
 from memplan.planner.inputs.models import Model, find
+from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
@@ -51,12 +52,23 @@ def request(
         fields["gpu"] = setup_gpu(gpu)
     under = dict(imported or {})
     stored = quantized.fields(found.config, {**under, **_chosen(setup), **fields})
+    return found, pictures.with_lengths(found.config, _resolved(found, setup, under, fields, stored))
+
+
+def _resolved(
+    found: Model,
+    setup: Setup | None,
+    under: Mapping[str, Any],
+    fields: dict[str, Any],
+    stored: Mapping[str, Any],
+) -> Setup:
+    """The complete Setup of a request."""
     if isinstance(document := fields.get("adapter", under.get("adapter")), Mapping):
-        return found, _adapted(found, document, setup, under, fields, stored)
+        return _adapted(found, document, setup, under, fields, stored)
     if setup is not None:
         changes = {**fields, **stored}
-        return found, setup.replaced(**changes) if changes else setup
-    return found, resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
+        return setup.replaced(**changes) if changes else setup
+    return resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
 
 
 def _chosen(setup: Setup | None) -> dict[str, str]:
@@ -289,13 +301,14 @@ def _trace(model: Model, setup: Setup) -> Prediction:
 
 
 def unknown_family(model: Model) -> bool:
-    """Whether the formula has no family for the model, while transformers, installed with all that a trace
-    runs, has its class.
+    """Whether the formula has no family for the model, or none for a part of it (a vision tower), while
+    transformers, installed with all that a trace runs, has its class.
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
 
-    kind = language_part(model.config).get("model_type")
-    if not isinstance(kind, str) or kind in FAMILIES:
+    tower = has_tower(model.config)
+    kind = (model.config if tower else language_part(model.config)).get("model_type")
+    if not isinstance(kind, str) or (kind in FAMILIES and not tower):
         return False
     from memplan.planner.run.extras import has_causal_model
 
@@ -313,7 +326,8 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
     from memplan.planner.answers.fit.traced import fit_by_trace as search
 
     error = recorded_accuracy("trace").margin
-    return search(model.name, model.config, setup, gpu, error=error, **options)
+    missing = (*options.pop("not_modelled", ()), *pictures.uncounted(model.config, setup))
+    return search(model.name, model.config, setup, gpu, error=error, not_modelled=missing, **options)
 
 
 def _compiled(model: Model, setup: Setup) -> Prediction:
@@ -324,9 +338,10 @@ def _compiled(model: Model, setup: Setup) -> Prediction:
     from memplan.planner.compiled.engine import Compiled
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
+    what = "the parts beside the language model of" if has_tower(model.config) else ""
     why = (
-        f"traced: the formula has no rule for {found.model.architecture}, so the transformers class itself "
-        "ran on meta tensors"
+        f"traced: the formula has no rule for {what + ' ' if what else ''}{found.model.architecture}, so the "
+        "transformers class itself ran on meta tensors"
     )
     return found.with_(assumptions=(why, *found.assumptions))
 

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memplan.planner.inputs.picture_sizes import Limits, Picture, picture, rule_of
+from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
 from memplan.planner.tables.errors import UsageError, shown
+from memplan.planner.tables.pictures import USUAL
+
+if TYPE_CHECKING:
+    from memplan.planner.inputs.setup import Setup
 
 NONE = "none"
 _WRITTEN = re.compile(r"(?:([1-9]\d{0,3})@)?([1-9]\d{0,4})x([1-9]\d{0,4})")
@@ -109,6 +113,33 @@ def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
             f"tokens of it; use --seq {pictures + TEXT}, or --set text_length={TEXT} for so many beside them"
         )
     return {"sequence_length": pictures + TEXT}
+
+
+def with_lengths(config: Mapping[str, Any], setup: Setup) -> Setup:
+    """The setup with the length of its pictures and text. Raises UsageError."""
+    if not read_sizes(setup.images) and setup.text_length is None:
+        return setup
+    changes = lengths(config, setup)
+    origins = {**setup.origins, **dict.fromkeys(changes, "images")}
+    return setup.with_(**changes, origins=origins) if changes else setup
+
+
+def uncounted(config: Mapping[str, Any], setup: Any) -> tuple[str, ...]:
+    """What of a model's parts beside its language model a setup leaves open: a prediction without it is a
+    lower bound.
+    """
+    if setup.images or not has_tower(config):
+        return ()
+    try:
+        (size,) = read_sizes((USUAL,))
+        example = f"; one of {size[0]}x{size[1]} is {picture(config, *size).length:,} tokens"
+    except UsageError:  # a processor without a rule, an audio model
+        return (
+            f"pictures or sounds of a {config.get('model_type')} model, and what its tower saves for them",
+        )
+    return (
+        f"pictures: no size was given{example} (--images {USUAL}; --images none where all examples are text)",
+    )
 
 
 def said_of(config: Mapping[str, Any], setup: Any) -> str:

@@ -16,6 +16,7 @@ from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
 from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
 from memplan.planner.run.renamed import renamed
+from memplan.planner.run.towers import freeze, frozen_modules
 from memplan.planner.run.upcast import upcast_modules
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
@@ -45,6 +46,7 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     else:
         adapted = model
         model.requires_grad_(trains == "all")
+        freeze(model, setup)
         if trains == "last_layers":
             _unfreeze_last(model, setup.trainable_layers or 1)
     _cast_trained(adapted, setup)
@@ -193,7 +195,9 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
         cls = peft.PrefixTuningConfig if peft_type == "PREFIX_TUNING" else peft.PromptTuningConfig
         return cls(num_virtual_tokens=setup.virtual_tokens, **common)
     common.update(
-        target_modules=_targets(model, setup.targets), modules_to_save=list(setup.modules_to_save) or None
+        target_modules=_targets(model, setup.targets),
+        exclude_modules=frozen_modules(model, setup),
+        modules_to_save=list(setup.modules_to_save) or None,
     )
     if peft_type == "IA3":
         return peft.IA3Config(feedforward_modules=_feedforward(model, common["target_modules"]), **common)

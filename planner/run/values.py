@@ -42,9 +42,7 @@ Answer = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 class Values(dict[Any, Answer]):
     """Answers to ops (planner/trace/observe.py), and before them the values that are known."""
 
-    def __init__(
-        self, answers: Mapping[Any, Answer], routed: bool = False, pictures: bool = False
-    ) -> None:
+    def __init__(self, answers: Mapping[Any, Answer], routed: bool = False, pictures: bool = False) -> None:
         super().__init__(answers)
         self._routed, self._pictures = routed, pictures
         self._twins: dict[int, Any] = {}  # address of a meta storage -> the storage with its content
@@ -65,6 +63,13 @@ class Values(dict[Any, Answer]):
         self._twins[storage._cdata] = value.untyped_storage()
         weakref.finalize(storage, self._twins.pop, storage._cdata, None)
         return meta
+
+    def keep_data(self, meta: Tensor, data: Any, *rest: Any) -> None:
+        """`meta` was made of numbers, or of single-element tensors among which none is unknown."""
+        parts = list(_tensors(data))
+        if all(self.value(part) is not None for part in parts):
+            numbers = tree_map_only(Tensor, lambda part: self.value(part).tolist(), data)  # type: ignore[union-attr]
+            self.keep(meta, torch.as_tensor(numbers, dtype=meta.dtype).clone())
 
     def value(self, tensor: Tensor) -> Tensor | None:
         """The content of a tensor on the host; None where it is not known."""

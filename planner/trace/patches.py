@@ -302,11 +302,12 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
 
     def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
         made = original(*args, **kwargs)
-        return (
-            observer.to_device(made)
-            if kwargs.get("device") is not None and made.is_meta and not observer._host
-            else made
-        )
+        if kwargs.get("device") is None or not made.is_meta:
+            return made
+        made = made if observer._host else observer.to_device(made)
+        if isinstance(observer.answers, Values):
+            observer.answers.keep_data(made, *args)
+        return made
 
     with patch.object(torch, "tensor", tensor):
         yield
