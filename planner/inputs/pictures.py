@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from memplan.planner.inputs import sounds
 from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.pictures import USUAL
@@ -116,11 +117,14 @@ def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
 
 
 def with_lengths(config: Mapping[str, Any], setup: Setup) -> Setup:
-    """The setup with the length of its pictures and text. Raises UsageError."""
-    if not read_sizes(setup.images) and setup.text_length is None:
+    """The setup with the length of its pictures and text, or of its sounds. Raises UsageError."""
+    if sounds.is_speech(config):
+        changes = sounds.lengths(config, setup)
+    elif not read_sizes(setup.images) and setup.text_length is None:
         return setup
-    changes = lengths(config, setup)
-    origins = {**setup.origins, **dict.fromkeys(changes, "images")}
+    else:
+        changes = lengths(config, setup)
+    origins = {**setup.origins, **dict.fromkeys(changes, "model" if sounds.is_speech(config) else "images")}
     return setup.with_(**changes, origins=origins) if changes else setup
 
 
@@ -143,7 +147,9 @@ def uncounted(config: Mapping[str, Any], setup: Any) -> tuple[str, ...]:
 
 
 def said_of(config: Mapping[str, Any], setup: Any) -> str:
-    """The sentence about a setup's pictures, "" where it has none."""
+    """The sentence about a setup's pictures or sounds, "" where it has none."""
+    if sounds.is_speech(config):
+        return sounds.said_of(config, setup)
     made = pictures_of(config, setup)
     if not made:
         return ""

@@ -45,6 +45,8 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         adapted = _inject(model, setup, device, watcher)
     else:
         adapted = model
+        # what a class freezes itself (Whisper's positions of the encoder) loading makes trainable again
+        # (transformers 5.24 core_model_loading.py set_param_for_module)
         model.requires_grad_(trains == "all")
         freeze(model, setup)
         if trains == "last_layers":

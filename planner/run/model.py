@@ -141,7 +141,9 @@ _CAUSAL = (
     "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 )
 _WITH_TOWER = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING")
-_MASKED, _SEQ2SEQ = ("MODEL_FOR_MASKED_LM_MAPPING",), ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",)
+_MASKED = ("MODEL_FOR_MASKED_LM_MAPPING",)
+_SPEECH = ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",)
+_SEQ2SEQ = ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", *_SPEECH)
 
 
 def model_class(config: Any) -> Any:
@@ -190,12 +192,13 @@ def pooled_class(config: Any) -> Any:
 
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits
-    have no type of their own.
+    have no type of their own, and for a speech model, which is not called with tokens.
     """
     if type(model).__name__.endswith("ForSequenceClassification"):
         return "SEQ_CLS"
     if getattr(model.config, "is_encoder_decoder", False):
-        return "SEQ_2_SEQ_LM"
+        # peft 0.21 peft_model.py PeftModelForSeq2SeqLM passes input_ids, which a speech model does not take
+        return "SEQ_2_SEQ_LM" if model.main_input_name == "input_ids" else None
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
@@ -262,11 +265,13 @@ def _all_on_meta(model: nn.Module) -> None:
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """The decoder layers: the ModuleList that holds the most parameters, with its path; None where there is
-    none.
+    none. Layers that were numbered before (`skeleton`) stay it when they are cut to fewer than a tower has.
     """
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):
+            if hasattr(module[0], "memplan_index"):
+                return name, module
             size = sum(p.numel() for p in module.parameters())
             if best is None or size > best[0]:
                 best = (size, name, module)
