@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import vision_scripts
 from tasks_scripts import CONFIGS, HEAD, SCRIPTS
 
 from memplan.planner.formula.engine import plan, replay_of
@@ -42,16 +43,33 @@ class Case:
     tokens: int
     checkpoints: bool
     gpu: str
+    picture: tuple[int, int] = (0, 0)
+    """Width and height of an example's picture, or bins and frames of its sound; zeros: text alone."""
 
     @property
     def label(self) -> str:
         """The case's name in the file of results."""
         kept = "checkpoints" if self.checkpoints else "none"
-        return f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+        beside = f" {self.beside}" if self.beside else ""
+        return (
+            f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens}{beside} {kept} {self.gpu}"
+        )
+
+    @property
+    def beside(self) -> str:
+        """What an example has beside its tokens, "" for text alone."""
+        width, height = self.picture
+        return f"{width}x{height}" if width else ""
+
+    @property
+    def heard(self) -> bool:
+        """Whether an example is a sound."""
+        return self.model.startswith("whisper")
 
     def config(self) -> Mapping[str, Any]:
         """The model's config.json."""
-        return CONFIGS[self.model] if self.model in CONFIGS else find(self.model).config
+        found = {**CONFIGS, **vision_scripts.CONFIGS}.get(self.model)
+        return find(self.model).config if found is None else found
 
     def setup(self) -> Setup:
         """What the script says, as memplan's options have it."""
@@ -59,17 +77,22 @@ class Case:
         return resolve(
             {
                 "task": self.task,
-                "recipe": "hf" if self.task in OF_TRANSFORMERS else "trl",
+                "recipe": "hf"
+                if self.task in OF_TRANSFORMERS or self.model in vision_scripts.OF_TRAINER
+                else "trl",
                 "method": self.method,
                 "micro_batch": self.batch,
-                "sequence_length": self.tokens,
+                "sequence_length": self.picture[1] if self.heard else self.tokens,
+                "images": (f"1@{self.beside}",) if self.beside and not self.heard else (),
                 "checkpointing": "non_reentrant" if self.checkpoints else "none",
                 "weight_dtype": "bfloat16",
                 "compute_dtype": "bfloat16",
                 "num_labels": 5 if self.task == "classify" else None,
-                "target_length": self.tokens // 4 if self.task == "seq2seq" else None,
+                "target_length": (self.tokens if self.heard else self.tokens // 4)
+                if self.task == "seq2seq"
+                else None,
                 "gpu": self.gpu,
-                "torch": "2.12",
+                "torch": "2.14" if self.beside else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
             }
@@ -103,6 +126,10 @@ ALONE = (
 
 def cases() -> Iterator[Case]:
     """Every task on two GPUs: decoders full, with LoRA and QLoRA, with and without checkpoints; BERT, T5."""
+    for model, method, batch, tokens, checkpoints, picture in vision_scripts.BESIDE:
+        task = "seq2seq" if model.startswith("whisper") else "sft"
+        for gpu in GPUS:
+            yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture)
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for shape in SHAPES:
@@ -121,8 +148,11 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config()))
-        (folder / "train.py").write_text(HEAD + SCRIPTS[case.task])
-        sizes = (str(case.batch), str(case.tokens), str(int(case.checkpoints)))
+        text = HEAD + SCRIPTS[case.task] if not case.beside else vision_scripts.HEAD
+        (folder / "train.py").write_text(text + vision_scripts.SCRIPTS.get(case.model, ""))
+        sizes = tuple(
+            map(str, (case.batch, case.tokens, int(case.checkpoints), *(case.picture if case.beside else ())))
+        )
         words = ("python", str(folder / "train.py"), name, case.method, *sizes)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
@@ -135,6 +165,12 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
     from memplan.planner.trace.engine import trace
 
     config, setup, blocks = case.config(), case.setup(), None
+    if case.beside:  # a compiled trace of one size is that trace
+        made = trace(config, setup)
+        return dict.fromkeys(
+            ("trace", "formula"),
+            {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
+        )
     if case.model in CONFIGS:
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
@@ -249,7 +285,7 @@ def page(kept: dict[str, Any]) -> str:
             case.task,
             case.model,
             case.method,
-            f"{case.batch} x {case.tokens}",
+            f"{case.batch} x {case.tokens}" + (f", {case.beside}" if case.beside else ""),
             "yes" if case.checkpoints else "no",
             case.gpu,
             f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",

@@ -248,3 +248,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Qwen/Qwen2.5-VL-3B-Instruct, HuggingFaceTB/SmolVLM2-500M-Video-Instruct, google/gemma-3-4b-it,
 openai/whisper-small and whisper-large-v3."""
+OF_TRAINER = ("qwen2.5-vl-3b", "smolvlm-500m", "whisper-small")
+"""Models whose script is of transformers' Trainer; of the other's with pictures, TRL's SFTTrainer."""
+BESIDE = (
+    ("smolvlm-500m", "lora", 2, 2048, True, (640, 480)),
+    ("smolvlm-500m", "full", 1, 1408, False, (512, 512)),
+    ("whisper-small", "full", 4, 128, False, (80, 3000)),
+    ("whisper-small", "lora", 8, 128, True, (80, 3000)),
+    ("gemma-3-4b-it", "lora", 1, 1024, True, (896, 896)),
+    ("qwen2.5-vl-3b", "lora", 2, 1024, True, (640, 480)),
+    ("qwen2.5-vl-3b", "full", 1, 1024, True, (640, 480)),
+)
+"""Pictures and sounds, with the tower trained or adapted too."""

@@ -53,7 +53,6 @@ _QWEN = "transformers 5.24 models/qwen2_vl/image_processing_qwen2_vl.py smart_re
 _SPLITS = "transformers 5.24 models/{0}/image_processing_{0}.py get_number_of_image_patches"
 _TILES = "transformers 5.24 models/got_ocr2/image_processing_got_ocr2.py get_optimal_tiled_canvas"
 _ANYRES = "transformers 5.24 models/llava_next/processing_llava_next.py _get_number_of_features"
-_QWEN_PARTS = {"tower": ("visual",), "projector": ("visual.merger", "deepstack_merger_list")}
 
 PICTURES: dict[str, PictureRule] = _table(
     *(
@@ -65,7 +64,8 @@ PICTURES: dict[str, PictureRule] = _table(
             most=most,
             markers=2,
             kinds="mm_token_type_ids",
-            **_QWEN_PARTS,
+            tower=("visual",),
+            projector=("visual.merger", "deepstack_merger_list"),
         )
         for name, published, least, most in (
             ("qwen2_vl", "Qwen2-VL-7B-Instruct", 56 * 56, 16384 * 28 * 28),
@@ -126,3 +126,9 @@ PARTS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_towe
 
 USUAL = "1@1024x1024"
 """The picture of which an answer tells the tokens where nobody said a size."""
+
+WITHOUT_SIZES = (
+    "pictures: the vision tower, what it saves, and the tokens that pictures become",
+    "the vision tower trains",
+)
+"""What a training file's keys of pictures move, and what is counted once a setup says their sizes."""
