@@ -52,7 +52,8 @@ def request(
         fields["gpu"] = setup_gpu(gpu)
     under = dict(imported or {})
     stored = quantized.fields(found.config, {**under, **_chosen(setup), **fields})
-    return found, pictures.with_lengths(found.config, _resolved(found, setup, under, fields, stored))
+    complete: Setup = pictures.with_lengths(found.config, _resolved(found, setup, under, fields, stored))
+    return found, complete
 
 
 def _resolved(

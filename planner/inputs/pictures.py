@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memplan.planner.inputs import sounds
 from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.pictures import USUAL
-
-if TYPE_CHECKING:
-    from memplan.planner.inputs.setup import Setup
 
 NONE = "none"
 _WRITTEN = re.compile(r"(?:([1-9]\d{0,3})@)?([1-9]\d{0,4})x([1-9]\d{0,4})")
@@ -116,7 +113,7 @@ def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
     return {"sequence_length": pictures + TEXT}
 
 
-def with_lengths(config: Mapping[str, Any], setup: Setup) -> Setup:
+def with_lengths(config: Mapping[str, Any], setup: Any) -> Any:
     """The setup with the length of its pictures and text, or of its sounds. Raises UsageError."""
     if sounds.is_speech(config):
         changes = sounds.lengths(config, setup)

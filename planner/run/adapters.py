@@ -82,7 +82,8 @@ def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
     for layer in layers_of(model):
         if hasattr(layer, "gradient_checkpointing") and setup.checkpoint_every > 1:
             layer.gradient_checkpointing = layer_place(layer) % setup.checkpoint_every == 0
-    if not trained_input or setup.checkpointing == "reentrant":
+    # transformers 5.24 modeling_utils.py _activation_checkpointing_enable: not of a model that reads features
+    if (not trained_input or setup.checkpointing == "reentrant") and model.main_input_name == "input_ids":
         model.enable_input_require_grads()
 
 
