@@ -10,6 +10,7 @@ import pytest
 
 import memplan
 from memplan.cli.main import run
+from memplan.planner.answers.cost import cost
 from memplan.planner.answers.verdict import close_calls
 from memplan.planner.formula import assumptions
 from memplan.planner.formula.sharding import strategies
@@ -302,6 +303,13 @@ def warned(model: str, gpu: str | None = None, engine: str = "formula", **fields
     return [*assumptions.warnings(spec, setup), *strategies.warnings(engine, setup)]
 
 
+def basis(gpu, **setup):
+    """What an estimate of a step's time rests on."""
+    return cost(
+        find("llama-7b").spec(), memplan.plan("llama-7b", method="lora", gpu=gpu, **setup), find_gpu(gpu)
+    ).why
+
+
 def test_every_warning_of_a_prediction_has_its_chinese():
     """Each template is found again in a real warning, with the same numbers, and no real warning lacks
     one.
@@ -323,6 +331,11 @@ def test_every_warning_of_a_prediction_has_its_chinese():
         *warned("llama-7b", engine="trace", parallel="ddp", gpus=2),
         *answer(read("7B LoRA MI300X")).warnings,
         *answer(read("65B QLoRA 48GB?")).warnings,
+        *(
+            basis(gpu, **shared)
+            for gpu in ("t4", "h100-80gb")
+            for shared in ({}, {"gpus": 2, "parallel": "ddp"})
+        ),
     ]
     shared = memplan.plan("llama-7b", method="lora", gpus=2, parallel="ddp")
     close = close_calls(shared, [replace(find_gpu("l40s"), usable_bytes=shared.peak.device_bytes + 2**20)])

@@ -224,8 +224,8 @@ def test_a_claimed_value_is_no_gpu(sentence, value):
 
 
 KINDS = (
-    ("refused", ("refused", "not in the catalog", "not modelled", "as the iPhone", "before DPO is modelled")),
-    ("saving", ("the difference", "a difference")),
+    ("saving", ("the difference", "a difference", "how many times SFT's peak")),
+    ("refused", ("refused", "not in the catalog", "not modelled", "as the iPhone")),
     ("file", ("MB of the file",)),
     ("largest", ("largest catalog model", "largest model")),
     ("limit", ("a number",)),

@@ -163,6 +163,51 @@ def test_an_unsloth_script_has_its_own_length_and_targets(tmp_path):
     resolve({}, imported=fields)
 
 
+UNSLOTH = (
+    "from unsloth import FastLanguageModel, is_bfloat16_supported\n"
+    "model, tok = FastLanguageModel.from_pretrained('unsloth/Qwen3-8B', max_seq_length=2048{more})\n"
+    "model = FastLanguageModel.get_peft_model(model)\n"
+    "t = SFTTrainer(model=model, args=TrainingArguments(per_device_train_batch_size=2, {precision}))\n"
+)
+ASKED = "fp16=not is_bfloat16_supported(), bf16=is_bfloat16_supported()"
+
+
+@pytest.mark.parametrize("precision", [ASKED, "max_steps=60"])
+def test_an_unsloth_script_takes_unsloths_defaults(tmp_path, precision):
+    """Not TRL's: a 4-bit base, half precision as the GPU has it, fp32 adapters, no whole logits."""
+    imported = read(tmp_path, UNSLOTH.format(more="", precision=precision))
+    assert not any("float32 weights" in warning for warning in imported.warnings)
+    for gpu, half in ((None, "bfloat16"), ("rtx-4090", "bfloat16"), ("t4", "float16"), ("23GiB", "bfloat16")):
+        fields = imported.fields_on(gpu)
+        setup = resolve({"gpu": gpu}, imported=fields)
+        assert (setup.method, setup.quant_type, setup.double_quant) == ("qlora", "nf4", True)
+        assert (setup.weight_dtype, setup.autocast, setup.compute_dtype) == (half, half, half)
+        assert (setup.rank, setup.adapter_dtype, setup.loss) == (16, "float32", "fused")
+        assert setup.checkpointing == "non_reentrant" and not setup.kbit_prepare
+
+
+@pytest.mark.parametrize(
+    ("more", "method", "quantized"),
+    [
+        (", load_in_4bit=False", "lora", "none"),
+        (", load_in_8bit=True", "lora", "int8"),
+        (", load_in_16bit=True", "lora", "none"),
+    ],
+)
+def test_an_unsloth_script_that_says_its_base(tmp_path, more, method, quantized):
+    setup = resolve({}, imported=read(tmp_path, UNSLOTH.format(more=more, precision=ASKED)).fields)
+    assert (setup.method, setup.quant_type) == (method, quantized)
+
+
+def test_code_that_asks_the_gpu_is_answered_by_the_gpu_named(tmp_path):
+    source = HEAD + CALLS.format(model="'a/b'", rank=16, batch=2).replace(
+        "bf16=True", "bf16=torch.cuda.is_bf16_supported(), fp16=not torch.cuda.is_bf16_supported()"
+    )
+    imported = read(tmp_path, source)
+    assert imported.fields_on("a100-80gb")["autocast"] == "bfloat16"
+    assert imported.fields_on("t4")["autocast"] == "float16"
+
+
 def test_a_classification_head_is_read(tmp_path):
     imported = read(
         tmp_path,

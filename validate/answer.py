@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.planner import __version__
+from memplan.planner.answers.fit.decide import Remedy
 from memplan.planner.answers.fit.gpus import choose_cards, to_share
 from memplan.planner.answers.verdict import close_calls, device_bytes, judge, need_of, not_modelled
 from memplan.planner.formula.sharding import strategies
@@ -17,17 +18,16 @@ from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.recipes import RECIPES
 from memplan.validate.chinese import in_language
-from memplan.validate.claimsfile import Over, Part
 from memplan.validate.derivation import Line, by_hand
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.published_evidence import evidence
 from memplan.validate.questions.question import Question
 from memplan.validate.reading import Assumption
-from memplan.validate.sweep import PartResult, check_part
+from memplan.validate.sweep import PartResult
+from memplan.validate.turning_points import boundaries_of, remedy_of
 
 SCHEMA = "memplan.ask/1"
-LONGEST = 1_048_576
 COUNTS = tuple(2**n for n in range(11))  # to MOST_CARDS
 
 METHODS_BESIDE: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -82,6 +82,7 @@ class Answer:
     derivation: tuple[Line, ...]
     warnings: tuple[str, ...] = ()
     not_modelled: tuple[str, ...] = ()
+    remedy: Remedy | None = None  # the fewest mild changes that make it fit, where no method beside it does
     survives: bool = True  # on the GPU, exactly as it is predicted
 
     @property
@@ -138,6 +139,8 @@ class Answer:
             "by_hand_bytes": self.by_hand,
             "peak": self.prediction.peak.to_document(),
             "accuracy": evidence(self.prediction).to_document(),
+            "remedy": self.remedy
+            and {"setup": dict(self.remedy.fields), "device_bytes": self.remedy.device_bytes},
             "warnings": list(self.warnings),
         }
 
@@ -174,9 +177,10 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
             device_bytes(prediction, gpu),
         )
         survives = need_of(prediction).survives(gpu)
-        boundaries = _boundaries(question, prediction, context)
         warnings += filter(None, [close_calls(prediction, [gpu])])
         missing = tuple(dict.fromkeys((*prediction.not_modelled, *not_modelled(prediction, gpu))))
+        # where not all is counted, no length or batch is known to fit
+        boundaries = [] if missing else boundaries_of(question, prediction, context)
     smallest = choose_cards(
         context.spec(question.model), prediction.setup, evidence(prediction).margin
     ).smallest
@@ -185,8 +189,11 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
         if fields.get("parallel", "none") == "none"
         else ()
     )
-    told = (tuple(boundaries), _beside(question, context), tuple(cards), derivation, tuple(warnings))
-    return Answer(question, prediction, verdict, device, usable, smallest, *told, missing, survives)
+    beside = _beside(question, context)
+    told = (tuple(boundaries), beside, tuple(cards), derivation, tuple(warnings), missing)
+    fitting = any(other.verdict == "fits" for other in beside)
+    changes = remedy_of(question, prediction, context) if verdict == "no" and not fitting else None
+    return Answer(question, prediction, verdict, device, usable, smallest, *told, changes, survives)
 
 
 def shared(question: Question, fields: Mapping[str, Any], context: EvaluationContext) -> dict[str, Any]:
@@ -261,6 +268,7 @@ def _beside(question: Question, context: EvaluationContext) -> tuple[Beside, ...
         "sequence_length",
         "gradient_accumulation",
         "recipe",
+        "task",
         "attention",
         "gpus",
         "parallel",
@@ -305,33 +313,3 @@ def _cards(question: Question, context: EvaluationContext) -> list[Beside]:
         few, enough = (few, middle) if ask(middle) else (middle + 1, enough)
     shown = [count for count in sorted(found) if count in COUNTS or count == enough]
     return [found[count] for count in shown if enough is None or count <= enough]
-
-
-def _boundaries(
-    question: Question, prediction: Prediction, context: EvaluationContext
-) -> list[tuple[str, PartResult]]:
-    """Where the verdict flips: by sequence, by batch, and with checkpointing on where it is off."""
-    limit = context.spec(question.model).max_positions or LONGEST
-    asked = [("sequence_length", dict(question.fields), limit), ("micro_batch", dict(question.fields), 4096)]
-    found = []
-    if prediction.setup.checkpointing == "none" and METHODS[prediction.setup.method].trains != "nothing":
-        asked += [
-            (name, {**question.fields, "checkpointing": "non_reentrant"}, most) for name, _, most in asked[:2]
-        ]
-    for name, fields, most in asked:
-        part = Part(
-            name,
-            "fits",
-            True,
-            model=question.model,
-            gpu=question.gpu or "",
-            setup=fields,
-            over=Over(f"setup.{name}", 1, most),
-        )
-        label = (
-            name
-            if fields.get("checkpointing") == question.fields.get("checkpointing")
-            else f"{name}, checkpointing on"
-        )
-        found.append((label, check_part(part, context)))
-    return found

@@ -20,6 +20,7 @@ from memplan.validate.questions.intents import FITS, intent_of, negated
 from memplan.validate.questions.leftover import Leftover, leftover
 from memplan.validate.questions.parts import split
 from memplan.validate.questions.question import Question
+from memplan.validate.questions.run_size import refuse_unused, run_size
 from memplan.validate.questions.spelling import spelling
 from memplan.validate.reading import Assumption, B, E, Reading
 from memplan.validate.vocabulary import UNANSWERED, WIDE
@@ -55,6 +56,7 @@ def _read_part(text: str, empty: Question, before: Question | None) -> list[Ques
     """The questions of one part; what it leaves out is as in the part before."""
     reading = Reading(text)
     spelling(reading)
+    tokens, price = run_size(reading)
     models = named_models(reading)
     host = host_memory(reading)
     _unanswered(reading)
@@ -62,6 +64,8 @@ def _read_part(text: str, empty: Question, before: Question | None) -> list[Ques
     claimed = claims_of(reading, weights=re.search(WEIGHTS_ALONE, text) is not None)
     pairs = numbers_of(reading)
     intent = intent_of(reading)
+    intent = "cost" if intent == "need" and price is not None else intent
+    refuse_unused(intent, tokens, price)
     gpus = cards_of(reading)
     models += sized_models(reading)
     methods = methods_of(reading)
@@ -80,6 +84,8 @@ def _read_part(text: str, empty: Question, before: Question | None) -> list[Ques
         negated=denied,
         claimed=claimed,
         gpus=consumer,
+        tokens=tokens,
+        price=price,
         left=_left(leftover(reading.text), host),
     )
     models = models or _default_model(question, before, reading)

@@ -10,6 +10,7 @@ from math import prod
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Mlp, ModelSpec
+from memplan.planner.inputs.tasks import headed
 from memplan.planner.prediction import Breakdown, Prediction, Row
 from memplan.planner.tables.methods import METHODS
 from memplan.profiler.localized_message import LocalizedMessage, said
@@ -33,7 +34,7 @@ def by_hand(spec: ModelSpec, prediction: Prediction) -> list[Line]:
     first.
     """
     setup, moment = prediction.setup, prediction.moment(prediction.peak.moment)
-    lines = _weights(setup, spec, prediction)
+    lines = _weights(setup, headed(spec, setup), prediction)
     if METHODS[setup.method].trains == "nothing":
         return [*lines, *_others(moment)]
     trained = prediction.trainable_parameters

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from memplan.planner.answers.fit.command import options
 from memplan.planner.tables.units import gib
 from memplan.validate.answer import AT_LEAST, Answer
 from memplan.validate.chinese import in_language
+from memplan.validate.questions.question import doing
 
 
 def summary_line(found: Answer) -> Mapping[str, str]:
     """The verdict in one sentence, in both languages."""
-    method, setup = found.prediction.setup.method, found.prediction.setup
+    setup = found.prediction.setup
+    does = doing({"method": setup.method, "task": setup.task})
     model = found.question.model + (" (int8)" if setup.quant_type == "int8" else "")
     need = gib(found.device)
     each_en, each_zh = (
@@ -35,8 +38,8 @@ def summary_line(found: Answer) -> Mapping[str, str]:
             else ("；并非全部计入，不能断言哪张卡放得下" if found.not_modelled else "；没有常见的单卡能放下")
         )
         return {
-            "en": f"{method} on {model} needs {need}{each_en}{card_en}",
-            "zh": f"{model} 做 {method} 需要 {need}{each_zh}{card_zh}",
+            "en": f"{does['en']} on {model} needs {need}{each_en}{card_en}",
+            "zh": f"{model} 做 {does['zh']} 需要 {need}{each_zh}{card_zh}",
         }
     largest = _largest(found)
     if largest is not None:
@@ -45,8 +48,8 @@ def summary_line(found: Answer) -> Mapping[str, str]:
     if found.verdict == AT_LEAST:
         missing = "; ".join(found.not_modelled)
         return {
-            "en": f"At least {need}: {method} on {model}, of {have}{each_en}; not counted: {missing}",
-            "zh": f"至少 {need}：{model} 做 {method}{each_zh}，卡上可用 {have}；未计入：{missing}",
+            "en": f"At least {need}: {does['en']} on {model}, of {have}{each_en}; not counted: {missing}",
+            "zh": f"至少 {need}：{model} 做 {does['zh']}{each_zh}，卡上可用 {have}；未计入：{missing}",
         }
     words = {"fits": ("Yes", "可以"), "tight": ("Barely", "勉强"), "no": ("No", "不行")}[found.verdict]
     if found.verdict == "tight" and not found.survives:
@@ -60,17 +63,17 @@ def summary_line(found: Answer) -> Mapping[str, str]:
         )
         return {
             "en": (
-                f"{count} x {found.question.gpu}: {method} on {model} needs {need} of {gib(found.usable)}"
+                f"{count} x {found.question.gpu}: {does['en']} on {model} needs {need} of {gib(found.usable)}"
                 f"{each_en}"
             ),
             "zh": (
-                f"{zh_count} {found.question.gpu}：{model} 做 {method} 每张需要 {need}，可用 "
+                f"{zh_count} {found.question.gpu}：{model} 做 {does['zh']} 每张需要 {need}，可用 "
                 f"{gib(found.usable)}{each_zh}"
             ),
         }
     return {
-        "en": f"{words[0]}: {method} on {model} needs {need} of {have}{each_en}{but['en']}",
-        "zh": f"{words[1]}：{model} 做 {method} 需要 {need}{each_zh}，卡上可用 {have}{but['zh']}",
+        "en": f"{words[0]}: {does['en']} on {model} needs {need} of {have}{each_en}{but['en']}",
+        "zh": f"{words[1]}：{model} 做 {does['zh']} 需要 {need}{each_zh}，卡上可用 {have}{but['zh']}",
     }
 
 
@@ -105,10 +108,11 @@ def _largest(found: Answer) -> Mapping[str, str] | None:
             told_zh.append(
                 f"模型支持的都可以{on_zh}" if wanted == "sequence_length" else f"超过 4,096{on_zh}"
             )
-    method, model, gpu = found.prediction.setup.method, found.question.model, found.question.gpu
+    setup, model, gpu = found.prediction.setup, found.question.model, found.question.gpu
+    does = doing({"method": setup.method, "task": setup.task})
     return {
-        "en": f"Largest {name}: {', '.join(told_en)} ({method} on {model}, {gpu})",
-        "zh": f"{model} 做 {method}，{gpu}：{zh}{'，'.join(told_zh)}",
+        "en": f"Largest {name}: {', '.join(told_en)} ({does['en']} on {model}, {gpu})",
+        "zh": f"{model} 做 {does['zh']}，{gpu}：{zh}{'，'.join(told_zh)}",
     }
 
 
@@ -131,4 +135,10 @@ def _but(found: Answer) -> Mapping[str, str]:
                 "en": f"; {kind} needs {gib(other.device)}, which fits",
                 "zh": f"；{in_language('zh')(kind)}需要 {gib(other.device)}，放得下",
             }
+    if found.remedy is not None:
+        typed, need = options(found.remedy.fields), gib(found.remedy.device_bytes)
+        return {
+            "en": f"; with {typed} it needs {need}, which fits",
+            "zh": f"；加上 {typed} 需要 {need}，放得下",
+        }
     return {"en": "", "zh": ""}

@@ -110,6 +110,16 @@ SWITCHES: tuple[tuple[str, str, Any], ...] = (
     (r"fsdp2?", "parallel", "fsdp"),
     (r"ddp|数据并行", "parallel", "ddp"),
     (r"all[- ]linear(?: layers?)?|全部?线性层|所有线性层", "targets", ("all-linear",)),
+    (r"sft|supervised fine-?tuning|(?:有)?监督微调|指令微调|instruction[- ]?tuning", "task", "sft"),
+    (r"dpo|direct preference optimi[sz]ation|直接偏好优化", "task", "dpo"),
+    (r"orpo", "task", "orpo"),
+    (r"cpo", "task", "cpo"),
+    (r"kto", "task", "kto"),
+    (r"grpo", "task", "grpo"),
+    (r"rloo", "task", "rloo"),
+    (r"ppo", "task", "ppo"),
+    (r"reward model(?:s|ing|ling)?|奖励模型", "task", "reward"),
+    (r"(?:sequence |text )?classif(?:ication|ier)|(?:文本|序列)?分类(?:任务|模型)?", "task", "classify"),
 )
 
 _SEQUENCE = r"seq(?:uence)?(?:[- ]?len(?:gth)?)?|context(?: (?:length|window|size))?|序列(?:长度)?|上下文(?:长度)?|长度"
@@ -154,6 +164,7 @@ OPPOSITE: dict[tuple[str, object], tuple[str, object]] = {
     ("attention", "flash_attention_2"): ("attention", "eager"),
     ("weight_dtype", "bfloat16"): ("weight_dtype", "float32"),
     ("weight_dtype", "float16"): ("weight_dtype", "float32"),
+    **{("task", name): ("task", "sft") for name in ("dpo", "orpo", "cpo", "kto", "reward", "classify")},
     ("method", "qlora"): ("method", "lora"),
     ("method", "lora"): ("method", "full"),
 }
@@ -197,8 +208,8 @@ UNANSWERED: tuple[tuple[str, str], ...] = (
         "not one of the methods asked about in sentences: memplan plan MODEL --adapter adapter_config.json",
     ),
     (
-        r"rlhf|ppo|grpo|dpo|orpo|kto|reward models?|奖励模型|强化学习|知识蒸馏|distill(?:ation|ing)",
-        "a task of its own: memplan MODEL --task NAME predicts it, or says what it lacks (memplan list tasks)",
+        r"rlhf|强化学习|知识蒸馏|distill(?:ation|ing)",
+        "several kinds of training: name one of them, such as DPO, GRPO or reward model (memplan list tasks)",
     ),
 )
 """What would change the answer and cannot be read: refused, never ignored."""

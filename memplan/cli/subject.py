@@ -30,7 +30,7 @@ def open_setup(imported: Imported, options: Mapping[str, Any]) -> Setup:
     given = given_fields(options)
     if given.get("gpu") is not None:
         given["gpu"] = api.setup_gpu(given["gpu"])
-    return resolve(given, imported={**imported.fields, **file_fields(options)})
+    return resolve(given, imported={**imported.fields_on(given.get("gpu")), **file_fields(options)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +127,9 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
         imported.model = options["base_model"]
     if not imported.model:
         raise NoModelError(imported)
-    fields = {**imported.fields, **file_fields(options)}
-    found, setup = api.request(imported.model, imported=fields, **given_fields(options))
+    given = given_fields(options)
+    fields = {**imported.fields_on(given.get("gpu")), **file_fields(options)}
+    found, setup = api.request(imported.model, imported=fields, **given)
     if imported.named_attention and not api.unknown_family(found):
         from memplan.planner.importers.choices import runs_instead
 

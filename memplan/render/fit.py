@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.answers.fit.changes import Effect
-from memplan.planner.answers.fit.command import command_line
+from memplan.planner.answers.fit.command import command_line, options
 from memplan.planner.answers.fit.frontier import BATCHES
 from memplan.planner.answers.fit.gpus import CardChoice, Shared
 from memplan.planner.answers.parts import deciding
@@ -71,10 +71,7 @@ def advice_lines(fit: Fit, shared: Shared | None, room: int) -> Iterator[tuple[s
     method = fit.decision.method
     if fit.not_modelled:
         yield "No word", not_counted(fit.not_modelled)
-    yield (
-        "Choose",
-        f"{method}: {_because(fit)}" if method else f"nothing fits: {fit.decision.reasons[-1]}",
-    )
+    yield "Choose", f"{method}: {_because(fit)}" if method else _nothing(fit)
     if not fit.asked.holds and (which := deciding(fit.parts)):
         yield "Decides", f"for {fit.setup.method} as asked: {which}"
     if saves := _saves(fit, room):
@@ -82,6 +79,18 @@ def advice_lines(fit: Fit, shared: Shared | None, room: int) -> Iterator[tuple[s
     yield "GPU", "; ".join(_gpus(fit, shared))
     if method:
         yield "Next", _next(fit)
+
+
+def _nothing(fit: Fit) -> str:
+    """What to do where no method fits as asked, mild changes included: less of it, or another GPU."""
+    if not fit.waterfall or not fit.waterfall[-1].fits or fit.not_modelled:
+        return f"nothing fits: {fit.decision.reasons[-1]}"
+    last = fit.waterfall[-1]
+    fields = {key: value for step in fit.waterfall for key, value in step.fields.items()}
+    return (
+        f"nothing fits at these sizes; {fit.setup.method} does with {options(fields)}: it needs "
+        f"{gib(last.after)}"
+    )
 
 
 def _because(fit: Fit) -> str:
@@ -92,9 +101,15 @@ def _because(fit: Fit) -> str:
 
 
 def _saves(fit: Fit, room: int) -> str:
-    """What single changes to the setup as asked save, as many as a line holds."""
+    """What single changes to the setup as asked save, as many as a line holds; of several values for a field
+    the best.
+    """
     found: list[str] = []
+    fields: set[str] = set()
     for effect in fit.changes:
+        if fields & effect.fields.keys():
+            continue
+        fields |= effect.fields.keys()
         makes = effect.fits and not fit.asked.holds and not fit.not_modelled
         option = effect.text.partition(": ")[2] or effect.text
         text = f"{short_gib(effect.saved)} {option}{' (fits)' if makes else ''}"
@@ -161,10 +176,7 @@ def largest_line(fit: Fit) -> Text:
     chosen = fit.chosen
     if chosen is None or chosen.largest_batch is None:
         return Text(f"no micro-batch fits {at}", style="bold red")
-    changes = [
-        f"{name}={'+'.join(v) if isinstance(v, tuple) else v}" for name, v in fit.decision.fields.items()
-    ]
-    with_ = ", ".join([chosen.method, *changes])
+    with_ = f"{chosen.method} {options(fit.decision.fields)}".rstrip()
     text = f"largest micro-batch {at}: {bound}{chosen.largest_batch:,} with {with_}"
     return Text(text, style="bold yellow")
 

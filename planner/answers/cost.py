@@ -18,6 +18,7 @@ from memplan.planner import tables
 from memplan.planner.formula.resident.tensors import weight_tensors
 from memplan.planner.formula.step_time import least_seconds
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import headed
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError, shorten
@@ -113,7 +114,7 @@ def cost(
     setup = prediction.setup
     seconds, why = _seconds(spec, prediction, gpu)
     size = itemsize(setup.weight_dtype)
-    largest = max(tensor.elements for tensor in weight_tensors(spec))
+    largest = max(tensor.elements for tensor in weight_tensors(headed(spec, setup)))
     sharded = setup.gpus if setup.parallel in ("fsdp", "zero1", "zero2", "zero3") else 1
     states = sum(row.bytes for row in prediction.moments[-1].rows if row.component == "optimizer_states")
     return Cost(
@@ -164,6 +165,36 @@ def slower_than_least(gpu: Gpu) -> tuple[Range, str]:
 def _ratios() -> dict[str, dict[str, Any]]:
     path = Path(tables.__file__).with_name("step_time_ratios.json")
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+_UNITS = (
+    (2 / 60, "seconds", 3600.0),
+    (2, "minutes", 60.0),
+    (72, "hours", 1.0),
+    (float("inf"), "days", 1 / 24),
+)
+"""Up to how many hours a time is said in a unit, and how many of it are an hour."""
+
+
+def duration(hours: Range) -> tuple[str, str]:
+    """A time in words, and its unit."""
+    unit, scale = next((unit, scale) for most, unit, scale in _UNITS if hours[1] <= most)
+    return span((hours[0] * scale, hours[1] * scale)), unit
+
+
+def span(values: Range | None) -> str:
+    """Two numbers with two digits that count, once where they read the same."""
+    if values is None:
+        return ""
+    least, most = (_short(value) for value in values)
+    return least if least == most else f"{least} to {most}"
+
+
+def _short(value: float) -> str:
+    if value >= 100:
+        digits = len(str(int(value))) - 2
+        return f"{round(value / 10**digits) * 10**digits:,}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def parse_tokens(text: str) -> int:

@@ -111,7 +111,7 @@ def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: st
 def steady_bytes(spec: ModelSpec, setup: Setup) -> int:
     """Bytes of all tensors that one steady step makes, each counted once: what its kernels write."""
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
-    run = _run(_Key(spec, _structure(setup)), values[0], values[1])
+    run = _run(_Key(headed(spec, setup), _structure(setup)), values[0], values[1])
     events = run.events(dict(zip(SYMBOLS, values, strict=True)))
     return sum(events.sizes[each] for each in events.events[events.steady :] if 0 <= each < len(events.sizes))
 

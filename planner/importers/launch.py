@@ -80,6 +80,7 @@ def read_launch(words: list[str], folder: Path | None = None, beside: bool = Tru
                 "deepspeed",
             ),
         )
+    before = set(imported.fields)
     for key, value in _sharding(line.options, imported).items():
         imported.fields[key] = value
     if ranks > 1:
@@ -88,6 +89,8 @@ def read_launch(words: list[str], folder: Path | None = None, beside: bool = Tru
         imported.fields.setdefault("parallel", "ddp")
     if line.expandable is not None:
         imported.fields["allocator"] = "expandable" if line.expandable else "native"
+    if imported.before_ampere:
+        imported.before_ampere |= {k: v for k, v in imported.fields.items() if k not in before}
     imported.notes += line.notes
     return imported
 

@@ -66,6 +66,15 @@ class Imported:
         default_factory=list
     )  # other files that this one names: an accelerate or DeepSpeed file
     named_attention: str = ""  # the kernel that the file names, where `fields` has the nearest in its place
+    before_ampere: dict[str, Any] = field(default_factory=dict)
+    """Of code that asks whether the GPU has bfloat16: the fields where it has none."""
+
+    def fields_on(self, gpu: str | None) -> dict[str, Any]:
+        """The Setup fields on the GPU that is named, which decides what code that asks it does."""
+        from memplan.planner.tables.gpus import find_gpu
+
+        capability = find_gpu(gpu).capability if gpu is not None and self.before_ampere else None
+        return self.before_ampere if capability is not None and capability < (8, 0) else self.fields
 
     def by_status(self, status: Status) -> list[KeyReport]:
         """The keys of one status, in the file's order."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memplan.planner.importers import hf, trl
+from memplan.planner.importers import hf, trl, unsloth
 from memplan.planner.importers.pieces import take_apart
 from memplan.planner.importers.rules import (
     Facts,
@@ -24,10 +24,10 @@ from memplan.planner.importers.rules import (
     find_rule,
     walk,
 )
-from memplan.planner.importers.snippet_rules import ADAPTER, PRETRAINED, QUANTIZATION
+from memplan.planner.importers.snippet_rules import ADAPTER, OPTIMIZERS, PRETRAINED, QUANTIZATION
 from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
 from memplan.planner.importers.tasks import CLASSES, COMPARED, rules_of, settle_head, trainer_task
-from memplan.planner.importers.values import UNKNOWN, Values, collect
+from memplan.planner.importers.values import ASKED_OF_THE_GPU, UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
 
 
@@ -49,8 +49,7 @@ def read_snippet(source: str, name: str, given: Mapping[str, Any] | None = None)
     launch line that starts it. UsageError where no call in it says anything.
     """
     pieces = take_apart(source, name)
-    found = [_read(tree, given) for tree in pieces.trees]
-    best = max(found, key=lambda code: code.calls, default=None)
+    best = _best(pieces.trees, given)
     if best is None or not best.calls:
         raise UsageError(
             f"'{shorten(name)}' has no call that memplan knows: expected from_pretrained, "
@@ -58,11 +57,20 @@ def read_snippet(source: str, name: str, given: Mapping[str, Any] | None = None)
             "TrainingArguments, SFTConfig, ..."
         )
     best.warnings += pieces.skipped
-    return _finish(best, name)
+    imported = _finish(best, name)
+    asks = best.facts.get("_unsloth") or any(word in source for word in ASKED_OF_THE_GPU)
+    if asks and (other := _best(pieces.trees, given, bfloat16=False)) is not None:
+        imported.before_ampere = _finish(other, name).fields
+    return imported
 
 
-def _read(tree: ast.Module, given: Mapping[str, Any] | None) -> Code:
-    code = Code(values=collect(tree, given))
+def _best(trees: list[ast.Module], given: Mapping[str, Any] | None, bfloat16: bool = True) -> Code | None:
+    """The piece with the most calls, on a GPU with bfloat16 or without."""
+    return max((_read(tree, given, bfloat16) for tree in trees), key=lambda code: code.calls, default=None)
+
+
+def _read(tree: ast.Module, given: Mapping[str, Any] | None, bfloat16: bool) -> Code:
+    code = Code(values=collect(tree, given, bfloat16))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
         called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
@@ -118,6 +126,8 @@ def _from_pretrained(call: ast.Call, code: Code, called: str) -> bool:
     owner_name = _owner(call)
     if "Model" not in owner_name or "Peft" in owner_name:
         return False
+    if owner_name in unsloth.MODELS:
+        code.facts["_unsloth"] = True
     named = [
         keyword.value
         for keyword in call.keywords
@@ -147,7 +157,8 @@ def _model(node: ast.expr | None, code: Code, key: str) -> None:
 
 def _get_peft_model(call: ast.Call, code: Code, called: str) -> bool:
     """Unsloth's FastLanguageModel.get_peft_model takes the words of a LoraConfig; PEFT's own takes one."""
-    if not call.keywords or not isinstance(call.func, ast.Attribute) or _owner(call) == "peft":
+    own = _owner(call) in unsloth.MODELS
+    if not (own or call.keywords and isinstance(call.func, ast.Attribute) and _owner(call) != "peft"):
         return False
     facts = _arguments(call, code, called, ADAPTER)
     checkpointing = facts.pop("use_gradient_checkpointing", None)
@@ -253,25 +264,8 @@ def _beside(code: Code, called: str) -> None:
         code.warnings.append(said)
 
 
-_OPTIMIZERS = {
-    "AdamW": "adamw_torch",
-    "Adam": "adamw_torch",
-    "SGD": "sgd",
-    "RMSprop": "rmsprop",
-    "Adagrad": "adagrad",
-    "Adafactor": "adafactor",
-    "AdamW8bit": "adamw_bnb_8bit",
-    "Adam8bit": "adamw_bnb_8bit",
-    "PagedAdamW8bit": "paged_adamw_8bit",
-    "PagedAdamW32bit": "paged_adamw_32bit",
-    "PagedAdamW": "paged_adamw_32bit",
-    "Lion8bit": "lion_8bit",
-    "AdamWScheduleFree": "schedule_free_adamw",
-}
-
-
 def _optimizer(call: ast.Call, code: Code, called: str) -> bool:
-    name = _OPTIMIZERS[called]
+    name = OPTIMIZERS[called]
     fused = any(k.arg == "fused" and code.values.of(k.value) is True for k in call.keywords)
     code.facts["optimizer"] = "adamw_torch_fused" if fused and name == "adamw_torch" else name
     code.keys.append(KeyReport(f"{called}()", "used"))
@@ -295,7 +289,7 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     ),
     **dict.fromkeys(("Trainer", "Seq2SeqTrainer", *(f"{word}Trainer" for word in PREFERENCES)), _trainer),
     "get_peft_model": _get_peft_model,
-    **dict.fromkeys(_OPTIMIZERS, _optimizer),
+    **dict.fromkeys(OPTIMIZERS, _optimizer),
     "half": _sets(weight_dtype="float16"),
 }
 
@@ -303,6 +297,10 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
 def _finish(code: Code, name: str) -> Imported:
     facts = code.facts
     settle_head(facts)
+    own = facts.get("_unsloth", False)
+    if own:
+        whole = any(report.key.endswith("full_finetuning") for report in code.keys)
+        unsloth.script_facts(facts, whole)
     four_bit, kbit = facts.get("_four_bit"), facts.get("_kbit", False)
     fields = code.stack.finish(facts, code.warnings)
     fields.update(_method(facts, bool(four_bit)))
@@ -322,6 +320,8 @@ def _finish(code: Code, name: str) -> Imported:
         fields["checkpointing"] = "none"
     if "_length" in facts:
         fields["sequence_length"] = facts["_length"]
+    if own:
+        fields = unsloth.script_fields(facts, fields, code.values.bfloat16, code.warnings)
     notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
     known, kernel = facts.get("_model"), facts.get("_named_attention", "")
     said = [] if known else notes

@@ -39,6 +39,7 @@ PRETRAINED: dict[str, Rule] = {
     "device_map": Rule("ignored", why="one GPU is assumed"),
     "max_seq_length": use("_length", integer),
     "num_labels": use("_labels", integer),
+    "load_in_16bit": use("_sixteen_bit", lambda key, value: bool(value)),
     "full_finetuning": not_modelled("every parameter is trained, in Unsloth's own way"),
     "fast_inference": not_modelled("a generation engine beside the trainer", errs="low"),
     "use_cache": Rule("ignored", why="checkpointing turns the cache off, and a loss needs none"),
@@ -61,3 +62,19 @@ ADAPTER: dict[str, Rule] = {
         "Unsloth's own: a seed, and the length that the model was loaded with", "random_state max_seq_length"
     ),
 }
+OPTIMIZERS = {
+    "AdamW": "adamw_torch",
+    "Adam": "adamw_torch",
+    "SGD": "sgd",
+    "RMSprop": "rmsprop",
+    "Adagrad": "adagrad",
+    "Adafactor": "adafactor",
+    "AdamW8bit": "adamw_bnb_8bit",
+    "Adam8bit": "adamw_bnb_8bit",
+    "PagedAdamW8bit": "paged_adamw_8bit",
+    "PagedAdamW32bit": "paged_adamw_32bit",
+    "PagedAdamW": "paged_adamw_32bit",
+    "Lion8bit": "lion_8bit",
+    "AdamWScheduleFree": "schedule_free_adamw",
+}
+"""The classes of torch.optim and bitsandbytes.optim, and the optimizers that they are."""

@@ -24,6 +24,12 @@ from memplan.planner.importers.rules import (
 )
 from memplan.planner.importers.trl import adapter_method
 
+NEAREST = (
+    "Unsloth's own kernels and checkpointing are not modeled: the nearest, the recipe hf with a fused loss, is on "
+    "the high side but for that loss, which takes up to half of the memory that is free"
+)
+MODELS = ("FastLanguageModel", "FastModel", "FastVisionModel", "FastTextModel")
+"""The classes that a script loads a model with."""
 SECTIONS = ("training", "lora", "data", "logging")
 WORDS: dict[str, Rule] = {
     "model": use("_model", text),
@@ -79,8 +85,37 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     else:
         for name in ("rank", "alpha", "dropout", "targets"):
             facts.pop(name, None)
-    warnings.append(
-        "Unsloth's own kernels and checkpointing are not modeled: the recipe hf, the nearest, is on the "
-        "high side"
-    )
-    return {**setup_fields(facts), "recipe": "hf"}
+    warnings.append(NEAREST)
+    return {**setup_fields(facts), "recipe": "hf", "loss": "fused"}
+
+
+def script_facts(facts: Facts, whole: bool) -> None:
+    """What Unsloth's own calls leave out, before the trainer's arguments are settled: a 4-bit base, LoRA of
+    rank 16 on every linear layer, checkpoints (unsloth 2026.10 models/loader.py from_pretrained, models/llama.py
+    get_peft_model). `whole`: every parameter trains.
+    """
+    wide = whole or facts.get("_eight_bit") or facts.pop("_sixteen_bit", False)
+    facts.setdefault("_four_bit", not wide)
+    if facts.get("_peft"):
+        facts.setdefault("_checkpointing", True)
+        for name, value in {"rank": 16, "alpha": 16, "dropout": 0.0, "targets": ("all-linear",)}.items():
+            facts.setdefault(name, value)
+
+
+def script_fields(
+    facts: Facts, fields: dict[str, Any], bfloat16: bool, warnings: list[str]
+) -> dict[str, Any]:
+    """The Setup fields of a script of Unsloth, from those of the trainer that it calls: half precision as the
+    GPU has it, NF4 with double quantization and no upcast, adapters in fp32, a loss in chunks (unsloth 2026.10
+    models/llama.py, unsloth_zoo training_utils.py prepare_model_for_training, fused_losses).
+    """
+    half = facts.get("weight_dtype") or ("bfloat16" if bfloat16 else "float16")
+    warnings[:] = [warning for warning in warnings if not warning.startswith("TRL loads float32")]
+    warnings.append(NEAREST)
+    own = {"recipe": "hf", "loss": "fused", "weight_dtype": half}
+    if not (facts.get("_bf16") or facts.get("_fp16")):
+        own["autocast"] = half
+    if facts.get("_four_bit"):
+        own |= {"quant_type": "nf4", "compute_dtype": half, "quant_storage": "uint8"}
+        own |= {"double_quant": True, "kbit_prepare": False}
+    return {**fields, **own}

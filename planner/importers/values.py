@@ -14,7 +14,8 @@ from typing import Any
 
 UNKNOWN = object()
 MOST_NUMBER = 10**12
-ASKED_OF_THE_GPU = ("is_bf16_supported", "is_bfloat16_supported")  # true on what is assumed: Ampere and later
+ASKED_OF_THE_GPU = ("is_bf16_supported", "is_bfloat16_supported")
+"""What code asks of the GPU: true on what is assumed, Ampere and later."""
 CASTS: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "str": str, "bool": bool}
 _OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: lambda a, b: a * b,
@@ -34,6 +35,7 @@ class Values:
     fields: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
+    bfloat16: bool = True  # what the GPU answers that code asks for it
 
     def of(self, node: ast.expr | None) -> Any:
         """The value of an expression, UNKNOWN where the code does not say it."""
@@ -60,9 +62,9 @@ class Values:
         return self.given.get(name, self.fields.get(name, UNKNOWN))
 
 
-def collect(tree: ast.Module, given: Mapping[str, Any] | None = None) -> Values:
+def collect(tree: ast.Module, given: Mapping[str, Any] | None = None, bfloat16: bool = True) -> Values:
     """The values of a module. A name that is assigned twice is UNKNOWN, as is a field with two defaults."""
-    values = Values(given=dict(given or {}))
+    values = Values(given=dict(given or {}), bfloat16=bfloat16)
     inside = {
         id(statement) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for statement in node.body
     }
@@ -179,7 +181,7 @@ def _attribute(values: Values, node: ast.Attribute) -> Any:
 def _call(values: Values, node: ast.Call) -> Any:
     called = _called(node)
     if called in ASKED_OF_THE_GPU:
-        return True
+        return values.bfloat16
     if called in CASTS and len(node.args) == 1 and not node.keywords:
         value = values.of(node.args[0])
         return (

@@ -99,15 +99,18 @@ def switches_of(reading: Reading) -> Pairs:
     """Settings that are words; the last, a number in thousands of tokens, after all else."""
     pairs: Pairs = {}
     _modules(reading)
-    for pattern, name, value in SWITCHES:
-        for match in list(re.finditer(f"{B}(?:{pattern}){E}", reading.text)):
-            words = reading.take(match)
-            if value is None or reading.fields.get(name) == value:
-                continue
-            if name in reading.fields:
-                pairs[name] = (reading.fields[name], value)
-            else:
-                reading.say(name, value, words)
+    said = [
+        (match.start(), name, value, reading.take(match))
+        for pattern, name, value in SWITCHES
+        for match in list(re.finditer(f"{B}(?:{pattern}){E}", reading.text))
+    ]
+    for _, name, value, words in sorted(said, key=lambda one: one[0]):
+        if value is None or reading.fields.get(name) == value:
+            continue
+        if name in reading.fields:
+            pairs[name] = (reading.fields[name], value)
+        else:
+            reading.say(name, value, words)
     pattern, name = NUMBERS[-1]
     last = None if name in reading.fields else re.search(f"{B}(?:{pattern}){E}", reading.text)
     if last:
@@ -211,6 +214,8 @@ def _compared(question: Question, axes: Mapping[str, list[Any]]) -> Question:
         said = next((pair for pair in OPPOSITE if fields.get(pair[0]) == pair[1]), None)
         if said is not None and said[0] == "method" and (question.open_method or "rank" in fields):
             said = None
+        if said is not None and said[0] == "task" and not question.open_method:
+            said = None  # the task or the method: the sentence does not say which
         if said is None:
             raise UsageError(
                 "ask: what is compared with what? name both, such as LoRA and QLoRA, or rank 8 and 64"

@@ -8,6 +8,7 @@ from memplan.planner.answers.parts import parts
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.units import gib
 from memplan.validate.answer import AT_LEAST, Answer
+from memplan.validate.questions.question import doing
 from memplan.validate.questions.reply import Both, both
 from memplan.validate.summary import summary_line
 
@@ -32,10 +33,10 @@ def headline(found: Answer) -> Both:
 def _numbers(found: Answer) -> Both:
     """What it needs and what there is, with neither yes nor no."""
     question, usable = found.question, found.usable
-    method, model, need = found.prediction.setup.method, question.model, gib(found.device)
+    does, model, need = doing(question.fields), question.model, gib(found.device)
     assert usable is not None
-    en = f"{method} on {model} needs {need}; {question.gpu} has {gib(usable)} usable"
-    zh = f"{model} 做 {method} 需要 {need}；{question.gpu} 可用 {gib(usable)}"
+    en = f"{does['en']} on {model} needs {need}; {question.gpu} has {gib(usable)} usable"
+    zh = f"{model} 做 {does['zh']} 需要 {need}；{question.gpu} 可用 {gib(usable)}"
     if question.left.changes:
         words = ", ".join(question.left.changes)
         en += f". Neither yes nor no, since this was not understood: {words}"

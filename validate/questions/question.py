@@ -14,6 +14,14 @@ from memplan.validate.reading import Assumption
 LARGEST = ("sequence_length", "micro_batch")
 
 
+def doing(fields: Mapping[str, Any]) -> Mapping[str, str]:
+    """What is done to a model, in both languages: its method, and the task where it is another than sft."""
+    method, task = fields["method"], fields.get("task", "sft")
+    if task == "sft":
+        return {"en": method, "zh": method}
+    return {"en": f"{task} with {method}", "zh": f"{method}（{task}）"}
+
+
 @dataclass(frozen=True)
 class Side:
     """The setup that another is compared with."""
@@ -44,6 +52,8 @@ class Question:
     claimed: tuple[ClaimedValue, ...] = ()
     against: Side | None = None
     gpus: tuple[str, ...] = ()  # a class of GPUs: consumer
+    tokens: int | None = None  # of the run
+    price: float | None = None  # of a GPU for an hour
 
     @property
     def wanted(self) -> str:

@@ -14,7 +14,7 @@ from memplan.planner.tables.units import gib
 from memplan.validate.chinese import in_language
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
-from memplan.validate.questions.question import Question
+from memplan.validate.questions.question import Question, doing
 from memplan.validate.questions.reply import Both, Reply, Row, both, predicted
 
 _METHODS: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -131,8 +131,8 @@ def by_class(question: Question, context: EvaluationContext) -> Reply:
     held = words[0] if len(set(words)) == 1 else None
     if question.left.changes:
         held = None
-    method = question.fields["method"]
-    subject_en, subject_zh = f"{method} on {question.model}", f"{question.model} 做 {method}"
+    does = doing(question.fields)
+    subject_en, subject_zh = f"{does['en']} on {question.model}", f"{question.model} 做 {does['zh']}"
     if not yes:
         line = both(
             f"Depends on the GPU meant: {subject_en} needs {rows[-1].value.split(' / ')[0]}, more than each of the {len(rows)} common consumer GPUs has",

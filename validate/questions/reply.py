@@ -14,7 +14,7 @@ from memplan.validate.answer import SCHEMA, Answer, on_gpu, shared
 from memplan.validate.chinese import in_language
 from memplan.validate.engines import Missing
 from memplan.validate.evaluation_context import EvaluationContext
-from memplan.validate.questions.question import Question
+from memplan.validate.questions.question import Question, doing
 
 Both = Mapping[str, str]
 """A text by language: en, zh."""
@@ -145,5 +145,5 @@ def _joined(what: Both, more: Both) -> Both:
 
 def subject(question: Question) -> Both:
     """`lora on llama-7b`, and what else was said of it."""
-    method, model = question.fields["method"], question.model
-    return both(f"{method} on {model}", f"{model} 做 {method}")
+    does, model = doing(question.fields), question.model
+    return both(f"{does['en']} on {model}", f"{model} 做 {does['zh']}")

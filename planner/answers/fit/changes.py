@@ -119,9 +119,18 @@ ORDER = (
 )
 """A waterfall's order: what costs least first, what changes the training last."""
 
-MILD = ("half", "attention", "checkpointing", "loss", "optimizer")
-"""Changes that cost time or the last bits of optimizer states, and leave method, weights, batch and sequence
-alone.
+MILD = (
+    "half",
+    "attention",
+    "outputs",
+    "checkpointing",
+    "loss",
+    "optimizer",
+    "quantization",
+    "upcast",
+)
+"""Changes that cost time or the last bits of states, norms and metrics, and leave method, weights, adapters,
+batch and sequence alone.
 """
 
 
@@ -189,9 +198,22 @@ def _effects(spec: ModelSpec, setup: Setup, room: Room, before: int) -> Iterator
 
 
 def waterfall(spec: ModelSpec, setup: Setup, room: Room, order: Iterable[str] = ORDER) -> list[Effect]:
-    """Changes one on top of another in `order` until it fits, each with what it saves there; what saves next
-    to nothing is left out.
+    """Changes one on top of another in `order` until it fits, each with what it saves there; without those
+    that it fits without, and those that save next to nothing.
     """
+    steps = _in_order(spec, setup, room, order)
+    kinds = list(dict.fromkeys(step.kind for step in steps))
+    if steps and steps[-1].fits:
+        for kind in kinds[-2::-1]:  # what costs most first
+            fewer = [other for other in kinds if other != kind]
+            again = _in_order(spec, setup, room, fewer)
+            if again and again[-1].fits and len(again) < len(steps):
+                steps, kinds = again, fewer
+    return _merged(steps)
+
+
+def _in_order(spec: ModelSpec, setup: Setup, room: Room, order: Iterable[str]) -> list[Effect]:
+    """Changes of these kinds, in order, until it fits or they end."""
     steps: list[Effect] = []
     current = setup
     before = device_bytes(spec, current, room)
@@ -212,7 +234,7 @@ def waterfall(spec: ModelSpec, setup: Setup, room: Room, order: Iterable[str] = 
                 break
         if room.holds(peak_of(spec, current)):
             break
-    return _merged(steps)
+    return steps
 
 
 def _worth(effect: Effect) -> bool:

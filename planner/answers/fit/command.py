@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.inputs.setup import Setup
@@ -25,6 +26,7 @@ OPTIONS = {
     "parallel": "--parallel",
     "load": "--load",
     "device": "--device",
+    "task": "--task",
 }
 SAID = ("user", "import")
 """Origins of what a person chose; everything else follows from method and recipe again."""
@@ -41,6 +43,11 @@ def command_line(model: str, setup: Setup, gpu: str | None = None) -> str:
     if setup.optimizer_mode != OPTIMIZERS[setup.optimizer].modes[0]:
         words += _option("optimizer_mode", setup.optimizer_mode)
     return shlex.join([*words, "--gpu", gpu] if gpu else words)
+
+
+def options(fields: Mapping[str, Any]) -> str:
+    """Setup fields as the options that set them."""
+    return shlex.join([word for name, value in fields.items() for word in _option(name, value)])
 
 
 def _option(name: str, value: Any) -> list[str]:

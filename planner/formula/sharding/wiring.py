@@ -9,6 +9,7 @@ from memplan.planner.formula.sharding.plan import Schedule, ShardingPlan
 from memplan.planner.formula.sharding.strategies import refuse_sharding, seen, stored, wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import headed
 
 
 def sharding_plan(spec: ModelSpec, setup: Setup) -> ShardingPlan:
@@ -16,6 +17,7 @@ def sharding_plan(spec: ModelSpec, setup: Setup) -> ShardingPlan:
     setup.
     """
     refuse_sharding(setup)
+    spec = headed(spec, setup)
     if not wraps(setup):
         return ShardingPlan(ParameterTable(spec, setup))
     plan, schedule = _kinds()[setup.parallel]
