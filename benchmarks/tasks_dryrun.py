@@ -228,13 +228,14 @@ $ memplan llama-3.2-1b --method lora --recipe hf --set eval_batch=8 --set eval_k
 
 Not counted: generation, and the evaluation of a model that several GPUs share (no verdict of `fits` then).
 
+{beside}
 ## Checked by dry runs
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
-([dry-run.md](dry-run.md)): torch 2.12, transformers 5.24, peft 0.21, trl 1.16, random weights. Peak
-allocated, and by how much predictions differ from it. Models are loaded on the GPU, as TRL's trainers do; a
-classifier that is loaded on the host first has its adapters between its weights, which moved one peak by
-0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
+([dry-run.md](dry-run.md)): torch 2.12 (pictures and sounds: 2.14), transformers 5.24, peft 0.21, trl 1.16,
+random weights. Peak allocated, and by how much predictions differ from it. Models are loaded on the GPU, as
+TRL's trainers do; a classifier that is loaded on the host first has its adapters between its weights, which
+moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
 CUDA_PYTHON` repeats it.
 
 The formula's peak is the sum of its tensors. The allocator hands out blocks, which can be larger: a request
@@ -247,7 +248,8 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT and T5 have no formula: for them that column is the compiled trace, which plan answers with.
+BERT, T5, Whisper and pictures have no formula: for them that column is the compiled trace, which plan answers
+with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither counts.
 
 {header}
 {rows}
@@ -307,6 +309,7 @@ def page(kept: dict[str, Any]) -> str:
     }
     return PAGE.format(
         tasks="\n".join(tasks),
+        beside=vision_scripts.section(),
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from memplan.planner.tables.pictures import PICTURES
+
 HEAD = """
 import sys
 import torch
@@ -260,3 +262,28 @@ BESIDE = (
     ("qwen2.5-vl-3b", "full", 1, 1024, True, (640, 480)),
 )
 """Pictures and sounds, with the tower trained or adapted too."""
+
+SECTION = """## Pictures and sounds
+
+`--images 1@1024x768` says the pictures of one example (several sizes with commas; `none`: text alone). Their
+tokens, by the arithmetic of the model's own processor, are part of `--seq`; `--set text_length=N` adds N
+tokens of text to them instead. The trace then runs the real class with pixel values of that shape; the
+formula counts the weights of the tower and refuses pictures, and plan answers with the trace. Without sizes a
+vision-language model has no verdict of `fits`. `--set vision_tower=frozen` and `--set projector=frozen` leave
+those parts untrained, adapters in them too (PEFT's `all-linear` reaches into both); `image_max_pixels`,
+`image_min_pixels`, `image_tiles` are the processor's limits, `image_scaled_to` pixels before it sees a
+picture.
+
+| model type | processor | read in |
+|---|---|---|
+{pictures}
+
+Whisper is trained with `--task seq2seq`: every sound is 3,000 frames, `--set target_length=N` the tokens of a
+transcript. Other processors, videos and packed pictures are refused.
+"""
+
+
+def section() -> str:
+    """The part of docs/tasks.md about pictures and sounds."""
+    rows = (f"| `{rule.model_type}` | {rule.arithmetic} | {rule.source} |" for rule in PICTURES.values())
+    return SECTION.format(pictures="\n".join(rows))

@@ -139,15 +139,32 @@ def test_checkpoints_reach_the_towers_blocks() -> None:
     assert saved[0] - saved[1] > 2 * 3 * 6 * squares * patches * 48
 
 
+DEEP = {
+    **CONFIGS["smolvlm"],
+    "text_config": {**CONFIGS["smolvlm"]["text_config"], "num_hidden_layers": 9},
+    "vision_config": {**CONFIGS["smolvlm"]["vision_config"], "num_hidden_layers": 9},
+}
+"""Three decoder layers have fewer parameters than the tower, which has as many layers as the decoder."""
+
+
+def test_a_cut_decoder_stays_the_one_whose_layers_repeat() -> None:
+    from memplan.planner.run.model import layer_list, skeleton
+    from memplan.planner.trace.events import layer_extrapolation
+    from memplan.planner.trace.events.record import _cut
+
+    model = skeleton(DEEP, "bfloat16", "sdpa")
+    path, layers = layer_list(model) or ("", [])
+    assert path == "model.text_model.layers" and len(layers) == 9
+    _cut(model, layer_extrapolation.runs([0] * 9), None)
+    path, layers = layer_list(model) or ("", [])
+    assert path == "model.text_model.layers" and len(layers) == 3
+    vision, text = model.config.vision_config, model.config.text_config
+    assert (vision.num_hidden_layers, text.num_hidden_layers) == (9, 3)
+
+
+@pytest.mark.slow
 def test_a_deep_decoder_is_synthesized_also_beside_a_larger_tower() -> None:
-    """Three decoder layers have fewer parameters than the tower, and the tower as many layers as the decoder:
-    neither is taken for the other.
-    """
-    config = {
-        **CONFIGS["smolvlm"],
-        "text_config": {**CONFIGS["smolvlm"]["text_config"], "num_hidden_layers": 9},
-        "vision_config": {**CONFIGS["smolvlm"]["vision_config"], "num_hidden_layers": 9},
-    }
+    config = DEEP
     setup = setup_of(images=("1@56x56",), micro_batch=1, sequence_length=128, image_tiles=1)
     quick, full = trace(config, setup), trace(config, setup, full=True)
     assert quick.extra["traced_layers"] is not None and full.extra["traced_layers"] is None
