@@ -22,6 +22,7 @@ from memplan.planner.inputs.pictures import length_of
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.pictures import PICTURES
 from memplan.planner.trace.engine import trace
 
@@ -201,6 +202,9 @@ def test_what_pictures_exclude() -> None:
     ):
         with pytest.raises(UsageError, match=said):
             setup_of(**fields)
+    with pytest.raises(UsageError, match="fit varies the sequence"):
+        found, setup = api.request(CONFIGS["gemma3"], images="1@56x56", gpu="t4")
+        api.fit_by_trace(found, setup, find_gpu("t4"))
     with pytest.raises(UsageError, match="takes no pictures"):
         trace(read_config(CONFIGS["gemma3"]).config, setup_of())
 
