@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import vision_scripts
 from tasks_scripts import CONFIGS, HEAD, SCRIPTS
 
 from memplan.planner.formula.engine import plan, replay_of
@@ -43,17 +44,33 @@ class Case:
     checkpoints: bool
     gpu: str
     sampled: tuple[int, ...] = ()  # of a task that generates: completion tokens, micro-batches of a step
+    picture: tuple[int, int] = (0, 0)
+    """Width and height of an example's picture, or bins and frames of its sound; zeros: text alone."""
 
     @property
     def label(self) -> str:
         """The case's name in the file of results."""
         kept = "checkpoints" if self.checkpoints else "none"
-        whole = f"{self.task} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+        beside = f" {self.beside}" if self.beside else ""
+        shape = f"b{self.batch} s{self.tokens}{beside} {kept}"
+        whole = f"{self.task} {self.model} {self.method} {shape} {self.gpu}"
         return " ".join((whole, *map(str, self.sampled)))
+
+    @property
+    def beside(self) -> str:
+        """What an example has beside its tokens, "" for text alone."""
+        width, height = self.picture
+        return f"{width}x{height}" if width else ""
+
+    @property
+    def heard(self) -> bool:
+        """Whether an example is a sound."""
+        return self.model.startswith("whisper")
 
     def config(self) -> Mapping[str, Any]:
         """The model's config.json."""
-        return CONFIGS[self.model] if self.model in CONFIGS else find(self.model).config
+        found = {**CONFIGS, **vision_scripts.CONFIGS}.get(self.model)
+        return find(self.model).config if found is None else found
 
     def setup(self) -> Setup:
         """What the script says, as memplan's options have it."""
@@ -65,17 +82,22 @@ class Case:
         return resolve(
             {
                 "task": self.task,
-                "recipe": "hf" if self.task in OF_TRANSFORMERS else "trl",
+                "recipe": "hf"
+                if self.task in OF_TRANSFORMERS or self.model in vision_scripts.OF_TRAINER
+                else "trl",
                 "method": self.method,
                 "micro_batch": self.batch,
-                "sequence_length": self.tokens,
+                "sequence_length": self.picture[1] if self.heard else self.tokens,
+                "images": (f"1@{self.beside}",) if self.beside and not self.heard else (),
                 "checkpointing": "non_reentrant" if self.checkpoints else "none",
                 "weight_dtype": "bfloat16",
                 "compute_dtype": "bfloat16",
                 "num_labels": 5 if self.task == "classify" else None,
-                "target_length": self.tokens // 4 if self.task == "seq2seq" else None,
+                "target_length": (self.tokens if self.heard else self.tokens // 4)
+                if self.task == "seq2seq"
+                else None,
                 "gpu": self.gpu,
-                "torch": "2.12",
+                "torch": "2.14" if self.beside else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
                 **own,
@@ -120,6 +142,10 @@ SAMPLED = (
 
 def cases() -> Iterator[Case]:
     """Every task on two GPUs: decoders full, with LoRA and QLoRA, with and without checkpoints; BERT, T5."""
+    for model, method, batch, tokens, checkpoints, picture in vision_scripts.BESIDE:
+        task = "seq2seq" if model.startswith("whisper") else "sft"
+        for gpu in GPUS:
+            yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture)
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for *shape, own in SAMPLED:
@@ -140,8 +166,10 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config()))
-        (folder / "train.py").write_text(HEAD + SCRIPTS[case.task])
-        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *case.sampled)))
+        text = HEAD + SCRIPTS[case.task] if not case.beside else vision_scripts.HEAD
+        (folder / "train.py").write_text(text + vision_scripts.SCRIPTS.get(case.model, ""))
+        more = case.picture if case.beside else case.sampled
+        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *more)))
         words = ("python", str(folder / "train.py"), name, case.method, *sizes)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
@@ -154,6 +182,12 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
     from memplan.planner.trace.engine import trace
 
     config, setup, blocks = case.config(), case.setup(), None
+    if case.beside:  # a compiled trace of one size is that trace
+        made = trace(config, setup)
+        return dict.fromkeys(
+            ("trace", "formula"),
+            {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
+        )
     if case.model in CONFIGS or case.sampled:
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
@@ -248,13 +282,14 @@ $ memplan llama-3.2-1b --method lora --recipe hf --set eval_batch=8 --set eval_k
 
 Not counted: generation, and the evaluation of a model that several GPUs share (no verdict of `fits` then).
 
+{beside}
 ## Checked by dry runs
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
-([dry-run.md](dry-run.md)): torch 2.12, transformers 5.24, peft 0.21, trl 1.16, random weights. Peak
-allocated, and by how much predictions differ from it. Models are loaded on the GPU, as TRL's trainers do; a
-classifier that is loaded on the host first has its adapters between its weights, which moved one peak by
-0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
+([dry-run.md](dry-run.md)): torch 2.12 (pictures and sounds: 2.14), transformers 5.24, peft 0.21, trl 1.16,
+random weights. Peak allocated, and by how much predictions differ from it. Models are loaded on the GPU, as
+TRL's trainers do; a classifier that is loaded on the host first has its adapters between its weights, which
+moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
 CUDA_PYTHON` repeats it.
 
 The formula's peak is the sum of its tensors. The allocator hands out blocks, which can be larger: a request
@@ -267,9 +302,10 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5 and GRPO have no formula: for them that column is the compiled trace, which plan answers with. GRPO's
-dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every kernel of
-every token. Where eight or more micro-batches are sampled at once, that is the peak.
+BERT, T5, Whisper, pictures and GRPO have no formula: for them that column is the compiled trace, which plan
+answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
+counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
+kernel of every token. Where eight or more micro-batches are sampled at once, that is the peak.
 
 {header}
 {rows}
@@ -315,7 +351,7 @@ def page(kept: dict[str, Any]) -> str:
             case.task,
             case.model,
             case.method,
-            f"{case.batch} x {case.tokens}{of_step(case)}",
+            f"{case.batch} x {case.tokens}{of_step(case)}" + (f", {case.beside}" if case.beside else ""),
             "yes" if case.checkpoints else "no",
             case.gpu,
             f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
@@ -337,6 +373,7 @@ def page(kept: dict[str, Any]) -> str:
     }
     return PAGE.format(
         tasks="\n".join(tasks),
+        beside=vision_scripts.section(),
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),

@@ -15,8 +15,9 @@ from memplan.names import setup_fields
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
-from memplan.planner.inputs import quantized
+from memplan.planner.inputs import pictures, quantized
 from memplan.planner.inputs.models import Model, find
+from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
@@ -52,12 +53,24 @@ def request(
         fields["gpu"] = setup_gpu(gpu)
     under = dict(imported or {})
     stored = quantized.fields(found.config, {**under, **_chosen(setup), **fields})
+    complete: Setup = pictures.with_lengths(found.config, _resolved(found, setup, under, fields, stored))
+    return found, complete
+
+
+def _resolved(
+    found: Model,
+    setup: Setup | None,
+    under: Mapping[str, Any],
+    fields: dict[str, Any],
+    stored: Mapping[str, Any],
+) -> Setup:
+    """The complete Setup of a request."""
     if isinstance(document := fields.get("adapter", under.get("adapter")), Mapping):
-        return found, _adapted(found, document, setup, under, fields, stored)
+        return _adapted(found, document, setup, under, fields, stored)
     if setup is not None:
         changes = {**fields, **stored}
-        return found, setup.replaced(**changes) if changes else setup
-    return found, resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
+        return setup.replaced(**changes) if changes else setup
+    return resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
 
 
 def _chosen(setup: Setup | None) -> dict[str, str]:
@@ -290,13 +303,14 @@ def _trace(model: Model, setup: Setup) -> Prediction:
 
 
 def unknown_family(model: Model) -> bool:
-    """Whether the formula has no family for the model, while transformers, installed with all that a trace
-    runs, has its class.
+    """Whether the formula has no family for the model, or none for a part of it (a vision tower), while
+    transformers, installed with all that a trace runs, has its class.
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
 
-    kind = language_part(model.config).get("model_type")
-    if not isinstance(kind, str) or kind in FAMILIES:
+    tower = has_tower(model.config)
+    kind = (model.config if tower else language_part(model.config)).get("model_type")
+    if not isinstance(kind, str) or (kind in FAMILIES and not tower):
         return False
     from memplan.planner.run.extras import has_causal_model
 
@@ -329,7 +343,8 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
     from memplan.planner.answers.fit.traced import fit_by_trace as search
 
     error = recorded_accuracy("trace").margin
-    return search(model.name, model.config, setup, gpu, error=error, **options)
+    missing = (*options.pop("not_modelled", ()), *pictures.uncounted(model.config, setup))
+    return search(model.name, model.config, setup, gpu, error=error, not_modelled=missing, **options)
 
 
 def _compiled(model: Model, setup: Setup) -> Prediction:
@@ -341,6 +356,8 @@ def _compiled(model: Model, setup: Setup) -> Prediction:
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
     own = "merging an adapter" if setup.merge else found.model.architecture
+    if has_tower(model.config):
+        own = f"the parts beside the language model of {own}"
     what = f"task {setup.task}" if TASKS[setup.task].generates else own
     why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))

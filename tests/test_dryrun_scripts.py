@@ -216,6 +216,18 @@ def test_cudnn_attention_is_said_to_be_off_where_torch_would_choose_it() -> None
     assert any("cuDNN attention is switched off (compute capability 9.0)" in note for note in notes)
 
 
+def test_a_convolution_runs_and_its_workspaces_are_said_to_be_unseen() -> None:
+    """64 filters of 14 x 14 pixels: weights and their two states; the output is saved for the square."""
+    found = dry_run("convolves.py")
+    weights, output = 4 * (64 * 3 * 14 * 14 + 64), 4 * 8 * 64 * 32 * 32
+    assert found.steps == 2
+    assert near(component(found, "optimizer_step", "optimizer_states"), 2 * weights)
+    forward = next(m for m in found.moments if m.name == "forward").allocated_bytes
+    loaded = next(m for m in found.moments if m.name == "load").allocated_bytes
+    assert 2 * output <= forward - loaded - 2 * weights <= 2 * output + 512 * 64
+    assert any("workspaces of cuDNN" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     ("script", "rows"),
     [("evaluates.py", {"eval_batch": 32}), ("metrics.py", {"eval_batch": 8, "eval_kept": 64})],

@@ -257,7 +257,7 @@ def test_the_language_part_of_a_vision_language_config_is_read_and_said_so(outer
         {"model_type": outer, "dtype": "bfloat16", "text_config": text, "vision_config": {"hidden_size": 1}}
     )
     assert spec.hidden == 128 and spec.checkpoint_dtype == "bfloat16"
-    assert f"of a {outer} config: vision or audio parts are not counted" in spec.notes[0]
+    assert f"of a {outer} config: of vision or audio parts no more than the weights" in spec.notes[0]
 
 
 def test_a_flat_vision_language_config():

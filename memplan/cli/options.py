@@ -28,6 +28,7 @@ FIELD_OF: dict[str, str] = {
             "method",
             "recipe",
             "task",
+            "images",
             "rank",
             "targets",
             "autocast",
@@ -76,6 +77,12 @@ _OPTIONS = (
         type=int,
         metavar="N",
         help="Sequence length. Default: 2048, or the model's maximum positions if fewer.",
+    ),
+    click.option(
+        "--images",
+        metavar="N@WxH",
+        help="Pictures of one example and their pixels, such as 1@1024x768 (several sizes with commas), or "
+        "none. They are part of the sequence.",
     ),
     click.option("--rank", type=int, metavar="N", help="Adapter rank."),
     click.option("--targets", metavar="A,B | all-linear | attention", help="Modules to attach adapters to."),

@@ -17,6 +17,7 @@ from memplan.planner.inputs.models import Model
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.pictures import WITHOUT_SIZES
 
 if TYPE_CHECKING:
     from memplan.planner.importers.rules import Imported
@@ -58,8 +59,15 @@ class Subject:
 
     @property
     def not_modelled(self) -> tuple[str, ...]:
-        """What the training file asks for and nothing counts."""
-        return () if self.imported is None else tuple(self.imported.not_modelled())
+        """What the training file asks for and nothing counts; pictures are counted where their sizes are
+        said.
+        """
+        missing = () if self.imported is None else tuple(self.imported.not_modelled())
+        if not self.setup.images:
+            return missing
+        return tuple(
+            text for text in missing if not text.endswith(tuple(f"({each})" for each in WITHOUT_SIZES))
+        )
 
     def bounded(self, prediction: Prediction) -> Prediction:
         """The prediction of this subject or of a variant: a lower bound where the file asks for more."""

@@ -161,7 +161,9 @@ def fit(
     evaluated.
     """
     room = Room(gpu, error).around(spec, setup)
-    missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
+    missing = tuple(
+        dict.fromkeys((*not_modelled, *filter(None, (spec.uncounted,)), *uncounted_of(setup, gpu)))
+    )
     trains = METHODS[setup.method].trains != "nothing"
     names = dict.fromkeys((*methods, setup.method)) if trains else (setup.method,)
     found = []
@@ -189,8 +191,8 @@ def fit(
         changes=tuple(single_changes(spec, setup, room)),
         waterfall=() if asked.holds else tuple(waterfall(spec, setup, room)),
         decision=decision,
-        cards=choose_cards(spec, setup, error, missing=not_modelled),
-        chosen_cards=_cards_of(spec, decision, able, setup, error, not_modelled),
+        cards=choose_cards(spec, setup, error, missing=missing),
+        chosen_cards=_cards_of(spec, decision, able, setup, error, missing),
         error=error,
         chosen=_chosen(spec, decision, able, room, missing),
         not_modelled=missing,

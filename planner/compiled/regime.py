@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.compiled.nodes import Grid, Point
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 
 STEP = 64
@@ -93,7 +94,7 @@ def regimes(config: Mapping[str, Any], setup: Setup) -> tuple[Regime, ...]:
     high = min((each for each in limits if each > sequence), default=LONGEST)
     any_batch = 1 if batch == 1 else None
     found = [Regime(any_batch, low, high, sequence % STEP)]
-    if sequence in limits or high - low <= ROOM:
+    if sequence in limits or high - low <= ROOM or read_sizes(setup.images):
         found.clear()
     found += [Regime(any_batch, sequence, sequence), Regime(batch, sequence, sequence)]
     return tuple(dict.fromkeys(found))

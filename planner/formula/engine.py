@@ -181,6 +181,7 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
         assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup, run is not None)),
         warnings=tuple(warnings(spec, setup)),
         survival=run,
+        not_modelled=(spec.uncounted,) if spec.uncounted else (),
     )
 
 

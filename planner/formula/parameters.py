@@ -72,7 +72,7 @@ class ParameterTable:
             return tensor.dtype or "float32"
         if (
             setup.quant_type != "none"
-            and tensor.role in ("linear", "conv1d")
+            and tensor.role in ("linear", "conv1d", "tower_linear")
             and self.spec.model_type not in NEVER_QUANTIZED
             and not self._left_out(tensor)
         ):
@@ -122,7 +122,8 @@ class ParameterTable:
             )
             return
         if not tensor.layers:
-            yield ParameterSpec(tensor.name, tensor.shape, dtype, 1, self.method.trains == "all", tensor.role)
+            trained = self.method.trains == "all" and not tensor.role.startswith("tower")
+            yield ParameterSpec(tensor.name, tensor.shape, dtype, 1, trained, tensor.role)
             return
         for trained in (False, True):
             layers = tuple(i for i in tensor.layers if (i >= self.first_trained) == trained)

@@ -9,9 +9,11 @@ from typing import Any
 from memplan.planner.importers.hf import TRAINING, packed_rows, settle
 from memplan.planner.importers.rules import (
     PICTURES,
+    TOWER,
     Facts,
     Rule,
     flag,
+    frozen,
     ignored,
     integer,
     names,
@@ -160,13 +162,10 @@ RULES: dict[str, Rule] = {
         create_new_adapter
     """,
     ),
-    **ignored(
-        "parts that a text model lacks",
-        "freeze_multi_modal_projector freeze_language_model",
-    ),
-    "freeze_vision_tower": Rule(
-        "not_modelled", why="the vision tower trains", harmless=(None, True, "true", ""), errs="low"
-    ),
+    "freeze_language_model": not_modelled("a language model whose layers are not trained", errs="high"),
+    "freeze_vision_tower": use("vision_tower", frozen),
+    "freeze_multi_modal_projector": use("projector", frozen),
+    "image_max_pixels": use("image_scaled_to", integer),
     **{name: not_modelled(PICTURES, errs="low") for name in ("image_*", "video_*")},
     "max_length": Rule("ignored", why="generation only"),
 }
@@ -181,6 +180,10 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         warnings.append(
             f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
         )
+    lacks = {"freeze_vision_tower": TOWER} if facts.get("vision_tower") == "trained" else {}
+    if "image_scaled_to" in facts:
+        lacks["image_max_pixels"] = PICTURES
+    facts["_lacks"] = {**lacks, **facts.get("_lacks", {})}
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
     if facts.get("_no_checkpointing"):
         facts["_checkpointing"] = False

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from memplan.planner.inputs.setup import FIELDS, Setup
 from memplan.planner.tables.errors import UsageError, shorten, shown
+from memplan.planner.tables.pictures import WITHOUT_SIZES
 
 Status = Literal["used", "ignored", "not_modelled", "unknown"]
 Facts = dict[str, Any]
@@ -125,7 +126,12 @@ def use(fact: str, read: Reader | None = None, why: str = "") -> Rule:
     return Rule("used", fact, read, why)
 
 
-PICTURES = "pictures: the vision tower, what it saves, and the tokens that pictures become"
+PICTURES, TOWER = WITHOUT_SIZES
+
+
+def frozen(key: str, value: Any) -> str:
+    """What a switch that freezes a part says of it. Raises UsageError."""
+    return "frozen" if flag(key, value) else "trained"
 
 
 def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high", "low"] = "") -> Rule:

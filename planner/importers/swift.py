@@ -10,11 +10,14 @@ from typing import Any
 from memplan.planner.importers.choices import ATTENTION
 from memplan.planner.importers.hf import TRAINING, settle
 from memplan.planner.importers.rules import (
+    PICTURES,
     STORAGE,
+    TOWER,
     Facts,
     Rule,
     dtype,
     flag,
+    frozen,
     ignored,
     integer,
     names,
@@ -56,22 +59,24 @@ RULES: dict[str, Rule] = {
     "bnb_4bit_quant_storage": use("quant_storage", one_of(STORAGE)),
     "packing": not_modelled("packed rows, whose mask differs"),
     "padding_free": not_modelled("one long row without padding"),
-    "freeze_vit": Rule("ignored", why="vision parts are not counted"),
+    "freeze_vit": use("vision_tower", frozen),
+    "freeze_aligner": use("projector", frozen),
+    "max_pixels": use("image_scaled_to", integer),
     "rlhf_type": not_modelled("preference training holds more rows and models", errs="low"),
     "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "sequence_parallel_size": not_modelled("a row is shared among GPUs", (1, "1"), errs="high"),
-    "vit_gradient_checkpointing": Rule("ignored", why="vision parts are not counted"),
+    "vit_gradient_checkpointing": not_modelled("checkpoints in the vision tower alone", (True, "true")),
     "lora_bias": not_modelled("trained biases"),
     **ignored(
         "names data or a template, or which tokens count in the loss",
         """
-        dataset* val_dataset* split_dataset_ratio system template* truncation_strategy max_pixels
+        dataset* val_dataset* split_dataset_ratio system template* truncation_strategy
         num_train_epochs streaming load_from_cache_file loss_scale agent_template response_prefix columns
         custom_* model_author
         model_name model_type task_type use_hf model_revision hub_token lazy_tokenize strict
         """,
     ),
-    **ignored("vision parts are not counted", "freeze_aligner aligner_lr vit_lr"),
+    **ignored("numbers of the optimizer", "aligner_lr vit_lr"),
 }
 
 
@@ -109,6 +114,12 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts.pop(name, None)
         if facts.get("quant_type") in ("nf4", "fp4"):
             facts.pop("quant_type")
+    if facts.get("image_scaled_to"):
+        facts["_lacks"] = {"max_pixels": PICTURES}
+    if facts.get("vision_tower") == "trained":
+        facts["_lacks"] = {**facts.get("_lacks", {}), "freeze_vit": TOWER}
+    for part in ("vision_tower", "projector"):  # ms-swift arguments/tuner_args.py freeze_vit, freeze_aligner
+        facts.setdefault(part, "frozen")
     if "sequence_length" not in facts:
         warnings.append("no max_length: ms-swift takes rows up to the model's own length, 2,048 are assumed")
     facts["_notes"] = ["ms-swift's defaults on the recipe hf, the nearest: it has no recipe of its own"]

@@ -44,7 +44,7 @@ CheckpointQuant = Literal[
 ]  # "none", and the formats of planner/inputs/quantized.py
 Bucket = Literal["auto"] | Elements
 
-NAME_LISTS = ("targets", "modules_to_save")
+NAME_LISTS = ("targets", "modules_to_save", "images")
 
 
 @cache

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from memplan.planner.inputs import quantized, task_rules
+from memplan.planner.inputs import pictures, quantized, task_rules
+from memplan.planner.inputs.derived import derived, mode_of
 from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
@@ -81,6 +82,14 @@ class Setup:
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
+    images: tuple[str, ...]  # pictures of an example as N@WxH, ("none",): text alone, (): nobody said
+    image_min_pixels: Size | None  # the processor's bounds of a picture, None: as it is published
+    image_max_pixels: Size | None
+    image_tiles: Count | None  # squares that the processor cuts a picture into at most; None: as published
+    image_scaled_to: Size | None  # pixels that a larger picture is scaled to before the processor sees it
+    text_length: Size | None  # tokens of a row beside its pictures; None: the rest of sequence_length
+    vision_tower: Literal["trained", "frozen"]  # frozen: neither its weights nor adapters in it are trained
+    projector: Literal["trained", "frozen"]
     target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
     completion_length: Size | None  # sampled tokens of a row, task grpo
     generations: Count | None  # completions of a prompt, of which a generation is a multiple; None: unchecked
@@ -142,7 +151,7 @@ class Setup:
         """The same setup with some fields changed and checked again; their origins become 'user'."""
         values = {**self.values(), **changes}
         if "optimizer" in changes and "optimizer_mode" not in changes:
-            values["optimizer_mode"] = _mode_of(values["optimizer"])
+            values["optimizer_mode"] = mode_of(values["optimizer"])
         return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def with_(self, **changes: Any) -> Setup:
@@ -195,7 +204,7 @@ def resolve(
             fields.update(left)
             key, value = next(iter(holds.items()))
             origins.update(dict.fromkeys(left, f"recipe {fields['recipe']} with {key} {value}"))
-    for name, (value, why) in _derived(fields, said).items():
+    for name, (value, why) in derived(fields, said).items():
         fields[name], origins[name] = value, why
     known = trusted or all(key in NAMES and isinstance(value, str) for key, value in said.items())
     setup = _consistent(Setup(**fields, origins=origins) if known else checked(fields, origins))
@@ -245,42 +254,6 @@ def _defaults(said: Mapping[str, Any], max_positions: int | None) -> Iterator[tu
     yield f"task {task}", TASKS[task].defaults
 
 
-def _derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Fields that follow from others unless somebody said them: (value, what it follows from)."""
-    optimizer, dtype, half = fields["optimizer"], fields["weight_dtype"], fields["weight_dtype"] == "float16"
-    rules: tuple[tuple[str, bool, Callable[[], Any], str], ...] = (
-        ("optimizer_mode", True, lambda: _mode_of(optimizer), f"optimizer {optimizer}"),
-        ("compute_dtype", dtype != "float32", lambda: dtype, "weight_dtype"),
-        ("autocast", half and fields["autocast"] != "none", lambda: "float16", "weight_dtype"),
-    )
-    derived = {name: (value(), why) for name, holds, value, why in rules if holds and name not in said}
-    derived |= _ranks(fields, said)
-    derived |= {name: found for name, found in task_rules.derived(fields).items() if name not in said}
-    if fields["method"] == "inference":
-        derived["checkpointing"] = ("none", "method inference")
-    return derived
-
-
-def _ranks(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """AdaLoRA's two ranks: it starts from `rank` and prunes to half of it, and to no more than it starts
-    from.
-    """
-    rank, first = said.get("rank"), said.get("init_rank")
-    derived: dict[str, tuple[Any, str]] = {}
-    if fields["method"] == "adalora" and first is None and rank is not None:
-        derived["init_rank"] = (rank, "rank")
-        derived["target_rank"] = (max(1, rank // 2) if isinstance(rank, int) else rank, "rank")
-    elif isinstance(first, int):
-        derived["target_rank"] = (min(fields["target_rank"] or first, first), "init_rank")
-    return {name: found for name, found in derived.items() if name not in said}
-
-
-def _mode_of(optimizer: Any) -> str:
-    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
-        raise unknown_optimizer(optimizer)
-    return OPTIMIZERS[optimizer].modes[0]
-
-
 def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
     """A Setup of these values, each checked. Raises UsageError naming the first that is wrong, and what was
     expected.
@@ -309,6 +282,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
     method = METHODS[s.method]
     return [
         *quantized.contradictions(s),
+        *pictures.contradictions(s),
         (
             s.optimizer_mode not in row.modes,
             f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is "

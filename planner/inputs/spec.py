@@ -221,7 +221,8 @@ class Extra:
 
     name: str
     shape: tuple[int, ...]
-    kind: Literal["parameter", "buffer"] = "parameter"
+    # tower: a part beside the language model, all its tensors together, its linear layers apart
+    kind: Literal["parameter", "buffer", "tower", "tower_linear"] = "parameter"
     dtype: str | None = None  # None: the model's dtype
 
 
@@ -253,6 +254,7 @@ class ModelSpec:
     checkpoint_dtype: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    uncounted: str = ""  # what of the model's other parts (a vision tower) no row counts
     embedding_name: str = "model.embed_tokens"
     position_name: str | None = None
     head_name: str = "lm_head"
@@ -285,7 +287,7 @@ class ModelSpec:
         count += sum(n * layer.parameters for n, layer in self.layers)
         count += sum(linear.parameters for linear in self.projections)
         count += sum(norm.parameters for norm in (self.embedding_norm, self.final_norm) if norm is not None)
-        return count + sum(prod(e.shape) for e in self.extras if e.kind == "parameter")
+        return count + sum(prod(e.shape) for e in self.extras if e.kind != "buffer")
 
 
 WITHOUT_KEY_VALUE_HEADS = ("gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon")

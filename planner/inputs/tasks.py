@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from memplan.planner.inputs.families.table import trace_instead
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Dropouts, ModelSpec
 from memplan.planner.tables.errors import UsageError
@@ -86,6 +88,10 @@ def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
     no such class.
     """
     task = TASKS[setup.task]
+    if read_sizes(setup.images):
+        raise UsageError(
+            f"the formula has no rule for pictures (--images {','.join(setup.images)}): {trace_instead()}"
+        )
     if task.classes:  # every family of the formula is a decoder
         raise UsageError(without_class(spec.model_type, setup))
     if task.head == "pooled" and spec.head_outputs is None:

@@ -10,6 +10,7 @@ OPTION = {"micro_batch": "--batch", "sequence_length": "--seq", "weight_dtype": 
 
 WORDS = {
     "targets": "module names such as q_proj,v_proj, or all-linear or attention",
+    "images": "pictures of one example as N@WxH, such as 1@1024x768, or none",
     "modules_to_save": "module names such as lm_head",
     "alpha": "a number above 0",
     "dropout": "a number from 0 to less than 1",

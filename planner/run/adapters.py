@@ -16,6 +16,7 @@ from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
 from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
 from memplan.planner.run.renamed import renamed
+from memplan.planner.run.towers import freeze, frozen_modules
 from memplan.planner.run.upcast import upcast_modules
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
@@ -44,7 +45,10 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         adapted = _inject(model, setup, device, watcher)
     else:
         adapted = model
+        # what a class freezes itself (Whisper's positions of the encoder) loading makes trainable again
+        # (transformers 5.24 core_model_loading.py set_param_for_module)
         model.requires_grad_(trains == "all")
+        freeze(model, setup)
         if trains == "last_layers":
             _unfreeze_last(model, setup.trainable_layers or 1)
     _cast_trained(adapted, setup)
@@ -78,7 +82,8 @@ def _checkpoint(model: Any, setup: Setup, trained_input: bool) -> None:
     for layer in layers_of(model):
         if hasattr(layer, "gradient_checkpointing") and setup.checkpoint_every > 1:
             layer.gradient_checkpointing = layer_place(layer) % setup.checkpoint_every == 0
-    if not trained_input or setup.checkpointing == "reentrant":
+    # transformers 5.24 modeling_utils.py _activation_checkpointing_enable: not of a model that reads features
+    if (not trained_input or setup.checkpointing == "reentrant") and model.main_input_name == "input_ids":
         model.enable_input_require_grads()
 
 
@@ -193,7 +198,9 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
         cls = peft.PrefixTuningConfig if peft_type == "PREFIX_TUNING" else peft.PromptTuningConfig
         return cls(num_virtual_tokens=setup.virtual_tokens, **common)
     common.update(
-        target_modules=_targets(model, setup.targets), modules_to_save=list(setup.modules_to_save) or None
+        target_modules=_targets(model, setup.targets),
+        exclude_modules=frozen_modules(model, setup),
+        modules_to_save=list(setup.modules_to_save) or None,
     )
     if peft_type == "IA3":
         return peft.IA3Config(feedforward_modules=_feedforward(model, common["target_modules"]), **common)

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 
+from memplan.planner.inputs import sounds
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import rows
+from memplan.planner.run import pictures
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.peft_types import PEFT_TYPES
 from memplan.planner.tables.tasks import TASKS
 
@@ -23,15 +27,21 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
         return {}  # sampled in each step
     size = (rows(setup) * setup.micro_batch, setup.sequence_length)
     vocab = getattr(config.get_text_config(), "vocab_size", 1000)
-    ids = torch.randint(0, vocab, size, device=device)
+    if sounds.is_speech(config.to_dict()):
+        return _sounds(config, setup, device)
+    if read_sizes(setup.images):
+        ids = pictures.ids(config, setup, size[0], device)
+    else:
+        ids = torch.randint(0, vocab, size, device=device)
     if setup.method != "inference" and TASKS[setup.task].sequences:
         return _examples(ids, setup)
     batch = {"input_ids": ids, "labels": ids}
     if setup.method == "inference":
         return {
             "input_ids": ids,
-            "logits_to_keep": 1,
-        }  # what generate passes (transformers 5.23 generation/utils.py)
+            "logits_to_keep": 1,  # what generate passes (transformers 5.23 generation/utils.py)
+            **pictures.tensors(config, setup, size[0], device),
+        }
     if setup.loop.collates:
         batch["labels"] = ids.clone()
     if setup.padded or (setup.loop.collates and setup.packed_documents == 1):
@@ -43,7 +53,23 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
         batch["task_ids"] = torch.zeros(setup.micro_batch, dtype=torch.int64, device=device)
     if setup.packed_documents > 1:
         batch["position_ids"] = _positions(setup, device)
-    return batch
+    return batch | pictures.tensors(config, setup, size[0], device)
+
+
+def _sounds(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
+    """Features of the encoder and labels, which the model shifts for its decoder: what the collator of a
+    speech model returns (transformers examples/pytorch/speech-recognition/run_speech_recognition_seq2seq.py).
+    """
+    if setup.method == "inference":
+        raise UsageError(
+            "method 'inference': memplan has no rule for the transcription of sounds: name a --method"
+        )
+    sound = sounds.sound_of(config.to_dict())
+    length = setup.target_length or sound.most_tokens
+    return {
+        "input_features": torch.rand(setup.micro_batch, sound.bins, sound.frames, device=device),
+        "labels": torch.ones(setup.micro_batch, length, dtype=torch.int64, device=device),
+    }
 
 
 def _examples(ids: torch.Tensor, setup: Setup) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
 from memplan.planner.run import adapters, attention, batches, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
@@ -35,8 +36,12 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     task = TASKS[setup.task]
     outputs = setup.num_labels if task.head == "pooled" else None
     with quiet():
-        if task.classes and listed((task.classes,), read_config(config)) is None:
+        if task.classes and not is_speech(config) and listed((task.classes,), read_config(config)) is None:
             raise UsageError(without_class(str(config.get("model_type")), setup))
+        if is_speech(config) and setup.task != TASK:
+            raise UsageError(
+                f"task '{setup.task}': a speech model is trained to transcribe: use --task {TASK}"
+            )
         return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
 
 

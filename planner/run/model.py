@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
 
@@ -139,17 +140,22 @@ _CAUSAL = (
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
     "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 )
-_MASKED, _SEQ2SEQ = ("MODEL_FOR_MASKED_LM_MAPPING",), ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",)
+_WITH_TOWER = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING")
+_MASKED = ("MODEL_FOR_MASKED_LM_MAPPING",)
+_SPEECH = ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",)
+_SEQ2SEQ = ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", *_SPEECH)
 
 
 def model_class(config: Any) -> Any:
-    """The transformers class that trains on text: the causal language model, else the image-text model, used
-    without images; an encoder-decoder's own (T5), an encoder's masked language model (BERT).
+    """The transformers class that trains on text: of a config with a vision or audio part the class that has
+    it, used without where the batch has none; else the causal language model; an encoder-decoder's own (T5),
+    an encoder's masked language model (BERT).
     """
     encoder = not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
     for tables in (
         _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (),
         _MASKED if encoder else (),
+        _WITH_TOWER if has_tower(config.to_dict()) else (),
         _CAUSAL,
     ):
         found = listed(tables, config)
@@ -186,12 +192,13 @@ def pooled_class(config: Any) -> Any:
 
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits
-    have no type of their own.
+    have no type of their own, and for a speech model, which is not called with tokens.
     """
     if type(model).__name__.endswith("ForSequenceClassification"):
         return "SEQ_CLS"
     if getattr(model.config, "is_encoder_decoder", False):
-        return "SEQ_2_SEQ_LM"
+        # peft 0.21 peft_model.py PeftModelForSeq2SeqLM passes input_ids, which a speech model does not take
+        return "SEQ_2_SEQ_LM" if model.main_input_name == "input_ids" else None
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
@@ -258,11 +265,13 @@ def _all_on_meta(model: nn.Module) -> None:
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """The decoder layers: the ModuleList that holds the most parameters, with its path; None where there is
-    none.
+    none. Layers that were numbered before (`skeleton`) stay it when they are cut to fewer than a tower has.
     """
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):
+            if hasattr(module[0], "memplan_index"):
+                return name, module
             size = sum(p.numel() for p in module.parameters())
             if best is None or size > best[0]:
                 best = (size, name, module)

@@ -5,6 +5,7 @@ that need it; meta tensors have no values of their own.
 Each meta storage whose content is known has a twin in host memory. An op whose tensors are all known runs on
 the twins too; one that writes anything else into a known storage ends that knowledge.
 
+Which pixels of a picture are exactly 0, as those of padding are, is known too: none of a batch's.
 Which experts a router chooses is known too, once it is asked for: every one equally often.
 """
 
@@ -41,9 +42,9 @@ Answer = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 class Values(dict[Any, Answer]):
     """Answers to ops (planner/trace/observe.py), and before them the values that are known."""
 
-    def __init__(self, answers: Mapping[Any, Answer], routed: bool = False) -> None:
+    def __init__(self, answers: Mapping[Any, Answer], routed: bool = False, pictures: bool = False) -> None:
         super().__init__(answers)
-        self._routed = routed
+        self._routed, self._pictures = routed, pictures
         self._twins: dict[int, Any] = {}  # address of a meta storage -> the storage with its content
 
     def get(self, func: Any, default: Any = None) -> Any:
@@ -62,6 +63,13 @@ class Values(dict[Any, Answer]):
         self._twins[storage._cdata] = value.untyped_storage()
         weakref.finalize(storage, self._twins.pop, storage._cdata, None)
         return meta
+
+    def keep_data(self, meta: Tensor, data: Any, *rest: Any) -> None:
+        """`meta` was made of numbers, or of single-element tensors among which none is unknown."""
+        parts = list(_tensors(data))
+        if all(self.value(part) is not None for part in parts):
+            numbers = tree_map_only(Tensor, lambda part: self.value(part).tolist(), data)  # type: ignore[union-attr]
+            self.keep(meta, torch.as_tensor(numbers, dtype=meta.dtype).clone())
 
     def value(self, tensor: Tensor) -> Tensor | None:
         """The content of a tensor on the host; None where it is not known."""
@@ -92,6 +100,9 @@ class Values(dict[Any, Answer]):
                 self._twins.pop(tensor.untyped_storage()._cdata, None)
         if func is _ATEN.topk.default and self._routed and args[0].is_meta:
             return self._balanced(func, args, kwargs)
+        if func is _ATEN.eq.Scalar and self._pictures and args[0].is_meta and args[0].is_floating_point():
+            made = func(*args, **kwargs)
+            return self.keep(made, torch.zeros(made.shape, dtype=made.dtype))
         return self._selected(func, args)
 
     def _balanced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

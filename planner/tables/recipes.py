@@ -241,6 +241,9 @@ RECIPES: dict[str, Recipe] = {
             "outputs_fp32": True,
             "trainable_dtype": "float32",
             "checkpointing": "reentrant",
+            "vision_tower": "frozen",
+            "projector": "frozen",
+            "image_scaled_to": 768 * 768,
         },
         methods={
             "adapters": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ("all-linear",)},
@@ -262,6 +265,12 @@ RECIPES: dict[str, Recipe] = {
             "checkpointing": "LLaMA-Factory 0.9.5 hparams/model_args.py disable_gradient_checkpointing "
             "False, use_reentrant_gc True; "
             "model/model_utils/checkpointing.py",
+            **dict.fromkeys(
+                ("vision_tower", "projector"),
+                "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_vision_tower, "
+                "freeze_multi_modal_projector True",
+            ),
+            "image_scaled_to": "LLaMA-Factory 0.9.5 hparams/model_args.py image_max_pixels 768 * 768",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.assumptions import assumptions, warnings
 from memplan.planner.inputs.families.table import read_config
+from memplan.planner.inputs.picture_sizes import has_tower
+from memplan.planner.inputs.pictures import said_of, uncounted
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import ModelSummary, Prediction
@@ -112,7 +114,8 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         moments=moments,
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=smallest,
-        assumptions=tuple(assumptions(spec, setup)),
+        assumptions=(*filter(None, (said_of(config, setup),)), *assumptions(spec, setup)),
+        not_modelled=uncounted(config, setup),
         warnings=(*facts.warnings, *warnings(spec, setup)),
         extra={
             "timeline": timeline.points(),
@@ -126,7 +129,11 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
 
 
 def _spec(config: Mapping[str, Any]) -> ModelSpec | None:
-    """What the formula's reader knows of the model: the words about it; None for a family that it lacks."""
+    """What the formula's reader knows of the model: the words about it; None for a family that it lacks, or
+    whose other parts it leaves out.
+    """
+    if has_tower(config):
+        return None
     try:
         return read_config(dict(config))
     except UsageError:

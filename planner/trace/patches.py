@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, load, require, require_optimizer
 from memplan.planner.run.values import Values
@@ -108,7 +109,9 @@ def answers(setup: Setup, observer: Observer, routed: bool = False) -> dict[Any,
         **({_ATEN.native_layer_norm.default: layer_norm} if setup.device == "cpu" else {}),
         **(patches_peft.sparse() if adapter.sparse else {}),
     }
-    return Values(found, routed) if adapter.values or routed else found
+    with_pictures = bool(read_sizes(setup.images))
+    known = adapter.values or routed or with_pictures
+    return Values(found, routed, with_pictures) if known else found
 
 
 def _gemm_4bit(setup: Setup) -> dict[Any, Callable[..., Any]]:
@@ -320,11 +323,12 @@ def _tensors_from_data(observer: Observer, setup: Setup) -> Iterator[None]:
 
     def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
         made = original(*args, **kwargs)
-        return (
-            observer.to_device(made)
-            if kwargs.get("device") is not None and made.is_meta and not observer._host
-            else made
-        )
+        if kwargs.get("device") is None or not made.is_meta:
+            return made
+        made = made if observer._host else observer.to_device(made)
+        if isinstance(observer.answers, Values):
+            observer.answers.keep_data(made, *args)
+        return made
 
     with patch.object(torch, "tensor", tensor):
         yield

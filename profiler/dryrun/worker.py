@@ -87,9 +87,11 @@ def measure(case: Mapping[str, Any], folder: str, prediction: str, unpredicted: 
 
     sys.path.insert(0, str(INSIDE))
     os.environ.setdefault("MEMPLAN_DRYRUN_REPORTS", os.path.dirname(prediction))
-    kernels, values = (import_module(f"memplan_inside.{name}") for name in ("kernels", "values"))
+    names = ("kernels", "values", "convolutions")
+    kernels, values, convolutions = (import_module(f"memplan_inside.{name}") for name in names)
     values.install()
     kernels.without_cudnn_attention()
+    convolutions.install()
     found = measured(case, Path(prediction), unpredicted)
     found = found.with_(warnings=(*found.warnings, *sorted(values.notes)))
     return str(save_in(found, Path(folder)))

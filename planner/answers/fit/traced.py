@@ -21,6 +21,7 @@ from memplan.planner.answers.verdict import Need, margin_of, need_of, uncounted_
 from memplan.planner.compiled.engine import Compiled
 from memplan.planner.compiled.nodes import Point
 from memplan.planner.compiled.regime import STEP
+from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
@@ -46,6 +47,11 @@ def fit_by_trace(
     """What fits `gpu` around `setup`, method by method. `error` is the trace's recorded worst error (a
     fraction). UsageError where the setup's own method cannot be traced.
     """
+    if read_sizes(setup.images):
+        raise UsageError(
+            f"images {','.join(setup.images)}: fit varies the sequence, of which pictures are a part, and "
+            "has no rule for that: use plan with the --batch and --seq in question"
+        )
     found, predictions = [], {}
     missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))
     trains = METHODS[setup.method].trains != "nothing"

@@ -27,6 +27,8 @@ Role = Literal[
     "bias",
     "scalar",
     "buffer",
+    "tower",
+    "tower_linear",
 ]
 
 
@@ -89,7 +91,7 @@ def weight_tensors(spec: ModelSpec) -> Iterator[WeightTensor]:
     if spec.head_bias:
         yield WeightTensor(f"{spec.head_name}.bias", (spec.head.out_features,), "bias")
     for extra in spec.extras:
-        role: Role = "buffer" if extra.kind == "buffer" else "scalar"
+        role: Role = "scalar" if extra.kind == "parameter" else extra.kind
         yield WeightTensor(extra.name, extra.shape, role, dtype=extra.dtype)
 
 

@@ -8,11 +8,13 @@ device. The order of linear layers is the order in which the forward calls them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from memplan.planner.inputs.families import gpt, layer_norm, llama, moe
 from memplan.planner.inputs.families.fields import Fields
+from memplan.planner.inputs.families.towers import tower_weights
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError, nearest, shorten
 
@@ -79,21 +81,32 @@ def read_config(config: Mapping[str, Any], name: str = "model") -> ModelSpec:
     if fields.config is not config:
         outer = shorten(str(config.get("model_type")), 40)
         fields.notes.append(
-            f"the language part ({shorten(model_type, 40)}) of a {outer} config: vision or audio parts are "
-            "not counted"
+            f"the language part ({shorten(model_type, 40)}) of a {outer} config: of vision or audio parts no "
+            "more than the weights is counted"
         )
     family = FAMILIES.get(model_type)
     if family is None:
         close = nearest(model_type, FAMILIES)
         like = f" (nearest: {', '.join(close)})" if close else ""
         raise UsageError(
-            f"the formula has no rule for model_type '{shorten(model_type)}'{like}: {_instead()}, which "
+            f"the formula has no rule for model_type '{shorten(model_type)}'{like}: {trace_instead()}, which "
             "runs the transformers class itself"
         )
-    return family(fields)
+    return _with_tower(family(fields), config)
 
 
-def _instead() -> str:
+def _with_tower(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
+    """The spec with the weights of the parts beside its language model, and what of them is not counted."""
+    outer, found = shorten(str(config.get("model_type")), 40), tower_weights(config, spec.hidden)
+    if found == ():
+        return spec
+    if found is None:
+        return replace(spec, uncounted=f"the vision or audio part of a {outer} model")
+    why = f"adapters in the vision part of a {outer} model, and what it saves for pictures"
+    return replace(spec, extras=(*spec.extras, *found), uncounted=why)
+
+
+def trace_instead() -> str:
     """What answers for a family that the formula lacks: the trace, or how to get it."""
     missing = [name for name in ("torch", "transformers", "peft", "accelerate") if find_spec(name) is None]
     return "pip install 'memplan[trace]' for the trace" if missing else "use --engine trace"

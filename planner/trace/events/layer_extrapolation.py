@@ -15,10 +15,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from memplan.planner.trace.events.layout import COPIES, Run, kept_layers, prune, runs, signatures, templates
+from memplan.planner.trace.events.layout import (
+    COPIES,
+    Run,
+    configs_around,
+    kept_layers,
+    prune,
+    runs,
+    signatures,
+    templates,
+)
 from memplan.planner.trace.events.log import ALLOC, BY_DEPTH, EMPTY, FREE, Event, Log, Mark, Storage
 
-__all__ = ["COPIES", "NotPeriodic", "Run", "kept_layers", "prune", "runs", "signatures", "templates"]
+__all__ = [
+    "COPIES",
+    "NotPeriodic",
+    "Run",
+    "configs_around",
+    "kept_layers",
+    "prune",
+    "runs",
+    "signatures",
+    "templates",
+]
 
 Name = tuple[
     int | None, str, int, int

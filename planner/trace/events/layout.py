@@ -127,3 +127,15 @@ def prune(
                 config.__dict__[key] = type(value)(value[index] for index in keep)
             elif key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") and value == depth:
                 config.__dict__[key] = len(keep)
+
+
+def configs_around(model: Any, path: str) -> list[Any]:
+    """The configurations that the modules around a path were made from; those of other parts (a tower of as
+    many layers) are left as they are.
+    """
+    parts = path.split(".")
+    around = (model.get_submodule(".".join(parts[:count])) for count in range(len(parts)))
+    found = {
+        id(config): config for module in around if (config := getattr(module, "config", None)) is not None
+    }
+    return list(found.values())

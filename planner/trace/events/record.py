@@ -200,7 +200,7 @@ def _cut(model: Any, layout: list[layer_extrapolation.Run], longer: int | None) 
         name,
         layers,
         layer_extrapolation.kept_layers(layout, longer),
-        (model.config, *sub_configs(model.config)),
+        layer_extrapolation.configs_around(model, path),
     )
     return model
 

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from memplan_inside import kernels, owners, report
+from memplan_inside import convolutions, kernels, owners, report
 from memplan_inside.counters import Counters
 from memplan_inside.lines import user_line, user_line_of
 
@@ -204,6 +204,7 @@ def install():
     torch.nn.Module.train = _around_train(torch.nn.Module.train)
     wrap_saving(torch, "save")
     kernels.without_cudnn_attention()
+    convolutions.install()
 
 
 def _around_backward(call):

@@ -1,0 +1,158 @@
+"""The pictures of an example, as a setup says them: their sizes, what they add to the sequence, and what they
+exclude.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from memplan.planner.inputs import sounds
+from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
+from memplan.planner.tables.errors import UsageError, shown
+from memplan.planner.tables.pictures import USUAL
+
+NONE = "none"
+_WRITTEN = re.compile(r"(?:([1-9]\d{0,3})@)?([1-9]\d{0,4})x([1-9]\d{0,4})")
+TEXT = 512
+"""Tokens of text beside pictures where nobody says a length and the default has no room for them."""
+
+
+def read_sizes(written: tuple[str, ...]) -> list[tuple[int, int]]:
+    """(width, height) of each picture of one example, from N@WxH or WxH; none for `none`. UsageError."""
+    sizes: list[tuple[int, int]] = []
+    if written == (NONE,):
+        return sizes
+    for each in written:
+        found = _WRITTEN.fullmatch(each)
+        if found is None:
+            raise UsageError(
+                f"images (--images) {shown(each)}: expected N@WxH, pictures of one example and their width "
+                "and height in pixels, as in 1@1024x768, or none"
+            )
+        count, width, height = found.groups()
+        sizes += [(int(width), int(height))] * int(count or 1)
+    return sizes
+
+
+def pictures_of(config: Mapping[str, Any], setup: Any) -> list[Picture]:
+    """The pictures of one example under a setup, as the model's processor makes them. Raises UsageError."""
+    sizes = read_sizes(setup.images)
+    if not sizes:
+        return []
+    rule = rule_of(config)
+    limits = Limits(setup.image_min_pixels, setup.image_max_pixels, setup.image_tiles, setup.image_scaled_to)
+    for name, allowed in _ALLOWED.items():
+        if getattr(setup, name) is not None and rule.arithmetic not in allowed:
+            raise UsageError(
+                f"{name} {getattr(setup, name)}: the processor of '{rule.model_type}' has no such limit: "
+                "leave it out, or use image_scaled_to, which scales a picture before the processor"
+            )
+    return [picture(config, width, height, limits) for width, height in sizes]
+
+
+_ALLOWED = {
+    "image_min_pixels": ("patches",),
+    "image_max_pixels": ("patches",),
+    "image_tiles": ("splits", "tiles", "chunks"),
+}
+
+
+def length_of(config: Mapping[str, Any], setup: Any) -> int:
+    """Tokens of one example that are pictures, their markers among them."""
+    return sum(each.length for each in pictures_of(config, setup))
+
+
+def contradictions(s: Any) -> list[tuple[bool, str]]:
+    """Choices that pictures exclude, each with the sentence that says so and what to do instead."""
+    with_pictures, said = bool(read_sizes(s.images)), f"images {','.join(s.images)}"
+    return [
+        (
+            with_pictures and s.packed_documents > 1,
+            f"packed_documents {s.packed_documents} contradicts {said}: TRL packs no pictures, and memplan "
+            "has no rule for stacks that do: leave packing out",
+        ),
+        (
+            with_pictures and s.task not in WITH_PICTURES,
+            f"{said}: task '{s.task}' has no rule for pictures: use --task {' or '.join(WITH_PICTURES)}, "
+            "or leave --images out",
+        ),
+        (
+            with_pictures and s.device == "cpu",
+            f"{said}: pictures have no rule for device cpu: leave --device out",
+        ),
+    ]
+
+
+WITH_PICTURES = ("sft",)
+"""Tasks whose batch may have pictures in it."""
+
+
+def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
+    """The `sequence_length` that a setup's pictures and text have together, where it is another than the
+    setup's. Raises UsageError where the pictures alone are longer than what was said.
+    """
+    pictures = length_of(config, setup)
+    length, text = setup.sequence_length, setup.text_length
+    said = setup.origins.get("sequence_length") not in (None, "default")
+    if text is not None:
+        if said and length != pictures + text:
+            raise UsageError(
+                f"text_length {text} and pictures of {pictures:,} tokens are {pictures + text:,} tokens, "
+                f"sequence_length (--seq) is {length:,}: leave one of them out"
+            )
+        return {"sequence_length": pictures + text}
+    if pictures < length:
+        return {}
+    if said:
+        raise UsageError(
+            f"sequence_length (--seq) {length:,}: the pictures of {','.join(setup.images)} are {pictures:,} "
+            f"tokens of it; use --seq {pictures + TEXT}, or --set text_length={TEXT} for so many beside them"
+        )
+    return {"sequence_length": pictures + TEXT}
+
+
+def with_lengths(config: Mapping[str, Any], setup: Any) -> Any:
+    """The setup with the length of its pictures and text, or of its sounds. Raises UsageError."""
+    if sounds.is_speech(config):
+        changes = sounds.lengths(config, setup)
+    elif not read_sizes(setup.images) and setup.text_length is None:
+        return setup
+    else:
+        changes = lengths(config, setup)
+    origins = {**setup.origins, **dict.fromkeys(changes, "model" if sounds.is_speech(config) else "images")}
+    return setup.with_(**changes, origins=origins) if changes else setup
+
+
+def uncounted(config: Mapping[str, Any], setup: Any) -> tuple[str, ...]:
+    """What of a model's parts beside its language model a setup leaves open: a prediction without it is a
+    lower bound.
+    """
+    if setup.images or not has_tower(config):
+        return ()
+    try:
+        (size,) = read_sizes((USUAL,))
+        example = f"; one of {size[0]}x{size[1]} is {picture(config, *size).length:,} tokens"
+    except UsageError:  # a processor without a rule, an audio model
+        return (
+            f"pictures or sounds of a {config.get('model_type')} model, and what its tower saves for them",
+        )
+    return (
+        f"pictures: no size was given{example} (--images {USUAL}; --images none where all examples are text)",
+    )
+
+
+def said_of(config: Mapping[str, Any], setup: Any) -> str:
+    """The sentence about a setup's pictures or sounds, "" where it has none."""
+    if sounds.is_speech(config):
+        return sounds.said_of(config, setup)
+    made = pictures_of(config, setup)
+    if not made:
+        return ""
+    tokens, markers = sum(each.tokens for each in made), sum(each.markers for each in made)
+    beside = setup.sequence_length - tokens - markers
+    return (
+        f"pictures {','.join(setup.images)}: {tokens:,} tokens and {markers:,} around them, {beside:,} of "
+        f"text, {setup.sequence_length:,} in all ({rule_of(config).source})"
+    )

@@ -1,0 +1,134 @@
+"""PICTURES: how each vision-language model's processor turns a picture into tokens and pixel values, and
+which of its modules read them.
+
+Adding a model type whose processor is one of `ARITHMETIC`'s is adding a row here. Sizes are those of the
+published checkpoints' preprocessor_config.json; where config.json has the number itself, the arithmetic
+(planner/inputs/pictures.py) reads it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Arithmetic = Literal["patches", "fixed", "anyres", "splits", "tiles", "chunks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRule:
+    """One model type's processor and modules."""
+
+    model_type: str
+    arithmetic: Arithmetic
+    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); fixed: one
+    square of fixed tokens; anyres: an overview and the tiles of the best of a list of sizes (LLaVA-NeXT);
+    splits: the longest edge scaled, then squares and an overview (Idefics 3); tiles: the grid of squares next
+    to the aspect ratio and an overview (InternVL); chunks: the canvas that the picture fits best (Llama 4).
+    """
+    source: str
+    side: int = 0
+    """Pixels of a square's edge; 0: vision_config.image_size says it."""
+    least: int = 0
+    most: int = 0
+    """patches: bounds of a picture's pixels. splits: `most` squares along the longest edge. tiles, chunks: `most` squares
+    at most.
+    """
+    markers: int = 0
+    """Tokens that the processor or the chat template puts around a picture."""
+    kinds: str = ""
+    """The batch's tensor (B, S) that says which tokens are pictures; empty: there is none."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the pixel values."""
+    tower: tuple[str, ...] = ("vision_tower",)
+    """Parts of the dotted names of the vision tower's modules."""
+    projector: tuple[str, ...] = ("multi_modal_projector",)
+    """Those of the projector, which may lie inside the tower."""
+
+
+def _table(*rows: PictureRule) -> dict[str, PictureRule]:
+    return {row.model_type: row for row in rows}
+
+
+_QWEN = "transformers 5.24 models/qwen2_vl/image_processing_qwen2_vl.py smart_resize"
+_SPLITS = "transformers 5.24 models/{0}/image_processing_{0}.py get_number_of_image_patches"
+_TILES = "transformers 5.24 models/got_ocr2/image_processing_got_ocr2.py get_optimal_tiled_canvas"
+_ANYRES = "transformers 5.24 models/llava_next/processing_llava_next.py _get_number_of_features"
+
+PICTURES: dict[str, PictureRule] = _table(
+    *(
+        PictureRule(
+            model_type=name,
+            arithmetic="patches",
+            source=f"{_QWEN}; Qwen/{published} preprocessor_config.json",
+            least=least,
+            most=most,
+            markers=2,
+            kinds="mm_token_type_ids",
+            tower=("visual",),
+            projector=("visual.merger", "deepstack_merger_list"),
+        )
+        for name, published, least, most in (
+            ("qwen2_vl", "Qwen2-VL-7B-Instruct", 56 * 56, 16384 * 28 * 28),
+            ("qwen2_5_vl", "Qwen2.5-VL-7B-Instruct", 56 * 56, 16384 * 28 * 28),
+            ("qwen3_vl", "Qwen3-VL-8B-Instruct", 256 * 256, 4096 * 4096),
+            ("qwen3_vl_moe", "Qwen3-VL-30B-A3B-Instruct", 256 * 256, 4096 * 4096),
+        )
+    ),
+    PictureRule(
+        model_type="gemma3",
+        arithmetic="fixed",
+        source="transformers 5.24 models/gemma3/processing_gemma3.py Gemma3Processor full_image_sequence: "
+        "mm_tokens_per_image (256) to a picture, without pan and scan",
+        markers=4,
+        kinds="token_type_ids",
+    ),
+    PictureRule(
+        model_type="llava",
+        arithmetic="fixed",
+        source="transformers 5.24 models/llava/processing_llava.py _get_num_multimodal_tokens",
+    ),
+    PictureRule(model_type="llava_next", arithmetic="anyres", source=_ANYRES),
+    *(
+        PictureRule(
+            model_type=name,
+            arithmetic="splits",
+            source=f"{_SPLITS.format(name)}; {published} preprocessor_config.json",
+            most=4,
+            tower=("vision_model",),
+            projector=("connector",),
+        )
+        for name, published in (
+            ("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
+            ("smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+        )
+    ),
+    PictureRule(
+        model_type="internvl",
+        arithmetic="tiles",
+        source=f"{_TILES}; OpenGVLab/InternVL3-8B-hf preprocessor_config.json (crop_to_patches is on for "
+        "pictures)",
+        most=12,
+        markers=2,
+    ),
+    PictureRule(
+        model_type="llama4",
+        arithmetic="chunks",
+        source="transformers 5.24 models/llama4/image_processing_llama4.py get_best_fit, processing_llama4.py "
+        "_prompt_split_image",
+        most=16,
+        dtype="bfloat16",
+        tower=("vision_model",),
+    ),
+)
+
+PARTS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_tower", "visual")
+"""Keys of a config.json that say that a model has a part beside its language model."""
+
+USUAL = "1@1024x1024"
+"""The picture of which an answer tells the tokens where nobody said a size."""
+
+WITHOUT_SIZES = (
+    "pictures: the vision tower, what it saves, and the tokens that pictures become",
+    "the vision tower trains",
+)
+"""What a training file's keys of pictures move, and what is counted once a setup says their sizes."""
