@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memplan.planner.inputs import task_rules
-from memplan.planner.tables.optimizers import OPTIMIZERS, unknown_optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.other_optimizers import unknown_optimizer
 
 
 def derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
