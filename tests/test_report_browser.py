@@ -2,16 +2,11 @@
 Chromium's driver is absent.
 """
 
-import json
 import shlex
-import shutil
-import subprocess
 import threading
-import time
-import urllib.error
-import urllib.request
 
 import pytest
+from browsing import HERE, headless
 
 from memplan.cli import ui
 from memplan.cli.plan import command as plan_command
@@ -29,90 +24,16 @@ from memplan.render.html import page
 from memplan.render.text import label
 from memplan.render.words import words_of
 
-DRIVER = shutil.which("chromedriver")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
-    not (DRIVER and BROWSER),
+    not HERE,
     reason="chromium and chromium-driver are not installed: the page is not tested in a browser",
 )
 
 
-class Browser:
-    """The few WebDriver calls that a test needs, over the driver's HTTP interface."""
-
-    def __init__(self, port):
-        self.address = f"http://127.0.0.1:{port}"
-        arguments = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--window-size=1180,1600",
-            "--disable-dev-shm-usage",
-        ]
-        options = {
-            "goog:chromeOptions": {"args": arguments, "binary": BROWSER},
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
-
-    def call(self, verb, path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.address + path, data=data, method=verb, headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.loads(answer.read())["value"]
-
-    def open(self, url):
-        self.call(
-            "POST", f"/session/{self.session}/url", {"url": "about:blank"}
-        )  # a new address fragment alone would load nothing
-        self.call("POST", f"/session/{self.session}/url", {"url": url})
-        self.until("return document.body.dataset.ready === '1'")
-
-    def until(self, script, seconds=60):
-        """Wait until a script says true."""
-        end = time.monotonic() + seconds
-        while not self.run(script):
-            assert time.monotonic() < end, f"never so: {script}: {json.dumps(self.log())}"
-            time.sleep(0.1)
-
-    def run(self, script, *args):
-        return self.call(
-            "POST", f"/session/{self.session}/execute/sync", {"script": script, "args": list(args)}
-        )
-
-    def log(self):
-        return self.call("POST", f"/session/{self.session}/se/log", {"type": "browser"})
-
-    def move(self, name, value):
-        self.run(
-            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event(e.type === 'range' ? 'input' : 'change'))",
-            name,
-            str(value),
-        )
-
-    def close(self):
-        self.call("DELETE", f"/session/{self.session}")
-
-
 @pytest.fixture(scope="module")
 def browser():
-    process = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
-    try:
-        port = None
-        for line in process.stdout:
-            if "successfully on port" in line:
-                port = int(line.rstrip().rstrip(".").rpartition(" ")[2])
-                break
-        assert port, "the driver did not say its port"
-        found = Browser(port)
+    with headless() as found:
         yield found
-        found.close()
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ SCRIPTS = (
     "report_verdict",
     "report_allocator",
     "report_parts",
+    "report_traced",
     "report_pickers",
     "report_charts",
     "report_decide",
@@ -60,7 +61,7 @@ def page(
     setup; `model`: what a command calls the model, its name where None; `wide`: with as many losses and
     attentions of other methods as there is room for; `served`: by memplan ui, which it asks for the rest.
     """
-    made = contents(spec, setup, wide)
+    made = contents(spec, setup, wide and prediction.engine == "formula")  # the trace's rows need room
     if not made.found:
         raise UsageError(
             f"the formula has no rule for {spec.name} under method {setup.method}: a page needs the formula"
@@ -98,8 +99,8 @@ def page(
         "NOTES": _items((*prediction.assumptions, *_held(len(made.found), made.complete))),
         "WARNINGS": _warnings(prediction.warnings),
         "FOOTER": escape(
-            f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; sliders: "
-            "the formula"
+            f"memplan {__version__}; {prediction.engine} engine; {prediction.accuracy.evidence}; controls, "
+            "grid and events: the formula"
         ),
         "DATA": _inline(values),
         "FORMULAS": packed(script(made)),

@@ -15,7 +15,7 @@
     by("peak-moment").textContent = label(now.moment);
     drawBar(now, device(now, card), card); drawTimeline(now, card); drawMethods(card); drawHeat(card); drawCourse(now, card); drawBeside();
     const rows = tensors(now);
-    drawTreemap(rows, now); drawRows(rows, now); drawChanges(now, card);
+    drawTreemap(rows, now); drawRows(rows, now); drawChanges(now.formula || now, card);
   }
   function drawControls() {
     by("batch").value = state.batch; by("seq").value = fromSeq(state.seq); by("rank").value = rankOf(state);
@@ -23,7 +23,8 @@
     by("batch-value").textContent = state.batch; by("seq-value").textContent = state.seq.toLocaleString("en");
     markPickers();
     by("subject").textContent = state.method + ", recipe " + data.recipe + ": micro-batch " + state.batch + " x " + state.seq.toLocaleString("en") + " tokens" +
-      (data.trains[state.method] === "adapter" ? ", rank " + rankOf(state) : "");
+      (data.trains[state.method] === "adapter" ? ", rank " + rankOf(state) : "") +
+      (data.traced ? (asAsked(state) ? "; traced: what moves is the formula's" : "; the formula's, the setup asked for is traced") : "");
   }
   function drawVerdict(now, card) {
     const needed = device(now, card), ok = fits(now, card);

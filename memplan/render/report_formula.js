@@ -139,7 +139,7 @@
     return found;
   }
   const components = (p) => componentsOf(p.moments[p.moment]);
-  const tensors = (p) => tensorsOf(p.moments[p.moment], p.batch, p.seq, p.rank);
+  const tensors = (p) => p.tensors || tensorsOf(p.moments[p.moment], p.batch, p.seq, p.rank);
   function reserved(p) {
     if (p.reserved === undefined) {
       const run = runAt(p);

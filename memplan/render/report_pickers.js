@@ -22,7 +22,10 @@
     return asked ? cardOf(chosen.card).cannot : null;
   }
   const rankOf = (chosen, key = keyOf(chosen)) => data.fixed[key] ?? chosen.rank;
-  const shown = (chosen) => { const key = keyOf(chosen); return key && at(key, chosen.batch, chosen.seq, rankOf(chosen, key)); };
+  function shown(chosen) {
+    const key = keyOf(chosen), found = key && at(key, chosen.batch, chosen.seq, rankOf(chosen, key));
+    return found && data.traced && asAsked(chosen) ? asTraced(found) : found;
+  }
 
   const SIZES = [[0, "below 8 GiB"], [7.4, "8 GB"], [9.5, "10 to 12 GB"], [14, "16 GB"], [18, "20 and 24 GB"], [28, "32 GB"], [36, "40 to 64 GB"], [68, "80 GB and more"]];
   function fillPickers() {

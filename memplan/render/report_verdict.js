@@ -3,6 +3,7 @@
   // tensors alone that are too large need no replay
   const fits = (p, card) => p.allocated + card.context <= card.usable && high(p, card) <= card.usable;
   function bare(p, card) {
+    if (p.word) return p.word; // as traced
     if (fits(p, card)) return "fits";
     const room = card.usable - card.context, error = data.errors[p.key];
     if (p.allocated * (1 - error) > room) return "no";

@@ -117,8 +117,47 @@ def data(
         "uncounted": {e.key: 0 if own else uncounted(e.setup) for e in found},
         "cards": _cards(spec, setup, gpu),
         "missing": list(prediction.not_modelled),
-        "engine": prediction.engine,
+        "traced": _traced(prediction) if prediction.engine == "trace" else None,
         "measured": measured or {},
+    }
+
+
+MOST_TRACED = 100
+
+
+def _traced(prediction: Prediction) -> dict[str, Any]:
+    """What the trace says of the setup asked for: its peak, verdict, moments, and tensors, of which the
+    smaller ones are one row for each component.
+    """
+    peak, rows = prediction.peak, prediction.peak_rows
+    tensors = [
+        {
+            "name": row.name,
+            "shape": list(row.shape),
+            "dtype": row.dtype,
+            "count": row.count,
+            "bytes": row.charged,
+            "component": row.component,
+            "why": row.why,
+        }
+        for row in rows[:MOST_TRACED]
+    ]
+    for component in COMPONENTS:
+        rest = [row for row in rows[MOST_TRACED:] if row.component == component]
+        if rest:
+            size, count = sum(row.charged for row in rest), sum(row.count for row in rest)
+            one = {"name": f"{len(rest)} smaller kinds of tensors", "shape": [], "dtype": "", "why": ""}
+            tensors.append({**one, "count": count, "bytes": size, "component": component})
+    return {
+        "moment": peak.moment,
+        "allocated": peak.allocated_bytes,
+        "reserved": peak.reserved_bytes,
+        "word": prediction.gpus[0].verdict,
+        "moments": [
+            [each.moment, each.allocated_bytes, [each.components[name] for name in COMPONENTS]]
+            for each in prediction.moments
+        ],
+        "tensors": sorted(tensors, key=lambda one: -int(one["bytes"])),
     }
 
 
