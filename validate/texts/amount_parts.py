@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from memplan.planner.tables.components import HELD_ACROSS_STEPS
 from memplan.validate.claimsfile import Part
 from memplan.validate.questions.claimed import ABOUT
 from memplan.validate.texts.slots import Stated
@@ -21,7 +22,7 @@ MIXED = {"method": "full", "recipe": "hf", "weight_dtype": "float32"}
 PURE = {"method": "full", "recipe": "raw", "weight_dtype": "bfloat16"}
 SPLIT = {"method": "full", "recipe": "hf", "weight_dtype": "bfloat16", "parallel": "zero1", "gpus": 1}
 """DeepSpeed's mixed precision: bf16 weights and gradients beside fp32 masters, on one GPU."""
-STATES = [{"quantity": "rows", "component": c} for c in ("weights", "gradients", "optimizer_states")]
+STATES = [{"quantity": "rows", "component": c} for c in HELD_ACROSS_STEPS]
 PLAIN = 0.02
 """How far a number without "about" may be off, where its own rounding allows no more."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

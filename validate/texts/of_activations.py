@@ -22,6 +22,7 @@ from memplan.validate.texts.slots import Stated
 
 
 def checkpointed_inputs(v: Values) -> Iterator[Said]:
+    """The inputs of a model's layers for one sequence, in GB: arithmetic on the text's own numbers."""
     part = Part(
         "layers x hidden size x tokens x bytes of one number",
         "arithmetic",
@@ -41,6 +42,7 @@ def checkpointed_inputs(v: Values) -> Iterator[Said]:
 
 
 def checkpointing_time(v: Values) -> Iterator[Said]:
+    """What recomputation adds to a step, full and LoRA, in % of a 7B's matrix-product FLOPs."""
     parts = []
     for method, case in (
         ("full", ("full fine-tuning, in FLOPs", "全参数微调，按 FLOPs")),
@@ -70,6 +72,7 @@ _FACTORS = {"doubles": 2.0, "triples": 3.0, "quadruples": 4.0}
 
 
 def sequence_times(v: Values) -> Iterator[Said]:
+    """LoRA's predicted activations on a 7B at one sequence length over those at another, by attention."""
     said = v["times"] if "times" in v else Stated(Amount(_FACTORS[v["factor"]], "x", "="), 0.0)
     parts = []
     for attention, case in ATTENTION:
@@ -94,6 +97,7 @@ def sequence_times(v: Values) -> Iterator[Said]:
 
 
 def activations(v: Values) -> Iterator[Said]:
+    """LoRA's predicted activations after the forward, in GB, by attention; layers' inputs by arithmetic."""
     parts = []
     for attention, case in ATTENTION:
         setup = {
@@ -138,6 +142,7 @@ def activations(v: Values) -> Iterator[Said]:
 
 
 def logits(v: Values) -> Iterator[Said]:
+    """Logits, in GB: vocabulary (the text's, else the model's) x tokens x bytes; two vocabularies' ratio."""
     if "vocab" in v:
         yield from vocabulary(v)
     width, seq = DTYPE_BYTES[v["dtype"]], v["s"]
@@ -185,6 +190,7 @@ def logits(v: Values) -> Iterator[Said]:
 
 
 def kv_cache(v: Values) -> Iterator[Said]:
+    """The KV cache, in GB: keys and values of every layer by the model's shapes x tokens x batch x bytes."""
     dtype, batch = v.get("dtype", "bfloat16"), v.get("batch", 1)
     part = quantity(
         "keys and values of every layer for every token, in 16 bits"

@@ -47,6 +47,7 @@ def _lora_name(v: Values) -> tuple[str, str]:
 
 
 def lora_count(v: Values) -> Iterator[Said]:
+    """How many parameters LoRA trains, as predicted, in each of `lora_cases`."""
     en, zh = _lora_name(v)
     parts = [
         claiming(
@@ -71,6 +72,7 @@ def lora_count(v: Values) -> Iterator[Said]:
 
 
 def lora_share(v: Values) -> Iterator[Said]:
+    """The parameters that LoRA trains as predicted, in % of the model's own, in the first of `lora_cases`."""
     en, zh = _lora_name(v)
     part = quantity(
         f"trained over base parameters, {_lora_name(v)[0]}",
@@ -89,6 +91,7 @@ def lora_share(v: Values) -> Iterator[Said]:
 
 
 def lora_count_and_share(v: Values) -> Iterator[Said]:
+    """The count of `lora_count`, then the share of `lora_share`."""
     yield from lora_count(v)
     yield from lora_share(v)
 
@@ -104,6 +107,7 @@ def _ranks(v: Values) -> Iterator[tuple[dict[str, Any], dict[str, Any], tuple[st
 
 
 def rank_adds(v: Values) -> Iterator[Said]:
+    """What the larger rank adds to the predicted peak, in GB, and to adapter, gradients and states alone."""
     parts = []
     for low, high, case in _ranks(v):
         part = quantity(
@@ -136,6 +140,7 @@ def rank_adds(v: Values) -> Iterator[Said]:
 
 
 def rank_times(v: Values) -> Iterator[Said]:
+    """LoRA's predicted peak (allocated bytes) at one rank over that at another, on all linear layers."""
     model = v.get("model", "llama-7b")
     parts = []
     for low, high, case in _ranks(v):
@@ -158,6 +163,7 @@ def rank_times(v: Values) -> Iterator[Said]:
 
 
 def adapter_file(v: Values) -> Iterator[Said]:
+    """An adapter's predicted file, in MB; a checkpoint as bf16 weights, in GB; the file over it, in %."""
     model = v["model"]
     if model == "of the checkpoint":
         model = _model_of_checkpoint(v["checkpoint"])
@@ -228,6 +234,7 @@ def _model_of_checkpoint(size: Stated) -> str | None:
 
 
 def qlora_faster(v: Values) -> Iterator[Said]:
+    """LoRA's time over QLoRA's in runs that others published, as a ratio."""
     part = Part(
         "LoRA's time over QLoRA's in published runs",
         "published_times",
@@ -244,6 +251,7 @@ def qlora_faster(v: Values) -> Iterator[Said]:
 
 
 def qlora_slower(v: Values) -> Iterator[Said]:
+    """By how many % QLoRA took longer than LoRA in runs that others published."""
     part = Part(
         "how much longer QLoRA took than LoRA in published runs",
         "published_times",
@@ -259,6 +267,7 @@ def qlora_slower(v: Values) -> Iterator[Said]:
 
 
 def gradients_of_n(v: Values) -> Iterator[Said]:
+    """An fp32 gradient and two fp32 moments of n parameters, in GB: arithmetic, 12 bytes each."""
     n = v["n"].amount.value
     if isinstance(n, tuple):
         return
@@ -278,6 +287,7 @@ def gradients_of_n(v: Values) -> Iterator[Said]:
 
 
 def no_states_without_momentum(v: Values) -> Iterator[Said]:
+    """Predicted states of AdamW, and of SGD without momentum (none), in bytes per parameter of a 7B."""
     rows = {"quantity": "rows", "component": "optimizer_states"}
     adam = quantity(
         "optimizer states of AdamW, mixed precision",
@@ -301,6 +311,7 @@ def no_states_without_momentum(v: Values) -> Iterator[Said]:
 
 
 def gradients_and_states(v: Values) -> Iterator[Said]:
+    """LoRA's predicted gradients and states at the optimizer step, in GB, in each of `lora_cases`."""
     parts = []
     for setup, case in lora_cases(v):
         part = quantity(

@@ -25,6 +25,7 @@ from memplan.validate.texts.slots import Stated
 
 
 def parameter_count(v: Values) -> Iterator[Said]:
+    """How many parameters a model has."""
     part = quantity(
         "parameters of the checkpoint",
         "参数量",
@@ -41,6 +42,7 @@ def parameter_count(v: Values) -> Iterator[Said]:
 
 
 def vocabulary(v: Values) -> Iterator[Said]:
+    """How many entries a model's vocabulary has, to the last one."""
     part = quantity("entries of the vocabulary", "词表项数", v["model"], unit="", quantity="vocabulary")
     yield (
         f"the vocabulary of {v['model']} has {v['vocab']:,} entries",
@@ -65,6 +67,7 @@ def _weights_part(model: str, dtype: str) -> Part:
 
 
 def weights_said(model: str, dtype: str, size: Stated) -> Said:
+    """The predicted weights of a model after the load, in GB, in one dtype or quantized to NF4 or int8."""
     short = SHORT.get(dtype, dtype)
     return (
         f"the {short} weights of {model} take {text_of_amount(size)}",
@@ -74,10 +77,12 @@ def weights_said(model: str, dtype: str, size: Stated) -> Said:
 
 
 def weights(v: Values) -> Iterator[Said]:
+    """The weights of one model, in GB, as `weights_said` states them."""
     yield weights_said(v["model"], v["dtype"], v["size"])
 
 
 def weights_of_three(v: Values) -> Iterator[Said]:
+    """The weights of two models, in GB, and those of a third between them where the text names one."""
     yield weights_said(v["a"], v["dtype"], v["sa"])
     yield weights_said(v["b"], v["dtype"], v["sb"])
     if "c" in v:
@@ -114,10 +119,12 @@ def _cases(v: Values) -> list[tuple[Values, tuple[str, str]]]:
 
 
 def in_bytes(part: Part, value: float) -> Part:
+    """The part with a number of bytes that a text claims of it, which may be off by 0.5 %."""
     return replace(part, claimed=value, tolerance=0.005)
 
 
 def bytes_per_parameter(v: Values) -> Iterator[Said]:
+    """Full fine-tuning's predicted weights, gradients and states, in bytes per parameter of a 7B."""
     parts = [
         in_bytes(
             quantity(
@@ -140,6 +147,7 @@ def bytes_per_parameter(v: Values) -> Iterator[Said]:
 
 
 def bytes_per_component(v: Values) -> Iterator[Said]:
+    """The sum of `bytes_per_parameter` in mixed precision, then each component as DeepSpeed keeps it."""
     yield from bytes_per_parameter({**v, "mixed": True})
     v = {"w": v.get("w", v.get("w2")), "g": v.get("w"), **v}
     for key in ("w", "g", "m", "o"):
@@ -167,6 +175,7 @@ _SAID_PARTS = (
 
 
 def component_bytes(v: Values) -> Iterator[Said]:
+    """One predicted component of full fine-tuning of a 7B at the optimizer step, in bytes per parameter."""
     if re.search("master|主权重", v["part"]):
         part = quantity(
             f"master weights, {_SPLIT_CASE[0]}",
@@ -211,6 +220,7 @@ def component_bytes(v: Values) -> Iterator[Said]:
 
 
 def states_total(v: Values) -> Iterator[Said]:
+    """A model's parameters x the text's bytes per parameter, in GB, without activations."""
     part = quantity(
         f"parameters at {v['per']:g} bytes each, activations apart",
         f"每参数 {v['per']:g} 字节，不含激活",

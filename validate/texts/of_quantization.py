@@ -33,6 +33,7 @@ def _overhead(double: bool, model: str = "llama-7b") -> Part:
 
 
 def constants(v: Values) -> Iterator[Said]:
+    """What NF4's block constants add, in bits per weight of the linear layers, as predicted of a 7B."""
     said = v["bits"]
     yield (
         f"NF4's block constants add {text_of_amount(said)} per parameter",
@@ -42,6 +43,7 @@ def constants(v: Values) -> Iterator[Said]:
 
 
 def double_overhead(v: Values) -> Iterator[Said]:
+    """What the constants take under double quantization, in bits per weight, as predicted of a 7B."""
     said = v["bits"]
     yield (
         f"double quantization brings the constants to {text_of_amount(said)} per parameter",
@@ -51,6 +53,7 @@ def double_overhead(v: Values) -> Iterator[Said]:
 
 
 def double_saves_bits(v: Values) -> Iterator[Said]:
+    """What double quantization saves, in bits per weight of the linear layers, as predicted of a 7B."""
     said, one = v["bits"], _overhead(False)
     less = [{**term, "setup": {"double_quant": True}, "times": -1} for term in _overhead(True).args["of"]]
     part = replace(
@@ -67,6 +70,7 @@ def double_saves_bits(v: Values) -> Iterator[Said]:
 
 
 def double_saves(v: Values) -> Iterator[Said]:
+    """What double quantization saves of one or two models' NF4 weights, in GB, as predicted."""
     for model, size in ((v["a"], v["size"]), (v.get("b"), v.get("second"))):
         if model is None or size is None:
             continue
@@ -88,6 +92,7 @@ def double_saves(v: Values) -> Iterator[Said]:
 
 
 def block_of_64(v: Values) -> Iterator[Said]:
+    """A constant's bits over the weights of its block, held against NF4's predicted constants of a 7B."""
     bits, short = DTYPE_BYTES[v["dtype"]] * 8, SHORT[v["dtype"]]
     part = replace(_overhead(False), claimed=bits / v["block"], tolerance=0.001)
     yield (
@@ -98,6 +103,7 @@ def block_of_64(v: Values) -> Iterator[Said]:
 
 
 def scales_in(v: Values) -> Iterator[Said]:
+    """How many bits a block constant has under double quantization: read from the installed bitsandbytes."""
     said = v["bits"]
     fact = {"fact": "double_quantized_constant_bits"}
     part = Part(

@@ -23,6 +23,7 @@ from memplan.validate.texts.slots import Stated
 
 
 def optimizer_saves(v: Values) -> Iterator[Said]:
+    """AdamW's predicted states less those of bitsandbytes' 8-bit AdamW, in GB, at the optimizer step."""
     said = v.get("size") or v["vague"]
     model = v.get("model", "llama-7b")
     base = {"method": v["method"], "optimizer": "adamw_torch"}
@@ -111,10 +112,12 @@ def _fits_said(
 
 
 def total(v: Values) -> Iterator[Said]:
+    """The predicted peak on the device, in GB, by checkpointing; of full fine-tuning the states alone too."""
     yield _total_said(v["of"], v["how"], v["size"], v)
 
 
 def total_and_gpu(v: Values) -> Iterator[Said]:
+    """The peak of `total`, and that the run fits the GPU where the text names one."""
     yield from total(v)
     if "gpu" in v:
         yield _fits_said(v["of"], v["how"], v["gpu"], True, v)
@@ -132,10 +135,12 @@ def states_total_and_gpu(v: Values) -> Iterator[Said]:
 
 
 def gpu_runs(v: Values) -> Iterator[Said]:
+    """That a run fits the GPU: the verdict on what is predicted, with and without checkpointing."""
     yield _fits_said(v["of"], v["how"], v["gpu"], True, v)
 
 
 def no_bf16(v: Values) -> Iterator[Said]:
+    """That a GPU lacks bf16: its compute capability is below 8.0; nothing where no GPU is named."""
     if "gpu" not in v:
         return
     part = quantity(
@@ -152,12 +157,14 @@ def no_bf16(v: Values) -> Iterator[Said]:
 
 
 def weights_lora_qlora(v: Values) -> Iterator[Said]:
+    """A model's weights in GB, a method that does not fit the GPU, and another's peak in GB, as predicted."""
     yield weights_said(v["model"], v["dtype"], v["w"])
     yield _fits_said(v["model"], v["a"], v["gpu"], False, v)
     yield _total_said(v["model"], v["b"], v["q"], {})
 
 
 def zero_three(v: Values) -> Iterator[Said]:
+    """Predicted model states and activations of one GPU under ZeRO-3 over those of a single GPU alone."""
     shared = {**SPLIT, "parallel": "zero3", "gpus": v["gpus"], "checkpointing": "non_reentrant"}
     alone = {"setup": {"gpus": 1}}
     for key, en, zh, of in (

@@ -34,8 +34,13 @@ class Writer(Protocol):
     values: Mapping[str, int]
     out: Events
 
-    def elements(self, stored: ParameterSpec) -> int: ...
-    def keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None: ...
+    def elements(self, stored: ParameterSpec) -> int:
+        """How many elements a tensor has at the run's rank."""
+        ...
+
+    def keep(self, stored: ParameterSpec, layer: int, dtype: str) -> None:
+        """Allocates a layer's tensor, which stays, in the dtype in which it is made."""
+        ...
 
 
 def norms_at_load(setup: Setup) -> bool:
