@@ -145,7 +145,7 @@ def cases() -> Iterator[Case]:
     for model, method, batch, tokens, checkpoints, picture in vision_scripts.BESIDE:
         task = "seq2seq" if model.startswith("whisper") else "sft"
         for gpu in GPUS:
-            yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture)
+            yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture=picture)
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for *shape, own in SAMPLED:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memplan.engines import ENGINES, compiled
 from memplan.names import setup_fields
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
@@ -166,7 +167,7 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     strategies.refuse_sharding(setup)
     if engine == "trace":
         strategies.refuse_tracing(setup, model.config.get("model_type") if unknown_family(model) else None)
-    prediction = _compiled(model, setup) if unknown else ENGINES[engine](model, setup)
+    prediction = compiled(model, setup) if unknown else ENGINES[engine](model, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (
         model.note,
@@ -288,20 +289,6 @@ def _learned_positions(model: Model) -> int | None:
         return None
 
 
-def _formula(model: Model, setup: Setup) -> Prediction:
-    from memplan.planner.formula.engine import plan as closed_form
-
-    return closed_form(model.spec(), setup)
-
-
-def _trace(model: Model, setup: Setup) -> Prediction:
-    try:
-        from memplan.planner.trace.engine import trace as step
-    except ImportError as error:
-        raise UsageError(f"--engine trace needs {error.name}: pip install 'memplan[trace]'") from None
-    return step(model.config, setup, model.name)
-
-
 def unknown_family(model: Model) -> bool:
     """Whether the formula has no family for the model, or none for a part of it (a vision tower), while
     transformers, installed with all that a trace runs, has its class.
@@ -321,8 +308,10 @@ def traced_alone(model: Model, setup: Setup) -> bool:
     """Whether the trace is all that answers, and installed: the formula has no family for the model, or no
     rule for the setup's task.
     """
-    from memplan.planner.inputs.families.table import language_part
+    from memplan.planner.inputs.families.table import FAMILIES, language_part
 
+    if setup.checkpoint_quant not in ("none", *quantized.NO_BITS):  # no trace runs these formats' kernels
+        return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
     if unknown_family(model):
         return True
     if not (TASKS[setup.task].generates or setup.merge):
@@ -345,22 +334,3 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
     error = recorded_accuracy("trace").margin
     missing = (*options.pop("not_modelled", ()), *pictures.uncounted(model.config, setup))
     return search(model.name, model.config, setup, gpu, error=error, not_modelled=missing, **options)
-
-
-def _compiled(model: Model, setup: Setup) -> Prediction:
-    """The trace of a family that the formula lacks, kept for the next time."""
-    from memplan.planner.run.extras import require
-
-    require()  # before anything imports the libraries: it silences what they say of themselves
-    from memplan.planner.compiled.engine import Compiled
-
-    found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
-    own = "merging an adapter" if setup.merge else found.model.architecture
-    if has_tower(model.config):
-        own = f"the parts beside the language model of {own}"
-    what = f"task {setup.task}" if TASKS[setup.task].generates else own
-    why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
-    return found.with_(assumptions=(why, *found.assumptions))
-
-
-ENGINES = {"formula": _formula, "trace": _trace}

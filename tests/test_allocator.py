@@ -480,3 +480,9 @@ def test_from_torch_2_13_on_the_lowest_of_the_oldest_segment_serves_between_equa
         running.run([alloc(5, 30 * MIB)])
         taken[ties] = running.live[5].address - first
     assert taken["segment"] == 0 and taken["creation"] == 60 * MIB and taken["address"] < 0
+
+
+def test_expandable_segments_have_addresses_for_any_size():
+    """The page asks for the longest rows of any attention: scores of 32 heads x 131,072^2 x 64 rows."""
+    events = [("alloc", number, 1 << 47) for number in range(5)]
+    assert max(replay(events, mode="expandable").reserved) == 5 << 47

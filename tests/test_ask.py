@@ -290,7 +290,7 @@ def test_the_command_prints_both_languages_and_its_document(capsys):
     assert "total by hand" in capsys.readouterr().out
     assert run(["ask", "65B QLoRA 48GB 够吗", "--explain"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("勉强：llama-65b") and "手算合计" in out
+    assert out.startswith("多半不行：llama-65b") and "手算合计" in out
     assert run(["ask", "13B LoRA", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "memplan.ask/1" and document["verdict"] is None and document["smallest_card"]

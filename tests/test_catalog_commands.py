@@ -33,6 +33,7 @@ REFUSALS = (
     "returns a tuple: PEFT's layer fails there; use --targets attention",
     "peft has no DoRA for the parameters of experts",
     "use --engine trace",
+    "a page computes its sliders from the formula's expressions",
     # prefix tuning of latent heads
     "which cannot be concatenated with the model's own keys: use another method",
     "prompt tuning needs embeddings as wide as the layers",  # opt-350m's are 512 wide, its layers 1,024

@@ -78,6 +78,8 @@ def test_every_option_sets_a_field_of_setup():
         "--device",
         "cpu",
         "--no-checkpointing",
+        "--images",
+        "1@640x480",
         "--set",
         "double-quant=false",
     ]

@@ -148,6 +148,7 @@ def test_sizes_that_were_not_traced_are_a_direct_traces() -> None:
     assert not [note for note in notes if "no program" in note]
 
 
+@pytest.mark.slow
 def test_where_a_kernel_splits_its_keys_its_own_rule_is_asked() -> None:
     """Flash attention's splits are no polynomial: with few heads their number changes with both sizes, and
     where blocks fill the GPU there is no workspace at all.
@@ -300,6 +301,7 @@ def test_the_screen_of_a_traced_fit_says_nothing_of_a_grid() -> None:
     assert f"{margin_of('formula', setup):.1%}" not in words, "the replay's own error is the trace's"
 
 
+@pytest.mark.slow
 def test_limits_of_a_traced_fit_leave_the_recorded_error() -> None:
     setup = resolve({"method": "lora", "sequence_length": 1024, "gpu": "0.9GiB"})
     gpu = find_gpu("0.9GiB")

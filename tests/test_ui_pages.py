@@ -147,7 +147,8 @@ def asked(server: Server, target: str) -> bytes:
 
 
 @pytest.mark.parametrize(("model", "options"), [("gpt2", {}), ("gpt2", {"method": "qlora", "gpu": "t4"})])
-def test_a_worker_s_page_is_the_page_to_the_byte(pool, model, options):
+def test_a_worker_s_page_is_the_page_to_the_byte(pool, model, options, monkeypatch):
+    monkeypatch.undo()  # a worker knows nothing of the tests' small pages
     request = api.request(named(model), **options)
     assert pool(1).compute(*request) == page_pool.page(*request)
 

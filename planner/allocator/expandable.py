@@ -28,11 +28,11 @@ class Expandable(Native):
 
     def __init__(self, capacity: int | None = None, fraction: bool = False, ties: Ties = "address") -> None:
         super().__init__(capacity, fraction, ties)
-        for pool, start in (
-            (self.small, 0),
-            (self.large, LARGE_SEGMENT << 22),
+        for pool, start, size in (
+            (self.small, 0, 1 << 46),
+            (self.large, LARGE_SEGMENT << 22, 1 << 80),  # no setup asks for as much, however long its rows
         ):  # addresses are multiples of the granule
-            pool.unmapped = [Block(start, 1 << 46, pool, mapped=False)]
+            pool.unmapped = [Block(start, size, pool, mapped=False)]
             self._number(pool.unmapped[0])
 
     def empty_cache(self) -> None:

@@ -1,0 +1,43 @@
+"""The engines by name, each asked for one model and setup; what they need is imported when they are asked."""
+
+from __future__ import annotations
+
+from memplan.planner.inputs.models import Model
+from memplan.planner.inputs.picture_sizes import has_tower
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.prediction import Prediction
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.tasks import TASKS
+
+
+def _formula(model: Model, setup: Setup) -> Prediction:
+    from memplan.planner.formula.engine import plan as closed_form
+
+    return closed_form(model.spec(), setup)
+
+
+def _trace(model: Model, setup: Setup) -> Prediction:
+    try:
+        from memplan.planner.trace.engine import trace as step
+    except ImportError as error:
+        raise UsageError(f"--engine trace needs {error.name}: pip install 'memplan[trace]'") from None
+    return step(model.config, setup, model.name)
+
+
+def compiled(model: Model, setup: Setup) -> Prediction:
+    """The trace of a family that the formula lacks, kept for the next time."""
+    from memplan.planner.run.extras import require
+
+    require()  # before anything imports the libraries: it silences what they say of themselves
+    from memplan.planner.compiled.engine import Compiled
+
+    found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
+    own = "merging an adapter" if setup.merge else found.model.architecture
+    if has_tower(model.config):
+        own = f"the parts beside the language model of {own}"
+    what = f"task {setup.task}" if TASKS[setup.task].generates else own
+    why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
+    return found.with_(assumptions=(why, *found.assumptions))
+
+
+ENGINES = {"formula": _formula, "trace": _trace}
