@@ -17,6 +17,7 @@ from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
 from memplan.planner.inputs import pictures, quantized
+from memplan.planner.inputs.checkpoint_formats import NO_BITS
 from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.setup import Setup, resolve
@@ -310,7 +311,7 @@ def traced_alone(model: Model, setup: Setup) -> bool:
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
 
-    if setup.checkpoint_quant not in ("none", *quantized.NO_BITS):  # no trace runs these formats' kernels
+    if setup.checkpoint_quant not in ("none", *NO_BITS):  # no trace runs these formats' kernels
         return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
     if unknown_family(model):
         return True
