@@ -14,6 +14,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fuzzing import answered, broken_promises
@@ -53,7 +54,13 @@ def check(model: str, method: str, command: str, folder: Path) -> None:
         assert (folder / "page.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
-@pytest.mark.parametrize(("model", "method", "command"), [*ALWAYS, *SAMPLE])
+def timed(model: str, method: str, command: str) -> Any:
+    """A page takes up to a minute: those of the sample are slow ones but the first."""
+    page = command == "report" and (model, method, command) != next(c for c in SAMPLE if c[2] == "report")
+    return pytest.param(model, method, command, marks=pytest.mark.slow if page else ())
+
+
+@pytest.mark.parametrize(("model", "method", "command"), [*ALWAYS, *(timed(*case) for case in SAMPLE)])
 def test_a_sample_of_the_catalog_answers(model: str, method: str, command: str, tmp_path: Path) -> None:
     check(model, method, command, tmp_path)
 

@@ -149,7 +149,8 @@ COMMANDS = ([], ["compare"], ["fit", "--gpu", "l40s"], ["report"])
 @pytest.mark.parametrize(
     ("command", "attention"),
     [
-        *((command, "flash_attention_2") for command in COMMANDS),
+        *((command, "flash_attention_2") for command in COMMANDS if command != ["report"]),
+        pytest.param(["report"], "flash_attention_2", marks=pytest.mark.slow),  # a minute of long rows
         *(([], backend) for backend in BACKENDS),
         *(pytest.param(c, b, marks=pytest.mark.slow) for c in COMMANDS[1:] for b in BACKENDS),
     ],
