@@ -114,6 +114,8 @@ def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
         modes = {"fused": True}
     module, _, cls = row.cls.rpartition(".")
     made = getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+    for group in made.param_groups:
+        group.update(row.group)
     if row.trains:
         made.train()
     return made

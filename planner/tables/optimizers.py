@@ -92,6 +92,7 @@ class Optimizer:
     paged: bool = False
     at_once: bool = False  # its states are made with it, not in its first step
     trains: bool = False  # it has a `train` method, which its step insists on
+    group: Mapping[str, Any] = field(default_factory=dict)  # of its groups, where the first steps do less
     others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
 
     @property
@@ -305,6 +306,17 @@ _ROWS = (
         step=dict.fromkeys(("foreach", "loop"), IN_PLACE),
         source="schedulefree 1.4 sgd_schedulefree.py step",
         trains=True,
+    ),
+    Optimizer(
+        # without its variance's correction the first four steps update nothing (rho_t <= 4): the fifth and all
+        # later ones make the denominator, so counting begins there
+        name="schedule_free_radam",
+        cls="schedulefree.RAdamScheduleFree",
+        states=(("z", "like"), ("exp_avg_sq", "like")),
+        step=dict.fromkeys(("foreach", "loop"), (Make("denominator", "square root of exp_avg_sq"),)),
+        source="schedulefree 1.4 radam_schedulefree.py step, from the fifth on",
+        trains=True,
+        group={"k": 4},
     ),
     _optimi(
         "stable_adamw",

@@ -31,10 +31,6 @@ WITHOUT_A_RULE: dict[str, tuple[str, str]] = {
         "plan with adafactor and optimizer_in_backward=true",
     ),
     "grokadamw": ("AdamW with a third state, a slow average of gradients", _AT_LEAST),
-    "schedule_free_radam": (
-        "schedule-free RAdam, with a copy of the weights and one moment",
-        "plan with schedule_free_adamw",
-    ),
     "apollo_adamw": (f"APOLLO: {_LOW_RANK}", _SMALLER),
     "apollo_adamw_layerwise": (f"APOLLO in the backward: {_LOW_RANK}", _SMALLER),
 }
