@@ -19,7 +19,8 @@ from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.orders import Each, in_order
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
-from memplan.planner.tables.optimizers import OPTIMIZERS, Drop, Make, Mode, Optimizer
+from memplan.planner.tables.optimizer_steps import Drop, Make, Mode
+from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
 
 GROUP_FIRST = ("torch", "schedulefree")
 """Libraries whose step makes the states of a group at once."""
