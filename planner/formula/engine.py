@@ -93,12 +93,21 @@ def rank_of(setup: Setup) -> int:
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
+REPLAYED = ("none", "ddp", "fsdp")
+"""Strategies whose load and schedule are written out as events."""
+
+
+def is_replayed(setup: Setup) -> bool:
+    """Whether a setup's run is written out as events."""
+    return not wraps(setup) or setup.parallel in REPLAYED
+
+
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
     """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
     written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
     formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not is_replayed(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
@@ -135,7 +144,7 @@ def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
     """The events of a structure's run under a guard; None where `replay_of` has none. UsageError where the
     formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not is_replayed(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     return _cached_run(_Key(headed(spec, setup), _structure(setup)), guard)
 

@@ -51,9 +51,9 @@ class Replayed:
         if mode not in self._capacities:
             run = self.events
             self._capacities[mode] = (
-                quick.smallest_capacity(run.events, run.sizes, self.reserved_bytes, self.ties)
+                quick.smallest_capacity(run.events, run.sizes, self.reserved_bytes, self.ties, run.streams)
                 if mode == self.mode == "native"
-                else smallest_capacity(self.as_events, mode, ties=self.ties)
+                else smallest_capacity(self.as_events, mode, ties=self.ties, streams=run.streams)
             )
         return self._capacities[mode]
 
@@ -63,9 +63,13 @@ class Replayed:
         """
         if (mode or self.mode) == self.mode and capacity >= self.reserved_bytes:
             return True
+        run = self.events
         if (mode or self.mode) == "native":
-            return quick.survives(self.events.events, self.events.sizes, capacity, self.ties)
-        return replay(self.as_events, mode="expandable", capacity=capacity, ties=self.ties).oom is None
+            return quick.survives(run.events, run.sizes, capacity, self.ties, run.streams)
+        made = replay(
+            self.as_events, mode="expandable", capacity=capacity, ties=self.ties, streams=run.streams
+        )
+        return made.oom is None
 
 
 def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:
@@ -75,11 +79,10 @@ def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:
     cut, end = events.steady, events.trained
     if mode == "native":
         allocator = Quick(ties=ties)
-        before = allocator.run(events.events[:cut], events.sizes)
-        steady = allocator.run(events.events[cut:end], events.sizes)
-        after = allocator.run(events.events[end:], events.sizes)
+        parts = (events.events[:cut], events.events[cut:end], events.events[end:])
+        before, steady, after = (allocator.run(part, events.sizes, events.streams) for part in parts)
     else:
-        made = replay(found.as_events, mode=mode, ties=ties)
+        made = replay(found.as_events, mode=mode, ties=ties, streams=events.streams)
         before = max(made.allocated[:cut]), max(made.reserved[:cut])
         steady = max(made.allocated[cut - 1 : end]), max(made.reserved[cut - 1 : end])
         after = max(made.allocated[end - 1 :]), max(made.reserved[end - 1 :])

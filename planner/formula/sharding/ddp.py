@@ -1,18 +1,30 @@
 """A replica under DistributedDataParallel: everything that one GPU holds, and the reducer's buckets.
 
 Read in torch 2.13 csrc/distributed/c10d/reducer.cpp, which makes the buckets as the model is wrapped and asks
-for no number of ranks: `initialize_buckets`, `mark_variable_ready_dense`. Whether a stack wraps at all is
-`sharding.wraps`.
+for no number of ranks: `initialize_buckets`, `compute_bucket_assignment_by_size`, `rebuild_buckets`,
+`broadcast_coalesced`. Whether a stack wraps at all is `sharding.wraps`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
 from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.parameters import packed_bytes
+from memplan.planner.formula.replay.events import Events
+from memplan.planner.formula.replay.orders import in_order
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, StrategyHooks
+from memplan.planner.formula.sharding.plan import Bytes, Loading, ShardingPlan, StrategyHooks
 from memplan.planner.formula.symbolic.expr import product
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.methods import METHODS
+
+BROADCAST = 250 * 2**20  # bytes of a flat copy by which ranks get one model (nn/parallel/distributed.py)
+IN_FLIGHT = 2  # flat copies at once (reducer.cpp broadcast_coalesced)
+FIRST, OTHERS = 2**20, 25 * 2**20  # bytes: _DEFAULT_FIRST_BUCKET_BYTES, bucket_cap_mb
 
 
 class DdpHooks(StrategyHooks):
@@ -60,3 +72,68 @@ class DdpPlan(ShardingPlan):
             )
             for t in self.stored.trained
         ]
+
+    # ---- as events -----------------------------------------------------------------------------------------
+
+    def searches(self) -> bool:
+        """Whether DDP looks for parameters without a gradient, and so keeps its first buckets: the Trainer
+        asks for it where nothing is checkpointed, and with PEFT's models, which are no PreTrainedModel
+        (transformers 5.24 trainer.py _build_accelerator_args).
+        """
+        adapters = METHODS[self.setup.method].trains == "adapter"
+        return self.setup.loop.prepares and (adapters or self.setup.checkpointing == "none")
+
+    def wrap(self, out: Events, rank: int) -> list[int]:
+        """The model is sent to all ranks in flat copies, then the buckets are made: one of each dtype, where
+        the order in which gradients come is waited for.
+        """
+        flats: list[int] = []
+        beside = self.stored.all[len(self.stored.base) :]
+        every = (*self._bytes(self.stored.base, rank), *self._bytes(beside, rank))
+        for count, nbytes in _groups(every, (BROADCAST,)):
+            if len(flats) == IN_FLIGHT:
+                out.free(flats.pop(0))
+            if count > 1:  # one tensor alone is sent as it lies
+                flats.append(out.alloc(nbytes))
+        out.free(*flats)
+        limits = (FIRST, OTHERS) if self.searches() else (1 << 62,)
+        groups = _groups(self._bytes(self.stored.trained, rank), limits)
+        return [out.alloc(nbytes) for _, nbytes in reversed(groups)]
+
+    def regroup(self, out: Events, rank: int, gradients: Sequence[Bytes]) -> int:
+        """The buckets come again in the order in which gradients came (`_rebuild_buckets`). The first ones go
+        when one of these has been reduced: the work that reduced them holds them, and is let go as the next
+        one begins (ProcessGroupNCCL.cpp shelvesToUnstash_).
+        """
+        if self.searches():
+            return 0
+        order = gradients or list(self._bytes(self.stored.trained, rank))[::-1]
+        groups = _groups(order, (FIRST, OTHERS))
+        for _, nbytes in groups:
+            out.alloc(nbytes)
+        return groups[0][0]
+
+    def _bytes(self, tensors: Sequence[ParameterSpec], rank: int) -> Iterator[Bytes]:
+        """Of each tensor, in the order of the model."""
+        for each, _ in in_order([(t, self.each_layer(t)) for t in tensors]):
+            yield each.dtype, packed_bytes(each.elements, each.dtype).evaluate({"R": rank})
+
+
+def _groups(tensors: Iterable[Bytes], limits: Sequence[int]) -> list[tuple[int, int]]:
+    """`compute_bucket_assignment_by_size`: tensors of one dtype in a row until they reach a limit, the last
+    limit from then on; (how many, bytes) of each group in the order of their first tensors.
+    """
+    groups: list[list[int]] = []
+    filling: dict[str, list[int]] = {}
+    passed: Counter[str] = Counter()
+    for dtype, nbytes in tensors:
+        group = filling.get(dtype)
+        if group is None:
+            groups.append(group := [0, 0])
+            filling[dtype] = group
+        group[0] += 1
+        group[1] += nbytes
+        if group[1] >= limits[min(passed[dtype], len(limits) - 1)]:
+            passed[dtype] += 1
+            del filling[dtype]
+    return [(count, nbytes) for count, nbytes in groups]

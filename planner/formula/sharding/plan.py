@@ -12,7 +12,9 @@ from typing import Any
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.parameters import ParameterTable
+from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load_peak import load_candidates
+from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, ceil_div, product
@@ -20,6 +22,8 @@ from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.tables.dtypes import itemsize
 
 Loading = dict[str, list[list[SymbolicRow]]]
+Bytes = tuple[str, int]
+"""A tensor's dtype and bytes."""
 
 
 class StrategyHooks:
@@ -77,6 +81,22 @@ class ShardingPlan:
     def loading(self) -> Loading:
         """Rows of `load_peak` and `load`: of each moment the states among which the largest counts."""
         return load_candidates(self.stored, self.each_layer)
+
+    def load(self, rank: int) -> Events:
+        """What building the model allocates and frees on this process, in order, with adapters of a rank: not
+        to be changed.
+        """
+        return loaded(self.stored, rank, self.each_layer).out
+
+    def wrap(self, out: Events, rank: int) -> list[int]:
+        """Write what wrapping the loaded model allocates and frees; the ids of what `regroup` replaces."""
+        return []
+
+    def regroup(self, out: Events, rank: int, gradients: Sequence[Bytes]) -> int:
+        """Write what comes before the second step's last forward; after how many gradients of that step what it
+        replaces goes (0: never). `gradients`: in the order in which the first step's came.
+        """
+        return 0
 
     def host(self) -> list[SymbolicRow]:
         """Rows in host memory."""
