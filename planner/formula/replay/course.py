@@ -123,6 +123,9 @@ class Run:
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
         optimizer = OptimizerSteps(self.rank, rank)
+        # gradients are reduced in each micro-batch, or in each step's last
+        several = self.passes[1] is not None
+        second = (0, 1) if several and not setup.loop.prepares else (1, int(several))
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)
@@ -133,9 +136,7 @@ class Run:
                 if each is None:
                     continue
                 after = 0
-                import os
-                if os.environ.get("EARLY") and step == 1: out.free(*wrapped); wrapped = []
-                if step == 1 and (which == 1 or self.passes[1] is None):
+                if (step, which) == second:
                     after = self.rank.regroup(out, values["R"], self._gradient_bytes(rank))
                 made, kept = self._micro_batch(
                     which, script, kept, first=step == which == 0, leaves=(after, wrapped)

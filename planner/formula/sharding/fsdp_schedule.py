@@ -65,14 +65,14 @@ class FsdpSchedule(StrategyHooks):
 
     # ---- places of the step --------------------------------------------------------------------------------
 
+    def accumulated(self) -> None:
+        """Gradients of the micro-batches before."""
+        for tensor in self.rank.stored.trained:
+            self._wait(tensor)
+        self.w.accumulated = not self.syncs
+
     def begin(self) -> None:
-        """Before the forward: gradients of the micro-batches before, then the units that are gathered at the
-        model's own forward.
-        """
-        if self.setup.gradient_accumulation > 1:
-            for tensor in self.rank.stored.trained:
-                self._wait(tensor)
-            self.w.accumulated = not self.syncs
+        """Before the forward: the units that are gathered at the model's own forward."""
         self.enter("root", None)
 
     def _wait(self, tensor: ParameterSpec) -> None:

@@ -41,6 +41,9 @@ class StrategyHooks:
         """After it ran."""
         return out
 
+    def accumulated(self) -> None:
+        """Before a micro-batch that follows others of its step: the gradients that those left."""
+
     def begin(self) -> None:
         """Before the forward."""
 
@@ -93,8 +96,8 @@ class ShardingPlan:
         return []
 
     def regroup(self, out: Events, rank: int, gradients: Sequence[Bytes]) -> int:
-        """Write what comes before the second step's last forward; after how many gradients of that step what it
-        replaces goes (0: never). `gradients`: in the order in which the first step's came.
+        """Write what comes before the second forward whose gradients are reduced; after how many of its
+        gradients what it replaces goes (0: never). `gradients`: in the order in which the first ones came.
         """
         return 0
 
