@@ -23,11 +23,14 @@ def load_and_cut(plan: FsdpPlan, rank: int) -> Events:
     setup = plan.setup
     if setup.quant_type == "none" or setup.load_on_host:
         out = Events()
+        last: list[int] = []
         for unit in _units(plan):
-            whole = [out.alloc(_bytes(each, rank)) for each in unit]
+            whole = [(out.alloc(_bytes(each, rank)), plan.outlasts(each[0])) for each in unit]
             for each in unit:
                 _cut(plan, out, each, rank)
-            out.free(*whole)
+            out.free(*(each for each, outlasts in whole if not outlasts))
+            last += [each for each, outlasts in whole if outlasts]
+        out.free(*last)
         return out
     made = loaded(plan.stored, rank, plan.each_layer)
     out, there = Events(), made.held
