@@ -163,6 +163,7 @@ class Native:
         self.streams: dict[str, tuple[Pool, Pool]] = {}
         # by address, cudaMalloc goes downwards; upwards, the oldest segment has the lowest
         self._end = LARGE_ROUND if ties == "segment" else _MASK // LARGE_ROUND * LARGE_ROUND
+        self._pools_of("")
 
     @property
     def pools(self) -> list[Pool]:
@@ -217,14 +218,14 @@ class Native:
         all the blocks in use.
         """
         copied = type(self)(capacity, self.fraction, self.ties)
-        made_so_far = next(self._created)
-        self._created, copied._created = count(made_so_far), count(made_so_far)
         copied.reserved, copied.retries, copied._end = self.reserved, self.retries, self._end
         pools = {
             pool: other
             for stream, ours in self.streams.items()
             for pool, other in zip(ours, copied._pools_of(stream), strict=True)
         }
+        made_so_far = next(self._created)
+        self._created, copied._created = count(made_so_far), count(made_so_far)
         others = (blocks for pool in pools for blocks in (pool.at.values(), pool.unmapped))
         made = {
             block: Block(

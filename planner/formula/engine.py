@@ -93,13 +93,14 @@ def rank_of(setup: Setup) -> int:
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
-REPLAYED = ("none", "ddp", "fsdp")
-"""Strategies whose load and schedule are written out as events."""
-
-
 def is_replayed(setup: Setup) -> bool:
-    """Whether a setup's run is written out as events."""
-    return not wraps(setup) or setup.parallel in REPLAYED
+    """Whether a setup's run is written out as events: not under ZeRO, nor with parts in host memory, nor where
+    FSDP2 keeps whole gradients from one micro-batch to the next.
+    """
+    if not wraps(setup):
+        return True
+    whole = setup.gradient_accumulation > 1 and setup.loop.prepares and setup.parallel == "fsdp"
+    return setup.parallel in ("ddp", "fsdp") and setup.offload == "none" and not whole
 
 
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
@@ -141,10 +142,10 @@ def _run(key: _Key, batch: int, sequence: int) -> Run:
 
 
 def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
-    """The events of a structure's run under a guard; None where `replay_of` has none. UsageError where the
-    formula has no rule.
+    """The events of one GPU's run under a guard; None where ranks share it, which takes streams, and where
+    `replay_of` has none. UsageError where the formula has no rule.
     """
-    if not is_replayed(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     return _cached_run(_Key(headed(spec, setup), _structure(setup)), guard)
 

@@ -75,7 +75,7 @@ class Run:
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
         self.tapes = (single, again, evaluation)
-        self._scripts: dict[int, RunScript] = {}
+        self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
@@ -84,9 +84,11 @@ class Run:
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
-    def events(self, values: Values) -> Events:
-        """The run at these sizes. Its list of events is shared with other sizes: not to be changed."""
-        script = self.written(values["R"])
+    def events(self, values: Values, *, late: bool = True) -> Events:
+        """The run at these sizes; `late`: what a race decides goes as late as it can. Its list of events is
+        shared with other sizes: not to be changed.
+        """
+        script = self.written(values["R"], late=late)
         atoms = AtomValues(values)
         tapes = [sizes_at(tape, values) if tape is not None else [] for tape in self.tapes]
         sizes = script.events.sizes.copy()
@@ -96,16 +98,16 @@ class Run:
             sizes[which] = size.evaluate(atoms)
         return script.events.at(sizes)
 
-    def written(self, rank: int) -> RunScript:
+    def written(self, rank: int, *, late: bool = True) -> RunScript:
         """The run of a rank, written once; nothing that it evaluates depends on micro-batch or sequence
         length.
         """
-        script = self._scripts.get(rank)
+        script = self._scripts.get((rank, late))
         if script is None:
-            script = self._scripts[rank] = self._written({"R": rank})
+            script = self._scripts[rank, late] = self._written({"R": rank}, late)
         return script
 
-    def _written(self, values: Values) -> RunScript:
+    def _written(self, values: Values, late: bool) -> RunScript:
         out = Events()
         script = RunScript(out)
         setup, layers_of = self.setup, self.rank.each_layer
@@ -137,7 +139,8 @@ class Run:
                     continue
                 after = 0
                 if (step, which) == second:
-                    after = self.rank.regroup(out, values["R"], self._gradient_bytes(rank))
+                    born = self._gradient_bytes(rank)
+                    after = self.rank.regroup(out, values["R"], wrapped, born, late=late)
                 made, kept = self._micro_batch(
                     which, script, kept, first=step == which == 0, leaves=(after, wrapped)
                 )

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 @dataclass
 class Replayed:
     """One run through the caching allocator, in bytes, without the CUDA context. `step_`: over the steady
-    step alone.
+    step alone. `least`: the course with the least, where a race decides between several.
     """
 
     mode: Mode
     ties: Ties
     events: Events = field(repr=False)
+    least: Events = field(repr=False)
     allocated_bytes: int = 0
     reserved_bytes: int = 0
     step_allocated_bytes: int = 0
@@ -35,25 +36,30 @@ class Replayed:
     @cached_property
     def as_events(self) -> list[Event]:
         """The run as `planner/allocator/replay.py` takes it."""
-        sizes = self.events.sizes
-        return [
-            ("empty_cache", 0, 0)
-            if each == EMPTY_CACHE
-            else ("alloc", each, sizes[each])
-            if each >= 0
-            else ("free", ~each, 0)
-            for each in self.events.events
-        ]
+        return _as_events(self.events)
+
+    @cached_property
+    def least_reserved_bytes(self) -> int:
+        """What is reserved at most in the course with the least."""
+        if self.least is self.events:
+            return self.reserved_bytes
+        if self.mode == "native":
+            return Quick(ties=self.ties).run(self.least.events, self.least.sizes, self.least.streams)[1]
+        return max(
+            replay(
+                _as_events(self.least), mode=self.mode, ties=self.ties, streams=self.least.streams
+            ).reserved
+        )
 
     def smallest_capacity(self, mode: Mode | None = None) -> int:
         """The smallest capacity that survives with release-and-retry; several replays."""
         mode = mode or self.mode
         if mode not in self._capacities:
-            run = self.events
+            run, reserved = self.least, self.least_reserved_bytes
             self._capacities[mode] = (
-                quick.smallest_capacity(run.events, run.sizes, self.reserved_bytes, self.ties, run.streams)
+                quick.smallest_capacity(run.events, run.sizes, reserved, self.ties, run.streams)
                 if mode == self.mode == "native"
-                else smallest_capacity(self.as_events, mode, ties=self.ties, streams=run.streams)
+                else smallest_capacity(_as_events(run), mode, ties=self.ties, streams=run.streams)
             )
         return self._capacities[mode]
 
@@ -63,19 +69,31 @@ class Replayed:
         """
         if (mode or self.mode) == self.mode and capacity >= self.reserved_bytes:
             return True
-        run = self.events
+        run = self.least
         if (mode or self.mode) == "native":
             return quick.survives(run.events, run.sizes, capacity, self.ties, run.streams)
         made = replay(
-            self.as_events, mode="expandable", capacity=capacity, ties=self.ties, streams=run.streams
+            _as_events(run), mode="expandable", capacity=capacity, ties=self.ties, streams=run.streams
         )
         return made.oom is None
+
+
+def _as_events(run: Events) -> list[Event]:
+    sizes = run.sizes
+    return [
+        ("empty_cache", 0, 0)
+        if each == EMPTY_CACHE
+        else ("alloc", each, sizes[each])
+        if each >= 0
+        else ("free", ~each, 0)
+        for each in run.events
+    ]
 
 
 def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:
     """The run of a structure at these sizes, replayed without a bound."""
     events = run.events(values)
-    found = Replayed(mode, ties, events)
+    found = Replayed(mode, ties, events, run.events(values, late=False) if run.rank.races() else events)
     cut, end = events.steady, events.trained
     if mode == "native":
         allocator = Quick(ties=ties)

@@ -8,12 +8,13 @@ for no number of ranks: `initialize_buckets`, `compute_bucket_assignment_by_size
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.parameters import packed_bytes
 from memplan.planner.formula.replay.events import Events
-from memplan.planner.formula.replay.orders import in_order
+from memplan.planner.formula.replay.orders import Each, in_order
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import Bytes, Loading, ShardingPlan, StrategyHooks
@@ -88,35 +89,52 @@ class DdpPlan(ShardingPlan):
         the order in which gradients come is waited for.
         """
         flats: list[int] = []
-        beside = self.stored.all[len(self.stored.base) :]
-        every = (*self._bytes(self.stored.base, rank), *self._bytes(beside, rank))
-        for count, nbytes in _groups(every, (BROADCAST,)):
+        base = self._ordered(self.stored.base)
+        last = {layer: place for place, (_, layer) in enumerate(base)}
+        beside = self._ordered(self.stored.all[len(self.stored.base) :])  # each layer's behind its own
+        places = [*enumerate(base), *((last.get(each[1], len(base)), each) for each in beside)]
+        every = [each for _, each in sorted(places, key=itemgetter(0))]
+        for count, nbytes in _groups(self._bytes(every, rank), (BROADCAST,)):
             if len(flats) == IN_FLIGHT:
                 out.free(flats.pop(0))
             if count > 1:  # one tensor alone is sent as it lies
                 flats.append(out.alloc(nbytes))
         out.free(*flats)
         limits = (FIRST, OTHERS) if self.searches() else (1 << 62,)
-        groups = _groups(self._bytes(self.stored.trained, rank), limits)
+        groups = _groups(self._bytes(self._ordered(self.stored.trained), rank), limits)
         return [out.alloc(nbytes) for _, nbytes in reversed(groups)]
 
-    def regroup(self, out: Events, rank: int, gradients: Sequence[Bytes]) -> int:
-        """The buckets come again in the order in which gradients came (`_rebuild_buckets`). The first ones go
-        when one of these has been reduced: the work that reduced them holds them, and is let go as the next
-        one begins (ProcessGroupNCCL.cpp shelvesToUnstash_).
+    def races(self) -> bool:
+        """The work that reduced the first buckets holds them until a thread that looks every 100 ms has seen
+        that it is done, and then until the next one begins (ProcessGroupNCCL.cpp shelvesToUnstash_).
+        """
+        return not self.searches()
+
+    def regroup(
+        self, out: Events, rank: int, wrapped: Sequence[int], gradients: Sequence[Bytes], *, late: bool
+    ) -> int:
+        """The buckets come again in the order in which gradients came (`_rebuild_buckets`). The first ones are
+        gone by then, or go when one of these is reduced.
         """
         if self.searches():
             return 0
-        order = gradients or list(self._bytes(self.stored.trained, rank))[::-1]
+        if not late:
+            out.free(*wrapped)
+        order = gradients or self._bytes(self._ordered(self.stored.trained)[::-1], rank)
         groups = _groups(order, (FIRST, OTHERS))
         for _, nbytes in groups:
             out.alloc(nbytes)
-        return groups[0][0]
+        return groups[0][0] if late else 0
 
-    def _bytes(self, tensors: Sequence[ParameterSpec], rank: int) -> Iterator[Bytes]:
-        """Of each tensor, in the order of the model."""
-        for each, _ in in_order([(t, self.each_layer(t)) for t in tensors]):
-            yield each.dtype, packed_bytes(each.elements, each.dtype).evaluate({"R": rank})
+    def _ordered(self, tensors: Sequence[ParameterSpec]) -> list[Each]:
+        """Every tensor, module by module."""
+        return in_order([(t, self.each_layer(t)) for t in tensors])
+
+    @staticmethod
+    def _bytes(tensors: Iterable[Each], rank: int) -> list[Bytes]:
+        return [
+            (each.dtype, packed_bytes(each.elements, each.dtype).evaluate({"R": rank})) for each, _ in tensors
+        ]
 
 
 def _groups(tensors: Iterable[Bytes], limits: Sequence[int]) -> list[tuple[int, int]]:

@@ -95,9 +95,16 @@ class ShardingPlan:
         """Write what wrapping the loaded model allocates and frees; the ids of what `regroup` replaces."""
         return []
 
-    def regroup(self, out: Events, rank: int, gradients: Sequence[Bytes]) -> int:
+    def races(self) -> bool:
+        """Whether a race of threads decides when something goes that `regroup` replaces."""
+        return False
+
+    def regroup(
+        self, out: Events, rank: int, wrapped: Sequence[int], gradients: Sequence[Bytes], *, late: bool
+    ) -> int:
         """Write what comes before the second forward whose gradients are reduced; after how many of its
-        gradients what it replaces goes (0: never). `gradients`: in the order in which the first ones came.
+        gradients what it replaces goes (0: it went, or stays). `gradients`: in the order in which the first
+        ones came; `late`: what a race decides goes as late as it can.
         """
         return 0
 
