@@ -1,15 +1,16 @@
 """The formula's reserved bytes of one rank against dry runs of ranks: `python benchmarks/ranks.py N --python
 CUDA_PYTHON --out FILE`.
 
-Each case is a random small model under DDP or FSDP2, in a plain loop (tests/dryrun_scripts/rank_loop.py) or
-transformers' Trainer (rank_trainer.py), which `memplan dry-run` runs unmodified for three steps. FILE keeps one
-JSON document a line, and a run goes on where the file ends. `--table FILE ...` predicts the recorded runs and
-prints the table of docs/verdicts.md; `--show` lists them. A dry run is no GPU measurement.
+Each case is a random small model under DDP or FSDP2, in a plain loop (tests/dryrun_scripts/rank_loop.py)
+or transformers' Trainer (rank_trainer.py), which `memplan dry-run` runs unmodified for three steps. FILE
+keeps one JSON document a line, and a run goes on where the file ends. `--page FILE` predicts the recorded
+runs and prints docs/ranks.md; `--show FILE` lists them, worst first. A dry run is no GPU measurement.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import statistics
@@ -103,7 +104,9 @@ def dry_run(python: str, model: Mapping[str, Any], fields: Mapping[str, Any]) ->
         gpus = ["--gpu", GPU, "--gpus", "1" if alone else "2"]
         options = ["--python", python, "--random-weights", "--steps", str(STEPS), "--json"]
         words = ["-m", "memplan", "dry-run", *gpus, *options, "--", python, *launch, *script]
-        done = subprocess.run([sys.executable, *words], cwd=place, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *words], cwd=place, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         return {"refused": done.stderr.strip().splitlines()[-1][:300]}
     found = json.loads(done.stdout)
@@ -125,7 +128,7 @@ def error(record: Mapping[str, Any]) -> float:
     leaves open the nearer one.
     """
     seen, found = record["dry_run"]["reserved"], predicted(record)
-    return min((each / seen - 1 for each in (found.reserved_bytes, found.least_reserved_bytes)), key=abs)
+    return min((each / seen - 1 for each in found.reserved_of), key=abs)
 
 
 def kind(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -152,6 +155,61 @@ def _row(name: str, errors: Sequence[float]) -> str:
     return f"| {name} | {len(errors)} | {equal} | {median:.2%} | {worst:.2%} |"
 
 
+PAGE = """# What a rank reserves, against dry runs
+
+Written by `python benchmarks/ranks.py --page measurements/dryrun/ranks.jsonl > docs/ranks.md` (records
+{digest}); a test fails when it is of others. No GPU took part.
+
+Random small llamas (full, LoRA, QLoRA; with and without checkpointing, accumulation in plain loops) on two
+ranks, FSDP2's plain loops on two to eight, torch {torch}: scripts that `memplan dry-run` ran unmodified for
+{steps} steps, and what the formula's replay of the rank reserves at most.
+
+{table}
+
+What is written out as events, each read in the libraries' source and seen in these runs:
+
+* **DDP**: as it is wrapped, the model goes to all ranks in flat copies of 250 MiB, two at once; then one
+  bucket of each dtype for all gradients. Before the second step's forward the buckets are made anew, 1 MiB
+  and then 25 MiB each, in the order in which gradients came. Where unused parameters are looked for (the
+  Trainer without checkpointing or with an adapter) buckets have that size from the start and stay.
+* **A race**: the work that reduced the first buckets holds them until NCCL's watchdog, which looks every
+  100 ms, has seen that it is done, and until the next collective begins. The new buckets then find the old
+  ones gone or not. Both courses are replayed: the larger is what must be there for a FITS, the smaller
+  decides what survives. The table has the error of the nearer one. In {races} of these runs the two reserve
+  different amounts; {least} of them are nearer to the course without the old buckets, and the larger one is
+  up to {above:.0%} too high.
+* **FSDP2**: units are whole on the device, then cut; of accelerate's, embedding and head stay whole until
+  all units are cut, and of a quantized model every tensor. The all-gather's output and the shards cast for
+  it come from a stream of their own, the reduce-scatter's output (which the gradients are views of) from
+  another; a block serves the stream that first asked for it alone.
+
+Not replayed: ZeRO, offloading, FSDP2's gradient accumulation under accelerate (`no_sync` keeps whole
+gradients on every rank). Not judged here: models of other families, more than two real ranks, FSDP1, real
+GPUs.
+"""
+
+
+def page(path: Path) -> str:
+    """docs/ranks.md."""
+    records = [record for record in recorded(path) if "dry_run" in record]
+    raced = [(record["dry_run"]["reserved"], predicted(record).reserved_of) for record in records]
+    raced = [(seen, found) for seen, found in raced if len(set(found)) > 1]
+    return PAGE.format(
+        digest=digest(path),
+        torch=records[0]["torch"].split("+")[0],
+        steps=STEPS,
+        table=table(records),
+        races=len(raced),
+        least=sum(abs(early - seen) <= abs(late - seen) for seen, (late, early) in raced),
+        above=max(max(found) / seen - 1 for seen, found in raced),
+    ).rstrip()
+
+
+def digest(path: Path) -> str:
+    """What tells a file's records from others."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def recorded(path: Path | None) -> list[Document]:
     """The records of a file."""
     if path is None or not path.exists():
@@ -167,11 +225,11 @@ def main() -> None:
     parser.add_argument("--python", help="an interpreter with a CUDA build of torch")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON lines, one a case")
-    parser.add_argument("--table", type=Path, nargs="+", help="print the table of these files of records")
+    parser.add_argument("--page", type=Path, help="print docs/ranks.md from a file of records")
     parser.add_argument("--show", type=Path, help="list a file's runs, worst first")
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table([record for path in arguments.table for record in recorded(path)]))
+    if arguments.page:
+        print(page(arguments.page))
         return
     if arguments.show:
         ran = [record for record in recorded(arguments.show) if "dry_run" in record]
@@ -186,7 +244,14 @@ def main() -> None:
         model, fields = case(arguments.seed, number)
         found = {"case": number, "seed": arguments.seed, "fields": fields, "config": model, **versions}
         found |= dry_run(arguments.python, model, fields)
-        print(number, fields["parallel"], fields["recipe"], fields["method"], found.get("refused", ""), flush=True)
+        print(
+            number,
+            fields["parallel"],
+            fields["recipe"],
+            fields["method"],
+            found.get("refused", ""),
+            flush=True,
+        )
         if arguments.out:
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")

@@ -26,7 +26,9 @@ from memplan.planner.allocator.native import (
 )
 
 Mode = Literal["native", "expandable"]
-Streams = Mapping[int, str]  # storage id -> the stream that asks for it, where that is not the one that computes
+Streams = Mapping[
+    int, str
+]  # storage id -> the stream that asks for it, where that is not the one that computes
 Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, bytes requested)
 
 MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
@@ -127,7 +129,9 @@ class RunningReplay:
                 if kind == "alloc":
                     if key in live:
                         raise ValueError(f"storage {key} is allocated twice (event {self.position})")
-                    block = allocate(nbytes, stream_of(key, "")) if nbytes else EMPTY  # an empty storage asks for nothing
+                    block = (
+                        allocate(nbytes, stream_of(key, "")) if nbytes else EMPTY
+                    )  # an empty storage asks for nothing
                     live[key] = block
                     block_bytes[key] = block.size
                     current += block.size
@@ -166,8 +170,9 @@ def replay(
     would have to be mapped.
 
     An event is (kind, storage id, bytes): "alloc", "free" (its bytes are ignored), or "empty_cache" (id and
-    bytes ignored); `streams` has the ids of tensors that are not of the stream that computes. Ends at the first request that does not fit after release-and-retry. Raises KeyError for a
-    free of an id that is not alive and for an unknown kind or mode, ValueError for an id allocated twice.
+    bytes ignored); `streams` has the ids of tensors that are not of the stream that computes. Ends at the
+    first request that does not fit after release-and-retry. Raises KeyError for a free of an id that is not
+    alive and for an unknown kind or mode, ValueError for an id allocated twice.
     """
     return RunningReplay(mode, capacity, fraction, ties, streams).run(events)
 
@@ -204,7 +209,9 @@ def smallest_capacity(
     # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing
     # before it
     lacking = failed
-    together = RunningReplay(mode, ties=ties, streams=streams)  # as far as all capacities still in question go the same way
+    together = RunningReplay(
+        mode, ties=ties, streams=streams
+    )  # as far as all capacities still in question go the same way
     width = 0
     while survives - failed > max(1, survives // PRECISION):
         slow = survives - failed > width // 2 > 0  # the guess did not halve what is left: halve it

@@ -94,8 +94,8 @@ def rank_of(setup: Setup) -> int:
 
 
 def is_replayed(setup: Setup) -> bool:
-    """Whether a setup's run is written out as events: not under ZeRO, nor with parts in host memory, nor where
-    FSDP2 keeps whole gradients from one micro-batch to the next.
+    """Whether a setup's run is written out as events: not under ZeRO, nor with parts in host memory, nor
+    where FSDP2 keeps whole gradients from one micro-batch to the next.
     """
     if not wraps(setup):
         return True
@@ -104,9 +104,8 @@ def is_replayed(setup: Setup) -> bool:
 
 
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
-    """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
-    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
-    formula has no rule.
+    """The setup's run through the caching allocator; None where it is not written out (`is_replayed`), on a
+    CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the formula has no rule.
     """
     if not is_replayed(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None

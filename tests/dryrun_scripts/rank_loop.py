@@ -10,7 +10,11 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 folder, fields = sys.argv[1], json.loads(sys.argv[2])
-ddp, adapters, quantized = fields["parallel"] == "ddp", fields["method"] != "full", fields["method"] == "qlora"
+ddp, adapters, quantized = (
+    fields["parallel"] == "ddp",
+    fields["method"] != "full",
+    fields["method"] == "qlora",
+)
 if ddp:
     dist.init_process_group("nccl")
 else:
@@ -44,9 +48,7 @@ if adapters:
 model.train()
 if ddp:
     view = fields.get("gradient_as_bucket_view", False)
-    model = torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=[local], gradient_as_bucket_view=view
-    )
+    model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[local], gradient_as_bucket_view=view)
 else:
     from torch.distributed.fsdp import fully_shard
 

@@ -214,8 +214,8 @@ class Run:
     ) -> tuple[list[int], list[int]]:
         """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
         micro-batch before left, which the loop's variable holds until the next forward has returned
-        (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read. `leaves`:
-        after how many gradients (0: never) what else goes.
+        (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read.
+        `leaves`: after how many gradients (0: never) what else goes.
         """
         made, tape, out = self.passes[which], self.tapes[which], script.events
         assert made is not None and tape is not None

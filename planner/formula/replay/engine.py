@@ -20,42 +20,40 @@ if TYPE_CHECKING:
 @dataclass
 class Replayed:
     """One run through the caching allocator, in bytes, without the CUDA context. `step_`: over the steady
-    step alone. `least`: the course with the least, where a race decides between several.
+    step alone. `courses`: one, or where a race of threads decides several, of which the largest counts in all
+    sizes and the one that reserves least in what survives; `reserved_of`: of each.
     """
 
     mode: Mode
     ties: Ties
-    events: Events = field(repr=False)
-    least: Events = field(repr=False)
-    allocated_bytes: int = 0
-    reserved_bytes: int = 0
-    step_allocated_bytes: int = 0
-    step_reserved_bytes: int = 0
+    courses: tuple[Events, ...] = field(repr=False)
+    reserved_of: tuple[int, ...]
+    allocated_bytes: int
+    reserved_bytes: int
+    step_allocated_bytes: int
+    step_reserved_bytes: int
     _capacities: dict[Mode, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def events(self) -> Events:
+        """The run; of several courses the one in which everything goes as late as it can."""
+        return self.courses[0]
+
+    @property
+    def least(self) -> Events:
+        """The course that reserves least."""
+        return self.courses[self.reserved_of.index(min(self.reserved_of))]
 
     @cached_property
     def as_events(self) -> list[Event]:
         """The run as `planner/allocator/replay.py` takes it."""
         return _as_events(self.events)
 
-    @cached_property
-    def least_reserved_bytes(self) -> int:
-        """What is reserved at most in the course with the least."""
-        if self.least is self.events:
-            return self.reserved_bytes
-        if self.mode == "native":
-            return Quick(ties=self.ties).run(self.least.events, self.least.sizes, self.least.streams)[1]
-        return max(
-            replay(
-                _as_events(self.least), mode=self.mode, ties=self.ties, streams=self.least.streams
-            ).reserved
-        )
-
     def smallest_capacity(self, mode: Mode | None = None) -> int:
         """The smallest capacity that survives with release-and-retry; several replays."""
         mode = mode or self.mode
         if mode not in self._capacities:
-            run, reserved = self.least, self.least_reserved_bytes
+            run, reserved = self.least, min(self.reserved_of)
             self._capacities[mode] = (
                 quick.smallest_capacity(run.events, run.sizes, reserved, self.ties, run.streams)
                 if mode == self.mode == "native"
@@ -92,19 +90,28 @@ def _as_events(run: Events) -> list[Event]:
 
 def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:
     """The run of a structure at these sizes, replayed without a bound."""
-    events = run.events(values)
-    found = Replayed(mode, ties, events, run.events(values, late=False) if run.rank.races() else events)
+    late = (True, False) if run.rank.races() else (True,)
+    courses = tuple(run.events(values, late=each) for each in late)
+    found = [_peaks(events, mode, ties) for events in courses]
+    most = [tuple(max(sizes) for sizes in zip(*spans, strict=True)) for spans in found]
+    steady = [spans[1] for spans in found]
+    return Replayed(
+        mode,
+        ties,
+        courses,
+        tuple(reserved for _, reserved in most),
+        *(max(sizes) for sizes in zip(*most, strict=True)),
+        *(max(sizes) for sizes in zip(*steady, strict=True)),
+    )
+
+
+def _peaks(events: Events, mode: Mode, ties: Ties) -> tuple[tuple[int, int], ...]:
+    """Bytes (allocated, reserved) at most before the steady step, in it, and after it."""
     cut, end = events.steady, events.trained
     if mode == "native":
         allocator = Quick(ties=ties)
         parts = (events.events[:cut], events.events[cut:end], events.events[end:])
-        before, steady, after = (allocator.run(part, events.sizes, events.streams) for part in parts)
-    else:
-        made = replay(found.as_events, mode=mode, ties=ties, streams=events.streams)
-        before = max(made.allocated[:cut]), max(made.reserved[:cut])
-        steady = max(made.allocated[cut - 1 : end]), max(made.reserved[cut - 1 : end])
-        after = max(made.allocated[end - 1 :]), max(made.reserved[end - 1 :])
-    found.allocated_bytes = max(before[0], steady[0], after[0])
-    found.reserved_bytes = max(before[1], steady[1], after[1])
-    found.step_allocated_bytes, found.step_reserved_bytes = steady
-    return found
+        return tuple(allocator.run(part, events.sizes, events.streams) for part in parts)
+    made = replay(_as_events(events), mode=mode, ties=ties, streams=events.streams)
+    spans = (slice(cut), slice(cut - 1, end), slice(end - 1, None))
+    return tuple((max(made.allocated[span]), max(made.reserved[span])) for span in spans)

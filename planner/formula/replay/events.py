@@ -21,7 +21,9 @@ class Events:
         self.spans: list[tuple[str, int]] = []  # what ends where among the events
         self.events: list[int] = []
         self.sizes: list[int] = []
-        self.streams: dict[int, str] = {}  # of the ids that another stream than the one that computes asks for
+        self.streams: dict[
+            int, str
+        ] = {}  # of the ids that another stream than the one that computes asks for
         self.about: About = ("", (), "uint8", "")  # of what is allocated next
         self.product: int | None = None  # after how many events the first product of a load has its output
 

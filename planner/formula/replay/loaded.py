@@ -44,8 +44,8 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A load: its events, where among them adapters begin, and the id of each tensor that stays, by its kind's
-    identity and its layer (-1 outside the layers). Written once, not to be changed.
+    """A load: its events, where among them adapters begin, and the id of each tensor that stays, by the
+    identity of its kind and its layer (-1 outside the layers). Written once, not to be changed.
     """
 
     out: NamedEvents

@@ -33,8 +33,9 @@ Fill = Callable[[int, Sequence[int]], None]
 def in_groups(
     parameter_table: ParameterTable, layers_of: Any, stepped: Sequence[ParameterSpec] | None = None
 ) -> list[Each]:
-    """Every trained tensor (`stepped`: as this rank has it) in the optimizer's order: in a plain loop as the model has them, else those that
-    are decayed first (transformers trainer.py create_optimizer: no biases, no norms).
+    """Every trained tensor (`stepped`: as this rank has it) in the optimizer's order: in a plain loop as the
+    model has them, else those that are decayed first (transformers trainer.py create_optimizer: no biases, no
+    norms).
     """
     tensors = parameter_table.trained if stepped is None else stepped
     found = in_order([(stored, layers_of(stored)) for stored in tensors])

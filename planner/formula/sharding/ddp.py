@@ -113,8 +113,8 @@ class DdpPlan(ShardingPlan):
     def regroup(
         self, out: Events, rank: int, wrapped: Sequence[int], gradients: Sequence[Bytes], *, late: bool
     ) -> int:
-        """The buckets come again in the order in which gradients came (`_rebuild_buckets`). The first ones are
-        gone by then, or go when one of these is reduced.
+        """The buckets come again in the order in which gradients came (`_rebuild_buckets`). The first ones
+        are gone by then, or go when one of these is reduced.
         """
         if self.searches():
             return 0

@@ -238,8 +238,8 @@ class FsdpSchedule(StrategyHooks):
         self.reducing = given
 
     def _parts(self, unit: Unit, reduced: list[Member]) -> None:
-        """The output of the reduce-scatter, cast to the dtype that is kept: this rank's gradients are views of
-        it.
+        """The output of the reduce-scatter, cast to the dtype that is kept: this rank's gradients are views
+        of it.
         """
         made: Tensor | None = None
         if any(m.computed != m.kept.dtype for m in reduced):
