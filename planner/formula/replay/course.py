@@ -124,7 +124,7 @@ class Run:
         gradients: list[int] = []
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
-        optimizer = OptimizerSteps(self.rank, rank)
+        optimizer = OptimizerSteps(self.parameter_table, rank, layers_of, self.rank.stepped())
         # gradients are reduced in each micro-batch, or in each step's last
         several = self.passes[1] is not None
         second = (0, 1) if several and not setup.loop.prepares else (1, int(several))

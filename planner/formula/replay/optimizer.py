@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memplan.planner.formula.optimizer_step import SHAPES
 from memplan.planner.formula.parameters import ParameterTable
@@ -21,9 +21,6 @@ from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.tables.optimizers import OPTIMIZERS, Drop, Make, Mode, Optimizer
-
-if TYPE_CHECKING:
-    from memplan.planner.formula.sharding.plan import ShardingPlan
 
 GROUP_FIRST = ("torch", "schedulefree")
 """Libraries whose step makes the states of a group at once."""
@@ -69,14 +66,19 @@ def _state_bytes(
 
 
 class OptimizerSteps:
-    """Writes the steps of one run into its events."""
+    """Writes the steps of one run into its events. `stepped`: what the optimizer has on this rank."""
 
-    def __init__(self, rank: ShardingPlan, values: Mapping[str, int]) -> None:
-        self.setup = rank.setup
+    def __init__(
+        self,
+        parameter_table: ParameterTable,
+        values: Mapping[str, int],
+        layers_of: Any,
+        stepped: Sequence[ParameterSpec],
+    ) -> None:
+        self.setup = parameter_table.setup
         self.row = OPTIMIZERS[self.setup.optimizer]
-        stepped = rank.stepped()
-        self.tensors = in_groups(rank.stored, rank.each_layer, stepped)
-        self.states = _state_bytes(rank.stored, values, stepped)
+        self.tensors = in_groups(parameter_table, layers_of, stepped)
+        self.states = _state_bytes(parameter_table, values, stepped)
 
     def write(self, out: Events, tape: Tape, fill: Fill, *, first: bool) -> None:
         """One step: `tape` has what it makes of each tensor, `fill` is told which of it the ids from one on

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from memplan.planner.formula.parameters import B, ParameterTable, packed_bytes
-from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.loading import batch_shapes, load_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
@@ -190,12 +189,6 @@ class FsdpPlan(ShardingPlan):
             "temporaries",
             "fully_shard moves one module to the device, then keeps a part",
         )
-
-    def load(self, rank: int) -> Events:
-        """The parts are cut unit by unit."""
-        from memplan.planner.formula.sharding.fsdp_load import load_and_cut
-
-        return load_and_cut(self, rank)
 
     # ---- units ---------------------------------------------------------------------------------------------
 

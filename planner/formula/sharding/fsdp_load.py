@@ -18,20 +18,32 @@ from memplan.planner.formula.sharding.fsdp import EMBEDDING, LAYER, ROOT, TAIL, 
 Unit = list[Each]
 
 
-def load_and_cut(plan: FsdpPlan, rank: int) -> Events:
-    """The events of the load of rank 0, with adapters of a rank."""
-    setup = plan.setup
-    if setup.quant_type == "none" or setup.load_on_host:
-        out = Events()
-        last: list[int] = []
-        for unit in _units(plan):
-            whole = [(out.alloc(_bytes(each, rank)), plan.outlasts(each[0])) for each in unit]
-            for each in unit:
-                _cut(plan, out, each, rank)
-            out.free(*(each for each, outlasts in whole if not outlasts))
-            last += [each for each, outlasts in whole if outlasts]
-        out.free(*last)
-        return out
+class FsdpRank(FsdpPlan):
+    """A rank under FSDP2 with the events of its load."""
+
+    def load(self, rank: int) -> Events:
+        """What building the model and cutting it allocates and frees on rank 0, with adapters of a rank."""
+        setup = self.setup
+        whole = setup.quant_type != "none" and not setup.load_on_host
+        return _cut_there(self, rank) if whole else _brought(self, rank)
+
+
+def _brought(plan: FsdpPlan, rank: int) -> Events:
+    """Each unit comes from the host and is cut."""
+    out = Events()
+    last: list[int] = []
+    for unit in _units(plan):
+        whole = [(out.alloc(_bytes(each, rank)), plan.outlasts(each[0])) for each in unit]
+        for each in unit:
+            _cut(plan, out, each, rank)
+        out.free(*(each for each, outlasts in whole if not outlasts))
+        last += [each for each, outlasts in whole if outlasts]
+    out.free(*last)
+    return out
+
+
+def _cut_there(plan: FsdpPlan, rank: int) -> Events:
+    """The whole model is on the device before it is cut."""
     made = loaded(plan.stored, rank, plan.each_layer)
     out, there = Events(), made.held
     out.events, out.sizes, out.product = made.out.events.copy(), made.out.sizes.copy(), made.out.product
@@ -41,7 +53,7 @@ def load_and_cut(plan: FsdpPlan, rank: int) -> Events:
         for each in shared:
             _cut(plan, out, each, rank)
         kept += [there[id(stored), layer] for stored, layer in shared]
-        if not setup.loop.prepares:
+        if not plan.setup.loop.prepares:
             out.free(*kept)
             kept = []
     out.free(*kept)
