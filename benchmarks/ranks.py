@@ -183,9 +183,9 @@ What is written out as events, each read in the libraries' source and seen in th
   it come from a stream of their own, the reduce-scatter's output (which the gradients are views of) from
   another; a block serves the stream that first asked for it alone.
 
-Not replayed: ZeRO, offloading, FSDP2's gradient accumulation under accelerate (`no_sync` keeps whole
-gradients on every rank). Not judged here: models of other families, more than two real ranks, FSDP1, real
-GPUs.
+Not replayed: ZeRO, offloading, FSDP1; under FSDP2 gradient accumulation of accelerate (`no_sync` keeps whole
+gradients on every rank), Adagrad, an optimizer in the backward, a second model, a base stored quantized. Not
+judged here: models of other families, more than two real ranks, real GPUs.
 """
 
 

@@ -94,13 +94,25 @@ def rank_of(setup: Setup) -> int:
 
 
 def is_replayed(setup: Setup) -> bool:
-    """Whether a setup's run is written out as events: not under ZeRO, nor with parts in host memory, nor
-    where FSDP2 keeps whole gradients from one micro-batch to the next.
+    """Whether a setup's run is written out as events. Not under ZeRO, nor with parts in host memory, nor under
+    FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's no_sync),
+    nor with states that are there at once, an optimizer in the backward, a second model, or a base that is
+    stored quantized.
     """
     if not wraps(setup):
         return True
-    whole = setup.gradient_accumulation > 1 and setup.loop.prepares and setup.parallel == "fsdp"
-    return setup.parallel in ("ddp", "fsdp") and setup.offload == "none" and not whole
+    if setup.parallel == "ddp":
+        return setup.offload == "none"
+    left_out = (
+        setup.offload != "none",
+        setup.fsdp_version == 1,
+        setup.gradient_accumulation > 1 and setup.loop.prepares,
+        OPTIMIZERS[setup.optimizer].at_once,
+        setup.optimizer_in_backward,
+        setup.reference == "model",
+        setup.checkpoint_quant != "none",
+    )
+    return setup.parallel == "fsdp" and not any(left_out)
 
 
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
