@@ -93,12 +93,33 @@ def rank_of(setup: Setup) -> int:
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
-def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
-    """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
-    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
-    formula has no rule.
+def is_replayed(setup: Setup) -> bool:
+    """Whether a setup's run is written out as events. Not under ZeRO, nor with parts in host memory, nor under
+    FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's no_sync),
+    nor with states that are there at once, an optimizer in the backward, a second model, or a base that is
+    stored quantized.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not wraps(setup):
+        return True
+    if setup.parallel == "ddp":
+        return setup.offload == "none"
+    left_out = (
+        setup.offload != "none",
+        setup.fsdp_version == 1,
+        setup.gradient_accumulation > 1 and setup.loop.prepares,
+        OPTIMIZERS[setup.optimizer].at_once,
+        setup.optimizer_in_backward,
+        setup.reference == "model",
+        setup.checkpoint_quant != "none",
+    )
+    return setup.parallel == "fsdp" and not any(left_out)
+
+
+def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
+    """The setup's run through the caching allocator; None where it is not written out (`is_replayed`), on a
+    CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the formula has no rule.
+    """
+    if not is_replayed(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
@@ -132,8 +153,8 @@ def _run(key: _Key, batch: int, sequence: int) -> Run:
 
 
 def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
-    """The events of a structure's run under a guard; None where `replay_of` has none. UsageError where the
-    formula has no rule.
+    """The events of one GPU's run under a guard; None where ranks share it, which takes streams, and where
+    `replay_of` has none. UsageError where the formula has no rule.
     """
     if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
         return None

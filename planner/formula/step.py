@@ -75,8 +75,10 @@ class Step:
             t.mark("end")
             del answer
             return t
-        if setup.gradient_accumulation > 1 and self.hooks.accumulates:
-            self._old_gradients()
+        if setup.gradient_accumulation > 1:
+            if self.hooks.accumulates:
+                self._old_gradients()
+            self.hooks.accumulated()
         dropped = not setup.loop.holds_outputs
         before: list[Tensor] = []
         if not dropped and (setup.retain_outputs or setup.gradient_accumulation > 1):

@@ -19,7 +19,6 @@ from operator import itemgetter
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
 from memplan.planner.formula.replay.load import Values, batch_sizes
-from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.replay.optimizer import OptimizerSteps
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.sharding.plan import ShardingPlan
@@ -58,6 +57,13 @@ class RunScript:
     batch: list[tuple[int, Expr]] = field(default_factory=list)
     workspaces: int = 0  # how many threads' cuBLAS workspaces the load has made
 
+    def fills(self, first: int, which: int, tape: Tape, indices: Sequence[int]) -> None:
+        """The ids from `first` on are these buffers of a tape."""
+        self.fill.append((first, len(indices), which, _picked(indices)))
+        for place, index in enumerate(indices, first):
+            if stream := tape.infos[index].stream:
+                self.events.streams[place] = stream
+
 
 class Run:
     """One structure's tapes as events of every layer: `single` is a micro-batch that finds no gradients,
@@ -69,7 +75,7 @@ class Run:
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
         self.tapes = (single, again, evaluation)
-        self._scripts: dict[int, RunScript] = {}
+        self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
@@ -78,9 +84,11 @@ class Run:
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
-    def events(self, values: Values) -> Events:
-        """The run at these sizes. Its list of events is shared with other sizes: not to be changed."""
-        script = self.written(values["R"])
+    def events(self, values: Values, *, late: bool = True) -> Events:
+        """The run at these sizes; `late`: what a race decides goes as late as it can. Its list of events is
+        shared with other sizes: not to be changed.
+        """
+        script = self.written(values["R"], late=late)
         atoms = AtomValues(values)
         tapes = [sizes_at(tape, values) if tape is not None else [] for tape in self.tapes]
         sizes = script.events.sizes.copy()
@@ -90,24 +98,25 @@ class Run:
             sizes[which] = size.evaluate(atoms)
         return script.events.at(sizes)
 
-    def written(self, rank: int) -> RunScript:
+    def written(self, rank: int, *, late: bool = True) -> RunScript:
         """The run of a rank, written once; nothing that it evaluates depends on micro-batch or sequence
         length.
         """
-        script = self._scripts.get(rank)
+        script = self._scripts.get((rank, late))
         if script is None:
-            script = self._scripts[rank] = self._written({"R": rank})
+            script = self._scripts[rank, late] = self._written({"R": rank}, late)
         return script
 
-    def _written(self, values: Values) -> RunScript:
+    def _written(self, values: Values, late: bool) -> RunScript:
         out = Events()
         script = RunScript(out)
         setup, layers_of = self.setup, self.rank.each_layer
         rank = AtomValues({"R": values["R"]})
-        load, _ = loaded(self.parameter_table, values["R"], layers_of)
+        load = self.rank.load(values["R"])
         out.events, out.sizes = load.events.copy(), load.sizes.copy()
         if load.product is not None:
             self._workspace_at_load(script, load.product)
+        wrapped = self.rank.wrap(out, values["R"])
         for size in batch_sizes(self.parameter_table):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
@@ -115,17 +124,26 @@ class Run:
         gradients: list[int] = []
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
-        optimizer = OptimizerSteps(self.parameter_table, rank, layers_of)
+        optimizer = OptimizerSteps(self.parameter_table, rank, layers_of, self.rank.stepped())
+        # gradients are reduced in each micro-batch, or in each step's last
+        several = self.passes[1] is not None
+        second = (0, 1) if several and not setup.loop.prepares else (1, int(several))
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
                 gradients = []
-            made, kept = self._micro_batch(0, script, kept, first=step == 0)
-            gradients += made
-            if self.passes[1] is not None:
-                made, kept = self._micro_batch(1, script, kept, first=False)
+            for which, each in enumerate(self.passes[:2]):
+                if each is None:
+                    continue
+                after = 0
+                if (step, which) == second:
+                    born = self._gradient_bytes(rank)
+                    after = self.rank.regroup(out, values["R"], wrapped, born, late=late)
+                made, kept = self._micro_batch(
+                    which, script, kept, first=step == which == 0, leaves=(after, wrapped)
+                )
                 gradients += made
             if trains:
                 if clips:
@@ -147,11 +165,19 @@ class Run:
 
     def _evaluation(self, made: _Pass, script: RunScript) -> None:
         """Write an evaluation step, which leaves nothing."""
-        infos, out = made.infos[made.begin :], script.events
+        infos, out, tape = made.infos[made.begin :], script.events, self.tapes[2]
+        assert tape is not None
         base = out.reserve(len(infos)) - made.begin
-        script.fill.append((base + made.begin, len(infos), 2, _picked(infos)))
+        script.fills(base + made.begin, 2, tape, infos)
         out.extend(made.events[made.marks[EVALUATION] :], base)
         out.free(*(each + base for each in made.left))
+
+    def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
+        """Dtype and bytes of each gradient, in the order in which they come."""
+        made, tape = self.passes[0], self.tapes[0]
+        assert made is not None and tape is not None
+        found = [tape.infos[made.infos[each]] for each in made.gradients]
+        return [(info.dtype, info.size.evaluate(rank)) for info in found]
 
     def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
         """Write one step of the optimizer."""
@@ -160,7 +186,7 @@ class Run:
         assert tape is not None
 
         def fill(base: int, indices: Sequence[int]) -> None:
-            script.fill.append((base, len(indices), which, _picked(indices)))
+            script.fills(base, which, tape, indices)
 
         optimizer.write(script.events, tape, fill, first=first)
 
@@ -178,29 +204,39 @@ class Run:
         return [i for i in made.infos[: made.begin] if "workspace" in tape.infos[i].name]
 
     def _micro_batch(
-        self, which: int, script: RunScript, before: list[int], *, first: bool
+        self,
+        which: int,
+        script: RunScript,
+        before: list[int],
+        *,
+        first: bool,
+        leaves: tuple[int, list[int]] = (0, []),
     ) -> tuple[list[int], list[int]]:
         """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
         micro-batch before left, which the loop's variable holds until the next forward has returned
         (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read.
+        `leaves`: after how many gradients (0: never) what else goes.
         """
         made, tape, out = self.passes[which], self.tapes[which], script.events
         assert made is not None and tape is not None
         infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
+        script.fills(base + made.begin, which, tape, infos)
         position = made.marks["forward"]
-        stops = [(made.marks.get("backward", position), -1)]
+        backward = made.marks.get("backward", position)
+        stops: list[tuple[int, int, list[int]]] = [(backward, -1, before)]
         if first:
             products = zip(_first_products(made, tape), self._workspaces(which), strict=False)
             threads = list(products)[script.workspaces :]
-            stops += [(cut, workspace) for cut, workspace in threads if cut is not None]
-        for stop, workspace in sorted(stops):
+            stops += [(cut, workspace, []) for cut, workspace in threads if cut is not None]
+        if after := leaves[0]:
+            born = made.gradients[:after] or [made.events[backward]]
+            stops.append((made.events.index(born[-1], backward) + 1, -1, leaves[1]))
+        for stop, workspace, gone in sorted(stops):
             out.extend(made.events[position:stop], base)
             if workspace >= 0:
                 script.fill.append((out.alloc(0), 1, which, _picked([workspace])))
-            else:
-                out.free(*before)
+            out.free(*gone)
             position = stop
         out.extend(made.events[position : made.marks.get("optimizer_step")], base)
         return [each + base for each in made.gradients], [each + base for each in made.left]
