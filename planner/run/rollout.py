@@ -16,16 +16,11 @@ from typing import Any
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.inputs.tasks import GeneratedRows, generated
+from memplan.planner.inputs.tasks import GeneratedRows, generated, growth, server_bytes
 from memplan.planner.run import policy
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import unchecked
 from memplan.planner.tables.components import GENERATION
-from memplan.planner.tables.gpus import find_gpu
-
-GROWTH_STEPS = 64
-"""The cache grows from the first sampled token to the last in so many concatenations."""
-
 
 def run(built: Built, watcher: Announcer, step: int) -> None:
     """Sample and score one generation, announced as a moment of training step `step`; `built.rollout` holds
@@ -50,14 +45,9 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
 
 
 def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
-    """What a vLLM in the trainer's process takes by configuration, gpu_memory_utilization x the GPU's memory
-    (vllm 0.11 v1/worker/gpu_worker.py init_device): its own weights, cache and workspaces, none of which is
-    looked into. None where there is none.
-    """
-    if setup.vllm_share is None or setup.gpu is None:
-        return None
-    nbytes = int(setup.vllm_share * find_gpu(setup.gpu).usable_bytes)
-    return torch.empty(nbytes, dtype=torch.uint8, device=where)
+    """What a vLLM in the trainer's process takes by configuration; None where there is none."""
+    nbytes = server_bytes(setup)
+    return torch.empty(nbytes, dtype=torch.uint8, device=where) if nbytes else None
 
 
 def _sample(
@@ -81,7 +71,7 @@ def _sample(
         name, cache = _one_token(built, prompts, mask)
         if sizes.completion < 2:
             return
-        for more in _growth(sizes.completion - 2):
+        for more in growth(sizes.completion - 2):
             for layer in _growing(cache):
                 keys, values = layer.keys, layer.values
                 layer.update(
@@ -121,15 +111,6 @@ def _one_token(built: Built, ids: torch.Tensor, mask: torch.Tensor, **given: Any
     )
     name = "cache" if "cache" in made else "past_key_values"  # its name until transformers 5.2x
     return name, made[name]
-
-
-def _growth(tokens: int) -> Iterator[int]:
-    """How many tokens each concatenation adds: one, or where there are more tokens than GROWTH_STEPS, even
-    shares of them.
-    """
-    steps = min(tokens, GROWTH_STEPS)
-    for number in range(steps):
-        yield tokens * (number + 1) // steps - tokens * number // steps
 
 
 def _growing(cache: Any) -> Iterator[Any]:

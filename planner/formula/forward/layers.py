@@ -26,7 +26,7 @@ from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.rotary import joined, rotate
-from memplan.planner.formula.symbolic.expr import product
+from memplan.planner.formula.symbolic.expr import as_expr, product
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
@@ -95,12 +95,17 @@ def attention(
 
 
 def _cached(w: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an inference keeps of one layer: each is joined to an empty tensor of its own dtype (transformers
-    5.24 cache_utils.py DynamicLayer; 5.23 took the keys' dtype for both).
+    """What an inference keeps of one layer: each is joined to those of the tokens before, which then go, or
+    to an empty tensor of its own dtype (transformers 5.24 cache_utils.py DynamicLayer; 5.23 took the keys'
+    dtype for both).
     """
     assert w.cache is not None
     for x, what in ((keys, "keys"), (values, "values")):
-        made = w.t.op("cat", (x,), x.shape, x.dtype, name=f"cached {what}", why="the KV cache")
+        before = w.earlier.pop(0) if w.earlier else None
+        *front, length, size = x.shape
+        shape = (*front, as_expr(length) + w.before, size)
+        made = w.t.op("cat", (x,), shape, x.dtype, name=f"cached {what}", why="the KV cache")
+        del before
         if made.buffer is not None:
             made.buffer.info.component = "activations"
         w.cache.append(made)

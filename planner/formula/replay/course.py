@@ -26,7 +26,8 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
-from memplan.planner.tables.components import EVALUATION
+from memplan.planner.inputs import tasks
+from memplan.planner.tables.components import EVALUATION, GENERATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -65,16 +66,21 @@ class Run:
     """
 
     def __init__(
-        self, rank: ShardingPlan, single: Tape, again: Tape | None, evaluation: Tape | None = None
+        self,
+        rank: ShardingPlan,
+        single: Tape,
+        again: Tape | None,
+        evaluation: Tape | None = None,
+        generation: Tape | None = None,
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again, evaluation)
+        self.tapes = (single, again, evaluation, generation)
         self._scripts: dict[int, RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
         """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
-        evaluation step.
+        evaluation step and of a generation.
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
@@ -110,6 +116,7 @@ class Run:
             self._workspace_at_load(script, load.product)
         for size in batch_sizes(self.parameter_table):
             script.batch.append((out.alloc(0), size))
+        again = tasks.generated(setup).steps < setup.gradient_accumulation
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
@@ -122,9 +129,13 @@ class Run:
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
                 gradients = []
+            if self.passes[3] is not None:
+                self._generation(script, first=step == 0)
             made, kept = self._micro_batch(0, script, kept, first=step == 0)
             gradients += made
             if self.passes[1] is not None:
+                if self.passes[3] is not None and again:
+                    self._generation(script, first=False)
                 made, kept = self._micro_batch(1, script, kept, first=False)
                 gradients += made
             if trains:
@@ -142,16 +153,26 @@ class Run:
         if self.passes[2] is not None:
             if setup.loop.frees_gradients:
                 out.free(*gradients)
-            self._evaluation(self.passes[2], script)
+            self._between(2, EVALUATION, script)
         return script
 
-    def _evaluation(self, made: _Pass, script: RunScript) -> None:
-        """Write an evaluation step, which leaves nothing."""
-        infos, out = made.infos[made.begin :], script.events
+    def _between(self, which: int, moment: str, script: RunScript) -> None:
+        """Write what leaves nothing: an evaluation step, or a generation, whose rows replace the last one's."""
+        made, out = self.passes[which], script.events
+        assert made is not None
+        infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fill.append((base + made.begin, len(infos), 2, _picked(infos)))
-        out.extend(made.events[made.marks[EVALUATION] :], base)
+        script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
+        out.extend(made.events[made.marks[moment] :], base)
         out.free(*(each + base for each in made.left))
+
+    def _generation(self, script: RunScript, *, first: bool) -> None:
+        """Write a generation; the first product of all makes its thread's workspace."""
+        if first and not script.workspaces:
+            [workspace, *_], out = self._workspaces(3), script.events
+            script.fill.append((out.alloc(0), 1, 3, _picked([workspace])))
+            script.workspaces = 1
+        self._between(3, GENERATION, script)
 
     def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
         """Write one step of the optimizer."""
@@ -215,7 +236,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = marks.get("forward", marks.get(EVALUATION, 0))
+    start = next((marks[name] for name in ("forward", EVALUATION, GENERATION) if name in marks), 0)
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here
