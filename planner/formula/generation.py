@@ -11,6 +11,7 @@ from dataclasses import replace
 from memplan.planner.formula.forward import policy
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard, StepInterpreter
+from memplan.planner.formula.forward.layers import kept
 from memplan.planner.formula.forward.losses import logits_of
 from memplan.planner.formula.forward.preferences import alone
 from memplan.planner.formula.parameters import ParameterTable, S, reference_of
@@ -53,9 +54,9 @@ class _Generation(Step):
             prompts.clear()
             made = [t.alloc(*each, "sampled and scored") for each in sampled_shapes(setup, self.w.batch)]
             self._score(rows, sizes)
-        t.end_forward()
-        t.mark("end")
-        del made
+            t.end_forward()
+            t.mark("end")
+            del made  # the next generation's rows take their place
         return t
 
     # ---- sampling ------------------------------------------------------------------------------------------
@@ -85,6 +86,8 @@ class _Generation(Step):
         last.earlier, last.before = cache, S - 2
         del cache, first
         self._token(last, S - 1)
+        with self.tape.dropping():  # the cache of every layer goes
+            last.cache = None
 
     def _token(self, w: Context, seen: Sized) -> Blocks:
         """One token of each row: `seen` tokens stand before it (transformers 5.24 generation/utils.py
@@ -115,14 +118,15 @@ class _Generation(Step):
         t, cache = self.tape, w.cache or []
         w.cache = None
         of_layer = len(cache) // sum(len(block) for block, _ in blocks)
-        length: Sized = S - sizes.completion
+        length = S - sizes.completion
         for more in growth(sizes.completion - 2):
             length, place = length + more, 0
             for block, times in blocks:
                 with t.repeat(times):
-                    for _ in block:
+                    for step in block:
                         old = cache[place : place + of_layer]
-                        cache[place : place + of_layer] = self._joined_to(old, more, length)
+                        whole = kept(length - more, step.layer.attention.window) + more
+                        cache[place : place + of_layer] = self._joined_to(old, more, whole)
                         del old
                         place += of_layer
         return cache

@@ -9,6 +9,7 @@ cuda/flash_attn/flash_api.cpp}.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import attend_eagerly, eager
@@ -32,6 +33,8 @@ def attend(
         return attend_eagerly(w, h, q, k, v)
     kv_heads = h.spec.kv_heads
     if h.spec.heads != kv_heads and not native_gqa(w, h):
+        if w.before != 0:
+            return _packed(w, h, q, k, v)
         k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads
     backend = choose(w, h, q, k, v, kv_heads)
     # autocast copies the last argument first (GCC's order of evaluation), and its copies go with the call
@@ -42,6 +45,19 @@ def attend(
         backend != "efficient" and h.head_major
     )  # how the output lies in memory: as q does, or token by token
     return merge(w, h, out, by_head), None, []
+
+
+def _packed(
+    w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """One query token behind a cache: the heads of a group are the queries of one head, and no key is
+    repeated (transformers 5.24 integrations/sdpa_attention.py pack_gqa).
+    """
+    (b, _, _, size), groups = q.shape, h.spec.kv_heads
+    of_groups = replace(h, spec=replace(h.spec, heads=groups))
+    packed = q.view(b, groups, h.spec.heads // groups, size)
+    out, probabilities, local = attend(w, of_groups, packed, k, v)
+    return out.view(b, 1, h.spec.heads * h.value_size), probabilities, local
 
 
 def native_gqa(w: Context, h: Heads) -> bool:

@@ -26,7 +26,7 @@ from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.rotary import joined, rotate
-from memplan.planner.formula.symbolic.expr import as_expr, product
+from memplan.planner.formula.symbolic.expr import Sized, as_expr, minimum, product
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
@@ -68,7 +68,7 @@ def attention(
         if w.join is not None and w.layer is not None:
             k, v = w.join(w.layer, [k, v])
         if w.cache is not None and spec.kind != "mla":
-            k, v = _cached(w, k, v)
+            k, v = cached(w, k, v, spec.window)
         sinks = w.weight(f"{prefix}self_attn.sinks") if spec.sinks else None
         heads = Heads(
             replace(spec, kv_heads=spec.heads) if spec.kv == "expanded" else spec,
@@ -94,7 +94,16 @@ def attention(
     return bottleneck(w, "attention", hidden, prefix), probabilities
 
 
-def _cached(w: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def kept(before: Sized, window: int | None) -> Sized:
+    """Of so many tokens those that a layer's cache has: a sliding window's last ones but one (transformers
+    5.24 cache_utils.py DynamicSlidingWindowLayer).
+    """
+    return before if window is None else minimum(before, window - 1)
+
+
+def cached(
+    w: Context, keys: Tensor, values: Tensor, window: int | None = None
+) -> tuple[Tensor, Tensor]:
     """What an inference keeps of one layer: each is joined to those of the tokens before, which then go, or
     to an empty tensor of its own dtype (transformers 5.24 cache_utils.py DynamicLayer; 5.23 took the keys'
     dtype for both).
@@ -103,7 +112,7 @@ def _cached(w: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     for x, what in ((keys, "keys"), (values, "values")):
         before = w.earlier.pop(0) if w.earlier else None
         *front, length, size = x.shape
-        shape = (*front, as_expr(length) + w.before, size)
+        shape = (*front, as_expr(length) + kept(w.before, window), size)
         made = w.t.op("cat", (x,), shape, x.dtype, name=f"cached {what}", why="the KV cache")
         del before
         if made.buffer is not None:
@@ -200,7 +209,7 @@ def _mla(
     if tables is not None:
         q_rot, k_rot = rotate(w, (q_rot, k_rot), spec, tables)
     if w.cache is not None:  # what is cached is the latent, before keys and values are made of it
-        normed, k_rot = _cached(w, normed, k_rot)
+        normed, k_rot = cached(w, normed, k_rot)
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
     expanded = _heads(w, linear(w, kv_b, normed, prefix), a, plain + value, copies=True)
     del normed

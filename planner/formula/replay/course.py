@@ -116,10 +116,11 @@ class Run:
             self._workspace_at_load(script, load.product)
         for size in batch_sizes(self.parameter_table):
             script.batch.append((out.alloc(0), size))
-        again = tasks.generated(setup).steps < setup.gradient_accumulation
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
+        sampled: list[int] = []
+        again = tasks.generated(setup).steps < setup.gradient_accumulation
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
         optimizer = OptimizerSteps(self.parameter_table, rank, layers_of)
@@ -130,12 +131,12 @@ class Run:
                 out.free(*gradients)
                 gradients = []
             if self.passes[3] is not None:
-                self._generation(script, first=step == 0)
+                sampled = self._generation(script, sampled, first=step == 0)
             made, kept = self._micro_batch(0, script, kept, first=step == 0)
             gradients += made
             if self.passes[1] is not None:
                 if self.passes[3] is not None and again:
-                    self._generation(script, first=False)
+                    sampled = self._generation(script, sampled, first=False)
                 made, kept = self._micro_batch(1, script, kept, first=False)
                 gradients += made
             if trains:
@@ -153,26 +154,30 @@ class Run:
         if self.passes[2] is not None:
             if setup.loop.frees_gradients:
                 out.free(*gradients)
-            self._between(2, EVALUATION, script)
+            out.free(*self._between(2, EVALUATION, script))
         return script
 
-    def _between(self, which: int, moment: str, script: RunScript) -> None:
-        """Write what leaves nothing: an evaluation step, or a generation, whose rows replace the last one's."""
+    def _between(self, which: int, moment: str, script: RunScript) -> list[int]:
+        """Write an evaluation step or a generation; the ids of what it leaves."""
         made, out = self.passes[which], script.events
         assert made is not None
         infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
         script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
         out.extend(made.events[made.marks[moment] :], base)
-        out.free(*(each + base for each in made.left))
+        return [each + base for each in made.left]
 
-    def _generation(self, script: RunScript, *, first: bool) -> None:
-        """Write a generation; the first product of all makes its thread's workspace."""
+    def _generation(self, script: RunScript, before: list[int], *, first: bool) -> list[int]:
+        """Write a generation; the ids of its rows, for which those of the one before go. The first product of
+        all makes its thread's workspace.
+        """
         if first and not script.workspaces:
             [workspace, *_], out = self._workspaces(3), script.events
             script.fill.append((out.alloc(0), 1, 3, _picked([workspace])))
             script.workspaces = 1
-        self._between(3, GENERATION, script)
+        made = self._between(3, GENERATION, script)
+        script.events.free(*before)
+        return made
 
     def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
         """Write one step of the optimizer."""
