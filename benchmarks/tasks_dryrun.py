@@ -188,7 +188,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
             ("trace", "formula"),
             {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
         )
-    if case.model in CONFIGS or case.sampled:
+    if case.model in CONFIGS:
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
         spec = find(case.model).spec()
@@ -235,9 +235,10 @@ exact: of a completion of more than 64 tokens the cache grows in 64 steps, so th
 $ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch 8 --gpu rtx-4090
 ```
 
-The formula has no rule for it: `plan`, `fit` and `compare` answer with the trace, which takes a while; jobs
-and several GPUs are refused. Not counted: what `top_p` and `top_k` make of the logits, and a reward model;
-where a file names them the answer is "at least".
+The formula samples as the trace does: the first token, the growth of the cache, the last token, the scores
+of one micro-batch beside those of the others (planner/formula/generation.py); within {grpo_formula:.2%} of
+the trace's peak in the runs below, blocks counted. Several GPUs are refused. Not counted: what `top_p` and
+`top_k` make of the logits, and a reward model; where a file names them the answer is "at least".
 
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
 `gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
@@ -302,7 +303,7 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper, pictures and GRPO have no formula: for them that column is the compiled trace, which plan
+BERT, T5, Whisper and pictures have no formula: for them that column is the compiled trace, which plan
 answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
 kernel of every token. Where eight or more micro-batches are sampled at once, that is the peak.

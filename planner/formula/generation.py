@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memplan.planner.formula.forward import policy
+from memplan.planner.formula.forward.cache import kept
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard, StepInterpreter
-from memplan.planner.formula.forward.layers import kept
 from memplan.planner.formula.forward.losses import logits_of
 from memplan.planner.formula.forward.preferences import alone
 from memplan.planner.formula.parameters import ParameterTable, S, reference_of
@@ -46,7 +46,9 @@ class _Generation(Step):
         beside = []
         if setup.vllm_sleeps and server_bytes(setup):
             beside.append(t.alloc(SERVER, (server_bytes(setup),), "uint8", SHARE, "activations"))
-        prompts = [t.alloc(f"prompt_{what}", (rows, S - sizes.completion), "int64") for what in ("ids", "mask")]
+        prompts = [
+            t.alloc(f"prompt_{what}", (rows, S - sizes.completion), "int64") for what in ("ids", "mask")
+        ]
         with t.no_grad():
             if setup.vllm_share is None:
                 self._sample(rows, sizes)
@@ -158,7 +160,9 @@ class _Generation(Step):
         for table, leaves in asked:
             t.training = training and not leaves
             before = (2, sizes.steps - 1, w.batch, S - 1)
-            held = [t.alloc("scores of the micro-batches before", before, "float32", "log-probabilities, entropy")]
+            held = [
+                t.alloc("scores of the micro-batches before", before, "float32", "log-probabilities, entropy")
+            ]
             labels = t.alloc("labels", (w.batch, S), "int64", "-100 for what is no completion")
             with t.inside("scores: "):
                 held.append(alone(w, table, self.guard, whole[0].view(w.batch, S), leaves, policy.scored))

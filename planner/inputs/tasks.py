@@ -56,6 +56,11 @@ def generated(setup: Setup) -> GeneratedRows:
     )
 
 
+def shortest(setup: Setup) -> int:
+    """The fewest tokens of a row: a sampled completion stands behind a prompt."""
+    return (setup.completion_length or 0) + 1
+
+
 def server_bytes(setup: Setup) -> int:
     """What a vLLM in the trainer's process takes by configuration, gpu_memory_utilization x the GPU's memory
     (vllm 0.11 v1/worker/gpu_worker.py init_device): its own weights, cache and workspaces, none of which is

@@ -22,6 +22,7 @@ from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import unchecked
 from memplan.planner.tables.components import GENERATION
 
+
 def run(built: Built, watcher: Announcer, step: int) -> None:
     """Sample and score one generation, announced as a moment of training step `step`; `built.rollout` holds
     it until the next one is there, as the trainer's buffer does.

@@ -54,8 +54,8 @@ class _Values:
         if tensor.dtype == torch.bool:
             made = self.observer.storage_of(tensor)
             searched = made is not None and made.op.startswith("aten.any")
-            # transformers 5.24 generation/utils.py StopCheck: are all rows finished? A model asks, in a module
-            # of its own, whether all tokens are real
+            # transformers 5.24 generation/utils.py StopCheck: are all rows finished? A module that compares
+            # asks whether all tokens are real
             compared = made is not None and made.op.startswith("aten.eq") and not made.module
             if self.observer.moment == GENERATION and compared:
                 return True

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import attend_eagerly, eager
-from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
+from memplan.planner.formula.forward.heads import Heads, fold, merge, native_gqa, repeat, softmax_backward
 from memplan.planner.formula.symbolic.expr import Sized, exceeds, round_up, total
 from memplan.planner.formula.tape.layers import bmm
 from memplan.planner.formula.tape.ops import Grads, cast, dropout, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables import sdp
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.sdp import EFFICIENT_GQA, FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
+from memplan.planner.tables.sdp import FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
 
 
 def attend(
@@ -58,19 +58,6 @@ def _packed(
     packed = q.view(b, groups, h.spec.heads // groups, size)
     out, probabilities, local = attend(w, of_groups, packed, k, v)
     return out.view(b, 1, h.spec.heads * h.value_size), probabilities, local
-
-
-def native_gqa(w: Context, h: Heads) -> bool:
-    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256.
-    transformers up to 4.48 repeated them (4.48.1 integrations/sdpa_attention.py); so is forced `efficient`
-    taken before torch 2.14, whose kernel refuses grouped heads: the published T4 runs expanded them.
-    """
-    if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
-        return True
-    before = w.setup.attention == "sdpa-efficient" and w.device.torch < EFFICIENT_GQA
-    if w.setup.transformers != "5" or before:
-        return False
-    return h.mask is None and h.query_size == h.value_size <= 256
 
 
 def choose(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:

@@ -340,9 +340,7 @@ def _is_layer(stored: ParameterSpec) -> bool:
 
 
 def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:
-    """Bytes of each tensor of a batch that is read, of what waits behind it, and of a server beside the
-    trainer.
-    """
+    """Bytes of each tensor of the batch, of what waits behind it, and of a server beside the trainer."""
     setup = parameter_table.setup
     rows = product((symbol("B"), tasks.rows(setup)))
     return [
