@@ -236,8 +236,8 @@ $ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch
 ```
 
 The formula samples as the trace does: the first token, the growth of the cache, the last token, the scores
-of one micro-batch beside those of the others (planner/formula/generation.py); within {grpo_formula:.2%} of
-the trace's peak in the runs below, blocks counted. Several GPUs are refused. Not counted: what `top_p` and
+of one micro-batch beside those of the others (planner/formula/generation.py); its
+blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused. Not counted: what `top_p` and
 `top_k` make of the logits, and a reward model; where a file names them the answer is "at least".
 
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
@@ -378,6 +378,7 @@ def page(kept: dict[str, Any]) -> str:
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),
+        sampled=max(abs(error(kept[case.label], "blocks")) for case in judged(kept) if case.sampled),
         **{f"{engine}_median": median(values) for engine, values in off.items()},
         **{f"{engine}_worst": max(values) for engine, values in off.items()},
     )

@@ -93,7 +93,8 @@ class _Generation(Step):
 
     def _token(self, w: Context, seen: Sized) -> Blocks:
         """One token of each row: `seen` tokens stand before it (transformers 5.24 generation/utils.py
-        _sample: logits of the last token copied in fp32, their softmax, one draw). Returns the walked layers.
+        _sample: logits of the last token copied in fp32, their softmax, one draw;
+        torch 2.13 native/Distributions.cpp multinomial_out). Returns the walked layers.
         """
         t, setup = self.tape, self.setup
         held = [
@@ -103,13 +104,14 @@ class _Generation(Step):
         ids = t.alloc("input ids", (w.batch, w.sequence), "int64", "tokens that the cache has not")
         decoder = Decoder(w, replace(self.guard, single=w.single), StrategyHooks(), ids)
         hidden = decoder.run()
-        t.forget_casts()
         logits = logits_of(w, hidden.view(w.batch, 1, hidden.shape[2]))
         del hidden, ids
+        t.forget_casts()
         if setup.outputs_fp32 and w.auto is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
         why = "of the next token of each row"
-        chosen = [t.alloc(name, logits.shape, "float32", why) for name in ("logits in fp32", "probabilities")]
+        names = ("logits in fp32", "probabilities", "exponential noise of the draw")
+        chosen = [t.alloc(name, logits.shape, "float32", why) for name in names]
         del held, logits, chosen
         return decoder.blocks()
 
