@@ -54,14 +54,12 @@ class _Values:
         if tensor.dtype == torch.bool:
             made = self.observer.storage_of(tensor)
             searched = made is not None and made.op.startswith("aten.any")
-            # transformers 5.24 generation/utils.py StopCheck: are all rows finished? A module that compares
-            # asks whether all tokens are real
-            compared = made is not None and made.op.startswith("aten.eq") and not made.module
-            if self.observer.moment == GENERATION and compared:
+            # transformers 5.24 generation/utils.py StopCheck, in no module: are all rows finished?
+            stops = made is not None and made.op.startswith("aten.eq") and not made.module
+            if stops and self.observer.moment == GENERATION:
                 return True
-            return (
-                not searched and self.every_token_real
-            )  # peft 0.21 tuners/vblora/layer.py: infinite logits?
+            # peft 0.21 tuners/vblora/layer.py: infinite logits?
+            return not searched and self.every_token_real
         self.refuse_unknown(tensor)
         return 0.0 if tensor.is_floating_point() else 0
 
