@@ -58,8 +58,7 @@ class _Values:
             stops = made is not None and made.op.startswith("aten.eq") and not made.module
             if stops and self.observer.moment == GENERATION:
                 return True
-            # peft 0.21 tuners/vblora/layer.py: infinite logits?
-            return not searched and self.every_token_real
+            return not searched and self.every_token_real  # peft 0.21 tuners/vblora/layer.py: any infinite?
         self.refuse_unknown(tensor)
         return 0.0 if tensor.is_floating_point() else 0
 
