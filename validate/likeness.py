@@ -22,9 +22,9 @@ _WHOLE_SCORES = ("eager", "sdpa-math")
 
 
 def traits(setup: Setup) -> dict[str, str | int | None]:
-    """The traits of a setup, by name: what is trained, the kind of method and base, 16- or 32-bit weights and autocast,
-    checkpointing, whether attention keeps its S x S scores, the GPU's major compute capability (None where
-    no GPU is named), the training loop, and how several GPUs share.
+    """The traits of a setup, by name: what is trained, the kind of method and base, 16- or 32-bit weights and
+    autocast, checkpointing, whether attention keeps its S x S scores, the GPU's major compute capability
+    (None where no GPU is named), the training loop, and how several GPUs share.
     """
     width = "32-bit" if setup.weight_dtype == "float32" else "16-bit"
     return {

@@ -6,8 +6,6 @@ N rows at once, P prompt tokens, C completion tokens, S = P + C, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.planner.formula.forward import policy
 from memplan.planner.formula.forward.cache import kept
 from memplan.planner.formula.forward.context import Context, Device
@@ -102,7 +100,7 @@ class _Generation(Step):
             for name in ("sampled ids", "attention mask", "position ids")
         ]
         ids = t.alloc("input ids", (w.batch, w.sequence), "int64", "tokens that the cache has not")
-        decoder = Decoder(w, replace(self.guard, single=w.single), StrategyHooks(), ids)
+        decoder = Decoder(w, self.guard._replace(single=w.single), StrategyHooks(), ids)
         hidden = decoder.run()
         logits = logits_of(w, hidden.view(w.batch, 1, hidden.shape[2]))
         del hidden, ids
