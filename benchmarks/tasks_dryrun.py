@@ -238,7 +238,8 @@ $ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch
 The formula samples as the trace does: the first token, the growth of the cache, the last token, the scores
 of one micro-batch beside those of the others (planner/formula/generation.py); its
 blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused. Not counted: what `top_p` and
-`top_k` make of the logits, and a reward model; where a file names them the answer is "at least".
+`top_k` make of the logits, what generate's loop still holds of the token before (the fp32 logits and
+probabilities of each row), and a reward model; where a file names them the answer is "at least".
 
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
 `gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
