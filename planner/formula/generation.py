@@ -78,8 +78,10 @@ class _Generation(Step):
         """The first token, the cache's growth, and the last token."""
         single = self.guard.single and sizes.steps == 1
         first = self._walk(rows, S - sizes.completion, single)
+        self.drawn: list[Tensor] = []
         blocks = self._token(first, S - sizes.completion)
         if sizes.completion < 2:
+            self.drawn.clear()
             return
         cache = self._grown(first, blocks, sizes)
         last = self._walk(rows, 1, single)
@@ -88,6 +90,7 @@ class _Generation(Step):
         self._token(last, S - 1)
         with self.tape.dropping():  # the cache of every layer goes
             last.cache = None
+        self.drawn.clear()
 
     def _token(self, w: Context, seen: Sized) -> Blocks:
         """One token of each row: `seen` tokens stand before it (transformers 5.24 generation/utils.py
@@ -107,10 +110,11 @@ class _Generation(Step):
         t.forget_casts()
         if setup.outputs_fp32 and w.auto is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
-        why = "of the next token of each row"
-        names = ("logits in fp32", "probabilities", "exponential noise of the draw")
-        chosen = [t.alloc(name, logits.shape, "float32", why) for name in names]
-        del held, logits, chosen
+        why = "of the next token of each row, until those of the one after it are there"
+        for place, name in enumerate(("logits in fp32", "probabilities")):
+            self.drawn[place : place + 1] = [t.alloc(name, logits.shape, "float32", why)]
+        noise = t.alloc("exponential noise", logits.shape, "float32", "the draw divides by it")
+        del held, logits, noise
         return decoder.blocks()
 
     def _grown(self, w: Context, blocks: Blocks, sizes: GeneratedRows) -> list[Tensor]:

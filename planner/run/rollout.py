@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -68,8 +69,9 @@ def _sample(
     fewer steps than there are tokens (GROWTH_STEPS), blocks that it leaves behind are fewer: reserved bytes
     are less than, allocated bytes equal to, a run of every token.
     """
-    with watcher.announce(GENERATION, step), built.kernels():
-        name, cache = _one_token(built, prompts, mask)
+    drawn: dict[str, torch.Tensor] = {}
+    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
+        name, cache = _one_token(built, prompts, mask, drawn)
         if sizes.completion < 2:
             return
         for more in growth(sizes.completion - 2):
@@ -80,20 +82,43 @@ def _sample(
                 )
                 del keys, values
         built.held = cache
-    with watcher.announce(GENERATION, step), built.kernels():
+    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
         built.held = None
         sampled = prompts.new_zeros((sizes.rows, sizes.completion - 1))
         ids = torch.cat([prompts, sampled], dim=1)
         both = torch.ones_like(ids)
         del sampled
-        _one_token(built, ids, both, **{name: cache})
+        _one_token(built, ids, both, drawn, **{name: cache})
+        drawn.clear()
 
 
-def _one_token(built: Built, ids: torch.Tensor, mask: torch.Tensor, **given: Any) -> tuple[str, Any]:
-    """One token of each row, sampled by transformers' generate as trl 1.16 configures it, and the cache,
-    under the name that generate has for it.
+@contextmanager
+def _drawing(drawn: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The probabilities that a token is drawn from stay until those of the next token are there, as the
+    variable of generate's loop keeps them; so do the logits (`_one_token`).
     """
-    from transformers import GenerationConfig
+    draw = torch.multinomial
+
+    def drawing(probabilities: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        drawn["probabilities"] = probabilities
+        return draw(probabilities, *args, **options)
+
+    with patch.object(torch, "multinomial", drawing):
+        yield
+
+
+def _one_token(
+    built: Built, ids: torch.Tensor, mask: torch.Tensor, drawn: dict[str, torch.Tensor], **given: Any
+) -> tuple[str, Any]:
+    """One token of each row, sampled by transformers' generate as trl 1.16 configures it, and the cache,
+    under the name that generate has for it. `drawn` keeps what generate's loop would.
+    """
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+    class Kept(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            drawn["logits"] = scores
+            return scores
 
     chosen = GenerationConfig(
         max_new_tokens=1,
@@ -108,7 +133,11 @@ def _one_token(built: Built, ids: torch.Tensor, mask: torch.Tensor, **given: Any
         return_dict_in_generate=True,
     )
     made = built.model.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, generation_config=chosen, **given
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=chosen,
+        logits_processor=LogitsProcessorList([Kept()]),
+        **given,
     )
     name = "cache" if "cache" in made else "past_key_values"  # its name until transformers 5.2x
     return name, made[name]
