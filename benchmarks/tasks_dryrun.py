@@ -307,8 +307,8 @@ BERT, T5, Whisper and pictures have no formula: for them that column is the comp
 answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
 kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose processor copies the
-logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all of which are
-logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either engine, 38.9 MB of it such
+logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all of which
+are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either engine, 38.9 MB of it such
 copies, the rest not followed. Where eight or more micro-batches are sampled at once, that is the peak.
 
 {header}

@@ -278,7 +278,7 @@ def test_a_wrong_key_is_named_with_its_line(tmp_path, old, new, words):
 def test_a_line_that_is_no_row_is_named(tmp_path, text, words):
     path = tmp_path / "mine.jsonl"
     path.write_text(OUTCOMES.read_text(encoding="utf-8") + text + "\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"mine.jsonl, line 63: ") as caught:
+    with pytest.raises(UsageError, match=rf"mine.jsonl, line {len(outcomes()) + 1}: ") as caught:
         read_outcomes(path)
     assert words in str(caught.value)
 

@@ -91,7 +91,7 @@ DIFFERENCES: dict[str, LibraryDifference] = {
             "trl",
             "0",
             "1.15",
-            lambda model, setup: setup.get("recipe") == "trl" and setup.get("loss") == "chunked",
+            lambda model, setup: setup.get("task", "sft") == "sft" and setup.get("loss") == "chunked",
         ),
         LibraryDifference(
             "linear_experts",
