@@ -7,7 +7,6 @@ from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import TASKS
 
 
 def _formula(model: Model, setup: Setup) -> Prediction:
@@ -35,8 +34,7 @@ def compiled(model: Model, setup: Setup) -> Prediction:
     own = "merging an adapter" if setup.merge else found.model.architecture
     if has_tower(model.config):
         own = f"the parts beside the language model of {own}"
-    what = f"task {setup.task}" if TASKS[setup.task].generates else own
-    why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
+    why = f"traced: the formula has no rule for {own}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))
 
 

@@ -18,7 +18,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
-from memplan.planner.tables.components import STEP_MOMENTS
+from memplan.planner.tables.components import GENERATION, STEP_MOMENTS
 from memplan.planner.tables.gpus import context_bytes, find_gpu, first_alike
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
@@ -51,7 +51,9 @@ def _structure(setup: Setup) -> Setup:
         free["init_rank"] = 1
     if setup.target_rank is not None:
         free["target_rank"] = 1
-    gpu = {} if setup.gpu is None else {"gpu": first_alike(find_gpu(setup.gpu))}
+    # a server's share is of one GPU's memory
+    one = setup.gpu is None or setup.vllm_share is not None
+    gpu = {} if one else {"gpu": first_alike(find_gpu(str(setup.gpu)))}
     return setup.with_(**free, **gpu)
 
 
@@ -168,9 +170,10 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
     structure = _cached(key)
     program = structure.program(guard)
     if key.setup.gradient_accumulation == 1 or METHODS[key.setup.method].trains == "nothing":
-        return Run(structure.rank, program.tape, None, program.evaluation)
+        return Run(structure.rank, program.tape, None, program.evaluation, program.generation)
     alone = symbolic(key.spec, key.setup.with_(gradient_accumulation=1))
-    return Run(structure.rank, alone.program(guard).tape, program.tape, program.evaluation)
+    single = alone.program(guard).tape
+    return Run(structure.rank, single, program.tape, program.evaluation, program.generation)
 
 
 def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
@@ -187,7 +190,7 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
     parameter_table = structure.parameter_table
     host = structure.program(structure.guard(values[0], values[1])).host.evaluate(named)
     run = replay_of(spec, setup) if replayed else None
-    steps = [m for m in moments if m.moment in STEP_MOMENTS]
+    steps = [m for m in moments if m.moment in (GENERATION, *STEP_MOMENTS)]
     return Prediction(
         engine="formula",
         model=ModelSummary(spec.name, spec.architecture, spec.parameters),

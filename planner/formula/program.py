@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from memplan.planner.formula.evaluation import run_evaluation
 from memplan.planner.formula.forward.context import Device, device_of
+from memplan.planner.formula.generation import run_generation
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.sharding.strategies import wraps
@@ -28,7 +29,7 @@ from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
-from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMENTS
+from memplan.planner.tables.components import COMPONENTS, EVALUATION, GENERATION, STEP_MOMENTS
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
@@ -88,14 +89,21 @@ class Program:
         self.evaluation: Tape | None = None
         if rank.setup.eval_batch is not None and not wraps(rank.setup):
             self.evaluation = run_evaluation(rank.seen, device, guard, rank)
+        self.generation: Tape | None = None
+        if TASKS[rank.setup.task].generates:
+            self.generation = run_generation(rank.seen, device, guard, rank)
         self.names = (*self.loading, *(name for _, names in self.tapes() for name in names))
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
         self._known: dict[tuple[int, int, int], dict[str, int]] = {}
 
     def tapes(self) -> list[tuple[Tape, tuple[str, ...]]]:
         """Each tape, and the moments that are read from it."""
-        step = (self.tape, self.walked)
-        return [step] if self.evaluation is None else [step, (self.evaluation, (EVALUATION,))]
+        found = (
+            (self.generation, (GENERATION,)),
+            (self.tape, self.walked),
+            (self.evaluation, (EVALUATION,)),
+        )
+        return [(tape, names) for tape, names in found if tape is not None]
 
     @cached_property
     def moments(self) -> dict[str, list[PeakCandidate]]:
@@ -293,7 +301,6 @@ def refuse(setup: Setup) -> None:
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         "merging an adapter into its base": setup.merge,
-        f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
     }
     for what, refused in reasons.items():
         if refused:

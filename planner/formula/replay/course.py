@@ -25,7 +25,8 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
-from memplan.planner.tables.components import EVALUATION
+from memplan.planner.inputs import tasks
+from memplan.planner.tables.components import EVALUATION, GENERATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -71,16 +72,21 @@ class Run:
     """
 
     def __init__(
-        self, rank: ShardingPlan, single: Tape, again: Tape | None, evaluation: Tape | None = None
+        self,
+        rank: ShardingPlan,
+        single: Tape,
+        again: Tape | None,
+        evaluation: Tape | None = None,
+        generation: Tape | None = None,
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again, evaluation)
+        self.tapes = (single, again, evaluation, generation)
         self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
         """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
-        evaluation step.
+        evaluation step and of a generation.
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
@@ -122,6 +128,8 @@ class Run:
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
+        sampled: list[int] = []
+        again = tasks.generated(setup).steps < setup.gradient_accumulation
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
         optimizer = OptimizerSteps(self.parameter_table, rank, layers_of, self.rank.stepped())
@@ -137,6 +145,8 @@ class Run:
             for which, each in enumerate(self.passes[:2]):
                 if each is None:
                     continue
+                if self.passes[3] is not None and (which == 0 or again):
+                    sampled = self._generation(script, sampled, first=step == which == 0)
                 after = 0
                 if (step, which) == second:
                     born = self._gradient_bytes(rank)
@@ -160,17 +170,31 @@ class Run:
         if self.passes[2] is not None:
             if setup.loop.frees_gradients:
                 out.free(*gradients)
-            self._evaluation(self.passes[2], script)
+            out.free(*self._between(2, EVALUATION, script))
         return script
 
-    def _evaluation(self, made: _Pass, script: RunScript) -> None:
-        """Write an evaluation step, which leaves nothing."""
-        infos, out, tape = made.infos[made.begin :], script.events, self.tapes[2]
-        assert tape is not None
+    def _between(self, which: int, moment: str, script: RunScript) -> list[int]:
+        """Write an evaluation step or a generation; the ids of what it leaves."""
+        made, out, tape = self.passes[which], script.events, self.tapes[which]
+        assert made is not None and tape is not None
+        infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fills(base + made.begin, 2, tape, infos)
-        out.extend(made.events[made.marks[EVALUATION] :], base)
-        out.free(*(each + base for each in made.left))
+        script.fills(base + made.begin, which, tape, infos)
+        out.extend(made.events[made.marks[moment] :], base)
+        return [each + base for each in made.left]
+
+    def _generation(self, script: RunScript, before: list[int], *, first: bool) -> list[int]:
+        """Write a generation; the ids of its rows, for which those of the one before go. The first product of
+        all makes its thread's workspace.
+        """
+        if first and not script.workspaces:
+            [workspace, *_], out, tape = self._workspaces(3), script.events, self.tapes[3]
+            assert tape is not None
+            script.fills(out.alloc(0), 3, tape, [workspace])
+            script.workspaces = 1
+        made = self._between(3, GENERATION, script)
+        script.events.free(*before)
+        return made
 
     def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
         """Dtype and bytes of each gradient, in the order in which they come."""
@@ -251,7 +275,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = marks.get("forward", marks.get(EVALUATION, 0))
+    start = next((marks[name] for name in ("forward", EVALUATION, GENERATION) if name in marks), 0)
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here
