@@ -147,9 +147,9 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
     structure = _cached(key)
     program = structure.program(guard)
     if key.setup.gradient_accumulation == 1 or METHODS[key.setup.method].trains == "nothing":
-        return Run(structure.rank, program.tape, None, program.evaluation)
+        return Run(structure.rank, program.tape, None, program.after)
     alone = symbolic(key.spec, key.setup.with_(gradient_accumulation=1))
-    return Run(structure.rank, alone.program(guard).tape, program.tape, program.evaluation)
+    return Run(structure.rank, alone.program(guard).tape, program.tape, program.after)
 
 
 def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:

@@ -26,7 +26,6 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
-from memplan.planner.tables.components import EVALUATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -65,16 +64,17 @@ class Run:
     """
 
     def __init__(
-        self, rank: ShardingPlan, single: Tape, again: Tape | None, evaluation: Tape | None = None
+        self, rank: ShardingPlan, single: Tape, again: Tape | None, after: Sequence[tuple[str, Tape]] = ()
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again, evaluation)
+        self.after = tuple(name for name, _ in after)
+        self.tapes = (single, again, *(tape for _, tape in after))
         self._scripts: dict[int, RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
-        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
-        evaluation step.
+        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of what
+        follows training.
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
@@ -139,18 +139,20 @@ class Run:
                 out.free(*kept)
                 kept = []
         out.trained = len(out.events)
-        if self.passes[2] is not None:
-            if setup.loop.frees_gradients:
-                out.free(*gradients)
-            self._evaluation(self.passes[2], script)
+        if self.after and setup.loop.frees_gradients:
+            out.free(*gradients)
+        for which, moment in enumerate(self.after, 2):
+            self._after(which, moment, script)
         return script
 
-    def _evaluation(self, made: _Pass, script: RunScript) -> None:
-        """Write an evaluation step, which leaves nothing."""
-        infos, out = made.infos[made.begin :], script.events
+    def _after(self, which: int, moment: str, script: RunScript) -> None:
+        """Write a moment that follows training and leaves nothing."""
+        made, out = self.passes[which], script.events
+        assert made is not None
+        infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fill.append((base + made.begin, len(infos), 2, _picked(infos)))
-        out.extend(made.events[made.marks[EVALUATION] :], base)
+        script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
+        out.extend(made.events[made.marks[moment] :], base)
         out.free(*(each + base for each in made.left))
 
     def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
@@ -215,7 +217,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = marks.get("forward", marks.get(EVALUATION, 0))
+    start = min(marks.values())
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here

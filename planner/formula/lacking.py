@@ -1,0 +1,29 @@
+"""What the formula has no rule for, whatever the sizes: one definition for its refusal and for the commands
+that then answer with the trace.
+"""
+
+from __future__ import annotations
+
+from memplan.planner.formula.merging import lacking as merging
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.tasks import TASKS
+
+
+def lacking(spec: ModelSpec, setup: Setup) -> str:
+    """What of a model's setup has no rule, "" where all has one."""
+    reasons = {
+        "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
+        (merging(spec, setup) if setup.merge else ""): setup.merge,
+    }
+    return next((what for what, holds in reasons.items() if holds and what), "")
+
+
+def refuse(spec: ModelSpec, setup: Setup) -> None:
+    """UsageError for what has no rule, naming the engine that answers."""
+    if lack := lacking(spec, setup):
+        raise UsageError(
+            f"the formula has no rule for {lack}: use --engine trace, which runs the libraries themselves"
+        )
