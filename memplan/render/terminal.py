@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
-from memplan.planner.answers.parts import deciding
+from memplan.planner.answers.parts import deciding, headline
 from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
@@ -101,6 +101,8 @@ def _on_one(prediction: Prediction, verdict: GpuVerdict) -> Iterator[Text]:
         yield Text(f"{short_gib(verdict.usable_bytes - most)} or more to spare")
     elif verdict.verdict == "no":
         yield Text(f"{short_gib(max(1, least - verdict.usable_bytes))} short")
+        if decides := headline(verdict.parts):
+            yield Text(decides)
 
 
 def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
