@@ -8,6 +8,7 @@ from memplan.planner.formula.merging import lacking as merging
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
 
 
@@ -17,6 +18,8 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
         (merging(spec, setup) if setup.merge else ""): setup.merge,
+        f"method '{setup.method}'": METHODS[setup.method].traced,
+        "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
     }
     return next((what for what, holds in reasons.items() if holds and what), "")
 

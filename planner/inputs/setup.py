@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Elements,
         FloatType,
         Gpus,
+        Place,
         Rank,
         Share,
         Size,
@@ -128,6 +129,8 @@ class Setup:
     virtual_tokens: Size | None
     trainable_layers: Count | None
     bottleneck: Size | None
+    adapters: Size | None  # LoRA adapters beside an inference's base, unmerged, one of them active
+    layers_to_transform: tuple[Place, ...]  # layers that have an adapter, from 0; (): all
     adapter: dict[str, Any] | None  # a PEFT adapter_config.json, parsed
     device: Literal["cuda", "cpu"]
     origins: dict[str, str] = field(default_factory=dict, repr=False)
@@ -311,6 +314,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         *task_rules.in_backward(s),
         *task_rules.evaluation(s),
         *task_rules.merging(s),
+        *task_rules.serving(s),
         *task_rules.generation(s),
         (
             s.packed_documents > s.sequence_length,

@@ -81,6 +81,8 @@ BASE: dict[str, Any] = {
     "virtual_tokens": None,
     "trainable_layers": None,
     "bottleneck": None,
+    "adapters": None,
+    "layers_to_transform": (),
     "adapter": None,
     "device": "cuda",
 }

@@ -171,9 +171,8 @@ def _names_layers(setup: Setup) -> bool:
         str(adapter.get("target_modules", "")),
         str(adapter.get("exclude_modules", "")),
     )
-    return any(adapter.get(key) for key in _NAMES_LAYERS) or any(
-        re.search(r"\d+\\?\.", text) for text in chosen
-    )
+    by_number = setup.layers_to_transform or any(adapter.get(key) for key in _NAMES_LAYERS)
+    return bool(by_number) or any(re.search(r"\d+\\?\.", text) for text in chosen)
 
 
 def _marks(model: Any, setup: Setup, count: int) -> Any:
@@ -284,8 +283,8 @@ def _observe(
 
 def _facts(built: Built, observer: Observer) -> Facts:
     named = list(built.model.named_parameters())
-    adapted = any(id(p) not in built.own for _, p in named)
-    saved = [p for _, p in named if p.requires_grad or not adapted]
+    adapted = built.setup.method != "inference" and any(id(p) not in built.own for _, p in named)
+    saved = [p for _, p in named if p.requires_grad or (not adapted and id(p) in built.own)]
     return Facts(
         architecture=type(built.base).__name__,
         parameters=built.parameters,
