@@ -1,4 +1,6 @@
-"""What follows training on tapes of their own, in the order in which a run has it: an evaluation, a merge."""
+"""What follows training on tapes of their own, in the order in which a run has it: an evaluation, the model
+saved, its adapter merged.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ from memplan.planner.formula.evaluation import run_evaluation
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.forward.decoder import Guard
 from memplan.planner.formula.merging import run_merge
+from memplan.planner.formula.saving import run_save
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.formula.tape.tape import Tape
-from memplan.planner.tables.components import EVALUATION, MERGE
+from memplan.planner.tables.components import EVALUATION, MERGE, SAVE
 
 
 def after_training(device: Device, guard: Guard, rank: ShardingPlan) -> Iterator[tuple[str, Tape]]:
@@ -19,5 +22,7 @@ def after_training(device: Device, guard: Guard, rank: ShardingPlan) -> Iterator
     setup = rank.setup
     if setup.eval_batch is not None and not wraps(setup):
         yield EVALUATION, run_evaluation(rank.seen, device, guard, rank)
+    if setup.save:
+        yield SAVE, run_save(device, guard, rank)
     if setup.merge:
         yield MERGE, run_merge(rank.seen, device, guard, rank)

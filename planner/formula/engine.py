@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.replay.load import MOST_LAYERS
+from memplan.planner.formula.saving import saved_on_host
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
@@ -180,9 +181,16 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
         host_bytes=host,
         assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup, run is not None)),
         warnings=tuple(warnings(spec, setup)),
+        extra=_of_saving(structure, named),
         survival=run,
         not_modelled=(spec.uncounted,) if spec.uncounted else (),
     )
+
+
+def _of_saving(structure: Symbolic, named: dict[str, int]) -> dict[str, int]:
+    if not structure.setup.save:
+        return {}
+    return {"save_host_bytes": saved_on_host(structure.rank).evaluate(named)}
 
 
 def _peak(moments: Sequence[Breakdown], context: int, reserved: int | None) -> Peak:

@@ -99,6 +99,7 @@ class Setup:
     vllm_sleeps: bool  # it holds its share only while it samples
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
+    save: bool  # the model is written after training, as Trainer.save_model does
     merge: bool  # the adapter is merged into its base after training, as merge_and_unload does
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
@@ -315,6 +316,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         *task_rules.evaluation(s),
         *task_rules.merging(s),
         *task_rules.serving(s),
+        *task_rules.saving(s),
         *task_rules.generation(s),
         (
             s.packed_documents > s.sequence_length,

@@ -195,6 +195,24 @@ def merging(s: Any) -> list[tuple[bool, str]]:
     ]
 
 
+def saving(s: Any) -> list[tuple[bool, str]]:
+    """What a model that is saved needs."""
+    return [
+        (
+            s.save and METHODS[s.method].trains == "nothing",
+            f"save: method '{s.method}' trains nothing that would be saved: leave it out",
+        ),
+        (
+            s.save and s.parallel == "zero3",
+            "save has no rule for parallel 'zero3', whose ranks gather module by module: leave it out",
+        ),
+        (
+            s.save and s.parallel == "fsdp" and s.offload == "all",
+            "save has no rule for offload 'all': leave it out",
+        ),
+    ]
+
+
 def serving(s: Any) -> list[tuple[bool, str]]:
     """What adapters beside an inference need, and those of some layers alone."""
     row = METHODS[s.method]

@@ -65,7 +65,8 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     if setup.checkpointing != "none":
         _checkpoint(model, setup, trained_input=trains == "all" and setup.adapter is None)
     if not any(p.requires_grad for p in adapted.parameters()) and setup.method != "inference":
-        raise UsageError(f"method '{setup.method}' trains nothing in {type(model).__name__}")
+        why = ", which has no biases: use --method lora" if trains == "biases" else ""
+        raise UsageError(f"method '{setup.method}' trains nothing in {type(model).__name__}{why}")
     return adapted
 
 

@@ -40,6 +40,7 @@ BASE: dict[str, Any] = {
     "retain_outputs": False,
     "eval_batch": None,
     "eval_kept": None,
+    "save": False,
     "merge": False,
     "images": (),
     "image_min_pixels": None,

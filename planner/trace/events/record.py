@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run import batches, evaluation, merging, step
+from memplan.planner.run import batches, evaluation, merging, saving, step
 from memplan.planner.run.build import build, outline
 from memplan.planner.run.built import Built, logical_numel
 from memplan.planner.run.model import (
@@ -265,6 +265,7 @@ def _observe(
                 for index in range(STEPS):
                     step.run(built, Told(observer), index, micro_steps)
                 evaluation.run(built, Told(observer), STEPS - 1)
+                saving.run(built, Told(observer), STEPS - 1)
                 facts = _facts(built, observer)
                 merging.run(built, Told(observer), STEPS - 1)
         except UsageError:
