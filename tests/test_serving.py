@@ -1,5 +1,5 @@
-"""LoRA adapters beside an inference: both engines hold the same, and where a CUDA build is there an unmodified
-script that loads and swaps them has the same peak.
+"""LoRA adapters beside an inference: both engines hold the same, and where a CUDA build is there an
+unmodified script that loads and swaps them has the same peak.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from memplan.planner.inputs.spec import Linear, ModelSpec
 from memplan.planner.tables.components import MERGE
 
 MERGED = ("lora", "qlora", "rslora", "lora+")
-"""Methods whose update is lora_B @ lora_A times a number (peft 0.21 tuners/lora/layer.py get_delta_weight), and
-whose adapters the optimizer holds until the end; lora-fa's frozen lora_A go with each layer that is merged.
+"""Methods whose update is lora_B @ lora_A times a number (peft 0.21 tuners/lora/layer.py get_delta_weight),
+and whose adapters the optimizer holds until the end; lora-fa's frozen lora_A go with each merged layer.
 """
 
 

@@ -3,7 +3,8 @@
 On one GPU, and where every rank has the whole model, each tensor goes to the host and the file is written
 there (safetensors 0.8 torch.py _flatten_as_ptr: all of a file at once): nothing is made on the GPU. FSDP2's
 full state dict gathers one parameter after another in the dtype that it is kept in and takes it to the host
-(accelerate 1.15 accelerator.py get_state_dict; torch 2.14 distributed/_state_dict_utils.py _gather_state_dict).
+(accelerate 1.15 accelerator.py get_state_dict; torch 2.14 distributed/_state_dict_utils.py
+_gather_state_dict).
 """
 
 from __future__ import annotations

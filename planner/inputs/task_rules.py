@@ -219,7 +219,8 @@ def serving(s: Any) -> list[tuple[bool, str]]:
     return [
         (
             s.adapters is not None and row.trains != "nothing",
-            f"adapters {s.adapters} are of an inference, method '{s.method}' trains one: use --method inference",
+            f"adapters {s.adapters} are those of an inference, method '{s.method}' trains one: use --method "
+            "inference",
         ),
         (
             bool(s.layers_to_transform) and "layers_to_transform" not in row.reads,

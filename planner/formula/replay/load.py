@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
+from memplan.planner.formula.replay.adapter_files import read_file
 from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
@@ -63,7 +64,10 @@ class Load:
         self.weights()
         self._prepare()
         self.adapted = len(self.out.events)
-        self._adapters()
+        for _ in range(self.setup.adapters or 1):
+            self._adapters()
+            if self.setup.adapters:
+                read_file(self.out, self.parameter_table, self.layers_of, self.elements)
         self._cast_trained()
         if self.parameter_table.reference is not None:
             Load(self.parameter_table.reference, self.values, self.out, self.layers_of).weights()
@@ -275,20 +279,6 @@ class Load:
         self.out.free(old)
 
     def _adapters(self) -> None:
-        """Those of an inference come one after another, each with its file read onto the GPU beside it (peft
-        0.21 utils/save_and_load.py load_peft_weights).
-        """
-        for _ in range(self.setup.adapters or 1):
-            self._adapter()
-            if self.setup.adapters:
-                tensors = [t for each in self.parameter_table.adapters.values() for t in each.tensors]
-                read = []
-                for stored, _layer in in_order([(t, self.layers_of(t)) for t in tensors]):
-                    self.out.about = (stored.name, stored.shape, stored.dtype, " from its file")
-                    read.append(self.out.alloc(self.elements(stored) * itemsize(stored.dtype)))
-                self.out.free(*read)
-
-    def _adapter(self) -> None:
         """PEFT makes every tensor, then casts those that are trained in fp32, one after the other."""
         tensors = [t for adapter in self.parameter_table.adapters.values() for t in adapter.tensors]
         ordered = in_order([(t, self.layers_of(t)) for t in tensors])
