@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from memplan.planner.formula.assumptions import assumptions, of_formula, warnings
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.replay.load import MOST_LAYERS
-from memplan.planner.formula.saving import saved_on_host
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.inputs.setup import Setup
@@ -190,6 +189,8 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
 def _of_saving(structure: Symbolic, named: dict[str, int]) -> dict[str, int]:
     if not structure.setup.save:
         return {}
+    from memplan.planner.formula.saving import saved_on_host
+
     return {"save_host_bytes": saved_on_host(structure.rank).evaluate(named)}
 
 

@@ -4,7 +4,6 @@ that then answer with the trace.
 
 from __future__ import annotations
 
-from memplan.planner.formula.merging import lacking as merging
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
@@ -17,11 +16,15 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
-        (merging(spec, setup) if setup.merge else ""): setup.merge,
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
     }
-    return next((what for what, holds in reasons.items() if holds and what), "")
+    lack = next((what for what, holds in reasons.items() if holds), "")
+    if lack or not setup.merge:
+        return lack
+    from memplan.planner.formula.merging import lacking as merging
+
+    return merging(spec, setup)
 
 
 def refuse(spec: ModelSpec, setup: Setup) -> None:
