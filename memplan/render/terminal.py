@@ -170,6 +170,8 @@ def advice_lines(
         yield "Save", save_line(advice.suggestions, verdict, room)
     if prediction.host_bytes:
         yield "Host", f"{short_gib(prediction.host_bytes)} of host memory as well"
+    if saving := prediction.extra.get("save_host_bytes"):
+        yield "Saving", f"{short_gib(saving)} of host memory where the model is written"
     yield "Checked", checked(prediction)
     for text in prediction.warnings[:SHOWN_WARNINGS]:
         yield "Warning", text
