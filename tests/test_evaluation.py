@@ -166,3 +166,5 @@ def test_a_file_that_evaluates_has_the_trainers_batch(said: str, rows: int | Non
     file = tmp_path / "train.yaml"
     file.write_text(f"model_name_or_path: llama-7b\nstage: sft\nfinetuning_type: lora\nbf16: true\n{said}\n")
     assert read_training_file(file).fields.get("eval_batch") == rows
+    file.write_text(file.read_text() + "predict_with_generate: true\n")
+    assert any("a KV cache" in what for what in read_training_file(file).not_modelled())

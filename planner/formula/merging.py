@@ -42,10 +42,9 @@ def run_merge(
 
 class _Merge(Step):
     def run(self) -> Tape:
-        t, setup, spec = self.tape, self.setup, self.parameter_table.spec
+        t, spec = self.tape, self.parameter_table.spec
         self._residents()
-        if not (setup.zero_grad == "after_step" or setup.loop.frees_gradients or setup.optimizer_in_backward):
-            self._old_gradients()
+        self._left_by_training()
         t.mark(MERGE)
         self._merge(spec.projections)
         key = 0

@@ -42,12 +42,11 @@ def _kept(rank: ShardingPlan) -> list[ParameterSpec]:
 
 class _Save(Step):
     def run(self) -> Tape:
-        t, setup = self.tape, self.setup
+        t = self.tape
         self._residents()
-        if not (setup.zero_grad == "after_step" or setup.loop.frees_gradients or setup.optimizer_in_backward):
-            self._old_gradients()
+        self._left_by_training()
         t.mark(SAVE)
-        for each in _kept(self.rank) if gathers(setup) else ():
+        for each in _kept(self.rank) if gathers(self.setup) else ():
             packed = DTYPE_BITS[each.dtype] < 8
             shape = (packed_bytes(each.elements, each.dtype),) if packed else each.shape
             whole = t.alloc(
