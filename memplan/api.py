@@ -314,7 +314,9 @@ def traced_alone(model: Model, setup: Setup) -> bool:
         return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
     if unknown_family(model):
         return True
-    if not setup.merge:
+    from memplan.planner.formula.lacking import lacking
+
+    if setup.adapter is not None or not lacking(model.spec(), setup):
         return False
     from memplan.planner.run.extras import has_causal_model
 

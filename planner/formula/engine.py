@@ -96,10 +96,10 @@ def rank_of(setup: Setup) -> int:
 
 
 def is_replayed(setup: Setup) -> bool:
-    """Whether a setup's run is written out as events. Not under ZeRO, nor with parts in host memory, nor under
-    FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's no_sync),
-    nor with states that are there at once, an optimizer in the backward, a second model, or a base that is
-    stored quantized.
+    """Whether a setup's run is written out as events. Not under ZeRO, nor with parts in host memory, nor
+    under FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's
+    no_sync), nor with states that are there at once, an optimizer in the backward, a second model, or a base
+    that is stored quantized.
     """
     if not wraps(setup):
         return True
@@ -170,10 +170,10 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
     structure = _cached(key)
     program = structure.program(guard)
     if key.setup.gradient_accumulation == 1 or METHODS[key.setup.method].trains == "nothing":
-        return Run(structure.rank, program.tape, None, program.evaluation, program.generation)
+        return Run(structure.rank, program.tape, None, program.after, program.generation)
     alone = symbolic(key.spec, key.setup.with_(gradient_accumulation=1))
     single = alone.program(guard).tape
-    return Run(structure.rank, single, program.tape, program.evaluation, program.generation)
+    return Run(structure.rank, single, program.tape, program.after, program.generation)
 
 
 def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
@@ -204,9 +204,18 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
         host_bytes=host,
         assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup, run is not None)),
         warnings=tuple(warnings(spec, setup)),
+        extra=_of_saving(structure, named),
         survival=run,
         not_modelled=(spec.uncounted,) if spec.uncounted else (),
     )
+
+
+def _of_saving(structure: Symbolic, named: dict[str, int]) -> dict[str, int]:
+    if not structure.setup.save:
+        return {}
+    from memplan.planner.formula.saving import saved_on_host
+
+    return {"save_host_bytes": saved_on_host(structure.rank).evaluate(named)}
 
 
 def _peak(moments: Sequence[Breakdown], context: int, reserved: int | None) -> Peak:

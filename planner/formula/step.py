@@ -171,6 +171,14 @@ class Step:
             self.resident.append(grad)
         self.w.accumulated = True
 
+    def _left_by_training(self) -> None:
+        """The gradients that are there when a step has ended: none where the loop or the optimizer frees
+        them.
+        """
+        setup = self.setup
+        if not (setup.zero_grad == "after_step" or setup.loop.frees_gradients or setup.optimizer_in_backward):
+            self._old_gradients()
+
     # ---- forward -------------------------------------------------------------------------------------------
 
     def _forward(self) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
 from memplan.planner.inputs import tasks
-from memplan.planner.tables.components import EVALUATION, GENERATION
+from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -76,17 +76,18 @@ class Run:
         rank: ShardingPlan,
         single: Tape,
         again: Tape | None,
-        evaluation: Tape | None = None,
+        after: Sequence[tuple[str, Tape]] = (),
         generation: Tape | None = None,
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again, evaluation, generation)
+        self.after = tuple(name for name, _ in after)
+        self.tapes = (single, again, generation, *(tape for _, tape in after))
         self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
-        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
-        evaluation step and of a generation.
+        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of a
+        generation; of what follows training.
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
@@ -145,7 +146,7 @@ class Run:
             for which, each in enumerate(self.passes[:2]):
                 if each is None:
                     continue
-                if self.passes[3] is not None and (which == 0 or again):
+                if self.passes[2] is not None and (which == 0 or again):
                     sampled = self._generation(script, sampled, first=step == which == 0)
                 after = 0
                 if (step, which) == second:
@@ -167,14 +168,14 @@ class Run:
                 out.free(*kept)
                 kept = []
         out.trained = len(out.events)
-        if self.passes[2] is not None:
-            if setup.loop.frees_gradients:
-                out.free(*gradients)
-            out.free(*self._between(2, EVALUATION, script))
+        if self.after and setup.loop.frees_gradients:
+            out.free(*gradients)
+        for which, moment in enumerate(self.after, 3):
+            out.free(*self._between(which, moment, script))
         return script
 
     def _between(self, which: int, moment: str, script: RunScript) -> list[int]:
-        """Write an evaluation step or a generation; the ids of what it leaves."""
+        """Write a generation, or what follows training; the ids of what it leaves."""
         made, out, tape = self.passes[which], script.events, self.tapes[which]
         assert made is not None and tape is not None
         infos = made.infos[made.begin :]
@@ -188,11 +189,11 @@ class Run:
         all makes its thread's workspace.
         """
         if first and not script.workspaces:
-            [workspace, *_], out, tape = self._workspaces(3), script.events, self.tapes[3]
+            [workspace, *_], out, tape = self._workspaces(2), script.events, self.tapes[2]
             assert tape is not None
-            script.fills(out.alloc(0), 3, tape, [workspace])
+            script.fills(out.alloc(0), 2, tape, [workspace])
             script.workspaces = 1
-        made = self._between(3, GENERATION, script)
+        made = self._between(2, GENERATION, script)
         script.events.free(*before)
         return made
 
@@ -275,7 +276,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = next((marks[name] for name in ("forward", EVALUATION, GENERATION) if name in marks), 0)
+    start = min(marks.values())
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here

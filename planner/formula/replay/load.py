@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
+from memplan.planner.formula.replay.adapter_files import read_file
 from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
@@ -63,7 +64,10 @@ class Load:
         self.weights()
         self._prepare()
         self.adapted = len(self.out.events)
-        self._adapters()
+        for _ in range(self.setup.adapters or 1):
+            self._adapters()
+            if self.setup.adapters:
+                read_file(self.out, self.parameter_table, self.layers_of, self.elements)
         self._cast_trained()
         if self.parameter_table.reference is not None:
             Load(self.parameter_table.reference, self.values, self.out, self.layers_of).weights()
