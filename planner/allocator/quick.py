@@ -137,6 +137,15 @@ class Quick:
         self.allocated, self.reserved, self._created = allocated, reserved, created
         return most, most_reserved
 
+    def hand_on(self, left: Sequence[int], given: Sequence[int]) -> None:
+        """From now on the tensors that `left` names are those that `given` names; all other ids are free to
+        be used again, their tensors stay for good.
+        """
+        live, found = self._live, [self._live[each] for each in left]
+        live[:] = [None] * max(len(live), *(each + 1 for each in given)) if given else []
+        for each, block in zip(given, found, strict=True):
+            live[each] = block
+
     def _grow(self, size: int, keys: list[int], blocks: dict[int, Block], created: int) -> Block:
         """A new segment's block, after the cache was released if need be; raises OutOfMemory."""
         segment = segment_size(size)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -94,11 +94,10 @@ def rank_of(setup: Setup) -> int:
 
 
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
-    """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
-    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
+    """The setup's run through the caching allocator; None where it is not replayed. UsageError where the
     formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not replays(spec, setup):
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
@@ -112,6 +111,33 @@ def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: st
     run = _run(key, sizes[0], sizes[1])
     values = dict(zip(SYMBOLS, sizes, strict=True))
     return replayed(run, values, allocator, TORCH_VERSIONS[torch].equal_blocks)
+
+
+def varied_steps(
+    spec: ModelSpec, setup: Setup, lengths: Iterable[int], allocator: Mode | None = None
+) -> Iterator[tuple[int, int]] | None:
+    """(most allocated, most reserved) bytes during each step of a run whose steps have these lengths, in an
+    allocator mode (the setup's own); None where `replay_of` has none. UsageError where the formula has no
+    rule.
+    """
+    if not replays(spec, setup):
+        return None
+    from memplan.planner.formula.replay.varied import steps
+
+    key, rank = _Key(headed(spec, setup), _structure(setup)), rank_of(setup)
+
+    def at(length: int) -> tuple[Run, dict[str, int]]:
+        values = dict(zip(SYMBOLS, (setup.micro_batch, length, rank), strict=True))
+        return _run(key, setup.micro_batch, length), values
+
+    return steps(at, lengths, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks)
+
+
+def replays(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether a setup's run is replayed: not where ranks share it, which no load or schedule is written out
+    for, not on a CPU, which has no such allocator, nor beyond MOST_LAYERS.
+    """
+    return not (wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS)
 
 
 def steady_bytes(spec: ModelSpec, setup: Setup) -> int:
@@ -135,7 +161,7 @@ def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
     """The events of a structure's run under a guard; None where `replay_of` has none. UsageError where the
     formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not replays(spec, setup):
         return None
     return _cached_run(_Key(headed(spec, setup), _structure(setup)), guard)
 

@@ -47,7 +47,16 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The events of a steady step: which ids it frees of the step before (`given`), and which it leaves."""
+
+    events: list[int]
+    given: list[int]
+    left: list[int]
+
+
+@dataclass
 class RunScript:
     """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
     tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
@@ -57,6 +66,14 @@ class RunScript:
     fill: list[tuple[int, int, int, Callable[[Sequence[int]], Sequence[int]]]] = field(default_factory=list)
     batch: list[tuple[int, Expr]] = field(default_factory=list)
     workspaces: int = 0  # how many threads' cuBLAS workspaces the load has made
+
+    @cached_property
+    def steady(self) -> Steady:
+        """The steady step."""
+        events = self.events.events[self.events.steady : self.events.trained]
+        made = {each for each in events if each >= 0}
+        freed = {~each for each in events if each < 0}
+        return Steady(events, sorted(freed - made), sorted(made - freed))
 
 
 class Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -35,15 +36,7 @@ class Replayed:
     @cached_property
     def as_events(self) -> list[Event]:
         """The run as `planner/allocator/replay.py` takes it."""
-        sizes = self.events.sizes
-        return [
-            ("empty_cache", 0, 0)
-            if each == EMPTY_CACHE
-            else ("alloc", each, sizes[each])
-            if each >= 0
-            else ("free", ~each, 0)
-            for each in self.events.events
-        ]
+        return as_events(self.events.events, self.events.sizes)
 
     def smallest_capacity(self, mode: Mode | None = None) -> int:
         """The smallest capacity that survives with release-and-retry; several replays."""
@@ -66,6 +59,18 @@ class Replayed:
         if (mode or self.mode) == "native":
             return quick.survives(self.events.events, self.events.sizes, capacity, self.ties)
         return replay(self.as_events, mode="expandable", capacity=capacity, ties=self.ties).oom is None
+
+
+def as_events(events: Sequence[int], sizes: Sequence[int]) -> list[Event]:
+    """Events by id, with the bytes of each, as `planner/allocator/replay.py` takes them."""
+    return [
+        ("empty_cache", 0, 0)
+        if each == EMPTY_CACHE
+        else ("alloc", each, sizes[each])
+        if each >= 0
+        else ("free", ~each, 0)
+        for each in events
+    ]
 
 
 def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:

@@ -1,0 +1,45 @@
+"""A Trainer over rows of different lengths: FOLDER METHOD STEPS SEED [grouped]."""
+
+import sys
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainingArguments,
+)
+
+folder, method, steps, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+tokenizer = AutoTokenizer.from_pretrained(f"{folder}/model")
+model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.bfloat16)
+if method == "lora":
+    model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+generator = torch.Generator().manual_seed(seed)
+lengths = torch.exp(5.5 + 0.8 * torch.randn(4 * steps, generator=generator)).long().clamp(16, 1024)
+rows = [{"input_ids": [7] * n, "labels": [7] * n} for n in lengths.tolist()]
+pad = DataCollatorForSeq2Seq(tokenizer)
+
+
+def collate(batch):
+    found = pad(batch)
+    with open(f"{folder}/steps-{method}-{seed}.txt", "a") as file:
+        print(found["input_ids"].shape[1], file=file)
+    return found
+
+
+args = TrainingArguments(
+    f"{folder}/out",
+    per_device_train_batch_size=4,
+    num_train_epochs=1,
+    bf16=True,
+    gradient_checkpointing=method == "lora",
+    gradient_checkpointing_kwargs={"use_reentrant": False},
+    train_sampling_strategy="group_by_length" if "grouped" in sys.argv else "random",
+    report_to="none",
+    save_strategy="no",
+    seed=seed,
+)
+Trainer(model, args, train_dataset=rows, data_collator=collate).train()
