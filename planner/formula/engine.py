@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from memplan.planner.formula.forward.decoder import Guard
     from memplan.planner.formula.replay.course import Run
     from memplan.planner.formula.replay.engine import Replayed
+    from memplan.planner.formula.replay.varied import Step
 
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
@@ -114,23 +115,24 @@ def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: st
 
 
 def varied_steps(
-    spec: ModelSpec, setup: Setup, lengths: Iterable[int], allocator: Mode | None = None
+    spec: ModelSpec, setup: Setup, steps: Iterable[Step], allocator: Mode | None = None
 ) -> Iterator[tuple[int, int]] | None:
-    """(most allocated, most reserved) bytes during each step of a run whose steps have these lengths, in an
-    allocator mode (the setup's own); None where `replay_of` has none. UsageError where the formula has no
-    rule.
+    """(most allocated, most reserved) bytes during each step of a run of such steps, in an allocator mode
+    (the setup's own); None where `replay_of` has none. UsageError where the formula has no rule.
     """
     if not replays(spec, setup):
         return None
-    from memplan.planner.formula.replay.varied import steps
+    from memplan.planner.formula.replay.varied import replay_steps
 
-    key, rank = _Key(headed(spec, setup), _structure(setup)), rank_of(setup)
+    model, rank = headed(spec, setup), rank_of(setup)
+    keys = {padded: _Key(model, _structure(setup.with_(padded=padded))) for padded in (False, True)}
 
-    def at(length: int) -> tuple[Run, dict[str, int]]:
+    def at(step: Step) -> tuple[Run, dict[str, int]]:
+        length, padded = step
         values = dict(zip(SYMBOLS, (setup.micro_batch, length, rank), strict=True))
-        return _run(key, setup.micro_batch, length), values
+        return _run(keys[padded], setup.micro_batch, length), values
 
-    return steps(at, lengths, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks)
+    return replay_steps(at, steps, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks)
 
 
 def replays(spec: ModelSpec, setup: Setup) -> bool:

@@ -26,7 +26,7 @@ pad = DataCollatorForSeq2Seq(tokenizer)
 def collate(batch):
     found = pad(batch)
     with open(f"{folder}/steps-{method}-{seed}.txt", "a") as file:
-        print(found["input_ids"].shape[1], file=file)
+        print(found["input_ids"].shape[1], int(not found["attention_mask"].all()), file=file)
     return found
 
 

@@ -18,8 +18,10 @@ from memplan.planner.formula.replay.engine import as_events
 from memplan.planner.formula.replay.load import Values
 from memplan.planner.tables.errors import UsageError
 
-At = Callable[[int], tuple[Run, Values]]
-"""The run of a length, and the sizes at which it is that length's."""
+Step = tuple[int, bool]
+"""Tokens of a step's rows, and whether any of them is padding: a batch without has no mask."""
+At = Callable[[Step], tuple[Run, Values]]
+"""The run of a step, and the sizes at which it is that step's."""
 
 
 class _Allocator(Protocol):
@@ -51,25 +53,25 @@ class _Expandable:
         self.replay.live = {new: live[old] for old, new in zip(left, given, strict=True)}
 
 
-def steps(at: At, lengths: Iterable[int], mode: Mode, ties: Ties) -> Iterator[tuple[int, int]]:
+def replay_steps(at: At, steps: Iterable[Step], mode: Mode, ties: Ties) -> Iterator[tuple[int, int]]:
     """(most allocated, most reserved) bytes during each step, the first with the load before it. Nothing
-    bounds what is reserved. UsageError where two lengths' steps leave different tensors.
+    bounds what is reserved. UsageError where two steps leave different tensors.
     """
     allocator: _Allocator = Quick(ties=ties) if mode == "native" else _Expandable(ties)
-    sizes: dict[int, list[int]] = {}
+    sizes: dict[Step, list[int]] = {}
     left: list[int] | None = None
-    for length in lengths:
-        run, values = at(length)
+    for which in steps:
+        run, values = at(which)
         step = run.written(values["R"]).steady
         if left is None:  # the first step, behind the load
             events = run.events(values)
             left = step.given
             yield allocator.run(events.events[: events.steady], events.sizes)
             continue
-        if length not in sizes:
-            sizes[length] = run.events(values).sizes
+        if which not in sizes:
+            sizes[which] = run.events(values).sizes
         if len(left) != len(step.given):
-            raise UsageError(f"a step of {length} tokens frees other tensors than the step before it leaves")
+            raise UsageError(f"a step of {which[0]} tokens frees other tensors than the step before it leaves")
         allocator.hand_on(left, step.given)
         left = step.left
-        yield allocator.run(step.events, sizes[length])
+        yield allocator.run(step.events, sizes[which])
