@@ -14,7 +14,7 @@ import click
 from memplan import api
 from memplan.cli.completion import completes
 from memplan.cli.jobs import answer_jobs, jobs_document
-from memplan.cli.options import HELP, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
@@ -37,6 +37,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 @click.command("fit", context_settings=HELP, short_help="Find what fits a GPU, and how to make a setup fit.")
 @click.argument("model", required=False, shell_complete=completes("model"))
 @plan_options
+@lengths_option
 @click.option(
     "--prefer",
     type=click.Choice(("quality", "memory", "speed")),

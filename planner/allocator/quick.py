@@ -35,14 +35,14 @@ stands an edge, which is never free.
 
 
 class Quick:
-    """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool by their keys in
+    """The allocator's state: `allocated` and `reserved` bytes now, `releases` of its cache for want of room. Free blocks of each pool by their keys in
     best-fit order: by size, then `ties`.
     """
 
     def __init__(self, capacity: int = 1 << 62, ties: Ties = "address") -> None:
         self.capacity = capacity
         self._by_creation, self._upwards, self._created = ties == "creation", ties == "segment", 0
-        self.allocated = self.reserved = 0
+        self.allocated = self.reserved = self.releases = 0
         self._end = 0 if self._upwards else _HIGHEST
         self._small: tuple[list[int], dict[int, Block]] = ([], {})
         self._large: tuple[list[int], dict[int, Block]] = ([], {})
@@ -151,6 +151,7 @@ class Quick:
         segment = segment_size(size)
         if self.reserved + segment > self.capacity:
             self.reserved -= self._empty_cache()
+            self.releases += 1
             if self.reserved + segment > self.capacity:
                 raise OutOfMemory(self.reserved + segment)
         self.reserved += segment

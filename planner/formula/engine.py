@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from memplan.planner.formula.forward.decoder import Guard
     from memplan.planner.formula.replay.course import Run
     from memplan.planner.formula.replay.engine import Replayed
-    from memplan.planner.formula.replay.varied import Step
+    from memplan.planner.formula.replay.varied import Step, VariedRun
 
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
@@ -114,15 +114,15 @@ def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: st
     return replayed(run, values, allocator, TORCH_VERSIONS[torch].equal_blocks)
 
 
-def varied_steps(
-    spec: ModelSpec, setup: Setup, steps: Iterable[Step], allocator: Mode | None = None
-) -> Iterator[tuple[int, int]] | None:
-    """(most allocated, most reserved) bytes during each step of a run of such steps, in an allocator mode
-    (the setup's own); None where `replay_of` has none. UsageError where the formula has no rule.
+def varied_run(
+    spec: ModelSpec, setup: Setup, allocator: Mode | None = None, capacity: int | None = None
+) -> VariedRun | None:
+    """A run whose steps have lengths of their own, in an allocator mode (the setup's own), under a capacity
+    in bytes; None where runs are not replayed. UsageError where the formula has no rule.
     """
     if not replays(spec, setup):
         return None
-    from memplan.planner.formula.replay.varied import replay_steps
+    from memplan.planner.formula.replay.varied import VariedRun
 
     model, rank = headed(spec, setup), rank_of(setup)
     keys = {padded: _Key(model, _structure(setup.with_(padded=padded))) for padded in (False, True)}
@@ -132,7 +132,7 @@ def varied_steps(
         values = dict(zip(SYMBOLS, (setup.micro_batch, length, rank), strict=True))
         return _run(keys[padded], setup.micro_batch, length), values
 
-    return replay_steps(at, steps, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks)
+    return VariedRun(at, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks, capacity)
 
 
 def replays(spec: ModelSpec, setup: Setup) -> bool:

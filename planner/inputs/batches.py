@@ -19,13 +19,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from memplan.planner.inputs import tasks
 from memplan.planner.inputs.lengths import Lengths
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
 
 How = Literal["random", "by_length"]
 MEGA_BATCH = 50  # batches that are sorted together
 MOST_TERMS = 100_000
 """Steps over which the first of a kind is summed up exactly; beyond, as if steps had no edges."""
-GRID = 256
+GRID = 128
 """Distinct lengths up to which the padding of sorted batches is exact; of more, the mean of an upper and a
 lower sum over so many.
 """
@@ -55,6 +60,12 @@ class Batches:
     def worst(self) -> int:
         """Tokens of a row of the longest batch."""
         return self.padded(self.lengths.longest)
+
+    @property
+    def pads(self) -> bool:
+        """Whether the longest row itself is padded."""
+        longest = self.lengths.longest
+        return self.worst > (longest if self.limit is None else min(longest, self.limit))
 
     @cached_property
     def values(self) -> tuple[int, ...]:
@@ -203,3 +214,58 @@ def _hypergeometric(total: int, kind: int, many: int) -> Counts:
     everything = ways(total, many)
     for count in range(max(0, many - total + kind), min(many, kind) + 1):
         yield count, math.exp(ways(kind, count) + ways(total - kind, many - count) - everything)
+
+
+SAID = ("user", "import")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A dataset's lengths and what the loader makes of them: rows cut off at `limit` (None: nobody said so),
+    or full rows of several examples where it packs.
+    """
+
+    lengths: Lengths
+    limit: int | None
+    packs: bool
+
+    def batches(self, setup: Setup, how: How | None = None) -> Batches:
+        """The batches of a setup, drawn as it says or as `how` does."""
+        rows = setup.micro_batch * tasks.rows(setup)
+        step = rows * setup.gradient_accumulation
+        drawn: How = "by_length" if setup.group_by_length else "random"
+        multiple = 1 if setup.padding_free else setup.pad_to_multiple_of
+        return Batches(self.lengths, rows, step * setup.gpus, step, how or drawn, self.limit, multiple)
+
+    def applied(self, setup: Setup) -> Setup:
+        """The setup of the longest batch that the run meets: with a mask where a row of it is padded."""
+        if self.packs:
+            return setup
+        found = self.batches(setup)
+        changes: dict[str, object] = {"sequence_length": found.worst}
+        if setup.origins.get("padded") not in SAID and not setup.padding_free:
+            changes["padded"] = found.rows > 1 and len(self.lengths.values) > 1 or found.pads
+        origins = {**setup.origins, **dict.fromkeys(changes, "lengths")}
+        return setup.with_(**changes, origins=origins)
+
+
+def loader_of(lengths: Lengths, setup: Setup, positions: int | None = None) -> Loader:
+    """What a setup's loader makes of these lengths. `positions`: how many the model has learned. Raises
+    UsageError where a row is longer, and for a task or method that draws no rows from a dataset.
+    """
+    if TASKS[setup.task].generates:
+        raise UsageError(f"--lengths: task '{setup.task}' samples its rows: give --seq and completion_length")
+    if METHODS[setup.method].trains == "nothing":
+        raise UsageError(f"--lengths: method '{setup.method}' trains on no dataset: give --seq")
+    said = setup.origins.get("sequence_length") in SAID
+    packs = not setup.padding_free and (
+        setup.packed_documents > 1 or (setup.origins.get("padded") == "user" and not setup.padded)
+    )
+    found = Loader(lengths, setup.sequence_length if said or packs else None, packs)
+    worst = found.batches(setup).worst
+    if positions is not None and not packs and worst > positions:
+        raise UsageError(
+            f"--lengths: the longest row has {worst:,} tokens, the model {positions:,} positions: "
+            f"--seq {positions} cuts rows off there"
+        )
+    return found

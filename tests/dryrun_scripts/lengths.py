@@ -14,7 +14,7 @@ from transformers import (
 
 folder, method, steps, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 tokenizer = AutoTokenizer.from_pretrained(f"{folder}/model")
-model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.bfloat16, device_map={"": 0})
 if method == "lora":
     model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
 generator = torch.Generator().manual_seed(seed)

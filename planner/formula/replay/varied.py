@@ -2,17 +2,17 @@
 
 The steady step of each length is the one that `course.py` writes. What a step leaves (gradients, outputs that
 the loop's variable holds) the next one frees, whatever that one's length: so the blocks are handed on by
-their place among those left. Left as they were in the first step are a batch's own tokens, far below a MiB.
+their place among those left. The tokens of a batch stay those of the first, far below a MiB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
-from memplan.planner.allocator.native import Ties
+from memplan.planner.allocator.native import OutOfMemory, Ties
 from memplan.planner.allocator.quick import Quick
-from memplan.planner.allocator.replay import Event, Mode, RunningReplay
+from memplan.planner.allocator.replay import Mode, RunningReplay
 from memplan.planner.formula.replay.course import Run
 from memplan.planner.formula.replay.engine import as_events
 from memplan.planner.formula.replay.load import Values
@@ -24,7 +24,47 @@ At = Callable[[Step], tuple[Run, Values]]
 """The run of a step, and the sizes at which it is that step's."""
 
 
+class VariedRun:
+    """A run under way. Without a `capacity`, in bytes, nothing bounds what is reserved."""
+
+    def __init__(self, at: At, mode: Mode, ties: Ties, capacity: int | None = None) -> None:
+        self._at = at
+        self._allocator: _Allocator = (
+            Quick(1 << 62 if capacity is None else capacity, ties)
+            if mode == "native"
+            else _Expandable(capacity, ties)
+        )
+        self._sizes: dict[Step, list[int]] = {}
+        self._left: list[int] | None = None  # ids of what the step before left
+
+    @property
+    def releases(self) -> int:
+        """How often the cache was given back to make room."""
+        return self._allocator.releases
+
+    def step(self, which: Step) -> tuple[int, int]:
+        """(most allocated, most reserved) bytes during the next step; the first has the load before it.
+        Raises OutOfMemory, after which nothing may follow, and UsageError where a step does not free what the
+        one before leaves.
+        """
+        run, values = self._at(which)
+        steady = run.written(values["R"]).steady
+        if self._left is None:
+            self._left = steady.given
+            first = run.events(values)
+            return self._allocator.run(first.events[: first.steady], first.sizes)
+        if which not in self._sizes:
+            self._sizes[which] = run.events(values).sizes
+        if len(self._left) != len(steady.given):
+            raise UsageError(f"a step of {which[0]} tokens frees other tensors than the one before it leaves")
+        self._allocator.hand_on(self._left, steady.given)
+        self._left = steady.left
+        return self._allocator.run(steady.events, self._sizes[which])
+
+
 class _Allocator(Protocol):
+    releases: int
+
     def run(self, events: list[int], sizes: list[int]) -> tuple[int, int]: ...
 
     def hand_on(self, left: list[int], given: list[int]) -> None: ...
@@ -33,45 +73,23 @@ class _Allocator(Protocol):
 class _Expandable:
     """Expandable segments, asked as the native allocator's loop is."""
 
-    def __init__(self, ties: Ties) -> None:
-        self.replay = RunningReplay("expandable", ties=ties)
+    def __init__(self, capacity: int | None, ties: Ties) -> None:
+        self.replay = RunningReplay("expandable", capacity, ties=ties)
+        self.releases = 0
 
     def run(self, events: list[int], sizes: list[int]) -> tuple[int, int]:
-        """(most allocated, most reserved) bytes over these events."""
-        made: list[Event] = as_events(events, sizes)
+        """(most allocated, most reserved) bytes over these events. Raises OutOfMemory."""
         before = self.replay.position
-        result = self.replay.run(made)
-        assert self.replay.position == before + len(made), "nothing bounds the replay"
+        result = self.replay.run(as_events(events, sizes))
+        self.releases = result.retries
+        if result.oom is not None:
+            raise OutOfMemory(result.needed)
         found = max(result.allocated, default=0), max(result.reserved, default=0)
+        self.replay.begun = before + len(events)
         del result.allocated[:], result.reserved[:]
-        self.replay.begun = before + len(made)
         return found
 
     def hand_on(self, left: list[int], given: list[int]) -> None:
         """As `Quick.hand_on`."""
         live = self.replay.live
         self.replay.live = {new: live[old] for old, new in zip(left, given, strict=True)}
-
-
-def replay_steps(at: At, steps: Iterable[Step], mode: Mode, ties: Ties) -> Iterator[tuple[int, int]]:
-    """(most allocated, most reserved) bytes during each step, the first with the load before it. Nothing
-    bounds what is reserved. UsageError where two steps leave different tensors.
-    """
-    allocator: _Allocator = Quick(ties=ties) if mode == "native" else _Expandable(ties)
-    sizes: dict[Step, list[int]] = {}
-    left: list[int] | None = None
-    for which in steps:
-        run, values = at(which)
-        step = run.written(values["R"]).steady
-        if left is None:  # the first step, behind the load
-            events = run.events(values)
-            left = step.given
-            yield allocator.run(events.events[: events.steady], events.sizes)
-            continue
-        if which not in sizes:
-            sizes[which] = run.events(values).sizes
-        if len(left) != len(step.given):
-            raise UsageError(f"a step of {which[0]} tokens frees other tensors than the step before it leaves")
-        allocator.hand_on(left, step.given)
-        left = step.left
-        yield allocator.run(step.events, sizes[which])
