@@ -15,7 +15,7 @@ from typing import Any
 from memplan.planner.allocator.native import OutOfMemory
 from memplan.planner.allocator.replay import Mode
 from memplan.planner.answers.fit.limits import limits
-from memplan.planner.answers.verdict import margin, withhold
+from memplan.planner.answers.verdict import judge, margin, withhold
 from memplan.planner.formula.engine import replays, varied_run
 from memplan.planner.inputs.batches import Batches, Loader
 from memplan.planner.inputs.setup import Setup
@@ -214,7 +214,8 @@ def _up_to(prediction: Prediction, loader: Loader, spec: ModelSpec | None) -> Pr
     setup = prediction.setup
     if setup.gpu is None or spec is None or loader.packs or setup.padding_free or prediction.not_modelled:
         return prediction
-    if prediction.gpus[0].verdict == "fits":
+    alone = judge(prediction, find_gpu(setup.gpu)).verdict
+    if alone == "fits":
         return prediction
     found = limits(spec, setup, find_gpu(setup.gpu), margin(prediction)).longest_sequence
     longer = loader.batches(setup).longer(found or 0)

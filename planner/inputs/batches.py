@@ -259,7 +259,7 @@ def loader_of(lengths: Lengths, setup: Setup, positions: int | None = None) -> L
         raise UsageError(f"--lengths: method '{setup.method}' trains on no dataset: give --seq")
     said = setup.origins.get("sequence_length") in SAID
     packs = not setup.padding_free and (
-        setup.packed_documents > 1 or (setup.origins.get("padded") == "user" and not setup.padded)
+        setup.packed_documents > 1 or (setup.origins.get("padded") in SAID and not setup.padded)
     )
     found = Loader(lengths, setup.sequence_length if said or packs else None, packs)
     worst = found.batches(setup).worst
