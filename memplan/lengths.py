@@ -1,5 +1,5 @@
-"""Predictions for a dataset's lengths: the setup of the longest batch, and what its engine and the replay say of
-the others. Computes nothing itself.
+"""Predictions for a dataset's lengths: the setup of the longest batch, and what its engine and the replay say
+of the others. Computes nothing itself.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memplan import api
 from memplan.engines import ENGINES, compiled
-from memplan.planner.answers.lengths import judged, with_lengths
+from memplan.planner.answers.lengths import judged, unreplayed, with_lengths
 from memplan.planner.inputs import pictures
 from memplan.planner.inputs.batches import Loader, loader_of
 from memplan.planner.inputs.lengths import of, read_lengths
@@ -42,6 +42,11 @@ def predict(model: Model, setup: Setup, loader: Loader, engine: str | None = Non
 
     spec = _replayed(model, setup)
     return judged(with_lengths(prediction, loader, spec, at), loader, spec)
+
+
+def uncounted(model: Model, setup: Setup, loader: Loader) -> tuple[str, ...]:
+    """What different lengths leave uncounted of a setup."""
+    return unreplayed(_replayed(model, setup), setup, loader)
 
 
 def _replayed(model: Model, setup: Setup) -> ModelSpec | None:

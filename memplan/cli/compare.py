@@ -132,9 +132,7 @@ def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool, st
         "trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula"
     )
     with Progress("compare", as_json):
-        one, two = (
-            subject.annotate(subject.predict(subject.setup, engine)) for subject in (first, second)
-        )
+        one, two = (subject.annotate(subject.predict(subject.setup, engine)) for subject in (first, second))
         known = {
             (id(first.model), first.setup.identity()): one,
             (id(second.model), second.setup.identity()): two,

@@ -101,12 +101,15 @@ def command(
     if output is not None:
         check_writable(output)
     subject = read_subject(model, options)
+    if subject.loader is not None:
+        subject = replace(subject, setup=subject.loader.of_any_batch(subject.setup))
     if subject.setup.gpu is None:
         raise UsageError(
             "fit needs a GPU: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
         )
     with Progress("fit", as_json):
         found = search(subject, prefer, tasks, serve, options["engine"])
+        found = _with_lengths(subject, found)
     text = None if emit is None else _emit(subject, found, emit)
     if text is not None and output is not None:
         write_file(output, text)
@@ -170,6 +173,20 @@ def search(
             not_modelled=subject.not_modelled,
         )
     return replace(found, typed=subject.model.typed)
+
+
+def _with_lengths(subject: Subject, found: Fit) -> Fit:
+    """The answer with what --lengths say of the setup that was asked for: it does not surely fit where a run
+    of such lengths runs out of memory.
+    """
+    if subject.loader is None:
+        return found
+    prediction = subject.predict(subject.setup, None if found.engine == "trace" else "formula")
+    methods = found.methods
+    if found.asked.holds and prediction.gpus[0].verdict == "tight":
+        tight = replace(found.asked, verdict="tight", holds=False)
+        methods = tuple(tight if each is found.asked else each for each in methods)
+    return replace(found, methods=methods, lengths=prediction.extra["lengths"])
 
 
 def _show(

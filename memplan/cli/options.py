@@ -155,8 +155,8 @@ def check_python(python: str | None, device: str) -> None:
 _LENGTHS = click.option(
     "--lengths",
     metavar="FILE | MEAN:P95:MAX",
-    help="The lengths of the dataset's examples: a file (one a line, a column length or input_ids, a histogram) "
-    "or three numbers. --seq then cuts rows off.",
+    help="Lengths of the dataset's examples: a file (one a line, a column length or input_ids, or a "
+    "histogram) or three numbers. --seq then cuts rows off.",
 )
 _STRICT = click.option(
     "--strict", is_flag=True, help="Exit 1 where a GPU is tight, not only where it is too small."

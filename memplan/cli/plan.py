@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memplan import api
 from memplan.cli.completion import completes
 from memplan.cli.options import HELP, lengths_option, plan_options
 from memplan.cli.progress import Progress

@@ -73,6 +73,10 @@ class Subject:
         said.
         """
         missing = () if self.imported is None else tuple(self.imported.not_modelled())
+        if self.loader is not None:
+            from memplan.lengths import uncounted
+
+            missing = (*missing, *uncounted(self.model, self.setup, self.loader))
         if not self.setup.images:
             return missing
         return tuple(

@@ -1,5 +1,5 @@
-"""The lengths of a dataset's examples on the first screen: which batch is the longest and when it is met, what
-the GPU holds instead, what different lengths leave reserved.
+"""The lengths of a dataset's examples on a screen: which batch is the longest and when it is met, what the
+GPU holds instead, what different lengths leave reserved.
 """
 
 from __future__ import annotations
@@ -7,19 +7,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from memplan.planner.prediction import Prediction
 from memplan.render.text import short
 
 
-def lengths_lines(prediction: Prediction) -> Iterator[tuple[str, str]]:
-    """One or two labeled lines: batches, and, unless the longest is already too much, what is reserved."""
-    found = prediction.extra.get("lengths")
+def lengths_lines(
+    found: Mapping[str, Any] | None, allocator: str, verdict: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """One or two labeled lines of a document's `lengths`: batches, and, unless the longest is already too
+    much on the GPU that is named, what is reserved.
+    """
     if found is None:
         return
     yield "Lengths", batches(found)
-    named = prediction.gpus[0].verdict if prediction.setup.gpu is not None and prediction.gpus else "fits"
-    if "reserved" in found and named in ("fits", None):
-        yield "Reserves", reserved(found, prediction.setup.allocator)
+    if "reserved" in found and verdict in ("fits", None):
+        yield "Reserves", reserved(found, allocator)
 
 
 def batches(found: Mapping[str, Any]) -> str:
@@ -53,7 +54,7 @@ def once(steps: float) -> str:
 
 
 def reserved(found: Mapping[str, Any], allocator: str) -> str:
-    """What a run of different lengths leaves reserved where nothing bounds it, and on the GPU that is named."""
+    """What a run of different lengths leaves reserved: on the GPU named, or where nothing bounds it."""
     sizes = found["reserved"]
     here = sizes[allocator]
     text = f"{_range(here)} GiB in {sizes['steps']} steps if unbounded"

@@ -163,7 +163,8 @@ def advice_lines(
         yield "Decides", which
     if gpu is not None and verdict is not None and verdict.verdict == "tight":
         yield "To fit", what_it_takes(prediction, gpu)
-    lengths = list(lengths_lines(prediction))
+    word = verdict.verdict if verdict is not None else None
+    lengths = list(lengths_lines(prediction.extra.get("lengths"), prediction.setup.allocator, word))
     yield from lengths
     could = could_line(prediction, advice.limits) if verdict is not None and advice.limits is not None else ""
     if could and not lengths:

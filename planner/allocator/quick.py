@@ -35,8 +35,8 @@ stands an edge, which is never free.
 
 
 class Quick:
-    """The allocator's state: `allocated` and `reserved` bytes now, `releases` of its cache for want of room. Free blocks of each pool by their keys in
-    best-fit order: by size, then `ties`.
+    """The allocator's state: `allocated` and `reserved` bytes now, and how often it gave its cache back for
+    want of room. Free blocks of each pool by their keys in best-fit order: by size, then `ties`.
     """
 
     def __init__(self, capacity: int = 1 << 62, ties: Ties = "address") -> None:

@@ -29,7 +29,7 @@ PERCENTILES = {"formula": (50, 90, 95, 99), "trace": (50, 95)}
 SEEDS = (0, 1)
 BEFORE, AFTER = 24, 8
 """Steps that are drawn before the longest batch, and after it: it is where a run's reserved memory ends."""
-UNREPLAYED = "what batches of different lengths leave reserved (--set allocator=expandable leaves next to none)"
+UNREPLAYED = "what different lengths leave reserved (with expandable segments next to none)"
 
 
 def with_lengths(
@@ -59,12 +59,17 @@ def with_lengths(
         document["steps"] = list(_percentiles(batches, prediction, at))
         document["padding"] = batches.padding
         document["otherwise"] = _otherwise(loader, setup)
-    varies = len(batches.values) > 1
-    if spec is not None and varies and replays(spec, setup):
+    if spec is not None and len(batches.values) > 1 and replays(spec, setup):
         document["reserved"] = accumulated(spec, setup, batches)
-    elif varies and setup.allocator == "native" and setup.device == "cuda":
-        return withhold(_with(prediction, document), (UNREPLAYED,))
-    return _with(prediction, document)
+    return withhold(_with(prediction, document), unreplayed(spec, setup, loader))
+
+
+def unreplayed(spec: ModelSpec | None, setup: Setup, loader: Loader) -> tuple[str, ...]:
+    """What is not counted where the allocator fragments and no run of different lengths can be replayed."""
+    alike = loader.packs or len(loader.batches(setup).values) == 1
+    if alike or setup.allocator == "expandable" or setup.device != "cuda":
+        return ()
+    return () if spec is not None and replays(spec, setup) else (UNREPLAYED,)
 
 
 def _with(prediction: Prediction, document: dict[str, Any]) -> Prediction:

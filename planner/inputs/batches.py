@@ -1,7 +1,8 @@
 """How long the batches are that a training run draws from a dataset: exact order statistics, no simulation.
 
 A batch is padded to its longest row. Of N examples without replacement, as transformers' samplers shuffle an
-epoch, k rows are all at most n long with probability C(c, k) / C(N, k), where c examples are; of a law, F(n)^k.
+epoch, k rows are all at most n long with probability C(c, k) / C(N, k), where c examples are; of a law, with
+F(n)^k.
 
 With group_by_length (transformers 5.24 trainer_pt_utils.py get_length_grouped_indices) 50 batches' worth of
 shuffled examples (a quarter of the dataset, where that is less) are sorted, longest first, and cut into
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -176,10 +177,7 @@ class Batches:
         if min(long, taken) <= 64:  # by the smaller of the two, whose roles are alike
             few, many = min(long, taken), max(long, taken)
             return math.prod((total - many - each) / (total - each) for each in range(few))
-        log = math.lgamma
-        return math.exp(
-            log(total - long + 1) - log(total - long - taken + 1) - log(total + 1) + log(total - taken + 1)
-        )
+        return math.exp(_log_ways(total - long, taken) - _log_ways(total, taken))
 
     def _longer_sorted(self, short: float, rows: int) -> float:
         total, many = self.lengths.examples, self._together
@@ -200,20 +198,22 @@ def _binomial(many: int, share: float) -> Counts:
     if share in (0.0, 1.0):
         yield (many if share else 0), 1.0
         return
-    log = math.lgamma
     for count in range(many + 1):
-        ways = log(many + 1) - log(count + 1) - log(many - count + 1)
+        ways = _log_ways(many, count)
         yield count, math.exp(ways + count * math.log(share) + (many - count) * math.log1p(-share))
 
 
 def _hypergeometric(total: int, kind: int, many: int) -> Counts:
     """The same of draws without replacement from `total`, of which `kind` are of the kind."""
-    ways: Callable[[int, int], float] = lambda n, k: (
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    )
-    everything = ways(total, many)
+    everything = _log_ways(total, many)
     for count in range(max(0, many - total + kind), min(many, kind) + 1):
-        yield count, math.exp(ways(kind, count) + ways(total - kind, many - count) - everything)
+        both = _log_ways(kind, count) + _log_ways(total - kind, many - count)
+        yield count, math.exp(both - everything)
+
+
+def _log_ways(total: int, taken: int) -> float:
+    """ln C(total, taken)."""
+    return math.lgamma(total + 1) - math.lgamma(taken + 1) - math.lgamma(total - taken + 1)
 
 
 SAID = ("user", "import")
@@ -244,9 +244,15 @@ class Loader:
         found = self.batches(setup)
         changes: dict[str, object] = {"sequence_length": found.worst}
         if setup.origins.get("padded") not in SAID and not setup.padding_free:
-            changes["padded"] = found.rows > 1 and len(self.lengths.values) > 1 or found.pads
+            changes["padded"] = (found.rows > 1 and len(found.values) > 1) or found.pads
         origins = {**setup.origins, **dict.fromkeys(changes, "lengths")}
         return setup.with_(**changes, origins=origins)
+
+    def of_any_batch(self, setup: Setup) -> Setup:
+        """The same with a mask, which every micro-batch of more than one row has."""
+        if setup.origins.get("padded") != "lengths" or len(self.lengths.values) == 1:
+            return setup
+        return setup.with_(padded=True)
 
 
 def loader_of(lengths: Lengths, setup: Setup, positions: int | None = None) -> Loader:

@@ -1,9 +1,10 @@
 """The lengths of a dataset's examples in tokens: a file of them, or a law through mean, 95th percentile and
 maximum.
 
-A law stated as mean:p95:max is a log-normal one cut off at the maximum, each length rounded up: with
-ln X normal of mean m and deviation s, P(length <= n) = P(X <= n) / P(X <= max), where m and s make the mean and the 95th
-percentile what was stated. Where that percentile is the maximum, one example in 20 is cut off there. Lengths of documents are close to log-normal; a file says what they are.
+A law stated as mean:p95:max is a log-normal one, rounded up and cut off at the maximum, as a loader cuts off
+what is too long: P(length <= n) = P(X <= n) below the maximum, with ln X normal, where the middle and the
+deviation of ln X make the mean (of what is cut off) and the 95th percentile what was stated. A file says what
+the lengths are.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ MOST = 2**24  # tokens of an example
 MOST_BYTES = 2 * 10**8
 COLUMNS = ("length", "input_ids")
 """What a row's length is read from: transformers 5.24 training_args.py length_column_name, or the tokens."""
-P95 = 0.95
-LEAST, WIDEST = 1e-3, 6.0
-"""Between which deviations of ln X a law is looked for; the widest is close to 1/n."""
+NORMAL_P95 = 1.6448536269514722  # deviations from the middle of a normal law to its 95th percentile
+LEAST, WIDEST = 1e-4, 6.0
+"""Between which deviations of ln X a law is looked for."""
 LONGEST_LAW = 2**20
 STEPS = 80  # halvings of an interval: more than a double has digits
 
@@ -101,7 +102,7 @@ def _counted(source: str, counts: Counter[int]) -> Lengths:
     if not counts:
         raise UsageError(
             f"--lengths '{shorten(source)}' holds no length: expected one number a line, rows with a "
-            f"column {' or '.join(COLUMNS)}, or a histogram such as {{\"512\": 10}}"
+            f'column {" or ".join(COLUMNS)}, or a histogram such as {{"512": 10}}'
         )
     values = tuple(sorted(counts))
     cumulative = tuple(accumulate(counts[value] for value in values))
@@ -236,7 +237,9 @@ def through(mean: float, p95: float, most: float) -> Lengths:
     if most % 1:
         raise UsageError(f"{said}: max is {most:g}, expected a whole number of tokens")
     if mean > p95:
-        raise UsageError(f"{said}: the mean is more than the 95th percentile: expected mean:p95:max, ascending")
+        raise UsageError(
+            f"{said}: the mean is more than the 95th percentile: expected mean:p95:max, ascending"
+        )
     if p95 > most:
         raise UsageError(f"{said}: the 95th percentile is more than the maximum: expected mean:p95:max")
     if most > LONGEST_LAW:
@@ -247,12 +250,11 @@ def through(mean: float, p95: float, most: float) -> Lengths:
     law = _fitted(mean, p95, longest)
     if law is None:
         raise UsageError(
-            f"{said}: no log-normal law cut off at {longest:,} has a mean of {mean:g} and a 95th percentile of "
-            f"{p95:g}: name a file of lengths instead"
+            f"{said}: no log-normal law cut off at {longest:,} has that mean and 95th percentile: name a "
+            "file of lengths instead"
         )
     middle, deviation = law
-    whole = 1.0 if p95 == longest else _normal(math.log(longest), middle, deviation)
-    shares = [_normal(math.log(n), middle, deviation) / whole for n in range(1, longest)]
+    shares = [_normal(math.log(n), middle, deviation) for n in range(1, longest)]
     values = [n for n, share in enumerate(shares, 1) if share > 0]
     text = f"log-normal cut off at {longest:,} (of ln: mean {middle:.3f}, deviation {deviation:.3f})"
     cumulative = (*(share for share in shares if share > 0), 1.0)
@@ -270,7 +272,7 @@ def _fitted(mean: float, p95: float, most: int) -> tuple[float, float] | None:
     wanted = mean - 0.5
     found = _mean(p95, most, low)
     if found < wanted:
-        return None
+        return _middle(p95, low), low
     while found > wanted:  # the mean falls while the law widens, up to a turning point
         low, high, before = high, high * 1.1, found
         found = _mean(p95, most, high) if high < WIDEST else before
@@ -279,26 +281,16 @@ def _fitted(mean: float, p95: float, most: int) -> tuple[float, float] | None:
     for _ in range(STEPS):
         deviation = (low + high) / 2
         low, high = (deviation, high) if _mean(p95, most, deviation) > wanted else (low, deviation)
-    return _middle(p95, most, low), low
+    return _middle(p95, low), low
 
 
 def _mean(p95: float, most: int, deviation: float) -> float:
-    """The mean of so wide a law with that 95th percentile."""
-    middle, end = _middle(p95, most, deviation), math.log(most)
+    """The mean of so wide a law with that 95th percentile, cut off."""
+    middle, end = _middle(p95, deviation), math.log(most)
     below = math.exp(middle + deviation**2 / 2) * _normal(end - deviation**2, middle, deviation)
-    share = _normal(end, middle, deviation)
-    return below + most * (1 - share) if p95 == most else below / share
+    return below + most * (1 - _normal(end, middle, deviation))
 
 
-def _middle(p95: float, most: int, deviation: float) -> float:
+def _middle(p95: float, deviation: float) -> float:
     """The middle of ln X at which so wide a law has its 95th percentile there."""
-    low, high = math.log(p95) - 3 * deviation, math.log(most) + 30 * deviation
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        whole = 1.0 if p95 == most else _normal(math.log(most), middle, deviation)
-        below = _normal(math.log(p95), middle, deviation)
-        if whole == 0 or below / whole < P95:
-            high = middle
-        else:
-            low = middle
-    return low
+    return math.log(p95) - NORMAL_P95 * deviation
