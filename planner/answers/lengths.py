@@ -43,18 +43,13 @@ def with_lengths(
     """
     setup = prediction.setup
     batches = loader.batches(setup)
-    document = {
-        **_of_data(loader),
-        "batches": _kind(loader, setup),
-        "worst": _met(batches, setup.sequence_length) | {"step_bytes": prediction.step_peak.allocated_bytes},
-    }
+    row, size = setup.sequence_length, prediction.step_peak.allocated_bytes
+    document = {**_of_data(loader), "batches": _kind(loader, setup)}
     if loader.packs:
-        row = setup.sequence_length
-        document["worst"] = {"length": row, "once_in_steps": 1.0, "first_step": 1.0} | {
-            "step_bytes": prediction.step_peak.allocated_bytes
-        }
+        document["worst"] = {"length": row, "once_in_steps": 1.0, "first_step": 1.0, "step_bytes": size}
         document |= {"examples_per_row": row / loader.lengths.mean_up_to(row), "padding": 0.0}
         return _with(prediction, document)
+    document["worst"] = {**_met(batches, row), "step_bytes": size}
     if not setup.padding_free:
         document["steps"] = list(_percentiles(batches, prediction, at))
         document["padding"] = batches.padding

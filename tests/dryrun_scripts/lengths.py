@@ -1,5 +1,3 @@
-"""A Trainer over rows of different lengths: FOLDER METHOD STEPS SEED [grouped]."""
-
 import sys
 
 import torch
@@ -12,20 +10,20 @@ from transformers import (
     TrainingArguments,
 )
 
-folder, method, steps, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+folder, method, sampling, steps, seed = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 tokenizer = AutoTokenizer.from_pretrained(f"{folder}/model")
 model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.bfloat16, device_map={"": 0})
 if method == "lora":
     model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-generator = torch.Generator().manual_seed(seed)
-lengths = torch.exp(5.5 + 0.8 * torch.randn(4 * steps, generator=generator)).long().clamp(16, 1024)
-rows = [{"input_ids": [7] * n, "labels": [7] * n} for n in lengths.tolist()]
+noise = torch.randn(4 * steps, generator=torch.Generator().manual_seed(seed))
+lengths = torch.exp(5.5 + 0.8 * noise).long().clamp(16, 1024).tolist()
+rows = [{"input_ids": [7] * length, "labels": [7] * length} for length in lengths]
 pad = DataCollatorForSeq2Seq(tokenizer)
 
 
 def collate(batch):
     found = pad(batch)
-    with open(f"{folder}/steps-{method}-{seed}.txt", "a") as file:
+    with open(f"{folder}/steps.txt", "a") as file:
         print(found["input_ids"].shape[1], int(not found["attention_mask"].all()), file=file)
     return found
 
@@ -37,7 +35,7 @@ args = TrainingArguments(
     bf16=True,
     gradient_checkpointing=method == "lora",
     gradient_checkpointing_kwargs={"use_reentrant": False},
-    train_sampling_strategy="group_by_length" if "grouped" in sys.argv else "random",
+    train_sampling_strategy=sampling,
     report_to="none",
     save_strategy="no",
     seed=seed,
