@@ -56,9 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", required=True)
     python = parser.parse_args().python
-    print(
-        "| run of 40 steps, 4 rows each | equal steps | replayed | dry run | error | replay ends | dry run ends |"
-    )
+    print("| run | equal steps | replayed | dry run | error | replay ends | dry run ends |")
     print("|---|---|---|---|---|---|---|")
     for case in CASES:
         print(line(case, python), flush=True)
