@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import memplan
 from memplan.cli.main import run
+from memplan.cli.subject import read_subject
 from memplan.planner.inputs.batches import Batches
 from memplan.planner.inputs.lengths import of, read_lengths, through
 from memplan.planner.tables.errors import UsageError
@@ -319,3 +320,42 @@ def test_fit_and_compare_and_ask(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = document("ask", question, "--lengths", "512:1500:2048")
     assert found["setup"]["sequence_length"] == 2048 and found["setup"]["padded"]
     assert found["lengths"]["worst"]["length"] == 2048
+
+
+AXOLOTL = "base_model: a\nsequence_len: 1000\nmicro_batch_size: 2\nadapter: lora\nlora_r: 8\n"
+FACTORY = "model_name_or_path: a\nstage: sft\nfinetuning_type: lora\ncutoff_len: 1000\n"
+TRL = "model_name_or_path: a\nuse_peft: true\nmax_length: 1000\nlora_r: 8\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "worst"),
+    [
+        (AXOLOTL, "random", 960),
+        (AXOLOTL + "pad_to_sequence_len: false\n", "random", 900),
+        (AXOLOTL + "pad_to_sequence_len: true\n", "random", 1024),
+        (AXOLOTL + "group_by_length: true\npad_to_sequence_len: false\n", "by_length", 900),
+        (AXOLOTL + "sample_packing: true\n", "packed", 1000),
+        (FACTORY, "random", 904),
+        (FACTORY + "packing: true\n", "packed", 1000),
+        (FACTORY + "group_by_length: true\n", "by_length", 904),
+        (TRL, "random", 900),
+        (TRL + "train_sampling_strategy: group_by_length\n", "by_length", 900),
+        (TRL + "pad_to_multiple_of: 128\n", "random", 1024),
+        (TRL + "padding_free: true\n", "padding_free", 900),
+        (TRL + "packing: true\n", "packed", 1000),
+        (TRL.replace("1000", "500"), "random", 500),
+    ],
+)
+def test_a_training_files_own_loader(text: str, kind: str, worst: int, tmp_path: Path) -> None:
+    path, model, lengths = tmp_path / "train.yaml", tmp_path / "config.json", tmp_path / "lengths.json"
+    path.write_text(text)
+    model.write_text(json.dumps(MODEL))
+    lengths.write_text(json.dumps(FILE))
+    subject = read_subject(str(path), {"base_model": str(model), "lengths": str(lengths)})
+    assert subject.loader is not None
+    assert subject.setup.sequence_length == worst
+    batches = subject.loader.batches(subject.setup)
+    found = (
+        "packed" if subject.loader.packs else "padding_free" if subject.setup.padding_free else batches.how
+    )
+    assert found == kind

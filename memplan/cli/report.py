@@ -18,6 +18,7 @@ from memplan.cli.subject import Subject, read_subject
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
+from memplan.render.lengths import lengths_lines
 
 
 @click.command(
@@ -90,7 +91,10 @@ def command(
 
 
 def _predict(subject: Subject, engine: str | None = None) -> Prediction:
-    return subject.annotate(subject.predict(subject.setup, engine))
+    prediction = subject.annotate(subject.predict(subject.setup, engine))
+    lengths = lengths_lines(prediction.extra.get("lengths"), subject.setup.allocator)
+    said = [f"{head.lower()} {text}: the page is of the longest batch alone" for head, text in lengths]
+    return prediction.with_(warnings=(*said, *prediction.warnings))
 
 
 def page_of(subject: Subject) -> str:
