@@ -173,15 +173,15 @@ def judged(prediction: Prediction, loader: Loader, spec: ModelSpec | None) -> Pr
     lengths = prediction.extra["lengths"]
     if "reserved" not in lengths or spec is None:
         return _up_to(prediction, loader, spec)
-    verdicts, survived = [], False
+    verdicts, survived, named = [], False, prediction.setup.gpu
     most = lengths["reserved"][prediction.setup.allocator]["high_bytes"]
     for verdict in sorted(prediction.gpus, key=lambda verdict: verdict.usable_bytes):
-        gpu = find_gpu(verdict.name)
+        gpu = find_gpu(named or verdict.name)
         if verdict.verdict == "fits" and not survived and most > gpu.usable_bytes - gpu.context_bytes:
             found = on_gpu(spec, prediction, loader, gpu)
             survived = found["survives"]
             verdict = verdict if survived else replace(verdict, verdict="tight")
-            if prediction.setup.gpu is not None:
+            if named:
                 prediction = _with(prediction, {**lengths, "on_gpu": found})
         verdicts.append(verdict)
     places = [verdict.name for verdict in prediction.gpus]
@@ -194,6 +194,7 @@ def on_gpu(spec: ModelSpec, prediction: Prediction, loader: Loader, gpu: Gpu) ->
     and how often the cache is given back.
     """
     setup, batches = prediction.setup, loader.batches(prediction.setup)
+    setup = setup.with_(gpu=setup.gpu or gpu.name)  # whose kernels
     capacity = round((gpu.usable_bytes - gpu.context_bytes) / (1 + margin(prediction)))
     releases = served = 0
     for seed in SEEDS:

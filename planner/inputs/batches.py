@@ -50,6 +50,7 @@ class Batches:
     how: How = "random"
     limit: int | None = None
     multiple: int = 1
+    flat: bool = False  # one behind another, none padded
     _known: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     def padded(self, length: int) -> int:
@@ -150,7 +151,9 @@ class Batches:
                 yield self._step(found[at : at + rows])
 
     def _step(self, rows: list[int]) -> tuple[int, bool]:
-        """The longest row first, the shortest last."""
+        """The longest row first, the shortest last. Flat, they are as long as they are on average."""
+        if self.flat:
+            return -(-sum(map(self.padded, rows)) // len(rows)), False
         length = self.padded(rows[0])
         shortest = rows[-1] if self.limit is None else min(rows[-1], self.limit)
         return length, shortest < length
@@ -235,7 +238,16 @@ class Loader:
         step = rows * setup.gradient_accumulation
         drawn: How = "by_length" if setup.group_by_length else "random"
         multiple = 1 if setup.padding_free else setup.pad_to_multiple_of
-        return Batches(self.lengths, rows, step * setup.gpus, step, how or drawn, self.limit, multiple)
+        return Batches(
+            self.lengths,
+            rows,
+            step * setup.gpus,
+            step,
+            how or drawn,
+            self.limit,
+            multiple,
+            setup.padding_free,
+        )
 
     def applied(self, setup: Setup) -> Setup:
         """The setup of the longest batch that the run meets: with a mask where a row of it is padded."""

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import math
+import os
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from memplan.planner.inputs.jsonfile import parse_json
+from memplan.planner.inputs.jsonfile import parse_json, whole
 from memplan.planner.inputs.textfile import read_text
 from memplan.planner.tables.errors import UsageError, shorten, shown
 
@@ -90,7 +91,7 @@ def read_lengths(text: str) -> Lengths:
     parts = text.split(":")
     if len(parts) == 3 and all(_number(part) is not None for part in parts):
         return through(*(float(part) for part in parts))
-    return _counted(text, _read(Path(text).expanduser()))
+    return _counted(text, _read(Path(os.path.expanduser(text))))
 
 
 def of(lengths: Iterable[int], source: str = "lengths") -> Lengths:
@@ -113,7 +114,7 @@ def _counted(source: str, counts: Counter[int]) -> Lengths:
 
 
 def _read(path: Path) -> Counter[int]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(
             f"--lengths '{shorten(str(path))}': expected mean:p95:max, such as 512:1800:4096, or a file, and "
             "there is none of that name"
@@ -139,9 +140,11 @@ def _rows(text: str, name: str) -> Iterator[int]:
             continue
         place = f"'{name}' line {number}"
         try:
-            row = parse_json(line, name)
+            row = json.loads(line, parse_int=whole)
         except json.JSONDecodeError as error:
             raise UsageError(f"{place} is not JSON: {error.msg}") from None
+        except RecursionError:
+            raise UsageError(f"{place} is nested too deep to be a row") from None
         yield _of_row(row, place)
 
 
@@ -160,6 +163,7 @@ def _of_row(row: Any, place: str) -> int:
 def _table(text: str, name: str) -> Iterator[int]:
     """CSV with a header that has a column of COLUMNS."""
     first = text.splitlines()[0] if text.strip() else ""
+    csv.field_size_limit(MOST_BYTES)  # a column of tokens is long
     reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first else ",")
     try:
         column = next((key for key in COLUMNS if key in (reader.fieldnames or ())), None)
