@@ -38,18 +38,18 @@ def line(case: Case, python: str) -> str:
         seen, steps = dry_run(case, folder, python)
         found = replayed(case, folder, steps)
         equal = reserved_of_equal_steps(case, folder, max(steps)[0])
-    what = f"{case.model} {case.method}, {case.sampling}, seed {case.seed}, {case.allocator}, {case.gpu}"
-    ends = [
-        f"{n} releases" if done else f"out of memory in step {n + 1}"
-        for n, done in (
-            (found.releases if found.steps == case.steps else found.steps, found.steps == case.steps),
-            (seen.retries if seen.refused is None else seen.steps, seen.refused is None),
-        )
-    ]
-    error = found.reserved / seen.reserved_bytes - 1
+    words = (f"{case.model} {case.method}", "sorted" * (case.sampling != "random"), f"seed {case.seed}")
+    what = ", ".join(filter(None, (*words, case.allocator, case.gpu.removeprefix("a100-80gb"))))
     sizes = " | ".join(f"{size / MIB:,.0f}" for size in (equal, found.reserved, seen.reserved_bytes))
-    off = "" if seen.refused is not None else f"{error:+.2%}"
-    return f"| {what} | {sizes} | {off} | {ends[0]} | {ends[1]} |"
+    error = "" if seen.refused is not None else f"{found.reserved / seen.reserved_bytes - 1:+.2%}"
+    replay = end(found.releases, found.steps, found.steps < case.steps)
+    seen_end = end(seen.retries, seen.steps, seen.refused is not None)
+    return f"| {what} | {sizes} | {error} | {replay} | {seen_end} |"
+
+
+def end(releases: int, steps: int, refused: bool) -> str:
+    """How a run ends: how often it gave its cache back, or in which step it ran out of memory."""
+    return f"out of memory in step {steps + 1}" if refused else str(releases)
 
 
 def main() -> None:
