@@ -6,7 +6,7 @@ Computes nothing itself; torch is imported only by `trace` and `profile`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,29 +137,12 @@ def setup_gpu(text: Any) -> str:
 
 
 def plan(
-    model: ModelLike,
-    setup: Setup | None = None,
-    *,
-    engine: str | None = None,
-    lengths: str | Path | Iterable[int] | None = None,
-    **fields: Any,
+    model: ModelLike, setup: Setup | None = None, *, engine: str | None = None, **fields: Any
 ) -> Prediction:
-    """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora",
-    gpu="rtx-4090").peak.device_bytes`.
-
-    `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete
-    Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...) or by the command
-    line's (batch, seq, dtype, checkpointing=True). Sizes are bytes. With `lengths` (a file, mean:p95:max, or
-    the lengths themselves) it is that of the longest batch; `extra["lengths"]` says how often that is met.
-    Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
+    """The memory of one training step, predicted: `memplan.plan` (memplan/lengths.py) where every row is as
+    long as the setup says. Raises UsageError, NetworkError.
     """
-    found, complete = request(model, setup, **fields)
-    if lengths is None:
-        return predict(found, complete, engine)
-    from memplan.lengths import applied
-    from memplan.lengths import predict as of_lengths
-
-    return of_lengths(found, *applied(found, complete, lengths), engine)
+    return predict(*request(model, setup, **fields), engine)
 
 
 def trace(model: ModelLike, setup: Setup | None = None, **fields: Any) -> Prediction:
