@@ -8,7 +8,7 @@ the formula: `accumulated` replays a seeded run of them through the caching allo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -27,8 +27,8 @@ from memplan.planner.tables.progress import tell
 PERCENTILES = {"formula": (50, 90, 95, 99), "trace": (50, 95)}
 """Of a step's length; each is another trace."""
 SEEDS = (0, 1)
-BEFORE, AFTER = 24, 8
-"""Steps that are drawn before the longest batch, and after it: it is where a run's reserved memory ends."""
+BEFORE, STEADY, MOST = 24, 8, 64
+"""Steps drawn before the longest batch; those at the end that reserve no more; all of them at most."""
 UNREPLAYED = "what different lengths leave reserved (with expandable segments next to none)"
 
 
@@ -135,13 +135,48 @@ def _otherwise(loader: Loader, setup: Setup) -> dict[str, Any]:
 
 
 def run_of(batches: Batches, setup: Setup, seed: int) -> Iterator[tuple[int, bool]]:
-    """A seeded run of one GPU's steps, with the longest batch among them: first where batches are sorted,
-    else behind BEFORE others.
+    """A seeded run of one GPU's steps without end, with the longest batch among them: first where batches are
+    sorted, else behind BEFORE others.
     """
     drawn = batches.drawn(seed, batches.rows * setup.gradient_accumulation)
     if batches.how == "by_length":
-        return islice(drawn, BEFORE + AFTER + 1)
-    return chain(islice(drawn, BEFORE), [(batches.worst, setup.padded)], islice(drawn, AFTER))
+        return drawn
+    return chain(islice(drawn, BEFORE), [(batches.worst, setup.padded)], drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The most that a run reserved, in bytes, after how many steps, and how often its cache was given back;
+    `steady`: the last STEADY steps reserved no more.
+    """
+
+    reserved: int
+    steps: int
+    releases: int
+    steady: bool
+
+
+def replayed(
+    spec: ModelSpec,
+    setup: Setup,
+    batches: Batches,
+    seed: int,
+    mode: Mode | None = None,
+    capacity: int | None = None,
+) -> Replayed:
+    """A seeded run up to where it reserves no more, the longest batch included, or to MOST steps. Raises
+    OutOfMemory.
+    """
+    run = varied_run(spec, setup, mode, capacity)
+    assert run is not None, "asked for where runs are replayed"
+    most = unchanged = steps = 0
+    for step in islice(run_of(batches, setup, seed), MOST):
+        reserved = run.step(step)[1]
+        unchanged = unchanged + 1 if reserved <= most else 0
+        most, steps = max(most, reserved), steps + 1
+        if steps > BEFORE and unchanged >= STEADY:
+            break
+    return Replayed(most, steps, run.releases, unchanged >= STEADY)
 
 
 def accumulated(spec: ModelSpec, setup: Setup, batches: Batches) -> dict[str, Any]:
@@ -149,20 +184,22 @@ def accumulated(spec: ModelSpec, setup: Setup, batches: Batches) -> dict[str, An
     them.
     """
     tell("replaying a run of different lengths")
-    native = [_most(spec, setup, batches, seed, "native") for seed in SEEDS]
-    expandable = _most(spec, setup, batches, SEEDS[0], "expandable")
-    return {
-        "steps": BEFORE + AFTER + 1,
-        "seeds": list(SEEDS),
-        "native": {"low_bytes": min(native), "high_bytes": max(native)},
-        "expandable": {"low_bytes": expandable, "high_bytes": expandable},
+    native = [replayed(spec, setup, batches, seed, "native") for seed in SEEDS]
+    runs = {"native": native, "expandable": [replayed(spec, setup, batches, SEEDS[0], "expandable")]}
+    every = [run for found in runs.values() for run in found]
+    sizes = {
+        mode: {
+            "low_bytes": min(run.reserved for run in found),
+            "high_bytes": max(run.reserved for run in found),
+        }
+        for mode, found in runs.items()
     }
-
-
-def _most(spec: ModelSpec, setup: Setup, batches: Batches, seed: int, mode: Mode) -> int:
-    run = varied_run(spec, setup, mode)
-    assert run is not None, "asked for where runs are replayed"
-    return max(run.step(step)[1] for step in run_of(batches, setup, seed))
+    return {
+        "steps": max(run.steps for run in every),
+        "steady": all(run.steady for run in every),
+        "seeds": list(SEEDS),
+        **sizes,
+    }
 
 
 def judged(prediction: Prediction, loader: Loader, spec: ModelSpec | None) -> Prediction:
@@ -177,7 +214,7 @@ def judged(prediction: Prediction, loader: Loader, spec: ModelSpec | None) -> Pr
     most = lengths["reserved"][prediction.setup.allocator]["high_bytes"]
     for verdict in sorted(prediction.gpus, key=lambda verdict: verdict.usable_bytes):
         gpu = find_gpu(named or verdict.name)
-        if verdict.verdict == "fits" and not survived and most > gpu.usable_bytes - gpu.context_bytes:
+        if verdict.verdict == "fits" and not survived and most > _room(prediction, gpu):
             found = on_gpu(spec, prediction, loader, gpu)
             survived = found["survives"]
             verdict = verdict if survived else replace(verdict, verdict="tight")
@@ -195,19 +232,19 @@ def on_gpu(spec: ModelSpec, prediction: Prediction, loader: Loader, gpu: Gpu) ->
     """
     setup, batches = prediction.setup, loader.batches(prediction.setup)
     setup = setup.with_(gpu=setup.gpu or gpu.name)  # whose kernels
-    capacity = round((gpu.usable_bytes - gpu.context_bytes) / (1 + margin(prediction)))
-    releases = served = 0
-    for seed in SEEDS:
-        run = varied_run(spec, setup, capacity=capacity)
-        assert run is not None, "asked for where runs are replayed"
-        try:
-            for step in run_of(batches, setup, seed):
-                run.step(step)
-                served += 1
-        except OutOfMemory:
-            return {"survives": False, "releases": None, "steps": served}
-        releases += run.releases
-    return {"survives": True, "releases": releases, "steps": served}
+    steps = releases = 0
+    try:
+        for seed in SEEDS:
+            found = replayed(spec, setup, batches, seed, capacity=_room(prediction, gpu))
+            steps, releases = steps + found.steps, releases + found.releases
+    except OutOfMemory:
+        return {"survives": False, "releases": None, "steps": None}
+    return {"survives": True, "releases": releases, "steps": steps}
+
+
+def _room(prediction: Prediction, gpu: Gpu) -> int:
+    """What a GPU has for the allocator, bytes, less the engine's error."""
+    return round((gpu.usable_bytes - gpu.context_bytes) / (1 + margin(prediction)))
 
 
 def _up_to(prediction: Prediction, loader: Loader, spec: ModelSpec | None) -> Prediction:
