@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 import memplan
 from memplan.cli.main import run
 from memplan.cli.subject import read_subject
+from memplan.planner.answers.verdict import what_it_takes
 from memplan.planner.inputs.batches import Batches
 from memplan.planner.inputs.lengths import of, read_lengths, through
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -251,6 +253,23 @@ def test_one_row_has_no_padding() -> None:
     assert planned(batch=1, pad_to_multiple_of=8)[0].setup.padded is True
     found, lengths = planned(lengths=[512] * 5)
     assert found.setup.padded is False and "reserved" not in lengths
+
+
+def test_a_run_that_fragments_is_tight_where_its_longest_batch_fits_alone() -> None:
+    model, asked = {**LLAMA, "num_hidden_layers": 4}, {"method": "lora", "batch": 4}
+    peak = memplan.plan(model, **asked, seq=2048, padded=True, gpu="h200").peak
+    gpu = f"{(peak.reserved_bytes * 1.08 + peak.context_bytes) / 2**30:.2f}GiB"
+    alone = memplan.plan(model, **asked, seq=2048, padded=True, gpu=gpu)
+    found = memplan.plan(model, **asked, lengths="300:900:2048", gpu=gpu)
+    assert alone.peak == found.peak
+    assert (alone.gpus[0].verdict, found.gpus[0].verdict) == ("fits", "tight")
+    assert found.extra["lengths"]["on_gpu"]["survives"] is False
+    assert "not behind others of different lengths" in what_it_takes(found, find_gpu(gpu))
+    expandable = memplan.plan(model, **asked, lengths="300:900:2048", gpu=gpu, allocator="expandable")
+    assert expandable.gpus[0].verdict == "fits"
+    larger = memplan.plan(model, **asked, lengths="300:900:2048", gpu="7GiB")
+    assert larger.gpus[0].verdict == "fits"
+    assert larger.extra["lengths"]["on_gpu"]["releases"] > 0
 
 
 def test_where_no_run_is_replayed_nothing_is_said_to_fit() -> None:
