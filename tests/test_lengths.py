@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import memplan
 from memplan.cli.main import run
 from memplan.cli.subject import read_subject
-from memplan.planner.answers.verdict import what_it_takes
+from memplan.planner.answers.verdict import margin, what_it_takes
 from memplan.planner.inputs.batches import Batches
 from memplan.planner.inputs.lengths import of, read_lengths, through
 from memplan.planner.tables.errors import UsageError
@@ -257,19 +257,25 @@ def test_one_row_has_no_padding() -> None:
 
 def test_a_run_that_fragments_is_tight_where_its_longest_batch_fits_alone() -> None:
     model, asked = {**LLAMA, "num_hidden_layers": 4}, {"method": "lora", "batch": 4}
-    peak = memplan.plan(model, **asked, seq=2048, padded=True, gpu="h200").peak
-    gpu = f"{(peak.reserved_bytes * 1.08 + peak.context_bytes) / 2**30:.2f}GiB"
-    alone = memplan.plan(model, **asked, seq=2048, padded=True, gpu=gpu)
-    found = memplan.plan(model, **asked, lengths="300:900:2048", gpu=gpu)
+    unbounded = memplan.plan(model, **asked, seq=2048, padded=True, gpu="h200")
+
+    def gpu(share: float) -> str:
+        """A GPU with so much of what the longest batch reserves, beyond the margin of a verdict."""
+        peak, sure = unbounded.peak, share * (1 + margin(unbounded))
+        return f"{(peak.reserved_bytes * sure + peak.context_bytes) / 2**30:.2f}GiB"
+
+    close, larger = gpu(1.04), gpu(1.08)
+    alone = memplan.plan(model, **asked, seq=2048, padded=True, gpu=close)
+    found = memplan.plan(model, **asked, lengths="300:900:2048", gpu=close)
     assert alone.peak == found.peak
     assert (alone.gpus[0].verdict, found.gpus[0].verdict) == ("fits", "tight")
     assert found.extra["lengths"]["on_gpu"]["survives"] is False
-    assert "not behind others of different lengths" in what_it_takes(found, find_gpu(gpu))
-    expandable = memplan.plan(model, **asked, lengths="300:900:2048", gpu=gpu, allocator="expandable")
+    assert "not behind others of different lengths" in what_it_takes(found, find_gpu(close))
+    expandable = memplan.plan(model, **asked, lengths="300:900:2048", gpu=close, allocator="expandable")
     assert expandable.gpus[0].verdict == "fits"
-    larger = memplan.plan(model, **asked, lengths="300:900:2048", gpu="7GiB")
-    assert larger.gpus[0].verdict == "fits"
-    assert larger.extra["lengths"]["on_gpu"]["releases"] > 0
+    enough = memplan.plan(model, **asked, lengths="300:900:2048", gpu=larger)
+    assert enough.gpus[0].verdict == "fits"
+    assert enough.extra["lengths"]["on_gpu"]["releases"] > 0
 
 
 def test_where_no_run_is_replayed_nothing_is_said_to_fit() -> None:
