@@ -211,6 +211,11 @@ def what_it_takes(prediction: Prediction, gpu: Gpu) -> str:
     batch.
     """
     room, need = gpu.usable_bytes - gpu.context_bytes, need_of(prediction)
+    if not prediction.extra.get("lengths", {}).get("on_gpu", {}).get("survives", True):
+        return (
+            "the longest batch fits alone, not behind others of different lengths: expandable segments, "
+            "sorted batches (--set group_by_length=true) or a smaller batch"
+        )
     if need.reserved <= room:
         return (
             f"within the {need.margin:.1%} by which what is reserved may be off; expandable segments or a "

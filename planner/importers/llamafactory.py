@@ -198,6 +198,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             "--engine trace"
         )
     _settle_method(facts, warnings)
+    if facts.get("_packing"):
+        facts["padded"] = False
     if facts.get("_neat"):
         packed_rows(facts, warnings)
     if facts.get("_norms"):

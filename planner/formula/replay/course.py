@@ -47,7 +47,16 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The events of a steady step: which ids it frees of the step before (`given`), and which it leaves."""
+
+    events: list[int]
+    given: list[int]
+    left: list[int]
+
+
+@dataclass
 class RunScript:
     """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
     tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
@@ -64,6 +73,14 @@ class RunScript:
         for place, index in enumerate(indices, first):
             if stream := tape.infos[index].stream:
                 self.events.streams[place] = stream
+
+    @cached_property
+    def steady(self) -> Steady:
+        """The steady step."""
+        events = self.events.events[self.events.steady : self.events.trained]
+        made = {each for each in events if each >= 0}
+        freed = {~each for each in events if each < 0}
+        return Steady(events, sorted(freed - made), sorted(made - freed))
 
 
 class Run:
