@@ -64,6 +64,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo, qlora": (QWEN, {"task": "dpo", "method": "qlora", "recipe": "trl"}),
     "dpo, second model beside an adapter": (LLAMA, {"task": "dpo", "reference": "model"}),
     "dpo, reference precomputed": (LLAMA, {"task": "dpo", "method": "full", "reference": "none"}),
+    "dpo of whole logits, adapter off": (
+        LLAMA,
+        {"task": "dpo_logits", "recipe": "llamafactory", "method": "lora", "weight_dtype": "bfloat16"},
+    ),
+    "dpo of whole logits, second model": (QWEN, {"task": "dpo_logits", "recipe": "raw", "method": "full"}),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
     "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
