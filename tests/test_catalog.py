@@ -101,7 +101,8 @@ def test_a_total_is_what_is_published(entry):
     """To the digits of the published number, and never more than 4 %: labels are rounded (48B is 49.1B)."""
     about = _memplan(entry)
     assert re.search(
-        r"transformers 5\.24, models/\w+/|[\w-]+/[\w-]+ [0-9a-f]{9}|tests' copy|arXiv [0-9.]+|/[\w/-]+\.\w+", about["source"]
+        r"transformers 5\.24, models/\w+/|[\w-]+/[\w-]+ [0-9a-f]{9}|tests' copy|arXiv [0-9.]+|/[\w/-]+\.\w+",
+        about["source"],
     )
     number, unit = re.fullmatch(r"([\d.]+)([BT])", about["published"]).groups()
     digit = 10.0 ** -len(number.partition(".")[2])

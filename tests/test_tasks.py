@@ -383,6 +383,11 @@ FILES = {
     ),
     "stage.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: dpo\nfinetuning_type: lora\n",
+        "dpo_logits",
+        "",
+    ),
+    "kto.yaml": (
+        "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: kto\nfinetuning_type: lora\n",
         "sft",
         "stage",
     ),
@@ -390,8 +395,8 @@ FILES = {
         "model: {_component_: torchtune.models.llama3_1.lora_llama3_1_8b, lora_attn_modules: [q_proj]}\n"
         "loss: {_component_: torchtune.rlhf.loss.DPOLoss, beta: 0.1}\nbatch_size: 4\ndtype: bf16\n"
         "optimizer: {_component_: torch.optim.AdamW, fused: true}\n",
-        "sft",
-        "loss._component_",
+        "dpo_logits",
+        "",
     ),
 }
 

@@ -22,7 +22,8 @@ _MIRRORS = """
     unsloth nousresearch mlx-community lmstudio-community thebloke bartowski ggml-org hugging-quants
     huggingface-quants redhatai neuralmagic nm-testing casperhansen maziyarpanahi quantfactory solidrust
     axolotl-ai-co axolotl-quants modelcloud kaitchup iqbalhazza isotr0py huggyllama daryl149 alpindale
-    mistral-community mhenrichsen mapika cyankiwi cpatonn qwen second-state intel amd nvidia openvino techxgenus shuyuej
+    mistral-community mhenrichsen mapika cyankiwi cpatonn qwen second-state intel amd nvidia openvino
+    techxgenus shuyuej
 """
 MIRRORS = frozenset(_MIRRORS.split())
 HOSTS = frozenset(("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"))
@@ -71,7 +72,9 @@ class Variant:
     def quantization(self) -> dict[str, Any] | None:
         """The quantization_config that copies under such a name have; None where the words do not tell."""
         named = [STORED_AS[word] for word in self.stored if word in STORED_AS]
-        if len(named) != 1 or (named[0]["quant_method"] == "bitsandbytes" and not FOUR.intersection(self.stored)):
+        if len(named) != 1 or (
+            named[0]["quant_method"] == "bitsandbytes" and not FOUR.intersection(self.stored)
+        ):
             return None
         found = dict(named[0])
         if "bits" in found and EIGHT.intersection(self.stored):

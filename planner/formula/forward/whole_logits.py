@@ -19,8 +19,8 @@ from memplan.planner.tables.tasks import HOLDS_LOGITS
 
 
 def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """DPO's log-probability for each row, of all logits in fp32 and their log-softmax, which is saved; and the
-    logits where the stack names them until the loss is there.
+    """DPO's log-probability for each row, of all logits in fp32 and their log-softmax, which is saved; and
+    the logits where the stack names them until the loss is there.
     """
     t, batch = w.t, w.batch
     logits = cast(t, logits_of(w, hidden), "float32", "fp32 logits")
