@@ -61,7 +61,7 @@ PATIENCE = 600
 
 
 def traced(path: Path) -> str:
-    """What the command says of a file whose family the formula lacks: whether it has an answer, or why not."""
+    """Whether the command has an answer for a file whose family the formula lacks, or why not."""
     call = [sys.executable, "-m", "memplan", str(path)]
     try:
         ended = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE, check=False)

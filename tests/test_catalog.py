@@ -15,7 +15,7 @@ from memplan.planner.tables.errors import UsageError
 
 ENTRIES = sorted(index())
 FORMULA = [entry for entry in ENTRIES if find(entry).config["model_type"] in FAMILIES]
-WITH_TOWER = [  # a formula family's layers beside a vision tower: the trace has the tower's activations as well
+WITH_TOWER = [  # a formula family's layers beside a vision tower, which the trace runs too
     entry
     for entry in ENTRIES
     if entry not in FORMULA and language_part(find(entry).config).get("model_type") in FAMILIES

@@ -3,7 +3,8 @@ DPO's in other stacks than TRL.
 
 trl 1.16 experimental/orpo/orpo_trainer.py and experimental/cpo/cpo_trainer.py concatenated_inputs,
 concatenated_forward, get_batch_logps; trainer/utils.py selective_log_softmax. Metrics, a number for each
-pair, are left out. DPO: TASKS (planner/tables/tasks.py) says where it was read. B pairs, S sequence, V vocabulary.
+pair, are left out. DPO: TASKS (planner/tables/tasks.py) says where it was read. B pairs, S sequence,
+V vocabulary.
 """
 
 from __future__ import annotations
