@@ -216,7 +216,7 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
     if setup.gpu:
         yield prediction, find_gpu(setup.gpu)
         return
-    from memplan.planner.answers.fit.gpus import cannot_run, older, with_its_kernels
+    from memplan.planner.answers.fit.kernels import cannot_run, older, with_its_kernels
 
     spec = _spec(model)
     for gpu in common_gpus():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import Setup
@@ -56,8 +56,7 @@ class Row:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Breakdown:
+class Breakdown(NamedTuple):
     """The rows alive at the peak of one moment; they add up to that moment's allocated bytes."""
 
     moment: str

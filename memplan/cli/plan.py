@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from memplan.render.terminal import Advice
 
 EXIT_DOES_NOT_FIT = 1
+SAVINGS = 2  # changes that the first screen names
 
 
 @click.command(
@@ -111,14 +112,14 @@ def cost_of(found: Model, prediction: Prediction, gpu: Gpu | None, options: Mapp
 
 
 def advice_on(found: Model, prediction: Prediction, gpu: Gpu | None) -> Advice:
-    """Three changes that would help and, on a GPU that is named, how far the setup can go; neither where the
-    formula lacks the family (a trace does not need it).
+    """The changes that would help most and, on a GPU that is named, how far the setup can go; neither where
+    the formula lacks the family (a trace does not need it).
     """
     from memplan.render.terminal import Advice
 
     setup = prediction.setup
     try:
-        changes = () if setup.method == "inference" else suggest(found.spec(), setup, prediction, gpu)
+        changes = () if setup.method == "inference" else suggest(found.spec(), setup, prediction, SAVINGS)
         if gpu is None or prediction.not_modelled or prediction.engine == "trace" or setup.device == "cpu":
             return Advice(changes)
         from memplan.planner.answers.fit.limits import limits

@@ -129,7 +129,8 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
     """
     if subject.setup.gpu is not None:
         return subject, find_gpu(subject.setup.gpu)
-    from memplan.planner.answers.fit.gpus import cannot_run, choose_cards
+    from memplan.planner.answers.fit.gpus import choose_cards
+    from memplan.planner.answers.fit.kernels import cannot_run
 
     cards = choose_cards(subject.model.spec(), subject.setup, missing=subject.not_modelled)
     chosen = cards.smallest or cards.at_least

@@ -5,8 +5,7 @@ behind --explain (explain.py) and --assumptions (sentences.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -32,18 +31,20 @@ LEFT = 34  # columns before the bars
 SHOWN_WARNINGS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(NamedTuple):
     """What the last lines are made of: single changes that save memory, and the limits of a named GPU."""
 
     suggestions: tuple[Suggestion, ...] = ()
     limits: Limits | None = None
 
 
+NO_ADVICE = Advice()
+
+
 def plan_screen(
     prediction: Prediction,
     gpu: Gpu | None,
-    advice: Advice = Advice(),
+    advice: Advice = NO_ADVICE,
     width: int = 80,
     ascii_only: bool = False,
 ) -> list[RenderableType]:

@@ -22,9 +22,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain, count
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple
 SMALL_LIMIT = 2**20  # kSmallSize: the largest request that the small pool serves
@@ -132,8 +131,7 @@ class Undecided(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """What an allocator goes back to: counters, and the fields of each block and pool."""
 
     reserved: int

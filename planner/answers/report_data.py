@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need
-from memplan.planner.answers.fit.gpus import cannot_run
+from memplan.planner.answers.fit.kernels import cannot_run
 from memplan.planner.answers.fit.suggest import CHOSEN
 from memplan.planner.answers.report_changes import page_changes
 from memplan.planner.answers.report_structures import PageContents, class_of

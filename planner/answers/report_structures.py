@@ -13,7 +13,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from memplan.planner.answers.fit.gpus import kernels
+from memplan.planner.answers.fit.kernels import kernels
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.report_runs import SymbolicRun, symbolic_run
 from memplan.planner.answers.report_tables import PageTables

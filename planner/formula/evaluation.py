@@ -4,8 +4,6 @@ step, and the logits that compute_metrics keeps; what `planner/run/evaluation.py
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.parameters import ParameterTable
@@ -38,7 +36,7 @@ class _Evaluation(Step):
         t.training = False
         self.setup = setup.with_(micro_batch=setup.eval_batch, checkpointing="none", gradient_accumulation=1)
         count = rows(self.setup) * self.setup.micro_batch
-        self.guard = replace(self.guard, single=count == 1)
+        self.guard = self.guard._replace(single=count == 1)
         with t.no_grad():
             if setup.eval_kept is None:
                 outputs, _, ids = self._batch(count)

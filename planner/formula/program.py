@@ -8,10 +8,9 @@ Python ints, over NumPy arrays and as JavaScript for the report page.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.formula.evaluation import run_evaluation
 from memplan.planner.formula.forward.context import Device, device_of
@@ -66,8 +65,7 @@ class PeakCandidate:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(NamedTuple):
     """Bytes of one prediction without its rows: allocated by moment, and the peak."""
 
     moments: dict[str, int]

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from memplan.planner.tables.errors import UsageError, nearest, shorten
@@ -60,8 +59,7 @@ SIZE = re.compile(r"(?<![a-z0-9.])(?:\d+x)?(\d+(?:\.\d+)?)([bmt])(?![a-z0-9])")
 MOST_CHARACTERS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """An entry found under another name; `stored` are the words about precision that were left out."""
 
     entry: str

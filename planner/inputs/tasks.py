@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from memplan.planner.inputs.families.table import trace_instead
 from memplan.planner.inputs.pictures import read_sizes
@@ -25,8 +26,7 @@ def rows(setup: Setup) -> int:
     return TASKS[setup.task].rows
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedRows:
+class GeneratedRows(NamedTuple):
     """What is sampled at once on one GPU: `rows` of `prompt` + `completion` tokens, for `steps` micro-steps.
     `old_scores`: the model is trained before all of them have been used, so that their log-probabilities
     are taken first.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.answers.verdict import Need, margin_of
 from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
@@ -199,8 +199,7 @@ class Structure:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """One micro-batch and sequence length of a grid."""
 
     micro_batch: int

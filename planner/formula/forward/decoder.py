@@ -7,6 +7,7 @@ What the model's forward keeps in local variables lives as long as it runs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
@@ -27,8 +28,7 @@ from memplan.planner.inputs.spec import Layer, prefix_sizes
 from memplan.planner.tables.methods import METHODS
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(NamedTuple):
     """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the
     sequence.
     """

@@ -6,8 +6,7 @@ R rank, N x K a weight's rows and columns, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from memplan.planner.formula.resident.added import ADDED
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
@@ -24,8 +23,7 @@ Kind = Literal["lora", "dora", "adalora", "ia3", "added"]
 Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(NamedTuple):
     """The tensors that a method adds beside one layer, by their short name. `experts`: how many the layer
     holds in one parameter.
     """
