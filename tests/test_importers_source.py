@@ -331,7 +331,7 @@ def test_a_script_on_transformers_own_parser_takes_the_words_as_options(tmp_path
             {"method": "full", "parallel": "zero2", "micro_batch": 1, "attention": "flash_attention_2"},
         ),
         (
-            "swift sft --model a/b --gradient_checkpointing_kwargs {\"use_reentrant\":false}",
+            'swift sft --model a/b --gradient_checkpointing_kwargs {"use_reentrant":false}',
             {"checkpointing": "non_reentrant", "targets": ("all-linear",)},
         ),
         ("swift sft --model a/b", {"checkpointing": "reentrant", "rank": 8, "dropout": 0.05}),
