@@ -303,8 +303,10 @@ def test_where_lengths_make_no_sense(fields: dict[str, Any], said: str) -> None:
 def test_lengths_are_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = tmp_path / "jobs.yaml"
     jobs.write_text("jobs:\n- model: gpt2\n")
-    open_file = tmp_path / "train.yaml"
-    open_file.write_text(FACTORY.replace("model_name_or_path: a\n", "lora_target: all\ntemplate: llama3\n"))
+    open_file = tmp_path / "train.py"
+    open_file.write_text(
+        "from transformers import TrainingArguments\nargs = TrainingArguments('o', bf16=True)\n"
+    )
     for words in (("fit", "--gpu", "t4"), ("fit", str(jobs)), (str(open_file),)):
         assert run([*words, "--lengths", "300:900:2048"]) == 2
         assert "--lengths goes with one MODEL" in capsys.readouterr().err
