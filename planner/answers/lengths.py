@@ -16,7 +16,7 @@ from memplan.planner.allocator.native import OutOfMemory
 from memplan.planner.allocator.replay import Mode
 from memplan.planner.answers.fit.limits import limits
 from memplan.planner.answers.verdict import judge, margin, withhold
-from memplan.planner.formula.engine import replays, varied_run
+from memplan.planner.formula.engine import replays_alone, varied_run
 from memplan.planner.inputs.batches import Batches, Loader
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
@@ -54,7 +54,7 @@ def with_lengths(
         document["steps"] = list(_percentiles(batches, prediction, at))
         document["padding"] = batches.padding
         document["otherwise"] = _otherwise(loader, setup)
-    if spec is not None and len(batches.values) > 1 and replays(spec, setup):
+    if spec is not None and len(batches.values) > 1 and replays_alone(spec, setup):
         document["reserved"] = accumulated(spec, setup, batches)
     return withhold(_with(prediction, document), unreplayed(spec, setup, loader))
 
@@ -64,7 +64,7 @@ def unreplayed(spec: ModelSpec | None, setup: Setup, loader: Loader) -> tuple[st
     alike = loader.packs or len(loader.batches(setup).values) == 1
     if alike or setup.allocator == "expandable" or setup.device != "cuda":
         return ()
-    return () if spec is not None and replays(spec, setup) else (UNREPLAYED,)
+    return () if spec is not None and replays_alone(spec, setup) else (UNREPLAYED,)
 
 
 def _with(prediction: Prediction, document: dict[str, Any]) -> Prediction:

@@ -9,8 +9,8 @@ recorded runs say where that is more). usable >= high: fits; usable < low: no; b
 What is not modeled (another trainer, another vendor's kernels) makes all of it a lower bound: `withheld`, the
 one place where a verdict is withheld.
 
-A setup that several GPUs share is not replayed: low and high are then its estimate, and `close_calls` says
-beside a `fits` what fragmentation could undo.
+A setup that is not replayed (ZeRO, offloading, FSDP2's accumulation under accelerate) has its estimate as low
+and high, and `close_calls` says beside a `fits` what fragmentation could undo.
 """
 
 from __future__ import annotations
