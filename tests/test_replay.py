@@ -289,8 +289,8 @@ def test_expandable_segments_leave_less_between_tensors():
     assert expandable.allocated_bytes <= expandable.reserved_bytes
 
 
-def test_ranks_that_share_are_estimated_and_it_is_said():
-    setup = resolve({"method": "lora", "gpus": 2, "parallel": "ddp"})
+def test_what_has_no_run_is_estimated_and_it_is_said():
+    setup = resolve({"method": "lora", "gpus": 2, "parallel": "zero3"})
     assert replay_of(find("llama-7b").spec(), setup) is None
     found = replay_of(
         find("llama-7b").spec(), resolve({"method": "lora", "device": "cpu", "autocast": "none"})

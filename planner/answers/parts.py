@@ -22,7 +22,7 @@ def parts(prediction: Prediction, gpu: Gpu) -> Parts | None:
     The part that is the peak has its predicted reserved bytes. Of the others only their tensors are known
     apart (what loading reserved is still there in the step): they have them, and where the run was replayed
     what fragmentation takes beside them at the P95 (`UNCOUNTED`), but no more than the whole run reserves.
-    What several GPUs share is not replayed: as in its verdict, tensors are what a part needs.
+    Where nothing is replayed (ZeRO), as in its verdict, tensors are what a part needs.
     """
     sizes = {m.moment: m.allocated_bytes for m in prediction.moments}
     load, after = sizes.get(LOAD), [moment for moment in AFTER if moment in sizes]

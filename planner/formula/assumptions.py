@@ -73,7 +73,7 @@ def _of_task(setup: Setup) -> Iterator[str]:
 def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
     """What the formula simplifies. `replayed`: its run went through the caching allocator."""
     if setup.device == "cuda" and not replayed:
-        why = "several GPUs" if wraps(setup) else "a model of this depth"
+        why = f"{setup.parallel} so set up" if wraps(setup) else "a model of this depth"
         yield (
             f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator "
             "is not replayed: fragmentation is not counted"

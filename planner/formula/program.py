@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from memplan.planner.formula.after import after_training
 from memplan.planner.formula.forward.context import Device, device_of
+from memplan.planner.formula.generation import run_generation
 from memplan.planner.formula.lacking import refuse
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import ShardingPlan
@@ -28,8 +29,9 @@ from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
-from memplan.planner.tables.components import COMPONENTS, STEP_MOMENTS
+from memplan.planner.tables.components import COMPONENTS, GENERATION, STEP_MOMENTS
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
 
 SYMBOLS = ("B", "S", "R")
 
@@ -83,6 +85,9 @@ class Program:
         self.loading = loading
         self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
         self.tape = run_step(rank.seen, device, guard, rank)
+        self.generation: Tape | None = None
+        if TASKS[rank.setup.task].generates:
+            self.generation = run_generation(rank.seen, device, guard, rank)
         self.after = tuple(after_training(device, guard, rank))
         self.names = (*self.loading, *(name for _, names in self.tapes() for name in names))
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
@@ -90,7 +95,8 @@ class Program:
 
     def tapes(self) -> list[tuple[Tape, tuple[str, ...]]]:
         """Each tape, and the moments that are read from it."""
-        return [(self.tape, self.walked), *((tape, (name,)) for name, tape in self.after)]
+        sampled = () if self.generation is None else ((self.generation, (GENERATION,)),)
+        return [*sampled, (self.tape, self.walked), *((tape, (name,)) for name, tape in self.after)]
 
     @cached_property
     def moments(self) -> dict[str, list[PeakCandidate]]:
