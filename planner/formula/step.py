@@ -75,8 +75,10 @@ class Step:
             t.mark("end")
             del answer
             return t
-        if setup.gradient_accumulation > 1 and self.hooks.accumulates:
-            self._old_gradients()
+        if setup.gradient_accumulation > 1:
+            if self.hooks.accumulates:
+                self._old_gradients()
+            self.hooks.accumulated()
         dropped = not setup.loop.holds_outputs
         before: list[Tensor] = []
         if not dropped and (setup.retain_outputs or setup.gradient_accumulation > 1):
@@ -168,6 +170,14 @@ class Step:
             self.tape.log[-1] = (-1, {len(self.tape.infos) - 1: stored.count})
             self.resident.append(grad)
         self.w.accumulated = True
+
+    def _left_by_training(self) -> None:
+        """The gradients that are there when a step has ended: none where the loop or the optimizer frees
+        them.
+        """
+        setup = self.setup
+        if not (setup.zero_grad == "after_step" or setup.loop.frees_gradients or setup.optimizer_in_backward):
+            self._old_gradients()
 
     # ---- forward -------------------------------------------------------------------------------------------
 
