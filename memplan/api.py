@@ -27,7 +27,6 @@ from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
-from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.tested_versions import newer_than_tested
 
 if TYPE_CHECKING:
@@ -307,7 +306,7 @@ def unknown_family(model: Model) -> bool:
 
 def traced_alone(model: Model, setup: Setup) -> bool:
     """Whether the trace is all that answers, and installed: the formula has no family for the model, or no
-    rule for the setup's task.
+    rule for merging its adapter.
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
 
@@ -315,7 +314,9 @@ def traced_alone(model: Model, setup: Setup) -> bool:
         return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
     if unknown_family(model):
         return True
-    if not (TASKS[setup.task].generates or setup.merge):
+    from memplan.planner.formula.lacking import lacking
+
+    if setup.adapter is not None or not lacking(model.spec(), setup):
         return False
     from memplan.planner.run.extras import has_causal_model
 

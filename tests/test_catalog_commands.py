@@ -42,7 +42,8 @@ REFUSALS = (
     "prompt tuning needs embeddings as wide as the layers",  # opt-350m's are 512 wide, its layers 1,024
 )
 """What a library cannot do, or the formula has no rule for: exit 2, and each says the next move."""
-CASES = sorted(itertools.product(index(), METHODS, COMMANDS))
+BY_FORMULA = [name for name, row in METHODS.items() if not row.traced]
+CASES = sorted(itertools.product(index(), BY_FORMULA, COMMANDS))
 SAMPLE = sorted(random.Random(20261128).sample(CASES, 58))
 ALWAYS = [("opt-350m", "adalora", "plan"), ("opt-350m", "lora", "compare")]
 

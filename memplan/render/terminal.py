@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
-from memplan.planner.answers.parts import deciding
+from memplan.planner.answers.parts import deciding, headline
 from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
@@ -102,6 +102,8 @@ def _on_one(prediction: Prediction, verdict: GpuVerdict) -> Iterator[Text]:
         yield Text(f"{short_gib(verdict.usable_bytes - most)} or more to spare")
     elif verdict.verdict == "no":
         yield Text(f"{short_gib(max(1, least - verdict.usable_bytes))} short")
+        if decides := headline(verdict.parts):
+            yield Text(decides)
 
 
 def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
@@ -168,6 +170,8 @@ def advice_lines(
         yield "Save", save_line(advice.suggestions, verdict, room)
     if prediction.host_bytes:
         yield "Host", f"{short_gib(prediction.host_bytes)} of host memory as well"
+    if saving := prediction.extra.get("save_host_bytes"):
+        yield "Saving", f"{short_gib(saving)} of host memory where the model is written"
     yield "Checked", checked(prediction)
     for text in prediction.warnings[:SHOWN_WARNINGS]:
         yield "Warning", text

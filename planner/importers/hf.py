@@ -50,6 +50,8 @@ def sharded(key: str, value: Any) -> str | None:
 
 EVAL_BATCH = 8
 """transformers 5.24 training_args.py per_device_eval_batch_size."""
+GENERATES = not_modelled("generation while it is evaluated: a KV cache, and the logits of each token")
+"""transformers 5.24 trainer_seq2seq.py prediction_step."""
 TRAINING: dict[str, Rule] = {
     "per_device_train_batch_size": use("_batch", integer),
     "train_micro_batch_size_per_gpu": use("_batch", integer),
@@ -81,6 +83,7 @@ TRAINING: dict[str, Rule] = {
     "per_device_eval_batch_size": use("_eval_batch", integer, "rows of an evaluation step"),
     **{name: use("_evaluates", text) for name in ("eval_strategy", "evaluation_strategy")},
     "use_cache": not_modelled("a key-value cache kept while training"),
+    "predict_with_generate": GENERATES,
     **ignored(
         "when gradients are synchronised across ranks, not how many bytes a step holds",
         """

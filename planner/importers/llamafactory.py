@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers.hf import TRAINING, packed_rows, settle
+from memplan.planner.importers.hf import GENERATES, TRAINING, packed_rows, settle
 from memplan.planner.importers.rules import (
     PICTURES,
     TOWER,
@@ -152,9 +152,10 @@ RULES: dict[str, Rule] = {
         "export and inference",
         """
         export_* infer_* vllm_* sglang_* use_kv_cache use_v1_kernels do_sample temperature top_p top_k num_beams max_new_tokens
-        repetition_penalty length_penalty skip_special_tokens predict_with_generate generation_*
+        repetition_penalty length_penalty skip_special_tokens generation_*
     """,
     ),
+    "predict_with_generate": GENERATES,
     **ignored(
         "logging, plotting and profiling",
         """

@@ -40,6 +40,7 @@ BASE: dict[str, Any] = {
     "retain_outputs": False,
     "eval_batch": None,
     "eval_kept": None,
+    "save": False,
     "merge": False,
     "images": (),
     "image_min_pixels": None,
@@ -81,6 +82,8 @@ BASE: dict[str, Any] = {
     "virtual_tokens": None,
     "trainable_layers": None,
     "bottleneck": None,
+    "adapters": None,
+    "layers_to_transform": (),
     "adapter": None,
     "device": "cuda",
 }

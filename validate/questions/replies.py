@@ -8,7 +8,6 @@ from typing import Any
 
 from memplan.planner.inputs.families.table import FAMILIES, language_part
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import TASKS
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
@@ -64,7 +63,6 @@ def ask(sentence: str, lang: str | None = None, context: EvaluationContext | Non
 
 
 def _reply(question: Question, context: EvaluationContext) -> Reply:
-    _refuse_sampling(question)
     if question.model and REPLIES[question.intent] is memory:
         _refuse_unknown_family(question, context)
     return REPLIES[question.intent](question, context)
@@ -75,16 +73,6 @@ def _traces(question: Question) -> str:
     said = {f"--{key}": question.fields.get(key) for key in ("task", "method")}
     words = [f"{option} {value}" for option, value in (*said.items(), ("--gpu", question.gpu)) if value]
     return " ".join(["memplan", question.model or "MODEL", *words])
-
-
-def _refuse_sampling(question: Question) -> None:
-    """A task that samples its batch, for which the formula has no rule. Raises UsageError."""
-    task = question.fields.get("task")
-    if task in TASKS and TASKS[task].generates:
-        raise UsageError(
-            f"ask: the formula, with which questions are answered, has no rule for task '{task}', which samples "
-            f"its batch from the model: {_traces(question)} traces it"
-        )
 
 
 def _refuse_unknown_family(question: Question, context: EvaluationContext) -> None:
