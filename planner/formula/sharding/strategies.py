@@ -168,6 +168,11 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         "_default_to_triton), and its loop over them has no rule: use zero2 or zero3, or "
         "--optimizer adamw_torch_fused",
     )
+    yield (
+        sharded and OPTIMIZERS[s.optimizer].on_host,
+        f"{s.optimizer}'s copies of states between host and GPU have no rule under {s.parallel}: use ddp, or "
+        "an adamw optimizer",
+    )
     wide = compute_dtype(s)
     yield (
         s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
