@@ -71,7 +71,7 @@ def _resolved(
     if setup is not None:
         changes = {**fields, **stored}
         return setup.replaced(**changes) if changes else setup
-    return resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
+    return resolve(fields, imported=under, checkpoint=stored, max_positions=learned_positions(found))
 
 
 def _chosen(setup: Setup | None) -> dict[str, str]:
@@ -97,7 +97,7 @@ def _adapted(
     fields = {name: value for name, value in fields.items() if name != "adapter"}
     spec = _spec(model)
     file = {"adapter": None, **settings(document, fields, under if setup is None else setup.values(), spec)}
-    positions = _learned_positions(model)
+    positions = learned_positions(model)
 
     def resolved(file: Mapping[str, Any]) -> Setup:
         if setup is not None:
@@ -138,13 +138,8 @@ def setup_gpu(text: Any) -> str:
 def plan(
     model: ModelLike, setup: Setup | None = None, *, engine: str | None = None, **fields: Any
 ) -> Prediction:
-    """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora",
-    gpu="rtx-4090").peak.device_bytes`.
-
-    `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete
-    Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...) or by the command
-    line's (batch, seq, dtype, checkpointing=True). Sizes are bytes.
-    Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
+    """The memory of one training step, predicted: `memplan.plan` (memplan/lengths.py) where every row is as
+    long as the setup says. Raises UsageError, NetworkError.
     """
     return predict(*request(model, setup, **fields), engine)
 
@@ -277,7 +272,7 @@ def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accu
     return accuracy_of_engine(engine) if prediction is None else evidence(prediction)
 
 
-def _learned_positions(model: Model) -> int | None:
+def learned_positions(model: Model) -> int | None:
     """The longest sequence that learned positions allow; None where positions are computed or only the trace
     knows the family.
     """

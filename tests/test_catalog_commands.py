@@ -34,6 +34,8 @@ REFUSALS = (
     "returns a tuple: PEFT's layer fails there; use --targets attention",
     "peft has no DoRA for the parameters of experts",
     "use --engine trace",
+    "is trained to transcribe: use --task seq2seq",
+    "Module 'out_proj' is incompatible with Mamba-based models",  # all-linear names it, PEFT refuses it
     "a page computes its sliders from the formula's expressions",
     # prefix tuning of latent heads
     "which cannot be concatenated with the model's own keys: use another method",

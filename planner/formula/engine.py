@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from memplan.planner.formula.forward.decoder import Guard
     from memplan.planner.formula.replay.course import Run
     from memplan.planner.formula.replay.engine import Replayed
+    from memplan.planner.formula.replay.varied import Step, VariedRun
 
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
@@ -96,10 +97,10 @@ def rank_of(setup: Setup) -> int:
 
 
 def is_replayed(setup: Setup) -> bool:
-    """Whether a setup's run is written out as events. Not under ZeRO, nor with parts in host memory, nor
-    under FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's
-    no_sync), nor with states that are there at once, an optimizer in the backward, a second model, or a base
-    that is stored quantized.
+    """Whether a run is written out as events. Not under ZeRO, nor with parts in host memory, nor under
+    FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's no_sync),
+    nor with states that are there at once, an optimizer in the backward, a second model, or a base that is
+    stored quantized.
     """
     if not wraps(setup):
         return True
@@ -117,11 +118,23 @@ def is_replayed(setup: Setup) -> bool:
     return setup.parallel == "fsdp" and not any(left_out)
 
 
-def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
-    """The setup's run through the caching allocator; None where it is not written out (`is_replayed`), on a
-    CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the formula has no rule.
+def replays(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether a setup's run is replayed: where it is written out (`is_replayed`), but not on a CPU, which has
+    no such allocator, nor beyond MOST_LAYERS.
     """
-    if not is_replayed(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    return is_replayed(setup) and setup.device == "cuda" and spec.depth <= MOST_LAYERS
+
+
+def replays_alone(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether it is replayed and one GPU's, whose blocks are of one stream."""
+    return replays(spec, setup) and not wraps(setup)
+
+
+def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
+    """The setup's run through the caching allocator; None where it is not replayed. UsageError where the
+    formula has no rule.
+    """
+    if not replays(spec, setup):
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
@@ -135,6 +148,27 @@ def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: st
     run = _run(key, sizes[0], sizes[1])
     values = dict(zip(SYMBOLS, sizes, strict=True))
     return replayed(run, values, allocator, TORCH_VERSIONS[torch].equal_blocks)
+
+
+def varied_run(
+    spec: ModelSpec, setup: Setup, allocator: Mode | None = None, capacity: int | None = None
+) -> VariedRun | None:
+    """A run whose steps have lengths of their own, in an allocator mode (the setup's own), under a capacity
+    in bytes; None where runs are not replayed. UsageError where the formula has no rule.
+    """
+    if not replays_alone(spec, setup):
+        return None
+    from memplan.planner.formula.replay.varied import VariedRun
+
+    model, rank = headed(spec, setup), rank_of(setup)
+    keys = {padded: _Key(model, _structure(setup.with_(padded=padded))) for padded in (False, True)}
+
+    def at(step: Step) -> tuple[Run, dict[str, int]]:
+        length, padded = step
+        values = dict(zip(SYMBOLS, (setup.micro_batch, length, rank), strict=True))
+        return _run(keys[padded], setup.micro_batch, length), values
+
+    return VariedRun(at, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks, capacity)
 
 
 def steady_bytes(spec: ModelSpec, setup: Setup) -> int:
@@ -158,7 +192,7 @@ def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
     """The events of one GPU's run under a guard; None where ranks share it, which takes streams, and where
     `replay_of` has none. UsageError where the formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not replays_alone(spec, setup):
         return None
     return _cached_run(_Key(headed(spec, setup), _structure(setup)), guard)
 

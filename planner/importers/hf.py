@@ -109,10 +109,14 @@ TRAINING: dict[str, Rule] = {
         jit_mode_eval include_inputs_for_metrics
     """,
     ),
+    "group_by_length": use("group_by_length", flag, "read with --lengths"),
+    "train_sampling_strategy": use(
+        "group_by_length", lambda key, value: text(key, value) == "group_by_length", "read with --lengths"
+    ),
     **ignored(
         "how data reaches the host",
         """
-        dataloader_* remove_unused_columns train_sampling_strategy length_column_name group_by_length seed data_seed
+        dataloader_* remove_unused_columns length_column_name seed data_seed
     """,
     ),
     **ignored("the allocator's cache between steps, not a step's peak", "torch_empty_cache_steps"),

@@ -51,6 +51,10 @@ class Setup:
     sequence_length: Count
     padded: bool
     packed_documents: Count
+    # how the loader makes rows of --lengths; a sequence length that is said is the longest row as it is
+    group_by_length: bool
+    pad_to_multiple_of: Count
+    padding_free: bool  # the rows of a batch one behind another, none padded
     gradient_accumulation: Count
     weight_dtype: FloatType
     autocast: Literal["bfloat16", "float16", "none"]

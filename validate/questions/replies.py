@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memplan.planner.inputs.families.table import FAMILIES, language_part
+from memplan.planner.inputs.lengths import Lengths
 from memplan.planner.tables.errors import UsageError
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.questions.amounts import file_size, kv_cache, parameters, saving
 from memplan.validate.questions.claim_reply import claim
+from memplan.validate.questions.dataset import with_lengths
 from memplan.validate.questions.headline import headline
 from memplan.validate.questions.question import Question
 from memplan.validate.questions.ranges import by_class, largest_model
@@ -54,12 +56,20 @@ REPLIES: dict[str, Callable[[Question, EvaluationContext], Reply]] = {
 }
 
 
-def ask(sentence: str, lang: str | None = None, context: EvaluationContext | None = None) -> list[Reply]:
-    """The replies to a sentence, in its order. Raises UsageError for what was not understood or cannot be
-    predicted.
+def ask(
+    sentence: str,
+    lang: str | None = None,
+    context: EvaluationContext | None = None,
+    lengths: Lengths | None = None,
+) -> list[Reply]:
+    """The replies to a sentence, in its order, for a dataset of such lengths where they are given. Raises
+    UsageError for what was not understood or cannot be predicted.
     """
     context = context or EvaluationContext()
-    return [_reply(question, context) for question in read_all(sentence, lang)]
+    questions = read_all(sentence, lang)
+    if lengths is not None:
+        questions = tuple(with_lengths(question, lengths, context) for question in questions)
+    return [_reply(question, context) for question in questions]
 
 
 def _reply(question: Question, context: EvaluationContext) -> Reply:

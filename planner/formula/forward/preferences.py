@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memplan.planner.formula.forward import whole_logits
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import log_probabilities
@@ -24,6 +25,8 @@ def begin(w: Context) -> list[Tensor]:
 
 def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
     """A log-probability for each row, and what is kept beside it for the metrics."""
+    if w.setup.loss == "full":
+        return whole_logits.scored(w, hidden)
     t = w.t
     each = log_probabilities(w, hidden)
     tokens = each.shape

@@ -18,9 +18,10 @@ from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Values, batch_sizes
+from memplan.planner.formula.replay.load import Values
 from memplan.planner.formula.replay.optimizer import OptimizerSteps
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
+from memplan.planner.formula.resident.loading import batch_sizes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
@@ -47,7 +48,16 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The events of a steady step: which ids it frees of the step before (`given`), and which it leaves."""
+
+    events: list[int]
+    given: list[int]
+    left: list[int]
+
+
+@dataclass
 class RunScript:
     """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
     tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
@@ -64,6 +74,14 @@ class RunScript:
         for place, index in enumerate(indices, first):
             if stream := tape.infos[index].stream:
                 self.events.streams[place] = stream
+
+    @cached_property
+    def steady(self) -> Steady:
+        """The steady step."""
+        events = self.events.events[self.events.steady : self.events.trained]
+        made = {each for each in events if each >= 0}
+        freed = {~each for each in events if each < 0}
+        return Steady(events, sorted(freed - made), sorted(made - freed))
 
 
 class Run:
@@ -124,7 +142,7 @@ class Run:
         if load.product is not None:
             self._workspace_at_load(script, load.product)
         wrapped = self.rank.wrap(out, values["R"])
-        for size in batch_sizes(self.parameter_table):
+        for size in batch_sizes(setup):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
