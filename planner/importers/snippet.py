@@ -16,14 +16,8 @@ from typing import Any
 
 from memplan.planner.importers import hf, trl, unsloth
 from memplan.planner.importers.pieces import take_apart
-from memplan.planner.importers.rules import (
-    Facts,
-    Imported,
-    KeyReport,
-    Rule,
-    find_rule,
-    walk,
-)
+from memplan.planner.importers.resized import resized
+from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, find_rule, walk
 from memplan.planner.importers.sampling import REWARD
 from memplan.planner.importers.snippet_rules import ADAPTER, OPTIMIZERS, PRETRAINED, QUANTIZATION
 from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
@@ -293,6 +287,7 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     **dict.fromkeys(("Trainer", "Seq2SeqTrainer", *(f"{word}Trainer" for word in PREFERENCES)), _trainer),
     "get_peft_model": _get_peft_model,
     **dict.fromkeys(OPTIMIZERS, _optimizer),
+    "resize_token_embeddings": resized,
     "half": _sets(weight_dtype="float16"),
 }
 
@@ -321,14 +316,14 @@ def _finish(code: Code, name: str) -> Imported:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
     elif "_checkpointing" not in facts and code.stack is OWN_LOOP:
         fields["checkpointing"] = "none"
-    if "_length" in facts:
-        fields["sequence_length"] = facts["_length"]
+    said = {"_length": "sequence_length", "_vocabulary": "vocabulary"}
+    fields |= {name: facts[fact] for fact, name in said.items() if fact in facts}
     if own:
         fields = unsloth.script_fields(facts, fields, code.values.bfloat16, code.warnings)
     notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
     known, kernel = facts.get("_model"), facts.get("_named_attention", "")
-    said = [] if known else notes
-    return Imported("python", name, known, fields, code.keys, code.warnings, said, [], kernel)
+    notes = [] if known else notes
+    return Imported("python", name, known, fields, code.keys, code.warnings, notes, [], kernel)
 
 
 def _method(facts: Facts, four_bit: bool) -> dict[str, Any]:
