@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from memplan.planner.importers.rules import KeyReport
+from memplan.planner.importers.rules import Facts, KeyReport
+from memplan.planner.importers.values import Values
 
-if TYPE_CHECKING:
-    from memplan.planner.importers.snippet import Code
+
+class Code(Protocol):
+    """What a reader of calls has: the code's values, and what they say so far."""
+
+    facts: Facts
+    keys: list[KeyReport]
+    values: Values
+
 
 NEW_ROWS = (
     "embeddings and head grow by new tokens, and exist twice while they do: --set vocabulary=N counts them, "
@@ -24,7 +31,7 @@ def resized(call: ast.Call, code: Code, called: str) -> bool:
     given = dict(zip(names, map(values.of, call.args), strict=False))
     given |= {str(keyword.arg): values.of(keyword.value) for keyword in call.keywords}
     rows, multiple = given.get(names[0]), given.get(names[1]) or 1
-    if all(isinstance(each, int) and each > 0 for each in (rows, multiple)):
+    if isinstance(rows, int) and isinstance(multiple, int) and min(rows, multiple) > 0:
         code.facts["_vocabulary"] = -(-rows // multiple) * multiple
         code.keys.append(KeyReport(f"{called}()", "used"))
     else:

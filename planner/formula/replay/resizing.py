@@ -7,20 +7,33 @@ matrix. n rows of width H, N of them afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import Protocol
 
+from memplan.planner.formula.replay.dora import Writer
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.gpus import find_gpu, gpus
 from memplan.planner.tables.reductions import THREADS_PER_SM, staging
 
-if TYPE_CHECKING:
-    from memplan.planner.formula.replay.load import Load
-
 USUAL_GPU = "a100-80gb"
 _MOMENTS = "_init_added_embeddings_weights_with_mean"
+
+
+class Load(Writer, Protocol):
+    """What resizing needs of the load that is under way. `held`: the id of each tensor that stays; `read`:
+    see `as_read`.
+    """
+
+    spec: ModelSpec
+    held: dict[tuple[int, int], int]
+    read: dict[int, ParameterSpec]
+
+    def arrives(self, stored: ParameterSpec) -> str:
+        """The dtype in which a base tensor comes from the checkpoint."""
+        ...
 
 
 def as_read(spec: ModelSpec, base: Sequence[ParameterSpec]) -> dict[int, ParameterSpec]:
@@ -40,19 +53,16 @@ def as_read(spec: ModelSpec, base: Sequence[ParameterSpec]) -> dict[int, Paramet
 
 
 def resize(load: Load) -> None:
-    """Every tensor of other rows in place of the one that was read."""
-    for stored, old in _in_order(load):
-        dtype = load.arrives(stored)
-        load.keep(stored, -1, dtype)
-        if len(stored.shape) > 1 and load.elements(stored) > load.elements(old):
-            _drawn(load, stored, old, dtype)
-        load.out.free(load.held.pop((id(old), -1)))
-
-
-def _in_order(load: Load) -> Iterator[tuple[ParameterSpec, ParameterSpec]]:
-    for stored in load.parameter_table.base:
-        if id(stored) in load.read:
-            yield stored, load.read[id(stored)]
+    """Every tensor of other rows in place of the one that was read, module by module."""
+    resized = [stored for stored in load.parameter_table.base if id(stored) in load.read]
+    for _, module in groupby(resized, lambda stored: stored.name.rpartition(".")[0]):
+        new = list(module)
+        for stored in new:
+            load.keep(stored, -1, load.arrives(stored))
+        weight, old = new[0], load.read[id(new[0])]
+        if load.elements(weight) > load.elements(old):
+            _drawn(load, weight, old, load.arrives(weight))
+        load.out.free(*(load.held.pop((id(load.read[id(stored)]), -1)) for stored in new))
 
 
 def _partial(load: Load, rows: int, width: int) -> Sequence[int]:
