@@ -61,9 +61,9 @@ def test_ask_fit_and_plan_agree_on_how_many_gpus(model, method, gpu):
     fields = {"method": method, "checkpointing": "non_reentrant", "gpu": gpu}
     count = fewest_cards(find(model).spec(), resolve(fields), find_gpu(gpu))
     assert asked.prediction.setup.gpus == count > 1 and asked.verdict == "fits"
-    for gpus, word in ((count, "fits"), (count - 1, "no")):
+    for gpus, fits in ((count, True), (count - 1, False)):
         shares = {"gpus": gpus, "parallel": "fsdp" if gpus > 1 else "none"}
-        assert memplan.plan(model, **fields, **shares).gpus[0].verdict == word
+        assert (memplan.plan(model, **fields, **shares).gpus[0].verdict == "fits") == fits
 
 
 def test_gpus_share_a_4_bit_base_stored_so_that_they_can(llama):
