@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memplan import api
 from memplan.cli.completion import completes
-from memplan.cli.options import HELP, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options, refuse_lengths
 from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
@@ -35,6 +34,7 @@ SAVINGS = 2  # changes that the first screen names
 @click.argument("model", shell_complete=completes("model"))
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options
+@lengths_option
 @click.option(
     "--explain", is_flag=True, help="Show every tensor with its shape, dtype, count, bytes and reason."
 )
@@ -57,6 +57,7 @@ def command(model: str, extra: tuple[str, ...], as_json: bool, **options: Any) -
     try:
         subject = read_subject(model, options)
     except NoModelError as error:
+        refuse_lengths(options, "a file that names no model")
         return _open_model(error, options, as_json)
     return answer(subject, options, as_json)
 
@@ -76,7 +77,7 @@ def answer(subject: Subject, options: Mapping[str, Any], as_json: bool) -> int:
     """
     found, setup = subject.model, subject.setup
     with Progress("plan", as_json):
-        prediction = subject.annotate(api.predict(found, setup, options["engine"]))
+        prediction = subject.annotate(subject.predict(setup, options["engine"]))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     costs = cost_of(found, prediction, gpu, options)
     if as_json:

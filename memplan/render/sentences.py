@@ -47,6 +47,8 @@ PLACES = {
     "backward": "backward pass",
     "optimizer_step": "inside the optimizer's step",
     "evaluate": "the evaluation step",
+    "save": "saving the model",
+    "merge": "merging the adapter",
 }
 """Where a peak is, in words."""
 

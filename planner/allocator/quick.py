@@ -28,22 +28,22 @@ _SHIFT = 48
 _HIGHEST = ((1 << _SHIFT) - 1) // LARGE_ROUND * LARGE_ROUND
 _KEY, _SIZE, _BEFORE, _AFTER, _TIE, _KEYS, _BLOCKS, _ADDRESS = range(8)
 Block = list[Any]
-Pool = tuple[list[int], dict[int, Any]]
 """A block is a list, quick to make: its key among the free ones (0: in use), its size, its neighbors, what
 decides between equal sizes, its pool's two parts, its address. Beside the first and the last of a segment
 stands an edge, which is never free.
 """
+Pool = tuple[list[int], dict[int, Block]]
 
 
 class Quick:
-    """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool by their keys in
-    best-fit order: by size, then `ties`.
+    """The allocator's state: `allocated` and `reserved` bytes now, and how often it gave its cache back for
+    want of room. Free blocks of each pool by their keys in best-fit order: by size, then `ties`.
     """
 
     def __init__(self, capacity: int = 1 << 62, ties: Ties = "address") -> None:
         self.capacity = capacity
         self._by_creation, self._upwards, self._created = ties == "creation", ties == "segment", 0
-        self.allocated = self.reserved = 0
+        self.allocated = self.reserved = self.releases = 0
         self._end = 0 if self._upwards else _HIGHEST
         self._pools: dict[str, tuple[Pool, Pool]] = {}  # the small and the large one of each stream
         self._edge: Block = [0, 0, None, None, 0, None, None, 0]
@@ -144,11 +144,21 @@ class Quick:
         self.allocated, self.reserved, self._created = allocated, reserved, created
         return most, most_reserved
 
+    def hand_on(self, left: Sequence[int], given: Sequence[int]) -> None:
+        """From now on the tensors that `left` names are those that `given` names; all other ids are free to
+        be used again, their tensors stay for good.
+        """
+        live, found = self._live, [self._live[each] for each in left]
+        live[:] = [None] * max(len(live), *(each + 1 for each in given)) if given else []
+        for each, block in zip(given, found, strict=True):
+            live[each] = block
+
     def _grow(self, size: int, keys: list[int], blocks: dict[int, Block], created: int) -> Block:
         """A new segment's block, after the cache was released if need be; raises OutOfMemory."""
         segment = segment_size(size)
         if self.reserved + segment > self.capacity:
             self.reserved -= self._empty_cache()
+            self.releases += 1
             if self.reserved + segment > self.capacity:
                 raise OutOfMemory(self.reserved + segment)
         self.reserved += segment

@@ -16,7 +16,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.methods import METHODS, reads_of
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.tables.tasks import TASKS
@@ -59,6 +59,11 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
             "paged optimizer states are counted as host memory; they move to the GPU while it has "
             "room, so nvidia-smi can show more"
         )
+    if OPTIMIZERS[setup.optimizer].on_host and METHODS[setup.method].trains != "nothing":
+        yield (
+            f"{setup.optimizer} keeps its states on the host and copies those of one tensor after another to "
+            "the GPU and back; the host holds the largest state twice meanwhile, which is not counted"
+        )
 
 
 def _of_task(setup: Setup) -> Iterator[str]:
@@ -88,7 +93,7 @@ def _applies(about: str, setup: Setup) -> bool:
         about == "quant_type" and setup.quant_type == "none"
     ):
         return False
-    reads = METHODS[setup.method].reads
+    reads = reads_of(setup.method, setup.adapters)
     return about in reads or not any(about in row.reads for row in METHODS.values())
 
 

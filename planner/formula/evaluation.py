@@ -29,9 +29,7 @@ class _Evaluation(Step):
     def run(self) -> Tape:
         t, setup = self.tape, self.setup
         self._residents()
-        freed = setup.zero_grad == "after_step" or setup.loop.frees_gradients
-        if not freed and not setup.optimizer_in_backward:
-            self._old_gradients()
+        self._left_by_training()
         t.mark(EVALUATION)
         t.training = False
         self.setup = setup.with_(micro_batch=setup.eval_batch, checkpointing="none", gradient_accumulation=1)

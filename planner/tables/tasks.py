@@ -105,6 +105,19 @@ TASKS: dict[str, Task] = _table(
         defaults={"loss": "chunked"},
     ),
     Task(
+        name="dpo_logits",
+        summary="as dpo, each log-probability from whole logits in fp32 and their log-softmax: torchtune's and "
+        "LLaMA-Factory's own trainers",
+        source="LLaMA-Factory ff6d4d12e train/dpo/trainer.py concatenated_forward, train/trainer_utils.py "
+        "get_batch_logps; torchtune bd2a0fc7c recipes/lora_dpo_single_device.py, rlhf/sequence_processing.py",
+        rows=2,
+        sequences=("input_ids", "attention_mask", "labels"),
+        reference=True,
+        dropout=False,
+        stacks=("raw", "llamafactory"),
+        defaults={"loss": "full"},
+    ),
+    Task(
         name="kto",
         summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
         "reference model",
@@ -196,6 +209,10 @@ TASKS: dict[str, Task] = _table(
         )
     ),
 )
+
+HOLDS_LOGITS = ("llamafactory",)
+"""Recipes whose DPO names the model's logits until the loss is there; torchtune's drops them before its
+reference runs (recipes/lora_dpo_single_device.py)."""
 
 WITHOUT_POOLED_HEAD = ("cohere", "cohere2", "granite", "granitemoe", "olmoe")
 """Model types of the formula's families for which transformers has no sequence classification class

@@ -14,6 +14,7 @@ from memplan.planner.answers.fit.frontier import peak_of
 from memplan.planner.formula.engine import whole_segments
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import shortest
 from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
@@ -182,7 +183,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "sequence",
         "half the sequence length: --seq {sequence_length}",
-        lambda s: s.sequence_length > 256,
+        lambda s: s.sequence_length > 256 and s.sequence_length // 2 >= shortest(s),
         lambda s: {"sequence_length": s.sequence_length // 2},
     ),
 )

@@ -18,14 +18,16 @@ from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Values, batch_sizes
+from memplan.planner.formula.replay.load import Values
 from memplan.planner.formula.replay.optimizer import OptimizerSteps
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
+from memplan.planner.formula.resident.loading import batch_sizes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
-from memplan.planner.tables.components import EVALUATION
+from memplan.planner.inputs import tasks
+from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -46,7 +48,16 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The events of a steady step: which ids it frees of the step before (`given`), and which it leaves."""
+
+    events: list[int]
+    given: list[int]
+    left: list[int]
+
+
+@dataclass
 class RunScript:
     """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
     tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
@@ -64,6 +75,14 @@ class RunScript:
             if stream := tape.infos[index].stream:
                 self.events.streams[place] = stream
 
+    @cached_property
+    def steady(self) -> Steady:
+        """The steady step."""
+        events = self.events.events[self.events.steady : self.events.trained]
+        made = {each for each in events if each >= 0}
+        freed = {~each for each in events if each < 0}
+        return Steady(events, sorted(freed - made), sorted(made - freed))
+
 
 class Run:
     """One structure's tapes as events of every layer: `single` is a micro-batch that finds no gradients,
@@ -71,16 +90,22 @@ class Run:
     """
 
     def __init__(
-        self, rank: ShardingPlan, single: Tape, again: Tape | None, evaluation: Tape | None = None
+        self,
+        rank: ShardingPlan,
+        single: Tape,
+        again: Tape | None,
+        after: Sequence[tuple[str, Tape]] = (),
+        generation: Tape | None = None,
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again, evaluation)
+        self.after = tuple(name for name, _ in after)
+        self.tapes = (single, again, generation, *(tape for _, tape in after))
         self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
-        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
-        evaluation step.
+        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of a
+        generation; of what follows training.
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
@@ -117,11 +142,13 @@ class Run:
         if load.product is not None:
             self._workspace_at_load(script, load.product)
         wrapped = self.rank.wrap(out, values["R"])
-        for size in batch_sizes(self.parameter_table):
+        for size in batch_sizes(setup):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
+        sampled: list[int] = []
+        again = tasks.generated(setup).steps < setup.gradient_accumulation
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
         optimizer = OptimizerSteps(self.parameter_table, rank, layers_of, self.rank.stepped())
@@ -137,6 +164,8 @@ class Run:
             for which, each in enumerate(self.passes[:2]):
                 if each is None:
                     continue
+                if self.passes[2] is not None and (which == 0 or again):
+                    sampled = self._generation(script, sampled, first=step == which == 0)
                 after = 0
                 if (step, which) == second:
                     born = self._gradient_bytes(rank)
@@ -157,20 +186,34 @@ class Run:
                 out.free(*kept)
                 kept = []
         out.trained = len(out.events)
-        if self.passes[2] is not None:
-            if setup.loop.frees_gradients:
-                out.free(*gradients)
-            self._evaluation(self.passes[2], script)
+        if self.after and setup.loop.frees_gradients:
+            out.free(*gradients)
+        for which, moment in enumerate(self.after, 3):
+            out.free(*self._between(which, moment, script))
         return script
 
-    def _evaluation(self, made: _Pass, script: RunScript) -> None:
-        """Write an evaluation step, which leaves nothing."""
-        infos, out, tape = made.infos[made.begin :], script.events, self.tapes[2]
-        assert tape is not None
+    def _between(self, which: int, moment: str, script: RunScript) -> list[int]:
+        """Write a generation, or what follows training; the ids of what it leaves."""
+        made, out, tape = self.passes[which], script.events, self.tapes[which]
+        assert made is not None and tape is not None
+        infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fills(base + made.begin, 2, tape, infos)
-        out.extend(made.events[made.marks[EVALUATION] :], base)
-        out.free(*(each + base for each in made.left))
+        script.fills(base + made.begin, which, tape, infos)
+        out.extend(made.events[made.marks[moment] :], base)
+        return [each + base for each in made.left]
+
+    def _generation(self, script: RunScript, before: list[int], *, first: bool) -> list[int]:
+        """Write a generation; the ids of its rows, for which those of the one before go. The first product of
+        all makes its thread's workspace.
+        """
+        if first and not script.workspaces:
+            [workspace, *_], out, tape = self._workspaces(2), script.events, self.tapes[2]
+            assert tape is not None
+            script.fills(out.alloc(0), 2, tape, [workspace])
+            script.workspaces = 1
+        made = self._between(2, GENERATION, script)
+        script.events.free(*before)
+        return made
 
     def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
         """Dtype and bytes of each gradient, in the order in which they come."""
@@ -251,7 +294,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = marks.get("forward", marks.get(EVALUATION, 0))
+    start = min(marks.values())
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here

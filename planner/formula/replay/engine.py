@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class Replayed:
     @cached_property
     def as_events(self) -> list[Event]:
         """The run as `planner/allocator/replay.py` takes it."""
-        return _as_events(self.events)
+        return as_events(self.events.events, self.events.sizes)
 
     def smallest_capacity(self, mode: Mode | None = None) -> int:
         """The smallest capacity that survives with release-and-retry; several replays."""
@@ -57,7 +58,9 @@ class Replayed:
             self._capacities[mode] = (
                 quick.smallest_capacity(run.events, run.sizes, reserved, self.ties, run.streams)
                 if mode == self.mode == "native"
-                else smallest_capacity(_as_events(run), mode, ties=self.ties, streams=run.streams)
+                else smallest_capacity(
+                    as_events(run.events, run.sizes), mode, ties=self.ties, streams=run.streams
+                )
             )
         return self._capacities[mode]
 
@@ -71,20 +74,24 @@ class Replayed:
         if (mode or self.mode) == "native":
             return quick.survives(run.events, run.sizes, capacity, self.ties, run.streams)
         made = replay(
-            _as_events(run), mode="expandable", capacity=capacity, ties=self.ties, streams=run.streams
+            as_events(run.events, run.sizes),
+            mode="expandable",
+            capacity=capacity,
+            ties=self.ties,
+            streams=run.streams,
         )
         return made.oom is None
 
 
-def _as_events(run: Events) -> list[Event]:
-    sizes = run.sizes
+def as_events(events: Sequence[int], sizes: Sequence[int]) -> list[Event]:
+    """Events by id, with the bytes of each, as `planner/allocator/replay.py` takes them."""
     return [
         ("empty_cache", 0, 0)
         if each == EMPTY_CACHE
         else ("alloc", each, sizes[each])
         if each >= 0
         else ("free", ~each, 0)
-        for each in run.events
+        for each in events
     ]
 
 
@@ -112,6 +119,6 @@ def _peaks(events: Events, mode: Mode, ties: Ties) -> tuple[tuple[int, int], ...
         allocator = Quick(ties=ties)
         parts = (events.events[:cut], events.events[cut:end], events.events[end:])
         return tuple(allocator.run(part, events.sizes, events.streams) for part in parts)
-    made = replay(_as_events(events), mode=mode, ties=ties, streams=events.streams)
+    made = replay(as_events(events.events, events.sizes), mode=mode, ties=ties, streams=events.streams)
     spans = (slice(cut), slice(cut - 1, end), slice(end - 1, None))
     return tuple((max(made.allocated[span]), max(made.reserved[span])) for span in spans)

@@ -15,6 +15,7 @@ from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.replay.loaded import loaded
+from memplan.planner.formula.resident.loading import server_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, ceil_div, product
@@ -79,6 +80,7 @@ class ShardingPlan:
             *self.stored.weight_rows(),
             *self.stored.reference_rows(),
             *self.stored.state_rows(),
+            *server_rows(self.setup),
         ]
 
     def loading(self) -> Loading:
