@@ -43,12 +43,8 @@ class Load:
     """Writes the events of one build into `out`."""
 
     def __init__(self, parameter_table: ParameterTable, values: Values, out: Events, layers_of: Any) -> None:
-        self.parameter_table, self.setup, self.spec, self.values = (
-            parameter_table,
-            parameter_table.setup,
-            parameter_table.spec,
-            values,
-        )
+        self.parameter_table, self.values = parameter_table, values
+        self.setup, self.spec = parameter_table.setup, parameter_table.spec
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
