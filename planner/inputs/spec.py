@@ -256,6 +256,7 @@ class ModelSpec:
     embedding_name: str = "model.embed_tokens"
     position_name: str | None = None
     head_name: str = "lm_head"
+    whole_type: str = ""  # the model_type of a model with other parts, whose class PEFT is given
     head_outputs: int | None = None  # of a pooled head, a classifier's; None: the vocabulary
     dropouts: Dropouts = Dropouts()
     scaled_embedding: bool = False  # multiplied by a number (Granite) or by a buffer (Gemma)
