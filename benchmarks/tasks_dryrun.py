@@ -97,13 +97,22 @@ class Case:
                 if self.task == "seq2seq"
                 else None,
                 "gpu": self.gpu,
-                "torch": "2.14" if self.beside else "2.12",
+                "torch": "2.14" if self.beside or self.task in LLAMAS else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
                 **own,
             }
         )
 
+
+LLAMAS: dict[str, tuple[tuple[str, str, int, int, bool], ...]] = {
+    "prm": (
+        ("llama-3.2-1b", "full", 4, 1024, True),
+        ("llama-3.2-1b", "lora", 4, 512, False),
+        ("llama-3.1-8b", "lora", 2, 1024, True),
+    ),
+}
+"""Tasks that only these shapes are run of; torch 2.14."""
 
 SHAPES = (
     ("qwen2.5-0.5b", "lora", 4, 1024, True),
@@ -150,9 +159,11 @@ def cases() -> Iterator[Case]:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for *shape, own in SAMPLED:
         yield from (Case(*shape, gpu, own) for gpu in GPUS)
+    for task, shapes in LLAMAS.items():
+        yield from (Case(task, *shape, gpu) for shape in shapes for gpu in GPUS)
     for shape in SHAPES:
         for task in SCRIPTS:
-            if task not in ("mlm", "seq2seq", "grpo") and (task, shape[1]) not in WITHOUT:
+            if task not in ("mlm", "seq2seq", "grpo", *LLAMAS) and (task, shape[1]) not in WITHOUT:
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
 
 

@@ -56,6 +56,17 @@ trainer = RewardTrainer(
     processing_class=tokenizer, peft_config=lora("SEQ_CLS"), **quantized)
 trainer.train()
 """,
+    "prm": """
+from transformers import AutoModelForTokenClassification
+from trl.experimental.prm import PRMConfig, PRMTrainer
+model = AutoModelForTokenClassification.from_pretrained(
+    folder, num_labels=2, dtype="bfloat16", device_map="auto")
+trainer = PRMTrainer(
+    model=model, args=PRMConfig(**common, max_length=tokens), processing_class=tokenizer,
+    train_dataset=Dataset.from_list([{"input_ids": [3] * tokens, "labels": [-100, 1] * (tokens // 2)}] * 64),
+    peft_config=lora("TOKEN_CLS"))
+trainer.train()
+""",
     "kto": """
 text = " a" * tokens
 rows = [{"prompt": "a", "completion": text, "label": bool(i % 2)} for i in range(64)]

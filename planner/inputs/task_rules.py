@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.tasks import NEW_HEADS, TASKS
 
 KEEPS_LOGITS = ("sft", "classify", "mlm")
 """Tasks whose evaluation is the Trainer's, of logits alone."""
@@ -29,7 +29,7 @@ def derived(fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 def contradictions(s: Any) -> list[tuple[bool, str]]:
     """Choices that a setup's task excludes, each with the sentence that says so and what to do instead."""
     task, method = TASKS[s.task], METHODS[s.method]
-    pooled, said = task.head == "pooled", f"task '{s.task}'"
+    new_head, said = task.head in NEW_HEADS, f"task '{s.task}'"
     return [
         (
             s.task != "sft" and method.trains == "nothing",
@@ -40,8 +40,15 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} has no rule for recipe '{s.recipe}': use --recipe {' or '.join(task.stacks)}",
         ),
         (
-            pooled and s.method in ("freeze", "adapter", *PROMPTS),
+            new_head and s.method in ("freeze", "adapter", *PROMPTS),
             f"{said} trains a new head, method '{s.method}' does not: use --method lora or full",
+        ),
+        (
+            # transformers 5.24 quantizers/base.py get_keys_to_not_convert spares the last parameter's module,
+            # which is then named score.bias: the head becomes 4-bit, and PEFT cannot train a copy of it
+            new_head and NEW_HEADS[task.head].bias and s.quant_type != "none",
+            f"{said}: transformers quantizes its head with the base, which PEFT then cannot train: use "
+            "--method lora",
         ),
         (
             (task.reference or task.joined) and s.method in ("adapter", *PROMPTS),

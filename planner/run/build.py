@@ -34,7 +34,6 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model, every tensor still an unallocated placeholder. UsageError where no library can build it."""
     quantized.refuse(setup)
     task = TASKS[setup.task]
-    outputs = setup.num_labels if task.head == "pooled" else None
     with quiet():
         if task.classes and not is_speech(config) and listed((task.classes,), read_config(config)) is None:
             raise UsageError(without_class(str(config.get("model_type")), setup))
@@ -42,7 +41,8 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
             raise UsageError(
                 f"task '{setup.task}': a speech model is trained to transcribe: use --task {TASK}"
             )
-        return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
+        kind = attention.implementation(setup.attention)
+        return skeleton(config, setup.weight_dtype, kind, task.head, setup.num_labels)
 
 
 def build(

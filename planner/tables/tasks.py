@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Head = Literal["vocabulary", "pooled"]
+Head = Literal["vocabulary", "pooled", "tokens", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,8 @@ class Task:
     rows: int = 1
     """Rows of the batch for each example: a pair has two."""
     head: Head = "vocabulary"
-    """pooled: one linear layer of `num_labels` outputs, of which a row's last token is kept."""
+    """pooled: one linear layer of `num_labels` outputs, of which a row's last token is kept. tokens: of which
+    every token is. none: the last hidden states are all that the model returns."""
     labels: int | None = None
     """The outputs of a pooled head where the trainer fixes them; None: `num_labels` says."""
     sequences: tuple[str, ...] = ()
@@ -90,6 +91,17 @@ TASKS: dict[str, Task] = _table(
         sequences=("input_ids", "attention_mask"),
         dropout=False,
         stacks=("hf", "trl", "axolotl"),
+        defaults={"loss": "full"},
+    ),
+    Task(
+        name="prm",
+        summary="a head of num_labels outputs for every token, of which those that end a step have a label",
+        source="trl 1.0 experimental/prm/prm_trainer.py PRMTrainer; transformers 5.24 modeling_layers.py "
+        "GenericForTokenClassification, loss/loss_utils.py ForTokenClassification",
+        head="tokens",
+        sequences=("input_ids", "attention_mask", "labels"),
+        dropout=False,
+        stacks=("hf", "trl"),
         defaults={"loss": "full"},
     ),
     Task(
@@ -180,7 +192,6 @@ TASKS: dict[str, Task] = _table(
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
-            ("prm", "TRL's PRMTrainer, which trl 1.16 has no more", "a head for each token"),
             (
                 "rloo",
                 "trl 1.16 trainer/rloo_trainer.py",
@@ -197,12 +208,44 @@ TASKS: dict[str, Task] = _table(
     ),
 )
 
-WITHOUT_POOLED_HEAD = ("cohere", "cohere2", "granite", "granitemoe", "olmoe")
-"""Model types of the formula's families for which transformers has no sequence classification class
-(5.24 models/auto/modeling_auto.py MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewHead:
+    """A linear layer in place of the vocabulary's, which a task trains from nothing."""
+
+    what: str
+    """The kind of transformers' class that has it."""
+    classes: str
+    """transformers' table of those classes (5.24 models/auto/modeling_auto.py)."""
+    bias: bool
+    without: tuple[str, ...]
+    """Model types of the formula's families that have no such class."""
+    elsewhere: tuple[str, ...] = ()
+    """Model types whose class calls it `classifier`; the others' is MODULE_HEAD."""
+
+
+NEW_HEADS: dict[str, NewHead] = {
+    "pooled": NewHead(
+        what="sequence classification",
+        classes="MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+        bias=False,
+        without=("cohere", "cohere2", "granite", "granitemoe", "olmoe"),
+    ),
+    "tokens": NewHead(
+        what="token classification",
+        classes="MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+        bias=True,
+        without=(
+            *("cohere", "cohere2", "deepseek_v2", "gemma3_text", "gptj", "granite", "granitemoe", "olmo"),
+            *("olmo2", "olmo3", "olmoe", "opt", "phimoe"),
+        ),
+        elsewhere=("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox"),
+    ),
+}
+"""Head -> the layer that a task adds; the other heads are the model's own."""
 
 MODULE_HEAD = "score"
-"""The pooled head's name in every decoder's sequence classification class; PEFT trains a copy of it."""
+"""A new head's name in a decoder's class; PEFT trains a copy of it."""
 
 FUNCTIONAL_DROPOUT = ("opt",)
 """Model types whose every dropout is a function's argument, which no trainer zeroes (transformers 5.24
