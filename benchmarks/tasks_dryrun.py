@@ -63,6 +63,11 @@ class Case:
         return f"{width}x{height}" if width else ""
 
     @property
+    def targets(self) -> str:
+        """The layers that the script adapts."""
+        return "peft-default" if self.task == "prm" else "all-linear"
+
+    @property
     def heard(self) -> bool:
         """Whether an example is a sound."""
         return self.model.startswith("whisper")
@@ -78,7 +83,7 @@ class Case:
         if self.sampled:  # with Triton there is a newer torch here than for the others
             own = dict(zip(("completion_length", "gradient_accumulation"), self.sampled, strict=True))
             own |= {"torch": "2.14", "reference": "model" if self.method == "full" else "base"}
-        adapters = {} if self.method == "full" else {"targets": ("all-linear",), "rank": 16, "alpha": 32}
+        adapters = {} if self.method == "full" else {"targets": (self.targets,), "rank": 16, "alpha": 32}
         return resolve(
             {
                 "task": self.task,

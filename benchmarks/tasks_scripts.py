@@ -19,9 +19,9 @@ tokenizer = PreTrainedTokenizerFast(
 common = dict(
     output_dir="out", per_device_train_batch_size=batch, max_steps=3, report_to=[], save_strategy="no",
     gradient_checkpointing=bool(checkpoints), bf16=True)
-def lora(task_type):
+def lora(task_type, targets="all-linear"):
     return None if method == "full" else LoraConfig(
-        r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type=task_type)
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets, task_type=task_type)
 bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
 quantized = dict(quantization_config=bits) if method == "qlora" else {}
 """
@@ -64,7 +64,7 @@ model = AutoModelForTokenClassification.from_pretrained(
 trainer = PRMTrainer(
     model=model, args=PRMConfig(**common, max_length=tokens), processing_class=tokenizer,
     train_dataset=Dataset.from_list([{"input_ids": [3] * tokens, "labels": [-100, 1] * (tokens // 2)}] * 64),
-    peft_config=lora("TOKEN_CLS"))
+    peft_config=lora("TOKEN_CLS", None))
 trainer.train()
 """,
     "kto": """

@@ -187,6 +187,7 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "dpo", "method": "prefix-tuning"}, "use --method lora or full"),
         ({"task": "dpo", "method": "full", "reference": "base"}, "--set reference=model"),
         ({"task": "kto", "micro_batch": 1}, "use --batch 2 or more"),
+        ({"task": "prm", "targets": ("all-linear",)}, "--targets attention, or name the layers"),
         ({"task": "prm", "method": "qlora"}, "PEFT then cannot train"),
         ({"task": "orpo", "method": "qlora"}, "no rule for nf4 weights"),
         ({"task": "cpo", "method": "prompt-tuning"}, "use --method lora or full"),

@@ -51,6 +51,12 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "--method lora",
         ),
         (
+            # peft 0.21 tuners/tuners_utils.py _maybe_include_all_linear_layers leaves out a classifier's head alone
+            task.head == "tokens" and method.trains == "adapter" and s.targets == ("all-linear",),
+            f"{said}: PEFT takes its head for one of 'all-linear', and refuses to train a copy of it too: use "
+            "--targets attention, or name the layers",
+        ),
+        (
             (task.reference or task.joined) and s.method in ("adapter", *PROMPTS),
             f"{said} has no rule for method '{s.method}': use --method lora or full",
         ),

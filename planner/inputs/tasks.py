@@ -22,7 +22,7 @@ from memplan.planner.tables.tasks import (
 
 def rows(setup: Setup) -> int:
     """Rows of a batch for each example."""
-    return TASKS[setup.task].rows
+    return setup.texts or TASKS[setup.task].rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,11 @@ def generated(setup: Setup) -> GeneratedRows:
         setup.sequence_length - completion,
         completion,
         steps,
-        setup.gradient_accumulation % steps != 0 or setup.vllm_share is not None,
+        {
+            "later": setup.gradient_accumulation % steps != 0 or setup.vllm_share is not None,
+            "always": True,
+            "never": False,
+        }[TASKS[setup.task].old_scores],
     )
 
 

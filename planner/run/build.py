@@ -19,7 +19,7 @@ from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches, rollout
+from memplan.planner.run import adapters, attention, batches, companions, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -75,6 +75,8 @@ def build(
             with watcher.announce("load"):
                 materialize(reference, setup, where, watcher)
             reference.eval()
+        with watcher.announce("load"):
+            beside = companions.made(setup, base, where, watcher)
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
         if not TASKS[setup.task].dropout:
@@ -95,6 +97,7 @@ def build(
         batch,
         waiting=waiting,
         reference=reference,
+        companions=beside,
         colocated=colocated,
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),

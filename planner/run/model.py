@@ -152,10 +152,9 @@ def model_class(config: Any) -> Any:
     it, used without where the batch has none; else the causal language model; an encoder-decoder's own (T5),
     an encoder's masked language model (BERT).
     """
-    encoder = not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
     for tables in (
         _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (),
-        _MASKED if encoder else (),
+        _MASKED if is_encoder(config) else (),
         _WITH_TOWER if has_tower(config.to_dict()) else (),
         _CAUSAL,
     ):
@@ -166,6 +165,11 @@ def model_class(config: Any) -> Any:
         f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on "
         "next-token loss"
     )
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a configuration is of a model that sees both sides of a token (BERT)."""
+    return not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
 
 
 def listed(tables: tuple[str, ...], config: Any) -> Any | None:

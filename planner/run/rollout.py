@@ -19,7 +19,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import GeneratedRows, generated
 from memplan.planner.run import policy
 from memplan.planner.run.built import Announcer, Built
-from memplan.planner.run.preferences import unchecked
+from memplan.planner.run.preferences import called, unchecked
 from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.gpus import find_gpu
 
@@ -46,6 +46,7 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
         del prompts
         with torch.no_grad(), unchecked(built.base):
             found = _scores(built, made, sizes)
+        _reward(built, made)
         built.rollout = _shuffled(made | found)
 
 
@@ -108,8 +109,8 @@ def _one_token(built: Built, ids: torch.Tensor, mask: torch.Tensor, **given: Any
         max_new_tokens=1,
         do_sample=True,
         temperature=1.0,
-        top_p=1.0,
-        top_k=0,
+        top_p=float(built.setup.top_p or 1.0),
+        top_k=built.setup.top_k or 0,
         pad_token_id=0,
         eos_token_id=1,
         disable_compile=True,
@@ -195,6 +196,28 @@ def _scores(built: Built, made: dict[str, torch.Tensor], sizes: GeneratedRows) -
         with built.model.disable_adapter():  # type: ignore[operator]
             found["ref_logps"] = policy.scores(built, built.model, ids, mask, setup.micro_batch)[0]
     return found
+
+
+def _by_row(found: dict[str, torch.Tensor], made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What RLOO keeps of them: a number for each row; the reference's goes into the rewards (trl 1.16
+    trainer/rloo_trainer.py _generate_and_score_completions).
+    """
+    return {"old_logps": (found["old_logps"] * made["completion_mask"]).sum(1)}
+
+
+def _reward(built: Built, made: dict[str, torch.Tensor]) -> None:
+    """A reward model reads all rows at once, tokenized anew, as accelerate calls it (trl 1.16
+    trainer/grpo_trainer.py and rloo_trainer.py _calculate_rewards). Where rewards are computed on the host,
+    nothing is on the device.
+    """
+    model = built.companions.get("reward_model")
+    if model is None:
+        return
+    rewards = torch.zeros(len(made["prompt_ids"]), 1, device=made["prompt_ids"].device)
+    ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
+    with torch.no_grad():
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        rewards[:, 0] = called(built, model, inputs).logits[:, 0]
 
 
 def _shuffled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -47,6 +47,13 @@ class Task:
     """A reference model may be asked for; `reference`: it is there where nobody says anything."""
     divergence: bool = False
     """Each model also scores other completions, without a graph, for an estimate of their divergence."""
+    old_scores: Literal["later", "always", "never"] = "later"
+    """Whether the log-probabilities of sampled tokens are taken before training: later: where the model is
+    trained before all of them have been used."""
+    formula: bool = True
+    """Whether the formula has a rule for it; else the trace answers alone."""
+    companion: str = ""
+    """The Setup field that names a model which the task cannot do without."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -62,6 +69,12 @@ def _table(*rows: Task) -> dict[str, Task]:
 
 
 _LATER = "not modeled: predicted as a supervised step, which it needs at least"
+
+_SAMPLES = {
+    "loss": "chunked",
+    "completion_length": 512,  # trl 1.16 grpo_config.py, rloo_config.py, distillation_config.py
+    "micro_batch": 8,  # num_generations, of which a batch has a multiple
+}
 
 TASKS: dict[str, Task] = _table(
     Task(
@@ -102,7 +115,7 @@ TASKS: dict[str, Task] = _table(
         sequences=("input_ids", "attention_mask", "labels"),
         dropout=False,
         stacks=("hf", "trl"),
-        defaults={"loss": "full"},
+        defaults={"loss": "full", "targets": ("peft-default",)},
     ),
     Task(
         name="dpo",
@@ -182,31 +195,78 @@ TASKS: dict[str, Task] = _table(
         "_generate_and_score_completions, _compute_loss; grpo_config.py",
         generates=True,
         compares=True,
+        formula=False,
         stacks=("hf", "trl"),
-        defaults={
-            "loss": "chunked",
-            "completion_length": 512,  # grpo_config.py max_completion_length
-            "micro_batch": 8,  # num_generations, of which a batch has a multiple
-        },
+        defaults=_SAMPLES,
+    ),
+    Task(
+        name="rloo",
+        summary="completions sampled from the model, scored by it and by a reference model, then the clipped ratio "
+        "of whole rows' probabilities",
+        source="trl 1.16 trainer/rloo_trainer.py RLOOTrainer._generate_and_score_completions, _compute_loss; "
+        "rloo_config.py beta",
+        generates=True,
+        reference=True,
+        old_scores="always",
+        formula=False,
+        stacks=("hf", "trl"),
+        defaults=_SAMPLES,
+    ),
+    Task(
+        name="distill",
+        summary="completions sampled from the model, then the divergence of its tokens' distributions from a "
+        "teacher's, in tiles",
+        source="trl 1.16 trainer/distillation_trainer.py DistillationTrainer._compute_loss, kernels/"
+        "chunked_divergence.py; distillation_config.py",
+        generates=True,
+        old_scores="never",
+        formula=False,
+        companion="teacher",
+        stacks=("hf", "trl"),
+        defaults=_SAMPLES,
+    ),
+    Task(
+        name="embed",
+        summary="an embedding of each of an example's texts, of which the others of the batch are negatives",
+        source="sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py, "
+        "cached_multiple_negatives_ranking.py, sentence_transformer/modules/pooling.py",
+        head="none",
+        formula=False,
+        stacks=("hf",),
+        defaults={"loss": "full", "texts": 2, "micro_batch": 8},
     ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
             (
-                "rloo",
-                "trl 1.16 trainer/rloo_trainer.py",
-                "the generation of completions and the reference model",
-            ),
-            (
                 "ppo",
                 "TRL's PPOTrainer, which trl 1.16 has no more",
                 "generation, the value, reward and reference models",
             ),
-            ("distill", "trl 1.16 trainer/distillation_trainer.py", "the teacher model and its logits"),
-            ("embed", "sentence-transformers", "the rows of an in-batch contrastive loss"),
+            ("gkd", "trl 1.16 experimental/gkd/gkd_trainer.py", "the teacher model and whole logits of both"),
         )
     ),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """A model that is held beside the trained one, of another config."""
+
+    head: Head = "vocabulary"
+    outputs: int = 0
+    caches: bool = False
+    """Its forward keeps keys and values of every layer, as a config says that nobody changed."""
+    asks_gradients: bool = True
+    """Nobody switched its parameters' gradients off, so that autocast keeps copies of them where it makes some."""
+    same_vocabulary: bool = False
+
+
+COMPANIONS: dict[str, Companion] = {
+    "teacher": Companion(same_vocabulary=True),
+    "reward_model": Companion(head="pooled", outputs=1, caches=True),
+}
+"""Setup field -> the model that it names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
