@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,7 @@ from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.tasks import COMPANIONS, TASKS
 from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
@@ -46,6 +46,8 @@ class Case:
     sampled: tuple[int, ...] = ()  # of a task that generates: completion tokens, micro-batches of a step
     picture: tuple[int, int] = (0, 0)
     """Width and height of an example's picture, or bins and frames of its sound; zeros: text alone."""
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """Setup fields of the task's own."""
 
     @property
     def label(self) -> str:
@@ -54,7 +56,12 @@ class Case:
         beside = f" {self.beside}" if self.beside else ""
         shape = f"b{self.batch} s{self.tokens}{beside} {kept}"
         whole = f"{self.task} {self.model} {self.method} {shape} {self.gpu}"
-        return " ".join((whole, *map(str, self.sampled)))
+        return " ".join((whole, *map(str, self.sampled), *self.words))
+
+    @property
+    def words(self) -> list[str]:
+        """What the script is told beside its sizes, and the setup too: FIELD=VALUE."""
+        return [f"{name}={value}" for name, value in self.said.items()]
 
     @property
     def beside(self) -> str:
@@ -82,13 +89,15 @@ class Case:
         own: dict[str, Any] = {}
         if self.sampled:  # with Triton there is a newer torch here than for the others
             own = dict(zip(("completion_length", "gradient_accumulation"), self.sampled, strict=True))
-            own |= {"torch": "2.14", "reference": "model" if self.method == "full" else "base"}
+            own |= {"torch": "2.14"}
+            if self.task in ("grpo", "rloo"):
+                own["reference"] = "model" if self.method == "full" else "base"
         adapters = {} if self.method == "full" else {"targets": (self.targets,), "rank": 16, "alpha": 32}
         return resolve(
             {
                 "task": self.task,
                 "recipe": "hf"
-                if self.task in OF_TRANSFORMERS or self.model in vision_scripts.OF_TRAINER
+                if self.task in (*OF_TRANSFORMERS, "embed") or self.model in vision_scripts.OF_TRAINER
                 else "trl",
                 "method": self.method,
                 "micro_batch": self.batch,
@@ -102,10 +111,11 @@ class Case:
                 if self.task == "seq2seq"
                 else None,
                 "gpu": self.gpu,
-                "torch": "2.14" if self.beside or self.task in LLAMAS else "2.12",
+                "torch": "2.14" if self.beside or self.task in (*LLAMAS, "embed") else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
                 **own,
+                **self.said,
             }
         )
 
@@ -145,12 +155,28 @@ ALONE = (
 
 
 SAMPLED = (
-    ("grpo", "qwen2.5-0.5b", "full", 4, 256, False, (16, 1)),
-    ("grpo", "qwen2.5-0.5b", "lora", 8, 256, True, (16, 2)),
-    ("grpo", "qwen2.5-0.5b", "qlora", 4, 256, True, (32, 8)),
-    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
-    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (32, 16)),
+    ("grpo", "qwen2.5-0.5b", "full", 4, 256, False, (16, 1), {}),
+    ("grpo", "qwen2.5-0.5b", "lora", 8, 256, True, (16, 2), {}),
+    ("grpo", "qwen2.5-0.5b", "qlora", 4, 256, True, (32, 8), {}),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2), {}),
+    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (32, 16), {}),
+    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (16, 2), {"reward_model": "llama-3.2-1b", "top_p": 0.9}),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, False, (16, 1), {"top_k": 50}),
+    ("rloo", "llama-3.2-1b", "full", 4, 192, True, (32, 2), {}),
+    ("rloo", "llama-3.2-1b", "lora", 8, 256, True, (16, 4), {"reward_model": "llama-3.2-3b"}),
+    ("rloo", "llama-3.1-8b", "lora", 4, 256, True, (16, 1), {}),
+    ("distill", "llama-3.2-1b", "full", 4, 256, True, (16, 2), {"teacher": "llama-3.2-3b"}),
+    ("distill", "llama-3.2-1b", "lora", 8, 512, True, (16, 1), {"teacher": "llama-3.1-8b"}),
+    ("distill", "llama-3.2-3b", "lora", 2, 512, False, (16, 1), {"teacher": "llama-3.1-8b"}),
 )
+EMBEDDED = (
+    ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),
+    ("llama-3.2-1b", "lora", 8, 256, False, {"texts": 3}),
+    ("llama-3.2-1b", "lora", 32, 256, True, {"texts": 2, "mini_batch": 4}),
+    ("llama-3.1-8b", "lora", 8, 512, True, {"texts": 2}),
+)
+"""A cached loss has a mini-batch."""
+
 """Completions are short: a dry run calls every kernel of every token."""
 
 
@@ -162,13 +188,15 @@ def cases() -> Iterator[Case]:
             yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture=picture)
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
-    for *shape, own in SAMPLED:
-        yield from (Case(*shape, gpu, own) for gpu in GPUS)
+    for *shape, own, said in SAMPLED:
+        yield from (Case(*shape, gpu, own, said=said) for gpu in GPUS)
+    for *shape, said in EMBEDDED:
+        yield from (Case("embed", *shape, gpu, said=said) for gpu in GPUS)
     for task, shapes in LLAMAS.items():
         yield from (Case(task, *shape, gpu) for shape in shapes for gpu in GPUS)
     for shape in SHAPES:
         for task in SCRIPTS:
-            if task not in ("mlm", "seq2seq", "grpo", *LLAMAS) and (task, shape[1]) not in WITHOUT:
+            if task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", *LLAMAS) and (task, shape[1]) not in WITHOUT:
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
 
 
@@ -182,11 +210,14 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config()))
+        for beside in COMPANIONS.keys() & case.said.keys():
+            (folder / beside).mkdir()
+            (folder / beside / "config.json").write_text(json.dumps(find(case.said[beside]).config))
         text = HEAD + SCRIPTS[case.task] if not case.beside else vision_scripts.HEAD
         (folder / "train.py").write_text(text + vision_scripts.SCRIPTS.get(case.model, ""))
         more = case.picture if case.beside else case.sampled
         sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *more)))
-        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
+        words = ("python", str(folder / "train.py"), name, case.method, *sizes, *case.words)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
     return {"allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
@@ -204,7 +235,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
             ("trace", "formula"),
             {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
         )
-    if case.model in CONFIGS or case.sampled:
+    if case.model in CONFIGS or not TASKS[case.task].formula:
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
         spec = find(case.model).spec()
@@ -352,10 +383,11 @@ def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> 
 
 def of_step(case: Case) -> str:
     """What a sampled batch has beside its size: micro-batches of a step, completion tokens."""
-    if not case.sampled:
-        return ""
-    completion, steps = case.sampled
-    return f", {steps} of them, {completion} sampled"
+    found = ""
+    if case.sampled:
+        completion, steps = case.sampled
+        found = f", {steps} of them, {completion} sampled"
+    return found + "".join(f", {word}" for word in case.words)
 
 
 def page(kept: dict[str, Any]) -> str:

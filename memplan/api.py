@@ -315,7 +315,7 @@ def traced_alone(model: Model, setup: Setup) -> bool:
         return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
     if unknown_family(model):
         return True
-    if not (TASKS[setup.task].generates or setup.merge):
+    if TASKS[setup.task].formula and not setup.merge:
         return False
     from memplan.planner.run.extras import has_causal_model
 

@@ -35,7 +35,7 @@ def compiled(model: Model, setup: Setup) -> Prediction:
     own = "merging an adapter" if setup.merge else found.model.architecture
     if has_tower(model.config):
         own = f"the parts beside the language model of {own}"
-    what = f"task {setup.task}" if TASKS[setup.task].generates else own
+    what = f"task {setup.task}" if not TASKS[setup.task].formula else own
     why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))
 

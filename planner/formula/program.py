@@ -295,7 +295,7 @@ def refuse(setup: Setup) -> None:
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         "merging an adapter into its base": setup.merge,
-        f"task '{setup.task}', which samples its batch from the model": TASKS[setup.task].generates,
+        f"task '{setup.task}'": not TASKS[setup.task].formula,
     }
     for what, refused in reasons.items():
         if refused:

@@ -318,6 +318,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         *task_rules.evaluation(s),
         *task_rules.merging(s),
         *task_rules.generation(s),
+        *task_rules.beside(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",

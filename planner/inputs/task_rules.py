@@ -110,10 +110,48 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
     ]
 
 
+def beside(s: Any) -> list[tuple[bool, str]]:
+    """The models and texts that a task needs, and what only such a task has."""
+    task, said, texts = TASKS[s.task], f"task '{s.task}'", s.texts is not None
+    return [
+        (
+            bool(task.companion) and getattr(s, task.companion or "task") is None,
+            f"{said} needs a {task.companion}, a model's name: --set {task.companion}=MODEL",
+        ),
+        (
+            s.teacher is not None and task.companion != "teacher",
+            f"teacher '{s.teacher}' contradicts {said}, which has none: leave it out, or use --task distill",
+        ),
+        (
+            s.reward_model is not None and (not task.generates or task.old_scores == "never"),
+            f"reward_model '{s.reward_model}' contradicts {said}, which scores nothing that it samples: leave "
+            "it out, or use --task grpo",
+        ),
+        (
+            texts != (task.head == "none"),
+            f"texts {s.texts} contradicts {said}: an example's texts are --task embed's",
+        ),
+        (texts and (s.texts or 0) < 2, f"texts {s.texts} leaves nothing to compare with: use 2 or more"),
+        (
+            s.mini_batch is not None and not texts,
+            f"mini_batch {s.mini_batch} contradicts {said}: it is the cached loss's of --task embed",
+        ),
+        (
+            texts and s.method in ("adapter", "adalora", *PROMPTS),
+            f"{said} has no rule for method '{s.method}': use --method lora or full",
+        ),
+        (
+            texts and (s.parallel != "none" or s.eval_batch is not None or bool(s.images)),
+            f"{said} has no rule for several GPUs, an evaluation or pictures: leave parallel, eval_batch and "
+            "images out",
+        ),
+    ]
+
+
 def generation(s: Any) -> list[tuple[bool, str]]:
     """What a task that samples its batch needs, and what only such a task has."""
     task, said = TASKS[s.task], f"task '{s.task}'"
-    own = ("completion_length", "generations", "steps_per_generation", "vllm_share")
+    own = ("completion_length", "generations", "steps_per_generation", "vllm_share", "top_p", "top_k")
     strange = next((name for name in own if getattr(s, name) is not None), None)
     if not task.generates:
         return [

@@ -44,7 +44,8 @@ def made(setup: Setup, trained: Any, device: torch.device, watcher: Watcher) -> 
         if name is None:
             continue
         kind = attention.implementation(setup.attention)
-        model = skeleton(find(name).config, setup.weight_dtype, kind, companion.head, companion.outputs)
+        with watcher.on_host():
+            model = skeleton(find(name).config, setup.weight_dtype, kind, companion.head, companion.outputs)
         if companion.same_vocabulary:
             _same_vocabulary(field, name, model, trained)
         materialize(model, plain, device, _Unnumbered(watcher))

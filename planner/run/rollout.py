@@ -1,6 +1,6 @@
 """The batch that a policy is trained on: completions sampled from the model itself, then scored.
 
-What trl 1.16 trainer/grpo_trainer.py does before a step: `_generate_single_turn` calls transformers'
+What trl 1.16 trainer/grpo_trainer.py does before a step (RLOO's and the distillation trainer too): `_generate_single_turn` calls transformers'
 generate with the model in training mode, checkpoints off and no gradients; `_generate_and_score_completions`
 joins prompts and completions and asks a micro-batch at a time for the log-probabilities that the loss
 compares with. N rows at once, P prompt tokens, C completion tokens.
@@ -22,6 +22,7 @@ from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import called, unchecked
 from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.tasks import TASKS
 
 GROWTH_STEPS = 64
 """The cache grows from the first sampled token to the last in so many concatenations."""
@@ -45,9 +46,11 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
         made = _batch(prompts, sizes)
         del prompts
         with torch.no_grad(), unchecked(built.base):
-            found = _scores(built, made, sizes)
-        _reward(built, made)
-        built.rollout = _shuffled(made | found)
+            ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
+            both = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
+            found = _scores(built, ids, both, sizes)
+        _reward(built, ids)
+        built.rollout = _shuffled(made | _kept(built, found, made))
 
 
 def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
@@ -181,13 +184,13 @@ def _batch(prompts: torch.Tensor, sizes: GeneratedRows) -> dict[str, torch.Tenso
     }
 
 
-def _scores(built: Built, made: dict[str, torch.Tensor], sizes: GeneratedRows) -> dict[str, torch.Tensor]:
-    """Log-probabilities of the sampled tokens before the step (where it is not the first one on them) and by
-    the reference, a micro-batch at a time.
+def _scores(
+    built: Built, ids: torch.Tensor, mask: torch.Tensor, sizes: GeneratedRows
+) -> dict[str, torch.Tensor]:
+    """Log-probabilities of the sampled tokens before the step (where the task takes them) and by the
+    reference, a micro-batch at a time.
     """
     setup, found = built.setup, {}
-    ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
-    mask = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
     if sizes.old_scores:
         found["old_logps"] = policy.scores(built, built.model, ids, mask, setup.micro_batch)[0]
     if setup.reference == "model":
@@ -198,14 +201,7 @@ def _scores(built: Built, made: dict[str, torch.Tensor], sizes: GeneratedRows) -
     return found
 
 
-def _by_row(found: dict[str, torch.Tensor], made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What RLOO keeps of them: a number for each row; the reference's goes into the rewards (trl 1.16
-    trainer/rloo_trainer.py _generate_and_score_completions).
-    """
-    return {"old_logps": (found["old_logps"] * made["completion_mask"]).sum(1)}
-
-
-def _reward(built: Built, made: dict[str, torch.Tensor]) -> None:
+def _reward(built: Built, ids: torch.Tensor) -> None:
     """A reward model reads all rows at once, tokenized anew, as accelerate calls it (trl 1.16
     trainer/grpo_trainer.py and rloo_trainer.py _calculate_rewards). Where rewards are computed on the host,
     nothing is on the device.
@@ -213,11 +209,21 @@ def _reward(built: Built, made: dict[str, torch.Tensor]) -> None:
     model = built.companions.get("reward_model")
     if model is None:
         return
-    rewards = torch.zeros(len(made["prompt_ids"]), 1, device=made["prompt_ids"].device)
-    ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
+    rewards = torch.zeros(len(ids), 1, device=ids.device)
     with torch.no_grad():
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids.clone(), "attention_mask": torch.ones_like(ids)}
         rewards[:, 0] = called(built, model, inputs).logits[:, 0]
+
+
+def _kept(
+    built: Built, found: dict[str, torch.Tensor], made: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What of the scores the batch has: of RLOO a number for each row, the reference's being in the rewards
+    (trl 1.16 trainer/rloo_trainer.py _generate_and_score_completions).
+    """
+    if TASKS[built.setup.task].old_scores != "always":
+        return found
+    return {"old_logps": (found["old_logps"] * made["completion_mask"]).sum(1)}
 
 
 def _shuffled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

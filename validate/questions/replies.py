@@ -64,7 +64,7 @@ def ask(sentence: str, lang: str | None = None, context: EvaluationContext | Non
 
 
 def _reply(question: Question, context: EvaluationContext) -> Reply:
-    _refuse_sampling(question)
+    _refuse_traced_task(question)
     if question.model and REPLIES[question.intent] is memory:
         _refuse_unknown_family(question, context)
     return REPLIES[question.intent](question, context)
@@ -77,13 +77,13 @@ def _traces(question: Question) -> str:
     return " ".join(["memplan", question.model or "MODEL", *words])
 
 
-def _refuse_sampling(question: Question) -> None:
-    """A task that samples its batch, for which the formula has no rule. Raises UsageError."""
+def _refuse_traced_task(question: Question) -> None:
+    """A task for which the formula has no rule. Raises UsageError."""
     task = question.fields.get("task")
-    if task in TASKS and TASKS[task].generates:
+    if task in TASKS and not TASKS[task].formula:
         raise UsageError(
-            f"ask: the formula, with which questions are answered, has no rule for task '{task}', which samples "
-            f"its batch from the model: {_traces(question)} traces it"
+            f"ask: the formula, with which questions are answered, has no rule for task '{task}': "
+            f"{_traces(question)} traces it"
         )
 
 
