@@ -196,7 +196,10 @@ def cases() -> Iterator[Case]:
         yield from (Case(task, *shape, gpu) for shape in shapes for gpu in GPUS)
     for shape in SHAPES:
         for task in SCRIPTS:
-            if task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", *LLAMAS) and (task, shape[1]) not in WITHOUT:
+            if (
+                task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", *LLAMAS)
+                and (task, shape[1]) not in WITHOUT
+            ):
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
 
 
@@ -283,12 +286,27 @@ $ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch
 ```
 
 The formula has no rule for it: `plan`, `fit` and `compare` answer with the trace, which takes a while; jobs
-and several GPUs are refused. Not counted: what `top_p` and `top_k` make of the logits, and a reward model;
-where a file names them the answer is "at least".
+and several GPUs are refused. `--set top_p=0.9` and `--set top_k=50` are transformers' own code. `--set
+reward_model=MODEL` is a reward model beside the trained one, which reads all that is sampled at once and keeps
+keys and values while it does; without one, rewards are computed on the host. A script's `reward_funcs` that are
+a model's name are not read yet: "at least".
+
+`rloo` samples alike, takes the log-probabilities before training always, and has a reference model (its `beta`
+is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights' dtype;
+the loss needs two tiles of fp32 logits, and runs without autocast, since the trainer calls the backbones
+beside the forward that accelerate wrapped.
 
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
 `gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
 `generate` alone.
+
+## Embeddings
+
+`embed` is sentence-transformers' MultipleNegativesRankingLoss on a model without a head: `--batch` counts
+examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by default), `--seq` the tokens of a
+text. `--set mini_batch=N` is the cached loss. A decoder is pooled by its last token, an encoder by the mean. The
+trace answers. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
+transformers 5.24 quantizes it: both are refused, as the libraries do.
 
 ## Merging
 
@@ -349,7 +367,7 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper, pictures and GRPO have no formula: for them that column is the compiled trace, which plan
+BERT, T5, Whisper, pictures, embeddings and tasks that sample have no formula: for them that column is the compiled trace, which plan
 answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
 kernel of every token. Where eight or more micro-batches are sampled at once, that is the peak.

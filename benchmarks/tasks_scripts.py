@@ -119,7 +119,8 @@ from trl import DistillationConfig, DistillationTrainer
 completion, accumulation = map(int, sys.argv[6:8])
 tokenizer.padding_side = "left"
 trainer = DistillationTrainer(
-    model=folder, teacher_model=folder + "/teacher", processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
+    model=folder, teacher_model=folder + "/teacher", processing_class=tokenizer,
+    peft_config=lora("CAUSAL_LM"),
     args=DistillationConfig(
         **common, gradient_accumulation_steps=accumulation, max_completion_length=completion,
         generation_kwargs={"min_new_tokens": completion}, model_init_kwargs={"dtype": "bfloat16"},

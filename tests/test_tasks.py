@@ -152,6 +152,44 @@ def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
     assert not lacks(setup_of(task=task))
 
 
+@pytest.mark.trace
+def test_embeddings_are_no_supervised_step() -> None:
+    """No head and no logits; more texts need more; the cached loss saves of a mini-batch at a time alone."""
+    pytest.importorskip("transformers")
+    from memplan.planner.trace.engine import trace
+
+    small = {**LLAMA, "num_hidden_layers": 2}
+
+    def found(**fields: Any) -> Any:
+        return trace(small, setup_of(recipe="hf", method="full", **fields))
+
+    embedded, three = found(task="embed", micro_batch=8), found(task="embed", micro_batch=8, texts=3)
+    supervised = found(micro_batch=8)
+    assert supervised.total_parameters - embedded.total_parameters == 50_000 * 256
+    assert three.moment("forward").allocated_bytes > embedded.moment("forward").allocated_bytes
+    cached = found(task="embed", micro_batch=8, mini_batch=2)
+    assert cached.moment("forward").allocated_bytes < embedded.moment("forward").allocated_bytes
+    with pytest.raises(UsageError, match="no rule for task 'embed'"):
+        plan(read_config(LLAMA), setup_of(task="embed", recipe="hf"))
+
+
+@pytest.mark.trace
+def test_a_teacher_is_held_beside_its_student() -> None:
+    """All of its weights, without gradients; a supervised step has none."""
+    pytest.importorskip("transformers")
+    from memplan.planner.inputs.models import find
+    from memplan.planner.trace.engine import trace
+
+    teacher = find("llama-3.2-1b")
+    small = {**LLAMA, "num_hidden_layers": 1, "vocab_size": teacher.config["vocab_size"]}
+    same = {"recipe": "trl", "micro_batch": 2, "sequence_length": 64, "weight_dtype": "bfloat16"}
+    s = setup_of(task="distill", teacher="llama-3.2-1b", completion_length=16, **same)
+    held, alone = (trace(small, each).moment("load").components["weights"] for each in (s, setup_of(**same)))
+    assert held - alone == pytest.approx(2 * teacher.spec().parameters, rel=0.01)
+    with pytest.raises(UsageError, match="entries in its vocabulary"):
+        trace({**small, "vocab_size": 1000}, s)
+
+
 def test_a_reference_runs_without_a_graph() -> None:
     """Its forward comes on top of all that the model's has saved, and keeps nothing of its own."""
     fields = {"task": "dpo", "checkpointing": "none", "micro_batch": 8, "sequence_length": 512}
@@ -203,6 +241,12 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "grpo", "generations": 3}, "a generation of 8 rows is no multiple of generations 3"),
         ({"task": "grpo", "vllm_share": 0.3}, "name it with --gpu"),
         ({"task": "grpo", "vllm_sleeps": True}, "--set vllm_share=0.3"),
+        ({"task": "distill"}, "--set teacher=MODEL"),
+        ({"teacher": "llama-7b"}, "use --task distill"),
+        ({"reward_model": "llama-7b"}, "use --task grpo"),
+        ({"texts": 2}, "--task embed's"),
+        ({"task": "embed", "texts": 1}, "use 2 or more"),
+        ({"mini_batch": 2}, "of --task embed"),
         ({"task": "grpo", "eval_batch": 8}, "whose evaluation samples too"),
         ({"task": "grpo", "gpus": 2, "parallel": "zero3"}, "leave it out for one GPU"),
         ({"num_labels": 0, "task": "classify"}, "num_labels is 0"),

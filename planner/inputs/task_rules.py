@@ -51,9 +51,10 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "--method lora",
         ),
         (
-            # peft 0.21 tuners/tuners_utils.py _maybe_include_all_linear_layers leaves out a classifier's head alone
+            # peft 0.21 tuners/tuners_utils.py _maybe_include_all_linear_layers leaves out a classifier's
+            # head alone
             task.head == "tokens" and method.trains == "adapter" and s.targets == ("all-linear",),
-            f"{said}: PEFT takes its head for one of 'all-linear', and refuses to train a copy of it too: use "
+            f"{said}: PEFT takes its head for one of 'all-linear', and refuses to train a copy too: use "
             "--targets attention, or name the layers",
         ),
         (
@@ -124,7 +125,7 @@ def beside(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             s.reward_model is not None and (not task.generates or task.old_scores == "never"),
-            f"reward_model '{s.reward_model}' contradicts {said}, which scores nothing that it samples: leave "
+            f"reward_model '{s.reward_model}' contradicts {said}, which scores no samples: leave "
             "it out, or use --task grpo",
         ),
         (

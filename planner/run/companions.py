@@ -1,5 +1,6 @@
 """The models that a task holds beside the one it trains, each with a config of its own: a teacher, a reward
-model. Loaded in the dtype of the trained model's weights, unquantized, in evaluation mode, all of their layers.
+model. Loaded in the dtype of the trained model's weights, unquantized, in evaluation mode, all of their
+layers.
 """
 
 from __future__ import annotations

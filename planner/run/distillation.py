@@ -3,8 +3,10 @@ teacher's, tile by tile, of completions that the student sampled.
 
 trl 1.16 trainer/distillation_trainer.py _compute_loss, _get_last_hidden_state, _chunked_divergence_loss and
 kernels/chunked_divergence.py ChunkedDivergenceFunction at `beta` 1, its default. The trainer calls both
-backbones through models/utils.py _ForwardRedirection, which puts a plain method in the place of the forward that
-accelerate wrapped: neither autocast nor the conversion of outputs is on. B rows, C completion tokens, H hidden
+backbones through models/utils.py _ForwardRedirection, which puts a plain method in the place of the
+forward that
+accelerate wrapped: neither autocast nor the conversion of outputs is on. B rows, C completion tokens, H
+hidden
 sizes, V vocabulary, N = B x C.
 """
 
@@ -51,8 +53,9 @@ def _hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor, length: int) -> t
 
 
 class TiledDivergence(torch.autograd.Function):
-    """KL(student || teacher) and the student's entropy for each of N tokens, from hidden states (N, H) and output
-    projections (V, H); a gradient for the student alone. Tiles of logits are fp32, 4,096 x 32,768, one for each
+    """KL(student || teacher) and the student's entropy for each of N tokens, of hidden states (N, H) and
+    output projections (V, H); a gradient for the student alone. Tiles of logits are fp32, 4,096 x 32,768, one
+    for each
     model; on meta and on a GPU nothing is folded, since a Triton kernel allocates nothing.
     """
 

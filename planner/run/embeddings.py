@@ -1,10 +1,13 @@
 """What sentence-transformers makes of a backbone: an embedding for each text of an example, and the in-batch
 contrastive loss of them.
 
-sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py compute_loss_from_embeddings,
-cached_multiple_negatives_ranking.py calculate_loss, base/losses/gradcache.py forward_cached and _backward_hook,
+sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py
+compute_loss_from_embeddings,
+cached_multiple_negatives_ranking.py calculate_loss, base/losses/gradcache.py forward_cached and
+_backward_hook,
 base/losses/merged_forward.py embed_columns, sentence_transformer/modules/pooling.py. The model is a
-SentenceTransformer, of which accelerate has wrapped the forward: all that it returns is converted to fp32, token
+SentenceTransformer, of which accelerate has wrapped the forward: all that it returns is converted to
+fp32, token
 embeddings too. B examples, S tokens of a text, H hidden size.
 """
 
@@ -46,7 +49,7 @@ def _together(built: Built, columns: list[Features]) -> list[torch.Tensor]:
 
 
 def _embedded(built: Built, features: Features) -> torch.Tensor:
-    """(rows, H): the embedding of each row, in fp32 where accelerate converts. `features` keeps what the modules
+    """(rows, H): the embedding of each row, in fp32 where accelerate converts. `features` keeps what modules
     write into it.
     """
     with built.autocast():
@@ -100,8 +103,8 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _cached(built: Built, columns: list[Features], size: int) -> torch.Tensor:
-    """The loss of embeddings that are made a mini-batch at a time, without a graph; its backward makes each again
-    with one, and gives it the gradient of its embeddings.
+    """The loss of embeddings that are made a mini-batch at a time, without a graph; its backward makes each
+    again with one, and gives it the gradient of its embeddings.
     """
     parts = [
         [

@@ -18,7 +18,9 @@ from memplan.planner.run import (
 from memplan.planner.run.built import Built
 
 TASK_LOSSES = {
-    **preferences.TASK_LOSSES, **whole_logits.WHOLE_LOGITS_LOSSES, **policy.SAMPLED_LOSSES,
+    **preferences.TASK_LOSSES,
+    **whole_logits.WHOLE_LOGITS_LOSSES,
+    **policy.SAMPLED_LOSSES,
     "distill": distillation.distill,
     "embed": embeddings.embed,
 }

@@ -1,6 +1,7 @@
 """The batch that a policy is trained on: completions sampled from the model itself, then scored.
 
-What trl 1.16 trainer/grpo_trainer.py does before a step (RLOO's and the distillation trainer too): `_generate_single_turn` calls transformers'
+What trl 1.16 trainer/grpo_trainer.py does before a step (RLOO's and the distillation trainer too):
+`_generate_single_turn` calls transformers'
 generate with the model in training mode, checkpoints off and no gradients; `_generate_and_score_completions`
 joins prompts and completions and asks a micro-batch at a time for the log-probabilities that the loss
 compares with. N rows at once, P prompt tokens, C completion tokens.
