@@ -285,13 +285,17 @@ exact: of a completion of more than 64 tokens the cache grows in 64 steps, so th
 $ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch 8 --gpu rtx-4090
 ```
 
-The formula has no rule for it: `plan`, `fit` and `compare` answer with the trace, which takes a while; jobs
-and several GPUs are refused. `--set top_p=0.9` and `--set top_k=50` are transformers' own code. `--set
-reward_model=MODEL` is a reward model beside the trained one, which reads all that is sampled at once and keeps
-keys and values while it does; without one, rewards are computed on the host. A script's `reward_funcs` that are
-a model's name are not read yet: "at least".
+The formula samples as the trace does: the first token, the growth of the cache, the last token, the scores
+of one micro-batch beside those of the others (planner/formula/generation.py); its
+blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused.
 
-`rloo` samples alike, takes the log-probabilities before training always, and has a reference model (its `beta`
+The trace answers what the formula has no rule for. `--set top_p=0.9` and `--set top_k=50` run transformers'
+own code. `--set reward_model=MODEL` is a reward model beside the trained one, which reads all that is sampled
+at once and keeps keys and values while it does; without one, rewards are computed on the host. A script's
+`reward_funcs` that name a model are not read yet: "at least".
+
+`rloo` samples alike, always takes the log-probabilities before training, and has a reference model (its
+`beta`
 is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights' dtype;
 the loss needs two tiles of fp32 logits, and runs without autocast, since the trainer calls the backbones
 beside the forward that accelerate wrapped.
@@ -304,7 +308,8 @@ With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts a
 
 `embed` is sentence-transformers' MultipleNegativesRankingLoss on a model without a head: `--batch` counts
 examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by default), `--seq` the tokens of a
-text. `--set mini_batch=N` is the cached loss. A decoder is pooled by its last token, an encoder by the mean. The
+text. `--set mini_batch=N` is the cached loss. A decoder is pooled by its last token, an encoder by the
+mean. The
 trace answers. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
 transformers 5.24 quantizes it: both are refused, as the libraries do.
 
@@ -314,9 +319,38 @@ transformers 5.24 quantizes it: both are refused, as the libraries do.
 adapters are still there. Linear layers are merged one after another, so the largest one decides. Into a
 16-bit base it takes 8 bytes for each of its weights (the update in fp32, and that scaled), into a 4-bit base
 14 (the layer in 16 bits; in fp32 its update, their sum, and the sum on its way back, since bitsandbytes
-quantizes it again). The formula has no rule for it, the trace answers. Over stub libraries the peak of an
-unmodified script (tests/dryrun_scripts/merges.py, llama-3.2-1b, torch 2.14) is the trace's to the byte for
-LoRA, 2,631.4 MiB, and 1.0 MiB less than it for QLoRA, 1,359.6 MiB.
+quantizes it again). Both engines have it; that of DoRA, AdaLoRA, IA3 and of experts' adapters the trace
+alone, which then answers. The formula's merge is the trace's within 0.1 % in every component
+(tests/test_merging.py). Over stub libraries the peak of an unmodified script (tests/dryrun_scripts/merges.py,
+llama-3.2-1b, torch 2.14) is the trace's to the byte for LoRA, 2,631.4 MiB, and 1.0 MiB less than it for
+QLoRA, 1,359.6 MiB.
+
+## Saving
+
+`--set save=true` adds the moment `save` after training: what `Trainer.save_model` has. On one GPU each tensor
+goes to the host, where the file is written, and nothing is made on the GPU: an unmodified Trainer script
+(full fine-tuning, LoRA) allocates 0 bytes there in a dry run. Under FSDP2 with `FULL_STATE_DICT` every rank
+gathers one parameter after another, whole and in the dtype that it is kept in (fp32 where it is trained),
+which two ranks of a dry run show to the byte (tests/test_saving.py). `save_host_bytes` (JSON) is what the
+writing rank's host holds: the file, or under FSDP the whole model, with LoRA too, since PEFT picks the
+adapter out of it. Not counted: ZeRO-3's gathering (`stage3_gather_16bit_weights_on_model_save`) and
+parameters that FSDP offloads, which are refused, and a sharded state dict, of which `save_model` writes
+nothing.
+
+## Serving
+
+`--method inference` is the forward over a prompt with its KV cache. `--set adapters=N` puts N LoRA adapters
+(`--rank`, `--targets`) beside the base, unmerged, one of them active, as PEFT's `load_adapter` and
+`set_adapter` do: N adapters in fp32 (`--set adapter_dtype=bfloat16`: loaded with `autocast_adapter_dtype`
+off), the active one's input copied to its dtype and its output added in every layer, and while loading each
+adapter's file a second time, since PEFT reads it onto the GPU. Without it weights are merged. A script that
+loads three adapters and swaps them has the trace's peak within 4 KiB in a dry run (tests/test_serving.py).
+
+```console
+$ memplan llama-3.1-8b --method inference --set adapters=20 --rank 16 --gpu rtx-4090
+```
+
+Not counted: several adapters in one batch, and what a serving engine such as vLLM sets aside.
 
 ## Evaluation
 
@@ -330,11 +364,10 @@ checkpointing saves nothing there and the batch is larger:
 $ memplan llama-3.1-8b --method lora --recipe hf --checkpointing --set eval_batch=8 --gpu rtx-5090
 ```
 
-The peak is then where evaluation is, `step_peak` (JSON) is that of training alone, and `Decides` says where
-only the evaluation does not fit. The trace's
-evaluation equals that of an unmodified Trainer script in a dry run but for a few scalars
-(tests/test_dryrun_scripts.py), and the formula's is within 0.1 % of the trace's in every component
-(tests/test_evaluation.py).
+The peak is then where evaluation is, `step_peak` (JSON) is that of training alone, and the first lines say
+where only the evaluation does not fit. The trace's evaluation equals that of an unmodified Trainer script in
+a dry run but for a few scalars (tests/test_dryrun_scripts.py), and the formula's is within 0.1 % of the
+trace's in every component (tests/test_evaluation.py).
 
 With `compute_metrics` the Trainer keeps the logits of every batch on the GPU and joins them as they come,
 so that nearly twice as many are there at once. `--set eval_kept=ROWS` counts them: the rows of the evaluation
@@ -345,7 +378,8 @@ set, or `eval_accumulation_steps` x the batch, after which they go to the host. 
 $ memplan llama-3.2-1b --method lora --recipe hf --set eval_batch=8 --set eval_kept=64 --gpu rtx-4090
 ```
 
-Not counted: generation, and the evaluation of a model that several GPUs share (no verdict of `fits` then).
+Not counted: generation (`predict_with_generate`: "at least"), and the evaluation of a model that several GPUs
+share (no verdict of `fits` then).
 
 {beside}
 ## Checked by dry runs
@@ -367,10 +401,14 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper, pictures, embeddings and tasks that sample have no formula: for them that column is the compiled trace, which plan
+BERT, T5, Whisper, pictures, embeddings, RLOO and distillation have no formula: that column is the
+trace, which plan
 answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
-kernel of every token. Where eight or more micro-batches are sampled at once, that is the peak.
+kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose processor copies the
+logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all of which
+are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either engine, 38.9 MB of it such
+copies, the rest not followed. Where eight or more micro-batches are sampled at once, that is the peak.
 
 {header}
 {rows}
@@ -443,6 +481,7 @@ def page(kept: dict[str, Any]) -> str:
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),
+        sampled=max(abs(error(kept[case.label], "blocks")) for case in judged(kept) if case.sampled),
         **{f"{engine}_median": median(values) for engine, values in off.items()},
         **{f"{engine}_worst": max(values) for engine, values in off.items()},
     )

@@ -10,7 +10,7 @@ from typing import Any
 from memplan.planner import __version__
 
 _HOME = {
-    "plan": "memplan.api",
+    "plan": "memplan.lengths",
     "trace": "memplan.api",
     "profile": "memplan.api",
     "reconcile": "memplan.api",

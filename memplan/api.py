@@ -27,7 +27,6 @@ from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu, said_of
-from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.tested_versions import newer_than_tested
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def _resolved(
     if setup is not None:
         changes = {**fields, **stored}
         return setup.replaced(**changes) if changes else setup
-    return resolve(fields, imported=under, checkpoint=stored, max_positions=_learned_positions(found))
+    return resolve(fields, imported=under, checkpoint=stored, max_positions=learned_positions(found))
 
 
 def _chosen(setup: Setup | None) -> dict[str, str]:
@@ -98,7 +97,7 @@ def _adapted(
     fields = {name: value for name, value in fields.items() if name != "adapter"}
     spec = _spec(model)
     file = {"adapter": None, **settings(document, fields, under if setup is None else setup.values(), spec)}
-    positions = _learned_positions(model)
+    positions = learned_positions(model)
 
     def resolved(file: Mapping[str, Any]) -> Setup:
         if setup is not None:
@@ -139,13 +138,8 @@ def setup_gpu(text: Any) -> str:
 def plan(
     model: ModelLike, setup: Setup | None = None, *, engine: str | None = None, **fields: Any
 ) -> Prediction:
-    """The memory of one training step, predicted: `memplan.plan("llama-7b", method="qlora",
-    gpu="rtx-4090").peak.device_bytes`.
-
-    `engine` is formula or trace (default: formula, or trace for an adapter file). `setup` is a complete
-    Setup, `fields` are Setup fields by name (micro_batch, sequence_length, rank, ...) or by the command
-    line's (batch, seq, dtype, checkpointing=True). Sizes are bytes.
-    Raises UsageError (unknown names, bad values), NetworkError (a model that only the hub has).
+    """The memory of one training step, predicted: `memplan.plan` (memplan/lengths.py) where every row is as
+    long as the setup says. Raises UsageError, NetworkError.
     """
     return predict(*request(model, setup, **fields), engine)
 
@@ -216,7 +210,7 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
     if setup.gpu:
         yield prediction, find_gpu(setup.gpu)
         return
-    from memplan.planner.answers.fit.gpus import cannot_run, older, with_its_kernels
+    from memplan.planner.answers.fit.kernels import cannot_run, older, with_its_kernels
 
     spec = _spec(model)
     for gpu in common_gpus():
@@ -278,7 +272,7 @@ def recorded_accuracy(engine: str, prediction: Prediction | None = None) -> Accu
     return accuracy_of_engine(engine) if prediction is None else evidence(prediction)
 
 
-def _learned_positions(model: Model) -> int | None:
+def learned_positions(model: Model) -> int | None:
     """The longest sequence that learned positions allow; None where positions are computed or only the trace
     knows the family.
     """
@@ -307,7 +301,7 @@ def unknown_family(model: Model) -> bool:
 
 def traced_alone(model: Model, setup: Setup) -> bool:
     """Whether the trace is all that answers, and installed: the formula has no family for the model, or no
-    rule for the setup's task.
+    rule for merging its adapter.
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
 
@@ -315,7 +309,9 @@ def traced_alone(model: Model, setup: Setup) -> bool:
         return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
     if unknown_family(model):
         return True
-    if TASKS[setup.task].formula and not setup.merge:
+    from memplan.planner.formula.lacking import lacking
+
+    if setup.adapter is not None or not lacking(model.spec(), setup):
         return False
     from memplan.planner.run.extras import has_causal_model
 

@@ -7,7 +7,6 @@ from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import TASKS
 
 
 def _formula(model: Model, setup: Setup) -> Prediction:
@@ -32,12 +31,21 @@ def compiled(model: Model, setup: Setup) -> Prediction:
     from memplan.planner.compiled.engine import Compiled
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
-    own = "merging an adapter" if setup.merge else found.model.architecture
-    if has_tower(model.config):
-        own = f"the parts beside the language model of {own}"
-    what = f"task {setup.task}" if not TASKS[setup.task].formula else own
+    what = _lacking(model, setup) or found.model.architecture
     why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))
+
+
+def _lacking(model: Model, setup: Setup) -> str:
+    """What the formula lacks where it has the model's family; "" where it has not."""
+    from memplan.planner.formula.lacking import lacking
+
+    if has_tower(model.config):
+        return f"the parts beside the language model of {model.config['architectures'][0]}"
+    try:
+        return lacking(model.spec(), setup)
+    except UsageError:
+        return ""
 
 
 ENGINES = {"formula": _formula, "trace": _trace}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from memplan.planner import __version__
 from memplan.planner.inputs.setup import Setup
@@ -56,8 +56,7 @@ class Row:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Breakdown:
+class Breakdown(NamedTuple):
     """The rows alive at the peak of one moment; they add up to that moment's allocated bytes."""
 
     moment: str
@@ -115,35 +114,28 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Whether loading alone, the training step alone and, where there is one, the evaluation alone fit one
-    GPU, and the device bytes of each.
+    """Whether loading alone, the training step alone and each moment `after` it alone fit one GPU, and the
+    device bytes of each.
     """
 
     load: Literal["fits", "tight", "no"]
     step: Literal["fits", "tight", "no"]
     load_bytes: int
     step_bytes: int
-    evaluate: Literal["fits", "tight", "no"] | None = None
-    evaluate_bytes: int | None = None
+    after: Mapping[str, tuple[Literal["fits", "tight", "no"], int]] = field(default_factory=dict)
 
     @property
-    def _each(self) -> dict[str, tuple[str, int | None]]:
-        found: dict[str, tuple[str, int | None]] = {
-            "load": (self.load, self.load_bytes),
-            "step": (self.step, self.step_bytes),
-        }
-        if self.evaluate is not None:
-            found["evaluate"] = (self.evaluate, self.evaluate_bytes)
-        return found
+    def _each(self) -> dict[str, tuple[str, int]]:
+        return {"load": (self.load, self.load_bytes), "step": (self.step, self.step_bytes), **self.after}
 
     @property
     def decided_by(self) -> str | None:
-        """The part that does not surely fit: load, step or evaluate; both (several, of three) where more than
-        one does not, None where all do.
+        """The part that does not surely fit: load, step or a moment after it; both (several, of more than
+        two) where more than one does not, None where all do.
         """
         short = [name for name, (verdict, _) in self._each.items() if verdict != "fits"]
         if len(short) > 1:
-            return "both" if self.evaluate is None else "several"
+            return "several" if self.after else "both"
         return short[0] if short else None
 
     def to_document(self) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def test_invariants(mode, ties, events, capacity):
         if capacity is not None:
             assert allocator.reserved <= capacity * MIB
         everything = {}
-        cached = [b for pool in (allocator.small, allocator.large) for b in pool.at.values()]
+        cached = [b for pool in allocator.pools for b in pool.at.values()]
         for block in [b for b, _ in live.values()] + cached:
             previous = None
             for b in walk(allocator, block):
@@ -243,7 +243,7 @@ def test_invariants(mode, ties, events, capacity):
             slack = block.size - requested
             assert 0 <= slack <= (MIB if mode == "native" and not block.pool.small else 0)
         assert len(cached) == sum(b.free and b.mapped for b in everything.values())
-        for pool in (allocator.small, allocator.large):
+        for pool in allocator.pools:
             assert pool.order == sorted(b.size << 48 | b.tie for b in pool.at.values())
             if ties == "address":
                 assert all(b.tie == b.address for b in pool.at.values())
@@ -280,7 +280,7 @@ def picture(allocator):
     """All that decides how an allocator goes on: counters, and every block that is not in use with its
     neighbors.
     """
-    pools = (allocator.small, allocator.large)
+    pools = allocator.pools
     idle = sorted(
         (
             b.address,

@@ -43,10 +43,12 @@ def test_where_not_all_is_counted_no_length_is_said_to_fit():
     assert reply.answer is not None and reply.answer.verdict == "at least" and not reply.answer.boundaries
 
 
-def test_what_only_the_trace_knows_names_its_command():
-    command = "memplan qwen2.5-7b --task grpo --method qlora --gpu rtx-4090 traces it"
-    with pytest.raises(UsageError, match=command):
-        ask("GRPO of qwen2.5-7b with qlora on a 4090?")
+def test_a_sampled_task_has_a_length_and_a_batch_up_to_which_it_fits():
+    (reply,) = ask("GRPO of qwen2.5-7b with qlora on a 4090?")
+    assert reply.answer is not None and {name for name, _ in reply.answer.boundaries} >= {
+        "sequence_length",
+        "micro_batch",
+    }
 
 
 def test_a_run_of_so_many_tokens_takes_its_time_and_costs_its_price():

@@ -66,8 +66,8 @@ def test_what_no_trainer_does_by_itself_is_said() -> None:
 
 
 def test_what_was_not_replayed_is_said() -> None:
-    setup = resolve({"parallel": "ddp", "gpus": 2})
-    assert any(text.startswith("several GPUs: reserved") for text in of_formula(setup, False))
+    setup = resolve({"parallel": "zero2", "gpus": 2})
+    assert any(text.startswith("zero2 so set up: reserved") for text in of_formula(setup, False))
     assert any("of this depth" in text for text in of_formula(resolve({}), False))
     assert not any("reserved" in text for text in of_formula(resolve({}), True))
 

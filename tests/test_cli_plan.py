@@ -12,6 +12,7 @@ import pytest
 
 import memplan
 from memplan.cli.main import run
+from memplan.planner.answers.fit import suggest as suggesting
 from memplan.planner.answers.fit.suggest import CHANGES, changed, suggest
 from memplan.planner.formula.engine import whole_segments
 from memplan.planner.inputs.setup import FIELDS
@@ -154,10 +155,28 @@ def test_three_changes_each_saves_what_it_says():
         assert suggestion.device_bytes == prediction.peak.device_bytes - saved
 
 
+@pytest.mark.parametrize(
+    "model, fields",
+    [
+        ("llama-7b", {"method": "qlora"}),
+        ("gpt2", {"method": "full", "micro_batch": 4}),
+        ("llama-3.1-8b", {"method": "lora", "checkpointing": "non_reentrant"}),
+        ("llama-7b", {"method": "full", "optimizer_in_backward": True, "optimizer": "adamw_torch"}),
+    ],
+)
+def test_a_change_that_is_passed_over_is_none_of_the_largest(model, fields, monkeypatch):
+    prediction, spec = memplan.plan(model, **fields), memplan.find(model).spec()
+    for most in (1, 2, 3):
+        found = suggest(spec, prediction.setup, prediction, most)
+        with monkeypatch.context() as every:  # a trace's peak bounds nothing: each change is evaluated
+            every.setattr(suggesting, "_bound", lambda *given: float("inf"))
+            assert suggest(spec, prediction.setup, prediction, most) == found
+
+
 def test_what_makes_it_fit_comes_first():
     card = memplan.find_gpu("rtx-4090")
     prediction = memplan.plan("llama-7b", method="full", gpu="rtx-4090")
-    found = suggest(memplan.find("llama-7b").spec(), prediction.setup, prediction, card)
+    found = suggest(memplan.find("llama-7b").spec(), prediction.setup, prediction)
     fits = [s.device_bytes <= card.usable_bytes for s in found]
     assert any(fits) and fits == sorted(fits, reverse=True)
 

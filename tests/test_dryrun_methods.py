@@ -28,9 +28,10 @@ TRAINED = [name for name in METHODS if name != "inference"]
 def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Measurement]]:
     """Method -> its record, all of one campaign."""
     folder = tmp_path_factory.mktemp("dry")
-    cases = [{"model": "tiny", "method": method} for method in TRAINED]
+    cases = [{"model": "biased" if method == "bitfit" else "tiny", "method": method} for method in TRAINED]
+    models = {"tiny": TINY, "biased": TINY | {"attention_bias": True, "mlp_bias": True}}
     defaults = {"recipe": "raw", "sequence_length": 128, "gpu": "a100-80gb"}
-    document = {"device": "dry", "steps": 1, "models": {"tiny": TINY}, "defaults": defaults, "cases": cases}
+    document = {"device": "dry", "steps": 1, "models": models, "defaults": defaults, "cases": cases}
     (folder / "methods.json").write_text(json.dumps(document))
     out = folder / "out"
     assert cli(["campaign", str(folder / "methods.json"), "--out", str(out), "--python", str(PYTHON)]) == 0

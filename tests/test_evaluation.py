@@ -11,7 +11,7 @@ import pytest
 
 import memplan
 from memplan.planner.answers.fit.gpus import share
-from memplan.planner.answers.parts import deciding
+from memplan.planner.answers.parts import deciding, headline
 from memplan.planner.importers.files import read_training_file
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
@@ -146,8 +146,9 @@ def test_training_fits_the_evaluation_does_not() -> None:
     fields = {"method": "lora", "recipe": "hf", "checkpointing": "reentrant", "gpu": "rtx-4090"}
     found = memplan.plan("llama-3.1-8b", eval_batch=8, **fields).gpus[0]
     assert found.verdict == "no" and found.parts is not None
-    assert (found.parts.step, found.parts.evaluate, found.parts.decided_by) == ("fits", "no", "evaluate")
-    assert found.parts.evaluate_bytes == found.needed_bytes
+    assert (found.parts.step, found.parts.decided_by) == ("fits", "evaluate")
+    assert found.parts.after == {EVALUATION: ("no", found.needed_bytes)}
+    assert headline(found.parts) == "training fits, the evaluation does not"
     assert deciding(found.parts).startswith("the evaluation; the training step alone, ")
     assert memplan.plan("llama-3.1-8b", **fields).gpus[0].verdict == "fits"
 
@@ -165,3 +166,5 @@ def test_a_file_that_evaluates_has_the_trainers_batch(said: str, rows: int | Non
     file = tmp_path / "train.yaml"
     file.write_text(f"model_name_or_path: llama-7b\nstage: sft\nfinetuning_type: lora\nbf16: true\n{said}\n")
     assert read_training_file(file).fields.get("eval_batch") == rows
+    file.write_text(file.read_text() + "predict_with_generate: true\n")
+    assert any("a KV cache" in what for what in read_training_file(file).not_modelled())

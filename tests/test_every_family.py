@@ -20,7 +20,7 @@ def check(model: str, method: str, **fields: object) -> None:
     try:
         prediction = memplan.plan(model, method=method, engine="formula", sequence_length=512, **fields)
     except UsageError as error:
-        moves = ("--engine trace", "--targets", "--no-checkpointing", "take another method")
+        moves = ("--engine trace", "--task seq2seq", "--targets", "--no-checkpointing", "take another method")
         assert any(move in str(error) for move in moves), "a refusal names the next move"
         return
     for moment in prediction.moments:

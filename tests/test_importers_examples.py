@@ -34,7 +34,7 @@ EXPECTED = {
             "micro_batch": 2,
             "sequence_length": 4096,
             "weight_dtype": "bfloat16",
-            "checkpointing": "non_reentrant",
+            "checkpointing": "reentrant",
         },
     ),
     "swift_full.yaml": (

@@ -323,13 +323,18 @@ def test_a_script_on_transformers_own_parser_takes_the_words_as_options(tmp_path
         (
             "swift sft --model a/b --tuner_type lora --lora_rank 16 --dataset d --max_length 4096 "
             "--quant_method bnb --quant_bits 4",
-            {"method": "qlora", "rank": 16, "alpha": 32, "sequence_length": 4096, "micro_batch": 1},
+            {"method": "qlora", "rank": 16, "alpha": 32, "sequence_length": 4096, "kbit_prepare": False},
         ),
         (
             "swift sft --model a/b --train_type full --torch_dtype bfloat16 --deepspeed zero2 "
-            "--max_length 1024",
-            {"method": "full", "weight_dtype": "bfloat16", "parallel": "zero2", "micro_batch": 1},
+            "--max_length 1024 --attn_impl flash_attn",
+            {"method": "full", "parallel": "zero2", "micro_batch": 1, "attention": "flash_attention_2"},
         ),
+        (
+            'swift sft --model a/b --gradient_checkpointing_kwargs {"use_reentrant":false}',
+            {"checkpointing": "non_reentrant", "targets": ("all-linear",)},
+        ),
+        ("swift sft --model a/b", {"checkpointing": "reentrant", "rank": 8, "dropout": 0.05}),
         (
             "unsloth train --model a/b --max-seq-length 4096 --lora-r 16 --dataset d",
             {"method": "qlora", "rank": 16, "sequence_length": 4096, "micro_batch": 2},

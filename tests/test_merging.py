@@ -14,7 +14,7 @@ import pytest
 import memplan
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
-from memplan.planner.tables.components import EVALUATION, MERGE
+from memplan.planner.tables.components import COMPONENTS, EVALUATION, MERGE
 from memplan.planner.tables.errors import UsageError
 
 pytest.importorskip("peft")
@@ -49,9 +49,9 @@ COMMON: dict[str, Any] = {
 }
 
 
-def traced(method: str, **more: Any) -> Prediction:
+def traced(method: str, engine: str = "trace", **more: Any) -> Prediction:
     own = {"double_quant": True} if method == "qlora" else {}
-    return memplan.plan(CONFIG, method=method, **COMMON, **own, **more)
+    return memplan.plan(CONFIG, method=method, engine=engine, **{**COMMON, **own, **more})
 
 
 @pytest.mark.trace
@@ -60,13 +60,40 @@ def test_one_layer_after_another_is_merged() -> None:
     the layer dequantized to 16 bits, and in fp32 its update, their sum, and the sum as it comes back.
     """
     for method, each in (("lora", 4 + 4), ("qlora", 2 + 4 + 4 + 4)):
-        found, without = traced(method, merge=True), traced(method, engine="trace")
+        found, without = traced(method, merge=True), traced(method)
         assert found.step_peak == without.step_peak and found.moments[:-1] == without.moments
         rows = found.moment(MERGE).rows
         assert sum(row.bytes for row in rows if row.component == "gradients") == 0
         made = [row for row in rows if row.component == "temporaries" and set(row.shape) == {WIDTH, INNER}]
         assert sum(row.bytes for row in made) == each * WIDTH * INNER, method
-        assert found.engine == "trace" and found.peak.moment == MERGE
+        assert found.peak.moment == MERGE
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "lora", "recipe": "hf", "eval_batch": 4, "modules_to_save": ("lm_head",)},
+        {"method": "lora+", "adapter_dtype": "bfloat16"},
+        {"method": "qlora"},
+        {"method": "qlora", "recipe": "trl", "adapter_dtype": "bfloat16", "kbit_prepare": True},
+        {"method": "rslora", "zero_grad": "before_forward"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_both_engines_merge_the_same(fields: dict[str, Any]) -> None:
+    formula, trace = (traced(engine=engine, merge=True, **fields) for engine in ("formula", "trace"))
+    parts = [
+        {
+            name: sum(row.bytes for row in found.moment(MERGE).rows if row.component == name)
+            for name in COMPONENTS
+        }
+        for found in (formula, trace)
+    ]
+    whole = sum(parts[1].values())
+    assert all(abs(parts[0][name] - parts[1][name]) <= 1e-3 * whole for name in COMPONENTS), parts
+    assert formula.peak.moment == trace.peak.moment == MERGE and formula.step_peak.moment != MERGE
+    assert formula.peak.reserved_bytes == pytest.approx(trace.peak.reserved_bytes, abs=2 * 2**20)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +110,12 @@ def test_what_merges_nothing(fields: dict[str, Any], said: str) -> None:
         resolve({"merge": True, **fields})
 
 
-def test_the_formula_names_the_trace() -> None:
-    with pytest.raises(UsageError, match="merging an adapter into its base: use --engine trace"):
-        memplan.plan(CONFIG, method="lora", merge=True, engine="formula")
+@pytest.mark.trace
+def test_the_trace_answers_where_the_formula_has_no_rule() -> None:
+    with pytest.raises(UsageError, match="merging an adapter of method dora: use --engine trace"):
+        memplan.plan(CONFIG, method="dora", merge=True, engine="formula")
+    assert memplan.plan(CONFIG, method="dora", merge=True, **COMMON).engine == "trace"
+    assert memplan.plan(CONFIG, method="lora", merge=True, **COMMON).engine == "formula"
     assert not any(m.moment in (MERGE, EVALUATION) for m in memplan.plan(CONFIG, method="lora").moments)
 
 

@@ -114,7 +114,7 @@ def test_every_layer_written_out_adds_up_to_the_tape(name: str, fields: dict[str
 
 
 @pytest.mark.parametrize("recipe", ["raw", "hf"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.traced])
 def test_a_run_holds_no_less_than_its_tensors(method: str, recipe: str):
     """The allocator rounds up: a replay below the formula's own tensors leaves some of them out."""
     model = small("llama-7b") | {"num_key_value_heads": 4}
@@ -289,8 +289,8 @@ def test_expandable_segments_leave_less_between_tensors():
     assert expandable.allocated_bytes <= expandable.reserved_bytes
 
 
-def test_ranks_that_share_are_estimated_and_it_is_said():
-    setup = resolve({"method": "lora", "gpus": 2, "parallel": "ddp"})
+def test_what_has_no_run_is_estimated_and_it_is_said():
+    setup = resolve({"method": "lora", "gpus": 2, "parallel": "zero3"})
     assert replay_of(find("llama-7b").spec(), setup) is None
     found = replay_of(
         find("llama-7b").spec(), resolve({"method": "lora", "device": "cpu", "autocast": "none"})

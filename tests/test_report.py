@@ -20,8 +20,9 @@ from memplan.cli.subject import read_subject
 from memplan.cli.ui import form, make_server, respond
 from memplan.planner.answers.fit.changes import single_changes
 from memplan.planner.answers.fit.frontier import Room
+from memplan.planner.answers.report_changes import contents
 from memplan.planner.answers.report_data import packed
-from memplan.planner.answers.report_structures import class_of, contents, kernel_classes
+from memplan.planner.answers.report_structures import class_of, kernel_classes
 from memplan.planner.formula.engine import plan, rank_of, symbolic
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve

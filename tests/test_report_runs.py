@@ -9,7 +9,7 @@ from page_scripts import answers, needs_node
 
 from memplan.planner.answers.fit.changes import single_changes
 from memplan.planner.answers.fit.frontier import Room, need
-from memplan.planner.answers.report_structures import contents
+from memplan.planner.answers.report_changes import contents
 from memplan.planner.formula.engine import has_free_rank, rank_of, symbolic
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve

@@ -55,7 +55,7 @@ def written(spec: ModelSpec, setup: Setup) -> tuple[list[int], list[int], list[A
 
 def shared(spec: ModelSpec, setup: Setup) -> NamedEvents:
     structure = symbolic(spec, setup)
-    return loaded(structure.parameter_table, RANK, structure.rank.each_layer)[0]
+    return loaded(structure.parameter_table, RANK, structure.rank.each_layer).out
 
 
 PAIRS = [

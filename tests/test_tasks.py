@@ -66,6 +66,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo, qlora": (QWEN, {"task": "dpo", "method": "qlora", "recipe": "trl"}),
     "dpo, second model beside an adapter": (LLAMA, {"task": "dpo", "reference": "model"}),
     "dpo, reference precomputed": (LLAMA, {"task": "dpo", "method": "full", "reference": "none"}),
+    "dpo of whole logits, adapter off": (
+        LLAMA,
+        {"task": "dpo_logits", "recipe": "llamafactory", "method": "lora", "weight_dtype": "bfloat16"},
+    ),
+    "dpo of whole logits, second model": (QWEN, {"task": "dpo_logits", "recipe": "raw", "method": "full"}),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
     "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
@@ -426,6 +431,11 @@ FILES = {
     ),
     "stage.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: dpo\nfinetuning_type: lora\n",
+        "dpo_logits",
+        "",
+    ),
+    "kto.yaml": (
+        "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: kto\nfinetuning_type: lora\n",
         "sft",
         "stage",
     ),
@@ -433,8 +443,8 @@ FILES = {
         "model: {_component_: torchtune.models.llama3_1.lora_llama3_1_8b, lora_attn_modules: [q_proj]}\n"
         "loss: {_component_: torchtune.rlhf.loss.DPOLoss, beta: 0.1}\nbatch_size: 4\ndtype: bf16\n"
         "optimizer: {_component_: torch.optim.AdamW, fused: true}\n",
-        "sft",
-        "loss._component_",
+        "dpo_logits",
+        "",
     ),
 }
 

@@ -11,8 +11,10 @@ from typing import Any
 from memplan.planner import __version__
 from memplan.planner.answers.fit.decide import Remedy
 from memplan.planner.answers.fit.gpus import choose_cards, to_share
+from memplan.planner.answers.lengths import judged, with_lengths
 from memplan.planner.answers.verdict import close_calls, device_bytes, judge, need_of, not_modelled
 from memplan.planner.formula.sharding import strategies
+from memplan.planner.inputs.batches import Loader
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
@@ -142,6 +144,7 @@ class Answer:
             "remedy": self.remedy
             and {"setup": dict(self.remedy.fields), "device_bytes": self.remedy.device_bytes},
             "warnings": list(self.warnings),
+            **({"lengths": lengths} if (lengths := self.prediction.extra.get("lengths")) else {}),
         }
 
 
@@ -165,14 +168,19 @@ def answer(question: Question, context: EvaluationContext | None = None) -> Answ
     fields = shared(question, question.fields, context)
     question = _told(question, fields)
     prediction = _predicted(question, fields, context)
+    if question.loader is not None:
+        prediction = _with_lengths(prediction, question.loader, context, question.model)
     boundaries: list[tuple[str, PartResult]] = []
     verdict, usable, device = "", None, prediction.peak.device_bytes
     missing, survives = prediction.not_modelled, True
     warnings = [*prediction.warnings, *strategies.warnings("formula", prediction.setup)]
     if question.gpu is not None:
         gpu = context.gpu(question.gpu)
+        prediction = prediction.with_(gpus=(judge(prediction, gpu),))
+        if question.loader is not None:
+            prediction = judged(prediction, question.loader, context.spec(question.model))
         verdict, usable, device = (
-            judge(prediction, gpu).verdict or AT_LEAST,
+            prediction.gpus[0].verdict or AT_LEAST,
             gpu.usable_bytes,
             device_bytes(prediction, gpu),
         )
@@ -226,6 +234,18 @@ def _predicted(question: Question, fields: Mapping[str, Any], context: Evaluatio
 def on_gpu(question: Question, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields with the GPU asked about, which chooses kernels."""
     return fields if question.gpu is None else {**fields, "gpu": question.gpu}
+
+
+def _with_lengths(
+    prediction: Prediction, loader: Loader, context: EvaluationContext, model: str
+) -> Prediction:
+    """The prediction of a dataset's longest batch with what is to be said of the others."""
+
+    def at(length: int) -> Prediction:
+        fields = {**prediction.setup.values(), "sequence_length": length}
+        return context.predict(model, fields, replayed=False)
+
+    return with_lengths(prediction, loader, context.spec(model), at)
 
 
 def _need(

@@ -75,6 +75,25 @@ DIFFERENCES: dict[str, LibraryDifference] = {
             release="4.43",
         ),
         LibraryDifference(
+            "whole_preference_logits",
+            "TRL before 1.15 takes log-probabilities of whole logits in DPO, KTO and GRPO",
+            "huggingface/trl release v1.15.0: a fused LM head by default, without a logits tensor; "
+            "1.14.2 trainer/dpo_trainer.py, grpo_trainer.py: selective_log_softmax(logits, ...)",
+            "trl",
+            "0",
+            "1.15",
+            lambda model, setup: setup.get("task") in ("dpo", "kto", "grpo"),
+        ),
+        LibraryDifference(
+            "checkpointed_chunks",
+            "TRL before 1.15 makes the logits of chunked_nll 256 tokens at a time, in fp32 and whole",
+            "huggingface/trl pull request 5575 (1.4.0) and release v1.15.0",
+            "trl",
+            "0",
+            "1.15",
+            lambda model, setup: setup.get("task", "sft") == "sft" and setup.get("loss") == "chunked",
+        ),
+        LibraryDifference(
             "linear_experts",
             "Mixtral's experts were nn.Linear modules before transformers 5.0: 4-bit loading quantized them",
             "transformers 4.48.1 models/mixtral/modeling_mixtral.py MixtralBlockSparseTop2MLP; 5.0: "

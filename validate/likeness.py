@@ -1,8 +1,8 @@
 """What makes one run like another: the one definition, used wherever a prediction cites published runs.
 
-Seven traits decide which tensors are alive at the peak and what the allocator makes of them. Runs are alike
-where method, checkpointing, attention and strategy are the same and at most one of precision, GPU generation
-and loop differs; a generation that nobody named differs from none.
+Eight traits decide which tensors are alive at the peak and what the allocator makes of them. Runs are alike
+where task, method, checkpointing, attention and strategy are the same and at most one of precision, GPU
+generation and loop differs; a generation that nobody named differs from none.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from memplan.planner.tables.loops import PLAIN
 from memplan.planner.tables.method_class import method_class
 
 Traits = Mapping[str, str | int | None]
-SAME = ("method", "checkpointing", "attention", "strategy")
+SAME = ("task", "method", "checkpointing", "attention", "strategy")
 NEAR = ("precision", "generation", "loop")
 _WHOLE_SCORES = ("eager", "sdpa-math")
 
 
 def traits(setup: Setup) -> dict[str, str | int | None]:
-    """The traits of a setup, by name: the kind of method and base, 16- or 32-bit weights and autocast,
-    checkpointing, whether attention keeps its S x S scores, the GPU's major compute capability (None where
-    no GPU is named), the training loop, and how several GPUs share.
+    """The traits of a setup, by name: what is trained, the kind of method and base, 16- or 32-bit weights and
+    autocast, checkpointing, whether attention keeps its S x S scores, the GPU's major compute capability
+    (None where no GPU is named), the training loop, and how several GPUs share.
     """
     width = "32-bit" if setup.weight_dtype == "float32" else "16-bit"
     return {
+        "task": setup.task,
         "method": method_class(setup.method, setup.quant_type, setup.adapter),
         "checkpointing": "off" if setup.checkpointing == "none" else "on",
         "attention": "whole scores" if setup.attention in _WHOLE_SCORES else "tiled",

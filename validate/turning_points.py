@@ -7,6 +7,7 @@ from __future__ import annotations
 from memplan.planner.answers.fit.changes import remedy
 from memplan.planner.answers.fit.decide import Remedy
 from memplan.planner.answers.fit.frontier import Room
+from memplan.planner.inputs.tasks import shortest
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
@@ -43,6 +44,7 @@ def boundaries_of(
             (name, {**question.fields, "checkpointing": "non_reentrant"}, most) for name, _, most in asked[:2]
         ]
     two = TASKS[prediction.setup.task].divergence  # such a task takes two rows at least
+    least = {"sequence_length": shortest(prediction.setup), "micro_batch": 2 if two else 1}
     for name, fields, most in asked:
         part = Part(
             name,
@@ -51,7 +53,7 @@ def boundaries_of(
             model=question.model,
             gpu=question.gpu or "",
             setup=fields,
-            over=Over(f"setup.{name}", 2 if two and name == "micro_batch" else 1, most),
+            over=Over(f"setup.{name}", least[name], most),
         )
         label = (
             name

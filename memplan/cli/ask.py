@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from memplan.cli.options import HELP
+from memplan.cli.options import HELP, lengths_option
 from memplan.cli.progress import Progress
 
 MOST_READ = 4096
@@ -17,14 +17,18 @@ MOST_READ = 4096
     "--lang", type=click.Choice(("en", "zh")), help="Language of the answer. Default: that of the question."
 )
 @click.option("--explain", is_flag=True, help="Show every default and the sum worked out by hand.")
+@lengths_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
-def command(sentence: tuple[str, ...], lang: str | None, explain: bool, as_json: bool) -> None:
+def command(
+    sentence: tuple[str, ...], lang: str | None, explain: bool, lengths: str | None, as_json: bool
+) -> None:
     """Answer SENTENCE, such as "65B QLoRA 48GB?" or "7B 全参数微调 80GB 够吗": the verdict, the
     assumptions, the limits and the other methods; with --explain the sum worked out by hand. SENTENCE `-`
     reads standard input. Words that are not used are listed. The exit code is 0 even if the answer is no.
     """
     import sys
 
+    from memplan.planner.inputs.lengths import read_lengths
     from memplan.planner.tables.errors import UsageError
     from memplan.validate.questions.replies import ask, to_document
 
@@ -35,7 +39,7 @@ def command(sentence: tuple[str, ...], lang: str | None, explain: bool, as_json:
         except UnicodeDecodeError:
             raise UsageError("ask: standard input is not text in UTF-8") from None
     with Progress("ask", as_json):
-        replies = ask(text, lang)
+        replies = ask(text, lang, lengths=None if lengths is None else read_lengths(lengths))
     if as_json:
         from memplan.render.json import write
 

@@ -11,7 +11,7 @@ import click
 
 from memplan import api
 from memplan.cli.completion import completes
-from memplan.cli.options import HELP, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options
 from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
 from memplan.planner import __version__
@@ -28,6 +28,7 @@ EXIT_DOES_NOT_FIT = 1
 @click.argument("model", shell_complete=completes("model"))
 @click.argument("other", required=False, shell_complete=completes("model"))
 @plan_options
+@lengths_option
 @click.option(
     "--tasks",
     type=click.IntRange(1, 10**6),
@@ -70,7 +71,7 @@ def command(
     error = api.recorded_accuracy("formula").margin
 
     def predict(setup: Setup) -> Prediction:
-        return subject.bounded(api.predict(subject.model, setup, options["engine"]))
+        return subject.bounded(subject.predict(setup, options["engine"]))
 
     with Progress("compare", as_json):
         found = columns(
@@ -131,9 +132,7 @@ def _pair(first: Subject, second: Subject, engine: str | None, as_json: bool, st
         "trace" if first.setup.adapter is not None or second.setup.adapter is not None else "formula"
     )
     with Progress("compare", as_json):
-        one, two = (
-            subject.annotate(api.predict(subject.model, subject.setup, engine)) for subject in (first, second)
-        )
+        one, two = (subject.annotate(subject.predict(subject.setup, engine)) for subject in (first, second))
         known = {
             (id(first.model), first.setup.identity()): one,
             (id(second.model), second.setup.identity()): two,

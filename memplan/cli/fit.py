@@ -14,7 +14,7 @@ import click
 from memplan import api
 from memplan.cli.completion import completes
 from memplan.cli.jobs import answer_jobs, jobs_document
-from memplan.cli.options import HELP, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
@@ -37,6 +37,7 @@ FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 @click.command("fit", context_settings=HELP, short_help="Find what fits a GPU, and how to make a setup fit.")
 @click.argument("model", required=False, shell_complete=completes("model"))
 @plan_options
+@lengths_option
 @click.option(
     "--prefer",
     type=click.Choice(("quality", "memory", "speed")),
@@ -100,12 +101,15 @@ def command(
     if output is not None:
         check_writable(output)
     subject = read_subject(model, options)
+    if subject.loader is not None:
+        subject = replace(subject, setup=subject.loader.of_any_batch(subject.setup))
     if subject.setup.gpu is None:
         raise UsageError(
             "fit needs a GPU: --gpu NAME (memplan list gpus), --gpu local, or a budget such as --gpu 23.5GiB"
         )
     with Progress("fit", as_json):
         found = search(subject, prefer, tasks, serve, options["engine"])
+        found = _with_lengths(subject, found)
     text = None if emit is None else _emit(subject, found, emit)
     if text is not None and output is not None:
         write_file(output, text)
@@ -169,6 +173,20 @@ def search(
             not_modelled=subject.not_modelled,
         )
     return replace(found, typed=subject.model.typed)
+
+
+def _with_lengths(subject: Subject, found: Fit) -> Fit:
+    """The answer with what --lengths say of the setup that was asked for: it does not surely fit where a run
+    of such lengths runs out of memory.
+    """
+    if subject.loader is None:
+        return found
+    prediction = subject.predict(subject.setup, None if found.engine == "trace" else "formula")
+    methods = found.methods
+    if found.asked.holds and prediction.gpus[0].verdict == "tight":
+        tight = replace(found.asked, verdict="tight", holds=False)
+        methods = tuple(tight if each is found.asked else each for each in methods)
+    return replace(found, methods=methods, lengths=prediction.extra["lengths"])
 
 
 def _show(

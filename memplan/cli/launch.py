@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from memplan.cli.options import plan_options
+from memplan.cli.options import lengths_option, plan_options
 from memplan.cli.plan import answer
 from memplan.cli.subject import read_launch_line
 from memplan.planner.tables.errors import UsageError
@@ -16,6 +16,7 @@ from memplan.planner.tables.errors import UsageError
 
 @click.command("launch-line", hidden=True, context_settings={"allow_interspersed_args": False})
 @plan_options
+@lengths_option
 @click.option("--explain", is_flag=True)
 @click.option("--assumptions", is_flag=True)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)

@@ -152,6 +152,12 @@ def check_python(python: str | None, device: str) -> None:
         raise UsageError(f"--python goes with --device dry, the device is {shorten(device)}")
 
 
+_LENGTHS = click.option(
+    "--lengths",
+    metavar="FILE | MEAN:P95:MAX",
+    help="Lengths of the dataset's examples: a file (one a line, a column length or input_ids, or a "
+    "histogram) or three numbers. --seq then cuts rows off.",
+)
 _STRICT = click.option(
     "--strict", is_flag=True, help="Exit 1 where a GPU is tight, not only where it is too small."
 )
@@ -173,6 +179,11 @@ def plan_options(command: Command) -> Command:
     `given_fields`.
     """
     return setup_options(_JSON(command))
+
+
+def lengths_option(command: Command) -> Command:
+    """Adds --lengths, for a command whose answer is a prediction."""
+    return _LENGTHS(command)
 
 
 def setup_options(command: Command) -> Command:

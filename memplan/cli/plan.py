@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memplan import api
 from memplan.cli.completion import completes
-from memplan.cli.options import HELP, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options
 from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from memplan.render.terminal import Advice
 
 EXIT_DOES_NOT_FIT = 1
+SAVINGS = 2  # changes that the first screen names
 
 
 @click.command(
@@ -34,6 +34,7 @@ EXIT_DOES_NOT_FIT = 1
 @click.argument("model", shell_complete=completes("model"))
 @click.argument("extra", nargs=-1, metavar="")
 @plan_options
+@lengths_option
 @click.option(
     "--explain", is_flag=True, help="Show every tensor with its shape, dtype, count, bytes and reason."
 )
@@ -75,7 +76,7 @@ def answer(subject: Subject, options: Mapping[str, Any], as_json: bool) -> int:
     """
     found, setup = subject.model, subject.setup
     with Progress("plan", as_json):
-        prediction = subject.annotate(api.predict(found, setup, options["engine"]))
+        prediction = subject.annotate(subject.predict(setup, options["engine"]))
     gpu = find_gpu(setup.gpu) if setup.gpu else None
     costs = cost_of(found, prediction, gpu, options)
     if as_json:
@@ -111,14 +112,14 @@ def cost_of(found: Model, prediction: Prediction, gpu: Gpu | None, options: Mapp
 
 
 def advice_on(found: Model, prediction: Prediction, gpu: Gpu | None) -> Advice:
-    """Three changes that would help and, on a GPU that is named, how far the setup can go; neither where the
-    formula lacks the family (a trace does not need it).
+    """The changes that would help most and, on a GPU that is named, how far the setup can go; neither where
+    the formula lacks the family (a trace does not need it).
     """
     from memplan.render.terminal import Advice
 
     setup = prediction.setup
     try:
-        changes = () if setup.method == "inference" else suggest(found.spec(), setup, prediction, gpu)
+        changes = () if setup.method == "inference" else suggest(found.spec(), setup, prediction, SAVINGS)
         if gpu is None or prediction.not_modelled or prediction.engine == "trace" or setup.device == "cpu":
             return Advice(changes)
         from memplan.planner.answers.fit.limits import limits

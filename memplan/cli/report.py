@@ -10,7 +10,7 @@ import click
 
 from memplan import api
 from memplan.cli.completion import completes
-from memplan.cli.options import HELP, setup_options
+from memplan.cli.options import HELP, lengths_option, setup_options
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.plan import exit_code
 from memplan.cli.progress import Progress
@@ -18,6 +18,7 @@ from memplan.cli.subject import Subject, read_subject
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
+from memplan.render.lengths import lengths_lines
 
 
 @click.command(
@@ -25,6 +26,7 @@ from memplan.planner.tables.gpus import Gpu, common_gpus, find_gpu
 )
 @click.argument("model", shell_complete=completes("model"))
 @setup_options
+@lengths_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="File to write the page to."
 )
@@ -89,7 +91,10 @@ def command(
 
 
 def _predict(subject: Subject, engine: str | None = None) -> Prediction:
-    return subject.annotate(api.predict(subject.model, subject.setup, engine))
+    prediction = subject.annotate(subject.predict(subject.setup, engine))
+    lengths = lengths_lines(prediction.extra.get("lengths"), subject.setup.allocator)
+    said = [f"{head.lower()} {text}: the page is of the longest batch alone" for head, text in lengths]
+    return prediction.with_(warnings=(*said, *prediction.warnings))
 
 
 def page_of(subject: Subject) -> str:
@@ -129,7 +134,8 @@ def on_a_card(subject: Subject) -> tuple[Subject, Gpu]:
     """
     if subject.setup.gpu is not None:
         return subject, find_gpu(subject.setup.gpu)
-    from memplan.planner.answers.fit.gpus import cannot_run, choose_cards
+    from memplan.planner.answers.fit.gpus import choose_cards
+    from memplan.planner.answers.fit.kernels import cannot_run
 
     cards = choose_cards(subject.model.spec(), subject.setup, missing=subject.not_modelled)
     chosen = cards.smallest or cards.at_least

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from memplan.planner.tables.pictures import WITHOUT_SIZES
 
 if TYPE_CHECKING:
     from memplan.planner.importers.rules import Imported
+    from memplan.planner.inputs.batches import Loader
 
 TRAINING_FILES = (".yaml", ".yml", ".py", ".ipynb", ".md", ".sh", ".bash", ".slurm", ".sbatch")
 
@@ -42,6 +43,15 @@ class Subject:
     model: Model
     setup: Setup
     imported: Imported | None = None
+    loader: Loader | None = None  # of --lengths: `setup` is that of its longest batch
+
+    def predict(self, setup: Setup, engine: str | None = None) -> Prediction:
+        """The prediction of this model under a setup, with what --lengths make of it."""
+        if self.loader is None:
+            return api.predict(self.model, setup, engine)
+        from memplan.lengths import predict
+
+        return predict(self.model, setup, self.loader, engine)
 
     def annotate(self, prediction: Prediction) -> Prediction:
         """`prediction` with what reading the training file found: its warnings and notes; the document has
@@ -63,6 +73,10 @@ class Subject:
         said.
         """
         missing = () if self.imported is None else tuple(self.imported.not_modelled())
+        if self.loader is not None:
+            from memplan.lengths import uncounted
+
+            missing = (*missing, *uncounted(self.model, self.setup, self.loader))
         if not self.setup.images:
             return missing
         return tuple(
@@ -83,7 +97,17 @@ def read_subject(model: str, options: Mapping[str, Any]) -> Subject:
 
         return _imported(read_file(Path(model).expanduser()), options)
     found, setup = api.request(model, imported=file_fields(options), **given_fields(options))
-    return Subject(found, setup)
+    return _with_lengths(Subject(found, setup), options)
+
+
+def _with_lengths(subject: Subject, options: Mapping[str, Any]) -> Subject:
+    """The subject under the setup of the longest batch that --lengths make. Raises UsageError."""
+    if options.get("lengths") is None:
+        return subject
+    from memplan.lengths import applied
+
+    setup, loader = applied(subject.model, subject.setup, options["lengths"])
+    return replace(subject, setup=setup, loader=loader)
 
 
 def read_launch_line(words: Sequence[str], options: Mapping[str, Any]) -> Subject:
@@ -134,4 +158,4 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
         from memplan.planner.importers.choices import runs_instead
 
         setup = runs_instead(imported, setup, found.spec())
-    return Subject(found, setup, imported)
+    return _with_lengths(Subject(found, setup, imported), options)

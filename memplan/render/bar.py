@@ -5,13 +5,12 @@ differ: no color needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.text import Text
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(NamedTuple):
     """How one segment is drawn: a block glyph, an ASCII one, a color."""
 
     glyph: str

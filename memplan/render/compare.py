@@ -14,6 +14,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import gib
+from memplan.render.lengths import batches
 from memplan.render.text import count, label, number
 
 
@@ -37,6 +38,7 @@ def compare_screen(
     able = [column for column in found if column.prediction is not None]
     merging = _merging(able).items() if explain else ()
     notes = [Text(f"{', '.join(methods)}: {text}") for text, methods in merging]
+    notes += [Text(f"lengths {text}") for text in _lengths(able)]
     notes += [Text(line) for line in _uneven(able)]
     notes += [Text(f"{c.method}: {c.error}", style="red") for c in found if c.error]
     closing = Text(
@@ -53,6 +55,13 @@ def compare_screen(
         *notes,
         closing,
     ]
+
+
+def _lengths(able: Sequence[Column]) -> list[str]:
+    """What --lengths say of the batches, which are the same for every method."""
+    found = [c.prediction.extra["lengths"] for c in able if c.prediction and "lengths" in c.prediction.extra]
+    alike = [{name: value for name, value in each.items() if name != "fits_up_to"} for each in found]
+    return [batches(each) for each in alike[:1]]
 
 
 def tables(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from memplan.planner.prediction import Breakdown, Prediction
@@ -14,6 +14,9 @@ from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB, gib
 from memplan.render.bar import key_of, ruler, stacked_bar
 from memplan.render.text import label, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SHOWN_MOMENTS = 5
 SPACING = ((2, 2, True), (1, 2, True), (1, 1, True), (2, 2, False), (1, 1, False), (0, 0, False))
@@ -81,6 +84,8 @@ def _component_table(
     peak = prediction.moment(prediction.peak.moment)
     segments = dict(device_segments(prediction, gpu))
     device = sum(segments.values())
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, blanks, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("GiB", no_wrap=True)

@@ -18,6 +18,7 @@ from memplan.planner.answers.search import Fit
 from memplan.planner.answers.verdict import margin_of, not_counted, uncounted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.units import gib
+from memplan.render.lengths import lengths_lines
 from memplan.render.sentences import paragraph
 from memplan.render.terminal import SHOWN_WARNINGS
 from memplan.render.text import count, number, short_gib
@@ -77,6 +78,7 @@ def advice_lines(fit: Fit, shared: Shared | None, room: int) -> Iterator[tuple[s
     if saves := _saves(fit, room):
         yield "Save", saves
     yield "GPU", "; ".join(_gpus(fit, shared))
+    yield from lengths_lines(fit.lengths, fit.setup.allocator, fit.asked.verdict)
     if method:
         yield "Next", _next(fit)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from memplan.planner import __version__
 from memplan.planner.answers.fit.frontier import Room
+from memplan.planner.answers.report_changes import contents
 from memplan.planner.answers.report_data import data, packed, script
-from memplan.planner.answers.report_structures import contents
 from memplan.planner.inputs.models import names
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec

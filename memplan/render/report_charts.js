@@ -75,8 +75,8 @@
 
   function longest(key, batch, card) {
     const holds = (s) => fits(at(key, batch, s, rankOf(state, key)), card);
-    if (!holds(1)) return 0;
-    let low = 1, high = data.longest + 1;
+    if (!holds(data.shortest)) return 0;
+    let low = data.shortest, high = data.longest + 1;
     while (high - low > 1) { const middle = (low + high) >> 1; if (holds(middle)) low = middle; else high = middle; }
     return low;
   }

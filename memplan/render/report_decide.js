@@ -13,7 +13,7 @@
     }
     for (const name of PICKERS) if (!data.offered[name].includes(found[name])) found[name] = data.state[name];
     if (!cardOf(found.card)) found.card = data.state.card;
-    found.seq = Math.min(found.seq, data.longest);
+    found.seq = Math.max(data.shortest, Math.min(found.seq, data.longest));
     return found;
   }
   // the setup as a command line

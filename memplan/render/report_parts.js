@@ -17,8 +17,8 @@
   const typed = (text) => node("code", {}, text.split(" ").flatMap((word, i) => [i ? " " : "", node("span", { class: "word" }, word)]));
   const BATCHES = [1, 2, 4, 8, 16, 32, 64];
   const SEQUENCES = [];
-  for (let s = 256; s <= data.longest; s *= 2) SEQUENCES.push(s);
+  for (let s = 256; s <= data.longest; s *= 2) if (s >= data.shortest) SEQUENCES.push(s);
   if (SEQUENCES.length === 0) SEQUENCES.push(data.longest);
-  const shortest = Math.min(128, data.longest);
-  const toSeq = (x) => (x >= 1000 ? data.longest : Math.max(1, Math.round((shortest * (data.longest / shortest) ** (x / 1000)) / 8) * 8));
+  const shortest = Math.min(Math.max(128, data.shortest), data.longest);
+  const toSeq = (x) => (x >= 1000 ? data.longest : Math.max(data.shortest, Math.round((shortest * (data.longest / shortest) ** (x / 1000)) / 8) * 8));
   const fromSeq = (s) => Math.round((1000 * Math.log(Math.max(1, s / shortest))) / Math.log(data.longest / shortest || 2));

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Prediction, Row
@@ -48,6 +47,8 @@ PLACES = {
     "backward": "backward pass",
     "optimizer_step": "inside the optimizer's step",
     "evaluate": "the evaluation step",
+    "save": "saving the model",
+    "merge": "merging the adapter",
 }
 """Where a peak is, in words."""
 
@@ -76,6 +77,8 @@ def loading(bands: Mapping[str, Any]) -> str:
 
 def paragraph(head: str, text: str) -> RenderableType:
     """A label in the first ten columns, the text beside it, wrapped under itself."""
+    from rich.table import Table  # a twentieth of start-up, and the first screen has no table
+
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(width=9, style="bold")
     table.add_column(overflow="fold")

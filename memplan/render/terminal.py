@@ -5,14 +5,13 @@ behind --explain (explain.py) and --assumptions (sentences.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from memplan.planner.answers.fit.suggest import Suggestion
-from memplan.planner.answers.parts import deciding
+from memplan.planner.answers.parts import deciding, headline
 from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
@@ -20,6 +19,7 @@ from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB
 from memplan.render.bar import STYLES
 from memplan.render.components import device_segments
+from memplan.render.lengths import lengths_lines
 from memplan.render.sentences import checked, paragraph, peak_in_short
 from memplan.render.text import label, number, short, short_gib
 from memplan.render.words import GLYPHS, ascii_text, fold, names_of, words_of
@@ -32,18 +32,20 @@ LEFT = 34  # columns before the bars
 SHOWN_WARNINGS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(NamedTuple):
     """What the last lines are made of: single changes that save memory, and the limits of a named GPU."""
 
     suggestions: tuple[Suggestion, ...] = ()
     limits: Limits | None = None
 
 
+NO_ADVICE = Advice()
+
+
 def plan_screen(
     prediction: Prediction,
     gpu: Gpu | None,
-    advice: Advice = Advice(),
+    advice: Advice = NO_ADVICE,
     width: int = 80,
     ascii_only: bool = False,
 ) -> list[RenderableType]:
@@ -101,6 +103,8 @@ def _on_one(prediction: Prediction, verdict: GpuVerdict) -> Iterator[Text]:
         yield Text(f"{short_gib(verdict.usable_bytes - most)} or more to spare")
     elif verdict.verdict == "no":
         yield Text(f"{short_gib(max(1, least - verdict.usable_bytes))} short")
+        if decides := headline(verdict.parts):
+            yield Text(decides)
 
 
 def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
@@ -118,10 +122,11 @@ def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
 def subject(prediction: Prediction) -> str:
     """What was predicted: model, method, batch, checkpointing, and whose share of several GPUs."""
     setup = prediction.setup
+    varied = prediction.extra.get("lengths", {}).get("batches", "packed") != "packed"
     parts = [
         prediction.model.name,
         setup.method,
-        f"batch {setup.micro_batch:,} × {setup.sequence_length:,} tokens",
+        f"batch {setup.micro_batch:,} × {'up to ' * varied}{setup.sequence_length:,} tokens",
     ]
     if setup.method != "inference":
         parts.append(f"gradient checkpointing {'off' if setup.checkpointing == 'none' else 'on'}")
@@ -161,12 +166,18 @@ def advice_lines(
         yield "Decides", which
     if gpu is not None and verdict is not None and verdict.verdict == "tight":
         yield "To fit", what_it_takes(prediction, gpu)
-    if verdict is not None and advice.limits is not None and (could := could_line(prediction, advice.limits)):
+    word = verdict.verdict if verdict is not None else None
+    lengths = list(lengths_lines(prediction.extra.get("lengths"), prediction.setup.allocator, word))
+    yield from lengths
+    could = could_line(prediction, advice.limits) if verdict is not None and advice.limits is not None else ""
+    if could and not lengths:
         yield "Could", could
-    if advice.suggestions:
+    if advice.suggestions and len(lengths) < 2:
         yield "Save", save_line(advice.suggestions, verdict, room)
     if prediction.host_bytes:
         yield "Host", f"{short_gib(prediction.host_bytes)} of host memory as well"
+    if saving := prediction.extra.get("save_host_bytes"):
+        yield "Saving", f"{short_gib(saving)} of host memory where the model is written"
     yield "Checked", checked(prediction)
     for text in prediction.warnings[:SHOWN_WARNINGS]:
         yield "Warning", text

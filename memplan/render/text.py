@@ -9,6 +9,8 @@ LABELS = {
     "load_peak": "load peak",
     "optimizer_step": "optimizer step",
     "evaluate": "evaluation",
+    "save": "saving",
+    "merge": "merging",
 }
 
 

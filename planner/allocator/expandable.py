@@ -14,7 +14,6 @@ from memplan.planner.allocator.native import (
     Block,
     Native,
     Pool,
-    Ties,
     segment_size,
 )
 
@@ -26,18 +25,20 @@ class Expandable(Native):
 
     expandable = True
 
-    def __init__(self, capacity: int | None = None, fraction: bool = False, ties: Ties = "address") -> None:
-        super().__init__(capacity, fraction, ties)
+    def _pools_of(self, stream: str) -> tuple[Pool, Pool]:
+        """Each pool has one mapping of its own. Only addresses of one pool are ever compared."""
+        large, small = super()._pools_of(stream)
         for pool, start, size in (
-            (self.small, 0, 1 << 46),
-            (self.large, LARGE_SEGMENT << 22, 1 << 80),  # no setup asks for as much, however long its rows
+            (small, 0, 1 << 46),
+            (large, LARGE_SEGMENT << 22, 1 << 80),  # no setup asks for as much, however long its rows
         ):  # addresses are multiples of the granule
             pool.unmapped = [Block(start, size, pool, mapped=False)]
             self._number(pool.unmapped[0])
+        return large, small
 
     def empty_cache(self) -> None:
         """Unmap every granule that lies inside a free block (`release_blocks`, `unmap_block`)."""
-        for pool in (self.large, self.small):
+        for pool in self.pools:
             for block in list(pool.at.values()):
                 self._unmap(block)
 

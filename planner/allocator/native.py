@@ -1,8 +1,9 @@
 """Blocks, pools and segments of PyTorch's CUDA caching allocator, and its default mode.
 
 The rules and constants are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch
-2.13), with the default settings: one device, one stream, no CUDA graph, `max_split_size` and
-`garbage_collection_threshold` unset. Two modes:
+2.13), with the default settings: one device, no CUDA graph, `max_split_size` and
+`garbage_collection_threshold` unset. A block serves the stream that first asked for it alone, so each stream
+has pools of its own; the driver's memory, and the release of what is cached, they share. Two modes:
 *native* (one cudaMalloc a segment), here, and *expandable* (one growing mapping a pool), in
   `planner/allocator/expandable.py`.
 
@@ -22,9 +23,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain, count
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple
 SMALL_LIMIT = 2**20  # kSmallSize: the largest request that the small pool serves
@@ -132,8 +132,7 @@ class Undecided(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """What an allocator goes back to: counters, and the fields of each block and pool."""
 
     reserved: int
@@ -159,14 +158,26 @@ class Native:
         self.capacity = self.lower_bound = 1 << 62 if capacity is None else capacity
         self.fraction = fraction
         self.reserved = self.retries = self._wanted = 0
-        self.small, self.large = Pool(True), Pool(False)
+        self.streams: dict[str, tuple[Pool, Pool]] = {}
         # by address, cudaMalloc goes downwards; upwards, the oldest segment has the lowest
         self._end = LARGE_ROUND if ties == "segment" else _MASK // LARGE_ROUND * LARGE_ROUND
+        self._pools_of("")
 
-    def allocate(self, nbytes: int) -> Block:
-        """A block for a request of `nbytes`; raises OutOfMemory."""
+    @property
+    def pools(self) -> list[Pool]:
+        """Every stream's pools."""
+        return [pool for pools in self.streams.values() for pool in pools]
+
+    def _pools_of(self, stream: str) -> tuple[Pool, Pool]:
+        """The large and the small pool of a stream, made when it first asks."""
+        pools = self.streams[stream] = Pool(False), Pool(True)
+        return pools
+
+    def allocate(self, nbytes: int, stream: str = "") -> Block:
+        """A block for a request of `nbytes` on a stream; raises OutOfMemory."""
         size = (nbytes + 511) & ~511 if nbytes > 0 else MIN_BLOCK
-        pool = self.small if size <= SMALL_LIMIT else self.large
+        pools = self.streams.get(stream) or self._pools_of(stream)
+        pool = pools[size <= SMALL_LIMIT]
         block = pool.take(size)
         if block is None:
             block = self._grow_or_retry(pool, size)
@@ -195,7 +206,7 @@ class Native:
 
     def empty_cache(self) -> None:
         """Give every segment that holds no block in use back to the driver (`release_cached_blocks`)."""
-        for pool in (self.large, self.small):
+        for pool in self.pools:
             for block in [b for b in pool.at.values() if b.previous is None and b.next is None]:
                 pool.remove(block)
                 self.reserved -= block.size
@@ -205,10 +216,14 @@ class Native:
         all the blocks in use.
         """
         copied = type(self)(capacity, self.fraction, self.ties)
+        copied.reserved, copied.retries, copied._end = self.reserved, self.retries, self._end
+        pools = {
+            pool: other
+            for stream, ours in self.streams.items()
+            for pool, other in zip(ours, copied._pools_of(stream), strict=True)
+        }
         made_so_far = next(self._created)
         self._created, copied._created = count(made_so_far), count(made_so_far)
-        copied.reserved, copied.retries, copied._end = self.reserved, self.retries, self._end
-        pools = {self.small: copied.small, self.large: copied.large}
         others = (blocks for pool in pools for blocks in (pool.at.values(), pool.unmapped))
         made = {
             block: Block(
@@ -251,13 +266,13 @@ class Native:
 
     def _state(self) -> _State:
         """All that growing and releasing change: counters, pools, blocks not in use and their neighbors."""
-        idle = [b for pool in (self.small, self.large) for b in (*pool.at.values(), *pool.unmapped)]
+        idle = [b for pool in self.pools for b in (*pool.at.values(), *pool.unmapped)]
         beside = (b for block in idle for b in (block.previous, block.next) if b is not None)
         blocks = [
             (b, b.address, b.size, b.tie, b.previous, b.next, b.free, b.mapped)
             for b in dict.fromkeys(chain(idle, beside))
         ]
-        pools = [(p, p.order.copy(), p.at.copy(), p.unmapped.copy()) for p in (self.small, self.large)]
+        pools = [(p, p.order.copy(), p.at.copy(), p.unmapped.copy()) for p in self.pools]
         return _State(self.reserved, self.retries, self._end, blocks, pools)
 
     def _restore(self, state: _State) -> None:

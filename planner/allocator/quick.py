@@ -20,7 +20,7 @@ from memplan.planner.allocator.native import (
     round_size,
     segment_size,
 )
-from memplan.planner.allocator.replay import PRECISION
+from memplan.planner.allocator.replay import PRECISION, Streams
 
 EMPTY_CACHE = 1 << 60
 """What stands among events where the cache is given back (`torch.cuda.empty_cache`)."""
@@ -32,32 +32,38 @@ Block = list[Any]
 decides between equal sizes, its pool's two parts, its address. Beside the first and the last of a segment
 stands an edge, which is never free.
 """
+Pool = tuple[list[int], dict[int, Block]]
 
 
 class Quick:
-    """The allocator's state: `allocated` and `reserved` bytes now. Free blocks of each pool by their keys in
-    best-fit order: by size, then `ties`.
+    """The allocator's state: `allocated` and `reserved` bytes now, and how often it gave its cache back for
+    want of room. Free blocks of each pool by their keys in best-fit order: by size, then `ties`.
     """
 
     def __init__(self, capacity: int = 1 << 62, ties: Ties = "address") -> None:
         self.capacity = capacity
         self._by_creation, self._upwards, self._created = ties == "creation", ties == "segment", 0
-        self.allocated = self.reserved = 0
+        self.allocated = self.reserved = self.releases = 0
         self._end = 0 if self._upwards else _HIGHEST
-        self._small: tuple[list[int], dict[int, Block]] = ([], {})
-        self._large: tuple[list[int], dict[int, Block]] = ([], {})
+        self._pools: dict[str, tuple[Pool, Pool]] = {}  # the small and the large one of each stream
         self._edge: Block = [0, 0, None, None, 0, None, None, 0]
         self._live: list[Block | None] = []
 
-    def run(self, events: Sequence[int], sizes: Sequence[int]) -> tuple[int, int]:
+    def _of(self, stream: str) -> tuple[Pool, Pool]:
+        return self._pools.setdefault(stream, (([], {}), ([], {})))
+
+    def run(
+        self, events: Sequence[int], sizes: Sequence[int], streams: Streams | None = None
+    ) -> tuple[int, int]:
         """(most allocated, most reserved) bytes over these events, which go on from those before. An event is
-        an id at its birth, ~id at its release, or EMPTY_CACHE; `sizes[id]`: bytes asked for.
+        an id at its birth, ~id at its release, or EMPTY_CACHE; `sizes[id]`: bytes asked for;
+        `streams`: the ids that another stream than the one that computes asks for.
 
         Raises OutOfMemory where a request does not fit after the cache was released; nothing may follow.
         """
         live = self._live
         live.extend([None] * (len(sizes) - len(live)))
-        (small_keys, small_blocks), (large_keys, large_blocks) = self._small, self._large
+        own = self._of("")
         allocated, reserved = self.allocated, self.reserved
         most, most_reserved = allocated, reserved
         by_creation, created = self._by_creation, self._created
@@ -70,10 +76,11 @@ class Quick:
                 size = (sizes[event] + 511) & ~511
                 if not size:  # an empty storage asks for nothing
                     continue
+                pools = self._of(streams[event]) if streams and event in streams else own
                 if size <= limit:
-                    keys, blocks, unsplit = small_keys, small_blocks, 0
+                    (keys, blocks), unsplit = pools[0], 0
                 else:
-                    keys, blocks, unsplit = large_keys, large_blocks, limit
+                    (keys, blocks), unsplit = pools[1], limit
                 place = find(keys, size << _SHIFT)
                 if place < len(keys):
                     block = blocks.pop(keys.pop(place))
@@ -137,11 +144,21 @@ class Quick:
         self.allocated, self.reserved, self._created = allocated, reserved, created
         return most, most_reserved
 
+    def hand_on(self, left: Sequence[int], given: Sequence[int]) -> None:
+        """From now on the tensors that `left` names are those that `given` names; all other ids are free to
+        be used again, their tensors stay for good.
+        """
+        live, found = self._live, [self._live[each] for each in left]
+        live[:] = [None] * max(len(live), *(each + 1 for each in given)) if given else []
+        for each, block in zip(given, found, strict=True):
+            live[each] = block
+
     def _grow(self, size: int, keys: list[int], blocks: dict[int, Block], created: int) -> Block:
         """A new segment's block, after the cache was released if need be; raises OutOfMemory."""
         segment = segment_size(size)
         if self.reserved + segment > self.capacity:
             self.reserved -= self._empty_cache()
+            self.releases += 1
             if self.reserved + segment > self.capacity:
                 raise OutOfMemory(self.reserved + segment)
         self.reserved += segment
@@ -155,7 +172,7 @@ class Quick:
         of them.
         """
         edge, given = self._edge, 0
-        for keys, blocks in (self._large, self._small):
+        for keys, blocks in (pool for pools in self._pools.values() for pool in pools):
             for key, block in list(blocks.items()):
                 if block[_BEFORE] is edge and block[_AFTER] is edge:
                     given += block[_SIZE]
@@ -164,17 +181,27 @@ class Quick:
         return given
 
 
-def survives(events: Sequence[int], sizes: Sequence[int], capacity: int, ties: Ties = "address") -> bool:
+def survives(
+    events: Sequence[int],
+    sizes: Sequence[int],
+    capacity: int,
+    ties: Ties = "address",
+    streams: Streams | None = None,
+) -> bool:
     """Whether every request is served under a capacity in bytes, with release-and-retry."""
     try:
-        Quick(capacity, ties).run(events, sizes)
+        Quick(capacity, ties).run(events, sizes, streams)
     except OutOfMemory:
         return False
     return True
 
 
 def smallest_capacity(
-    events: Sequence[int], sizes: Sequence[int], reserved: int, ties: Ties = "address"
+    events: Sequence[int],
+    sizes: Sequence[int],
+    reserved: int,
+    ties: Ties = "address",
+    streams: Streams | None = None,
 ) -> int:
     """The smallest capacity in bytes that survives, as `planner/allocator/replay.py` `smallest_capacity`
     searches for it; `reserved`: the most that is reserved without a bound. 0 for no allocation at all.
@@ -203,7 +230,7 @@ def smallest_capacity(
             else (enough + lacking) // 2
         )
         try:
-            _, used = Quick(middle * unit, ties).run(events, sizes)
+            _, used = Quick(middle * unit, ties).run(events, sizes, streams)
         except OutOfMemory as error:
             failed = middle
             lacking = min(max(failed, -(-error.needed // unit) - 1), enough - 1)

@@ -7,9 +7,10 @@ Pure Python, no torch; `planner/allocator/native.py` has the allocator's rules a
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from memplan.planner.allocator.expandable import Expandable
@@ -25,6 +26,9 @@ from memplan.planner.allocator.native import (
 )
 
 Mode = Literal["native", "expandable"]
+Streams = Mapping[
+    int, str
+]  # storage id -> the stream that asks for it, where that is not the one that computes
 Event = tuple[str, int, int]  # ("alloc" | "free" | "empty_cache", storage id, bytes requested)
 
 MODES: dict[str, type[Native]] = {"native": Native, "expandable": Expandable}
@@ -87,8 +91,9 @@ class RunningReplay:
         capacity: int | None = None,
         fraction: bool = False,
         ties: Ties = "address",
+        streams: Streams = MappingProxyType({}),
     ) -> None:
-        self.allocator = MODES[mode](capacity, fraction, ties)
+        self.allocator, self.streams = MODES[mode](capacity, fraction, ties), streams
         self.live: dict[int, Block] = {}
         self.current = 0  # allocated bytes
         self.begun = 0  # events that were served before a fork
@@ -102,6 +107,7 @@ class RunningReplay:
     def copy(self, capacity: int) -> RunningReplay:
         """A course in the same state, under a capacity of its own in bytes; its `result` begins here."""
         other = RunningReplay.__new__(RunningReplay)
+        other.streams = self.streams
         other.allocator, made = self.allocator.copy(self.live.values(), capacity)
         other.live = {key: made[block] for key, block in self.live.items()}
         other.current, other.begun, other.result = self.current, self.position, Replay()
@@ -116,14 +122,16 @@ class RunningReplay:
         """
         result, live, allocator, current = self.result, self.live, self.allocator, self.current
         allocate, release = allocator.allocate, allocator.release
-        block_bytes = result.block_bytes
+        block_bytes, stream_of = result.block_bytes, self.streams.get
         add_allocated, add_reserved = result.allocated.append, result.reserved.append
         try:
             for kind, key, nbytes in events:
                 if kind == "alloc":
                     if key in live:
                         raise ValueError(f"storage {key} is allocated twice (event {self.position})")
-                    block = allocate(nbytes) if nbytes else EMPTY  # an empty storage asks for nothing
+                    block = (
+                        allocate(nbytes, stream_of(key, "")) if nbytes else EMPTY
+                    )  # an empty storage asks for nothing
                     live[key] = block
                     block_bytes[key] = block.size
                     current += block.size
@@ -153,6 +161,7 @@ def replay(
     capacity: int | None = None,
     fraction: bool = False,
     ties: Ties = "address",
+    streams: Streams = MappingProxyType({}),
 ) -> Replay:
     """Replay events in order under a capacity in bytes on what is reserved (None: no bound).
 
@@ -161,10 +170,11 @@ def replay(
     would have to be mapped.
 
     An event is (kind, storage id, bytes): "alloc", "free" (its bytes are ignored), or "empty_cache" (id and
-    bytes ignored). Ends at the first request that does not fit after release-and-retry. Raises KeyError for a
-    free of an id that is not alive and for an unknown kind or mode, ValueError for an id allocated twice.
+    bytes ignored); `streams` has the ids of tensors that are not of the stream that computes. Ends at the
+    first request that does not fit after release-and-retry. Raises KeyError for a free of an id that is not
+    alive and for an unknown kind or mode, ValueError for an id allocated twice.
     """
-    return RunningReplay(mode, capacity, fraction, ties).run(events)
+    return RunningReplay(mode, capacity, fraction, ties, streams).run(events)
 
 
 def smallest_capacity(
@@ -172,6 +182,7 @@ def smallest_capacity(
     mode: Mode = "native",
     unbounded: Replay | None = None,
     ties: Ties = "address",
+    streams: Streams = MappingProxyType({}),
 ) -> int:
     """The smallest capacity in bytes, a multiple of 2 MiB, under which every request is served, with
     release-and-retry.
@@ -182,7 +193,7 @@ def smallest_capacity(
     a capacity, where the caller has it.
     """
     unit = SMALL_SEGMENT
-    unbounded = unbounded or replay(events, mode=mode, ties=ties)
+    unbounded = unbounded or replay(events, mode=mode, ties=ties, streams=streams)
     if not unbounded.allocated:
         return 0
     live = most = 0
@@ -198,7 +209,9 @@ def smallest_capacity(
     # `failed` did fail; up to here the request that failed last would lack room, if releases changed nothing
     # before it
     lacking = failed
-    together = RunningReplay(mode, ties=ties)  # as far as all capacities still in question go the same way
+    together = RunningReplay(
+        mode, ties=ties, streams=streams
+    )  # as far as all capacities still in question go the same way
     width = 0
     while survives - failed > max(1, survives // PRECISION):
         slow = survives - failed > width // 2 > 0  # the guess did not halve what is left: halve it

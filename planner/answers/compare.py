@@ -160,6 +160,8 @@ def compare_document(model: str, found: list[Column], tasks: int) -> dict[str, A
                 "kept_bytes": kept(column.prediction, tasks),
                 "relative_flops": column.cost.total / base if column.cost and base else None,
             }
+            if lengths := column.prediction.extra.get("lengths"):
+                document["lengths"] = lengths
         documents.append(document)
     return {"schema": SCHEMA, "memplan_version": __version__, "model": model, "methods": documents}
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from memplan.planner.answers.fit.changes import COSTS, EXTRA
 from memplan.planner.answers.fit.suggest import CHANGES, Change, changed
-from memplan.planner.answers.report_structures import PageContents, ReportStructure
+from memplan.planner.answers.report_structures import PageContents, ReportStructure, further, nearest
 from memplan.planner.formula.engine import has_free_rank, rank_of, symbolic
 from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
 
 SLIDERS = {"micro_batch": "batch", "sequence_length": "seq", "rank": "rank"}
@@ -47,6 +48,18 @@ class PageChange:
 
 
 LACKING = PageChange("", "", "")
+
+
+def contents(spec: ModelSpec, setup: Setup, wide: bool = True) -> PageContents:
+    """The structures of a page: those nearest to the setup, what the changes of its own lead to, and others
+    while there is room. `wide`: with the other methods' losses and attentions.
+    """
+    made = PageContents(spec, setup)
+    nearest(made)
+    page_changes(made)  # they take their room before the others
+    made.of = {entry.key: made.of[entry.key] for entry in made.found}
+    further(made, wide)
+    return made
 
 
 def page_changes(made: PageContents) -> dict[str, list[PageChange]]:

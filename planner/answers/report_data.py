@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need
-from memplan.planner.answers.fit.gpus import cannot_run
+from memplan.planner.answers.fit.kernels import cannot_run
 from memplan.planner.answers.fit.suggest import CHOSEN
 from memplan.planner.answers.report_changes import page_changes
 from memplan.planner.answers.report_structures import PageContents, class_of
@@ -26,6 +26,7 @@ from memplan.planner.answers.verdict import margin_of, uncounted, uncounted_of
 from memplan.planner.formula.engine import SEGMENT, rank_of, whole_segments
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import shortest
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import COMPONENTS
 from memplan.planner.tables.gpus import Gpu, gpus
@@ -60,7 +61,7 @@ class ReservedTable:
 def reserved_table(spec: ModelSpec, setup: Setup, error: float) -> ReservedTable:
     """The table of one structure at its own micro-batch and rank."""
     longest = min(LONGEST, spec.max_positions or LONGEST)
-    lengths = {max(1, min(longest, round(scale * setup.sequence_length))) for scale in SCALES}
+    lengths = {max(shortest(setup), min(longest, round(scale * setup.sequence_length))) for scale in SCALES}
     found = [need(spec, setup.with_(sequence_length=length), error) for length in sorted(lengths)]
     points = sorted((one.allocated, one.reserved) for one in found)
     rising = accumulate((reserved for _, reserved in points), max)  # more tokens never reserve less
@@ -109,6 +110,7 @@ def data(
         "trains": {entry.method: METHODS[entry.method].trains for entry in found},
         "state": _state(setup, gpu),
         "said": [name for name in ("loss", "attention") if setup.origins.get(name) in CHOSEN],
+        "shortest": shortest(setup),
         "longest": min(LONGEST, spec.max_positions or LONGEST),
         "segment": SEGMENT,
         "ties": TORCH_VERSIONS[setup.torch].equal_blocks,

@@ -6,6 +6,7 @@ What there is no room for, the page says as a command.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from memplan.planner.answers.fit.gpus import kernels
+from memplan.planner.answers.fit.kernels import kernels
 from memplan.planner.answers.fit.suggest import changed
 from memplan.planner.answers.report_runs import SymbolicRun, symbolic_run
 from memplan.planner.answers.report_tables import PageTables
 from memplan.planner.answers.report_tapes import written_guard, written_structure
 from memplan.planner.formula.engine import has_free_rank, rank_of, symbolic
+from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
@@ -28,12 +30,15 @@ from memplan.planner.tables.progress import tell
 METHODS_SHOWN = ("full", "lora", "qlora", "adalora")
 LOSSES = ("full", "chunked", "fused")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-MOST_BYTES = 195_000
+MOST_BYTES = 215_000
 """Compressed bytes of a file's texts: with base64 and the rest of a page below 400 kB."""
 MOST_EVENTS = 3_000_000
 """Events of all runs that a file holds: ten seconds of work."""
 MOST_SERVED = 1_000_000
 """The same of a page that is served, which can ask for more."""
+
+
+Choice = tuple[str, str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +96,13 @@ class PageContents:
     complete: bool = True
     tables: PageTables = field(default_factory=PageTables)
     events: int = 0
+    tried: set[Choice] = field(default_factory=set)
+    _written: dict[Symbolic, dict[str, Any]] = field(default_factory=dict)
     _runs: dict[str, list[SymbolicRun] | None] = field(default_factory=dict)
 
     def add(self, entry: ReportStructure) -> None:
         """Write a structure and its runs. UsageError where the formula has no rule for it."""
-        written = self.write(entry.setup)
+        written = copy.deepcopy(self.write(entry.setup))
         runs = self._runs_of(entry, written)
         if runs is not None:
             for guard, run in zip(written["guards"], runs, strict=True):
@@ -107,12 +114,14 @@ class PageContents:
     def write(self, setup: Setup) -> dict[str, Any]:
         """What is written of a structure, without runs. UsageError where the formula has no rule for it."""
         structure = symbolic(self.spec, setup)
-        for guard in structure.guards():  # refusals before anything is written
-            structure.program(guard)
-        guards = [
-            {**written_guard(structure, guard, self.tables), "run": None} for guard in structure.guards()
-        ]
-        return {**written_structure(structure, self.tables), "guards": guards}
+        if structure not in self._written:
+            for guard in structure.guards():  # refusals before anything is written
+                structure.program(guard)
+            guards = [
+                {**written_guard(structure, guard, self.tables), "run": None} for guard in structure.guards()
+            ]
+            self._written[structure] = {**written_structure(structure, self.tables), "guards": guards}
+        return self._written[structure]
 
     def _runs_of(self, entry: ReportStructure, written: dict[str, Any]) -> list[SymbolicRun] | None:
         """The run of each guard; None where the allocator is not written for it. Attentions that ask for the
@@ -128,31 +137,37 @@ class PageContents:
         return self._runs[asked]
 
 
-def contents(spec: ModelSpec, setup: Setup, wide: bool = True) -> PageContents:
-    """The structures of a page. `wide`: with the other methods' losses and attentions, while there is
-    room; else what is one picker from the setup asked for.
+def nearest(made: PageContents) -> None:
+    """Add each method and checkpointing with the setup's own loss and attention, whatever room they take."""
+    for near, choice in _choices(made.setup, False):
+        if near:
+            _try(made, choice)
+
+
+def further(made: PageContents, wide: bool) -> None:
+    """Add what else pickers say, while there is room. `wide`: the other methods' losses and attentions too;
+    else what is one picker from the setup asked for.
     """
-    made, most = PageContents(spec, setup), MOST_EVENTS if wide else min(MOST_EVENTS, MOST_SERVED)
-    seen: set[tuple[object, ...]] = set()
-    for near, choice in _choices(setup, wide):
-        if choice in seen:
+    most = MOST_EVENTS if wide else min(MOST_EVENTS, MOST_SERVED)
+    for near, choice in _choices(made.setup, wide):
+        if near or choice in made.tried:
             continue
-        seen.add(choice)
-        if not near and (made.tables.compressed > MOST_BYTES or made.events > most):
+        if made.tables.compressed > MOST_BYTES or made.events > most:
             made.complete = False
             break
-        method, checkpointing, loss, attention, which = choice
-        tell(f"{method}, checkpointing {checkpointing}, loss {loss}, attention {attention}")
-        try:
-            entry = ReportStructure(*choice, _setup_of(setup, choice))
-            if entry.setup.checkpointing == checkpointing:
-                made.add(entry)
-        except UsageError as refused:
-            made.refused["|".join(map(str, choice))] = str(refused)
-    return made
+        _try(made, choice)
 
 
-Choice = tuple[str, str, str, str, int]
+def _try(made: PageContents, choice: Choice) -> None:
+    made.tried.add(choice)
+    method, checkpointing, loss, attention, _ = choice
+    tell(f"{method}, checkpointing {checkpointing}, loss {loss}, attention {attention}")
+    try:
+        entry = ReportStructure(*choice, _setup_of(made.setup, choice))
+        if entry.setup.checkpointing == checkpointing:
+            made.add(entry)
+    except UsageError as refused:
+        made.refused["|".join(map(str, choice))] = str(refused)
 
 
 def _choices(setup: Setup, wide: bool) -> Iterator[tuple[bool, Choice]]:

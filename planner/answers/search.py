@@ -102,6 +102,7 @@ class Fit:
     parts: Parts | None = None  # of the setup that was asked for: loading and the step apart
     typed: str = ""  # what a person types for the model; empty: its name
     engine: str = "formula"
+    lengths: Mapping[str, Any] | None = None  # of a dataset: the setup is that of its longest batch
 
     def method(self, name: str) -> MethodFit:
         """One method's answer; KeyError where it was not asked for."""
@@ -135,6 +136,7 @@ class Fit:
             "decision": self.decision.to_document(),
             "cards": self.cards.to_document(),
             "chosen_cards": self.chosen_cards.to_document() if self.chosen_cards else None,
+            **({"lengths": dict(self.lengths)} if self.lengths is not None else {}),
         }
 
     def _effect(self, effect: Effect) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.methods import METHODS, reads_of
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.tables.tasks import TASKS
@@ -73,7 +73,7 @@ def _of_task(setup: Setup) -> Iterator[str]:
 def of_formula(setup: Setup, replayed: bool) -> Iterator[str]:
     """What the formula simplifies. `replayed`: its run went through the caching allocator."""
     if setup.device == "cuda" and not replayed:
-        why = "several GPUs" if wraps(setup) else "a model of this depth"
+        why = f"{setup.parallel} so set up" if wraps(setup) else "a model of this depth"
         yield (
             f"{why}: reserved memory is allocated memory rounded up to 2 MiB segments, since the allocator "
             "is not replayed: fragmentation is not counted"
@@ -88,7 +88,7 @@ def _applies(about: str, setup: Setup) -> bool:
         about == "quant_type" and setup.quant_type == "none"
     ):
         return False
-    reads = METHODS[setup.method].reads
+    reads = reads_of(setup.method, setup.adapters)
     return about in reads or not any(about in row.reads for row in METHODS.values())
 
 

@@ -18,7 +18,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
 from memplan.planner.prediction import Breakdown, ModelSummary, Peak, Prediction
-from memplan.planner.tables.components import STEP_MOMENTS
+from memplan.planner.tables.components import GENERATION, STEP_MOMENTS
 from memplan.planner.tables.gpus import context_bytes, find_gpu, first_alike
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from memplan.planner.formula.forward.decoder import Guard
     from memplan.planner.formula.replay.course import Run
     from memplan.planner.formula.replay.engine import Replayed
+    from memplan.planner.formula.replay.varied import Step, VariedRun
 
 SEGMENT = 2**21  # bytes: the allocator asks the driver for multiples of 2 MiB
 FREE = ("micro_batch", "sequence_length", "rank")  # fields that are symbols
@@ -51,7 +52,9 @@ def _structure(setup: Setup) -> Setup:
         free["init_rank"] = 1
     if setup.target_rank is not None:
         free["target_rank"] = 1
-    gpu = {} if setup.gpu is None else {"gpu": first_alike(find_gpu(setup.gpu))}
+    # a server's share is of one GPU's memory
+    one = setup.gpu is None or setup.vllm_share is not None
+    gpu = {} if one else {"gpu": first_alike(find_gpu(str(setup.gpu)))}
     return setup.with_(**free, **gpu)
 
 
@@ -93,12 +96,45 @@ def rank_of(setup: Setup) -> int:
     return setup.init_rank if setup.method == "adalora" and setup.init_rank is not None else setup.rank
 
 
+def is_replayed(setup: Setup) -> bool:
+    """Whether a setup's run is written out as events. Not under ZeRO, nor with parts in host memory, nor
+    under FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's
+    no_sync), nor with states that are there at once, an optimizer in the backward, a second model, or a base
+    that is stored quantized.
+    """
+    if not wraps(setup):
+        return True
+    if setup.parallel == "ddp":
+        return setup.offload == "none"
+    left_out = (
+        setup.offload != "none",
+        setup.fsdp_version == 1,
+        setup.gradient_accumulation > 1 and setup.loop.prepares,
+        OPTIMIZERS[setup.optimizer].at_once,
+        setup.optimizer_in_backward,
+        setup.reference == "model",
+        setup.checkpoint_quant != "none",
+    )
+    return setup.parallel == "fsdp" and not any(left_out)
+
+
+def replays(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether a setup's run is replayed: where it is written out (`is_replayed`), but not on a CPU, which has
+    no such allocator, nor beyond MOST_LAYERS.
+    """
+    return is_replayed(setup) and setup.device == "cuda" and spec.depth <= MOST_LAYERS
+
+
+def replays_alone(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether it is replayed and one GPU's, whose blocks are of one stream."""
+    return replays(spec, setup) and not wraps(setup)
+
+
 def replay_of(spec: ModelSpec, setup: Setup) -> Replayed | None:
-    """The setup's run through the caching allocator; None where ranks share it, which no load or schedule is
-    written out for, on a CPU, which has no such allocator, and beyond MOST_LAYERS. UsageError where the
+    """The setup's run through the caching allocator; None where it is not replayed. UsageError where the
     formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not replays(spec, setup):
         return None
     values = (setup.micro_batch, setup.sequence_length, rank_of(setup))
     return _replayed(_Key(headed(spec, setup), _structure(setup)), values, setup.allocator, setup.torch)
@@ -112,6 +148,27 @@ def _replayed(key: _Key, sizes: tuple[int, int, int], allocator: Mode, torch: st
     run = _run(key, sizes[0], sizes[1])
     values = dict(zip(SYMBOLS, sizes, strict=True))
     return replayed(run, values, allocator, TORCH_VERSIONS[torch].equal_blocks)
+
+
+def varied_run(
+    spec: ModelSpec, setup: Setup, allocator: Mode | None = None, capacity: int | None = None
+) -> VariedRun | None:
+    """A run whose steps have lengths of their own, in an allocator mode (the setup's own), under a capacity
+    in bytes; None where runs are not replayed. UsageError where the formula has no rule.
+    """
+    if not replays_alone(spec, setup):
+        return None
+    from memplan.planner.formula.replay.varied import VariedRun
+
+    model, rank = headed(spec, setup), rank_of(setup)
+    keys = {padded: _Key(model, _structure(setup.with_(padded=padded))) for padded in (False, True)}
+
+    def at(step: Step) -> tuple[Run, dict[str, int]]:
+        length, padded = step
+        values = dict(zip(SYMBOLS, (setup.micro_batch, length, rank), strict=True))
+        return _run(keys[padded], setup.micro_batch, length), values
+
+    return VariedRun(at, allocator or setup.allocator, TORCH_VERSIONS[setup.torch].equal_blocks, capacity)
 
 
 def steady_bytes(spec: ModelSpec, setup: Setup) -> int:
@@ -132,10 +189,10 @@ def _run(key: _Key, batch: int, sequence: int) -> Run:
 
 
 def run_of(spec: ModelSpec, setup: Setup, guard: Guard) -> Run | None:
-    """The events of a structure's run under a guard; None where `replay_of` has none. UsageError where the
-    formula has no rule.
+    """The events of one GPU's run under a guard; None where ranks share it, which takes streams, and where
+    `replay_of` has none. UsageError where the formula has no rule.
     """
-    if wraps(setup) or setup.device != "cuda" or spec.depth > MOST_LAYERS:
+    if not replays_alone(spec, setup):
         return None
     return _cached_run(_Key(headed(spec, setup), _structure(setup)), guard)
 
@@ -147,9 +204,10 @@ def _cached_run(key: _Key, guard: Guard) -> Run:
     structure = _cached(key)
     program = structure.program(guard)
     if key.setup.gradient_accumulation == 1 or METHODS[key.setup.method].trains == "nothing":
-        return Run(structure.rank, program.tape, None, program.evaluation)
+        return Run(structure.rank, program.tape, None, program.after, program.generation)
     alone = symbolic(key.spec, key.setup.with_(gradient_accumulation=1))
-    return Run(structure.rank, alone.program(guard).tape, program.tape, program.evaluation)
+    single = alone.program(guard).tape
+    return Run(structure.rank, single, program.tape, program.after, program.generation)
 
 
 def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
@@ -166,7 +224,7 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
     parameter_table = structure.parameter_table
     host = structure.program(structure.guard(values[0], values[1])).host.evaluate(named)
     run = replay_of(spec, setup) if replayed else None
-    steps = [m for m in moments if m.moment in STEP_MOMENTS]
+    steps = [m for m in moments if m.moment in (GENERATION, *STEP_MOMENTS)]
     return Prediction(
         engine="formula",
         model=ModelSummary(spec.name, spec.architecture, spec.parameters),
@@ -180,9 +238,18 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
         host_bytes=host,
         assumptions=(*sharing(setup), *assumptions(spec, setup), *of_formula(setup, run is not None)),
         warnings=tuple(warnings(spec, setup)),
+        extra=_of_saving(structure, named),
         survival=run,
         not_modelled=(spec.uncounted,) if spec.uncounted else (),
     )
+
+
+def _of_saving(structure: Symbolic, named: dict[str, int]) -> dict[str, int]:
+    if not structure.setup.save:
+        return {}
+    from memplan.planner.formula.saving import saved_on_host
+
+    return {"save_host_bytes": saved_on_host(structure.rank).evaluate(named)}
 
 
 def _peak(moments: Sequence[Breakdown], context: int, reserved: int | None) -> Peak:

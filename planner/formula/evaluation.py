@@ -4,8 +4,6 @@ step, and the logits that compute_metrics keeps; what `planner/run/evaluation.py
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.parameters import ParameterTable
@@ -31,14 +29,12 @@ class _Evaluation(Step):
     def run(self) -> Tape:
         t, setup = self.tape, self.setup
         self._residents()
-        freed = setup.zero_grad == "after_step" or setup.loop.frees_gradients
-        if not freed and not setup.optimizer_in_backward:
-            self._old_gradients()
+        self._left_by_training()
         t.mark(EVALUATION)
         t.training = False
         self.setup = setup.with_(micro_batch=setup.eval_batch, checkpointing="none", gradient_accumulation=1)
         count = rows(self.setup) * self.setup.micro_batch
-        self.guard = replace(self.guard, single=count == 1)
+        self.guard = self.guard._replace(single=count == 1)
         with t.no_grad():
             if setup.eval_kept is None:
                 outputs, _, ids = self._batch(count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from memplan.planner.formula.resident.adapters import R, adapters, no_target
+from memplan.planner.formula.resident.adapters import R, adapters, no_target, waiting
 from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
@@ -47,6 +47,7 @@ class ParameterTable:
         self.all = [
             *self.base,
             *(t for adapter in self.adapters.values() for t in adapter.tensors),
+            *waiting(setup, self.adapters),
             *self.saved_modules,
         ]
         self.reference = self._second()
@@ -294,7 +295,9 @@ REFERENCE = "reference model: "
 
 def base_only(table: ParameterTable) -> ParameterTable:
     """The model alone, nothing of it trained and nothing beside it."""
-    setup = table.setup.with_(method="inference", modules_to_save=(), reference="none", task="sft")
+    setup = table.setup.with_(
+        method="inference", modules_to_save=(), reference="none", task="sft", adapters=None
+    )
     return ParameterTable(table.spec, setup)
 
 

@@ -8,16 +8,16 @@ Python ints, over NumPy arrays and as JavaScript for the report page.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from memplan.planner.formula.evaluation import run_evaluation
+from memplan.planner.formula.after import after_training
 from memplan.planner.formula.forward.context import Device, device_of
+from memplan.planner.formula.generation import run_generation
+from memplan.planner.formula.lacking import refuse
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import ShardingPlan
-from memplan.planner.formula.sharding.strategies import wraps
 from memplan.planner.formula.sharding.wiring import sharding_plan
 from memplan.planner.formula.step import Guard, run_step
 from memplan.planner.formula.symbolic.codegen import compile_python, javascript
@@ -29,8 +29,7 @@ from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
-from memplan.planner.tables.components import COMPONENTS, EVALUATION, STEP_MOMENTS
-from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.components import COMPONENTS, GENERATION, STEP_MOMENTS
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
 
@@ -66,8 +65,7 @@ class PeakCandidate:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(NamedTuple):
     """Bytes of one prediction without its rows: allocated by moment, and the peak."""
 
     moments: dict[str, int]
@@ -87,17 +85,18 @@ class Program:
         self.loading = loading
         self.walked = STEP_MOMENTS if METHODS[rank.setup.method].trains != "nothing" else ("forward",)
         self.tape = run_step(rank.seen, device, guard, rank)
-        self.evaluation: Tape | None = None
-        if rank.setup.eval_batch is not None and not wraps(rank.setup):
-            self.evaluation = run_evaluation(rank.seen, device, guard, rank)
+        self.generation: Tape | None = None
+        if TASKS[rank.setup.task].generates:
+            self.generation = run_generation(rank.seen, device, guard, rank)
+        self.after = tuple(after_training(device, guard, rank))
         self.names = (*self.loading, *(name for _, names in self.tapes() for name in names))
         self.host = total((self.tape.host, *(row.size for row in rank.host())))
         self._known: dict[tuple[int, int, int], dict[str, int]] = {}
 
     def tapes(self) -> list[tuple[Tape, tuple[str, ...]]]:
         """Each tape, and the moments that are read from it."""
-        step = (self.tape, self.walked)
-        return [step] if self.evaluation is None else [step, (self.evaluation, (EVALUATION,))]
+        sampled = () if self.generation is None else ((self.generation, (GENERATION,)),)
+        return [*sampled, (self.tape, self.walked), *((tape, (name,)) for name, tape in self.after)]
 
     @cached_property
     def moments(self) -> dict[str, list[PeakCandidate]]:
@@ -192,7 +191,7 @@ class Symbolic:
     """One discrete structure as functions of micro-batch B, sequence length S and rank R."""
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
-        refuse(setup)
+        refuse(spec, setup)
         self.spec, self.setup = spec, setup
         self.rank = sharding_plan(spec, setup)
         self.parameter_table = self.rank.stored
@@ -288,17 +287,3 @@ class Symbolic:
             "counts[i]; }); return found; };"
         )
         return "(B, S, R) => {\n" + collect + "\n" + "\n".join(parts) + "\n}"
-
-
-def refuse(setup: Setup) -> None:
-    """UsageError for what the formula has no rule for; each names the next move."""
-    reasons = {
-        "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
-        "merging an adapter into its base": setup.merge,
-        f"task '{setup.task}'": not TASKS[setup.task].formula,
-    }
-    for what, refused in reasons.items():
-        if refused:
-            raise UsageError(
-                f"the formula has no rule for {what}: use --engine trace, which runs the libraries themselves"
-            )

@@ -7,7 +7,7 @@ where they are accumulated.
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward import preferences, whole_logits
+from memplan.planner.formula.forward import policy, preferences, whole_logits
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
@@ -16,7 +16,7 @@ from memplan.planner.formula.forward.losses import causal_loss, logits_of
 from memplan.planner.formula.forward.pooled import POOLED_LOSSES
 from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
-from memplan.planner.formula.resident.loading import batch_shapes
+from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
@@ -75,8 +75,10 @@ class Step:
             t.mark("end")
             del answer
             return t
-        if setup.gradient_accumulation > 1 and self.hooks.accumulates:
-            self._old_gradients()
+        if setup.gradient_accumulation > 1:
+            if self.hooks.accumulates:
+                self._old_gradients()
+            self.hooks.accumulated()
         dropped = not setup.loop.holds_outputs
         before: list[Tensor] = []
         if not dropped and (setup.retain_outputs or setup.gradient_accumulation > 1):
@@ -110,6 +112,10 @@ class Step:
         t = self.tape
         batch = batch_shapes(self.setup, self.w.batch)
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
+        self.resident += [
+            t.alloc(*each, "the rows that were sampled last", "activations")
+            for each in sampled_shapes(self.setup, self.w.batch)
+        ]
         self.decoder = Decoder(self.w, self.guard, self.hooks, self.resident[0])
         if self.device.kind == "cuda":
             threads = THREADS if METHODS[self.setup.method].trains != "nothing" else THREADS[:1]
@@ -165,6 +171,14 @@ class Step:
             self.resident.append(grad)
         self.w.accumulated = True
 
+    def _left_by_training(self) -> None:
+        """The gradients that are there when a step has ended: none where the loop or the optimizer frees
+        them.
+        """
+        setup = self.setup
+        if not (setup.zero_grad == "after_step" or setup.loop.frees_gradients or setup.optimizer_in_backward):
+            self._old_gradients()
+
     # ---- forward -------------------------------------------------------------------------------------------
 
     def _forward(self) -> tuple[Tensor, Tensor]:
@@ -175,6 +189,8 @@ class Step:
             return self._compared()
         if TASKS[self.setup.task].joined:
             return self._joined()
+        if TASKS[self.setup.task].generates:
+            return self._sampled()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
@@ -229,6 +245,24 @@ class Step:
             logits = cast(t, logits, "float32", "fp32 logits")
         loss = self.hooks.leave("root", whole_logits.pairs_loss(w, logits))
         del rows, logits
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(t, "scale", loss, "loss")
+        return loss, loss
+
+    def _sampled(self) -> tuple[Tensor, Tensor]:
+        """GRPO's loss of rows that were sampled before."""
+        t, w = self.tape, self.w
+        rows = policy.joined(w)
+        self.decoder.ids = rows[0]
+        labels = preferences.begin(w)
+        scores, kept = policy.scored(w, self.hooks.leave("tail", self.decoder.run()))
+        t.forget_casts()
+        self.decoder.outside.clear()
+        del labels
+        loss = self.hooks.leave("root", policy.policy_loss(w, scores))
+        if self.setup.method == "adalora":
+            loss = self._regularized(loss)
+        del rows, kept
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss, loss

@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = {
     "sequence_len": use("sequence_length", integer),
     "sample_packing": use("_packing", flag),
     "pad_to_sequence_len": use("_pad", flag),
+    "group_by_length": use("group_by_length", flag, "read with --lengths"),
     "bf16": use("_bf16", _precision),
     "fp16": use("_fp16", _precision),
     "bfloat16": use("_bfloat16", flag),
@@ -208,7 +209,7 @@ RULES: dict[str, Rule] = {
         """
         datasets test_datasets dataset_* pretraining_dataset shuffle_* skip_prepare_dataset num_dataset_shards_to_save val_size
         val_set_size chat_template chat_template_* default_system_message special_tokens added_tokens_overrides
-        eot_tokens train_on_inputs group_by_length streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
+        eot_tokens train_on_inputs streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
         excess_length_strategy min_sample_len max_prompt_len balance_labels label_balance_* sample_packing_*
         multipack_real_batches use_pose pose_* pretrain_* pretraining_sample_concatenation preprocess_iterable
         fix_untrained_tokens total_num_tokens total_supervised_tokens

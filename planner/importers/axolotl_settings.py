@@ -34,6 +34,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         settle_task(facts)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
+    if "_pad" in facts:
+        facts["pad_to_multiple_of"] = _multiple(facts["_pad"], facts["sequence_length"])
     if (
         facts.get("_fsdp")
         or any(key in facts for key in ("_fsdp_offload", "_fsdp_checkpointing", "_strategy"))
@@ -46,6 +48,13 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _multiple(pad: bool, length: int) -> int:
+    """Where pad_to_sequence_len is said, to a multiple of how many tokens a batch is padded: to the sequence
+    length in steps of 64, or none (axolotl core/builders/causal.py build).
+    """
+    return 64 * -(-length // 64) if pad else 1
 
 
 def _settle_loss(facts: Facts, warnings: list[str]) -> None:

@@ -50,6 +50,8 @@ def sharded(key: str, value: Any) -> str | None:
 
 EVAL_BATCH = 8
 """transformers 5.24 training_args.py per_device_eval_batch_size."""
+GENERATES = not_modelled("generation while it is evaluated: a KV cache, and the logits of each token")
+"""transformers 5.24 trainer_seq2seq.py prediction_step."""
 TRAINING: dict[str, Rule] = {
     "per_device_train_batch_size": use("_batch", integer),
     "train_micro_batch_size_per_gpu": use("_batch", integer),
@@ -81,6 +83,7 @@ TRAINING: dict[str, Rule] = {
     "per_device_eval_batch_size": use("_eval_batch", integer, "rows of an evaluation step"),
     **{name: use("_evaluates", text) for name in ("eval_strategy", "evaluation_strategy")},
     "use_cache": not_modelled("a key-value cache kept while training"),
+    "predict_with_generate": GENERATES,
     **ignored(
         "when gradients are synchronised across ranks, not how many bytes a step holds",
         """
@@ -106,10 +109,14 @@ TRAINING: dict[str, Rule] = {
         jit_mode_eval include_inputs_for_metrics
     """,
     ),
+    "group_by_length": use("group_by_length", flag, "read with --lengths"),
+    "train_sampling_strategy": use(
+        "group_by_length", lambda key, value: text(key, value) == "group_by_length", "read with --lengths"
+    ),
     **ignored(
         "how data reaches the host",
         """
-        dataloader_* remove_unused_columns train_sampling_strategy length_column_name group_by_length seed data_seed
+        dataloader_* remove_unused_columns length_column_name seed data_seed
     """,
     ),
     **ignored("the allocator's cache between steps, not a step's peak", "torch_empty_cache_steps"),

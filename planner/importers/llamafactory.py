@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers.hf import TRAINING, packed_rows, settle
+from memplan.planner.importers.hf import GENERATES, TRAINING, packed_rows, settle
 from memplan.planner.importers.rules import (
     PICTURES,
     TOWER,
@@ -50,6 +50,7 @@ RULES: dict[str, Rule] = {
     **TRAINING,
     "model_name_or_path": use("_model", text),
     "finetuning_type": use("_type", one_of_text("lora", "full", "freeze", "oft")),
+    "pref_loss": use("_preference", one_of_text("sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo")),
     "stage": use("_stage", one_of_text("sft", "pt", "rm", "ppo", "dpo", "kto")),
     "cutoff_len": use("_length", integer),
     "lora_rank": use("rank", integer),
@@ -151,9 +152,10 @@ RULES: dict[str, Rule] = {
         "export and inference",
         """
         export_* infer_* vllm_* sglang_* use_kv_cache use_v1_kernels do_sample temperature top_p top_k num_beams max_new_tokens
-        repetition_penalty length_penalty skip_special_tokens predict_with_generate generation_*
+        repetition_penalty length_penalty skip_special_tokens generation_*
     """,
     ),
+    "predict_with_generate": GENERATES,
     **ignored(
         "logging, plotting and profiling",
         """
@@ -175,7 +177,11 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """Setup fields of a run, LLaMA-Factory's own defaults where the file is silent: batch 8, 2,048 tokens,
     reentrant checkpointing.
     """
-    if facts.get("_stage", "sft") not in ("sft", "pt"):
+    if facts.get("_stage") == "dpo":  # train/dpo/trainer.py compute_preference_loss
+        facts["task"] = "dpo_logits"
+        if facts.get("_preference") in ("orpo", "simpo"):
+            facts["reference"] = "none"
+    elif facts.get("_stage", "sft") not in ("sft", "pt"):
         facts["_lacks"] = {"stage": f"{facts['_stage']}: the rows, models and loss beside the trained one's"}
         warnings.append(
             f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
@@ -197,10 +203,14 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             "--engine trace"
         )
     _settle_method(facts, warnings)
+    if facts.get("_packing"):
+        facts["padded"] = False
     if facts.get("_neat"):
         packed_rows(facts, warnings)
     if facts.get("_norms"):
         facts["upcast_modules"] = "norms"
+    if facts.get("task"):  # its losses take whole logits: Liger's is left out (model_utils/liger_kernel.py)
+        facts.pop("loss", None)
     if facts.get("_pure"):
         facts["trainable_dtype"], facts["autocast"] = "weight", "none"
         if facts["method"] not in ("full", "freeze"):

@@ -36,6 +36,11 @@ def _bits(key: str, value: Any) -> int:
     return integer(key, value)
 
 
+def _attention(key: str, value: Any) -> str:
+    """swift/model/utils.py AttnImpl.update_attn_impl: flash_attn is flash_attention_2."""
+    return {"flash_attn": "flash_attention_2"}.get(name := text(key, value), name)
+
+
 RULES: dict[str, Rule] = {
     **TRAINING,
     "model": use("_model", text),
@@ -49,7 +54,7 @@ RULES: dict[str, Rule] = {
     "use_dora": use("_dora", flag),
     "use_rslora": use("_rslora", flag),
     "torch_dtype": use("_dtype", dtype),
-    "attn_impl": use("attention", text),
+    "attn_impl": use("attention", _attention),
     "max_length": use("sequence_length", integer),
     "quant_method": use("_quant", text),
     "quant_bits": use("_bits", _bits),
@@ -91,7 +96,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     """Setup fields, ms-swift's defaults where the words are silent: LoRA of rank 8 on every linear layer,
     batch 1, checkpointing, the checkpoint's dtype.
     """
-    settle(facts, warnings, batch=1, checkpointing=True, bf16=True)
+    # swift/trainers/mixin.py _fix_gradient_checkpointing: reentrant but under plain DDP
+    plain = facts.get("gpus", 1) > 1 and facts.get("parallel", "ddp") == "ddp"
+    settle(facts, warnings, batch=1, checkpointing=True, bf16=True, reentrant=not plain)
     if facts.get("_dtype"):
         facts["weight_dtype"] = facts["_dtype"]
     facts["attention"] = facts.get("attention", ATTENTION["sdpa"])
@@ -103,6 +110,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["method"] = adapter_method(facts, adapters, four_bit)
     if facts.get("_bits") == 8:
         facts["quant_type"] = "int8"
+    if adapters and facts.get("_bits"):  # no prepare_model_for_kbit_training (swift/pipelines/train/tuner.py)
+        facts["kbit_prepare"] = False
     if adapters:
         facts |= {"rank": facts.get("rank", 8), "alpha": facts.get("alpha", 32)}
         facts |= {"dropout": facts.get("dropout", 0.05), "targets": facts.get("targets", ("all-linear",))}
@@ -122,5 +131,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts.setdefault(part, "frozen")
     if "sequence_length" not in facts:
         warnings.append("no max_length: ms-swift takes rows up to the model's own length, 2,048 are assumed")
-    facts["_notes"] = ["ms-swift's defaults on the recipe hf, the nearest: it has no recipe of its own"]
+    facts["_notes"] = [
+        "ms-swift's defaults on the recipe hf, the nearest: it has no recipe of its own, and keeps the logits "
+        "of an answer's tokens alone (use_logits_to_keep), which may need less"
+    ]
     return {**setup_fields(facts), "recipe": "hf"}

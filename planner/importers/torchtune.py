@@ -225,9 +225,12 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["autocast"] = "none"
     facts.setdefault("micro_batch", 1)
     facts["checkpointing"] = "non_reentrant" if facts.get("_checkpointing") else "none"
-    if ".rlhf." in facts.get("_loss", ""):
-        facts["_lacks"] = {"loss._component_": "a preference loss: rejected rows and a reference's forward"}
     _loss(facts, warnings)
+    if ".rlhf." in facts.get("_loss", ""):  # recipes/lora_dpo_single_device.py; SimPO compares with nothing
+        facts.pop("loss", None)
+        facts["task"] = "dpo_logits"
+        if facts["_loss"].endswith(".SimPOLoss"):
+            facts["reference"] = "none"
     if facts.get("_fused") and facts.get("optimizer") == "adamw_torch":
         facts["optimizer"] = "adamw_torch_fused"
     if facts.get("_device") == "cpu":

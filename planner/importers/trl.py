@@ -28,6 +28,12 @@ from memplan.planner.importers.rules import (
 from memplan.planner.importers.sampling import sampled
 from memplan.planner.importers.tasks import settle_task
 
+
+def _multiple(key: str, value: Any) -> int:
+    """TRL's auto is no multiple on a GPU (trl 1.16 trainer/sft_config.py)."""
+    return 1 if value in ("auto", "none", "null") else integer(key, value)
+
+
 RULES: dict[str, Rule] = {
     **TRAINING,
     "model_name_or_path": use("_model", text),
@@ -73,7 +79,7 @@ RULES: dict[str, Rule] = {
         "which revision, or which class for the adapter",
         "model_revision trust_remote_code lora_task_type env config",
     ),
-    "pad_to_multiple_of": Rule("ignored", why="the sequence length given is the longest row"),
+    "pad_to_multiple_of": use("pad_to_multiple_of", _multiple, "read with --lengths"),
     "router_aux_loss_coef": Rule("ignored", why="a scalar of the loss"),
 }
 
@@ -109,6 +115,10 @@ def _settle_model(facts: Facts) -> None:
 
 def _settle_batches(facts: Facts, warnings: list[str]) -> None:
     packed = facts.get("_packing") and facts.get("_strategy", "bfd") != "wrapped"
+    if facts.get("_packing"):
+        facts["padded"] = False
+    elif facts.get("_padding_free"):
+        facts["padding_free"] = True
     if not (facts.get("_padding_free") or packed):
         return
     packed_rows(facts, warnings)

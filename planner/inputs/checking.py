@@ -42,9 +42,11 @@ CheckpointQuant = Literal[
     "eetq",
     "torchao",
 ]  # "none", and the formats of planner/inputs/quantized.py
+Place = Annotated[int, Field(ge=0, le=10**4)]
 Bucket = Literal["auto"] | Elements
 
 NAME_LISTS = ("targets", "modules_to_save", "images")
+NUMBER_LISTS = ("layers_to_transform",)
 
 
 @cache
@@ -60,7 +62,8 @@ def check(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UsageError naming the first field that is wrong, its value and what was expected.
     """
-    values = {name: _as_tuple(value) if name in NAME_LISTS else value for name, value in values.items()}
+    read = dict.fromkeys(NAME_LISTS, _as_tuple) | dict.fromkeys(NUMBER_LISTS, _as_numbers)
+    values = {name: read[name](value) if name in read else value for name, value in values.items()}
     try:
         found = _model(record)(**values)
     except ValidationError as error:
@@ -93,3 +96,18 @@ def _as_tuple(value: Any) -> Any:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     return tuple(value) if isinstance(value, list) else value
+
+
+def _as_numbers(value: Any) -> Any:
+    """The same of whole numbers, and of runs of them such as 0-7; text that is none is left to the check."""
+    value = _as_tuple([value] if isinstance(value, int) else value)
+    if not isinstance(value, tuple):
+        return value
+    found: list[Any] = []
+    for part in value:
+        ends = str(part).split("-")
+        if isinstance(part, str) and len(ends) < 3 and all(end.isdecimal() and len(end) < 6 for end in ends):
+            found += range(int(ends[0]), int(ends[-1]) + 1)
+        else:
+            found.append(part)
+    return tuple(found)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Config = Mapping[str, Any]
 Part = tuple[str, tuple[int, ...], str, str]  # of a weight's constants: name, shape, dtype, why
@@ -46,8 +45,7 @@ def _in_groups(config: Config) -> int | None:
     return min((bits for bits in found if bits is not None), default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """One way in which checkpoints are quantized: bits per weight, what is converted, and what no engine
     counts of it.
     """

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from memplan.planner.tables.errors import UsageError, nearest, shorten
@@ -22,7 +21,8 @@ _MIRRORS = """
     unsloth nousresearch mlx-community lmstudio-community thebloke bartowski ggml-org hugging-quants
     huggingface-quants redhatai neuralmagic nm-testing casperhansen maziyarpanahi quantfactory solidrust
     axolotl-ai-co axolotl-quants modelcloud kaitchup iqbalhazza isotr0py huggyllama daryl149 alpindale
-    mistral-community cyankiwi cpatonn qwen second-state intel amd nvidia openvino techxgenus shuyuej
+    mistral-community mhenrichsen mapika cyankiwi cpatonn qwen second-state intel amd nvidia openvino
+    techxgenus shuyuej
 """
 MIRRORS = frozenset(_MIRRORS.split())
 HOSTS = frozenset(("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"))
@@ -50,16 +50,16 @@ STORED_AS: dict[str, dict[str, Any]] = {
 }
 """What a checkpoint's name says of its quantization_config, by the word in it."""
 EIGHT = frozenset(("8bit", "int8", "w8a16", "w8a8"))
+FOUR = frozenset(("4bit", "nf4"))
 TUNED = re.compile(
-    r"-(?:instruct|instruction|it|chat|base|pt|hf|think|thinking|reasoning|sft|dpo|bf16|fp16|f16|16bit)(?=-|$)"
+    r"-(?:instruct|instruction|it|chat|base|pt|hf|think|thinking|reasoning|sft|dpo|bf16|fp16|f16|16bit|dequantized|linearized)(?=-|$)"
 )
 DATED = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{2}-\d{4}|\d{8}|\d{6}|\d{4})(?=-|$)")
 SIZE = re.compile(r"(?<![a-z0-9.])(?:\d+x)?(\d+(?:\.\d+)?)([bmt])(?![a-z0-9])")
 MOST_CHARACTERS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """An entry found under another name; `stored` are the words about precision that were left out."""
 
     entry: str
@@ -70,7 +70,9 @@ class Variant:
     def quantization(self) -> dict[str, Any] | None:
         """The quantization_config that copies under such a name have; None where the words do not tell."""
         named = [STORED_AS[word] for word in self.stored if word in STORED_AS]
-        if len(named) != 1 or (named[0]["quant_method"] == "bitsandbytes" and "4bit" not in self.stored):
+        if len(named) != 1 or (
+            named[0]["quant_method"] == "bitsandbytes" and not FOUR.intersection(self.stored)
+        ):
             return None
         found = dict(named[0])
         if "bits" in found and EIGHT.intersection(self.stored):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.tables.errors import UsageError, nearest, shown
 from memplan.planner.tables.pictures import PARTS, PICTURES, PictureRule
@@ -36,8 +36,7 @@ class Picture:
         return self.tokens + self.markers
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What a setup changes of a processor's sizes; None: as it is published."""
 
     least: int | None = None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.inputs.checkpoint_formats import (
     BITSANDBYTES,
@@ -28,8 +27,7 @@ from memplan.planner.tables.methods import METHODS
 STORAGES = ("uint8", "bfloat16", "float16", "float32")
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """How the weights of one checkpoint are stored."""
 
     name: str

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Elements,
         FloatType,
         Gpus,
+        Place,
         Rank,
         Share,
         Size,
@@ -50,6 +51,10 @@ class Setup:
     sequence_length: Count
     padded: bool
     packed_documents: Count
+    # how the loader makes rows of --lengths; a sequence length that is said is the longest row as it is
+    group_by_length: bool
+    pad_to_multiple_of: Count
+    padding_free: bool  # the rows of a batch one behind another, none padded
     gradient_accumulation: Count
     weight_dtype: FloatType
     autocast: Literal["bfloat16", "float16", "none"]
@@ -104,6 +109,7 @@ class Setup:
     vllm_sleeps: bool  # it holds its share only while it samples
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
+    save: bool  # the model is written after training, as Trainer.save_model does
     merge: bool  # the adapter is merged into its base after training, as merge_and_unload does
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]
@@ -134,6 +140,8 @@ class Setup:
     virtual_tokens: Size | None
     trainable_layers: Count | None
     bottleneck: Size | None
+    adapters: Size | None  # LoRA adapters beside an inference's base, unmerged, one of them active
+    layers_to_transform: tuple[Place, ...]  # layers that have an adapter, from 0; (): all
     adapter: dict[str, Any] | None  # a PEFT adapter_config.json, parsed
     device: Literal["cuda", "cpu"]
     origins: dict[str, str] = field(default_factory=dict, repr=False)
@@ -317,6 +325,8 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         *task_rules.in_backward(s),
         *task_rules.evaluation(s),
         *task_rules.merging(s),
+        *task_rules.serving(s),
+        *task_rules.saving(s),
         *task_rules.generation(s),
         *task_rules.beside(s),
         (

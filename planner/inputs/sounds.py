@@ -9,8 +9,7 @@ Whisper's feature extractor pads or cuts every sound to 30 s, 3,000 frames of 80
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.tables.errors import UsageError, shown
 
@@ -21,8 +20,7 @@ HALVED = 2
 """Frames to one position of the encoder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sound:
+class Sound(NamedTuple):
     """An example: mel bins x frames of the encoder's features, and the most tokens that its decoder takes."""
 
     bins: int

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,7 @@ class Moe:
     ] = ()  # float32, counted as no parameter (DeepSeek-V3's correction bias)
 
 
-@dataclass(frozen=True, slots=True)
-class Dropouts:
+class Dropouts(NamedTuple):
     """Probabilities while training; above 0, each saves a mask for backward."""
 
     embedding: float = 0.0
@@ -215,8 +214,7 @@ class Layer:
         return count
 
 
-@dataclass(frozen=True, slots=True)
-class Extra:
+class Extra(NamedTuple):
     """A parameter or buffer that no other field describes."""
 
     name: str

@@ -10,7 +10,7 @@ from memplan.planner.tables.tasks import NEW_HEADS, TASKS
 
 KEEPS_LOGITS = ("sft", "classify", "mlm")
 """Tasks whose evaluation is the Trainer's, of logits alone."""
-PROMPTS = ("prefix-tuning", "prompt-tuning")
+PROMPTS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 
 
 def derived(fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -40,7 +40,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} has no rule for recipe '{s.recipe}': use --recipe {' or '.join(task.stacks)}",
         ),
         (
-            new_head and s.method in ("freeze", "adapter", *PROMPTS),
+            new_head and s.method in ("freeze", "bitfit", "adapter", *PROMPTS),
             f"{said} trains a new head, method '{s.method}' does not: use --method lora or full",
         ),
         (
@@ -243,6 +243,40 @@ def merging(s: Any) -> list[tuple[bool, str]]:
         (
             s.merge and s.parallel != "none",
             f"merge has no rule for parallel '{s.parallel}': leave it out for one GPU",
+        ),
+    ]
+
+
+def saving(s: Any) -> list[tuple[bool, str]]:
+    """What a model that is saved needs."""
+    return [
+        (
+            s.save and METHODS[s.method].trains == "nothing",
+            f"save: method '{s.method}' trains nothing that would be saved: leave it out",
+        ),
+        (
+            s.save and s.parallel == "zero3",
+            "save has no rule for parallel 'zero3', whose ranks gather module by module: leave it out",
+        ),
+        (
+            s.save and s.parallel == "fsdp" and s.offload == "all",
+            "save has no rule for offload 'all': leave it out",
+        ),
+    ]
+
+
+def serving(s: Any) -> list[tuple[bool, str]]:
+    """What adapters beside an inference need, and those of some layers alone."""
+    row = METHODS[s.method]
+    return [
+        (
+            s.adapters is not None and row.trains != "nothing",
+            f"adapters {s.adapters} are those of an inference, method '{s.method}' trains one: use --method "
+            "inference",
+        ),
+        (
+            bool(s.layers_to_transform) and "layers_to_transform" not in row.reads,
+            f"layers_to_transform: method '{s.method}' has no adapters on layers: use --method lora",
         ),
     ]
 

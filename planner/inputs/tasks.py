@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from memplan.planner.inputs.families.table import trace_instead
 from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Dropouts, ModelSpec
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import (
     FUNCTIONAL_DROPOUT,
@@ -25,8 +28,7 @@ def rows(setup: Setup) -> int:
     return setup.texts or TASKS[setup.task].rows
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedRows:
+class GeneratedRows(NamedTuple):
     """What is sampled at once on one GPU: `rows` of `prompt` + `completion` tokens, for `steps` micro-steps.
     `old_scores`: the model is trained before all of them have been used, so that their log-probabilities
     are taken first.
@@ -56,6 +58,34 @@ def generated(setup: Setup) -> GeneratedRows:
             "never": False,
         }[TASKS[setup.task].old_scores],
     )
+
+
+def shortest(setup: Setup) -> int:
+    """The fewest tokens of a row: a sampled completion stands behind a prompt."""
+    return (setup.completion_length or 0) + 1
+
+
+def server_bytes(setup: Setup) -> int:
+    """What a vLLM in the trainer's process takes by configuration, gpu_memory_utilization x the GPU's memory
+    (vllm 0.11 v1/worker/gpu_worker.py init_device): its own weights, cache and workspaces, none of which is
+    looked into. 0 where there is none.
+    """
+    if setup.vllm_share is None or setup.gpu is None:
+        return 0
+    return int(setup.vllm_share * find_gpu(setup.gpu).usable_bytes)
+
+
+GROWTH_STEPS = 64
+"""A cache grows from the first sampled token to the last in so many concatenations."""
+
+
+def growth(tokens: int) -> Iterator[int]:
+    """How many tokens each concatenation adds: one, or where there are more tokens than GROWTH_STEPS, even
+    shares of them.
+    """
+    steps = min(tokens, GROWTH_STEPS)
+    for number in range(steps):
+        yield tokens * (number + 1) // steps - tokens * number // steps
 
 
 def evaluation_batches(setup: Setup) -> int:

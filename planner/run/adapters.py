@@ -22,6 +22,11 @@ from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
 
+_PROMPTS = {
+    "PREFIX_TUNING": "PrefixTuningConfig",
+    "PROMPT_TUNING": "PromptTuningConfig",
+    "P_TUNING": "PromptEncoderConfig",
+}
 _ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cross_attn)(\.|$)")
 
 
@@ -41,7 +46,7 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     """
     upcast_modules(model, setup, watcher)
     trains = METHODS[setup.method].trains
-    if setup.adapter is not None or trains == "adapter":
+    if setup.adapter is not None or trains == "adapter" or setup.adapters:
         adapted = _inject(model, setup, device, watcher)
     else:
         adapted = model
@@ -51,13 +56,17 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         freeze(model, setup)
         if trains == "last_layers":
             _unfreeze_last(model, setup.trainable_layers or 1)
+        if trains == "biases":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.endswith(".bias"))
     _cast_trained(adapted, setup)
     if setup.method == "inference":
         model.config.use_cache = True
     if setup.checkpointing != "none":
         _checkpoint(model, setup, trained_input=trains == "all" and setup.adapter is None)
     if not any(p.requires_grad for p in adapted.parameters()) and setup.method != "inference":
-        raise UsageError(f"method '{setup.method}' trains nothing in {type(model).__name__}")
+        why = ", which has no biases: use --method lora" if trains == "biases" else ""
+        raise UsageError(f"method '{setup.method}' trains nothing in {type(model).__name__}{why}")
     return adapted
 
 
@@ -133,6 +142,18 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         raise UsageError(
             f"peft cannot add {config.peft_type.value} to {type(model).__name__}: {reason(error)}"
         ) from None
+    _settle(adapted, device, watcher)
+    if setup.adapters:
+        _serve(adapted, config, setup, device, watcher)
+    if setup.method == "lora-fa":
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+    return adapted
+
+
+def _settle(adapted: nn.Module, device: torch.device, watcher: Any) -> None:
+    """What an adapter left on the host goes to the device, module by module."""
     prefix = layer_prefix(adapted)
     for path, module in adapted.named_modules():
         with watcher.scope(path, layer_number(prefix, path)):
@@ -140,11 +161,26 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
                 for key, tensor in store.items():
                     if tensor is not None:
                         store[key] = watcher.to_device(_moved(tensor, device))
-    if setup.method == "lora-fa":
-        for name, parameter in adapted.named_parameters():
-            if ".lora_A." in name:
-                parameter.requires_grad_(False)
-    return adapted
+
+
+def _serve(adapted: Any, config: Any, setup: Setup, device: torch.device, watcher: Any) -> None:
+    """An inference's further adapters, and each one's file as it is read onto the device (peft 0.21
+    peft_model.py load_adapter, utils/save_and_load.py load_peft_weights). A layer whose first adapter is on
+    meta leaves the next as it was made (tuners_utils.py _move_adapter_to_device_of_base_layer): its dtype is
+    the first one's, as on a GPU.
+    """
+    first = {name: p for name, p in adapted.named_parameters() if f".{adapted.active_adapter}." in name}
+    for number in range(setup.adapters or 0):
+        added = f"adapter_{number}" if number else adapted.active_adapter
+        if number:
+            with watcher.on_host(), _uninitialized(config, device):
+                adapted.add_adapter(added, config, autocast_adapter_dtype=setup.adapter_dtype == "float32")
+                for name, like in first.items():
+                    made = adapted.get_parameter(name.replace(f".{adapted.active_adapter}.", f".{added}."))
+                    made.data = made.data.to(like.dtype)
+            _settle(adapted, device, watcher)
+        read = [torch.empty_like(p) for p in first.values()]
+        del read
 
 
 def _refuse_prompts(model: Any, config: Any, setup: Setup) -> None:
@@ -194,14 +230,21 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
         return _read_adapter(setup.adapter, task_type(model))
     common: dict[str, Any] = {"task_type": task_type(model)}
     peft_type = METHODS[setup.method].peft_type
-    if peft_type in ("PREFIX_TUNING", "PROMPT_TUNING"):
-        cls = peft.PrefixTuningConfig if peft_type == "PREFIX_TUNING" else peft.PromptTuningConfig
-        return cls(num_virtual_tokens=setup.virtual_tokens, **common)
+    if peft_type in _PROMPTS:
+        return getattr(peft, _PROMPTS[peft_type])(num_virtual_tokens=setup.virtual_tokens, **common)
     common.update(
         target_modules=_targets(model, setup.targets),
-        exclude_modules=frozen_modules(model, setup),
         modules_to_save=list(setup.modules_to_save) or None,
     )
+    if setup.layers_to_transform:
+        common["layers_to_transform"] = _layers(model, setup.layers_to_transform)
+        if common["target_modules"] == "all-linear":  # PEFT has no numbers of layers beside that word
+            common["target_modules"] = _linear_names(model)
+    if peft_type == "VERA":
+        return peft.VeraConfig(r=setup.rank, vera_dropout=float(setup.dropout), **common)
+    common["exclude_modules"] = frozen_modules(model, setup)
+    if peft_type == "OFT":
+        return peft.OFTConfig(**common)
     if peft_type == "IA3":
         return peft.IA3Config(feedforward_modules=_feedforward(model, common["target_modules"]), **common)
     common.update(
@@ -219,7 +262,11 @@ def peft_config(model: nn.Module, setup: Setup) -> Any:
             **common,
         )
     return peft.LoraConfig(
-        r=setup.rank, use_dora=setup.method == "dora", use_rslora=setup.method == "rslora", **common
+        r=setup.rank,
+        use_dora=setup.method == "dora",
+        use_rslora=setup.method == "rslora",
+        inference_mode=bool(setup.adapters),
+        **common,
     )
 
 
@@ -243,6 +290,28 @@ def _read_adapter(document: dict[str, Any], kind_of_task: str | None) -> Any:
         return known[kind](**fields)
     except Exception as error:
         raise UsageError(f"peft rejects this {kind} adapter_config.json: {reason(error)}") from None
+
+
+def _linear_names(model: Any) -> list[str]:
+    """The last names of all linear layers but the output projection."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        }
+    )
+
+
+def _layers(model: nn.Module, chosen: tuple[int, ...]) -> list[int]:
+    """The layers that have an adapter. UsageError for one that the model has not."""
+    count = len(layers_of(model))
+    if count and max(chosen) >= count:
+        raise UsageError(
+            f"layers_to_transform {max(chosen)}: {type(model).__name__} has layers 0 to {count - 1}"
+        )
+    return list(chosen)
 
 
 def _targets(model: nn.Module, targets: tuple[str, ...]) -> str | list[str] | None:

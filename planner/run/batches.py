@@ -62,7 +62,8 @@ def _texts(setup: Setup, vocab: int, device: torch.device) -> dict[str, Any]:
     """Ids and a mask for each text of an example, apart: "0:input_ids" and so on (sentence-transformers 6.2
     base/data_collator.py).
     """
-    size, batch = (setup.micro_batch, setup.sequence_length), {}
+    size = (setup.micro_batch, setup.sequence_length)
+    batch: dict[str, Any] = {}
     for number in range(setup.texts or 0):
         ids = torch.randint(0, vocab, size, device=device)
         batch |= {f"{number}:input_ids": ids, f"{number}:attention_mask": torch.ones_like(ids)}

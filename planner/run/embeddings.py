@@ -30,7 +30,7 @@ def embed(built: Built) -> Any:
     """MultipleNegativesRankingLoss, or the cached one where the setup has a mini-batch."""
     columns = [
         {name.partition(":")[2]: tensor for name, tensor in built.batch.items() if name.startswith(f"{i}:")}
-        for i in range(built.setup.texts)
+        for i in range(built.setup.texts or 0)
     ]
     if built.setup.mini_batch is not None:
         return {"loss": _cached(built, columns, built.setup.mini_batch)}

@@ -98,18 +98,22 @@ def _scored(built: Built, model: Any, base: Any, inputs: Mapping[str, Any]) -> A
 
 
 def _reference(built: Built, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """The reference's log-probability of each row: of a second model, or of this one with its adapter
-    switched off; None where the batch has them.
+    return of_reference(
+        built, lambda model, base: _scored(built, model, base, inputs)["log_probs"].sum(dim=1)
+    )
+
+
+def of_reference(built: Built, rows: Callable[[Any, Any], torch.Tensor]) -> torch.Tensor | None:
+    """The reference's log-probability of each row, by `rows` of a model and its base: of a second model, or
+    of this one with its adapter switched off; None where the batch has them.
     """
     if built.setup.reference == "none":
         return None
     with torch.no_grad(), unchecked(built.base):
         if built.reference is not None:
-            found = _scored(built, built.reference, built.reference, inputs)
-        else:
-            with built.model.disable_adapter():  # type: ignore[operator]
-                found = _scored(built, built.model, built.base, inputs)
-    return found["log_probs"].sum(dim=1)
+            return rows(built.reference, built.reference)
+        with built.model.disable_adapter():  # type: ignore[operator]
+            return rows(built.model, built.base)
 
 
 @contextmanager

@@ -13,20 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.inputs.tasks import GeneratedRows, generated
+from memplan.planner.inputs.tasks import GeneratedRows, generated, growth, server_bytes
 from memplan.planner.run import policy
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import called, unchecked
 from memplan.planner.tables.components import GENERATION
-from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.tasks import TASKS
-
-GROWTH_STEPS = 64
-"""The cache grows from the first sampled token to the last in so many concatenations."""
 
 
 def run(built: Built, watcher: Announcer, step: int) -> None:
@@ -55,14 +52,9 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
 
 
 def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
-    """What a vLLM in the trainer's process takes by configuration, gpu_memory_utilization x the GPU's memory
-    (vllm 0.11 v1/worker/gpu_worker.py init_device): its own weights, cache and workspaces, none of which is
-    looked into. None where there is none.
-    """
-    if setup.vllm_share is None or setup.gpu is None:
-        return None
-    nbytes = int(setup.vllm_share * find_gpu(setup.gpu).usable_bytes)
-    return torch.empty(nbytes, dtype=torch.uint8, device=where)
+    """What a vLLM in the trainer's process takes by configuration; None where there is none."""
+    nbytes = server_bytes(setup)
+    return torch.empty(nbytes, dtype=torch.uint8, device=where) if nbytes else None
 
 
 def _sample(
@@ -82,11 +74,12 @@ def _sample(
     fewer steps than there are tokens (GROWTH_STEPS), blocks that it leaves behind are fewer: reserved bytes
     are less than, allocated bytes equal to, a run of every token.
     """
-    with watcher.announce(GENERATION, step), built.kernels():
-        name, cache = _one_token(built, prompts, mask)
+    drawn: dict[str, torch.Tensor] = {}
+    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
+        name, cache = _one_token(built, prompts, mask, drawn)
         if sizes.completion < 2:
             return
-        for more in _growth(sizes.completion - 2):
+        for more in growth(sizes.completion - 2):
             for layer in _growing(cache):
                 keys, values = layer.keys, layer.values
                 layer.update(
@@ -94,20 +87,43 @@ def _sample(
                 )
                 del keys, values
         built.held = cache
-    with watcher.announce(GENERATION, step), built.kernels():
+    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
         built.held = None
         sampled = prompts.new_zeros((sizes.rows, sizes.completion - 1))
         ids = torch.cat([prompts, sampled], dim=1)
         both = torch.ones_like(ids)
         del sampled
-        _one_token(built, ids, both, **{name: cache})
+        _one_token(built, ids, both, drawn, **{name: cache})
+        drawn.clear()
 
 
-def _one_token(built: Built, ids: torch.Tensor, mask: torch.Tensor, **given: Any) -> tuple[str, Any]:
-    """One token of each row, sampled by transformers' generate as trl 1.16 configures it, and the cache,
-    under the name that generate has for it.
+@contextmanager
+def _drawing(drawn: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The probabilities that a token is drawn from stay until those of the next token are there, as the
+    variable of generate's loop keeps them; so do the logits (`_one_token`).
     """
-    from transformers import GenerationConfig
+    draw = torch.multinomial
+
+    def drawing(probabilities: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        drawn["probabilities"] = probabilities
+        return draw(probabilities, *args, **options)
+
+    with patch.object(torch, "multinomial", drawing):
+        yield
+
+
+def _one_token(
+    built: Built, ids: torch.Tensor, mask: torch.Tensor, drawn: dict[str, torch.Tensor], **given: Any
+) -> tuple[str, Any]:
+    """One token of each row, sampled by transformers' generate as trl 1.16 configures it, and the cache,
+    under the name that generate has for it. `drawn` keeps what generate's loop would.
+    """
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+    class Kept(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            drawn["logits"] = scores
+            return scores
 
     chosen = GenerationConfig(
         max_new_tokens=1,
@@ -122,19 +138,14 @@ def _one_token(built: Built, ids: torch.Tensor, mask: torch.Tensor, **given: Any
         return_dict_in_generate=True,
     )
     made = built.model.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, generation_config=chosen, **given
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=chosen,
+        logits_processor=LogitsProcessorList([Kept()]),
+        **given,
     )
     name = "cache" if "cache" in made else "past_key_values"  # its name until transformers 5.2x
     return name, made[name]
-
-
-def _growth(tokens: int) -> Iterator[int]:
-    """How many tokens each concatenation adds: one, or where there are more tokens than GROWTH_STEPS, even
-    shares of them.
-    """
-    steps = min(tokens, GROWTH_STEPS)
-    for number in range(steps):
-        yield tokens * (number + 1) // steps - tokens * number // steps
 
 
 def _growing(cache: Any) -> Iterator[Any]:

@@ -1,8 +1,10 @@
-"""The losses of pairs that compare with no reference model and take whole logits: ORPO's and CPO's.
+"""The losses of pairs that take whole logits: ORPO's and CPO's, which compare with no reference model, and
+DPO's in other stacks than TRL.
 
 trl 1.16 experimental/orpo/orpo_trainer.py and experimental/cpo/cpo_trainer.py concatenated_inputs,
 concatenated_forward, get_batch_logps; trainer/utils.py selective_log_softmax. Metrics, a number for each
-pair, are left out. B pairs, S sequence, V vocabulary.
+pair, are left out. DPO: TASKS (planner/tables/tasks.py) says where it was read. B pairs, S sequence,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from memplan.planner.run.built import Built
-from memplan.planner.run.preferences import called
+from memplan.planner.run.preferences import called, of_reference
+from memplan.planner.tables.tasks import HOLDS_LOGITS
 
 BETA = 0.1
 """trl 1.16 experimental/orpo/orpo_config.py and cpo_config.py beta; its value moves no memory."""
@@ -38,6 +41,33 @@ def cpo(built: Built) -> Any:
     chosen, rejected = rows.chunk(2)
     loss = -functional.logsigmoid(BETA * (chosen - rejected)).mean() + likelihood
     return {"loss": loss, "logits": outputs.logits}
+
+
+def dpo_logits(built: Built) -> Any:
+    """-log sigmoid(beta (chosen - rejected)) of the log-ratios of a model and its reference, which runs
+    second; whose logits are held meanwhile, HOLDS_LOGITS says.
+    """
+    logits, rows = _scored(built, built.model)
+    held = logits if built.setup.recipe in HOLDS_LOGITS else None
+    del logits
+    reference = of_reference(built, lambda model, base: _scored(built, model)[1])
+    ratios = rows if reference is None else rows - reference
+    chosen, rejected = ratios.chunk(2)
+    loss = -functional.logsigmoid(BETA * (chosen - rejected)).mean()
+    del held
+    return {"loss": loss}
+
+
+def _scored(built: Built, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits in fp32, and (2B,) summed log-probabilities of each row's labels, of a copy of the batch."""
+    inputs = {name: tensor.clone() for name, tensor in built.batch.items()}
+    labels = inputs.pop("labels")
+    logits = called(built, model, {**inputs, "use_cache": False}).logits.to(torch.float32)
+    labels = labels[:, 1:].clone()
+    counted = labels != -100
+    labels = labels.masked_fill(~counted, 0)
+    each = torch.gather(logits[:, :-1, :].log_softmax(-1), dim=2, index=labels.unsqueeze(2)).squeeze(2)
+    return logits, (each * counted).sum(-1)
 
 
 def _forward(built: Built) -> tuple[dict[str, torch.Tensor], Any]:
@@ -98,5 +128,9 @@ class SelectedLogProbabilities(torch.autograd.Function):
         return slope, None
 
 
-WHOLE_LOGITS_LOSSES: dict[str, Callable[[Built], Any]] = {"orpo": orpo, "cpo": cpo}
+WHOLE_LOGITS_LOSSES: dict[str, Callable[[Built], Any]] = {
+    "orpo": orpo,
+    "cpo": cpo,
+    "dpo_logits": dpo_logits,
+}
 """Task -> the loss of its trainer."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class QuantityError:
+class QuantityError(NamedTuple):
     """Absolute errors of one quantity (allocated, reserved or device) over some runs."""
 
     runs: int

@@ -27,7 +27,11 @@ STEP_MOMENTS = ("forward", "backward", "optimizer_step")
 """The moments of one training step, in order."""
 EVALUATION = "evaluate"
 """An evaluation step, after training steps, where a setup asks for it."""
+SAVE = "save"
+"""The model written to disk after training steps, where a setup asks for it."""
 MERGE = "merge"
 """An adapter merged into its base, after training steps, where a setup asks for it."""
+AFTER = (EVALUATION, SAVE, MERGE)
+"""What follows training, in the order of a run."""
 MOMENTS = ("load_peak", "load", *STEP_MOMENTS)
 """Those before them too: the peak while building, and what stays."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Trains = Literal["all", "last_layers", "adapter", "nothing"]
+Trains = Literal["all", "last_layers", "biases", "adapter", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """One method: what it trains, the PEFT type behind it, the Setup defaults it brings and the fields only
-    it reads.
+    it reads (`serves`: with adapters beside an inference). `traced`: the formula has no rule for it.
     """
 
     name: str
@@ -26,9 +26,12 @@ class Method:
     reads: tuple[str, ...] = ()
     over_recipe: Mapping[str, Any] = field(default_factory=dict)  # defaults that a recipe's do not replace
     summary: str = ""
+    traced: bool = False
+    serves: tuple[str, ...] = ()
 
 
-_LORA_READS = ("rank", "alpha", "dropout", "targets", "modules_to_save", "adapter_dtype")
+_ON_LAYERS = ("targets", "modules_to_save", "adapter_dtype", "layers_to_transform")
+_LORA_READS = ("rank", "alpha", "dropout", *_ON_LAYERS)
 
 
 def _table(*rows: Method) -> dict[str, Method]:
@@ -100,5 +103,45 @@ METHODS: dict[str, Method] = _table(
         reads=("bottleneck",),
         summary="bottleneck adapters after attention and MLP",
     ),
-    Method("inference", "nothing", summary="weights and KV cache, nothing trained"),
+    Method(
+        "p-tuning",
+        "adapter",
+        "P_TUNING",
+        defaults={"virtual_tokens": 20},
+        reads=("virtual_tokens",),
+        summary="trained embeddings before the input, made by a trained MLP",
+        traced=True,
+    ),
+    Method(
+        "vera",
+        "adapter",
+        "VERA",
+        reads=("rank", "dropout", *_ON_LAYERS),
+        over_recipe={"rank": 256},  # peft 0.21 tuners/vera/config.py r
+        summary="trained vectors between random matrices that all layers share",
+        traced=True,
+    ),
+    Method(
+        "oft",
+        "adapter",
+        "OFT",
+        reads=_ON_LAYERS,
+        summary="trained rotations of each layer's input, in blocks of 32",
+        traced=True,
+    ),
+    Method("bitfit", "biases", summary="the biases that the model has are trained", traced=True),
+    Method(
+        "inference",
+        "nothing",
+        reads=("adapters",),
+        serves=("rank", "alpha", "targets", "adapter_dtype"),
+        over_recipe={"autocast": "none"},  # the Trainer's, not generate's
+        summary="weights and KV cache, nothing trained; --set adapters=N: LoRA adapters beside them",
+    ),
 )
+
+
+def reads_of(method: str, adapters: int | None) -> tuple[str, ...]:
+    """The fields that a method reads of those that not every method does."""
+    row = METHODS[method]
+    return (*row.reads, *row.serves) if adapters else row.reads

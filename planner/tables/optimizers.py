@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Rule = Literal[
     "like",
@@ -48,8 +48,7 @@ another.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Make:
+class Make(NamedTuple):
     """A tensor that a step makes for a trainable tensor (one list of them under `foreach`), and the variable
     that then holds it: what that held before is freed afterwards.
 
@@ -66,8 +65,7 @@ class Make:
     quantized: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(NamedTuple):
     """Variables that a step lets go before it goes on; others last until they are made anew, for the next
     tensor too.
     """

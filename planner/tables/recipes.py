@@ -179,6 +179,7 @@ RECIPES: dict[str, Recipe] = {
             "autocast": "bfloat16",
             "outputs_fp32": True,
             "allocator": "expandable",
+            "pad_to_multiple_of": 64,
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -206,6 +207,7 @@ RECIPES: dict[str, Recipe] = {
             "quant_type": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_type nf4",
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
+            "pad_to_multiple_of": "axolotl core/builders/causal.py build (03ad8389): 64 unless pad_to_sequence_len is said",
             "kbit_prepare": "axolotl 0.21 loaders/model.py: after prepare_model_for_kbit_training norms and "
             "embeddings are cast back to torch_dtype: upcast_modules has what stays",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
@@ -244,6 +246,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_tower": "frozen",
             "projector": "frozen",
             "image_scaled_to": 768 * 768,
+            "pad_to_multiple_of": 8,
         },
         methods={
             "adapters": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ("all-linear",)},
@@ -271,6 +274,7 @@ RECIPES: dict[str, Recipe] = {
                 "freeze_multi_modal_projector True",
             ),
             "image_scaled_to": "LLaMA-Factory 0.9.5 hparams/model_args.py image_max_pixels 768 * 768",
+            "pad_to_multiple_of": "LLaMA-Factory 0.9.5 train/sft/workflow.py run_sft: 8 in training",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",

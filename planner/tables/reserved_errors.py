@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.tables.method_class import method_class
 
 SHIPPED = Path(__file__).with_name("reserved_errors.json")
 
 
-@dataclass(frozen=True, slots=True)
-class ReservedError:
+class ReservedError(NamedTuple):
     """P95 of the absolute errors of reserved, as a share, and how many published runs it is of."""
 
     p95: float

@@ -130,6 +130,19 @@ TASKS: dict[str, Task] = _table(
         defaults={"loss": "chunked"},
     ),
     Task(
+        name="dpo_logits",
+        summary="as dpo, each log-probability from whole logits in fp32 and their log-softmax: torchtune's and "
+        "LLaMA-Factory's own trainers",
+        source="LLaMA-Factory ff6d4d12e train/dpo/trainer.py concatenated_forward, train/trainer_utils.py "
+        "get_batch_logps; torchtune bd2a0fc7c recipes/lora_dpo_single_device.py, rlhf/sequence_processing.py",
+        rows=2,
+        sequences=("input_ids", "attention_mask", "labels"),
+        reference=True,
+        dropout=False,
+        stacks=("raw", "llamafactory"),
+        defaults={"loss": "full"},
+    ),
+    Task(
         name="kto",
         summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
         "reference model",
@@ -195,7 +208,6 @@ TASKS: dict[str, Task] = _table(
         "_generate_and_score_completions, _compute_loss; grpo_config.py",
         generates=True,
         compares=True,
-        formula=False,
         stacks=("hf", "trl"),
         defaults=_SAMPLES,
     ),
@@ -303,6 +315,10 @@ NEW_HEADS: dict[str, NewHead] = {
     ),
 }
 """Head -> the layer that a task adds; the other heads are the model's own."""
+
+HOLDS_LOGITS = ("llamafactory",)
+"""Recipes whose DPO names the model's logits until the loss is there; torchtune's drops them before its
+reference runs (recipes/lora_dpo_single_device.py)."""
 
 MODULE_HEAD = "score"
 """A new head's name in a decoder's class; PEFT trains a copy of it."""

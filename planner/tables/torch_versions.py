@@ -6,12 +6,10 @@ A later version than the last row behaves like it until something else is read o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class TorchVersion:
+class TorchVersion(NamedTuple):
     """One minor version. `equal_blocks`: which of several free blocks of exactly one size the CUDA caching
     allocator takes: the one at the lowest `address`, the one whose block object is oldest (`creation`), or
     the lowest of the oldest `segment`.

@@ -123,6 +123,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
             "unknown_share": share,
             "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown],
             **({"bands": band} if band else {}),
+            **({"save_host_bytes": facts.checkpoint_bytes} if setup.save else {}),
             **({"expandable_capacity_bytes": expandable} if expandable else {}),
         },
     )

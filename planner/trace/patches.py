@@ -54,11 +54,11 @@ class _Values:
         if tensor.dtype == torch.bool:
             made = self.observer.storage_of(tensor)
             searched = made is not None and made.op.startswith("aten.any")
-            if self.observer.moment == GENERATION and made is not None and made.op.startswith("aten.eq"):
-                return True  # transformers 5.24 generation/utils.py StopCheck: are all rows finished?
-            return (
-                not searched and self.every_token_real
-            )  # peft 0.21 tuners/vblora/layer.py: infinite logits?
+            # transformers 5.24 generation/utils.py StopCheck, in no module: are all rows finished?
+            stops = made is not None and made.op.startswith("aten.eq") and not made.module
+            if stops and self.observer.moment == GENERATION:
+                return True
+            return not searched and self.every_token_real  # peft 0.21 tuners/vblora/layer.py: any infinite?
         self.refuse_unknown(tensor)
         return 0.0 if tensor.is_floating_point() else 0
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memplan.planner.inputs.batches import Loader
 from memplan.validate.questions.claimed import ClaimedValue
 from memplan.validate.questions.intents import FITS
 from memplan.validate.questions.leftover import Leftover
@@ -54,6 +55,7 @@ class Question:
     gpus: tuple[str, ...] = ()  # a class of GPUs: consumer
     tokens: int | None = None  # of the run
     price: float | None = None  # of a GPU for an hour
+    loader: Loader | None = None  # of a dataset whose lengths are known: the fields are its longest batch's
 
     @property
     def wanted(self) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memplan.planner.inputs.families.table import FAMILIES, language_part
+from memplan.planner.inputs.lengths import Lengths
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import TASKS
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
 from memplan.validate.questions.amounts import file_size, kv_cache, parameters, saving
 from memplan.validate.questions.claim_reply import claim
+from memplan.validate.questions.dataset import with_lengths
 from memplan.validate.questions.headline import headline
 from memplan.validate.questions.question import Question
 from memplan.validate.questions.ranges import by_class, largest_model
@@ -55,16 +56,23 @@ REPLIES: dict[str, Callable[[Question, EvaluationContext], Reply]] = {
 }
 
 
-def ask(sentence: str, lang: str | None = None, context: EvaluationContext | None = None) -> list[Reply]:
-    """The replies to a sentence, in its order. Raises UsageError for what was not understood or cannot be
-    predicted.
+def ask(
+    sentence: str,
+    lang: str | None = None,
+    context: EvaluationContext | None = None,
+    lengths: Lengths | None = None,
+) -> list[Reply]:
+    """The replies to a sentence, in its order, for a dataset of such lengths where they are given. Raises
+    UsageError for what was not understood or cannot be predicted.
     """
     context = context or EvaluationContext()
-    return [_reply(question, context) for question in read_all(sentence, lang)]
+    questions = read_all(sentence, lang)
+    if lengths is not None:
+        questions = tuple(with_lengths(question, lengths, context) for question in questions)
+    return [_reply(question, context) for question in questions]
 
 
 def _reply(question: Question, context: EvaluationContext) -> Reply:
-    _refuse_traced_task(question)
     if question.model and REPLIES[question.intent] is memory:
         _refuse_unknown_family(question, context)
     return REPLIES[question.intent](question, context)
@@ -75,16 +83,6 @@ def _traces(question: Question) -> str:
     said = {f"--{key}": question.fields.get(key) for key in ("task", "method")}
     words = [f"{option} {value}" for option, value in (*said.items(), ("--gpu", question.gpu)) if value]
     return " ".join(["memplan", question.model or "MODEL", *words])
-
-
-def _refuse_traced_task(question: Question) -> None:
-    """A task for which the formula has no rule. Raises UsageError."""
-    task = question.fields.get("task")
-    if task in TASKS and not TASKS[task].formula:
-        raise UsageError(
-            f"ask: the formula, with which questions are answered, has no rule for task '{task}': "
-            f"{_traces(question)} traces it"
-        )
 
 
 def _refuse_unknown_family(question: Question, context: EvaluationContext) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.answers.verdict import Need, margin_of
 from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
 from memplan.planner.formula.program import Symbolic
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.inputs.tasks import shortest
 from memplan.planner.tables.gpus import Gpu
 
 MOST_BATCH = 4096
@@ -125,13 +126,15 @@ class Structure:
 
     def longest_sequence(self, batch: int | None = None) -> int | None:
         """The longest sequence that fits at a micro-batch (the setup's), within learned positions; None where
-        1 token does not. The replay confirms it.
+        the shortest one does not. The replay confirms it.
         """
         rows, most = batch or self.setup.micro_batch, min(MOST_TOKENS, self.spec.max_positions or MOST_TOKENS)
         if rows in self._longest:
             return self._longest[rows]
         found = self._longest[rows] = self._confirmed(
-            lambda room: boundary(lambda sequence: room.holds(self.allocated(rows, sequence)), most),
+            lambda room: boundary(
+                lambda sequence: room.holds(self.allocated(rows, sequence)), most, shortest(self.setup)
+            ),
             lambda sequence: self.setup.with_(micro_batch=rows, sequence_length=sequence),
             self.setup.sequence_length if rows == self.setup.micro_batch else None,
         )
@@ -174,7 +177,11 @@ class Structure:
                 batch,
                 longest
                 if batch == self.setup.micro_batch
-                else boundary(lambda sequence, batch=batch: self.fits(batch, sequence), most),  # type: ignore[misc]
+                else boundary(
+                    lambda sequence, batch=batch: self.fits(batch, sequence),  # type: ignore[misc]
+                    most,
+                    shortest(self.setup),
+                ),
             )
             for batch in batches
         ]
@@ -186,7 +193,8 @@ class Structure:
         import numpy
 
         rows = [batch for batch in batches]
-        columns = [sequence for sequence in sequences if sequence <= (self.spec.max_positions or MOST_TOKENS)]
+        least, most = shortest(self.setup), self.spec.max_positions or MOST_TOKENS
+        columns = [sequence for sequence in sequences if least <= sequence <= most]
         if not columns:
             return []
         peaks: Any = self.symbolic.grid(numpy.array(rows)[:, None], numpy.array(columns)[None, :], self.rank)[
@@ -199,8 +207,7 @@ class Structure:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """One micro-batch and sequence length of a grid."""
 
     micro_batch: int
@@ -218,16 +225,16 @@ class Cell:
         }
 
 
-def boundary(holds: Callable[[int], bool], most: int) -> int | None:
-    """The largest n from 1 to `most` with holds(1..n), by doubling and bisection; None where not even 1
-    holds.
+def boundary(holds: Callable[[int], bool], most: int, least: int = 1) -> int | None:
+    """The largest n from `least` to `most` with holds(least..n), by doubling and bisection; None where not
+    even `least` holds.
 
     A property that holds, fails and holds again (it does not, for memory that grows with n) would give the
     end of its first stretch found.
     """
-    if not holds(1):
+    if least > most or not holds(least):
         return None
-    low, high = 1, 2
+    low, high = least, 2 * least
     while high <= most and holds(high):
         low, high = high, high * 2
     high = min(high, most + 1)

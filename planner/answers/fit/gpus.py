@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import Room, need, peak_of
+from memplan.planner.answers.fit.kernels import cannot_run, kernels
 from memplan.planner.answers.fit.suggest import CHOSEN, changed
 from memplan.planner.answers.verdict import Need, uncounted_of, withheld
-from memplan.planner.formula.engine import rank_of, replay_of, symbolic, whole_segments
-from memplan.planner.formula.forward.context import Device
+from memplan.planner.formula.engine import rank_of
 from memplan.planner.formula.sharding.strategies import compute_dtype
 from memplan.planner.formula.sharding.wiring import sharding_plan
 from memplan.planner.inputs.models import find, index
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import Gpu, common_gpus
 
@@ -75,72 +74,20 @@ def choose_cards(
             continue
         if cannot_run(spec, setup, gpu) is not None:
             continue
-        kernels = Device("cuda", gpu.capability).kernels if gpu.capability is not None else None
-        if kernels not in needs:
+        its = kernels(gpu) if gpu.capability is not None else None
+        if its not in needs:
             own = setup.with_(gpu=gpu.name) if gpu.capability is not None else setup
             if not room.holds(peak_of(spec, own)):  # the tensors alone are too many: nothing to replay
                 continue
-            needs[kernels] = need(spec, own, error)
-        if needs[kernels].fits(gpu):
+            needs[its] = need(spec, own, error)
+        if needs[its].fits(gpu):
             larger = [
                 card
                 for card in ordered[start:]
-                if needs[kernels].fits(card) and cannot_run(spec, setup, card) is None
+                if needs[its].fits(card) and cannot_run(spec, setup, card) is None
             ]
-            return choice(larger, needs[kernels], setup, missing)
+            return choice(larger, needs[its], setup, missing)
     return CardChoice(None, None, ())
-
-
-def kernels(gpu: Gpu | None) -> tuple[int, ...]:
-    """All that kernels ask of a GPU: GPUs of equal answers need the same memory. The assumed GPU's where
-    none is known.
-    """
-    return (
-        Device("cuda").kernels
-        if gpu is None or gpu.capability is None
-        else Device("cuda", gpu.capability).kernels
-    )
-
-
-def older(gpu: Gpu) -> bool:
-    """Whether a GPU is older than what is assumed where none is named, and so takes other kernels (no
-    bfloat16, no flash attention).
-    """
-    return gpu.capability is not None and gpu.capability < Device("cuda").capability
-
-
-NARROW = ("sdpa-flash", "sdpa-cudnn")
-"""Attentions that a GPU newer than the assumed one may refuse for a head size (planner/tables/sdp.py)."""
-
-
-def cannot_run(spec: ModelSpec, setup: Setup, gpu: Gpu) -> str | None:
-    """Why a GPU cannot run a setup that others can, such as FlashAttention 2 or TRL's loss in bfloat16 on a
-    T4; None where it can.
-
-    The GPU that the setup names is left out of the question: naming one that cannot run it is an error. Asked
-    of the formula, and only where a GPU's kernels could differ in it.
-    """
-    forced = setup.attention not in ("eager", "sdpa") or setup.loss == "chunked"
-    if gpu.capability is None or not forced or not (older(gpu) or setup.attention in NARROW):
-        return None
-    try:
-        structure = symbolic(spec, setup.with_(gpu=gpu.name))
-        structure.program(structure.guard(setup.micro_batch, setup.sequence_length))
-    except UsageError as refused:
-        return str(refused)
-    return None
-
-
-def with_its_kernels(spec: ModelSpec, prediction: Prediction, gpu: Gpu) -> Prediction:
-    """A formula's prediction that named no GPU, with the peak that an older GPU's own kernels give: what to
-    judge that GPU by.
-    """
-    setup = prediction.setup.with_(gpu=gpu.name)
-    allocated, run = peak_of(spec, setup), replay_of(spec, setup)
-    reserved = whole_segments(allocated) if run is None else run.reserved_bytes
-    return prediction.with_(
-        peak=replace(prediction.peak, allocated_bytes=allocated, reserved_bytes=reserved), survival=run
-    )
 
 
 def _stays(spec: ModelSpec, setup: Setup) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.planner.answers.fit.frontier import need
-from memplan.planner.answers.fit.gpus import cannot_run
+from memplan.planner.answers.fit.kernels import cannot_run
 from memplan.planner.answers.verdict import uncounted_of, withheld
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec

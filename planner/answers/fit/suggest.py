@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from memplan.planner.answers.fit.frontier import peak_of
 from memplan.planner.formula.engine import whole_segments
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
-from memplan.planner.prediction import Prediction
+from memplan.planner.inputs.tasks import shortest
+from memplan.planner.prediction import Prediction, Row
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.gpus import Gpu, find_gpu
+from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
 
 Fields = Mapping[str, Any]
@@ -22,16 +25,33 @@ CHOSEN = ("user", "import", "checkpoint")
 """Origins of what a person chose: these stay when a change makes the other fields follow new defaults."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+def _any(row: Row, vocabulary: int) -> bool:
+    return True
+
+
+def _states(row: Row, vocabulary: int) -> bool:
+    return row.component in ("optimizer_states", "temporaries")
+
+
+def _logits(row: Row, vocabulary: int) -> bool:
+    return row.component in ("activations", "temporaries") and vocabulary in row.shape
+
+
+def _wide_logits(row: Row, vocabulary: int) -> bool:
+    return row.dtype == "float32" and _logits(row, vocabulary)
+
+
+class Change(NamedTuple):
     """One change: words with the option that makes it, when it applies, the fields that it sets. At most one
-    of a `kind` is shown.
+    of a `kind` is shown. `touches`: the rows of the peak (and the model's vocabulary) that it can make
+    smaller, all others staying there: it saves no more than they hold.
     """
 
     kind: str
     text: str
     applies: Callable[[Setup], bool]
     fields: Callable[[Setup], Fields]
+    touches: Callable[[Row, int], bool] = _any
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,7 @@ CHANGES: tuple[Change, ...] = (
             and s.parallel != "fsdp"  # no DTensor in bnb
         ),
         lambda s: {"optimizer": "adamw_bnb_8bit"},
+        _states,
     ),
     Change(
         "quantization",
@@ -120,12 +141,14 @@ CHANGES: tuple[Change, ...] = (
         "no fp32 copy of the returned logits: --set outputs_fp32=false",
         lambda s: _trains(s) and s.outputs_fp32,
         lambda s: {"outputs_fp32": False},
+        _wide_logits,
     ),
     Change(
         "loss",
         "chunked loss, never materializes the full logits: --loss chunked",
         lambda s: _trains(s) and s.loss == "full",
         lambda s: {"loss": "chunked"},
+        _logits,
     ),
     Change(
         "method",
@@ -160,7 +183,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "sequence",
         "half the sequence length: --seq {sequence_length}",
-        lambda s: s.sequence_length > 256,
+        lambda s: s.sequence_length > 256 and s.sequence_length // 2 >= shortest(s),
         lambda s: {"sequence_length": s.sequence_length // 2},
     ),
 )
@@ -210,39 +233,46 @@ def under(setup: Setup, method: str) -> Setup:
     return changed(setup.with_(origins=own), {"method": method})
 
 
-def suggest(
-    spec: ModelSpec, setup: Setup, prediction: Prediction, gpu: Gpu | None = None, most: int = 3
-) -> tuple[Suggestion, ...]:
-    """At most `most` single changes that lower the peak by 1 % or more, those that make it fit `gpu` first,
-    then the largest.
+def suggest(spec: ModelSpec, setup: Setup, prediction: Prediction, most: int = 3) -> tuple[Suggestion, ...]:
+    """At most `most` single changes that lower the peak by 1 % or more, the largest first, and so those that
+    make it fit a GPU.
 
     One of each kind; what each saves is what the formula allocates less, also beside a traced prediction:
-    what lies between tensors is not replayed for each. Savings do not add up: the peak is a maximum.
+    what lies between tensors is not replayed for each. Savings do not add up: the peak is a maximum. A change
+    that cannot be among them is not evaluated.
     """
-    before = peak_of(spec, setup)
-    device = prediction.peak.device_bytes
-    found = [
-        (kind, suggestion)
-        for kind, suggestion in _evaluated(spec, setup, before, device)
-        if suggestion.saved_bytes * 100 >= device
-    ]
-    found.sort(
-        key=lambda pair: (gpu is not None and pair[1].device_bytes > gpu.usable_bytes, -pair[1].saved_bytes)
-    )
-    shown: dict[str, Suggestion] = {}
-    for kind, suggestion in found:
-        shown.setdefault(kind, suggestion)
-    return tuple(shown.values())[:most]
+    before, device = peak_of(spec, setup), prediction.peak.device_bytes
+    bounds = [_bound(change, spec, prediction) if change.applies(setup) else 0 for change in CHANGES]
+    shown: dict[str, tuple[int, int, Suggestion]] = {}
+    for number in sorted(range(len(CHANGES)), key=lambda number: -bounds[number]):
+        best = sorted((saved for saved, _, _ in shown.values()), reverse=True)
+        least = max(best[most - 1] if len(best) >= most else 0, device // 100, 1)
+        if bounds[number] < least:
+            break
+        change = CHANGES[number]
+        found = _evaluated(spec, setup, change, before, device)
+        if found is None or found.saved_bytes * 100 < device:
+            continue
+        entry = (found.saved_bytes, -number, found)
+        shown[change.kind] = max(entry, shown.get(change.kind, entry), key=itemgetter(0, 1))
+    ranked = sorted(shown.values(), key=itemgetter(0, 1), reverse=True)
+    return tuple(found for _, _, found in ranked[:most])
 
 
-def _evaluated(spec: ModelSpec, setup: Setup, before: int, device: int) -> Iterator[tuple[str, Suggestion]]:
-    for change in CHANGES:
-        if not change.applies(setup):
-            continue
-        fields = change.fields(setup)
-        try:
-            after = peak_of(spec, changed(setup, fields))
-        except UsageError:  # a change that contradicts what the person chose is no suggestion
-            continue
-        saved = whole_segments(before) - whole_segments(after)
-        yield change.kind, Suggestion(change.text.format(**fields), fields, saved, device - saved)
+def _bound(change: Change, spec: ModelSpec, prediction: Prediction) -> float:
+    """What a change saves at most, in bytes; not known of a trace, whose peak is not the formula's."""
+    if change.touches is _any or prediction.engine != "formula":
+        return math.inf
+    held = sum(row.charged for row in prediction.peak_rows if change.touches(row, spec.vocab))
+    return whole_segments(held) + whole_segments(1)
+
+
+def _evaluated(spec: ModelSpec, setup: Setup, change: Change, before: int, device: int) -> Suggestion | None:
+    """The change by the formula; None where it contradicts what the person chose."""
+    fields = change.fields(setup)
+    try:
+        after = peak_of(spec, changed(setup, fields))
+    except UsageError:
+        return None
+    saved = whole_segments(before) - whole_segments(after)
+    return Suggestion(change.text.format(**fields), fields, saved, device - saved)

@@ -13,7 +13,8 @@ from typing import Any
 from memplan.planner.allocator.replay import replay
 from memplan.planner.answers.fit.decide import Candidate, decide
 from memplan.planner.answers.fit.frontier import MOST_BATCH, boundary
-from memplan.planner.answers.fit.gpus import CardChoice, choice, older
+from memplan.planner.answers.fit.gpus import CardChoice, choice
+from memplan.planner.answers.fit.kernels import older
 from memplan.planner.answers.fit.suggest import under
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.search import METHODS_COMPARED, Fit, MethodFit, bounded, held

@@ -9,17 +9,18 @@ cuda/flash_attn/flash_api.cpp}.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import attend_eagerly, eager
-from memplan.planner.formula.forward.heads import Heads, fold, merge, repeat, softmax_backward
+from memplan.planner.formula.forward.heads import Heads, fold, merge, native_gqa, repeat, softmax_backward
 from memplan.planner.formula.symbolic.expr import Sized, exceeds, round_up, total
 from memplan.planner.formula.tape.layers import bmm
 from memplan.planner.formula.tape.ops import Grads, cast, dropout, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables import sdp
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.sdp import EFFICIENT_GQA, FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
+from memplan.planner.tables.sdp import FORCED, Asked, refusal, refuses_flash2, refuses_on_cpu
 
 
 def attend(
@@ -32,6 +33,8 @@ def attend(
         return attend_eagerly(w, h, q, k, v)
     kv_heads = h.spec.kv_heads
     if h.spec.heads != kv_heads and not native_gqa(w, h):
+        if w.before != 0:
+            return _packed(w, h, q, k, v)
         k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads
     backend = choose(w, h, q, k, v, kv_heads)
     # autocast copies the last argument first (GCC's order of evaluation), and its copies go with the call
@@ -44,17 +47,17 @@ def attend(
     return merge(w, h, out, by_head), None, []
 
 
-def native_gqa(w: Context, h: Heads) -> bool:
-    """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256.
-    transformers up to 4.48 repeated them (4.48.1 integrations/sdpa_attention.py); so is forced `efficient`
-    taken before torch 2.14, whose kernel refuses grouped heads: the published T4 runs expanded them.
+def _packed(
+    w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """One query token behind a cache: the heads of a group are the queries of one head, and no key is
+    repeated (transformers 5.24 integrations/sdpa_attention.py pack_gqa).
     """
-    if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
-        return True
-    before = w.setup.attention == "sdpa-efficient" and w.device.torch < EFFICIENT_GQA
-    if w.setup.transformers != "5" or before:
-        return False
-    return h.mask is None and h.query_size == h.value_size <= 256
+    (b, _, _, size), groups = q.shape, h.spec.kv_heads
+    of_groups = replace(h, spec=replace(h.spec, heads=groups))
+    packed = q.view(b, groups, h.spec.heads // groups, size)
+    out, probabilities, local = attend(w, of_groups, packed, k, v)
+    return out.view(b, 1, h.spec.heads * h.value_size), probabilities, local
 
 
 def choose(w: Context, h: Heads, q: Tensor, k: Tensor, v: Tensor, kv_heads: int) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from memplan.planner.formula.parameters import ParameterTable
-from memplan.planner.formula.symbolic.expr import Expr
+from memplan.planner.formula.symbolic.expr import Expr, Sized
 from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
@@ -84,6 +84,9 @@ class Context:
         self.trained = False
         self.accumulated = False
         self.cache: list[Tensor] | None = None  # keys and values of an inference
+        self.earlier: list[Tensor] = []  # those of the tokens before these, layer by layer
+        self.before: Sized = 0  # how many tokens those are
+        self.by_row = False  # whether each row has positions of its own
         self.leaves = False  # every parameter wants a gradient, where none is made (a model nobody froze)
         self.past = 0  # virtual tokens that stand before every layer's own keys
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (

@@ -7,6 +7,7 @@ What the model's forward keeps in local variables lives as long as it runs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
@@ -27,8 +28,7 @@ from memplan.planner.inputs.spec import Layer, prefix_sizes
 from memplan.planner.tables.methods import METHODS
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(NamedTuple):
     """Discrete facts that follow from the sizes: B = 1, and which sliding windows are shorter than the
     sequence.
     """
@@ -83,7 +83,7 @@ class Decoder:
     def run(self) -> Tensor:
         """The last hidden states, normed: (B, S, H)."""
         t, w, spec = self.t, self.w, self.spec
-        shape = (w.batch, S, spec.embedding_dim)
+        shape = (*self.ids.shape, spec.embedding_dim)
         if w.past:
             self._prefix()
             w.join = self.prefix.join
@@ -198,15 +198,15 @@ class Decoder:
         if not rotary:
             return {}
         kinds = [e for e in self.spec.extras if e.name.endswith("inv_freq") and "original" not in e.name]
-        # position ids of each row where documents are packed
-        rows = self.w.batch if self.setup.packed_documents > 1 else 1
+        # position ids of each row where documents are packed, and in generate
+        rows = self.w.batch if self.setup.packed_documents > 1 or self.w.by_row else 1
         several = (False, True)[: max(1, min(2, len(kinds)))]
         return {sliding: made_tables(self.w, rotary[0], rows, dtype) for sliding in several}
 
     def _masks(self, dtype: str) -> None:
         """One mask for each kind of layer: none where is_causal says it all (masking_utils.py)."""
         t, w, setup = self.t, self.w, self.setup
-        w.masks, keys = {}, self.w.sequence + self.w.past
+        w.masks, keys = {}, self.w.sequence + self.w.past + self.w.before
         by_hand = eager(w, self.spec.layers[0][1].attention)
         flash2 = setup.attention == "flash_attention_2"
         if self.spec.layers[0][1].attention.alibi and not by_hand and not flash2:

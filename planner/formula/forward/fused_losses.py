@@ -8,8 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.symbolic.expr import Sized, ceil_div, exceeds, maximum, minimum, power_of_two
-from memplan.planner.formula.tape.ops import Grads, cast, promote
+from memplan.planner.formula.symbolic.expr import (
+    Sized,
+    as_expr,
+    ceil_div,
+    exceeds,
+    maximum,
+    minimum,
+    power_of_two,
+)
+from memplan.planner.formula.tape.ops import Grads, cast, part_of, promote
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
 from memplan.planner.tables.chunked_loss import refuses_chunked_loss
 from memplan.planner.tables.errors import UsageError
@@ -18,16 +26,16 @@ from memplan.planner.tables.errors import UsageError
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
 
 
-def log_probabilities(w: Context, given: Tensor) -> Tensor:
+def log_probabilities(w: Context, given: Tensor, scored: int | None = None) -> Tensor:
     """TRL's fused output projection: logits in tiles of 4,096 tokens x 32,768 entries, made again in the
-    backward, never whole; a log-probability for each token.
+    backward, never whole; a log-probability for each token, or of each row's last `scored` ones.
 
     Saves the hidden states that have a label and a log-sum-exp per token; gradients of hidden states and of a
     trained head are summed in fp32 (trl 1.16 kernels/chunked_logprob.py ChunkedLogProbFunction).
     """
     t, spec = w.t, w.parameter_table.spec
     width = given.shape[-1]
-    tokens = w.batch * (w.sequence - 1)
+    tokens = w.batch * (as_expr(w.sequence) - 1 if scored is None else scored)
     rows = (tokens, width)
     weight = w.weight(f"{spec.head_name}.weight")
     w_shape, w_dtype, weight_name, given_dtype = weight.shape, weight.dtype, weight.name, given.dtype
@@ -35,6 +43,8 @@ def log_probabilities(w: Context, given: Tensor) -> Tensor:
     if w.device.kind != "cpu" and (refused := refuses_chunked_loss(w.device.capability, dtype)):
         raise UsageError(refused)
     with t.inside("loss: "):
+        if scored is not None:  # all but the last token, and of those a completion's
+            given = part_of(t, given, (w.batch, as_expr(w.sequence) - 1, width))
         whole = given.shape
         labels = t.alloc("labels in use", (tokens,), "int64", "which positions are scored")
         hidden = t.op(

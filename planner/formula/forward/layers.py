@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memplan.planner.formula.forward.attend import attend
+from memplan.planner.formula.forward.cache import cached
 from memplan.planner.formula.forward.call_order import (
     adds_inside,
     drops_inside,
@@ -68,7 +69,7 @@ def attention(
         if w.join is not None and w.layer is not None:
             k, v = w.join(w.layer, [k, v])
         if w.cache is not None and spec.kind != "mla":
-            k, v = _cached(w, k, v)
+            k, v = cached(w, k, v, spec.window)
         sinks = w.weight(f"{prefix}self_attn.sinks") if spec.sinks else None
         heads = Heads(
             replace(spec, kv_heads=spec.heads) if spec.kv == "expanded" else spec,
@@ -92,19 +93,6 @@ def attention(
         hidden = add(t, residual, hidden, "attention residual")
     del q, k, v, kept_alive, local
     return bottleneck(w, "attention", hidden, prefix), probabilities
-
-
-def _cached(w: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an inference keeps of one layer: each is joined to an empty tensor of its own dtype (transformers
-    5.24 cache_utils.py DynamicLayer; 5.23 took the keys' dtype for both).
-    """
-    assert w.cache is not None
-    for x, what in ((keys, "keys"), (values, "values")):
-        made = w.t.op("cat", (x,), x.shape, x.dtype, name=f"cached {what}", why="the KV cache")
-        if made.buffer is not None:
-            made.buffer.info.component = "activations"
-        w.cache.append(made)
-    return w.cache[-2], w.cache[-1]
 
 
 def _named(norms: tuple[Norm, ...], position: str) -> Norm | None:
@@ -195,7 +183,7 @@ def _mla(
     if tables is not None:
         q_rot, k_rot = rotate(w, (q_rot, k_rot), spec, tables)
     if w.cache is not None:  # what is cached is the latent, before keys and values are made of it
-        normed, k_rot = _cached(w, normed, k_rot)
+        normed, k_rot = cached(w, normed, k_rot)
     q = concatenate(t, (q_pass, q_rot), q.shape, "query")
     expanded = _heads(w, linear(w, kv_b, normed, prefix), a, plain + value, copies=True)
     del normed

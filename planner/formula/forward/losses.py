@@ -82,15 +82,7 @@ def log_likelihood(w: Context, wide: Tensor, labels: Tensor | None) -> Tensor:
     where they are those of the batch.
     """
     t, shape, dtype = w.t, wide.shape, wide.dtype
-    probabilities = t.op(
-        "log_softmax",
-        (wide,),
-        shape,
-        dtype,
-        saves_output=True,
-        name="log-softmax of the logits",
-        backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
-    )
+    probabilities = log_softmax(w, wide)
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         return [t.alloc("gradient of the log-softmax", shape, dtype, "zeros but for the labels' places")]
@@ -104,6 +96,19 @@ def log_likelihood(w: Context, wide: Tensor, labels: Tensor | None) -> Tensor:
         saves=(probabilities, *([] if labels is None else [labels]), weight),
         backward=backward,
         name="loss",
+    )
+
+
+def log_softmax(w: Context, wide: Tensor) -> Tensor:
+    """The logarithms of probabilities, saved for the backward."""
+    return w.t.op(
+        "log_softmax",
+        (wide,),
+        wide.shape,
+        wide.dtype,
+        saves_output=True,
+        name="log-softmax of the logits",
+        backward=_same("gradient of the logits in fp32", "exp and sum of the incoming gradient"),
     )
 
 

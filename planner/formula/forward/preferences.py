@@ -5,6 +5,9 @@ N rows, S sequence. Source: trl 1.16 trainer/dpo_trainer.py _compute_loss, train
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from memplan.planner.formula.forward import whole_logits
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import log_probabilities
@@ -22,6 +25,8 @@ def begin(w: Context) -> list[Tensor]:
 
 def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
     """A log-probability for each row, and what is kept beside it for the metrics."""
+    if w.setup.loss == "full":
+        return whole_logits.scored(w, hidden)
     t = w.t
     each = log_probabilities(w, hidden)
     tokens = each.shape
@@ -49,20 +54,31 @@ def divergence(w: Context, guard: Guard, ids: Tensor) -> list[Tensor]:
     t = w.t
     labels = t.alloc("labels of exchanged completions", (w.batch, S), "int64", "-100 for what is none")
     with t.no_grad(), t.inside("divergence: "):
-        rows = _alone(w, w.parameter_table, guard, ids)
+        rows = alone(w, w.parameter_table, guard, ids)
     t.forget_casts()
     del labels
     return [rows]
 
 
-def _alone(w: Context, table: ParameterTable, guard: Guard, ids: Tensor, leaves: bool = False) -> Tensor:
+Score = Callable[[Context, Tensor], tuple[Tensor, list[Tensor]]]
+"""The last hidden states' log-probabilities, and what is kept beside them."""
+
+
+def alone(
+    w: Context,
+    table: ParameterTable,
+    guard: Guard,
+    ids: Tensor,
+    leaves: bool = False,
+    score: Score = scored,
+) -> Tensor:
     """The log-probabilities of rows by one more forward, of which nothing else stays."""
     other = Context(
         w.t, w.setup.with_(checkpointing="none"), table, w.device, w.batch, w.sequence, w.single, {}
     )
     other.leaves = leaves
     decoder = Decoder(other, guard, StrategyHooks(), ids)
-    rows, kept = scored(other, decoder.run())
+    rows, kept = score(other, decoder.run())
     decoder.outside.clear()
     del kept
     return rows
@@ -78,7 +94,7 @@ def against_reference(w: Context, guard: Guard, ids: Tensor) -> Tensor | None:
     training, t.training = t.training, not leaves  # a second model is in evaluation mode
     for _ in range(1 + TASKS[w.setup.task].divergence):
         with t.no_grad(), t.inside("reference: "):
-            rows = _alone(w, table, guard, ids, leaves)
+            rows = alone(w, table, guard, ids, leaves)
         t.forget_casts()
     t.training = training
     return rows

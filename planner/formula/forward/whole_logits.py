@@ -1,5 +1,5 @@
 """ORPO's and CPO's loss: a chosen and a rejected row's log-probabilities from whole logits, and the chosen
-row's cross-entropy.
+row's cross-entropy; and DPO's log-probabilities in stacks that take whole logits.
 
 N rows, S sequence, V vocabulary. Sources: trl 1.16 experimental/orpo/orpo_trainer.py concatenated_forward,
 kernels/logprob_entropy.py; torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda/SoftMax.cu.
@@ -8,13 +8,44 @@ kernels/logprob_entropy.py; torch 2.13 ATen/native/LossNLL.cpp, ATen/native/cuda
 from __future__ import annotations
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.forward.losses import log_likelihood
+from memplan.planner.formula.forward.losses import log_likelihood, log_softmax, logits_of
 from memplan.planner.formula.parameters import S
 from memplan.planner.formula.resident.loading import batch_tensors
 from memplan.planner.formula.symbolic.expr import Sized, as_expr, ceil_div, exceeds
-from memplan.planner.formula.tape.ops import Grads, add, part_of, unary
+from memplan.planner.formula.tape.ops import Grads, add, cast, part_of, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.tasks import HOLDS_LOGITS
+
+
+def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """DPO's log-probability for each row, of all logits in fp32 and their log-softmax, which is saved; and
+    the logits where the stack names them until the loss is there.
+    """
+    t, batch = w.t, w.batch
+    logits = cast(t, logits_of(w, hidden), "float32", "fp32 logits")
+    with t.inside("loss: "):
+        tokens = (batch, as_expr(w.sequence) - 1)
+        whole = (*tokens, logits.shape[-1])
+        labels = t.alloc("scored labels", tokens, "int64", "which entry of the logits counts")
+        mask = t.alloc("scored tokens", tokens, "bool", "which are completions")
+        given = part_of(t, logits, whole)
+        copied = t.alloc("contiguous logits", whole, "float32", "all but the last token's, for the kernel")
+        probabilities = log_softmax(w, given)
+        del copied
+        each = t.op(
+            "gather",
+            (probabilities,),
+            tokens,
+            "float32",
+            saves=(labels,),
+            name="log-probabilities",
+            backward=lambda t, n, g: [
+                t.alloc("gradient of the log-softmax", whole, "float32", "zeros but for the labels' places")
+            ],
+        )
+        rows = rows_of(w, each, mask)
+    return rows, [logits] if w.setup.recipe in HOLDS_LOGITS else []
 
 
 def joined(w: Context) -> list[Tensor]:
@@ -90,6 +121,12 @@ def _log_probabilities(w: Context, logits: Tensor) -> Tensor:
         backward=backward,
         name="log-probabilities",
     )
+    return unary(t, "scale", rows_of(w, each, mask), "mean log-probabilities")
+
+
+def rows_of(w: Context, each: Tensor, mask: Tensor) -> Tensor:
+    """(N,) sums of the log-probabilities (N, S - 1) of tokens that count."""
+    t, tokens = w.t, each.shape
     masked = t.op(
         "mul",
         (each,),
@@ -99,12 +136,11 @@ def _log_probabilities(w: Context, logits: Tensor) -> Tensor:
         name="masked log-probabilities",
         backward=lambda t, n, g: [t.alloc("gradient of log-probabilities", tokens, "float32", "masked")],
     )
-    rows = t.op(
+    return t.op(
         "sum",
         (masked,),
-        (batch,),
+        (w.batch,),
         "float32",
         name="log-probabilities of rows",
         backward=lambda t, n, g: [Tensor(g.buffer, tokens, "float32")],
     )
-    return unary(t, "scale", rows, "mean log-probabilities")

@@ -19,14 +19,14 @@ from operator import itemgetter
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
 from memplan.planner.formula.replay.load import Values, batch_sizes
-from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.replay.optimizer import OptimizerSteps
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
 from memplan.planner.formula.tape.tape import Info, Tape
-from memplan.planner.tables.components import EVALUATION
+from memplan.planner.inputs import tasks
+from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
@@ -47,7 +47,16 @@ class _Pass:
     left: list[int]  # alive at the end, gradients not among them
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The events of a steady step: which ids it frees of the step before (`given`), and which it leaves."""
+
+    events: list[int]
+    given: list[int]
+    left: list[int]
+
+
+@dataclass
 class RunScript:
     """A run of one rank: `events` with the bytes of all that rank decides; `fill`: (first id, how many, which
     tape, bytes of them from those of the tape's buffers); `batch`: (id, bytes).
@@ -58,6 +67,21 @@ class RunScript:
     batch: list[tuple[int, Expr]] = field(default_factory=list)
     workspaces: int = 0  # how many threads' cuBLAS workspaces the load has made
 
+    def fills(self, first: int, which: int, tape: Tape, indices: Sequence[int]) -> None:
+        """The ids from `first` on are these buffers of a tape."""
+        self.fill.append((first, len(indices), which, _picked(indices)))
+        for place, index in enumerate(indices, first):
+            if stream := tape.infos[index].stream:
+                self.events.streams[place] = stream
+
+    @cached_property
+    def steady(self) -> Steady:
+        """The steady step."""
+        events = self.events.events[self.events.steady : self.events.trained]
+        made = {each for each in events if each >= 0}
+        freed = {~each for each in events if each < 0}
+        return Steady(events, sorted(freed - made), sorted(made - freed))
+
 
 class Run:
     """One structure's tapes as events of every layer: `single` is a micro-batch that finds no gradients,
@@ -65,22 +89,30 @@ class Run:
     """
 
     def __init__(
-        self, rank: ShardingPlan, single: Tape, again: Tape | None, evaluation: Tape | None = None
+        self,
+        rank: ShardingPlan,
+        single: Tape,
+        again: Tape | None,
+        after: Sequence[tuple[str, Tape]] = (),
+        generation: Tape | None = None,
     ) -> None:
         self.rank, self.setup, self.parameter_table = rank, rank.setup, rank.stored
-        self.tapes = (single, again, evaluation)
-        self._scripts: dict[int, RunScript] = {}
+        self.after = tuple(name for name, _ in after)
+        self.tapes = (single, again, generation, *(tape for _, tape in after))
+        self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
     def passes(self) -> tuple[_Pass | None, ...]:
-        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of an
-        evaluation step.
+        """The events of a step's one micro-batch; with accumulation, of each that follows the first; of a
+        generation; of what follows training.
         """
         return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
 
-    def events(self, values: Values) -> Events:
-        """The run at these sizes. Its list of events is shared with other sizes: not to be changed."""
-        script = self.written(values["R"])
+    def events(self, values: Values, *, late: bool = True) -> Events:
+        """The run at these sizes; `late`: what a race decides goes as late as it can. Its list of events is
+        shared with other sizes: not to be changed.
+        """
+        script = self.written(values["R"], late=late)
         atoms = AtomValues(values)
         tapes = [sizes_at(tape, values) if tape is not None else [] for tape in self.tapes]
         sizes = script.events.sizes.copy()
@@ -90,42 +122,56 @@ class Run:
             sizes[which] = size.evaluate(atoms)
         return script.events.at(sizes)
 
-    def written(self, rank: int) -> RunScript:
+    def written(self, rank: int, *, late: bool = True) -> RunScript:
         """The run of a rank, written once; nothing that it evaluates depends on micro-batch or sequence
         length.
         """
-        script = self._scripts.get(rank)
+        script = self._scripts.get((rank, late))
         if script is None:
-            script = self._scripts[rank] = self._written({"R": rank})
+            script = self._scripts[rank, late] = self._written({"R": rank}, late)
         return script
 
-    def _written(self, values: Values) -> RunScript:
+    def _written(self, values: Values, late: bool) -> RunScript:
         out = Events()
         script = RunScript(out)
         setup, layers_of = self.setup, self.rank.each_layer
         rank = AtomValues({"R": values["R"]})
-        load, _ = loaded(self.parameter_table, values["R"], layers_of)
+        load = self.rank.load(values["R"])
         out.events, out.sizes = load.events.copy(), load.sizes.copy()
         if load.product is not None:
             self._workspace_at_load(script, load.product)
+        wrapped = self.rank.wrap(out, values["R"])
         for size in batch_sizes(self.parameter_table):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []
         gradients: list[int] = []
+        sampled: list[int] = []
+        again = tasks.generated(setup).steps < setup.gradient_accumulation
         importance = Importance(self.parameter_table, rank, layers_of)
         clips = trains and setup.loop.clips and not setup.optimizer_in_backward
-        optimizer = OptimizerSteps(self.parameter_table, rank, layers_of)
+        optimizer = OptimizerSteps(self.parameter_table, rank, layers_of, self.rank.stepped())
+        # gradients are reduced in each micro-batch, or in each step's last
+        several = self.passes[1] is not None
+        second = (0, 1) if several and not setup.loop.prepares else (1, int(several))
         for step in range(STEPS):
             out.ends("load" if step == 0 else "first step")
             out.steady = len(out.events)
             if setup.zero_grad == "before_forward":
                 out.free(*gradients)
                 gradients = []
-            made, kept = self._micro_batch(0, script, kept, first=step == 0)
-            gradients += made
-            if self.passes[1] is not None:
-                made, kept = self._micro_batch(1, script, kept, first=False)
+            for which, each in enumerate(self.passes[:2]):
+                if each is None:
+                    continue
+                if self.passes[2] is not None and (which == 0 or again):
+                    sampled = self._generation(script, sampled, first=step == which == 0)
+                after = 0
+                if (step, which) == second:
+                    born = self._gradient_bytes(rank)
+                    after = self.rank.regroup(out, values["R"], wrapped, born, late=late)
+                made, kept = self._micro_batch(
+                    which, script, kept, first=step == which == 0, leaves=(after, wrapped)
+                )
                 gradients += made
             if trains:
                 if clips:
@@ -139,19 +185,41 @@ class Run:
                 out.free(*kept)
                 kept = []
         out.trained = len(out.events)
-        if self.passes[2] is not None:
-            if setup.loop.frees_gradients:
-                out.free(*gradients)
-            self._evaluation(self.passes[2], script)
+        if self.after and setup.loop.frees_gradients:
+            out.free(*gradients)
+        for which, moment in enumerate(self.after, 3):
+            out.free(*self._between(which, moment, script))
         return script
 
-    def _evaluation(self, made: _Pass, script: RunScript) -> None:
-        """Write an evaluation step, which leaves nothing."""
-        infos, out = made.infos[made.begin :], script.events
+    def _between(self, which: int, moment: str, script: RunScript) -> list[int]:
+        """Write a generation, or what follows training; the ids of what it leaves."""
+        made, out, tape = self.passes[which], script.events, self.tapes[which]
+        assert made is not None and tape is not None
+        infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fill.append((base + made.begin, len(infos), 2, _picked(infos)))
-        out.extend(made.events[made.marks[EVALUATION] :], base)
-        out.free(*(each + base for each in made.left))
+        script.fills(base + made.begin, which, tape, infos)
+        out.extend(made.events[made.marks[moment] :], base)
+        return [each + base for each in made.left]
+
+    def _generation(self, script: RunScript, before: list[int], *, first: bool) -> list[int]:
+        """Write a generation; the ids of its rows, for which those of the one before go. The first product of
+        all makes its thread's workspace.
+        """
+        if first and not script.workspaces:
+            [workspace, *_], out, tape = self._workspaces(2), script.events, self.tapes[2]
+            assert tape is not None
+            script.fills(out.alloc(0), 2, tape, [workspace])
+            script.workspaces = 1
+        made = self._between(2, GENERATION, script)
+        script.events.free(*before)
+        return made
+
+    def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
+        """Dtype and bytes of each gradient, in the order in which they come."""
+        made, tape = self.passes[0], self.tapes[0]
+        assert made is not None and tape is not None
+        found = [tape.infos[made.infos[each]] for each in made.gradients]
+        return [(info.dtype, info.size.evaluate(rank)) for info in found]
 
     def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
         """Write one step of the optimizer."""
@@ -160,7 +228,7 @@ class Run:
         assert tape is not None
 
         def fill(base: int, indices: Sequence[int]) -> None:
-            script.fill.append((base, len(indices), which, _picked(indices)))
+            script.fills(base, which, tape, indices)
 
         optimizer.write(script.events, tape, fill, first=first)
 
@@ -178,29 +246,39 @@ class Run:
         return [i for i in made.infos[: made.begin] if "workspace" in tape.infos[i].name]
 
     def _micro_batch(
-        self, which: int, script: RunScript, before: list[int], *, first: bool
+        self,
+        which: int,
+        script: RunScript,
+        before: list[int],
+        *,
+        first: bool,
+        leaves: tuple[int, list[int]] = (0, []),
     ) -> tuple[list[int], list[int]]:
         """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
         micro-batch before left, which the loop's variable holds until the next forward has returned
         (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read.
+        `leaves`: after how many gradients (0: never) what else goes.
         """
         made, tape, out = self.passes[which], self.tapes[which], script.events
         assert made is not None and tape is not None
         infos = made.infos[made.begin :]
         base = out.reserve(len(infos)) - made.begin
-        script.fill.append((base + made.begin, len(infos), which, _picked(infos)))
+        script.fills(base + made.begin, which, tape, infos)
         position = made.marks["forward"]
-        stops = [(made.marks.get("backward", position), -1)]
+        backward = made.marks.get("backward", position)
+        stops: list[tuple[int, int, list[int]]] = [(backward, -1, before)]
         if first:
             products = zip(_first_products(made, tape), self._workspaces(which), strict=False)
             threads = list(products)[script.workspaces :]
-            stops += [(cut, workspace) for cut, workspace in threads if cut is not None]
-        for stop, workspace in sorted(stops):
+            stops += [(cut, workspace, []) for cut, workspace in threads if cut is not None]
+        if after := leaves[0]:
+            born = made.gradients[:after] or [made.events[backward]]
+            stops.append((made.events.index(born[-1], backward) + 1, -1, leaves[1]))
+        for stop, workspace, gone in sorted(stops):
             out.extend(made.events[position:stop], base)
             if workspace >= 0:
                 script.fill.append((out.alloc(0), 1, which, _picked([workspace])))
-            else:
-                out.free(*before)
+            out.free(*gone)
             position = stop
         out.extend(made.events[position : made.marks.get("optimizer_step")], base)
         return [each + base for each in made.gradients], [each + base for each in made.left]
@@ -215,7 +293,7 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
     marks = {name: position for position, name in made.marks}
-    start = marks.get("forward", marks.get(EVALUATION, 0))
+    start = min(marks.values())
     begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
     ends = marks.get("end", len(made.events))
     # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,40 +21,46 @@ if TYPE_CHECKING:
 @dataclass
 class Replayed:
     """One run through the caching allocator, in bytes, without the CUDA context. `step_`: over the steady
-    step alone.
+    step alone. `courses`: one, or where a race of threads decides several, of which the largest counts in all
+    sizes and the one that reserves least in what survives; `reserved_of`: of each.
     """
 
     mode: Mode
     ties: Ties
-    events: Events = field(repr=False)
-    allocated_bytes: int = 0
-    reserved_bytes: int = 0
-    step_allocated_bytes: int = 0
-    step_reserved_bytes: int = 0
+    courses: tuple[Events, ...] = field(repr=False)
+    reserved_of: tuple[int, ...]
+    allocated_bytes: int
+    reserved_bytes: int
+    step_allocated_bytes: int
+    step_reserved_bytes: int
     _capacities: dict[Mode, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def events(self) -> Events:
+        """The run; of several courses the one in which everything goes as late as it can."""
+        return self.courses[0]
+
+    @property
+    def least(self) -> Events:
+        """The course that reserves least."""
+        return self.courses[self.reserved_of.index(min(self.reserved_of))]
 
     @cached_property
     def as_events(self) -> list[Event]:
         """The run as `planner/allocator/replay.py` takes it."""
-        sizes = self.events.sizes
-        return [
-            ("empty_cache", 0, 0)
-            if each == EMPTY_CACHE
-            else ("alloc", each, sizes[each])
-            if each >= 0
-            else ("free", ~each, 0)
-            for each in self.events.events
-        ]
+        return as_events(self.events.events, self.events.sizes)
 
     def smallest_capacity(self, mode: Mode | None = None) -> int:
         """The smallest capacity that survives with release-and-retry; several replays."""
         mode = mode or self.mode
         if mode not in self._capacities:
-            run = self.events
+            run, reserved = self.least, min(self.reserved_of)
             self._capacities[mode] = (
-                quick.smallest_capacity(run.events, run.sizes, self.reserved_bytes, self.ties)
+                quick.smallest_capacity(run.events, run.sizes, reserved, self.ties, run.streams)
                 if mode == self.mode == "native"
-                else smallest_capacity(self.as_events, mode, ties=self.ties)
+                else smallest_capacity(
+                    as_events(run.events, run.sizes), mode, ties=self.ties, streams=run.streams
+                )
             )
         return self._capacities[mode]
 
@@ -63,27 +70,55 @@ class Replayed:
         """
         if (mode or self.mode) == self.mode and capacity >= self.reserved_bytes:
             return True
+        run = self.least
         if (mode or self.mode) == "native":
-            return quick.survives(self.events.events, self.events.sizes, capacity, self.ties)
-        return replay(self.as_events, mode="expandable", capacity=capacity, ties=self.ties).oom is None
+            return quick.survives(run.events, run.sizes, capacity, self.ties, run.streams)
+        made = replay(
+            as_events(run.events, run.sizes),
+            mode="expandable",
+            capacity=capacity,
+            ties=self.ties,
+            streams=run.streams,
+        )
+        return made.oom is None
+
+
+def as_events(events: Sequence[int], sizes: Sequence[int]) -> list[Event]:
+    """Events by id, with the bytes of each, as `planner/allocator/replay.py` takes them."""
+    return [
+        ("empty_cache", 0, 0)
+        if each == EMPTY_CACHE
+        else ("alloc", each, sizes[each])
+        if each >= 0
+        else ("free", ~each, 0)
+        for each in events
+    ]
 
 
 def replayed(run: Run, values: Values, mode: Mode, ties: Ties) -> Replayed:
     """The run of a structure at these sizes, replayed without a bound."""
-    events = run.events(values)
-    found = Replayed(mode, ties, events)
+    late = (True, False) if run.rank.races() else (True,)
+    courses = tuple(run.events(values, late=each) for each in late)
+    found = [_peaks(events, mode, ties) for events in courses]
+    most = [tuple(max(sizes) for sizes in zip(*spans, strict=True)) for spans in found]
+    steady = [spans[1] for spans in found]
+    return Replayed(
+        mode,
+        ties,
+        courses,
+        tuple(reserved for _, reserved in most),
+        *(max(sizes) for sizes in zip(*most, strict=True)),
+        *(max(sizes) for sizes in zip(*steady, strict=True)),
+    )
+
+
+def _peaks(events: Events, mode: Mode, ties: Ties) -> tuple[tuple[int, int], ...]:
+    """Bytes (allocated, reserved) at most before the steady step, in it, and after it."""
     cut, end = events.steady, events.trained
     if mode == "native":
         allocator = Quick(ties=ties)
-        before = allocator.run(events.events[:cut], events.sizes)
-        steady = allocator.run(events.events[cut:end], events.sizes)
-        after = allocator.run(events.events[end:], events.sizes)
-    else:
-        made = replay(found.as_events, mode=mode, ties=ties)
-        before = max(made.allocated[:cut]), max(made.reserved[:cut])
-        steady = max(made.allocated[cut - 1 : end]), max(made.reserved[cut - 1 : end])
-        after = max(made.allocated[end - 1 :]), max(made.reserved[end - 1 :])
-    found.allocated_bytes = max(before[0], steady[0], after[0])
-    found.reserved_bytes = max(before[1], steady[1], after[1])
-    found.step_allocated_bytes, found.step_reserved_bytes = steady
-    return found
+        parts = (events.events[:cut], events.events[cut:end], events.events[end:])
+        return tuple(allocator.run(part, events.sizes, events.streams) for part in parts)
+    made = replay(as_events(events.events, events.sizes), mode=mode, ties=ties, streams=events.streams)
+    spans = (slice(cut), slice(cut - 1, end), slice(end - 1, None))
+    return tuple((max(made.allocated[span]), max(made.reserved[span])) for span in spans)

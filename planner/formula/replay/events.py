@@ -21,6 +21,9 @@ class Events:
         self.spans: list[tuple[str, int]] = []  # what ends where among the events
         self.events: list[int] = []
         self.sizes: list[int] = []
+        self.streams: dict[
+            int, str
+        ] = {}  # of the ids that another stream than the one that computes asks for
         self.about: About = ("", (), "uint8", "")  # of what is allocated next
         self.product: int | None = None  # after how many events the first product of a load has its output
 
@@ -28,7 +31,7 @@ class Events:
         """The same events with other sizes."""
         other = Events()
         other.steady, other.trained, other.spans = self.steady, self.trained, self.spans
-        other.events, other.sizes = self.events, sizes
+        other.events, other.sizes, other.streams = self.events, sizes, self.streams
         return other
 
     def alloc(self, nbytes: int) -> int:

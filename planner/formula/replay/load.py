@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
+from memplan.planner.formula.replay.adapter_files import read_file
 from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
 from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
-from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes
+from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes, server_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
 from memplan.planner.formula.symbolic.expr import Expr, product, symbol
@@ -63,7 +64,10 @@ class Load:
         self.weights()
         self._prepare()
         self.adapted = len(self.out.events)
-        self._adapters()
+        for _ in range(self.setup.adapters or 1):
+            self._adapters()
+            if self.setup.adapters:
+                read_file(self.out, self.parameter_table, self.layers_of, self.elements)
         self._cast_trained()
         if self.parameter_table.reference is not None:
             Load(self.parameter_table.reference, self.values, self.out, self.layers_of).weights()
@@ -340,6 +344,10 @@ def _is_layer(stored: ParameterSpec) -> bool:
 
 
 def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:
-    """Bytes of each tensor of the batch, and of what waits behind it."""
-    rows = product((symbol("B"), tasks.rows(parameter_table.setup)))
-    return [product(shape) * 8 for _, shape in batch_shapes(parameter_table.setup, rows)]
+    """Bytes of each tensor of the batch, of what waits behind it, and of a server beside the trainer."""
+    setup = parameter_table.setup
+    rows = product((symbol("B"), tasks.rows(setup)))
+    return [
+        *(product(shape) * 8 for _, shape in batch_shapes(setup, rows)),
+        *(row.size for row in server_rows(setup)),
+    ]

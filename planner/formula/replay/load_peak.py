@@ -31,10 +31,11 @@ def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str
     """
     if parameter_table.spec.depth > MOST_LAYERS:
         return {"load_peak": [load_rows(parameter_table)], "load": [load_rows(parameter_table)]}
-    out, adapted = loaded(parameter_table, USUAL_RANK, layers_of)
+    load = loaded(parameter_table, USUAL_RANK, layers_of)
+    out = load.out
     stays = load_rows(parameter_table)
     adapters = frozenset(t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors)
-    peaks = _peaks(out, adapted, adapters)
+    peaks = _peaks(out, load.adapted, adapters)
     if out.product is not None:  # before any adapter's largest tensors: there at the largest state with them
         workspace = _workspace(parameter_table.setup)
         stays, peaks = [*stays, *workspace], [*peaks[:1], *([*rows, *workspace] for rows in peaks[1:])]

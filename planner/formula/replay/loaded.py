@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -41,19 +42,28 @@ class _Source:
         return isinstance(other, _Source) and self.key == other.key
 
 
-def loaded(parameter_table: ParameterTable, rank: int, layers_of: Any) -> tuple[NamedEvents, int]:
-    """The events of a table's load at a rank, and where among them adapters begin; written once, not to be
-    changed.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A load: its events, where among them adapters begin, and the id of each tensor that stays, by the
+    identity of its kind and its layer (-1 outside the layers). Written once, not to be changed.
     """
+
+    out: NamedEvents
+    adapted: int
+    held: dict[tuple[int, int], int]
+
+
+def loaded(parameter_table: ParameterTable, rank: int, layers_of: Any) -> Loaded:
+    """A table's load at a rank."""
     return _loaded(_Source(parameter_table, rank, layers_of))
 
 
 @lru_cache(maxsize=32)
-def _loaded(source: _Source) -> tuple[NamedEvents, int]:
+def _loaded(source: _Source) -> Loaded:
     """The same for all whose load is the same: a suggestion and an older GPU's kernels seldom change it. The
     source that is kept keeps its spec, so that no other has its identity.
     """
     out = NamedEvents()
     load = Load(source.table, AtomValues({"R": source.rank}), out, source.layers_of)
     load.run()
-    return out, load.adapted
+    return Loaded(out, load.adapted, load.held)

@@ -17,6 +17,7 @@ from memplan.planner.formula.optimizer_step import SHAPES
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.orders import Each, in_order
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.tables.optimizers import OPTIMIZERS, Drop, Make, Mode, Optimizer
@@ -26,11 +27,15 @@ GROUP_FIRST = ("torch", "schedulefree")
 Fill = Callable[[int, Sequence[int]], None]
 
 
-def in_groups(parameter_table: ParameterTable, layers_of: Any) -> list[Each]:
-    """Every trained tensor in the optimizer's order: in a plain loop as the model has them, else those that
-    are decayed first (transformers trainer.py create_optimizer: no biases, no norms).
+def in_groups(
+    parameter_table: ParameterTable, layers_of: Any, stepped: Sequence[ParameterSpec] | None = None
+) -> list[Each]:
+    """Every trained tensor (`stepped`: as this rank has it) in the optimizer's order: in a plain loop as the
+    model has them, else those that are decayed first (transformers trainer.py create_optimizer: no biases, no
+    norms).
     """
-    found = in_order([(stored, layers_of(stored)) for stored in parameter_table.trained])
+    tensors = parameter_table.trained if stepped is None else stepped
+    found = in_order([(stored, layers_of(stored)) for stored in tensors])
     if not parameter_table.setup.loop.decay_groups:
         return found
     return sorted(found, key=_not_decayed)
@@ -42,30 +47,38 @@ def _not_decayed(each: Each) -> bool:
 
 def states(parameter_table: ParameterTable, values: Mapping[str, int], out: Events, layers_of: Any) -> None:
     """Optimizer states that are made with the optimizer, parameter by parameter."""
-    sizes = _state_bytes(parameter_table, values)
+    sizes = _state_bytes(parameter_table, values, parameter_table.trained)
     for stored, _ in in_groups(parameter_table, layers_of):
         for nbytes in sizes[id(stored)]:
             out.alloc(nbytes)
 
 
-def _state_bytes(parameter_table: ParameterTable, values: Mapping[str, int]) -> dict[int, list[int]]:
+def _state_bytes(
+    parameter_table: ParameterTable, values: Mapping[str, int], tensors: Sequence[ParameterSpec]
+) -> dict[int, list[int]]:
     """Bytes of each state of one tensor on the device, by the tensor's identity."""
     return {
         id(stored): [
             row.size.evaluate(values) // row.count for row in parameter_table.states_of(stored, paged=False)
         ]
-        for stored in parameter_table.trained
+        for stored in tensors
     }
 
 
 class OptimizerSteps:
-    """Writes the steps of one run into its events."""
+    """Writes the steps of one run into its events. `stepped`: what the optimizer has on this rank."""
 
-    def __init__(self, parameter_table: ParameterTable, values: Mapping[str, int], layers_of: Any) -> None:
+    def __init__(
+        self,
+        parameter_table: ParameterTable,
+        values: Mapping[str, int],
+        layers_of: Any,
+        stepped: Sequence[ParameterSpec],
+    ) -> None:
         self.setup = parameter_table.setup
         self.row = OPTIMIZERS[self.setup.optimizer]
-        self.tensors = in_groups(parameter_table, layers_of)
-        self.states = _state_bytes(parameter_table, values)
+        self.tensors = in_groups(parameter_table, layers_of, stepped)
+        self.states = _state_bytes(parameter_table, values, stepped)
 
     def write(self, out: Events, tape: Tape, fill: Fill, *, first: bool) -> None:
         """One step: `tape` has what it makes of each tensor, `fill` is told which of it the ids from one on

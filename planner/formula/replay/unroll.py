@@ -65,7 +65,7 @@ class _Unroller:
         self.now: dict[int, int] = {}  # buffer -> the id that it stands for where no layer is repeated
         self.apart: dict[int, list[int]] = {}  # buffer of a repeated layer -> its id in each
         self.together: dict[int, list[int]] = {}  # buffer -> ids that were made at once
-        self.alive: set[int] = set()
+        self.alive: list[bool] = []  # by id
 
     def run(self) -> Unrolled:
         layers = {}
@@ -103,16 +103,17 @@ class _Unroller:
     # ---- births and deaths ---------------------------------------------------------------------------------
 
     def _birth(self, index: int) -> int:
-        made = len(self.made.infos)
-        self.made.infos.append(index)
+        infos = self.made.infos
+        made = len(infos)
+        infos.append(index)
         self.made.events.append(made)
-        self.alive.add(made)
+        self.alive.append(True)
         return made
 
     def _death(self, which: int | None) -> None:
-        if which in self.alive:
-            self.alive.discard(which)
-            self.made.events.append(~which)  # type: ignore[operator]
+        if which is not None and self.alive[which]:
+            self.alive[which] = False
+            self.made.events.append(~which)
 
     def _drop(self, change: dict[int, int]) -> None:
         for index in change:

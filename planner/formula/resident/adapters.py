@@ -6,8 +6,8 @@ R rank, N x K a weight's rows and columns, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from memplan.planner.formula.resident.added import ADDED
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
@@ -24,8 +24,7 @@ Kind = Literal["lora", "dora", "adalora", "ia3", "added"]
 Shapes = tuple[tuple[str, tuple[Sized, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(NamedTuple):
     """The tensors that a method adds beside one layer, by their short name. `experts`: how many the layer
     holds in one parameter.
     """
@@ -45,13 +44,14 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     """
     if setup.method in ADDED:
         return {name: Adapter("added", tensors) for name, tensors in ADDED[setup.method](spec, setup).items()}
-    if setup.method not in SHAPES:
+    method = method_of(setup)
+    if method not in SHAPES:
         return {}
     chosen, experts = targets(spec, setup), expert_targets(spec, setup)
     found = {}
     for linear, count, prefix in linears(spec):
         if linear.name in chosen:
-            kind, shapes = SHAPES[setup.method](linear, spec.model_type)
+            kind, shapes = SHAPES[method](linear, spec.model_type)
             packed = (
                 setup.quant_type != "none"
                 and linear.name != spec.head_name
@@ -70,6 +70,22 @@ def adapters(spec: ModelSpec, setup: Setup) -> dict[str, Adapter]:
     return found
 
 
+def method_of(setup: Setup) -> str:
+    """The method whose adapters stand beside the base: LoRA's where an inference has some."""
+    return "lora" if setup.adapters else setup.method
+
+
+def waiting(setup: Setup, chosen: dict[str, Adapter]) -> list[ParameterSpec]:
+    """The tensors of adapters that are there and not active, beside each of the active one's."""
+    idle = (setup.adapters or 1) - 1
+    return [
+        replace(tensor, name=f"{tensor.name} (of adapters that wait)", count=tensor.count * idle)
+        for adapter in chosen.values()
+        for tensor in adapter.tensors
+        if idle
+    ]
+
+
 def _router_dtypes(spec: ModelSpec) -> dict[str, str | None]:
     """The dtypes of routers' parameters by name; None: the model's."""
     mixtures = (layer.mlp for _, layer in spec.layers if isinstance(layer.mlp, Moe))
@@ -80,6 +96,7 @@ def _stored(
     setup: Setup, name: str, shapes: Shapes, count: int, packed: bool = False, base: str | None = None
 ) -> tuple[ParameterSpec, ...]:
     frozen = FROZEN.get(setup.method, ())
+    trained = METHODS[setup.method].trains != "nothing"
     if setup.method == "adalora" and setup.device == "cpu" and setup.weight_dtype == "float32":
         frozen = ("ranknum",)
     return tuple(
@@ -88,7 +105,7 @@ def _stored(
             shape,
             adapter_dtype(setup, packed, short not in frozen, base),
             count,
-            short not in frozen,
+            trained and short not in frozen,
             "adapter",
         )
         for short, shape in shapes
@@ -164,7 +181,7 @@ def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     """The targets as a user names them, or PEFT's own for the method and the model type."""
     if setup.targets != ("peft-default",):
         return setup.targets
-    return peft_targets(spec.model_type, METHODS[setup.method].peft_type)
+    return peft_targets(spec.model_type, METHODS[method_of(setup)].peft_type)
 
 
 # Linear layers of a class of their own that return more than a tensor (transformers 5.23 models/phimoe
@@ -183,7 +200,7 @@ CONVERTED_METHODS = ("lora", "qlora", "rslora", "lora+", "lora-fa", "dora")  # p
 
 
 def _moved(spec: ModelSpec, setup: Setup) -> dict[str, str]:
-    return MOVED.get(spec.model_type, {}) if setup.method in CONVERTED_METHODS else {}
+    return MOVED.get(spec.model_type, {}) if method_of(setup) in CONVERTED_METHODS else {}
 
 
 def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, ...], int, int, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Sized, product
+from memplan.planner.formula.symbolic.expr import Sized, as_expr, product
 from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.methods import METHODS
@@ -27,10 +27,41 @@ def load_rows(parameter_table: ParameterTable) -> list[SymbolicRow]:
             SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
             for name, shape in batch_shapes(setup, tasks.rows(setup) * B)
         ),
+        *server_rows(setup),
     ]
     if OPTIMIZERS[setup.optimizer].at_once and METHODS[setup.method].trains != "nothing":
         load += parameter_table.state_rows()
     return load
+
+
+def sampled_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...], str]]:
+    """(name, shape, dtype) of all that is held of the rows that a model sampled, `rows` of them to each
+    micro-batch, for as many micro-batches as are sampled at once (planner/run/rollout.py); none where the
+    batch is read.
+    """
+    if not TASKS[setup.task].generates:
+        return []
+    sizes = tasks.generated(setup)
+    whole, length = as_expr(rows) * sizes.steps, sizes.completion
+    scores = (sizes.old_scores, "old_logps"), (setup.reference != "none", "ref_logps")
+    return [
+        *((f"prompt_{what}", (whole, S - length), "int64") for what in ("ids", "mask")),
+        *((f"completion_{what}", (whole, length), "int64") for what in ("ids", "mask")),
+        ("advantages", (whole,), "float32"),
+        *((name, (whole, length), "float32") for there, name in scores if there),
+    ]
+
+
+def server_rows(setup: Setup) -> list[SymbolicRow]:
+    """What a vLLM in the trainer's process takes all along, by configuration; none where it sleeps while the
+    model is trained, or where there is none.
+    """
+    nbytes = 0 if setup.vllm_sleeps else tasks.server_bytes(setup)
+    rows = [SymbolicRow(SERVER, (nbytes,), "uint8", 1, as_expr(nbytes), "activations", SHARE)]
+    return rows if nbytes else []
+
+
+SERVER, SHARE = "vLLM beside the trainer", "its configured share of the GPU"
 
 
 def batch_tensors(setup: Setup) -> list[str]:
@@ -54,6 +85,8 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
     """(name, shape) of all that is held of batches of `rows` rows: the Trainer has every micro-batch of an
     optimizer step at once (transformers 5.23 trainer.py get_batch_samples).
     """
+    if TASKS[setup.task].generates:
+        return []  # sampled in each step
     names = batch_tensors(setup)
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
     labels = TASKS[setup.task].row_labels

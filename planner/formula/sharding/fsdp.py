@@ -172,11 +172,11 @@ class FsdpPlan(ShardingPlan):
         ]
 
     def _whole_unit(self) -> SymbolicRow:
-        """The largest unit as it is before it is cut."""
+        """The largest unit as it is before it is cut, and what outlasts that."""
         sizes: dict[tuple[str, int | None], int] = {}
         for tensor in self.stored.all:
             for place in self.layers(tensor) or (None,):
-                key = (self.unit(tensor), place)
+                key = ("embedding and head", None) if self.outlasts(tensor) else (self.unit(tensor), place)
                 size = packed_bytes(tensor.elements, tensor.dtype).evaluate({"R": self.setup.rank})
                 sizes[key] = sizes.get(key, 0) + size
         (unit, _), size = max(sizes.items(), key=lambda item: item[1])
@@ -221,6 +221,13 @@ class FsdpPlan(ShardingPlan):
         return (
             norm is not None and norm.name.count(".") == 1 and METHODS[self.setup.method].trains != "adapter"
         )
+
+    def outlasts(self, tensor: ParameterSpec) -> bool:
+        """Whether a whole tensor stays until all units are cut: accelerate's variables `input_weight` and
+        `output_weight` hold the embedding's and the head's.
+        """
+        ends = (f"{self.spec.embedding_name}.weight", f"{self.spec.head_name}.weight")
+        return self.setup.loop.prepares and tensor.name in ends
 
     def members(self, unit: str, place: int | None) -> Iterator[Member]:
         """The shared tensors of one unit."""

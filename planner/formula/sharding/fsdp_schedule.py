@@ -24,7 +24,9 @@ from memplan.planner.formula.sharding.fsdp import FsdpPlan, Member
 from memplan.planner.formula.sharding.plan import StrategyHooks, nbytes
 from memplan.planner.formula.symbolic.expr import Expr, total
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.tables.components import Component
 
+GATHERS, REDUCES = "all-gather", "reduce-scatter"  # streams (FSDPCommContext)
 IDLE, FORWARD, BEFORE, AFTER = "idle", "forward", "before backward", "after backward"
 
 
@@ -38,7 +40,7 @@ class Unit:
     key: int | None = None
     state: str = IDLE
     gathering: Tensor | None = None  # the all-gather's flat output
-    whole: Tensor | None = None  # the parameters, unsharded
+    whole: list[Tensor] = field(default_factory=list)  # the parameters, unsharded
     runs: list[int] = field(default_factory=list)  # indices in the order of forwards
 
 
@@ -63,14 +65,14 @@ class FsdpSchedule(StrategyHooks):
 
     # ---- places of the step --------------------------------------------------------------------------------
 
+    def accumulated(self) -> None:
+        """Gradients of the micro-batches before."""
+        for tensor in self.rank.stored.trained:
+            self._wait(tensor)
+        self.w.accumulated = not self.syncs
+
     def begin(self) -> None:
-        """Before the forward: gradients of the micro-batches before, then the units that are gathered at the
-        model's own forward.
-        """
-        if self.setup.gradient_accumulation > 1:
-            for tensor in self.rank.stored.trained:
-                self._wait(tensor)
-            self.w.accumulated = not self.syncs
+        """Before the forward: the units that are gathered at the model's own forward."""
         self.enter("root", None)
 
     def _wait(self, tensor: ParameterSpec) -> None:
@@ -92,7 +94,7 @@ class FsdpSchedule(StrategyHooks):
         """Gather a unit before its forward, or before it is recomputed."""
         one = self._unit(unit, place, key)
         if one is None or (one.state == BEFORE and self.backward):
-            if one is not None and one.whole is None:  # gathered again for a recomputation
+            if one is not None and not one.whole:  # gathered again for a recomputation
                 self._gather(one)
                 self._copy_out(one)
             return given  # type: ignore[return-value]
@@ -109,7 +111,7 @@ class FsdpSchedule(StrategyHooks):
         if one is not None and not (one.state == BEFORE and self.backward):
             if not self.backward:
                 if one.reshards:
-                    one.whole = None
+                    _let_go(one.whole)
                 one.runs.append(len(self.order))
                 self.order.append(one)
             one.state = IDLE
@@ -143,34 +145,45 @@ class FsdpSchedule(StrategyHooks):
             known = self.units[unit, key] = Unit(unit, members, reshards, key)
         return known
 
-    def _alloc(self, unit: Unit, what: str, sizes: Iterable[tuple[Expr, str]], why: str) -> Tensor:
+    def _alloc(
+        self,
+        unit: Unit,
+        what: str,
+        sizes: Iterable[tuple[Expr, str]],
+        why: str,
+        stream: str = "",
+        component: Component = "temporaries",
+    ) -> Tensor:
         """One buffer for several tensors; of bytes where they differ in dtype."""
         parts = list(sizes)
         kinds = {dtype for _, dtype in parts}
         name = f"{unit.name}: {what}"
         scope, self.t.scope = self.t.scope, ""
         if len(kinds) == 1:
-            made = self.t.alloc(name, (total(n for n, _ in parts),), kinds.pop(), why, "temporaries")
+            made = self.t.alloc(name, (total(n for n, _ in parts),), kinds.pop(), why, component)
         else:
             made = self.t.alloc(
-                name, (total(nbytes(n, dtype) for n, dtype in parts),), "uint8", why, "temporaries"
+                name, (total(nbytes(n, dtype) for n, dtype in parts),), "uint8", why, component
             )
+        self.t.infos[-1].stream = stream
         self.t.scope = scope
         return made
 
     def _gather(self, unit: Unit) -> None:
         """`unshard`: shards cast (or brought back from the host), then the flat output of the all-gather."""
-        if unit.whole is not None or unit.gathering is not None:
+        if unit.whole or unit.gathering is not None:
             return
         moved = [m for m in unit.members if self.rank.offloaded or m.computed != m.kept.dtype]
         cast = (
-            self._alloc(unit, "shards to gather", [(m.part, m.computed) for m in moved], "cast or moved")
+            self._alloc(
+                unit, "shards to gather", [(m.part, m.computed) for m in moved], "cast or moved", GATHERS
+            )
             if moved
             else None
         )
         why = "the all-gather's flat output, copied out into the parameters"
         unit.gathering = self._alloc(
-            unit, "all-gather output", [(m.gathered, m.computed) for m in unit.members], why
+            unit, "all-gather output", [(m.gathered, m.computed) for m in unit.members], why, GATHERS
         )
         del cast
 
@@ -181,9 +194,9 @@ class FsdpSchedule(StrategyHooks):
         if unit.state == FORWARD:
             self.held = None
         why = "the unit's parameters, whole while it computes"
-        unit.whole = self._alloc(
-            unit, "gathered parameters", [(m.gathered, m.computed) for m in unit.members], why
-        )
+        unit.whole = [
+            self._alloc(unit, f"gathered {m.name}", [(m.gathered, m.computed)], why) for m in unit.members
+        ]
         if unit.state == FORWARD:
             self.held = unit.gathering
         unit.gathering = None
@@ -201,7 +214,7 @@ class FsdpSchedule(StrategyHooks):
     def _after(self, unit: Unit) -> None:
         """`post_backward`: parameters go, gradients are cut into this rank's part."""
         unit.state = AFTER
-        unit.whole = None
+        _let_go(unit.whole)
         names = {m.name for m in unit.members if m.trained}
         grads = [
             p
@@ -214,41 +227,31 @@ class FsdpSchedule(StrategyHooks):
         reduced = [m for m in unit.members if m.name in {p.name for p in grads}]
         why = "whole gradients in the order of the reduce-scatter"
         given = self._alloc(unit, "reduce-scatter input", [(m.gathered, m.computed) for m in reduced], why)
-        last = self._last(unit, grads)
         for leaf in grads:
-            leaf.grad = None
             if leaf.name in self.waiting and not self.syncs:
                 self.t.log.append((-1, {self.waiting[leaf.name]: -1}))
+        last = grads[-1].grad  # a loop variable of `foreach_reduce` keeps it until that returns
+        for leaf in reversed(grads):
+            leaf.grad = None
         self._parts(unit, reduced)
         del last
         self.reducing = given
 
-    def _last(self, unit: Unit, grads: list[Tensor]) -> Tensor | None:
-        """The last whole gradient, which a loop variable of `foreach_reduce` keeps until it returns: the
-        head's, the embedding's, an adapter's. In a layer that is trained in full it is most often a norm's or
-        a bias's, and is not counted.
-        """
-        if unit.name == "layer" and not any(m.kept.role == "adapter" for m in unit.members):
-            return None
-        by_name = {p.name: p.grad for p in grads}
-        return next((by_name[m.name] for m in reversed(unit.members) if m.name in by_name), None)
-
     def _parts(self, unit: Unit, reduced: list[Member]) -> None:
-        """The output of the reduce-scatter, cast to the dtype that is kept: views of it are this rank's
-        gradients.
+        """The output of the reduce-scatter, cast to the dtype that is kept: this rank's gradients are views
+        of it.
         """
-        narrow = [(m.part, m.computed) for m in reduced if m.computed != m.kept.dtype]
-        made = self._alloc(unit, "reduce-scatter output", narrow, "before it is cast") if narrow else None
-        scope, self.t.scope = self.t.scope, ""
-        why = "this rank's part of a gradient, in the dtype that is kept"
-        kept = [
-            self.t.alloc(f"{m.name} gradient", m.kept.shape, m.kept.dtype, why, "gradients") for m in reduced
-        ]
-        self.t.scope = scope
+        made: Tensor | None = None
+        if any(m.computed != m.kept.dtype for m in reduced):
+            narrow = [(m.part, m.computed) for m in reduced]
+            made = self._alloc(unit, "reduce-scatter output", narrow, "before it is cast", REDUCES)
+        why = "this rank's part of the gradients, in the dtype that is kept"
+        sizes = [(m.part, m.kept.dtype) for m in reduced]
+        kept = self._alloc(unit, "gradients", sizes, why, REDUCES, "gradients")
         if not (
             self.rank.offloaded or (self.syncs and self.waiting)
         ):  # moved to the host, or added to what is there
-            self.parts += kept
+            self.parts.append(kept)
         del kept, made
 
     def _identity(self, name: str, given: Tensor, then: Callable[[], None]) -> Tensor:
@@ -260,3 +263,9 @@ class FsdpSchedule(StrategyHooks):
             return [Tensor(grad.buffer, shape, dtype)]
 
         return self.t.op(name, (given,), shape, dtype, alias=given, backward=backward)
+
+
+def _let_go(tensors: list[Tensor]) -> None:
+    """Each in its turn."""
+    while tensors:
+        del tensors[0]

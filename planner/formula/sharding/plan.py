@@ -12,7 +12,10 @@ from typing import Any
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.parameters import ParameterTable
+from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.load_peak import load_candidates
+from memplan.planner.formula.replay.loaded import loaded
+from memplan.planner.formula.resident.loading import server_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, ceil_div, product
@@ -20,6 +23,8 @@ from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.tables.dtypes import itemsize
 
 Loading = dict[str, list[list[SymbolicRow]]]
+Bytes = tuple[str, int]
+"""A tensor's dtype and bytes."""
 
 
 class StrategyHooks:
@@ -36,6 +41,9 @@ class StrategyHooks:
     def leave(self, unit: str, out: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
         """After it ran."""
         return out
+
+    def accumulated(self) -> None:
+        """Before a micro-batch that follows others of its step: the gradients that those left."""
 
     def begin(self) -> None:
         """Before the forward."""
@@ -72,11 +80,35 @@ class ShardingPlan:
             *self.stored.weight_rows(),
             *self.stored.reference_rows(),
             *self.stored.state_rows(),
+            *server_rows(self.setup),
         ]
 
     def loading(self) -> Loading:
         """Rows of `load_peak` and `load`: of each moment the states among which the largest counts."""
         return load_candidates(self.stored, self.each_layer)
+
+    def load(self, rank: int) -> Events:
+        """What building the model allocates and frees on this process, in order, with adapters of a rank: not
+        to be changed.
+        """
+        return loaded(self.stored, rank, self.each_layer).out
+
+    def wrap(self, out: Events, rank: int) -> list[int]:
+        """Write what wrapping the loaded model allocates and frees; the ids of what `regroup` replaces."""
+        return []
+
+    def races(self) -> bool:
+        """Whether a race of threads decides when something goes that `regroup` replaces."""
+        return False
+
+    def regroup(
+        self, out: Events, rank: int, wrapped: Sequence[int], gradients: Sequence[Bytes], *, late: bool
+    ) -> int:
+        """Write what comes before the second forward whose gradients are reduced; after how many of its
+        gradients what it replaces goes (0: it went, or stays). `gradients`: in the order in which the first
+        ones came; `late`: what a race decides goes as late as it can.
+        """
+        return 0
 
     def host(self) -> list[SymbolicRow]:
         """Rows in host memory."""

@@ -11,7 +11,7 @@ the most where they differ. Of two setups that follow from it, `stored` says in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
@@ -21,8 +21,7 @@ FOUR_BIT = ("nf4", "fp4")
 UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Parallel:
+class Parallel(NamedTuple):
     """One strategy: what it divides by the number of ranks, what it adds on each, and where that was read."""
 
     name: str
@@ -235,6 +234,11 @@ def wraps(setup: Setup) -> bool:
     one process); a loop that calls DDP itself does.
     """
     return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or not setup.loop.prepares)
+
+
+def gathers(setup: Setup) -> bool:
+    """Whether saving gathers what ranks share: FSDP's full state dict."""
+    return setup.parallel == "fsdp" and setup.gpus > 1
 
 
 def warnings(engine: str, setup: Setup) -> tuple[str, ...]:

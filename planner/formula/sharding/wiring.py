@@ -31,7 +31,7 @@ def _kinds() -> dict[str, tuple[Callable[..., ShardingPlan], Schedule]]:
     pay for them.
     """
     from memplan.planner.formula.sharding.ddp import DdpHooks, DdpPlan
-    from memplan.planner.formula.sharding.fsdp import FsdpPlan
+    from memplan.planner.formula.sharding.fsdp_load import FsdpRank
     from memplan.planner.formula.sharding.fsdp_schedule import FsdpSchedule
     from memplan.planner.formula.sharding.zero import Zero3Plan, ZeroPlan
     from memplan.planner.formula.sharding.zero3_schedule import Zero3Schedule
@@ -39,7 +39,7 @@ def _kinds() -> dict[str, tuple[Callable[..., ShardingPlan], Schedule]]:
 
     return {
         "ddp": (DdpPlan, DdpHooks),
-        "fsdp": (FsdpPlan, FsdpSchedule),
+        "fsdp": (FsdpRank, FsdpSchedule),
         "zero1": (ZeroPlan, Zero12Schedule),
         "zero2": (ZeroPlan, Zero12Schedule),
         "zero3": (Zero3Plan, Zero3Schedule),

@@ -35,10 +35,8 @@ class Zero12Schedule(StrategyHooks):
         self.before: list[Tensor] = []  # gradients of earlier micro-batches
         self.names = {t.name for t in rank.seen.trained}
 
-    def begin(self) -> None:
-        """Before a step of several micro-batches: the gradients that accumulate in it."""
-        if self.setup.gradient_accumulation == 1:
-            return
+    def accumulated(self) -> None:
+        """The gradients that accumulate in a step of several micro-batches."""
         if self.rank.stage == 1:
             for stored in self.rank.seen.trained:
                 made = self._alloc(

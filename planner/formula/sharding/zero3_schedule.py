@@ -26,8 +26,11 @@ class Zero3Schedule(Zero12Schedule):
         self.total = sum(rank.count(t) * t.count for t in rank.stored.trained)
         self.most = self._most()
 
-    def begin(self) -> None:
+    def accumulated(self) -> None:
         """Gradients of earlier micro-batches are in the flat buffer already."""
+
+    def begin(self) -> None:
+        """The most parameters gathered that a forward holds."""
         self.live = self._live(self.most.forward)
 
     def begin_backward(self) -> None:

@@ -32,6 +32,7 @@ class Info:
     saved_by: str | None = None
     outlives: bool = False  # its forward: an output that the loop holds, or what a graph's context keeps
     names_itself: bool = False  # its row says what it is, also where it says what saved it
+    stream: str = ""  # that asks for it, where another one computes
     once: bool = False  # one for all layers: its death inside a repeated one is not repeated
 
     @property

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memplan.planner.formula.symbolic.expr import Expr, const, product
 from memplan.planner.formula.tape.nodes import (
@@ -37,8 +37,7 @@ class Region:
     backward: Span | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """What a repeated layer did once, forwards or backwards: events [start, stop) of the log, whose event
     `stop` stands for the other layers.
     """
@@ -150,9 +149,9 @@ class Recorder:
             node = Node(
                 kind,
                 self.sequence,
-                tuple(t.edge() for t in inputs),
+                tuple([t.edge() for t in inputs]),
                 backward,
-                tuple((t.shape, t.dtype) for t in inputs),
+                tuple([(t.shape, t.dtype) for t in inputs]),
             )
             node.scope = self.scope
             for tensor in saves:

@@ -79,6 +79,12 @@ def _logsumexp(c: OpCall) -> Iterator[Workspace]:
     yield Workspace("shifted exponentials", bytes_of(c.args[0]))
 
 
+def _exponential(c: OpCall) -> Iterator[Workspace]:
+    """One draw of each row: the probabilities are divided by as many exponential numbers, in place of these."""
+    if c.outputs[0].shape[-1] == 1:
+        yield Workspace("exponential noise", bytes_of(c.args[0]))
+
+
 # Lists ------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +185,7 @@ RULES: dict[str, KernelRule] = {
     "aten::_log_softmax_backward_data": KernelRule(
         "native/cuda/SoftMax.cu host_softmax_backward", _contiguous_first(0, 1)
     ),
+    "aten::multinomial": KernelRule("native/Distributions.cpp multinomial_out (torch 2.13)", _exponential),
     "aten::native_dropout": KernelRule("native/cuda/Dropout.cu dropout_cuda: the mask first", order=(1, 0)),
     "aten::_safe_softmax": KernelRule("native/transformers/attention.cpp _safe_softmax", _safe_softmax),
     "aten::constant_pad_nd": KernelRule("native/PadNd.cpp: filled and copied into, the output alone"),

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run import batches, evaluation, merging, step
+from memplan.planner.run import batches, evaluation, merging, saving, step
 from memplan.planner.run.build import build, outline
 from memplan.planner.run.built import Built, logical_numel
 from memplan.planner.run.model import (
@@ -171,9 +171,8 @@ def _names_layers(setup: Setup) -> bool:
         str(adapter.get("target_modules", "")),
         str(adapter.get("exclude_modules", "")),
     )
-    return any(adapter.get(key) for key in _NAMES_LAYERS) or any(
-        re.search(r"\d+\\?\.", text) for text in chosen
-    )
+    by_number = setup.layers_to_transform or any(adapter.get(key) for key in _NAMES_LAYERS)
+    return bool(by_number) or any(re.search(r"\d+\\?\.", text) for text in chosen)
 
 
 def _marks(model: Any, setup: Setup, count: int) -> Any:
@@ -266,6 +265,7 @@ def _observe(
                 for index in range(STEPS):
                     step.run(built, Told(observer), index, micro_steps)
                 evaluation.run(built, Told(observer), STEPS - 1)
+                saving.run(built, Told(observer), STEPS - 1)
                 facts = _facts(built, observer)
                 merging.run(built, Told(observer), STEPS - 1)
         except UsageError:
@@ -284,8 +284,8 @@ def _observe(
 
 def _facts(built: Built, observer: Observer) -> Facts:
     named = list(built.model.named_parameters())
-    adapted = any(id(p) not in built.own for _, p in named)
-    saved = [p for _, p in named if p.requires_grad or not adapted]
+    adapted = built.setup.method != "inference" and any(id(p) not in built.own for _, p in named)
+    saved = [p for _, p in named if p.requires_grad or (not adapted and id(p) in built.own)]
     return Facts(
         architecture=type(built.base).__name__,
         parameters=built.parameters,

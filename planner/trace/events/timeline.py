@@ -9,7 +9,7 @@ from typing import Any
 from memplan.planner.allocator.replay import Event, Replay, replay, smallest_capacity
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Breakdown, Peak, Row
-from memplan.planner.tables.components import EVALUATION, GENERATION, HELD_ACROSS_STEPS, MERGE, STEP_MOMENTS
+from memplan.planner.tables.components import AFTER, GENERATION, HELD_ACROSS_STEPS, STEP_MOMENTS
 from memplan.planner.tables.cublas import HELD
 from memplan.planner.tables.torch_versions import TORCH_VERSIONS
 from memplan.planner.trace.device.target import Target
@@ -57,7 +57,7 @@ class Timeline:
         where = self._moment_of(everything.index)
         if where in found and everything.allocated > found[where][0]:
             rows = [(name, everything.index if name == where else index) for name, index in rows]
-        trained = [mark for mark in steady if mark.moment not in (EVALUATION, MERGE)]
+        trained = [mark for mark in steady if mark.moment not in AFTER]
         begin = min(mark.begin for mark in trained)
         end = max(mark.end for mark in trained)
         steps = run.peaks(begin, end)

@@ -95,7 +95,7 @@ API int cudaGetDeviceProperties_v2(void *to, int which) { return cudaGetDevicePr
 API int cudaPointerGetAttributes(void *to, const void *address) {
     int owner = stub_owner(address);
     memset(to, 0, POINTER_BYTES);
-    *(int *)((char *)to + POINTER_type) = owner >= 0 ? 2 : owner == -2 ? 3 : 0;
+    *(int *)((char *)to + POINTER_type) = owner >= 0 ? 2 : owner == -2 ? 3 : owner == -3 ? 1 : 0;
     *(int *)((char *)to + POINTER_device) = owner >= 0 ? owner : 0;
     *(const void **)((char *)to + POINTER_devicePointer) = owner == -1 ? NULL : address;
     *(const void **)((char *)to + POINTER_hostPointer) = owner >= 0 ? NULL : address;

@@ -11,7 +11,7 @@
 struct range {
     uintptr_t address;
     size_t bytes;
-    int device; /* -1 pinned host memory, -2 managed memory */
+    int device; /* -2 managed memory, -3 pinned host memory */
     struct range *next;
 };
 
@@ -141,7 +141,7 @@ API int stub_allocate_host(void **address, size_t bytes, int managed) {
     *address = map(NULL, bytes ? bytes : 1);
     if (!*address) return OUT_OF_MEMORY;
     pthread_mutex_lock(&lock);
-    enter(*address, bytes ? bytes : 1, managed ? -2 : -1);
+    enter(*address, bytes ? bytes : 1, managed ? -2 : -3);
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }

@@ -45,7 +45,7 @@ extern int stub_allocate(void **address, size_t bytes);
 extern int stub_free(void *address);
 extern int stub_allocate_host(void **address, size_t bytes, int managed);
 extern int stub_free_host(void *address);
-extern int stub_owner(const void *address); /* the device that an address belongs to, -1: the host, -2: managed */
+extern int stub_owner(const void *address); /* the device that an address belongs to, -1: the host, -2: managed, -3: pinned */
 extern void stub_memory(int device, size_t *free_bytes, size_t *total_bytes);
 extern int stub_physical_create(size_t bytes, int device, unsigned long long *handle);
 extern int stub_physical_release(unsigned long long handle);

@@ -1,0 +1,37 @@
+"""What the formula has no rule for, whatever the sizes: one definition for its refusal and for the commands
+that then answer with the trace.
+"""
+
+from __future__ import annotations
+
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import ModelSpec
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
+
+
+def lacking(spec: ModelSpec, setup: Setup) -> str:
+    """What of a model's setup has no rule, "" where all has one."""
+    reasons = {
+        "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        f"task '{setup.task}'": not TASKS[setup.task].formula,
+        "a reward model beside the trained one": setup.reward_model is not None,
+        "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
+        f"method '{setup.method}'": METHODS[setup.method].traced,
+        "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
+    }
+    lack = next((what for what, holds in reasons.items() if holds), "")
+    if lack or not setup.merge:
+        return lack
+    from memplan.planner.formula.merging import lacking as merging
+
+    return merging(spec, setup)
+
+
+def refuse(spec: ModelSpec, setup: Setup) -> None:
+    """UsageError for what has no rule, naming the engine that answers."""
+    if lack := lacking(spec, setup):
+        raise UsageError(
+            f"the formula has no rule for {lack}: use --engine trace, which runs the libraries themselves"
+        )

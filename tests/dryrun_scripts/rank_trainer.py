@@ -1,0 +1,66 @@
+"""transformers' Trainer under torchrun: DDP, FSDP2 or DeepSpeed's ZeRO, as its arguments say."""
+
+import json
+import os
+import sys
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+
+folder, fields = sys.argv[1], json.loads(sys.argv[2])
+parallel, adapters = fields["parallel"], fields["method"] != "full"
+quantized = fields["method"] == "qlora"
+checkpointed = fields.get("checkpointing", "none") != "none"
+shared = {}
+if parallel == "fsdp":
+    shared["fsdp"] = "full_shard auto_wrap"
+    shared["fsdp_config"] = {
+        "version": 2,
+        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+        "reshard_after_forward": fields.get("reshard_after_forward", True),
+    }
+elif parallel.startswith("zero"):
+    sizes = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    shared["deepspeed"] = {
+        "zero_optimization": {"stage": int(parallel[-1]), **dict.fromkeys(sizes, "auto")},
+        "bf16": {"enabled": "auto"},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+arguments = TrainingArguments(
+    "out",
+    per_device_train_batch_size=fields["micro_batch"],
+    gradient_accumulation_steps=fields.get("gradient_accumulation", 1),
+    gradient_checkpointing=checkpointed,
+    gradient_checkpointing_kwargs={"use_reentrant": False},
+    bf16=True,
+    max_steps=4,
+    report_to="none",
+    save_strategy="no",
+    **shared,
+)
+options = {}
+if quantized or parallel == "ddp":
+    options["device_map"] = {"": int(os.environ["LOCAL_RANK"])}
+if quantized:
+    options["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=getattr(torch, fields.get("quant_storage", "uint8")),
+    )
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+model.config.use_cache = False
+if quantized and fields.get("kbit_prepare", True):
+    model = prepare_model_for_kbit_training(model, checkpointed, {"use_reentrant": False})
+if adapters:
+    lora = LoraConfig(r=fields.get("rank", 16), target_modules="all-linear", task_type="CAUSAL_LM")
+    wide = fields.get("adapter_dtype", "float32") == "float32"
+    model = get_peft_model(model, lora, autocast_adapter_dtype=wide)
+length = fields["sequence_length"]
+row = {name: torch.randint(3, 500, (length,)) for name in ("input_ids", "labels")}
+rows = [{**row, "attention_mask": torch.ones(length, dtype=torch.long)} for _ in range(64)]
+Trainer(model, arguments, train_dataset=rows).train()
