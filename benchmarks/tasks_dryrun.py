@@ -21,6 +21,7 @@ import vision_scripts
 from tasks_scripts import CONFIGS, HEAD, SCRIPTS
 
 from memplan.planner.formula.engine import plan, replay_of
+from memplan.planner.formula.lacking import lacking
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.gpus import find_gpu
@@ -238,7 +239,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
             ("trace", "formula"),
             {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
         )
-    if case.model in CONFIGS or not TASKS[case.task].formula:
+    if case.model in CONFIGS or lacking(find(case.model).spec(), setup):
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
         spec = find(case.model).spec()
@@ -481,7 +482,11 @@ def page(kept: dict[str, Any]) -> str:
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),
-        sampled=max(abs(error(kept[case.label], "blocks")) for case in judged(kept) if case.sampled),
+        sampled=max(
+            abs(error(kept[case.label], "blocks"))
+            for case in judged(kept)
+            if case.sampled and "blocks" in kept[case.label]
+        ),
         **{f"{engine}_median": median(values) for engine, values in off.items()},
         **{f"{engine}_worst": max(values) for engine, values in off.items()},
     )
