@@ -63,6 +63,7 @@ def parts(found: Prediction) -> dict[str, int]:
         {"method": "lora", "recipe": "hf", "eval_kept": 8},
         {"method": "lora", "recipe": "raw", "eval_kept": 24, "autocast": "none"},
         {"method": "full", "recipe": "hf", "eval_kept": 64, "task": "classify"},
+        {"method": "lora", "recipe": "hf", "gpus": 2, "parallel": "ddp"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
@@ -131,8 +132,10 @@ def test_what_trains_nothing_has_none() -> None:
 
 
 def test_of_a_model_that_gpus_share_it_is_not_counted() -> None:
-    found = memplan.plan("llama-7b", method="full", gpus=8, parallel="fsdp", eval_batch=8, gpu="h200")
-    assert found.gpus[0].verdict is None and "evaluation" in str(found.gpus[0].why)
+    kept = {"parallel": "ddp", "eval_kept": 8}
+    for more in ({"parallel": "fsdp"}, kept):
+        found = memplan.plan("llama-7b", method="lora", gpus=8, eval_batch=8, gpu="h200", **more)
+        assert found.gpus[0].verdict is None and "evaluation" in str(found.gpus[0].why)
 
 
 def test_fit_names_no_number_of_gpus_that_leaves_the_evaluation_out() -> None:

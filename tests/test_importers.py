@@ -87,7 +87,6 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
             "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
             "side",
         ),
-        ("optimizer: grokadamw", "on the low side"),
         ("cut_cross_entropy: true", "on the high side"),
         (
             "context_parapllel_size: 2",

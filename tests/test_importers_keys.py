@@ -183,8 +183,8 @@ def test_a_frozen_tower_and_no_pictures_lack_nothing(tmp_path):
     ("key", "name", "bound"),
     [
         ("optim", "stable_adamw", False),  # a row of its own
-        ("optim", "grokadamw", True),
-        ("optim", "adamw_anyprecision", True),
+        ("optim", "grokadamw", False),
+        ("optim", "adamw_anyprecision", False),
         ("optimizer", "optimi_adamw", False),
         ("optimizer", "dion", True),  # states that nobody read: not known to be smaller
         ("optim", "galore_adamw", False),

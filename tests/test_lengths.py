@@ -300,6 +300,18 @@ def test_where_lengths_make_no_sense(fields: dict[str, Any], said: str) -> None:
     assert said in str(error.value)
 
 
+def test_lengths_are_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = tmp_path / "jobs.yaml"
+    jobs.write_text("jobs:\n- model: gpt2\n")
+    open_file = tmp_path / "train.py"
+    open_file.write_text(
+        "from transformers import TrainingArguments\nargs = TrainingArguments('o', bf16=True)\n"
+    )
+    for words in (("fit", "--gpu", "t4"), ("fit", str(jobs)), (str(open_file),)):
+        assert run([*words, "--lengths", "300:900:2048"]) == 2
+        assert "--lengths goes with one MODEL" in capsys.readouterr().err
+
+
 def lines(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     code = run(words)
     return code, capsys.readouterr().out.splitlines()

@@ -295,9 +295,9 @@ def test_fewest_cards_is_exact_and_one_where_one_holds(llama):
     gpu, setup = find_gpu("rtx-4090"), resolve({"method": "full"})
     many = fewest_cards(llama, setup, gpu)
     assert many is not None and many > 1
-    for count, verdict in ((many, "fits"), (many - 1, "no")):
+    for count, fits in ((many, True), (many - 1, False)):
         found = plan(llama, setup.replaced(gpus=count, parallel="fsdp")) if count > 1 else plan(llama, setup)
-        assert judge(found, gpu).verdict == verdict
+        assert (judge(found, gpu).verdict == "fits") == fits
     assert (
         fewest_cards(llama, resolve({"method": "full", "micro_batch": 64}), gpu) is None
     )  # activations are not shared

@@ -14,7 +14,7 @@ import click
 from memplan import api
 from memplan.cli.completion import completes
 from memplan.cli.jobs import answer_jobs, jobs_document
-from memplan.cli.options import HELP, lengths_option, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options, refuse_lengths
 from memplan.cli.output import check_writable, write_file
 from memplan.cli.progress import Progress
 from memplan.cli.subject import Subject, read_subject
@@ -93,8 +93,10 @@ def command(
     """
     model = model or options.get("base_model")
     if model is None:
+        refuse_lengths(options, "models of every size")
         return _every_size(options, as_json)
     if jobs := jobs_document(model):
+        refuse_lengths(options, "a file of jobs")
         return answer_jobs(jobs, as_json)
     if output is not None and emit is None:
         raise UsageError("-o needs --emit: axolotl, trl, llamafactory or peft")

@@ -181,6 +181,12 @@ def plan_options(command: Command) -> Command:
     return setup_options(_JSON(command))
 
 
+def refuse_lengths(options: Mapping[str, Any], what: str) -> None:
+    """Raises UsageError where --lengths is given and the answer is about `what`."""
+    if options.get("lengths") is not None:
+        raise UsageError(f"--lengths goes with one MODEL, not with {what}: name a model, or leave it out")
+
+
 def lengths_option(command: Command) -> Command:
     """Adds --lengths, for a command whose answer is a prediction."""
     return _LENGTHS(command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memplan.cli.completion import completes
-from memplan.cli.options import HELP, lengths_option, plan_options
+from memplan.cli.options import HELP, lengths_option, plan_options, refuse_lengths
 from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
@@ -57,6 +57,7 @@ def command(model: str, extra: tuple[str, ...], as_json: bool, **options: Any) -
     try:
         subject = read_subject(model, options)
     except NoModelError as error:
+        refuse_lengths(options, "a file that names no model")
         return _open_model(error, options, as_json)
     return answer(subject, options, as_json)
 

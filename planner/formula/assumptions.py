@@ -59,6 +59,11 @@ def assumptions(spec: ModelSpec | None, setup: Setup) -> Iterator[str]:
             "paged optimizer states are counted as host memory; they move to the GPU while it has "
             "room, so nvidia-smi can show more"
         )
+    if OPTIMIZERS[setup.optimizer].on_host and METHODS[setup.method].trains != "nothing":
+        yield (
+            f"{setup.optimizer} keeps its states on the host and copies those of one tensor after another to "
+            "the GPU and back; the host holds the largest state twice meanwhile, which is not counted"
+        )
 
 
 def _of_task(setup: Setup) -> Iterator[str]:

@@ -80,14 +80,13 @@ class _Generation(Step):
         first = self._walk(rows, S - sizes.completion, single)
         self.drawn: list[Tensor] = []
         blocks = self._token(first, S - sizes.completion)
-        if sizes.completion < 2:
-            self.drawn.clear()
-            return
-        cache = self._grown(first, blocks, sizes)
-        last = self._walk(rows, 1, single)
-        last.earlier, last.before = cache, S - 2
-        del cache, first
-        self._token(last, S - 1)
+        last = first
+        if sizes.completion > 1:
+            cache = self._grown(first, blocks, sizes)
+            last = self._walk(rows, 1, single)
+            last.earlier, last.before = cache, S - 2
+            del cache, first
+            self._token(last, S - 1)
         with self.tape.dropping():  # the cache of every layer goes
             last.cache = None
         self.drawn.clear()

@@ -265,14 +265,15 @@ class ParameterTable:
         return [t for t in self.trained if t.role == "adapter" and not t.name.endswith("ranknum")]
 
     def host_rows(self) -> list[SymbolicRow]:
-        """Optimizer states that a paged optimizer puts in managed memory, which torch does not count."""
+        """Optimizer states in managed memory, which torch does not count, or on the host."""
         return [row for stored in self.trained for row in self.states_of(stored, paged=True)]
 
     def states_of(self, stored: ParameterSpec, paged: bool) -> Iterator[SymbolicRow]:
-        """The optimizer states of one tensor, on the device or in managed memory."""
+        """The optimizer states of one tensor: on the device, or in managed memory or on the host."""
         optimizer = optimizer_of(OPTIMIZERS[self.setup.optimizer], stored)
         elements = elements_of(stored, self.setup) if optimizer.floors else None
-        on_host = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
+        paged_out = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
+        on_host = paged_out or optimizer.on_host
         for state, rule in optimizer.states:
             for suffix, shape, dtype, pageable, size in states(
                 rule, stored, elements, self.setup.loop.embeddings_32bit

@@ -38,11 +38,7 @@ SMALLER = (
     "lion",
     "sgd",
 )
-LARGER = ("grokadamw", "anyprecision")
-"""Parts of names: states smaller than AdamW's two (quantized, projected, factored or a single one), and
-larger ones: a third, or in fp32 whatever the weights are (transformers 5.24 trainer_optimizer.py
-_get_adamw_anyprecision).
-"""
+"""Parts of names: states smaller than AdamW's two (quantized, projected, factored or a single one)."""
 
 _ALIASES = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
 
@@ -62,13 +58,7 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
     """
     name = facts.get("optimizer")
     if name is not None and name not in OPTIMIZERS:
-        side = (
-            "high"
-            if any(word in name for word in SMALLER)
-            else "low"
-            if any(word in name for word in LARGER)
-            else ""
-        )
+        side = "high" if any(word in name for word in SMALLER) else ""
         warnings.append(f"{UNMODELED.format(name)}: assuming the states of adamw_torch_fused{SIDE[side]}")
         facts["optimizer"] = "adamw_torch_fused"
 

@@ -16,7 +16,13 @@ from memplan.planner.tables.errors import UsageError
 TRACE = ("torch", "transformers", "peft", "accelerate")
 BITSANDBYTES = ("bitsandbytes",)
 
-OPTIONAL = {"torchao": "torchao", "schedulefree": "schedulefree", "optimi": "torch-optimi"}
+OPTIONAL = {
+    "torchao": "torchao",
+    "schedulefree": "schedulefree",
+    "optimi": "torch-optimi",
+    "grokadamw": "grokadamw",
+    "torchdistx": "git+https://github.com/pytorch/torchdistx",  # no release for a torch of today
+}
 """Libraries of single optimizers, which no extra installs, and their packages' names."""
 
 

@@ -113,7 +113,13 @@ def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
     if mode == "fused":
         modes = {"fused": True}
     module, _, cls = row.cls.rpartition(".")
-    made = getattr(import_module(module), cls)(groups, lr=LR, **row.arguments, **modes)
+    arguments = {
+        key: getattr(torch, value) if key.endswith("_dtype") else value
+        for key, value in row.arguments.items()
+    }
+    made = getattr(import_module(module), cls)(groups, lr=LR, **arguments, **modes)
+    for group in made.param_groups:
+        group.update(row.group)
     if row.trains:
         made.train()
     return made

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.tasks import generated
 from memplan.planner.run import losses, rollout
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.tables.tasks import TASKS
@@ -41,7 +43,7 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     outputs: Any = None
     for number in range(micro_steps):
         if samples:
-            if number % (setup.steps_per_generation or setup.gradient_accumulation) == 0:
+            if _samples(setup, number, micro_steps):
                 rollout.run(built, watcher, step)
             built.batch = rollout.micro_batch(built, number)
         with watcher.announce("forward", step):
@@ -66,6 +68,15 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     if setup.zero_grad == "after_step":
         optimizer.zero_grad(set_to_none=True)
     outputs = None
+
+
+def _samples(setup: Setup, number: int, micro_steps: int) -> bool:
+    """Whether a micro-step samples first: where all that was sampled has been used; of fewer micro-steps than
+    the setup has, the last stands for all further ones, and samples where one of them does.
+    """
+    steps, count = generated(setup).steps, setup.gradient_accumulation
+    stands = micro_steps < count and number == micro_steps - 1
+    return number % steps == 0 or (stands and steps < count)
 
 
 class Unwatched:

@@ -9,7 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+from memplan.planner.tables.optimizer_steps import (
+    ADAFACTOR,
+    ANY_PRECISION,
+    GROK,
+    IN_PLACE,
+    MUON,
+    TORCHAO_4,
+    TORCHAO_8,
+    Drop,
+    Make,
+    Mode,
+    Step,
+)
 
 Rule = Literal[
     "like",
@@ -42,39 +56,6 @@ factored    Adafactor's row and column means for 2-D tensors, n fp32 elements fo
 """
 FLOORED = ("blockwise8", "pair8", "ao8", "ao4")
 """Rules that keep small tensors unquantized."""
-Mode = Literal["foreach", "fused", "loop"]
-"""How a step walks the trainable tensors: lists of all of them, one kernel over such a list, or one tensor after
-another.
-"""
-
-
-class Make(NamedTuple):
-    """A tensor that a step makes for a trainable tensor (one list of them under `foreach`), and the variable
-    that then holds it: what that held before is freed afterwards.
-
-    shape: like the trainable tensor; `gram`: the square of its shorter side; `blocks`: one value for each of
-    a quantized state's blocks. dtype: "like" it, or a name. `unless` it already has this dtype, where the
-    step makes no copy. `quantized`: only where the states are.
-    """
-
-    variable: str
-    what: str
-    shape: Literal["like", "gram", "blocks"] = "like"
-    dtype: str = "like"
-    unless: str = ""
-    quantized: bool = False
-
-
-class Drop(NamedTuple):
-    """Variables that a step lets go before it goes on; others last until they are made anew, for the next
-    tensor too.
-    """
-
-    variables: tuple[str, ...]
-
-
-Step = tuple[Make | Drop, ...]
-IN_PLACE: Step = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +71,10 @@ class Optimizer:
     step: Mapping[Mode, Step]
     source: str
     paged: bool = False
+    on_host: bool = False  # its states are on the host between steps
     at_once: bool = False  # its states are made with it, not in its first step
     trains: bool = False  # it has a `train` method, which its step insists on
+    group: Mapping[str, Any] = field(default_factory=dict)  # of its groups, where the first steps do less
     others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
 
     @property
@@ -143,54 +126,6 @@ _TWO = "optimizer.py Optimizer2State.init_state"
 _SINGLE = "optimizer.py Optimizer1State.init_state"
 _MIX = "ademamix.py AdEMAMix.init_state"
 _RMS = "rmsprop.py RMSprop, optim/optimizer.py Optimizer1State.init_state"
-
-_ADAFACTOR: Step = (  # each variable lasts until the next tensor's takes its place
-    Drop(("gradient",)),
-    Make("gradient", "gradient in fp32", dtype="float32", unless="float32"),
-    Drop(("weight",)),
-    Make("weight", "in fp32", dtype="float32", unless="float32"),
-    Make("square", "squared gradient", dtype="float32"),
-    Make("update", "squared gradient + eps", dtype="float32"),
-    Drop(("square",)),
-    Make("update", "update", dtype="float32"),
-    Make("negative", "update, negated", dtype="float32"),
-    Drop(("negative",)),
-)
-NEWTON_SCHULZ = (  # one iteration; variables hold the last one's tensors until they are made anew
-    Make("gram", "update times its transpose", "gram", "bfloat16"),
-    Make("polynomial", "polynomial of that product", "gram", "bfloat16"),
-    Make("orthogonal", "orthogonalized update", dtype="bfloat16"),
-)
-_MUON: Step = (
-    Make("update", "update: gradient and momentum"),
-    Make("orthogonal", "update in bfloat16", dtype="bfloat16", unless="bfloat16"),
-    *(5 * NEWTON_SCHULZ),  # DEFAULT_NS_STEPS
-    Drop(("update", "orthogonal", "gram", "polynomial")),
-)
-
-_SCALES = (
-    Make("first scale", "new scales of exp_avg", "blocks", "float32", quantized=True),
-    Make("second scale", "new scales of exp_avg_sq", "blocks", "float32", quantized=True),
-)
-_SCALED = (
-    Make("first", "exp_avg in fp32, scaled", dtype="float32", quantized=True),
-    Make("second", "exp_avg_sq in fp32, scaled", dtype="float32", quantized=True),
-)
-_CODES = (
-    Make("first codes", "codes of exp_avg in int64", dtype="int64", quantized=True),
-    Make("second codes", "codes of exp_avg_sq in int64", dtype="int64", quantized=True),
-)
-# what Inductor's CUDA code makes of one tensor's step: a reduction over blocks first, then the packing
-_TORCHAO_8: Step = (*_SCALES, *_SCALED, Drop(("first", "second")), Drop(("first scale", "second scale")))
-_TORCHAO_4: Step = (
-    *_SCALES,
-    *_SCALED,
-    *_CODES,
-    Drop(("first", "first codes")),
-    Drop(("first scale",)),
-    Drop(("second", "second codes")),
-    Drop(("second scale",)),
-)
 
 
 def _torchao(name: str, cls: str, rule: Rule, step: Step) -> Optimizer:
@@ -277,7 +212,7 @@ _ROWS = (
         cls="transformers.optimization.Adafactor",
         arguments={"scale_parameter": False, "relative_step": False},
         states=(("factors", "factored"),),
-        step={"loop": _ADAFACTOR},
+        step={"loop": ADAFACTOR},
         source="transformers 5.23 optimization.py Adafactor",
     ),
     Optimizer(
@@ -286,7 +221,7 @@ _ROWS = (
         name="muon",
         cls="torch.optim.Muon",
         states=(("momentum_buffer", "like"),),
-        step={"loop": _MUON},
+        step={"loop": MUON},
         source="torch 2.13 optim/_muon.py",
         others="adamw_torch",
     ),
@@ -299,12 +234,40 @@ _ROWS = (
         trains=True,
     ),
     Optimizer(
+        name="adamw_anyprecision",
+        cls="torchdistx.optimizers.AnyPrecisionAdamW",
+        # transformers 5.24 trainer_optimizer.py _get_adamw_anyprecision, without optim_args
+        arguments={"momentum_dtype": "float32", "variance_dtype": "float32"},
+        states=(("exp_avg", "float32"), ("exp_avg_sq", "float32")),
+        step={"loop": ANY_PRECISION},
+        source="torchdistx at 9c1b9f5 optimizers/anyprecision_optimizer.py step",
+    ),
+    Optimizer(
+        name="grokadamw",
+        cls="grokadamw.GrokAdamW",
+        states=(*_ADAM_LIKE, ("grok_ema", "like")),
+        step={"loop": GROK},
+        source="grokadamw 0.1.2 grokadamw.py _update_group",
+        on_host=True,
+    ),
+    Optimizer(
         name="schedule_free_sgd",
         cls="schedulefree.SGDScheduleFree",
         states=(("z", "like"),),
         step=dict.fromkeys(("foreach", "loop"), IN_PLACE),
         source="schedulefree 1.4 sgd_schedulefree.py step",
         trains=True,
+    ),
+    Optimizer(
+        # without its variance's correction the first four steps update nothing (rho_t <= 4): the fifth and all
+        # later ones make the denominator, so counting begins there
+        name="schedule_free_radam",
+        cls="schedulefree.RAdamScheduleFree",
+        states=(("z", "like"), ("exp_avg_sq", "like")),
+        step=dict.fromkeys(("foreach", "loop"), (Make("denominator", "square root of exp_avg_sq"),)),
+        source="schedulefree 1.4 radam_schedulefree.py step, from the fifth on",
+        trains=True,
+        group={"k": 4},
     ),
     _optimi(
         "stable_adamw",
@@ -313,8 +276,8 @@ _ROWS = (
         "stableadamw.py",
     ),
     _optimi("optimi_adamw", "AdamW", _KAHAN, "adam.py"),
-    _torchao("adamw_torch_8bit", "AdamW8bit", "ao8", _TORCHAO_8),
-    _torchao("adamw_torch_4bit", "AdamW4bit", "ao4", _TORCHAO_4),
+    _torchao("adamw_torch_8bit", "AdamW8bit", "ao8", TORCHAO_8),
+    _torchao("adamw_torch_4bit", "AdamW4bit", "ao4", TORCHAO_4),
     _bnb("adamw_bnb_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("paged_adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),

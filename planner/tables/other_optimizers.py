@@ -10,15 +10,10 @@ _SMALLER = (
     "plan with adamw_torch, whose states are larger at such a rank; adamw_8bit has small ones of all tensors"
 )
 _ELSEWHERE = "plan with adamw_torch, which is AdamW for CUDA GPUs"
-_AT_LEAST = "plan with adamw_torch for a lower bound"
 _NO_STATES = "SGD within the backward, without states or whole gradients"
 WITHOUT_A_RULE: dict[str, tuple[str, str]] = {
     "adamw_torch_xla": ("AdamW of torch_xla, for TPUs", _ELSEWHERE),
     "adamw_torch_npu_fused": ("AdamW of torch_npu, for Ascend NPUs", _ELSEWHERE),
-    "adamw_anyprecision": (
-        "torchdistx's AdamW, with states in fp32, the Trainer's default, whatever the weights are",
-        _AT_LEAST,
-    ),
     **dict.fromkeys(("galore_adamw", "galore_adafactor"), (f"GaLore: {_LOW_RANK}", _SMALLER)),
     "galore_adamw_8bit": (f"GaLore: {_LOW_RANK}, in 8 bits", _SMALLER),
     **dict.fromkeys(
@@ -29,11 +24,6 @@ WITHOUT_A_RULE: dict[str, tuple[str, str]] = {
     "adalomo": (
         f"AdaLomo: {_NO_STATES} but factored ones",
         "plan with adafactor and optimizer_in_backward=true",
-    ),
-    "grokadamw": ("AdamW with a third state, a slow average of gradients", _AT_LEAST),
-    "schedule_free_radam": (
-        "schedule-free RAdam, with a copy of the weights and one moment",
-        "plan with schedule_free_adamw",
     ),
     "apollo_adamw": (f"APOLLO: {_LOW_RANK}", _SMALLER),
     "apollo_adamw_layerwise": (f"APOLLO in the backward: {_LOW_RANK}", _SMALLER),

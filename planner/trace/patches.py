@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -18,11 +17,11 @@ import torch
 
 from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import BITSANDBYTES, load, require, require_optimizer
+from memplan.planner.run.extras import BITSANDBYTES, load, require
 from memplan.planner.run.values import Values
 from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.trace import chunked_sums, grouped, patches_peft
+from memplan.planner.trace import chunked_sums, grouped, patches_optimizers, patches_peft
 from memplan.planner.trace.autocast import lower_dtype
 from memplan.planner.trace.device import flash2
 from memplan.planner.trace.device.kernels_bitsandbytes import fused
@@ -254,8 +253,8 @@ def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
         with ExitStack() as stack:
             for name, stand_in in (
                 ("get_paged", get_paged),
-                ("prefetch_tensor", _nothing),
-                ("fill", _nothing),
+                ("prefetch_tensor", patches_optimizers.nothing),
+                ("fill", patches_optimizers.nothing),
             ):
                 stack.enter_context(patch.object(F, name, stand_in))
             yield
@@ -263,53 +262,6 @@ def _bitsandbytes_paged(observer: Observer, setup: Setup) -> Iterator[None]:
         F.GlobalPageManager.get_instance().paged_tensors.clear()
         F.name2qmap.clear()
         F.name2qmap.update(maps)
-
-
-@contextmanager
-def _torchao_compiled(observer: Observer, setup: Setup) -> Iterator[None]:
-    """torchao 0.18 optim/adam.py compiles each tensor's step, and nothing compiles for meta: instead of
-    single_param_adam, the buffers of the CUDA code that torch 2.12's Inductor makes of it (with triton 3.7,
-    for compute capability 9.0): where states are quantized, the new scales and both moments in fp32, and
-    of 4-bit states the codes in int64 before they are packed.
-    """
-    if OPTIMIZERS[setup.optimizer].library != "torchao":
-        yield
-        return
-    require_optimizer(setup.optimizer, "torchao")
-    from torchao.optim import adam
-
-    def step(p: Any, grad: Any, count: Any, exp_avg: Any, exp_avg_sq: Any, *rest: Any) -> None:
-        if not hasattr(exp_avg, "codes"):
-            return
-        scales = [torch.empty_like(state.scale) for state in (exp_avg, exp_avg_sq)]
-        packed = exp_avg.codes.numel() < p.numel()
-        wide = (torch.float32, torch.int64) if packed else (torch.float32,)
-        moments = [[torch.empty(p.shape, dtype=kind, device=p.device) for kind in wide] for _ in scales]
-        del moments, scales
-
-    with patch.object(adam, "single_param_adam", step), torch.compiler.set_stance("force_eager"):
-        yield
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """A kernel that moves values, not memory."""
-
-
-@contextmanager
-def _optimi_kernels(observer: Observer, setup: Setup) -> Iterator[None]:
-    """torch-optimi 0.3.3 stableadamw.py, adam.py: on CUDA a step is Triton kernels over one tensor after
-    another, in place, and nothing compiles them for meta. Without Triton optimizer.py refuses to ask for it.
-    """
-    if OPTIMIZERS[setup.optimizer].library != "optimi":
-        yield
-        return
-    require_optimizer(setup.optimizer, "optimi")
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(import_module("optimi.optimizer"), "HAS_TRITON", True))
-        for module, step in (("stableadamw", "_triton_stableadamw"), ("adam", "_triton_adam")):
-            home = import_module(f"optimi.{module}")
-            stack.enter_context(patch.object(home, step, _nothing, create=True))
-        yield
 
 
 @contextmanager
@@ -343,8 +295,9 @@ PATCHES = (
     patches_peft.decomposes,
     patches_peft.copies_weights,
     _bitsandbytes_paged,
-    _torchao_compiled,
-    _optimi_kernels,
+    patches_optimizers.torchao_compiled,
+    patches_optimizers.optimi_kernels,
+    patches_optimizers.states_on_host,
     grouped.by_capability,
     chunked_sums.by_capability,
 )

@@ -145,12 +145,10 @@ def share(
     """The fewest GPUs that hold the setup under one strategy, each with the setup's micro-batch. None where
     there is no rule for it.
     """
-    room = Room(gpu, error)
-
     needs = to_share(setup, parallel)
 
-    def allocated(count: int) -> int:
-        return peak_of(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}))
+    def shared(count: int) -> Need:
+        return need(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}), error)
 
     try:
         alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
@@ -158,18 +156,18 @@ def share(
             return Shared("none", 1, alone.device_bytes(gpu), True)
         if setup.eval_batch is not None:  # a rank's evaluation is not counted: no count is enough for sure
             return None
-        if not room.holds(allocated(MOST_CARDS)):
-            return Shared(parallel, None, room.device_bytes(allocated(MOST_CARDS)), False, needs)
+        if not (most := shared(MOST_CARDS)).fits(gpu):
+            return Shared(parallel, None, most.device_bytes(gpu), False, needs)
         enough = 2
-        while not room.holds(allocated(enough)):
+        while not shared(enough).fits(gpu):
             enough *= 2
         few = (
             enough // 2 + 1
         )  # padding can make a count need a little more than one below it: the bisection finds one that holds
         while few < enough:
             middle = (few + enough) // 2
-            few, enough = (few, middle) if room.holds(allocated(middle)) else (middle + 1, enough)
-        return Shared(parallel, enough, room.device_bytes(allocated(enough)), True, needs)
+            few, enough = (few, middle) if shared(middle).fits(gpu) else (middle + 1, enough)
+        return Shared(parallel, enough, shared(enough).device_bytes(gpu), True, needs)
     except UsageError:
         return None
 

@@ -18,9 +18,10 @@ from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
-from memplan.planner.formula.replay.load import Values, batch_sizes
+from memplan.planner.formula.replay.load import Values
 from memplan.planner.formula.replay.optimizer import OptimizerSteps
 from memplan.planner.formula.replay.unroll import Unrolled, unroll
+from memplan.planner.formula.resident.loading import batch_sizes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
@@ -141,7 +142,7 @@ class Run:
         if load.product is not None:
             self._workspace_at_load(script, load.product)
         wrapped = self.rank.wrap(out, values["R"])
-        for size in batch_sizes(self.parameter_table):
+        for size in batch_sizes(setup):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
         kept: list[int] = []

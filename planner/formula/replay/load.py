@@ -18,11 +18,9 @@ from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
 from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
-from memplan.planner.formula.resident.loading import EXPERTS_APART, batch_shapes, server_rows
+from memplan.planner.formula.resident.loading import EXPERTS_APART
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
-from memplan.planner.formula.symbolic.expr import Expr, product, symbol
-from memplan.planner.inputs import tasks
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.methods import METHODS
@@ -45,12 +43,8 @@ class Load:
     """Writes the events of one build into `out`."""
 
     def __init__(self, parameter_table: ParameterTable, values: Values, out: Events, layers_of: Any) -> None:
-        self.parameter_table, self.setup, self.spec, self.values = (
-            parameter_table,
-            parameter_table.setup,
-            parameter_table.spec,
-            values,
-        )
+        self.parameter_table, self.values = parameter_table, values
+        self.setup, self.spec = parameter_table.setup, parameter_table.spec
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
@@ -341,13 +335,3 @@ class Load:
 def _is_layer(stored: ParameterSpec) -> bool:
     """Whether this is the weight of a linear layer that is quantized; experts are tensors of a module."""
     return stored.dtype in QUANTIZED and stored.role != "expert"
-
-
-def batch_sizes(parameter_table: ParameterTable) -> list[Expr]:
-    """Bytes of each tensor of the batch, of what waits behind it, and of a server beside the trainer."""
-    setup = parameter_table.setup
-    rows = product((symbol("B"), tasks.rows(setup)))
-    return [
-        *(product(shape) * 8 for _, shape in batch_shapes(setup, rows)),
-        *(row.size for row in server_rows(setup)),
-    ]

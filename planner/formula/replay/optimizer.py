@@ -20,7 +20,8 @@ from memplan.planner.formula.replay.orders import Each, in_order
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
-from memplan.planner.tables.optimizers import OPTIMIZERS, Drop, Make, Mode, Optimizer
+from memplan.planner.tables.optimizer_steps import Drop, Make, Mode
+from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
 
 GROUP_FIRST = ("torch", "schedulefree")
 """Libraries whose step makes the states of a group at once."""
@@ -85,6 +86,7 @@ class OptimizerSteps:
         are; `first`: the states are born.
         """
         if self.setup.optimizer_in_backward:
+            self._born_in_backward(out, first)
             return
         step = _Step(out, {(info.name, info.shape): index for index, info in enumerate(tape.infos)})
         for optimizer in (self.row, *([OPTIMIZERS[self.row.others]] if self.row.others else ())):
@@ -93,6 +95,15 @@ class OptimizerSteps:
             for group in self._groups(own):
                 self._group(step, optimizer, mode, group, first and not optimizer.at_once)
         step.end(fill)
+
+    def _born_in_backward(self, out: Events, first: bool) -> None:
+        """What the step makes lies on the backward's tape; its states are born one by one in the first
+        backward, and written at its end.
+        """
+        if first and not self.row.at_once:
+            for stored, _ in self.tensors:
+                for nbytes in self.states[id(stored)]:
+                    out.alloc(nbytes)
 
     def _groups(self, tensors: Sequence[Each]) -> Iterator[list[Each]]:
         if not self.setup.loop.decay_groups:

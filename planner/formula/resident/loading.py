@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Sized, as_expr, product
+from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, product
 from memplan.planner.inputs import tasks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.methods import METHODS
@@ -103,3 +103,9 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
         if labels:
             found.append(("labels that wait", (further, rows)))
     return found
+
+
+def batch_sizes(setup: Setup) -> list[Expr]:
+    """Bytes of each tensor of the batch, of what waits behind it, and of a server beside the trainer."""
+    shapes = batch_shapes(setup, tasks.rows(setup) * B)
+    return [*(product(shape) * 8 for _, shape in shapes), *(row.size for row in server_rows(setup))]

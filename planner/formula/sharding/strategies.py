@@ -168,6 +168,11 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         "_default_to_triton), and its loop over them has no rule: use zero2 or zero3, or "
         "--optimizer adamw_torch_fused",
     )
+    yield (
+        sharded and OPTIMIZERS[s.optimizer].on_host,
+        f"{s.optimizer}'s copies of states between host and GPU have no rule under {s.parallel}: use ddp, or "
+        "an adamw optimizer",
+    )
     wide = compute_dtype(s)
     yield (
         s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
@@ -234,6 +239,13 @@ def wraps(setup: Setup) -> bool:
     one process); a loop that calls DDP itself does.
     """
     return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or not setup.loop.prepares)
+
+
+def evaluates(setup: Setup) -> bool:
+    """Whether an evaluation step is counted: where a rank holds the whole model, and gathers no logits of
+    others (transformers 5.24 trainer.py evaluation_loop gathers those that compute_metrics keeps).
+    """
+    return not wraps(setup) or (setup.parallel == "ddp" and setup.eval_kept is None)
 
 
 def gathers(setup: Setup) -> bool:

@@ -80,6 +80,8 @@ def _idefics(vision: Mapping[str, Any], config: Mapping[str, Any], text: int) ->
 
 
 def _llava(vision: Mapping[str, Any], config: Mapping[str, Any], text: int) -> Counts:
+    if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
+        raise KeyError("another tower than CLIP's (Pixtral's)")
     hidden, patch = vision["hidden_size"], vision["patch_size"]
     positions = (vision["image_size"] // patch) ** 2 + 1
     return _sum(

@@ -33,8 +33,9 @@ def into_first(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether a real device would write this op's result into its first argument, which nobody else holds."""
     if func is not _ADD and func not in _FILLS:
         return False
-    if torch.is_grad_enabled() or torch._C._current_autograd_node() is None:
-        return False
+    node = torch._C._current_autograd_node()
+    if torch.is_grad_enabled() or node is None or node.name().endswith("AccumulateGrad"):
+        return False  # a leaf's node leads nowhere: what adds there is a hook, such as an optimizer's step
     first = args[0]
     if not first.is_meta or not _ATEN.is_non_overlapping_and_dense.default(first):
         return False
