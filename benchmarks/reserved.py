@@ -3,8 +3,9 @@
 
 Cases are those of formula_vs_trace.py, on CUDA and one GPU, or with --catalog every catalog model of at most
 40 billion parameters (COUNT: so many of them, drawn by seed) under LoRA and QLoRA as recipe hf has them. FILE
-keeps what the trace found, one JSON document a line; a run goes on where the file ends, and the formula,
-which takes a fraction of a second, is asked anew each time. `reserved`: the peak over load and two steps;
+keeps what the trace found, one JSON document a line, a random case with its own model and setup (what a seed
+draws changes with the catalog); a run goes on where the file ends, and the formula, which takes a fraction of
+a second, is asked anew each time. `reserved`: the peak over load and two steps;
 `capacity`: the smallest that survives.
 """
 
@@ -30,11 +31,15 @@ from memplan.planner.tables.gpus import context_bytes
 Case = tuple[str, str, Mapping[str, Any], dict[str, Any]]  # key, model's name, config, fields
 
 
-def drawn(seed: int, count: int) -> Iterator[Case]:
-    """Random cases, by seed and number."""
+def drawn(seed: int, count: int, known: Mapping[str, Mapping[str, Any]]) -> Iterator[Case]:
+    """Random cases, by seed and number; a recorded one is the record's."""
     for number in range(count):
-        name, config, fields = case(seed, number)
-        yield f"{seed}-{number}", name, config, fields
+        key = f"{seed}-{number}"
+        if record := known.get(key):
+            name = record["model"]
+            yield key, name, record.get("config") or find(name).config, dict(record["fields"])
+        else:
+            yield key, *case(seed, number)
 
 
 def catalog(seed: int, count: int | None) -> Iterator[Case]:
@@ -114,14 +119,15 @@ def main() -> None:
     if asked.catalog:
         cases = catalog(asked.seed, asked.count)
     else:
-        cases = drawn(asked.seed, asked.count or 60)
+        cases = drawn(asked.seed, asked.count or 60, known)
     for key, name, config, fields in cases:
         setup = legal(dict(config), fields)
         if setup is None:
             continue
         if key not in known:
             began = time.perf_counter()
-            found = {"key": key, **traced(config, setup)}
+            drew = {"model": name, "fields": fields, **({} if name in index() else {"config": config})}
+            found = {"key": key, **({} if asked.catalog else drew), **traced(config, setup)}
             known[key] = found | {"seconds": round(time.perf_counter() - began, 2)}
             if asked.out is not None:
                 with asked.out.open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,10 +21,11 @@ import vision_scripts
 from tasks_scripts import CONFIGS, HEAD, SCRIPTS
 
 from memplan.planner.formula.engine import plan, replay_of
+from memplan.planner.formula.lacking import lacking
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.tasks import COMPANIONS, TASKS
 from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
@@ -46,6 +47,8 @@ class Case:
     sampled: tuple[int, ...] = ()  # of a task that generates: completion tokens, micro-batches of a step
     picture: tuple[int, int] = (0, 0)
     """Width and height of an example's picture, or bins and frames of its sound; zeros: text alone."""
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """Setup fields of the task's own."""
 
     @property
     def label(self) -> str:
@@ -54,13 +57,23 @@ class Case:
         beside = f" {self.beside}" if self.beside else ""
         shape = f"b{self.batch} s{self.tokens}{beside} {kept}"
         whole = f"{self.task} {self.model} {self.method} {shape} {self.gpu}"
-        return " ".join((whole, *map(str, self.sampled)))
+        return " ".join((whole, *map(str, self.sampled), *self.words))
+
+    @property
+    def words(self) -> list[str]:
+        """What the script is told beside its sizes, and the setup too: FIELD=VALUE."""
+        return [f"{name}={value}" for name, value in self.said.items()]
 
     @property
     def beside(self) -> str:
         """What an example has beside its tokens, "" for text alone."""
         width, height = self.picture
         return f"{width}x{height}" if width else ""
+
+    @property
+    def targets(self) -> str:
+        """The layers that the script adapts."""
+        return "peft-default" if self.task == "prm" else "all-linear"
 
     @property
     def heard(self) -> bool:
@@ -77,13 +90,15 @@ class Case:
         own: dict[str, Any] = {}
         if self.sampled:  # with Triton there is a newer torch here than for the others
             own = dict(zip(("completion_length", "gradient_accumulation"), self.sampled, strict=True))
-            own |= {"torch": "2.14", "reference": "model" if self.method == "full" else "base"}
-        adapters = {} if self.method == "full" else {"targets": ("all-linear",), "rank": 16, "alpha": 32}
+            own |= {"torch": "2.14"}
+            if self.task in ("grpo", "rloo"):
+                own["reference"] = "model" if self.method == "full" else "base"
+        adapters = {} if self.method == "full" else {"targets": (self.targets,), "rank": 16, "alpha": 32}
         return resolve(
             {
                 "task": self.task,
                 "recipe": "hf"
-                if self.task in OF_TRANSFORMERS or self.model in vision_scripts.OF_TRAINER
+                if self.task in (*OF_TRANSFORMERS, "embed") or self.model in vision_scripts.OF_TRAINER
                 else "trl",
                 "method": self.method,
                 "micro_batch": self.batch,
@@ -97,13 +112,23 @@ class Case:
                 if self.task == "seq2seq"
                 else None,
                 "gpu": self.gpu,
-                "torch": "2.14" if self.beside else "2.12",
+                "torch": "2.14" if self.beside or self.task in (*LLAMAS, "embed") else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
                 **own,
+                **self.said,
             }
         )
 
+
+LLAMAS: dict[str, tuple[tuple[str, str, int, int, bool], ...]] = {
+    "prm": (
+        ("llama-3.2-1b", "full", 4, 1024, True),
+        ("llama-3.2-1b", "lora", 4, 512, False),
+        ("llama-3.1-8b", "lora", 2, 1024, True),
+    ),
+}
+"""Tasks that only these shapes are run of; torch 2.14."""
 
 SHAPES = (
     ("qwen2.5-0.5b", "lora", 4, 1024, True),
@@ -131,12 +156,28 @@ ALONE = (
 
 
 SAMPLED = (
-    ("grpo", "qwen2.5-0.5b", "full", 4, 256, False, (16, 1)),
-    ("grpo", "qwen2.5-0.5b", "lora", 8, 256, True, (16, 2)),
-    ("grpo", "qwen2.5-0.5b", "qlora", 4, 256, True, (32, 8)),
-    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
-    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (32, 16)),
+    ("grpo", "qwen2.5-0.5b", "full", 4, 256, False, (16, 1), {}),
+    ("grpo", "qwen2.5-0.5b", "lora", 8, 256, True, (16, 2), {}),
+    ("grpo", "qwen2.5-0.5b", "qlora", 4, 256, True, (32, 8), {}),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2), {}),
+    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (32, 16), {}),
+    ("grpo", "llama-3.2-1b", "lora", 4, 192, True, (16, 2), {"reward_model": "llama-3.2-1b", "top_p": 0.9}),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, False, (16, 1), {"top_k": 50}),
+    ("rloo", "llama-3.2-1b", "full", 4, 192, True, (32, 2), {}),
+    ("rloo", "llama-3.2-1b", "lora", 8, 256, True, (16, 4), {"reward_model": "llama-3.2-3b"}),
+    ("rloo", "llama-3.1-8b", "lora", 4, 256, True, (16, 1), {}),
+    ("distill", "llama-3.2-1b", "full", 4, 256, True, (16, 2), {"teacher": "llama-3.2-3b"}),
+    ("distill", "llama-3.2-1b", "lora", 8, 512, True, (16, 1), {"teacher": "llama-3.1-8b"}),
+    ("distill", "llama-3.2-3b", "lora", 2, 512, False, (16, 1), {"teacher": "llama-3.1-8b"}),
 )
+EMBEDDED = (
+    ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),
+    ("llama-3.2-1b", "lora", 8, 256, False, {"texts": 3}),
+    ("llama-3.2-1b", "lora", 32, 256, True, {"texts": 2, "mini_batch": 4}),
+    ("llama-3.1-8b", "lora", 8, 512, True, {"texts": 2}),
+)
+"""A cached loss has a mini-batch."""
+
 """Completions are short: a dry run calls every kernel of every token."""
 
 
@@ -148,11 +189,18 @@ def cases() -> Iterator[Case]:
             yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture=picture)
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
-    for *shape, own in SAMPLED:
-        yield from (Case(*shape, gpu, own) for gpu in GPUS)
+    for *shape, own, said in SAMPLED:
+        yield from (Case(*shape, gpu, own, said=said) for gpu in GPUS)
+    for *shape, said in EMBEDDED:
+        yield from (Case("embed", *shape, gpu, said=said) for gpu in GPUS)
+    for task, shapes in LLAMAS.items():
+        yield from (Case(task, *shape, gpu) for shape in shapes for gpu in GPUS)
     for shape in SHAPES:
         for task in SCRIPTS:
-            if task not in ("mlm", "seq2seq", "grpo") and (task, shape[1]) not in WITHOUT:
+            if (
+                task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", *LLAMAS)
+                and (task, shape[1]) not in WITHOUT
+            ):
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
 
 
@@ -166,11 +214,14 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config()))
+        for beside in COMPANIONS.keys() & case.said.keys():
+            (folder / beside).mkdir()
+            (folder / beside / "config.json").write_text(json.dumps(find(case.said[beside]).config))
         text = HEAD + SCRIPTS[case.task] if not case.beside else vision_scripts.HEAD
         (folder / "train.py").write_text(text + vision_scripts.SCRIPTS.get(case.model, ""))
         more = case.picture if case.beside else case.sampled
         sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *more)))
-        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
+        words = ("python", str(folder / "train.py"), name, case.method, *sizes, *case.words)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
     return {"allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
@@ -188,7 +239,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
             ("trace", "formula"),
             {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
         )
-    if case.model in CONFIGS:
+    if case.model in CONFIGS or lacking(find(case.model).spec(), setup):
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
     else:
         spec = find(case.model).spec()
@@ -237,12 +288,31 @@ $ memplan llama-3.2-1b --task grpo --recipe trl --method lora --seq 1024 --batch
 
 The formula samples as the trace does: the first token, the growth of the cache, the last token, the scores
 of one micro-batch beside those of the others (planner/formula/generation.py); its
-blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused. Not counted: what `top_p` and
-`top_k` make of the logits, and a reward model; where a file names them the answer is "at least".
+blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused.
+
+The trace answers what the formula has no rule for. `--set top_p=0.9` and `--set top_k=50` run transformers'
+own code. `--set reward_model=MODEL` is a reward model beside the trained one, which reads all that is sampled
+at once and keeps keys and values while it does; without one, rewards are computed on the host. A script's
+`reward_funcs` that name a model are not read yet: "at least".
+
+`rloo` samples alike, always takes the log-probabilities before training, and has a reference model (its
+`beta`
+is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights' dtype;
+the loss needs two tiles of fp32 logits, and runs without autocast, since the trainer calls the backbones
+beside the forward that accelerate wrapped.
 
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
 `gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
 `generate` alone.
+
+## Embeddings
+
+`embed` is sentence-transformers' MultipleNegativesRankingLoss on a model without a head: `--batch` counts
+examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by default), `--seq` the tokens of a
+text. `--set mini_batch=N` is the cached loss. A decoder is pooled by its last token, an encoder by the
+mean. The
+trace answers. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
+transformers 5.24 quantizes it: both are refused, as the libraries do.
 
 ## Merging
 
@@ -333,7 +403,8 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper and pictures have no formula: for them that column is the compiled trace, which plan
+BERT, T5, Whisper, pictures, embeddings, RLOO and distillation have no formula: that column is the
+trace, which plan
 answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
 kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose processor copies the
@@ -370,10 +441,11 @@ def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> 
 
 def of_step(case: Case) -> str:
     """What a sampled batch has beside its size: micro-batches of a step, completion tokens."""
-    if not case.sampled:
-        return ""
-    completion, steps = case.sampled
-    return f", {steps} of them, {completion} sampled"
+    found = ""
+    if case.sampled:
+        completion, steps = case.sampled
+        found = f", {steps} of them, {completion} sampled"
+    return found + "".join(f", {word}" for word in case.words)
 
 
 def page(kept: dict[str, Any]) -> str:
@@ -411,7 +483,11 @@ def page(kept: dict[str, Any]) -> str:
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),
-        sampled=max(abs(error(kept[case.label], "blocks")) for case in judged(kept) if case.sampled),
+        sampled=max(
+            abs(error(kept[case.label], "blocks"))
+            for case in judged(kept)
+            if case.sampled and "blocks" in kept[case.label]
+        ),
         **{f"{engine}_median": median(values) for engine, values in off.items()},
         **{f"{engine}_worst": max(values) for engine, values in off.items()},
     )

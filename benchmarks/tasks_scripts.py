@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 folder, method = sys.argv[1:3]
 batch, tokens, checkpoints = map(int, sys.argv[3:6])
+said = dict(word.split("=") for word in sys.argv[6:] if "=" in word)
 words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
 words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer = PreTrainedTokenizerFast(
@@ -19,9 +20,9 @@ tokenizer = PreTrainedTokenizerFast(
 common = dict(
     output_dir="out", per_device_train_batch_size=batch, max_steps=3, report_to=[], save_strategy="no",
     gradient_checkpointing=bool(checkpoints), bf16=True)
-def lora(task_type):
+def lora(task_type, targets="all-linear"):
     return None if method == "full" else LoraConfig(
-        r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type=task_type)
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets, task_type=task_type)
 bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
 quantized = dict(quantization_config=bits) if method == "qlora" else {}
 """
@@ -33,6 +34,25 @@ trainer = NAMETrainer(
     model=model, args=NAMEConfig(**common, max_length=tokens), processing_class=tokenizer,
     train_dataset=Dataset.from_list([{"prompt": "a", "chosen": text, "rejected": text}] * 64),
     peft_config=lora("CAUSAL_LM"))
+trainer.train()
+"""
+SAMPLED = """
+from trl import NAMEConfig, NAMETrainer
+completion, accumulation = map(int, sys.argv[6:8])
+tokenizer.padding_side = "left"
+def lengths(completions, **kwargs):
+    return [float(len(each)) for each in completions]
+rewards = dict(reward_funcs=lengths)
+if "reward_model" in said:
+    rewards = dict(reward_funcs=folder + "/reward_model", reward_processing_classes=tokenizer)
+trainer = NAMETrainer(
+    model=folder, **rewards, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
+    args=NAMEConfig(
+        **common, gradient_accumulation_steps=accumulation, num_generations=4, beta=0.04,
+        max_completion_length=completion, generation_kwargs={"min_new_tokens": completion},
+        top_p=float(said.get("top_p", 1)), top_k=int(said.get("top_k", 0)),
+        model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"prompt": "a " * (tokens - completion)}] * 64), **quantized)
 trainer.train()
 """
 SCRIPTS = {
@@ -54,6 +74,17 @@ trainer = RewardTrainer(
     model=folder, args=RewardConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
     train_dataset=Dataset.from_list([{"chosen_ids": ids, "rejected_ids": ids}] * 64),
     processing_class=tokenizer, peft_config=lora("SEQ_CLS"), **quantized)
+trainer.train()
+""",
+    "prm": """
+from transformers import AutoModelForTokenClassification
+from trl.experimental.prm import PRMConfig, PRMTrainer
+model = AutoModelForTokenClassification.from_pretrained(
+    folder, num_labels=2, dtype="bfloat16", device_map="auto")
+trainer = PRMTrainer(
+    model=model, args=PRMConfig(**common, max_length=tokens), processing_class=tokenizer,
+    train_dataset=Dataset.from_list([{"input_ids": [3] * tokens, "labels": [-100, 1] * (tokens // 2)}] * 64),
+    peft_config=lora("TOKEN_CLS", None))
 trainer.train()
 """,
     "kto": """
@@ -81,19 +112,37 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 """
     + WHOLE_LOGITS.replace("NAME", "CPO"),
-    "grpo": """
-from trl import GRPOConfig, GRPOTrainer
+    "grpo": SAMPLED.replace("NAME", "GRPO"),
+    "rloo": SAMPLED.replace("NAME", "RLOO"),
+    "distill": """
+from trl import DistillationConfig, DistillationTrainer
 completion, accumulation = map(int, sys.argv[6:8])
 tokenizer.padding_side = "left"
-def lengths(completions, **kwargs):
-    return [float(len(each)) for each in completions]
-trainer = GRPOTrainer(
-    model=folder, reward_funcs=lengths, processing_class=tokenizer, peft_config=lora("CAUSAL_LM"),
-    args=GRPOConfig(
-        **common, gradient_accumulation_steps=accumulation, num_generations=4, beta=0.04,
-        max_completion_length=completion, generation_kwargs={"min_new_tokens": completion},
-        model_init_kwargs={"dtype": "bfloat16"}),
-    train_dataset=Dataset.from_list([{"prompt": "a " * (tokens - completion)}] * 64), **quantized)
+trainer = DistillationTrainer(
+    model=folder, teacher_model=folder + "/teacher", processing_class=tokenizer,
+    peft_config=lora("CAUSAL_LM"),
+    args=DistillationConfig(
+        **common, gradient_accumulation_steps=accumulation, max_completion_length=completion,
+        generation_kwargs={"min_new_tokens": completion}, model_init_kwargs={"dtype": "bfloat16"},
+        teacher_model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"prompt": "a " * (tokens - completion)}] * 64))
+trainer.train()
+""",
+    "embed": """
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+tokenizer.model_max_length = tokens
+tokenizer.save_pretrained(folder)
+model = SentenceTransformer(folder, model_kwargs={"dtype": "bfloat16"})
+if method != "full":
+    model[0].auto_model = get_peft_model(model[0].auto_model, lora("FEATURE_EXTRACTION"))
+size, names = said.get("mini_batch"), ["anchor", "positive", "negative"][: int(said["texts"])]
+loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=int(size)) if size else None
+loss = loss or MultipleNegativesRankingLoss(model)
+trainer = SentenceTransformerTrainer(
+    model=model, args=SentenceTransformerTrainingArguments(**common), loss=loss,
+    train_dataset=Dataset.from_list([dict.fromkeys(names, "a " * tokens)] * 64))
 trainer.train()
 """,
     "mlm": """

@@ -1,6 +1,7 @@
 """The tables know every key of the installed stacks, and a key said to move no memory moves none."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -202,3 +203,20 @@ def test_an_optimizer_whose_states_may_be_larger_than_assumed_is_a_lower_bound(t
     (path := tmp_path / "run.yaml").write_text(f"{head}{key}: {name}\n")
     missing = read_training_file(path).not_modelled()
     assert any(f"optimizer {name}" in entry for entry in missing) == bound
+
+
+@pytest.mark.parametrize(
+    "value, counted",
+    [
+        ("weight_decay=0.1, lr=1e-4", True),
+        ({"beta1": 0.9, "beta3": 0.95}, True),
+        ("amsgrad=True", False),
+        ({"use_kahan_summation": True}, False),
+        ("lr=1e-4,momentum_dtype=bfloat16", False),
+        (True, False),
+    ],
+)
+def test_an_optimizers_arguments_are_numbers_or_make_a_lower_bound(tmp_path, value, counted):
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps(LEAST["trl"] | {"learning_rate": 1e-4, "optim_args": value}))
+    assert (read_training_file(path).not_modelled() == []) == counted

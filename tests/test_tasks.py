@@ -14,7 +14,7 @@ from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import TASKS, WITHOUT_POOLED_HEAD
+from memplan.planner.tables.tasks import NEW_HEADS, TASKS
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -56,6 +56,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "classify, accumulated": (QWEN, {"task": "classify", "gradient_accumulation": 3, "num_labels": 1}),
     "reward, qlora": (QWEN, {"task": "reward", "method": "qlora"}),
     "reward, full": (GPT2, {"task": "reward", "method": "full", "recipe": "trl"}),
+    "prm, full": (GPT2, {"task": "prm", "method": "full"}),
+    "prm, lora": (QWEN, {"task": "prm", "recipe": "trl", "num_labels": 3}),
     "dpo, lora": (LLAMA, {"task": "dpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "dpo, full": (LLAMA, {"task": "dpo", "method": "full", "checkpointing": "none"}),
     "dpo, full, fp32 weights": (QWEN, {"task": "dpo", "method": "full", "recipe": "trl"}),
@@ -127,6 +129,9 @@ def test_no_task_is_a_supervised_step() -> None:
     assert any(50_000 in row.shape and "logits" in row.name for m in supervised.moments for row in m.rows)
     head = 50_000 * 256
     assert supervised.total_parameters - classify.total_parameters == head - 2 * 256
+    steps = plan(read_config(LLAMA), setup_of(task="prm", **same))
+    assert steps.total_parameters - classify.total_parameters == 2  # the biases
+    assert not any(50_000 in row.shape and "logits" in row.name for m in steps.moments for row in m.rows)
     reward = plan(read_config(LLAMA), setup_of(task="reward", method="full"))
     saved = {
         name: p.moment("forward").components["activations"]
@@ -150,6 +155,44 @@ def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
     assert found.peak.allocated_bytes > 2.5 * logits > peak(LLAMA, task="dpo", **same)
     assert found.peak.allocated_bytes > 1.5 * peak(LLAMA, loss="full", **same)
     assert not lacks(setup_of(task=task))
+
+
+@pytest.mark.trace
+def test_embeddings_are_no_supervised_step() -> None:
+    """No head and no logits; more texts need more; the cached loss saves of a mini-batch at a time alone."""
+    pytest.importorskip("transformers")
+    from memplan.planner.trace.engine import trace
+
+    small = {**LLAMA, "num_hidden_layers": 2}
+
+    def found(**fields: Any) -> Any:
+        return trace(small, setup_of(recipe="hf", method="full", **fields))
+
+    embedded, three = found(task="embed", micro_batch=8), found(task="embed", micro_batch=8, texts=3)
+    supervised = found(micro_batch=8)
+    assert supervised.total_parameters - embedded.total_parameters == 50_000 * 256
+    assert three.moment("forward").allocated_bytes > embedded.moment("forward").allocated_bytes
+    cached = found(task="embed", micro_batch=8, mini_batch=2)
+    assert cached.moment("forward").allocated_bytes < embedded.moment("forward").allocated_bytes
+    with pytest.raises(UsageError, match="no rule for task 'embed'"):
+        plan(read_config(LLAMA), setup_of(task="embed", recipe="hf"))
+
+
+@pytest.mark.trace
+def test_a_teacher_is_held_beside_its_student() -> None:
+    """All of its weights, without gradients; a supervised step has none."""
+    pytest.importorskip("transformers")
+    from memplan.planner.inputs.models import find
+    from memplan.planner.trace.engine import trace
+
+    teacher = find("llama-3.2-1b")
+    small = {**LLAMA, "num_hidden_layers": 1, "vocab_size": teacher.config["vocab_size"]}
+    same = {"recipe": "trl", "micro_batch": 2, "sequence_length": 64, "weight_dtype": "bfloat16"}
+    s = setup_of(task="distill", teacher="llama-3.2-1b", completion_length=16, **same)
+    held, alone = (trace(small, each).moment("load").components["weights"] for each in (s, setup_of(**same)))
+    assert held - alone == pytest.approx(2 * teacher.spec().parameters, rel=0.01)
+    with pytest.raises(UsageError, match="entries in its vocabulary"):
+        trace({**small, "vocab_size": 1000}, s)
 
 
 def test_a_reference_runs_without_a_graph() -> None:
@@ -187,6 +230,8 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "dpo", "method": "prefix-tuning"}, "use --method lora or full"),
         ({"task": "dpo", "method": "full", "reference": "base"}, "--set reference=model"),
         ({"task": "kto", "micro_batch": 1}, "use --batch 2 or more"),
+        ({"task": "prm", "targets": ("all-linear",)}, "--targets attention, or name the layers"),
+        ({"task": "prm", "method": "qlora"}, "PEFT then cannot train"),
         ({"task": "orpo", "method": "qlora"}, "no rule for nf4 weights"),
         ({"task": "cpo", "method": "prompt-tuning"}, "use --method lora or full"),
         ({"task": "orpo", "gpus": 2, "parallel": "zero3"}, "use --parallel ddp"),
@@ -201,6 +246,12 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"task": "grpo", "generations": 3}, "a generation of 8 rows is no multiple of generations 3"),
         ({"task": "grpo", "vllm_share": 0.3}, "name it with --gpu"),
         ({"task": "grpo", "vllm_sleeps": True}, "--set vllm_share=0.3"),
+        ({"task": "distill"}, "--set teacher=MODEL"),
+        ({"teacher": "llama-7b"}, "use --task distill"),
+        ({"reward_model": "llama-7b"}, "use --task grpo"),
+        ({"texts": 2}, "--task embed's"),
+        ({"task": "embed", "texts": 1}, "use 2 or more"),
+        ({"mini_batch": 2}, "of --task embed"),
         ({"task": "grpo", "eval_batch": 8}, "whose evaluation samples too"),
         ({"task": "grpo", "gpus": 2, "parallel": "zero3"}, "leave it out for one GPU"),
         ({"num_labels": 0, "task": "classify"}, "num_labels is 0"),
@@ -247,22 +298,19 @@ def test_encoders_are_traced_by_their_own_class() -> None:
     assert bytes_of(BERT, task="mlm") != bytes_of(BERT, task="classify")
 
 
-@pytest.mark.parametrize("model_type", WITHOUT_POOLED_HEAD)
-def test_models_without_a_class_for_it(model_type: str) -> None:
-    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-    assert model_type not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    spec = read_config(LLAMA)
-    object.__setattr__(spec, "model_type", model_type)
-    with pytest.raises(UsageError, match="sequence classification class"):
-        plan(spec, setup_of(task="classify"))
-
-
-def test_every_other_family_has_one() -> None:
+@pytest.mark.parametrize("task", ["classify", "prm"])
+def test_models_without_a_class_for_it(task: str) -> None:
+    """They are those that transformers does not list; what its other classes call the head."""
     from memplan.planner.inputs.families.table import FAMILIES
 
-    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-    have = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-    assert {name for name in FAMILIES if name not in have} == set(WITHOUT_POOLED_HEAD)
+    auto, head = pytest.importorskip("transformers.models.auto.modeling_auto"), NEW_HEADS[TASKS[task].head]
+    have = getattr(auto, f"{head.classes}_NAMES")
+    assert {name for name in FAMILIES if name not in have} == set(head.without)
+    for model_type in head.without:
+        spec = read_config(LLAMA)
+        object.__setattr__(spec, "model_type", model_type)
+        with pytest.raises(UsageError, match=f"{head.what} class"):
+            plan(spec, setup_of(task=task))
 
 
 def test_defaults_are_the_trainers() -> None:

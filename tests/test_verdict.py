@@ -18,8 +18,8 @@ from memplan.planner.tables.gpus import budget, common_gpus, find_gpu
 from memplan.validate.answer import answer
 from memplan.validate.ask import read
 
-SHARED = {"method": "lora", "gpus": 2, "parallel": "ddp"}
-"""Ranks that share are not replayed: what fragmentation could undo is said beside a `fits`."""
+SHARED = {"method": "lora", "gpus": 2, "parallel": "zero3"}
+"""ZeRO is not replayed: what fragmentation could undo is said beside a `fits`."""
 
 
 def said(**fields) -> str:

@@ -8,12 +8,16 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.tasks import TASKS
 
 
 def lacking(spec: ModelSpec, setup: Setup) -> str:
     """What of a model's setup has no rule, "" where all has one."""
     reasons = {
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
+        f"task '{setup.task}'": not TASKS[setup.task].formula,
+        "a reward model beside the trained one": setup.reward_model is not None,
+        "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
     }

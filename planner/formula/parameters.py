@@ -141,7 +141,7 @@ class ParameterTable:
         if self.method.trains != "adapter" or "modules_to_save" not in self.method.reads:
             return
         tensors = list(weight_tensors(self.spec))
-        for module in dict.fromkeys((*self.setup.modules_to_save, *trained_head(self.setup))):
+        for module in dict.fromkeys((*self.setup.modules_to_save, *trained_head(self.spec, self.setup))):
             found = [t for t in tensors if t.module == module or t.module.endswith("." + module)]
             if not found:
                 raise no_target(module, {t.module.rpartition(".")[2] for t in tensors})

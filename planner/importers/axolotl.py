@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memplan.planner.importers import patterns
-from memplan.planner.importers.choices import optimizer
+from memplan.planner.importers.choices import OPTIMIZER_ARGUMENTS, optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import keyword_arguments
 from memplan.planner.importers.resized import NEW_ROWS
@@ -168,6 +168,7 @@ RULES: dict[str, Rule] = {
     "context_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "sequence_parallel_degree": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
+    "optim_args": OPTIMIZER_ARGUMENTS,
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
     "batch_flattening": not_modelled("a batch as one row"),
@@ -195,7 +196,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "the optimizer's numbers, not its states",
         """
-        learning_rate lr_* cosine_* adam_* optim_args weight_decay max_grad_norm num_epochs max_steps warmup_* loraplus_*
+        learning_rate lr_* cosine_* adam_* weight_decay max_grad_norm num_epochs max_steps warmup_* loraplus_*
         embedding_lr embedding_lr_scale dion_* qgalore_* relora_* jagged_* neftune_noise_alpha torchdistx_path
     """,
     ),

@@ -4,9 +4,10 @@ nearest, said aloud.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from memplan.planner.importers.rules import SIDE, UNMODELED, Facts, Imported, bad, text
+from memplan.planner.importers.rules import SIDE, UNMODELED, Facts, Imported, bad, not_modelled, text
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import unknown
@@ -61,6 +62,46 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
         side = "high" if any(word in name for word in SMALLER) else ""
         warnings.append(f"{UNMODELED.format(name)}: assuming the states of adamw_torch_fused{SIDE[side]}")
         facts["optimizer"] = "adamw_torch_fused"
+
+
+NUMBERS = frozenset(
+    [
+        "lr",
+        "betas",
+        "beta1",
+        "beta2",
+        "beta3",
+        "alpha",
+        "eps",
+        "weight_decay",
+        "lamb",
+        "decay_rate",
+        "clip_threshold",
+        "scale_parameter",
+        "relative_step",
+        "warmup_init",
+        "warmup_steps",
+        "r",
+        "weight_lr_power",
+        "nesterov",
+        "t_alpha_beta3",
+    ]
+)
+
+
+def _states_may_change(key: str, value: Any) -> bool:
+    """Whether arguments of an optimizer are more than the numbers that it computes with: `name=value, ...`,
+    or a mapping (transformers 5.24 trainer_optimizer.py).
+    """
+    names = (
+        value if isinstance(value, Mapping) else [pair.partition("=")[0] for pair in str(value).split(",")]
+    )
+    return not {str(name).strip() for name in names} <= NUMBERS
+
+
+OPTIMIZER_ARGUMENTS = not_modelled(
+    "arguments by which an optimizer's states may be others", matters=_states_may_change
+)
 
 
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash_attention_2"}

@@ -7,7 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
+from memplan.planner.importers.choices import (
+    OPTIMIZER_ARGUMENTS,
+    optimizer,
+    settle_attention,
+    settle_optimizer,
+)
 from memplan.planner.importers.fsdp import STRATEGIES, settle_fsdp
 from memplan.planner.importers.rules import (
     Facts,
@@ -71,6 +76,7 @@ TRAINING: dict[str, Rule] = {
         "tensor, context and sequence parallelism divide weights and activations", errs="high"
     ),
     "use_cpu": use("_cpu", flag),
+    "optim_args": OPTIMIZER_ARGUMENTS,
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
     **{
         name: not_modelled("a compiled step frees and fuses tensors differently", errs="high")
@@ -95,7 +101,7 @@ TRAINING: dict[str, Rule] = {
         "the optimizer's numbers, not its states",
         """
         learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2
-        adam_epsilon max_grad_norm num_train_epochs max_steps optim_args label_smoothing_factor neftune_noise_alpha
+        adam_epsilon max_grad_norm num_train_epochs max_steps label_smoothing_factor neftune_noise_alpha
     """,
     ),
     **ignored(

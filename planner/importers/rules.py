@@ -134,11 +134,17 @@ def frozen(key: str, value: Any) -> str:
     return "frozen" if flag(key, value) else "trained"
 
 
-def not_modelled(why: str, harmless: Iterable[Any] = (), errs: Literal["", "high", "low"] = "") -> Rule:
+def not_modelled(
+    why: str,
+    harmless: Iterable[Any] = (),
+    errs: Literal["", "high", "low"] = "",
+    matters: Reader | None = None,
+) -> Rule:
     """A key that moves memory and that no Setup field follows: a warning where it is set to something that
-    matters.
+    matters, which `matters` says of a value where that is no short list.
     """
-    return Rule("not_modelled", why=why, harmless=(None, False, "none", "None", "", 0, *harmless), errs=errs)
+    off = (None, False, "none", "None", "", 0, *harmless)
+    return Rule("not_modelled", read=matters, why=why, harmless=off, errs=errs)
 
 
 def nested(rules: Mapping[str, Rule]) -> Rule:
@@ -183,6 +189,7 @@ def walk(
             reports.append(KeyReport(key, "used", rule.why))
         elif rule.status == "not_modelled":
             harmless = any(value == item and type(value) is type(item) for item in rule.harmless)
+            harmless = harmless or (rule.read is not None and not rule.read(key, value))
             reports.append(
                 KeyReport(key, "ignored" if harmless else "not_modelled", "off" if harmless else rule.why)
             )

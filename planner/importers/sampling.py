@@ -22,6 +22,9 @@ PROMPT, COMPLETION, VLLM_SHARE = 512, 512, 0.3
 cut them to while it had max_prompt_length (0.x: 512)."""
 REWARD = "a reward model beside the trained one"
 
+SAMPLERS = ("grpo", "rloo", "distill")
+"""The tasks whose trainers sample."""
+
 SAMPLING: dict[str, Rule] = {
     "max_completion_length": use("_completion", integer),
     "max_prompt_length": use("_prompt", integer),
@@ -33,8 +36,8 @@ SAMPLING: dict[str, Rule] = {
     "vllm_mode": use("_vllm_mode", text),
     "vllm_gpu_memory_utilization": use("_vllm_share", number),
     "vllm_enable_sleep_mode": use("_vllm_sleeps", flag),
-    "top_p": not_modelled("the logits of the last token are sorted", (1, 1.0), errs="low"),
-    "top_k": not_modelled("the largest logits of the last token are picked", errs="low"),
+    "top_p": use("_top_p", number, "below 1: the logits of the last token are sorted"),
+    "top_k": use("_top_k", integer, "above 0: the largest logits of the last token are picked"),
     "min_p": not_modelled("one more softmax of the last token's logits", errs="low"),
     "repetition_penalty": not_modelled("logits are gathered and scattered", (1, 1.0), errs="low"),
     "cache_implementation": not_modelled("another KV cache than one that grows", ("dynamic",)),
@@ -62,7 +65,8 @@ SAMPLING: dict[str, Rule] = {
         reward_funcs
         """,
     ),
-    "reward_model_name_or_path": not_modelled(REWARD, errs="low"),
+    "reward_model_name_or_path": use("reward_model", text, "a reward model beside the trained one"),
+    "teacher_model_name_or_path": use("teacher", text, "the model whose distributions are learned"),
     "vllm_tensor_parallel_size": not_modelled("vLLM over several GPUs", (1,)),
 }
 
@@ -73,7 +77,8 @@ def sampled(facts: Facts, fields: dict[str, Any], warnings: list[str]) -> dict[s
     Where a file does not say how long prompts are (TRL 1.16 has no key for it), they are taken to be PROMPT
     tokens, and a warning says so.
     """
-    if facts.get("task") != "grpo":
+    task = facts.get("task")
+    if task not in SAMPLERS:
         return fields
     completion = facts.get("_completion", COMPLETION)
     facts.pop("_length", None)  # GRPOConfig has none: a row is a prompt and a completion
@@ -83,15 +88,21 @@ def sampled(facts: Facts, fields: dict[str, Any], warnings: list[str]) -> dict[s
             f"the length of prompts is in the data: {PROMPT} tokens are assumed, --seq says prompt and completion"
         )
     made = {**fields, "completion_length": completion, "sequence_length": prompt + completion}
+    if 0 < (facts.get("_top_p") or 0) < 1:
+        made["top_p"] = facts["_top_p"]
+    if (facts.get("_top_k") or 0) > 0:
+        made["top_k"] = facts["_top_k"]
     if "_generations" in facts:
         made["generations"] = facts["_generations"]
     rows = fields.get("micro_batch", 8) * fields.get("gpus", 1)
     steps = facts.get("_steps") or (facts.get("_generation_batch") or 0) // rows
     if steps:
         made["steps_per_generation"] = steps
-    if facts.get("_beta"):
+    if task == "grpo" and facts.get("_beta"):
         adapts = METHODS[fields["method"]].trains == "adapter"
         made["reference"] = "base" if adapts else "model"
+    if task == "rloo" and facts.get("_beta") == 0:
+        made["reference"] = "none"
     if facts.get("_vllm") and facts.get("_vllm_mode", "colocate") == "colocate":
         made["vllm_share"] = facts.get("_vllm_share", VLLM_SHARE)
         made["vllm_sleeps"] = facts.get("_vllm_sleeps", False)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.importers.rules import Facts, KeyReport, Rule, flag, ignored, not_modelled, use
-from memplan.planner.importers.sampling import SAMPLING
+from memplan.planner.importers.sampling import SAMPLERS, SAMPLING
 
 TRAINERS: dict[str, str] = {
     "SFT": "sft",
@@ -22,7 +22,7 @@ TRAINERS: dict[str, str] = {
     "RLOO": "rloo",
     "OnlineDPO": "grpo",
     "PPO": "ppo",
-    "GKD": "distill",
+    "GKD": "gkd",
     "Distillation": "distill",
 }
 """The first word of a TRL class's name (DPOTrainer, DPOConfig) -> the task."""
@@ -59,8 +59,8 @@ _PAIRS: dict[str, Rule] = {
     "simpo_gamma": Rule("ignored", why="a number of the loss"),
 }
 KEYS: dict[str, dict[str, Rule]] = {
-    **dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo"), _PAIRS),
-    "grpo": SAMPLING,
+    **dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo", "prm"), _PAIRS),
+    **dict.fromkeys(SAMPLERS, SAMPLING),
 }
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 

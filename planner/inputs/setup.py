@@ -98,6 +98,12 @@ class Setup:
     projector: Literal["trained", "frozen"]
     target_length: Size | None  # tokens of a decoder's row, task seq2seq; None: sequence_length
     completion_length: Size | None  # sampled tokens of a row, task grpo
+    top_p: Share | None  # of the sampled tokens' probability, None: all of it
+    top_k: Count | None  # tokens that are sampled from, None: all
+    teacher: str | None  # a model's name, task distill
+    reward_model: str | None  # a model's name, of a task that samples; None: rewards are computed on the host
+    texts: Count | None  # texts of an example, task embed: anchor, positive, negatives
+    mini_batch: Count | None  # texts embedded at once, task embed: the cached loss; None: all, with a graph
     generations: Count | None  # completions of a prompt, of which a generation is a multiple; None: unchecked
     steps_per_generation: Count | None  # micro-batches sampled at once; None: gradient_accumulation
     vllm_share: Share | None  # of the GPU's memory, that of a vLLM beside the trainer; None: no vLLM
@@ -323,6 +329,7 @@ def _contradictions(s: Setup) -> list[tuple[bool, str]]:
         *task_rules.serving(s),
         *task_rules.saving(s),
         *task_rules.generation(s),
+        *task_rules.beside(s),
         (
             s.packed_documents > s.sequence_length,
             f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",

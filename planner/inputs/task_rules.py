@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.tasks import NEW_HEADS, TASKS
 
 KEEPS_LOGITS = ("sft", "classify", "mlm")
 """Tasks whose evaluation is the Trainer's, of logits alone."""
@@ -29,7 +29,7 @@ def derived(fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 def contradictions(s: Any) -> list[tuple[bool, str]]:
     """Choices that a setup's task excludes, each with the sentence that says so and what to do instead."""
     task, method = TASKS[s.task], METHODS[s.method]
-    pooled, said = task.head == "pooled", f"task '{s.task}'"
+    new_head, said = task.head in NEW_HEADS, f"task '{s.task}'"
     return [
         (
             s.task != "sft" and method.trains == "nothing",
@@ -40,8 +40,22 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} has no rule for recipe '{s.recipe}': use --recipe {' or '.join(task.stacks)}",
         ),
         (
-            pooled and s.method in ("freeze", "bitfit", "adapter", *PROMPTS),
+            new_head and s.method in ("freeze", "bitfit", "adapter", *PROMPTS),
             f"{said} trains a new head, method '{s.method}' does not: use --method lora or full",
+        ),
+        (
+            # transformers 5.24 quantizers/base.py get_keys_to_not_convert spares the last parameter's module,
+            # which is then named score.bias: the head becomes 4-bit, and PEFT cannot train a copy of it
+            new_head and NEW_HEADS[task.head].bias and s.quant_type != "none",
+            f"{said}: transformers quantizes its head with the base, which PEFT then cannot train: use "
+            "--method lora",
+        ),
+        (
+            # peft 0.21 tuners/tuners_utils.py _maybe_include_all_linear_layers leaves out a classifier's
+            # head alone
+            task.head == "tokens" and method.trains == "adapter" and s.targets == ("all-linear",),
+            f"{said}: PEFT takes its head for one of 'all-linear', and refuses to train a copy too: use "
+            "--targets attention, or name the layers",
         ),
         (
             (task.reference or task.joined) and s.method in ("adapter", *PROMPTS),
@@ -97,10 +111,48 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
     ]
 
 
+def beside(s: Any) -> list[tuple[bool, str]]:
+    """The models and texts that a task needs, and what only such a task has."""
+    task, said, texts = TASKS[s.task], f"task '{s.task}'", s.texts is not None
+    return [
+        (
+            bool(task.companion) and getattr(s, task.companion or "task") is None,
+            f"{said} needs a {task.companion}, a model's name: --set {task.companion}=MODEL",
+        ),
+        (
+            s.teacher is not None and task.companion != "teacher",
+            f"teacher '{s.teacher}' contradicts {said}, which has none: leave it out, or use --task distill",
+        ),
+        (
+            s.reward_model is not None and (not task.generates or task.old_scores == "never"),
+            f"reward_model '{s.reward_model}' contradicts {said}, which scores no samples: leave "
+            "it out, or use --task grpo",
+        ),
+        (
+            texts != (task.head == "none"),
+            f"texts {s.texts} contradicts {said}: an example's texts are --task embed's",
+        ),
+        (texts and (s.texts or 0) < 2, f"texts {s.texts} leaves nothing to compare with: use 2 or more"),
+        (
+            s.mini_batch is not None and not texts,
+            f"mini_batch {s.mini_batch} contradicts {said}: it is the cached loss's of --task embed",
+        ),
+        (
+            texts and s.method in ("adapter", "adalora", *PROMPTS),
+            f"{said} has no rule for method '{s.method}': use --method lora or full",
+        ),
+        (
+            texts and (s.parallel != "none" or s.eval_batch is not None or bool(s.images)),
+            f"{said} has no rule for several GPUs, an evaluation or pictures: leave parallel, eval_batch and "
+            "images out",
+        ),
+    ]
+
+
 def generation(s: Any) -> list[tuple[bool, str]]:
     """What a task that samples its batch needs, and what only such a task has."""
     task, said = TASKS[s.task], f"task '{s.task}'"
-    own = ("completion_length", "generations", "steps_per_generation", "vllm_share")
+    own = ("completion_length", "generations", "steps_per_generation", "vllm_share", "top_p", "top_k")
     strange = next((name for name in own if getattr(s, name) is not None), None)
     if not task.generates:
         return [

@@ -18,14 +18,14 @@ from memplan.planner.tables.tasks import (
     FUNCTIONAL_DROPOUT,
     MODULE_ATTENTION_DROPOUT,
     MODULE_HEAD,
+    NEW_HEADS,
     TASKS,
-    WITHOUT_POOLED_HEAD,
 )
 
 
 def rows(setup: Setup) -> int:
     """Rows of a batch for each example."""
-    return TASKS[setup.task].rows
+    return setup.texts or TASKS[setup.task].rows
 
 
 class GeneratedRows(NamedTuple):
@@ -52,7 +52,11 @@ def generated(setup: Setup) -> GeneratedRows:
         setup.sequence_length - completion,
         completion,
         steps,
-        setup.gradient_accumulation % steps != 0 or setup.vllm_share is not None,
+        {
+            "later": setup.gradient_accumulation % steps != 0 or setup.vllm_share is not None,
+            "always": True,
+            "never": False,
+        }[TASKS[setup.task].old_scores],
     )
 
 
@@ -97,12 +101,12 @@ def lacks(setup: Setup) -> str:
     return f"task {task.name}: {task.lacks}" if task.lacks else ""
 
 
-def trained_head(setup: Setup) -> tuple[str, ...]:
+def trained_head(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     """The module of which PEFT trains a whole copy by itself: the new head of a classifier (peft 0.21
-    peft_model.py PeftModelForSequenceClassification).
+    peft_model.py PeftModelForSequenceClassification, PeftModelForTokenClassification).
     """
-    pooled = TASKS[setup.task].head == "pooled" and METHODS[setup.method].trains == "adapter"
-    return (MODULE_HEAD,) if pooled else ()
+    new = TASKS[setup.task].head in NEW_HEADS and METHODS[setup.method].trains == "adapter"
+    return (spec.head_name,) if new else ()
 
 
 def without_class(model_type: str, setup: Setup) -> str:
@@ -126,8 +130,8 @@ def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
         raise UsageError(without_class(spec.model_type, setup))
     if setup.vocabulary not in (None, spec.vocab):
         spec = _resized(_Same(spec), setup.vocabulary)
-    if task.head == "pooled" and spec.head_outputs is None:
-        spec = _pooled(_Same(spec), setup.num_labels, setup.task)
+    if task.head in NEW_HEADS and spec.head_outputs is None:
+        spec = _with_new_head(_Same(spec), setup.num_labels, setup.task)
     if not task.dropout and spec.dropouts != _functional(spec):
         spec = _undropped(_Same(spec))
     return spec
@@ -167,19 +171,19 @@ class _Same:
 
 
 @lru_cache(maxsize=64)
-def _pooled(same: _Same, outputs: int, task: str) -> ModelSpec:
-    spec = same.spec
-    if spec.model_type in WITHOUT_POOLED_HEAD:
+def _with_new_head(same: _Same, outputs: int, task: str) -> ModelSpec:
+    spec, head = same.spec, NEW_HEADS[TASKS[task].head]
+    if spec.model_type in head.without:
         raise UsageError(
-            f"task '{task}' needs a sequence classification class, which transformers does not have for "
+            f"task '{task}' needs a {head.what} class, which transformers does not have for "
             f"model_type '{spec.model_type}': use another model, or --task sft"
         )
     return replace(
         spec,
         tied=False,
-        head_name=MODULE_HEAD,
+        head_name="classifier" if spec.model_type in head.elsewhere else MODULE_HEAD,
         head_outputs=outputs,
-        head_bias=False,
+        head_bias=head.bias,
         logit_softcap=None,
         scaled_logits=False,
     )

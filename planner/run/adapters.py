@@ -284,7 +284,7 @@ def _read_adapter(document: dict[str, Any], kind_of_task: str | None) -> Any:
     aside = ("peft_type", "inference_mode", "base_model_name_or_path")
     fields = {key: value for key, value in document.items() if key in accepted and key not in aside}
     fields.setdefault("task_type", "CAUSAL_LM")
-    if kind_of_task == "SEQ_CLS":
+    if kind_of_task in ("SEQ_CLS", "TOKEN_CLS"):
         fields["task_type"] = kind_of_task
     try:
         return known[kind](**fields)

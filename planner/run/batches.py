@@ -27,6 +27,8 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
         return {}  # sampled in each step
     size = (rows(setup) * setup.micro_batch, setup.sequence_length)
     vocab = getattr(config.get_text_config(), "vocab_size", 1000)
+    if setup.method != "inference" and setup.texts is not None:
+        return _texts(setup, vocab, device)
     if sounds.is_speech(config.to_dict()):
         return _sounds(config, setup, device)
     if read_sizes(setup.images):
@@ -54,6 +56,20 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     if setup.packed_documents > 1:
         batch["position_ids"] = _positions(setup, device)
     return batch | pictures.tensors(config, setup, size[0], device)
+
+
+def _texts(setup: Setup, vocab: int, device: torch.device) -> dict[str, Any]:
+    """Ids and a mask for each text of an example, apart: "0:input_ids" and so on (sentence-transformers 6.2
+    base/data_collator.py).
+    """
+    size = (setup.micro_batch, setup.sequence_length)
+    batch: dict[str, Any] = {}
+    for number in range(setup.texts or 0):
+        ids = torch.randint(0, vocab, size, device=device)
+        batch |= {f"{number}:input_ids": ids, f"{number}:attention_mask": torch.ones_like(ids)}
+        if setup.padded:
+            batch[f"{number}:attention_mask"][-1, setup.sequence_length - padding(setup) :] = 0
+    return batch
 
 
 def _sounds(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:

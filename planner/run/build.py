@@ -19,7 +19,7 @@ from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches, rollout
+from memplan.planner.run import adapters, attention, batches, companions, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -35,7 +35,6 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
     """The model, every tensor still an unallocated placeholder. UsageError where no library can build it."""
     quantized.refuse(setup)
     task = TASKS[setup.task]
-    outputs = setup.num_labels if task.head == "pooled" else None
     with quiet():
         if task.classes and not is_speech(config) and listed((task.classes,), read_config(config)) is None:
             raise UsageError(without_class(str(config.get("model_type")), setup))
@@ -43,7 +42,8 @@ def outline(config: Mapping[str, Any], setup: Setup) -> nn.Module:
             raise UsageError(
                 f"task '{setup.task}': a speech model is trained to transcribe: use --task {TASK}"
             )
-        return skeleton(config, setup.weight_dtype, attention.implementation(setup.attention), outputs)
+        kind = attention.implementation(setup.attention)
+        return skeleton(config, setup.weight_dtype, kind, task.head, setup.num_labels)
 
 
 def build(
@@ -78,6 +78,8 @@ def build(
                 materialize(reference, setup, where, watcher)
                 resize(reference, setup)
             reference.eval()
+        with watcher.announce("load"):
+            beside = companions.made(setup, base, where, watcher)
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
         if not TASKS[setup.task].dropout:
@@ -98,6 +100,7 @@ def build(
         batch,
         waiting=waiting,
         reference=reference,
+        companions=beside,
         colocated=colocated,
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),

@@ -101,6 +101,9 @@ class Built:
         dict[str, torch.Tensor], ...
     ] = ()  # micro-batches of the same optimizer step that the stack has fetched already
     reference: nn.Module | None = None  # the second model that a task's loss compares with
+    companions: dict[str, nn.Module] = field(
+        default_factory=dict
+    )  # models of other configs beside the trained one: Setup field -> model
     rollout: dict[str, torch.Tensor] = field(
         default_factory=dict
     )  # what the model sampled last, of which each micro-step takes its rows

@@ -6,10 +6,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.run import chunked_loss, fused_loss, policy, preferences, whole_logits
+from memplan.planner.run import (
+    chunked_loss,
+    distillation,
+    embeddings,
+    fused_loss,
+    policy,
+    preferences,
+    whole_logits,
+)
 from memplan.planner.run.built import Built
 
-TASK_LOSSES = {**preferences.TASK_LOSSES, **whole_logits.WHOLE_LOGITS_LOSSES, "grpo": policy.grpo}
+TASK_LOSSES = {
+    **preferences.TASK_LOSSES,
+    **whole_logits.WHOLE_LOGITS_LOSSES,
+    **policy.SAMPLED_LOSSES,
+    "distill": distillation.distill,
+    "embed": embeddings.embed,
+}
 LOSSES = {"chunked": chunked_loss.loss_of, "fused": fused_loss.loss_of}
 
 

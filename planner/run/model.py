@@ -13,6 +13,7 @@ from typing import Any
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
+from memplan.planner.tables.tasks import NEW_HEADS
 
 require()
 
@@ -151,10 +152,9 @@ def model_class(config: Any) -> Any:
     it, used without where the batch has none; else the causal language model; an encoder-decoder's own (T5),
     an encoder's masked language model (BERT).
     """
-    encoder = not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
     for tables in (
         _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else (),
-        _MASKED if encoder else (),
+        _MASKED if is_encoder(config) else (),
         _WITH_TOWER if has_tower(config.to_dict()) else (),
         _CAUSAL,
     ):
@@ -165,6 +165,11 @@ def model_class(config: Any) -> Any:
         f"transformers has no causal language model for model_type '{config.model_type}': memplan trains on "
         "next-token loss"
     )
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a configuration is of a model that sees both sides of a token (BERT)."""
+    return not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
 
 
 def listed(tables: tuple[str, ...], config: Any) -> Any | None:
@@ -179,32 +184,41 @@ def listed(tables: tuple[str, ...], config: Any) -> Any | None:
     return None
 
 
-def pooled_class(config: Any) -> Any:
-    """The transformers class with a pooled head in place of the vocabulary. UsageError where it has none."""
-    found = listed(("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",), config)
+def headed_class(config: Any, head: str) -> Any:
+    """The transformers class with another head than the vocabulary, or with none. UsageError where there is
+    none.
+    """
+    new = NEW_HEADS.get(head)
+    found = listed((new.classes if new else "MODEL_MAPPING",), config)
     if found is None:
         raise UsageError(
-            f"transformers has no sequence classification class for model_type '{config.model_type}': use "
-            "another model, or --task sft"
+            f"transformers has no {new.what if new else 'base'} class for model_type '{config.model_type}': "
+            "use another model, or --task sft"
         )
     return found
+
+
+_ENDINGS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
 
 
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task (0.21 utils/peft_types.py TaskType); None for an encoder, whose logits
     have no type of their own, and for a speech model, which is not called with tokens.
     """
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        return "SEQ_CLS"
+    for ending, kind in _ENDINGS.items():
+        if type(model).__name__.endswith(ending):
+            return kind
     if getattr(model.config, "is_encoder_decoder", False):
         # peft 0.21 peft_model.py PeftModelForSeq2SeqLM passes input_ids, which a speech model does not take
         return "SEQ_2_SEQ_LM" if model.main_input_name == "input_ids" else None
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
-def skeleton(config: Mapping[str, Any], dtype: str, attention: str, outputs: int | None = None) -> nn.Module:
+def skeleton(
+    config: Mapping[str, Any], dtype: str, attention: str, head: str = "vocabulary", outputs: int = 0
+) -> nn.Module:
     """The model of a config, every tensor on meta. UsageError with the library's reason where it cannot be
-    built. `outputs`: those of a pooled head in place of the vocabulary's; None: a language model.
+    built. `head`: what it ends in (planner/tables/tasks.py Head), `outputs`: those of a new one.
 
     A class without SDPA attention is built with its own eager one, which is what transformers does when
     nobody names one.
@@ -212,9 +226,9 @@ def skeleton(config: Mapping[str, Any], dtype: str, attention: str, outputs: int
     from transformers.initialization import no_init_weights
 
     made = read_config(config)
-    if outputs is not None:
+    if head in NEW_HEADS:
         _classifies(made, outputs)
-    cls = model_class(made) if outputs is None else pooled_class(made)
+    cls = model_class(made) if head == "vocabulary" else headed_class(made, head)
     if cls.config_class is type(made).sub_configs.get(
         "text_config"
     ):  # as transformers 5.23 auto_factory.py from_config does

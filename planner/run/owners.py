@@ -29,9 +29,12 @@ def weights(model: Any) -> Named:
 
 
 def reference(built: Any) -> Named:
-    """The tensors of a second model that the loss compares with; none where there is none."""
-    if built.reference is not None:
-        yield from ((f"reference model: {name}", tensor) for name, tensor in weights(built.reference))
+    """The tensors of the models beside the trained one; none where there is none."""
+    beside = {"reference model": built.reference, **built.companions}
+    for what, model in beside.items():
+        if model is not None:
+            label = what.replace("_", " ")
+            yield from ((f"{label}: {name}", tensor) for name, tensor in weights(model))
 
 
 def batches(built: Any) -> Named:

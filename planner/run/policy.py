@@ -1,4 +1,4 @@
-"""The log-probabilities of sampled completions, and GRPO's loss of them.
+"""The log-probabilities of sampled completions, and GRPO's and RLOO's losses of them.
 
 trl 1.16 trainer/grpo_trainer.py _get_per_token_logps_and_entropies and _compute_loss (dapo, ratios of tokens,
 their defaults), trainer/utils.py add_fused_lm_head: only completion tokens are projected. Metrics are left
@@ -7,6 +7,7 @@ out. B rows, S = P + C tokens of prompt and completion.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,15 +59,21 @@ def _completions(length: int) -> chunked_loss.LossOf:
     return loss_of
 
 
+def _scored(built: Built) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of each completion token of the micro-batch."""
+    batch = built.batch
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return scores(built, built.model, ids, mask, len(ids))
+
+
 def grpo(built: Built) -> Any:
     """-min(ratio x advantage, clipped ratio x advantage), and the divergence from a reference where the
     batch has its log-probabilities.
     """
     batch = built.batch
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     real = batch["completion_mask"]
-    logps, entropies = scores(built, built.model, ids, mask, len(ids))
+    logps, entropies = _scored(built)
     advantages = batch["advantages"].unsqueeze(1)
     old = batch.get("old_logps", logps.detach())
     ratio = torch.exp(logps - old)
@@ -78,3 +85,20 @@ def grpo(built: Built) -> Any:
     loss = (each * real).sum() / real.sum().clamp(min=1)
     del entropies
     return {"loss": loss}
+
+
+def rloo(built: Built) -> Any:
+    """-min(ratio x advantage, clipped ratio x advantage) of whole rows (trl 1.16 trainer/rloo_trainer.py
+    _compute_loss)."""
+    batch = built.batch
+    logps, entropies = _scored(built)
+    rows = (logps * batch["completion_mask"]).sum(1)
+    ratio = torch.exp(rows - batch["old_logps"])
+    clipped = torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
+    loss = -torch.min(ratio * batch["advantages"], clipped * batch["advantages"]).mean()
+    del entropies
+    return {"loss": loss}
+
+
+SAMPLED_LOSSES: dict[str, Callable[[Built], Any]] = {"grpo": grpo, "rloo": rloo}
+"""Task -> the loss of its trainer."""

@@ -1,6 +1,7 @@
 """The batch that a policy is trained on: completions sampled from the model itself, then scored.
 
-What trl 1.16 trainer/grpo_trainer.py does before a step: `_generate_single_turn` calls transformers'
+What trl 1.16 trainer/grpo_trainer.py does before a step (RLOO's and the distillation trainer too):
+`_generate_single_turn` calls transformers'
 generate with the model in training mode, checkpoints off and no gradients; `_generate_and_score_completions`
 joins prompts and completions and asks a micro-batch at a time for the log-probabilities that the loss
 compares with. N rows at once, P prompt tokens, C completion tokens.
@@ -20,8 +21,9 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import GeneratedRows, generated, growth, server_bytes
 from memplan.planner.run import policy
 from memplan.planner.run.built import Announcer, Built
-from memplan.planner.run.preferences import unchecked
+from memplan.planner.run.preferences import called, unchecked
 from memplan.planner.tables.components import GENERATION
+from memplan.planner.tables.tasks import TASKS
 
 
 def run(built: Built, watcher: Announcer, step: int) -> None:
@@ -42,8 +44,11 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
         made = _batch(prompts, sizes)
         del prompts
         with torch.no_grad(), unchecked(built.base):
-            found = _scores(built, made, sizes)
-        built.rollout = _shuffled(made | found)
+            ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
+            both = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
+            found = _scores(built, ids, both, sizes)
+        _reward(built, ids)
+        built.rollout = _shuffled(made | _kept(built, found, made))
 
 
 def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
@@ -124,8 +129,8 @@ def _one_token(
         max_new_tokens=1,
         do_sample=True,
         temperature=1.0,
-        top_p=1.0,
-        top_k=0,
+        top_p=float(built.setup.top_p or 1.0),
+        top_k=built.setup.top_k or 0,
         pad_token_id=0,
         eos_token_id=1,
         disable_compile=True,
@@ -191,13 +196,13 @@ def _batch(prompts: torch.Tensor, sizes: GeneratedRows) -> dict[str, torch.Tenso
     }
 
 
-def _scores(built: Built, made: dict[str, torch.Tensor], sizes: GeneratedRows) -> dict[str, torch.Tensor]:
-    """Log-probabilities of the sampled tokens before the step (where it is not the first one on them) and by
-    the reference, a micro-batch at a time.
+def _scores(
+    built: Built, ids: torch.Tensor, mask: torch.Tensor, sizes: GeneratedRows
+) -> dict[str, torch.Tensor]:
+    """Log-probabilities of the sampled tokens before the step (where the task takes them) and by the
+    reference, a micro-batch at a time.
     """
     setup, found = built.setup, {}
-    ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
-    mask = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
     if sizes.old_scores:
         found["old_logps"] = policy.scores(built, built.model, ids, mask, setup.micro_batch)[0]
     if setup.reference == "model":
@@ -206,6 +211,31 @@ def _scores(built: Built, made: dict[str, torch.Tensor], sizes: GeneratedRows) -
         with built.model.disable_adapter():  # type: ignore[operator]
             found["ref_logps"] = policy.scores(built, built.model, ids, mask, setup.micro_batch)[0]
     return found
+
+
+def _reward(built: Built, ids: torch.Tensor) -> None:
+    """A reward model reads all rows at once, tokenized anew, as accelerate calls it (trl 1.16
+    trainer/grpo_trainer.py and rloo_trainer.py _calculate_rewards). Where rewards are computed on the host,
+    nothing is on the device.
+    """
+    model = built.companions.get("reward_model")
+    if model is None:
+        return
+    rewards = torch.zeros(len(ids), 1, device=ids.device)
+    with torch.no_grad():
+        inputs = {"input_ids": ids.clone(), "attention_mask": torch.ones_like(ids)}
+        rewards[:, 0] = called(built, model, inputs).logits[:, 0]
+
+
+def _kept(
+    built: Built, found: dict[str, torch.Tensor], made: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What of the scores the batch has: of RLOO a number for each row, the reference's being in the rewards
+    (trl 1.16 trainer/rloo_trainer.py _generate_and_score_completions).
+    """
+    if TASKS[built.setup.task].old_scores != "always":
+        return found
+    return {"old_logps": (found["old_logps"] * made["completion_mask"]).sum(1)}
 
 
 def _shuffled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

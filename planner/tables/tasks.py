@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Head = Literal["vocabulary", "pooled"]
+Head = Literal["vocabulary", "pooled", "tokens", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,8 @@ class Task:
     rows: int = 1
     """Rows of the batch for each example: a pair has two."""
     head: Head = "vocabulary"
-    """pooled: one linear layer of `num_labels` outputs, of which a row's last token is kept."""
+    """pooled: one linear layer of `num_labels` outputs, of which a row's last token is kept. tokens: of which
+    every token is. none: the last hidden states are all that the model returns."""
     labels: int | None = None
     """The outputs of a pooled head where the trainer fixes them; None: `num_labels` says."""
     sequences: tuple[str, ...] = ()
@@ -46,6 +47,13 @@ class Task:
     """A reference model may be asked for; `reference`: it is there where nobody says anything."""
     divergence: bool = False
     """Each model also scores other completions, without a graph, for an estimate of their divergence."""
+    old_scores: Literal["later", "always", "never"] = "later"
+    """Whether the log-probabilities of sampled tokens are taken before training: later: where the model is
+    trained before all of them have been used."""
+    formula: bool = True
+    """Whether the formula has a rule for it; else the trace answers alone."""
+    companion: str = ""
+    """The Setup field that names a model which the task cannot do without."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -61,6 +69,12 @@ def _table(*rows: Task) -> dict[str, Task]:
 
 
 _LATER = "not modeled: predicted as a supervised step, which it needs at least"
+
+_SAMPLES = {
+    "loss": "chunked",
+    "completion_length": 512,  # trl 1.16 grpo_config.py, rloo_config.py, distillation_config.py
+    "micro_batch": 8,  # num_generations, of which a batch has a multiple
+}
 
 TASKS: dict[str, Task] = _table(
     Task(
@@ -91,6 +105,17 @@ TASKS: dict[str, Task] = _table(
         dropout=False,
         stacks=("hf", "trl", "axolotl"),
         defaults={"loss": "full"},
+    ),
+    Task(
+        name="prm",
+        summary="a head of num_labels outputs for every token, of which those that end a step have a label",
+        source="trl 1.0 experimental/prm/prm_trainer.py PRMTrainer; transformers 5.24 modeling_layers.py "
+        "GenericForTokenClassification, loss/loss_utils.py ForTokenClassification",
+        head="tokens",
+        sequences=("input_ids", "attention_mask", "labels"),
+        dropout=False,
+        stacks=("hf", "trl"),
+        defaults={"loss": "full", "targets": ("peft-default",)},
     ),
     Task(
         name="dpo",
@@ -184,42 +209,119 @@ TASKS: dict[str, Task] = _table(
         generates=True,
         compares=True,
         stacks=("hf", "trl"),
-        defaults={
-            "loss": "chunked",
-            "completion_length": 512,  # grpo_config.py max_completion_length
-            "micro_batch": 8,  # num_generations, of which a batch has a multiple
-        },
+        defaults=_SAMPLES,
+    ),
+    Task(
+        name="rloo",
+        summary="completions sampled from the model, scored by it and by a reference model, then the clipped ratio "
+        "of whole rows' probabilities",
+        source="trl 1.16 trainer/rloo_trainer.py RLOOTrainer._generate_and_score_completions, _compute_loss; "
+        "rloo_config.py beta",
+        generates=True,
+        reference=True,
+        old_scores="always",
+        formula=False,
+        stacks=("hf", "trl"),
+        defaults=_SAMPLES,
+    ),
+    Task(
+        name="distill",
+        summary="completions sampled from the model, then the divergence of its tokens' distributions from a "
+        "teacher's, in tiles",
+        source="trl 1.16 trainer/distillation_trainer.py DistillationTrainer._compute_loss, kernels/"
+        "chunked_divergence.py; distillation_config.py",
+        generates=True,
+        old_scores="never",
+        formula=False,
+        companion="teacher",
+        stacks=("hf", "trl"),
+        defaults=_SAMPLES,
+    ),
+    Task(
+        name="embed",
+        summary="an embedding of each of an example's texts, of which the others of the batch are negatives",
+        source="sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py, "
+        "cached_multiple_negatives_ranking.py, sentence_transformer/modules/pooling.py",
+        head="none",
+        formula=False,
+        stacks=("hf",),
+        defaults={"loss": "full", "texts": 2, "micro_batch": 8},
     ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
-            ("prm", "TRL's PRMTrainer, which trl 1.16 has no more", "a head for each token"),
-            (
-                "rloo",
-                "trl 1.16 trainer/rloo_trainer.py",
-                "the generation of completions and the reference model",
-            ),
             (
                 "ppo",
                 "TRL's PPOTrainer, which trl 1.16 has no more",
                 "generation, the value, reward and reference models",
             ),
-            ("distill", "trl 1.16 trainer/distillation_trainer.py", "the teacher model and its logits"),
-            ("embed", "sentence-transformers", "the rows of an in-batch contrastive loss"),
+            ("gkd", "trl 1.16 experimental/gkd/gkd_trainer.py", "the teacher model and whole logits of both"),
         )
     ),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """A model that is held beside the trained one, of another config."""
+
+    head: Head = "vocabulary"
+    outputs: int = 0
+    caches: bool = False
+    """Its forward keeps keys and values of every layer, as a config says that nobody changed."""
+    asks_gradients: bool = True
+    """Nobody switched its parameters' gradients off, so that autocast keeps copies of them where it makes some."""
+    same_vocabulary: bool = False
+
+
+COMPANIONS: dict[str, Companion] = {
+    "teacher": Companion(same_vocabulary=True),
+    "reward_model": Companion(head="pooled", outputs=1, caches=True),
+}
+"""Setup field -> the model that it names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewHead:
+    """A linear layer in place of the vocabulary's, which a task trains from nothing."""
+
+    what: str
+    """The kind of transformers' class that has it."""
+    classes: str
+    """transformers' table of those classes (5.24 models/auto/modeling_auto.py)."""
+    bias: bool
+    without: tuple[str, ...]
+    """Model types of the formula's families that have no such class."""
+    elsewhere: tuple[str, ...] = ()
+    """Model types whose class calls it `classifier`; the others' is MODULE_HEAD."""
+
+
+NEW_HEADS: dict[str, NewHead] = {
+    "pooled": NewHead(
+        what="sequence classification",
+        classes="MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+        bias=False,
+        without=("cohere", "cohere2", "granite", "granitemoe", "olmoe"),
+    ),
+    "tokens": NewHead(
+        what="token classification",
+        classes="MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+        bias=True,
+        without=(
+            *("cohere", "cohere2", "deepseek_v2", "gemma3_text", "gptj", "granite", "granitemoe", "olmo"),
+            *("olmo2", "olmo3", "olmoe", "opt", "phimoe"),
+        ),
+        elsewhere=("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox"),
+    ),
+}
+"""Head -> the layer that a task adds; the other heads are the model's own."""
 
 HOLDS_LOGITS = ("llamafactory",)
 """Recipes whose DPO names the model's logits until the loss is there; torchtune's drops them before its
 reference runs (recipes/lora_dpo_single_device.py)."""
 
-WITHOUT_POOLED_HEAD = ("cohere", "cohere2", "granite", "granitemoe", "olmoe")
-"""Model types of the formula's families for which transformers has no sequence classification class
-(5.24 models/auto/modeling_auto.py MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)."""
-
 MODULE_HEAD = "score"
-"""The pooled head's name in every decoder's sequence classification class; PEFT trains a copy of it."""
+"""A new head's name in a decoder's class; PEFT trains a copy of it."""
 
 FUNCTIONAL_DROPOUT = ("opt",)
 """Model types whose every dropout is a function's argument, which no trainer zeroes (transformers 5.24

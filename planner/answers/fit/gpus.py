@@ -174,14 +174,14 @@ def share(
 
 def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: float = 0.0) -> list[Shared]:
     """What one rank needs under the other strategies on as many GPUs."""
-    room, found = Room(gpu, error), []
+    found = []
     for parallel in STRATEGIES if setup.eval_batch is None else ():
         needs = to_share(setup, parallel)
         try:
-            size = peak_of(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}))
+            own = need(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}), error)
         except UsageError:
             continue
-        found.append(Shared(parallel, count, room.device_bytes(size), room.holds(size), needs))
+        found.append(Shared(parallel, count, own.device_bytes(gpu), own.fits(gpu), needs))
     return found
 
 

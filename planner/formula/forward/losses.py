@@ -77,8 +77,10 @@ def _shifted_loss(w: Context, logits: Tensor) -> Tensor:
         return log_likelihood(w, shifted, labels)
 
 
-def log_likelihood(w: Context, wide: Tensor, labels: Tensor) -> Tensor:
-    """Log-softmax of logits in their dtype, which is saved, and the negative log likelihood."""
+def log_likelihood(w: Context, wide: Tensor, labels: Tensor | None) -> Tensor:
+    """Log-softmax of logits in their dtype, which is saved, and the negative log likelihood. `labels`: None
+    where they are those of the batch.
+    """
     t, shape, dtype = w.t, wide.shape, wide.dtype
     probabilities = log_softmax(w, wide)
 
@@ -91,7 +93,7 @@ def log_likelihood(w: Context, wide: Tensor, labels: Tensor) -> Tensor:
         (probabilities,),
         (),
         dtype,
-        saves=(probabilities, labels, weight),
+        saves=(probabilities, *([] if labels is None else [labels]), weight),
         backward=backward,
         name="loss",
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.forward.losses import head
+from memplan.planner.formula.forward.losses import head, log_likelihood
 from memplan.planner.formula.parameters import S
 from memplan.planner.formula.tape.ops import Grads, cast, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
@@ -67,6 +67,17 @@ def class_loss(w: Context, logits: Tensor) -> Tensor:
         return _number(t, found, "nll_loss")
 
 
+def token_classes(w: Context, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits of every token, loss): cross-entropy of all of them, in fp32, of the labels as they are."""
+    t = w.t
+    with t.inside("logits: "):
+        logits = head(w, hidden)
+    if logits.buffer is not None:
+        logits.buffer.info.names_itself = True
+    with t.inside("loss: "):
+        return logits, log_likelihood(w, cast(t, logits, "float32", "fp32 logits"), None)
+
+
 def pair_loss(w: Context, logits: Tensor) -> Tensor:
     """-log sigmoid(chosen - rejected): a number for each pair, from fp32 scores."""
     with w.t.inside("loss: "):
@@ -101,6 +112,7 @@ def preference(w: Context, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 POOLED_LOSSES: dict[str, Callable[[Context, Tensor], tuple[Tensor, Tensor]]] = {
     "classify": classification,
+    "prm": token_classes,
     "reward": preference,
 }
 """Task -> what its trainer makes of the last hidden states."""

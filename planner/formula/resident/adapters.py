@@ -181,7 +181,7 @@ def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     """The targets as a user names them, or PEFT's own for the method and the model type."""
     if setup.targets != ("peft-default",):
         return setup.targets
-    return peft_targets(spec.model_type, METHODS[method_of(setup)].peft_type)
+    return peft_targets(spec.whole_type or spec.model_type, METHODS[method_of(setup)].peft_type)
 
 
 # Linear layers of a class of their own that return more than a tensor (transformers 5.23 models/phimoe
@@ -200,7 +200,7 @@ CONVERTED_METHODS = ("lora", "qlora", "rslora", "lora+", "lora-fa", "dora")  # p
 
 
 def _moved(spec: ModelSpec, setup: Setup) -> dict[str, str]:
-    return MOVED.get(spec.model_type, {}) if method_of(setup) in CONVERTED_METHODS else {}
+    return MOVED.get(spec.whole_type or spec.model_type, {}) if method_of(setup) in CONVERTED_METHODS else {}
 
 
 def expert_targets(spec: ModelSpec, setup: Setup) -> dict[str, tuple[tuple[int, ...], int, int, str]]:

@@ -101,9 +101,9 @@ def _with_tower(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
     if found == ():
         return spec
     if found is None:
-        return replace(spec, uncounted=f"the vision or audio part of a {outer} model")
+        return replace(spec, whole_type=outer, uncounted=f"the vision or audio part of a {outer} model")
     why = f"adapters in the vision part of a {outer} model, and what it saves for pictures"
-    return replace(spec, extras=(*spec.extras, *found), uncounted=why)
+    return replace(spec, whole_type=outer, extras=(*spec.extras, *found), uncounted=why)
 
 
 def trace_instead() -> str:
