@@ -67,6 +67,8 @@ def test_a_model_in_parts_is_not_resized() -> None:
         ("new_num_tokens=151670, pad_to_multiple_of=8", 151672),
         ("len(tokenizer)", None),
         ("151670, pad_to_multiple_of=rows", None),
+        ("151670, **options", None),
+        ("True", None),
     ],
 )
 def test_a_script_s_resizing_is_read_or_makes_a_lower_bound(tmp_path, said, rows) -> None:
