@@ -31,8 +31,8 @@ def resized(call: ast.Call, code: Code, called: str) -> bool:
     given = dict(zip(names, map(values.of, call.args), strict=False))
     given |= {str(keyword.arg): values.of(keyword.value) for keyword in call.keywords}
     rows, multiple = given.get(names[0]), given.get(names[1]) or 1
-    whole = type(rows) is int and type(multiple) is int and "None" not in given  # None: **, any argument
-    if whole and min(rows, multiple) > 0:
+    unread = "None" in given or rows is True or multiple is True  # None: of **, any argument
+    if not unread and isinstance(rows, int) and isinstance(multiple, int) and min(rows, multiple) > 0:
         code.facts["_vocabulary"] = -(-rows // multiple) * multiple
         code.keys.append(KeyReport(f"{called}()", "used"))
     else:
