@@ -117,6 +117,7 @@ SWITCHES: tuple[tuple[str, str, Any], ...] = (
     (r"kto", "task", "kto"),
     (r"grpo", "task", "grpo"),
     (r"rloo", "task", "rloo"),
+    (r"prm|process[- ]reward model(?:s|ing|ling)?", "task", "prm"),
     (r"ppo", "task", "ppo"),
     (r"reward model(?:s|ing|ling)?|奖励模型", "task", "reward"),
     (r"(?:sequence |text )?classif(?:ication|ier)|(?:文本|序列)?分类(?:任务|模型)?", "task", "classify"),
