@@ -83,7 +83,9 @@ def _read(tree: ast.Module, given: Mapping[str, Any] | None, bfloat16: bool) -> 
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
         called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        reader = READERS.get(called, _other_loss if called.endswith("Loss") else None)
+        if called.endswith("Loss") and called not in RANKING:
+            code.facts["_other_loss"] = True
+        reader = READERS.get(called)
         if reader is not None and reader(call, code, called):
             code.calls += 1
     return code
@@ -124,7 +126,11 @@ def _shown(node: ast.expr) -> str:
 
 
 def _take(rules: dict[str, Rule], call: ast.Call, code: Code, called: str) -> bool:
-    facts, keys, warnings = walk(rules, _arguments(call, code, called, rules), f"{called}.")
+    return _walk(rules, _arguments(call, code, called, rules), code, f"{called}.")
+
+
+def _walk(rules: dict[str, Rule], arguments: dict[str, Any], code: Code, prefix: str) -> bool:
+    facts, keys, warnings = walk(rules, arguments, prefix)
     code.facts |= facts
     code.keys += keys
     code.warnings += warnings
@@ -174,11 +180,7 @@ def _get_peft_model(call: ast.Call, code: Code, called: str) -> bool:
     if checkpointing is not None:
         code.facts["_checkpointing"] = bool(checkpointing)
     code.facts["_peft"] = True
-    found, keys, warnings = walk(ADAPTER, facts, f"{called}.")
-    code.facts |= found
-    code.keys += keys
-    code.warnings += warnings
-    return True
+    return _walk(ADAPTER, facts, code, f"{called}.")
 
 
 def _owner(call: ast.Call) -> str:
@@ -197,21 +199,12 @@ def _sentences(call: ast.Call, code: Code, called: str) -> bool:
     code.facts["task"] = "embed"
     _model(next(iter(call.args), None), code, f"{called}(model)")
     loaded = _arguments(call, code, called, PRETRAINED).get("model_kwargs") or {}
-    facts, keys, warnings = walk(PRETRAINED, loaded, f"{called}(model_kwargs).")
-    code.facts |= facts
-    code.keys += keys
-    code.warnings += warnings
-    return True
+    return _walk(PRETRAINED, loaded, code, f"{called}(model_kwargs).")
 
 
 def _ranking(call: ast.Call, code: Code, called: str) -> bool:
     code.facts |= ranking(called, _arguments(call, code, called))
     return True
-
-
-def _other_loss(call: ast.Call, code: Code, called: str) -> bool:
-    code.facts["_other_loss"] = True
-    return False
 
 
 def _sets(**facts: Any) -> Callable[[ast.Call, Code, str], bool]:
