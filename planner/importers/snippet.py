@@ -16,14 +16,7 @@ from typing import Any
 
 from memplan.planner.importers import hf, unsloth
 from memplan.planner.importers.pieces import take_apart
-from memplan.planner.importers.rules import (
-    Facts,
-    Imported,
-    KeyReport,
-    Rule,
-    find_rule,
-    walk,
-)
+from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, find_rule, walk
 from memplan.planner.importers.snippet_models import RANKING, companions, ranking, settle_embedding
 from memplan.planner.importers.snippet_rules import (
     ADAPTER,
@@ -345,7 +338,7 @@ def _finish(code: Code, name: str) -> Imported:
         fields["sequence_length"] = facts["_length"]
     if own:
         fields = unsloth.script_fields(facts, fields, code.values.bfloat16, code.warnings)
-    notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
     known, kernel = facts.get("_model"), facts.get("_named_attention", "")
-    said = [] if known else notes
-    return Imported("python", name, known, fields, code.keys, code.warnings, said, [], kernel)
+    unsaid = code.model_from and not known
+    notes = [f"the model is {code.model_from}, which only its caller says"] if unsaid else []
+    return Imported("python", name, known, fields, code.keys, code.warnings, notes, [], kernel)
