@@ -157,7 +157,7 @@ def _row(name: str, errors: Sequence[float]) -> str:
 
 PAGE = """# What a rank reserves, against dry runs
 
-Written by `python benchmarks/ranks.py --page measurements/dryrun/ranks.jsonl > docs/ranks.md` (records
+Written by `python benchmarks/ranks.py --page measurements/dryrun_ranks.jsonl > docs/ranks.md` (records
 {digest}); a test fails when it is of others. No GPU took part.
 
 Random small llamas (full, LoRA, QLoRA; with and without checkpointing, accumulation in plain loops) on two

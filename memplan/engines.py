@@ -31,17 +31,17 @@ def compiled(model: Model, setup: Setup) -> Prediction:
     from memplan.planner.compiled.engine import Compiled
 
     found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
-    what = _lacking(model, setup) or found.model.architecture
+    what = _lacking(model, setup, found.model.architecture) or found.model.architecture
     why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))
 
 
-def _lacking(model: Model, setup: Setup) -> str:
+def _lacking(model: Model, setup: Setup, architecture: str) -> str:
     """What the formula lacks where it has the model's family; "" where it has not."""
     from memplan.planner.formula.lacking import lacking
 
     if has_tower(model.config):
-        return f"the parts beside the language model of {model.config['architectures'][0]}"
+        return f"the parts beside the language model of {architecture}"
     try:
         return lacking(model.spec(), setup)
     except UsageError:

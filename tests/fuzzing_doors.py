@@ -44,7 +44,8 @@ Door = Callable[[random.Random, Path], Line]
 
 def config(rng: random.Random, folder: Path) -> Line:
     catalog = (ROOT / "planner/inputs/catalog").glob("*.json")
-    entry = rng.choice(sorted(path for path in catalog if path.name != "index.json"))
+    left_out = ("index", "whisper")  # without --task seq2seq Whisper is refused, whatever else is wrong
+    entry = rng.choice(sorted(path for path in catalog if not path.name.startswith(left_out)))
     document, names = broken(rng, json.loads(entry.read_text(encoding="utf-8")))
     line = Line([written(rng, folder / "config.json", text_of(rng, document))], names=names)
     if str(document.get("model_type")) not in FAMILIES:

@@ -26,22 +26,26 @@ TRAINED = [name for name in METHODS if name != "inference"]
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Measurement]]:
-    """Method -> its record, all of one campaign."""
+    """Method (or `resized`, LoRA with new tokens) -> its record, all of one campaign."""
     folder = tmp_path_factory.mktemp("dry")
     cases = [{"model": "biased" if method == "bitfit" else "tiny", "method": method} for method in TRAINED]
     models = {"tiny": TINY, "biased": TINY | {"attention_bias": True, "mlp_bias": True}}
     defaults = {"recipe": "raw", "sequence_length": 128, "gpu": "a100-80gb"}
+    cases.append({"model": "tiny", "method": "lora", "vocabulary": 4160})
     document = {"device": "dry", "steps": 1, "models": models, "defaults": defaults, "cases": cases}
     (folder / "methods.json").write_text(json.dumps(document))
     out = folder / "out"
     assert cli(["campaign", str(folder / "methods.json"), "--out", str(out), "--python", str(PYTHON)]) == 0
     found, problems = scan(out)
     assert not problems
-    yield {measurement.setup.method: measurement for _, measurement in found}
+    yield {
+        "resized" if measurement.setup.vocabulary else measurement.setup.method: measurement
+        for _, measurement in found
+    }
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", [*TRAINED, "resized"])
 def test_every_moment_of_the_trace_is_the_dry_runs_to_the_byte(
     method: str, records: dict[str, Measurement]
 ) -> None:

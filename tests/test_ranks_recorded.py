@@ -20,7 +20,7 @@ from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 
 ROOT = Path(__file__).parents[1]
-FILE = ROOT / "measurements" / "dryrun" / "ranks.jsonl"
+FILE = ROOT / "measurements" / "dryrun_ranks.jsonl"
 RECORDS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 RAN = [record for record in RECORDS if "dry_run" in record]
 APART = {11: 0.0300, 42: 0.0125, 4: 0.0042}
@@ -38,7 +38,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_page_is_of_these_records(script: ModuleType) -> None:
     text = (ROOT / "docs" / "ranks.md").read_text(encoding="utf-8")
     assert script.digest(FILE) in text, (
-        "run: python benchmarks/ranks.py --page measurements/dryrun/ranks.jsonl > docs/ranks.md"
+        "run: python benchmarks/ranks.py --page measurements/dryrun_ranks.jsonl > docs/ranks.md"
     )
     assert len(RAN) >= 30 and len({json.dumps(r["fields"]) + json.dumps(r["config"]) for r in RAN}) == len(
         RAN

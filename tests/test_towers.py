@@ -153,3 +153,13 @@ def test_the_formula_refuses_pictures() -> None:
     setup = resolve({"images": ("1@56x56",), "sequence_length": 128})
     with pytest.raises(UsageError, match="formula has no rule for pictures .*1@56x56"):
         plan(read_config(CONFIGS["gemma3"]), setup)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 10**30, "abc", True, 1.5])
+def test_a_towers_size_is_a_number_of_something(value: object) -> None:
+    """A string would be repeated, a zero divided by."""
+    broken = CONFIGS["gemma3"]["vision_config"] | {"patch_size": value}
+    with pytest.raises(UsageError, match="vision_config.patch_size is .* expected a whole number from 1"):
+        read_config(CONFIGS["gemma3"] | {"vision_config": broken})
+    with pytest.raises(UsageError, match="^scale_factor is "):
+        read_config(CONFIGS["smolvlm"] | {"scale_factor": value})

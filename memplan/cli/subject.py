@@ -62,7 +62,10 @@ class Subject:
         notes = (f"interpreted as {self.imported.format} from {self.imported.source}", *self.imported.notes)
         found = prediction.with_(
             assumptions=(*notes, *prediction.assumptions),
-            warnings=(*prediction.warnings, *self.imported.warnings),
+            warnings=(
+                *prediction.warnings,
+                *(said for said in self.imported.warnings if not any(each in said for each in self._settled)),
+            ),
             extra={**prediction.extra, "import": self.imported.to_document()},
         )
         return self.bounded(found)
@@ -70,18 +73,25 @@ class Subject:
     @property
     def not_modelled(self) -> tuple[str, ...]:
         """What the training file asks for and nothing counts; pictures are counted where their sizes are
-        said.
+        said, new tokens where the vocabulary is.
         """
         missing = () if self.imported is None else tuple(self.imported.not_modelled())
         if self.loader is not None:
             from memplan.lengths import uncounted
 
             missing = (*missing, *uncounted(self.model, self.setup, self.loader))
-        if not self.setup.images:
-            return missing
-        return tuple(
-            text for text in missing if not text.endswith(tuple(f"({each})" for each in WITHOUT_SIZES))
-        )
+        ends = tuple(f"({each})" for each in self._settled)
+        return tuple(text for text in missing if not text.endswith(ends))
+
+    @property
+    def _settled(self) -> tuple[str, ...]:
+        """What would lack by the file alone, and is said elsewhere."""
+        sizes = WITHOUT_SIZES if self.setup.images else ()
+        if self.imported is None or self.setup.vocabulary is None:
+            return tuple(sizes)
+        from memplan.planner.importers.resized import NEW_ROWS
+
+        return (*sizes, NEW_ROWS)
 
     def bounded(self, prediction: Prediction) -> Prediction:
         """The prediction of this subject or of a variant: a lower bound where the file asks for more."""

@@ -120,12 +120,13 @@ def span(prediction: Prediction, verdict: GpuVerdict) -> tuple[int, int]:
 
 
 def subject(prediction: Prediction) -> str:
-    """What was predicted: model, method, batch, checkpointing, and whose share of several GPUs."""
+    """What was predicted: model, method, task, batch, checkpointing, and whose share of several GPUs."""
     setup = prediction.setup
     varied = prediction.extra.get("lengths", {}).get("batches", "packed") != "packed"
     parts = [
         prediction.model.name,
         setup.method,
+        *([setup.task] if setup.task != "sft" else []),
         f"batch {setup.micro_batch:,} × {'up to ' * varied}{setup.sequence_length:,} tokens",
     ]
     if setup.method != "inference":

@@ -44,7 +44,7 @@ def has_free_rank(setup: Setup) -> bool:
 
 def _structure(setup: Setup) -> Setup:
     """The setup with the symbolic fields set to 1, on the first GPU of its compute capability, which decides
-    kernels: equal for setups of one structure.
+    kernels (its own where the load reduces): equal for setups of one structure.
     """
     free_rank = has_free_rank(setup)
     free = {name: 1 for name in FREE if name != "rank" or free_rank}
@@ -53,7 +53,7 @@ def _structure(setup: Setup) -> Setup:
     if setup.target_rank is not None:
         free["target_rank"] = 1
     # a server's share is of one GPU's memory
-    one = setup.gpu is None or setup.vllm_share is not None
+    one = setup.gpu is None or setup.vllm_share is not None or setup.vocabulary is not None
     gpu = {} if one else {"gpu": first_alike(find_gpu(str(setup.gpu)))}
     return setup.with_(**free, **gpu)
 

@@ -8,6 +8,7 @@ from memplan.planner.importers import patterns
 from memplan.planner.importers.choices import OPTIMIZER_ARGUMENTS, optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import keyword_arguments
+from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
     PICTURES,
     Rule,
@@ -147,14 +148,8 @@ RULES: dict[str, Rule] = {
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
     "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
-    "tokens": not_modelled(
-        "rows that new tokens add to embeddings and head, which both exist twice while they grow",
-        ([], {}),
-        errs="low",
-    ),
-    "resize_token_embeddings_to_32x": not_modelled(
-        "embeddings and head grow to a multiple of 32 rows, and exist twice while they do", errs="low"
-    ),
+    "tokens": not_modelled(NEW_ROWS, ([], {}), errs="low"),
+    "resize_token_embeddings_to_32x": not_modelled(NEW_ROWS, errs="low"),
     "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
     "selective_checkpointing": not_modelled(
         "attention outputs kept, about one hidden state more per layer", errs="low"

@@ -16,6 +16,7 @@ from typing import Any
 
 from memplan.planner.importers import hf, unsloth
 from memplan.planner.importers.pieces import take_apart
+from memplan.planner.importers.resized import resized
 from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, find_rule, walk
 from memplan.planner.importers.snippet_models import RANKING, companions, ranking, settle_embedding
 from memplan.planner.importers.snippet_rules import (
@@ -305,6 +306,7 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     "SentenceTransformer": _sentences,
     **dict.fromkeys(RANKING, _ranking),
     **dict.fromkeys(OPTIMIZERS, _optimizer),
+    "resize_token_embeddings": resized,
     "half": _sets(weight_dtype="float16"),
 }
 
@@ -334,8 +336,8 @@ def _finish(code: Code, name: str) -> Imported:
         fields["checkpointing"] = facts.get("_kbit_checkpointing", "none")
     elif "_checkpointing" not in facts and code.stack is OWN_LOOP:
         fields["checkpointing"] = "none"
-    if "_length" in facts:
-        fields["sequence_length"] = facts["_length"]
+    said = {"_length": "sequence_length", "_vocabulary": "vocabulary"}
+    fields |= {name: facts[fact] for fact, name in said.items() if fact in facts}
     if own:
         fields = unsloth.script_fields(facts, fields, code.values.bfloat16, code.warnings)
     known, kernel = facts.get("_model"), facts.get("_named_attention", "")

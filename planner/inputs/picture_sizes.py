@@ -50,7 +50,7 @@ UNLIMITED = Limits()
 
 def has_tower(config: Mapping[str, Any]) -> bool:
     """Whether a config.json says that the model has a vision or audio part beside its language model."""
-    return any(config.get(key) for key in PARTS) or config.get("model_type") in PICTURES
+    return any(config.get(key) for key in PARTS) or str(config.get("model_type")) in PICTURES
 
 
 def rule_of(config: Mapping[str, Any]) -> PictureRule:

@@ -80,6 +80,7 @@ class Setup:
     checkpoint_every: Count
     checkpoint_offload: bool
     load: Literal["pretrained", "random"]
+    vocabulary: Size | None  # rows of embedding and head once they are resized; None: those of the model
     attention: Attention
     loss: Literal["full", "chunked", "fused"]
     optimizer: str

@@ -256,6 +256,7 @@ class ModelSpec:
     embedding_name: str = "model.embed_tokens"
     position_name: str | None = None
     head_name: str = "lm_head"
+    resized_from: int | None = None  # rows of the vocabulary as read, where it is resized then
     whole_type: str = ""  # the model_type of a model with other parts, whose class PEFT is given
     head_outputs: int | None = None  # of a pooled head, a classifier's; None: the vocabulary
     dropouts: Dropouts = Dropouts()

@@ -118,8 +118,8 @@ def without_class(model_type: str, setup: Setup) -> str:
 
 
 def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
-    """The model with the head and the dropout of the setup's task. Raises UsageError where transformers has
-    no such class.
+    """The model with the setup's vocabulary, and the head and the dropout of its task. Raises UsageError
+    where transformers has no such class.
     """
     task = TASKS[setup.task]
     if read_sizes(setup.images):
@@ -128,6 +128,8 @@ def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
         )
     if task.classes:  # every family of the formula is a decoder
         raise UsageError(without_class(spec.model_type, setup))
+    if setup.vocabulary not in (None, spec.vocab):
+        spec = _resized(_Same(spec), setup.vocabulary)
     if task.head in NEW_HEADS and spec.head_outputs is None:
         spec = _with_new_head(_Same(spec), setup.num_labels, setup.task)
     if not task.dropout and spec.dropouts != _functional(spec):
@@ -141,6 +143,11 @@ def _functional(spec: ModelSpec) -> Dropouts:
         return spec.dropouts
     kept = 0.0 if spec.model_type in MODULE_ATTENTION_DROPOUT else spec.dropouts.attention
     return Dropouts(attention=kept)
+
+
+@lru_cache(maxsize=64)
+def _resized(same: _Same, vocabulary: int) -> ModelSpec:
+    return replace(same.spec, vocab=vocabulary, resized_from=same.spec.vocab)
 
 
 @lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ from memplan.planner.run.model import listed, quiet, read_config, skeleton
 from memplan.planner.run.optimizer import make_optimizer
 from memplan.planner.run.preferences import drops_nothing
 from memplan.planner.run.quantize import replace_linears
+from memplan.planner.run.resizing import resize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.tasks import TASKS
 
@@ -68,12 +69,14 @@ def build(
     with quiet():
         with watcher.announce("load"):
             warnings = materialize(model, setup, where, watcher)
+            resize(model, setup)
         base, own = model, frozenset(id(p) for p in model.parameters())
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)
         if reference is not None:
             with watcher.announce("load"):
                 materialize(reference, setup, where, watcher)
+                resize(reference, setup)
             reference.eval()
         with watcher.announce("load"):
             beside = companions.made(setup, base, where, watcher)

@@ -35,6 +35,7 @@ BASE: dict[str, Any] = {
     "checkpoint_every": 1,
     "checkpoint_offload": False,
     "load": "pretrained",
+    "vocabulary": None,
     "attention": "sdpa",
     "loss": "full",
     "optimizer": "adamw_torch",

@@ -35,7 +35,7 @@ if quantized:
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
 checkpointed = fields.get("checkpointing", "none") != "none"
 if checkpointed:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if adapters:
         model.enable_input_require_grads()
 if quantized and fields.get("kbit_prepare", True):

@@ -18,6 +18,7 @@ from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
 from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
+from memplan.planner.formula.replay.resizing import as_read, resize
 from memplan.planner.formula.resident.loading import EXPERTS_APART
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
@@ -48,6 +49,7 @@ class Load:
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
+        self.read = as_read(parameter_table.spec, parameter_table.base)
         self.experts: Experts | None = None
         self.adapted = 0  # where among the events adapters begin
         self._elements: dict[int, int] = {}
@@ -83,21 +85,23 @@ class Load:
 
     def weights(self) -> None:
         """The checkpoint's tensors, in the order in which they are read."""
-        kinds = [stored for stored in self.parameter_table.base if stored.role != "buffer"]
+        base = [self.read.get(id(stored), stored) for stored in self.parameter_table.base]
+        kinds = [stored for stored in base if stored.role != "buffer"]
         if self.setup.load == "pretrained":
             if self.setup.device == "cuda" and not self.setup.quantize_experts:  # axolotl leaves it out then
                 self.out.about = ("warm-up of the allocator", (), "uint8", "")
                 self.out.through(self._warm_up(kinds))
             for each in sorted(each_of(kinds), key=partial(natural, self.spec.model_type)):
                 self._read(each)
-            for stored, layer in each_of(s for s in self.parameter_table.base if s.role == "buffer"):
+            for stored, layer in each_of(s for s in base if s.role == "buffer"):
                 self.keep(stored, layer, stored.dtype)
         else:  # quantized layers first, then module by module (planner/run/loading.py _made_here)
-            for each in sorted(in_order(self.parameter_table.base), key=lambda each: not _is_layer(each[0])):
+            for each in sorted(in_order(base), key=lambda each: not _is_layer(each[0])):
                 if each[0].role == "buffer":
                     self.keep(*each, each[0].dtype)
                 else:
                     self._read(each)
+        resize(self)
 
     def _warm_up(self, kinds: Sequence[ParameterSpec]) -> int:
         """Bytes of the block that stays reserved: those of all that will be loaded."""

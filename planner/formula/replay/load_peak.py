@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from memplan.planner.formula.forward.context import device_of
@@ -26,8 +26,8 @@ adapters are a small part of each.
 
 
 def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str, list[list[SymbolicRow]]]:
-    """Rows of `load_peak` and `load`: of the former the largest state before there are adapters, the largest
-    with them, and what stays; the last alone where layers are too many to write out.
+    """Rows of `load_peak` and `load`: of the former the largest states (`_peaks`) and what stays; the last
+    alone where layers are too many to write out.
     """
     if parameter_table.spec.depth > MOST_LAYERS:
         return {"load_peak": [load_rows(parameter_table)], "load": [load_rows(parameter_table)]}
@@ -36,10 +36,11 @@ def load_candidates(parameter_table: ParameterTable, layers_of: Any) -> dict[str
     stays = load_rows(parameter_table)
     adapters = frozenset(t.name for adapter in parameter_table.adapters.values() for t in adapter.tensors)
     peaks = _peaks(out, load.adapted, adapters)
-    if out.product is not None:  # before any adapter's largest tensors: there at the largest state with them
+    if out.product is not None:
         workspace = _workspace(parameter_table.setup)
-        stays, peaks = [*stays, *workspace], [*peaks[:1], *([*rows, *workspace] for rows in peaks[1:])]
-    return {"load_peak": [stays, *peaks], "load": [stays]}
+        stays = [*stays, *workspace]
+        peaks = [(place, [*rows, *workspace] if place > out.product else rows) for place, rows in peaks]
+    return {"load_peak": [stays, *(rows for _, rows in peaks)], "load": [stays]}
 
 
 def _workspace(setup: Setup) -> list[SymbolicRow]:
@@ -53,11 +54,13 @@ def _workspace(setup: Setup) -> list[SymbolicRow]:
 
 
 @lru_cache(maxsize=32)
-def _peaks(out: NamedEvents, adapted: int, adapters: frozenset[str]) -> list[list[SymbolicRow]]:
-    """The rows of the largest state before there are adapters, and of the largest with them."""
+def _peaks(out: NamedEvents, adapted: int, adapters: frozenset[str]) -> list[tuple[int, list[SymbolicRow]]]:
+    """The largest state before there are adapters and the largest with them, of those without a cuBLAS
+    workspace and of those with it: after how many events, and its rows.
+    """
     gone = {~event: place for place, event in enumerate(out.events) if event < 0}
-    spans = [(0, adapted), (adapted, len(out.events))]
-    return [_rows(out, place, gone, adapters) for place in _largest(out, spans)]
+    ends = sorted({0, adapted, len(out.events), *([] if out.product is None else [out.product])})
+    return [(place, _rows(out, place, gone, adapters)) for place in _largest(out, list(pairwise(ends)))]
 
 
 def _largest(out: Events, spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -32,6 +32,8 @@ class _Source:
         self.table, self.rank, self.layers_of = table, rank, layers_of
         setup = table.setup
         left_out = {*NOT_READ} if OPTIMIZERS[setup.optimizer].at_once else {*NOT_READ, *OF_STATES}
+        if setup.vocabulary is not None:
+            left_out.discard("gpu")  # its multiprocessors split the sums of a mean
         said = tuple(repr(value) for name, value in setup.values().items() if name not in left_out)
         self.key = (id(table.spec), said, rank, id(table) if setup.gpus > 1 else 0)
 

@@ -130,6 +130,11 @@ def refuse_tracing(setup: Setup, family: str | None = None) -> None:
 def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
     sharded, row = s.parallel in SHARDED, PARALLEL[s.parallel]
     yield (
+        s.vocabulary is not None and s.parallel in ("fsdp", "zero3"),
+        f"vocabulary {s.vocabulary}: growing a model that is cut across GPUs has no rule under {s.parallel}; set "
+        "vocab_size in its config.json instead",
+    )
+    yield (
         s.offload not in row.offloads,
         f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}",
     )

@@ -12,8 +12,10 @@ from typing import Any
 
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.spec import Extra
+from memplan.planner.tables.errors import UsageError, shown
 
 CHANNELS = 3
+LARGEST = 2**24
 Counts = tuple[int, int]
 """Elements of linear layers' weights, and of everything else (biases among it)."""
 LINEAR, OTHER = "vision tower and projector: linear layers", "vision tower and projector: everything else"
@@ -30,10 +32,28 @@ def tower_weights(config: Mapping[str, Any], text_hidden: int) -> tuple[Extra, .
     if rule is None or not isinstance(vision, Mapping):
         return None
     try:
-        linear, other = rule({**DEFAULTS.get(str(config["model_type"]), {}), **vision}, config, text_hidden)
+        sizes = _Sizes({**DEFAULTS.get(str(config["model_type"]), {}), **vision})
+        linear, other = rule(sizes, config, text_hidden)
     except (KeyError, TypeError):  # a number that the class has a default for
         return None
     return (Extra(LINEAR, (linear,), "tower_linear"), Extra(OTHER, (other,), "tower"))
+
+
+class _Sizes(dict[str, Any]):
+    """A part of a config whose sizes are numbers of something. UsageError for one that is not."""
+
+    where = "vision_config."
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if isinstance(value, (list, tuple)):  # one for each of several parts or axes
+            return value
+        whole = type(value) in (int, float) and 0 < value <= LARGEST and value == int(value)
+        if not whole:
+            raise UsageError(
+                f"{self.where}{key} is {shown(value)}: expected a whole number from 1 to {LARGEST:,}"
+            )
+        return int(value)
 
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> Counts:
@@ -75,7 +95,9 @@ def _gemma(vision: Mapping[str, Any], config: Mapping[str, Any], text: int) -> C
 
 
 def _idefics(vision: Mapping[str, Any], config: Mapping[str, Any], text: int) -> Counts:
-    scale = config.get("scale_factor", 2)
+    whole = _Sizes({"scale_factor": 2} | dict(config))
+    whole.where = ""
+    scale = whole["scale_factor"]
     return _sum(_siglip(vision), _linear(vision["hidden_size"] * scale**2, text, bias=False))
 
 

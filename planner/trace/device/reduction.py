@@ -7,20 +7,14 @@ Left out: inputs beyond 32-bit indexing, which are reduced in parts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memplan.planner.tables.reductions import THREADS_PER_SM, Dimension, staging
 from memplan.planner.trace.device.rule import OpCall, Workspace
-
-MAX_THREADS = 512
-THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
-"""maxThreadsPerMultiProcessor where it is not 2048 (CUDA programming guide, technical specifications by
-compute capability).
-"""
 
 
 def reduction(c: OpCall) -> Iterator[Workspace]:
@@ -74,13 +68,13 @@ def _reduced(args: tuple[Any, ...], out: Tensor) -> list[bool]:
     return flags[::-1]
 
 
-def _coalesced(source: Tensor, reduced: list[bool]) -> list[tuple[int, int, bool]]:
+def _coalesced(source: Tensor, reduced: list[bool]) -> list[Dimension]:
     """TensorIterator's dimensions (size, stride, reduced): reduced ones first, fastest first, neighbors
     merged; sizes of 1 dropped.
     """
     dims = [(s, st, r) for s, st, r in zip(source.shape, source.stride(), reduced, strict=True) if s != 1]
     dims.sort(key=lambda d: (not d[2], d[1]))
-    merged: list[tuple[int, int, bool]] = []
+    merged: list[Dimension] = []
     for size, stride, flag in dims:
         if merged and merged[-1][2] == flag and merged[-1][0] * merged[-1][1] == stride:
             merged[-1] = (merged[-1][0] * size, merged[-1][1], flag)
@@ -89,70 +83,10 @@ def _coalesced(source: Tensor, reduced: list[bool]) -> list[tuple[int, int, bool
     return merged
 
 
-def _last_power(n: int) -> int:
-    return 1 << (max(1, n).bit_length() - 1)
-
-
-def _up(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def buffers(
     source: Tensor, reduced: list[bool], accumulate: int, sms: int, threads_per_sm: int
 ) -> tuple[int, int]:
     """(bytes of the staging buffer, bytes of the semaphores); (0, 0) where each output stays within one
     block.
     """
-    dims = _coalesced(source, reduced)
-    inner = sum(1 for d in dims if d[2])
-    if inner == 0:
-        return 0, 0
-    inputs = math.prod(size for size, _, flag in dims if flag)
-    outputs = math.prod(size for size, _, flag in dims if not flag)
-    along = (
-        inner == len(dims) or dims[0][1] < dims[inner][1]
-    )  # a warp reads inputs, not outputs, side by side
-    vector = 1 if along else _output_vector(dims, inner)
-    first, second = (inputs, outputs) if along else (outputs // vector, inputs)
-    if along and dims[0][1] == 1 and inputs >= 128 and inner == 1:
-        # input_vec_size of ReduceSumProdKernel.cu, ReduceMomentKernel.cu
-        first //= 8 if source.element_size() == 2 else 4
-    width, height = _block(first, second, MAX_THREADS // vector)
-    step_input, step_output = (width, 1) if along else (1, width)
-    across_warps = _up(inputs, step_input) >= min(height * 16, 256)
-    if across_warps:
-        step_input *= height
-    else:
-        step_output *= height
-    grid, values = _up(outputs // vector, step_output), _up(inputs, step_input)
-    blocks = _blocks_per_output(values, grid, sms * (threads_per_sm // (width * height)))
-    if not across_warps or blocks <= 1:
-        return 0, 0
-    return accumulate * outputs * blocks * (1 if along else width * vector), 4 * grid
-
-
-def _output_vector(dims: list[tuple[int, int, bool]], inner: int) -> int:
-    """How many outputs one thread reduces side by side (`setReduceConfig`, output_vec_size): what divides the
-    outputs' fastest dimension and every other stride, at most 4.
-    """
-    if dims[inner][1] != 1:
-        return 1
-    vector = 4
-    for number in (dims[inner][0], *(stride for i, (_, stride, _) in enumerate(dims) if i != inner)):
-        while number % vector:
-            vector //= 2
-    return vector
-
-
-def _block(first: int, second: int, most: int) -> tuple[int, int]:
-    """(width, height) of a thread block (`set_block_dimension`)."""
-    width_limit, height_limit = (_last_power(n) if n < most else most for n in (first, second))
-    height = min(height_limit, most // min(width_limit, 32))
-    return min(width_limit, most // height), height
-
-
-def _blocks_per_output(values: int, grid: int, target_grid: int) -> int:
-    """Over how many thread blocks one output is split; 1 where it is not."""
-    if values < 256 or grid > target_grid:
-        return 1
-    return max(min(_up(target_grid, grid), _up(values, 16)), _up(values, 256))
+    return staging(_coalesced(source, reduced), source.element_size(), accumulate, sms, threads_per_sm)
