@@ -17,6 +17,7 @@ from memplan.validate.questions.replies import ask
         ("Will DPO of llama-3.1-8b with LoRA fit on an A100 80GB?", "dpo"),
         ("llama-7b 做 KTO，LoRA，24G 够吗", "kto"),
         ("PPO of qwen2.5-7b with qlora on a 4090?", "ppo"),
+        ("Does PRM training of qwen3-0.6b fit on a 4090?", "prm"),
         ("训练一个 8B 的奖励模型，24G 够吗", "reward"),
         ("sequence classification with mistral-7b qlora on a t4?", "classify"),
     ],
@@ -84,3 +85,16 @@ def test_beside_a_no_stands_what_would_fit():
     )
     (smaller,) = ask("Can I fine-tune llama-3.1-70b with QLoRA on a 12GB card?")
     assert "which fits" not in smaller.line["en"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "command"),
+    [
+        ("Can I train llama-3.1-8b with RLOO on an A100 80GB?", "memplan llama-3.1-8b --task rloo"),
+        ("Can I distill into llama-3.2-1b on an A100 80GB?", "--task distill .*--set teacher=MODEL traces"),
+        ("Does an embedding model from qwen3-0.6b with lora fit on a 4090?", "--task embed --method lora"),
+    ],
+)
+def test_a_task_of_the_trace_alone_is_refused_with_its_command(sentence, command):
+    with pytest.raises(UsageError, match=command):
+        ask(sentence)

@@ -136,7 +136,8 @@ def test_a_name_with_two_values_is_not_known(tmp_path):
 
 @pytest.mark.parametrize(
     ("trainer", "task"),
-    [("SFTTrainer", "sft"), ("GRPOTrainer", "grpo"), ("DPOTrainer", "dpo"), ("RewardTrainer", "reward")],
+    [("SFTTrainer", "sft"), ("GRPOTrainer", "grpo"), ("DPOTrainer", "dpo"), ("RewardTrainer", "reward")]
+    + [("RLOOTrainer", "rloo"), ("PRMTrainer", "prm")],
 )
 def test_a_trainer_is_given_the_models_name(tmp_path, trainer, task):
     text = f"t = {trainer}(model='Qwen/Qwen3-8B', peft_config=LoraConfig(r=16), train_dataset=data)\n"
@@ -389,3 +390,40 @@ def test_any_expression_is_a_value_or_not_known(tmp_path, expression):
 def test_a_value_of_the_wrong_kind_is_one_message(tmp_path, call, expected):
     with pytest.raises(UsageError, match=expected):
         read(tmp_path, f"{call}\n")
+
+
+def test_models_beside_the_trained_one_are_read_or_refused(tmp_path):
+    script = "t = {0}Trainer(model='Qwen/Qwen2.5-1.5B', {1}, args={0}Config(max_completion_length=256{2}))\n"
+    teacher = script.format("Distillation", "teacher_model='Qwen/Qwen2.5-7B'", "")
+    s = resolve(imported=read(tmp_path, teacher).fields)
+    assert (s.task, s.teacher, s.completion_length) == ("distill", "Qwen/Qwen2.5-7B", 256)
+    with pytest.raises(UsageError, match="teacher_model.*not a model's name"):
+        read(tmp_path, teacher.replace("'Qwen/Qwen2.5-7B'", "teacher"))
+    rewarded = script.format("GRPO", "reward_funcs='Qwen/Qwen2.5-0.5B'", ", top_p=0.9, top_k=20")
+    s = resolve(imported=read(tmp_path, rewarded).fields)
+    assert (s.task, s.reward_model, s.top_p, s.top_k) == ("grpo", "Qwen/Qwen2.5-0.5B", 0.9, 20)
+    several = read(tmp_path, rewarded.replace("='Qwen/Qwen2.5-0.5B'", "=['a/b', 'c/d']"))
+    assert several.not_modelled() == ["reward_funcs (2 reward models)"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "mini_batch", "counted"),
+    [
+        ("MultipleNegativesRankingLoss(model)", None, True),
+        ("CachedMultipleNegativesRankingLoss(model, mini_batch_size=16)", 16, True),
+        ("losses.CachedMultipleNegativesRankingLoss(model)", 32, True),
+        ("CoSENTLoss(model)", None, False),
+        ("MatryoshkaLoss(model, MultipleNegativesRankingLoss(model))", None, False),
+    ],
+)
+def test_a_script_of_sentence_transformers_embeds(tmp_path, loss, mini_batch, counted):
+    text = (
+        f"model = SentenceTransformer('Qwen/Qwen3-0.6B')\nloss = {loss}\n"
+        "args = SentenceTransformerTrainingArguments(per_device_train_batch_size=64, bf16=True)\n"
+        "t = SentenceTransformerTrainer(model=model, args=args, loss=loss)\n"
+    )
+    imported = read(tmp_path, text)
+    s = resolve(imported=imported.fields)
+    assert imported.model == "Qwen/Qwen3-0.6B" and imported.fields["recipe"] == "hf"
+    assert (s.task, s.micro_batch, s.mini_batch) == ("embed", 64, mini_batch)
+    assert bool(imported.not_modelled()) is not counted

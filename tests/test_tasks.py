@@ -405,6 +405,12 @@ def test_scripts_name_their_task(tmp_path: Path) -> None:
         ("accelerate launch cpo.py --model_name_or_path Qwen/Qwen2.5-7B --cpo_alpha 1.0 --use_peft", "cpo"),
         ("trl kto --model_name_or_path Qwen/Qwen2.5-7B --desirable_weight 2", "kto"),
         ("trl grpo --model_name_or_path Qwen/Qwen2.5-7B", "grpo"),
+        ("trl rloo --model_name_or_path Qwen/Qwen2.5-7B --top_p 0.9 --top_k 20", "rloo"),
+        ("python prm.py --model_name_or_path Qwen/Qwen2.5-7B --use_peft", "prm"),
+        (
+            "python distillation.py --model_name_or_path a/b --teacher_model_name_or_path Qwen/Qwen2.5-7B",
+            "distill",
+        ),
         ("trl sft --model_name_or_path Qwen/Qwen2.5-7B --use_peft", None),
     ],
 )

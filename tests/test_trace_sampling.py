@@ -222,3 +222,21 @@ def test_grpo_is_no_supervised_step() -> None:
     cached = [row for row in sampled.moment("generate").rows if row.name.startswith("KV cache")]
     assert not cached or cached[0].component == "activations"
     assert sampled.moment("backward").allocated_bytes < supervised.moment("backward").allocated_bytes
+
+
+def test_rloo_is_no_supervised_step() -> None:
+    """It samples first, scores what it sampled by itself and by a second model, whose weights it holds."""
+    same = {"method": "full", "gpu": "a100-40gb", "micro_batch": 4, "sequence_length": 48}
+    sampled, supervised, alone = (
+        trace(CONFIG, resolve({"recipe": "trl", **same, **own}))
+        for own in (
+            {"task": "rloo", "completion_length": 24},
+            {},
+            {"task": "rloo", "completion_length": 24, "reference": "none"},
+        )
+    )
+    assert [m.moment for m in sampled.moments][2] == "generate"
+    assert "generate" not in [m.moment for m in supervised.moments]
+    weights = [p.moment("load").components["weights"] for p in (sampled, supervised, alone)]
+    assert weights[0] == 2 * weights[1] and weights[2] == weights[1]
+    assert generated(sampled.setup).old_scores and not generated(supervised.setup).old_scores

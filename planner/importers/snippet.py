@@ -14,14 +14,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memplan.planner.importers import hf, trl, unsloth
+from memplan.planner.importers import hf, unsloth
 from memplan.planner.importers.pieces import take_apart
 from memplan.planner.importers.resized import resized
 from memplan.planner.importers.rules import Facts, Imported, KeyReport, Rule, find_rule, walk
-from memplan.planner.importers.sampling import REWARD
-from memplan.planner.importers.snippet_rules import ADAPTER, OPTIMIZERS, PRETRAINED, QUANTIZATION
-from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack
-from memplan.planner.importers.tasks import CLASSES, COMPARED, rules_of, settle_head, trainer_task
+from memplan.planner.importers.snippet_models import RANKING, companions, ranking, settle_embedding
+from memplan.planner.importers.snippet_rules import (
+    ADAPTER,
+    ARGUMENTS,
+    OPTIMIZERS,
+    PREFERENCES,
+    PRETRAINED,
+    QUANTIZATION,
+    TRAINERS,
+)
+from memplan.planner.importers.snippet_stacks import OWN_LOOP, TRAINER, TRL, Stack, method_fields
+from memplan.planner.importers.tasks import CLASSES, rules_of, settle_head, trainer_task
 from memplan.planner.importers.values import ASKED_OF_THE_GPU, UNKNOWN, Values, collect
 from memplan.planner.tables.errors import UsageError, shorten
 
@@ -69,6 +77,8 @@ def _read(tree: ast.Module, given: Mapping[str, Any] | None, bfloat16: bool) -> 
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
         called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        if called.endswith("Loss") and called not in RANKING:
+            code.facts["_other_loss"] = True
         reader = READERS.get(called)
         if reader is not None and reader(call, code, called):
             code.calls += 1
@@ -110,7 +120,11 @@ def _shown(node: ast.expr) -> str:
 
 
 def _take(rules: dict[str, Rule], call: ast.Call, code: Code, called: str) -> bool:
-    facts, keys, warnings = walk(rules, _arguments(call, code, called, rules), f"{called}.")
+    return _walk(rules, _arguments(call, code, called, rules), code, f"{called}.")
+
+
+def _walk(rules: dict[str, Rule], arguments: dict[str, Any], code: Code, prefix: str) -> bool:
+    facts, keys, warnings = walk(rules, arguments, prefix)
     code.facts |= facts
     code.keys += keys
     code.warnings += warnings
@@ -160,11 +174,7 @@ def _get_peft_model(call: ast.Call, code: Code, called: str) -> bool:
     if checkpointing is not None:
         code.facts["_checkpointing"] = bool(checkpointing)
     code.facts["_peft"] = True
-    found, keys, warnings = walk(ADAPTER, facts, f"{called}.")
-    code.facts |= found
-    code.keys += keys
-    code.warnings += warnings
-    return True
+    return _walk(ADAPTER, facts, code, f"{called}.")
 
 
 def _owner(call: ast.Call) -> str:
@@ -177,6 +187,18 @@ def _adapter(call: ast.Call, code: Code, called: str) -> bool:
         code.facts["_type"] = "ADALORA"
     code.facts["_peft"] = True
     return _take(ADAPTER, call, code, called)
+
+
+def _sentences(call: ast.Call, code: Code, called: str) -> bool:
+    code.facts["task"] = "embed"
+    _model(next(iter(call.args), None), code, f"{called}(model)")
+    loaded = _arguments(call, code, called, PRETRAINED).get("model_kwargs") or {}
+    return _walk(PRETRAINED, loaded, code, f"{called}(model_kwargs).")
+
+
+def _ranking(call: ast.Call, code: Code, called: str) -> bool:
+    code.facts |= ranking(called, _arguments(call, code, called))
+    return True
 
 
 def _sets(**facts: Any) -> Callable[[ast.Call, Code, str], bool]:
@@ -227,14 +249,11 @@ def _training(call: ast.Call, code: Code, called: str) -> bool:
 
 def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     """Which stack trains, and the model where a trainer is given its name: SFTTrainer(model="...")."""
-    _stack(code, called not in ("Trainer", "Seq2SeqTrainer"))
+    _stack(code, called not in TRAINERS)
     _task(code, called)
-    second = [keyword.value for keyword in call.keywords if keyword.arg == "ref_model"]
-    reference = next(iter([*second, *call.args[1:2]]), None)
-    if code.facts.get("task") in COMPARED and reference is not None and code.values.of(reference) is not None:
-        code.facts["_reference"] = True
-    if any(k.arg == "reward_funcs" and isinstance(code.values.of(k.value), str) for k in call.keywords):
-        code.keys.append(KeyReport("reward_funcs", "not_modelled", REWARD))
+    facts, keys = companions(call, called, code.facts.get("task"), code.values)
+    code.facts |= facts
+    code.keys += keys
     named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
     first = next(iter([*named, *call.args]), None)
     if isinstance(code.values.of(first), str):
@@ -248,7 +267,7 @@ def _task(code: Code, called: str) -> None:
     task = trainer_task(called)
     if task is not None:
         code.facts["task"] = task
-    elif called not in ("Trainer", "Seq2SeqTrainer", "TrainingArguments", "Seq2SeqTrainingArguments"):
+    elif called not in (*TRAINERS, *ARGUMENTS):
         _beside(code, called)
 
 
@@ -269,7 +288,6 @@ def _optimizer(call: ast.Call, code: Code, called: str) -> bool:
     return True
 
 
-PREFERENCES = ("SFT", "DPO", "KTO", "GRPO", "ORPO", "CPO", "RLOO", "Reward", "PRM", "GKD", "OnlineDPO", "BCO")
 READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     "from_pretrained": _from_pretrained,
     "BitsAndBytesConfig": lambda call, code, called: _take(QUANTIZATION, call, code, called),
@@ -278,14 +296,15 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
     **dict.fromkeys(("gradient_checkpointing_enable", "activation_checkpointing_enable"), _enable),
     **dict.fromkeys(
         (
-            "TrainingArguments",
-            "Seq2SeqTrainingArguments",
+            *ARGUMENTS,
             *(f"{word}Config" for word in PREFERENCES),
         ),
         _training,
     ),
-    **dict.fromkeys(("Trainer", "Seq2SeqTrainer", *(f"{word}Trainer" for word in PREFERENCES)), _trainer),
+    **dict.fromkeys((*TRAINERS, *(f"{word}Trainer" for word in PREFERENCES)), _trainer),
     "get_peft_model": _get_peft_model,
+    "SentenceTransformer": _sentences,
+    **dict.fromkeys(RANKING, _ranking),
     **dict.fromkeys(OPTIMIZERS, _optimizer),
     "resize_token_embeddings": resized,
     "half": _sets(weight_dtype="float16"),
@@ -295,13 +314,14 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
 def _finish(code: Code, name: str) -> Imported:
     facts = code.facts
     settle_head(facts)
+    settle_embedding(facts, code.keys, code.warnings)
     own = facts.get("_unsloth", False)
     if own:
         whole = any(report.key.endswith("full_finetuning") for report in code.keys)
         unsloth.script_facts(facts, whole)
     four_bit, kbit = facts.get("_four_bit"), facts.get("_kbit", False)
     fields = code.stack.finish(facts, code.warnings)
-    fields.update(_method(facts, bool(four_bit)))
+    fields.update(method_fields(facts, bool(four_bit)))
     if fields["method"] != "full" and "targets" not in fields:
         fields["targets"] = ("peft-default",)
     if four_bit:  # what the snippet leaves out is the library's bare default, not the recipe's
@@ -320,26 +340,7 @@ def _finish(code: Code, name: str) -> Imported:
     fields |= {name: facts[fact] for fact, name in said.items() if fact in facts}
     if own:
         fields = unsloth.script_fields(facts, fields, code.values.bfloat16, code.warnings)
-    notes = [f"the model is {code.model_from}, which only its caller says"] if code.model_from else []
     known, kernel = facts.get("_model"), facts.get("_named_attention", "")
-    notes = [] if known else notes
+    unsaid = code.model_from and not known
+    notes = [f"the model is {code.model_from}, which only its caller says"] if unsaid else []
     return Imported("python", name, known, fields, code.keys, code.warnings, notes, [], kernel)
-
-
-def _method(facts: Facts, four_bit: bool) -> dict[str, Any]:
-    if not facts.get("_peft"):
-        return {"method": "qlora"} if four_bit else {"method": "full"}
-    if facts.get("_type") == "ADALORA":
-        method: dict[str, Any] = {
-            "method": "adalora",
-            **({"quant_type": facts.get("quant_type", "fp4")} if four_bit else {}),
-        }
-    else:
-        method = {"method": trl.adapter_method(facts, True, four_bit)}
-    if facts.get("_type") != "ADALORA":  # LoraConfig's own defaults, peft 0.21 tuners/lora/config.py
-        method |= {
-            "rank": facts.get("rank", 8),
-            "alpha": facts.get("alpha", 8),
-            "dropout": facts.get("dropout", 0.0),
-        }
-    return method | ({"quant_type": "int8"} if facts.get("_eight_bit") else {})

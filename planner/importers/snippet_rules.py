@@ -78,3 +78,11 @@ OPTIMIZERS = {
     "AdamWScheduleFree": "schedule_free_adamw",
 }
 """The classes of torch.optim and bitsandbytes.optim, and the optimizers that they are."""
+PREFERENCES = (
+    *("SFT", "DPO", "KTO", "GRPO", "ORPO", "CPO", "RLOO", "Reward", "PRM", "GKD", "OnlineDPO", "BCO"),
+    "Distillation",
+)
+"""The first words of TRL's trainers and their arguments."""
+TRAINERS = ("Trainer", "Seq2SeqTrainer", "SentenceTransformerTrainer")
+ARGUMENTS = ("TrainingArguments", "Seq2SeqTrainingArguments", "SentenceTransformerTrainingArguments")
+"""The trainers that are transformers' own or made of it, and the classes of their arguments."""

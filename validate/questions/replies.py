@@ -9,6 +9,7 @@ from typing import Any
 from memplan.planner.inputs.families.table import FAMILIES, language_part
 from memplan.planner.inputs.lengths import Lengths
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.tasks import TASKS
 from memplan.validate.answer import answer
 from memplan.validate.ask import read_all
 from memplan.validate.evaluation_context import EvaluationContext
@@ -89,6 +90,13 @@ def _refuse_unknown_family(question: Question, context: EvaluationContext) -> No
     """A verdict rests on the formula (limits, the other methods, the sum by hand): where it has no rule for the
     model's family, the command that traces the model is named. Raises UsageError.
     """
+    task = TASKS[question.fields.get("task") or "sft"]
+    if not task.formula and not task.lacks:
+        beside = f" --set {task.companion}=MODEL" if task.companion else ""
+        raise UsageError(
+            f"ask: the formula, with which questions are answered, has no rule for task {task.name}: "
+            f"{_traces(question)}{beside} traces it"
+        )
     config = context.model(question.model).config
     if language_part(config).get("model_type") in FAMILIES:
         return
