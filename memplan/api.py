@@ -319,11 +319,13 @@ def traced_alone(model: Model, setup: Setup) -> bool:
 
 
 def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
-    """What fits a GPU, for a family that the formula lacks; options are those of
-    planner/answers/fit/traced.py.
+    """What fits a GPU, where the formula lacks the family, or what is asked of it: then of the method that is
+    asked for alone, since each takes traces. Options are those of planner/answers/fit/traced.py.
     """
     from memplan.planner.run.extras import require
 
+    if not unknown_family(model):
+        options.setdefault("methods", ())
     strategies.refuse_tracing(setup, model.config.get("model_type"))
     require()
     from memplan.planner.answers.fit.traced import fit_by_trace as search

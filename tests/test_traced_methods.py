@@ -77,3 +77,11 @@ def test_what_a_model_lacks() -> None:
         memplan.plan(
             {**CONFIG, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}, method="bitfit"
         )
+
+
+@pytest.mark.trace
+def test_fit_traces_the_method_that_is_asked_for_alone():
+    found = memplan.fit(CONFIG, gpu="rtx-3060", method="vera", micro_batch=2, sequence_length=64)
+    assert [each.method for each in found.methods] == ["vera"]
+    assert found.asked.holds and found.asked.largest_batch > 2
+    assert planned("vera", gpu="rtx-3060").gpus[0].verdict == "fits"
