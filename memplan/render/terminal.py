@@ -19,7 +19,6 @@ from memplan.planner.tables.gpus import Gpu
 from memplan.planner.tables.units import GIB
 from memplan.render.bar import STYLES
 from memplan.render.components import device_segments
-from memplan.render.lengths import lengths_lines
 from memplan.render.sentences import checked, paragraph, peak_in_short
 from memplan.render.text import label, number, short, short_gib
 from memplan.render.words import GLYPHS, ascii_text, fold, names_of, words_of
@@ -168,7 +167,11 @@ def advice_lines(
     if gpu is not None and verdict is not None and verdict.verdict == "tight":
         yield "To fit", what_it_takes(prediction, gpu)
     word = verdict.verdict if verdict is not None else None
-    lengths = list(lengths_lines(prediction.extra.get("lengths"), prediction.setup.allocator, word))
+    lengths: list[tuple[str, str]] = []
+    if "lengths" in prediction.extra:
+        from memplan.render.lengths import lengths_lines
+
+        lengths = list(lengths_lines(prediction.extra["lengths"], prediction.setup.allocator, word))
     yield from lengths
     could = could_line(prediction, advice.limits) if verdict is not None and advice.limits is not None else ""
     if could and not lengths:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from memplan.planner.formula.after import after_training
 from memplan.planner.formula.forward.context import Device, device_of
-from memplan.planner.formula.generation import run_generation
 from memplan.planner.formula.lacking import refuse
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import ShardingPlan
@@ -87,6 +86,8 @@ class Program:
         self.tape = run_step(rank.seen, device, guard, rank)
         self.generation: Tape | None = None
         if TASKS[rank.setup.task].generates:
+            from memplan.planner.formula.generation import run_generation
+
             self.generation = run_generation(rank.seen, device, guard, rank)
         self.after = tuple(after_training(device, guard, rank))
         self.names = (*self.loading, *(name for _, names in self.tapes() for name in names))

@@ -7,7 +7,7 @@ where they are accumulated.
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward import policy, preferences, whole_logits
+from memplan.planner.formula.forward import preferences, whole_logits
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
@@ -251,6 +251,8 @@ class Step:
 
     def _sampled(self) -> tuple[Tensor, Tensor]:
         """GRPO's loss of rows that were sampled before."""
+        from memplan.planner.formula.forward import policy
+
         t, w = self.tape, self.w
         rows = policy.joined(w)
         self.decoder.ids = rows[0]

@@ -71,9 +71,9 @@ class RunScript:
     def fills(self, first: int, which: int, tape: Tape, indices: Sequence[int]) -> None:
         """The ids from `first` on are these buffers of a tape."""
         self.fill.append((first, len(indices), which, _picked(indices)))
-        for place, index in enumerate(indices, first):
-            if stream := tape.infos[index].stream:
-                self.events.streams[place] = stream
+        if tape.streams:
+            streams = ((place, tape.infos[index].stream) for place, index in enumerate(indices, first))
+            self.events.streams.update((place, stream) for place, stream in streams if stream)
 
     @cached_property
     def steady(self) -> Steady:

@@ -12,13 +12,11 @@ from functools import partial
 from typing import Any
 
 from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
-from memplan.planner.formula.replay.adapter_files import read_file
 from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
 from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
-from memplan.planner.formula.replay.resizing import as_read, resize
 from memplan.planner.formula.resident.loading import EXPERTS_APART
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.tensors import weight_tensors
@@ -49,7 +47,11 @@ class Load:
         self.out, self.layers_of = out, layers_of
         self.own = {tensor.name: tensor.dtype for tensor in weight_tensors(parameter_table.spec)}
         self.held: dict[tuple[int, int], int] = {}  # (kind by identity, layer) -> id
-        self.read = as_read(parameter_table.spec, parameter_table.base)
+        self.read: dict[int, ParameterSpec] = {}
+        if parameter_table.spec.resized_from is not None:
+            from memplan.planner.formula.replay.resizing import as_read
+
+            self.read = as_read(parameter_table.spec, parameter_table.base)
         self.experts: Experts | None = None
         self.adapted = 0  # where among the events adapters begin
         self._elements: dict[int, int] = {}
@@ -63,6 +65,8 @@ class Load:
         for _ in range(self.setup.adapters or 1):
             self._adapters()
             if self.setup.adapters:
+                from memplan.planner.formula.replay.adapter_files import read_file
+
                 read_file(self.out, self.parameter_table, self.layers_of, self.elements)
         self._cast_trained()
         if self.parameter_table.reference is not None:
@@ -101,7 +105,10 @@ class Load:
                     self.keep(*each, each[0].dtype)
                 else:
                     self._read(each)
-        resize(self)
+        if self.read:
+            from memplan.planner.formula.replay.resizing import resize
+
+            resize(self)
 
     def _warm_up(self, kinds: Sequence[ParameterSpec]) -> int:
         """Bytes of the block that stays reserved: those of all that will be loaded."""

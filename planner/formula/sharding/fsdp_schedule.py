@@ -166,6 +166,7 @@ class FsdpSchedule(StrategyHooks):
                 name, (total(nbytes(n, dtype) for n, dtype in parts),), "uint8", why, component
             )
         self.t.infos[-1].stream = stream
+        self.t.streams = True
         self.t.scope = scope
         return made
 

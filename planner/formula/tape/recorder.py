@@ -61,6 +61,7 @@ class Recorder:
         self.training = True  # dropout drops
         self.pack: Callable[[Buffer | None, str], Any] | None = None  # saved-tensor hook
         self.scope = ""
+        self.streams = False  # some buffers are another stream's than the one that computes
         self.sequence = 0
         self.walked: list[Region] = []  # every repeated layer of the forward
         self.regions: list[Region] = []  # those whose backward has not ended
