@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from memplan.planner.inputs import pictures, quantized, task_rules
+from memplan.planner.inputs.contradictions import contradictions
 from memplan.planner.inputs.derived import derived, mode_of
 from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.tables.other_optimizers import unknown_optimizer
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.tasks import TASKS
 
@@ -283,60 +281,7 @@ def checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setup:
 
 
 def _consistent(setup: Setup) -> Setup:
-    contradiction = next((text for broken, text in _contradictions(setup) if broken), None)
+    contradiction = next((text for broken, text in contradictions(setup) if broken), None)
     if contradiction:
         raise UsageError(contradiction)
     return setup
-
-
-def _contradictions(s: Setup) -> list[tuple[bool, str]]:
-    """Pairs of choices that exclude each other, each with the sentence that says so."""
-    row = OPTIMIZERS.get(s.optimizer)
-    if row is None:
-        raise unknown_optimizer(s.optimizer)
-    method = METHODS[s.method]
-    return [
-        *quantized.contradictions(s),
-        *pictures.contradictions(s),
-        (
-            s.optimizer_mode not in row.modes,
-            f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is "
-            f"{' or '.join(row.modes)}",
-        ),
-        (
-            method.quantized and s.quant_type == "none",
-            f"method '{s.method}' needs a quantized base: set quant_type to nf4, fp4 or int8",
-        ),
-        (
-            method.trains in ("all", "last_layers") and s.quant_type != "none",
-            f"quant_type '{s.quant_type}' cannot be trained with method '{s.method}'",
-        ),
-        (
-            s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
-            f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from",
-        ),
-        (
-            "targets" in method.reads and not s.targets,
-            "targets is empty: expected names such as q_proj,v_proj, or all-linear",
-        ),
-        (
-            s.gpus > 1 and s.parallel == "none",
-            f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
-        ),
-        *task_rules.in_backward(s),
-        *task_rules.evaluation(s),
-        *task_rules.merging(s),
-        *task_rules.serving(s),
-        *task_rules.saving(s),
-        *task_rules.generation(s),
-        *task_rules.beside(s),
-        (
-            s.packed_documents > s.sequence_length,
-            f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
-        ),
-        (
-            s.packed_documents > 1 and s.padded,
-            "packed_documents contradicts padded: a packed row has no padding",
-        ),
-        *task_rules.contradictions(s),
-    ]

@@ -1,0 +1,63 @@
+"""Choices of a setup that exclude each other, each pair with the sentence that says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memplan.planner.inputs import pictures, quantized, task_rules
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.optimizers import OPTIMIZERS
+from memplan.planner.tables.other_optimizers import unknown_optimizer
+
+
+def contradictions(s: Any) -> list[tuple[bool, str]]:
+    """(whether it is so, the sentence) for each pair of choices that exclude each other."""
+    row = OPTIMIZERS.get(s.optimizer)
+    if row is None:
+        raise unknown_optimizer(s.optimizer)
+    method = METHODS[s.method]
+    return [
+        *quantized.contradictions(s),
+        *pictures.contradictions(s),
+        (
+            s.optimizer_mode not in row.modes,
+            f"optimizer_mode '{s.optimizer_mode}' contradicts optimizer '{s.optimizer}', which is "
+            f"{' or '.join(row.modes)}",
+        ),
+        (
+            method.quantized and s.quant_type == "none",
+            f"method '{s.method}' needs a quantized base: set quant_type to nf4, fp4 or int8",
+        ),
+        (
+            method.trains in ("all", "last_layers") and s.quant_type != "none",
+            f"quant_type '{s.quant_type}' cannot be trained with method '{s.method}'",
+        ),
+        (
+            s.method == "adalora" and (s.target_rank or 0) > (s.init_rank or 0),
+            f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from",
+        ),
+        (
+            "targets" in method.reads and not s.targets,
+            "targets is empty: expected names such as q_proj,v_proj, or all-linear",
+        ),
+        (
+            s.gpus > 1 and s.parallel == "none",
+            f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
+        ),
+        *task_rules.in_backward(s),
+        *task_rules.evaluation(s),
+        *task_rules.merging(s),
+        *task_rules.serving(s),
+        *task_rules.saving(s),
+        *task_rules.generation(s),
+        *task_rules.beside(s),
+        (
+            s.packed_documents > s.sequence_length,
+            f"packed_documents {s.packed_documents} is more than the {s.sequence_length} tokens of a row",
+        ),
+        (
+            s.packed_documents > 1 and s.padded,
+            "packed_documents contradicts padded: a packed row has no padding",
+        ),
+        *task_rules.contradictions(s),
+    ]
