@@ -105,6 +105,10 @@ def _settle_attention(facts: Facts, warnings: list[str]) -> None:
     settle_attention(facts, warnings)
 
 
+ADAPTER_ALONE = ("rank", "alpha", "dropout", "target_parameters", "layers_to_transform")
+"""Fields that mean nothing without an adapter."""
+
+
 def _settle_method(facts: Facts, warnings: list[str]) -> None:
     adapter = facts.get("_adapter", "none")
     four_bit = bool(facts.get("_four_bit")) and adapter != "none"
@@ -113,17 +117,20 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         warnings.append("adapter qlora without load_in_4bit: axolotl requires it; 4-bit is assumed")
         facts["method"] = "qlora"
     if facts["method"] == "full":
-        for name in ("rank", "alpha", "dropout", "modules_to_save"):
+        for name in (*ADAPTER_ALONE, "modules_to_save"):
             facts.pop(name, None)
         if facts.get("_four_bit") or facts.get("_eight_bit"):
             warnings.append(
                 "load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train"
             )
         return
+    if facts.pop("trained_parameters", None):
+        facts["_lacks"] = {"unfrozen_parameters": "names of an adapted model's parameters"}
     if facts.get("_eight_bit") and not four_bit:
         facts["quant_type"] = "int8"
     targets = patterns.settle(facts.get("_targets", ()), warnings)
-    facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or None
+    alone: tuple[str, ...] | None = () if facts.get("target_parameters") else None
+    facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or alone
     if facts["targets"] is None:
         warnings.append(
             "neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are "
