@@ -64,7 +64,7 @@ LEGACY_ATTENTION = {
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
     (
-        "process_reward_model trl ebft vllm precompute_ref_log_probs",
+        "process_reward_model trl ebft vllm",
         "another trainer or more models",
         "low",
     ),
@@ -137,7 +137,12 @@ RULES: dict[str, Rule] = {
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
     "reward_model": use("_reward", flag, "a pooled head, chosen and rejected rows"),
-    "rl": not_modelled("reinforcement and preference training hold further models", errs="low"),
+    "rl": use("_rl", text),
+    "precompute_ref_log_probs": use("_precomputed", flag, "no reference model while training"),
+    "rl_adapter_ref_model": use("_reference", flag, "a second model beside an adapter"),
+    "dpo_use_weighting": not_modelled("log-sums of whole logits, twice", errs="low"),
+    "dpo_padding_free": not_modelled("pairs as one long row"),
+    "dpo_use_liger_kernel": not_modelled("a loss without logits", errs="high"),
     "plugins": use(
         "_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     ),

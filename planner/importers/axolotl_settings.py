@@ -32,6 +32,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
         facts["task"] = "reward"
         settle_task(facts)
+    if facts.get("_rl"):
+        _settle_preferences(facts)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
     if "_pad" in facts:
@@ -48,6 +50,23 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _settle_preferences(facts: Facts) -> None:
+    """axolotl 0.19 core/builders/rl.py: dpo and ipo are TRL 1.9's DPOTrainer, which makes a quantized model's
+    adapters itself, in bfloat16; rows are those of the collator, padded to no multiple.
+    """
+    if facts["_rl"] not in ("dpo", "ipo"):
+        facts["_lacks"] = {**facts.get("_lacks", {}), "rl": f"{facts['_rl']}: {FURTHER_MODELS}"}
+        return
+    facts["task"] = "dpo_whole"
+    settle_task(facts)
+    facts.pop("_packing", None)
+    if facts.get("quant_type", "none") != "none" or facts["method"] == "qlora":
+        facts["adapter_dtype"] = "bfloat16"
+
+
+FURTHER_MODELS = "reinforcement and preference training hold further models"
 
 
 def _multiple(pad: bool, length: int) -> int:
