@@ -83,7 +83,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
         ("tiled_mlp: true", "on the high side"),
         ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction errs on the high side"),
         ("liger_rms_norm: true", "on the high side"),
-        ("rl: dpo", "on the low side"),
+        ("qat: true", "on the low side"),
         (
             "optimizer: galore_adamw",
             "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
