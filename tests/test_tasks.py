@@ -182,6 +182,24 @@ def test_dpo_before_trl_1_13_holds_two_models_logits() -> None:
 
 
 @pytest.mark.trace
+def test_asft_holds_a_second_model_and_its_logits() -> None:
+    """Beside a supervised step: frozen weights, the reference's logits with their copy and softmax, and the
+    graph of the model's own loss, which nobody runs backward and which the step frees all the same.
+    """
+    pytest.importorskip("transformers")
+    from memplan.planner.trace.engine import trace
+
+    small, logits = {**LLAMA, "num_hidden_layers": 2}, 2 * 128 * 50_000 * 4
+    same = {"recipe": "llamafactory", "method": "full"}
+    supervised, found = trace(small, setup_of(**same)), trace(small, setup_of(task="asft", **same))
+    more = {m.moment: m.allocated_bytes - supervised.moment(m.moment).allocated_bytes for m in found.moments}
+    weights = 2 * supervised.total_parameters  # in 16 bits, beside those that train in fp32
+    assert more["load"] == pytest.approx(weights, rel=0.01)
+    assert more["optimizer_step"] == pytest.approx(weights, rel=0.01)
+    assert more["forward"] - weights > 7 * logits
+
+
+@pytest.mark.trace
 def test_embeddings_are_no_supervised_step() -> None:
     """No head and no logits; more texts need more; the cached loss saves of a mini-batch at a time alone."""
     pytest.importorskip("transformers")
@@ -463,8 +481,8 @@ FILES = {
     "asft.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: sft\nfinetuning_type: full\n"
         "use_asft_loss: true\ncutoff_len: 2048\n",
-        "sft",
-        "use_asft_loss",
+        "asft",
+        "",
     ),
     "stage.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: dpo\nfinetuning_type: lora\n",

@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     ),
     "freeze_extra_modules": not_modelled("modules outside the layers train too", errs="low"),
     "resize_vocab": not_modelled("a resized vocabulary makes embeddings and head trainable", errs="low"),
-    "use_asft_loss": not_modelled("a frozen reference model is resident, and runs a forward", errs="low"),
+    "use_asft_loss": use("_asft", flag, "a reference model, and whole logits of both"),
     "ref_model": not_modelled("a reference model is resident too", errs="low"),
     "reward_model": not_modelled("a reward model is resident too", errs="low"),
     "adapter_name_or_path": not_modelled("the rank and targets of an existing adapter"),
@@ -189,6 +189,12 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     lacks = {"freeze_vision_tower": TOWER} if facts.get("vision_tower") == "trained" else {}
     if "image_scaled_to" in facts:
         lacks["image_max_pixels"] = PICTURES
+    if facts.get("_asft") and facts.get("_type") == "full":
+        facts["task"] = "asft"
+    elif facts.get(
+        "_asft"
+    ):  # 0.9.5 train/trainer_utils.py create_ref_model: none for adapters, which then fails
+        lacks["use_asft_loss"] = "LLaMA-Factory makes a reference model for full fine-tuning alone"
     facts["_lacks"] = {**lacks, **facts.get("_lacks", {})}
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
     if facts.get("_no_checkpointing"):

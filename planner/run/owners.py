@@ -126,7 +126,7 @@ def saved_for_backward(note: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         seen(tensor)
-        return tensor
+        return tensor.detach()  # an output that its own node holds with its history would never be freed
 
     def wrapped(theirs: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
         def both(tensor: Any) -> Any:

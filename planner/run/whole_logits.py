@@ -81,6 +81,37 @@ def dpo_whole(built: Built) -> Any:
     return {"loss": loss}
 
 
+def asft(built: Built) -> Any:
+    """Cross-entropy weighted by the labels' probabilities, and the divergence from the reference's softmax
+    (LLaMA-Factory 0.9.5 train/trainer_utils.py). The model has the labels too, and takes its own loss. Logits
+    of both live until the loss is there, beside a copy of all but the last token's.
+    """
+    before = _of_reference(built)
+    outputs = called(built, built.model, built.batch)
+    logits = outputs.logits.float()
+    shifted, reference = (
+        each[..., :-1, :].contiguous().view(-1, each.shape[-1]) for each in (logits, before.logits)
+    )
+    labels = built.batch["labels"][..., 1:].contiguous().view(-1)
+    each = functional.cross_entropy(shifted, labels, reduction="none")
+    each = each[labels != -100]
+    with torch.no_grad():
+        weights = torch.exp(-each)
+    likelihood = (each * weights).mean()
+    del each, weights
+    found, wanted = functional.log_softmax(shifted, dim=-1), functional.softmax(reference, dim=-1)
+    distance = functional.kl_div(found, wanted, reduction="none").sum(dim=-1)
+    mask = (labels != -100).float()
+    return {"loss": likelihood + BETA * (distance * mask).sum() / mask.sum()}
+
+
+def _of_reference(built: Built) -> Any:
+    """The second model's outputs, without a graph; nobody switched its cache off."""
+    inputs = {name: tensor for name, tensor in built.batch.items() if name != "labels"}
+    with torch.no_grad():
+        return called(built, built.reference, {**inputs, "use_cache": True})
+
+
 def _selected(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(2B,) summed log-probabilities of completions, row by row: of fp32 logits a log-sum-exp, of others a
     log-softmax (trl 1.9 trainer/utils.py selective_log_softmax).
@@ -194,6 +225,7 @@ class SelectedLogProbabilities(torch.autograd.Function):
 WHOLE_LOGITS_LOSSES: dict[str, Callable[[Built], Any]] = {
     "orpo": orpo,
     "cpo": cpo,
+    "asft": asft,
     "dpo_logits": dpo_logits,
     "dpo_whole": dpo_whole,
 }

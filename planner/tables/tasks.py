@@ -83,6 +83,16 @@ TASKS: dict[str, Task] = _table(
         source="transformers 5.24 loss/loss_utils.py",
     ),
     Task(
+        name="asft",
+        summary="as sft, and the divergence of whole logits from those of a reference model",
+        source="LLaMA-Factory 0.9.5 train/sft/trainer.py compute_loss, train/trainer_utils.py asft_loss_func, "
+        "create_ref_model",
+        reference=True,
+        formula=False,
+        stacks=("llamafactory",),
+        defaults={"loss": "full"},
+    ),
+    Task(
         name="classify",
         summary="a pooled head of num_labels outputs, one label for each row",
         source="transformers 5.24 modeling_layers.py GenericForSequenceClassification, data/data_collator.py "

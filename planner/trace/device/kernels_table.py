@@ -174,6 +174,10 @@ RULES: dict[str, KernelRule] = {
     },
     "aten::index": KernelRule("native/cuda/IndexKernel.cu, native/TensorAdvancedIndexing.cpp", index),
     "aten::cat": KernelRule("native/cuda/Shape.cu: the output alone"),
+    "aten::log_sigmoid_forward": KernelRule(
+        "native/cuda/ActivationLogSigmoidKernel.cu, native/Activation.cpp: the output; its buffer is the CPU's"
+    ),
+    "aten::xlogy": KernelRule("native/BinaryOps.cpp: a TensorIterator's output alone"),
     "aten::stack": KernelRule("native/TensorShape.cpp: a cat of views"),
     "aten::_softmax": KernelRule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
     "aten::_log_softmax": KernelRule("native/cuda/SoftMax.cu host_softmax", _contiguous_first(0)),
