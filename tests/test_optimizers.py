@@ -15,8 +15,9 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizer_steps import Make
-from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.other_optimizers import WITHOUT_A_RULE
 
 CONFIG: dict[str, Any] = {

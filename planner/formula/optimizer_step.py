@@ -16,8 +16,9 @@ from memplan.planner.formula.resident.states import (
 from memplan.planner.formula.symbolic.expr import Sized, ceil_div, minimum
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizer_steps import Drop, Make, Mode
-from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS
 
 HOW = {
     "foreach": "a list of all trained tensors at once",

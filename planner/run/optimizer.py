@@ -12,7 +12,8 @@ from torch import nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, require, require_optimizer
-from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
+from memplan.planner.tables.optimizer_row import Optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS, trained_by
 
 LR = 1e-5
 
@@ -90,7 +91,7 @@ def _made(model: nn.Module, setup: Setup, grouped: list[list[torch.Tensor]]) -> 
     for group in grouped:
         shares: dict[str, list[Any]] = {name: [] for name in (row.name, row.others) if name is not None}
         for p in group:
-            shares[row.of(p.ndim, id(p) in embedding).name].append(p)
+            shares[trained_by(row, p.ndim, id(p) in embedding).name].append(p)
         for name, share in shares.items():
             if share or row.others is None:
                 groups.setdefault(name, []).append({"params": share, "weight_decay": 0.0})

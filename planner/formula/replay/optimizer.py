@@ -20,8 +20,9 @@ from memplan.planner.formula.replay.orders import Each, in_order
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
+from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizer_steps import Drop, Make, Mode
-from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS
 
 GROUP_FIRST = ("torch", "schedulefree")
 """Libraries whose step makes the states of a group at once."""

@@ -1,4 +1,4 @@
-"""The shapes of optimizer states: one function for each Rule of optimizers.py. n elements of the
+"""The shapes of optimizer states: one function for each Rule of optimizer_row.py. n elements of the
 parameter.
 """
 
@@ -10,7 +10,8 @@ from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized, ceil_div
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.dtypes import itemsize
-from memplan.planner.tables.optimizers import Optimizer, Rule
+from memplan.planner.tables.optimizer_row import Optimizer, Rule
+from memplan.planner.tables.optimizers import trained_by
 
 # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
 FLOOR_8BIT = 4096
@@ -24,7 +25,7 @@ EMBEDDINGS = ("embedding", "position", "prompt")  # roles of nn.Embedding weight
 
 def optimizer_of(row: Optimizer, stored: ParameterSpec) -> Optimizer:
     """The optimizer that trains a tensor where the setup's is `row`."""
-    return row.of(len(stored.shape), stored.role in (*EMBEDDINGS, "head"))
+    return trained_by(row, len(stored.shape), stored.role in (*EMBEDDINGS, "head"))
 
 
 State = tuple[
