@@ -18,6 +18,10 @@ Rule = Literal[
     "ao4",
     "step",
     "factored",
+    "means",
+    "basis",
+    "basis32",
+    "random",
     "kahan",
     "one",
     "one32",
@@ -36,6 +40,11 @@ step        one fp32 scalar on the device (fused torch optimizers; the others ke
 kahan       n elements of p's dtype where that has 16 bits, else one byte (torch-optimi's Triton steps)
 one, one32  a single value, of p's dtype or fp32
 factored    Adafactor's row and column means for 2-D tensors, n fp32 elements for others (transformers optimization.py)
+means       the same without a root mean square of the weight (lomo-optim adalomo.py)
+basis       of a projected matrix: `rank` singular vectors of p's dtype; of fp32 ones a view of all of them, which keeps all
+            (galore_torch galore_projector.py get_orthogonal_matrix)
+basis32     the same of a gradient that was cast to fp32 before
+random      a random matrix of the same shape, of p's dtype (apollo_torch random_projector.py)
 """
 FLOORED = ("blockwise8", "pair8", "ao8", "ao4")
 """Rules that keep small tensors unquantized."""
@@ -57,8 +66,13 @@ class Optimizer:
     on_host: bool = False  # its states are on the host between steps
     at_once: bool = False  # its states are made with it, not in its first step
     trains: bool = False  # it has a `train` method, which its step insists on
-    group: Mapping[str, Any] = field(default_factory=dict)  # of its groups, where the first steps do less
+    group: Mapping[str, Any] = field(default_factory=dict)  # of its groups, the projected ones where it has such
     others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
+    projects: tuple[tuple[str, Rule], ...] = ()  # what it keeps beside for a matrix whose gradient it projects
+    projected: Step = ()  # what its step makes of such a matrix, instead of `step`
+    in_backward: bool = False  # it steps while the backward runs, whoever asks for it
+    behind: bool = False  # a parameter is stepped when the next one's gradient comes
+    of_frozen: bool = False  # it keeps states of frozen parameters too
 
     @property
     def library(self) -> str:
@@ -76,3 +90,8 @@ class Optimizer:
         memory.
         """
         return self.paged or any(rule in FLOORED for _, rule in self.states)
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether it projects the gradients of matrices to a low rank."""
+        return bool(self.projects)

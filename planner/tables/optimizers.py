@@ -7,12 +7,22 @@ row's states with `optimizer.state` after traced steps, and its temporaries with
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from memplan.planner.tables.optimizer_row import Optimizer, Rule
 from memplan.planner.tables.optimizer_steps import (
     ADAFACTOR,
+    ADALOMO,
+    ADAMW,
     ANY_PRECISION,
+    APOLLO,
+    GALORE_8BIT,
+    GALORE_ADAFACTOR,
+    GALORE_ADAMW,
     GROK,
     IN_PLACE,
+    LOMO,
     MUON,
     TORCHAO_4,
     TORCHAO_8,
@@ -78,6 +88,31 @@ def _optimi(name: str, cls: str, states: tuple[tuple[str, Rule], ...], source: s
         states=states,
         step={"loop": IN_PLACE},
         source=f"torch-optimi 0.3.3 {source} _init_state, _triton_{cls.lower()}",
+    )
+
+
+def _low_rank(name: str, cls: str, source: str, layerwise: bool, **fields: Any) -> Iterator[Optimizer]:
+    """An optimizer that projects gradients, and its form that steps one parameter at a time in the backward
+    (transformers 5.24 trainer_optimizer.py _setup_low_rank_optimizer).
+    """
+    for end in ("", "_layerwise") if layerwise else ("",):
+        yield Optimizer(
+            name=name + end, cls=cls, source=source, in_backward=bool(end), **{"arguments": {}, **fields}
+        )
+
+
+def _lomo(name: str, cls: str, step: Step, states: tuple[tuple[str, Rule], ...] = ()) -> Optimizer:
+    """It steps in hooks of its own, with the whole model's parameters, frozen ones included."""
+    return Optimizer(
+        name=name,
+        cls=f"lomo_optim.{cls}",
+        states=states,
+        step={"loop": step},
+        source=f"lomo-optim 0.1.1 {name}.py fuse_update",
+        at_once=True,
+        in_backward=True,
+        behind=True,
+        of_frozen=bool(states),
     )
 
 
@@ -199,6 +234,51 @@ _ROWS = (
     _optimi("optimi_adamw", "AdamW", _KAHAN, "adam.py"),
     _torchao("adamw_torch_8bit", "AdamW8bit", "ao8", TORCHAO_8),
     _torchao("adamw_torch_4bit", "AdamW4bit", "ao4", TORCHAO_4),
+    *_low_rank(
+        "galore_adamw",
+        "galore_torch.GaLoreAdamW",
+        "galore-torch 1.0 adamw.py, galore_projector.py",
+        True,
+        arguments={"no_deprecation_warning": True},
+        states=_ADAM_LIKE,
+        step={"loop": ADAMW},
+        projects=(("projector", "basis"),),
+        projected=GALORE_ADAMW,
+    ),
+    *_low_rank(
+        "galore_adamw_8bit",
+        "galore_torch.GaLoreAdamW8bit",
+        "galore-torch 1.0 adamw8bit.py, galore_projector.py; bitsandbytes 0.50 optim/optimizer.py init_state",
+        True,
+        states=(*_ADAM_8, ("unorm_vec", "one32")),
+        step={"loop": IN_PLACE},
+        projects=(("projector", "basis"),),
+        projected=GALORE_8BIT,
+    ),
+    *_low_rank(
+        "galore_adafactor",
+        "galore_torch.GaLoreAdafactor",
+        "galore-torch 1.0 adafactor.py, galore_projector.py",
+        False,  # without the arguments below its class refuses the Trainer's learning rate
+        arguments={"scale_parameter": False, "relative_step": False},
+        states=(("factors", "factored"),),
+        step={"loop": ADAFACTOR},
+        projects=(("projector", "basis32"),),
+        projected=GALORE_ADAFACTOR,
+    ),
+    *_low_rank(
+        "apollo_adamw",
+        "apollo_torch.APOLLOAdamW",
+        "apollo-torch 1.0.3 apollo.py, random_projector.py",
+        True,
+        states=_ADAM_LIKE,
+        step={"loop": ADAMW},
+        projects=(("projector", "random"), ("scaled_grad", "one")),
+        group={"proj": "random", "scale_type": "channel"},
+        projected=APOLLO,
+    ),
+    _lomo("lomo", "Lomo", LOMO),
+    _lomo("adalomo", "AdaLomo", ADALOMO, (("exp_avg_sq", "means"),)),
     _bnb("adamw_bnb_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("paged_adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
