@@ -5,6 +5,7 @@ backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import (
@@ -13,11 +14,12 @@ from memplan.planner.formula.resident.states import (
     optimizer_of,
     quantized_by_torchao,
 )
-from memplan.planner.formula.symbolic.expr import Sized, ceil_div, minimum
+from memplan.planner.formula.symbolic.expr import Sized, ceil_div, maximum, minimum
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.low_rank import Projector
 from memplan.planner.tables.optimizer_row import Optimizer
-from memplan.planner.tables.optimizer_steps import Drop, Make, Mode
+from memplan.planner.tables.optimizer_steps import Drop, Make, Mode, Release, Step
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 HOW = {
@@ -34,7 +36,7 @@ def optimizer_step(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> N
     for optimizer in (row, *([OPTIMIZERS[row.others]] if row.others else ())):
         mode: Mode = setup.optimizer_mode if optimizer is row else optimizer.modes[0]
         own = [stored for stored in trained if optimizer_of(row, stored) is optimizer]
-        if optimizer.step[mode] and own:
+        if (optimizer.step[mode] or optimizer.projected) and own:
             (_at_once if mode == "foreach" else _one_by_one)(t, setup, optimizer, mode, own)
 
 
@@ -51,7 +53,11 @@ def in_backward(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> Call
         optimizer = optimizer_of(row, stored)
         mode: Mode = setup.optimizer_mode if optimizer is row else optimizer.modes[0]
         held: dict[str, Tensor] = {}
-        for action in optimizer.step[mode]:
+        for action in actions_of(optimizer, mode, stored):
+            if isinstance(action, Release):
+                if action.unless != stored.dtype:
+                    leaf.grad = None
+                continue
             if isinstance(action, Drop):
                 _forget(held, action)
                 continue
@@ -62,15 +68,39 @@ def in_backward(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> Call
         held.clear()
         leaf.grad = None
 
-    return taken
+    return _behind(t, taken) if row.behind else taken
+
+
+def _behind(t: Tape, taken: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """A leaf is stepped when the next one's gradient has come, the last one of the backward, or of a run of
+    equal layers, at its end: there it is a norm, whose next one is not waited for.
+    """
+    waiting: list[Tensor] = []
+
+    def come() -> None:
+        while waiting:
+            taken(waiting.pop())
+
+    def next_comes(leaf: Tensor) -> None:
+        come()
+        waiting.append(leaf)
+
+    t.between = come
+    return next_comes
+
+
+def actions_of(optimizer: Optimizer, mode: Mode, stored: ParameterSpec) -> Step:
+    """What the optimizer's step does with one tensor."""
+    return optimizer.step[mode] if stored.projector is None else optimizer.projected
 
 
 def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
     """Each variable is a list as long as the trained tensors are many."""
     held: dict[str, list[Tensor]] = {}
     for action in row.step[mode]:
-        if isinstance(action, Drop):
-            _forget(held, action)
+        if not isinstance(action, Make):
+            if isinstance(action, Drop):
+                _forget(held, action)
             continue
         made = []
         for stored in trained:
@@ -84,8 +114,10 @@ def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequenc
 def _one_by_one(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
     """Each variable is one tensor, which lasts until the next one's takes its place."""
     held: dict[str, Tensor] = {}
-    for stored in _in_order(setup, trained):
-        for action in row.step[mode]:
+    for stored in _in_order(setup, row, trained):
+        for action in actions_of(row, mode, stored):
+            if isinstance(action, Release):
+                continue
             if isinstance(action, Drop):
                 _forget(held, action)
                 continue
@@ -100,7 +132,7 @@ def _forget(held: dict[str, Tensor] | dict[str, list[Tensor]], action: Drop) -> 
         held.pop(variable, None)
 
 
-def _in_order(setup: Setup, trained: Sequence[ParameterSpec]) -> Iterable[ParameterSpec]:
+def _in_order(setup: Setup, row: Optimizer, trained: Sequence[ParameterSpec]) -> Iterable[ParameterSpec]:
     """The tensors as an optimizer meets them; two layers stand for all, since a variable lasts from one
     tensor to the next.
     """
@@ -108,9 +140,16 @@ def _in_order(setup: Setup, trained: Sequence[ParameterSpec]) -> Iterable[Parame
     first = trained.index(layers[0]) if layers else len(trained)
     after = [stored for stored in trained[first:] if stored.count == 1]
     order = [*trained[:first], *layers, *layers, *after]
-    if setup.loop.decay_groups:  # what is not decayed comes last
-        order.sort(key=lambda stored: stored.role in ("norm", "bias"))
+    if row.low_rank or setup.loop.decay_groups:
+        order.sort(key=partial(comes_last, row))
     return order
+
+
+def comes_last(row: Optimizer, stored: ParameterSpec) -> bool:
+    """Whether a tensor is in the optimizer's second group: what is projected, else what is not decayed
+    (transformers 5.24 trainer_optimizer.py _setup_low_rank_optimizer, trainer.py create_optimizer).
+    """
+    return stored.projector is not None if row.low_rank else stored.role in ("norm", "bias")
 
 
 def _make(
@@ -129,6 +168,11 @@ def _make(
     return t.alloc(f"{stored.name} {action.what}", shape, dtype, why, "temporaries")
 
 
+def _projector(stored: ParameterSpec) -> Projector:
+    assert stored.projector is not None
+    return stored.projector
+
+
 def _gram(stored: ParameterSpec) -> tuple[Sized, ...]:
     """The shape of a matrix times its transpose, over its shorter side."""
     side = minimum(*stored.shape)
@@ -139,5 +183,12 @@ SHAPES: dict[str, Callable[[ParameterSpec], tuple[Sized, ...]]] = {
     "like": lambda stored: stored.shape,
     "gram": _gram,
     "blocks": lambda stored: (ceil_div(stored.elements, BLOCK_8BIT),),
+    "low": lambda stored: stored.low.shape,
+    "basis": lambda stored: stored.vectors(_projector(stored).right, _projector(stored).rank),
+    "square": lambda stored: (_projector(stored).rank,) * 2,
+    "left": lambda stored: stored.vectors(False),
+    "values": lambda stored: (minimum(*stored.shape),),
+    "right": lambda stored: stored.vectors(True),
+    "channels": lambda stored: (maximum(*stored.shape),),
 }
 """The shapes of Make."""

@@ -187,8 +187,8 @@ def _projected(model: nn.Module, setup: Setup, trained: list[torch.Tensor]) -> l
     chosen = {id(p) for name, p in model.named_parameters() if name in names}
     if not chosen:
         raise UsageError(
-            f"optim_targets {','.join(setup.optim_targets)} names no linear layer of this model: use parts of "
-            "their names, or all-linear"
+            f"optim_targets {','.join(setup.optim_targets)} names no linear layer of this model: use parts "
+            "of their names, or all-linear"
         )
     low = {
         "rank": setup.optim_rank,

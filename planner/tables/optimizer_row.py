@@ -66,9 +66,13 @@ class Optimizer:
     on_host: bool = False  # its states are on the host between steps
     at_once: bool = False  # its states are made with it, not in its first step
     trains: bool = False  # it has a `train` method, which its step insists on
-    group: Mapping[str, Any] = field(default_factory=dict)  # of its groups, the projected ones where it has such
+    group: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of its groups, the projected ones where it has such
     others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
-    projects: tuple[tuple[str, Rule], ...] = ()  # what it keeps beside for a matrix whose gradient it projects
+    projects: tuple[
+        tuple[str, Rule], ...
+    ] = ()  # what it keeps beside for a matrix whose gradient it projects
     projected: Step = ()  # what its step makes of such a matrix, instead of `step`
     in_backward: bool = False  # it steps while the backward runs, whoever asks for it
     behind: bool = False  # a parameter is stepped when the next one's gradient comes

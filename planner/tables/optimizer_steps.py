@@ -12,9 +12,7 @@ another.
 """
 
 
-Shape = Literal[
-    "like", "gram", "blocks", "low", "basis", "square", "left", "values", "right", "channels"
-]
+Shape = Literal["like", "gram", "blocks", "low", "basis", "square", "left", "values", "right", "channels"]
 
 
 class Make(NamedTuple):

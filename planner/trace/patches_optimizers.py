@@ -85,7 +85,9 @@ def projections(observer: Observer, setup: Setup) -> Iterator[None]:
             functional = import_module("bitsandbytes.functional")
             update = functional.optimizer_update_32bit
 
-            def updated(name: str, grad: Any, p: Any, *rest: Any, max_unorm: float = 0.0, **kwargs: Any) -> None:
+            def updated(
+                name: str, grad: Any, p: Any, *rest: Any, max_unorm: float = 0.0, **kwargs: Any
+            ) -> None:
                 torch.norm(p.data.float())
                 update(name, grad, p, *rest, **kwargs)
 

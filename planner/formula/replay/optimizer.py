@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from memplan.planner.formula.optimizer_step import SHAPES
+from memplan.planner.formula.optimizer_step import SHAPES, actions_of, comes_last
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.orders import Each, in_order
@@ -21,7 +21,7 @@ from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.tables.optimizer_row import Optimizer
-from memplan.planner.tables.optimizer_steps import Drop, Make, Mode
+from memplan.planner.tables.optimizer_steps import Drop, Make, Mode, Step
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 GROUP_FIRST = ("torch", "schedulefree")
@@ -33,24 +33,22 @@ def in_groups(
     parameter_table: ParameterTable, layers_of: Any, stepped: Sequence[ParameterSpec] | None = None
 ) -> list[Each]:
     """Every trained tensor (`stepped`: as this rank has it) in the optimizer's order: in a plain loop as the
-    model has them, else those that are decayed first (transformers trainer.py create_optimizer: no biases, no
-    norms).
+    model has them, else those of its first group first (transformers trainer.py create_optimizer: no biases,
+    no norms; of an optimizer of low rank: what is not projected).
     """
     tensors = parameter_table.trained if stepped is None else stepped
     found = in_order([(stored, layers_of(stored)) for stored in tensors])
-    if not parameter_table.setup.loop.decay_groups:
+    row = OPTIMIZERS[parameter_table.setup.optimizer]
+    if not (row.low_rank or parameter_table.setup.loop.decay_groups):
         return found
-    return sorted(found, key=_not_decayed)
-
-
-def _not_decayed(each: Each) -> bool:
-    return each[0].role in ("norm", "bias")
+    return sorted(found, key=lambda each: comes_last(row, each[0]))
 
 
 def states(parameter_table: ParameterTable, values: Mapping[str, int], out: Events, layers_of: Any) -> None:
     """Optimizer states that are made with the optimizer, parameter by parameter."""
-    sizes = _state_bytes(parameter_table, values, parameter_table.trained)
-    for stored, _ in in_groups(parameter_table, layers_of):
+    kept = parameter_table.kept_by_optimizer
+    sizes = _state_bytes(parameter_table, values, kept)
+    for stored, _ in in_groups(parameter_table, layers_of, kept):
         for nbytes in sizes[id(stored)]:
             out.alloc(nbytes)
 
@@ -107,10 +105,10 @@ class OptimizerSteps:
                     out.alloc(nbytes)
 
     def _groups(self, tensors: Sequence[Each]) -> Iterator[list[Each]]:
-        if not self.setup.loop.decay_groups:
+        if self.row.low_rank or not self.setup.loop.decay_groups:
             yield list(tensors)
             return
-        for _, group in groupby(tensors, _not_decayed):
+        for _, group in groupby(tensors, lambda each: comes_last(self.row, each[0])):
             yield list(group)
 
     def _group(self, step: _Step, row: Optimizer, mode: Mode, group: list[Each], born: bool) -> None:
@@ -123,7 +121,7 @@ class OptimizerSteps:
             for each in group:
                 if born and not whole:
                     step.states(self.states[id(each[0])])
-                step.actions(row.step[mode], [each])
+                step.actions(actions_of(row, mode, each[0]), [each])
         step.forget()
 
 
@@ -141,11 +139,11 @@ class _Step:
     def states(self, sizes: Any) -> None:
         self.events += [("state", nbytes) for nbytes in sizes]
 
-    def actions(self, actions: Sequence[Make | Drop], tensors: Sequence[Each]) -> None:
+    def actions(self, actions: Step, tensors: Sequence[Each]) -> None:
         """A variable's list is made before what it held goes, from its end on as Python frees a list."""
         for action in actions:
-            if isinstance(action, Drop):
-                for variable in action.variables:
+            if not isinstance(action, Make):
+                for variable in action.variables if isinstance(action, Drop) else ():
                     self._free(self.held.pop(variable, []))
                 continue
             shape = SHAPES[action.shape]

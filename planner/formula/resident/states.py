@@ -114,6 +114,30 @@ def _factored(stored: ParameterSpec, elements: int | None) -> list[State]:
     ]
 
 
+def _means(stored: ParameterSpec, elements: int | None) -> list[State]:
+    return [state for state in _factored(stored, elements) if state[0] != " RMS"]
+
+
+def _basis(dtype: str) -> Callable[[ParameterSpec, int | None], list[State]]:
+    """`rank` singular vectors in 16 bits; in fp32 they are a view of all of them."""
+
+    def found(stored: ParameterSpec, elements: int | None) -> list[State]:
+        assert stored.projector is not None
+        rank, right = stored.projector
+        if "float32" in (dtype, stored.dtype):
+            why = "all singular vectors in fp32, of which a view is used"
+            return [("", stored.vectors(right), "float32", False, why)]
+        return [("", stored.vectors(right, rank), stored.dtype, False, f"{rank} singular vectors")]
+
+    return found
+
+
+def _random(stored: ParameterSpec, elements: int | None) -> list[State]:
+    assert stored.projector is not None
+    rank, right = stored.projector
+    return [("", stored.vectors(right, rank), stored.dtype, False, f"a random projection of rank {rank}")]
+
+
 def _kahan(stored: ParameterSpec, elements: int | None) -> list[State]:
     if itemsize(stored.dtype) == 2:
         return [("", stored.shape, stored.dtype, True, "Kahan's compensation of a 16-bit weight")]
@@ -132,6 +156,10 @@ STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
     "ao4": _torchao(lambda stored: (ceil_div(stored.elements, 2),), 16, "half a byte an element"),
     "step": _step,
     "factored": _factored,
+    "means": _means,
+    "basis": _basis("like"),
+    "basis32": _basis("float32"),
+    "random": _random,
     "kahan": _kahan,
     "one": lambda stored, elements: [("", (1,), stored.dtype, False, "one value")],
     "one32": lambda stored, elements: [("", (1,), "float32", False, "one fp32")],
