@@ -18,9 +18,6 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         f"task '{setup.task}'": not TASKS[setup.task].formula,
         "a reward model beside the trained one": setup.reward_model is not None,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
-        f"optimizer '{setup.optimizer}', whose step replaces whole gradients": (
-            setup.optimizer == "galore_adamw_8bit" and not setup.optimizer_in_backward
-        ),
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
     }

@@ -4,6 +4,7 @@ backward.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -114,9 +115,22 @@ def _at_once(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequenc
 def _one_by_one(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequence[ParameterSpec]) -> None:
     """Each variable is one tensor, which lasts until the next one's takes its place."""
     held: dict[str, Tensor] = {}
-    for stored in _in_order(setup, row, trained):
+    kept: dict[str, list[Tensor]] = {}  # gradients that took the place of whole ones
+    order = list(_in_order(setup, row, trained))
+    whole = _gradients(t) if any(isinstance(each, Release) for each in row.projected) else {}
+    for place, stored in enumerate(order):
         for action in actions_of(row, mode, stored):
             if isinstance(action, Release):
+                # the first of two layers frees its own, the second those of all others
+                others = stored.count - 1 if stored not in order[place + 1 :] else 0
+                count = others + 1 if stored.count == 1 else others or 1
+                t.log.append((-1, _some(whole[f"{stored.name} gradient"], count)))
+                low = held.pop(action.instead)
+                if low.buffer is not None:
+                    low.buffer.info.component = "gradients"
+                kept.setdefault(stored.name, []).append(low)
+                if others > 1 and low.buffer is not None:
+                    t.log.append((-1, {low.buffer.index: others - 1}))
                 continue
             if isinstance(action, Drop):
                 _forget(held, action)
@@ -125,6 +139,29 @@ def _one_by_one(t: Tape, setup: Setup, row: Optimizer, mode: Mode, trained: Sequ
             if tensor is not None:
                 held[action.variable] = tensor
             del tensor
+
+
+def _gradients(t: Tape) -> dict[str, dict[int, int]]:
+    """The gradients that are there, by name: how many of each of the tape's buffers."""
+    alive: Counter[int] = Counter()
+    for index, change in t.log:
+        alive.update({index: change} if index >= 0 else change)
+    found: dict[str, dict[int, int]] = {}
+    for index, count in alive.items():
+        info = t.infos[index]
+        if count > 0 and info.component == "gradients":
+            found.setdefault(info.name, {})[index] = count
+    return found
+
+
+def _some(alive: dict[int, int], count: int) -> dict[int, int]:
+    """So many of these buffers' deaths, taken off what is alive."""
+    gone: dict[int, int] = {}
+    for index, many in alive.items():
+        gone[index] = -min(many, count)
+        alive[index] += gone[index]
+        count += gone[index]
+    return gone
 
 
 def _forget(held: dict[str, Tensor] | dict[str, list[Tensor]], action: Drop) -> None:

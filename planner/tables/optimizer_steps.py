@@ -43,9 +43,12 @@ class Drop(NamedTuple):
 
 
 class Release(NamedTuple):
-    """The trainable tensor's own gradient goes before the step ends, `unless` it has this dtype."""
+    """The trainable tensor's own gradient goes before the step ends, `unless` it has this dtype; what the
+    variable `instead` holds stays as its gradient.
+    """
 
     unless: str = ""
+    instead: str = ""
 
 
 Step = tuple[Make | Drop | Release, ...]
@@ -156,7 +159,7 @@ GALORE_8BIT: Step = (  # the matrix is away while its projection is stepped in i
     Make("saved", "copy of the matrix"),
     Make("data", "projected gradient in the matrix's place", "low"),
     Drop(("saved",)),
-    Release(),
+    Release(instead="gradient"),
     *_BACK,
     Drop(("update", "data")),
 )

@@ -177,7 +177,7 @@ class Run:
             if trains:
                 if clips:
                     out.free(*[out.alloc(4) for _ in optimizer.tensors])
-                self._optimizer(optimizer, script, first=step == 0)
+                gradients = self._optimizer(optimizer, script, gradients, first=step == 0)
                 importance.update(out)
             if setup.zero_grad == "after_step":
                 out.free(*gradients)
@@ -215,15 +215,21 @@ class Run:
         script.events.free(*before)
         return made
 
-    def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
-        """Dtype and bytes of each gradient, in the order in which they come."""
+    def _gradients(self) -> list[tuple[str, str, Expr]]:
+        """Name, dtype and size of each gradient, in the order in which they come."""
         made, tape = self.passes[0], self.tapes[0]
         assert made is not None and tape is not None
         found = [tape.infos[made.infos[each]] for each in made.gradients]
-        return [(info.dtype, info.size.evaluate(rank)) for info in found]
+        return [(info.name, info.dtype, info.size) for info in found]
 
-    def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
-        """Write one step of the optimizer."""
+    def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
+        """Dtype and bytes of each gradient, in the order in which they come."""
+        return [(dtype, size.evaluate(rank)) for _, dtype, size in self._gradients()]
+
+    def _optimizer(
+        self, optimizer: OptimizerSteps, script: RunScript, gradients: list[int], *, first: bool
+    ) -> list[int]:
+        """Write one step of the optimizer; the ids of the gradients that it leaves."""
         which = 0 if self.tapes[1] is None else 1
         tape = self.tapes[which]
         assert tape is not None
@@ -231,7 +237,10 @@ class Run:
         def fill(base: int, indices: Sequence[int]) -> None:
             script.fills(base, which, tape, indices)
 
-        optimizer.write(script.events, tape, fill, first=first)
+        names = [name for name, _, _ in self._gradients()] if optimizer.replaces else []
+        whole = list(zip(names, gradients, strict=True)) if names else []
+        left = optimizer.write(script.events, tape, fill, first=first, gradients=whole)
+        return left if names else gradients
 
     def _workspace_at_load(self, script: RunScript, place: int) -> None:
         """The main thread's cuBLAS workspace, which the load's first product made."""

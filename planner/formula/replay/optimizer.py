@@ -9,6 +9,7 @@ optim/adam.py). A group's lists go before the next group's are made.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -21,7 +22,7 @@ from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.resident.states import optimizer_of
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.tables.optimizer_row import Optimizer
-from memplan.planner.tables.optimizer_steps import Drop, Make, Mode, Step
+from memplan.planner.tables.optimizer_steps import Drop, Mode, Release, Step
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 GROUP_FIRST = ("torch", "schedulefree")
@@ -79,21 +80,36 @@ class OptimizerSteps:
         self.row = OPTIMIZERS[self.setup.optimizer]
         self.tensors = in_groups(parameter_table, layers_of, stepped)
         self.states = _state_bytes(parameter_table, values, stepped)
+        # whether gradients give way to projected ones in the step
+        released = any(isinstance(action, Release) for action in self.row.projected)
+        self.replaces = released and not self.setup.optimizer_in_backward
 
-    def write(self, out: Events, tape: Tape, fill: Fill, *, first: bool) -> None:
+    def write(
+        self, out: Events, tape: Tape, fill: Fill, *, first: bool, gradients: Sequence[tuple[str, int]] = ()
+    ) -> list[int]:
         """One step: `tape` has what it makes of each tensor, `fill` is told which of it the ids from one on
-        are; `first`: the states are born.
+        are; `first`: the states are born. `gradients`: name and id of those that it may replace; the ids of
+        what is left.
         """
         if self.setup.optimizer_in_backward:
             self._born_in_backward(out, first)
-            return
+            return []
         step = _Step(out, {(info.name, info.shape): index for index, info in enumerate(tape.infos)})
+        step.gradients = self._by_tensor(gradients)
         for optimizer in (self.row, *([OPTIMIZERS[self.row.others]] if self.row.others else ())):
             mode: Mode = self.setup.optimizer_mode if optimizer is self.row else optimizer.modes[0]
             own = [each for each in self.tensors if optimizer_of(self.row, each[0]) is optimizer]
             for group in self._groups(own):
                 self._group(step, optimizer, mode, group, first and not optimizer.at_once)
-        step.end(fill)
+        return step.end(fill)
+
+    def _by_tensor(self, gradients: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The gradients' ids by the tensor's name and layer: a backward comes to the last layer first."""
+        layers: dict[str, list[int]] = defaultdict(list)
+        for stored, layer in self.tensors:
+            layers[f"{stored.name} gradient"].append(layer)
+        ordered = {name: iter(sorted(numbers, reverse=True)) for name, numbers in layers.items()}
+        return {(name, next(ordered[name])): which for name, which in gradients}
 
     def _born_in_backward(self, out: Events, first: bool) -> None:
         """What the step makes lies on the backward's tape; its states are born one by one in the first
@@ -135,6 +151,8 @@ class _Step:
         self.events: list[tuple[str, int]] = []
         self.indices: list[int] = []
         self.held: dict[str, list[int]] = {}
+        self.gradients: dict[tuple[str, int], int] = {}  # those that were there, by tensor
+        self.kept: list[int] = []  # numbers of what took their place
 
     def states(self, sizes: Any) -> None:
         self.events += [("state", nbytes) for nbytes in sizes]
@@ -142,8 +160,13 @@ class _Step:
     def actions(self, actions: Step, tensors: Sequence[Each]) -> None:
         """A variable's list is made before what it held goes, from its end on as Python frees a list."""
         for action in actions:
-            if not isinstance(action, Make):
-                for variable in action.variables if isinstance(action, Drop) else ():
+            if isinstance(action, Release):
+                for stored, layer in tensors:
+                    self.events.append(("gone", self.gradients.pop((f"{stored.name} gradient", layer))))
+                self.kept += self.held.pop(action.instead)
+                continue
+            if isinstance(action, Drop):
+                for variable in action.variables:
                     self._free(self.held.pop(variable, []))
                 continue
             shape = SHAPES[action.shape]
@@ -167,13 +190,16 @@ class _Step:
     def _free(self, numbers: Sequence[int]) -> None:
         self.events += [("free", number) for number in reversed(numbers)]
 
-    def end(self, fill: Fill) -> None:
-        """Write the events."""
+    def end(self, fill: Fill) -> list[int]:
+        """Write the events; the ids of the gradients that are left."""
         out, base = self.out, self.out.reserve(len(self.indices))
         if self.indices:
             fill(base, self.indices)
         for what, number in self.events:
             if what == "state":
                 out.alloc(number)
+            elif what == "gone":
+                out.free(number)
             else:
                 out.events.append(base + number if what == "born" else ~(base + number))
+        return [*self.gradients.values(), *(base + number for number in self.kept)]
