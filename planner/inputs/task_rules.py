@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memplan.planner.tables.errors import shorten
+from memplan.planner.tables.low_rank import no_expression
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.tasks import NEW_HEADS, TASKS
@@ -302,7 +304,7 @@ def in_backward(s: Any) -> list[tuple[bool, str]]:
 
 def low_rank(s: Any) -> list[tuple[bool, str]]:
     """What an optimizer needs that projects gradients, or that has every parameter of the model."""
-    row = OPTIMIZERS[s.optimizer]
+    row, strange = OPTIMIZERS[s.optimizer], no_expression(s.optim_targets)
     whole = METHODS[s.method].trains in ("all", "last_layers")
     said = f"optimizer '{s.optimizer}'"
     return [
@@ -318,5 +320,10 @@ def low_rank(s: Any) -> list[tuple[bool, str]]:
         (
             row.low_rank and not s.optim_targets,
             "optim_targets is empty: expected parts of layers' names such as attn,mlp, or all-linear",
+        ),
+        (
+            row.low_rank and strange is not None,
+            f"optim_targets '{shorten(strange or '', 60)}' is no regular expression: use parts of layers' "
+            "names such as attn,mlp, or all-linear",
         ),
     ]

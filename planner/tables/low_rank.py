@@ -35,3 +35,13 @@ def targets(names: Sequence[str], module: str, is_head: bool) -> bool:
     if ALL in names or ALL_BUT_HEAD in names:
         return ALL in names or not is_head
     return any(name in module or re.fullmatch(name, module) is not None for name in names)
+
+
+def no_expression(names: Sequence[str]) -> str | None:
+    """The first name that is no regular expression; None where all are."""
+    for name in names:
+        try:
+            re.compile(name)
+        except re.error:
+            return name
+    return None
