@@ -8,14 +8,12 @@ from typing import Any
 from memplan.planner.importers.rules import (
     Facts,
     Rule,
-    bad,
     flag,
     ignored,
     integer,
     names,
     not_modelled,
     one_of_text,
-    text,
     use,
 )
 from memplan.planner.tables.low_rank import ALL, ALL_BUT_HEAD
@@ -28,14 +26,12 @@ _NUMBERS = ("update_proj_gap", "scale", "scale_type")
 
 
 def arguments(key: str, value: Any) -> dict[str, str]:
-    """`name=value, ...`, or a mapping, of an optimizer's arguments (transformers 5.24 trainer_optimizer.py
-    _parse_optim_args). Raises UsageError.
+    """An optimizer's arguments: `name=value, ...`, or a mapping (transformers 5.24 trainer_optimizer.py
+    _parse_optim_args). What is neither is a name that no optimizer knows.
     """
     if isinstance(value, Mapping):
         return {str(name): str(each) for name, each in value.items()}
-    pairs = [pair.partition("=") for pair in text(key, value).replace(" ", "").split(",") if pair]
-    if not all(name and equals for name, equals, _ in pairs):
-        raise bad(key, value, "name=value pairs, separated by commas")
+    pairs = [pair.partition("=") for pair in str(value).replace(" ", "").split(",") if pair]
     return {name: each for name, _, each in pairs}
 
 
