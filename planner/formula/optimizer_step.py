@@ -51,6 +51,7 @@ def in_backward(t: Tape, setup: Setup, trained: Sequence[ParameterSpec]) -> Call
         stored = by_name.get(leaf.name)
         if stored is None:
             return
+        t.scope = ""  # the tensor's name says all; the backward's next node brings its own
         optimizer = optimizer_of(row, stored)
         mode: Mode = setup.optimizer_mode if optimizer is row else optimizer.modes[0]
         held: dict[str, Tensor] = {}

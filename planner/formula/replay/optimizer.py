@@ -10,7 +10,7 @@ optim/adam.py). A group's lists go before the next group's are made.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -92,7 +92,6 @@ class OptimizerSteps:
         what is left.
         """
         if self.setup.optimizer_in_backward:
-            self._born_in_backward(out, first)
             return []
         step = _Step(out, {(info.name, info.shape): index for index, info in enumerate(tape.infos)})
         step.gradients = self._by_tensor(gradients)
@@ -103,6 +102,21 @@ class OptimizerSteps:
                 self._group(step, optimizer, mode, group, first and not optimizer.at_once)
         return step.end(fill)
 
+    def born_at(self, made: Iterable[str]) -> Iterator[list[int]]:
+        """Bytes of the states that are born in the first backward behind each buffer that it makes, by the
+        buffers' names: a tensor's come with its gradient, a projected one's with the projected gradient.
+        """
+        left: dict[str, list[tuple[int, ParameterSpec]]] = defaultdict(list)
+        if self.setup.optimizer_in_backward and not self.row.at_once:
+            for stored, layer in self.tensors:
+                projected = "" if stored.projector is None else "projected "
+                left[f"{stored.name} {projected}gradient"].append((layer, stored))
+        for waiting in left.values():
+            waiting.sort(key=lambda each: each[0])  # a backward comes to the last layer first
+        for name in made:
+            waiting = left.get(name, [])
+            yield self.states[id(waiting.pop()[1])] if waiting else []
+
     def _by_tensor(self, gradients: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The gradients' ids by the tensor's name and layer: a backward comes to the last layer first."""
         layers: dict[str, list[int]] = defaultdict(list)
@@ -110,15 +124,6 @@ class OptimizerSteps:
             layers[f"{stored.name} gradient"].append(layer)
         ordered = {name: iter(sorted(numbers, reverse=True)) for name, numbers in layers.items()}
         return {(name, next(ordered[name])): which for name, which in gradients}
-
-    def _born_in_backward(self, out: Events, first: bool) -> None:
-        """What the step makes lies on the backward's tape; its states are born one by one in the first
-        backward, and written at its end.
-        """
-        if first and not self.row.at_once:
-            for stored, _ in self.tensors:
-                for nbytes in self.states[id(stored)]:
-                    out.alloc(nbytes)
 
     def _groups(self, tensors: Sequence[Each]) -> Iterator[list[Each]]:
         if self.row.low_rank or not self.setup.loop.decay_groups:
