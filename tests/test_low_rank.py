@@ -152,6 +152,12 @@ def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
         resolve({"method": "full", **fields})
 
 
+def test_targets_are_names_as_people_write_them() -> None:
+    assert setup("galore_adamw", optim_targets="attn, mlp").optim_targets == ("attn", "mlp")
+    with pytest.raises(UsageError, match="optim_targets is 3: expected parts of layers' names"):
+        setup("galore_adamw", optim_targets=3)
+
+
 def test_targets_of_some_layers_have_no_formula() -> None:
     chosen = setup("galore_adamw", optim_targets=("layers.1.mlp",))
     with pytest.raises(UsageError, match="of some layers alone.*use --engine trace"):
