@@ -158,6 +158,13 @@ def test_targets_are_names_as_people_write_them() -> None:
         setup("galore_adamw", optim_targets=3)
 
 
+@pytest.mark.parametrize(("model", "names"), [("gpt2", "all-linear"), ("llama-7b", "query_key_value")])
+def test_a_model_without_a_linear_layer_of_such_a_name_is_refused(model: str, names: str) -> None:
+    """GPT-2 has Conv1D alone, and its output projection is its embedding."""
+    with pytest.raises(UsageError, match=f"optim_targets {names}: no nn.Linear of this model"):
+        plan(find(model).spec(), setup("galore_adamw", optim_targets=names))
+
+
 def test_targets_of_some_layers_have_no_formula() -> None:
     chosen = setup("galore_adamw", optim_targets=("layers.1.mlp",))
     with pytest.raises(UsageError, match="of some layers alone.*use --engine trace"):

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target, waiting
 from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
-from memplan.planner.formula.resident.low_rank import projected
+from memplan.planner.formula.resident.low_rank import any_projected, projected
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
@@ -47,6 +47,7 @@ class ParameterTable:
             for tensor in weight_tensors(spec)
             for stored in self._store(tensor)
         ]
+        any_projected(self.base, setup)
         self.adapters = adapters(spec, setup)
         self.saved_modules = list(self._saved_modules())
         self.all = [

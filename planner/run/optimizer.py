@@ -13,7 +13,7 @@ from torch import nn
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, OPTIONAL, require, require_optimizer
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.low_rank import targets
+from memplan.planner.tables.low_rank import no_layer, targets
 from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizers import OPTIMIZERS, trained_by
 
@@ -149,9 +149,9 @@ def _made(model: nn.Module, setup: Setup, grouped: list[list[torch.Tensor]]) -> 
 
 
 def _make(row: Optimizer, groups: list[dict[str, Any]], mode: str) -> Any:
-    if row.library == "bitsandbytes":
+    if row.library == "bitsandbytes" or row.low_rank:  # GaLore's and APOLLO's packages import it
         require(*BITSANDBYTES)
-    elif row.library in OPTIONAL:
+    if row.library in OPTIONAL:
         require_optimizer(row.name, row.library)
     modes: dict[str, Any] = {"foreach": mode == "foreach"} if "foreach" in row.modes else {}
     if mode == "fused":
@@ -186,10 +186,7 @@ def _projected(model: nn.Module, setup: Setup, trained: list[torch.Tensor]) -> l
     }
     chosen = {id(p) for name, p in model.named_parameters() if name in names}
     if not chosen:
-        raise UsageError(
-            f"optim_targets {','.join(setup.optim_targets)} names no linear layer of this model: use parts "
-            "of their names, or all-linear"
-        )
+        raise UsageError(no_layer(setup.optim_targets))
     low = {
         "rank": setup.optim_rank,
         "update_proj_gap": 1,

@@ -45,3 +45,11 @@ def no_expression(names: Sequence[str]) -> str | None:
         except re.error:
             return name
     return None
+
+
+def no_layer(names: Sequence[str]) -> str:
+    """What is said where no linear layer of a model is projected."""
+    return (
+        f"optim_targets {','.join(names)}: no nn.Linear of this model has such a name, use parts of their names, "
+        "all-linear, or an optimizer such as adamw_torch"
+    )

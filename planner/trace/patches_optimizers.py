@@ -74,6 +74,7 @@ def projections(observer: Observer, setup: Setup) -> Iterator[None]:
         yield
         return
     require_optimizer(row.name, row.library)
+    require(*BITSANDBYTES)  # which their packages import
 
     def drawn(shape: Any, seed: int, device: Any = None, dtype: Any = torch.float32) -> torch.Tensor:
         return torch.empty(shape, device=device, dtype=dtype)
@@ -81,7 +82,6 @@ def projections(observer: Observer, setup: Setup) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.cuda, "synchronize", nothing))
         if any(rule == "blockwise8" for _, rule in row.states):
-            require(*BITSANDBYTES)
             functional = import_module("bitsandbytes.functional")
             update = functional.optimizer_update_32bit
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.low_rank import projector, targets
+from memplan.planner.tables.low_rank import no_layer, projector, targets
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
 LINEAR = ("linear", "head", "tower_linear")
@@ -35,3 +36,12 @@ def projected(stored: ParameterSpec, shape: tuple[int, ...], setup: Setup) -> Pa
     bounded = all(rule != "random" for _, rule in row.projects)
     kind = setup.optim_projection
     return replace(stored, projector=projector(setup.optim_rank, kind, (rows, columns), bounded))
+
+
+def any_projected(stored: Sequence[ParameterSpec], setup: Setup) -> None:
+    """UsageError where an optimizer of low rank trains tensors and none of them is among its targets
+    (transformers 5.24 trainer_optimizer.py: no target modules found).
+    """
+    trains = OPTIMIZERS[setup.optimizer].low_rank and any(each.trained for each in stored)
+    if trains and all(each.projector is None for each in stored):
+        raise UsageError(no_layer(setup.optim_targets))
