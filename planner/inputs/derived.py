@@ -18,6 +18,7 @@ def derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tup
         ("optimizer_mode", True, lambda: row_of(optimizer).modes[0], f"optimizer {optimizer}"),
         ("optimizer_in_backward", row_of(optimizer).in_backward, lambda: True, f"optimizer {optimizer}"),
         ("compute_dtype", dtype != "float32", lambda: dtype, "weight_dtype"),
+        ("dropout", bool(fields["target_parameters"]), lambda: 0.0, "target_parameters"),
         ("autocast", half and fields["autocast"] != "none", lambda: "float16", "weight_dtype"),
     )
     found = {name: (value(), why) for name, holds, value, why in rules if holds and name not in said}
