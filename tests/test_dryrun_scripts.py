@@ -170,6 +170,21 @@ def needs(package: str) -> pytest.MarkDecorator:
     )
 
 
+@pytest.mark.parametrize(
+    ("optim", "arguments"),
+    [
+        pytest.param("galore_adamw", "update_proj_gap=1", marks=[needs("galore_torch"), pytest.mark.slow]),
+        pytest.param("lomo", "", marks=needs("lomo_optim")),
+    ],
+)
+def test_optimizers_of_low_rank_and_behind_the_backward(optim: str, arguments: str, hub: Path) -> None:
+    """LOMO never steps: its backward counts. GaLore's projections and moments are states."""
+    found = dry_run("low_rank.py", str(hub), optim, arguments)
+    assert (found.outcome, found.steps) == ("stopped", 2)
+    states = component(found, "forward", "optimizer_states")
+    assert (states == 0) if optim == "lomo" else states > 2 * 2 * 512 * 64
+
+
 @needs("deepspeed")
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_counts_its_engines_steps(stage: int, hub: Path) -> None:

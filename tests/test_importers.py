@@ -85,7 +85,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
         ("liger_rms_norm: true", "on the high side"),
         ("qat: true", "on the low side"),
         (
-            "optimizer: galore_adamw",
+            "optimizer: q_galore_adamw8bit",
             "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
             "side",
         ),

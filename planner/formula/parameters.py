@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from memplan.planner.formula.resident.adapters import R, adapters, no_target, waiting
 from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
+from memplan.planner.formula.resident.low_rank import any_projected, projected
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
@@ -41,7 +42,12 @@ class ParameterTable:
         self.spec, self.setup, self.method = spec, setup, METHODS[setup.method]
         self.checkpoint = quantized.packed(spec.config, setup)
         self.first_trained = self._first_trained()
-        self.base = [stored for tensor in weight_tensors(spec) for stored in self._store(tensor)]
+        self.base = [
+            projected(stored, tensor.shape, setup)
+            for tensor in weight_tensors(spec)
+            for stored in self._store(tensor)
+        ]
+        any_projected(self.base, setup)
         self.adapters = adapters(spec, setup)
         self.saved_modules = list(self._saved_modules())
         self.all = [
@@ -241,7 +247,7 @@ class ParameterTable:
 
     def state_rows(self) -> list[SymbolicRow]:
         """Optimizer states on the device; paged tensors are in `host_rows`."""
-        rows = [row for stored in self.trained for row in self.states_of(stored, paged=False)]
+        rows = [row for stored in self.kept_by_optimizer for row in self.states_of(stored, paged=False)]
         rows += [
             SymbolicRow(
                 f"{t.name} {what}",
@@ -258,6 +264,13 @@ class ParameterTable:
         return rows
 
     @property
+    def kept_by_optimizer(self) -> list[ParameterSpec]:
+        """The tensors that the optimizer has states of."""
+        if OPTIMIZERS[self.setup.optimizer].of_frozen:
+            return [stored for stored in self.all if stored.logical]
+        return self.trained
+
+    @property
     def scored(self) -> list[ParameterSpec]:
         """The adapter's tensors whose importance AdaLoRA keeps; none for another method."""
         if self.setup.method != "adalora" or not self.setup.importance_buffers:
@@ -271,13 +284,14 @@ class ParameterTable:
     def states_of(self, stored: ParameterSpec, paged: bool) -> Iterator[SymbolicRow]:
         """The optimizer states of one tensor: on the device, or in managed memory or on the host."""
         optimizer = optimizer_of(OPTIMIZERS[self.setup.optimizer], stored)
-        elements = elements_of(stored, self.setup) if optimizer.floors else None
+        elements = elements_of(stored.low, self.setup) if optimizer.floors else None
         paged_out = optimizer.paged and elements is not None and elements >= FLOOR_PAGED
         on_host = paged_out or optimizer.on_host
-        for state, rule in optimizer.states:
-            for suffix, shape, dtype, pageable, size in states(
-                rule, stored, elements, self.setup.loop.embeddings_32bit
-            ):
+        embeddings_32bit = self.setup.loop.embeddings_32bit and not optimizer.low_rank
+        kept = [(*each, stored.low) for each in optimizer.states]
+        kept += [(*each, stored) for each in optimizer.projects if stored.projector is not None]
+        for state, rule, like in kept:
+            for suffix, shape, dtype, pageable, size in states(rule, like, elements, embeddings_32bit):
                 if (on_host and pageable) == paged:
                     yield SymbolicRow(
                         f"{stored.name} {state}{suffix}",

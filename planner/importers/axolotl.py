@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memplan.planner.importers import patterns
-from memplan.planner.importers.choices import OPTIMIZER_ARGUMENTS, optimizer
+from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import keyword_arguments
+from memplan.planner.importers.low_rank import arguments, target_modules
 from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
     PICTURES,
@@ -174,8 +175,8 @@ RULES: dict[str, Rule] = {
     "context_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "sequence_parallel_degree": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
-    "optim_args": OPTIMIZER_ARGUMENTS,
-    "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
+    "optim_args": use("_optim_args", arguments),
+    "optim_target_modules": use("optim_targets", target_modules),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
     "batch_flattening": not_modelled("a batch as one row"),
     "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),

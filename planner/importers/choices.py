@@ -4,10 +4,10 @@ nearest, said aloud.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from memplan.planner.importers.rules import SIDE, UNMODELED, Facts, Imported, bad, not_modelled, text
+from memplan.planner.importers.low_rank import settle_low_rank
+from memplan.planner.importers.rules import SIDE, UNMODELED, Facts, Imported, bad, text
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import unknown
@@ -29,8 +29,6 @@ SMALLER = (
     "8bit",
     "fp8",
     "galore",
-    "apollo",
-    "lomo",
     "muon",
     "adam_mini",
     "badam",
@@ -62,6 +60,7 @@ def settle_optimizer(facts: Facts, warnings: list[str]) -> None:
         side = "high" if any(word in name for word in SMALLER) else ""
         warnings.append(f"{UNMODELED.format(name)}: assuming the states of adamw_torch_fused{SIDE[side]}")
         facts["optimizer"] = "adamw_torch_fused"
+    _settle_arguments(facts, warnings)
 
 
 NUMBERS = frozenset(
@@ -89,19 +88,14 @@ NUMBERS = frozenset(
 )
 
 
-def _states_may_change(key: str, value: Any) -> bool:
-    """Whether arguments of an optimizer are more than the numbers that it computes with: `name=value, ...`,
-    or a mapping (transformers 5.24 trainer_optimizer.py).
-    """
-    names = (
-        value if isinstance(value, Mapping) else [pair.partition("=")[0] for pair in str(value).split(",")]
-    )
-    return not {str(name).strip() for name in names} <= NUMBERS
-
-
-OPTIMIZER_ARGUMENTS = not_modelled(
-    "arguments by which an optimizer's states may be others", matters=_states_may_change
-)
+def _settle_arguments(facts: Facts, warnings: list[str]) -> None:
+    """What an optimizer's arguments say beside the numbers that it computes with."""
+    why = settle_low_rank(facts)
+    if not why and not set(facts.get("_optim_args") or {}) <= NUMBERS:
+        why = "arguments by which an optimizer's states may be others"
+    if why:
+        facts["_lacks"] = {**facts.get("_lacks", {}), "optim_args": why}
+        warnings.append(f"optim_args is not modeled: {why}")
 
 
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash_attention_2"}

@@ -7,13 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.planner.importers.choices import (
-    OPTIMIZER_ARGUMENTS,
-    optimizer,
-    settle_attention,
-    settle_optimizer,
-)
+from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import STRATEGIES, settle_fsdp
+from memplan.planner.importers.low_rank import arguments, target_modules
 from memplan.planner.importers.rules import (
     Facts,
     Rule,
@@ -76,8 +72,8 @@ TRAINING: dict[str, Rule] = {
         "tensor, context and sequence parallelism divide weights and activations", errs="high"
     ),
     "use_cpu": use("_cpu", flag),
-    "optim_args": OPTIMIZER_ARGUMENTS,
-    "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
+    "optim_args": use("_optim_args", arguments),
+    "optim_target_modules": use("optim_targets", target_modules),
     **{
         name: not_modelled("a compiled step frees and fuses tensors differently", errs="high")
         for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")

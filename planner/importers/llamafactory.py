@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.importers.hf import GENERATES, TRAINING, packed_rows, settle
+from memplan.planner.importers.low_rank import LLAMAFACTORY, settle_llamafactory
 from memplan.planner.importers.rules import (
     PICTURES,
     TOWER,
@@ -76,8 +77,9 @@ RULES: dict[str, Rule] = {
     "neat_packing": use("_neat", flag, "several documents in one row, with a block mask"),
     **{
         f"use_{name}": not_modelled(f"{name}'s optimizer states are smaller than AdamW's", errs="high")
-        for name in ("galore", "apollo", "badam", "adam_mini", "muon")
+        for name in ("badam", "adam_mini", "muon")
     },
+    **LLAMAFACTORY,
     "use_unsloth": not_modelled("Unsloth's own kernels and offloading", errs="high"),
     "upcast_lmhead_output": not_modelled("a second, float32 copy of the logits", errs="low"),
     "shift_attn": not_modelled("shifted sparse attention"),
@@ -120,7 +122,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "details of something that is off, or reported where it is on",
         """
-        galore_* apollo_* badam_* oft_* module_dropout fp8_* kt_* hyper_parallel_args ref_model_* reward_model_* pissa_iter
+        badam_* oft_* module_dropout fp8_* kt_* hyper_parallel_args ref_model_* reward_model_* pissa_iter
         pissa_convert
     """,
     ),
@@ -199,6 +201,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
     if facts.get("_no_checkpointing"):
         facts["_checkpointing"] = False
+    settle_llamafactory(facts)
     settle(facts, warnings, checkpointing=True, reentrant=facts.get("_reentrant", True))
     if facts.get("_unsloth_gc") and facts["checkpointing"] != "none":
         facts["checkpoint_offload"] = True

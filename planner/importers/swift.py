@@ -67,6 +67,8 @@ RULES: dict[str, Rule] = {
     "freeze_vit": use("vision_tower", frozen),
     "freeze_aligner": use("projector", frozen),
     "max_pixels": use("image_scaled_to", integer),
+    "use_galore": not_modelled("ms-swift's own GaLore, whose states are smaller than AdamW's", errs="high"),
+    **ignored("details of something that is reported where it is on", "galore_*"),
     "rlhf_type": not_modelled("preference training holds more rows and models", errs="low"),
     "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "sequence_parallel_size": not_modelled("a row is shared among GPUs", (1, "1"), errs="high"),

@@ -57,6 +57,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
         *task_rules.in_backward(s),
+        *task_rules.low_rank(s),
         *task_rules.evaluation(s),
         *task_rules.merging(s),
         *task_rules.serving(s),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memplan.planner.inputs import task_rules
+from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.other_optimizers import unknown_optimizer
 
@@ -14,7 +15,8 @@ def derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tup
     """Fields that follow from others unless somebody said them: (value, what it follows from)."""
     optimizer, dtype, half = fields["optimizer"], fields["weight_dtype"], fields["weight_dtype"] == "float16"
     rules: tuple[tuple[str, bool, Callable[[], Any], str], ...] = (
-        ("optimizer_mode", True, lambda: mode_of(optimizer), f"optimizer {optimizer}"),
+        ("optimizer_mode", True, lambda: row_of(optimizer).modes[0], f"optimizer {optimizer}"),
+        ("optimizer_in_backward", row_of(optimizer).in_backward, lambda: True, f"optimizer {optimizer}"),
         ("compute_dtype", dtype != "float32", lambda: dtype, "weight_dtype"),
         ("dropout", bool(fields["target_parameters"]), lambda: 0.0, "target_parameters"),
         ("autocast", half and fields["autocast"] != "none", lambda: "float16", "weight_dtype"),
@@ -41,8 +43,20 @@ def _ranks(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tupl
     return {name: value for name, value in found.items() if name not in said}
 
 
-def mode_of(optimizer: Any) -> str:
-    """The mode in which an optimizer runs where nobody names one. Raises UsageError for an unknown one."""
+def following(before: str, optimizer: Any) -> dict[str, Any]:
+    """What another optimizer brings with it: its mode, and whether it steps in the backward where either one
+    does so by itself.
+    """
+    row = row_of(optimizer)
+    own = row.in_backward or row_of(before).in_backward
+    return {
+        "optimizer_mode": row.modes[0],
+        **({"optimizer_in_backward": row.in_backward} if own else {}),
+    }
+
+
+def row_of(optimizer: Any) -> Optimizer:
+    """The row of an optimizer. Raises UsageError for an unknown one."""
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise unknown_optimizer(optimizer)
-    return OPTIMIZERS[optimizer].modes[0]
+    return OPTIMIZERS[optimizer]

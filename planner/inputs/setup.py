@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.planner.inputs.contradictions import contradictions
-from memplan.planner.inputs.derived import derived, mode_of
+from memplan.planner.inputs.derived import derived, following
 from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
@@ -86,6 +86,9 @@ class Setup:
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
+    optim_rank: Size  # of the gradients that an optimizer of low rank projects (GaLore, APOLLO)
+    optim_targets: tuple[str, ...]  # parts of names of the linear layers that it projects, or all-linear
+    optim_projection: Literal["std", "reverse_std", "right", "left"]
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
     images: tuple[str, ...]  # pictures of an example as N@WxH, ("none",): text alone, (): nobody said
@@ -165,8 +168,8 @@ class Setup:
     def replaced(self, **changes: Any) -> Setup:
         """The same setup with some fields changed and checked again; their origins become 'user'."""
         values = {**self.values(), **changes}
-        if "optimizer" in changes and "optimizer_mode" not in changes:
-            values["optimizer_mode"] = mode_of(values["optimizer"])
+        if "optimizer" in changes:
+            values |= following(self.optimizer, values["optimizer"]) | changes
         return _consistent(checked(values, {**self.origins, **dict.fromkeys(changes, "user")}))
 
     def with_(self, **changes: Any) -> Setup:

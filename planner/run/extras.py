@@ -20,6 +20,9 @@ OPTIONAL = {
     "torchao": "torchao",
     "schedulefree": "schedulefree",
     "optimi": "torch-optimi",
+    "galore_torch": "galore-torch",
+    "apollo_torch": "apollo-torch",
+    "lomo_optim": "lomo-optim",
     "grokadamw": "grokadamw",
     "torchdistx": "git+https://github.com/pytorch/torchdistx",  # no release for a torch of today
 }

@@ -103,6 +103,8 @@ def tensors(value: Any, path: str = "") -> Named:
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from tensors(inner, f"{path}.{key}" if path else str(key))
+    elif hasattr(value, "ortho_matrix"):  # a projector of galore_torch or apollo_torch
+        yield from tensors(value.ortho_matrix, f"{path}.ortho_matrix")
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             yield from tensors(inner, f"{path}.{index}")

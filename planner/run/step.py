@@ -15,6 +15,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import generated
 from memplan.planner.run import losses, rollout
 from memplan.planner.run.built import Announcer, Built
+from memplan.planner.run.optimizer import Behind
 from memplan.planner.tables.tasks import TASKS
 
 
@@ -56,7 +57,10 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
         if setup.retain_outputs:
             built.held = outputs
         with watcher.announce("backward", step):
-            loss.backward()
+            if isinstance(optimizer, Behind):
+                optimizer.backward(loss)
+            else:
+                loss.backward()
         del loss
     with watcher.announce("optimizer_step", step):
         if loop.clips and not setup.optimizer_in_backward:

@@ -7,98 +7,29 @@ row's states with `optimizer.state` after traced steps, and its temporaries with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
+from memplan.planner.tables.optimizer_row import Optimizer, Rule
 from memplan.planner.tables.optimizer_steps import (
     ADAFACTOR,
+    ADALOMO,
+    ADAMW,
     ANY_PRECISION,
+    APOLLO,
+    GALORE_8BIT,
+    GALORE_ADAFACTOR,
+    GALORE_ADAMW,
     GROK,
     IN_PLACE,
+    LOMO,
     MUON,
     TORCHAO_4,
     TORCHAO_8,
     Drop,
     Make,
-    Mode,
     Step,
 )
-
-Rule = Literal[
-    "like",
-    "float32",
-    "blockwise8",
-    "pair32",
-    "pair8",
-    "ao8",
-    "ao4",
-    "step",
-    "factored",
-    "kahan",
-    "one",
-    "one32",
-    "none",
-]
-"""How a state's size follows from its parameter of n elements:
-like        zeros_like(p): n elements of p's dtype
-float32     n fp32 elements
-blockwise8  n uint8 elements and ceil(n / 256) fp32 block constants; below 4,096 elements 32-bit (bitsandbytes optim/optimizer.py)
-pair32      two of float32, stacked: AdEMAMix's fast and slow averages (bitsandbytes optim/ademamix.py)
-pair8       two of blockwise8, stacked, with two rows of block constants (the same file)
-ao8         n uint8 codes, n / 256 fp32 scales, and a table of 256 fp32 values of its own; of p's dtype where n is below 4,096 or
-            no multiple of 256 (torchao optim/adam.py _new_buffer, optim/subclass_8bit.py)
-ao4         n / 2 uint8 codes, n / 256 fp32 scales and a table of 16, else the same (optim/subclass_4bit.py)
-step        one fp32 scalar on the device (fused torch optimizers; the others keep it on the host)
-kahan       n elements of p's dtype where that has 16 bits, else one byte (torch-optimi's Triton steps)
-one, one32  a single value, of p's dtype or fp32
-factored    Adafactor's row and column means for 2-D tensors, n fp32 elements for others (transformers optimization.py)
-"""
-FLOORED = ("blockwise8", "pair8", "ao8", "ao4")
-"""Rules that keep small tensors unquantized."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimizer:
-    """One optimizer: its class, its states per trainable tensor, and what its step makes in each of its modes
-    (the default first).
-    """
-
-    name: str
-    cls: str  # the class by its full name
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of its constructor, beside lr and the mode
-    states: tuple[tuple[str, Rule], ...]
-    step: Mapping[Mode, Step]
-    source: str
-    paged: bool = False
-    on_host: bool = False  # its states are on the host between steps
-    at_once: bool = False  # its states are made with it, not in its first step
-    trains: bool = False  # it has a `train` method, which its step insists on
-    group: Mapping[str, Any] = field(default_factory=dict)  # of its groups, where the first steps do less
-    others: str | None = None  # who trains what is no matrix of a hidden layer, where this one cannot
-
-    @property
-    def library(self) -> str:
-        """The package that has the class."""
-        return self.cls.partition(".")[0]
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """The implementations that it has (foreach, fused, ...), the default first."""
-        return tuple(self.step)
-
-    @property
-    def floors(self) -> bool:
-        """Whether the number of a tensor's elements decides how a state is kept: in 8 bits, or in pageable
-        memory.
-        """
-        return self.paged or any(rule in FLOORED for _, rule in self.states)
-
-    def of(self, dimensions: int, embeds: bool) -> Optimizer:
-        """The optimizer that trains a parameter of so many dimensions; `embeds`: an embedding or the output
-        projection.
-        """
-        return self if self.others is None or (dimensions == 2 and not embeds) else OPTIMIZERS[self.others]
 
 
 def _bnb(name: str, cls: str, states: tuple[tuple[str, Rule], ...], source: str, bits: int) -> Optimizer:
@@ -157,6 +88,31 @@ def _optimi(name: str, cls: str, states: tuple[tuple[str, Rule], ...], source: s
         states=states,
         step={"loop": IN_PLACE},
         source=f"torch-optimi 0.3.3 {source} _init_state, _triton_{cls.lower()}",
+    )
+
+
+def _low_rank(name: str, cls: str, source: str, layerwise: bool, **fields: Any) -> Iterator[Optimizer]:
+    """An optimizer that projects gradients, and its form that steps one parameter at a time in the backward
+    (transformers 5.24 trainer_optimizer.py _setup_low_rank_optimizer).
+    """
+    for end in ("", "_layerwise") if layerwise else ("",):
+        yield Optimizer(
+            name=name + end, cls=cls, source=source, in_backward=bool(end), **{"arguments": {}, **fields}
+        )
+
+
+def _lomo(name: str, cls: str, step: Step, states: tuple[tuple[str, Rule], ...] = ()) -> Optimizer:
+    """It steps in hooks of its own, with the whole model's parameters, frozen ones included."""
+    return Optimizer(
+        name=name,
+        cls=f"lomo_optim.{cls}",
+        states=states,
+        step={"loop": step},
+        source=f"lomo-optim 0.1.1 {name}.py fuse_update",
+        at_once=True,
+        in_backward=True,
+        behind=True,
+        of_frozen=bool(states),
     )
 
 
@@ -278,6 +234,51 @@ _ROWS = (
     _optimi("optimi_adamw", "AdamW", _KAHAN, "adam.py"),
     _torchao("adamw_torch_8bit", "AdamW8bit", "ao8", TORCHAO_8),
     _torchao("adamw_torch_4bit", "AdamW4bit", "ao4", TORCHAO_4),
+    *_low_rank(
+        "galore_adamw",
+        "galore_torch.GaLoreAdamW",
+        "galore-torch 1.0 adamw.py, galore_projector.py",
+        True,
+        arguments={"no_deprecation_warning": True},
+        states=_ADAM_LIKE,
+        step={"loop": ADAMW},
+        projects=(("projector", "basis"),),
+        projected=GALORE_ADAMW,
+    ),
+    *_low_rank(
+        "galore_adamw_8bit",
+        "galore_torch.GaLoreAdamW8bit",
+        "galore-torch 1.0 adamw8bit.py, galore_projector.py; bitsandbytes 0.50 optim/optimizer.py init_state",
+        True,
+        states=(*_ADAM_8, ("unorm_vec", "one32")),
+        step={"loop": IN_PLACE},
+        projects=(("projector", "basis"),),
+        projected=GALORE_8BIT,
+    ),
+    *_low_rank(
+        "galore_adafactor",
+        "galore_torch.GaLoreAdafactor",
+        "galore-torch 1.0 adafactor.py, galore_projector.py",
+        False,  # without the arguments below its class refuses the Trainer's learning rate
+        arguments={"scale_parameter": False, "relative_step": False},
+        states=(("factors", "factored"),),
+        step={"loop": ADAFACTOR},
+        projects=(("projector", "basis32"),),
+        projected=GALORE_ADAFACTOR,
+    ),
+    *_low_rank(
+        "apollo_adamw",
+        "apollo_torch.APOLLOAdamW",
+        "apollo-torch 1.0.3 apollo.py, random_projector.py",
+        True,
+        states=_ADAM_LIKE,
+        step={"loop": ADAMW},
+        projects=(("projector", "random"), ("scaled_grad", "one")),
+        group={"proj": "random", "scale_type": "channel"},
+        projected=APOLLO,
+    ),
+    _lomo("lomo", "Lomo", LOMO),
+    _lomo("adalomo", "AdaLomo", ADALOMO, (("exp_avg_sq", "means"),)),
     _bnb("adamw_bnb_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
     _bnb("paged_adamw_8bit", "AdamW", _ADAM_8, _TWO, 8),
@@ -295,3 +296,12 @@ _ROWS = (
     _bnb("paged_ademamix_8bit", "AdEMAMix", _MIX_8, _MIX, 8),
 )
 OPTIMIZERS: dict[str, Optimizer] = {row.name: row for row in _ROWS}
+
+
+def trained_by(row: Optimizer, dimensions: int, embeds: bool) -> Optimizer:
+    """The optimizer that trains a parameter of so many dimensions where the setup's is `row`; `embeds`: an
+    embedding or the output projection.
+    """
+    if row.others is None or (dimensions == 2 and not embeds):
+        return row
+    return OPTIMIZERS[row.others]

@@ -5,28 +5,16 @@ from __future__ import annotations
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.optimizers import OPTIMIZERS
 
-_LOW_RANK = "AdamW or Adafactor with states of low rank for the matrices that optim_target_modules names"
-_SMALLER = (
-    "plan with adamw_torch, whose states are larger at such a rank; adamw_8bit has small ones of all tensors"
-)
 _ELSEWHERE = "plan with adamw_torch, which is AdamW for CUDA GPUs"
-_NO_STATES = "SGD within the backward, without states or whole gradients"
 WITHOUT_A_RULE: dict[str, tuple[str, str]] = {
     "adamw_torch_xla": ("AdamW of torch_xla, for TPUs", _ELSEWHERE),
     "adamw_torch_npu_fused": ("AdamW of torch_npu, for Ascend NPUs", _ELSEWHERE),
-    **dict.fromkeys(("galore_adamw", "galore_adafactor"), (f"GaLore: {_LOW_RANK}", _SMALLER)),
-    "galore_adamw_8bit": (f"GaLore: {_LOW_RANK}, in 8 bits", _SMALLER),
-    **dict.fromkeys(
-        ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
-        (f"GaLore in the backward: {_LOW_RANK}", _SMALLER),
+    # transformers 5.24 trainer_optimizer.py makes each parameter's GaLoreAdafactor without the arguments that
+    # its class wants beside a learning rate: "Cannot combine manual `lr` and `relative_step=True` options"
+    "galore_adafactor_layerwise": (
+        "its class refuses the Trainer's learning rate, so that no run begins",
+        "plan with galore_adafactor and optimizer_in_backward=true",
     ),
-    "lomo": (f"LOMO: {_NO_STATES}", "plan with sgd and optimizer_in_backward=true"),
-    "adalomo": (
-        f"AdaLomo: {_NO_STATES} but factored ones",
-        "plan with adafactor and optimizer_in_backward=true",
-    ),
-    "apollo_adamw": (f"APOLLO: {_LOW_RANK}", _SMALLER),
-    "apollo_adamw_layerwise": (f"APOLLO in the backward: {_LOW_RANK}", _SMALLER),
 }
 """transformers' other optimizers (5.23 training_args.py OptimizerNames, trainer_optimizer.py), names that are no
 mistake and whose states no row describes: what each is, and what to do.

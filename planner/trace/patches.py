@@ -299,6 +299,8 @@ PATCHES = (
     patches_optimizers.torchao_compiled,
     patches_optimizers.optimi_kernels,
     patches_optimizers.states_on_host,
+    patches_optimizers.projections,
+    patches_optimizers.moved_by_name,
     grouped.by_capability,
     chunked_sums.by_capability,
 )

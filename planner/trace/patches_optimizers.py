@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run.extras import require_optimizer
+from memplan.planner.run.extras import BITSANDBYTES, require, require_optimizer
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.trace.observe import Observer
 
@@ -60,6 +60,53 @@ def optimi_kernels(observer: Observer, setup: Setup) -> Iterator[None]:
         for module, step in (("stableadamw", "_triton_stableadamw"), ("adam", "_triton_adam")):
             home = import_module(f"optimi.{module}")
             stack.enter_context(patch.object(home, step, nothing, create=True))
+        yield
+
+
+@contextmanager
+def projections(observer: Observer, setup: Setup) -> Iterator[None]:
+    """galore-torch 1.0 adamw8bit.py waits for the device after each matrix, and by a maximum of an update's
+    norm makes bitsandbytes 0.50 functional.py optimizer_update_32bit read a weight's norm; apollo-torch 1.0.3
+    random_projector.py draws with a generator of the device. Nothing of that is there for meta.
+    """
+    row = OPTIMIZERS[setup.optimizer]
+    if not row.low_rank:
+        yield
+        return
+    require_optimizer(row.name, row.library)
+    require(*BITSANDBYTES)  # which their packages import
+
+    def drawn(shape: Any, seed: int, device: Any = None, dtype: Any = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, device=device, dtype=dtype)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.cuda, "synchronize", nothing))
+        if any(rule == "blockwise8" for _, rule in row.states):
+            functional = import_module("bitsandbytes.functional")
+            update = functional.optimizer_update_32bit
+
+            def updated(
+                name: str, grad: Any, p: Any, *rest: Any, max_unorm: float = 0.0, **kwargs: Any
+            ) -> None:
+                torch.norm(p.data.float())
+                update(name, grad, p, *rest, **kwargs)
+
+            stack.enter_context(patch.object(functional, "optimizer_update_32bit", updated))
+        if row.library == "apollo_torch":
+            home = import_module("apollo_torch.random_projector")
+            stack.enter_context(patch.object(home, "stable_randn", drawn))
+        yield
+
+
+@contextmanager
+def moved_by_name(observer: Observer, setup: Setup) -> Iterator[None]:
+    """lomo-optim 0.1.1 adalomo.py makes its states on the host, then `.cuda()`."""
+    row = OPTIMIZERS[setup.optimizer]
+    if not row.of_frozen:
+        yield
+        return
+    require_optimizer(row.name, row.library)
+    with patch.object(torch.Tensor, "cuda", lambda tensor: torch.empty_like(tensor, device="meta")):
         yield
 
 

@@ -13,39 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import compress
 from operator import itemgetter
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.importance import Importance
 from memplan.planner.formula.replay.load import Values
 from memplan.planner.formula.replay.optimizer import OptimizerSteps
-from memplan.planner.formula.replay.unroll import Unrolled, unroll
+from memplan.planner.formula.replay.passes import Pass, as_pass, first_products
+from memplan.planner.formula.replay.unroll import unroll
 from memplan.planner.formula.resident.loading import batch_sizes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import AtomValues, Expr
 from memplan.planner.formula.tape.peaks import sizes_at
-from memplan.planner.formula.tape.tape import Info, Tape
+from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.inputs import tasks
 from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.methods import METHODS
 
 STEPS = 2  # the second is the steady one
-_PRODUCTS = ("matmul", "linear", "bmm")  # how the tape says what made a buffer
-_WITHOUT = "8-bit linear"  # bitsandbytes' own cuBLASLt product (backends/cuda/ops.py int8_linear_matmul)
-_INTO = ("tile of logits", "chunk of logits")  # what a product is written into
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One micro-batch's events, from its forward on: `begin` where ids of what was there before end."""
-
-    events: list[int]
-    infos: list[int]
-    begin: int
-    marks: dict[str, int]
-    gradients: list[int]
-    left: list[int]  # alive at the end, gradients not among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +88,11 @@ class Run:
         self._scripts: dict[tuple[int, bool], RunScript] = {}
 
     @cached_property
-    def passes(self) -> tuple[_Pass | None, ...]:
+    def passes(self) -> tuple[Pass | None, ...]:
         """The events of a step's one micro-batch; with accumulation, of each that follows the first; of a
         generation; of what follows training.
         """
-        return tuple(None if tape is None else _as_pass(tape, unroll(tape)) for tape in self.tapes)
+        return tuple(None if tape is None else as_pass(tape, unroll(tape)) for tape in self.tapes)
 
     def events(self, values: Values, *, late: bool = True) -> Events:
         """The run at these sizes; `late`: what a race decides goes as late as it can. Its list of events is
@@ -170,14 +155,16 @@ class Run:
                 if (step, which) == second:
                     born = self._gradient_bytes(rank)
                     after = self.rank.regroup(out, values["R"], wrapped, born, late=late)
+                first = step == which == 0
+                states = self._states(optimizer) if first and setup.optimizer_in_backward else []
                 made, kept = self._micro_batch(
-                    which, script, kept, first=step == which == 0, leaves=(after, wrapped)
+                    which, script, kept, first=first, leaves=(after, wrapped), states=states
                 )
                 gradients += made
             if trains:
                 if clips:
                     out.free(*[out.alloc(4) for _ in optimizer.tensors])
-                self._optimizer(optimizer, script, first=step == 0)
+                gradients = self._optimizer(optimizer, script, gradients, first=step == 0)
                 importance.update(out)
             if setup.zero_grad == "after_step":
                 out.free(*gradients)
@@ -215,15 +202,21 @@ class Run:
         script.events.free(*before)
         return made
 
-    def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
-        """Dtype and bytes of each gradient, in the order in which they come."""
+    def _gradients(self) -> list[tuple[str, str, Expr]]:
+        """Name, dtype and size of each gradient, in the order in which they come."""
         made, tape = self.passes[0], self.tapes[0]
         assert made is not None and tape is not None
         found = [tape.infos[made.infos[each]] for each in made.gradients]
-        return [(info.dtype, info.size.evaluate(rank)) for info in found]
+        return [(info.name, info.dtype, info.size) for info in found]
 
-    def _optimizer(self, optimizer: OptimizerSteps, script: RunScript, *, first: bool) -> None:
-        """Write one step of the optimizer."""
+    def _gradient_bytes(self, rank: AtomValues) -> list[tuple[str, int]]:
+        """Dtype and bytes of each gradient, in the order in which they come."""
+        return [(dtype, size.evaluate(rank)) for _, dtype, size in self._gradients()]
+
+    def _optimizer(
+        self, optimizer: OptimizerSteps, script: RunScript, gradients: list[int], *, first: bool
+    ) -> list[int]:
+        """Write one step of the optimizer; the ids of the gradients that it leaves."""
         which = 0 if self.tapes[1] is None else 1
         tape = self.tapes[which]
         assert tape is not None
@@ -231,7 +224,19 @@ class Run:
         def fill(base: int, indices: Sequence[int]) -> None:
             script.fills(base, which, tape, indices)
 
-        optimizer.write(script.events, tape, fill, first=first)
+        names = [name for name, _, _ in self._gradients()] if optimizer.replaces else []
+        whole = list(zip(names, gradients, strict=True)) if names else []
+        left = optimizer.write(script.events, tape, fill, first=first, gradients=whole)
+        return left if names else gradients
+
+    def _states(self, optimizer: OptimizerSteps) -> list[tuple[int, list[int]]]:
+        """Behind how many events of the first backward states come, and their bytes."""
+        made, tape = self.passes[0], self.tapes[0]
+        assert made is not None and tape is not None
+        begin = made.marks["backward"]
+        births = [(stop, each) for stop, each in enumerate(made.events[begin:], begin + 1) if each >= 0]
+        sizes = optimizer.born_at(tape.infos[made.infos[each]].name for _, each in births)
+        return [(stop, found) for (stop, _), found in zip(births, sizes, strict=True) if found]
 
     def _workspace_at_load(self, script: RunScript, place: int) -> None:
         """The main thread's cuBLAS workspace, which the load's first product made."""
@@ -254,11 +259,13 @@ class Run:
         *,
         first: bool,
         leaves: tuple[int, list[int]] = (0, []),
+        states: Sequence[tuple[int, list[int]]] = (),
     ) -> tuple[list[int], list[int]]:
         """Write one micro-batch of a tape; (ids of its gradients, of what else it leaves). `before`: what the
         micro-batch before left, which the loop's variable holds until the next forward has returned
         (planner/run/step.py `outputs`, `built.held`); an answer goes before the next prompt is read.
-        `leaves`: after how many gradients (0: never) what else goes.
+        `leaves`: after how many gradients (0: never) what else goes. `states`: behind so many events come
+        some of these bytes.
         """
         made, tape, out = self.passes[which], self.tapes[which], script.events
         assert made is not None and tape is not None
@@ -269,16 +276,20 @@ class Run:
         backward = made.marks.get("backward", position)
         stops: list[tuple[int, int, list[int]]] = [(backward, -1, before)]
         if first:
-            products = zip(_first_products(made, tape), self._workspaces(which), strict=False)
+            products = zip(first_products(made, tape), self._workspaces(which), strict=False)
             threads = list(products)[script.workspaces :]
             stops += [(cut, workspace, []) for cut, workspace in threads if cut is not None]
         if after := leaves[0]:
-            born = made.gradients[:after] or [made.events[backward]]
-            stops.append((made.events.index(born[-1], backward) + 1, -1, leaves[1]))
+            last = (made.gradients[:after] or [made.events[backward]])[-1]
+            stops.append((made.events.index(last, backward) + 1, -1, leaves[1]))
+        born = dict(states)
+        stops += [(stop, -1, []) for stop in born]
         for stop, workspace, gone in sorted(stops):
             out.extend(made.events[position:stop], base)
             if workspace >= 0:
                 script.fill.append((out.alloc(0), 1, which, _picked([workspace])))
+            for nbytes in born.pop(stop, ()):
+                out.alloc(nbytes)
             out.free(*gone)
             position = stop
         out.extend(made.events[position : made.marks.get("optimizer_step")], base)
@@ -290,43 +301,3 @@ def _picked(indices: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
     if len(indices) < 2:
         return lambda sizes: [sizes[index] for index in indices]
     return itemgetter(*indices)
-
-
-def _as_pass(tape: Tape, made: Unrolled) -> _Pass:
-    marks = {name: position for position, name in made.marks}
-    start = min(marks.values())
-    begin = max((each for each in made.events[:start] if each >= 0), default=-1) + 1
-    ends = marks.get("end", len(made.events))
-    # what was there before belongs to the run, not to the micro-batch: nothing of it is freed here
-    theirs = [each >= begin or ~each >= begin for each in made.events[start:ends]]
-    events = [*made.events[:start], *compress(made.events[start:ends], theirs)]
-    marks = {name: min(at, start) + sum(theirs[: max(0, at - start)]) for name, at in marks.items()}
-    alive = {each for each in events[start:] if each >= 0} - {~each for each in events[start:] if each < 0}
-    gradients = [each for each in sorted(alive) if tape.infos[made.infos[each]].component == "gradients"]
-    left = sorted(alive - set(gradients))
-    return _Pass(events, made.infos, begin, marks, gradients, left)
-
-
-def _first_products(made: _Pass, tape: Tape) -> list[int | None]:
-    """Where each thread's first product has its output: behind it comes that thread's workspace."""
-    backward = made.marks.get("backward", len(made.events))
-    spans = ((made.marks["forward"], backward), (backward, len(made.events)))
-
-    def product(info: Info) -> bool:
-        if info.why.endswith(_WITHOUT):
-            return False
-        return info.why.endswith(_PRODUCTS) or " @ " in info.why or info.name.endswith(_INTO)
-
-    found: list[int | None] = []
-    for start, stop in spans:
-        found.append(
-            next(
-                (
-                    position + 1
-                    for position in range(start, stop)
-                    if (each := made.events[position]) >= 0 and product(tape.infos[made.infos[each]])
-                ),
-                None,
-            )
-        )
-    return found

@@ -1,4 +1,4 @@
-"""The shapes of optimizer states: one function for each Rule of optimizers.py. n elements of the
+"""The shapes of optimizer states: one function for each Rule of optimizer_row.py. n elements of the
 parameter.
 """
 
@@ -10,7 +10,8 @@ from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.symbolic.expr import Sized, ceil_div
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.dtypes import itemsize
-from memplan.planner.tables.optimizers import Optimizer, Rule
+from memplan.planner.tables.optimizer_row import Optimizer, Rule
+from memplan.planner.tables.optimizers import trained_by
 
 # elements; smaller states stay 32-bit (bitsandbytes 0.50 optim/optimizer.py init_state: `p.numel() < 4096`)
 FLOOR_8BIT = 4096
@@ -24,7 +25,7 @@ EMBEDDINGS = ("embedding", "position", "prompt")  # roles of nn.Embedding weight
 
 def optimizer_of(row: Optimizer, stored: ParameterSpec) -> Optimizer:
     """The optimizer that trains a tensor where the setup's is `row`."""
-    return row.of(len(stored.shape), stored.role in (*EMBEDDINGS, "head"))
+    return trained_by(row, len(stored.shape), stored.role in (*EMBEDDINGS, "head"))
 
 
 State = tuple[
@@ -113,6 +114,30 @@ def _factored(stored: ParameterSpec, elements: int | None) -> list[State]:
     ]
 
 
+def _means(stored: ParameterSpec, elements: int | None) -> list[State]:
+    return [state for state in _factored(stored, elements) if state[0] != " RMS"]
+
+
+def _basis(dtype: str) -> Callable[[ParameterSpec, int | None], list[State]]:
+    """`rank` singular vectors in 16 bits; in fp32 they are a view of all of them."""
+
+    def found(stored: ParameterSpec, elements: int | None) -> list[State]:
+        assert stored.projector is not None
+        rank, right = stored.projector
+        if "float32" in (dtype, stored.dtype):
+            why = "all singular vectors in fp32, of which a view is used"
+            return [("", stored.vectors(right), "float32", False, why)]
+        return [("", stored.vectors(right, rank), stored.dtype, False, f"{rank} singular vectors")]
+
+    return found
+
+
+def _random(stored: ParameterSpec, elements: int | None) -> list[State]:
+    assert stored.projector is not None
+    rank, right = stored.projector
+    return [("", stored.vectors(right, rank), stored.dtype, False, f"a random projection of rank {rank}")]
+
+
 def _kahan(stored: ParameterSpec, elements: int | None) -> list[State]:
     if itemsize(stored.dtype) == 2:
         return [("", stored.shape, stored.dtype, True, "Kahan's compensation of a 16-bit weight")]
@@ -131,6 +156,10 @@ STATES: dict[Rule, Callable[[ParameterSpec, int | None], list[State]]] = {
     "ao4": _torchao(lambda stored: (ceil_div(stored.elements, 2),), 16, "half a byte an element"),
     "step": _step,
     "factored": _factored,
+    "means": _means,
+    "basis": _basis("like"),
+    "basis32": _basis("float32"),
+    "random": _random,
     "kahan": _kahan,
     "one": lambda stored, elements: [("", (1,), stored.dtype, False, "one value")],
     "one32": lambda stored, elements: [("", (1,), "float32", False, "one fp32")],

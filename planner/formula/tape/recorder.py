@@ -72,6 +72,9 @@ class Recorder:
         self.taken: Callable[[Tensor], None] | None = (
             None  # what happens to a leaf whose gradient has just come
         )
+        self.between: Callable[[], None] | None = (
+            None  # what happens before a run of equal layers in the backward, and in each of them at its end
+        )
         self._sizes: dict[tuple[Shape, str], Expr] = {}
 
     # ---- buffers -------------------------------------------------------------------------------------------
@@ -255,10 +258,16 @@ class Recorder:
         while self.regions:
             region = self.regions[-1]
             if region.start is None and sequence < region.high and not closing:
+                self._at_bounds()
                 region.start = len(self.log)
             if sequence >= region.low and not closing:
                 return
             if region.start is not None:
+                self._at_bounds()
                 region.backward = Span(region.start, len(self.log))
                 self._jump(region.start, region.times)
             self.regions.pop()
+
+    def _at_bounds(self) -> None:
+        if self.between is not None:
+            self.between()

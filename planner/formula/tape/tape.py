@@ -52,6 +52,7 @@ class Tape(Recorder):
         self._running -= 1
         if outermost:
             self._cross(0, closing=True)
+            self._at_bounds()
 
     _running = 0
 

@@ -85,6 +85,14 @@ def _exponential(c: OpCall) -> Iterator[Workspace]:
         yield Workspace("exponential noise", bytes_of(c.args[0]))
 
 
+def _svd(c: OpCall) -> Iterator[Workspace]:
+    """gesvdj overwrites a copy of the matrix in columns. Left out: what cuSOLVER itself asks for (its
+    bufferSize), which NVIDIA does not say; gesvd's tensors, where gesvdj does not converge.
+    """
+    yield Workspace("info", 4)
+    yield Workspace("matrix in columns", bytes_of(c.args[0]))
+
+
 # Lists ------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +242,11 @@ RULES: dict[str, KernelRule] = {
     ),
     "aten::embedding_dense_backward": KernelRule(
         "native/cuda/Embedding.cu, native/cuda/EmbeddingBackwardKernel.cu", embedding_backward
+    ),
+    "aten::_linalg_svd": KernelRule(
+        "native/BatchLinearAlgebra.cpp _linalg_svd_out, native/cuda/linalg/BatchLinearAlgebraLib.cpp "
+        "svd_cusolver, driver gesvdj",
+        _svd,
     ),
     "aten::_foreach_norm": KernelRule("native/cuda/ForeachReduceOp.cu", _foreach_norm),
     **{

@@ -15,7 +15,7 @@ import torch
 
 from memplan.planner.run import owners
 from memplan.planner.run.built import Built
-from memplan.planner.run.optimizer import InBackward
+from memplan.planner.run.optimizer import Behind, InBackward
 from memplan.planner.tables.components import COMPONENTS, GENERATION
 from memplan.planner.trace.events.log import Storage
 from memplan.planner.trace.observe import Observer
@@ -52,7 +52,7 @@ def attribute_all(observer: Observer, named: owners.Named, component: str) -> No
 def attribute_after(observer: Observer, built: Built) -> Callable[[str], None]:
     """What a finished moment leaves behind, claimed for the component that holds it."""
     names = {id(p): name for name, p in built.model.named_parameters()}
-    if isinstance(built.optimizer, InBackward):
+    if isinstance(built.optimizer, (Behind, InBackward)):
         built.optimizer.watch(
             lambda parameter: attribute_all(observer, owners.gradients([parameter], names), "gradients")
         )
@@ -69,6 +69,8 @@ def attribute_after(observer: Observer, built: Built) -> Callable[[str], None]:
             attribute_all(observer, owners.gradients(built.trainable, names), "gradients")
         elif moment in owners.STEPPED:
             attribute_all(observer, owners.optimizer_states(built, names), "optimizer_states")
+            # galore-torch 1.0 adamw8bit.py gives each projected matrix a new storage
+            attribute_all(observer, owners.weights(built.model), "weights")
 
     return after
 

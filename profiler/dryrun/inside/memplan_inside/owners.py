@@ -85,3 +85,6 @@ def states(optimizer):
         for name, value in inside("", state):
             if value is not parameter:
                 yield name, value
+    for name, kept in vars(optimizer).items():
+        if name.startswith("exp_avg_sq"):  # AdaLomo keeps them beside, by name
+            yield from inside(name, kept)

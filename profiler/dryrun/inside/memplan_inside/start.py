@@ -33,11 +33,19 @@ def _deepspeed(module):
     watch.wrap_engine(module.DeepSpeedEngine)
 
 
+def _lomo(module):
+    from memplan_inside import watch
+
+    watch.wrap_fused_backward(module.Lomo)
+    watch.wrap_fused_backward(module.AdaLomo)
+
+
 AFTER_IMPORT = {
     "torch": _torch,
     "transformers.modeling_utils": _modeling,
     "safetensors.torch": _saving,
     "deepspeed.runtime.engine": _deepspeed,
+    "lomo_optim": _lomo,
 }
 
 

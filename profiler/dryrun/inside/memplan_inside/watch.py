@@ -259,6 +259,20 @@ def wrap_engine(engine):
     engine.step = step
 
 
+def wrap_fused_backward(optimizer):
+    """Make a backward of LOMO's, which updates every parameter itself, one step."""
+    call = optimizer.fused_backward
+
+    @functools.wraps(call)
+    def fused_backward(self, *args, **kwargs):
+        result = call(self, *args, **kwargs)
+        WATCH.optimizer_begins(self, args, kwargs)
+        WATCH.optimizer_ends(self, args, kwargs)
+        return result
+
+    optimizer.fused_backward = fused_backward
+
+
 def wrap_saving(module, name):
     """Replace a function of a module by one whose allocations count as the moment 'save' within a step."""
     call = getattr(module, name)
