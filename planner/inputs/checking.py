@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.sdp import Attention as Attention  # Setup names it
+from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these two
+from memplan.planner.tables.sdp import Attention as Attention
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -45,7 +46,7 @@ CheckpointQuant = Literal[
 Place = Annotated[int, Field(ge=0, le=10**4)]
 Bucket = Literal["auto"] | Elements
 
-NAME_LISTS = ("targets", "modules_to_save", "images")
+NAME_LISTS = ("targets", "modules_to_save", "images", "fused_kernels")
 NUMBER_LISTS = ("layers_to_transform",)
 
 

@@ -41,6 +41,10 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "targets is empty: expected names such as q_proj,v_proj, or all-linear",
         ),
         (
+            bool(s.fused_kernels) and s.device == "cpu",
+            f"fused_kernels {','.join(s.fused_kernels)} run on a GPU alone: leave --device cpu out, or them",
+        ),
+        (
             s.gpus > 1 and s.parallel == "none",
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
