@@ -54,6 +54,7 @@ def _structure(setup: Setup) -> Setup:
         free["target_rank"] = 1
     # a server's share is of one GPU's memory
     one = setup.gpu is None or setup.vllm_share is not None or setup.vocabulary is not None
+    one = one or "rms_norm" in setup.fused_kernels  # a row for each multiprocessor
     gpu = {} if one else {"gpu": first_alike(find_gpu(str(setup.gpu)))}
     return setup.with_(**free, **gpu)
 

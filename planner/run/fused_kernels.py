@@ -87,14 +87,16 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         """The gradients of x and of a trained weight."""
-        flat, weight, _ = ctx.saved_tensors
-        given = grad.contiguous().view(-1, grad.shape[-1])
-        trained = ctx.needs_input_grad[1]
-        made = (ctx.rows, flat.shape[-1])
-        parts = torch.empty(made, dtype=torch.float32, device=weight.device) if trained else None
-        result = given if ctx.in_place else torch.zeros_like(given)
-        result = result.view(grad.shape)
-        return result, None if parts is None else parts.sum(dim=0).to(weight.dtype), None, None
+        return _of_norm(ctx, grad.contiguous())
+
+
+def _of_norm(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    flat, weight, scale = ctx.saved_tensors
+    given, made = grad.view(-1, grad.shape[-1]), (ctx.rows, flat.shape[-1])
+    trained = ctx.needs_input_grad[1]
+    parts = torch.empty(made, dtype=torch.float32, device=weight.device) if trained else None
+    result = (given if ctx.in_place else torch.zeros_like(given)).view(grad.shape)
+    return result, None if parts is None else parts.sum(dim=0).to(weight.dtype), None, None
 
 
 class GatedProduct(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memplan.planner.formula.forward.activation_functions import activation
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import bottleneck, linear
+from memplan.planner.formula.tape.fused_kernels import gated_product
 from memplan.planner.formula.tape.ops import mul, split
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Mlp
@@ -16,7 +17,7 @@ def dense_mlp(
     """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x))), whose
     activations a module that does more than project keeps.
     """
-    t, act = w.t, activation(mlp.activation)
+    t, act, fused = w.t, activation(mlp.activation), "glu" in w.kernels
     if not mlp.gated:
         up, down = mlp.linears
         hidden = linear(w, up, given, prefix)
@@ -32,9 +33,18 @@ def dense_mlp(
         shape = (*given.shape[:-1], mlp.intermediate)
         gate, up_states = split(t, states, (shape, shape))
         del states
+        if fused:
+            return linear(w, down, gated_product(t, gate, up_states, copies=True), prefix)
         up_states = mul(t, up_states, act(w, gate), "gated")
         return linear(w, down, up_states, prefix)
     gate_proj, up_proj, down = mlp.linears
+    if fused:
+        gate = linear(w, gate_proj, given, prefix)
+        both = [gate, linear(w, up_proj, given, prefix)]
+        del gate
+        product = gated_product(t, both[0], both[1], copies=False)
+        both.clear()
+        return linear(w, down, product, prefix)
     return linear(
         w,
         down,
