@@ -8,6 +8,7 @@ from memplan.planner.importers import patterns
 from memplan.planner.importers.choices import OPTIMIZER_ARGUMENTS, optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import keyword_arguments
+from memplan.planner.importers.liger import WORDS
 from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
     PICTURES,
@@ -181,17 +182,13 @@ RULES: dict[str, Rule] = {
         for name in ("mlp", "qkv", "o", "embedding")
     },
     **{
+        f"liger_{name}": use(f"_liger_{kernel}", flag, "one of Liger's kernels")
+        for name, kernel in {**WORDS, "glu_activation": "glu"}.items()
+        if name != "geglu"
+    },
+    **{
         f"liger_{name}": not_modelled("a kernel that saves fewer tensors", errs="high")
-        for name in (
-            "rope",
-            "rms_norm",
-            "layer_norm",
-            "glu_activation",
-            "swiglu",
-            "cross_entropy",
-            "rms_norm_gated",
-            "use_token_scaling",
-        )
+        for name in ("rms_norm_gated", "use_token_scaling")
     },
     **ignored(
         "the optimizer's numbers, not its states",

@@ -2,8 +2,8 @@
 allocation by allocation (ops/rms_norm.py, swiglu.py, geglu.py, rope.py, cross_entropy.py;
 transformers/monkey_patch.py puts them there).
 
-A kernel's launch allocates nothing, so nothing is computed here: Triton runs on a GPU alone, and no number moves
-memory. B batch, S sequence, H hidden, I intermediate, N tokens, V vocabulary, M multiprocessors.
+A kernel's launch allocates nothing, so nothing is computed here: Triton runs on a GPU alone, and no number
+moves memory. B batch, S sequence, H hidden, I intermediate, N tokens, V vocabulary, M multiprocessors.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from memplan.planner.formula.symbolic.expr import Expr, Sized
 from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.tables.fused_kernels import swapped
 from memplan.planner.tables.cublas import Release, workspace_bytes
+from memplan.planner.tables.fused_kernels import swapped
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
 from memplan.planner.tables.torch_versions import release_of

@@ -4,7 +4,7 @@ rope.py, cross_entropy.py): planner/run/fused_kernels.py on the tape.
 
 from __future__ import annotations
 
-from memplan.planner.formula.tape.ops import Grads, cast, copy
+from memplan.planner.formula.tape.ops import Grads, cast
 from memplan.planner.formula.tape.tape import ENTROPY, GATED, NORM, ROTATED, Node, Tape, Tensor
 
 
@@ -20,7 +20,8 @@ def rms_norm(
     """The norm of (..., H): saves its input, the weight and one fp32 number a row. The gradient is written
     over the incoming one, or into zeros; a trained weight's is summed from `rows` fp32 rows.
 
-    `copies`, `copies_back`: the input or the gradient lies in another order than it is seen in, and is copied.
+    `copies`, `copies_back`: the input or the gradient lies in another order than it is seen in and is
+    copied.
     """
     shape, w_shape, w_dtype, w_name = given.shape, weight.shape, weight.dtype, weight.name
     x = t.alloc("input in order", shape, given.dtype, "a contiguous copy") if copies else given
@@ -64,8 +65,9 @@ def gated_product(t: Tape, gate: Tensor, up: Tensor, copies: bool) -> Tensor:
     tensor, copied apart first.
     """
     shape = gate.shape
-    with t.no_grad():
-        kept = [copy(t, x, "half of the projection", "a contiguous copy") if copies else x for x in (gate, up)]
+    kept = [gate, up]
+    if copies:
+        kept = [t.alloc("half of the projection", shape, x.dtype, "a contiguous copy") for x in kept]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         made = [Tensor(buffer, shape, x) for buffer, x in zip(node.unpacked, dtypes, strict=True)]
