@@ -1,7 +1,7 @@
 """Unmodified scripts that turn on Liger's kernels, dry-run, and what both engines predict of them.
 
-`python benchmarks/fused_dryrun.py --python CUDA_PYTHON` runs what is not in fused_dryrun.json yet and keeps it
-there; `--page > docs/fused-kernels.md` writes the page. CUDA_PYTHON needs torch, transformers, peft, trl,
+`python benchmarks/fused_dryrun.py --python CUDA_PYTHON` runs what is not in fused_dryrun.json yet and keeps
+it there; `--page > docs/fused-kernels.md` writes the page. CUDA_PYTHON needs torch, transformers, peft, trl,
 datasets, triton and liger-kernel; nothing here runs on a GPU.
 """
 
@@ -135,7 +135,7 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
-    """The same of the trace, of the formula, of the formula's replay, and of the trace without the kernels."""
+    """The same of the trace, the formula, the formula's replay, and the trace without the kernels."""
     from memplan.planner.trace.engine import trace
 
     model, setup = find(case.model), case.setup()
@@ -166,10 +166,10 @@ and the like (axolotl). Liger's loss without logits is `--loss fused`, apart fro
 |---|---|
 {kernels}
 
-Families with rows: {families}. Two words about them: Mistral's cross-entropy is put where transformers 5 does
-not look, so that it moves nothing; the experts of Qwen3-MoE and Mixtral become a grouped kernel without a rule,
-so that `glu` there is "at least". Elsewhere a model's own operations are counted, which save more, and a
-warning says so. No text model among them has a LayerNorm, where `layer_norm` moves nothing.
+Families with rows: {families}. Mistral's cross-entropy is put where transformers 5 does not look, so that it
+moves nothing; the experts of Qwen3-MoE and Mixtral become a grouped kernel without a rule, so that `glu` is
+"at least" there. None of these models has a LayerNorm, so that `layer_norm` moves nothing. In other families
+a model's own operations are counted, which save more, and a warning says so.
 
 The trace runs functions of its own that allocate, save and write over what Liger's do, without a launch;
 tests/test_fused_kernels.py holds them against liger-kernel 0.8.5 itself, event by event, where that is

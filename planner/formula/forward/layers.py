@@ -80,7 +80,7 @@ def attention(
             w.masks[spec.window],
             w.parameter_table.spec.dropouts.attention if t.training else 0.0,
             sinks,
-            head_major=joined(spec) and "rope" not in w.kernels,
+            head_major=(joined(spec) or norms_by_head(w)) and "rope" not in w.kernels,
             hidden_dtype=given.dtype,
             repeated=w.past > 0 or w.cache is not None,
         )
