@@ -87,7 +87,8 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         """The gradients of x and of a trained weight."""
-        return _of_norm(ctx, grad.contiguous())
+        grad = grad.contiguous()  # outlives what was saved
+        return _of_norm(ctx, grad)
 
 
 def _of_norm(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
