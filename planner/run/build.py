@@ -19,7 +19,7 @@ from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches, companions, fused_kernels, rollout
+from memplan.planner.run import adapters, attention, batches, companions, fused_kernels, fused_lora, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -74,6 +74,7 @@ def build(
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)
         fused_kernels.install(base, setup)
+        fused_lora.install(base, setup)
         if reference is not None:
             with watcher.announce("load"):
                 materialize(reference, setup, where, watcher)

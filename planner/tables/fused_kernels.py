@@ -13,13 +13,18 @@ from typing import Literal
 
 from memplan.planner.tables.gpus import find_gpu
 
-FusedKernel = Literal["rms_norm", "layer_norm", "glu", "rope", "cross_entropy"]
+FusedKernel = Literal[
+    "rms_norm", "layer_norm", "glu", "rope", "cross_entropy", "lora_mlp", "lora_qkv", "lora_o"
+]
 FUSED_KERNELS: dict[str, str] = {
     "rms_norm": "Liger's RMSNorm: saves its input and one fp32 number per token",
     "layer_norm": "Liger's LayerNorm",
     "glu": "Liger's SwiGLU or GEGLU: saves gate and up, and writes their gradients over them",
     "rope": "Liger's rotary embedding: in place, on queries and keys",
     "cross_entropy": "Liger's cross-entropy: writes the gradient over the fp32 logits",
+    "lora_mlp": "axolotl's MLP with adapters as one function: saves its input, gate and up",
+    "lora_qkv": "axolotl's queries, keys and values with adapters as one function: saves its input",
+    "lora_o": "axolotl's output projection with an adapter as one function: saves its input",
 }
 
 
@@ -57,6 +62,19 @@ LIGER: dict[str, Swapped] = {
     "qwen3_moe": _EXPERTS,
     "smollm3": _PLAIN,
 }
+LORA: tuple[str, ...] = ("lora_mlp", "lora_qkv", "lora_o")
+"""axolotl's own, whatever Liger does (0.19 kernels/lora.py)."""
+LORA_METHODS = ("lora", "qlora", "rslora")
+"""Methods whose adapters they have a rule for; DoRA's they fuse too, by other tensors."""
+PATCHED: dict[str, frozenset[str]] = {
+    **dict.fromkeys(
+        ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "qwen2", "qwen3", "smollm3"),
+        frozenset(LORA),
+    ),
+    **dict.fromkeys(("mixtral", "qwen3_moe"), frozenset({"lora_qkv", "lora_o"})),
+}
+"""Which of them are put into a model type: its attention must be written as QKV_PATCHES of 0.19
+monkeypatch/lora_kernels.py have it, its MLP have gate_proj, up_proj and down_proj."""
 DEFAULT: tuple[str, ...] = ("rms_norm", "layer_norm", "glu", "rope")
 """What Liger swaps where nobody says which, beside its loss without logits (apply_liger_kernel_to_*)."""
 UNNAMED_SMS = 108
@@ -71,10 +89,13 @@ def multiprocessors(gpu: str | None) -> int:
 def swapped(model_type: str, asked: Iterable[str]) -> frozenset[str]:
     """The kernels that are swapped in, of those asked for; none for a family without a row."""
     row = LIGER.get(model_type)
-    return frozenset() if row is None else row.kernels & frozenset(asked)
+    known = PATCHED.get(model_type, frozenset()) | (frozenset() if row is None else row.kernels)
+    return known & frozenset(asked)
 
 
 def without_rule(model_type: str, asked: Iterable[str]) -> tuple[str, ...]:
     """The kernels that are asked for and may be swapped in, for which there is no rule."""
-    row = LIGER.get(model_type)
-    return tuple(name for name in asked if row is None or name in row.unmodeled)
+    row, of_lora = LIGER.get(model_type), model_type in PATCHED
+    return tuple(
+        name for name in asked if (not of_lora if name in LORA else row is None or name in row.unmodeled)
+    )

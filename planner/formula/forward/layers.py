@@ -23,6 +23,7 @@ from memplan.planner.formula.forward.call_order import (
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
 from memplan.planner.formula.forward.experts import mixture
+from memplan.planner.formula.forward.fused_lora import fuses, projections
 from memplan.planner.formula.forward.heads import Heads, cut_falcon, native_gqa
 from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
@@ -85,7 +86,10 @@ def attention(
             repeated=w.past > 0 or w.cache is not None,
         )
         out, probabilities, local = attend(w, heads, q, k, v)
-    hidden = linear(w, spec.linears[-1], out, prefix)
+    if fuses(w, "lora_o", spec.linears[-1:]):
+        (hidden,) = projections(w, spec.linears[-1:], out, prefix)
+    else:
+        hidden = linear(w, spec.linears[-1], out, prefix)
     if adds_inside(w):
         local.insert(0, out)
     del out
@@ -127,7 +131,10 @@ def _gqa(
         del fused
     else:
         first = projects_first(w)
-        pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []
+        if fuses(w, "lora_qkv", spec.linears[:3]):
+            pieces = projections(w, spec.linears[:3], given, prefix)
+        else:
+            pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []
     kernel, by_norm = "rope" in w.kernels, norms_by_head(w)  # Liger's, and in what order its norm reads
     made = []
     for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):

@@ -33,7 +33,11 @@ __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mar
 
 
 NORM, GATED, ROTATED, ENTROPY = "RMSNorm kernel", "gated product", "rotary kernel", "cross-entropy kernel"
-PYTHON_FUNCTIONS = ("4-bit linear", "8-bit linear", "quantized linear", NORM, GATED, ROTATED, ENTROPY)
+LORA = "adapters as one function"
+PYTHON_FUNCTIONS = (
+    *("4-bit linear", "8-bit linear", "quantized linear"),
+    *(NORM, GATED, ROTATED, ENTROPY, LORA),
+)
 """Nodes whose backward is a library's Python function."""
 
 
