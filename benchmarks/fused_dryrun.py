@@ -21,7 +21,7 @@ from tasks_scripts import HEAD
 from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.tables.fused_kernels import DEFAULT, FUSED_KERNELS, LIGER
+from memplan.planner.tables.fused_kernels import DEFAULT, FUSED_KERNELS, LIGER, PATCHED
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
@@ -157,30 +157,36 @@ PAGE = """# Fused kernels
 
 Written by `python benchmarks/fused_dryrun.py --page > docs/fused-kernels.md`.
 
-`--set fused_kernels=rms_norm,glu,rope` puts Liger's Triton kernels in the place of a model's own operations,
-in both engines. Training files and scripts turn them on by their own keys: `use_liger_kernel` and
+`--set fused_kernels=rms_norm,glu,rope` puts Triton kernels in the place of a model's own operations, in both
+engines. Training files and scripts turn them on by their own keys: `use_liger_kernel` and
 `liger_kernel_config` (transformers, TRL, ms-swift), `enable_liger_kernel` (LLaMA-Factory), `liger_rms_norm`
-and the like (axolotl). Liger's loss without logits is `--loss fused`, apart from these.
+and the like, `lora_mlp_kernel` and the like (axolotl). axolotl 0.19 turns its adapter kernels on by itself
+where a file with an adapter names none of them, and neither `rl`, an 8-bit base, `trust_remote_code` nor
+FSDP1 is in the way: so does reading such a file; `--recipe axolotl` alone does not. Liger's loss without
+logits is `--loss fused`, apart from these.
 
 | kernel | what it does |
 |---|---|
 {kernels}
 
-Families with rows: {families}. Mistral's cross-entropy is put where transformers 5 does not look, so that it
-moves nothing; the experts of Qwen3-MoE and Mixtral become a grouped kernel without a rule, so that `glu` is
-"at least" there. None of these models has a LayerNorm, so that `layer_norm` moves nothing. In other families
-a model's own operations are counted, which save more, and a warning says so.
+Liger's have rules in {families}; axolotl's in {patched},
+for LoRA, QLoRA and rsLoRA, where all layers of a group have an adapter. Mistral's cross-entropy is put where
+transformers 5 does not look, so that it moves nothing; the experts of Qwen3-MoE and Mixtral become a grouped
+kernel without a rule, so that `glu` is "at least" there. None of these models has a LayerNorm, so that
+`layer_norm` moves nothing. In other families a model's own operations are counted, which save more, and a
+warning says so.
 
-The trace runs functions of its own that allocate, save and write over what Liger's do, without a launch;
-tests/test_fused_kernels.py holds them against liger-kernel 0.8.5 itself, event by event, where that is
-installed. The kernels run on a GPU alone: `--device cpu` refuses them.
+The trace runs functions of its own that allocate, save and write over what Liger's and axolotl's do, without
+a launch; tests/test_fused_kernels.py holds Liger's against liger-kernel 0.8.5 itself, event by event, where
+that is installed. The kernels run on a GPU alone: `--device cpu` refuses them.
 
 ## Checked by dry runs
 
-Unmodified scripts on PyTorch's CUDA build without a GPU ([dry-run.md](dry-run.md)): torch 2.14, triton 3.9,
-liger-kernel 0.8.5, transformers 5.24, peft 0.21, trl 1.16, random weights. Peak allocated, and by how much
-predictions differ from it; *its blocks*: the formula's own replay through the allocator; *without*: how much
-more the trace has without the kernels.
+Unmodified scripts that turn on Liger's kernels, on PyTorch's CUDA build without a GPU
+([dry-run.md](dry-run.md)): torch 2.14, triton 3.9, liger-kernel 0.8.5, transformers 5.24, peft 0.21, trl
+1.16, random weights. Peak allocated, and by how much predictions differ from it; *its blocks*: the formula's
+own replay through the allocator; *without*: how much more the trace has without the kernels. No run of
+axolotl itself is among them.
 
 {header}
 {rows}
@@ -234,6 +240,7 @@ def page(kept: dict[str, Any]) -> str:
     return PAGE.format(
         kernels="\n".join(f"| `{name}` | {what} |" for name, what in FUSED_KERNELS.items()),
         families=", ".join(f"`{name}`" for name in LIGER),
+        patched=", ".join(f"`{name}`" for name in PATCHED),
         header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
         rows="\n".join(rows),
         runs=len(rows),

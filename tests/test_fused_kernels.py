@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +24,7 @@ from memplan.planner.importers.document import parse
 from memplan.planner.importers.files import FORMATS, read_document
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.fused_kernels import DEFAULT, FUSED_KERNELS, LIGER
+from memplan.planner.tables.fused_kernels import DEFAULT, FUSED_KERNELS, LIGER, LORA
 
 for library in ("torch", "transformers", "peft"):
     pytest.importorskip(library)
@@ -70,6 +74,31 @@ def test_the_formula_has_the_traces_tensors(
     assert moments
     for apart in moments.values():
         assert abs(apart["total"]) <= 1e-3 and apart["worst"] <= 1e-3, (moments, found["rows"])
+
+
+SAVING = {"dropout": 0.05, "targets": ("all-linear",), "recipe": "axolotl"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param({"method": "lora", **SAVING}, id="lora"),
+        pytest.param({"method": "qlora", "checkpointing": "non_reentrant", **SAVING}, id="qlora"),
+    ],
+)
+def test_adapter_kernels_hold_the_same_in_both_engines(said: dict[str, Any], script: ModuleType) -> None:
+    """axolotl's three, and less than without them; of an MLP whose adapters are some of its layers', none."""
+    config = {"model_type": "qwen3", **SMALL}
+    setup = setup_of(**said, fused_kernels=LORA)
+    found = script.compare(config, setup)
+    for name, moment in found["moments"].items():
+        if name in script.STEP_MOMENTS:
+            assert abs(moment["apart"]["total"]) <= 1e-3 >= moment["apart"]["worst"], found["rows"]
+    fused, plain = (memplan.plan(config, each) for each in (setup, setup.with_(fused_kernels=())))
+    assert fused.moment("backward").allocated_bytes < plain.moment("backward").allocated_bytes
+    some = setup.with_(targets=("gate_proj",))
+    fused, plain = (memplan.plan(config, each) for each in (some, some.with_(fused_kernels=())))
+    assert fused.peak == plain.peak
 
 
 @contextmanager
@@ -157,6 +186,10 @@ def test_what_has_no_rule_is_said() -> None:
         ("axolotl", "liger_rms_norm: true\nliger_glu_activation: true", "full", ("rms_norm", "glu")),
         ("axolotl", "liger_swiglu: true\nliger_rope: false", "full", ("glu",)),
         ("axolotl", "liger_fused_linear_cross_entropy: true", "fused", ()),
+        ("axolotl", "adapter: lora", "full", LORA),
+        ("axolotl", "adapter: lora\nlora_mlp_kernel: true", "full", ("lora_mlp",)),
+        ("axolotl", "adapter: lora\nload_in_8bit: true", "full", ()),
+        ("axolotl", "adapter: lora\ntrust_remote_code: true", "full", ()),
         ("trl", "use_liger_kernel: true", "chunked", DEFAULT),
         ("trl", "use_liger_kernel: true\nliger_kernel_config: {rope: false, swiglu: false}", "chunked", None),
         ("llamafactory", "enable_liger_kernel: true", "fused", DEFAULT),
@@ -164,9 +197,27 @@ def test_what_has_no_rule_is_said() -> None:
     ],
 )
 def test_files_turn_them_on(stack: str, text: str, loss: str, kernels: tuple[str, ...] | None) -> None:
-    first = "base_model: llama-7b\nadapter: lora" if stack == "axolotl" else "model_name_or_path: llama-7b"
+    first = f"{'base_model' if stack == 'axolotl' else 'model_name_or_path'}: llama-7b"
     found = read_document(parse(f"{first}\n{text}\n", "a.yaml"), FORMATS[stack], "a.yaml")
     setup = resolve(imported=found.fields)
     wanted = ("rms_norm", "layer_norm") if kernels is None else kernels
     assert (setup.loss, setup.fused_kernels) == (loss, wanted)
     assert not found.not_modelled()
+
+
+def test_the_page_is_what_dry_runs_showed() -> None:
+    """docs/fused-kernels.md is generated; every dry run is met within 0.5 % by the trace and 2 % by the
+    formula.
+    """
+    root = Path(__file__).parents[1]
+    done = [sys.executable, str(root / "benchmarks" / "fused_dryrun.py"), "--page"]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    page = subprocess.run(done, capture_output=True, text=True, check=True, env=env).stdout
+    told = (root / "docs" / "fused-kernels.md").read_text(encoding="utf-8")
+    assert told == page, "run: python benchmarks/fused_dryrun.py --page > docs/fused-kernels.md"
+    kept = json.loads((root / "benchmarks" / "fused_dryrun.json").read_text(encoding="utf-8"))
+    assert len(kept) >= 26
+    for entry in kept.values():
+        seen = entry["dry_run"]["allocated_bytes"]
+        assert abs(entry["trace"]["allocated_bytes"] / seen - 1) <= 0.005
+        assert abs(entry["formula"]["allocated_bytes"] / seen - 1) <= 0.02

@@ -79,8 +79,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
     ("lines", "words"),
     [
         ("tiled_mlp: true", "on the high side"),
-        ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction errs on the high side"),
-        ("liger_rms_norm: true", "on the high side"),
+        ("liger_rms_norm_gated: true", "saves fewer tensors, so the prediction errs on the high side"),
         ("rl: dpo", "on the low side"),
         (
             "optimizer: galore_adamw",

@@ -173,16 +173,16 @@ RULES: dict[str, Rule] = {
     "optim_target_modules": not_modelled("a projected or layer-wise optimizer"),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
     "batch_flattening": not_modelled("a batch as one row"),
-    "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),
+    "trust_remote_code": use("_remote_code", flag, "no code of a repository is run; adapter kernels are off"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
     "processor_type": not_modelled(PICTURES, errs="low"),
     **{
-        f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors", errs="high")
+        f"lora_{name}_kernel": use(f"_lora_{name}", flag, "adapters as one function")
         for name in ("mlp", "qkv", "o", "embedding")
     },
     **{
-        f"liger_{name}": use(f"_liger_{kernel}", flag, "one of Liger's kernels")
+        f"liger_{name}": use(f"_{kernel}", flag, "one of Liger's kernels")
         for name, kernel in {**WORDS, "glu_activation": "glu"}.items()
         if name != "geglu"
     },

@@ -30,7 +30,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     _settle_method(facts, warnings)
     settle_optimizer(facts, warnings)
     _settle_loss(facts, warnings)
-    settle_named(facts)
+    settle_named(facts, warnings)
     if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
         facts["task"] = "reward"
         settle_task(facts)

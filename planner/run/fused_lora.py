@@ -179,10 +179,10 @@ class Mlp(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, dropped: torch.Tensor | None, bases: list[Any], *factors: torch.Tensor
     ) -> torch.Tensor:
         """The output; saves x, what adapters read of it, gate, up, and adapters in the dtype of x."""
-        gate = _product(x, bases[0], *factors[:2], dropped)
-        up = _product(x, bases[1], *factors[2:4], dropped)
+        gate = _product(x, bases[0], factors[0], factors[1], dropped)
+        up = _product(x, bases[1], factors[2], factors[3], dropped)
         hidden = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        out = _product(hidden, bases[2], *factors[4:])
+        out = _product(hidden, bases[2], factors[4], factors[5])
         kept = x if dropped is None else dropped
         ctx.save_for_backward(x, kept, gate, up, *(each.to(x.dtype) for each in factors))
         ctx.bases, ctx.drops = bases, dropped is not None
