@@ -76,7 +76,7 @@ def test_the_formula_has_the_traces_tensors(
         assert abs(apart["total"]) <= 1e-3 and apart["worst"] <= 1e-3, (moments, found["rows"])
 
 
-SAVING = {"dropout": 0.05, "targets": ("all-linear",), "recipe": "axolotl"}
+SAVING = {"loss": "fused", "dropout": 0.05, "targets": ("all-linear",), "recipe": "axolotl"}
 
 
 @pytest.mark.parametrize(
