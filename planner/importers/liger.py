@@ -37,7 +37,7 @@ def settle_named(facts: Facts, warnings: list[str]) -> None:
     """axolotl's liger_* keys and lora_*_kernel keys, each a kernel of its own (0.19
     integrations/liger/plugin.py, utils/schemas/config.py).
     """
-    by_itself = LORA if _enables(facts, warnings) else ()
+    by_itself = LORA if _enables(facts) else ()
     asked = tuple(name for name in FUSED_KERNELS if facts.get(f"_{name}") or name in by_itself)
     if asked:
         facts["fused_kernels"] = asked
@@ -48,16 +48,15 @@ def settle_named(facts: Facts, warnings: list[str]) -> None:
 EMBEDDING = "an embedding's adapter as one function"
 
 
-def _enables(facts: Facts, warnings: list[str]) -> bool:
+def _enables(facts: Facts) -> bool:
     """Whether axolotl turns on all of its adapter kernels: no file names one, and neither a reinforcement
     trainer, an 8-bit base, a repository's code nor FSDP1 is in the way (check_auto_enable_lora_kernels).
     """
-    named = any(f"_{name}" in facts for name in (*LORA, "lora_embedding"))
+    told = any(f"_{name}" in facts for name in (*LORA, "lora_embedding"))
     eight = facts.get("_adapter") == "lora" and facts.get("_eight_bit")
     fsdp1 = "_fsdp_version" in facts and facts["_fsdp_version"] == 1
-    apart = any(text.startswith("rl is not modeled") for text in warnings)
     adapted = facts.get("_adapter") in ("lora", "qlora")
-    return adapted and not (named or eight or fsdp1 or apart or facts.get("_remote_code"))
+    return adapted and not (told or eight or fsdp1 or facts.get("_rl") or facts.get("_remote_code"))
 
 
 def named(kernels: tuple[str, ...]) -> dict[str, bool]:
