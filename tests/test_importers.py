@@ -81,8 +81,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
     ("lines", "words"),
     [
         ("tiled_mlp: true", "on the high side"),
-        ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction errs on the high side"),
-        ("liger_rms_norm: true", "on the high side"),
+        ("liger_rms_norm_gated: true", "saves fewer tensors, so the prediction errs on the high side"),
         ("qat: true", "on the low side"),
         (
             "optimizer: q_galore_adamw8bit",

@@ -14,6 +14,7 @@ from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.replay.load import MOST_LAYERS
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
+from memplan.planner.inputs import fused_kernels
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
@@ -54,6 +55,7 @@ def _structure(setup: Setup) -> Setup:
         free["target_rank"] = 1
     # a server's share is of one GPU's memory
     one = setup.gpu is None or setup.vllm_share is not None or setup.vocabulary is not None
+    one = one or "rms_norm" in setup.fused_kernels  # a row for each multiprocessor
     gpu = {} if one else {"gpu": first_alike(find_gpu(str(setup.gpu)))}
     return setup.with_(**free, **gpu)
 
@@ -240,7 +242,10 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
         warnings=tuple(warnings(spec, setup)),
         extra=_of_saving(structure, named),
         survival=run,
-        not_modelled=(spec.uncounted,) if spec.uncounted else (),
+        not_modelled=(
+            *((spec.uncounted,) if spec.uncounted else ()),
+            *fused_kernels.uncounted(spec.whole_type or spec.model_type, setup),
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from memplan.planner.importers import patterns
 from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import keyword_arguments
+from memplan.planner.importers.liger import WORDS
 from memplan.planner.importers.low_rank import arguments, target_modules
 from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
@@ -179,26 +180,22 @@ RULES: dict[str, Rule] = {
     "optim_target_modules": use("optim_targets", target_modules),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
     "batch_flattening": not_modelled("a batch as one row"),
-    "trust_remote_code": Rule("ignored", why="memplan never runs a repository's code"),
+    "trust_remote_code": use("_remote_code", flag, "no code of a repository is run; adapter kernels are off"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
     "processor_type": not_modelled(PICTURES, errs="low"),
     **{
-        f"lora_{name}_kernel": not_modelled("a fused adapter layer that saves fewer tensors", errs="high")
+        f"lora_{name}_kernel": use(f"_lora_{name}", flag, "adapters as one function")
         for name in ("mlp", "qkv", "o", "embedding")
     },
     **{
+        f"liger_{name}": use(f"_{kernel}", flag, "one of Liger's kernels")
+        for name, kernel in {**WORDS, "glu_activation": "glu"}.items()
+        if name != "geglu"
+    },
+    **{
         f"liger_{name}": not_modelled("a kernel that saves fewer tensors", errs="high")
-        for name in (
-            "rope",
-            "rms_norm",
-            "layer_norm",
-            "glu_activation",
-            "swiglu",
-            "cross_entropy",
-            "rms_norm_gated",
-            "use_token_scaling",
-        )
+        for name in ("rms_norm_gated", "use_token_scaling")
     },
     **ignored(
         "the optimizer's numbers, not its states",

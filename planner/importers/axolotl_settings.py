@@ -9,6 +9,7 @@ from memplan.planner.importers.axolotl import LEGACY_ATTENTION
 from memplan.planner.importers.choices import settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import settle_fsdp
 from memplan.planner.importers.hf import packed_rows, settle_checkpointing
+from memplan.planner.importers.liger import settle_named
 from memplan.planner.importers.rules import (
     Facts,
     setup_fields,
@@ -29,6 +30,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     _settle_method(facts, warnings)
     settle_optimizer(facts, warnings)
     _settle_loss(facts, warnings)
+    settle_named(facts, warnings)
     if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
         facts["task"] = "reward"
         settle_task(facts)

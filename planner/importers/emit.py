@@ -14,6 +14,7 @@ from typing import Any
 
 from memplan.planner.importers.document import parse
 from memplan.planner.importers.files import FORMATS, read_document
+from memplan.planner.importers.liger import adapter_kernels, configured, named
 from memplan.planner.inputs.models import Model, index
 from memplan.planner.inputs.setup import FIELDS, Setup, resolve
 from memplan.planner.tables.errors import UsageError, unknown
@@ -51,8 +52,7 @@ def _said(*parts: Part) -> dict[str, Any]:
 def _axolotl(model: str, s: Setup) -> dict[str, Any]:
     quantized, adapters = s.quant_type in ("nf4", "fp4"), _adapters(s)
     everywhere = s.targets == ("all-linear",)
-    kernels = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
-    fused = {"liger_fused_linear_cross_entropy": True, "plugins": ["axolotl.integrations.liger.LigerPlugin"]}
+    liger = {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}
     fsdp = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": s.gpus}
     return _said(
         (True, {"base_model": model, "datasets": [{"path": "YOUR_DATASET", "type": "alpaca"}]}),
@@ -68,7 +68,7 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (adapters and s.method == "dora", {"peft_use_dora": True}),
         (adapters and s.method == "rslora", {"peft_use_rslora": True}),
         (adapters and s.adapter_dtype != "float32", {"peft_autocast_adapter_dtype": False}),
-        (adapters, dict.fromkeys(kernels, False)),
+        (adapters, adapter_kernels(s.fused_kernels)),
         (True, {"load_in_4bit": quantized, "load_in_8bit": s.quant_type == "int8"}),
         (quantized, {"bnb_config_kwargs": _four_bit(s)}),
         (s.quantize_experts, {"quantize_moe_experts": True}),
@@ -82,7 +82,8 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (True, {"gradient_checkpointing": "offload" if s.checkpoint_offload else s.checkpointing != "none"}),
         (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s)}),
         (True, {"attn_implementation": s.attention.split("-")[0]}),
-        (s.loss == "fused", fused),
+        (s.loss == "fused" or bool(named(s.fused_kernels)), {**named(s.fused_kernels), **liger}),
+        (s.loss == "fused", {"liger_fused_linear_cross_entropy": True}),
         (s.loss == "chunked", {"chunked_cross_entropy": True}),
         (s.parallel == "fsdp", fsdp),
     )
@@ -135,6 +136,8 @@ def _trl(model: str, s: Setup) -> dict[str, Any]:
         (adapters and s.method == "rslora", {"use_rslora": True}),
         (quantized, nested),
         (s.quant_type == "int8", {"load_in_8bit": True}),
+        (bool(named(s.fused_kernels)), {"use_liger_kernel": True}),
+        (bool(named(s.fused_kernels)), {"liger_kernel_config": configured(s.fused_kernels, False)}),
     )
 
 
@@ -156,7 +159,7 @@ def _llamafactory(model: str, s: Setup) -> dict[str, Any]:
         (s.checkpoint_offload, {"use_unsloth_gc": True}),
         (s.method == "freeze", {"freeze_trainable_layers": s.trainable_layers}),
         (s.packed_documents > 1, {"packing": True, "neat_packing": True}),
-        (s.loss == "fused", {"enable_liger_kernel": True}),
+        (s.loss == "fused" or bool(named(s.fused_kernels)), {"enable_liger_kernel": True}),
         (s.upcast_modules == "norms", {"upcast_layernorm": True}),
         # otherwise what trains goes to float32 in this stack
         (s.trainable_dtype == "weight" and narrow, {"pure_bf16": True, "bf16": False}),

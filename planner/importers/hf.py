@@ -9,6 +9,7 @@ from typing import Any
 
 from memplan.planner.importers.choices import optimizer, settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import STRATEGIES, settle_fsdp
+from memplan.planner.importers.liger import settle_liger
 from memplan.planner.importers.low_rank import arguments, target_modules
 from memplan.planner.importers.rules import (
     Facts,
@@ -64,7 +65,7 @@ TRAINING: dict[str, Rule] = {
     "gradient_checkpointing": use("_checkpointing", flag),
     "activation_checkpointing_kwargs": use("_checkpointing_kwargs", keyword_arguments),
     "gradient_checkpointing_kwargs": use("_checkpointing_kwargs", keyword_arguments),
-    "use_liger_kernel": use("_liger", flag, "fused linear cross-entropy"),
+    "use_liger_kernel": use("_liger", flag, "Liger's loss and kernels"),
     "fsdp": use("_fsdp", sharded),
     "fsdp_config": Rule("used", "_fsdp_config", why="sharding details"),
     "deepspeed": use("_deepspeed", why="a file or a mapping"),
@@ -81,7 +82,7 @@ TRAINING: dict[str, Rule] = {
     "auto_find_batch_size": not_modelled(
         "halves the batch after an out-of-memory error: the batch given is the one predicted"
     ),
-    "liger_kernel_config": not_modelled("which Liger kernels are on"),
+    "liger_kernel_config": use("_liger_config", keyword_arguments, "which of Liger's kernels are on"),
     "per_device_eval_batch_size": use("_eval_batch", integer, "rows of an evaluation step"),
     **{name: use("_evaluates", text) for name in ("eval_strategy", "evaluation_strategy")},
     "use_cache": not_modelled("a key-value cache kept while training"),
@@ -155,12 +156,7 @@ def settle(
     elif "_bf16" in facts or bf16 is not None:
         facts["autocast"] = "none"
     settle_checkpointing(facts, warnings, checkpointing, reentrant)
-    if facts.get("_liger"):
-        facts["loss"] = "fused"
-        warnings.append(
-            "only Liger's fused loss is modeled: its other kernels (norm, rotary, SwiGLU) save "
-            "fewer tensors, so the prediction errs on the high side"
-        )
+    settle_liger(facts, warnings)
     if facts.get("_fsdp"):
         words = facts["_fsdp"].split()
         facts.setdefault(

@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     "disable_gradient_checkpointing": use("_no_checkpointing", flag),
     "use_reentrant_gc": use("_reentrant", flag),
     "use_unsloth_gc": use("_unsloth_gc", flag, "saved hidden states go to the host"),
-    "enable_liger_kernel": use("_liger", flag, "fused linear cross-entropy"),
+    "enable_liger_kernel": use("_liger", flag, "Liger's loss and kernels"),
     "upcast_layernorm": use("_norms", flag),
     "freeze_trainable_layers": use("trainable_layers", integer),
     "packing": use("_packing", flag),

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.sdp import Attention as Attention  # Setup names it
+from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these two
+from memplan.planner.tables.sdp import Attention as Attention
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -52,6 +53,7 @@ NAME_LISTS = (
     "trained_parameters",
     "images",
     "optim_targets",
+    "fused_kernels",
 )
 NUMBER_LISTS = ("layers_to_transform",)
 

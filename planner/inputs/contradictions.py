@@ -41,6 +41,10 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "targets is empty: expected names such as q_proj,v_proj, or all-linear",
         ),
         (
+            bool(s.fused_kernels) and s.device == "cpu",
+            f"fused_kernels {','.join(s.fused_kernels)} run on a GPU alone: leave --device cpu out, or them",
+        ),
+        (
             bool(s.target_parameters) and "target_parameters" not in method.reads,
             f"target_parameters: method '{s.method}' adapts modules alone: use --method lora",
         ),

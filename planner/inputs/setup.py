@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Share,
         Size,
     )
+    from memplan.planner.tables.fused_kernels import FusedKernel
     from memplan.planner.tables.sdp import Attention
 
 
@@ -83,6 +84,7 @@ class Setup:
     vocabulary: Size | None  # rows of embedding and head once they are resized; None: those of the model
     attention: Attention
     loss: Literal["full", "chunked", "fused"]
+    fused_kernels: tuple[FusedKernel, ...]  # in place of the model's own operations
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole

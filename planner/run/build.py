@@ -7,8 +7,8 @@ values move no memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -19,7 +19,7 @@ from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches, companions, rollout
+from memplan.planner.run import adapters, attention, batches, companions, fused_kernels, fused_lora, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -73,6 +73,8 @@ def build(
         base, own = model, frozenset(id(p) for p in model.parameters())
         with watcher.announce("load"):
             model = adapters.prepare(base, setup, where, watcher)
+        fused_kernels.install(base, setup)
+        fused_lora.install(base, setup)
         if reference is not None:
             with watcher.announce("load"):
                 materialize(reference, setup, where, watcher)
@@ -104,7 +106,7 @@ def build(
         colocated=colocated,
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),
-        kernels=_kernels(setup, device),
+        kernels=_kernels(base, setup, device),
         own=own,
         warnings=tuple(warnings),
     )
@@ -116,5 +118,11 @@ def _autocast(setup: Setup, device: str) -> Callable[[], AbstractContextManager[
     return lambda: torch.autocast(device, dtype=getattr(torch, setup.autocast))
 
 
-def _kernels(setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    return nullcontext if device == "meta" else lambda: attention.on_device(setup.attention)
+def _kernels(base: nn.Module, setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    @contextmanager
+    def active() -> Iterator[None]:
+        forced = nullcontext() if device == "meta" else attention.on_device(setup.attention)
+        with forced, fused_kernels.functions(base, setup):
+            yield
+
+    return active

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.assumptions import assumptions, warnings
+from memplan.planner.inputs import fused_kernels
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.pictures import said_of, uncounted
@@ -86,7 +87,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
     from memplan.planner.trace.events.timeline import Timeline, alive_after
     from memplan.planner.trace.kernels import Kernels, UnknownBytes
 
-    target, spec = target_of(setup), _spec(config)
+    target, spec, model_type = target_of(setup), _spec(config), str(config.get("model_type"))
     tell(f"replaying {len(log.events):,} events of the allocator")
     timeline = Timeline(log, setup, target)
     moments, peak, step_peak = timeline.moments()
@@ -115,8 +116,8 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=smallest,
         assumptions=(*filter(None, (said_of(config, setup),)), *assumptions(spec, setup)),
-        not_modelled=uncounted(config, setup),
-        warnings=(*facts.warnings, *warnings(spec, setup)),
+        not_modelled=(*uncounted(config, setup), *fused_kernels.uncounted(model_type, setup)),
+        warnings=(*facts.warnings, *warnings(spec, setup, model_type)),
         extra={
             "timeline": timeline.points(),
             "traced_layers": facts.traced_layers,

@@ -32,7 +32,7 @@ def attend(
     if eager(w, h.spec):
         return attend_eagerly(w, h, q, k, v)
     kv_heads = h.spec.kv_heads
-    if h.spec.heads != kv_heads and not native_gqa(w, h):
+    if h.spec.heads != kv_heads and not native_gqa(w, h.spec, h.mask):
         if w.before != 0:
             return _packed(w, h, q, k, v)
         k, v, kv_heads = repeat(w, h, k), repeat(w, h, v), h.spec.heads

@@ -26,6 +26,9 @@ PROJECTS_FIRST = (
 """Model types that make queries, keys and values before the norms of queries and keys; others norm, or scale,
 each as it is made."""
 
+NORMS_BY_HEAD = ("gemma3", "gemma3_text")
+"""Model types that norm queries and keys once they are seen head by head; Liger's norm then copies them, and
+their gradient, into that order."""
 RESIDUAL_FIRST = ("cohere", "cohere2", "stablelm")
 """Model types whose parallel layers add the attention's output to the residual, and the MLP's to the sum;
 others add the two branches first."""
@@ -46,6 +49,11 @@ def adds_inside(w: Context) -> bool:
 def projects_first(w: Context) -> bool:
     """Whether all three projections come before any norm of their outputs."""
     return w.parameter_table.spec.model_type in PROJECTS_FIRST
+
+
+def norms_by_head(w: Context) -> bool:
+    """Whether Liger's norms of queries and keys read them head by head."""
+    return w.parameter_table.spec.model_type in NORMS_BY_HEAD and "rms_norm" in w.kernels
 
 
 def residual_first(w: Context) -> bool:

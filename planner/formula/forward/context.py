@@ -14,6 +14,7 @@ from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.cublas import Release, workspace_bytes
+from memplan.planner.tables.fused_kernels import swapped
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
 from memplan.planner.tables.torch_versions import release_of
@@ -92,6 +93,8 @@ class Context:
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
             None  # a layer's keys and values behind those
         )
+        spec = parameter_table.spec
+        self.kernels = swapped(spec.whole_type or spec.model_type, setup.fused_kernels)
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def weight(self, name: str) -> Tensor:

@@ -87,17 +87,17 @@ def _indexed(t: Tape, x: Tensor, shape: Shape, name: str) -> Tensor:
     )
 
 
-def native_gqa(w: Context, h: Heads) -> bool:
+def native_gqa(w: Context, spec: Attention, mask: Tensor | None) -> bool:
     """Whether K and V keep their own heads (use_gqa_in_sdpa): no mask, equal head sizes up to 256.
     transformers up to 4.48 repeated them (4.48.1 integrations/sdpa_attention.py); so is forced `efficient`
     taken before torch 2.14, whose kernel refuses grouped heads: the published T4 runs expanded them.
     """
-    if w.setup.attention == "flash_attention_2" or h.spec.kv == "broadcast":
+    if w.setup.attention == "flash_attention_2" or spec.kv == "broadcast":
         return True
     before = w.setup.attention == "sdpa-efficient" and w.device.torch < EFFICIENT_GQA
     if w.setup.transformers != "5" or before:
         return False
-    return h.mask is None and h.query_size == h.value_size <= 256
+    return mask is None and spec.head_dim == (spec.value_dim or spec.head_dim) <= 256
 
 
 def repeat(w: Context, h: Heads, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from memplan.planner.formula.forward.call_order import (
     adds_inside,
     drops_inside,
     names_norm,
+    norms_by_head,
     projects_first,
     residual_first,
     seen_as,
@@ -22,12 +23,14 @@ from memplan.planner.formula.forward.call_order import (
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
 from memplan.planner.formula.forward.experts import mixture
-from memplan.planner.formula.forward.heads import Heads, cut_falcon
+from memplan.planner.formula.forward.fused_lora import fuses, projections
+from memplan.planner.formula.forward.heads import Heads, cut_falcon, native_gqa
 from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.rotary import joined, rotate
 from memplan.planner.formula.symbolic.expr import product
+from memplan.planner.formula.tape.fused_kernels import rotated
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
@@ -78,12 +81,15 @@ def attention(
             w.masks[spec.window],
             w.parameter_table.spec.dropouts.attention if t.training else 0.0,
             sinks,
-            head_major=joined(spec),
+            head_major=(joined(spec) or norms_by_head(w)) and "rope" not in w.kernels,
             hidden_dtype=given.dtype,
             repeated=w.past > 0 or w.cache is not None,
         )
         out, probabilities, local = attend(w, heads, q, k, v)
-    hidden = linear(w, spec.linears[-1], out, prefix)
+    if fuses(w, "lora_o", spec.linears[-1:]):
+        (hidden,) = projections(w, spec.linears[-1:], out, prefix)
+    else:
+        hidden = linear(w, spec.linears[-1], out, prefix)
     if adds_inside(w):
         local.insert(0, out)
     del out
@@ -125,7 +131,11 @@ def _gqa(
         del fused
     else:
         first = projects_first(w)
-        pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []
+        if fuses(w, "lora_qkv", spec.linears[:3]):
+            pieces = projections(w, spec.linears[:3], given, prefix)
+        else:
+            pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []
+    kernel, by_norm = "rope" in w.kernels, norms_by_head(w)  # Liger's, and in what order its norm reads
     made = []
     for i, (position, heads) in enumerate(zip(("q", "k", "v"), counts, strict=True)):
         if pieces:
@@ -136,20 +146,29 @@ def _gqa(
         if position == "q" and spec.scaled_query:
             piece = unary(t, "scale", piece, "scaled q")
         own = [n for n in spec.norms if n.position == position]
+        if own and by_norm:
+            made.append(norm(w, own[0], _heads(w, piece, heads, d, copies=True), prefix, by_head=True))
+            del piece
+            continue
         if own and (
             own[0].heads or len(own) > 1
         ):  # one norm of every head, or one for each (StableLM), whose sizes add up to the same
             piece = norm(w, own[0], piece.view(*piece.shape[:-1], heads, d), prefix).view(*piece.shape)
         elif own:
             piece = norm(w, own[0], piece, prefix)
-        made.append(
-            _heads(w, piece, heads, d, copies=not falcon and (by_head or (rotates and position != "v")))
-        )
+        turned = rotates and position != "v"
+        copies = not kernel if turned else by_head  # the kernel itself brings gradients into token order
+        made.append(_heads(w, piece, heads, d, copies=not falcon and copies))
         del piece
     del pieces
     q, k, v = made
     del made
-    if tables is not None and rotates:
+    if kernel and tables is not None and rotates:
+        split_or_normed = len(spec.linears) == 2 or by_norm
+        expanded = spec.kv_heads not in (1, a) and not native_gqa(w, spec, w.masks[spec.window])
+        q = rotated(t, q, tables, split_or_normed, by_head)
+        k = rotated(t, k, tables, split_or_normed, by_head or expanded)
+    elif tables is not None and rotates:
         q, k = rotate(w, (q, k), spec, tables, kept_alive if spec.rotary_kept_alive else None)
     return q, k, v, kept_alive
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear
 from memplan.planner.formula.symbolic.expr import as_expr
+from memplan.planner.formula.tape.fused_kernels import cross_entropy
 from memplan.planner.formula.tape.ops import Grads, cast, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
@@ -48,7 +49,10 @@ def causal_loss(w: Context, logits: Tensor) -> Tensor:
     with t.inside("loss: "):
         shifted = t.alloc("padded labels", (w.batch, w.sequence + 1), "int64", "labels with one more place")
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
-        return log_likelihood(w, cast(t, logits, "float32", "fp32 logits"), shifted)
+        wide = cast(t, logits, "float32", "fp32 logits")
+        if "cross_entropy" in w.kernels:
+            return cross_entropy(t, wide, shifted)
+        return log_likelihood(w, wide, shifted)
 
 
 def _shifted_loss(w: Context, logits: Tensor) -> Tensor:

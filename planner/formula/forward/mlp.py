@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from memplan.planner.formula.forward import fused_lora
 from memplan.planner.formula.forward.activation_functions import activation
 from memplan.planner.formula.forward.context import Context
+from memplan.planner.formula.forward.fused_lora import fuses
 from memplan.planner.formula.forward.linears import bottleneck, linear
+from memplan.planner.formula.tape.fused_kernels import gated_product
 from memplan.planner.formula.tape.ops import mul, split
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Mlp
@@ -16,7 +19,7 @@ def dense_mlp(
     """down(act(gate(x)) * up(x)), with one fused gate-up projection or two; or down(act(up(x))), whose
     activations a module that does more than project keeps.
     """
-    t, act = w.t, activation(mlp.activation)
+    t, act, fused = w.t, activation(mlp.activation), "glu" in w.kernels
     if not mlp.gated:
         up, down = mlp.linears
         hidden = linear(w, up, given, prefix)
@@ -32,9 +35,19 @@ def dense_mlp(
         shape = (*given.shape[:-1], mlp.intermediate)
         gate, up_states = split(t, states, (shape, shape))
         del states
+        if fused:
+            return linear(w, down, gated_product(t, gate, up_states, copies=True), prefix)
         up_states = mul(t, up_states, act(w, gate), "gated")
         return linear(w, down, up_states, prefix)
     gate_proj, up_proj, down = mlp.linears
+    if fuses(w, "lora_mlp", mlp.linears):
+        return fused_lora.mlp(w, mlp.linears, given, prefix)
+    if fused:
+        gate = linear(w, gate_proj, given, prefix)
+        up_states = linear(w, up_proj, given, prefix)
+        product = gated_product(t, gate, up_states, copies=False)
+        del gate, up_states
+        return linear(w, down, product, prefix)
     return linear(
         w,
         down,

@@ -149,6 +149,7 @@ class Node:
         "scope",
         "sequence",
         "target",
+        "unpacked",
     )
 
     def __init__(
@@ -167,6 +168,7 @@ class Node:
             metas,
         )
         self.saved: list[Any] = []
+        self.unpacked: list[Any] = []  # what was saved, while the backward runs
         self.kept: list[
             Buffer
         ] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node

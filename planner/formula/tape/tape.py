@@ -32,7 +32,12 @@ from memplan.planner.formula.tape.recorder import Recorder
 __all__ = ["Backward", "Buffer", "Info", "Node", "Shape", "Tape", "Tensor", "mark_saved"]
 
 
-PYTHON_FUNCTIONS = ("4-bit linear", "8-bit linear", "quantized linear")
+NORM, GATED, ROTATED, ENTROPY = "RMSNorm kernel", "gated product", "rotary kernel", "cross-entropy kernel"
+LORA = "adapters as one function"
+PYTHON_FUNCTIONS = (
+    *("4-bit linear", "8-bit linear", "quantized linear"),
+    *(NORM, GATED, ROTATED, ENTROPY, LORA),
+)
 """Nodes whose backward is a library's Python function."""
 
 
@@ -108,7 +113,7 @@ class Tape(Recorder):
         assert node.backward is not None
         incoming = given[0]
         held = [unpack(self) if callable(unpack := saved) else saved for saved in node.saved]
-        self.scope = node.scope
+        self.scope, node.unpacked = node.scope, held
         results = list(node.backward(self, node, incoming))
         # what a checkpoint's hook brought back goes with the formula; the node's own saved tensors when it is
         # done
@@ -135,7 +140,7 @@ class Tape(Recorder):
                     f"gradient of {node.name}'s input", shape, dtype, "cast to the input's dtype"
                 )
             if own[position]:
-                result.viewed = viewed or result.shape != shape_given
+                result.viewed = result.viewed or viewed or result.shape != shape_given
             results[position] = result
             del result
         return results
