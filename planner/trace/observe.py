@@ -62,6 +62,7 @@ class Observer(TorchDispatchMode):
         # outside the layers: the layer whose tensors the last op there worked on
         self.inherited: int | None = None
         self._via = "code"
+        self._stream = ""  # that asks for what is made, where another one computes
         self._layer: int | None = None  # the layer whose code runs; None outside the layers
         # autograd sequence number -> `_where` of what made the node
         self._nodes: dict[int, tuple[str, int | None, int | None]] = {}
@@ -111,6 +112,22 @@ class Observer(TorchDispatchMode):
             yield
         finally:
             self._reading = False
+
+    @contextmanager
+    def side_stream(self) -> Iterator[None]:
+        """Tensors made inside are another stream's than the computing one's."""
+        outer, self._stream = self._stream, "side"
+        try:
+            yield
+        finally:
+            self._stream = outer
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """A number of the tensor's storage that no other one has or had; its address where it is not on the
+        device.
+        """
+        made = self.storage_of(tensor)
+        return -tensor.untyped_storage()._cdata if made is None else made.id
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor made on the host, copied to the device; one that is there already, itself."""
@@ -205,6 +222,7 @@ class Observer(TorchDispatchMode):
         log.storages.append(
             Storage(sid, nbytes, op, where, home, shape, dtype, self.moment, born, self._via, component, name)
         )
+        log.storages[sid].stream = self._stream
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
         return sid
