@@ -20,9 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.built import Watcher
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.offloaders import OFFLOADERS, SMALLEST, STASH, Offloader
-from memplan.planner.tables.optimizers import OPTIMIZERS
 
 Key = tuple[int, int, torch.dtype]  # of the storage, the place in it, and how it is read
 
@@ -43,7 +41,7 @@ def around_step(
     if device.type == "cuda":
         hook = _of_trl(model, row, setup.activation_offload)
     else:
-        hook = Offloading(model, row, watcher, empties=_has_bitsandbytes(setup))
+        hook = Offloading(model, row, watcher)
         _spare_head(model)
     return lambda: hook
 
@@ -71,14 +69,6 @@ def _spare_head(model: nn.Module) -> None:
         head.register_forward_hook(lambda *_: plain.__exit__(), always_call=True)
 
 
-def _has_bitsandbytes(setup: Setup) -> bool:
-    """Whether the process has imported it, for which the hook empties the allocator's cache as it begins: PEFT
-    does so for a LoRA layer where it is installed (peft 0.21 tuners/lora/model.py).
-    """
-    adapters = METHODS[setup.method].peft_type is not None
-    return adapters or setup.quant_type != "none" or OPTIMIZERS[setup.optimizer].library == "bitsandbytes"
-
-
 @dataclass(slots=True)
 class _Sent:
     """What is on the host: `token` lives as long as its bytes there; where it lies once it is back."""
@@ -94,9 +84,9 @@ class Offloading(saved_tensors_hooks):
     those that went.
     """
 
-    def __init__(self, model: nn.Module, row: Offloader, watcher: Watcher, empties: bool) -> None:
+    def __init__(self, model: nn.Module, row: Offloader, watcher: Watcher) -> None:
         super().__init__(self.pack, self.unpack)
-        self.row, self.watcher, self.empties = row, watcher, empties
+        self.row, self.watcher = row, watcher
         self.weights = {_address(p) for p in model.parameters()} if row.spares_weights else set()
         self.number = 0
         self.kept: dict[int, torch.Tensor] = {}
@@ -112,7 +102,7 @@ class Offloading(saved_tensors_hooks):
         for table in (self.kept, self.sent, self.stash, self.back, self.place, self.key_of):
             table.clear()
         self.number, self.begun = 0, False
-        if self.empties:
+        if self.row.empties:
             self.watcher.empty_cache()
         super().__enter__()
 

@@ -19,13 +19,15 @@ class Offloader:
     """One hook. `streams`: copies run beside the computation, on a stream of their own, so that the last
     tensors wait on the GPU. `spares_weights`: views of parameters stay. `shares`: a storage that is still
     under way is not sent again, and every further tensor on it stays. `whole`: a view goes as a contiguous
-    copy, so that it is a storage of its own.
+    copy, so that it is a storage of its own. `empties`: the allocator's cache as a step begins, where the process
+    has imported bitsandbytes, as TRL does itself.
     """
 
     streams: bool
     spares_weights: bool
     shares: bool
     whole: bool
+    empties: bool
     source: str
 
 
@@ -35,6 +37,7 @@ OFFLOADERS: dict[str, Offloader] = {
         spares_weights=True,
         shares=True,
         whole=False,
+        empties=True,
         source="trl 1.16 models/activation_offloading.py OffloadActivations",
     ),
     "trl-synchronous": Offloader(
@@ -42,6 +45,7 @@ OFFLOADERS: dict[str, Offloader] = {
         spares_weights=True,
         shares=False,
         whole=False,
+        empties=True,
         source="the same, use_streams False",
     ),
     "axolotl": Offloader(
@@ -49,6 +53,7 @@ OFFLOADERS: dict[str, Offloader] = {
         spares_weights=False,
         shares=True,
         whole=True,
+        empties=True,
         source="axolotl 0.19 core/trainers/mixins/activation_checkpointing.py: TRL's, of adapters, which is told "
         "no parameters",
     ),
@@ -57,6 +62,7 @@ OFFLOADERS: dict[str, Offloader] = {
         spares_weights=False,
         shares=False,
         whole=False,
+        empties=True,
         source="the same, activation_offloading legacy",
     ),
     "torchtune": Offloader(
@@ -64,6 +70,7 @@ OFFLOADERS: dict[str, Offloader] = {
         spares_weights=False,
         shares=False,
         whole=False,
+        empties=False,
         source="torchtune 0.6.1 training/_activation_offloading.py OffloadActivations",
     ),
 }

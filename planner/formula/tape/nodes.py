@@ -142,6 +142,7 @@ class Node:
         "__weakref__",
         "backward",
         "edges",
+        "held",
         "kept",
         "metas",
         "name",
@@ -167,6 +168,7 @@ class Node:
             metas,
         )
         self.saved: list[Any] = []
+        self.held: list[Buffer | None] = []  # what it saved, unpacked, while its backward runs
         self.kept: list[
             Buffer
         ] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node

@@ -55,6 +55,11 @@ class Tape(Recorder):
 
     _running = 0
 
+    @property
+    def running(self) -> bool:
+        """Whether a backward pass is under way."""
+        return self._running > 0
+
     def _run(
         self, root: Tensor, grad: Tensor, outermost: bool, besides: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
@@ -84,6 +89,8 @@ class Tape(Recorder):
                 del incoming
                 results = self._apply(node, given)
                 del given
+                if self.offload is not None:
+                    self.offload.after_node()
             else:
                 results = [None] * len(node.edges)
             node.saved.clear()
@@ -107,6 +114,7 @@ class Tape(Recorder):
         assert node.backward is not None
         incoming = given[0]
         held = [unpack(self) if callable(unpack := saved) else saved for saved in node.saved]
+        node.held = held
         self.scope = node.scope
         results = list(node.backward(self, node, incoming))
         # what a checkpoint's hook brought back goes with the formula; the node's own saved tensors when it is
