@@ -96,6 +96,7 @@ class Offloading(saved_tensors_hooks):
         self.place: dict[Key, int] = {}
         self.key_of: dict[int, Key] = {}
         self.node: Any = None
+        self.first_pass: int | None = None  # the backward pass that fetched first: in one inside it, nothing goes
         self.begun = False  # the backward pass, and with it its callback
 
     def __enter__(self) -> None:
@@ -172,7 +173,7 @@ class Offloading(saved_tensors_hooks):
     def unpack(self, number: int) -> torch.Tensor:
         """The tensor of that number, on the GPU again."""
         if self.row.streams and not self.begun:
-            self.begun = True
+            self.begun, self.first_pass = True, torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self.back.clear)
         sent = self.sent.pop(number, None)
         found = self.kept.pop(number) if sent is None else self._fetched(number, sent)
@@ -183,7 +184,7 @@ class Offloading(saved_tensors_hooks):
         if not self.row.streams:
             return self._made(sent)
         node, before = torch._C._current_autograd_node(), []
-        if node != self.node:
+        if torch._C._current_graph_task_id() == self.first_pass and node != self.node:
             self.node, before = node, list(self.back)
         waits = number in self.stash
         if waits:

@@ -95,7 +95,8 @@ class Offload:
         stream.
         """
         if self.row.streams and self.before is None:
-            self.before = list(self.back)
+            # in a backward pass inside another, a reentrant checkpoint's, nothing that was fetched goes
+            self.before = list(self.back) if self.tape.outermost else []
         if number in self.stash:
             return self.stash[number]
         if number in self.back:
@@ -108,13 +109,16 @@ class Offload:
             self.back[number] = made.buffer
         return made.buffer
 
-    def after_node(self) -> None:
-        """A node of the backward pass has run: where it fetched, what is under way goes, and what the node
-        before fetched.
+    @contextmanager
+    def around_node(self) -> Iterator[None]:
+        """A node of the backward pass runs: where it fetches, what is under way goes after it, and what the
+        node before fetched.
         """
-        if self.before is None:
+        outer, self.before = self.before, None
+        yield
+        before, self.before = self.before, outer
+        if before is None:
             return
-        before, self.before = self.before, None
         for old in list(self.stash):
             self._let_go(old)
         for old in before:

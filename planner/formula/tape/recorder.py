@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -172,6 +172,10 @@ class Recorder:
             if saves_output:
                 self.save(node, out)
         return out
+
+    def node_runs(self) -> AbstractContextManager[None]:
+        """Around what a node's backward does."""
+        return nullcontext() if self.offload is None else self.offload.around_node()
 
     def save(self, node: Node, tensor: Tensor) -> None:
         """Save a tensor for a node's backward, through the checkpoint hook where one is active."""

@@ -56,6 +56,11 @@ class Tape(Recorder):
     _running = 0
 
     @property
+    def outermost(self) -> bool:
+        """Whether the backward pass that is under way is inside no other."""
+        return self._running == 1
+
+    @property
     def running(self) -> bool:
         """Whether a backward pass is under way."""
         return self._running > 0
@@ -87,10 +92,9 @@ class Tape(Recorder):
             if incoming is not None:
                 given = [incoming]
                 del incoming
-                results = self._apply(node, given)
-                del given
-                if self.offload is not None:
-                    self.offload.after_node()
+                with self.node_runs():
+                    results = self._apply(node, given)
+                    del given
             else:
                 results = [None] * len(node.edges)
             node.saved.clear()
