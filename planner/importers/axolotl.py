@@ -41,6 +41,16 @@ def _checkpointing(key: str, value: Any) -> str:
     return word
 
 
+def _offloading(key: str, value: Any) -> str:
+    """True is "streams"; disk is another name for it, since nothing reads it (axolotl 0.19
+    core/trainers/mixins/activation_checkpointing.py).
+    """
+    word = str(value).lower()
+    if word not in ("true", "false", "legacy", "disk", "hidden_states"):
+        raise bad(key, value, "true, false, legacy, disk or hidden_states")
+    return {"true": "streams", "disk": "streams"}.get(word, word)
+
+
 def _adapter(key: str, value: Any) -> str:
     word = text(key, value).lower()
     if word not in ("lora", "qlora", "none"):
@@ -147,7 +157,7 @@ RULES: dict[str, Rule] = {
     "peft_layer_replication": not_modelled("repeated layers", errs="low"),
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
-    "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "activation_offloading": use("_offload", _offloading, "saved tensors go to the host"),
     "tokens": not_modelled(NEW_ROWS, ([], {}), errs="low"),
     "resize_token_embeddings_to_32x": not_modelled(NEW_ROWS, errs="low"),
     "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
