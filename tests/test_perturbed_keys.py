@@ -101,7 +101,9 @@ WITHOUT_A_RUN: dict[str, str] = {
     "local_rank": "training_args.py: which process this is",
     "ddp_backend": "training_args.py: the collective library of several ranks",
     "debug": "debug_utils.py: hooks that read activations and keep numbers",
-    "full_determinism": "not ignored",
+    "assistant_only_loss": "trl trainer/sft_trainer.py: which labels are -100; it wants conversations",
+    "dataset_kwargs": "trl trainer/sft_trainer.py: how rows are made",
+    "router_aux_loss_coef": "trl trainer/sft_trainer.py: a factor; refused of a dense model",
     "tf32": "training_args.py: the precision of products; a CPU refuses it",
     "eval_delay": "trainer_callback.py: when an evaluation runs",
     "save_strategy": "trainer_callback.py: when a checkpoint is written",
@@ -131,7 +133,9 @@ def ignored_fields(table: Any, *classes: type) -> list[str]:
     names = {field.name: None for each in classes for field in dataclasses.fields(each)}
     found = {name: find_rule(table, name) for name in names}
     return [
-        name for name, rule in found.items() if rule and rule.status == "ignored" and name not in WITHOUT_A_RUN
+        name
+        for name, rule in found.items()
+        if rule and rule.status == "ignored" and name not in WITHOUT_A_RUN
     ]
 
 
@@ -218,3 +222,33 @@ def test_no_ignored_key_moves_anything_in_its_librarys_trainer(
 def test_a_key_that_moves_memory_is_seen_and_not_ignored(name: str, tmp_path: Path) -> None:
     assert moves("hf", name, tmp_path)
     assert find_rule(hf.RULES, name).status == "not_modelled"  # type: ignore[union-attr]
+
+
+def every_ignored(rules: Any) -> list[tuple[str, str]]:
+    """(key, reason) of each ignored key of a table and of the tables inside it."""
+    inner = [pair for rule in rules.values() if rule.inner for pair in every_ignored(rule.inner)]
+    return [(key, rule.why) for key, rule in rules.items() if rule.status == "ignored"] + inner
+
+
+def without_a_run(name: str) -> list[tuple[str, str]]:
+    """A format's ignored keys that are no field of a configuration that a run here is given."""
+    known = {*TRAINING, *SUPERVISED, *WITHOUT_A_RUN}
+    return [(key, why) for key, why in every_ignored(FORMATS[name].rules) if key not in known]
+
+
+def judged() -> dict[str, int]:
+    """How many ignored keys of all tables are judged in which way."""
+    keys = [key for row in FORMATS.values() for key, _ in every_ignored(row.rules)]
+    run = sum(key in {*TRAINING, *SUPERVISED} for key in keys)
+    return {"all": len(keys), "run": run, "read": len(keys) - run, "fields": len(RUNS)}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_ignored_key_is_judged(name: str) -> None:
+    said = {(key, why) for why, keys in JUDGED.get(name, {}).items() for key in keys.split()}
+    assert set(without_a_run(name)) == said
+
+
+def test_the_page_of_formats_counts_how_keys_were_judged() -> None:
+    assert "{all} ignored keys of all tables: {run}".format(**judged()) in format_docs.page()
+    assert "({fields} fields)".format(**judged()) in format_docs.page()

@@ -96,7 +96,9 @@ class Offloading(saved_tensors_hooks):
         self.place: dict[Key, int] = {}
         self.key_of: dict[int, Key] = {}
         self.node: Any = None
-        self.first_pass: int | None = None  # the backward pass that fetched first: in one inside it, nothing goes
+        self.first_pass: int | None = (
+            None  # the backward pass that fetched first: in one inside it, nothing goes
+        )
         self.begun = False  # the backward pass, and with it its callback
 
     def __enter__(self) -> None:

@@ -79,7 +79,6 @@ class _Frame:
         finally:
             tape.pack, tape.grad_enabled, tape.scope, tape.casts = pack, enabled, scope, casts
 
-
     def _input(self, tape: Tape) -> Tensor:
         if self.moved is not None:
             given = self.given

@@ -40,7 +40,9 @@ class Offload:
         self.number = 0
         self.stash: dict[int, Buffer] = {}  # under way to the host
         self.back: dict[int, Buffer] = {}  # fetched, and held until the next node that fetches has run
-        self.before: list[int] | None = None  # of `back`: what the node that runs lets go; None: it fetches nothing
+        self.before: list[int] | None = (
+            None  # of `back`: what the node that runs lets go; None: it fetches nothing
+        )
         self.place: dict[int, int] = {}  # a buffer's index -> the last number that it was saved under
         self.index_of: dict[int, int] = {}
 
@@ -101,7 +103,9 @@ class Offload:
             return self.stash[number]
         if number in self.back:
             return self.back[number]
-        made = self.tape.alloc("saved tensor brought back", like.shape, like.dtype, "offloaded since the forward")
+        made = self.tape.alloc(
+            "saved tensor brought back", like.shape, like.dtype, "offloaded since the forward"
+        )
         assert made.buffer is not None
         mark_saved(made.buffer, "a node of the backward pass")
         if self.row.streams:

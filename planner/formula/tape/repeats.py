@@ -9,9 +9,7 @@ from typing import TypeVar
 StepInterpreter = TypeVar("StepInterpreter")
 
 
-def compress(
-    sequence: list[StepInterpreter], lead: int = 1
-) -> list[tuple[list[StepInterpreter], int]]:
+def compress(sequence: list[StepInterpreter], lead: int = 1) -> list[tuple[list[StepInterpreter], int]]:
     """The layers as blocks with how often each is repeated in a row: the first `lead` and the last of a run
     alone, the middle as one.
     """
