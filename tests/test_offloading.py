@@ -1,4 +1,4 @@
-"""Activation offloading: the trace's hook is TRL's own class, event by event; the formula's peak is the trace's;
+"""Activation offloading: the trace's hook is TRL's own class, event by event; the formula's peak is near;
 training files say it; and what dry runs of SFTTrainer on torch 2.14 (CUDA build) allocated is what the trace
 does.
 """
@@ -22,9 +22,9 @@ from memplan.planner.importers.files import read_training_file
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.run import offloading
 from memplan.planner.tables.errors import UsageError
+from memplan.planner.trace.device.target import target_of
 from memplan.planner.trace.engine import trace
 from memplan.planner.trace.events.record import record
-from memplan.planner.trace.device.target import target_of
 
 pytestmark = pytest.mark.trace
 
@@ -68,6 +68,7 @@ DRY_RUNS: dict[str, tuple[dict[str, Any], int, int, str, dict[str, Any], int]] =
         {"method": "full", "checkpointing": "non_reentrant"},
         2007.54,
     ),
+    "full, small": (SMALL, 2, 1024, "rtx-4090", {"method": "full", "checkpointing": "non_reentrant"}, 592.07),
     "reentrant": (LARGE, 4, 1024, "a100-40gb", {"method": "full", "checkpointing": "reentrant"}, 2283.8),
 }
 """(config, batch, tokens, GPU, setup, MiB of the largest allocated sum) of unmodified scripts of TRL 1.16."""
@@ -93,8 +94,16 @@ def test_the_trace_allocates_what_the_dry_run_did(case: str) -> None:
     assert abs(found / (DRY_RUNS[case][-1] * 2**20) - 1) < 0.005
 
 
-@pytest.mark.parametrize("hook", ["trl", "torchtune"])
-@pytest.mark.parametrize("case", ["lora", "full, checkpoints"])
+@pytest.mark.parametrize(
+    ("case", "hook"),
+    [
+        pytest.param("lora", "trl", marks=pytest.mark.slow),
+        pytest.param("full, checkpoints", "torchtune", marks=pytest.mark.slow),
+        pytest.param("lora, checkpoints", "trl", marks=pytest.mark.slow),
+        ("full, small", "trl"),
+        pytest.param("lora", "axolotl", marks=pytest.mark.slow),
+    ],
+)
 def test_the_formula_is_within_two_percent_of_the_trace(case: str, hook: str) -> None:
     config, setup = DRY_RUNS[case][0], setup_of(case, activation_offload=hook)
     traced = trace(config, setup)
@@ -106,12 +115,12 @@ def test_the_formula_is_within_two_percent_of_the_trace(case: str, hook: str) ->
 
 @contextlib.contextmanager
 def trls_own_hook() -> Any:
-    """TRL's class on meta: addresses are numbers of storages, streams are the observer's, the host's copies are
+    """TRL's class on meta: addresses are numbers of storages, streams are the observer's, a copy on the host is
     one element.
     """
     library = pytest.importorskip("trl.models.activation_offloading")
 
-    class Stream:
+    class Side:
         def wait_event(self, event: Any) -> None: ...
         def wait_stream(self, stream: Any) -> None: ...
         def synchronize(self) -> None: ...
@@ -119,9 +128,9 @@ def trls_own_hook() -> Any:
 
     def made(model: Any, row: Any, watcher: Any) -> Any:
         class Device:
-            Stream = Stream
+            Stream = Side
             empty_cache = staticmethod(watcher.empty_cache)
-            current_stream = staticmethod(Stream)
+            current_stream = staticmethod(Side)
 
             @staticmethod
             def stream(stream: Any) -> Any:
@@ -153,7 +162,7 @@ def trls_own_hook() -> Any:
         yield
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "non_reentrant", "reentrant"])
+@pytest.mark.parametrize("checkpointing", ["none", "non_reentrant"])
 def test_the_hook_is_trls_own(checkpointing: str) -> None:
     """Every allocation and release of two steps, in order."""
     config = SMALL | {
@@ -215,4 +224,4 @@ def test_hidden_states_are_a_lower_bound(tmp_path: Any) -> None:
 
 def test_a_cpu_has_nothing_to_move() -> None:
     with pytest.raises(UsageError, match="device cpu has none"):
-        trace(SMALL, setup_of("lora", device="cpu"))
+        setup_of("lora", device="cpu")

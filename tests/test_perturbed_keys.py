@@ -17,9 +17,10 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
-trl = pytest.importorskip("trl")
+pytest.importorskip("trl")
 
 import transformers
+import trl
 from key_judgments import JUDGED
 from test_trace_trainer import (
     BATCH,
@@ -36,14 +37,15 @@ from test_trace_trainer import (
     word_tokenizer,
 )
 
-from memplan.planner.importers import hf, trl as trl_table
+from memplan.planner.importers import hf
+from memplan.planner.importers import trl as trl_table
 from memplan.planner.importers.files import FORMATS
 from memplan.planner.importers.rules import find_rule
 from memplan.render import format_docs
 
 pytestmark = pytest.mark.trace
 
-FAST = 5  # keys of a run in continuous integration; all of them are slow
+FAST = 2  # keys of a run in continuous integration; all of them are slow
 
 VALUES: dict[str, Any] = {
     "accelerator_config": {"split_batches": False, "dispatch_batches": False},
@@ -125,7 +127,7 @@ WITHOUT_A_RUN: dict[str, str] = {
     "model_revision": "trl scripts/sft.py: which commit is loaded",
     "trust_remote_code": "trl scripts/sft.py",
 }
-"""Keys that a step on tensors without storage cannot show, with what was read (transformers 5.23, trl 1.16)."""
+"""Keys that a step without storage cannot show, with what was read (transformers 5.23, trl 1.16)."""
 
 
 def ignored_fields(table: Any, *classes: type) -> list[str]:

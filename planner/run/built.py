@@ -101,7 +101,7 @@ class NoWatcher:
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """Its address, which another one may have later."""
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
 
 
 @dataclass

@@ -36,7 +36,7 @@ def forward(built: Built) -> Any:
     if built.setup.loss != "full":
         loss_of = LOSSES[built.setup.loss]
         if built.setup.activation_offload != "none" and built.setup.loss == "chunked":
-            loss_of = partial(loss_of, saves_mask=True)
+            loss_of = partial(chunked_loss.loss_of, saves_mask=True)
         with chunked_loss.fused_head(built.base, loss_of):
             return preferences.called(built, built.model, built.batch)
     return preferences.called(built, built.model, built.batch)

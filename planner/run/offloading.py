@@ -28,16 +28,10 @@ Key = tuple[int, int, torch.dtype]  # of the storage, the place in it, and how i
 def around_step(
     model: nn.Module, setup: Setup, device: torch.device, watcher: Watcher
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """What a micro-step's forward and backward run in. Raises UsageError where the device is the host, or
-    TRL is missing on a GPU.
-    """
+    """What a micro-step's forward and backward run in. Raises UsageError where TRL is missing on a GPU."""
     if setup.activation_offload == "none":
         return nullcontext
     row = OFFLOADERS[setup.activation_offload]
-    if device.type == "cpu":
-        raise UsageError(
-            "activation_offload moves saved tensors from a GPU to the host: device cpu has none to move"
-        )
     if device.type == "cuda":
         hook = _of_trl(model, row, setup.activation_offload)
     else:
@@ -215,12 +209,12 @@ class Offloading(saved_tensors_hooks):
 
 
 def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _holders(tensor: torch.Tensor) -> int:
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() and tensor.storage_offset() == 0
+    return bool(tensor.is_contiguous() and tensor.storage_offset() == 0)
