@@ -1,6 +1,6 @@
 """Ignored keys that no trainer of the tests reads, by stack (and the source that has them) and by the reason
-of its table. A key that joins a table joins a list here. They rest on that reason; which of axolotl's are read
-by a loss, an attention or a kernel was looked up in its source (0.19), and those are not ignored.
+of its table. A key that joins a table joins a list here. They rest on that reason; which of axolotl's a loss,
+an attention or a kernel reads was looked up in its source (0.19), and those are not ignored.
 """
 
 JUDGED: dict[str, dict[str, str]] = {
