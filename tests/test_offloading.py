@@ -115,7 +115,7 @@ def test_the_formula_is_within_two_percent_of_the_trace(case: str, hook: str) ->
 
 @contextlib.contextmanager
 def trls_own_hook() -> Any:
-    """TRL's class on meta: addresses are numbers of storages, streams are the observer's, a copy on the host is
+    """TRL's class on meta: addresses are numbers of storages, streams the observer's, a copy on the host is
     one element.
     """
     library = pytest.importorskip("trl.models.activation_offloading")
