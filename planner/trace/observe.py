@@ -123,9 +123,7 @@ class Observer(TorchDispatchMode):
             self._stream = outer
 
     def number_of(self, tensor: torch.Tensor) -> int:
-        """A number of the tensor's storage that no other one has or had; its address where it is not on the
-        device.
-        """
+        """A number that no other storage has or had; its address where it is not on the device."""
         made = self.storage_of(tensor)
         return -tensor.untyped_storage()._cdata if made is None else made.id
 

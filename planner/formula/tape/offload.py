@@ -6,13 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memplan.planner.formula.tape.nodes import Buffer, Tensor, mark_saved
 from memplan.planner.tables.offloaders import SMALLEST, STASH, Offloader
-
-if TYPE_CHECKING:
-    from memplan.planner.formula.tape.tape import Tape
 
 VIEWS = ("flash attention", "efficient attention", "cudnn attention")
 """Operations whose saved 4-D tensors are transposed views: a contiguous copy of each is sent."""
@@ -27,14 +24,14 @@ class Moved:
         self.hook, self.number = hook, number
         self.tensor = Tensor(None, tensor.shape, tensor.dtype, name=tensor.name)
 
-    def __call__(self, tape: Tape) -> Buffer:
+    def __call__(self, tape: Any) -> Buffer:
         return self.hook.fetch(self.number, self.tensor)
 
 
 class Offload:
     """One step's hook. Numbers count every tensor that is saved, also those that stay."""
 
-    def __init__(self, tape: Tape, row: Offloader) -> None:
+    def __init__(self, tape: Any, row: Offloader) -> None:
         self.tape, self.row = tape, row
         self.active = True  # off where the output projection runs
         self.number = 0
@@ -103,7 +100,7 @@ class Offload:
             return self.stash[number]
         if number in self.back:
             return self.back[number]
-        made = self.tape.alloc(
+        made: Tensor = self.tape.alloc(
             "saved tensor brought back", like.shape, like.dtype, "offloaded since the forward"
         )
         assert made.buffer is not None
@@ -144,7 +141,7 @@ class Offload:
             self.active = before
 
 
-def _small(tape: Tape, tensor: Tensor) -> bool:
+def _small(tape: Any, tensor: Tensor) -> bool:
     """Whether it is below the smallest size that goes; a size that grows with the batch is not."""
     terms = tape.size(tensor.shape, tensor.dtype).terms
     return all(not monomial for monomial in terms) and sum(terms.values()) < SMALLEST
