@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.planner.trace.device.accumulate import calibrated, into_first
+from memplan.planner.trace.elsewhere import Elsewhere
 from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
 from memplan.planner.trace.op_tensors import (
     KernelFacts,
@@ -37,7 +38,7 @@ class _Watch(weakref.ref):  # type: ignore[type-arg]
     id: int  # its number in the log
 
 
-class Observer(TorchDispatchMode):
+class Observer(Elsewhere, TorchDispatchMode):
     """Records a Log. Use as a context manager around build and step; `announce` is what `step.run` calls for
     each moment.
     """
@@ -113,15 +114,6 @@ class Observer(TorchDispatchMode):
         finally:
             self._reading = False
 
-    @contextmanager
-    def side_stream(self) -> Iterator[None]:
-        """Tensors made inside are another stream's than the computing one's."""
-        outer, self._stream = self._stream, "side"
-        try:
-            yield
-        finally:
-            self._stream = outer
-
     def number_of(self, tensor: torch.Tensor) -> int:
         """A number that no other storage has or had; its address where it is not on the device."""
         made = self.storage_of(tensor)
@@ -141,17 +133,6 @@ class Observer(TorchDispatchMode):
             if isinstance(tensor, torch.nn.Parameter)
             else made
         )
-
-    def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
-        """Count `nbytes` of host memory for as long as `tensor` lives; returns it."""
-
-        def let_go() -> None:
-            self._on_host_now -= nbytes
-
-        self._on_host_now += nbytes
-        self.host_bytes = max(self.host_bytes, self._on_host_now)
-        weakref.finalize(tensor.untyped_storage(), let_go)
-        return tensor
 
     def empty_cache(self) -> None:
         """The caching allocator gives back every segment that holds nothing."""
