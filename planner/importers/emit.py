@@ -82,8 +82,7 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (True, {"gradient_checkpointing": s.checkpointing != "none" or s.activation_offload != "none"}),
         (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s)}),
         (s.checkpoint_offload, {"activation_offloading": "hidden_states"}),
-        (s.activation_offload in ("trl", "axolotl"), {"activation_offloading": True}),
-        (s.activation_offload.endswith("synchronous"), {"activation_offloading": "legacy"}),
+        (s.activation_offload in OFFLOADING, {"activation_offloading": OFFLOADING.get(s.activation_offload)}),
         (True, {"attn_implementation": s.attention.split("-")[0]}),
         (s.loss == "fused", fused),
         (s.loss == "chunked", {"chunked_cross_entropy": True}),
@@ -118,6 +117,13 @@ def _training(s: Setup) -> dict[str, Any]:
     }
 
 
+OFFLOADING: dict[str, bool | str] = {
+    **dict.fromkeys(("trl", "axolotl"), True),
+    **dict.fromkeys(("trl-synchronous", "axolotl-synchronous"), "legacy"),
+}
+"""activation_offload -> axolotl's activation_offloading."""
+
+
 def _trl(model: str, s: Setup) -> dict[str, Any]:
     quantized, adapters = s.quant_type in ("nf4", "fp4"), _adapters(s)
     every = {"every_n_layers": s.checkpoint_every} if s.checkpoint_every > 1 else {}
@@ -127,7 +133,7 @@ def _trl(model: str, s: Setup) -> dict[str, Any]:
         (True, {"model_name_or_path": model, "dataset_name": "YOUR_DATASET", "dtype": s.weight_dtype}),
         (True, {"max_length": s.sequence_length, **_training(s)}),
         (True, {"gradient_checkpointing": s.checkpointing != "none"}),
-        (s.activation_offload == "trl", {"activation_offloading": True}),
+        (OFFLOADING.get(s.activation_offload) is True, {"activation_offloading": True}),
         (True, {"attn_implementation": s.attention.split("-")[0]}),
         (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s) | every}),
         (s.packed_documents > 1, {"packing": True}),
