@@ -19,12 +19,14 @@ from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
+from memplan.planner.formula.tape.offload import Offload
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.tasks import rows
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.offloaders import OFFLOADERS
 from memplan.planner.tables.tasks import TASKS
 
 __all__ = ["Guard", "Step", "run_step"]
@@ -52,6 +54,8 @@ class Step:
         self.tape.training = METHODS[self.setup.method].trains != "nothing"
         batch: Expr = const(1) if guard.single else rows(self.setup) * B
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
+        if self.setup.activation_offload != "none":
+            self.tape.offload = Offload(self.tape, OFFLOADERS[self.setup.activation_offload])
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
         self.hooks = rank.hooks(self.w)
@@ -95,6 +99,8 @@ class Step:
         t.casts = None
         self.hooks.begin_backward()
         t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
+        if t.offload is not None:
+            t.offload.end()
         self.hooks.end_backward()
         with t.dropping():
             del loss  # and with it the graph, whose contexts hold what no hook can see

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from memplan.planner.importers import patterns
 from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
-from memplan.planner.importers.hf import keyword_arguments
+from memplan.planner.importers.hf import DETERMINISTIC, NOISE, keyword_arguments
 from memplan.planner.importers.liger import WORDS
 from memplan.planner.importers.low_rank import arguments, target_modules
 from memplan.planner.importers.resized import NEW_ROWS
@@ -42,6 +42,16 @@ def _checkpointing(key: str, value: Any) -> str:
     if word not in ("true", "false", "offload", "offload_disk", "unsloth"):
         raise bad(key, value, "true, false, offload or offload_disk")
     return word
+
+
+def _offloading(key: str, value: Any) -> str:
+    """True is "streams"; disk is another name for it, since nothing reads it (axolotl 0.19
+    core/trainers/mixins/activation_checkpointing.py).
+    """
+    word = str(value).lower()
+    if word not in ("true", "false", "legacy", "disk", "hidden_states"):
+        raise bad(key, value, "true, false, legacy, disk or hidden_states")
+    return {"true": "streams", "disk": "streams"}.get(word, word)
 
 
 def _adapter(key: str, value: Any) -> str:
@@ -91,6 +101,11 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
     ),
     ("llmcompressor", "a sparse model", ""),
     ("max_memory gpu_memory_limit", "layers on the CPU or on other GPUs", "high"),
+    ("flash_attn_*", "a fused kernel of flash-attention's own", ""),
+    ("use_kernels", "kernels of a hub in the place of the model's", ""),
+    ("s2_attention", "shifted sparse attention", ""),
+    ("use_eaft use_dft scaling_softmax*", "a loss or an attention of axolotl's own", ""),
+    ("lora_model_dir", "the rank and targets of an existing adapter", ""),
     ("lisa_n_layers", "layers that take turns to train", "high"),
     ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state", ""),
 )
@@ -155,7 +170,7 @@ RULES: dict[str, Rule] = {
     "peft_layer_replication": not_modelled("repeated layers", errs="low"),
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
-    "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "activation_offloading": use("_offload", _offloading, "saved tensors go to the host"),
     "tokens": not_modelled(NEW_ROWS, ([], {}), errs="low"),
     "resize_token_embeddings_to_32x": not_modelled(NEW_ROWS, errs="low"),
     "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
@@ -180,6 +195,9 @@ RULES: dict[str, Rule] = {
     "optim_target_modules": use("optim_targets", target_modules),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
     "batch_flattening": not_modelled("a batch as one row"),
+    "neftune_noise_alpha": NOISE,
+    "noisy_embedding_alpha": NOISE,
+    "full_determinism": DETERMINISTIC,
     "trust_remote_code": use("_remote_code", flag, "no code of a repository is run; adapter kernels are off"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
@@ -201,7 +219,7 @@ RULES: dict[str, Rule] = {
         "the optimizer's numbers, not its states",
         """
         learning_rate lr_* cosine_* adam_* weight_decay max_grad_norm num_epochs max_steps warmup_* loraplus_*
-        embedding_lr embedding_lr_scale dion_* qgalore_* relora_* jagged_* neftune_noise_alpha torchdistx_path
+        embedding_lr embedding_lr_scale dion_* qgalore_* relora_* jagged_* torchdistx_path
     """,
     ),
     **ignored(
@@ -230,13 +248,13 @@ RULES: dict[str, Rule] = {
         "the tokenizer, or where the model comes from",
         """
         tokenizer_* model_type type_of_model revision_of_model is_*_derived_model processor_kwargs strict
-        experimental_skip_move_to_device use_kernels lora_model_dir cls_model_config
+        experimental_skip_move_to_device cls_model_config
     """,
     ),
     **ignored(
         "how data reaches the host, and randomness",
         """
-        dataloader_* remove_unused_columns seed full_determinism accelerator_config axolotl_config_path is_preprocess
+        dataloader_* remove_unused_columns seed accelerator_config axolotl_config_path is_preprocess
         sample_packing_eff_est device_map device world_size local_rank low_cpu_mem_usage qlora_sharded_model_loading
     """,
     ),
@@ -247,10 +265,10 @@ RULES: dict[str, Rule] = {
     **ignored(
         "precision of products, or a detail of a switch reported by itself",
         """
-        tf32 torch_compile_* flash_attn_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
+        tf32 torch_compile_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
         fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings
         fa_varlen_kwargs_in_collator rl_beta heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
-        lora_alpha_pattern peft_ensure_weight_tying s2_attention
+        lora_alpha_pattern peft_ensure_weight_tying
     """,
     ),
     **ignored(
@@ -260,9 +278,8 @@ RULES: dict[str, Rule] = {
     **ignored(
         "numbers of a loss, or details of a switch reported by itself",
         """
-        orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient num_labels eaft_* use_eaft use_dft
-        scaling_softmax*
-        flex_attn_compile_kwargs noisy_embedding_alpha evaluation_strategy model_quantization_config_kwargs hf_mlflow_log_artifacts
+        orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient num_labels eaft_*
+        flex_attn_compile_kwargs evaluation_strategy model_quantization_config_kwargs hf_mlflow_log_artifacts
         nvfp4_merge_aware merge_lora merge_method export reinit_weights rope_scaling lisa_step_interval lisa_layers_attribute
     """,
     ),

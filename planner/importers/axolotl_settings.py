@@ -112,11 +112,29 @@ def _settle_precision(facts: Facts) -> None:
 
 
 def _settle_checkpointing(facts: Facts, warnings: list[str]) -> None:
+    """Its offloading takes the place of checkpoints where adapters are trained, and goes with them, not
+    reentrant, otherwise (axolotl 0.19 core/builders/base.py _configure_gradient_checkpointing, loaders/model.py
+    _apply_activation_checkpointing). `gradient_checkpointing: offload` is an older name of it
+    (utils/schemas/validation.py).
+    """
     word = facts.get("_gc", "false")
     facts["_checkpointing"] = word != "false"
     settle_checkpointing(facts, warnings, False, reentrant=False)
-    if word in ("offload", "offload_disk", "unsloth"):
+    offload = "streams" if word in ("offload", "offload_disk") else facts.get("_offload", "false")
+    if word == "unsloth":
         facts["checkpoint_offload"] = True
+    if offload == "false":
+        return
+    if word == "false":
+        warnings.append("axolotl refuses activation_offloading without gradient_checkpointing: left out")
+    elif offload == "hidden_states":
+        facts["checkpoint_offload"] = True
+        facts["_lacks"] = {"activation_offloading": "hidden_states: the inputs of two layers wait on the GPU"}
+    else:
+        adapters = facts.get("_adapter", "none") != "none"
+        facts["checkpointing"] = "none" if adapters else "non_reentrant"
+        hook = "axolotl" if adapters else "trl"
+        facts["activation_offload"] = hook if offload == "streams" else f"{hook}-synchronous"
 
 
 def _settle_attention(facts: Facts, warnings: list[str]) -> None:

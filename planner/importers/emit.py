@@ -79,8 +79,10 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (s.weight_dtype == "bfloat16", {"bf16": "full" if s.autocast == "none" else True}),
         (s.weight_dtype == "float16", {"bf16": False, "fp16": True}),
         (s.weight_dtype == "float32", {"bf16": False, "float32": True}),
-        (True, {"gradient_checkpointing": "offload" if s.checkpoint_offload else s.checkpointing != "none"}),
+        (True, {"gradient_checkpointing": s.checkpointing != "none" or s.activation_offload != "none"}),
         (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s)}),
+        (s.checkpoint_offload, {"activation_offloading": "hidden_states"}),
+        (s.activation_offload in OFFLOADING, {"activation_offloading": OFFLOADING.get(s.activation_offload)}),
         (True, {"attn_implementation": s.attention.split("-")[0]}),
         (s.loss == "fused" or bool(named(s.fused_kernels)), {**named(s.fused_kernels), **liger}),
         (s.loss == "fused", {"liger_fused_linear_cross_entropy": True}),
@@ -116,6 +118,13 @@ def _training(s: Setup) -> dict[str, Any]:
     }
 
 
+OFFLOADING: dict[str, bool | str] = {
+    **dict.fromkeys(("trl", "axolotl"), True),
+    **dict.fromkeys(("trl-synchronous", "axolotl-synchronous"), "legacy"),
+}
+"""activation_offload -> axolotl's activation_offloading."""
+
+
 def _trl(model: str, s: Setup) -> dict[str, Any]:
     quantized, adapters = s.quant_type in ("nf4", "fp4"), _adapters(s)
     every = {"every_n_layers": s.checkpoint_every} if s.checkpoint_every > 1 else {}
@@ -125,6 +134,7 @@ def _trl(model: str, s: Setup) -> dict[str, Any]:
         (True, {"model_name_or_path": model, "dataset_name": "YOUR_DATASET", "dtype": s.weight_dtype}),
         (True, {"max_length": s.sequence_length, **_training(s)}),
         (True, {"gradient_checkpointing": s.checkpointing != "none"}),
+        (OFFLOADING.get(s.activation_offload) is True, {"activation_offloading": True}),
         (True, {"attn_implementation": s.attention.split("-")[0]}),
         (s.checkpointing != "none", {"gradient_checkpointing_kwargs": _reentrant(s) | every}),
         (s.packed_documents > 1, {"packing": True}),

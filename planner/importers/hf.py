@@ -54,6 +54,12 @@ EVAL_BATCH = 8
 """transformers 5.24 training_args.py per_device_eval_batch_size."""
 GENERATES = not_modelled("generation while it is evaluated: a KV cache, and the logits of each token")
 """transformers 5.24 trainer_seq2seq.py prediction_step."""
+NOISE = not_modelled("noise of the embeddings' size and a second copy of them", (0.0,), errs="low")
+"""transformers 5.23 integrations/neftune.py neftune_post_forward_hook."""
+DETERMINISTIC = not_modelled("other workspaces of cuBLAS, and kernels that keep partial sums")
+"""transformers 5.23 trainer_utils.py enable_full_determinism: CUBLAS_WORKSPACE_CONFIG; torch 2.13
+native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd: a dq accumulator for each split.
+"""
 TRAINING: dict[str, Rule] = {
     "per_device_train_batch_size": use("_batch", integer),
     "train_micro_batch_size_per_gpu": use("_batch", integer),
@@ -85,6 +91,9 @@ TRAINING: dict[str, Rule] = {
     "liger_kernel_config": use("_liger_config", keyword_arguments, "which of Liger's kernels are on"),
     "per_device_eval_batch_size": use("_eval_batch", integer, "rows of an evaluation step"),
     **{name: use("_evaluates", text) for name in ("eval_strategy", "evaluation_strategy")},
+    "label_smoothing_factor": not_modelled("a loss over all entries, of whole logits", (0.0,), errs="low"),
+    "neftune_noise_alpha": NOISE,
+    "full_determinism": DETERMINISTIC,
     "use_cache": not_modelled("a key-value cache kept while training"),
     "predict_with_generate": GENERATES,
     **ignored(
@@ -98,7 +107,7 @@ TRAINING: dict[str, Rule] = {
         "the optimizer's numbers, not its states",
         """
         learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2
-        adam_epsilon max_grad_norm num_train_epochs max_steps label_smoothing_factor neftune_noise_alpha
+        adam_epsilon max_grad_norm num_train_epochs max_steps
     """,
     ),
     **ignored(
@@ -108,7 +117,7 @@ TRAINING: dict[str, Rule] = {
         bf16_full_eval fp16_full_eval eval_on_start save_* load_best_model_at_end metric_for_best_model greater_is_better
         logging_* log_* report_to run_name project trackio_* disable_tqdm output_dir overwrite_output_dir push_to_hub hub_*
         enable_jit_checkpoint resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip debug
-        skip_memory_metrics include_num_input_tokens_seen include_tokens_per_second full_determinism label_names past_index
+        skip_memory_metrics include_num_input_tokens_seen include_tokens_per_second label_names past_index
         jit_mode_eval include_inputs_for_metrics
     """,
     ),

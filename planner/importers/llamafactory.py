@@ -91,6 +91,10 @@ RULES: dict[str, Rule] = {
     "freeze_extra_modules": not_modelled("modules outside the layers train too", errs="low"),
     "resize_vocab": not_modelled("a resized vocabulary makes embeddings and head trainable", errs="low"),
     "use_asft_loss": use("_asft", flag, "a reference model, and whole logits of both"),
+    **{
+        name: not_modelled("a loss of its own, of the whole logits", errs="low")
+        for name in ("use_dft_loss", "use_eaft_loss")
+    },
     "ref_model": not_modelled("a reference model is resident too", errs="low"),
     "reward_model": not_modelled("a reward model is resident too", errs="low"),
     "adapter_name_or_path": not_modelled("the rank and targets of an existing adapter"),
@@ -129,8 +133,8 @@ RULES: dict[str, Rule] = {
     **ignored(
         "numbers of the loss",
         """
-        pref_* ppo_* dpo_label_smoothing kto_* simpo_gamma ld_alpha moe_aux_loss_coef use_dft_loss asft_alpha
-        use_eaft_loss eaft_alpha loraplus_*
+        pref_* ppo_* dpo_label_smoothing kto_* simpo_gamma ld_alpha moe_aux_loss_coef asft_alpha
+        eaft_alpha loraplus_*
     """,
     ),
     **ignored(

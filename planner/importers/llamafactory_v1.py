@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.importers.choices import settle_attention
-from memplan.planner.importers.hf import packed_rows
+from memplan.planner.importers.hf import DETERMINISTIC, packed_rows
 from memplan.planner.importers.rules import (
     STORAGE,
     Facts,
@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
     "init_config": nested({"*": Rule("ignored", why="how weights arrive")}),
     "cp_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "mp_replicate_size": not_modelled("replicas beside shards", (1,)),
+    "full_determinism": DETERMINISTIC,
     "cp_mode": Rule("ignored", why="reported by cp_size"),
     **ignored(
         "data and templates", "train_dataset eval_dataset custom_chat_template model_class batching_workers"
@@ -116,7 +117,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "schedules, files, logging and randomness",
         """
-        learning_rate num_train_epochs max_steps max_grad_norm lr_scheduler_config seed full_determinism resume_from_checkpoint
+        learning_rate num_train_epochs max_steps max_grad_norm lr_scheduler_config seed resume_from_checkpoint
         save_* logging_* output_dir dist_timeout dp_size mp_shard_size trust_remote_code
     """,
     ),

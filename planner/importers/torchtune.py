@@ -18,6 +18,7 @@ from memplan.planner.importers.rules import (
     nested,
     not_modelled,
     number,
+    one_of_text,
     setup_fields,
     text,
     use,
@@ -159,7 +160,9 @@ RULES: dict[str, Rule] = {
     "device": use("_device", text),
     "enable_activation_checkpointing": use("_checkpointing", flag),
     "loss": nested({"_component_": use("_loss", text), **_ANY}),
-    "enable_activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "enable_activation_offloading": use("_offloads", flag, "saved tensors go to the host"),
+    "ac_mode": use("_ac_mode", one_of_text("full", "selective", "none")),
+    "ac_option": use("_ac_option", integer, "every so many layers"),
     "optimizer_in_bwd": use("optimizer_in_backward", flag),
     "fsdp_cpu_offload": not_modelled("shards on the host", errs="high"),
     "compile": not_modelled("a compiled step frees and fuses tensors differently", errs="high"),
@@ -202,7 +205,7 @@ RULES: dict[str, Rule] = {
         checkpointer resume_from_checkpoint save_adapter_weights_only output_dir seed shuffle lr_scheduler epochs
         max_steps_per_epoch clip_grad_norm metric_logger log_* profiler low_cpu_ram collate_fn fsdp_reshard_after_forward
         custom_sharded_layers cudnn_deterministic_mode quantizer dataset_val batch_size_val run_val_every_n_steps
-        keep_last_n_checkpoints enable_async_checkpointing ac_mode ac_option teacher_checkpointer kd_ratio kd_loss
+        keep_last_n_checkpoints enable_async_checkpointing teacher_checkpointer kd_ratio kd_loss
     """,
     ),
 }
@@ -224,7 +227,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts.setdefault("weight_dtype", "bfloat16")
     facts["autocast"] = "none"
     facts.setdefault("micro_batch", 1)
-    facts["checkpointing"] = "non_reentrant" if facts.get("_checkpointing") else "none"
+    _checkpointing(facts, warnings)
     _loss(facts, warnings)
     if ".rlhf." in facts.get("_loss", ""):  # recipes/lora_dpo_single_device.py; SimPO compares with nothing
         facts.pop("loss", None)
@@ -248,6 +251,27 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["packed_documents"] = 2
     _attention(facts, model)
     return {**setup_fields(facts), "recipe": "raw"}
+
+
+def _checkpointing(facts: Facts, warnings: list[str]) -> None:
+    """ac_mode is read where enable_activation_checkpointing is off; its layers count from 1 (torchtune 0.6.1
+    recipes/full_finetune_distributed.py, training/activations.py). Offloading is refused without checkpoints.
+    """
+    mode = facts.get("_ac_mode", "none")
+    on = facts.get("_checkpointing", False) or mode != "none"
+    facts["checkpointing"] = "non_reentrant" if on else "none"
+    if not facts.get("_checkpointing") and mode == "selective" and facts.get("_ac_option", 1) > 1:
+        facts["checkpoint_every"] = facts["_ac_option"]
+        warnings.append(
+            "ac_option checkpoints the last of every so many layers; the first is assumed, which is as many where "
+            "the number of layers is a multiple"
+        )
+    if facts.get("_offloads") and facts.get("_checkpointing"):
+        facts["activation_offload"] = "torchtune"
+    elif facts.get("_offloads"):
+        warnings.append(
+            "torchtune refuses enable_activation_offloading without enable_activation_checkpointing: left out"
+        )
 
 
 def _loss(facts: Facts, warnings: list[str]) -> None:

@@ -58,7 +58,7 @@ RULES: dict[str, Rule] = {
     "packing": use("_packing", flag),
     "padding_free": use("_padding_free", flag),
     "model_init_kwargs": use("_init", keyword_arguments),
-    "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
+    "activation_offloading": use("_offloads", flag, "saved tensors go to the host"),
     "lora_target_parameters": use("target_parameters", names),
     "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "loss_type": not_modelled("a loss other than the fused negative log-likelihood", ("nll", "chunked_nll")),
@@ -93,6 +93,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["sequence_length"] = facts.get("_length", 1024)
     _settle_batches(facts, warnings)
     _settle_method(facts, warnings)
+    if facts.get("_offloads"):
+        facts["activation_offload"] = "trl"
     if facts.pop("_liger", False):
         facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
     settle_task(facts)

@@ -60,6 +60,10 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             s.gpus > 1 and s.parallel == "none",
             f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
         ),
+        (
+            s.activation_offload != "none" and s.device == "cpu",
+            "activation_offload moves saved tensors from a GPU to the host: device cpu has none to move",
+        ),
         *task_rules.in_backward(s),
         *task_rules.low_rank(s),
         *task_rules.evaluation(s),

@@ -80,6 +80,10 @@ class Setup:
     checkpointing: Literal["none", "non_reentrant", "reentrant"]
     checkpoint_every: Count
     checkpoint_offload: bool
+    # whose hook moves every saved tensor to the host (tables/offloaders.py)
+    activation_offload: Literal[
+        "none", "trl", "trl-synchronous", "axolotl", "axolotl-synchronous", "torchtune"
+    ]
     load: Literal["pretrained", "random"]
     vocabulary: Size | None  # rows of embedding and head once they are resized; None: those of the model
     attention: Attention

@@ -19,7 +19,16 @@ from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches, companions, fused_kernels, fused_lora, rollout
+from memplan.planner.run import (
+    adapters,
+    attention,
+    batches,
+    companions,
+    fused_kernels,
+    fused_lora,
+    offloading,
+    rollout,
+)
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -107,6 +116,7 @@ def build(
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),
         kernels=_kernels(base, setup, device),
+        offloading=offloading.around_step(model, setup, where, watcher),
         own=own,
         warnings=tuple(warnings),
     )

@@ -51,6 +51,18 @@ class Watcher(Protocol):
         """Note that the allocator's cache is emptied here."""
         ...
 
+    def side_stream(self) -> AbstractContextManager[None]:
+        """Around what another stream than the computing one asks for."""
+        ...
+
+    def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+        """Count `nbytes` of host memory for as long as `tensor` lives; returns it."""
+        ...
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """A number of the tensor's storage that no other one has or had."""
+        ...
+
 
 class NoWatcher:
     """Builds on a real device without anybody watching."""
@@ -79,6 +91,18 @@ class NoWatcher:
         """Nothing is watched."""
         return
 
+    def side_stream(self) -> AbstractContextManager[None]:
+        """Nothing is watched."""
+        return nullcontext()
+
+    def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """Its address, which another one may have later."""
+        return int(tensor.untyped_storage()._cdata)
+
 
 @dataclass
 class Built:
@@ -97,6 +121,7 @@ class Built:
     kernels: Callable[[], AbstractContextManager[Any]] = (
         nullcontext  # the attention backend that the setup forces
     )
+    offloading: Callable[[], AbstractContextManager[Any]] = nullcontext  # around each forward and backward
     waiting: tuple[
         dict[str, torch.Tensor], ...
     ] = ()  # micro-batches of the same optimizer step that the stack has fetched already

@@ -67,28 +67,41 @@ def softcap_of(config: Any) -> float | None:
 
 
 def loss_of(
-    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap: float | None = None
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: nn.Linear,
+    softcap: float | None = None,
+    saves_mask: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The mean negative log-likelihood of the next tokens from last hidden states (B, S, H), with what
-    SFTTrainer computes beside it.
+    SFTTrainer computes beside it. `saves_mask`: as `scores_of`.
 
     The trainer asks for the entropy and for the most likely entries too, and takes the mean itself, beside
     the model's own loss (trl 1.16 trainer/sft_trainer.py compute_loss).
     """
-    found = scores_of(hidden, labels, head, softcap)
+    found = scores_of(hidden, labels, head, softcap, saves_mask)
     count = found["label_mask"].sum().clamp(min=1)
     return {"loss": (-found["log_probs"]).sum() / count}
 
 
 def scores_of(
-    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear, softcap: float | None = None
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: nn.Linear,
+    softcap: float | None = None,
+    saves_mask: bool = False,
 ) -> dict[str, torch.Tensor]:
     """What the fused projection returns: a log-probability, the entropy and whether it was the most likely
     entry for each token, which of them are scored, and the loss (trl 1.16 trainer/utils.py
     FusedCausalLMOutput).
+
+    `saves_mask`: the index of the scored tokens, which TRL saves before, is seen by hooks that count what is
+    saved.
     """
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != -100
+    if saves_mask:
+        hidden = _Indexed.apply(hidden, mask)
     targets = labels.clamp(min=0).reshape(-1)
     found = TiledLogProbabilities.apply(
         hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, targets, softcap
@@ -102,6 +115,20 @@ def scores_of(
         "is_top1": best,
         "label_mask": mask,
     }
+
+
+class _Indexed(torch.autograd.Function):
+    """The same hidden states, with the index saved for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(mask)
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        ctx.saved_tensors  # noqa: B018  (read, so that a hook brings it back)
+        return grad, None
 
 
 class TiledLogProbabilities(torch.autograd.Function):

@@ -4,6 +4,7 @@ as Liger does it; a task's trainer computes its loss from the outputs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from memplan.planner.run import (
@@ -33,6 +34,9 @@ def forward(built: Built) -> Any:
     if task is not None:
         return task(built)
     if built.setup.loss != "full":
-        with chunked_loss.fused_head(built.base, LOSSES[built.setup.loss]):
+        loss_of = LOSSES[built.setup.loss]
+        if built.setup.activation_offload != "none" and built.setup.loss == "chunked":
+            loss_of = partial(chunked_loss.loss_of, saves_mask=True)
+        with chunked_loss.fused_head(built.base, loss_of):
             return preferences.called(built, built.model, built.batch)
     return preferences.called(built, built.model, built.batch)

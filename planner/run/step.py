@@ -47,20 +47,21 @@ def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
             if _samples(setup, number, micro_steps):
                 rollout.run(built, watcher, step)
             built.batch = rollout.micro_batch(built, number)
-        with watcher.announce("forward", step):
-            outputs = losses.forward(built)
-            loss = outputs["loss"]
-            if setup.gradient_accumulation > 1:
-                loss = loss / setup.gradient_accumulation
-            if not loop.holds_outputs:
-                outputs = None
-        if setup.retain_outputs:
-            built.held = outputs
-        with watcher.announce("backward", step):
-            if isinstance(optimizer, Behind):
-                optimizer.backward(loss)
-            else:
-                loss.backward()
+        with built.offloading():
+            with watcher.announce("forward", step):
+                outputs = losses.forward(built)
+                loss = outputs["loss"]
+                if setup.gradient_accumulation > 1:
+                    loss = loss / setup.gradient_accumulation
+                if not loop.holds_outputs:
+                    outputs = None
+            if setup.retain_outputs:
+                built.held = outputs
+            with watcher.announce("backward", step):
+                if isinstance(optimizer, Behind):
+                    optimizer.backward(loss)
+                else:
+                    loss.backward()
         del loss
     with watcher.announce("optimizer_step", step):
         if loop.clips and not setup.optimizer_in_backward:

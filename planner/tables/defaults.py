@@ -34,6 +34,7 @@ BASE: dict[str, Any] = {
     "checkpointing": "none",
     "checkpoint_every": 1,
     "checkpoint_offload": False,
+    "activation_offload": "none",
     "load": "pretrained",
     "vocabulary": None,
     "attention": "sdpa",

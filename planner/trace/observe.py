@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.planner.trace.device.accumulate import calibrated, into_first
+from memplan.planner.trace.elsewhere import Elsewhere
 from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, READ, Log, Mark, Storage
 from memplan.planner.trace.op_tensors import (
     KernelFacts,
@@ -37,7 +38,7 @@ class _Watch(weakref.ref):  # type: ignore[type-arg]
     id: int  # its number in the log
 
 
-class Observer(TorchDispatchMode):
+class Observer(Elsewhere, TorchDispatchMode):
     """Records a Log. Use as a context manager around build and step; `announce` is what `step.run` calls for
     each moment.
     """
@@ -62,6 +63,7 @@ class Observer(TorchDispatchMode):
         # outside the layers: the layer whose tensors the last op there worked on
         self.inherited: int | None = None
         self._via = "code"
+        self._stream = ""  # that asks for what is made, where another one computes
         self._layer: int | None = None  # the layer whose code runs; None outside the layers
         # autograd sequence number -> `_where` of what made the node
         self._nodes: dict[int, tuple[str, int | None, int | None]] = {}
@@ -112,6 +114,11 @@ class Observer(TorchDispatchMode):
         finally:
             self._reading = False
 
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """A number that no other storage has or had; its address where it is not on the device."""
+        made = self.storage_of(tensor)
+        return -tensor.untyped_storage()._cdata if made is None else made.id
+
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor made on the host, copied to the device; one that is there already, itself."""
         if not tensor.is_meta or self.knows(tensor):
@@ -126,17 +133,6 @@ class Observer(TorchDispatchMode):
             if isinstance(tensor, torch.nn.Parameter)
             else made
         )
-
-    def keep_on_host(self, tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
-        """Count `nbytes` of host memory for as long as `tensor` lives; returns it."""
-
-        def let_go() -> None:
-            self._on_host_now -= nbytes
-
-        self._on_host_now += nbytes
-        self.host_bytes = max(self.host_bytes, self._on_host_now)
-        weakref.finalize(tensor.untyped_storage(), let_go)
-        return tensor
 
     def empty_cache(self) -> None:
         """The caching allocator gives back every segment that holds nothing."""
@@ -205,6 +201,7 @@ class Observer(TorchDispatchMode):
         log.storages.append(
             Storage(sid, nbytes, op, where, home, shape, dtype, self.moment, born, self._via, component, name)
         )
+        log.storages[sid].stream = self._stream
         log.events.append((ALLOC, sid, nbytes))
         log.layers.append(layer)
         return sid

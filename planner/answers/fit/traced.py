@@ -141,7 +141,8 @@ def _need(compiled: Compiled, point: Point, error: float) -> Need:
     """What a run at these sizes reserves, by one replay."""
     log, _ = compiled.log(point, solve=True)
     setup = compiled.setup
-    run = replay(log.events, mode=setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
+    ties = TORCH_VERSIONS[setup.torch].equal_blocks
+    run = replay(log.events, mode=setup.allocator, ties=ties, streams=log.streams)
     return _widened(Need(max(run.allocated), max(run.reserved), margin_of("trace", setup)), error)
 
 

@@ -53,6 +53,7 @@ def log_probabilities(w: Context, given: Tensor, scored: int | None = None) -> T
             rows,
             given.dtype,
             alias=given if w.single else None,
+            saves=() if t.offload is None else (t.alloc("scored positions", whole[:2], "bool", "an index"),),
             name="hidden states with a label",
             backward=lambda t, n, g: [
                 t.alloc("gradient of the last hidden states", whole, g.dtype, "zeros around the scored rows")
@@ -175,7 +176,7 @@ def fused_loss(w: Context, given: Tensor) -> Tensor:
         shapes = [(p.shape, p.dtype, p.requires_grad) for p in inputs]
 
         def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-            saved = iter(node.saved)
+            saved = iter(node.held)
             return [
                 Tensor(next(saved), shape, dtype) if i == 0 or wanted else None
                 for i, (shape, dtype, wanted) in enumerate(shapes)

@@ -7,6 +7,8 @@ utils/operations.py convert_to_fp32, torch 2.13 ATen/native/LossNLL.cpp, ATen/na
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear
 from memplan.planner.formula.symbolic.expr import as_expr
@@ -36,7 +38,8 @@ def logits_of(w: Context, given: Tensor) -> Tensor:
 
 def head(w: Context, given: Tensor) -> Tensor:
     """lm_head, whose weight is the embedding's where they are tied."""
-    return linear(w, w.parameter_table.spec.head, given)
+    with nullcontext() if w.t.offload is None else w.t.offload.spared():
+        return linear(w, w.parameter_table.spec.head, given)
 
 
 def causal_loss(w: Context, logits: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ class _Frame:
     def __init__(self, tape: Tape, body: Body, given: Tensor, offload: bool) -> None:
         self.body, self.offload = body, offload
         self.given = _on_host(tape, given) if offload else given
+        self.moved: Any = None  # stands for the input where the hook outside sent it to the host
+        if tape.offload is not None and not offload and tape.pack is None:
+            kept = tape.offload.pack(given, "checkpoint")
+            if callable(kept):
+                self.moved, self.given = kept, _without_bytes(given)
         self.holders: list[Any] = []
         self.recomputed = False
 
@@ -68,11 +73,19 @@ class _Frame:
         pack, enabled, scope, casts = tape.pack, tape.grad_enabled, tape.scope, tape.casts
         tape.pack, tape.grad_enabled, tape.casts = keep, True, tape.new_casts()  # type: ignore[assignment]
         try:
-            self.body(_back(tape, self.given) if self.offload else self.given)
+            self.body(self._input(tape))
         except _Stop:
             pass
         finally:
             tape.pack, tape.grad_enabled, tape.scope, tape.casts = pack, enabled, scope, casts
+
+    def _input(self, tape: Tape) -> Tensor:
+        if self.moved is not None:
+            given = self.given
+            return Tensor(
+                self.moved(tape), given.shape, given.dtype, given.node, given.requires_grad, given.name
+            )
+        return _back(tape, self.given) if self.offload else self.given
 
 
 class _Held(_Holder):
@@ -84,6 +97,10 @@ def _on_host(tape: Tape, given: Tensor) -> Tensor:
     modeling_utils.py).
     """
     tape.host = tape.host + tape.size(given.shape, given.dtype) * tape.times
+    return _without_bytes(given)
+
+
+def _without_bytes(given: Tensor) -> Tensor:
     return Tensor(None, given.shape, given.dtype, given.edge(), given.requires_grad, given.name)
 
 
@@ -125,7 +142,7 @@ def reentrant(tape: Tape, body: Body, given: Tensor, offload: bool = False) -> l
         kept = (
             tape.alloc("layer input brought back", shape, dtype, "offloaded before").buffer
             if offload
-            else node.saved[0]
+            else node.held[0]
         )
         zeros = [
             tape.alloc("zero gradient", *each, "of what the layer returns beside its output")

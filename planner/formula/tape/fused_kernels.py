@@ -70,7 +70,7 @@ def gated_product(t: Tape, gate: Tensor, up: Tensor, copies: bool) -> Tensor:
         kept = [t.alloc("half of the projection", shape, x.dtype, "a contiguous copy") for x in kept]
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        made = [Tensor(buffer, shape, x) for buffer, x in zip(node.unpacked, dtypes, strict=True)]
+        made = [Tensor(buffer, shape, x) for buffer, x in zip(node.held, dtypes, strict=True)]
         for each in made:
             each.viewed = True
         return made
@@ -105,7 +105,7 @@ def cross_entropy(t: Tape, logits: Tensor, labels: Tensor | None) -> Tensor:
     scored = t.alloc("scored labels", rows, "bool", "which labels count")
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        return [Tensor(node.unpacked[0], shape, dtype)]
+        return [Tensor(node.held[0], shape, dtype)]
 
     labels_in_range = t.alloc("labels in range", rows, "int64", "the largest and the smallest are looked at")
     del labels_in_range, labels

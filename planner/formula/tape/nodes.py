@@ -142,6 +142,7 @@ class Node:
         "__weakref__",
         "backward",
         "edges",
+        "held",
         "kept",
         "metas",
         "name",
@@ -149,7 +150,6 @@ class Node:
         "scope",
         "sequence",
         "target",
-        "unpacked",
     )
 
     def __init__(
@@ -168,7 +168,7 @@ class Node:
             metas,
         )
         self.saved: list[Any] = []
-        self.unpacked: list[Any] = []  # what was saved, while the backward runs
+        self.held: list[Any] = []  # what it saved, unpacked, while its backward runs
         self.kept: list[
             Buffer
         ] = []  # held by a Python context: no saved-tensor hook sees them, and they live as long as the node

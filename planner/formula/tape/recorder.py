@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memplan.planner.formula.symbolic.expr import Expr, const, product
 from memplan.planner.formula.tape.nodes import (
@@ -20,6 +20,9 @@ from memplan.planner.formula.tape.nodes import (
 )
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.dtypes import itemsize
+
+if TYPE_CHECKING:
+    from memplan.planner.formula.tape.offload import Offload
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class Recorder:
         self.fused_dropout = True  # as on CUDA
         self.training = True  # dropout drops
         self.pack: Callable[[Buffer | None, str], Any] | None = None  # saved-tensor hook
+        self.offload: Offload | None = None  # the hook outside of it, which sends what is saved to the host
         self.scope = ""
         self.streams = False  # some buffers are another stream's than the one that computes
         self.sequence = 0
@@ -172,10 +176,16 @@ class Recorder:
                 self.save(node, out)
         return out
 
+    def node_runs(self) -> AbstractContextManager[None]:
+        """Around what a node's backward does."""
+        return nullcontext() if self.offload is None else self.offload.around_node()
+
     def save(self, node: Node, tensor: Tensor) -> None:
         """Save a tensor for a node's backward, through the checkpoint hook where one is active."""
         if self.pack is not None:
             node.saved.append(self.pack(tensor.buffer, node.name))
+        elif self.offload is not None:
+            node.saved.append(self.offload.pack(tensor, node.name))
         elif tensor.buffer is not None:
             mark_saved(tensor.buffer, node.name)
             node.saved.append(tensor.buffer)

@@ -9,20 +9,20 @@ from typing import TypeVar
 StepInterpreter = TypeVar("StepInterpreter")
 
 
-def compress(sequence: list[StepInterpreter]) -> list[tuple[list[StepInterpreter], int]]:
-    """The layers as blocks with how often each is repeated in a row: the first and last of a run alone, the
-    middle as one.
+def compress(sequence: list[StepInterpreter], lead: int = 1) -> list[tuple[list[StepInterpreter], int]]:
+    """The layers as blocks with how often each is repeated in a row: the first `lead` and the last of a run
+    alone, the middle as one.
     """
     blocks: list[tuple[list[StepInterpreter], int]] = []
     i = 0
     while i < len(sequence):
         period, repeats = _period(sequence, i)
-        if repeats < 5:
+        if repeats < lead + 4:
             blocks.append(([sequence[i]], 1))
             i += 1
             continue
         block = sequence[i : i + period]
-        blocks += [(block, 1), (block, repeats - 2), (block, 1)]
+        blocks += [*[(block, 1)] * lead, (block, repeats - lead - 1), (block, 1)]
         i += period * repeats
     return blocks
 

@@ -61,6 +61,16 @@ class Tape(Recorder):
 
     _running = 0
 
+    @property
+    def outermost(self) -> bool:
+        """Whether the backward pass that is under way is inside no other."""
+        return self._running == 1
+
+    @property
+    def running(self) -> bool:
+        """Whether a backward pass is under way."""
+        return self._running > 0
+
     def _run(
         self, root: Tensor, grad: Tensor, outermost: bool, besides: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
@@ -88,8 +98,9 @@ class Tape(Recorder):
             if incoming is not None:
                 given = [incoming]
                 del incoming
-                results = self._apply(node, given)
-                del given
+                with self.node_runs():
+                    results = self._apply(node, given)
+                    del given
             else:
                 results = [None] * len(node.edges)
             node.saved.clear()
@@ -113,7 +124,7 @@ class Tape(Recorder):
         assert node.backward is not None
         incoming = given[0]
         held = [unpack(self) if callable(unpack := saved) else saved for saved in node.saved]
-        self.scope, node.unpacked = node.scope, held
+        self.scope, node.held = node.scope, held
         results = list(node.backward(self, node, incoming))
         # what a checkpoint's hook brought back goes with the formula; the node's own saved tensors when it is
         # done

@@ -35,6 +35,7 @@ class Storage:
     saved: bool = False
     held: bool = False  # by a thread's handle, until it exits: a cuBLAS workspace
     died: int | None = None  # index of its release among the events
+    stream: str = ""  # that asks for it, where another one computes
     # where kernels' calls are kept (trace/calls.py): the call that a storage of no bytes stands for, BY_DEPTH
     # where another depth makes another call, and OF_CALL for a workspace of the call around it
     call: Any = None
@@ -63,3 +64,8 @@ class Log:
     )  # the decoder layer in whose code each event happened
     marks: list[Mark] = field(default_factory=list)
     ops: dict[str, int] = field(default_factory=dict)  # how often each op ran
+
+    @property
+    def streams(self) -> dict[int, str]:
+        """The storages that another stream than the computing one asked for."""
+        return {storage.id: storage.stream for storage in self.storages if storage.stream}

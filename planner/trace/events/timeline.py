@@ -32,10 +32,16 @@ class Timeline:
     def __init__(self, log: Log, setup: Setup, target: Target) -> None:
         self.log, self.setup, self.target = log, setup, target
         self.steps = max((mark.step for mark in log.marks), default=-1)
+        self.streams = log.streams
         self.replay = (
             _exact(log.events)
             if target.device == "cpu"
-            else replay(log.events, mode=setup.allocator, ties=TORCH_VERSIONS[setup.torch].equal_blocks)
+            else replay(
+                log.events,
+                mode=setup.allocator,
+                ties=TORCH_VERSIONS[setup.torch].equal_blocks,
+                streams=self.streams,
+            )
         )
 
     def moments(self) -> tuple[tuple[Breakdown, ...], Peak, Peak]:
@@ -102,6 +108,7 @@ class Timeline:
                 self.setup.allocator,
                 self.replay,
                 TORCH_VERSIONS[self.setup.torch].equal_blocks,
+                self.streams,
             )
             + self.target.context_bytes
         )
@@ -118,6 +125,7 @@ class Timeline:
             mode="expandable",
             capacity=usable - self.target.context_bytes,
             ties=TORCH_VERSIONS[self.setup.torch].equal_blocks,
+            streams=self.streams,
         )
         return None if run.oom is not None else max(run.reserved) + self.target.context_bytes
 
