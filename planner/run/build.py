@@ -19,7 +19,7 @@ from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.sounds import TASK, is_speech
 from memplan.planner.inputs.tasks import without_class
-from memplan.planner.run import adapters, attention, batches, companions, rollout
+from memplan.planner.run import adapters, attention, batches, companions, ppo, rollout
 from memplan.planner.run.built import Built, NoWatcher, Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
@@ -79,7 +79,8 @@ def build(
                 resize(reference, setup)
             reference.eval()
         with watcher.announce("load"):
-            beside = companions.made(setup, base, where, watcher)
+            beside = companions.made(config, setup, base, where, watcher)
+            model = ppo.with_value(model, beside)
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
         if not TASKS[setup.task].dropout:
@@ -105,6 +106,7 @@ def build(
         rank_allocator=adapters.rank_allocator(model, setup),
         autocast=_autocast(setup, device),
         kernels=_kernels(setup, device),
+        empty_cache=torch.cuda.empty_cache if device == "cuda" else watcher.empty_cache,
         own=own,
         warnings=tuple(warnings),
     )

@@ -5,6 +5,7 @@ layers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,7 +19,7 @@ from memplan.planner.run.built import Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import skeleton
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import COMPANIONS
+from memplan.planner.tables.tasks import COMPANIONS, TASKS
 
 
 class _Unnumbered:
@@ -34,20 +35,24 @@ class _Unnumbered:
         return getattr(self._watcher, name)
 
 
-def made(setup: Setup, trained: Any, device: torch.device, watcher: Watcher) -> dict[str, nn.Module]:
-    """Setup field -> the model that it names, on the device. Raises UsageError for a name that is not known,
+def made(
+    config: Mapping[str, Any], setup: Setup, trained: Any, device: torch.device, watcher: Watcher
+) -> dict[str, nn.Module]:
+    """Setup field -> the model that it names, on the device; one that the task has in any case is of the
+    trained model's `config` where it names none. Raises UsageError for a name that is not known,
     a model without the class, or a teacher of another vocabulary than the trained model's.
     """
     found: dict[str, nn.Module] = {}
     plain = setup.with_(quant_type="none", quantize_experts=False)
     for field, companion in COMPANIONS.items():
         name = getattr(setup, field)
-        if name is None:
+        if name is None and field not in TASKS[setup.task].judges:
             continue
+        its = config if name is None else find(name).config
         kind = attention.implementation(setup.attention)
         with watcher.on_host():
-            model = skeleton(find(name).config, setup.weight_dtype, kind, companion.head, companion.outputs)
-        if companion.same_vocabulary:
+            model = skeleton(its, setup.weight_dtype, kind, companion.head, companion.outputs)
+        if companion.same_vocabulary and name is not None:
             _same_vocabulary(field, name, model, trained)
         materialize(model, plain, device, _Unnumbered(watcher))
         model.config.use_cache = companion.caches  # type: ignore[union-attr, assignment]

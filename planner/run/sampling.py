@@ -1,5 +1,5 @@
-"""Completions sampled from a model by transformers' own generate: the first token of each row and the last one,
-the cache's own concatenation between them.
+"""Completions sampled from a model by transformers' own generate: the first token of each row and the last
+one, the cache's own concatenation between them.
 
 That the first and the last decide: what a further token makes differs from the one before in one size, the
 tokens that the cache has, and no tensor shrinks as that grows. So no token between needs more than the last
@@ -92,8 +92,8 @@ def _one_token(
     drawn: dict[str, torch.Tensor],
     **given: Any,
 ) -> tuple[str, Any, list[torch.Tensor]]:
-    """One token of each row, sampled by transformers' generate: the name that it has for its cache, the cache,
-    and the token's scores where they are kept. `drawn` keeps what generate's loop would.
+    """One token of each row, sampled by transformers' generate: the name that it has for its cache, the
+    cache, and the token's scores where they are kept. `drawn` keeps what generate's loop would.
     """
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
