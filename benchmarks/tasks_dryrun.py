@@ -169,6 +169,10 @@ SAMPLED = (
     ("distill", "llama-3.2-1b", "full", 4, 256, True, (16, 2), {"teacher": "llama-3.2-3b"}),
     ("distill", "llama-3.2-1b", "lora", 8, 512, True, (16, 1), {"teacher": "llama-3.1-8b"}),
     ("distill", "llama-3.2-3b", "lora", 2, 512, False, (16, 1), {"teacher": "llama-3.1-8b"}),
+    ("ppo", "qwen2.5-0.5b", "full", 4, 128, False, (16, 2), {"num_mini_batches": 2, "rollout_batch": 3}),
+    ("ppo", "qwen2.5-0.5b", "lora", 16, 256, False, (32, 1), {}),
+    ("ppo", "llama-3.2-1b", "lora", 4, 256, False, (16, 2), {}),
+    ("ppo", "llama-3.2-1b", "full", 2, 192, False, (16, 1), {"reward_model": "llama-3.2-3b"}),
 )
 EMBEDDED = (
     ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),
@@ -198,7 +202,7 @@ def cases() -> Iterator[Case]:
     for shape in SHAPES:
         for task in SCRIPTS:
             if (
-                task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", *LLAMAS)
+                task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", "ppo", *LLAMAS)
                 and (task, shape[1]) not in WITHOUT
             ):
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)

@@ -127,7 +127,8 @@ def beside(s: Any) -> list[tuple[bool, str]]:
             f"teacher '{s.teacher}' contradicts {said}, which has none: leave it out, or use --task distill",
         ),
         (
-            s.reward_model is not None and not (task.generates and (task.judges or task.old_scores != "never")),
+            s.reward_model is not None
+            and not (task.generates and (task.judges or task.old_scores != "never")),
             f"reward_model '{s.reward_model}' contradicts {said}, which scores no samples: leave "
             "it out, or use --task grpo",
         ),
@@ -187,8 +188,7 @@ def _judged(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             s.reference == "none",
-            f"reference 'none' contradicts {said}, whose reward is less the divergence from a reference: leave "
-            "it out",
+            f"reference 'none' contradicts {said}, whose trainer always has a reference: leave it out",
         ),
         (s.save or s.merge, f"{said} has no rule for what follows training: leave save and merge out"),
     ]

@@ -15,7 +15,8 @@ from torch import nn
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run import attention
-from memplan.planner.run.built import Watcher
+from memplan.planner.run.built import Built, Watcher
+from memplan.planner.run.cutting import cut_like
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import skeleton
 from memplan.planner.tables.errors import UsageError
@@ -23,7 +24,7 @@ from memplan.planner.tables.tasks import COMPANIONS, TASKS
 
 
 class _Unnumbered:
-    """A watcher that is told no layer: only the trained model's are cut and stretched."""
+    """A watcher that is told no layer, of a model that is built unlike the trained one: it is not cut."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -52,12 +53,27 @@ def made(
         kind = attention.implementation(setup.attention)
         with watcher.on_host():
             model = skeleton(its, setup.weight_dtype, kind, companion.head, companion.outputs)
+        alike = its == config
+        if alike:
+            cut_like(model, trained)
         if companion.same_vocabulary and name is not None:
             _same_vocabulary(field, name, model, trained)
-        materialize(model, plain, device, _Unnumbered(watcher))
+        materialize(model, plain, device, watcher if alike else _Unnumbered(watcher))
+        model.memplan_alike = alike  # type: ignore[assignment]
         model.config.use_cache = companion.caches  # type: ignore[union-attr, assignment]
         found[field] = model.eval().requires_grad_(companion.asks_gradients)
     return found
+
+
+def numbered(built: Built) -> list[nn.Module]:
+    """The models beside the trained one whose layers are its own in number and in kind."""
+    beside = [*([built.reference] if built.reference is not None else []), *built.companions.values()]
+    value = getattr(built.model, "value_model", None)
+    return [
+        each
+        for each in (*beside, *([] if value is None else [value]))
+        if getattr(each, "memplan_alike", each is built.reference)
+    ]
 
 
 def _same_vocabulary(field: str, name: str, model: Any, trained: Any) -> None:

@@ -262,6 +262,7 @@ TASKS: dict[str, Task] = _table(
             "rollout_batch": 64,  # local_rollout_forward_batch_size
             "micro_batch": 8,
             "checkpointing": "none",
+            "load": "random",  # on the host; accelerate moves module by module
             # its Accelerator asks the environment, where transformers 5 writes no mixed precision
             "autocast": "none",
         },
