@@ -173,6 +173,7 @@ SAMPLED = (
     ("ppo", "qwen2.5-0.5b", "lora", 16, 256, False, (32, 1), {}),
     ("ppo", "llama-3.2-1b", "lora", 4, 256, False, (16, 2), {}),
     ("ppo", "llama-3.2-1b", "full", 2, 192, False, (16, 1), {"reward_model": "llama-3.2-3b"}),
+    ("ppo", "qwen2.5-0.5b", "lora", 2, 192, False, (16, 1), {"autocast": "bfloat16", "eval_batch": 24}),
 )
 EMBEDDED = (
     ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),

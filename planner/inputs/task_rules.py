@@ -228,7 +228,7 @@ def generation(s: Any) -> list[tuple[bool, str]]:
             "vllm_sleeps needs vLLM's share of the GPU: --set vllm_share=0.3",
         ),
         (
-            s.eval_batch is not None,
+            s.eval_batch is not None and not task.judges,
             f"eval_batch {s.eval_batch} has no rule for {said}, whose evaluation samples too: leave it out",
         ),
         (

@@ -28,8 +28,7 @@ from memplan.planner.tables.errors import UsageError
 PADDING = -1
 """No token's id: no row ends before it is full."""
 HEAT, KL, LAMBDA, CLIP, VALUE = 0.7 + 1e-7, 0.05, 0.95, 0.2, 0.1
-"""trl 1.12 ppo_config.py temperature, kl_coef, lam, cliprange, vf_coef: none moves memory (a temperature of 1
-would)."""
+"""trl 1.12 ppo_config.py temperature, kl_coef, lam, cliprange, vf_coef: none moves memory."""
 CHOSEN = {"temperature": HEAT, "top_p": 1.0, "top_k": 0, "pad_token_id": 0, "output_scores": True}
 
 Tensors = dict[str, torch.Tensor]
@@ -79,6 +78,8 @@ def run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
     _train(built, watcher, step, micro_steps, sizes.prompt)
     built.rollout = {"logits": built.rollout["logits"]}
     built.empty_cache()
+    if built.setup.eval_batch is not None:
+        _shown(built, watcher, step, sizes)
 
 
 # ---- the rollout -------------------------------------------------------------------------------------------
@@ -115,6 +116,22 @@ def _sampled(
     with watcher.announce(GENERATION, step):
         logits = torch.stack(found.scores, 1)
         return torch.cat((query, query.new_zeros((len(query), completion))), dim=1), logits
+
+
+def _shown(built: Built, watcher: Announcer, step: int, sizes: GeneratedRows) -> None:
+    """Completions of a batch of the evaluation set, sampled and rated (PPOTrainer.generate_completions)."""
+    where = next(built.model.parameters()).device
+    with watcher.announce(GENERATION, step):
+        queries = torch.randint(0, 100, (built.setup.eval_batch or 0, sizes.prompt), device=where)
+    with torch.no_grad():
+        ids, logits = _sampled(built, watcher, step, queries, sizes.completion)
+        with watcher.announce(GENERATION, step):
+            ids, logits = _padded([ids], len(ids)), _padded([logits], len(ids))
+            rated = _rated(
+                built.companions["reward_model"], torch.cat(ids.tensor_split([sizes.prompt], 1), 1)
+            )
+            del rated, logits
+            built.empty_cache()
 
 
 def _padded(tensors: list[torch.Tensor], rows: int) -> torch.Tensor:
