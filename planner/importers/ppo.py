@@ -7,11 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.importers.hf import EVAL_BATCH
-from memplan.planner.importers.rules import Facts, Rule, ignored, integer, not_modelled, text, use
+from memplan.planner.importers.rules import Facts, Rule, ignored, integer, not_modelled, number, text, use
 from memplan.planner.importers.sampling import SAMPLERS, prompted, sampled
 
-RESPONSE, REWARD = 53, "EleutherAI/pythia-160m"
-"""response_length; sft_model_path and reward_model_path where nobody says them."""
+RESPONSE = 53
+"""response_length where nobody says it."""
+UNSAID = "EleutherAI/pythia-160m"
+"""sft_model_path and reward_model_path where nobody says them."""
 
 PPO: dict[str, Rule] = {
     "response_length": use("completion_length", integer, "sampled tokens of a row"),
@@ -19,7 +21,7 @@ PPO: dict[str, Rule] = {
     "num_mini_batches": use("num_mini_batches", integer),
     "sft_model_path": use("_policy", text, "the policy"),
     "reward_model_path": use("reward_model", text, "the reward model, and the value model that is trained"),
-    "num_sample_generations": use("_samples", integer, "samples of the evaluation set"),
+    "num_sample_generations": use("_samples", number, "samples of the evaluation set"),
     **ignored(
         "PPOTrainer runs a loop of its own, which never switches checkpoints on",
         "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing "
@@ -51,14 +53,29 @@ def rolled_out(facts: Facts, fields: dict[str, Any], warnings: list[str]) -> dic
     """`fields` with what PPOTrainer makes of its keys. The policy is `sft_model_path`; `model_name_or_path`
     names a tokenizer where both are said.
     """
+    if facts.get("_launched"):
+        warnings += [
+            f"{key} is left out, for which TRL's ppo.py has {UNSAID}: {instead}"
+            for key, fact, instead in (
+                ("sft_model_path", "_policy", "the policy is taken to be model_name_or_path"),
+                (
+                    "reward_model_path",
+                    "reward_model",
+                    "one of the policy's size is assumed, --set reward_model=M",
+                ),
+            )
+            if fact not in facts
+        ]
     if "_policy" in facts:
         facts["_model"] = facts.pop("_policy")
+    if facts.get("_reference"):
+        fields = {**fields, "reference": "model"}
     completion = fields.get("completion_length", RESPONSE)
     made = {**fields, "completion_length": completion}
     made["sequence_length"] = prompted(facts, warnings) + completion
     for name in ("autocast", "checkpointing", "loss", "eval_batch"):
         made.pop(name, None)
-    if facts.get("_evaluated") and facts.get("_samples", 1):
+    if (facts.get("_evaluated") or facts.get("_launched")) and facts.get("_samples", 1):
         made["eval_batch"] = facts.get("_eval_batch", EVAL_BATCH)
     return made
 
