@@ -24,8 +24,9 @@ from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.formula.lacking import lacking
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.tables.companions import COMPANIONS
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.tasks import COMPANIONS, TASKS
+from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 

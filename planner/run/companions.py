@@ -19,8 +19,9 @@ from memplan.planner.run.built import Built, Watcher
 from memplan.planner.run.cutting import cut_like
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import skeleton
+from memplan.planner.tables.companions import COMPANIONS
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import COMPANIONS, TASKS
+from memplan.planner.tables.tasks import TASKS
 
 
 class _Unnumbered:
