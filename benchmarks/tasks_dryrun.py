@@ -320,6 +320,8 @@ is `accelerate launch --mixed_precision bf16`. `--set eval_batch=N` counts the s
 set, part of `generate`. Models are loaded on the host and moved, as TRL's script does. Refused: quantized
 policies, several GPUs, saving. tests/test_trace_ppo.py compares every allocation with the trainer's own
 where a TRL that has it is installed.
+Its log-probabilities are taken row by row, so that each batch that `fit` asks about is traced anew: minutes,
+where `memplan MODEL` takes one trace.
 
 ```console
 $ memplan pythia-1b --task ppo --recipe trl --method full --seq 565 --set reward_model=pythia-410m --gpu l4
