@@ -14,7 +14,7 @@ ALLOWED = (
     r"(node|browser|chromium|chromedriver)",  # where the distribution has none
     r"(CUDA|GPU)",  # the tests of a real card
     r"not (here|beside this checkout)",  # documents beside the repository
-    r"this (transformers|bitsandbytes|peft) has no",  # an architecture, a kernel of another version
+    r"this (transformers|bitsandbytes|peft|trl) has no",  # an architecture, a kernel of another version
     r"Linux's prctl",
 )
 SKIPPED = re.compile(r"^SKIPPED \[(\d+)\] (\S+?): (.*)$", re.MULTILINE)

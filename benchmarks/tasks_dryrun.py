@@ -24,8 +24,9 @@ from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.formula.lacking import lacking
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.tables.companions import COMPANIONS
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.tasks import COMPANIONS, TASKS
+from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
@@ -169,6 +170,11 @@ SAMPLED = (
     ("distill", "llama-3.2-1b", "full", 4, 256, True, (16, 2), {"teacher": "llama-3.2-3b"}),
     ("distill", "llama-3.2-1b", "lora", 8, 512, True, (16, 1), {"teacher": "llama-3.1-8b"}),
     ("distill", "llama-3.2-3b", "lora", 2, 512, False, (16, 1), {"teacher": "llama-3.1-8b"}),
+    ("ppo", "qwen2.5-0.5b", "full", 4, 128, False, (16, 2), {"num_mini_batches": 2, "rollout_batch": 3}),
+    ("ppo", "qwen2.5-0.5b", "lora", 16, 256, False, (32, 1), {}),
+    ("ppo", "llama-3.2-1b", "lora", 4, 256, False, (16, 2), {}),
+    ("ppo", "llama-3.2-1b", "full", 2, 192, False, (16, 1), {"reward_model": "llama-3.2-3b"}),
+    ("ppo", "qwen2.5-0.5b", "lora", 2, 192, False, (16, 1), {"autocast": "bfloat16", "eval_batch": 24}),
 )
 EMBEDDED = (
     ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),
@@ -198,7 +204,7 @@ def cases() -> Iterator[Case]:
     for shape in SHAPES:
         for task in SCRIPTS:
             if (
-                task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", *LLAMAS)
+                task not in ("mlm", "seq2seq", "embed", "grpo", "rloo", "distill", "ppo", *LLAMAS)
                 and (task, shape[1]) not in WITHOUT
             ):
                 yield from (Case(task, *shape, gpu) for gpu in GPUS)
@@ -301,6 +307,26 @@ is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held 
 the loss needs two tiles of fp32 logits, and runs without autocast, since the trainer calls the backbones
 beside the forward that accelerate wrapped.
 
+`ppo` is the PPOTrainer that TRL had up to 1.12. Four models are on the GPU: the policy and a value model,
+which the optimizer trains whole even where the policy has an adapter, a reference and a reward model.
+`--set reward_model=MODEL` names the reward model and, as TRL's script does, the value model (`--set
+value_model=MODEL` another); without it both are of the policy's size. `--set rollout_batch=N` (64) rows
+are sampled and judged at once, `--set num_mini_batches=N` cuts what was sampled. Three things in its loop
+cost memory that no option names: the fp32 scores of every sampled token, rows x tokens x vocabulary, are
+kept until the next rollout has its own; hidden states of every layer and the KV cache are returned in the
+step too; and gradient checkpointing is never switched on, whatever its arguments say. bf16 weights are
+not autocast (`bf16=True` does not reach its Accelerator under transformers 5): `--set autocast=bfloat16`
+is `accelerate launch --mixed_precision bf16`. `--set eval_batch=N` counts the samples of an evaluation
+set, part of `generate`. Models are loaded on the host and moved, as TRL's script does. Refused: quantized
+policies, several GPUs, saving. tests/test_trace_ppo.py compares every allocation with the trainer's own
+where a TRL that has it is installed.
+Its log-probabilities are taken row by row, so that each batch that `fit` asks about is traced anew: minutes,
+where `memplan MODEL` takes one trace.
+
+```console
+$ memplan pythia-1b --task ppo --recipe trl --method full --seq 565 --set reward_model=pythia-410m --gpu l4
+```
+
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
 `gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
 `generate` alone.
@@ -387,11 +413,11 @@ other, and the evaluation of a model that FSDP or ZeRO divides (no verdict of `f
 ## Checked by dry runs
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
-([dry-run.md](dry-run.md)): torch 2.12 (pictures and sounds: 2.14), transformers 5.24, peft 0.21, trl 1.16,
-random weights. Peak allocated, and by how much predictions differ from it. Models are loaded on the GPU, as
-TRL's trainers do; a classifier that is loaded on the host first has its adapters between its weights, which
-moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
-CUDA_PYTHON` repeats it.
+([dry-run.md](dry-run.md)): torch 2.12 (pictures and sounds: 2.14), transformers 5.24, peft 0.21, trl
+1.16, random weights (PPO: trl 1.12, since trl 1.13 has it no more). Peak allocated, and by how much
+predictions differ from it. Models are loaded on the GPU, as TRL's trainers do; a classifier that is
+loaded on the host first has its adapters between its weights, which moved one peak by 0.45 % (blocks are
+split in another order). `python benchmarks/tasks_dryrun.py --python CUDA_PYTHON` repeats it.
 
 The formula's peak is the sum of its tensors. The allocator hands out blocks, which can be larger: a request
 of 19 MiB is served by a segment of 20 MiB, whose last MiB is not split off (c10/cuda/CUDACachingAllocator.cpp
@@ -403,7 +429,7 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper, pictures, embeddings, RLOO and distillation have no formula: that column is the
+BERT, T5, Whisper, pictures, embeddings, RLOO, PPO and distillation have no formula: that column is the
 trace, which plan
 answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every

@@ -128,6 +128,32 @@ trainer = DistillationTrainer(
     train_dataset=Dataset.from_list([{"prompt": "a " * (tokens - completion)}] * 64))
 trainer.train()
 """,
+    "ppo": """
+import os
+from transformers import AutoModelForCausalLM
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+completion, accumulation = map(int, sys.argv[6:8])
+tokenizer.padding_side, tokenizer.pad_token = "left", "<unk>"
+judge = folder + "/reward_model" if "reward_model" in said else folder
+def headed():
+    return AutoModelForSequenceClassification.from_pretrained(judge, num_labels=1, dtype="bfloat16")
+def policy():
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+common.pop("max_steps")
+data = Dataset.from_list([{"input_ids": [3] * (tokens - completion)}] * 64)
+if "autocast" in said:  # as accelerate launch --mixed_precision bf16 does
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+trainer = PPOTrainer(
+    processing_class=tokenizer, model=policy(), ref_model=policy() if method == "full" else None,
+    reward_model=headed(), value_model=headed(), peft_config=lora("CAUSAL_LM"),
+    args=PPOConfig(
+        **common, gradient_accumulation_steps=accumulation, response_length=completion, num_ppo_epochs=2,
+        total_episodes=3 * batch * accumulation, num_mini_batches=int(said.get("num_mini_batches", 1)),
+        local_rollout_forward_batch_size=int(said.get("rollout_batch", 64)),
+        per_device_eval_batch_size=int(said.get("eval_batch", 8))),
+    train_dataset=data, eval_dataset=data if "eval_batch" in said else None)
+trainer.train()
+""",
     "embed": """
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments

@@ -16,7 +16,7 @@ from memplan.validate.questions.replies import ask
     [
         ("Will DPO of llama-3.1-8b with LoRA fit on an A100 80GB?", "dpo"),
         ("llama-7b 做 KTO，LoRA，24G 够吗", "kto"),
-        ("PPO of qwen2.5-7b with qlora on a 4090?", "ppo"),
+        ("GKD of qwen2.5-7b with qlora on a 4090?", "gkd"),
         ("Does PRM training of qwen3-0.6b fit on a 4090?", "prm"),
         ("训练一个 8B 的奖励模型，24G 够吗", "reward"),
         ("sequence classification with mistral-7b qlora on a t4?", "classify"),
@@ -40,7 +40,7 @@ def test_a_task_is_compared_with_supervised_training():
 
 
 def test_where_not_all_is_counted_no_length_is_said_to_fit():
-    (reply,) = ask("PPO of qwen2.5-7b with qlora on a 4090?")
+    (reply,) = ask("GKD of qwen2.5-7b with qlora on a 4090?")
     assert reply.answer is not None and reply.answer.verdict == "at least" and not reply.answer.boundaries
 
 
@@ -92,6 +92,7 @@ def test_beside_a_no_stands_what_would_fit():
     [
         ("Can I train llama-3.1-8b with RLOO on an A100 80GB?", "memplan llama-3.1-8b --task rloo"),
         ("Can I distill into llama-3.2-1b on an A100 80GB?", "--task distill .*--set teacher=MODEL traces"),
+        ("PPO of qwen2.5-7b with lora on a 4090?", "memplan qwen2.5-7b --task ppo --method lora"),
         ("Does an embedding model from qwen3-0.6b with lora fit on a 4090?", "--task embed --method lora"),
     ],
 )

@@ -65,7 +65,7 @@ def test_both_decide_where_the_weights_alone_are_too_many() -> None:
 
 
 def test_what_is_not_counted_has_no_parts() -> None:
-    prediction = memplan.plan("llama-7b", method="lora", gpu="rtx-4090", task="ppo")
+    prediction = memplan.plan("llama-7b", method="lora", gpu="rtx-4090", task="gkd")
     assert prediction.not_modelled
     assert parts(prediction, find_gpu("rtx-4090")) is None
 

@@ -16,7 +16,7 @@ from memplan.planner.tables.gpus import Gpu, find_gpu, gpus
 from memplan.render.text import short_gib
 
 SPEC = find("gpt2").spec()
-PLAIN, PPO = resolve({"method": "lora"}), resolve({"method": "lora", "task": "ppo"})
+PLAIN, GKD = resolve({"method": "lora"}), resolve({"method": "lora", "task": "gkd"})
 CHEAP_AMD = {"rtx-3090": 0.3, "mi300x": 0.1}
 
 
@@ -43,7 +43,7 @@ def test_one_gpu_for_all_is_unknown_where_a_job_is_not_all_counted(
 ) -> None:
     path = tmp_path / "jobs.yaml"
     path.write_text(
-        "jobs:\n- {model: gpt2, method: lora}\n- {name: align, model: gpt2, method: lora, task: ppo}\n"
+        "jobs:\n- {model: gpt2, method: lora}\n- {name: align, model: gpt2, method: lora, task: gkd}\n"
     )
     assert run(["fit", str(path), "--json"]) == 0
     told = capsys.readouterr()
@@ -51,14 +51,14 @@ def test_one_gpu_for_all_is_unknown_where_a_job_is_not_all_counted(
     plain, align = document["jobs"]
     assert plain["smallest"] == align["at_least"] == "rtx-3070"
     assert align["smallest"] is align["cheapest"] is document["one_for_all"] is None
-    assert "the value, reward and reference models" in align["not_modelled"][0]
-    assert told.err.startswith("memplan: no verdict on align: not counted: task ppo")
+    assert "the teacher model and whole logits of both" in align["not_modelled"][0]
+    assert told.err.startswith("memplan: no verdict on align: not counted: task gkd")
     assert run(["fit", str(path)]) == 0
     assert "one GPU for every job: unknown, not all that align needs" in capsys.readouterr().out
 
 
 def test_a_job_too_large_even_in_what_is_counted_fits_nowhere() -> None:
-    large = Job("large", find("llama-7b").spec(), resolve({"method": "full", "task": "ppo"}))
+    large = Job("large", find("llama-7b").spec(), resolve({"method": "full", "task": "gkd"}))
     (job,) = place_jobs([large], cards("t4"), {}).jobs
     assert (job.smallest, job.at_least, job.not_modelled) == (None, None, ())
 
@@ -67,12 +67,12 @@ def test_a_job_too_large_even_in_what_is_counted_fits_nowhere() -> None:
 def test_the_smallest_gpu_is_a_lower_bound(missing: tuple[str, ...]) -> None:
     sure = choose_cards(SPEC, PLAIN)
     assert sure.smallest == sure.holding[0] == "rtx-3070" and sure.at_least is None
-    bound = choose_cards(SPEC, PLAIN, missing=missing) if missing else choose_cards(SPEC, PPO)
+    bound = choose_cards(SPEC, PLAIN, missing=missing) if missing else choose_cards(SPEC, GKD)
     assert bound == CardChoice(None, sure.smallest_bytes, (), "rtx-3070")
 
 
 def test_the_screen_of_fit_says_at_least(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fit", "gpt2", "--task", "ppo", "--gpu", "rtx-3090", "--largest-model", "--explain"]
+    arguments = ["fit", "gpt2", "--task", "gkd", "--gpu", "rtx-3090", "--largest-model", "--explain"]
     assert run(arguments) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "for lora as asked: at least rtx-3070" in words

@@ -373,9 +373,9 @@ def test_defaults_are_the_trainers() -> None:
 
 
 def test_what_is_not_modeled_has_no_verdict() -> None:
-    s = setup_of(task="ppo")
-    assert "generation" in lacks(s)
-    assert [name for name in not_modelled(plan(read_config(LLAMA), s)) if name.startswith("task ppo")]
+    s = setup_of(task="gkd")
+    assert "teacher" in lacks(s)
+    assert [name for name in not_modelled(plan(read_config(LLAMA), s)) if name.startswith("task gkd")]
     assert lacks(setup_of()) == lacks(setup_of(task="dpo")) == ""
 
 

@@ -121,6 +121,7 @@ SWITCHES: tuple[tuple[str, str, Any], ...] = (
     (r"distill(?:ing|ation)?|知识蒸馏", "task", "distill"),
     (r"(?:text |sentence )?embedding models?|sentence[- ]transformers?", "task", "embed"),
     (r"ppo", "task", "ppo"),
+    (r"gkd", "task", "gkd"),
     (r"reward model(?:s|ing|ling)?|奖励模型", "task", "reward"),
     (r"(?:sequence |text )?classif(?:ication|ier)|(?:文本|序列)?分类(?:任务|模型)?", "task", "classify"),
 )

@@ -71,6 +71,8 @@ def _of_task(setup: Setup) -> Iterator[str]:
     task = TASKS[setup.task]
     if setup.task != "sft":
         yield f"task {task.name}: {task.summary}"
+    if task.judges and setup.reward_model is None:
+        yield "value and reward model: of the policy's own size (--set reward_model=MODEL)"
     if "completion_mask" in task.sequences:
         yield "every token of a row is counted as completion: prompts only make the loss smaller"
 

@@ -223,7 +223,7 @@ def _of_task(task: str, finish: Callable[[Facts, list[str]], dict[str, Any]]) ->
     """The stack's `finish` where the launch line says which trainer it is."""
 
     def finished(facts: Facts, warnings: list[str]) -> dict[str, Any]:
-        facts["task"] = task
+        facts["task"], facts["_launched"] = task, True
         return finish(facts, warnings)
 
     return finished

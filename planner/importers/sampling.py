@@ -71,22 +71,22 @@ SAMPLING: dict[str, Rule] = {
 }
 
 
-def sampled(facts: Facts, fields: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """`fields` with what a trainer that samples makes of its keys; unchanged for another task.
-
-    Where a file does not say how long prompts are (TRL 1.16 has no key for it), they are taken to be PROMPT
-    tokens, and a warning says so.
+def prompted(facts: Facts, warnings: list[str]) -> int:
+    """Tokens of a prompt: where a file does not say how long prompts are (TRL 1.16 has no key for it), PROMPT,
+    and a warning says so.
     """
-    task = facts.get("task")
-    if task not in SAMPLERS:
-        return fields
-    completion = facts.get("_completion", COMPLETION)
-    facts.pop("_length", None)  # GRPOConfig has none: a row is a prompt and a completion
-    prompt = facts.get("_prompt", PROMPT)
+    facts.pop("_length", None)  # a row is a prompt and a completion
     if "_prompt" not in facts:
         warnings.append(
             f"the length of prompts is in the data: {PROMPT} tokens are assumed, --seq says prompt and completion"
         )
+    return int(facts.get("_prompt", PROMPT))
+
+
+def sampled(facts: Facts, fields: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """`fields` with what a trainer of SAMPLERS makes of its keys."""
+    task = facts["task"]
+    completion, prompt = facts.get("_completion", COMPLETION), prompted(facts, warnings)
     made = {**fields, "completion_length": completion, "sequence_length": prompt + completion}
     if 0 < (facts.get("_top_p") or 0) < 1:
         made["top_p"] = facts["_top_p"]

@@ -1,5 +1,5 @@
 """What a piece of Python says of models beside the trained one (trl 1.16: GRPOTrainer, RLOOTrainer,
-DistillationTrainer) and of embeddings (sentence-transformers 6.2: SentenceTransformer and its losses).
+DistillationTrainer; 1.12: PPOTrainer) and of embeddings (sentence-transformers 6.2: SentenceTransformer and its losses).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def companions(
     """
     facts: Facts = {}
     keys: list[KeyReport] = []
+    if task == "ppo":
+        return _judges(call, values)
     reference = next(iter([*filter(None, [_argument(call, "ref_model")]), *call.args[1:2]]), None)
     if task in COMPARED and reference is not None and values.of(reference) is not None:
         facts["_reference"] = True
@@ -52,6 +54,33 @@ def companions(
             )
         facts["teacher"] = name
         keys.append(KeyReport("teacher_model", "used", "the model whose distributions are learned"))
+    return facts, keys
+
+
+def _judges(call: ast.Call, values: Values) -> tuple[Facts, list[KeyReport]]:
+    """What PPOTrainer trains, and the models that judge: one whose name is not there is of the policy's size,
+    and not counted as what it is.
+    """
+    facts: Facts = {
+        "_evaluated": values.of(_argument(call, "eval_dataset") or ast.Constant(None)) is not None
+    }
+    keys: list[KeyReport] = []
+    for argument, fact in (
+        ("model", "_policy"),
+        ("reward_model", "reward_model"),
+        ("value_model", "value_model"),
+    ):
+        given = _argument(call, argument)
+        name = values.model(given)
+        if isinstance(name, str):
+            facts[fact] = name
+            keys.append(KeyReport(argument, "used", f"PPO's {argument.replace('_', ' ')}"))
+        elif given is not None and argument != "model":
+            said = shown(ast.unparse(given))
+            why = f"{said} is no model's name in quotes: one of the policy's size, --set {argument}=MODEL says it"
+            keys.append(KeyReport(argument, "not_modelled", why))
+    if values.of(_argument(call, "ref_model") or ast.Constant(None)) is not None:
+        facts["_reference"] = True
     return facts, keys
 
 

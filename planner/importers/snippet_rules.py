@@ -80,7 +80,7 @@ OPTIMIZERS = {
 """The classes of torch.optim and bitsandbytes.optim, and the optimizers that they are."""
 PREFERENCES = (
     *("SFT", "DPO", "KTO", "GRPO", "ORPO", "CPO", "RLOO", "Reward", "PRM", "GKD", "OnlineDPO", "BCO"),
-    "Distillation",
+    *("Distillation", "PPO"),
 )
 """The first words of TRL's trainers and their arguments."""
 TRAINERS = ("Trainer", "Seq2SeqTrainer", "SentenceTransformerTrainer")

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memplan.planner.importers.ppo import PPO
 from memplan.planner.importers.rules import Facts, KeyReport, Rule, flag, ignored, not_modelled, use
 from memplan.planner.importers.sampling import SAMPLERS, SAMPLING
 
@@ -61,6 +62,7 @@ _PAIRS: dict[str, Rule] = {
 KEYS: dict[str, dict[str, Rule]] = {
     **dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo", "prm"), _PAIRS),
     **dict.fromkeys(SAMPLERS, SAMPLING),
+    "ppo": PPO,
 }
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from memplan.planner.importers.choices import ATTENTION
 from memplan.planner.importers.hf import TRAINING, keyword_arguments, packed_rows, settle
+from memplan.planner.importers.ppo import FINISHES
 from memplan.planner.importers.rules import (
     STORAGE,
     Facts,
@@ -25,7 +26,6 @@ from memplan.planner.importers.rules import (
     text,
     use,
 )
-from memplan.planner.importers.sampling import sampled
 from memplan.planner.importers.tasks import settle_task
 
 
@@ -98,7 +98,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.pop("_liger", False):
         facts["loss"] = "chunked"  # TRL rejects Liger's fused loss; its own is in tiles
     settle_task(facts)
-    return sampled(facts, {**setup_fields(facts), "recipe": "trl"}, warnings)
+    fields = {**setup_fields(facts), "recipe": "trl"}
+    finished = FINISHES.get(str(facts.get("task")))
+    return fields if finished is None else finished(facts, fields, warnings)
 
 
 def _settle_model(facts: Facts) -> None:

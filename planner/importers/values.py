@@ -34,6 +34,7 @@ class Values:
     names: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
+    loaded: dict[str, ast.expr] = field(default_factory=dict)  # variable -> what from_pretrained was given
     given: Mapping[str, Any] = field(default_factory=dict)
     bfloat16: bool = True  # what the GPU answers that code asks for it
 
@@ -56,6 +57,11 @@ class Values:
         if name in self.names:
             return self.names[name]
         return self.given.get(name, self.parameters.get(name, UNKNOWN))
+
+    def model(self, node: ast.expr | None) -> Any:
+        """The model that an expression names, or that the variable it is was loaded of; UNKNOWN else."""
+        node = self.loaded.get(node.id, node) if isinstance(node, ast.Name) else node
+        return self.of(node)
 
     def setting(self, name: str) -> Any:
         """The field or option of that name: as a launch line gives it, else its default."""
@@ -92,6 +98,8 @@ def _assigned(values: Values, node: ast.Assign | ast.AnnAssign) -> None:
             known = target.id in values.names
             values.names[target.id] = UNKNOWN if known else values.of(value)
             _object(values, value)
+            if isinstance(value, ast.Call) and _called(value) == "from_pretrained" and value.args:
+                values.loaded[target.id] = value.args[0]
         elif isinstance(target, ast.Attribute):  # args.rank = 8
             _settle(values.fields, target.attr, values.of(value))
         elif isinstance(target, ast.Tuple):

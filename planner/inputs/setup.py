@@ -111,6 +111,9 @@ class Setup:
     top_k: Count | None  # tokens that are sampled from, None: all
     teacher: str | None  # a model's name, task distill
     reward_model: str | None  # a model's name, of a task that samples; None: rewards are computed on the host
+    value_model: str | None  # a model's name, task ppo; None: as the reward model, or else as the policy
+    num_mini_batches: Count | None  # of what task ppo sampled, between which outputs are dropped; None: 1
+    rollout_batch: Count | None  # rows that task ppo samples and judges at once
     texts: Count | None  # texts of an example, task embed: anchor, positive, negatives
     mini_batch: Count | None  # texts embedded at once, task embed: the cached loss; None: all, with a graph
     generations: Count | None  # completions of a prompt, of which a generation is a multiple; None: unchecked

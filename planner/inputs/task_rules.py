@@ -26,6 +26,9 @@ def derived(fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         # trl 1.16 trainer/dpo_trainer.py __init__: with PEFT the adapter is switched off, else a second model
         adapts = METHODS[fields["method"]].trains == "adapter"
         found["reference"] = ("base" if adapts else "model", f"task {task.name} with {fields['method']}")
+    if "value_model" in task.judges and fields["reward_model"] is not None:
+        # both are loaded from reward_model_path (trl examples/scripts/ppo/ppo.py)
+        found["value_model"] = (fields["reward_model"], f"task {task.name} with its reward_model")
     return found
 
 
@@ -101,7 +104,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit
-            task.joined and s.quant_type != "none",
+            (task.joined or not task.checkpoints) and s.quant_type != "none",
             f"{said} has no rule for {s.quant_type} weights, whose norms and head its trainer casts: "
             "use --method lora",
         ),
@@ -127,10 +130,12 @@ def beside(s: Any) -> list[tuple[bool, str]]:
             f"teacher '{s.teacher}' contradicts {said}, which has none: leave it out, or use --task distill",
         ),
         (
-            s.reward_model is not None and (not task.generates or task.old_scores == "never"),
+            s.reward_model is not None
+            and not (task.generates and (task.judges or task.old_scores != "never")),
             f"reward_model '{s.reward_model}' contradicts {said}, which scores no samples: leave "
             "it out, or use --task grpo",
         ),
+        *_judged(s),
         (
             texts != (task.head == "none"),
             f"texts {s.texts} contradicts {said}: an example's texts are --task embed's",
@@ -149,6 +154,46 @@ def beside(s: Any) -> list[tuple[bool, str]]:
             f"{said} has no rule for several GPUs, an evaluation or pictures: leave parallel, eval_batch and "
             "images out",
         ),
+    ]
+
+
+def _judged(s: Any) -> list[tuple[bool, str]]:
+    """What only a task has that trains a value model beside the policy, and what its trainer excludes."""
+    task, said = TASKS[s.task], f"task '{s.task}'"
+    own = ("value_model", "num_mini_batches", "rollout_batch")
+    strange = next((name for name in own if getattr(s, name) is not None), None)
+    if not task.judges:
+        return [
+            (
+                strange is not None,
+                f"{strange} {getattr(s, strange or 'task')} contradicts {said}, which trains no value model: "
+                "leave it out, or use --task ppo",
+            )
+        ]
+    rows, parts = s.micro_batch * s.gradient_accumulation, s.num_mini_batches or 1
+    others = ("generations", "steps_per_generation", "vllm_share", "top_p", "top_k")
+    strange = next((name for name in others if getattr(s, name) is not None), None)
+    return [
+        (
+            rows % parts != 0,
+            f"num_mini_batches {parts} does not divide the {rows} rows of a rollout (--batch x gradient "
+            "accumulation): TRL refuses that too",
+        ),
+        (
+            strange is not None,
+            f"{strange} {getattr(s, strange or 'task')} contradicts {said}, whose trainer has no such "
+            "setting: leave it out, or use --task grpo",
+        ),
+        (
+            s.checkpointing != "none",
+            f"checkpointing '{s.checkpointing}' contradicts {said}: TRL's PPOTrainer never switches it on; "
+            "leave it out",
+        ),
+        (
+            s.reference == "none",
+            f"reference 'none' contradicts {said}, whose trainer always has a reference: leave it out",
+        ),
+        (s.save or s.merge, f"{said} has no rule for what follows training: leave save and merge out"),
     ]
 
 
@@ -186,7 +231,7 @@ def generation(s: Any) -> list[tuple[bool, str]]:
             "vllm_sleeps needs vLLM's share of the GPU: --set vllm_share=0.3",
         ),
         (
-            s.eval_batch is not None,
+            s.eval_batch is not None and not task.judges,
             f"eval_batch {s.eval_batch} has no rule for {said}, whose evaluation samples too: leave it out",
         ),
         (

@@ -39,6 +39,8 @@ class GeneratedRows(NamedTuple):
     completion: int
     steps: int
     old_scores: bool
+    chunk: int
+    """Rows that are sampled at once."""
 
 
 def generated(setup: Setup) -> GeneratedRows:
@@ -57,7 +59,17 @@ def generated(setup: Setup) -> GeneratedRows:
             "always": True,
             "never": False,
         }[TASKS[setup.task].old_scores],
+        min(setup.rollout_batch or setup.micro_batch * steps, setup.micro_batch * steps),
     )
+
+
+def micro_rows(setup: Setup) -> tuple[int, int]:
+    """Rows of a micro-step of PPO, and micro-steps of a mini-batch, after which its outputs are dropped (trl
+    1.12 experimental/ppo/ppo_trainer.py local_mini_batch_size).
+    """
+    whole = setup.micro_batch * setup.gradient_accumulation // (setup.num_mini_batches or 1)
+    rows = min(setup.micro_batch, whole)
+    return rows, -(-whole // rows)
 
 
 def shortest(setup: Setup) -> int:

@@ -27,6 +27,7 @@ from memplan.planner.run import (
     fused_kernels,
     fused_lora,
     offloading,
+    ppo,
     rollout,
 )
 from memplan.planner.run.built import Built, NoWatcher, Watcher
@@ -90,7 +91,8 @@ def build(
                 resize(reference, setup)
             reference.eval()
         with watcher.announce("load"):
-            beside = companions.made(setup, base, where, watcher)
+            beside = companions.made(config, setup, base, where, watcher)
+            model = ppo.with_value(model, beside)
         trainable = [p for p in model.parameters() if p.requires_grad]
         model.train(setup.method != "inference")
         if not TASKS[setup.task].dropout:
@@ -117,6 +119,7 @@ def build(
         autocast=_autocast(setup, device),
         kernels=_kernels(base, setup, device),
         offloading=offloading.around_step(model, setup, where, watcher),
+        empty_cache=torch.cuda.empty_cache if device == "cuda" else watcher.empty_cache,
         own=own,
         warnings=tuple(warnings),
     )

@@ -104,6 +104,10 @@ class NoWatcher:
         return int(tensor.untyped_storage()._cdata)
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass
 class Built:
     """Everything that one training step needs, on one device."""
@@ -135,6 +139,7 @@ class Built:
     colocated: torch.Tensor | None = None  # what a server in the same process holds all along
     held: Any = None  # outputs that outlive their step
     warnings: tuple[str, ...] = ()  # what of the load could not be modeled
+    empty_cache: Callable[[], None] = _nothing  # gives back what the allocator has cached
     own: frozenset[int] = frozenset()  # id of each parameter that the checkpoint holds, adapters' excluded
 
     @property

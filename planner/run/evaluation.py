@@ -15,6 +15,7 @@ from memplan.planner.inputs.tasks import evaluation_batches
 from memplan.planner.run import batches, losses
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.tables.components import EVALUATION
+from memplan.planner.tables.tasks import TASKS
 
 
 def run(built: Built, watcher: Announcer, step: int) -> None:
@@ -22,8 +23,8 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
     setup has none.
     """
     setup = built.setup
-    if setup.eval_batch is None:
-        return
+    if setup.eval_batch is None or TASKS[setup.task].judges:
+        return  # PPO's samples of an evaluation set belong to its own loop
     if setup.loop.frees_gradients:
         built.optimizer.zero_grad(set_to_none=True)
     where = next(iter(built.batch.values())).device

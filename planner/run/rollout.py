@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.inputs.tasks import GeneratedRows, generated, growth, server_bytes
+from memplan.planner.inputs.tasks import GeneratedRows, generated, server_bytes
 from memplan.planner.run import policy
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import called, unchecked
+from memplan.planner.run.sampling import sample
 from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.tasks import TASKS
 
@@ -38,7 +38,7 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
         mask = torch.ones_like(prompts)
     if setup.vllm_share is None:
         with unchecked(built.base), torch.no_grad(), _prepared(built):
-            _sample(built, watcher, step, prompts, mask, sizes)
+            sample(built, watcher, step, built.model, prompts, mask, sizes.completion, _chosen(setup))
     with watcher.announce(GENERATION, step), built.kernels():
         del beside, mask
         made = _batch(prompts, sizes)
@@ -57,100 +57,15 @@ def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
     return torch.empty(nbytes, dtype=torch.uint8, device=where) if nbytes else None
 
 
-def _sample(
-    built: Built,
-    watcher: Announcer,
-    step: int,
-    prompts: torch.Tensor,
-    mask: torch.Tensor,
-    sizes: GeneratedRows,
-) -> None:
-    """transformers' own generate for the first token and for the last, the cache's own concatenation between
-    them.
-
-    That the first and the last decide: what a further token makes differs from the one before in one size,
-    the tokens that the cache has, and no tensor shrinks as that grows. So no token between needs more than
-    the last one, and the first, which reads the prompts whole, is run as it is. Where the cache grows in
-    fewer steps than there are tokens (GROWTH_STEPS), blocks that it leaves behind are fewer: reserved bytes
-    are less than, allocated bytes equal to, a run of every token.
-    """
-    drawn: dict[str, torch.Tensor] = {}
-    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
-        name, cache = _one_token(built, prompts, mask, drawn)
-        if sizes.completion < 2:
-            return
-        for more in growth(sizes.completion - 2):
-            for layer in _growing(cache):
-                keys, values = layer.keys, layer.values
-                layer.update(
-                    *(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values))
-                )
-                del keys, values
-        built.held = cache
-    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
-        built.held = None
-        sampled = prompts.new_zeros((sizes.rows, sizes.completion - 1))
-        ids = torch.cat([prompts, sampled], dim=1)
-        both = torch.ones_like(ids)
-        del sampled
-        _one_token(built, ids, both, drawn, **{name: cache})
-        drawn.clear()
-
-
-@contextmanager
-def _drawing(drawn: dict[str, torch.Tensor]) -> Iterator[None]:
-    """The probabilities that a token is drawn from stay until those of the next token are there, as the
-    variable of generate's loop keeps them; so do the logits (`_one_token`).
-    """
-    draw = torch.multinomial
-
-    def drawing(probabilities: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        drawn["probabilities"] = probabilities
-        return draw(probabilities, *args, **options)
-
-    with patch.object(torch, "multinomial", drawing):
-        yield
-
-
-def _one_token(
-    built: Built, ids: torch.Tensor, mask: torch.Tensor, drawn: dict[str, torch.Tensor], **given: Any
-) -> tuple[str, Any]:
-    """One token of each row, sampled by transformers' generate as trl 1.16 configures it, and the cache,
-    under the name that generate has for it. `drawn` keeps what generate's loop would.
-    """
-    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-
-    class Kept(LogitsProcessor):  # type: ignore[misc]
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            drawn["logits"] = scores
-            return scores
-
-    chosen = GenerationConfig(
-        max_new_tokens=1,
-        do_sample=True,
-        temperature=1.0,
-        top_p=float(built.setup.top_p or 1.0),
-        top_k=built.setup.top_k or 0,
-        pad_token_id=0,
-        eos_token_id=1,
-        disable_compile=True,
-        use_cache=True,
-        return_dict_in_generate=True,
-    )
-    made = built.model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=chosen,
-        logits_processor=LogitsProcessorList([Kept()]),
-        **given,
-    )
-    name = "cache" if "cache" in made else "past_key_values"  # its name until transformers 5.2x
-    return name, made[name]
-
-
-def _growing(cache: Any) -> Iterator[Any]:
-    """The cache's layers that hold keys and values of every token."""
-    return (layer for layer in cache.layers if getattr(layer, "keys", None) is not None)
+def _chosen(setup: Setup) -> dict[str, Any]:
+    """How trl 1.16 configures generate."""
+    return {
+        "temperature": 1.0,
+        "top_p": float(setup.top_p or 1.0),
+        "top_k": setup.top_k or 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import generated
-from memplan.planner.run import losses, rollout
+from memplan.planner.run import losses, ppo, rollout
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.optimizer import Behind
 from memplan.planner.tables.tasks import TASKS
@@ -25,8 +25,9 @@ def run(built: Built, watcher: Announcer, step: int = 0, most: int | None = None
     `most`: run no more than so many micro-steps of gradient accumulation; None: all that the setup has.
     """
     count = built.setup.gradient_accumulation
+    micro_steps = count if most is None else min(count, most)
     with built.kernels():
-        _run(built, watcher, step, count if most is None else min(count, most))
+        LOOPS.get(built.setup.task, _run)(built, watcher, step, micro_steps)
 
 
 def _run(built: Built, watcher: Announcer, step: int, micro_steps: int) -> None:
@@ -82,6 +83,10 @@ def _samples(setup: Setup, number: int, micro_steps: int) -> bool:
     steps, count = generated(setup).steps, setup.gradient_accumulation
     stands = micro_steps < count and number == micro_steps - 1
     return number % steps == 0 or (stands and steps < count)
+
+
+LOOPS = {"ppo": ppo.run}
+"""Task -> the step of its trainer's own loop, where it has one."""
 
 
 class Unwatched:

@@ -54,6 +54,11 @@ class Task:
     """Whether the formula has a rule for it; else the trace answers alone."""
     companion: str = ""
     """The Setup field that names a model which the task cannot do without."""
+    judges: tuple[str, ...] = ()
+    """The Setup fields of models that are there in any case: of the trained model's own config where nobody
+    names another."""
+    checkpoints: bool = True
+    """False: its trainer never switches gradient checkpointing on."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -261,6 +266,31 @@ TASKS: dict[str, Task] = _table(
         defaults=_SAMPLES,
     ),
     Task(
+        name="ppo",
+        summary="completions sampled from the model with every token's scores kept, judged by a reference, a value "
+        "and a reward model, then the clipped ratio's loss and that of the value model, which is trained too",
+        source="trl 1.12 experimental/ppo/ppo_trainer.py PPOTrainer.train, PolicyAndValueWrapper; ppo_config.py "
+        "(trl 1.13 has it no more)",
+        generates=True,
+        reference=True,
+        old_scores="never",
+        formula=False,
+        dropout=False,
+        judges=("value_model", "reward_model"),
+        checkpoints=False,
+        stacks=("hf", "trl"),
+        defaults={
+            "loss": "full",
+            "completion_length": 53,  # response_length
+            "rollout_batch": 64,  # local_rollout_forward_batch_size
+            "micro_batch": 8,
+            "checkpointing": "none",
+            "load": "random",  # on the host; accelerate moves module by module
+            # its Accelerator asks the environment, where transformers 5 writes no mixed precision
+            "autocast": "none",
+        },
+    ),
+    Task(
         name="embed",
         summary="an embedding of each of an example's texts, of which the others of the batch are negatives",
         source="sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py, "
@@ -273,35 +303,10 @@ TASKS: dict[str, Task] = _table(
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
         for name, source, lacks in (
-            (
-                "ppo",
-                "TRL's PPOTrainer, which trl 1.16 has no more",
-                "generation, the value, reward and reference models",
-            ),
             ("gkd", "trl 1.16 experimental/gkd/gkd_trainer.py", "the teacher model and whole logits of both"),
         )
     ),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Companion:
-    """A model that is held beside the trained one, of another config."""
-
-    head: Head = "vocabulary"
-    outputs: int = 0
-    caches: bool = False
-    """Its forward keeps keys and values of every layer, as a config says that nobody changed."""
-    asks_gradients: bool = True
-    """Nobody switched its parameters' gradients off, so that autocast keeps copies of them where it makes some."""
-    same_vocabulary: bool = False
-
-
-COMPANIONS: dict[str, Companion] = {
-    "teacher": Companion(same_vocabulary=True),
-    "reward_model": Companion(head="pooled", outputs=1, caches=True),
-}
-"""Setup field -> the model that it names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,17 +32,15 @@ def _where(step: int, moment: str) -> str:
 
 
 @contextmanager
-def named_modules(
-    observer: Observer, model: torch.nn.Module, reference: torch.nn.Module | None = None
-) -> Iterator[None]:
-    """Keep the observer's stack of running modules, through torch's global module hooks (exceptions included:
+def named_modules(observer: Observer, model: torch.nn.Module, *others: torch.nn.Module) -> Iterator[None]:
+    """Keep the observer's stack of running modules, each of `model` and of `others` by the layer of its own
+    that it is in, through torch's global module hooks (exceptions included:
     checkpointing stops early).
     """
-    prefix = layer_prefix(model)
-    table = {id(module): (name, layer_number(prefix, name)) for name, module in model.named_modules()}
-    if reference is not None:
-        second = layer_prefix(reference)
-        table |= {id(m): (name, layer_number(second, name)) for name, m in reference.named_modules()}
+    table: dict[int, tuple[str, int | None]] = {}
+    for each in (model, *others):
+        prefix = layer_prefix(each)
+        table |= {id(m): (name, layer_number(prefix, name)) for name, m in each.named_modules()}
     stack = observer.modules
     hooks = torch.nn.modules.module
     layers = 1 + max((layer for _, layer in table.values() if layer is not None), default=0)

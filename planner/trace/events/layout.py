@@ -107,35 +107,3 @@ def templates(layout: Sequence[Run], full: bool, longer: int | None = None) -> l
             found += [base + stand_in * run.period + i for i in range(run.period)]
         base += small * run.period
     return found
-
-
-def prune(
-    parent: nn.Module, name: str, layers: nn.ModuleList, keep: Sequence[int], configs: Sequence[Any]
-) -> None:
-    """Leave only the layers `keep` in the model, renumbered; each remembers its place as `memplan_index`."""
-    depth = len(layers)
-    for new, old in enumerate(keep):
-        layers[old].memplan_index = old  # type: ignore[assignment]
-        for module in layers[old].modules():
-            for key in ("layer_idx", "layer_id"):
-                if vars(module).get(key) == old:
-                    setattr(module, key, new)
-    setattr(parent, name, nn.ModuleList([layers[index] for index in keep]))
-    for config in configs:
-        for key, value in list(vars(config).items()):
-            if isinstance(value, (list, tuple)) and len(value) == depth:
-                config.__dict__[key] = type(value)(value[index] for index in keep)
-            elif key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") and value == depth:
-                config.__dict__[key] = len(keep)
-
-
-def configs_around(model: Any, path: str) -> list[Any]:
-    """The configurations that the modules around a path were made from; those of other parts (a tower of as
-    many layers) are left as they are.
-    """
-    parts = path.split(".")
-    around = (model.get_submodule(".".join(parts[:count])) for count in range(len(parts)))
-    found = {
-        id(config): config for module in around if (config := getattr(module, "config", None)) is not None
-    }
-    return list(found.values())

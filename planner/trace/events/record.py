@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.run import batches, evaluation, merging, saving, step
+from memplan.planner.run import batches, companions, evaluation, merging, saving, step
 from memplan.planner.run.build import build, outline
 from memplan.planner.run.built import Built, logical_numel
+from memplan.planner.run.cutting import configs_around, prune
 from memplan.planner.run.model import (
     layer_list,
     place,
@@ -196,12 +197,12 @@ def _marks(model: Any, setup: Setup, count: int) -> Any:
 def _cut(model: Any, layout: list[layer_extrapolation.Run], longer: int | None) -> Any:
     path, layers = layer_list(model) or ("", nn.ModuleList())
     parent, _, name = path.rpartition(".")
-    layer_extrapolation.prune(
+    prune(
         model.get_submodule(parent),
         name,
         layers,
         layer_extrapolation.kept_layers(layout, longer),
-        layer_extrapolation.configs_around(model, path),
+        configs_around(model, path),
     )
     return model
 
@@ -261,7 +262,7 @@ def _observe(
         observer.finalize = attribute.attribute_after(observer, built)
         try:
             with (
-                named_modules(observer, built.model, built.reference),
+                named_modules(observer, built.model, *companions.numbered(built)),
                 attribute.saved_for_backward(observer),
             ):
                 for index in range(STEPS):
