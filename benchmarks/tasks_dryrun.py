@@ -170,6 +170,7 @@ SAMPLED = (
     ("distill", "llama-3.2-1b", "lora", 8, 512, True, (16, 1), {"teacher": "llama-3.1-8b"}),
     ("distill", "llama-3.2-3b", "lora", 2, 512, False, (16, 1), {"teacher": "llama-3.1-8b"}),
 )
+"""Completions are short: a dry run calls every kernel of every token."""
 EMBEDDED = (
     ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),
     ("llama-3.2-1b", "lora", 8, 256, False, {"texts": 3}),
@@ -177,8 +178,27 @@ EMBEDDED = (
     ("llama-3.1-8b", "lora", 8, 512, True, {"texts": 2}),
 )
 """A cached loss has a mini-batch."""
-
-"""Completions are short: a dry run calls every kernel of every token."""
+NEWER = (
+    ("rloo", "qwen3-0.6b", "full", 8, 256, True, (32, 2), {}),
+    ("rloo", "qwen3-1.7b", "lora", 8, 512, True, (16, 2), {}),
+    ("rloo", "llama-3.2-3b", "qlora", 4, 256, True, (16, 2), {}),
+    ("distill", "qwen3-0.6b", "full", 4, 512, True, (16, 2), {"teacher": "qwen3-4b"}),
+    ("distill", "qwen3-1.7b", "lora", 4, 512, True, (16, 1), {"teacher": "qwen3-8b"}),
+    ("grpo", "qwen3-0.6b", "full", 8, 256, True, (16, 2), {"reward_model": "qwen3-0.6b"}),
+    ("grpo", "qwen3-4b", "lora", 4, 256, True, (16, 1), {"top_p": 0.9, "top_k": 50}),
+    ("embed", "qwen3-0.6b", "full", 32, 128, False, (), {"texts": 2}),
+    ("embed", "qwen3-4b", "lora", 16, 256, True, (), {"texts": 3}),
+    ("embed", "qwen3-0.6b", "full", 64, 256, True, (), {"texts": 2, "mini_batch": 8}),
+    ("embed", "bert-base", "full", 32, 256, False, (), {"texts": 2, "weight_dtype": "float32"}),
+    ("embed", "bge-large", "full", 16, 256, True, (), {"texts": 3, "weight_dtype": "float32"}),
+    (
+        *("embed", "e5-large", "full", 64, 512, False, ()),
+        {"texts": 2, "mini_batch": 8, "weight_dtype": "float32"},
+    ),
+    ("prm", "qwen3-0.6b", "full", 4, 1024, True, (), {}),
+    ("prm", "qwen3-4b", "lora", 4, 1024, True, (), {}),
+)
+"""Newer tasks at sizes that people use, on capabilities 9.0 and 8.9."""
 
 
 def cases() -> Iterator[Case]:
@@ -191,6 +211,8 @@ def cases() -> Iterator[Case]:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for *shape, own, said in SAMPLED:
         yield from (Case(*shape, gpu, own, said=said) for gpu in GPUS)
+    for *shape, own, said in NEWER:
+        yield from (Case(*shape, gpu, own, said=said) for gpu in ("h100-80gb", "rtx-4090"))
     for *shape, said in EMBEDDED:
         yield from (Case("embed", *shape, gpu, said=said) for gpu in GPUS)
     for task, shapes in LLAMAS.items():
