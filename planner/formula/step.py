@@ -54,6 +54,8 @@ class Step:
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
+        if not TASKS[self.setup.task].prepared:
+            self.w.auto = None
         self.hooks = rank.hooks(self.w)
         if self.setup.optimizer_in_backward:
             self.tape.taken = in_backward(self.tape, self.setup, parameter_table.trained)
@@ -185,12 +187,12 @@ class Step:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
         self.hooks.begin()
+        if TASKS[self.setup.task].generates:
+            return self._sampled()
         if TASKS[self.setup.task].reference:
             return self._compared()
         if TASKS[self.setup.task].joined:
             return self._joined()
-        if TASKS[self.setup.task].generates:
-            return self._sampled()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
@@ -250,23 +252,37 @@ class Step:
         return loss, loss
 
     def _sampled(self) -> tuple[Tensor, Tensor]:
-        """GRPO's loss of rows that were sampled before."""
+        """The loss of rows that were sampled before."""
         from memplan.planner.formula.forward import policy
 
         t, w = self.tape, self.w
         rows = policy.joined(w)
         self.decoder.ids = rows[0]
+        if self.parameter_table.teacher is not None:
+            return self._taught(self.parameter_table.teacher)
         labels = preferences.begin(w)
         scores, kept = policy.scored(w, self.hooks.leave("tail", self.decoder.run()))
         t.forget_casts()
         self.decoder.outside.clear()
         del labels
-        loss = self.hooks.leave("root", policy.policy_loss(w, scores))
+        loss = self.hooks.leave("root", policy.LOSSES[self.setup.task](w, scores))
         if self.setup.method == "adalora":
             loss = self._regularized(loss)
         del rows, kept
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
+        return loss, loss
+
+    def _taught(self, teacher: ParameterTable) -> tuple[Tensor, Tensor]:
+        """The divergence from a teacher, which reads the same rows after the model."""
+        from memplan.planner.formula.forward import distillation
+
+        hidden = self.decoder.run()
+        others = distillation.taught(self.w, teacher, self.guard, self.decoder.ids)
+        loss = distillation.divergence_loss(self.w, hidden, others)
+        self.decoder.outside.clear()
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(self.tape, "scale", loss, "loss")
         return loss, loss
 
     def _regularized(self, loss: Tensor) -> Tensor:

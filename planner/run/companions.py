@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from memplan.planner.inputs.companions import same_vocabulary
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run import attention
 from memplan.planner.run.built import Watcher
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import skeleton
-from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.tasks import COMPANIONS
 
 
@@ -48,17 +48,9 @@ def made(setup: Setup, trained: Any, device: torch.device, watcher: Watcher) -> 
         with watcher.on_host():
             model = skeleton(find(name).config, setup.weight_dtype, kind, companion.head, companion.outputs)
         if companion.same_vocabulary:
-            _same_vocabulary(field, name, model, trained)
+            sizes = [each.config.get_text_config().vocab_size for each in (trained, model)]  # type: ignore[union-attr]
+            same_vocabulary(field, name, *sizes)
         materialize(model, plain, device, _Unnumbered(watcher))
         model.config.use_cache = companion.caches  # type: ignore[union-attr, assignment]
         found[field] = model.eval().requires_grad_(companion.asks_gradients)
     return found
-
-
-def _same_vocabulary(field: str, name: str, model: Any, trained: Any) -> None:
-    sizes = [each.config.get_text_config().vocab_size for each in (trained, model)]
-    if sizes[0] != sizes[1]:
-        raise UsageError(
-            f"{field} '{name}' has {sizes[1]:,} entries in its vocabulary, the trained model {sizes[0]:,}: "
-            "TRL compares entry by entry; name a teacher of the same family"
-        )

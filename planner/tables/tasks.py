@@ -54,6 +54,8 @@ class Task:
     """Whether the formula has a rule for it; else the trace answers alone."""
     companion: str = ""
     """The Setup field that names a model which the task cannot do without."""
+    prepared: bool = True
+    """False: the loss calls the backbones beside the forward that accelerate wrapped: without autocast."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -220,7 +222,6 @@ TASKS: dict[str, Task] = _table(
         generates=True,
         reference=True,
         old_scores="always",
-        formula=False,
         stacks=("hf", "trl"),
         defaults=_SAMPLES,
     ),
@@ -232,7 +233,7 @@ TASKS: dict[str, Task] = _table(
         "chunked_divergence.py; distillation_config.py",
         generates=True,
         old_scores="never",
-        formula=False,
+        prepared=False,
         companion="teacher",
         stacks=("hf", "trl"),
         defaults=_SAMPLES,
