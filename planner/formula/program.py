@@ -198,7 +198,7 @@ class Symbolic:
         self.rank = sharding_plan(spec, setup)
         self.parameter_table = self.rank.stored
         self.device = device_of(setup)
-        self.rows = tasks.rows(setup)  # of a batch, for each example of the micro-batch
+        self.rows = tasks.read_at_once(setup)  # for each example of the micro-batch
         teacher = teacher_of(setup)
         self.windows = tuple(
             sorted(

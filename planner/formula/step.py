@@ -21,7 +21,7 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
-from memplan.planner.inputs.tasks import rows
+from memplan.planner.inputs.tasks import read_at_once
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
@@ -50,7 +50,7 @@ class Step:
         self.tape = Tape()
         self.tape.fused_dropout = device.kind == "cuda"
         self.tape.training = METHODS[self.setup.method].trains != "nothing"
-        batch: Expr = const(1) if guard.single else rows(self.setup) * B
+        batch: Expr = const(1) if guard.single else read_at_once(self.setup) * B
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
@@ -193,6 +193,8 @@ class Step:
             return self._compared()
         if TASKS[self.setup.task].joined:
             return self._joined()
+        if TASKS[self.setup.task].head == "none":
+            return self._embedded()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
@@ -271,6 +273,15 @@ class Step:
         del rows, kept
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
+        return loss, loss
+
+    def _embedded(self) -> tuple[Tensor, Tensor]:
+        """The contrastive loss of every text's embedding."""
+        from memplan.planner.formula.forward import embeddings
+
+        loss = embeddings.contrastive_loss(self.w, self.guard, self.resident, self.setup.texts or 0)
+        if self.setup.gradient_accumulation > 1:
+            loss = unary(self.tape, "scale", loss, "loss")
         return loss, loss
 
     def _taught(self, teacher: ParameterTable) -> tuple[Tensor, Tensor]:

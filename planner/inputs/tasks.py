@@ -28,6 +28,11 @@ def rows(setup: Setup) -> int:
     return setup.texts or TASKS[setup.task].rows
 
 
+def read_at_once(setup: Setup) -> int:
+    """Rows of one forward for each example: texts are read one after another."""
+    return 1 if setup.texts else rows(setup)
+
+
 class GeneratedRows(NamedTuple):
     """What is sampled at once on one GPU: `rows` of `prompt` + `completion` tokens, for `steps` micro-steps.
     `old_scores`: the model is trained before all of them have been used, so that their log-probabilities
@@ -130,6 +135,8 @@ def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
         raise UsageError(without_class(spec.model_type, setup))
     if setup.vocabulary not in (None, spec.vocab):
         spec = _resized(_Same(spec), setup.vocabulary)
+    if task.head == "none" and spec.head_outputs is None:
+        spec = _headless(_Same(spec))
     if task.head in NEW_HEADS and spec.head_outputs is None:
         spec = _with_new_head(_Same(spec), setup.num_labels, setup.task)
     if not task.dropout and spec.dropouts != _functional(spec):
@@ -148,6 +155,12 @@ def _functional(spec: ModelSpec) -> Dropouts:
 @lru_cache(maxsize=64)
 def _resized(same: _Same, vocabulary: int) -> ModelSpec:
     return replace(same.spec, vocab=vocabulary, resized_from=same.spec.vocab)
+
+
+@lru_cache(maxsize=64)
+def _headless(same: _Same) -> ModelSpec:
+    """The backbone alone: nothing is kept for a head of no outputs, as where it is the embedding's."""
+    return replace(same.spec, tied=True, head_outputs=0, head_bias=False)
 
 
 @lru_cache(maxsize=64)

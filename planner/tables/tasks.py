@@ -244,7 +244,7 @@ TASKS: dict[str, Task] = _table(
         source="sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py, "
         "cached_multiple_negatives_ranking.py, sentence_transformer/modules/pooling.py",
         head="none",
-        formula=False,
+        sequences=("input_ids", "attention_mask"),
         stacks=("hf",),
         defaults={"loss": "full", "texts": 2, "micro_batch": 8},
     ),

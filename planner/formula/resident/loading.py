@@ -25,7 +25,7 @@ def load_rows(parameter_table: ParameterTable) -> list[SymbolicRow]:
         *parameter_table.second_rows(),
         *(
             SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
-            for name, shape in batch_shapes(setup, tasks.rows(setup) * B)
+            for name, shape in batch_shapes(setup, tasks.read_at_once(setup) * B)
         ),
         *server_rows(setup),
     ]
@@ -90,6 +90,8 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
     if TASKS[setup.task].generates:
         return []  # sampled in each step
     names = batch_tensors(setup)
+    if setup.texts:
+        names = [f"{number}:{name}" for number in range(setup.texts) for name in names]
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
     labels = TASKS[setup.task].row_labels
     if labels:
@@ -109,5 +111,5 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
 
 def batch_sizes(setup: Setup) -> list[Expr]:
     """Bytes of each tensor of the batch, of what waits behind it, and of a server beside the trainer."""
-    shapes = batch_shapes(setup, tasks.rows(setup) * B)
+    shapes = batch_shapes(setup, tasks.read_at_once(setup) * B)
     return [*(product(shape) * 8 for _, shape in shapes), *(row.size for row in server_rows(setup))]
