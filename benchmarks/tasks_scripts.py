@@ -13,7 +13,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 folder, method = sys.argv[1:3]
 batch, tokens, checkpoints = map(int, sys.argv[3:6])
 said = dict(word.split("=") for word in sys.argv[6:] if "=" in word)
-words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+names = ["<pad>", "</s>", "<unk>", "a"]
+if "reward_model" in said:  # which reads completions as text: what is sampled here, 0, is to be a word
+    names = ["a", "</s>", "<unk>", "<pad>"]
+words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
 words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

@@ -19,7 +19,7 @@ from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.checkpoint_formats import BITSANDBYTES
-from memplan.planner.inputs.companions import teacher_of
+from memplan.planner.inputs.companions import same_vocabulary, teacher_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import trained_head
@@ -54,6 +54,8 @@ class ParameterTable:
         self.reference = self._second()
         teacher = teacher_of(setup)
         self.teacher = None if teacher is None else frozen(teacher, setup.with_(**UNQUANTIZED))
+        if teacher is not None:
+            same_vocabulary("teacher", str(setup.teacher), spec.vocab, teacher.vocab)
         self.by_name = {(t.name, t.trained): t for t in self.all}
 
     # ---- base weights --------------------------------------------------------------------------------------

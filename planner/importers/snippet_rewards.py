@@ -62,7 +62,7 @@ def _read(node: ast.expr, values: Values, found: Rewards, depth: int) -> None:
     if isinstance(value, str):
         found.models.append(value)
     elif isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        found.models += value
+        found.models.extend(value)
     elif isinstance(node, ast.Call):
         _made(node, values, found, depth)
     elif isinstance(node, ast.Lambda) or (isinstance(node, ast.Name) and node.id in values.functions):

@@ -1,4 +1,4 @@
-"""The models that a task holds beside the one it trains, by name: what they are, and whether they go together."""
+"""The models that a task holds beside the one it trains, by name, and whether they go together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _named(name: str) -> ModelSpec:
 
 
 def same_vocabulary(field: str, name: str, trained: int, beside: int) -> None:
-    """Raises UsageError where a model of `beside` entries cannot be compared with one of `trained` entries."""
+    """Raises UsageError where vocabularies of so many entries cannot be compared."""
     if trained != beside:
         raise UsageError(
             f"{field} '{name}' has {beside:,} entries in its vocabulary, the trained model {trained:,}: "

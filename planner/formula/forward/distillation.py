@@ -1,5 +1,5 @@
-"""The loss of TRL's DistillationTrainer: the divergence of a student's next-token distributions from a teacher's,
-tile by tile; what `planner/run/distillation.py` runs, where its sources are named.
+"""The loss of TRL's DistillationTrainer: the divergence of a student's next-token distributions from a
+teacher's, tile by tile; what `planner/run/distillation.py` runs, where its sources are named.
 
 B rows, S tokens of prompt and completion, C of a completion, N = B x C, H hidden sizes, V vocabulary. Nothing
 is under autocast.
@@ -78,7 +78,9 @@ def _picked(w: Context, rows: Tensor, places: Tensor) -> Tensor:
     shape = rows.shape
 
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
-        return [t.alloc("gradient of the states before each token", shape, grad.dtype, "zeros, then added to")]
+        return [
+            t.alloc("gradient of the states before each token", shape, grad.dtype, "zeros, then added to")
+        ]
 
     return w.t.op(
         "index", (rows,), shape, rows.dtype, saves=(places,), backward=backward, name="scored states"
@@ -86,8 +88,8 @@ def _picked(w: Context, rows: Tensor, places: Tensor) -> Tensor:
 
 
 def _tiled(w: Context, picked: list[Tensor]) -> Tensor:
-    """A divergence for each token; two tiles of fp32 logits, one for each model, in the forward and again in the
-    backward, where gradients are summed in fp32.
+    """A divergence for each token; two tiles of fp32 logits, one for each model, in the forward and again in
+    the backward, where gradients are summed in fp32.
     """
     t, spec = w.t, w.parameter_table.spec
     student, other = picked

@@ -1,8 +1,8 @@
 """An embedding for each text of an example, and the in-batch contrastive loss of them; what
 `planner/run/embeddings.py` runs, where its sources are named.
 
-B examples, T texts of one, M = B x (T - 1) candidates, S tokens of a text, H hidden size. The trainer reads the
-first text of every example, then all others at once.
+B examples, T texts of one, M = B x (T - 1) candidates, S tokens of a text, H hidden size. The trainer reads
+the first text of every example, then all others at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Kept = list[Tensor]
 
 def contrastive_loss(w: Context, guard: Guard, batch: list[Tensor], texts: int) -> Tensor:
     """The loss of a batch: `batch` has ids and mask of each text in turn."""
-    t, kept = w.t, []
+    t = w.t
+    kept: Kept = []
     queries = embedded(w, guard, batch[0], kept)
     if texts == 2:
         found = embedded(w, guard, batch[2], kept)
@@ -38,7 +39,9 @@ def _together(w: Context, guard: Guard, texts: int) -> Tensor:
     t, rows = w.t, w.batch * texts
     other = Context(t, w.setup, w.parameter_table, w.device, rows, w.sequence, False, {})
     other.params, other.accumulated = w.params, w.accumulated
-    merged = [t.alloc(name, (rows, w.sequence), "int64", "of all but the first text") for name in ("ids", "mask")]
+    merged = [
+        t.alloc(name, (rows, w.sequence), "int64", "of all but the first text") for name in ("ids", "mask")
+    ]
     found = embedded(other, guard._replace(single=False), merged[0], [])
     shape = found.shape
 
@@ -67,8 +70,8 @@ def embedded(w: Context, guard: Guard, ids: Tensor, kept: Kept) -> Tensor:
 
 
 def _last_token(w: Context, hidden: Tensor) -> Tensor:
-    """The state of each row's last real token (sentence_transformer/modules/pooling.py lasttoken): states times
-    the mask, and one place of each row of them.
+    """The state of each row's last real token (sentence_transformer/modules/pooling.py lasttoken): states
+    times the mask, and one place of each row of them.
     """
     t, shape, rows = w.t, hidden.shape, (w.batch,)
     with t.inside("pooling: "):
@@ -123,7 +126,14 @@ def ranked(w: Context, queries: Tensor, found: Tensor, texts: int, count: Sized)
 
 
 def _copied(t: Tape, x: Tensor, name: str) -> Tensor:
-    return t.op("cat", (x,), x.shape, x.dtype, name=name, backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)])
+    return t.op(
+        "cat",
+        (x,),
+        x.shape,
+        x.dtype,
+        name=name,
+        backward=lambda t, n, g: [Tensor(g.buffer, g.shape, g.dtype)],
+    )
 
 
 def _indexed(t: Tape, x: Tensor, shape: Shape, places: Tensor, name: str) -> Tensor:
@@ -143,7 +153,9 @@ def _cosine(t: Tape, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         return [t.alloc("gradient of normalized rows", *each, "a product") for each in sizes]
 
-    return t.op("matmul", (left, right), shape, left.dtype, saves=(left, right), backward=backward, name="cosines")
+    return t.op(
+        "matmul", (left, right), shape, left.dtype, saves=(left, right), backward=backward, name="cosines"
+    )
 
 
 def _normalized(t: Tape, x: Tensor) -> Tensor:
@@ -172,6 +184,12 @@ def _log_sum(t: Tape, scores: Tensor) -> Tensor:
         return [made]
 
     return t.op(
-        "logsumexp", (scores,), rows, scores.dtype, saves=(scores,), saves_output=True, backward=backward,
+        "logsumexp",
+        (scores,),
+        rows,
+        scores.dtype,
+        saves=(scores,),
+        saves_output=True,
+        backward=backward,
         name="log-sum-exp",
     )

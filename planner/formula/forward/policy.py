@@ -1,5 +1,5 @@
-"""GRPO's and RLOO's losses: log-probabilities of a completion's tokens by the policy, and the clipped ratio of
-them or of whole rows.
+"""GRPO's and RLOO's losses: log-probabilities of a completion's tokens by the policy, and the clipped ratio
+of them or of whole rows.
 
 B rows, S tokens of prompt and completion, C of a completion. Source: trl 1.16 trainer/grpo_trainer.py and
 rloo_trainer.py _get_per_token_logps_and_entropies, _compute_loss, trainer/utils.py add_fused_lm_head.
