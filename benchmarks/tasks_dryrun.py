@@ -314,14 +314,16 @@ blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused.
 
 The trace answers what the formula has no rule for. `--set top_p=0.9` and `--set top_k=50` run transformers'
 own code. `--set reward_model=MODEL` is a reward model beside the trained one, which reads all that is sampled
-at once and keeps keys and values while it does; without one, rewards are computed on the host. A script's
-`reward_funcs` that name a model are not read yet: "at least".
+at once and keeps keys and values while it does; without one, rewards are computed on the host. Of a script's
+`reward_funcs` a function is on the host, and a model is read by its name or its `from_pretrained`; what may
+be either is "at least".
 
 `rloo` samples alike, always takes the log-probabilities before training, and has a reference model (its
-`beta`
-is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights' dtype;
-the loss needs two tiles of fp32 logits, and runs without autocast, since the trainer calls the backbones
-beside the forward that accelerate wrapped.
+`beta` is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights'
+dtype; the loss needs two tiles of fp32 logits, whatever its `beta`, and runs without autocast, since the
+trainer calls the backbones beside the forward that accelerate wrapped. Both have a formula
+(planner/formula/forward/policy.py, distillation.py). Their own trainers, run on meta, allocate what the trace
+does (tests/test_trace_sampled_trainers.py).
 
 With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts as that share of the GPU (its
 `gpu_memory_utilization`), into which memplan does not look, all along, or with `--set vllm_sleeps=true` in
@@ -331,9 +333,10 @@ With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts a
 
 `embed` is sentence-transformers' MultipleNegativesRankingLoss on a model without a head: `--batch` counts
 examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by default), `--seq` the tokens of a
-text. `--set mini_batch=N` is the cached loss. A decoder is pooled by its last token, an encoder by the
-mean. The
-trace answers. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
+text, which a script's `model.max_seq_length = N` says too. `--set mini_batch=N` is the cached loss. A decoder
+is pooled by its last token, an encoder by the mean. The formula has a decoder's plain loss
+(planner/formula/forward/embeddings.py): the first text of every example, then all others in one forward; the
+trace answers for encoders and the cached loss. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
 transformers 5.24 quantizes it: both are refused, as the libraries do.
 
 ## Merging
@@ -425,9 +428,8 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper, pictures, embeddings, RLOO and distillation have no formula: that column is the
-trace, which plan
-answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
+BERT, XLM-R, T5, Whisper, pictures, the cached loss, reward models and `top_p` have no formula: that column is
+the trace, which plan answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
 counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
 kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose processor copies the
 logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all of which
