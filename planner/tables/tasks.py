@@ -246,7 +246,8 @@ TASKS: dict[str, Task] = _table(
         head="none",
         sequences=("input_ids", "attention_mask"),
         stacks=("hf",),
-        defaults={"loss": "full", "texts": 2, "micro_batch": 8},
+        # 6.2 base/model.py __init__: loaded on the host, then moved module by module (self.to(device))
+        defaults={"loss": "full", "texts": 2, "micro_batch": 8, "load": "random"},
     ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)

@@ -109,17 +109,18 @@ def _tiled(w: Context, picked: list[Tensor]) -> Tensor:
             t.alloc("gradient in fp32", shape, "float32", "summed over the tiles") if node.needs(i) else None
             for i, (shape, _) in enumerate(kinds)
         ]
-        held = tiles(t)
+        held, copied = tiles(t), None
         if student_dtype != "float32":
-            for height, times in ((first, 1), (further, exceeds(tokens, TOKEN_TILE))):
+            for height, times in ((further, exceeds(tokens, TOKEN_TILE)), (first, 1)):
                 for start in range(0, spec.vocab, VOCABULARY_TILE):
-                    columns = min(VOCABULARY_TILE, spec.vocab - start)
-                    t.alloc("tile of gradients", (height, columns, times), student_dtype, "for the product")
-        del held
-        return [
+                    shape = (height, min(VOCABULARY_TILE, spec.vocab - start), times)
+                    copied = t.alloc("tile of gradients", shape, student_dtype, "for the product")
+        narrow = [
             None if total is None else cast(t, total, dtype)
             for total, (_, dtype) in zip(sums, kinds, strict=True)
         ]
+        del held, copied  # which nobody deletes: they are there while the sums are cast
+        return narrow
 
     sums = [t.alloc("running sums", (tokens,), "float32", "of both models' distributions") for _ in range(9)]
     held = tiles(t)
