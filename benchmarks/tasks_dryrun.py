@@ -336,7 +336,10 @@ examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by def
 text, which a script's `model.max_seq_length = N` says too. `--set mini_batch=N` is the cached loss. A decoder
 is pooled by its last token, an encoder by the mean. The formula has a decoder's plain loss
 (planner/formula/forward/embeddings.py): the first text of every example, then all others in one forward; the
-trace answers for encoders and the cached loss. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
+trace answers for encoders and the cached loss. SentenceTransformer loads on the host and then moves the model
+to the GPU module by module, each weight in a block of its own: `load` is `random` here, which made 54 MiB of
+qwen3-4b below. The trace keeps the graph of BERT's pooler, whose output nobody uses, and the dry run does not:
+of bge-large 8.6 MiB. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
 transformers 5.24 quantizes it: both are refused, as the libraries do.
 
 ## Merging
@@ -435,6 +438,9 @@ kernel of every token; the scripts keep them at their length by `min_new_tokens`
 logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all of which
 are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either engine, 38.9 MB of it such
 copies, the rest not followed. Where eight or more micro-batches are sampled at once, that is the peak.
+
+A reward model reads completions as text. The dry run's sampled tokens have no values, so its scripts make
+token 0 a word there: as padding, which is left out of a text, completions were not read (91 MiB less).
 
 {header}
 {rows}
